@@ -1,0 +1,204 @@
+"""How we speak to a base model: any LlamaIndex embedding, whichever of its paths works."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+from llama_index.core.async_utils import asyncio_run, run_jobs
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
+from llama_index_embeddings_adapted.vectors import as_vectors
+
+Embedding = list[float]
+_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
+QueryBatch = Callable[[list[str]], list[Embedding]]
+
+
+class BaseModelCalls:
+    """Calls to one base model, through its public methods, so that events, rate limits and retries
+    apply, and its role is always the right one.
+
+    A model whose synchronous methods are not implemented is reached through its asynchronous ones.
+    LlamaIndex has no method for a batch of queries: models that can batch them are asked to,
+    others get them one by one, or ``num_workers`` at a time where that field of theirs is set. A
+    ``embeddings_cache`` of the model is not consulted: it confuses a query with the document of
+    the same text.
+
+    Args:
+        model: The base model.
+        batch_size: Texts per call; the model's ``embed_batch_size`` by default.
+    """
+
+    def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
+        self.calls = 0
+        self.texts = 0
+        if batch_size is not None and not 0 < batch_size <= _MOST_PER_CALL:
+            raise OptionError(
+                f"batch_size: expected a number from 1 to {_MOST_PER_CALL}, got {batch_size!r}."
+            )
+        changes: dict[str, Any] = {}
+        if model.embeddings_cache is not None:
+            changes["embeddings_cache"] = None
+        if batch_size is not None and batch_size != model.embed_batch_size:
+            changes["embed_batch_size"] = batch_size
+        self._model = model.model_copy(update=changes) if changes else model
+        self._queries = _QueryBatches.of(self._model)
+        self._only_async = False
+
+    @property
+    def batch_size(self) -> int:
+        """How many texts the model takes at once."""
+        return self._model.embed_batch_size
+
+    def embed(self, role: str, texts: Sequence[str]) -> Iterator[Embedding]:
+        """Yield the answers of the model for at most one batch of texts, as they arrive."""
+        self.texts += len(texts)
+        if role == "document":
+            yield from self._documents(list(texts))
+        elif self._queries is not None:
+            self.calls += 1
+            yield from self._whole(self._queries.get_text_embedding_batch(list(texts)), texts)
+        elif (self._model.num_workers or 1) > 1 or self._only_async:
+            yield from self._queries_at_once(list(texts))
+        else:
+            for done, text in enumerate(texts):
+                try:
+                    answer = self._model.get_query_embedding(text)
+                except NotImplementedError:
+                    self._only_async = True
+                    yield from self._queries_at_once(list(texts[done:]))
+                    return
+                self.calls += 1
+                yield answer
+
+    def _documents(self, texts: list[str]) -> list[Embedding]:
+        self.calls += 1
+        if not self._only_async:
+            try:
+                return self._whole(self._model.get_text_embedding_batch(texts), texts)
+            except NotImplementedError:
+                self._only_async = True
+        return self._whole(asyncio_run(self._model.aget_text_embedding_batch(texts)), texts)
+
+    def _whole(self, answers: list[Embedding], texts: Sequence[str]) -> list[Embedding]:
+        """Refuse a batch of another length: which vector is whose can no longer be told."""
+        if len(answers) != len(texts):
+            raise EncodeError(
+                f"{base_name(self._model)} gave {len(answers)} vectors for a batch of "
+                f"{len(texts)} texts; none of them is kept.",
+                text=texts[0],
+            )
+        return answers
+
+    def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
+        self.calls += len(texts)
+        workers = self._model.num_workers or 1
+
+        async def gather() -> list[Embedding]:
+            jobs = [self._model.aget_query_embedding(text) for text in texts]
+            return await run_jobs(jobs, workers=workers)
+
+        return cast(list[Embedding], asyncio_run(gather()))
+
+
+class _QueryBatches(BaseEmbedding):
+    """Shows the query path of a model as a text path, because only texts have a batch method.
+
+    Events, callbacks and the rate limiter come from :class:`BaseEmbedding`, once per batch.
+    """
+
+    _embed: QueryBatch = PrivateAttr()
+    _payload: dict[str, Any] = PrivateAttr()
+
+    @classmethod
+    def of(cls, model: BaseEmbedding) -> _QueryBatches | None:
+        """Return the view, or None where the model cannot batch queries."""
+        embed = query_batch(model)
+        if embed is None:
+            return None
+        view = cls(
+            model_name=model.model_name,
+            embed_batch_size=model.embed_batch_size,
+            callback_manager=model.callback_manager,
+            rate_limiter=model.rate_limiter,
+        )
+        view._embed = embed
+        view._payload = model.to_payload()
+        return view
+
+    def to_payload(self) -> dict[str, Any]:
+        return self._payload
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._embed(texts)
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._embed([text])[0]
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._embed([query])[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return self._embed([query])[0]
+
+
+def query_batch(model: BaseEmbedding) -> QueryBatch | None:
+    """Return the function that embeds a batch of queries as queries, where the model has one.
+
+    That is a method ``_get_query_embeddings`` (ours has it, and any class may), or the query path
+    of ``HuggingFaceEmbedding``, unless a subclass replaced it.
+    """
+    own = getattr(model, "_get_query_embeddings", None)
+    if callable(own):
+        return cast(QueryBatch, own)
+    path = type(model)._get_query_embedding
+    if path.__qualname__ == "HuggingFaceEmbedding._get_query_embedding":
+        embed = getattr(model, "_embed", None)
+        if callable(embed):
+            return lambda texts: cast(list[Embedding], embed(texts, prompt_name="query"))
+    return None
+
+
+def base_name(model: BaseEmbedding) -> str:
+    """Return class and model name, as messages and saved folders show them."""
+    name = type(model).__name__
+    return name if model.model_name in ("", "unknown") else f"{name}({model.model_name})"
+
+
+_known: dict[int, tuple[weakref.ref[BaseEmbedding], Fingerprint]] = {}
+
+
+def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) -> Fingerprint:
+    """Embed the probe texts, once per model object.
+
+    Raises:
+        EncodeError: The model answers the probes with something that is not vectors.
+    """
+    entry = _known.get(id(model))
+    if entry is not None and entry[0]() is model:
+        return entry[1]
+    calls = calls or BaseModelCalls(model)
+    answers: list[Embedding] = []
+    for role in ("document", "query"):
+        for start in range(0, len(PROBE_TEXTS), calls.batch_size):
+            answers += calls.embed(role, PROBE_TEXTS[start : start + calls.batch_size])
+    try:
+        probes = as_vectors(cast(Any, answers), what="probe vectors of the base model")
+        if probes.shape[0] != 2 * len(PROBE_TEXTS) or probes.shape[1] == 0:
+            raise ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
+    except (TypeError, ValueError) as cause:
+        raise EncodeError(
+            f"{base_name(model)} did not answer {len(PROBE_TEXTS)} probe texts with finite vectors "
+            f"of one length, as documents and as queries ({cause})",
+            text=PROBE_TEXTS[0],
+        ) from cause
+    found = Fingerprint(base_name(model), np.ascontiguousarray(probes))
+    number = id(model)
+    _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), found)
+    return found

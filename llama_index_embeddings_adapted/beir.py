@@ -1,0 +1,163 @@
+"""BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``, plain or gzipped."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_index_embeddings_adapted.errors import DatasetError, examples
+from llama_index_embeddings_adapted.files import atomic_file, unique
+
+
+@dataclass(frozen=True)
+class BeirSplit:
+    """What one split of a BEIR folder holds. ``grades`` is None where every grade is 1."""
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    relevant_docs: dict[str, list[str]]
+    grades: dict[str, dict[str, float]] | None
+
+
+def read(folder: Path, split: str) -> BeirSplit:
+    """Read one split.
+
+    Raises:
+        DatasetError: A missing or malformed file; the message gives file and line.
+    """
+    qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", folder)
+    corpus = _read_texts(folder / "corpus.jsonl", _document_text)
+    texts = _read_texts(folder / "queries.jsonl", lambda line: line.get("text"))
+    strangers = [query for query in qrels if query not in texts]
+    if strangers:
+        raise DatasetError(
+            f"{folder}: {len(strangers)} query ids of qrels/{split}.tsv are not in queries.jsonl "
+            f"(first: {examples(strangers)})."
+        )
+    relevant = {q: {d: g for d, g in judged.items() if g > 0} for q, judged in qrels.items()}
+    graded = any(grade != 1 for judged in relevant.values() for grade in judged.values())
+    return BeirSplit(
+        queries={query: texts[query] for query in qrels},
+        corpus=corpus,
+        relevant_docs={query: list(judged) for query, judged in relevant.items()},
+        grades=relevant if graded else None,
+    )
+
+
+def write(
+    folder: Path,
+    split: str,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write one split; queries of other splits already in the folder are kept."""
+    known = folder / "queries.jsonl"
+    merged = _read_texts(known, lambda line: line.get("text")) if known.exists() else {}
+    _write_texts(known, {**merged, **queries})
+    _write_texts(folder / "corpus.jsonl", corpus)
+    with (
+        atomic_file(folder / "qrels" / f"{split}.tsv") as path,
+        path.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(["query-id", "corpus-id", "score"])
+        for query, judged in qrels.items():
+            for document, grade in judged.items():
+                score = int(grade) if float(grade).is_integer() else grade
+                writer.writerow([query, document, score])
+
+
+def _document_text(line: Mapping[str, Any]) -> object:
+    text, title = line.get("text"), line.get("title") or ""
+    if not isinstance(text, str) or not isinstance(title, str):
+        return None
+    return f"{title} {text}".strip()
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[io.TextIOBase]:
+    zipped = path.with_name(path.name + ".gz")
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as plain:
+            yield plain
+    elif zipped.exists():
+        with gzip.open(zipped, "rt", encoding="utf-8", newline="") as stream:
+            yield stream
+    else:
+        raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
+
+
+def _read_texts(path: Path, text_of: Any) -> dict[str, str]:
+    pairs: list[tuple[str, str]] = []
+    try:
+        with _open(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    pairs.append(_parse_line(raw, text_of, where=f"{path}, line {number}"))
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as cause:
+        raise DatasetError(f"{path}: cannot be read ({cause}).") from cause
+    return unique(pairs, what="_id", error=DatasetError, where=path)
+
+
+def _parse_line(raw: str, text_of: Any, *, where: str) -> tuple[str, str]:
+    try:
+        line = json.loads(raw)
+    except (json.JSONDecodeError, RecursionError) as cause:
+        raise DatasetError(f"{where}: expected a JSON object ({cause}).") from cause
+    key = line.get("_id") if isinstance(line, dict) else None
+    text = text_of(line) if isinstance(line, dict) else None
+    if not isinstance(key, str) or not isinstance(text, str):
+        raise DatasetError(f'{where}: expected an object with strings "_id" and "text".')
+    return key, text
+
+
+def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
+    if not path.exists() and not path.with_name(path.name + ".gz").exists():
+        found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.tsv*")})
+        raise DatasetError(
+            f"{folder}: no split {path.stem!r}. Splits there: {examples(found, 9) or 'none'}."
+        )
+    qrels: dict[str, dict[str, float]] = {}
+    with _open(path) as stream:
+        for number, row in enumerate(csv.reader(stream, delimiter="\t"), start=1):
+            if (number == 1 and row[:1] == ["query-id"]) or not row:
+                continue
+            query, document, grade = _parse_judgement(row, where=f"{path}, line {number}")
+            if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+                raise DatasetError(
+                    f'{path}, line {number}: query "{query}" and document "{document}" are judged '
+                    "twice, with different scores."
+                )
+    irrelevant = [query for query, judged in qrels.items() if max(judged.values()) <= 0]
+    if irrelevant:
+        warnings.warn(
+            f"{path}: {len(irrelevant)} queries have only irrelevant judgements and are left out "
+            f"(first: {examples(irrelevant)}).",
+            stacklevel=4,
+        )
+    return {query: judged for query, judged in qrels.items() if max(judged.values()) > 0}
+
+
+def _parse_judgement(row: list[str], *, where: str) -> tuple[str, str, float]:
+    try:
+        query, document, score = row
+        return query, document, float(score)
+    except ValueError as cause:
+        raise DatasetError(
+            f"{where}: expected query-id, corpus-id and a numeric score, tab-separated."
+        ) from cause
+
+
+def _write_texts(path: Path, texts: Mapping[str, str]) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for key, text in texts.items():
+            stream.write(json.dumps({"_id": key, "text": text}, ensure_ascii=False) + "\n")

@@ -1,0 +1,154 @@
+"""Models side by side: tables, a figure, and whether the difference is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encode import CacheDir
+from llama_index_embeddings_adapted.errors import OptionError, need
+from llama_index_embeddings_adapted.evaluation import (
+    DEFAULT_KS,
+    RetrievalScores,
+    evaluate_retrieval,
+)
+from llama_index_embeddings_adapted.plotting import plot_bars
+from llama_index_embeddings_adapted.significance import Difference, paired_difference
+
+DEFAULT_METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scores of several models on the same queries; ``comparison["base"]`` is one of them.
+
+    Args:
+        scores: Model name → scores.
+    """
+
+    scores: Mapping[str, RetrievalScores]
+
+    def __getitem__(self, name: str) -> RetrievalScores:
+        """Return the scores of one model."""
+        self._check(name)
+        return self.scores[name]
+
+    def significance(
+        self, base: str, adapted: str, *, metric: str = DEFAULT_METRIC, seed: int = 0
+    ) -> Difference:
+        """Compare two models query by query: interval, p-value and verdict.
+
+        Args:
+            base: Name of the model to compare with.
+            adapted: Name of the model that should be better.
+            metric: Such as ``"hit_rate@5"``.
+            seed: Of the resampling.
+        """
+        return paired_difference(
+            self[base].values(metric), self[adapted].values(metric), metric=metric, seed=seed
+        )
+
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """Return a table with a row per model, best value of each column in bold."""
+        columns = self._metrics(metrics)
+        values = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        best = [max(row[i] for row in values.values()) for i in range(len(columns))]
+        lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in values.items():
+            cells = [
+                f"**{value:.4f}**" if value == top else f"{value:.4f}"
+                for value, top in zip(row, best, strict=True)
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def to_dataframe(self, metrics: Sequence[str] | None = None) -> Any:
+        """Return a pandas data frame, models by metrics.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = need("pandas", extra="pandas")
+        columns = self._metrics(metrics)
+        rows = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+    def plot(
+        self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
+    ) -> Path:
+        """Draw bars with 95 % intervals, models side by side for each metric.
+
+        Args:
+            path: Where to write; the suffix chooses the format.
+            metrics: Which.
+            title: Above the figure.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        bars = {
+            name: {metric: _interval(scores, metric) for metric in metrics}
+            for name, scores in self.scores.items()
+        }
+        return plot_bars(bars, path, title=title)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _metrics(self, metrics: Sequence[str] | None) -> list[str]:
+        return list(metrics if metrics is not None else next(iter(self.scores.values())).names)
+
+    def _check(self, name: str) -> None:
+        if name not in self.scores:
+            raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
+
+
+def compare_retrieval(
+    models: Mapping[str, BaseEmbedding],
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> Comparison:
+    """Score several models on one dataset.
+
+    Args:
+        models: Name → any LlamaIndex embedding model, such as ``{"base": …, "adapted": …}``.
+        dataset: Queries, corpus and relevance.
+        ks: Cut-offs that tables show.
+        batch_size: See :func:`evaluate_retrieval`.
+        cache_dir: See :func:`evaluate_retrieval`.
+        show_progress: See :func:`evaluate_retrieval`.
+
+    Raises:
+        OptionError: No model given.
+    """
+    if not models:
+        raise OptionError('models: expected at least one, such as {"base": model}.')
+    return Comparison(
+        {
+            name: evaluate_retrieval(
+                model,
+                dataset,
+                ks=ks,
+                batch_size=batch_size,
+                cache_dir=cache_dir,
+                show_progress=show_progress,
+            )
+            for name, model in models.items()
+        }
+    )
+
+
+def _interval(scores: RetrievalScores, metric: str) -> tuple[float, float, float]:
+    """Mean of a metric and its interval: the difference to a model that finds nothing."""
+    values = scores.values(metric)
+    found = paired_difference(0 * values, values, metric=metric)
+    return found.mean, max(0.0, found.low), min(1.0, found.high)

@@ -1,0 +1,321 @@
+"""Questions, documents and which answers which: the text side of the house."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict
+from llama_index.core.schema import BaseNode, MetadataMode
+
+from llama_index_embeddings_adapted import beir, files, splits
+from llama_index_embeddings_adapted.errors import DatasetError, examples
+
+_KEYS = ("queries", "corpus", "relevant_docs")
+
+
+class EmbeddingQAFinetuneDataset(BaseModel):
+    """Queries, a corpus, and the documents that answer each query.
+
+    The successor of the class of the same name in ``llama-index-finetuning``: same fields, same
+    JSON. Unlike it, every relevant document counts, grades are kept, and bad data is refused here
+    rather than found in the scores.
+
+    Args:
+        queries: Query id → text.
+        corpus: Document id → text.
+        relevant_docs: Query id → ids of its relevant documents, at least one.
+        mode: Kept for the JSON of the old class; always ``"text"``.
+        grades: Query id → document id → grade ``> 0``, where relevance is graded. Documents
+            without a grade count 1.
+        allow_unjudged: Accept queries without a relevant document, so that :meth:`judged` can drop
+            them.
+
+    Raises:
+        DatasetError: Unknown document ids, queries without a relevant document, empty texts,
+            duplicate ids, values that are not strings. The message counts and names them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    queries: dict[str, str]
+    corpus: dict[str, str]
+    relevant_docs: dict[str, list[str]]
+    mode: str = "text"
+    grades: dict[str, dict[str, float]] | None = None
+
+    def __init__(
+        self,
+        queries: Mapping[str, str],
+        corpus: Mapping[str, str],
+        relevant_docs: Mapping[str, Sequence[str]],
+        mode: str = "text",
+        *,
+        grades: Mapping[str, Mapping[str, float]] | None = None,
+        allow_unjudged: bool = False,
+    ) -> None:
+        _check_texts("queries", queries)
+        _check_texts("corpus", corpus)
+        _check_relevance(queries, corpus, relevant_docs)
+        _check_grades(relevant_docs, grades)
+        if not allow_unjudged:
+            _check_judged(queries, relevant_docs)
+        super().__init__(
+            queries=dict(queries),
+            corpus=dict(corpus),
+            relevant_docs={query: list(docs) for query, docs in relevant_docs.items()},
+            mode=mode,
+            grades=None if grades is None else {q: dict(g) for q, g in grades.items()},
+        )
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.queries)
+
+    @property
+    def query_docid_pairs(self) -> list[tuple[str, list[str]]]:
+        """Each query's text with the ids of its relevant documents."""
+        return [(text, self.relevant_docs[query]) for query, text in self.queries.items()]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all ids, texts and judgements, to tell datasets apart."""
+        data = [self.queries, self.corpus, self.relevant_docs, self.grades]
+        text = json.dumps(data, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+    def grade(self, query_id: str, document_id: str) -> float:
+        """Return how relevant the document is to the query: 0 when it is not."""
+        if document_id not in self.relevant_docs.get(query_id, ()):
+            return 0.0
+        return (self.grades or {}).get(query_id, {}).get(document_id, 1.0)
+
+    # --- reading and writing ----------------------------------------------------------------
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the JSON of the old class (plus ``grades`` where there are any), atomically."""
+        data: dict[str, Any] = {key: getattr(self, key) for key in (*_KEYS, "mode")}
+        if self.grades is not None:
+            data["grades"] = self.grades
+        files.write_json(Path(path), data)
+
+    @classmethod
+    def from_json(
+        cls, path: str | Path, *, allow_unjudged: bool = False
+    ) -> EmbeddingQAFinetuneDataset:
+        """Read a dataset that this class, or its predecessor, has written.
+
+        Raises:
+            DatasetError: Not JSON, JSON of another shape, or bad data (see the class).
+        """
+        data = files.read_json_object(Path(path), error=DatasetError)
+        missing = [key for key in _KEYS if not isinstance(data.get(key), dict)]
+        unknown = sorted(set(data) - {*_KEYS, "mode", "grades"})
+        if missing or unknown:
+            raise DatasetError(
+                f"{path}: expected an object with the objects {examples(_KEYS)}; "
+                + (f"missing or not an object: {examples(missing)}. " if missing else "")
+                + (f"Unknown keys: {examples(unknown)}." if unknown else "")
+            )
+        return cls(**data, allow_unjudged=allow_unjudged)
+
+    @classmethod
+    def from_beir(
+        cls, folder: str | Path, split: str = "train", *, allow_unjudged: bool = False
+    ) -> EmbeddingQAFinetuneDataset:
+        """Read one split of a BEIR folder; files may be gzipped.
+
+        A document's text is its title and text joined by a space. Only queries with a judgement in
+        ``qrels/<split>.tsv`` are kept; a grade of 0 means judged irrelevant.
+
+        Raises:
+            DatasetError: A file is missing or malformed, or the data is bad (see the class).
+        """
+        parts = beir.read(Path(folder), split)
+        return cls(
+            parts.queries,
+            parts.corpus,
+            parts.relevant_docs,
+            grades=parts.grades,
+            allow_unjudged=allow_unjudged,
+        )
+
+    def to_beir(self, folder: str | Path, split: str = "train") -> None:
+        """Write ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
+
+        Grades are written as integers when all of them are whole.
+        """
+        qrels = {
+            query: {document: self.grade(query, document) for document in documents}
+            for query, documents in self.relevant_docs.items()
+        }
+        beir.write(Path(folder), split, self.queries, self.corpus, qrels)
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[BaseNode],
+        queries: Mapping[str, str],
+        relevant_docs: Mapping[str, Sequence[str]],
+    ) -> EmbeddingQAFinetuneDataset:
+        """Take the corpus from LlamaIndex nodes, with the text an index would embed.
+
+        That is ``MetadataMode.EMBED``: content with its metadata, as ``VectorStoreIndex`` sends it
+        to the embedding model.
+
+        Raises:
+            DatasetError: Two nodes with one id, or bad data (see the class).
+        """
+        pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
+        return cls(queries, files.unique(pairs, what="node", error=DatasetError), relevant_docs)
+
+    # --- taking parts -------------------------------------------------------------------------
+
+    def judged(self) -> EmbeddingQAFinetuneDataset:
+        """Drop the queries without a relevant document, and warn how many that were."""
+        kept = [query for query in self.queries if self.relevant_docs.get(query)]
+        dropped = len(self.queries) - len(kept)
+        if dropped:
+            warnings.warn(
+                f"Dropped {dropped} of {len(self.queries)} queries: no relevant document.",
+                stacklevel=2,
+            )
+        return self.subset(kept)
+
+    def subset(self, query_ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
+        """Keep these queries, in this order, and the whole corpus."""
+        chosen = list(query_ids)
+        grades = self.grades
+        return type(self)(
+            {query: self.queries[query] for query in chosen},
+            self.corpus,
+            {query: self.relevant_docs[query] for query in chosen},
+            self.mode,
+            grades=None if grades is None else {q: grades[q] for q in chosen if q in grades},
+        )
+
+    def train_test_split(
+        self,
+        test_size: float | int = 0.2,
+        *,
+        by: Literal["query", "document"] = "query",
+        seed: int = 0,
+    ) -> tuple[EmbeddingQAFinetuneDataset, EmbeddingQAFinetuneDataset]:
+        """Split the queries in two; both parts keep the whole corpus to search in.
+
+        ``by="query"`` asks how well the adapter serves new questions about documents it may have
+        met in training. ``by="document"`` asks how it serves documents it has never met: no
+        relevant document of a test query is relevant to any training query. Queries that touch
+        both sides are dropped with a warning. No query text is ever in both parts.
+
+        Args:
+            test_size: Share of the queries in (0, 1), or their number.
+            by: ``"query"`` or ``"document"``.
+            seed: Same seed and same ids, same split; the order of the dicts does not matter.
+
+        Raises:
+            OptionError: ``test_size`` or ``by`` out of range.
+            DatasetError: A part would be empty, for instance because every document is shared.
+        """
+        texts = {query: splits.normalise(text) for query, text in self.queries.items()}
+        train, test, dropped = splits.split(
+            texts, self.relevant_docs, test_size=test_size, by=by, seed=seed
+        )
+        if dropped:
+            warnings.warn(
+                f"{dropped} of {len(self.queries)} queries ask for documents of both parts "
+                "and were dropped.",
+                stacklevel=2,
+            )
+        return self.subset(train), self.subset(test)
+
+
+def _check_texts(what: str, texts: object) -> None:
+    if not isinstance(texts, Mapping):
+        raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")
+    odd = [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)]
+    if odd:
+        raise DatasetError(
+            f"{what}: expected string ids and string texts; {len(odd)} of {len(texts)} are not "
+            f"(first: {examples(odd)})."
+        )
+    empty = [key for key, text in texts.items() if not text.strip()]
+    if empty:
+        raise DatasetError(
+            f"{what}: {len(empty)} of {len(texts)} texts are empty (first: {examples(empty)}). "
+            "Drop them, or give them text."
+        )
+    if not texts:
+        raise DatasetError(f"{what}: expected at least one text, got none.")
+
+
+def _check_relevance(
+    queries: Mapping[str, str], corpus: Mapping[str, str], relevant_docs: object
+) -> None:
+    if not isinstance(relevant_docs, Mapping):
+        raise DatasetError(
+            "relevant_docs: expected a dict of query id → list of document ids, "
+            f"got {type(relevant_docs).__name__}."
+        )
+    odd = [
+        query
+        for query, docs in relevant_docs.items()
+        if isinstance(docs, str)
+        or not isinstance(docs, Sequence)
+        or not all(isinstance(doc, str) for doc in docs)
+    ]
+    if odd:
+        raise DatasetError(
+            f"relevant_docs: expected lists of document ids; {len(odd)} of {len(relevant_docs)} "
+            f"are not (first: {examples(odd)})."
+        )
+    strangers = [query for query in relevant_docs if query not in queries]
+    if strangers:
+        raise DatasetError(
+            f"relevant_docs: {len(strangers)} query ids are not in queries "
+            f"(first: {examples(strangers)})."
+        )
+    unknown = [doc for docs in relevant_docs.values() for doc in docs if doc not in corpus]
+    if unknown:
+        raise DatasetError(
+            f"relevant_docs: {len(unknown)} document ids are not in the corpus "
+            f"(first: {examples(dict.fromkeys(unknown))}). Add those documents, or drop the ids."
+        )
+    twice = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
+    if twice:
+        raise DatasetError(
+            f"relevant_docs: {len(twice)} queries name a document twice (first: {examples(twice)})."
+        )
+
+
+def _check_judged(queries: Mapping[str, str], relevant_docs: Mapping[str, Sequence[str]]) -> None:
+    unjudged = [query for query in queries if not relevant_docs.get(query)]
+    if unjudged:
+        raise DatasetError(
+            f"{len(unjudged)} of {len(queries)} queries have no relevant document "
+            f"(first: {examples(unjudged)}). Read the data with allow_unjudged=True and drop them "
+            "with dataset.judged()."
+        )
+
+
+def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) -> None:
+    if grades is None:
+        return
+    if not isinstance(grades, Mapping) or not all(isinstance(g, Mapping) for g in grades.values()):
+        raise DatasetError("grades: expected a dict of query id → dict of document id → grade.")
+    for query, by_document in grades.items():
+        for document, grade in by_document.items():
+            if document not in relevant_docs.get(query, ()):
+                raise DatasetError(
+                    f'grades: query "{query}" grades document "{document}", which is not among '
+                    "its relevant_docs."
+                )
+            if isinstance(grade, bool) or not isinstance(grade, (int, float)) or not grade > 0:
+                raise DatasetError(
+                    f'grades: query "{query}", document "{document}": expected a number > 0, '
+                    f"got {grade!r}."
+                )

@@ -1,0 +1,334 @@
+"""AdaptedEmbedding: a base model and an adapter, used wherever LlamaIndex takes an embed_model."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
+    DISPATCHER_SPAN_DECORATED_ATTR,
+)
+
+from llama_index_embeddings_adapted import folder as folders
+from llama_index_embeddings_adapted import store
+from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
+from llama_index_embeddings_adapted.base_model import Embedding
+from llama_index_embeddings_adapted.base_vectors import BaseVectors
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
+from llama_index_embeddings_adapted.vectors import Role, Vectors
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _without_span(method: Method) -> Method:
+    """Keep LlamaIndex from opening a second span inside that of the public method.
+
+    It would trace nothing new, and cost more than the adapter.
+    """
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
+
+
+class AdaptedEmbedding(BaseEmbedding):
+    """A base model whose query vectors (or all vectors) pass through a trained adapter.
+
+    Documents keep the vectors of the base model unless the adapter says otherwise
+    (``adapter.adapts_documents``), so an index built with the base model keeps working.
+
+    LlamaIndex's events and callbacks fire once per call, with this model's ``callback_manager``.
+    The base model's rate limiter, retries and ``embeddings_cache`` apply. An ``embeddings_cache``
+    given to this model holds base vectors, by base model, role and text, so that no adapter is
+    ever skipped by it.
+
+    Args:
+        base_embed_model: Any LlamaIndex embedding model.
+        adapter: An adapter, or a folder with one. It has to fit the model: see
+            :meth:`from_pretrained`, which checks that it does.
+        transform_query: Apply the adapter to queries. False shows the base model as it is.
+        embed_batch_size: Documents per call to the base model; its own value by default.
+        callback_manager: That of the base model by default.
+        embeddings_cache: A LlamaIndex key-value store.
+        rate_limiter: Applies besides that of the base model.
+        num_workers: Of LlamaIndex's asynchronous batches; that of the base model by default.
+        model_name: For logs; made from the base model's name by default.
+        training: What is known of the training, to be saved along.
+
+    Raises:
+        ShapeError: The adapter changes the dimension of queries but leaves documents alone.
+        OptionError: ``base_embed_model`` or ``adapter`` is something else.
+    """
+
+    transform_query: bool = Field(default=True, description="Apply the adapter to queries.")
+
+    _base: BaseEmbedding = PrivateAttr()
+    _adapter: Adapter = PrivateAttr()
+    _vectors: BaseVectors = PrivateAttr()
+    _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        base_embed_model: BaseEmbedding,
+        adapter: Adapter | str | Path,
+        *,
+        transform_query: bool = True,
+        embed_batch_size: int | None = None,
+        callback_manager: CallbackManager | None = None,
+        embeddings_cache: Any | None = None,
+        rate_limiter: Any | None = None,
+        num_workers: int | None = None,
+        model_name: str | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(base_embed_model, BaseEmbedding):
+            raise OptionError(
+                "base_embed_model: expected a LlamaIndex embedding model, got "
+                f"{type(base_embed_model).__name__}. Strings: use resolve_embed_model first."
+            )
+        if isinstance(adapter, (str, Path)):
+            adapter = store.load(Path(adapter)).adapter
+        _check_adapter(adapter)
+        super().__init__(
+            model_name=model_name or f"adapted:{base_embed_model.model_name}",
+            embed_batch_size=embed_batch_size or base_embed_model.embed_batch_size,
+            callback_manager=callback_manager or base_embed_model.callback_manager,
+            rate_limiter=rate_limiter,
+            num_workers=num_workers or base_embed_model.num_workers,
+            transform_query=transform_query,  # type: ignore[call-arg]
+        )
+        self._base = base_embed_model
+        self._adapter = adapter
+        self._training = dict(training or {})
+        self._vectors = BaseVectors(base_embed_model, embeddings_cache)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows this class by."""
+        return "AdaptedEmbedding"
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model whose vectors are adapted."""
+        return self._base
+
+    @property
+    def adapter(self) -> Adapter:
+        """What adapts them."""
+        return self._adapter
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What is known of the training: data, scores, settings."""
+        return self._training
+
+    def adapt(self, vectors: Vectors, role: Role = "query") -> Vectors:
+        """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
+
+        Raises:
+            ShapeError: Vectors of another dimension than the adapter was trained on.
+        """
+        if role == "query" and not self.transform_query:
+            return vectors
+        return self._adapter.apply(vectors, role)
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    @_without_span
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._adapted(self._vectors.query(query))
+
+    @_without_span
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return self._adapted(await self._vectors.aquery(query))
+
+    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
+        return self._adapted_batch(self._vectors.queries(queries), "query")
+
+    @_without_span
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._adapted_batch(self._vectors.documents(texts), "document")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._adapted_batch(await self._vectors.adocuments(texts), "document")
+
+    def _adapted(self, vector: Embedding) -> Embedding:
+        if not self.transform_query:
+            return vector
+        adapted: Embedding = self._adapter.apply(np.array(vector, dtype=np.float32)).tolist()
+        return adapted
+
+    def _adapted_batch(self, vectors: list[Embedding], role: Role) -> list[Embedding]:
+        untouched = (
+            not self._adapter.adapts_documents if role == "document" else not self.transform_query
+        )
+        if untouched or not vectors:
+            return vectors
+        adapted: list[Embedding] = self.adapt(np.array(vectors, dtype=np.float32), role).tolist()
+        return adapted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.
+        if name == "embeddings_cache":
+            self._vectors = BaseVectors(self._base, value)
+        else:
+            super().__setattr__(name, value)
+
+    # --- saving, copying, sending -------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter, identity of the base model and model card; atomic, without secrets.
+
+        Raises:
+            FolderError: The folder exists and holds something else.
+        """
+        from llama_index_embeddings_adapted.card import model_card
+
+        store.save(
+            Path(folder),
+            self._adapter,
+            self._base,
+            transform_query=self.transform_query,
+            training=self._training,
+            card=model_card(self._adapter, self._base, self._training, Path(folder).name),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        base_embed_model: BaseEmbedding | None = None,
+        *,
+        verify: bool = True,
+        **kwargs: Any,
+    ) -> AdaptedEmbedding:
+        """Load a saved adapter, also one of ``llama-index-finetuning``.
+
+        Args:
+            folder: A folder of :meth:`save_pretrained`.
+            base_embed_model: The model to adapt; None builds it from what the folder says.
+            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
+                the model the adapter was trained on. Folders of the old package know no model.
+            kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
+                the base model, for instance ``api_key``.
+
+        Raises:
+            FolderError: The folder is missing, damaged, foreign or too new, or the base model
+                cannot be built.
+            BaseModelMismatchError: The model is not the one the adapter was trained on.
+        """
+        path = Path(folder)
+        saved = store.load(path)
+        own = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
+        if base_embed_model is None:
+            if saved.base is None:
+                raise FolderError(
+                    f"{path} does not say what its base model is. Pass base_embed_model=…."
+                )
+            base_embed_model = rebuild_base(saved.base, **kwargs)
+        elif kwargs:
+            raise OptionError(f"Unknown arguments: {', '.join(sorted(kwargs))}.")
+        if verify:
+            saved.verify(base_embed_model, where=path)
+        options = {"transform_query": saved.transform_query, "training": saved.training, **own}
+        return cls(base_embed_model, saved.adapter, **options)
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
+        """Give what :meth:`from_dict` needs, as JSON knows it, without the base model's secrets."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+            "num_workers": self.num_workers,
+            "transform_query": self.transform_query,
+            "base_model": describe_base(self._base),
+            "adapter": describe(self._adapter),
+            "weights": base64.b64encode(folders.to_bytes(self._adapter.arrays())).decode("ascii"),
+            "training": self._training,
+        }
+
+    @classmethod
+    def from_dict(
+        cls,
+        data: dict[str, Any],
+        base_embed_model: BaseEmbedding | None = None,
+        **kwargs: Any,
+    ) -> AdaptedEmbedding:
+        """Rebuild what :meth:`to_dict` gave.
+
+        Args:
+            data: The dict.
+            base_embed_model: Use this model instead of building the one described.
+            kwargs: Settings to add to the base model, such as ``api_key``.
+
+        Raises:
+            FolderError: The dict is damaged, or the base model cannot be built.
+        """
+        try:
+            weights = base64.b64decode(data["weights"], validate=True)
+        except (KeyError, TypeError, ValueError) as cause:
+            raise FolderError(f"Not the dict of an AdaptedEmbedding ({cause!r}).") from cause
+        arrays = folders.from_bytes(weights, where="weights")
+        own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
+        return cls(
+            base_embed_model or rebuild_base(data.get("base_model"), **kwargs),
+            restore(data.get("adapter"), arrays, where="adapter"),
+            **own,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Caches, limiters and callbacks hold locks and connections: they stay behind.
+        return {
+            "base_embed_model": self._base,
+            "adapter": self._adapter,
+            "training": self._training,
+            "transform_query": self.transform_query,
+            "embed_batch_size": self.embed_batch_size,
+            "num_workers": self.num_workers,
+            "model_name": self.model_name,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> AdaptedEmbedding:
+        """Copy the model; the adapter cannot change and the base model is shared."""
+        return type(self)(**self.__getstate__(), callback_manager=self.callback_manager)
+
+
+_CONSTRUCTOR = (
+    "transform_query",
+    "embed_batch_size",
+    "num_workers",
+    "model_name",
+    "callback_manager",
+    "embeddings_cache",
+    "rate_limiter",
+    "training",
+)
+
+
+def _check_adapter(adapter: object) -> None:
+    if not isinstance(adapter, Adapter):
+        raise OptionError(
+            f"adapter: expected an Adapter or a folder with one, got {type(adapter).__name__}."
+        )
+    if adapter.input_dim != adapter.output_dim and not adapter.adapts_documents:
+        raise ShapeError(
+            "Adapted queries",
+            expected=f"{adapter.input_dim} dimensions, as the documents they are compared with",
+            actual=f"{adapter.output_dim}",
+            hint="This adapter leaves documents as they are, so it cannot change the dimension.",
+        )

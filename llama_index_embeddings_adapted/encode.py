@@ -1,0 +1,214 @@
+"""Texts become vectors here, each distinct one exactly once, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.base_model import (
+    BaseModelCalls,
+    Embedding,
+    base_name,
+    fingerprint_of,
+)
+from llama_index_embeddings_adapted.cache import VectorCache
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.errors import EncodeError
+from llama_index_embeddings_adapted.fingerprint import Fingerprint
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.vectors import Role, Rows, Vectors
+
+CacheDir = str | Path | None | Literal[False]
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A model that maps the vectors of another one, which is all we need to embed with."""
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model whose vectors are mapped."""
+        ...
+
+    def adapt(self, vectors: Vectors, role: Role) -> Vectors:
+        """Map ``(n, dim)`` vectors of the base model."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedDataset:
+    """A dataset as arrays; what learns and what judges sees nothing else.
+
+    Args:
+        queries: ``(n, dim)``, as the base model gave them.
+        documents: ``(m, dim)``, likewise.
+        relevance: Over the rows of both.
+        query_ids: ``n`` ids.
+        document_ids: ``m`` ids.
+        twins: ``(m,)``, the row of the first document with the same text, mostly its own.
+    """
+
+    queries: Vectors
+    documents: Vectors
+    relevance: Relevance
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    twins: Rows
+
+    def take(self, queries: Rows) -> EncodedDataset:
+        """Keep these queries and all documents."""
+        return EncodedDataset(
+            self.queries[queries],
+            self.documents,
+            self.relevance.take(queries),
+            tuple(self.query_ids[row] for row in queries),
+            self.document_ids,
+            self.twins,
+        )
+
+
+class Encoder:
+    """Embeds texts with a base model, asking it only for what no cache holds.
+
+    Vectors are kept the moment the model gives them: after an error, an interrupt or a kill the
+    next run continues where this one ended.
+
+    Args:
+        model: Any LlamaIndex embedding model.
+        batch_size: Texts per call; the model's ``embed_batch_size`` by default.
+        cache_dir: Folder of the vector cache, shared by any number of models and processes.
+            ``None`` is LlamaIndex's cache folder; ``False`` keeps vectors in memory only.
+        show_progress: Show a bar with an estimate.
+    """
+
+    def __init__(
+        self,
+        model: BaseEmbedding,
+        *,
+        batch_size: int | None = None,
+        cache_dir: CacheDir = None,
+        show_progress: bool = True,
+    ) -> None:
+        self._name = base_name(model)
+        self._calls = BaseModelCalls(model, batch_size=batch_size)
+        self._show_progress = show_progress
+        self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
+        self._cache = VectorCache(_folder(cache_dir), self.fingerprint)
+
+    @property
+    def base_calls(self) -> int:
+        """Calls made to the base model so far, the probes that identify it included."""
+        return self._calls.calls
+
+    @property
+    def base_texts(self) -> int:
+        """Texts sent to the base model so far, the probes included."""
+        return self._calls.texts
+
+    def encode(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Embed texts, repeated or not.
+
+        Returns:
+            ``(len(texts), dim)``, the vectors of the base model as they are.
+
+        Raises:
+            EncodeError: A vector is missing, has NaN or another length; the message names the
+                text. What came before it is kept.
+        """
+        distinct = list(dict.fromkeys(texts))
+        vectors = np.empty((len(distinct), self.fingerprint.dim), dtype=np.float32)
+        known, found = self._cache.get(role, distinct)
+        vectors[known] = found
+        missing = np.setdiff1d(np.arange(len(distinct)), known)
+        # Longest first: batches of like length waste no padding, and the estimate errs upwards.
+        missing = missing[np.argsort([-len(distinct[row]) for row in missing], kind="stable")]
+        for rows, answers in self._ask(distinct, missing, role):
+            vectors[rows] = answers
+        place = {text: row for row, text in enumerate(distinct)}
+        return vectors[[place[text] for text in texts]]
+
+    def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
+        """Embed the queries and documents of a dataset."""
+        document_row = {document: row for row, document in enumerate(dataset.corpus)}
+        first_with_text: dict[str, int] = {}
+        twins = [
+            first_with_text.setdefault(text, row)
+            for row, text in enumerate(dataset.corpus.values())
+        ]
+        relevant = [dataset.relevant_docs[query] for query in dataset.queries]
+        return EncodedDataset(
+            self.encode(list(dataset.queries.values()), "query"),
+            self.encode(list(dataset.corpus.values()), "document"),
+            Relevance.from_lists(
+                [[document_row[document] for document in documents] for documents in relevant],
+                [
+                    [dataset.grade(query, document) for document in documents]
+                    for query, documents in zip(dataset.queries, relevant, strict=True)
+                ],
+            ),
+            tuple(dataset.queries),
+            tuple(dataset.corpus),
+            np.array(twins, dtype=np.int64),
+        )
+
+    def close(self) -> None:
+        """Release the cache's files."""
+        self._cache.close()
+
+    def _ask(
+        self, texts: Sequence[str], missing: Rows, role: Role
+    ) -> Iterator[tuple[Rows, Vectors]]:
+        size = self._calls.batch_size
+        with tqdm(
+            total=len(missing),
+            desc=f"Embedding {'queries' if role == 'query' else 'documents'}",
+            unit="text",
+            disable=not self._show_progress or not len(missing),
+        ) as bar:
+            for start in range(0, len(missing), size):
+                rows = missing[start : start + size]
+                yield rows, self._ask_batch([texts[row] for row in rows], role)
+                bar.update(len(rows))
+
+    def _ask_batch(self, batch: list[str], role: Role) -> Vectors:
+        good: list[Vectors] = []
+        try:
+            for answer in self._calls.embed(role, batch):
+                good.append(self._checked(answer, batch[len(good)]))
+        finally:
+            if good:
+                self._cache.put(role, batch[: len(good)], np.stack(good))
+        return np.stack(good)
+
+    def _checked(self, answer: Embedding, text: str) -> Vectors:
+        try:
+            vector = np.asarray(answer, dtype=np.float32)
+        except (TypeError, ValueError) as cause:
+            raise EncodeError(
+                f"{self._name} gave something that is no vector.", text=text
+            ) from cause
+        if vector.shape != (self.fingerprint.dim,):
+            raise EncodeError(
+                f"{self._name} gave a vector of shape {vector.shape}, expected "
+                f"({self.fingerprint.dim},).",
+                text=text,
+            )
+        if not np.isfinite(vector).all():
+            raise EncodeError(f"{self._name} gave a vector with NaN or infinity.", text=text)
+        return vector
+
+
+def _folder(cache_dir: CacheDir) -> Path | None:
+    if cache_dir is False:
+        return None
+    if cache_dir is None:
+        from llama_index.core.utils import get_cache_dir
+
+        return Path(get_cache_dir()) / "embeddings_adapted"
+    return Path(cache_dir)

@@ -1,0 +1,118 @@
+"""The errors of this package. Every one says what was expected, what arrived and what to do.
+
+AdaptedError
+ ├─ DatasetError(ValueError)        texts, ids or relevance that cannot be trained on or judged
+ ├─ ShapeError(ValueError)          vectors of another dimension than expected
+ ├─ OptionError(ValueError)         an argument outside its range, or an unknown keyword
+ ├─ EncodeError(RuntimeError)       the base model gave no usable vector for a text
+ ├─ CacheError(RuntimeError)        the vector cache on disk is damaged or of another version
+ ├─ TrainingError(RuntimeError)     training diverged or cannot start
+ ├─ NotTrainedError(RuntimeError)   a result was asked for before ``finetune()``
+ ├─ FolderError(ValueError)         a saved adapter that is damaged, foreign or newer than we are
+ ├─ BaseModelMismatchError(ValueError)  another base model than the adapter was trained on
+ ├─ MetricError(KeyError)           a metric that does not exist or was not computed deep enough
+ └─ MissingExtraError(ImportError)  an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class AdaptedError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class DatasetError(AdaptedError, ValueError):
+    """Queries, corpus or relevance that cannot be trained on or judged."""
+
+
+class ShapeError(AdaptedError, ValueError):
+    """Vectors whose shape is not the expected one.
+
+    Args:
+        what: The vectors concerned, as a user would name them.
+        expected: The expected shape or dimension.
+        actual: What arrived.
+        hint: What to do about it.
+    """
+
+    def __init__(self, what: str, *, expected: object, actual: object, hint: str = "") -> None:
+        self.what, self.expected, self.actual = what, expected, actual
+        super().__init__(f"{what}: expected {expected}, got {actual}.{' ' + hint if hint else ''}")
+
+
+class OptionError(AdaptedError, ValueError):
+    """An argument outside its range, or a keyword that does not exist."""
+
+
+class EncodeError(AdaptedError, RuntimeError):
+    """The base model gave no usable vector.
+
+    Args:
+        message: What is wrong with the answer.
+        text: The first text concerned.
+    """
+
+    def __init__(self, message: str, *, text: str) -> None:
+        self.text = text
+        super().__init__(f"{message} Text: {shorten(text)!r}.")
+
+
+class CacheError(AdaptedError, RuntimeError):
+    """The vector cache on disk is damaged or was written by another version."""
+
+
+class TrainingError(AdaptedError, RuntimeError):
+    """Training diverged or cannot start."""
+
+
+class NotTrainedError(AdaptedError, RuntimeError):
+    """A result was asked for before ``finetune()`` produced it."""
+
+
+class FolderError(AdaptedError, ValueError):
+    """A saved adapter that is damaged, foreign, or newer than this library."""
+
+
+class BaseModelMismatchError(AdaptedError, ValueError):
+    """The base model at hand is not the one the adapter was trained on."""
+
+
+class MetricError(AdaptedError, KeyError):
+    """A metric that does not exist, or a cut-off deeper than was retrieved."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingExtraError(AdaptedError, ImportError):
+    """An optional dependency that is not installed."""
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """Return ``text`` cut to ``limit`` characters, for messages."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def examples(items: Iterable[object], limit: int = 3) -> str:
+    """Return the first few of ``items`` quoted, for messages that count and name."""
+    shown = list(items)
+    quoted = ", ".join(f'"{shorten(str(item))}"' for item in shown[:limit])
+    return quoted + (", …" if len(shown) > limit else "")
+
+
+def need(module: str, *, extra: str) -> ModuleType:
+    """Import an optional module, or answer with the command that installs it.
+
+    Raises:
+        MissingExtraError: ``module`` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f'{module} is not installed. pip install "llama-index-embeddings-adapted[{extra}]"'
+        ) from error

@@ -1,0 +1,198 @@
+"""A model and a dataset in, retrieval scores out: exact search, every query's value kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted import metrics
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encode import Adapting, CacheDir, EncodedDataset, Encoder
+from llama_index_embeddings_adapted.metrics import PerQuery
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
+
+DEFAULT_KS = (1, 5, 10)
+_DEPTH = 100
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalScores:
+    """How well a model retrieves: ``scores["ndcg@10"]``, and every query's value.
+
+    Any metric of ``hit_rate``, ``mrr``, ``ndcg``, ``recall``, ``precision``, ``map`` at any cut-off
+    up to the depth retrieved (100, or the largest of ``ks``) can be asked for.
+
+    Args:
+        ranked: ``(n, depth)``, document rows per query, best first.
+        relevance: Of the ``n`` queries.
+        query_ids: Their ids.
+        document_ids: Ids of the documents searched.
+        ks: The cut-offs that tables show.
+        seconds: Wall time of search and embedding.
+        base_calls: Calls to the embedding model; 0 where the cache held everything.
+    """
+
+    ranked: Rows
+    relevance: Relevance
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    ks: tuple[int, ...] = DEFAULT_KS
+    seconds: float = 0.0
+    base_calls: int = 0
+    _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, metric: str) -> float:
+        """Return the mean of a metric over all queries.
+
+        Raises:
+            MetricError: No such metric, or deeper than what was retrieved.
+        """
+        return float(self.values(metric).mean())
+
+    def values(self, metric: str) -> PerQuery:
+        """Return the metric of each query, ``(n,)``, in the order of ``query_ids``."""
+        if metric not in self._known:
+            self._known[metric] = metrics.compute(
+                metric, self.ranked, self.relevance, corpus_size=len(self.document_ids)
+            )
+        return self._known[metric]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics that tables show: each at each of ``ks``."""
+        return tuple(f"{metric}@{k}" for metric in metrics.METRICS for k in self.ks)
+
+    @property
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """Metric → query id → value, for the metrics that tables show."""
+        return {
+            name: dict(zip(self.query_ids, self.values(name).tolist(), strict=True))
+            for name in self.names
+        }
+
+    def retrieved(self, query_id: str, k: int = 10) -> list[str]:
+        """Return the ids of the first ``k`` documents for a query."""
+        row = self.query_ids.index(query_id)
+        return [self.document_ids[document] for document in self.ranked[row, :k]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the means and what they were computed on, as JSON knows it."""
+        return {
+            "metrics": {name: self[name] for name in self.names},
+            "queries": len(self.query_ids),
+            "documents": len(self.document_ids),
+            "seconds": self.seconds,
+            "base_calls": self.base_calls,
+        }
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
+        return f"{len(self.query_ids)} queries, {len(self.document_ids)} documents: {shown}"
+
+
+def evaluate_retrieval(
+    embed_model: BaseEmbedding,
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> RetrievalScores:
+    """Search the corpus of a dataset for each of its queries, by cosine, exactly, and score it.
+
+    An :class:`AdaptedEmbedding` is scored on the cached vectors of its base model: two models over
+    one base cost one embedding run.
+
+    Args:
+        embed_model: Any LlamaIndex embedding model.
+        dataset: Queries, corpus and relevance.
+        ks: Cut-offs that tables show.
+        batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
+        cache_dir: See :class:`~llama_index_embeddings_adapted.encode.Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Raises:
+        OptionError: ``ks`` or ``batch_size`` out of range.
+        EncodeError: The model gave no usable vector.
+    """
+    cuts = metrics.check_ks(ks)
+    began = time.perf_counter()
+    base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
+    encoder = Encoder(base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress)
+    try:
+        data = encoder.dataset(dataset)
+    finally:
+        encoder.close()
+    queries, documents = data.queries, data.documents
+    if isinstance(embed_model, Adapting):
+        queries = embed_model.adapt(queries, "query")
+        documents = embed_model.adapt(documents, "document")
+    scores = search(data, queries, documents, ks=cuts)
+    seconds = time.perf_counter() - began
+    return RetrievalScores(
+        scores.ranked,
+        scores.relevance,
+        scores.query_ids,
+        scores.document_ids,
+        cuts,
+        seconds,
+        encoder.base_calls,
+    )
+
+
+def search(
+    data: EncodedDataset, queries: Vectors, documents: Vectors, *, ks: tuple[int, ...] = DEFAULT_KS
+) -> RetrievalScores:
+    """Score vectors: the same search for models of which only arrays are at hand.
+
+    Args:
+        data: Ids and relevance.
+        queries: ``(n, dim)``, in the order of ``data.query_ids``.
+        documents: ``(m, dim)``, in the order of ``data.document_ids``.
+        ks: Cut-offs that tables show.
+    """
+    began = time.perf_counter()
+    ranked, _ = top_k(unit(queries), unit(documents), max(_DEPTH, *ks))
+    return RetrievalScores(
+        ranked,
+        data.relevance,
+        data.query_ids,
+        data.document_ids,
+        ks,
+        time.perf_counter() - began,
+    )
+
+
+def known_to(
+    train: EmbeddingQAFinetuneDataset, dataset: EmbeddingQAFinetuneDataset
+) -> dict[str, bool]:
+    """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
+    asked = {document for documents in train.relevant_docs.values() for document in documents}
+    return {
+        query: not asked.isdisjoint(documents) for query, documents in dataset.relevant_docs.items()
+    }
+
+
+def part(scores: RetrievalScores, keep: PerQuery | np.ndarray[Any, Any]) -> RetrievalScores:
+    """Return the scores of some of the queries.
+
+    Args:
+        scores: Of all queries.
+        keep: ``(n,)``, booleans.
+    """
+    rows = np.flatnonzero(keep)
+    return RetrievalScores(
+        scores.ranked[rows],
+        scores.relevance.take(rows),
+        tuple(scores.query_ids[row] for row in rows),
+        scores.document_ids,
+        scores.ks,
+        scores.seconds,
+        scores.base_calls,
+    )

@@ -1,0 +1,114 @@
+"""Files that are either old or new, never half; JSON whose faults are located."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama_index_embeddings_adapted.errors import AdaptedError, examples
+
+T = TypeVar("T")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes its place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; its files replace those of ``path`` on success.
+
+    An existing folder is moved aside before and removed after, so a kill leaves the old folder,
+    the new one, or (in the instant between two renames) the old one under a hidden name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            aside = temporary.with_name(temporary.name + ".old")
+            os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, data: object, *, indent: int = 4) -> None:
+    """Write ``data`` as JSON, atomically."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=indent)
+
+
+def read_json_object(path: Path, *, error: type[AdaptedError]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        error: No such file, not UTF-8, not JSON, not an object, or a key given twice.
+    """
+    try:
+        data = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
+        )
+    except FileNotFoundError:
+        raise error(f"{path}: no such file.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
+        raise error(f"{path}: expected JSON ({cause}).") from cause
+    if not isinstance(data, dict):
+        raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
+    return data
+
+
+def unique(
+    pairs: Iterable[tuple[str, T]], *, what: str, error: type[AdaptedError], where: object = ""
+) -> dict[str, T]:
+    """Return the pairs as a dict.
+
+    Raises:
+        error: A key stands twice.
+    """
+    found: dict[str, T] = {}
+    twice: list[str] = []
+    for key, value in pairs:
+        if key in found:
+            twice.append(key)
+        found[key] = value
+    if twice:
+        prefix = f"{where}: " if where else ""
+        raise error(f"{prefix}{len(twice)} duplicate {what} ids (first: {examples(twice)}).")
+    return found
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,115 @@
+"""The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as dump_safetensors
+
+from llama_index_embeddings_adapted.errors import FolderError
+from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+def write(
+    folder: Path, config: Mapping[str, Any], arrays: Mapping[str, Array], *, card: str = ""
+) -> None:
+    """Write a folder that is complete or absent; one of the same name is replaced.
+
+    Args:
+        folder: Where. A folder that holds anything but a saved adapter is not replaced.
+        config: JSON-able; the format version is added.
+        arrays: Weights by name.
+        card: Text of ``README.md``.
+
+    Raises:
+        FolderError: ``folder`` exists and is not a saved adapter.
+    """
+    _refuse_strangers(folder)
+    with atomic_folder(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
+        text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
+        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        if card:
+            (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read config and weights.
+
+    Raises:
+        FolderError: A file is missing or damaged, the format is newer than this library, or a
+            weight is not finite.
+    """
+    config = read_config(folder)
+    version = config.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise FolderError(f"{folder / CONFIG}: no format_version. Is this a saved adapter?")
+    if version > FORMAT_VERSION:
+        raise FolderError(
+            f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
+            'pip install --upgrade "llama-index-embeddings-adapted"'
+        )
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FolderError(f"{folder}: no {WEIGHTS}.")
+    return config, from_bytes(path.read_bytes(), where=str(path))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``, of any version.
+
+    Raises:
+        FolderError: No such folder, or no JSON object in it.
+    """
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: no such folder.")
+    return read_json_object(folder / CONFIG, error=FolderError)
+
+
+def to_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """Return arrays in the safetensors format."""
+    return dump_safetensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def from_bytes(data: bytes, *, where: str) -> Arrays:
+    """Parse the safetensors format.
+
+    Raises:
+        FolderError: Not safetensors, or values that are not finite.
+    """
+    try:
+        arrays: Arrays = parse_safetensors(data)
+    except (SafetensorError, KeyError, ValueError) as cause:
+        raise FolderError(f"{where}: damaged or not safetensors ({cause}).") from cause
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FolderError(f'{where}: "{name}" has NaN or infinity.')
+    return arrays
+
+
+def _refuse_strangers(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: expected a folder, found a file.")
+    # Files of llama-index-finetuning are ours to replace: its default output path is ours too.
+    ours = {CONFIG, WEIGHTS, CARD, "pytorch_model.bin"}
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if strangers:
+        raise FolderError(
+            f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "
+            "them. Choose an empty or new folder."
+        )

@@ -1,0 +1,47 @@
+"""Loss functions, pure in their tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ranking_nll(
+    queries: Tensor, documents: Tensor, target: Tensor, *, temperature: Tensor | float
+) -> Tensor:
+    """Draw each query towards its relevant documents and away from the other candidates.
+
+    With the documents of the batch as candidates this is multiple-negatives ranking; with the
+    documents of a corpus it is a softmax over the corpus. All relevant documents of a query share
+    its target mass, so that none of them is ever a negative.
+
+    Args:
+        queries: ``(batch, dim)``, unit rows.
+        documents: ``(candidates, dim)``, unit rows.
+        target: ``(batch, candidates)``, ``>= 0``, each row sums to 1.
+        temperature: In cosine units, ``> 0``. At 0.05, a lead of 0.05 in cosine makes a document
+            ``e`` times likelier.
+
+    Returns:
+        ``()``, mean cross-entropy in nats; ``log(candidates)`` when the scores say nothing.
+
+    Source:
+        Henderson et al. 2017, arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007
+        (ListNet), eq. 3 for several relevant documents.
+    """
+    logits = queries @ documents.T / temperature
+    return torch.logsumexp(logits, dim=1).mean() - (logits * target).sum(dim=1).mean()
+
+
+def score_drift(adapted: Tensor, base: Tensor, documents: Tensor) -> Tensor:
+    """How far the scores of documents have moved from those the base model gives.
+
+    Args:
+        adapted: ``(batch, dim)``, adapted queries, unit rows.
+        base: ``(batch, dim)``, the same queries before, unit rows.
+        documents: ``(sample, dim)``, unit rows.
+
+    Returns:
+        ``()``, mean squared change in cosine.
+    """
+    return ((adapted - base) @ documents.T).square().mean()

@@ -1,0 +1,130 @@
+"""Retrieval metrics on ranked grades, one value per query.
+
+All follow the definitions of ``trec_eval``: NDCG with linear gain, recall and MAP over all relevant
+documents of the query, also those that were not retrieved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.errors import MetricError, OptionError
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.vectors import Rows
+
+PerQuery = NDArray[np.float64]
+Metric = Callable[[PerQuery, Relevance, int], PerQuery]
+
+
+def hit_rate(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """1 where a relevant document is among the first ``k``, else 0."""
+    return np.asarray((grades[:, :k] > 0).any(axis=1), dtype=np.float64)
+
+
+def mrr(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """1 / rank of the first relevant document among the first ``k``, else 0."""
+    hits = grades[:, :k] > 0
+    return np.asarray(np.where(hits.any(axis=1), 1.0 / (1 + hits.argmax(axis=1)), 0.0))
+
+
+def precision(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """Share of the ``k`` places that hold a relevant document."""
+    return np.asarray((grades[:, :k] > 0).sum(axis=1) / k)
+
+
+def recall(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """Share of the relevant documents found among the first ``k``."""
+    return np.asarray((grades[:, :k] > 0).sum(axis=1) / relevance.counts)
+
+
+def average_precision(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """Precision at each relevant document among the first ``k``, over all relevant ones."""
+    hits = grades[:, :k] > 0
+    at = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return np.asarray((at * hits).sum(axis=1) / relevance.counts)
+
+
+def ndcg(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+    """Discounted gain of the first ``k`` over that of the best possible order.
+
+    Source: Järvelin and Kekäläinen 2002, with gain = grade and discount 1 / log2(rank + 1).
+    """
+    found = grades[:, :k] @ _discount(grades[:, :k].shape[1])
+    return found / ideal_gain(relevance, k)
+
+
+def ideal_gain(relevance: Relevance, k: int) -> PerQuery:
+    """Return the discounted gain of the best order, ``(n,)``."""
+    best = np.lexsort((-relevance.grades, relevance.queries))
+    rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
+    gains = np.where(rank < k, relevance.grades[best] / np.log2(rank + 2), 0.0)
+    total = np.bincount(relevance.queries, weights=gains, minlength=len(relevance))
+    return np.asarray(total, dtype=np.float64)
+
+
+METRICS: dict[str, Metric] = {
+    "hit_rate": hit_rate,
+    "mrr": mrr,
+    "ndcg": ndcg,
+    "recall": recall,
+    "precision": precision,
+    "map": average_precision,
+}
+
+
+def compute(name: str, ranked: Rows, relevance: Relevance, *, corpus_size: int) -> PerQuery:
+    """Compute a metric such as ``"ndcg@10"``.
+
+    Args:
+        name: A key of :data:`METRICS`, ``@``, and a cut-off ``>= 1``.
+        ranked: ``(n, depth)``, document rows per query, best first.
+        relevance: Of the same ``n`` queries, each with at least one relevant document.
+        corpus_size: Number of documents searched.
+
+    Returns:
+        ``(n,)``, in [0, 1].
+
+    Raises:
+        MetricError: No such metric, or a cut-off deeper than ``ranked``.
+    """
+    metric, k = parse(name)
+    if k > ranked.shape[1] and ranked.shape[1] < corpus_size:
+        raise MetricError(
+            f"{name}: only {ranked.shape[1]} documents per query were retrieved. "
+            f"Evaluate with a k of {k} among ks."
+        )
+    return METRICS[metric](relevance.grades_at(ranked), relevance, k)
+
+
+def parse(name: str) -> tuple[str, int]:
+    """Split ``"ndcg@10"`` in its metric and cut-off.
+
+    Raises:
+        MetricError: No such metric, or no cut-off.
+    """
+    metric, _, cut = name.partition("@")
+    if metric not in METRICS or not cut.isdecimal() or int(cut) < 1:
+        raise MetricError(
+            f'"{name}": expected a metric and a cut-off such as "ndcg@10"; '
+            f"metrics are {', '.join(METRICS)}."
+        )
+    return metric, int(cut)
+
+
+def check_ks(ks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the cut-offs as a tuple of ints.
+
+    Raises:
+        OptionError: None given, or one that is not a positive whole number.
+    """
+    cuts = tuple(ks)
+    if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
+        raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
+    return cuts
+
+
+def _discount(k: int) -> PerQuery:
+    return np.asarray(1.0 / np.log2(np.arange(2, k + 2)))

@@ -1,0 +1,127 @@
+"""What a fine-tuning run found, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from llama_index_embeddings_adapted.training import Epoch
+from llama_index_embeddings_adapted.validation import PartReport
+
+Means = Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneReport:
+    """What ``finetune()`` did and how the adapter fares on queries it did not train on.
+
+    The held-out queries also chose when to stop, so their gain is a little optimistic; judge with
+    :func:`compare_retrieval` on queries of your own before you rely on its size.
+
+    Args:
+        overall: All held-out queries.
+        known: Those about documents that training has questions for; None if there are none.
+        new: Those about documents that it has not; None if there are none.
+        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model.
+        history: Loss and gain of every epoch.
+        train_queries: Queries trained on.
+        seconds: Wall time, embedding included.
+        base_calls: Calls to the base model, the probes that identify it included.
+        base_texts: Texts sent to it.
+        interrupted: Whether training was stopped from the keyboard.
+        settings: Loss, hyper-parameters, seed.
+    """
+
+    overall: PartReport
+    known: PartReport | None
+    new: PartReport | None
+    best_epoch: int
+    history: tuple[Epoch, ...]
+    train_queries: int
+    seconds: float
+    base_calls: int
+    base_texts: int
+    interrupted: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Means:
+        """Scores of the base model on all held-out queries."""
+        return self.overall.base
+
+    @property
+    def adapted(self) -> Means:
+        """Scores of the adapted model on all held-out queries."""
+        return self.overall.adapted
+
+    @property
+    def p_value(self) -> float:
+        """Of the difference in NDCG@10 over all held-out queries."""
+        return self.overall.difference.p_value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of that difference."""
+        return self.overall.difference.low, self.overall.difference.high
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in words."""
+        difference = self.overall.difference
+        if self.best_epoch == 0:
+            return (
+                "keep the base model: no epoch of training was better on held-out queries "
+                "without harm; the adapter returned changes nothing"
+            )
+        if self.new is not None and self.new.difference.high < 0:
+            return "do not ship: queries about documents without training questions lose"
+        if difference.low > 0:
+            return f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10, surely more than 0"
+        return f"no harm seen, no proof of gain; {difference.verdict}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON knows it."""
+        return {
+            "verdict": self.verdict,
+            "overall": self.overall.to_dict(),
+            "known": None if self.known is None else self.known.to_dict(),
+            "new": None if self.new is None else self.new.to_dict(),
+            "best_epoch": self.best_epoch,
+            "history": [_epoch_dict(epoch) for epoch in self.history],
+            "train_queries": self.train_queries,
+            "seconds": self.seconds,
+            "base_calls": self.base_calls,
+            "base_texts": self.base_texts,
+            "interrupted": self.interrupted,
+            "settings": dict(self.settings),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"Verdict: {self.verdict}."]
+        parts = (
+            ("all", self.overall),
+            ("documents with training questions", self.known),
+            ("documents without", self.new),
+        )
+        for name, part in parts:
+            if part is not None:
+                lines.append(
+                    f"  {name}: NDCG@10 {part.base['ndcg@10']:.4f} → {part.adapted['ndcg@10']:.4f} "
+                    f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}], "
+                    f"{part.queries} held-out queries"
+                )
+        lines.append(
+            f"  epoch {self.best_epoch} of {len(self.history) - 1} kept; {self.train_queries} "
+            f"training queries, {self.seconds:.1f} s, {self.base_texts} texts embedded in "
+            f"{self.base_calls} calls"
+        )
+        return "\n".join(lines)
+
+
+def _epoch_dict(epoch: Epoch) -> dict[str, Any]:
+    gain = {
+        name: None if math.isnan(value) else value for name, value in asdict(epoch.gain).items()
+    }
+    return {"epoch": epoch.epoch, "loss": epoch.loss, "gain": gain}

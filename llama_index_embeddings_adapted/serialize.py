@@ -1,0 +1,147 @@
+"""A base model as a dict without secrets, and back."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import SecretStr
+
+from llama_index_embeddings_adapted.errors import FolderError
+
+_SECRET_NAME = re.compile(
+    r"api_?key|secret|passw|credential|private_?key|access_?key|authori[sz]ation|headers|cookies"
+    r"|(^|_|-)(token|auth|key|pwd)$",
+    re.IGNORECASE,
+)
+#: What keys of the usual providers look like, wherever they hide.
+_SECRET_VALUE = re.compile(
+    r"\b(sk|pk|rk|hf|gsk|xai|pa|ghp|glpat)[-_][A-Za-z0-9_\-]{12,}|\bAIza\w{20,}"
+)
+#: Taken by BaseEmbedding, but not by the constructors of all its subclasses.
+_SET_AFTERWARDS = ("num_workers",)
+_NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
+
+
+def describe_base(model: BaseEmbedding) -> dict[str, Any]:
+    """Return what is needed to build the model again, but for its secrets.
+
+    Returns:
+        ``class_name``, ``import_path``, ``settings`` (JSON-able), and ``omitted``, the names of the
+        settings that were left out because they are, or look like, secrets.
+    """
+    settings: dict[str, Any] = {}
+    omitted: list[str] = []
+    for name, value in model.to_dict().items():
+        if name in _NEVER or value is None:
+            continue
+        clean = _without_secrets(value)
+        if _SECRET_NAME.search(name) or clean is _OMIT:
+            omitted.append(name)
+        else:
+            settings[name] = clean
+    cls = type(model)
+    return {
+        "class_name": cls.class_name(),
+        "import_path": f"{cls.__module__}.{cls.__qualname__}",
+        "settings": settings,
+        "omitted": omitted,
+    }
+
+
+def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
+    """Build the model that :func:`describe_base` described.
+
+    Only classes of LlamaIndex's integration packages, classes registered with LlamaIndex and
+    classes of modules that are already imported are considered: a folder cannot make us import
+    any other module.
+
+    Args:
+        description: What :func:`describe_base` returned.
+        secrets: Settings to add or override, such as ``api_key``.
+
+    Raises:
+        FolderError: No such class, or it cannot be built from the settings.
+    """
+    if not isinstance(description, dict):
+        raise FolderError("No base model is described here. Pass base_embed_model=….")
+    cls = _find_class(str(description.get("class_name")), str(description.get("import_path")))
+    settings = {**(description.get("settings") or {}), **secrets}
+    later = {name: settings.pop(name) for name in _SET_AFTERWARDS if name in settings}
+    try:
+        model = cls.from_dict(settings)
+    except Exception as cause:  # constructors raise what they like; the advice is the same
+        omitted = [name for name in description.get("omitted") or [] if name not in secrets]
+        hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
+        raise FolderError(
+            f"The base model {cls.__name__} cannot be built from its saved settings ({cause})."
+            f"{hint} Or pass base_embed_model=…."
+        ) from cause
+    for name, value in later.items():
+        setattr(model, name, value)
+    return model
+
+
+def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:
+    from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
+
+    module_name, _, qualname = import_path.rpartition(".")
+    known = RECOGNIZED_EMBEDDINGS.get(class_name)
+    if known is not None and f"{known.__module__}.{known.__qualname__}" == import_path:
+        return known
+    if module_name.startswith(("llama_index.core.", "llama_index.embeddings.")):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as cause:
+            raise FolderError(
+                f"The base model's class is {import_path}, which is not installed ({cause}). "
+                "Install its package, or pass base_embed_model=…."
+            ) from cause
+    else:
+        module = sys.modules.get(module_name)  # type: ignore[assignment]
+    cls = getattr(module, qualname, known)
+    if not (isinstance(cls, type) and issubclass(cls, BaseEmbedding)):
+        raise FolderError(
+            f"The base model's class is {import_path}, which is not known here. Pass "
+            "base_embed_model=…, or import the module that defines it first."
+        )
+    return cls
+
+
+class _Omit:
+    """Marks a value that must not be written."""
+
+
+_OMIT = _Omit()
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return ``value`` as JSON knows it and without secrets, or ``_OMIT``."""
+    if isinstance(value, SecretStr) or not isinstance(
+        value, (str, int, float, bool, dict, list, tuple, type(None))
+    ):
+        return _OMIT
+    if isinstance(value, str):
+        return _OMIT if _SECRET_VALUE.search(value) else _without_url_secrets(value)
+    if isinstance(value, dict):
+        kept = {
+            str(key): _without_secrets(item)
+            for key, item in value.items()
+            if not _SECRET_NAME.search(str(key))
+        }
+        return {key: item for key, item in kept.items() if item is not _OMIT}
+    if isinstance(value, (list, tuple)):
+        return [item for item in map(_without_secrets, value) if item is not _OMIT]
+    return value
+
+
+def _without_url_secrets(text: str) -> str:
+    """Drop user, password and query of a URL; other texts come back as they are."""
+    if "://" not in text:
+        return text
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

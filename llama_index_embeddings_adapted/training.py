@@ -1,0 +1,373 @@
+"""Gradient training of a query-side adapter on cached vectors."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError
+from llama_index_embeddings_adapted.losses import ranking_nll, score_drift
+from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
+from llama_index_embeddings_adapted.validation import Gain, Validation
+from llama_index_embeddings_adapted.vectors import Rows, unit
+
+Loss = Literal["queried", "mnr", "corpus"]
+OptimizerClass = Callable[..., torch.optim.Optimizer]
+OnStep = Callable[[int, Callable[[], Adapter]], None]
+
+_TEMPERATURE_RANGE = (0.005, 1.0)
+_OPTIONAL = ("patience", "steps_per_epoch")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; every field is checked on construction.
+
+    Args:
+        loss: Which documents a query's relevant ones compete with. ``"queried"``: all documents
+            that some training query asks for. ``"mnr"``: those of the batch (multiple-negatives
+            ranking). ``"corpus"``: all documents. The last gains most on documents with training
+            questions, and takes it from documents without: they are never right, so the map
+            learns to push them away.
+        epochs: Passes over the training queries, at most.
+        batch_size: Queries per step.
+        learning_rate: Of Adam; ignored when ``optimizer_params`` has an ``lr``.
+        temperature: Where the learned temperature starts, in cosine units.
+        learn_temperature: Learn it.
+        shrinkage: Weight of the squared distance from where training starts: the identity, or
+            the label-free map that replaces it.
+        anchor: Weight of the squared change in the scores of documents drawn from the whole
+            corpus, which keeps documents without training questions where they were.
+        anchor_documents: How many are drawn per step.
+        patience: Epochs without a better validation score before training stops; None: never.
+        max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
+            batch and a random sample of the rest, so a step needs about
+            ``8 * batch_size * max_candidates`` bytes, and the same again for the documents.
+        max_grad_norm: Gradients are clipped to this norm.
+        warmup_steps: Steps over which the learning rate rises to its value.
+        steps_per_epoch: Steps per epoch, at most; None for one pass over the queries.
+        optimizer_class: Any torch optimizer; Adam when None.
+        optimizer_params: Its keyword arguments.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+        seed: Same seed, same machine, same weights.
+
+    Raises:
+        OptionError: A value outside its range.
+    """
+
+    loss: Loss = "queried"
+    epochs: int = 40
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    temperature: float = 0.05
+    learn_temperature: bool = True
+    shrinkage: float = 0.01
+    anchor: float = 30.0
+    anchor_documents: int = 512
+    patience: int | None = 8
+    max_candidates: int = 20_000
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    steps_per_epoch: int | None = None
+    optimizer_class: OptimizerClass | None = None
+    optimizer_params: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise OptionError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}.")
+        for name in ("epochs", "batch_size", "anchor_documents", "max_candidates", *_OPTIONAL):
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
+        for name in ("learning_rate", "temperature", "max_grad_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise OptionError(f"{name}: expected a number > 0, got {value!r}.")
+        for name in ("shrinkage", "anchor", "warmup_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise OptionError(f"{name}: expected a number >= 0, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training history; epoch 0 is the base model."""
+
+    epoch: int
+    loss: float
+    gain: Gain
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What training found.
+
+    Args:
+        adapter: The best one; an identity where nothing beat the base model.
+        best_epoch: When it was found; 0 is the base model.
+        history: One entry per epoch, epoch 0 included.
+        seconds: Wall time.
+        interrupted: Whether it was stopped from the keyboard.
+    """
+
+    adapter: Adapter
+    best_epoch: int
+    history: tuple[Epoch, ...]
+    seconds: float
+    interrupted: bool = False
+
+
+def fit(
+    train: EncodedDataset,
+    validation: Validation,
+    start: Adapter,
+    options: TrainingOptions,
+    *,
+    show_progress: bool = True,
+    on_step: OnStep | None = None,
+) -> Fit:
+    """Train an adapter, stopping early, and keep the best state, the base model included.
+
+    An epoch is better when its mean gain over all held-out queries is higher, and neither the
+    queries about known documents nor those about new ones lose more than their standard error.
+    Interrupting from the keyboard keeps the best so far.
+
+    Args:
+        train: Queries to learn from.
+        validation: Held-out queries.
+        start: Where to start: an identity, a label-free map, or an adapter trained before.
+        options: How to train.
+        show_progress: Show a bar.
+        on_step: Called after each step with its number and a function that exports the adapter.
+
+    Raises:
+        TrainingError: The loss is not finite, or far above where it started.
+    """
+    began = time.perf_counter()
+    run = _Run(train, start, options, on_step)
+    best = _Best(start, validation)
+    history = [Epoch(0, run.loss_now(), best.gain)]
+    interrupted = False
+    try:
+        for number, loss in run.epochs(show_progress=show_progress):
+            _check_progress(loss, history, options)
+            gain = best.consider(run.module.export(), number)
+            history.append(Epoch(number, loss, gain))
+            if options.patience is not None and number - best.epoch >= options.patience:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+        warnings.warn(
+            f"Training was interrupted; the adapter of epoch {best.epoch} is kept.", stacklevel=2
+        )
+    seconds = time.perf_counter() - began
+    return Fit(best.adapter, best.epoch, tuple(history), seconds, interrupted)
+
+
+def refit(
+    train: EncodedDataset,
+    start: Adapter,
+    options: TrainingOptions,
+    *,
+    epochs: int,
+    show_progress: bool = True,
+) -> Adapter | None:
+    """Train for a known number of epochs, on everything; None when interrupted."""
+    run = _Run(train, start, replace(options, epochs=epochs), None)
+    try:
+        for _ in run.epochs(show_progress=show_progress):
+            pass
+    except KeyboardInterrupt:
+        warnings.warn("Training on all queries was interrupted.", stacklevel=2)
+        return None
+    return run.module.export()
+
+
+class _Best:
+    """The best adapter so far; at first one that changes nothing."""
+
+    def __init__(self, start: Adapter, validation: Validation) -> None:
+        self._validation = validation
+        self.adapter: Adapter = LinearAdapter.identity(start.input_dim)
+        self.epoch = 0
+        self.gain = Gain.of(validation, validation.base)
+
+    def consider(self, adapter: Adapter, epoch: int) -> Gain:
+        """Score an adapter and keep it if it is better; return its gain."""
+        gain = Gain.of(self._validation, self._validation.score(adapter))
+        if gain.harmless and gain.overall > self.gain.overall:
+            self.adapter, self.epoch, self.gain = adapter, epoch, gain
+        return gain
+
+
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self,
+        train: EncodedDataset,
+        start: Adapter,
+        options: TrainingOptions,
+        on_step: OnStep | None,
+    ) -> None:
+        self._options = options
+        self._on_step = on_step
+        self._steps = 0
+        self._device = torch.device(options.device or _best_device())
+        self._random = np.random.default_rng(options.seed)
+        self.module: TrainableAdapter = trainable(start).to(self._device)
+        self._log_temperature = nn.Parameter(
+            torch.tensor(math.log(options.temperature), device=self._device),
+            requires_grad=options.learn_temperature,
+        )
+        self._base = train.queries
+        self._unit_base = self._tensor(unit(train.queries))
+        self._queries = self._tensor(self._base)
+        self._documents = self._tensor(unit(train.documents))
+        self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
+        self._candidates = (
+            np.unique(train.twins)
+            if options.loss == "corpus"
+            else np.unique(self._relevance.documents)
+        )
+        self._optimizer = self._make_optimizer()
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: min(1.0, (step + 1) / (options.warmup_steps + 1))
+        )
+
+    def epochs(self, *, show_progress: bool) -> Iterator[tuple[int, float]]:
+        """Train; yield number and mean loss of each epoch."""
+        numbers = range(1, self._options.epochs + 1)
+        with tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress) as bar:
+            for number in bar:
+                loss = float(np.mean([self.step(batch) for batch in self.batches()]))
+                bar.set_postfix(loss=f"{loss:.3f}")
+                yield number, loss
+
+    def batches(self) -> list[Rows]:
+        """Return the rows of each step of one epoch, shuffled."""
+        order = self._random.permutation(len(self._relevance))
+        size = self._options.batch_size
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        return steps[: self._options.steps_per_epoch]
+
+    def step(self, batch: Rows) -> float:
+        """Take one step; return its loss."""
+        self._optimizer.zero_grad()
+        loss = self._loss(batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(_diverged(self._options, f"the loss is {value}"))
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.module.parameters(), self._options.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        with torch.no_grad():
+            self._log_temperature.clamp_(*map(math.log, _TEMPERATURE_RANGE))
+        self._steps += 1
+        if self._on_step is not None:
+            self._on_step(self._steps, self.module.export)
+        return value
+
+    def loss_now(self) -> float:
+        """Return the loss of one batch, without learning from it."""
+        state = self._random.bit_generator.state
+        with torch.no_grad():
+            value = float(self._loss(self.batches()[0]))
+        self._random.bit_generator.state = state
+        return value
+
+    def _loss(self, batch: Rows) -> Tensor:
+        options = self._options
+        rows = self._tensor(batch)
+        adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
+        candidates = self._candidates_for(batch)
+        loss = ranking_nll(
+            adapted,
+            self._documents[self._tensor(candidates)],
+            self._target(batch, candidates),
+            temperature=self._log_temperature.exp(),
+        )
+        if options.shrinkage:
+            loss = loss + options.shrinkage * self.module.shrinkage()
+        if options.anchor:
+            sample = self._random.integers(len(self._documents), size=options.anchor_documents)
+            anchors = self._documents[self._tensor(sample)]
+            loss = loss + options.anchor * score_drift(adapted, self._unit_base[rows], anchors)
+        return loss
+
+    def _candidates_for(self, batch: Rows) -> Rows:
+        """Return the documents that compete in this step, sorted."""
+        relevant = self._relevance.take(batch)
+        if self._options.loss == "mnr":
+            # One relevant document per query, as each (query, document) pair is one example; the
+            # others are drawn in other epochs. Those of the batch's other queries compete.
+            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
+            return np.unique(relevant.documents[place])
+        if len(self._candidates) <= self._options.max_candidates:
+            return self._candidates
+        own = np.unique(relevant.documents)
+        more = max(0, self._options.max_candidates - len(own))
+        return np.union1d(own, self._random.choice(self._candidates, size=more, replace=False))
+
+    def _target(self, batch: Rows, candidates: Rows) -> Tensor:
+        relevant = self._relevance.take(batch)
+        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
+        there = candidates[place] == relevant.documents
+        target = np.zeros((len(batch), len(candidates)), dtype=np.float32)
+        target[relevant.queries[there], place[there]] = 1.0
+        return self._tensor(target / target.sum(axis=1, keepdims=True))
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        options = self._options
+        make: OptimizerClass = options.optimizer_class or torch.optim.Adam
+        params: dict[str, Any] = dict(options.optimizer_params)
+        if options.optimizer_class is None or make in (torch.optim.Adam, torch.optim.AdamW):
+            params.setdefault("lr", options.learning_rate)
+        parameters = [*self.module.parameters(), self._log_temperature]
+        try:
+            return make([p for p in parameters if p.requires_grad], **params)
+        except (TypeError, ValueError) as cause:
+            raise OptionError(
+                f"optimizer_class={getattr(make, '__name__', make)}, optimizer_params={params}: "
+                f"{cause}"
+            ) from cause
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:
+    start = history[0].loss
+    if loss > 10 * max(start, 1.0):
+        raise TrainingError(
+            _diverged(
+                options, f"the loss went from {start:.3g} to {loss:.3g} in {len(history)} epochs"
+            )
+        )
+
+
+def _diverged(options: TrainingOptions, what: str) -> str:
+    rate = options.optimizer_params.get("lr", options.learning_rate)
+    return f"Training diverged: {what}. Lower the learning rate (now {rate:g})."
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

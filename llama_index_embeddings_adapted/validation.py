@@ -1,0 +1,231 @@
+"""What is held out of training, and how a candidate adapter is scored on it.
+
+Known and new documents are scored apart. A query is *known* when one of its relevant documents is
+relevant to a training query too, else *new*. Held-out queries about known documents look fine for
+adapters that merely learn to prefer those documents; only new ones show the harm that does to the
+rest of a corpus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted import metrics
+from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.significance import Difference, paired_difference
+from llama_index_embeddings_adapted.splits import hold_out_documents
+from llama_index_embeddings_adapted.vectors import Rows, top_k, unit
+
+PerQuery = NDArray[np.float64]
+
+METRIC = "ndcg@10"
+REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
+_DEPTH = 10
+_FEWEST = 20
+_MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Queries that training does not see.
+
+    Args:
+        data: The queries, with everything they are searched in.
+        known: ``(n,)``, whether training has queries for one of their documents.
+    """
+
+    data: EncodedDataset
+    known: NDArray[np.bool_]
+
+
+class Validation:
+    """Scores adapters on held-out queries.
+
+    Args:
+        parts: What was held out; parts may be searched in different corpora.
+    """
+
+    def __init__(self, *parts: HeldOut) -> None:
+        self._parts = [part for part in parts if len(part.known)]
+        self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self._parts])
+        self._documents = [unit(part.data.documents) for part in self._parts]
+        self.base: PerQuery = self._values(None, _DEPTH, (METRIC,))[METRIC]
+
+    def __len__(self) -> int:
+        """Return the number of held-out queries."""
+        return len(self.known)
+
+    def score(self, adapter: Adapter) -> PerQuery:
+        """Return NDCG@10 of each held-out query, ``(n,)``."""
+        return self._values(adapter, _DEPTH, (METRIC,))[METRIC]
+
+    def report(self, adapter: Adapter) -> tuple[PartReport, PartReport | None, PartReport | None]:
+        """Compare base and adapter in full: on all held-out queries, the known and the new."""
+        depth = max(metrics.parse(name)[1] for name in REPORTED)
+        base, adapted = (self._values(a, depth, REPORTED) for a in (None, adapter))
+        everything = np.ones(len(self), dtype=bool)
+        overall = _part(base, adapted, everything)
+        known, new = (
+            _part(base, adapted, keep) if keep.any() else None for keep in (self.known, ~self.known)
+        )
+        return overall, known, new
+
+    def _values(
+        self, adapter: Adapter | None, depth: int, names: tuple[str, ...]
+    ) -> dict[str, PerQuery]:
+        values: dict[str, list[PerQuery]] = {name: [] for name in names}
+        for part, documents in zip(self._parts, self._documents, strict=True):
+            data = part.data
+            queries = data.queries if adapter is None else adapter.apply(data.queries)
+            ranked, _ = top_k(unit(queries), documents, depth)
+            for name in names:
+                values[name].append(
+                    metrics.compute(name, ranked, data.relevance, corpus_size=len(documents))
+                )
+        return {name: np.concatenate(found) for name, found in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PartReport:
+    """Base and adapted model on the same held-out queries.
+
+    Args:
+        base: Metric → mean of the base model.
+        adapted: Metric → mean of the adapted model.
+        difference: In NDCG@10, with its interval.
+    """
+
+    base: Mapping[str, float]
+    adapted: Mapping[str, float]
+    difference: Difference
+
+    @property
+    def queries(self) -> int:
+        """How many were compared."""
+        return self.difference.queries
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part as JSON knows it."""
+        return {
+            "queries": self.queries,
+            "base": dict(self.base),
+            "adapted": dict(self.adapted),
+            "difference": {**asdict(self.difference), "verdict": self.difference.verdict},
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean change in NDCG@10 over the base model, on known and on new documents.
+
+    A part without held-out queries is NaN.
+
+    Args:
+        known: Mean over queries about known documents.
+        new: Mean over queries about new documents.
+        overall: Mean over all held-out queries.
+        harmless: Whether neither part lost more than its standard error; a part of fewer than 20
+            queries tells nothing.
+    """
+
+    known: float
+    new: float
+    overall: float
+    harmless: bool
+
+    @classmethod
+    def of(cls, validation: Validation, scores: PerQuery) -> Gain:
+        """Summarise per-query scores."""
+        change = scores - validation.base
+        parts = [change[validation.known], change[~validation.known]]
+        known, new = (float(part.mean()) if len(part) else math.nan for part in parts)
+        telling = [part for part in parts if len(part) >= _FEWEST]
+        harmless = all(part.mean() >= -_standard_error(part) for part in telling)
+        return cls(known, new, float(change.mean()), bool(harmless))
+
+
+def hold_out(
+    data: EncodedDataset,
+    *,
+    queries: float,
+    documents: float,
+    seed: int,
+) -> tuple[Rows, Rows]:
+    """Choose training queries to hold out, some of them with all their documents.
+
+    Args:
+        data: The training set.
+        queries: Share of queries held out whose documents may stay in training; 0 for none.
+        documents: Share of queries held out with their documents, about; fewer or none where
+            documents are shared by so many queries that this would cost training too much.
+        seed: Of the choice.
+
+    Returns:
+        Rows to train on and rows to validate on. Queries that ask for held-out and other documents
+        are in neither.
+    """
+    rows = np.arange(len(data.relevance))
+    groups = _same_question(data)
+    wants = {
+        group: {int(d) for q in members for d in data.twins[data.relevance.of(q)]}
+        for group, members in groups.items()
+    }
+    taken: set[int] = set()
+    lost: set[int] = set()
+    if documents > 0:
+        wanted = round(documents * len(groups))
+        taken, lost = hold_out_documents(wants, wanted=wanted, seed=seed)
+        if len(taken) + len(lost) > (documents + _MOST_LOST) * len(groups):
+            taken, lost = set(), set()
+    rest = np.array([group for group in groups if group not in taken and group not in lost])
+    random = np.random.default_rng(seed)
+    by_query = random.permutation(rest)[: round(queries * len(rest))].tolist()
+    chosen = {row for group in [*taken, *by_query] for row in groups[group]}
+    dropped = {row for group in lost for row in groups[group]}
+    train = np.array([row for row in rows if row not in chosen and row not in dropped], dtype=int)
+    return train, np.array(sorted(chosen), dtype=int)
+
+
+def known_documents(train: EncodedDataset, other: EncodedDataset) -> NDArray[np.bool_]:
+    """Return which queries of ``other`` ask for a document that a query of ``train`` asks for.
+
+    Documents are compared by id, so that the two may hold different corpora.
+    """
+    ids = np.asarray(train.document_ids, dtype=object)
+    asked = set(ids[train.relevance.documents])
+    theirs = np.asarray(other.document_ids, dtype=object)
+    hits = np.array(
+        [document in asked for document in theirs[other.relevance.documents]], dtype=bool
+    )
+    return np.asarray(
+        np.bincount(other.relevance.queries, weights=hits, minlength=len(other.relevance)) > 0
+    )
+
+
+def _same_question(data: EncodedDataset) -> dict[int, list[int]]:
+    """Group queries with equal vectors: texts that the base model cannot tell apart."""
+    groups: dict[bytes, list[int]] = {}
+    for row, vector in enumerate(data.queries):
+        groups.setdefault(vector.tobytes(), []).append(row)
+    return {members[0]: members for members in groups.values()}
+
+
+def _part(
+    base: dict[str, PerQuery], adapted: dict[str, PerQuery], keep: NDArray[np.bool_]
+) -> PartReport:
+    return PartReport(
+        {name: float(values[keep].mean()) for name, values in base.items()},
+        {name: float(values[keep].mean()) for name, values in adapted.items()},
+        paired_difference(base[METRIC][keep], adapted[METRIC][keep], metric=METRIC),
+    )
+
+
+def _standard_error(values: PerQuery) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)

@@ -1,0 +1,89 @@
+"""Arrays: unit rows, shape and finiteness checks, exact search in blocks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_index_embeddings_adapted.errors import ShapeError
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Role = Literal["query", "document"]
+
+_SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
+
+
+def as_vectors(value: ArrayLike, *, what: str, dim: int | None = None) -> Vectors:
+    """Return ``value`` as a finite float32 matrix.
+
+    Args:
+        value: ``(n, dim)``.
+        what: How to name the vectors in an error.
+        dim: The expected second dimension, if known.
+
+    Raises:
+        ShapeError: Not a matrix, another dimension, or values that are not finite.
+    """
+    vectors: Vectors = np.asarray(value, dtype=np.float32)
+    if vectors.ndim != 2:
+        raise ShapeError(what, expected="a matrix (n, dim)", actual=f"shape {vectors.shape}")
+    if dim is not None and vectors.shape[1] != dim:
+        raise ShapeError(what, expected=f"{dim} dimensions", actual=f"{vectors.shape[1]}")
+    if not np.isfinite(vectors).all():
+        raise ShapeError(what, expected="finite numbers", actual="NaN or infinity")
+    return vectors
+
+
+def unit(vectors: NDArray[Any]) -> Vectors:
+    """Return the rows (or the one vector) scaled to length 1; a zero row stays zero."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if vectors.ndim == 1:  # the serving path: one query, as few numpy calls as possible
+        length = float(np.dot(vectors, vectors)) ** 0.5
+        return vectors * np.float32(1.0 / length) if length > 0.0 else vectors
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
+
+
+def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[Rows, Vectors]:
+    """Return the ``k`` documents with the highest dot product for each query, exactly.
+
+    Ties go to the document that stands first, so that a ranking is reproducible.
+
+    Args:
+        queries: ``(n, dim)``; unit rows for cosine.
+        documents: ``(m, dim)``; unit rows for cosine.
+        k: How many, ``>= 1``; at most ``m`` come back.
+
+    Returns:
+        Rows into ``documents`` and scores, both ``(n, min(k, m))``, best first.
+    """
+    count, total = len(queries), len(documents)
+    k = min(k, total)
+    rows = np.empty((count, k), dtype=np.int64)
+    scores = np.empty((count, k), dtype=np.float32)
+    step = max(1, _SCORES_PER_BLOCK // max(total, 1))
+    for start in range(0, count, step):
+        block = queries[start : start + step] @ documents.T
+        chosen = _first_k(block, k)
+        rows[start : start + step] = chosen
+        scores[start : start + step] = np.take_along_axis(block, chosen, axis=1)
+    return rows, scores
+
+
+def _first_k(block: Vectors, k: int) -> Rows:
+    """Return the columns of the ``k`` largest values of each row, ties by column."""
+    if k < block.shape[1]:
+        part = np.argpartition(-block, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(block, part, axis=1)
+        floor = values.min(axis=1, keepdims=True)
+        # A tie that straddles the cut: argpartition picked arbitrarily, so sort those rows in full.
+        straddles = (block == floor).sum(axis=1) > (values == floor).sum(axis=1)
+        order = np.lexsort((part, -values), axis=1)
+        chosen = np.take_along_axis(part, order, axis=1)
+        for row in np.flatnonzero(straddles):
+            chosen[row] = np.argsort(-block[row], kind="stable")[:k]
+        return chosen.astype(np.int64)
+    return np.argsort(-block, axis=1, kind="stable").astype(np.int64)

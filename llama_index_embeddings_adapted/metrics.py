@@ -60,9 +60,8 @@ def ideal_gain(relevance: Relevance, k: int) -> PerQuery:
     """Return the discounted gain of the best order, ``(n,)``."""
     best = np.lexsort((-relevance.grades, relevance.queries))
     rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
-    gains = np.where(rank < k, relevance.grades[best] / np.log2(rank + 2), 0.0)
-    total = np.bincount(relevance.queries, weights=gains, minlength=len(relevance))
-    return np.asarray(total, dtype=np.float64)
+    ideal = Relevance(relevance.offsets, relevance.documents[best], relevance.grades[best])
+    return ideal.discounted_gain(rank, k)
 
 
 METRICS: dict[str, Metric] = {

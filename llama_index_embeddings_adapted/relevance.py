@@ -66,6 +66,20 @@ class Relevance:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Relevance(offsets, self.documents[entries], self.grades[entries])
 
+    def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
+        """Return the discounted gain of the entries that rank among the first ``k``.
+
+        Args:
+            ranks: ``(entries,)``, 0 is first.
+            k: Cut-off.
+
+        Returns:
+            ``(n,)``; NDCG before it is divided by that of the best order.
+        """
+        gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
+        total = np.bincount(self.queries, weights=gains, minlength=len(self))
+        return np.asarray(total, dtype=np.float64)
+
     def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
         """Return the grade of each ranked document, 0 where it is not relevant.
 

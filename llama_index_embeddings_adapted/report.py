@@ -78,7 +78,10 @@ class FinetuneReport:
         if self.new is not None and self.new.difference.high < 0:
             return "do not ship: queries about documents without training questions lose"
         if difference.low > 0:
-            return f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10, surely more than 0"
+            return (
+                f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10 "
+                f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+            )
         return f"no harm seen, no proof of gain; {difference.verdict}"
 
     def to_dict(self) -> dict[str, Any]:

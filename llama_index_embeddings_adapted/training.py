@@ -17,7 +17,7 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.losses import ranking_nll, score_drift
+from llama_index_embeddings_adapted.losses import Targets, ranking_nll, score_drift
 from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
 from llama_index_embeddings_adapted.validation import Gain, Validation
 from llama_index_embeddings_adapted.vectors import Rows, unit
@@ -245,6 +245,12 @@ class _Run:
             if options.loss == "corpus"
             else np.unique(self._relevance.documents)
         )
+        # Gathered once where every step scores the same documents.
+        self._all_candidates = (
+            None
+            if options.loss == "mnr" or len(self._candidates) > options.max_candidates
+            else self._documents[self._tensor(self._candidates)]
+        )
         self._optimizer = self._make_optimizer()
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: min(1.0, (step + 1) / (options.warmup_steps + 1))
@@ -296,11 +302,11 @@ class _Run:
         options = self._options
         rows = self._tensor(batch)
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
-        candidates = self._candidates_for(batch)
+        candidates, documents = self._candidates_for(batch)
         loss = ranking_nll(
             adapted,
-            self._documents[self._tensor(candidates)],
-            self._target(batch, candidates),
+            documents,
+            self._targets(batch, candidates),
             temperature=self._log_temperature.exp(),
         )
         if options.shrinkage:
@@ -311,27 +317,32 @@ class _Run:
             loss = loss + options.anchor * score_drift(adapted, self._unit_base[rows], anchors)
         return loss
 
-    def _candidates_for(self, batch: Rows) -> Rows:
-        """Return the documents that compete in this step, sorted."""
+    def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
+        """Return the documents that compete in this step, sorted, and their vectors."""
         relevant = self._relevance.take(batch)
         if self._options.loss == "mnr":
             # One relevant document per query, as each (query, document) pair is one example; the
             # others are drawn in other epochs. Those of the batch's other queries compete.
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            return np.unique(relevant.documents[place])
-        if len(self._candidates) <= self._options.max_candidates:
-            return self._candidates
-        own = np.unique(relevant.documents)
-        more = max(0, self._options.max_candidates - len(own))
-        return np.union1d(own, self._random.choice(self._candidates, size=more, replace=False))
+            chosen = np.unique(relevant.documents[place])
+        elif self._all_candidates is not None:
+            return self._candidates, self._all_candidates
+        else:
+            own = np.unique(relevant.documents)
+            more = max(0, self._options.max_candidates - len(own))
+            others = self._random.choice(self._candidates, size=more, replace=False)
+            chosen = np.union1d(own, others)
+        return chosen, self._documents[self._tensor(chosen)]
 
-    def _target(self, batch: Rows, candidates: Rows) -> Tensor:
+    def _targets(self, batch: Rows, candidates: Rows) -> Targets:
         relevant = self._relevance.take(batch)
         place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
         there = candidates[place] == relevant.documents
-        target = np.zeros((len(batch), len(candidates)), dtype=np.float32)
-        target[relevant.queries[there], place[there]] = 1.0
-        return self._tensor(target / target.sum(axis=1, keepdims=True))
+        queries = relevant.queries[there]
+        shares = 1.0 / np.bincount(queries, minlength=len(batch))[queries]
+        return Targets(
+            self._tensor(queries), self._tensor(place[there]), self._tensor(np.float32(shares))
+        )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options = self._options

@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.significance import Difference, paired_difference
 from llama_index_embeddings_adapted.splits import hold_out_documents
-from llama_index_embeddings_adapted.vectors import Rows, top_k, unit
+from llama_index_embeddings_adapted.vectors import Rows, ranks, top_k, unit
 
 PerQuery = NDArray[np.float64]
 
@@ -56,6 +56,7 @@ class Validation:
         self._parts = [part for part in parts if len(part.known)]
         self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self._parts])
         self._documents = [unit(part.data.documents) for part in self._parts]
+        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self._parts]
         self.base: PerQuery = self._values(None, _DEPTH, (METRIC,))[METRIC]
 
     def __len__(self) -> int:
@@ -64,7 +65,13 @@ class Validation:
 
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each held-out query, ``(n,)``."""
-        return self._values(adapter, _DEPTH, (METRIC,))[METRIC]
+        values = []
+        for part, documents, ideal in zip(self._parts, self._documents, self._ideal, strict=True):
+            relevance = part.data.relevance
+            queries = unit(adapter.apply(part.data.queries))
+            found = ranks(queries, documents, relevance.queries, relevance.documents)
+            values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
+        return np.concatenate(values)
 
     def report(self, adapter: Adapter) -> tuple[PartReport, PartReport | None, PartReport | None]:
         """Compare base and adapter in full: on all held-out queries, the known and the new."""

@@ -73,6 +73,33 @@ def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[Rows, Vectors]:
     return rows, scores
 
 
+def ranks(queries: Vectors, documents: Vectors, rows: Rows, wanted: Rows) -> Rows:
+    """Return the rank of single documents among all, much cheaper than sorting.
+
+    Ties go to the document that stands first, as in :func:`top_k`.
+
+    Args:
+        queries: ``(n, dim)``.
+        documents: ``(m, dim)``.
+        rows: ``(entries,)``, rows of queries, ascending.
+        wanted: ``(entries,)``, the document to rank for each.
+
+    Returns:
+        ``(entries,)``, 0 is first.
+    """
+    found = np.empty(len(rows), dtype=np.int64)
+    step = max(1, _SCORES_PER_BLOCK // max(len(documents), 1))
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step] @ documents.T
+        first, last = np.searchsorted(rows, [start, start + step])
+        for entry in range(first, last):
+            scores, document = block[rows[entry] - start], wanted[entry]
+            ahead = np.count_nonzero(scores > scores[document])
+            ties = np.count_nonzero(scores[:document] == scores[document])
+            found[entry] = ahead + ties
+    return found
+
+
 def _first_k(block: Vectors, k: int) -> Rows:
     """Return the columns of the ``k`` largest values of each row, ties by column."""
     if k < block.shape[1]:

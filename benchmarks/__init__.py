@@ -1,0 +1,1 @@
+"""Measurements behind every number in the documentation. ``python -m benchmarks --help``."""

@@ -1,0 +1,125 @@
+"""Side by side with the engine of llama-index-finetuning: texts embedded, seconds, test scores."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    compare_retrieval,
+)
+
+EPOCHS = 4
+METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
+
+
+class CountedEmbedding(BaseEmbedding):
+    """MiniLM that counts the texts and calls it is asked for, whoever asks."""
+
+    _model: Any = PrivateAttr()
+    _texts: int = PrivateAttr(default=0)
+    _calls: int = PrivateAttr(default=0)
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model_name="counted-minilm", embed_batch_size=model.embed_batch_size)
+        self._model = model
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts so far and start again."""
+        counts = {"texts": self._texts, "calls": self._calls}
+        self._texts = self._calls = 0
+        return counts
+
+    def _count(self, texts: int) -> Any:
+        self._texts += texts
+        self._calls += 1
+        return self._model
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._count(1)._get_query_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._count(1)._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._count(1)._get_text_embedding(text)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._count(len(texts))._get_text_embeddings(texts)
+
+    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
+        return self._count(len(queries))._embed(queries, prompt_name="query")
+
+
+def run(data: Path) -> dict[str, Any]:
+    """Train on Lyft with both engines, then test on Uber."""
+    real = sets.load(data, "uberlyft_10k")
+    base = CountedEmbedding(environment.minilm(embed_batch_size=32))
+    base.get_text_embedding("the first call of a model is slower than the others")
+    base.counts()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        old_model, old = _old(real, base, folder)
+        new_model, cold = _new(real, base, folder)
+        _, warm = _new(real, base, folder)
+        models = {"base": base, "llama-index-finetuning": old_model, "ours": new_model}
+        compared = compare_retrieval(
+            models, real.tests["test"], cache_dir=folder / "judge", show_progress=False
+        )
+    return {
+        "set": "uberlyft_10k: train Lyft, test Uber",
+        "epochs of the old engine": EPOCHS,
+        "runs": {"llama-index-finetuning": old, "ours, cold": cold, "ours, warm cache": warm},
+        "ratio_cold": old["seconds"] / cold["seconds"],
+        "ratio_warm": old["seconds"] / warm["seconds"],
+        "test": {m: {metric: s[metric] for metric in METRICS} for m, s in compared.scores.items()},
+        "ours_against_base": str(compared.significance("base", "ours")),
+        "old_against_base": str(compared.significance("base", "llama-index-finetuning")),
+    }
+
+
+def _old(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any, dict[str, Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it is deprecated
+        from llama_index.finetuning import EmbeddingAdapterFinetuneEngine as OldEngine
+        from llama_index.finetuning import EmbeddingQAFinetuneDataset as OldDataset
+    dataset = OldDataset(**_plain(real.train))
+    began = time.perf_counter()
+    engine = OldEngine(dataset, base, model_output_path=str(folder / "old"), epochs=EPOCHS)
+    engine.finetune()
+    seconds = time.perf_counter() - began
+    return engine.get_finetuned_model(), {"seconds": seconds, **base.counts()}
+
+
+def _new(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any, dict[str, Any]]:
+    dataset = EmbeddingQAFinetuneDataset(**_plain(real.train))
+    began = time.perf_counter()
+    engine = EmbeddingAdapterFinetuneEngine(
+        dataset,
+        base,
+        model_output_path=folder / "new",
+        cache_dir=folder / "cache",
+        show_progress=False,
+    )
+    engine.finetune()
+    seconds = time.perf_counter() - began
+    return engine.get_finetuned_model(), {"seconds": seconds, **base.counts()}
+
+
+def _plain(dataset: EmbeddingQAFinetuneDataset) -> dict[str, Any]:
+    """Return the Lyft part: queries with the documents that they were written from."""
+    used = {document for documents in dataset.relevant_docs.values() for document in documents}
+    return {
+        "queries": dataset.queries,
+        "corpus": {d: text for d, text in dataset.corpus.items() if d in used},
+        "relevant_docs": dataset.relevant_docs,
+    }

@@ -1,0 +1,148 @@
+"""What serving costs: the adapter step, a query end to end, the import, an evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.evaluation import RetrieverEvaluator
+from llama_index.core.schema import TextNode
+from llama_index.embeddings.adapter import AdapterEmbeddingModel, LinearLayer
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    evaluate_retrieval,
+)
+
+DIM = 384
+RANDOM = np.random.default_rng(0)
+VECTOR = RANDOM.standard_normal(DIM).astype(np.float32)
+VECTOR /= np.linalg.norm(VECTOR)
+ANSWER = VECTOR.tolist()
+
+
+class InstantEmbedding(BaseEmbedding):
+    """A base model that costs nothing, so that only the overhead is left."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return ANSWER
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return ANSWER
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return ANSWER
+
+
+class TableEmbedding(BaseEmbedding):
+    """A base model that looks vectors up: text ``"17"`` is row 17."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return _table_row(int(query)).tolist() if query.isdecimal() else ANSWER
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_query_embedding(text)
+
+
+def _table_row(row: int) -> np.ndarray[Any, Any]:
+    vector = np.random.default_rng(row).standard_normal(DIM)
+    return vector / np.linalg.norm(vector)
+
+
+def run() -> dict[str, Any]:
+    """Measure all of it."""
+    return {**_steps(), **_import_time(), **_evaluators()}
+
+
+def _steps() -> dict[str, Any]:
+    base = InstantEmbedding()
+    ours = AdaptedEmbedding(base, LinearAdapter.identity(DIM))
+    with tempfile.TemporaryDirectory() as folder:
+        LinearLayer(DIM, DIM, bias=True).save(folder)
+        old = AdapterEmbeddingModel(base, folder, device="cpu")
+    calls = {
+        "step": lambda: ours.adapter.apply(VECTOR),
+        "base": lambda: base.get_query_embedding("a query"),
+        "ours": lambda: ours.get_query_embedding("a query"),
+        "old": lambda: old.get_query_embedding("a query"),
+    }
+    micros = _interleaved(calls)
+    overhead = {name: micros[name] - micros["base"] for name in ("ours", "old")}
+    return {
+        "adapter_step_us": micros["step"],
+        "query_us": micros,
+        "overhead_us": overhead,
+        "overhead_ratio": overhead["ours"] / overhead["old"],
+    }
+
+
+def _interleaved(calls: dict[str, Callable[[], Any]], rounds: int = 15, each: int = 1000) -> Any:
+    """Return the median microseconds of each call, taking turns so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            for _ in range(each):
+                call()
+            times[name].append((time.perf_counter() - began) / each * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _import_time(rounds: int = 9) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {"llama_index.core": [], "llama_index_embeddings_adapted": []}
+    for _ in range(rounds):
+        for module, values in seconds.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+            values.append(time.perf_counter() - began)
+    core, ours = (statistics.median(values) for values in seconds.values())
+    pairs = zip(*seconds.values(), strict=True)
+    ratio = statistics.median(b / a for a, b in pairs)
+    return {"import_seconds": {"core": core, "ours": ours}, "import_ratio": ratio}
+
+
+def _evaluators(documents: int = 3000, queries: int = 60) -> dict[str, Any]:
+    base = TableEmbedding()
+    nodes = [TextNode(id_=str(i), text=str(i)) for i in range(documents)]
+    index = VectorStoreIndex(nodes, embed_model=base)
+    wanted = {str(i): [str(i)] for i in range(queries)}
+    evaluator = RetrieverEvaluator.from_metric_names(
+        ["hit_rate", "mrr"], retriever=index.as_retriever(similarity_top_k=10, embed_model=base)
+    )
+    began = time.perf_counter()
+    asyncio.run(_all(evaluator, wanted))
+    theirs = queries / (time.perf_counter() - began)
+    dataset = EmbeddingQAFinetuneDataset(
+        {str(i): str(i) for i in range(documents)},
+        {str(i): str(i) for i in range(documents)},
+        {str(i): [str(i)] for i in range(documents)},
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        evaluate_retrieval(base, dataset, cache_dir=cache, show_progress=False)
+        began = time.perf_counter()
+        evaluate_retrieval(base, dataset, cache_dir=cache, show_progress=False)
+        ours = documents / (time.perf_counter() - began)
+    return {
+        "evaluator_queries_per_second": {"RetrieverEvaluator": theirs, "evaluate_retrieval": ours},
+        "evaluator_ratio": ours / theirs,
+        "evaluator_documents": documents,
+    }
+
+
+async def _all(evaluator: RetrieverEvaluator, wanted: dict[str, list[str]]) -> None:
+    for query, expected in wanted.items():
+        await evaluator.aevaluate(query, expected)

@@ -1,0 +1,49 @@
+"""The seven data sets, as BEIR folders below one folder."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+
+NAMES = (
+    "nfcorpus",
+    "scifact",
+    "uberlyft_10k",
+    "squad_dev",
+    "nl2bash",
+    "tldr_pages",
+    "banking77_intent",
+)
+
+
+@dataclass(frozen=True)
+class RealSet:
+    """One data set; ``tests`` has an entry per test file, ``"test"`` is the whole."""
+
+    name: str
+    train: Dataset
+    dev: Dataset | None
+    tests: dict[str, Dataset]
+
+
+def load(folder: Path, name: str) -> RealSet:
+    """Read a set. Tests of uberlyft_10k search among the Uber documents only."""
+    path = folder / name
+    splits = sorted(file.stem for file in (path / "qrels").glob("*.tsv"))
+    tests = {s: Dataset.from_beir(path, s) for s in splits if s.startswith("test")}
+    if name == "uberlyft_10k":
+        tests = {split: _only_uber(path, test) for split, test in tests.items()}
+    dev = Dataset.from_beir(path, "dev") if "dev" in splits else None
+    return RealSet(name, Dataset.from_beir(path, "train"), dev, tests)
+
+
+def _only_uber(path: Path, test: Dataset) -> Dataset:
+    with gzip.open(path / "corpus.jsonl.gz", "rt", encoding="utf-8") as stream:
+        lines = [json.loads(line) for line in stream]
+    uber = {line["_id"] for line in lines if line["metadata"]["source"] == "uber"}
+    corpus = {document: text for document, text in test.corpus.items() if document in uber}
+    return Dataset(test.queries, corpus, test.relevant_docs)

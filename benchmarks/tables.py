@@ -1,0 +1,123 @@
+"""Tables in the documentation, generated from the result files, so that neither drifts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import environment
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+_BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def quality_table() -> str:
+    """NDCG@10 on every test set: base, default adapter, known and new documents apart."""
+    rows = [
+        "| data set | test queries | base | adapted | gain | known documents | new documents |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, variants in environment.load("quality")["sets"].items():
+        runs = [run["tests"]["test"] for run in variants["default"]]
+        whole = [run["all"] for run in runs]
+        base, adapted = (mean(r[m]["ndcg@10"] for r in whole) for m in ("base", "adapted"))
+        parts = [_gain(runs, part) for part in ("known", "new")]
+        rows.append(
+            f"| {name} | {whole[0]['queries']:,} | {base:.4f} | {adapted:.4f} "
+            f"| {adapted / base - 1:+.1%} | {parts[0]} | {parts[1]} |"
+        )
+    return "\n".join(rows)
+
+
+def files_table() -> str:
+    """Every test file and seed: difference in NDCG@10 with its interval."""
+    rows = [
+        "| data set | test file | loss | seed | base | adapted | difference | 95 % interval "
+        "| epoch | seconds, vectors cached |",
+        "|---|---|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for name, variants in environment.load("quality")["sets"].items():
+        for variant, runs in variants.items():
+            for seed, run in enumerate(runs):
+                for split, parts in run["tests"].items():
+                    rows.append(_file_row(name, split, variant, seed, run, parts["all"]))
+    return "\n".join(rows)
+
+
+def old_table() -> str:
+    """The engine of llama-index-finetuning and ours, side by side."""
+    found = environment.load("old")
+    rows = [
+        "| | texts embedded | calls | seconds | NDCG@10 | MRR@10 | hit rate@5 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| base model | | | | " + _scores(found["test"]["base"]) + " |",
+    ]
+    for name, run in found["runs"].items():
+        model = "ours" if name.startswith("ours") else name
+        rows.append(
+            f"| {name} | {run['texts']:,} | {run['calls']:,} | {run['seconds']:.1f} | "
+            + _scores(found["test"][model])
+            + " |"
+        )
+    return "\n".join(rows)
+
+
+def serving_table() -> str:
+    """What serving costs."""
+    found = environment.load("serving")
+    speed = found["evaluator_queries_per_second"]
+    rows = [
+        "| what | measured |",
+        "|---|---|",
+        f"| adapter step, 384 dimensions | {found['adapter_step_us']:.0f} µs |",
+        f"| a query, over calling the base model | {found['overhead_us']['ours']:.0f} µs "
+        f"(`AdapterEmbeddingModel`: {found['overhead_us']['old']:.0f} µs) |",
+        f"| import, over `import llama_index.core` | {found['import_ratio'] - 1:+.1%} |",
+        f"| evaluation, {found['evaluator_documents']:,} documents | "
+        f"{speed['evaluate_retrieval']:,.0f} queries/s (`RetrieverEvaluator`: "
+        f"{speed['RetrieverEvaluator']:.0f}) |",
+    ]
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality_table,
+    "files": files_table,
+    "old": old_table,
+    "serving": serving_table,
+}
+
+
+def refresh() -> None:
+    """Rewrite every ``<!-- results: NAME -->`` block of the documentation."""
+    for path in DOCUMENTS:
+        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def refreshed(text: str) -> str:
+    """Return a document with its blocks as the result files have them."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def _gain(runs: list[Any], part: str) -> str:
+    if part not in runs[0]:
+        return "–"
+    base, adapted = (mean(r[part][m]["ndcg@10"] for r in runs) for m in ("base", "adapted"))
+    return f"{base:.4f} → {adapted:.4f}"
+
+
+def _scores(values: dict[str, float]) -> str:
+    return " | ".join(f"{values[metric]:.4f}" for metric in ("ndcg@10", "mrr@10", "hit_rate@5"))
+
+
+def _file_row(name: str, split: str, variant: str, seed: int, run: Any, found: Any) -> str:
+    low, high = found["interval"]
+    return (
+        f"| {name} | {split} | {variant} | {seed} | {found['base']['ndcg@10']:.4f} "
+        f"| {found['adapted']['ndcg@10']:.4f} | {found['difference']:+.4f} "
+        f"| [{low:+.4f}, {high:+.4f}] | {run['epoch']} | {run['seconds']:.0f} |"
+    )

@@ -1,0 +1,38 @@
+"""Encoded datasets whose answer is known, for what learns from arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.vectors import unit
+
+
+def encoded(
+    queries: np.ndarray, documents: np.ndarray, relevant: list[list[int]]
+) -> EncodedDataset:
+    return EncodedDataset(
+        np.float32(queries),
+        np.float32(documents),
+        Relevance.from_lists(relevant),
+        tuple(f"q{row}" for row in range(len(queries))),
+        tuple(f"d{row}" for row in range(len(documents))),
+        np.arange(len(documents)),
+    )
+
+
+def rotated_corpus(
+    *, documents: int = 200, per_document: int = 3, dim: int = 12, seed: int = 0
+) -> tuple[EncodedDataset, np.ndarray]:
+    """Queries are their documents, rotated, with noise: a linear map can undo it.
+
+    Returns the data and the rotation that takes documents to queries.
+    """
+    random = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(random.standard_normal((dim, dim)))
+    corpus = unit(random.standard_normal((documents, dim)))
+    answers = np.repeat(np.arange(documents), per_document)
+    noise = 0.1 * random.standard_normal((len(answers), dim))
+    queries = unit(corpus[answers] @ rotation.T + noise)
+    return encoded(queries, corpus, [[answer] for answer in answers]), rotation

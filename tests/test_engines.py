@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    TwoLayerAdapter,
+    compare_retrieval,
+)
+from llama_index_embeddings_adapted.errors import (
+    AdaptedError,
+    DatasetError,
+    NotTrainedError,
+    OptionError,
+    ShapeError,
+    TrainingError,
+)
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS
+from tests.conftest import CountingEmbedding
+
+NOUNS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "lamp")
+ADJECTIVES = ("red", "blue", "big", "small", "old", "new", "fast", "slow", "warm", "cold")
+
+
+@pytest.fixture
+def things() -> EmbeddingQAFinetuneDataset:
+    """A document for each of 100 things, two questions about each, in other words."""
+    corpus, queries, relevant = {}, {}, {}
+    for noun in NOUNS:
+        for adjective in ADJECTIVES:
+            name = f"{adjective} {noun}"
+            corpus[name] = f"{name} {noun}-facts {adjective}-facts"
+            for start in ("what", "tell"):
+                queries[f"{start} {name}"] = f"{start} {noun}? {adjective}?"
+                relevant[f"{start} {name}"] = [name]
+    return EmbeddingQAFinetuneDataset(queries, corpus, relevant)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model_output_path": tmp_path / "adapter",
+        "cache_dir": tmp_path / "cache",
+        "show_progress": False,
+    }
+
+
+def test_the_call_of_the_old_tutorial_runs_and_serves(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        things,
+        base,
+        model_output_path=str(tmp_path / "model_output_test"),
+        epochs=4,
+        verbose=True,
+        optimizer_class=torch.optim.SGD,
+        optimizer_params={"lr": 0.01},
+        cache_dir=tmp_path / "cache",
+    )
+    assert engine.finetune() is None
+    model = engine.get_finetuned_model()
+    assert len(model.get_query_embedding("what apple?")) == 16
+    loaded = AdaptedEmbedding.from_pretrained(tmp_path / "model_output_test", base)
+    assert loaded.adapter == model.adapter
+
+
+def test_arguments_keep_the_order_of_the_old_engine() -> None:
+    names = list(inspect.signature(EmbeddingAdapterFinetuneEngine).parameters)
+    assert names[:12] == [
+        "dataset",
+        "embed_model",
+        "batch_size",
+        "epochs",
+        "adapter_model",
+        "dim",
+        "device",
+        "model_output_path",
+        "model_checkpoint_path",
+        "checkpoint_save_steps",
+        "verbose",
+        "bias",
+    ]
+
+
+class Skewed(CountingEmbedding):
+    """Sees queries at an angle, as a model does that was trained on other text."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        vector = np.array(super().vector(role, text))
+        return (vector + 1.5 * vector[::-1]).tolist() if role == "query" else vector.tolist()
+
+
+def test_training_helps_on_questions_and_documents_it_has_not_seen(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any]
+) -> None:
+    base = Skewed(embed_batch_size=16)
+    train, test = things.train_test_split(0.3, by="document", seed=1)
+    engine = EmbeddingAdapterFinetuneEngine(train, base, learning_rate=0.01, anchor=0.0, **options)
+    engine.finetune()
+    compared = compare_retrieval(
+        {"base": base, "adapted": engine.get_finetuned_model()},
+        test,
+        cache_dir=options["cache_dir"],
+        show_progress=False,
+    )
+    assert compared.significance("base", "adapted").low > 0
+    assert engine.report.verdict.startswith("ship")
+
+
+def test_every_text_is_embedded_once_and_never_again(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any]
+) -> None:
+    base = CountingEmbedding(embed_batch_size=8)
+    engine = EmbeddingAdapterFinetuneEngine(things, base, epochs=3, **options)
+    engine.finetune()
+    texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    assert len(texts) == len(set(texts)) == 200 + 100
+    assert engine.report.base_texts == len(base.asked)
+
+    other = CountingEmbedding(embed_batch_size=8)
+    for settings in ({"loss": "corpus"}, {"learning_rate": 0.01, "seed": 3}):
+        again = EmbeddingAdapterFinetuneEngine(things, other, epochs=2, **settings, **options)
+        again.finetune()
+    assert {text for _, text in other.asked} == set(PROBE_TEXTS)
+
+
+def test_the_report_has_both_models_an_interval_and_the_history(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(things, base, epochs=3, **options)
+    engine.finetune()
+    report = engine.report
+    assert report.base.keys() == report.adapted.keys() >= {"ndcg@10", "mrr@10", "hit_rate@5"}
+    assert report.interval[0] <= report.overall.difference.mean <= report.interval[1]
+    assert 0 < report.p_value <= 1
+    assert [epoch.epoch for epoch in report.history] == [0, 1, 2, 3]
+    assert report.known is not None
+    assert report.new is not None
+    assert report.known.queries + report.new.queries == report.overall.queries
+    assert "documents without" in str(report)
+    saved = json.loads((options["model_output_path"] / "config.json").read_text())
+    assert saved["training"]["report"] == report.to_dict()
+    assert saved["training"]["data"] == things.fingerprint
+
+
+def test_queries_of_a_given_validation_set_are_not_trained_on(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    train, val = things.train_test_split(0.2, seed=0)
+    engine = EmbeddingAdapterFinetuneEngine(train, base, val_dataset=val, epochs=2, **options)
+    engine.finetune()
+    # All of val, and a tenth of train held out with its documents.
+    assert engine.report.overall.queries == pytest.approx(len(val) + 0.1 * len(train), abs=3)
+    assert engine.report.new is not None
+
+
+def test_one_seed_gives_bit_equal_adapters(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    adapters = []
+    for seed in (5, 5, 6):
+        engine = EmbeddingAdapterFinetuneEngine(things, base, epochs=2, seed=seed, **options)
+        engine.finetune()
+        adapters.append(engine.get_finetuned_model().adapter)
+    assert adapters[0] == adapters[1] != adapters[2]
+
+
+def test_finetune_takes_and_checks_overrides(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(things, base, epochs=9, **options)
+    engine.finetune(epochs=1)
+    assert len(engine.report.history) == 2
+    with pytest.raises(OptionError, match='Unknown argument "epoch"'):
+        engine.finetune(epoch=1)
+
+
+def test_an_adapter_given_is_where_training_starts(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    from llama_index.embeddings.adapter import LinearLayer
+    from llama_index.embeddings.adapter.utils import TwoLayerNN
+
+    for given, kind in (
+        (TwoLayerAdapter.identity(16, hidden=8), TwoLayerAdapter),
+        (TwoLayerNN(16, 8, 16, bias=True, add_residual=True), TwoLayerAdapter),
+        (LinearLayer(16, 16, bias=True), LinearAdapter),
+    ):
+        engine = EmbeddingAdapterFinetuneEngine(
+            things, base, adapter_model=given, epochs=6, learning_rate=0.01, **options
+        )
+        engine.finetune()
+        assert isinstance(engine.get_finetuned_model().adapter, kind)
+    resumed = EmbeddingAdapterFinetuneEngine.from_model_path(
+        things, base, str(options["model_output_path"]), **{**options, "epochs": 1}
+    )
+    resumed.finetune()
+    with pytest.raises(OptionError, match=r"adapter_model: expected a LinearAdapter.*got Linear "):
+        EmbeddingAdapterFinetuneEngine(
+            things, base, adapter_model=torch.nn.Linear(16, 16), **options
+        )
+
+
+def test_checkpoints_are_loadable_adapters(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    folder = options["cache_dir"].parent / "steps"
+    engine = EmbeddingAdapterFinetuneEngine(
+        things,
+        base,
+        epochs=2,
+        model_checkpoint_path=folder,
+        checkpoint_save_steps=2,
+        refit=False,
+        **options,
+    )
+    engine.finetune()
+    saved = sorted(path.name for path in folder.iterdir())
+    assert saved[0] == "step_2"
+    assert LinearAdapter.load(folder / "step_2").input_dim == 16
+
+
+class Custom(BaseEmbedding):
+    """The least a user can write; only one of its two sides works."""
+
+    asynchronous: bool = False
+
+    def _vector(self, text: str) -> list[float]:
+        random = np.random.default_rng(sum(map(ord, text)) * 31 + len(text))
+        return random.standard_normal(8).tolist()
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        if self.asynchronous:
+            raise NotImplementedError
+        return self._vector(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        if not self.asynchronous:
+            raise NotImplementedError
+        return self._vector(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_query_embedding(text)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await self._aget_query_embedding(text)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_any_embedding_model_will_do(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any], asynchronous: bool
+) -> None:
+    model = Custom(asynchronous=asynchronous)
+    engine = EmbeddingAdapterFinetuneEngine(things, model, epochs=1, **options)
+    engine.finetune()
+    # Vectors without meaning: nothing can be learned, and that is what it says.
+    assert "ship" not in engine.report.verdict.split(":")[0] or engine.report.best_epoch > 0
+
+
+def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Path) -> None:
+    # The first paragraph of a module's documentation asks for the rest of it.
+    documents, queries = {}, {}
+    for name in sorted(sys.stdlib_module_names):
+        if name.startswith("_") or name in ("antigravity", "this", "idlelib"):
+            continue
+        code = f"import {name}; print((({name}.__doc__ or '').strip()))"
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
+        paragraphs = done.stdout.decode(errors="replace").split("\n\n")
+        if len(paragraphs) > 1 and len(paragraphs[0]) > 15:
+            queries[name] = paragraphs[0][:200]
+            documents[name] = " ".join(paragraphs[1:])[:400]
+        if len(documents) == 40:
+            break
+    dataset = EmbeddingQAFinetuneDataset(queries, documents, {name: [name] for name in queries})
+    engine = EmbeddingAdapterFinetuneEngine(
+        dataset,
+        minilm,
+        model_output_path=tmp_path / "adapter",
+        cache_dir=tmp_path / "cache",
+        show_progress=False,
+    )
+    engine.finetune()
+    assert engine.report.base["ndcg@10"] > 0.3  # a real model finds real answers
+    assert engine.report.adapted["ndcg@10"] >= engine.report.base["ndcg@10"]
+    assert engine.report.base_texts == len(queries) + len(documents) + 2 * len(PROBE_TEXTS)
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    EmbeddingAdapterFinetuneEngine(things, base, epochs=1, **options).finetune()
+    engine = EmbeddingAdapterFinetuneEngine(things, base, **options)
+    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
+        engine.get_finetuned_model()
+    with pytest.raises(NotTrainedError, match="no report"):
+        _ = engine.report
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"lr": 0.1}, OptionError, 'Unknown argument "lr". Did you mean "learning_rate"'),
+        ({"optimiser_class": 1}, OptionError, 'Did you mean "optimizer_class"'),
+        ({"method": "magic"}, OptionError, "method: expected one of linear, got 'magic'"),
+        ({"start": "zero"}, OptionError, 'start: expected "whitening" or "identity"'),
+        ({"epochs": -1}, OptionError, "epochs: expected a whole number >= 1"),
+        ({"checkpoint_save_steps": 0}, OptionError, "checkpoint_save_steps"),
+        ({"val_dataset": "dev.json"}, OptionError, "val_dataset: expected an Embedding.*got str"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_embedded(
+    things: EmbeddingQAFinetuneDataset,
+    base: CountingEmbedding,
+    wrong: dict[str, Any],
+    error: type[AdaptedError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        EmbeddingAdapterFinetuneEngine(things, base, **wrong)
+    assert base.asked == []
+
+
+def test_wrong_types_are_refused(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding
+) -> None:
+    with pytest.raises(OptionError, match=r"embed_model: expected a LlamaIndex.*got str"):
+        EmbeddingAdapterFinetuneEngine(things, "local:x")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"dataset: expected an EmbeddingQA.*got dict"):
+        EmbeddingAdapterFinetuneEngine({}, base)  # type: ignore[arg-type]
+
+
+def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ShapeError, match=r"dim: expected 16, as the base model gives, got 384\."):
+        EmbeddingAdapterFinetuneEngine(things, base, dim=384, **options).finetune()
+    with pytest.raises(ShapeError, match=r"adapter_model: expected 16 → 16.*got 8 → 8"):
+        EmbeddingAdapterFinetuneEngine(
+            things, base, adapter_model=LinearAdapter.identity(8), **options
+        ).finetune()
+    assert {text for _, text in base.asked} == set(PROBE_TEXTS)
+
+
+def test_too_few_queries_are_an_error_that_says_what_to_do(
+    base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    one = EmbeddingQAFinetuneDataset({"q": "why?"}, {"d": "because"}, {"q": ["d"]})
+    with pytest.raises(DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
+        EmbeddingAdapterFinetuneEngine(one, base, **options).finetune()
+
+
+def test_diverging_training_leaves_what_was_saved_before(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    EmbeddingAdapterFinetuneEngine(things, base, epochs=1, **options).finetune()
+    before = (options["model_output_path"] / "adapter.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="Lower the learning rate"):
+        EmbeddingAdapterFinetuneEngine(things, base, learning_rate=1e6, **options).finetune()
+    assert (options["model_output_path"] / "adapter.safetensors").read_bytes() == before
+
+
+# --- the old package ------------------------------------------------------------------------
+
+ISINSTANCE = """
+import warnings
+warnings.simplefilter("ignore")
+{imports}
+from tests.conftest import CountingEmbedding
+dataset = EmbeddingQAFinetuneDataset({{"q": "a"}}, {{"d": "b"}}, {{"q": ["d"]}})
+engine = EmbeddingAdapterFinetuneEngine(dataset, CountingEmbedding())
+assert isinstance(engine, BaseEmbeddingFinetuneEngine)
+"""
+OURS = (
+    "from llama_index_embeddings_adapted import "
+    "EmbeddingAdapterFinetuneEngine, EmbeddingQAFinetuneDataset"
+)
+THEIRS = "from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine"
+
+
+@pytest.mark.parametrize("order", [(OURS, THEIRS), (THEIRS, OURS)])
+def test_an_engine_is_a_base_embedding_finetune_engine(order: tuple[str, str]) -> None:
+    pytest.importorskip("llama_index.embeddings.adapter", reason="the old package is missing")
+    code = ISINSTANCE.format(imports="\n".join(order))
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_works_where_the_old_package_cannot_be_imported(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["llama_index.finetuning"] = None
+sys.modules["mistralai"] = None
+{OURS}
+from tests.conftest import CountingEmbedding
+n = range(30)
+dataset = EmbeddingQAFinetuneDataset(
+    {{f"q{{i}}": f"what {{i}}" for i in n}}, {{f"d{{i}}": f"word {{i}}" for i in n}},
+    {{f"q{{i}}": [f"d{{i}}"] for i in n}})
+engine = EmbeddingAdapterFinetuneEngine(
+    dataset, CountingEmbedding(), epochs=1, model_output_path=r"{tmp_path / "a"}",
+    cache_dir=r"{tmp_path / "c"}", show_progress=False)
+engine.finetune()
+engine.get_finetuned_model().get_query_embedding("x")
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr

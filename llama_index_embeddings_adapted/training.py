@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -27,6 +28,7 @@ OptimizerClass = Callable[..., torch.optim.Optimizer]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
+_WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 _OPTIONAL = ("patience", "steps_per_epoch")
 
 
@@ -251,6 +253,8 @@ class _Run:
             if options.loss == "mnr" or len(self._candidates) > options.max_candidates
             else self._documents[self._tensor(self._candidates)]
         )
+        scored = min(len(self._candidates), options.max_candidates) + options.anchor_documents
+        self._multiplications = options.batch_size * scored * train.documents.shape[1]
         self._optimizer = self._make_optimizer()
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: min(1.0, (step + 1) / (options.warmup_steps + 1))
@@ -259,7 +263,8 @@ class _Run:
     def epochs(self, *, show_progress: bool) -> Iterator[tuple[int, float]]:
         """Train; yield number and mean loss of each epoch."""
         numbers = range(1, self._options.epochs + 1)
-        with tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress) as bar:
+        bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
+        with bar, _threads_for(self._multiplications):
             for number in bar:
                 loss = float(np.mean([self.step(batch) for batch in self.batches()]))
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -361,6 +366,19 @@ class _Run:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+@contextmanager
+def _threads_for(multiplications: int) -> Iterator[None]:
+    """Keep small steps on one thread: waiting for a second one costs more than it saves, and on a
+    busy machine ten times as much."""
+    before = torch.get_num_threads()
+    if multiplications < _WORTH_TWO_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:

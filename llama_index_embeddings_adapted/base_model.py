@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +14,13 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
 from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
+from llama_index_embeddings_adapted.redaction import without_url_secrets
 from llama_index_embeddings_adapted.vectors import as_vectors
 
 Embedding = list[float]
 _MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
 QueryBatch = Callable[[list[str]], list[Embedding]]
+_State = dict[str, object]
 
 
 class BaseModelCalls:
@@ -85,7 +87,7 @@ class BaseModelCalls:
                 return self._whole(self._model.get_text_embedding_batch(texts), texts)
             except NotImplementedError:
                 self._only_async = True
-        return self._whole(asyncio_run(self._model.aget_text_embedding_batch(texts)), texts)
+        return self._whole(_run(self._model.aget_text_embedding_batch(texts)), texts)
 
     def _whole(self, answers: list[Embedding], texts: Sequence[str]) -> list[Embedding]:
         """Refuse a batch of another length: which vector is whose can no longer be told."""
@@ -105,7 +107,27 @@ class BaseModelCalls:
             jobs = [self._model.aget_query_embedding(text) for text in texts]
             return await run_jobs(jobs, workers=workers)
 
-        return cast(list[Embedding], asyncio_run(gather()))
+        return _run(gather())
+
+
+def _run(work: Coroutine[Any, Any, list[Embedding]]) -> list[Embedding]:
+    """Run a coroutine, also where a loop is running.
+
+    LlamaIndex's runner takes a RuntimeError of the model for one of the loop, and hides it.
+    """
+    errors: list[Exception] = []
+
+    async def outcome() -> list[Embedding]:
+        try:
+            return await work
+        except Exception as error:
+            errors.append(error)
+            return []
+
+    answers = cast(list[Embedding], asyncio_run(outcome()))
+    if errors:
+        raise errors[0]
+    return answers
 
 
 class _QueryBatches(BaseEmbedding):
@@ -169,28 +191,41 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
 def base_name(model: BaseEmbedding) -> str:
     """Return class and model name, as messages and saved folders show them.
 
-    Of a local path only the end is shown: the same model elsewhere is the same model.
+    Of a local path only the end is shown: the same model elsewhere is the same model. Of an
+    address neither user nor password.
     """
     name = type(model).__name__
     if model.model_name in ("", "unknown"):
         return name
     path = Path(model.model_name)
     shown = "/".join(path.parts[-2:]) if path.is_absolute() else model.model_name
-    return f"{name}({shown})"
+    return f"{name}({without_url_secrets(shown)})"
 
 
-_known: dict[int, tuple[weakref.ref[BaseEmbedding], Fingerprint]] = {}
+_known: dict[int, tuple[weakref.ref[BaseEmbedding], _State, Fingerprint]] = {}
+_CHANGES_NO_VECTOR = frozenset(
+    ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
+)
+
+
+def _state(model: BaseEmbedding) -> _State:
+    """Return what tells whether a model object is as it was: its plain settings, and which others."""
+    return {
+        name: value if isinstance(value, (str, int, float, type(None))) else id(value)
+        for name, value in vars(model).items()
+        if name not in _CHANGES_NO_VECTOR
+    }
 
 
 def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) -> Fingerprint:
-    """Embed the probe texts, once per model object.
+    """Embed the probe texts, once per model object and its settings.
 
     Raises:
         EncodeError: The model answers the probes with something that is not vectors.
     """
     entry = _known.get(id(model))
-    if entry is not None and entry[0]() is model:
-        return entry[1]
+    if entry is not None and entry[0]() is model and entry[1] == _state(model):
+        return entry[2]
     calls = calls or BaseModelCalls(model)
     answers: list[Embedding] = []
     for role in ("document", "query"):
@@ -208,5 +243,5 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
         ) from cause
     found = Fingerprint(base_name(model), np.ascontiguousarray(probes))
     number = id(model)
-    _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), found)
+    _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), _state(model), found)
     return found

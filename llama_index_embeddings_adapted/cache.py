@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +62,11 @@ class VectorCache:
                 ) from cause
         self._where = ":memory:" if folder is None else str(folder / "vectors.sqlite")
         # Callers may encode from worker threads; each call holds the connection alone.
-        self._db = sqlite3.connect(
-            self._where, timeout=60, isolation_level=None, check_same_thread=False
-        )
+        self._lock = threading.RLock()
         with self._guard():
+            self._db = sqlite3.connect(
+                self._where, timeout=60, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._check_format()
@@ -95,9 +97,9 @@ class VectorCache:
                     (self._id, *part),
                 )
                 rows.update(found)
-        positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
-        wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
-        return positions, self._read(wanted)
+            positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
+            wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
+            return positions, self._read(wanted)
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
@@ -127,7 +129,7 @@ class VectorCache:
     def _append(self, first: int, vectors: Vectors) -> None:
         vectors = np.ascontiguousarray(vectors, dtype="<f4")
         if self._file is None:
-            self._memory = [*self._memory, vectors]
+            self._memory = [*self._memory_before(first), vectors]
             return
         with self._file.open("r+b" if self._file.exists() else "w+b") as stream:
             stream.seek(first * self._base.dim * 4)
@@ -192,8 +194,9 @@ class VectorCache:
     @contextmanager
     def _guard(self) -> Iterator[None]:
         try:
-            yield
-        except (sqlite3.Error, OSError) as cause:
+            with self._lock:
+                yield
+        except (sqlite3.Error, OSError, IndexError) as cause:
             raise CacheError(
                 f"The vector cache {self._where} cannot be used ({cause}). Free some space, pass "
                 "another cache_dir, or cache_dir=False to keep vectors in memory."

@@ -101,7 +101,7 @@ class Comparison:
         return self.to_markdown()
 
     def _metrics(self, metrics: Sequence[str] | None) -> list[str]:
-        return list(metrics if metrics is not None else next(iter(self.scores.values())).names)
+        return list(metrics if metrics is not None else next(iter(self.scores.values())).headline)
 
     def _check(self, name: str) -> None:
         if name not in self.scores:

@@ -76,6 +76,11 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Return the number of queries."""
         return len(self.queries)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.queries)} queries, {len(self.corpus)} documents)"
+
+    __str__ = __repr__
+
     @property
     def query_docid_pairs(self) -> list[tuple[str, list[str]]]:
         """Each query's text with the ids of its relevant documents."""

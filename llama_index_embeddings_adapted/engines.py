@@ -293,6 +293,10 @@ def _hold_out(
     by_document = _HELD_OUT_DOCUMENTS
     if given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW:
         by_document = 0.0
+    if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
+        raise DatasetError(
+            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
+        )
     rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
     train = data.take(rows)
     if given is not None:

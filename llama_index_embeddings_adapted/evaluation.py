@@ -64,8 +64,17 @@ class RetrievalScores:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics that tables show: each at each of ``ks``."""
+        """Each metric at each of ``ks``."""
         return tuple(f"{metric}@{k}" for metric in metrics.METRICS for k in self.ks)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The few metrics that a table shows unless asked for others."""
+        deepest = max(self.ks)
+        return (
+            *(f"hit_rate@{k}" for k in self.ks),
+            *(f"{metric}@{deepest}" for metric in ("mrr", "ndcg", "recall")),
+        )
 
     @property
     def per_query(self) -> dict[str, dict[str, float]]:

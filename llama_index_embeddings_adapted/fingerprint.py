@@ -41,8 +41,10 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """A short hash of the rounded probes, for people; compare with :meth:`agrees_with`."""
-        return hashlib.sha256(np.round(unit(self.probes), 2).tobytes()).hexdigest()[:16]
+        """A short hash of the rounded probes, for people and as a key; compare with :meth:`agrees_with`."""
+        lengths = " ".join(f"{length:.2g}" for length in np.linalg.norm(self.probes, axis=1))
+        rounded = np.round(unit(self.probes), 2) + np.float32(0.0)  # no negative zero
+        return hashlib.sha256(lengths.encode() + rounded.tobytes()).hexdigest()[:16]
 
     def cosine(self, other: Fingerprint) -> float:
         """Return the least cosine between corresponding probes; -1 if the dimensions differ."""

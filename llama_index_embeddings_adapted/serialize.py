@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
 from llama_index_embeddings_adapted.errors import FolderError
+from llama_index_embeddings_adapted.redaction import (
+    looks_secret,
+    names_secret,
+    without_url_secrets,
+)
 
-_SECRET_NAME = re.compile(
-    r"api_?key|secret|passw|credential|private_?key|access_?key|authori[sz]ation|headers|cookies"
-    r"|(^|_|-)(token|auth|key|pwd)$",
-    re.IGNORECASE,
-)
-#: What keys of the usual providers look like, wherever they hide.
-_SECRET_VALUE = re.compile(
-    r"\b(sk|pk|rk|hf|gsk|xai|pa|ghp|glpat)[-_][A-Za-z0-9_\-]{12,}|\bAIza\w{20,}"
-)
 #: Taken by BaseEmbedding, but not by the constructors of all its subclasses.
 _SET_AFTERWARDS = ("num_workers",)
 _NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
@@ -32,7 +26,7 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
 
     Returns:
         ``class_name``, ``import_path``, ``settings`` (JSON-able), and ``omitted``, the names of the
-        settings that were left out because they are, or look like, secrets.
+        settings that were left out, or saved in part, because they are or look like secrets.
     """
     settings: dict[str, Any] = {}
     omitted: list[str] = []
@@ -40,10 +34,12 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
         if name in _NEVER or value is None:
             continue
         clean = _without_secrets(value)
-        if _SECRET_NAME.search(name) or clean is _OMIT:
+        if names_secret(name) or clean is _OMIT:
             omitted.append(name)
-        else:
-            settings[name] = clean
+            continue
+        settings[name] = clean
+        if clean != value and not isinstance(value, tuple):  # a part of it is missing
+            omitted.append(name)
     cls = type(model)
     return {
         "class_name": cls.class_name(),
@@ -70,7 +66,8 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     if not isinstance(description, dict):
         raise FolderError("No base model is described here. Pass base_embed_model=….")
     cls = _find_class(str(description.get("class_name")), str(description.get("import_path")))
-    settings = {**(description.get("settings") or {}), **secrets}
+    saved = description.get("settings")
+    settings = {**(saved if isinstance(saved, dict) else {}), **secrets}
     later = {name: settings.pop(name) for name in _SET_AFTERWARDS if name in settings}
     try:
         model = cls.from_dict(settings)
@@ -126,22 +123,15 @@ def _without_secrets(value: Any) -> Any:
     ):
         return _OMIT
     if isinstance(value, str):
-        return _OMIT if _SECRET_VALUE.search(value) else _without_url_secrets(value)
+        return _OMIT if looks_secret(value) else without_url_secrets(value)
     if isinstance(value, dict):
         kept = {
             str(key): _without_secrets(item)
             for key, item in value.items()
-            if not _SECRET_NAME.search(str(key))
+            if not names_secret(str(key))
         }
         return {key: item for key, item in kept.items() if item is not _OMIT}
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
     return value
 
-
-def _without_url_secrets(text: str) -> str:
-    """Drop user, password and query of a URL; other texts come back as they are."""
-    if "://" not in text:
-        return text
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -24,8 +24,9 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     ShapeError,
 )
+from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.report import FinetuneReport
-from llama_index_embeddings_adapted.training import Fit, TrainingOptions, fit, refit
+from llama_index_embeddings_adapted.training import Fit, fit, refit
 from llama_index_embeddings_adapted.validation import (
     HeldOut,
     Validation,
@@ -75,7 +76,7 @@ class EmbeddingAdapterFinetuneEngine:
             keeps vectors in memory only.
         show_progress: Show bars.
         train_kwargs: Fields of
-            :class:`~llama_index_embeddings_adapted.training.TrainingOptions`: ``loss``,
+            :class:`~llama_index_embeddings_adapted.options.TrainingOptions`: ``loss``,
             ``optimizer_class``, ``optimizer_params``, ``learning_rate``, ``max_grad_norm``, ….
 
     Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,90 +20,15 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.losses import Targets, ranking_nll, score_drift
 from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
+from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.validation import Gain, Validation
 from llama_index_embeddings_adapted.vectors import Rows, unit
 
-Loss = Literal["queried", "mnr", "corpus"]
 OptimizerClass = Callable[..., torch.optim.Optimizer]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
-_OPTIONAL = ("patience", "steps_per_epoch")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train; every field is checked on construction.
-
-    Args:
-        loss: Which documents a query's relevant ones compete with. ``"queried"``: all documents
-            that some training query asks for. ``"mnr"``: those of the batch (multiple-negatives
-            ranking). ``"corpus"``: all documents. The last gains most on documents with training
-            questions, and takes it from documents without: they are never right, so the map
-            learns to push them away.
-        epochs: Passes over the training queries, at most.
-        batch_size: Queries per step.
-        learning_rate: Of Adam; ignored when ``optimizer_params`` has an ``lr``.
-        temperature: Where the learned temperature starts, in cosine units.
-        learn_temperature: Learn it.
-        shrinkage: Weight of the squared distance from where training starts: the identity, or
-            the label-free map that replaces it.
-        anchor: Weight of the squared change in the scores of documents drawn from the whole
-            corpus, which keeps documents without training questions where they were.
-        anchor_documents: How many are drawn per step.
-        patience: Epochs without a better validation score before training stops; None: never.
-        max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
-            batch and a random sample of the rest, so a step needs about
-            ``8 * batch_size * max_candidates`` bytes, and the same again for the documents.
-        max_grad_norm: Gradients are clipped to this norm.
-        warmup_steps: Steps over which the learning rate rises to its value.
-        steps_per_epoch: Steps per epoch, at most; None for one pass over the queries.
-        optimizer_class: Any torch optimizer; Adam when None.
-        optimizer_params: Its keyword arguments.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
-        seed: Same seed, same machine, same weights.
-
-    Raises:
-        OptionError: A value outside its range.
-    """
-
-    loss: Loss = "queried"
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 3e-4
-    temperature: float = 0.05
-    learn_temperature: bool = True
-    shrinkage: float = 0.01
-    anchor: float = 30.0
-    anchor_documents: int = 512
-    patience: int | None = 8
-    max_candidates: int = 20_000
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 0
-    steps_per_epoch: int | None = None
-    optimizer_class: OptimizerClass | None = None
-    optimizer_params: Mapping[str, Any] = field(default_factory=dict)
-    device: str | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise OptionError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}.")
-        for name in ("epochs", "batch_size", "anchor_documents", "max_candidates", *_OPTIONAL):
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
-        for name in ("learning_rate", "temperature", "max_grad_norm"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise OptionError(f"{name}: expected a number > 0, got {value!r}.")
-        for name in ("shrinkage", "anchor", "warmup_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise OptionError(f"{name}: expected a number >= 0, got {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from llama_index_embeddings_adapted import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted import training as training_module
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.training import Fit, TrainingOptions, fit, refit
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.training import Fit, fit, refit
 from llama_index_embeddings_adapted.validation import (
     HeldOut,
     Validation,

@@ -68,6 +68,9 @@ class EmbeddingAdapterFinetuneEngine:
         bias: Give the linear map a bias.
         val_dataset: Queries that decide when to stop; never trained on.
         method: ``"linear"``.
+        expect: The share of live queries, in [0, 1], about documents that training has questions
+            for, if you know it: epochs are then chosen by that mixture, and a loss on the other
+            documents is accepted if the mixture gains. None: no part may lose.
         start: Of the default linear map: ``"whitening"``, computed from the documents without
             labels, or ``"identity"``.
         refit: Train on everything once the number of epochs is known.
@@ -100,6 +103,7 @@ class EmbeddingAdapterFinetuneEngine:
         *,
         val_dataset: EmbeddingQAFinetuneDataset | None = None,
         method: str = "linear",
+        expect: float | None = None,
         start: str = "whitening",
         refit: bool = True,
         seed: int = 0,
@@ -114,6 +118,8 @@ class EmbeddingAdapterFinetuneEngine:
             )
         if method not in METHODS:
             raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+        if expect is not None and not 0.0 <= expect <= 1.0:
+            raise OptionError(f"expect: expected a share in [0, 1] or None, got {expect!r}.")
         if start not in ("whitening", "identity"):
             raise OptionError(f'start: expected "whitening" or "identity", got {start!r}.')
         if checkpoint_save_steps < 1:
@@ -128,7 +134,7 @@ class EmbeddingAdapterFinetuneEngine:
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._verbose, self._show_progress = verbose, show_progress
-        self._refit, self._cache_dir = refit, cache_dir
+        self._refit, self._cache_dir, self._expect = refit, cache_dir, expect
         self._val_dataset = None if val_dataset is None else _as_dataset(val_dataset, "val_dataset")
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -185,7 +191,7 @@ class EmbeddingAdapterFinetuneEngine:
             given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         finally:
             encoder.close()
-        train, validation = _hold_out(data, given, seed=options.seed)
+        train, validation = _hold_out(data, given, expect=self._expect, seed=options.seed)
         if start is None:
             start = self._default_start(data)
         found = fit(
@@ -209,7 +215,12 @@ class EmbeddingAdapterFinetuneEngine:
             base_calls=encoder.base_calls,
             base_texts=encoder.base_texts,
             interrupted=found.interrupted,
-            settings=_settings(options, self._start_name, self._refit),
+            settings={
+                **_settings(options),
+                "start": self._start_name,
+                "refit": self._refit,
+                "expect": self._expect,
+            },
         )
         self._model = AdaptedEmbedding(
             self.embed_model,
@@ -286,13 +297,15 @@ class EmbeddingAdapterFinetuneEngine:
 
 
 def _hold_out(
-    data: EncodedDataset, given: EncodedDataset | None, *, seed: int
+    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
 ) -> tuple[EncodedDataset, Validation]:
     """Decide what to train on and what to validate on."""
     parts: list[HeldOut] = []
     by_query = _HELD_OUT_QUERIES if given is None else 0.0
     by_document = _HELD_OUT_DOCUMENTS
-    if given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW:
+    if expect == 1.0 or (
+        given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
+    ):
         by_document = 0.0
     if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
         raise DatasetError(
@@ -311,7 +324,7 @@ def _hold_out(
             f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
             "val_dataset."
         )
-    return train, Validation(*parts)
+    return train, Validation(*parts, expect=expect)
 
 
 def _as_adapter(value: Any) -> Adapter:
@@ -331,7 +344,7 @@ def _known_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _settings(options: TrainingOptions, start: str, refit: bool) -> dict[str, Any]:
+def _settings(options: TrainingOptions) -> dict[str, Any]:
     optimizer = options.optimizer_class
     plain = {
         key: value
@@ -345,8 +358,6 @@ def _settings(options: TrainingOptions, start: str, refit: bool) -> dict[str, An
             key: value if isinstance(value, (int, float, str, bool)) else repr(value)
             for key, value in options.optimizer_params.items()
         },
-        "start": start,
-        "refit": refit,
     }
 
 

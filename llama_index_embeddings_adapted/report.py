@@ -75,7 +75,8 @@ class FinetuneReport:
                 "keep the base model: no epoch of training was better on held-out queries "
                 "without harm; the adapter returned changes nothing"
             )
-        if self.new is not None and self.new.difference.high < 0:
+        told = self.settings.get("expect") is not None
+        if self.new is not None and self.new.difference.high < 0 and not told:
             return "do not ship: queries about documents without training questions lose"
         if difference.low > 0:
             return (

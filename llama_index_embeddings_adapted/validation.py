@@ -50,9 +50,12 @@ class Validation:
 
     Args:
         parts: What was held out; parts may be searched in different corpora.
+        expect: The share of live queries that will ask for known documents, in [0, 1], if it is
+            known; candidates are then judged by that mixture.
     """
 
-    def __init__(self, *parts: HeldOut) -> None:
+    def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
+        self.expect = expect
         self._parts = [part for part in parts if len(part.known)]
         self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self._parts])
         self._documents = [unit(part.data.documents) for part in self._parts]
@@ -137,9 +140,9 @@ class Gain:
     Args:
         known: Mean over queries about known documents.
         new: Mean over queries about new documents.
-        overall: Mean over all held-out queries.
+        overall: Mean over all held-out queries, or the expected mixture of the two parts.
         harmless: Whether neither part lost more than its standard error; a part of fewer than 20
-            queries tells nothing.
+            queries tells nothing. Where the mixture is known, its gain decides alone.
     """
 
     known: float
@@ -153,6 +156,12 @@ class Gain:
         change = scores - validation.base
         parts = [change[validation.known], change[~validation.known]]
         known, new = (float(part.mean()) if len(part) else math.nan for part in parts)
+        if validation.expect is not None:
+            shares = (validation.expect, 1.0 - validation.expect)
+            mixed = [(s, g) for s, g in zip(shares, (known, new), strict=True) if g == g and s]
+            weight = sum(share for share, _ in mixed)
+            overall = sum(share * gain for share, gain in mixed) / weight if weight else 0.0
+            return cls(known, new, overall, harmless=True)
         telling = [part for part in parts if len(part) >= _FEWEST]
         harmless = all(part.mean() >= -_standard_error(part) for part in telling)
         return cls(known, new, float(change.mean()), bool(harmless))

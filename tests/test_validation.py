@@ -90,3 +90,16 @@ def test_a_part_without_queries_has_no_gain() -> None:
     gain = Gain.of(validation, validation.base)
     assert (gain.known, gain.overall) == (0.0, 0.0)
     assert np.isnan(gain.new)
+
+
+def test_told_what_to_expect_the_mixture_decides() -> None:
+    data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
+    known = np.arange(50) < 25
+    change = np.where(known, 0.2, -0.1)
+    for expect, overall in ((1.0, 0.2), (0.5, 0.05), (0.0, -0.1)):
+        validation = Validation(HeldOut(data, known), expect=expect)
+        gain = Gain.of(validation, validation.base + change)
+        assert gain.overall == pytest.approx(overall)
+        assert gain.harmless
+    only_known = Validation(HeldOut(data, np.ones(50, dtype=bool)), expect=0.5)
+    assert Gain.of(only_known, only_known.base + 0.2).overall == pytest.approx(0.2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
@@ -191,6 +193,8 @@ class EmbeddingAdapterFinetuneEngine:
             given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         finally:
             encoder.close()
+        if given is not None:
+            data = _without_shared_questions(data, given)
         train, validation = _hold_out(data, given, expect=self._expect, seed=options.seed)
         if start is None:
             start = self._default_start(data)
@@ -325,6 +329,19 @@ def _hold_out(
             "val_dataset."
         )
     return train, Validation(*parts, expect=expect)
+
+
+def _without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
+    """Leave out training queries that are also in the validation set: they would prove nothing."""
+    judged = {vector.tobytes() for vector in given.queries}
+    own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
+    shared = len(train.queries) - len(own)
+    if shared:
+        warnings.warn(
+            f"{shared} training queries are also in val_dataset; they are not trained on.",
+            stacklevel=3,
+        )
+    return train.take(np.array(own, dtype=np.int64))
 
 
 def _as_adapter(value: Any) -> Adapter:

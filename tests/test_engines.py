@@ -168,6 +168,16 @@ def test_queries_of_a_given_validation_set_are_not_trained_on(
     assert engine.report.new is not None
 
 
+def test_training_queries_that_are_also_in_the_validation_set_are_left_out(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    shared = things.subset(list(things.queries)[:30])
+    engine = EmbeddingAdapterFinetuneEngine(things, base, val_dataset=shared, epochs=1, **options)
+    with pytest.warns(UserWarning, match="30 training queries are also in val_dataset"):
+        engine.finetune()
+    assert engine.report.train_queries == len(things) - 30
+
+
 def test_one_seed_gives_bit_equal_adapters(
     things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import legacy, store
 from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter
 from llama_index_embeddings_adapted.closed_form import whitening
@@ -179,25 +180,23 @@ class EmbeddingAdapterFinetuneEngine:
 
         Raises:
             DatasetError: Too few queries to hold some out.
+            FolderError: ``model_output_path`` cannot be written, or holds something else.
             EncodeError: The base model gave no usable vector.
             TrainingError: Training diverged; what was saved before is untouched.
         """
         options = TrainingOptions(**{**self._options, **_known_options(train_kwargs)})
+        folders.check_target(self._output)
         began = time.perf_counter()
         encoder = Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
         )
         try:
             start = self._checked_start(encoder.fingerprint.dim)
-            data = encoder.dataset(self.dataset)
-            given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
+            data, given = self._encoded(encoder)
         finally:
             encoder.close()
-        if given is not None:
-            data = _without_shared_questions(data, given)
+        start = start or self._default_start(data)
         train, validation = _hold_out(data, given, expect=self._expect, seed=options.seed)
-        if start is None:
-            start = self._default_start(data)
         found = fit(
             train,
             validation,
@@ -267,6 +266,13 @@ class EmbeddingAdapterFinetuneEngine:
         if self._report is None:
             raise NotTrainedError("There is no report before finetune().")
         return self._report
+
+    def _encoded(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset | None]:
+        data = encoder.dataset(self.dataset)
+        if self._val_dataset is None:
+            return data, None
+        given = encoder.dataset(self._val_dataset)
+        return _without_shared_questions(data, given), given
 
     def _checked_start(self, dim: int) -> Adapter | None:
         if self._dim is not None and self._dim != dim:
@@ -339,7 +345,7 @@ def _without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> E
     if shared:
         warnings.warn(
             f"{shared} training queries are also in val_dataset; they are not trained on.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return train.take(np.array(own, dtype=np.int64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def write(
     Raises:
         FolderError: ``folder`` exists and is not a saved adapter.
     """
-    _refuse_strangers(folder)
+    check_target(folder)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
@@ -100,14 +101,22 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
     return arrays
 
 
-def _refuse_strangers(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise FolderError(f"{folder}: expected a folder, found a file.")
+def check_target(folder: Path) -> None:
+    """Check that a folder can be written, before the work whose result it is to hold.
+
+    Raises:
+        FolderError: It exists and is not a saved adapter, or its place cannot be written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        writable = os.access(folder.parent, os.W_OK)
+    except OSError as cause:
+        raise FolderError(f"{folder}: cannot be written ({cause.strerror}).") from cause
+    if not writable:
+        raise FolderError(f"{folder}: cannot be written (no permission for {folder.parent}).")
     # Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-    ours = {CONFIG, WEIGHTS, CARD, "pytorch_model.bin"}
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    strangers = sorted(found - {CONFIG, WEIGHTS, CARD, "pytorch_model.bin"})
     if strangers:
         raise FolderError(
             f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "

@@ -23,6 +23,7 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.errors import (
     AdaptedError,
     DatasetError,
+    FolderError,
     NotTrainedError,
     OptionError,
     ShapeError,
@@ -345,6 +346,21 @@ def test_wrong_arguments_are_refused_before_anything_is_embedded(
 ) -> None:
     with pytest.raises(error, match=message):
         EmbeddingAdapterFinetuneEngine(things, base, **wrong)
+    assert base.asked == []
+
+
+def test_an_output_folder_with_other_files_is_refused_before_anything_is_embedded(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    engine = EmbeddingAdapterFinetuneEngine(things, base, model_output_path=tmp_path)
+    with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
+        engine.finetune()
+    engine = EmbeddingAdapterFinetuneEngine(
+        things, base, model_output_path=tmp_path / "thesis.tex" / "adapter"
+    )
+    with pytest.raises(FolderError, match=r"cannot be written \((File exists|Not a directory)\)"):
+        engine.finetune()
     assert base.asked == []
 
 

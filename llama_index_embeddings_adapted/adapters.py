@@ -95,6 +95,7 @@ class Adapter(ABC):
             FolderError: A damaged or foreign folder, or, called on a subclass, another class.
         """
         config, arrays = folders.read(Path(folder))
+        arrays.pop(folders.PROBES, None)
         adapter = restore(config.get("adapter"), arrays, where=str(folder))
         if not isinstance(adapter, cls):
             raise FolderError(f"{folder}: holds a {type(adapter).__name__}, not a {cls.__name__}.")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import os
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from llama_index.core.async_utils import asyncio_run, run_jobs
+from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
@@ -66,7 +70,8 @@ class BaseModelCalls:
             yield from self._documents(list(texts))
         elif self._queries is not None:
             self.calls += 1
-            yield from self._whole(self._queries.get_text_embedding_batch(list(texts)), texts)
+            answers = self._queries.get_text_embedding_batch(list(texts))
+            yield from whole_batch(self._model, answers, texts)
         elif (self._model.num_workers or 1) > 1 or self._only_async:
             yield from self._queries_at_once(list(texts))
         else:
@@ -84,20 +89,12 @@ class BaseModelCalls:
         self.calls += 1
         if not self._only_async:
             try:
-                return self._whole(self._model.get_text_embedding_batch(texts), texts)
+                answers = self._model.get_text_embedding_batch(texts)
+                return whole_batch(self._model, answers, texts)
             except NotImplementedError:
                 self._only_async = True
-        return self._whole(_run(self._model.aget_text_embedding_batch(texts)), texts)
-
-    def _whole(self, answers: list[Embedding], texts: Sequence[str]) -> list[Embedding]:
-        """Refuse a batch of another length: which vector is whose can no longer be told."""
-        if len(answers) != len(texts):
-            raise EncodeError(
-                f"{base_name(self._model)} gave {len(answers)} vectors for a batch of "
-                f"{len(texts)} texts; none of them is kept.",
-                text=texts[0],
-            )
-        return answers
+        answers = _run(self._model.aget_text_embedding_batch(texts))
+        return whole_batch(self._model, answers, texts)
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
         self.calls += len(texts)
@@ -110,24 +107,39 @@ class BaseModelCalls:
         return _run(gather())
 
 
-def _run(work: Coroutine[Any, Any, list[Embedding]]) -> list[Embedding]:
-    """Run a coroutine, also where a loop is running.
+def whole_batch(
+    model: BaseEmbedding, answers: list[Embedding], texts: Sequence[str]
+) -> list[Embedding]:
+    """Refuse a batch of another length: which vector is whose can no longer be told.
 
-    LlamaIndex's runner takes a RuntimeError of the model for one of the loop, and hides it.
+    Raises:
+        EncodeError: More or fewer answers than texts.
     """
-    errors: list[Exception] = []
-
-    async def outcome() -> list[Embedding]:
-        try:
-            return await work
-        except Exception as error:
-            errors.append(error)
-            return []
-
-    answers = cast(list[Embedding], asyncio_run(outcome()))
-    if errors:
-        raise errors[0]
+    if len(answers) != len(texts):
+        raise EncodeError(
+            f"{base_name(model)} gave {len(answers)} vectors for a batch of {len(texts)} texts; "
+            "none of them is kept.",
+            text=texts[0],
+        )
     return answers
+
+
+def _run(work: Coroutine[Any, Any, list[Embedding]]) -> list[Embedding]:
+    """Run a coroutine to its end, also where a loop is running."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """Start the loop of a process, in a thread: one for all calls, as clients keep connections."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="embeddings-adapted", daemon=True).start()
+    return loop
 
 
 class _QueryBatches(BaseEmbedding):
@@ -209,7 +221,7 @@ _CHANGES_NO_VECTOR = frozenset(
 
 
 def _state(model: BaseEmbedding) -> _State:
-    """Return what tells whether a model object is as it was: its plain settings, and which others."""
+    """Return what tells a model object that was changed: plain settings, identity of others."""
     return {
         name: value if isinstance(value, (str, int, float, type(None))) else id(value)
         for name, value in vars(model).items()

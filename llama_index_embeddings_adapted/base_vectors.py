@@ -13,7 +13,12 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.base_model import Embedding, fingerprint_of, query_batch
+from llama_index_embeddings_adapted.base_model import (
+    Embedding,
+    fingerprint_of,
+    query_batch,
+    whole_batch,
+)
 
 
 class BaseVectors:
@@ -28,30 +33,29 @@ class BaseVectors:
 
     def __init__(self, model: BaseEmbedding, cache: Any | None = None) -> None:
         self._model = model
-        self._given = cache
+        self.cache = cache
 
     def query(self, text: str) -> Embedding:
         """Embed one query."""
         model = self._model
-        if self._given is None and model.embeddings_cache is None:  # the fast path
+        if self.cache is None and model.embeddings_cache is None:  # the fast path
             if model.rate_limiter is not None:
                 model.rate_limiter.acquire()
             return model._get_query_embedding(text)
         return self._cached_queries([text])[0]
 
-    def queries(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed queries, in one call where the model can."""
-        return self._cached_queries(list(texts))
+    def queries(self, texts: Sequence[str], size: int) -> list[Embedding]:
+        """Embed queries, ``size`` at a time where the model can."""
+        return self._cached_queries(list(texts), size)
 
-    def documents(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed documents, in batches of the model's own size."""
+    def documents(self, texts: Sequence[str], size: int) -> list[Embedding]:
+        """Embed documents, ``size`` at a time."""
         found, missing = self._look_up("document", texts)
-        size = self._model.embed_batch_size
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             if self._model.rate_limiter is not None:
                 self._model.rate_limiter.acquire()
-            answers = self._model._get_text_embeddings(batch)
+            answers = self._all(self._model._get_text_embeddings(batch), batch)
             found.update(zip(batch, answers, strict=True))
             self._remember("document", batch, answers)
         return [found[text] for text in texts]
@@ -67,40 +71,43 @@ class BaseVectors:
             return answer
         return found[text]
 
-    async def adocuments(self, texts: Sequence[str]) -> list[Embedding]:
-        """Embed documents, asynchronously, in batches of the model's own size."""
+    async def adocuments(self, texts: Sequence[str], size: int) -> list[Embedding]:
+        """Embed documents, asynchronously, ``size`` at a time."""
         found, missing = await self._alook_up("document", texts)
-        size = self._model.embed_batch_size
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             if self._model.rate_limiter is not None:
                 await self._model.rate_limiter.async_acquire()
-            answers = await self._model._aget_text_embeddings(batch)
+            answers = self._all(await self._model._aget_text_embeddings(batch), batch)
             found.update(zip(batch, answers, strict=True))
             await self._aremember("document", batch, answers)
         return [found[text] for text in texts]
 
-    def _cached_queries(self, texts: list[str]) -> list[Embedding]:
+    def _cached_queries(self, texts: list[str], size: int = 1) -> list[Embedding]:
         found, missing = self._look_up("query", texts)
-        together = query_batch(self._model)
-        step = self._model.embed_batch_size if together else 1
+        together = query_batch(self._model) if size > 1 else None
+        step = size if together else 1
         for start in range(0, len(missing), step):
             batch = missing[start : start + step]
             if self._model.rate_limiter is not None:
                 self._model.rate_limiter.acquire()
             answers = together(batch) if together else [self._model._get_query_embedding(batch[0])]
+            answers = self._all(answers, batch)
             found.update(zip(batch, answers, strict=True))
             self._remember("query", batch, answers)
         return [found[text] for text in texts]
+
+    def _all(self, answers: list[Embedding], batch: list[str]) -> list[Embedding]:
+        return whole_batch(self._model, answers, batch)
 
     # LlamaIndex's stores keep one vector as {random id: vector}; so do we, to share its entries.
 
     def _place(self, role: str) -> tuple[Any, str]:
         """Return the store and the collection of a role; the store is None where there is none."""
-        store = self._given if self._given is not None else self._model.embeddings_cache
+        store = self.cache if self.cache is not None else self._model.embeddings_cache
         if store is None:
             return None, ""
-        if self._given is None and role == "document":
+        if self.cache is None and role == "document":
             return store, "embeddings"
         return store, f"embeddings:{role}:{fingerprint_of(self._model).digest}"
 

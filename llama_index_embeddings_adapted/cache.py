@@ -52,6 +52,7 @@ class VectorCache:
         self._base = base
         self._file: Path | None = None
         self._memory: list[Vectors] = []
+        self._rows_in_memory = 0
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -112,10 +113,7 @@ class VectorCache:
         if not texts:
             return
         with self._guard(), self._write():
-            last = self._db.execute(
-                "SELECT max(row) FROM vectors WHERE base = ?", (self._id,)
-            ).fetchone()[0]
-            first = 0 if last is None else last + 1
+            first = self._rows_in_memory if self._file is None else self._rows_in_index()
             self._append(first, vectors)
             self._db.executemany(
                 "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
@@ -126,10 +124,16 @@ class VectorCache:
         """Release the files."""
         self._db.close()
 
+    def _rows_in_index(self) -> int:
+        query = "SELECT max(row) FROM vectors WHERE base = ?"
+        last = self._db.execute(query, (self._id,)).fetchone()[0]
+        return 0 if last is None else int(last) + 1
+
     def _append(self, first: int, vectors: Vectors) -> None:
         vectors = np.ascontiguousarray(vectors, dtype="<f4")
         if self._file is None:
-            self._memory = [*self._memory_before(first), vectors]
+            self._memory.append(vectors)
+            self._rows_in_memory += len(vectors)
             return
         with self._file.open("r+b" if self._file.exists() else "w+b") as stream:
             stream.seek(first * self._base.dim * 4)
@@ -169,10 +173,7 @@ class VectorCache:
 
     def _check_rows(self) -> None:
         """Refuse an index that points past the vectors: the vectors were cut or replaced."""
-        last = self._db.execute(
-            "SELECT max(row) FROM vectors WHERE base = ?", (self._id,)
-        ).fetchone()[0]
-        needed = 0 if last is None else (last + 1) * self._base.dim * 4
+        needed = self._rows_in_index() * self._base.dim * 4
         assert self._file is not None
         size = self._file.stat().st_size if self._file.exists() else 0
         if size < needed:

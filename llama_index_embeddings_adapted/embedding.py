@@ -14,13 +14,15 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
     DISPATCHER_SPAN_DECORATED_ATTR,
 )
+from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
-from llama_index_embeddings_adapted.base_model import Embedding
+from llama_index_embeddings_adapted.base_model import Embedding, base_name
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.redaction import without_url_secrets
 from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
 from llama_index_embeddings_adapted.vectors import Role, Vectors
 
@@ -97,7 +99,7 @@ class AdaptedEmbedding(BaseEmbedding):
             adapter = store.load(Path(adapter)).adapter
         _check_adapter(adapter)
         super().__init__(
-            model_name=model_name or f"adapted:{base_embed_model.model_name}",
+            model_name=model_name or f"adapted:{without_url_secrets(base_embed_model.model_name)}",
             embed_batch_size=embed_batch_size or base_embed_model.embed_batch_size,
             callback_manager=callback_manager or base_embed_model.callback_manager,
             rate_limiter=rate_limiter,
@@ -107,7 +109,7 @@ class AdaptedEmbedding(BaseEmbedding):
             adapter=adapter,
         )
         self._training = dict(training or {})
-        self._vectors = BaseVectors(base_embed_model, embeddings_cache)
+        self._vectors = _base_vectors(base_embed_model, embeddings_cache)
 
     @classmethod
     def class_name(cls) -> str:
@@ -140,7 +142,8 @@ class AdaptedEmbedding(BaseEmbedding):
         return self._adapted(await self._vectors.aquery(query))
 
     def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        return self._adapted_batch(self._vectors.queries(queries), "query")
+        answers = self._vectors.queries(queries, self.embed_batch_size)
+        return self._adapted_batch(answers, "query")
 
     @_without_span
     def _get_text_embedding(self, text: str) -> Embedding:
@@ -150,10 +153,12 @@ class AdaptedEmbedding(BaseEmbedding):
         return (await self._aget_text_embeddings([text]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._adapted_batch(self._vectors.documents(texts), "document")
+        answers = self._vectors.documents(texts, self.embed_batch_size)
+        return self._adapted_batch(answers, "document")
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._adapted_batch(await self._vectors.adocuments(texts), "document")
+        answers = await self._vectors.adocuments(texts, self.embed_batch_size)
+        return self._adapted_batch(answers, "document")
 
     def _adapted(self, vector: Embedding) -> Embedding:
         if not self.transform_query:
@@ -174,9 +179,21 @@ class AdaptedEmbedding(BaseEmbedding):
     def __setattr__(self, name: str, value: Any) -> None:
         # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.
         if name == "embeddings_cache":
-            self._vectors = BaseVectors(self.base_embed_model, value)
-        else:
-            super().__setattr__(name, value)
+            self._vectors = _base_vectors(self.base_embed_model, value)
+            return
+        if name == "adapter":
+            _check_adapter(value)
+        super().__setattr__(name, value)
+        if name == "base_embed_model":
+            self._vectors = BaseVectors(value, self._vectors.cache)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Show which model is adapted, not its settings: keys are among them."""
+        shown = ("model_name", "embed_batch_size", "transform_query", "adapter")
+        return [
+            ("base_embed_model", base_name(self.base_embed_model)),
+            *((name, getattr(self, name)) for name in shown),
+        ]
 
     # --- saving, copying, sending -------------------------------------------------------------
 
@@ -223,15 +240,8 @@ class AdaptedEmbedding(BaseEmbedding):
         """
         path = Path(folder)
         saved = store.load(path)
-        own = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
-        if base_embed_model is None:
-            if saved.base is None:
-                raise FolderError(
-                    f"{path} does not say what its base model is. Pass base_embed_model=…."
-                )
-            base_embed_model = rebuild_base(saved.base, **kwargs)
-        elif kwargs:
-            raise OptionError(f"Unknown arguments: {', '.join(sorted(kwargs))}.")
+        own = _take_own(kwargs)
+        base_embed_model = _base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base_embed_model, where=path)
         options = {"transform_query": saved.transform_query, "training": saved.training, **own}
@@ -264,10 +274,11 @@ class AdaptedEmbedding(BaseEmbedding):
         Args:
             data: The dict.
             base_embed_model: Use this model instead of building the one described.
-            kwargs: Settings to add to the base model, such as ``api_key``.
+            kwargs: As for :meth:`from_pretrained`.
 
         Raises:
             FolderError: The dict is damaged, or the base model cannot be built.
+            OptionError: Settings of a base model besides the base model itself.
         """
         try:
             weights = base64.b64decode(data["weights"], validate=True)
@@ -275,8 +286,9 @@ class AdaptedEmbedding(BaseEmbedding):
             raise FolderError(f"Not the dict of an AdaptedEmbedding ({cause!r}).") from cause
         arrays = folders.from_bytes(weights, where="weights")
         own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
+        own |= _take_own(kwargs)
         return cls(
-            base_embed_model or rebuild_base(data.get("base_model"), **kwargs),
+            _base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs),
             restore(data.get("adapter"), arrays, where="adapter"),
             **own,
         )
@@ -297,8 +309,13 @@ class AdaptedEmbedding(BaseEmbedding):
         self.__init__(**state)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> AdaptedEmbedding:
-        """Copy the model; the adapter cannot change and the base model is shared."""
-        return type(self)(**self.__getstate__(), callback_manager=self.callback_manager)
+        """Copy the model; the adapter cannot change, the base model and its limits are shared."""
+        return type(self)(
+            **self.__getstate__(),
+            callback_manager=self.callback_manager,
+            rate_limiter=self.rate_limiter,
+            embeddings_cache=self._vectors.cache,
+        )
 
 
 _CONSTRUCTOR = (
@@ -311,6 +328,28 @@ _CONSTRUCTOR = (
     "rate_limiter",
     "training",
 )
+
+
+def _take_own(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
+
+
+def _base_or_rebuilt(
+    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
+) -> BaseEmbedding:
+    if model is None:
+        return rebuild_base(description, **settings)
+    if settings:
+        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
+    return model
+
+
+def _base_vectors(model: BaseEmbedding, cache: object) -> BaseVectors:
+    if cache is not None and not isinstance(cache, BaseKVStore):
+        raise OptionError(
+            f"embeddings_cache: expected a LlamaIndex key-value store, got {type(cache).__name__}."
+        )
+    return BaseVectors(model, cache)
 
 
 def _check_adapter(adapter: object) -> None:

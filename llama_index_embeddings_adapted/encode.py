@@ -187,12 +187,7 @@ class Encoder:
         return np.stack(good)
 
     def _checked(self, answer: Embedding, text: str) -> Vectors:
-        try:
-            vector = np.asarray(answer, dtype=np.float32)
-        except (TypeError, ValueError) as cause:
-            raise EncodeError(
-                f"{self._name} gave something that is no vector.", text=text
-            ) from cause
+        vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
         if vector.shape != (self.fingerprint.dim,):
             raise EncodeError(
                 f"{self._name} gave a vector of shape {vector.shape}, expected "

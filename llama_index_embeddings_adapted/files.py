@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -36,8 +37,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; its files replace those of ``path`` on success.
 
-    An existing folder is moved aside before and removed after, so a kill leaves the old folder,
-    the new one, or (in the instant between two renames) the old one under a hidden name.
+    A kill leaves the old folder or the new one. Where the system cannot swap folders (it can on
+    Linux), a kill in the instant between two renames leaves the old one under a hidden name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -46,13 +47,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             _sync(file)
         os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
+        if not path.exists():
+            os.replace(temporary, path)
+        elif not _swap(temporary, path):
             aside = temporary.with_name(temporary.name + ".old")
             os.replace(path, aside)
             os.replace(temporary, path)
             shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -101,6 +102,16 @@ def unique(
         prefix = f"{where}: " if where else ""
         raise error(f"{prefix}{len(twice)} duplicate {what} ids (first: {examples(twice)}).")
     return found
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; return False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _sync(path: Path) -> None:

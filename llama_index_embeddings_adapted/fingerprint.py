@@ -41,7 +41,7 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """A short hash of the rounded probes, for people and as a key; compare with :meth:`agrees_with`."""
+        """A short hash of the rounded probes, a name for people; compare by :meth:`agrees_with`."""
         lengths = " ".join(f"{length:.2g}" for length in np.linalg.norm(self.probes, axis=1))
         rounded = np.round(unit(self.probes), 2) + np.float32(0.0)  # no negative zero
         return hashlib.sha256(lengths.encode() + rounded.tobytes()).hexdigest()[:16]

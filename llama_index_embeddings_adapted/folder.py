@@ -19,6 +19,8 @@ from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+#: The array beside the adapter's own: vectors that identify its base model.
+PROBES = "fingerprint.probes"
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

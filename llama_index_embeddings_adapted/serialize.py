@@ -134,4 +134,3 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
     return value
-

@@ -15,12 +15,14 @@ from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import legacy
 from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
 from llama_index_embeddings_adapted.base_model import base_name, fingerprint_of
-from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
-from llama_index_embeddings_adapted.fingerprint import MIN_COSINE, Fingerprint
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    FolderError,
+    ShapeError,
+)
+from llama_index_embeddings_adapted.fingerprint import MIN_COSINE, PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.serialize import describe_base
 from llama_index_embeddings_adapted.vectors import as_vectors
-
-_PROBES = "fingerprint.probes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,9 @@ def save(
         },
         "training": dict(training or {}),
     }
-    folders.write(folder, config, {**adapter.arrays(), _PROBES: fingerprint.probes}, card=card)
+    folders.write(
+        folder, config, {**adapter.arrays(), folders.PROBES: fingerprint.probes}, card=card
+    )
 
 
 def load(folder: Path) -> Saved:
@@ -105,7 +109,7 @@ def load(folder: Path) -> Saved:
     if legacy.is_old_folder(folder):
         return Saved(legacy.read_old_folder(folder))
     config, arrays = folders.read(folder)
-    probes = arrays.pop(_PROBES, None)
+    probes = arrays.pop(folders.PROBES, None)
     base = config.get("base_model")
     if base is not None and not isinstance(base, dict):
         raise FolderError(f"{folder}: base_model is not an object.")
@@ -113,14 +117,22 @@ def load(folder: Path) -> Saved:
     return Saved(
         restore(config.get("adapter"), arrays, where=str(folder)),
         base,
-        None
-        if probes is None
-        else Fingerprint(
-            str((base or {}).get("name", "unknown")), as_vectors(probes, what="saved probe vectors")
-        ),
+        None if base is None else _fingerprint(base, probes, where=folder),
         bool(config.get("transform_query", True)),
         training if isinstance(training, dict) else {},
     )
+
+
+def _fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
+    try:
+        found = as_vectors(probes, what="probe vectors", dim=base.get("dim"))
+        if len(found) != 2 * len(PROBE_TEXTS):
+            raise ShapeError("probe vectors", expected=2 * len(PROBE_TEXTS), actual=len(found))
+    except (TypeError, ValueError) as cause:
+        raise FolderError(
+            f"{where}: the vectors that identify its base model are damaged ({cause})."
+        ) from cause
+    return Fingerprint(str(base.get("name", "unknown")), found)
 
 
 def library_version() -> str:

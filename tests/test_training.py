@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -209,3 +213,43 @@ def test_refit_trains_on_everything_for_a_known_number_of_epochs() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         TrainingOptions(**options)  # type: ignore[arg-type]
+
+
+MEMORY = """
+import resource
+import numpy as np
+import torch
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.training import fit
+from llama_index_embeddings_adapted.validation import HeldOut, Validation, known_documents
+from tests.synthetic import encoded
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+random = np.random.default_rng(0)
+documents = random.standard_normal((60_000, 256), dtype=np.float32)
+answers = random.integers(60_000, size=640)
+queries = documents[answers] + random.standard_normal((640, 256), dtype=np.float32)
+data = encoded(queries, documents, [[int(a)] for a in answers])
+train, held = data.take(np.arange(512)), data.take(np.arange(512, 640))
+options = TrainingOptions(loss="corpus", epochs=1, max_candidates=10_000)
+tiny = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
+small = Validation(HeldOut(tiny, known_documents(tiny, tiny)))
+fit(tiny, small, LinearAdapter.identity(4), options, show_progress=False)  # loads what torch needs
+before = peak()
+validation = Validation(HeldOut(held, known_documents(train, held)))
+fit(train, validation, LinearAdapter.identity(256), options, show_progress=False)
+print((peak() - before) / documents.nbytes)
+"""
+
+
+def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors() -> None:
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # A copy of unit length to train on, one to validate on, and the blocks that are scored.
+    assert float(done.stdout) < 5.0

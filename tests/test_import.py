@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.embeddings import MockEmbedding
+
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, LinearAdapter, errors
+
+HEAVY = ("torch", "transformers", "sentence_transformers", "llama_index.finetuning", "scipy")
+
+
+def fresh(code: str, *args: object) -> Any:
+    """Run code in a fresh interpreter; return what it printed last, as JSON."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+SERVE = """
+import json, sys
+
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise SystemExit(f"network: {event} {args}")
+
+sys.addaudithook(refuse)
+from llama_index_embeddings_adapted import AdaptedEmbedding
+after_import = sorted(sys.modules)
+from llama_index.core.embeddings import MockEmbedding
+model = AdaptedEmbedding.from_pretrained(sys.argv[1], MockEmbedding(embed_dim=4))
+query = model.get_query_embedding("why?")
+model.get_text_embedding_batch(["because"])
+print(json.dumps([query, after_import, sorted(sys.modules)]))
+"""
+
+
+def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved: Path) -> None:
+    query, after_import, after_query = fresh(SERVE, saved)
+    assert query == [0.5] * 4
+    assert not set(HEAVY) & set(after_query)
+    # Importing it would import the package of every provider that is installed.
+    assert "llama_index.core.embeddings.loading" not in after_import
+
+
+def test_a_saved_adapter_alone_is_resolved_without_torch(saved: Path) -> None:
+    code = """
+import json, sys
+from llama_index_embeddings_adapted import resolve_embed_model
+query = resolve_embed_model(f"adapted:{sys.argv[1]}").get_query_embedding("why?")
+print(json.dumps([query, sorted(sys.modules)]))
+"""
+    query, modules = fresh(code, saved)
+    assert query == [0.5] * 4
+    assert not set(HEAVY) & set(modules)
+
+
+def test_importing_us_adds_little_to_importing_llama_index() -> None:
+    # Both in one process and in its own processor time, so that a busy machine slows both alike.
+    code = """
+import json, time
+start = time.process_time()
+import llama_index.core
+between = time.process_time()
+import llama_index_embeddings_adapted
+print(json.dumps((time.process_time() - between) / (between - start)))
+"""
+    assert statistics.median(fresh(code) for _ in range(3)) <= 0.15
+
+
+def test_all_is_sorted_and_resolves() -> None:
+    assert package.__all__ == sorted(package.__all__)
+    assert dir(package) == package.__all__
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    assert set(package._LAZY) < set(package.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"adapted' has no attribute 'Magic'"):
+        _ = package.Magic
+
+
+def test_every_error_has_one_root_and_stands_in_the_tree() -> None:
+    classes = [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    assert len(classes) > 5
+    for error in classes:
+        assert issubclass(error, AdaptedError)
+        assert error.__name__ in (errors.__doc__ or "")
+
+
+BEFORE = "from llama_index.core.embeddings.loading import load_embed_model"
+OURS = "from llama_index_embeddings_adapted import AdaptedEmbedding"
+
+
+@pytest.mark.parametrize("order", [(BEFORE, OURS), (OURS, BEFORE)], ids=["before us", "after us"])
+def test_load_embed_model_knows_us(order: tuple[str, str]) -> None:
+    code = (
+        "\n".join(("import json, sys", *order))
+        + """
+model = load_embed_model(json.loads(sys.argv[1]))
+assert type(model) is AdaptedEmbedding
+print(json.dumps(model.get_query_embedding("why?")))
+"""
+    )
+    model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
+    assert fresh(code, model.to_json()) == [0.5] * 4

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import against_old, environment, quality, serving, sets, tables
+from benchmarks import against_old, environment, methods, quality, serving, sets, tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["quality", "old", "serving", "tables", "all"])
+    parser.add_argument("what", choices=["quality", "methods", "old", "serving", "tables", "all"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
     parser.add_argument("--sets", nargs="+", choices=sets.NAMES, default=list(sets.NAMES))
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -28,6 +31,10 @@ def main() -> None:
         if tuple(arguments.sets) == sets.NAMES:
             command = f"python -m benchmarks quality --seeds {arguments.seeds}"
             environment.save("quality", command, {"sets": found})
+    if what in ("methods", "all"):
+        methods.run(
+            arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.variants)
+        )
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):

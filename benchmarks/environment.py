@@ -48,6 +48,11 @@ def save(name: str, command: str, results: dict[str, Any]) -> Path:
     return path
 
 
+def exists(name: str) -> bool:
+    """Return whether there is a result file."""
+    return (RESULTS / f"{name}.json").is_file()
+
+
 def load(name: str) -> dict[str, Any]:
     """Read a result file."""
     return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))

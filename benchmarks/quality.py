@@ -35,7 +35,7 @@ def run(
             for seed in range(seeds):
                 model, row = _train(base, real, cache, {**VARIANTS[variant], "seed": seed})
                 row["tests"] = {
-                    split: _judge(base, model, real, split, cache) for split in real.tests
+                    split: judge(base, model, real, split, cache) for split in real.tests
                 }
                 results.setdefault(name, {}).setdefault(variant, []).append(row)
                 gain = row["tests"]["test"]["all"]
@@ -68,9 +68,10 @@ def _train(
     }
 
 
-def _judge(
+def judge(
     base: Any, model: AdaptedEmbedding, real: sets.RealSet, split: str, cache: Path
 ) -> dict[str, Any]:
+    """Score a model against its base on a test file; known and new documents apart."""
     test = real.tests[split]
     compared = compare_retrieval(
         {"base": base, "adapted": model}, test, cache_dir=cache, show_progress=False

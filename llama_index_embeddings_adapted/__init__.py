@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.errors import AdaptedError
+from llama_index_embeddings_adapted.maps import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.resolve import resolve_embed_model
 
 if TYPE_CHECKING:

@@ -1,18 +1,18 @@
-"""Adapters: what maps the vectors of a base model. Plain numpy, immutable, free of torch."""
+"""What an adapter is: maps the vectors of a base model. Plain numpy, immutable, free of torch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.folder import Arrays
-from llama_index_embeddings_adapted.vectors import Role, Vectors, unit
+from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors
 
 _registry: dict[str, type[Adapter]] = {}
 
@@ -24,9 +24,6 @@ class Adapter(ABC):
     both back in its constructor by the same names; saving and loading need nothing else. Defining
     it is enough to have it recognised in saved folders.
     """
-
-    #: Whether document vectors change too, so that an index has to be rebuilt.
-    adapts_documents: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -42,6 +39,11 @@ class Adapter(ABC):
     def output_dim(self) -> int:
         """Dimension of the mapped vectors."""
 
+    @property
+    def adapts_documents(self) -> bool:
+        """Whether document vectors change too, so that an index has to be rebuilt."""
+        return False
+
     @abstractmethod
     def arrays(self) -> Arrays:
         """Return the weights by the name of their constructor argument."""
@@ -50,17 +52,29 @@ class Adapter(ABC):
         """Return the other constructor arguments, as JSON knows them."""
         return {}
 
+    @classmethod
+    def build(cls, arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Adapter:
+        """Rebuild an adapter from what :meth:`arrays` and :meth:`config` gave."""
+        return cls(**arrays, **config)
+
     @abstractmethod
     def map(self, vectors: Vectors) -> Vectors:
-        """Map ``(dim,)`` or ``(n, dim)`` float32 vectors; called for the roles that are adapted."""
+        """Map ``(dim,)`` or ``(n, dim)`` float32 vectors of queries."""
 
-    def apply(self, vectors: Vectors, role: Role = "query") -> Vectors:
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        """Map documents, if :attr:`adapts_documents`; as queries unless a subclass says how."""
+        return self.map(vectors)
+
+    def apply(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model as their role asks.
 
         Args:
             vectors: ``(input_dim,)`` or ``(n, input_dim)``.
             role: ``"query"`` or ``"document"``. Documents come back as they are, unless
                 :attr:`adapts_documents`.
+            keys: ``(n,)``, the :func:`~llama_index_embeddings_adapted.vectors.content_keys` of the
+                documents, for adapters that know documents one by one. Without them, and for
+                texts they do not know, such adapters treat documents alike.
 
         Returns:
             ``(output_dim,)`` or ``(n, output_dim)``, float32.
@@ -77,11 +91,11 @@ class Adapter(ABC):
                 actual=f"shape {vectors.shape}",
                 hint="Was it trained on another base model?",
             )
-        if role == "query" or (role == "document" and self.adapts_documents):
+        if role == "query":
             return self.map(vectors)
         if role != "document":
             raise OptionError(f'role: expected "query" or "document", got {role!r}.')
-        return vectors
+        return self.map_documents(vectors, keys) if self.adapts_documents else vectors
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter alone; :meth:`AdaptedEmbedding.save_pretrained` adds its base model."""
@@ -121,146 +135,58 @@ class Adapter(ABC):
         return f"{type(self).__name__}({self.input_dim} → {self.output_dim}{settings})"
 
 
-class LinearAdapter(Adapter):
-    """``q' = normalise(W q + b)``.
+class CompositeAdapter(Adapter):
+    """An adapter made of others; subclasses name them in :meth:`parts` and take them back so.
 
-    Args:
-        weight: ``(output_dim, input_dim)``.
-        bias: ``(output_dim,)``, or None for none.
-        normalize: Scale the result to length 1. Rankings do not change with the length of a
-            query, but scores, cut-offs and fusion in several vector stores do.
-
-    Raises:
-        ShapeError: Shapes that disagree.
+    Their arrays are saved under ``<part>.<array>``.
     """
 
-    def __init__(
-        self, weight: Vectors, bias: Vectors | None = None, *, normalize: bool = True
-    ) -> None:
-        self.weight = _frozen(weight, "weight", ndim=2)
-        self.bias = None if bias is None else _frozen(bias, "bias", ndim=1)
-        self.normalize = bool(normalize)
-        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ShapeError("bias", expected=self.weight.shape[:1], actual=self.bias.shape)
+    @abstractmethod
+    def parts(self) -> dict[str, Adapter]:
+        """Return the adapters by the name of their constructor argument."""
 
-    @classmethod
-    def identity(cls, dim: int, *, bias: bool = True) -> LinearAdapter:
-        """Return the adapter that changes no ranking."""
-        return cls(np.eye(dim, dtype=np.float32), np.zeros(dim, dtype=np.float32) if bias else None)
+    def own_arrays(self) -> Arrays:
+        """Return the arrays besides those of the parts."""
+        return {}
 
-    @property
-    def input_dim(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return int(self.weight.shape[0])
+    def own_config(self) -> dict[str, Any]:
+        """Return the settings besides the parts."""
+        return {}
 
     def arrays(self) -> Arrays:
-        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
-
-    def config(self) -> dict[str, Any]:
-        return {"normalize": self.normalize}
-
-    def map(self, vectors: Vectors) -> Vectors:
-        mapped: Vectors = (
-            np.dot(self.weight, vectors) if vectors.ndim == 1 else vectors @ self.weight.T
-        )
-        if self.bias is not None:
-            mapped += self.bias
-        return unit(mapped) if self.normalize else mapped
-
-
-_ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x: np.where(x > 0, x, np.float32(0.01) * x),
-    "tanh": np.tanh,
-    "sigmoid": lambda x: np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x)),
-}
-
-
-class TwoLayerAdapter(Adapter):
-    """``q' = normalise([q +] V a(U q + u) + v)``, with a residual by default.
-
-    Args:
-        hidden_weight: U, ``(hidden, input_dim)``.
-        hidden_bias: u, ``(hidden,)``.
-        output_weight: V, ``(output_dim, hidden)``.
-        output_bias: v, ``(output_dim,)``.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"sigmoid"``.
-        residual: Add the query itself.
-        normalize: Scale the result to length 1.
-
-    Raises:
-        ShapeError: Shapes that disagree.
-        OptionError: An unknown activation.
-    """
-
-    def __init__(
-        self,
-        hidden_weight: Vectors,
-        hidden_bias: Vectors,
-        output_weight: Vectors,
-        output_bias: Vectors,
-        *,
-        activation: str = "relu",
-        residual: bool = True,
-        normalize: bool = True,
-    ) -> None:
-        self.hidden_weight = _frozen(hidden_weight, "hidden_weight", ndim=2)
-        self.hidden_bias = _frozen(hidden_bias, "hidden_bias", ndim=1)
-        self.output_weight = _frozen(output_weight, "output_weight", ndim=2)
-        self.output_bias = _frozen(output_bias, "output_bias", ndim=1)
-        self.activation, self.residual, self.normalize = activation, bool(residual), bool(normalize)
-        if activation not in _ACTIVATIONS:
-            raise OptionError(
-                f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
-            )
-        hidden, out = self.hidden_weight.shape[0], self.output_weight.shape[0]
-        for name, expected in {
-            "hidden_bias": (hidden,),
-            "output_weight": (self.input_dim if self.residual else out, hidden),
-            "output_bias": (out,),
-        }.items():
-            if getattr(self, name).shape != expected:
-                raise ShapeError(name, expected=expected, actual=getattr(self, name).shape)
-
-    @classmethod
-    def identity(cls, dim: int, *, hidden: int = 256, seed: int = 0) -> TwoLayerAdapter:
-        """Return an adapter that changes nothing yet: random hidden layer, zero output layer."""
-        random = np.random.default_rng(seed)
-        return cls(
-            (random.standard_normal((hidden, dim)) * (2.0 / dim) ** 0.5).astype(np.float32),
-            np.zeros(hidden, dtype=np.float32),
-            np.zeros((dim, hidden), dtype=np.float32),
-            np.zeros(dim, dtype=np.float32),
-        )
-
-    @property
-    def input_dim(self) -> int:
-        return int(self.hidden_weight.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return int(self.output_weight.shape[0])
-
-    def arrays(self) -> Arrays:
-        names = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
-        return {name: getattr(self, name) for name in names}
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "activation": self.activation,
-            "residual": self.residual,
-            "normalize": self.normalize,
+        """Return all weights, those of the parts under their names."""
+        return self.own_arrays() | {
+            f"{name}.{key}": array
+            for name, part in self.parts().items()
+            for key, array in part.arrays().items()
         }
 
-    def map(self, vectors: Vectors) -> Vectors:
-        hidden = _ACTIVATIONS[self.activation](vectors @ self.hidden_weight.T + self.hidden_bias)
-        mapped: Vectors = hidden @ self.output_weight.T + self.output_bias
-        if self.residual:
-            mapped = mapped + vectors
-        return unit(mapped) if self.normalize else mapped
+    def config(self) -> dict[str, Any]:
+        """Return the settings, with a description of each part."""
+        parts = {name: describe(part) for name, part in self.parts().items()}
+        return {**self.own_config(), "parts": parts}
+
+    @classmethod
+    def build(cls, arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Adapter:
+        """Rebuild the parts, then the whole."""
+        own = dict(arrays)
+        parts: dict[str, Adapter] = {}
+        for name, description in config["parts"].items():
+            prefix = f"{name}."
+            theirs = {key[len(prefix) :]: own.pop(key) for key in arrays if key.startswith(prefix)}
+            parts[name] = restore(description, theirs, where=name)
+        settings = {key: value for key, value in config.items() if key != "parts"}
+        return cls.assemble(parts, {**own, **settings})
+
+    @classmethod
+    def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> Adapter:
+        """Call the constructor; for subclasses whose parts are not keyword arguments."""
+        return cls(**parts, **settings)
+
+    def __repr__(self) -> str:
+        inside = [f"{name}={part!r}" for name, part in self.parts().items()]
+        inside += [f"{key}={value!r}" for key, value in self.own_config().items()]
+        return f"{type(self).__name__}({', '.join(inside)})"
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
@@ -298,16 +224,21 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         )
     settings = description.get("config")
     try:
-        return cls(**arrays, **(settings if isinstance(settings, dict) else {}))
-    except (TypeError, ValueError) as cause:
+        return cls.build(arrays, settings if isinstance(settings, dict) else {})
+    except (TypeError, ValueError, KeyError, AttributeError) as cause:
         raise FolderError(f"{where}: not a valid {name} ({cause}).") from cause
 
 
 def _rebuild(cls: type[Adapter], arrays: Arrays, config: dict[str, Any]) -> Adapter:
-    return cls(**arrays, **config)
+    return cls.build(arrays, config)
 
 
-def _frozen(value: Any, what: str, *, ndim: int) -> Vectors:
+def frozen(value: Any, what: str, *, ndim: int) -> Vectors:
+    """Return a finite float32 copy that nobody can write to.
+
+    Raises:
+        ShapeError: Another number of dimensions, no element, NaN or infinity.
+    """
     array = np.array(value, dtype=np.float32)  # a copy: nobody else can write to it
     if array.ndim != ndim or not array.size:
         raise ShapeError(what, expected=f"{ndim} dimensions", actual=f"shape {array.shape}")

@@ -37,13 +37,14 @@ def model_card(
 
 
 def _scores(report: Mapping[str, Any]) -> str:
+    metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
     lines = [
         "## Scores on held-out queries",
         "",
         f"Verdict: {report['verdict']}.",
         "",
-        "| queries | model | " + " | ".join(_METRICS) + " |",
-        "|---" * (len(_METRICS) + 2) + "|",
+        "| queries | model | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 2) + "|",
     ]
     for name, label in (
         ("overall", "all"),
@@ -53,7 +54,10 @@ def _scores(report: Mapping[str, Any]) -> str:
         part = report.get(name)
         if part:
             for model in ("base", "adapted"):
-                values = " | ".join(f"{part[model][metric]:.4f}" for metric in _METRICS)
+                values = " | ".join(f"{part[model][metric]:.4f}" for metric in metrics)
                 lines.append(f"| {label} ({part['queries']}) | {model} | {values} |")
-    lines += ["", "The held-out queries also chose when training stopped."]
+    if report.get("choice"):
+        lines += ["", f"Chosen by cross-fitting: {report['choice']['recipe']}."]
+    else:
+        lines += ["", "The held-out queries also chose when training stopped."]
     return "\n".join(lines)

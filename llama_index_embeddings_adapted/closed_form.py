@@ -1,16 +1,28 @@
-"""Adapters that are computed, not trained."""
+"""Adapters that are computed, not trained by gradients."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator, Sequence
 
-from llama_index_embeddings_adapted.adapters import LinearAdapter
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.maps import LinearAdapter
+from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.vectors import Vectors, unit
+
+Matrix = NDArray[np.float64]
 
 
 def whitening(
-    documents: Vectors, *, power: float = 0.25, shrinkage: float = 1.0, bias: bool = True
+    documents: Vectors,
+    *,
+    power: float = 0.25,
+    shrinkage: float = 1.0,
+    bias: bool = True,
+    shared: bool = False,
 ) -> LinearAdapter:
     """Damp the directions in which all documents agree; needs no label.
 
@@ -23,6 +35,7 @@ def whitening(
         power: 0 changes nothing, 0.5 on both sides would whiten.
         shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
         bias: Give the adapter a bias, zero to begin with.
+        shared: Map documents too.
 
     Raises:
         OptionError: ``power`` or ``shrinkage`` out of range.
@@ -34,13 +47,81 @@ def whitening(
         raise OptionError(
             f"Expected power in [0, 1] and shrinkage > 0, got {power!r} and {shrinkage!r}."
         )
-    rows = unit(documents).astype(np.float64)
-    rows -= rows.mean(axis=0)
-    values, vectors = np.linalg.eigh(rows.T @ rows / max(1, len(rows)))
+    weight = _power_of_covariance(documents, power, shrinkage)
+    zero = np.zeros(len(weight), dtype=np.float32) if bias else None
+    return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
+
+
+def centering(documents: Vectors) -> LinearAdapter:
+    """Take the mean direction of the documents out of queries; needs no label.
+
+    Args:
+        documents: ``(m, dim)``, vectors of the base model.
+
+    Source:
+        Mu and Viswanath 2018, arXiv:1702.01417 ("all-but-the-top"), for the mean alone.
+    """
+    mean = unit(unit(documents).mean(axis=0))
+    return LinearAdapter(np.eye(len(mean), dtype=np.float32) - np.outer(mean, mean))
+
+
+def ridge(
+    train: EncodedDataset, strengths: Sequence[float]
+) -> Iterator[tuple[float, LinearAdapter]]:
+    """Yield the linear maps that take queries to their mean relevant document, for each strength.
+
+    ``W = argmin Σ ‖W q_i - t_i‖² + λ ‖W - I‖²``, with ``t_i`` the mean of the unit vectors of the
+    relevant documents. One eigendecomposition serves all strengths.
+
+    Args:
+        train: Queries and their documents.
+        strengths: λ, in units of the mean eigenvalue of ``QᵀQ``, ``> 0``. Large ones stay at the
+            identity.
+
+    Raises:
+        OptionError: A strength out of range.
+
+    Source:
+        Hoerl and Kennard 1970, shrunk to the identity instead of zero.
+    """
+    if not all(strength > 0 for strength in strengths):
+        raise OptionError(f"strengths: expected numbers > 0, got {list(strengths)!r}.")
+    queries = unit(train.queries).astype(np.float64)
+    targets = mean_documents(train.relevance, unit(train.documents)).astype(np.float64)
+    values, vectors = np.linalg.eigh(queries.T @ queries)
+    values = np.maximum(values, 0.0)
+    cross, scale = vectors.T @ (queries.T @ targets), max(float(values.mean()), 1e-12)
+    for strength in strengths:
+        penalty = strength * scale
+        rotated = (cross + penalty * vectors.T) / (values + penalty)[:, None]
+        yield strength, LinearAdapter((vectors @ rotated).T.astype(np.float32))
+
+
+def memory_values(train: EncodedDataset) -> Vectors:
+    """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
+
+    The mean of its relevant documents, less the mean of all documents and whitened: of all vectors
+    of its length that one favours these documents most against the rest of the corpus.
+    """
+    documents = unit(train.documents)
+    values = mean_documents(train.relevance, documents) - documents.mean(axis=0)
+    return unit(values @ _power_of_covariance(documents, 1.0, 1.0).astype(np.float32))
+
+
+def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
+    """Return the mean of each query's relevant documents, ``(n, dim)``."""
+    total = np.zeros((len(relevance), documents.shape[1]), dtype=np.float32)
+    np.add.at(total, relevance.queries, documents[relevance.documents])
+    return np.asarray(total / relevance.counts[:, None], dtype=np.float32)
+
+
+def _power_of_covariance(documents: Vectors, power: float, shrinkage: float) -> Matrix:
+    """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
+    rows = unit(documents)
+    rows = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64) / max(1, len(rows)))
     values = np.maximum(values, 0.0)
     if values.mean() < 1e-12:  # one document, or all the same: there is no direction to damp
-        return LinearAdapter.identity(documents.shape[1], bias=bias)
+        return np.eye(rows.shape[1])
     scale = (values + shrinkage * values.mean()) ** -power
-    weight = (vectors * (scale / scale.mean())) @ vectors.T
-    zero = np.zeros(len(weight), dtype=np.float32) if bias else None
-    return LinearAdapter(weight.astype(np.float32), zero)
+    return np.asarray((vectors * (scale / scale.mean())) @ vectors.T)

@@ -203,6 +203,36 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             grades=None if grades is None else {q: grades[q] for q in chosen if q in grades},
         )
 
+    def merged(self, other: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+        """Return a dataset of the queries and documents of both.
+
+        Documents of equal id must have equal text. Queries of equal id are the same query if
+        their text and documents are equal; else that of ``other`` gets a new id.
+
+        Raises:
+            DatasetError: A document id stands for two texts.
+        """
+        clash = [d for d, text in other.corpus.items() if self.corpus.get(d, text) != text]
+        if clash:
+            raise DatasetError(
+                f"{len(clash)} document ids stand for different texts in the two datasets "
+                f"(first: {clash[0]!r})."
+            )
+        queries, relevant = dict(self.queries), dict(self.relevant_docs)
+        grades = {q: {d: self.grade(q, d) for d in ds} for q, ds in relevant.items()}
+        for query, text in other.queries.items():
+            name = query
+            while name in queries and (queries[name], relevant[name]) != (
+                text,
+                other.relevant_docs[query],
+            ):
+                name += "'"
+            queries[name], relevant[name] = text, other.relevant_docs[query]
+            grades[name] = {d: other.grade(query, d) for d in other.relevant_docs[query]}
+        return EmbeddingQAFinetuneDataset(
+            queries, {**self.corpus, **other.corpus}, relevant, grades=grades
+        )
+
     def train_test_split(
         self,
         test_size: float | int = 0.2,

@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.redaction import without_url_secrets
 from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
-from llama_index_embeddings_adapted.vectors import Role, Vectors
+from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors, content_keys
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -121,15 +121,20 @@ class AdaptedEmbedding(BaseEmbedding):
         """What is known of the training: data, scores, settings."""
         return self._training
 
-    def adapt(self, vectors: Vectors, role: Role = "query") -> Vectors:
+    def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
+
+        Args:
+            vectors: Of the base model.
+            role: ``"query"`` or ``"document"``.
+            keys: ``(n,)``, content keys of documents; see :meth:`Adapter.apply`.
 
         Raises:
             ShapeError: Vectors of another dimension than the adapter was trained on.
         """
         if role == "query" and not self.transform_query:
             return vectors
-        return self.adapter.apply(vectors, role)
+        return self.adapter.apply(vectors, role, keys)
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class AdaptedEmbedding(BaseEmbedding):
 
     def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
         answers = self._vectors.queries(queries, self.embed_batch_size)
-        return self._adapted_batch(answers, "query")
+        return self._adapted_batch(answers) if self.transform_query else answers
 
     @_without_span
     def _get_text_embedding(self, text: str) -> Embedding:
@@ -154,11 +159,11 @@ class AdaptedEmbedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         answers = self._vectors.documents(texts, self.embed_batch_size)
-        return self._adapted_batch(answers, "document")
+        return self._adapted_documents(answers, texts)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         answers = await self._vectors.adocuments(texts, self.embed_batch_size)
-        return self._adapted_batch(answers, "document")
+        return self._adapted_documents(answers, texts)
 
     def _adapted(self, vector: Embedding) -> Embedding:
         if not self.transform_query:
@@ -167,14 +172,19 @@ class AdaptedEmbedding(BaseEmbedding):
         adapted: Embedding = self.adapter.apply(array).tolist()
         return adapted
 
-    def _adapted_batch(self, vectors: list[Embedding], role: Role) -> list[Embedding]:
-        untouched = (
-            not self.adapter.adapts_documents if role == "document" else not self.transform_query
-        )
-        if untouched or not vectors:
+    def _adapted_batch(
+        self, vectors: list[Embedding], role: Role = "query", keys: Keys | None = None
+    ) -> list[Embedding]:
+        if not vectors:
             return vectors
-        adapted: list[Embedding] = self.adapt(np.array(vectors, dtype=np.float32), role).tolist()
+        array = np.array(vectors, dtype=np.float32)
+        adapted: list[Embedding] = self.adapter.apply(array, role, keys).tolist()
         return adapted
+
+    def _adapted_documents(self, vectors: list[Embedding], texts: list[str]) -> list[Embedding]:
+        if not self.adapter.adapts_documents:
+            return vectors
+        return self._adapted_batch(vectors, "document", content_keys(texts))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.

@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import EncodeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.relevance import Relevance
-from llama_index_embeddings_adapted.vectors import Role, Rows, Vectors
+from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
 
@@ -36,8 +36,8 @@ class Adapting(Protocol):
         """The model whose vectors are mapped."""
         ...
 
-    def adapt(self, vectors: Vectors, role: Role) -> Vectors:
-        """Map ``(n, dim)`` vectors of the base model."""
+    def adapt(self, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
+        """Map ``(n, dim)`` vectors of the base model; documents may come with content keys."""
         ...
 
 
@@ -52,6 +52,7 @@ class EncodedDataset:
         query_ids: ``n`` ids.
         document_ids: ``m`` ids.
         twins: ``(m,)``, the row of the first document with the same text, mostly its own.
+        keys: ``(m,)``, the content keys of the documents.
     """
 
     queries: Vectors
@@ -60,6 +61,7 @@ class EncodedDataset:
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     twins: Rows
+    keys: Keys
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
@@ -70,6 +72,7 @@ class EncodedDataset:
             tuple(self.query_ids[row] for row in queries),
             self.document_ids,
             self.twins,
+            self.keys,
         )
 
 
@@ -155,6 +158,7 @@ class Encoder:
             tuple(dataset.queries),
             tuple(dataset.corpus),
             np.array(twins, dtype=np.int64),
+            content_keys(list(dataset.corpus.values())),
         )
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import difflib
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import legacy, store
-from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter
+from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import whitening
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
@@ -27,8 +28,10 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     ShapeError,
 )
+from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.report import FinetuneReport
+from llama_index_embeddings_adapted.stages import stages
 from llama_index_embeddings_adapted.training import Fit, fit, refit
 from llama_index_embeddings_adapted.validation import (
     HeldOut,
@@ -37,7 +40,8 @@ from llama_index_embeddings_adapted.validation import (
     known_documents,
 )
 
-METHODS = ("linear",)
+ADAPTS = ("query", "both")
+SHIP = ("proven", "always")
 _HELD_OUT_QUERIES = 0.1
 _HELD_OUT_DOCUMENTS = 0.1
 _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
@@ -69,8 +73,19 @@ class EmbeddingAdapterFinetuneEngine:
         checkpoint_save_steps: How often, in steps.
         verbose: Print the report, and a line per epoch.
         bias: Give the linear map a bias.
-        val_dataset: Queries that decide when to stop; never trained on.
-        method: ``"linear"``.
+        val_dataset: Queries that decide when to stop; never trained on by ``"linear"``. Other
+            methods hold out every query in turn, these too, and learn from all in the end.
+        method: ``"linear"``: trained with early stopping, as above. ``"auto"``: many methods
+            compete in cross-fitting; what wins is refitted on everything, and served only if its
+            gain is proven and nothing is harmed. Or one of the methods of ``"auto"`` alone, with
+            the same proof: ``"whitening"``, ``"memory"``, ``"gate"``, ``"nudge"``, ….
+        adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
+            methods that move documents compete too, and the index has to be rebuilt, which costs
+            no call of the base model where its vectors are cached.
+        ship: ``"proven"``: where the verdict is against it, the model returned is the base model,
+            and the candidate is kept aside, in :attr:`candidate` and in the folder
+            ``<model_output_path>.candidate``. ``"always"``: the candidate is returned. Of no effect
+            with ``method="linear"``.
         expect: The share of live queries, in [0, 1], about documents that training has questions
             for, if you know it: epochs are then chosen by that mixture, and a loss on the other
             documents is accepted if the mixture gains. None: no part may lose.
@@ -106,6 +121,8 @@ class EmbeddingAdapterFinetuneEngine:
         *,
         val_dataset: EmbeddingQAFinetuneDataset | None = None,
         method: str = "linear",
+        adapts: str = "query",
+        ship: str = "proven",
         expect: float | None = None,
         start: str = "whitening",
         refit: bool = True,
@@ -119,8 +136,10 @@ class EmbeddingAdapterFinetuneEngine:
                 "embed_model: expected a LlamaIndex embedding model, got "
                 f"{type(embed_model).__name__}. Strings: use resolve_embed_model first."
             )
-        if method not in METHODS:
-            raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+        for name, value, known in (("adapts", adapts, ADAPTS), ("ship", ship, SHIP)):
+            if value not in known:
+                raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
+        stages(method, adapts, (1,))  # refuses unknown methods
         if expect is not None and not 0.0 <= expect <= 1.0:
             raise OptionError(f"expect: expected a share in [0, 1] or None, got {expect!r}.")
         if start not in ("whitening", "identity"):
@@ -131,9 +150,11 @@ class EmbeddingAdapterFinetuneEngine:
             )
         self.dataset = _as_dataset(dataset, "dataset")
         self.embed_model = embed_model
+        self._method, self._adapts, self._always = method, adapts, ship == "always"
         self._start = None if adapter_model is None else _as_adapter(adapter_model)
         self._start_name, self._bias, self._dim = start, bias, dim
         self._output = Path(model_output_path)
+        self._candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._verbose, self._show_progress = verbose, show_progress
@@ -148,6 +169,7 @@ class EmbeddingAdapterFinetuneEngine:
         }
         TrainingOptions(**self._options)  # refuse bad values before anything is embedded
         self._model: AdaptedEmbedding | None = None
+        self._candidate: AdaptedEmbedding | None = None
         self._report: FinetuneReport | None = None
 
     @classmethod
@@ -186,15 +208,37 @@ class EmbeddingAdapterFinetuneEngine:
         """
         options = TrainingOptions(**{**self._options, **_known_options(train_kwargs)})
         folders.check_target(self._output)
+        if self._method != "linear":
+            folders.check_target(self._candidate_output)
         began = time.perf_counter()
         encoder = Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
         )
         try:
             start = self._checked_start(encoder.fingerprint.dim)
-            data, given = self._encoded(encoder)
+            work = self._stop_early if self._method == "linear" else self._cross_fit
+            adapter, candidate, report = work(encoder, start, options)
         finally:
             encoder.close()
+        self._report = replace(
+            report,
+            seconds=time.perf_counter() - began,
+            base_calls=encoder.base_calls,
+            base_texts=encoder.base_texts,
+        )
+        training = {"data": self.dataset.fingerprint, "report": self._report.to_dict()}
+        self._model = AdaptedEmbedding(self.embed_model, adapter, training=training)
+        self._candidate = AdaptedEmbedding(self.embed_model, candidate, training=training)
+        self._model.save_pretrained(self._output)
+        if candidate is not adapter:
+            self._candidate.save_pretrained(self._candidate_output)
+        if self._verbose:
+            print(self._report)
+
+    def _stop_early(
+        self, encoder: Encoder, start: Adapter | None, options: TrainingOptions
+    ) -> tuple[Adapter, Adapter, FinetuneReport]:
+        data, given = self._encoded(encoder)
         start = start or self._default_start(data)
         train, validation = _hold_out(data, given, expect=self._expect, seed=options.seed)
         found = fit(
@@ -207,32 +251,54 @@ class EmbeddingAdapterFinetuneEngine:
         )
         adapter = self._refitted(found, data, start, options)
         overall, known, new = validation.report(found.adapter)
-        self._report = FinetuneReport(
+        report = FinetuneReport(
             overall=overall,
             known=known,
             new=new,
             best_epoch=found.best_epoch,
             history=found.history,
             train_queries=len(data.relevance if self._refit else train.relevance),
-            seconds=time.perf_counter() - began,
-            base_calls=encoder.base_calls,
-            base_texts=encoder.base_texts,
             interrupted=found.interrupted,
             settings={
                 **_settings(options),
+                "method": "linear",
                 "start": self._start_name,
                 "refit": self._refit,
                 "expect": self._expect,
             },
         )
-        self._model = AdaptedEmbedding(
-            self.embed_model,
-            adapter,
-            training={"data": self.dataset.fingerprint, "report": self._report.to_dict()},
+        return adapter, adapter, report
+
+    def _cross_fit(
+        self, encoder: Encoder, start: Adapter | None, options: TrainingOptions
+    ) -> tuple[Adapter, Adapter, FinetuneReport]:
+        if start is not None:
+            raise OptionError(
+                f'adapter_model: method="{self._method}" starts where it sees fit; use '
+                'method="linear" to continue from an adapter.'
+            )
+        given = self._val_dataset
+        data = encoder.dataset(self.dataset if given is None else self.dataset.merged(given))
+        _refuse_one_vector(data)
+        tuned = tune(
+            data,
+            options,
+            method=self._method,
+            adapts=self._adapts,
+            expect=self._expect,
+            always=self._always,
+            show_progress=self._show_progress,
         )
-        self._model.save_pretrained(self._output)
-        if self._verbose:
-            print(self._report)
+        settings = {"method": self._method, "adapts": self._adapts, "expect": self._expect}
+        report = FinetuneReport(
+            overall=tuned.overall,
+            known=tuned.known,
+            new=tuned.new,
+            train_queries=len(data.relevance),
+            settings={**settings, "seed": options.seed},
+            choice=tuned.choice,
+        )
+        return tuned.adapter, tuned.candidate, report
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
         """Return the base model with the trained adapter.
@@ -255,6 +321,17 @@ class EmbeddingAdapterFinetuneEngine:
             model.adapter,
             **{"training": model.training, **model_kwargs},
         )
+
+    @property
+    def candidate(self) -> AdaptedEmbedding:
+        """The model that was chosen, also where the verdict is against serving it.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        if self._candidate is None:
+            raise NotTrainedError("There is no candidate before finetune().")
+        return self._candidate
 
     @property
     def report(self) -> FinetuneReport:
@@ -317,10 +394,7 @@ def _hold_out(
         given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
     ):
         by_document = 0.0
-    if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
-        raise DatasetError(
-            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
-        )
+    _refuse_one_vector(data)
     rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
     train = data.take(rows)
     if given is not None:
@@ -335,6 +409,13 @@ def _hold_out(
             "val_dataset."
         )
     return train, Validation(*parts, expect=expect)
+
+
+def _refuse_one_vector(data: EncodedDataset) -> None:
+    if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
+        raise DatasetError(
+            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
+        )
 
 
 def _without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:

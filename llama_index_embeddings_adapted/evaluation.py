@@ -141,7 +141,7 @@ def evaluate_retrieval(
     queries, documents = data.queries, data.documents
     if isinstance(embed_model, Adapting):
         queries = embed_model.adapt(queries, "query")
-        documents = embed_model.adapt(documents, "document")
+        documents = embed_model.adapt(documents, "document", data.keys)
     scores = search(data, queries, documents, ks=cuts)
     seconds = time.perf_counter() - began
     return RetrievalScores(

@@ -6,9 +6,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from llama_index_embeddings_adapted.folder import WEIGHTS, read_config
+from llama_index_embeddings_adapted.maps import LinearAdapter, TwoLayerAdapter
 
 OLD_WEIGHTS = "pytorch_model.bin"
 

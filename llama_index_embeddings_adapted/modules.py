@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.vectors import Vectors
 
 
 class TrainableAdapter(nn.Module):
     """An adapter whose weights can be trained."""
+
+    def documents(self, documents: Tensor) -> Tensor:
+        """Map documents, ``(n, dim)`` unit rows to unit rows; most adapters leave them."""
+        return documents
 
     @abstractmethod
     def shrinkage(self) -> Tensor:
@@ -41,6 +46,51 @@ class _Linear(TrainableAdapter):
 
     def export(self) -> LinearAdapter:
         return LinearAdapter(_array(self.weight), None if self.bias is None else _array(self.bias))
+
+
+class _Shared(_Linear):
+    """One map on both sides."""
+
+    def documents(self, documents: Tensor) -> Tensor:
+        return nn.functional.normalize(self(documents), dim=1)
+
+    def export(self) -> LinearAdapter:
+        plain = super().export()
+        return LinearAdapter(plain.weight, plain.bias, shared=True)
+
+
+class PsdMap(_Linear):
+    """``W = Mᵀ M``: a shared map folded into the query, so that documents keep their vectors.
+
+    Source:
+        Xing et al. 2002, distance metric learning: a metric is positive semi-definite.
+    """
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return nn.functional.linear(queries, self.weight.T @ self.weight, self.bias)
+
+    def export(self) -> LinearAdapter:
+        factor = _array(self.weight)
+        return LinearAdapter(factor.T @ factor, None if self.bias is None else _array(self.bias))
+
+
+class _LowRank(TrainableAdapter):
+    def __init__(self, start: LowRankAdapter) -> None:
+        super().__init__()
+        self.down = _parameter(start.down)
+        self.up = _parameter(start.up)
+        self.bias = _parameter(start.bias)
+        self.start = _copies([self.up, self.bias])
+
+    def forward(self, queries: Tensor) -> Tensor:
+        low = nn.functional.linear(queries, self.down)
+        return queries + nn.functional.linear(low, self.up, self.bias)
+
+    def shrinkage(self) -> Tensor:
+        return _distance([self.up, self.bias], self.start)
+
+    def export(self) -> LowRankAdapter:
+        return LowRankAdapter(_array(self.down), _array(self.up), _array(self.bias))
 
 
 _TORCH_ACTIVATIONS = {
@@ -88,11 +138,13 @@ def trainable(adapter: Adapter) -> TrainableAdapter:
         OptionError: No training is known for its class.
     """
     if isinstance(adapter, LinearAdapter):
-        return _Linear(adapter)
+        return _Shared(adapter) if adapter.shared else _Linear(adapter)
+    if isinstance(adapter, LowRankAdapter):
+        return _LowRank(adapter)
     if isinstance(adapter, TwoLayerAdapter):
         return _TwoLayer(adapter)
     raise OptionError(
-        f"adapter_model: expected a LinearAdapter or a TwoLayerAdapter, got "
+        f"adapter_model: expected a LinearAdapter, a LowRankAdapter or a TwoLayerAdapter, got "
         f"{type(adapter).__name__}."
     )
 

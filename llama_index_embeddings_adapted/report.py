@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llama_index_embeddings_adapted.autotune import Choice
 from llama_index_embeddings_adapted.training import Epoch
 from llama_index_embeddings_adapted.validation import PartReport
 
@@ -17,34 +18,38 @@ Means = Mapping[str, float]
 class FinetuneReport:
     """What ``finetune()`` did and how the adapter fares on queries it did not train on.
 
-    The held-out queries also chose when to stop, so their gain is a little optimistic; judge with
-    :func:`compare_retrieval` on queries of your own before you rely on its size.
+    With ``method="linear"``, the held-out queries also chose when to stop, so their gain is a
+    little optimistic; judge with :func:`compare_retrieval` on queries of your own before you rely
+    on its size. With other methods, all queries are held out in turn and none takes part in the
+    choice it judges; the adapter served was trained on more of them and tends to be better.
 
     Args:
-        overall: All held-out queries.
+        overall: All held-out queries; with a choice, weighted as live queries are expected.
         known: Those about documents that training has questions for; None if there are none.
         new: Those about documents that it has not; None if there are none.
-        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model.
-        history: Loss and gain of every epoch.
         train_queries: Queries trained on.
+        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model.
+        history: Loss and gain of every epoch; empty with a choice.
         seconds: Wall time, embedding included.
         base_calls: Calls to the base model, the probes that identify it included.
         base_texts: Texts sent to it.
         interrupted: Whether training was stopped from the keyboard.
         settings: Loss, hyper-parameters, seed.
+        choice: How the method was chosen; None with ``method="linear"``.
     """
 
     overall: PartReport
     known: PartReport | None
     new: PartReport | None
-    best_epoch: int
-    history: tuple[Epoch, ...]
     train_queries: int
-    seconds: float
-    base_calls: int
-    base_texts: int
+    best_epoch: int = 0
+    history: tuple[Epoch, ...] = ()
+    seconds: float = 0.0
+    base_calls: int = 0
+    base_texts: int = 0
     interrupted: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
 
     @property
     def base(self) -> Means:
@@ -69,6 +74,8 @@ class FinetuneReport:
     @property
     def verdict(self) -> str:
         """What to make of it, in words."""
+        if self.choice is not None:
+            return self.choice.verdict
         difference = self.overall.difference
         if self.best_epoch == 0:
             return (
@@ -100,6 +107,7 @@ class FinetuneReport:
             "base_texts": self.base_texts,
             "interrupted": self.interrupted,
             "settings": dict(self.settings),
+            "choice": None if self.choice is None else self.choice.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -116,10 +124,12 @@ class FinetuneReport:
                     f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}], "
                     f"{part.queries} held-out queries"
                 )
+        kept = f"epoch {self.best_epoch} of {len(self.history) - 1}"
+        if self.choice is not None:
+            kept = f"{self.choice.recipe} of {len(self.choice.gains)} candidates"
         lines.append(
-            f"  epoch {self.best_epoch} of {len(self.history) - 1} kept; {self.train_queries} "
-            f"training queries, {self.seconds:.1f} s, {self.base_texts} texts embedded in "
-            f"{self.base_calls} calls"
+            f"  kept: {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
+            f"{self.base_texts} texts embedded in {self.base_calls} calls"
         )
         return "\n".join(lines)
 

@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.adapters import Adapter, LinearAdapter
+from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.losses import Targets, ranking_nll, score_drift
+from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
 from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.threads import threads_for
 from llama_index_embeddings_adapted.validation import Gain, Validation
 from llama_index_embeddings_adapted.vectors import Rows, unit
 
@@ -28,7 +29,6 @@ OptimizerClass = Callable[..., torch.optim.Optimizer]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
-_WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,26 @@ def refit(
     return run.module.export()
 
 
+def states(
+    train: EncodedDataset,
+    start: Adapter | TrainableAdapter,
+    options: TrainingOptions,
+    *,
+    show_progress: bool = False,
+) -> Iterator[tuple[int, Callable[[], Adapter]]]:
+    """Train, and yield after each epoch its number and a function that exports the adapter.
+
+    Args:
+        train: Queries to learn from.
+        start: Where to start.
+        options: How to train; ``patience`` has no effect, as nothing is validated.
+        show_progress: Show a bar.
+    """
+    run = _Run(train, start, options, None)
+    for number, _ in run.epochs(show_progress=show_progress):
+        yield number, run.module.export
+
+
 class _Best:
     """The best adapter so far; at first one that changes nothing."""
 
@@ -148,7 +168,7 @@ class _Run:
     def __init__(
         self,
         train: EncodedDataset,
-        start: Adapter,
+        start: Adapter | TrainableAdapter,
         options: TrainingOptions,
         on_step: OnStep | None,
     ) -> None:
@@ -157,7 +177,8 @@ class _Run:
         self._steps = 0
         self._device = torch.device(options.device or _best_device())
         self._random = np.random.default_rng(options.seed)
-        self.module: TrainableAdapter = trainable(start).to(self._device)
+        module = start if isinstance(start, TrainableAdapter) else trainable(start)
+        self.module: TrainableAdapter = module.to(self._device)
         self._log_temperature = nn.Parameter(
             torch.tensor(math.log(options.temperature), device=self._device),
             requires_grad=options.learn_temperature,
@@ -189,7 +210,7 @@ class _Run:
         """Train; yield number and mean loss of each epoch."""
         numbers = range(1, self._options.epochs + 1)
         bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
-        with bar, _threads_for(self._multiplications):
+        with bar, threads_for(self._multiplications):
             for number in bar:
                 loss = float(np.mean([self.step(batch) for batch in self.batches()]))
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -235,7 +256,7 @@ class _Run:
         candidates, documents = self._candidates_for(batch)
         loss = ranking_nll(
             adapted,
-            documents,
+            self.module.documents(documents),
             self._targets(batch, candidates),
             temperature=self._log_temperature.exp(),
         )
@@ -244,7 +265,9 @@ class _Run:
         if options.anchor:
             sample = self._random.integers(len(self._documents), size=options.anchor_documents)
             anchors = self._documents[self._tensor(sample)]
-            loss = loss + options.anchor * score_drift(adapted, self._unit_base[rows], anchors)
+            loss = loss + options.anchor * score_drift(
+                adapted @ self.module.documents(anchors).T, self._unit_base[rows] @ anchors.T
+            )
         return loss
 
     def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
@@ -291,19 +314,6 @@ class _Run:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
-
-
-@contextmanager
-def _threads_for(multiplications: int) -> Iterator[None]:
-    """Keep small steps on one thread: waiting for a second one costs more than it saves, and on a
-    busy machine ten times as much."""
-    before = torch.get_num_threads()
-    if multiplications < _WORTH_TWO_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:

@@ -19,6 +19,7 @@ def encoded(
         tuple(f"q{row}" for row in range(len(queries))),
         tuple(f"d{row}" for row in range(len(documents))),
         np.arange(len(documents)),
+        np.arange(len(documents), dtype=np.uint64),
     )
 
 

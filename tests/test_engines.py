@@ -331,7 +331,7 @@ def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(
     [
         ({"lr": 0.1}, OptionError, 'Unknown argument "lr". Did you mean "learning_rate"'),
         ({"optimiser_class": 1}, OptionError, 'Did you mean "optimizer_class"'),
-        ({"method": "magic"}, OptionError, "method: expected one of linear, got 'magic'"),
+        ({"method": "magic"}, OptionError, "method: expected one of auto, .* got 'magic'"),
         ({"start": "zero"}, OptionError, 'start: expected "whitening" or "identity"'),
         ({"expect": 1.2}, OptionError, r"expect: expected a share in \[0, 1\] or None"),
         ({"epochs": -1}, OptionError, "epochs: expected a whole number >= 1"),

@@ -64,4 +64,4 @@ def test_the_report_is_json_without_nan_and_reads_well() -> None:
     }
     assert data["new"] is None
     assert "all: NDCG@10 0.5000 → 0.7000" in str(found)
-    assert "epoch 1 of 1 kept; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)
+    assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)

@@ -101,6 +101,7 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
         ("a", "b", "c", "d"),
         ("0", "1", "2", "3"),
         np.array([0, 0, 2, 3]),
+        np.arange(4, dtype=np.uint64),
     )
     options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)

@@ -1,0 +1,222 @@
+"""Cross-fitting: every query judged by adapters that saw neither it nor, for the new part, its
+documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from llama_index_embeddings_adapted import metrics
+from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.vectors import Rows, Vectors, unit
+
+PerQuery = NDArray[np.float64]
+
+_DEPTH = 10
+_SCORES_PER_BLOCK = 16_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Queries judged apart from training, each on its known or on its new documents.
+
+    Args:
+        queries: ``(n, dim)``, base vectors.
+        rows: ``(n,)``, their rows in the whole dataset.
+        relevance: Over the rows of the documents: of each query the relevant documents of its kind.
+        hidden: Likewise: its relevant documents of the other kind, which do not compete.
+        known: ``(n,)``, whether the judged documents have training queries.
+    """
+
+    queries: Vectors
+    rows: Rows
+    relevance: Relevance
+    hidden: Relevance
+    known: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Return how many judgements there are."""
+        return len(self.rows)
+
+    def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
+        """Return NDCG@10 of each judgement.
+
+        Args:
+            queries: ``(n, dim)``, adapted, unit rows.
+            documents: ``(m, dim)``, adapted, unit rows.
+        """
+        ranks = np.empty(len(self.relevance.documents), dtype=np.int64)
+        step = max(1, _SCORES_PER_BLOCK // max(1, len(documents)))
+        for start in range(0, len(self), step):
+            stop = min(start + step, len(self))
+            scores = queries[start:stop] @ documents.T
+            self._rank(scores, start, stop, ranks)
+        ideal = metrics.ideal_gain(self.relevance, _DEPTH)
+        return self.relevance.discounted_gain(ranks, _DEPTH) / ideal
+
+    def _rank(self, scores: Vectors, start: int, stop: int, ranks: Rows) -> None:
+        """Fill in the rank of each relevant document; ties count against it."""
+        for row in range(start, stop):
+            line = scores[row - start]
+            line[self.hidden.of(row)] = -np.inf
+            entries = slice(self.relevance.offsets[row], self.relevance.offsets[row + 1])
+            wanted = line[self.relevance.documents[entries]]
+            if len(wanted) <= 4:
+                ranks[entries] = [np.count_nonzero(line > score) for score in wanted]
+            else:
+                ranks[entries] = len(line) - np.searchsorted(np.sort(line), wanted, side="right")
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What one adapter is trained on, and what judges it."""
+
+    train: EncodedDataset
+    judged: Judged
+
+    def score(self, adapter: Adapter) -> PerQuery:
+        """Return NDCG@10 of each judgement."""
+        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
+        return self.judged.score(unit(adapter.apply(self.judged.queries)), documents)
+
+
+def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fold]:
+    """Divide the relevance judgements so that each query is judged as known and as new.
+
+    Documents are dealt into ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
+    which neither the query nor the document is in part ``k``. It judges the queries of part ``k``
+    on their other documents (*known*), and all queries it does not train on by their documents of
+    part ``k`` (*new*). Where documents form groups by shared queries, groups stay together; where
+    all hang together, as with dozens of relevant documents per query, single documents are dealt
+    and a query's other relevant documents do not compete.
+
+    Args:
+        data: The training set.
+        count: How many folds, ``>= 2``.
+        seed: Of the deal.
+
+    Raises:
+        DatasetError: Fewer queries than folds.
+    """
+    relevance = data.relevance
+    relevance = Relevance(relevance.offsets, data.twins[relevance.documents], relevance.grades)
+    if len(relevance) < count:
+        raise DatasetError(
+            f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
+        )
+    random = np.random.default_rng(seed)
+    document_part = _deal_documents(relevance, len(data.documents), count, random)
+    query_part = _deal_queries(data.queries, relevance, document_part, count, random)
+    for k in range(count):
+        yield _fold(data, relevance, document_part == k, query_part == k)
+
+
+def _deal_documents(
+    relevance: Relevance, total: int, count: int, random: np.random.Generator
+) -> Rows:
+    asked = np.unique(relevance.documents)
+    group, size = _groups(relevance, total, asked)
+    if size.max() > len(asked) / count:  # all hangs together: single documents
+        group, size = np.arange(len(asked)), np.ones(len(asked), dtype=np.int64)
+    order = random.permutation(len(size))
+    order = order[np.argsort(-size[order], kind="stable")]
+    part = np.empty(len(size), dtype=np.int64)
+    load = np.zeros(count, dtype=np.int64)
+    for one in order:  # the largest first, each to the emptiest part
+        part[one] = load.argmin()
+        load[part[one]] += size[one]
+    dealt = np.full(total, -1, dtype=np.int64)
+    dealt[asked] = part[group]
+    return dealt
+
+
+def _groups(relevance: Relevance, total: int, asked: Rows) -> tuple[Rows, Rows]:
+    """Return the group of each asked document, connected by queries, and the groups' sizes."""
+    queries = len(relevance)
+    links = coo_matrix(
+        (
+            np.ones(len(relevance.documents), dtype=np.int8),
+            (relevance.queries, queries + relevance.documents),
+        ),
+        shape=(queries + total, queries + total),
+    )
+    labels = connected_components(links, directed=False)[1][queries:][asked]
+    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
+    return group, size
+
+
+def _deal_queries(
+    queries: Vectors,
+    relevance: Relevance,
+    document_part: Rows,
+    count: int,
+    random: np.random.Generator,
+) -> Rows:
+    """Deal queries, equal ones together, each to another part than its first document."""
+    groups: dict[bytes, list[int]] = {}
+    for row, vector in enumerate(queries):
+        groups.setdefault(vector.tobytes(), []).append(row)
+    part = np.empty(len(queries), dtype=np.int64)
+    for members in groups.values():
+        first = document_part[relevance.of(members[0])[0]]
+        part[members] = (first + 1 + random.integers(count - 1)) % count
+    return part
+
+
+def _fold(
+    data: EncodedDataset,
+    relevance: Relevance,
+    new_document: NDArray[np.bool_],
+    held_query: NDArray[np.bool_],
+) -> Fold:
+    new = new_document[relevance.documents]
+    held = held_query[relevance.queries]
+    train_rows, train = _select(relevance, ~new & ~held)
+    trained = np.zeros(len(relevance), dtype=bool)
+    trained[train_rows] = True
+    # Equal queries of which one is trained on judge nothing, as they would judge by heart.
+    known_rows, known = _select(relevance, ~new & held)
+    new_rows, on_new = _select(relevance, new & ~trained[relevance.queries])
+    rows = np.concatenate([known_rows, new_rows])
+    is_known = np.arange(len(rows)) < len(known_rows)
+    hidden = _hidden(relevance, rows, is_known, new)
+    return Fold(
+        replace(data.take(train_rows), relevance=train),
+        Judged(data.queries[rows], rows, _concatenate(known, on_new), hidden, is_known),
+    )
+
+
+def _select(relevance: Relevance, keep: NDArray[np.bool_]) -> tuple[Rows, Relevance]:
+    """Keep some entries; return the queries that have any left, and their relevance."""
+    counts = np.bincount(relevance.queries[keep], minlength=len(relevance))
+    rows = np.flatnonzero(counts)
+    offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
+    return rows, Relevance(offsets, relevance.documents[keep], relevance.grades[keep])
+
+
+def _hidden(
+    relevance: Relevance, rows: Rows, is_known: NDArray[np.bool_], new: NDArray[np.bool_]
+) -> Relevance:
+    """Return for each judgement the relevant documents of the other kind; none for most."""
+    of_rows = relevance.take(rows)
+    entry_new = Relevance(relevance.offsets, relevance.documents, new.astype(float)).take(rows)
+    other = (entry_new.grades > 0) == is_known[of_rows.queries]
+    counts = np.bincount(of_rows.queries[other], minlength=len(rows))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Relevance(offsets, of_rows.documents[other], of_rows.grades[other])
+
+
+def _concatenate(first: Relevance, second: Relevance) -> Relevance:
+    return Relevance(
+        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+        np.concatenate([first.documents, second.documents]),
+        np.concatenate([first.grades, second.grades]),
+    )

@@ -1,0 +1,223 @@
+"""Recipes: how to obtain an adapter from a training set, as values that can be compared and kept.
+
+A recipe says what to do, not with which data; cross-fitting follows the same recipe once per fold,
+and the winner's once more on everything.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.closed_form import centering, memory_values, ridge, whitening
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
+from llama_index_embeddings_adapted.gating import fit_gate
+from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
+from llama_index_embeddings_adapted.modules import PsdMap, TrainableAdapter
+from llama_index_embeddings_adapted.nudging import (
+    NudgeOptions,
+    listwise_nudges,
+    nudge_m,
+    nudge_n,
+)
+from llama_index_embeddings_adapted.options import Loss, TrainingOptions
+from llama_index_embeddings_adapted.stack import StackedAdapter
+from llama_index_embeddings_adapted.training import states
+from llama_index_embeddings_adapted.vectors import Vectors, unit
+
+Value = float | int | str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its settings, on top of other recipes.
+
+    Args:
+        method: A key of :data:`METHODS`.
+        settings: Names and values.
+        on: The recipes it builds upon, in the order its method wants them.
+    """
+
+    method: str
+    settings: tuple[tuple[str, Value], ...] = ()
+    on: tuple[Recipe, ...] = ()
+
+    @classmethod
+    def of(cls, method: str, *on: Recipe, **settings: Value) -> Recipe:
+        """Build a recipe from keyword settings."""
+        return cls(method, tuple(sorted(settings.items())), on)
+
+    def __getitem__(self, name: str) -> Value:
+        """Return a setting."""
+        return dict(self.settings)[name]
+
+    @property
+    def adapts_documents(self) -> bool:
+        """Whether an index has to be rebuilt."""
+        return self.method in BOTH_SIDES or any(part.adapts_documents for part in self.on)
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                             for name, value in self.settings)  # fmt: skip
+        own = f"{self.method} ({settings})" if settings else self.method
+        return " + ".join([*map(str, self.on), own])
+
+
+IDENTITY = Recipe("identity")
+
+
+@dataclass(eq=False)
+class Kitchen:
+    """Follows recipes on one training set; what several recipes share is made once.
+
+    Args:
+        train: The training set.
+        options: Of everything trained by gradients; epochs and loss come from the recipe.
+        checkpoints: Epochs at which trained maps are kept; others cannot be asked for.
+    """
+
+    train: EncodedDataset
+    options: TrainingOptions
+    checkpoints: tuple[int, ...]
+    _made: dict[Recipe, Adapter] = field(default_factory=dict)
+
+    def make(self, recipe: Recipe) -> Adapter:
+        """Return the adapter of a recipe.
+
+        Raises:
+            AdaptedError: The method cannot work on this training set.
+        """
+        if recipe in self._made:
+            return self._made[recipe]
+        made = METHODS[recipe.method](self, recipe)
+        if recipe.method in TRAINED:  # the rest is made again faster than it is worth keeping
+            self._made[recipe] = made
+        return made
+
+    @functools.cached_property
+    def memory_values(self) -> Vectors:
+        """What a memory adds for each training query."""
+        return memory_values(self.train)
+
+    @functools.cached_property
+    def gate(self) -> Gate:
+        """Tells queries about known documents from others."""
+        return fit_gate(self.train, seed=self.options.seed)
+
+    def train_map(self, recipe: Recipe, start: Adapter | TrainableAdapter, loss: Loss) -> Adapter:
+        """Train, keeping the state at every checkpoint for the recipes that differ in epochs."""
+        wanted = int(recipe["epochs"])
+        last = max([wanted, *(c for c in self.checkpoints if c >= wanted)])
+        options = replace(self.options, loss=loss, epochs=last)
+        if loss == "corpus":  # a map that is to memorise is not held to the base model
+            options = replace(options, anchor=0.0)
+        for epoch, export in states(self.train, start, options):
+            if epoch == wanted or epoch in self.checkpoints:
+                kept = Recipe.of(recipe.method, *recipe.on, epochs=epoch)
+                self._made[kept] = export()
+        return self._made[recipe]
+
+
+Method = Callable[[Kitchen, Recipe], Adapter]
+
+
+def _identity(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return LinearAdapter.identity(kitchen.train.queries.shape[1])
+
+
+def _whitening(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return whitening(kitchen.train.documents, power=float(recipe["power"]))
+
+
+def _centering(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return centering(kitchen.train.documents)
+
+
+def _ridge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return next(ridge(kitchen.train, [float(recipe["strength"])]))[1]
+
+
+def _linear(loss: Loss) -> Method:
+    def make(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        return kitchen.train_map(recipe, whitening(kitchen.train.documents), loss)
+
+    return make
+
+
+def _shared(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    # Half the power on each side gives the scores of the whole power on one.
+    start = whitening(kitchen.train.documents, power=0.125, shared=True)
+    return kitchen.train_map(recipe, start, "queried")
+
+
+def _psd(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    start = PsdMap(whitening(kitchen.train.documents, power=0.125))
+    return kitchen.train_map(recipe, start, "queried")
+
+
+def _low_rank(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    start = LowRankAdapter.identity(kitchen.train.queries.shape[1], seed=kitchen.options.seed)
+    return kitchen.train_map(recipe, start, "queried")
+
+
+def _two_layer(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    start = TwoLayerAdapter.identity(kitchen.train.queries.shape[1], seed=kitchen.options.seed)
+    return kitchen.train_map(recipe, start, "queried")
+
+
+def _memory(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return QueryMemoryAdapter(
+        kitchen.make(recipe.on[0]),
+        unit(kitchen.train.queries),
+        kitchen.memory_values,
+        weight=float(recipe["weight"]),
+        temperature=float(recipe["temperature"]),
+    )
+
+
+def _gate(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    general, special = (kitchen.make(part) for part in recipe.on)
+    return GatedAdapter(general, special, kitchen.gate.with_odds(float(recipe["odds"])))
+
+
+def _nudge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    # Fitted below the memory, which answers training queries by heart and leaves nothing to fix.
+    below, under = kitchen.make(recipe.on[0]), kitchen.make(recipe.on[1])
+    options = NudgeOptions(shrinkage=float(recipe["shrinkage"]), seed=kitchen.options.seed)
+    epochs = int(recipe["epochs"])
+    *_, (_, nudges) = listwise_nudges(kitchen.train, epochs, options, below=under)
+    return StackedAdapter(below, nudges)
+
+
+def _nudge_m(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return nudge_m(kitchen.train, float(recipe["distance"]))
+
+
+def _nudge_n(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    return nudge_n(kitchen.train, float(recipe["distance"]))
+
+
+METHODS: dict[str, Method] = {
+    "identity": _identity,
+    "centering": _centering,
+    "whitening": _whitening,
+    "ridge": _ridge,
+    "linear": _linear("queried"),
+    "mnr": _linear("mnr"),
+    "corpus": _linear("corpus"),
+    "psd": _psd,
+    "low_rank": _low_rank,
+    "two_layer": _two_layer,
+    "memory": _memory,
+    "gate": _gate,
+    "shared": _shared,
+    "nudge_m": _nudge_m,
+    "nudge_n": _nudge_n,
+    "nudge": _nudge,
+}
+BOTH_SIDES = frozenset({"shared", "nudge_m", "nudge_n", "nudge"})
+TRAINED = ("linear", "mnr", "corpus", "psd", "low_rank", "two_layer", "shared")

@@ -1,0 +1,267 @@
+"""Choosing a recipe by cross-fitting, and judging the choice on queries that took no part in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.errors import AdaptedError
+from llama_index_embeddings_adapted.folds import Fold, PerQuery, folds
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
+
+Mask = NDArray[np.bool_]
+
+#: A loss of half a percent of the base model's score is not called harm.
+TOLERANCE = 0.005
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Which queries will come.
+
+    Args:
+        share: Of live queries about documents that training has questions for, in [0, 1].
+        told: Whether the user said so; then a loss on the other documents is accepted if the
+            mixture gains.
+    """
+
+    share: float
+    told: bool
+
+    @classmethod
+    def of(cls, told: float | None, data: EncodedDataset) -> Expectation:
+        """Take what the user said, or estimate it.
+
+        The estimate is the Good-Turing one: the share of relevance judgements whose document is
+        asked for by other training queries too. As the questions at hand may have been written
+        evenly over the documents, it is not trusted beyond one half.
+
+        Source:
+            Good 1953, The population frequencies of species.
+        """
+        if told is not None:
+            return cls(float(told), True)
+        documents = data.twins[data.relevance.documents]
+        asked = np.bincount(documents)
+        return cls(float(min(0.5, 1.0 - (asked == 1).sum() / len(documents))), False)
+
+
+class Evidence:
+    """NDCG@10 of candidates on cross-fitted judgements.
+
+    Args:
+        parts: The folds, judged.
+        expectation: Weighs known against new documents.
+    """
+
+    def __init__(self, parts: Sequence[Fold], expectation: Expectation) -> None:
+        self.expectation = expectation
+        self.known: Mask = np.concatenate([fold.judged.known for fold in parts])
+        self.rows = np.concatenate([fold.judged.rows for fold in parts])
+        sizes = [len(fold.judged) for fold in parts]
+        self.fold = np.repeat(np.arange(len(parts)), sizes)
+        self.scores: dict[Recipe, PerQuery] = {}
+
+    def gain(self, recipe: Recipe) -> PerQuery:
+        """Return the change of each judgement over the base model."""
+        return self.scores[recipe] - self.scores[IDENTITY]
+
+    def weights(self, among: Mask) -> PerQuery:
+        """Return what each judgement weighs, so that the weighted sum is the expected gain."""
+        weights = np.zeros(len(self.known))
+        shares = [self.expectation.share, 1.0 - self.expectation.share]
+        parts = [among & self.known, among & ~self.known]
+        there = [bool(part.any()) for part in parts]
+        if not all(there):  # one kind cannot be judged: the other speaks for it
+            shares = [float(t) for t in there]
+        for share, part in zip(shares, parts, strict=True):
+            if share and part.any():
+                weights[part] = share / part.sum()
+        return weights
+
+    def harmless(self, recipe: Recipe, among: Mask) -> bool:
+        """Whether no part loses more than its noise, or half a percent of the base's score."""
+        if self.expectation.told:
+            return True
+        gain, base = self.gain(recipe), self.scores[IDENTITY]
+        for part in (among & self.known, among & ~self.known):
+            if part.sum() < 2:
+                continue
+            noise = gain[part].std(ddof=1) / part.sum() ** 0.5
+            if gain[part].mean() < -max(noise, TOLERANCE * base[part].mean()):
+                return False
+        return True
+
+    def choose(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
+        """Return the simplest recipe that is as good as the best within one standard error.
+
+        Args:
+            recipes: Simplest first; the identity among them.
+            among: Which judgements may be looked at.
+
+        Source:
+            Breiman et al. 1984, section 3.4.3, with the error of the paired difference.
+        """
+        weights = self.weights(among)
+        allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
+        best = max(allowed, key=lambda r: float(weights @ self.gain(r)))
+        for recipe in allowed:
+            behind = self.gain(best) - self.gain(recipe)
+            if float(weights @ behind) <= weighted_error(behind, weights):
+                return recipe
+        return best
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What is known so far, from the point of view of some of the judgements.
+
+    Args:
+        evidence: Scores.
+        recipes: All candidates so far, simplest first.
+        among: Which judgements may be looked at.
+    """
+
+    evidence: Evidence
+    recipes: list[Recipe]
+    among: Mask
+
+    def best(self, recipes: Sequence[Recipe]) -> Recipe:
+        """Return the best of some recipes; the identity is always among them."""
+        return self.evidence.choose(self._with_identity(recipes), self.among)
+
+    def best_known(self, recipes: Sequence[Recipe]) -> Recipe:
+        """Return the one that gains most on known documents, whatever it does to others."""
+        known = self.among & self.evidence.known
+        if not known.any():
+            return IDENTITY
+        return max(
+            self._with_identity(recipes), key=lambda r: float(self.evidence.gain(r)[known].mean())
+        )
+
+    def _with_identity(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        return [IDENTITY, *(recipe for recipe in recipes if recipe != IDENTITY)]
+
+
+Stage = Callable[[Candidates], Iterable[Recipe]]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What cross-fitting chose, and the gain it proves.
+
+    Args:
+        recipe: Chosen on all judgements; to be followed on everything.
+        evidence: Scores of all candidates.
+        chosen: ``(n,)``: the score of each judgement by the recipe that the other folds chose.
+        recipes: All candidates, simplest first.
+        failed: Candidates that could not be fitted, and why.
+    """
+
+    recipe: Recipe
+    evidence: Evidence
+    chosen: PerQuery
+    recipes: tuple[Recipe, ...]
+    failed: dict[Recipe, str]
+
+
+def select(
+    data: EncodedDataset,
+    stages: Sequence[Stage],
+    expectation: Expectation,
+    options: TrainingOptions,
+    *,
+    checkpoints: tuple[int, ...],
+    seed: int = 0,
+    show_progress: bool = True,
+) -> Selection:
+    """Choose a recipe in stages and judge the choice.
+
+    Each stage proposes recipes on top of what is best so far. In the end, every fold is judged by
+    the recipe that the *other* folds find best, so that a judgement never takes part in the choice
+    it judges (only in which recipes are proposed at all); the recipe to follow is chosen on all.
+
+    Args:
+        data: The training set.
+        stages: Each takes what is known so far and proposes recipes, simplest first.
+        expectation: Which queries will come.
+        options: Of everything trained by gradients.
+        checkpoints: Epochs at which trained maps are compared.
+        seed: Of the folds.
+        show_progress: Show a bar.
+    """
+    return _Search(data, stages, expectation, options, checkpoints, seed, show_progress).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        data: EncodedDataset,
+        stages: Sequence[Stage],
+        expectation: Expectation,
+        options: TrainingOptions,
+        checkpoints: tuple[int, ...],
+        seed: int,
+        show_progress: bool,
+    ) -> None:
+        self._folds = list(folds(data, seed=seed))
+        self._kitchens = [Kitchen(fold.train, options, checkpoints) for fold in self._folds]
+        self._stages, self._show_progress = stages, show_progress
+        self._evidence = Evidence(self._folds, expectation)
+        self._failed: dict[Recipe, str] = {}
+
+    def run(self) -> Selection:
+        everything = np.ones(len(self._evidence.known), dtype=bool)
+        recipes = [IDENTITY]
+        self._score(recipes)
+        for stage in self._stages:
+            proposed = dict.fromkeys(stage(Candidates(self._evidence, list(recipes), everything)))
+            new = [recipe for recipe in proposed if recipe not in recipes]
+            self._score(new)
+            recipes += [recipe for recipe in new if recipe in self._evidence.scores]
+        chosen = np.empty(len(everything))
+        for k in range(len(self._folds)):
+            mine = self._evidence.fold == k
+            chosen[mine] = self._evidence.scores[self._evidence.choose(recipes, ~mine)][mine]
+        best = self._evidence.choose(recipes, everything)
+        return Selection(best, self._evidence, chosen, tuple(recipes), self._failed)
+
+    def _score(self, recipes: Sequence[Recipe]) -> None:
+        scores = {recipe: np.zeros(len(self._evidence.known)) for recipe in recipes}
+        bar = tqdm(
+            total=len(recipes) * len(self._folds),
+            desc="Cross-fitting",
+            unit="fit",
+            disable=not self._show_progress or len(recipes) < 2,
+        )
+        with bar:
+            for k, (fold, kitchen) in enumerate(zip(self._folds, self._kitchens, strict=True)):
+                for recipe in recipes:
+                    if recipe not in self._failed:
+                        scores[recipe][self._evidence.fold == k] = self._try(fold, kitchen, recipe)
+                    bar.update()
+        for recipe, found in scores.items():
+            if recipe not in self._failed:
+                self._evidence.scores[recipe] = found
+
+    def _try(self, fold: Fold, kitchen: Kitchen, recipe: Recipe) -> PerQuery | float:
+        try:
+            return fold.score(kitchen.make(recipe))
+        except (AdaptedError, np.linalg.LinAlgError) as cause:
+            warnings.warn(f"{recipe} cannot be fitted and is left out: {cause}", stacklevel=2)
+            self._failed[recipe] = str(cause)
+            return 0.0
+
+
+def weighted_error(values: PerQuery, weights: PerQuery) -> float:
+    """Return the standard error of a weighted sum of judgements, weights adding up to 1."""
+    there = weights > 0
+    centred = values[there] - np.average(values[there], weights=weights[there])
+    return float(np.sqrt((weights[there] ** 2 * centred**2).sum()))

@@ -1,0 +1,120 @@
+"""Which recipes are tried: those of one method, or the stages of ``method="auto"``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe
+from llama_index_embeddings_adapted.selection import Candidates, Stage
+
+_STEPS = (100, 200, 400)  # of training, at which maps are compared
+_FEWEST_EPOCHS = 1
+
+of = Recipe.of
+
+
+def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
+    """Return the epochs at which trained maps are compared: about 100, 200 and 400 steps.
+
+    In steps, because a map moves as far in 400 steps on 500 queries as on 50,000; so the cost of a
+    fit hardly depends on their number.
+    """
+    found = (max(_FEWEST_EPOCHS, round(s * batch_size / max(1, queries))) for s in _STEPS)
+    return tuple(sorted(set(found)))
+
+
+def stages(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
+    """Return the stages of a method.
+
+    Args:
+        method: ``"auto"``, or a key of :data:`METHODS`.
+        adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
+        epochs: At which trained maps are compared.
+
+    Raises:
+        OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
+    """
+    if method == "auto":
+        query_side: list[Stage] = [_Maps(epochs, adapts), _memories, _gates]
+        return [*query_side, _nudges] if adapts == "both" else query_side
+    single = list(alone(method, epochs))
+    if not single:
+        known = ", ".join(["auto", *(name for name in METHODS if name != "identity")])
+        raise OptionError(f"method: expected one of {known}, got {method!r}.")
+    if adapts == "query" and any(recipe.adapts_documents for recipe in single):
+        raise OptionError(f'method: {method!r} moves documents, which needs adapts="both".')
+    return [lambda _: single]
+
+
+def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
+    """Yield the recipes to choose from where one method is asked for by name, simplest first."""
+    if method in TRAINED:
+        yield from (of(method, epochs=count) for count in epochs)
+    elif method == "centering":
+        yield of(method)
+    elif method == "whitening":
+        yield from (of(method, power=power) for power in (0.15, 0.25, 0.4))
+    elif method == "ridge":
+        yield from (of(method, strength=strength) for strength in (30.0, 10.0, 3.0, 1.0))
+    elif method in ("nudge_m", "nudge_n"):
+        yield from (of(method, distance=distance) for distance in (0.05, 0.1, 0.2, 0.4))
+    elif method == "memory":
+        yield from _memories_on(IDENTITY)
+    elif method == "gate":
+        yield from _gates_between(of("linear", epochs=epochs[-1]), of("corpus", epochs=epochs[-1]))
+    elif method == "nudge":
+        yield from _nudges_on(IDENTITY, IDENTITY)
+
+
+class _Maps:
+    """Maps that treat all queries, or all vectors, alike."""
+
+    def __init__(self, epochs: tuple[int, ...], adapts: str) -> None:
+        self._epochs, self._adapts = epochs, adapts
+
+    def __call__(self, found: Candidates) -> Iterator[Recipe]:
+        yield of("whitening", power=0.25)
+        yield from (of("linear", epochs=count) for count in self._epochs)
+        yield from (of("corpus", epochs=count) for count in self._epochs[-2:])
+        if self._adapts == "both":
+            yield from (of("shared", epochs=count) for count in self._epochs[-2:])
+
+
+def _memories(found: Candidates) -> Iterator[Recipe]:
+    """Memories on top of the map that does no harm, and of the one that gains most by heart."""
+    query_side = [r for r in found.recipes if not r.adapts_documents]
+    for recipe in dict.fromkeys([found.best(query_side), found.best_known(query_side)]):
+        yield from _memories_on(recipe)
+
+
+def _gates(found: Candidates) -> Iterator[Recipe]:
+    """Gates from what does no harm to what gains most on known documents."""
+    maps = [r for r in found.recipes if not r.adapts_documents and not r.on]
+    special = found.best_known([r for r in found.recipes if not r.adapts_documents])
+    for general in dict.fromkeys([found.best(maps), IDENTITY]):
+        yield from _gates_between(general, special)
+
+
+def _nudges(found: Candidates) -> Iterator[Recipe]:
+    """Nudges on top of the best so far, and of the best by heart."""
+    maps = [r for r in found.recipes if not r.on]
+    for recipe in dict.fromkeys([found.best(found.recipes), found.best_known(found.recipes)]):
+        side = [r for r in maps if r.adapts_documents == recipe.adapts_documents]
+        yield from _nudges_on(recipe, recipe if recipe in maps else found.best(side or maps))
+
+
+def _memories_on(recipe: Recipe) -> Iterator[Recipe]:
+    for weight, temperature in ((0.5, 0.1), (1.0, 0.1), (2.0, 0.1), (0.5, 0.2), (1.0, 0.2)):
+        yield of("memory", recipe, weight=weight, temperature=temperature)
+
+
+def _gates_between(general: Recipe, special: Recipe) -> Iterator[Recipe]:
+    if general != special:
+        for odds in (-4.0, -2.0, 0.0, 2.0):
+            yield of("gate", general, special, odds=odds)
+
+
+def _nudges_on(recipe: Recipe, under: Recipe) -> Iterator[Recipe]:
+    for shrinkage in (0.1, 0.01, 0.001):
+        yield of("nudge", recipe, under, epochs=6, shrinkage=shrinkage)

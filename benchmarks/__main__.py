@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import against_old, environment, methods, quality, serving, sets, tables
+from benchmarks import against_old, environment, methods, peers, quality, serving, sets, tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["quality", "methods", "old", "serving", "tables", "all"])
+    parser.add_argument(
+        "what", choices=["quality", "methods", "peers", "old", "serving", "tables", "all"]
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
     parser.add_argument("--sets", nargs="+", choices=sets.NAMES, default=list(sets.NAMES))
@@ -35,6 +37,8 @@ def main() -> None:
         methods.run(
             arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.variants)
         )
+    if what in ("peers", "all"):
+        peers.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):

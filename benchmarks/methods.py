@@ -73,6 +73,7 @@ def _one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) ->
         "verdict": report.verdict,
         "recipe": report.choice.recipe,
         "expect": report.choice.expectation.share,
+        "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
         "seconds": seconds,
         "base_texts": report.base_texts,
         "cross_fitted": {

@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.evaluation import known_to, part
+from llama_index_embeddings_adapted.evaluation import RetrievalScores, known_to, part
 from llama_index_embeddings_adapted.significance import paired_difference
 
 VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
@@ -76,19 +76,24 @@ def judge(
     compared = compare_retrieval(
         {"base": base, "adapted": model}, test, cache_dir=cache, show_progress=False
     )
-    known = np.array(list(known_to(real.train, test).values()))
+    return by_part(compared.scores, real, split)
+
+
+def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) -> dict[str, Any]:
+    """Compare ``"base"`` and ``"adapted"`` on all queries, the known and the new."""
+    known = np.array(list(known_to(real.train, real.tests[split]).values()))
     parts = {"all": np.ones(len(known), dtype=bool), "known": known, "new": ~known}
     found: dict[str, Any] = {}
     for name, keep in parts.items():
         if not keep.any():
             continue
-        scores = {model_name: part(s, keep) for model_name, s in compared.scores.items()}
+        kept = {model: part(one, keep) for model, one in scores.items()}
         difference = paired_difference(
-            scores["base"].values("ndcg@10"), scores["adapted"].values("ndcg@10"), metric="ndcg@10"
+            kept["base"].values("ndcg@10"), kept["adapted"].values("ndcg@10"), metric="ndcg@10"
         )
         found[name] = {
             "queries": int(keep.sum()),
-            **{m: {metric: s[metric] for metric in METRICS} for m, s in scores.items()},
+            **{m: {metric: s[metric] for metric in METRICS} for m, s in kept.items()},
             "difference": difference.mean,
             "interval": [difference.low, difference.high],
             "p_value": difference.p_value,

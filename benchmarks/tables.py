@@ -84,9 +84,56 @@ def serving_table() -> str:
     return "\n".join(rows)
 
 
+def methods_table() -> str:
+    """Gain in NDCG@10 over the base model on every test set: peers and ours."""
+    rows = [
+        "| data set | base | " + " | ".join(_COLUMNS) + " |",
+        "|---|---:|" + "---:|" * len(_COLUMNS),
+    ]
+    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
+    for name, variants in ours.items():
+        found = {**peers.get(name, {}), **variants}
+        base = variants["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
+        gains = [_relative(found[c]["tests"]["test"]["all"]) for c in _COLUMNS if c in found]
+        rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
+    return "\n".join(rows)
+
+
+def parts_table() -> str:
+    """Every method on every test file: known and new documents, what was chosen, seconds."""
+    rows = [
+        "| data set | test file | method | all | known documents | new documents | chosen "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---:|",
+    ]
+    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
+    for name, variants in ours.items():
+        for method, run in {**peers.get(name, {}), **variants}.items():
+            chosen = run.get("recipe") or run["setting"]
+            for split, parts in run["tests"].items():
+                shown = " | ".join(_gain([parts], part) for part in ("all", "known", "new"))
+                rows.append(
+                    f"| {name} | {split} | {method} | {shown} | {chosen} | {run['seconds']:.0f} |"
+                )
+    return "\n".join(rows)
+
+
+_COLUMNS = (
+    "llama-index-finetuning, as shipped",
+    "llama-index-finetuning, tuned",
+    "NUDGE-M",
+    "NUDGE-N",
+    "auto, query",
+    "auto, query, told",
+    "auto, both",
+    "auto, both, told",
+)
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "files": files_table,
+    "methods": methods_table,
+    "parts": parts_table,
     "old": old_table,
     "serving": serving_table,
 }
@@ -108,6 +155,10 @@ def _gain(runs: list[Any], part: str) -> str:
         return "–"
     base, adapted = (mean(r[part][m]["ndcg@10"] for r in runs) for m in ("base", "adapted"))
     return f"{base:.4f} → {adapted:.4f}"
+
+
+def _relative(found: dict[str, Any]) -> str:
+    return f"{found['adapted']['ndcg@10'] / found['base']['ndcg@10'] - 1:+.1%}"
 
 
 def _scores(values: dict[str, float]) -> str:

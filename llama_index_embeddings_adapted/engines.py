@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
@@ -20,31 +17,26 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import whitening
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.division import (
+    divide,
+    refuse_one_vector,
+    without_shared_questions,
+)
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
 from llama_index_embeddings_adapted.errors import (
-    DatasetError,
     NotTrainedError,
     OptionError,
     ShapeError,
 )
 from llama_index_embeddings_adapted.maps import LinearAdapter
-from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.options import TrainingOptions, known_options, settings_of
 from llama_index_embeddings_adapted.report import FinetuneReport
 from llama_index_embeddings_adapted.stages import stages
 from llama_index_embeddings_adapted.training import Fit, fit, refit
-from llama_index_embeddings_adapted.validation import (
-    HeldOut,
-    Validation,
-    hold_out,
-    known_documents,
-)
 
 ADAPTS = ("query", "both")
 SHIP = ("proven", "always")
-_HELD_OUT_QUERIES = 0.1
-_HELD_OUT_DOCUMENTS = 0.1
-_ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
 class EmbeddingAdapterFinetuneEngine:
@@ -165,7 +157,7 @@ class EmbeddingAdapterFinetuneEngine:
             "epochs": epochs,
             "device": device,
             "seed": seed,
-            **_known_options(train_kwargs),
+            **known_options(train_kwargs),
         }
         TrainingOptions(**self._options)  # refuse bad values before anything is embedded
         self._model: AdaptedEmbedding | None = None
@@ -206,7 +198,7 @@ class EmbeddingAdapterFinetuneEngine:
             EncodeError: The base model gave no usable vector.
             TrainingError: Training diverged; what was saved before is untouched.
         """
-        options = TrainingOptions(**{**self._options, **_known_options(train_kwargs)})
+        options = TrainingOptions(**{**self._options, **known_options(train_kwargs)})
         folders.check_target(self._output)
         if self._method != "linear":
             folders.check_target(self._candidate_output)
@@ -240,7 +232,7 @@ class EmbeddingAdapterFinetuneEngine:
     ) -> tuple[Adapter, Adapter, FinetuneReport]:
         data, given = self._encoded(encoder)
         start = start or self._default_start(data)
-        train, validation = _hold_out(data, given, expect=self._expect, seed=options.seed)
+        train, validation = divide(data, given, expect=self._expect, seed=options.seed)
         found = fit(
             train,
             validation,
@@ -260,7 +252,7 @@ class EmbeddingAdapterFinetuneEngine:
             train_queries=len(data.relevance if self._refit else train.relevance),
             interrupted=found.interrupted,
             settings={
-                **_settings(options),
+                **settings_of(options),
                 "method": "linear",
                 "start": self._start_name,
                 "refit": self._refit,
@@ -279,7 +271,7 @@ class EmbeddingAdapterFinetuneEngine:
             )
         given = self._val_dataset
         data = encoder.dataset(self.dataset if given is None else self.dataset.merged(given))
-        _refuse_one_vector(data)
+        refuse_one_vector(data)
         tuned = tune(
             data,
             options,
@@ -349,7 +341,7 @@ class EmbeddingAdapterFinetuneEngine:
         if self._val_dataset is None:
             return data, None
         given = encoder.dataset(self._val_dataset)
-        return _without_shared_questions(data, given), given
+        return without_shared_questions(data, given), given
 
     def _checked_start(self, dim: int) -> Adapter | None:
         if self._dim is not None and self._dim != dim:
@@ -383,86 +375,8 @@ class EmbeddingAdapterFinetuneEngine:
             export().save(self._checkpoints / f"step_{step}")
 
 
-def _hold_out(
-    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
-) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on and what to validate on."""
-    parts: list[HeldOut] = []
-    by_query = _HELD_OUT_QUERIES if given is None else 0.0
-    by_document = _HELD_OUT_DOCUMENTS
-    if expect == 1.0 or (
-        given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
-    ):
-        by_document = 0.0
-    _refuse_one_vector(data)
-    rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
-    train = data.take(rows)
-    if given is not None:
-        parts.append(HeldOut(given, known_documents(train, given)))
-    if len(held):
-        own = data.take(held)
-        parts.append(HeldOut(own, known_documents(train, own)))
-    if not len(rows) or not parts:
-        raise DatasetError(
-            f"Training needs queries to learn from and queries to validate on; "
-            f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
-            "val_dataset."
-        )
-    return train, Validation(*parts, expect=expect)
-
-
-def _refuse_one_vector(data: EncodedDataset) -> None:
-    if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
-        raise DatasetError(
-            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
-        )
-
-
-def _without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
-    """Leave out training queries that are also in the validation set: they would prove nothing."""
-    judged = {vector.tobytes() for vector in given.queries}
-    own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
-    shared = len(train.queries) - len(own)
-    if shared:
-        warnings.warn(
-            f"{shared} training queries are also in val_dataset; they are not trained on.",
-            stacklevel=4,
-        )
-    return train.take(np.array(own, dtype=np.int64))
-
-
 def _as_adapter(value: Any) -> Adapter:
     return value if isinstance(value, Adapter) else legacy.from_module(value)
-
-
-def _known_options(options: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(TrainingOptions)}
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            close = ["learning_rate"] if name == "lr" else close
-            hint = f' Did you mean "{close[0]}"?' if close else ""
-            raise OptionError(
-                f'Unknown argument "{name}".{hint} Training takes {", ".join(sorted(known))}.'
-            )
-    return options
-
-
-def _settings(options: TrainingOptions) -> dict[str, Any]:
-    optimizer = options.optimizer_class
-    plain = {
-        key: value
-        for key, value in asdict(options).items()
-        if key not in ("optimizer_class", "optimizer_params")
-    }
-    return {
-        **plain,
-        "optimizer_class": None if optimizer is None else getattr(optimizer, "__name__", "custom"),
-        "optimizer_params": {
-            key: value if isinstance(value, (int, float, str, bool)) else repr(value)
-            for key, value in options.optimizer_params.items()
-        },
-    }
 
 
 def _as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

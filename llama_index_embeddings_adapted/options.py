@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from llama_index_embeddings_adapted.errors import OptionError
@@ -86,3 +87,39 @@ class TrainingOptions:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise OptionError(f"{name}: expected a number >= 0, got {value!r}.")
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments, if all are fields of :class:`TrainingOptions`.
+
+    Raises:
+        OptionError: An unknown one; the message has what was perhaps meant.
+    """
+    known = {field.name for field in fields(TrainingOptions)}
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            close = ["learning_rate"] if name == "lr" else close
+            hint = f' Did you mean "{close[0]}"?' if close else ""
+            raise OptionError(
+                f'Unknown argument "{name}".{hint} Training takes {", ".join(sorted(known))}.'
+            )
+    return options
+
+
+def settings_of(options: TrainingOptions) -> dict[str, Any]:
+    """Return options as JSON knows them."""
+    optimizer = options.optimizer_class
+    plain = {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in ("optimizer_class", "optimizer_params")
+    }
+    return {
+        **plain,
+        "optimizer_class": None if optimizer is None else getattr(optimizer, "__name__", "custom"),
+        "optimizer_params": {
+            key: value if isinstance(value, (int, float, str, bool)) else repr(value)
+            for key, value in options.optimizer_params.items()
+        },
+    }

@@ -94,7 +94,7 @@ def methods_table() -> str:
     for name, variants in ours.items():
         found = {**peers.get(name, {}), **variants}
         base = variants["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
-        gains = [_relative(found[c]["tests"]["test"]["all"]) for c in _COLUMNS if c in found]
+        gains = [_relative(found.get(column)) for column in _COLUMNS]
         rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
     return "\n".join(rows)
 
@@ -157,8 +157,11 @@ def _gain(runs: list[Any], part: str) -> str:
     return f"{base:.4f} → {adapted:.4f}"
 
 
-def _relative(found: dict[str, Any]) -> str:
-    return f"{found['adapted']['ndcg@10'] / found['base']['ndcg@10'] - 1:+.1%}"
+def _relative(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return "–"
+    whole = run["tests"]["test"]["all"]
+    return f"{whole['adapted']['ndcg@10'] / whole['base']['ndcg@10'] - 1:+.1%}"
 
 
 def _scores(values: dict[str, float]) -> str:

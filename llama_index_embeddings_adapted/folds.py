@@ -63,16 +63,28 @@ class Judged:
         return self.relevance.discounted_gain(ranks, _DEPTH) / ideal
 
     def _rank(self, scores: Vectors, start: int, stop: int, ranks: Rows) -> None:
-        """Fill in the rank of each relevant document; ties count against it."""
+        """Fill in the rank of each relevant document among those that compete."""
         for row in range(start, stop):
             line = scores[row - start]
             line[self.hidden.of(row)] = -np.inf
             entries = slice(self.relevance.offsets[row], self.relevance.offsets[row + 1])
-            wanted = line[self.relevance.documents[entries]]
-            if len(wanted) <= 4:
-                ranks[entries] = [np.count_nonzero(line > score) for score in wanted]
-            else:
-                ranks[entries] = len(line) - np.searchsorted(np.sort(line), wanted, side="right")
+            ranks[entries] = _places(line, self.relevance.of(row))
+
+
+def _places(line: Vectors, wanted: Rows) -> Rows:
+    """Return the ranks of some documents; ties go to the document that stands first."""
+    scores = line[wanted]
+    if len(wanted) <= 4:
+        higher = np.array([np.count_nonzero(line > score) for score in scores], dtype=np.int64)
+        tied = np.arange(len(wanted))
+    else:
+        ordered = np.sort(line)
+        last = np.searchsorted(ordered, scores, side="right")
+        higher = len(line) - last
+        tied = np.flatnonzero(last - np.searchsorted(ordered, scores) > 1)
+    for entry in tied:
+        higher[entry] += np.count_nonzero(line[: wanted[entry]] == scores[entry])
+    return higher
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +108,8 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
     on their other documents (*known*), and all queries it does not train on by their documents of
     part ``k`` (*new*). Where documents form groups by shared queries, groups stay together; where
     all hang together, as with dozens of relevant documents per query, single documents are dealt
-    and a query's other relevant documents do not compete.
+    and a query's other relevant documents do not compete. A fold that would train on nothing or
+    judge nothing is left out.
 
     Args:
         data: The training set.
@@ -104,7 +117,7 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         seed: Of the deal.
 
     Raises:
-        DatasetError: Fewer queries than folds.
+        DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
     relevance = data.relevance
     relevance = Relevance(relevance.offsets, data.twins[relevance.documents], relevance.grades)
@@ -113,17 +126,34 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
         )
     random = np.random.default_rng(seed)
-    document_part = _deal_documents(relevance, len(data.documents), count, random)
-    query_part = _deal_queries(data.queries, relevance, document_part, count, random)
+    same = _first_equal(data.queries)
+    document_part = _deal_documents(relevance, same, len(data.documents), count, random)
+    query_part = _deal_queries(same, relevance, document_part, count, random)
+    usable = 0
     for k in range(count):
-        yield _fold(data, relevance, document_part == k, query_part == k)
+        fold = _fold(data, relevance, same, document_part == k, query_part == k)
+        if len(fold.train.relevance) and len(fold.judged):
+            usable += 1
+            yield fold
+    if not usable:
+        raise DatasetError(
+            f"Cross-fitting {len(relevance)} queries leaves none to learn from while others judge: "
+            "they are all the same, or few and about one document. Add other queries."
+        )
+
+
+def _first_equal(queries: Vectors) -> Rows:
+    """Return for each query the row of the first one with the same vector, mostly its own."""
+    first: dict[bytes, int] = {}
+    rows = [first.setdefault(vector.tobytes(), row) for row, vector in enumerate(queries)]
+    return np.array(rows, dtype=np.int64)
 
 
 def _deal_documents(
-    relevance: Relevance, total: int, count: int, random: np.random.Generator
+    relevance: Relevance, same: Rows, total: int, count: int, random: np.random.Generator
 ) -> Rows:
     asked = np.unique(relevance.documents)
-    group, size = _groups(relevance, total, asked)
+    group, size = _groups(relevance, same, total, asked)
     if size.max() > len(asked) / count:  # all hangs together: single documents
         group, size = np.arange(len(asked)), np.ones(len(asked), dtype=np.int64)
     order = random.permutation(len(size))
@@ -138,13 +168,13 @@ def _deal_documents(
     return dealt
 
 
-def _groups(relevance: Relevance, total: int, asked: Rows) -> tuple[Rows, Rows]:
+def _groups(relevance: Relevance, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
     """Return the group of each asked document, connected by queries, and the groups' sizes."""
     queries = len(relevance)
     links = coo_matrix(
         (
             np.ones(len(relevance.documents), dtype=np.int8),
-            (relevance.queries, queries + relevance.documents),
+            (same[relevance.queries], queries + relevance.documents),
         ),
         shape=(queries + total, queries + total),
     )
@@ -154,26 +184,27 @@ def _groups(relevance: Relevance, total: int, asked: Rows) -> tuple[Rows, Rows]:
 
 
 def _deal_queries(
-    queries: Vectors,
+    same: Rows,
     relevance: Relevance,
     document_part: Rows,
     count: int,
     random: np.random.Generator,
 ) -> Rows:
     """Deal queries, equal ones together, each to another part than its first document."""
-    groups: dict[bytes, list[int]] = {}
-    for row, vector in enumerate(queries):
-        groups.setdefault(vector.tobytes(), []).append(row)
-    part = np.empty(len(queries), dtype=np.int64)
-    for members in groups.values():
-        first = document_part[relevance.of(members[0])[0]]
-        part[members] = (first + 1 + random.integers(count - 1)) % count
+    groups: dict[int, list[int]] = {}
+    for row, first in enumerate(same.tolist()):
+        groups.setdefault(first, []).append(row)
+    part = np.empty(len(same), dtype=np.int64)
+    for row, members in groups.items():
+        avoided = document_part[relevance.of(row)[0]]
+        part[members] = (avoided + 1 + random.integers(count - 1)) % count
     return part
 
 
 def _fold(
     data: EncodedDataset,
     relevance: Relevance,
+    same: Rows,
     new_document: NDArray[np.bool_],
     held_query: NDArray[np.bool_],
 ) -> Fold:
@@ -181,10 +212,10 @@ def _fold(
     held = held_query[relevance.queries]
     train_rows, train = _select(relevance, ~new & ~held)
     trained = np.zeros(len(relevance), dtype=bool)
-    trained[train_rows] = True
+    trained[same[train_rows]] = True
     # Equal queries of which one is trained on judge nothing, as they would judge by heart.
     known_rows, known = _select(relevance, ~new & held)
-    new_rows, on_new = _select(relevance, new & ~trained[relevance.queries])
+    new_rows, on_new = _select(relevance, new & ~trained[same[relevance.queries]])
     rows = np.concatenate([known_rows, new_rows])
     is_known = np.arange(len(rows)) < len(known_rows)
     hidden = _hidden(relevance, rows, is_known, new)

@@ -58,6 +58,7 @@ class Gate:
         self.asked = frozen(asked, "asked", ndim=2)
         dim, count = self.queries.shape[1], len(FEATURES)
         none = np.zeros((0, dim), dtype=np.float32)
+        none.setflags(write=False)
         self.others = frozen(others, "others", ndim=2) if np.size(others) else none
         self.shares = frozen(shares, "shares", ndim=1)
         self.coefficients = frozen(coefficients, "coefficients", ndim=1)
@@ -163,7 +164,8 @@ class GatedAdapter(CompositeAdapter):
         rows = np.atleast_2d(vectors)
         general, special = (unit(part.apply(rows)) for part in (self.general, self.special))
         known = self.gate.known(unit(rows))[:, None]
-        return unit(general + known * (special - general)).reshape(*vectors.shape[:-1], -1)
+        mixed = unit(general + known * (special - general))
+        return mixed.reshape(*vectors.shape[:-1], self.output_dim)
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         return vectors

@@ -7,7 +7,7 @@ and the winner's once more on everything.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from llama_index_embeddings_adapted.adapters import Adapter
@@ -26,7 +26,7 @@ from llama_index_embeddings_adapted.nudging import (
 )
 from llama_index_embeddings_adapted.options import Loss, TrainingOptions
 from llama_index_embeddings_adapted.stack import StackedAdapter
-from llama_index_embeddings_adapted.training import states
+from llama_index_embeddings_adapted.training import State, states
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
 Value = float | int | str
@@ -84,6 +84,7 @@ class Kitchen:
     options: TrainingOptions
     checkpoints: tuple[int, ...]
     _made: dict[Recipe, Adapter] = field(default_factory=dict)
+    _running: dict[str, Iterator[State]] = field(default_factory=dict)
 
     def make(self, recipe: Recipe) -> Adapter:
         """Return the adapter of a recipe.
@@ -108,17 +109,21 @@ class Kitchen:
         """Tells queries about known documents from others."""
         return fit_gate(self.train, seed=self.options.seed)
 
-    def train_map(self, recipe: Recipe, start: Adapter | TrainableAdapter, loss: Loss) -> Adapter:
-        """Train, keeping the state at every checkpoint for the recipes that differ in epochs."""
+    def train_map(
+        self, recipe: Recipe, start: Callable[[], Adapter | TrainableAdapter], loss: Loss
+    ) -> Adapter:
+        """Train a map as far as asked, and go on from there when asked for more."""
         wanted = int(recipe["epochs"])
-        last = max([wanted, *(c for c in self.checkpoints if c >= wanted)])
-        options = replace(self.options, loss=loss, epochs=last)
-        if loss == "corpus":  # a map that is to memorise is not held to the base model
-            options = replace(options, anchor=0.0)
-        for epoch, export in states(self.train, start, options):
+        if recipe.method not in self._running:
+            options = replace(self.options, loss=loss, epochs=max(wanted, *self.checkpoints))
+            if loss == "corpus":  # a map that is to memorise is not held to the base model
+                options = replace(options, anchor=0.0)
+            self._running[recipe.method] = states(self.train, start(), options)
+        for epoch, export in self._running[recipe.method]:
             if epoch == wanted or epoch in self.checkpoints:
-                kept = Recipe.of(recipe.method, *recipe.on, epochs=epoch)
-                self._made[kept] = export()
+                self._made[Recipe.of(recipe.method, epochs=epoch)] = export()
+            if epoch == wanted:
+                break
         return self._made[recipe]
 
 
@@ -143,30 +148,34 @@ def _ridge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 
 def _linear(loss: Loss) -> Method:
     def make(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        return kitchen.train_map(recipe, whitening(kitchen.train.documents), loss)
+        return kitchen.train_map(recipe, lambda: whitening(kitchen.train.documents), loss)
 
     return make
 
 
 def _shared(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     # Half the power on each side gives the scores of the whole power on one.
-    start = whitening(kitchen.train.documents, power=0.125, shared=True)
+    def start() -> Adapter:
+        return whitening(kitchen.train.documents, power=0.125, shared=True)
+
     return kitchen.train_map(recipe, start, "queried")
 
 
 def _psd(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    start = PsdMap(whitening(kitchen.train.documents, power=0.125))
+    def start() -> TrainableAdapter:
+        return PsdMap(whitening(kitchen.train.documents, power=0.125))
+
     return kitchen.train_map(recipe, start, "queried")
 
 
 def _low_rank(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    start = LowRankAdapter.identity(kitchen.train.queries.shape[1], seed=kitchen.options.seed)
-    return kitchen.train_map(recipe, start, "queried")
+    dim, seed = kitchen.train.queries.shape[1], kitchen.options.seed
+    return kitchen.train_map(recipe, lambda: LowRankAdapter.identity(dim, seed=seed), "queried")
 
 
 def _two_layer(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    start = TwoLayerAdapter.identity(kitchen.train.queries.shape[1], seed=kitchen.options.seed)
-    return kitchen.train_map(recipe, start, "queried")
+    dim, seed = kitchen.train.queries.shape[1], kitchen.options.seed
+    return kitchen.train_map(recipe, lambda: TwoLayerAdapter.identity(dim, seed=seed), "queried")
 
 
 def _memory(kitchen: Kitchen, recipe: Recipe) -> Adapter:

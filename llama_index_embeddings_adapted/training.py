@@ -26,6 +26,7 @@ from llama_index_embeddings_adapted.validation import Gain, Validation
 from llama_index_embeddings_adapted.vectors import Rows, unit
 
 OptimizerClass = Callable[..., torch.optim.Optimizer]
+State = tuple[int, Callable[[], Adapter]]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
@@ -131,7 +132,7 @@ def states(
     options: TrainingOptions,
     *,
     show_progress: bool = False,
-) -> Iterator[tuple[int, Callable[[], Adapter]]]:
+) -> Iterator[State]:
     """Train, and yield after each epoch its number and a function that exports the adapter.
 
     Args:
@@ -210,9 +211,10 @@ class _Run:
         """Train; yield number and mean loss of each epoch."""
         numbers = range(1, self._options.epochs + 1)
         bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
-        with bar, threads_for(self._multiplications):
+        with bar:
             for number in bar:
-                loss = float(np.mean([self.step(batch) for batch in self.batches()]))
+                with threads_for(self._multiplications):
+                    loss = float(np.mean([self.step(batch) for batch in self.batches()]))
                 bar.set_postfix(loss=f"{loss:.3f}")
                 yield number, loss
 

@@ -52,6 +52,7 @@ class EncodedDataset:
         query_ids: ``n`` ids.
         document_ids: ``m`` ids.
         twins: ``(m,)``, the row of the first document with the same text, mostly its own.
+        negatives: Documents mined as hard negatives, over the rows of both; None where none were.
     """
 
     queries: Vectors
@@ -60,6 +61,7 @@ class EncodedDataset:
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     twins: Rows
+    negatives: Relevance | None = None
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
@@ -70,6 +72,7 @@ class EncodedDataset:
             tuple(self.query_ids[row] for row in queries),
             self.document_ids,
             self.twins,
+            None if self.negatives is None else self.negatives.take(queries),
         )
 
 
@@ -99,7 +102,7 @@ class Encoder:
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._cache = VectorCache(_folder(cache_dir), self.fingerprint)
+        self._cache = VectorCache(cache_folder(cache_dir), self.fingerprint)
 
     @property
     def base_calls(self) -> int:
@@ -155,6 +158,7 @@ class Encoder:
             tuple(dataset.queries),
             tuple(dataset.corpus),
             np.array(twins, dtype=np.int64),
+            _negatives(dataset, document_row),
         )
 
     def close(self) -> None:
@@ -199,7 +203,19 @@ class Encoder:
         return vector
 
 
-def _folder(cache_dir: CacheDir) -> Path | None:
+def _negatives(
+    dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]
+) -> Relevance | None:
+    mined = dataset.hard_negatives
+    if mined is None:
+        return None
+    return Relevance.from_lists(
+        [[document_row[document] for document in mined.get(q, ())] for q in dataset.queries]
+    )
+
+
+def cache_folder(cache_dir: CacheDir) -> Path | None:
+    """Return the folder that a ``cache_dir`` stands for; None for memory only."""
     if cache_dir is False:
         return None
     if cache_dir is None:

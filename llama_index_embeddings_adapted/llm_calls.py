@@ -1,0 +1,289 @@
+"""How we speak to an LLM: any of LlamaIndex's, several calls at a time, patient but not blind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index.core.llms import LLM, ChatMessage, CustomLLM
+
+from llama_index_embeddings_adapted.errors import GenerationError, OptionError, shorten
+from llama_index_embeddings_adapted.journal import Answer
+from llama_index_embeddings_adapted.parsing import MOST_READ
+from llama_index_embeddings_adapted.prompts import Request
+from llama_index_embeddings_adapted.redaction import looks_secret, names_secret, without_url_secrets
+
+#: Pauses before another attempt double from the first to the longest, unless the server names one.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+_HEAD_START_S = 0.05  # of the first call: a refused key is then seen before others are sent
+_REFUSED = {
+    401: "refused the key",
+    402: "wants to be paid",
+    403: "forbids this",
+    404: "was not found",
+}
+_USELESS_TO_REPEAT = (400, 413, 422)
+_DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How hard to try.
+
+    Args:
+        attempts: Per call, ``>= 1``.
+        concurrency: Calls under way at once, ``>= 1``.
+        requests_per_minute: None for as many as the server takes.
+        timeout_s: After which a call counts as failed; None for never.
+
+    Raises:
+        OptionError: A value out of range.
+    """
+
+    attempts: int = 3
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    timeout_s: float | None = 300.0
+
+    def __post_init__(self) -> None:
+        for shown, value in (("retry_limit", self.attempts), ("concurrency", self.concurrency)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{shown}: expected a whole number >= 1, got {value!r}.")
+        for name in ("requests_per_minute", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
+
+
+class LLMCalls:
+    """Asks one LLM, through its public methods, so that its events and rate limiter apply.
+
+    Chat models get turns, others one text. An LLM without an asynchronous path of its own is asked
+    one call at a time, in a thread.
+
+    Args:
+        llm: Any LlamaIndex LLM.
+        patience: How hard to try.
+    """
+
+    def __init__(self, llm: LLM, patience: Patience) -> None:
+        if not isinstance(llm, LLM):
+            raise OptionError(f"llm: expected a LlamaIndex LLM, got {type(llm).__name__}.")
+        self._llm = llm
+        self._patience = patience
+        self._chat = llm.metadata.is_chat_model
+        self._synchronous = _is_synchronous(llm, self._chat)
+        self._heard = False
+        self._next_start = 0.0
+        self.calls = 0
+
+    @property
+    def name(self) -> str:
+        """Class and model, for messages."""
+        return f"{type(self._llm).__name__}({without_url_secrets(self._llm.metadata.model_name)})"
+
+    async def ask_all(
+        self,
+        requests: Sequence[Request],
+        keep: Callable[[int, Answer], None],
+        fail: Callable[[int, Exception], None],
+    ) -> None:
+        """Ask everything, a bounded number of calls at a time.
+
+        Args:
+            requests: What to ask.
+            keep: Called with row and answer as soon as it is there.
+            fail: Called with row and error when the attempts for a request are used up.
+
+        Raises:
+            GenerationError: No call can succeed: the key is refused, the model does not exist, the
+                server cannot be reached.
+        """
+        rows = iter(range(len(requests)))
+        workers = 1 if self._synchronous else min(self._patience.concurrency, len(requests))
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            for number in range(workers):
+                tasks.append(asyncio.create_task(self._work(rows, requests, keep, fail)))
+                if number == 0:
+                    await asyncio.wait(tasks, timeout=_HEAD_START_S)
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(
+        self,
+        rows: Iterator[int],
+        requests: Sequence[Request],
+        keep: Callable[[int, Answer], None],
+        fail: Callable[[int, Exception], None],
+    ) -> None:
+        for row in rows:
+            try:
+                answer = await self._patiently(requests[row])
+            except GenerationError:
+                raise
+            except Exception as error:
+                fail(row, error)
+            else:
+                keep(row, answer)
+
+    async def _patiently(self, request: Request) -> Answer:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._once(request)
+            except Exception as error:
+                last = attempt >= self._patience.attempts or _status(error) in _USELESS_TO_REPEAT
+                self._give_up_if_hopeless(error, last=last)
+                if last:
+                    raise
+                await asyncio.sleep(_pause(error, attempt))
+
+    async def _once(self, request: Request) -> Answer:
+        await self._turn()
+        began = time.perf_counter()
+        self.calls += 1
+        response = await asyncio.wait_for(self._send(request), self._patience.timeout_s)
+        self._heard = True
+        text = str(self._text(response) or "")[:MOST_READ]
+        prompt, completion = _usage(response)
+        return Answer(text, prompt, completion, time.perf_counter() - began)
+
+    async def _send(self, request: Request) -> Any:
+        if not self._synchronous:
+            try:
+                return await self._asynchronous(request)
+            except NotImplementedError:
+                self._synchronous = True
+        return await asyncio.to_thread(self._in_thread, request)
+
+    def _asynchronous(self, request: Request) -> Awaitable[Any]:
+        if self._chat:
+            return self._llm.achat(_messages(request))
+        return self._llm.acomplete(request.text, formatted=True)
+
+    def _in_thread(self, request: Request) -> Any:
+        if self._chat:
+            return self._llm.chat(_messages(request))
+        return self._llm.complete(request.text, formatted=True)
+
+    def _text(self, response: Any) -> str | None:
+        if self._chat:
+            return response.message.content  # type: ignore[no-any-return]
+        # A model that completes goes on with an example of its own.
+        return str(response.text).split("\nPassage:", 1)[0]
+
+    async def _turn(self) -> None:
+        """Wait for our turn where the calls per minute are limited."""
+        if self._patience.requests_per_minute is None:
+            return
+        now = time.monotonic()
+        start = max(now, self._next_start)
+        self._next_start = start + 60.0 / self._patience.requests_per_minute
+        await asyncio.sleep(start - now)
+
+    def _give_up_if_hopeless(self, error: Exception, *, last: bool) -> None:
+        status = _status(error)
+        if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
+            what = _REFUSED.get(status or 0, "has no quota left")
+            advice = "Check key, model name and address."
+        elif _is_unreachable(error) and (last or not self._heard):
+            what, advice = "cannot be reached", "Is the server running, and the address right?"
+        else:
+            return
+        raise GenerationError(
+            f"{self.name} {what}: {without_secrets(error)} {advice} What is finished is kept; the "
+            "same call continues there."
+        ) from error
+
+
+def identity(llm: LLM) -> dict[str, Any]:
+    """Return what an answer of this LLM depends on, without keys and addresses."""
+    settings = {
+        name: value
+        for name, value in llm.to_dict().items()
+        if name in ("temperature", "max_tokens", "num_ctx", "additional_kwargs", "system_prompt")
+    }
+    extra = settings.get("additional_kwargs")
+    if isinstance(extra, dict):
+        plain = {k: repr(v) for k, v in extra.items() if not names_secret(str(k))}
+        settings["additional_kwargs"] = plain
+    return {
+        "class": llm.class_name(),
+        "model": llm.metadata.model_name,
+        **{name: repr(value) for name, value in settings.items()},
+    }
+
+
+def without_secrets(error: BaseException) -> str:
+    """Return what an error says, on one line, unless it shows a key."""
+    text = " ".join(f"{type(error).__name__}: {without_url_secrets(str(error))}".split())
+    return f"{type(error).__name__}." if looks_secret(text) else shorten(text, 300)
+
+
+def _messages(request: Request) -> list[ChatMessage]:
+    return [ChatMessage(role=role, content=text) for role, text in request.turns]
+
+
+def _is_synchronous(llm: LLM, chat: bool) -> bool:
+    """Return whether the asynchronous method is that of CustomLLM, which blocks the loop."""
+    name = "achat" if chat else "acomplete"
+    return getattr(type(llm), name, None) is getattr(CustomLLM, name)
+
+
+def _usage(response: Any) -> tuple[int | None, int | None]:
+    """Return the tokens billed for prompt and completion, where the provider says so."""
+    raw = getattr(response, "raw", None)
+    usage = raw.get("usage") if isinstance(raw, dict) else getattr(raw, "usage", None)
+    found: list[int | None] = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
+        found.append(value if isinstance(value, int) else None)
+    return found[0], found[1]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status that an error stands for, as the usual clients name it."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        for holder, name in ((cause, "status_code"), (response, "status_code"), (cause, "status")):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+    return None
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return any(
+        (isinstance(cause, ConnectionError) and not isinstance(cause, _DROPPED))
+        or type(cause).__name__ == "ConnectError"  # httpx, httpcore: never connected
+        for cause in _chain(error)
+    )
+
+
+def _pause(error: Exception, attempt: int) -> float:
+    """Return how long to wait: as the server asks, or longer each time, with some chance in it."""
+    for cause in _chain(error):
+        headers = getattr(getattr(cause, "response", None), "headers", None) or {}
+        try:
+            return min(float(headers.get("retry-after", "")), LONGEST_PAUSE_S)
+        except (TypeError, ValueError, AttributeError):
+            continue
+    pause = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
+    return pause * random.uniform(0.5, 1.0)

@@ -29,26 +29,25 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
     """
     sets = [frozenset(words(text)) for text in texts]
     frequency = Counter(word for each in sets for word in each)
-    index: dict[str, list[int]] = defaultdict(list)
+    index: dict[tuple[frozenset[str], str], list[int]] = defaultdict(list)
     found: dict[int, int] = {}
     for row, mine in enumerate(sets):
         rarest = sorted(mine, key=lambda word: (frequency[word], word))
         prefix = rarest[: len(mine) - math.ceil(threshold * len(mine)) + 1]
-        candidates = sorted({other for word in prefix for other in index[word]})
+        numbers = _numbers(mine)
+        candidates = sorted({other for word in prefix for other in index[numbers, word]})
         twin = next((o for o in candidates if _same(mine, sets[o], threshold)), None)
         if twin is not None:
             found[row] = twin
             continue
         for word in prefix:
-            index[word].append(row)
+            index[numbers, word].append(row)
     return found
 
 
 def _same(one: frozenset[str], other: frozenset[str], threshold: float) -> bool:
-    if _numbers(one) != _numbers(other):
-        return False
     return len(one & other) >= threshold * len(one | other)
 
 
-def _numbers(tokens: frozenset[str]) -> set[str]:
-    return {token for token in tokens if any(character.isdecimal() for character in token)}
+def _numbers(tokens: frozenset[str]) -> frozenset[str]:
+    return frozenset(t for t in tokens if any(character.isdecimal() for character in t))

@@ -15,8 +15,9 @@ _OPENINGS = (
     r"(?:sure|certainly|of course|absolutely|okay|ok|yes|no|great)[,!.:](?: |\Z)",
     r"here(?:['’]s| is| are)\b|(?:let me|i['’]ll|i will|i['’]d)\b|(?:hello|hi|hey)(?: there)?[,!.]",
     r"(?:the|these|those) (?:following )?(?:are |questions?|queries|keywords?)\b.*:\Z",
-    r"how can i (?:help|assist)|what(?:['’]s| is) your question|you(?:['’]ve| have) (?:provided|given)",
-    r"please (?:provide|give|share|let me|specify|clarify)|note: |thank you|the answer (?:is|lies|to)\b",
+    r"how can i (?:help|assist)|what(?:['’]s| is) your question|note: |thank you",
+    r"you(?:['’]ve| have) (?:provided|given)|the answer (?:is|lies|to)\b",
+    r"please (?:provide|give|share|let me|specify|clarify)",
     # Spanish, Portuguese, Italian, French
     r"lo siento|no puedo|aquí (?:tienes|están|hay)|claro[,!]|por supuesto|como (?:modelo|ia)",
     r"desculpe|não posso|aqui estão|claro que|mi dispiace|non posso|ecco\b|certo[,!]",
@@ -33,8 +34,9 @@ _OPENINGS = (
 
 #: Anywhere: remarks about the task.
 _REMARKS = (
-    r"\bas an ai\b|language model|\bassist(?:ant|ance)\b.*\b(?:today|you)\b|your (?:next )?question",
-    r"(?:this|the) question\b|\bquestions? (?:above|below|that)\b.*\bpassage|system prompt",
+    r"\bas an ai\b|language model|\bassist(?:ant|ance)\b.*\b(?:today|you)\b",
+    r"your (?:next )?question|(?:this|the) question\b|system prompt",
+    r"\bquestions? (?:above|below|that)\b.*\bpassage",
     r"\bmy (?:next )?(?:response|answer|instructions)\b|\bmore concise\b",
     r"\b(?:write|generate|create|rephrase|rewrite|summari[sz]e|translate|paraphrase)\b"
     r".*\b(?:question|query|queries|keyword|sentence|passage|paragraph|text)",
@@ -51,24 +53,24 @@ _ENGLISH_PARTS = (
 _REFERENCES = (
     # English
     rf"\b(?:this|these|that) (?:\w+ )?(?:{_ENGLISH_PARTS})\b",
-    rf"\bthe (?:above|given|following|provided|preceding|mentioned) (?:\w+ )?(?:{_ENGLISH_PARTS})\b",
+    rf"\bthe (?:above|given|following|provided|mentioned) (?:\w+ )?(?:{_ENGLISH_PARTS})\b",
     r"\b(?:in|of|from|to|by|does|do|is|can|with|for|about) the"
     r" (?:passage|text|context|excerpt|paragraph|snippet|abstract)\b",
     r"\bthe (?:passage|excerpt|snippet|author(?:['’]?s)?)\b|\bin this context\b",
     r"\bthe (?:\d+\w*|first|second|third|last|next) (?:paragraph|sentence|section)\b",
-    r"\baccording to the (?:passage|text|context|article|document|author|information|report|study)\b",
+    r"\baccording to the (?:article|document|author|information|report|study)\b",
     r"\b(?:mentioned|described|discussed|stated|listed) (?:above|below|here)\b",
     r"\bthe purpose of (?:this|it)\b",
     # Spanish, French, Italian, Portuguese
-    r"\b(?:este|esta|esto|el|del|al) (?:pasaje|texto|contexto|fragmento|párrafo|artículo|documento)\b",
-    r"\b(?:cet?|cette|le|du|au|l['’]) ?(?:passage|texte|extrait|paragraphe|contexte|article|document)\b",
-    r"\b(?:questo|il|del|nel|dal) (?:passaggio|testo|brano|contesto|paragrafo|articolo|documento)\b",
+    r"\b(?:est[aeo]|el|del|al) (?:pasaje|texto|contexto|fragmento|párrafo|artículo|documento)\b",
+    r"\b(?:cet?|cette|le|du|au|l['’]) ?(?:passage|texte|extrait|paragraphe|contexte|article)\b",
+    r"\b(?:questo|il|del|nel|dal) (?:passaggio|testo|brano|contesto|paragrafo|articolo)\b",
     r"\b(?:est[ea]|o|do|no|neste|deste) (?:trecho|texto|contexto|parágrafo|artigo|documento)\b",
     # German, Dutch, Russian
     r"\b(?:diese[rsmn]?|de[rmn]|das|des|im|dem|laut|vorliegende[nrsm]?)"
     r" (?:texte?s?|abschnitte?s?|passage|absatz(?:es)?|kontext|auszugs?|artikels?|dokuments?)\b",
     r"\b(?:deze|de|dit|het) (?:passage|tekst|alinea|artikel|fragment)\b",
-    r"(?:этот|этом|этого|данн\w+|приведённ\w+|выше) (?:текст\w*|отрыв\w*|абзац\w*|документ\w*|стать\w*)",
+    r"(?:этот|этом|этого|данн\w+|приведённ\w+|выше) (?:текст|отрыв|абзац|документ|стать)\w*",
     r"\bв тексте\b",
     # Chinese, Japanese, Korean
     r"(?:本|这|這|该|該|上述|以上|给定)(?:篇|段|个|個)?的?(?:文|段落|文章|文本|上下文|内容)",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from llama_index_embeddings_adapted import phrases
 from llama_index_embeddings_adapted.candidates import QUESTION_MARKS, Candidate, words
+from llama_index_embeddings_adapted.languages import same_language
 
 Filter = Callable[[Candidate], bool]
 
@@ -86,6 +87,11 @@ def refers_to_passage(candidate: Candidate) -> bool:
     return phrases.refers_to_text(candidate.text)
 
 
+def other_language(candidate: Candidate) -> bool:
+    """Another language than the passage's, as when an example is imitated too closely."""
+    return not same_language(candidate.text, candidate.passage)
+
+
 def too_short(candidate: Candidate) -> bool:
     """Fewer than two words, or five letters."""
     letters = sum(character.isalpha() for character in candidate.text)
@@ -105,6 +111,7 @@ TEXT_FILTERS: tuple[Filter, ...] = (
     too_short,
     refusal,
     leaked,
+    other_language,
     refers_to_passage,
     not_a_query,
     copied,

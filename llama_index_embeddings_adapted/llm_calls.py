@@ -27,6 +27,12 @@ _REFUSED = {
     404: "was not found",
 }
 _USELESS_TO_REPEAT = (400, 413, 422)
+#: Settings of LlamaIndex's LLMs that change what they write.
+_DECIDING = (
+    "system_prompt", "temperature", "top_p", "top_k", "seed", "max_tokens", "num_ctx", "stop",
+    "stop_sequences", "repeat_penalty", "reasoning_effort", "thinking", "additional_kwargs",
+    "generate_kwargs", "model_kwargs",
+)  # fmt: skip
 _DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
 
 
@@ -207,19 +213,14 @@ class LLMCalls:
 
 def identity(llm: LLM) -> dict[str, Any]:
     """Return what an answer of this LLM depends on, without keys and addresses."""
-    settings = {
-        name: value
-        for name, value in llm.to_dict().items()
-        if name in ("temperature", "max_tokens", "num_ctx", "additional_kwargs", "system_prompt")
-    }
-    extra = settings.get("additional_kwargs")
-    if isinstance(extra, dict):
-        plain = {k: repr(v) for k, v in extra.items() if not names_secret(str(k))}
-        settings["additional_kwargs"] = plain
+    settings = {name: getattr(llm, name, None) for name in _DECIDING}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            settings[name] = {k: repr(v) for k, v in value.items() if not names_secret(str(k))}
     return {
         "class": llm.class_name(),
         "model": llm.metadata.model_name,
-        **{name: repr(value) for name, value in settings.items()},
+        **{name: repr(value) for name, value in settings.items() if value is not None},
     }
 
 

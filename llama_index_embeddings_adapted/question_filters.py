@@ -61,16 +61,17 @@ def refusal(candidate: Candidate) -> bool:
 def leaked(candidate: Candidate) -> bool:
     """Words of the prompt or of its examples, instead of words about the passage.
 
-    That is five words in a row that stand in the prompt and not in the passage, or most of the
-    words of one of its lines.
+    That is five words in a row, two of them longer than four letters, that stand in the prompt and
+    not in the passage, or most of the words of one of its lines.
     """
     if not candidate.prompt:
         return False
     lines, runs = _prompt_words(candidate.prompt)
     tokens = words(candidate.text)
     common = (_runs(tokens) & runs) - _runs(words(candidate.passage))
+    telling = any(sum(len(word) > 4 for word in run) >= 2 for run in common)
     said = set(tokens)
-    return bool(common) or any(len(said & line) > 0.7 * len(said | line) for line in lines)
+    return telling or any(len(said & line) > 0.7 * len(said | line) for line in lines)
 
 
 def copied(candidate: Candidate) -> bool:

@@ -62,7 +62,7 @@ class GenerationOptions:
     filters: Sequence[Filter] = TEXT_FILTERS
     near_duplicate: float = 0.8
     generic_matches: int | None = 20
-    round_trip_k: int | None = 10
+    round_trip_k: int | None = 20
     concurrency: int = 8
     requests_per_minute: float | None = None
     timeout_s: float | None = 300.0

@@ -23,6 +23,15 @@ from llama_index_embeddings_adapted.question_options import GenerationOptions
 from llama_index_embeddings_adapted.tokens import count_tokens, embedded_tokens, passage_budget
 
 _KEYWORDS_KEPT = 8  # small models do not stop
+_DANGLING = frozenset(
+    word
+    for language in (
+        "a an and as at by for from if in is it its of on or our that the their there to we with",
+        "y o de del la el los las en por para con que et ou le les des du au un une dans pour avec",
+        "und oder der die das den dem des im in am von mit für zu ein eine",
+    )
+    for word in language.split()
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,10 @@ def _first_keywords(line: str) -> str:
     """Return the beginning of a line that was to be a few keywords."""
     first = line.replace(".", ";").split(";")[0].strip()
     line = first if len(words(first)) > 1 else line
-    return " ".join(line.split()[:_KEYWORDS_KEPT])
+    kept = line.split()[:_KEYWORDS_KEPT]
+    while len(kept) > 2 and kept[-1].casefold() in _DANGLING:
+        kept.pop()
+    return " ".join(kept)
 
 
 def _turn_of(text: str) -> int:

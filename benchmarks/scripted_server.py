@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -122,3 +125,24 @@ def _response(status: int, content: str, body: Any) -> bytes:
         f"Content-Length: {len(payload)}\r\nretry-after: 0.01\r\n\r\n"
     )
     return head.encode() + payload
+
+
+@contextmanager
+def in_a_process(latency_s: float) -> Iterator[str]:
+    """Run a server in a process of its own, which takes no time from its client; its address."""
+    command = [sys.executable, "-m", __name__, str(latency_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def main() -> None:
+    """Serve until killed; print the address."""
+    with ScriptedServer(latency_s=float(sys.argv[1])) as server:
+        print(server.api_base, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.redaction import looks_secret, names_secret,
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-_HEAD_START_S = 0.05  # of the first call: a refused key is then seen before others are sent
+_HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
 _REFUSED = {
     401: "refused the key",
     402: "wants to be paid",

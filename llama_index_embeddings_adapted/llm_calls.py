@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 
-from llama_index_embeddings_adapted.errors import GenerationError, OptionError, shorten
+from llama_index_embeddings_adapted.errors import GenerationError, OptionError
 from llama_index_embeddings_adapted.journal import Answer
+from llama_index_embeddings_adapted.llm_errors import hopeless, pause_s, useless_to_repeat
 from llama_index_embeddings_adapted.parsing import MOST_READ
 from llama_index_embeddings_adapted.prompts import Request
-from llama_index_embeddings_adapted.redaction import looks_secret, names_secret, without_url_secrets
+from llama_index_embeddings_adapted.redaction import names_secret, without_url_secrets
 
-#: Pauses before another attempt double from the first to the longest, unless the server names one.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 _HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
-_REFUSED = {
-    401: "refused the key",
-    402: "wants to be paid",
-    403: "forbids this",
-    404: "was not found",
-}
-_USELESS_TO_REPEAT = (400, 413, 422)
 #: Settings of LlamaIndex's LLMs that change what they write.
 _DECIDING = (
     "system_prompt", "temperature", "top_p", "top_k", "seed", "max_tokens", "num_ctx", "stop",
     "stop_sequences", "repeat_penalty", "reasoning_effort", "thinking", "additional_kwargs",
     "generate_kwargs", "model_kwargs",
 )  # fmt: skip
-_DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
 
 
 @dataclass(frozen=True)
@@ -147,21 +137,32 @@ class LLMCalls:
             try:
                 return await self._once(request)
             except Exception as error:
-                last = attempt >= self._patience.attempts or _status(error) in _USELESS_TO_REPEAT
+                last = attempt >= self._patience.attempts or useless_to_repeat(error)
                 self._give_up_if_hopeless(error, last=last)
                 if last:
                     raise
-                await asyncio.sleep(_pause(error, attempt))
+                await asyncio.sleep(pause_s(error, attempt))
 
     async def _once(self, request: Request) -> Answer:
         await self._turn()
         began = time.perf_counter()
         self.calls += 1
-        response = await asyncio.wait_for(self._send(request), self._patience.timeout_s)
+        response = await self._in_time(self._send(request))
         self._heard = True
         text = str(self._text(response) or "")[:MOST_READ]
         prompt, completion = _usage(response)
         return Answer(text, prompt, completion, time.perf_counter() - began)
+
+    async def _in_time(self, call: Coroutine[Any, Any, Any]) -> Any:
+        # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
+        task = asyncio.ensure_future(call)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._patience.timeout_s)
+        finally:
+            task.cancel()
+        if not done:
+            raise TimeoutError(f"no answer within {self._patience.timeout_s:g} s")
+        return task.result()
 
     async def _send(self, request: Request) -> Any:
         if not self._synchronous:
@@ -197,17 +198,11 @@ class LLMCalls:
         await asyncio.sleep(start - now)
 
     def _give_up_if_hopeless(self, error: Exception, *, last: bool) -> None:
-        status = _status(error)
-        if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
-            what = _REFUSED.get(status or 0, "has no quota left")
-            advice = "Check key, model name and address."
-        elif _is_unreachable(error) and (last or not self._heard):
-            what, advice = "cannot be reached", "Is the server running, and the address right?"
-        else:
+        told = hopeless(error, reached=self._heard and not last)
+        if told is None:
             return
         raise GenerationError(
-            f"{self.name} {what}: {without_secrets(error)} {advice} What is finished is kept; the "
-            "same call continues there."
+            f"{self.name} {told} What is finished is kept; the same call continues there."
         ) from error
 
 
@@ -222,12 +217,6 @@ def identity(llm: LLM) -> dict[str, Any]:
         "model": llm.metadata.model_name,
         **{name: repr(value) for name, value in settings.items() if value is not None},
     }
-
-
-def without_secrets(error: BaseException) -> str:
-    """Return what an error says, on one line, unless it shows a key."""
-    text = " ".join(f"{type(error).__name__}: {without_url_secrets(str(error))}".split())
-    return f"{type(error).__name__}." if looks_secret(text) else shorten(text, 300)
 
 
 def _messages(request: Request) -> list[ChatMessage]:
@@ -249,42 +238,3 @@ def _usage(response: Any) -> tuple[int | None, int | None]:
         value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
         found.append(value if isinstance(value, int) else None)
     return found[0], found[1]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _status(error: Exception) -> int | None:
-    """Return the HTTP status that an error stands for, as the usual clients name it."""
-    for cause in _chain(error):
-        response = getattr(cause, "response", None)
-        for holder, name in ((cause, "status_code"), (response, "status_code"), (cause, "status")):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
-    return None
-
-
-def _is_unreachable(error: Exception) -> bool:
-    return any(
-        (isinstance(cause, ConnectionError) and not isinstance(cause, _DROPPED))
-        or type(cause).__name__ == "ConnectError"  # httpx, httpcore: never connected
-        for cause in _chain(error)
-    )
-
-
-def _pause(error: Exception, attempt: int) -> float:
-    """Return how long to wait: as the server asks, or longer each time, with some chance in it."""
-    for cause in _chain(error):
-        headers = getattr(getattr(cause, "response", None), "headers", None) or {}
-        try:
-            return min(float(headers.get("retry-after", "")), LONGEST_PAUSE_S)
-        except (TypeError, ValueError, AttributeError):
-            continue
-    pause = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
-    return pause * random.uniform(0.5, 1.0)

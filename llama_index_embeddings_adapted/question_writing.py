@@ -15,7 +15,8 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.candidates import Candidate, words
 from llama_index_embeddings_adapted.encode import cache_folder
 from llama_index_embeddings_adapted.journal import Answer, Journal
-from llama_index_embeddings_adapted.llm_calls import LLMCalls, Patience, identity, without_secrets
+from llama_index_embeddings_adapted.llm_calls import LLMCalls, Patience, identity
+from llama_index_embeddings_adapted.llm_errors import without_secrets
 from llama_index_embeddings_adapted.parsing import read_questions
 from llama_index_embeddings_adapted.passages import Passage, corpus_of, fitted, passages_of, sample
 from llama_index_embeddings_adapted.prompts import Prompting, Request

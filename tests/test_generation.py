@@ -30,7 +30,7 @@ from llama_index_embeddings_adapted import (
     estimate,
     generate_qa_embedding_pairs,
     hold_out_documents,
-    llm_calls,
+    llm_errors,
 )
 from llama_index_embeddings_adapted.candidates import Candidate
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
@@ -117,7 +117,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm_calls, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture

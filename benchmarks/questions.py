@@ -124,8 +124,12 @@ def _variants(dataset: EmbeddingQAFinetuneDataset) -> dict[str, EmbeddingQAFinet
     wrong = dict(zip(dataset.queries, shuffled, strict=True))
     return {
         "kept": dataset,
-        "unfiltered": EmbeddingQAFinetuneDataset(queries, dataset.corpus, relevant),
-        "wrong passages": EmbeddingQAFinetuneDataset(dataset.queries, dataset.corpus, wrong),
+        "unfiltered": EmbeddingQAFinetuneDataset(queries, dataset.corpus, relevant).reported(
+            None, synthetic=True
+        ),
+        "wrong passages": EmbeddingQAFinetuneDataset(
+            dataset.queries, dataset.corpus, wrong
+        ).reported(None, synthetic=True),
     }
 
 

@@ -52,6 +52,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     grades: dict[str, dict[str, float]] | None = None
     hard_negatives: dict[str, list[str]] | None = None
     _report: Any = PrivateAttr(default=None)
+    _synthetic: bool = PrivateAttr(default=False)
 
     def __init__(
         self,
@@ -109,10 +110,18 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         return self._report
 
-    def reported(self, report: object) -> EmbeddingQAFinetuneDataset:
-        """Return the same dataset with a report."""
+    @property
+    def synthetic(self) -> bool:
+        """Whether an LLM wrote the queries; parts of such a dataset know, files do not.
+
+        Held-out questions of the same writer do not prove a gain on those of users.
+        """
+        return self._synthetic
+
+    def reported(self, report: object, *, synthetic: bool = False) -> EmbeddingQAFinetuneDataset:
+        """Return the same dataset with a report, marked as written by an LLM or not."""
         found = self.model_copy()
-        found._report = report
+        found._report, found._synthetic = report, synthetic
         return found
 
     @property
@@ -232,7 +241,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Keep these queries, in this order, and the whole corpus."""
         chosen = list(query_ids)
         grades, negatives = self.grades, self.hard_negatives
-        return type(self)(
+        part = type(self)(
             {query: self.queries[query] for query in chosen},
             self.corpus,
             {query: self.relevant_docs[query] for query in chosen},
@@ -242,6 +251,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             if negatives is None
             else {q: negatives[q] for q in chosen if q in negatives},
         )
+        return part.reported(None, synthetic=self._synthetic)
 
     def with_hard_negatives(
         self, negatives: Mapping[str, Sequence[str]]
@@ -260,7 +270,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             hard_negatives=negatives,
             allow_unjudged=True,
         )
-        return found.reported(self._report)
+        return found.reported(self._report, synthetic=self._synthetic)
 
     def train_test_split(
         self,

@@ -165,7 +165,7 @@ class _Job:
                 f"Not one question was kept of {report.written} written.\n{report}\n"
                 "Read the examples; try another model or prompt, or looser filters."
             )
-        dataset = self._dataset(kept).reported(report)
+        dataset = self._dataset(kept).reported(report, synthetic=True)
         if self._output is not None:
             dataset.save_json(self._output)
         if self._verbose:

@@ -25,6 +25,7 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from benchmarks import recovery
 from benchmarks.scripted_server import ScriptedServer, two_questions
 from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     agenerate_qa_embedding_pairs,
     estimate,
@@ -540,6 +541,22 @@ def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> Non
     assert report.to_dict()["dropped"] == report.reasons
     assert repr(report) == "QuestionReport(3 of 8 questions kept)"
     assert data.subset(list(data.queries)).report is None
+
+
+def test_what_an_llm_wrote_says_so_and_the_engine_knows(
+    cache: Path, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    data = generate_qa_embedding_pairs(towns(30), DoubleLLM(), cache_dir=cache, **QUIET)
+    train, test = data.train_test_split(0.3)
+    assert data.synthetic
+    assert train.synthetic
+    assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
+    engine = EmbeddingAdapterFinetuneEngine(
+        train, base, epochs=1, model_output_path=tmp_path / "a", cache_dir=cache, **QUIET
+    )
+    engine.finetune()
+    assert engine.report.settings["judged_on_synthetic"]
+    assert not engine.report.verdict.startswith("ship")
 
 
 def test_a_filter_of_the_users_is_counted_under_its_name(cache: Path) -> None:

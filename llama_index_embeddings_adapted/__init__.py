@@ -18,34 +18,65 @@ from llama_index_embeddings_adapted.maps import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.resolve import resolve_embed_model
 
 if TYPE_CHECKING:
+    from llama_index_embeddings_adapted.candidates import Candidate
     from llama_index_embeddings_adapted.comparison import Comparison, compare_retrieval
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
+    from llama_index_embeddings_adapted.estimation import Estimate, estimate
     from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
+    from llama_index_embeddings_adapted.generation import (
+        agenerate_qa_embedding_pairs,
+        generate_qa_embedding_pairs,
+    )
+    from llama_index_embeddings_adapted.local_llama import LocalLlama
+    from llama_index_embeddings_adapted.negatives import mine_hard_negatives
+    from llama_index_embeddings_adapted.passages import hold_out_documents
+    from llama_index_embeddings_adapted.question_report import QuestionReport
     from llama_index_embeddings_adapted.report import FinetuneReport
+    from llama_index_embeddings_adapted.structure import pairs_from_structure
 
 __all__ = [
     "AdaptedEmbedding",
     "AdaptedError",
     "Adapter",
+    "Candidate",
     "Comparison",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
+    "Estimate",
     "FinetuneReport",
     "LinearAdapter",
+    "LocalLlama",
+    "QuestionReport",
     "RetrievalScores",
     "TwoLayerAdapter",
+    "agenerate_qa_embedding_pairs",
     "compare_retrieval",
+    "estimate",
     "evaluate_retrieval",
+    "generate_qa_embedding_pairs",
+    "hold_out_documents",
+    "mine_hard_negatives",
+    "pairs_from_structure",
     "resolve_embed_model",
 ]
 
 _LAZY = {
+    "Candidate": "candidates",
     "Comparison": "comparison",
     "EmbeddingAdapterFinetuneEngine": "engines",
+    "Estimate": "estimation",
     "FinetuneReport": "report",
+    "LocalLlama": "local_llama",
+    "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
+    "agenerate_qa_embedding_pairs": "generation",
     "compare_retrieval": "comparison",
+    "estimate": "estimation",
     "evaluate_retrieval": "evaluation",
+    "generate_qa_embedding_pairs": "generation",
+    "hold_out_documents": "passages",
+    "mine_hard_negatives": "negatives",
+    "pairs_from_structure": "structure",
 }
 
 

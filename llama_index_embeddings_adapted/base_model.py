@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import os
-import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +12,7 @@ from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+from llama_index_embeddings_adapted import event_loop
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
 from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.redaction import without_url_secrets
@@ -93,7 +90,7 @@ class BaseModelCalls:
                 return whole_batch(self._model, answers, texts)
             except NotImplementedError:
                 self._only_async = True
-        answers = _run(self._model.aget_text_embedding_batch(texts))
+        answers = event_loop.run(self._model.aget_text_embedding_batch(texts))
         return whole_batch(self._model, answers, texts)
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
@@ -104,7 +101,7 @@ class BaseModelCalls:
             jobs = [self._model.aget_query_embedding(text) for text in texts]
             return await run_jobs(jobs, workers=workers)
 
-        return _run(gather())
+        return event_loop.run(gather())
 
 
 def whole_batch(
@@ -122,24 +119,6 @@ def whole_batch(
             text=texts[0],
         )
     return answers
-
-
-def _run(work: Coroutine[Any, Any, list[Embedding]]) -> list[Embedding]:
-    """Run a coroutine to its end, also where a loop is running."""
-    future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-@functools.cache
-def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """Start the loop of a process, in a thread: one for all calls, as clients keep connections."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="embeddings-adapted", daemon=True).start()
-    return loop
 
 
 class _QueryBatches(BaseEmbedding):

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_index.core.bridge.pydantic import BaseModel, ConfigDict
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, files, splits
 from llama_index_embeddings_adapted.errors import DatasetError, examples
 
 _KEYS = ("queries", "corpus", "relevant_docs")
+_MORE_KEYS = ("grades", "hard_negatives")
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -32,6 +33,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         mode: Kept for the JSON of the old class; always ``"text"``.
         grades: Query id → document id → grade ``> 0``, where relevance is graded. Documents
             without a grade count 1.
+        hard_negatives: Query id → ids of documents that look relevant and are not, where they were
+            mined.
         allow_unjudged: Accept queries without a relevant document, so that :meth:`judged` can drop
             them.
 
@@ -47,6 +50,9 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     relevant_docs: dict[str, list[str]]
     mode: str = "text"
     grades: dict[str, dict[str, float]] | None = None
+    hard_negatives: dict[str, list[str]] | None = None
+    _report: Any = PrivateAttr(default=None)
+    _synthetic: bool = PrivateAttr(default=False)
 
     def __init__(
         self,
@@ -56,12 +62,14 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         mode: str = "text",
         *,
         grades: Mapping[str, Mapping[str, float]] | None = None,
+        hard_negatives: Mapping[str, Sequence[str]] | None = None,
         allow_unjudged: bool = False,
     ) -> None:
         _check_texts("queries", queries)
         _check_texts("corpus", corpus)
         _check_relevance(queries, corpus, relevant_docs)
         _check_grades(relevant_docs, grades)
+        _check_negatives(queries, corpus, relevant_docs, hard_negatives)
         if not allow_unjudged:
             _check_judged(queries, relevant_docs)
         super().__init__(
@@ -70,6 +78,9 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             relevant_docs={query: list(docs) for query, docs in relevant_docs.items()},
             mode=mode,
             grades=None if grades is None else {q: dict(g) for q, g in grades.items()},
+            hard_negatives=None
+            if hard_negatives is None
+            else {query: list(docs) for query, docs in hard_negatives.items()},
         )
 
     def __len__(self) -> int:
@@ -80,6 +91,38 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return f"{type(self).__name__}({len(self.queries)} queries, {len(self.corpus)} documents)"
 
     __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether queries, corpus and judgements are the same; the report does not count."""
+        if not isinstance(other, EmbeddingQAFinetuneDataset):
+            return NotImplemented
+        return self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def report(self) -> Any:
+        """What became of every question that was written for this dataset.
+
+        A :class:`~llama_index_embeddings_adapted.question_report.QuestionReport` where the dataset
+        comes from ``generate_qa_embedding_pairs`` or ``pairs_from_structure``; None for any other,
+        parts of such a dataset and what was read from a file included.
+        """
+        return self._report
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether an LLM wrote the queries; parts of such a dataset know, files do not.
+
+        Held-out questions of the same writer do not prove a gain on those of users.
+        """
+        return self._synthetic
+
+    def reported(self, report: object, *, synthetic: bool = False) -> EmbeddingQAFinetuneDataset:
+        """Return the same dataset with a report, marked as written by an LLM or not."""
+        found = self.model_copy()
+        found._report, found._synthetic = report, synthetic
+        return found
 
     @property
     def query_docid_pairs(self) -> list[tuple[str, list[str]]]:
@@ -102,10 +145,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     # --- reading and writing ----------------------------------------------------------------
 
     def save_json(self, path: str | Path) -> None:
-        """Write the JSON of the old class (plus ``grades`` where there are any), atomically."""
+        """Write the JSON of the old class, atomically.
+
+        ``grades`` and ``hard_negatives`` are added where there are any.
+        """
         data: dict[str, Any] = {key: getattr(self, key) for key in (*_KEYS, "mode")}
-        if self.grades is not None:
-            data["grades"] = self.grades
+        more = {key: getattr(self, key) for key in _MORE_KEYS}
+        data.update({key: value for key, value in more.items() if value is not None})
         files.write_json(Path(path), data)
 
     @classmethod
@@ -119,7 +165,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         data = files.read_json_object(Path(path), error=DatasetError)
         missing = [key for key in _KEYS if not isinstance(data.get(key), dict)]
-        unknown = sorted(set(data) - {*_KEYS, "mode", "grades"})
+        unknown = sorted(set(data) - {*_KEYS, "mode", *_MORE_KEYS})
         if missing or unknown:
             raise DatasetError(
                 f"{path}: expected an object with the objects {examples(_KEYS)}; "
@@ -194,14 +240,37 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def subset(self, query_ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
         """Keep these queries, in this order, and the whole corpus."""
         chosen = list(query_ids)
-        grades = self.grades
-        return type(self)(
+        grades, negatives = self.grades, self.hard_negatives
+        part = type(self)(
             {query: self.queries[query] for query in chosen},
             self.corpus,
             {query: self.relevant_docs[query] for query in chosen},
             self.mode,
             grades=None if grades is None else {q: grades[q] for q in chosen if q in grades},
+            hard_negatives=None
+            if negatives is None
+            else {q: negatives[q] for q in chosen if q in negatives},
         )
+        return part.reported(None, synthetic=self._synthetic)
+
+    def with_hard_negatives(
+        self, negatives: Mapping[str, Sequence[str]]
+    ) -> EmbeddingQAFinetuneDataset:
+        """Return the same dataset with documents that look relevant and are not.
+
+        Raises:
+            DatasetError: Unknown ids, or a document that is relevant to its query.
+        """
+        found = type(self)(
+            self.queries,
+            self.corpus,
+            self.relevant_docs,
+            self.mode,
+            grades=self.grades,
+            hard_negatives=negatives,
+            allow_unjudged=True,
+        )
+        return found.reported(self._report, synthetic=self._synthetic)
 
     def merged(self, other: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
         """Return a dataset of the queries and documents of both.
@@ -354,3 +423,27 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
                     f'grades: query "{query}", document "{document}": expected a number > 0, '
                     f"got {grade!r}."
                 )
+
+
+def _check_negatives(
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    relevant_docs: Mapping[str, Sequence[str]],
+    negatives: object,
+) -> None:
+    if negatives is None:
+        return
+    if not isinstance(negatives, Mapping):
+        raise DatasetError("hard_negatives: expected a dict of query id → list of document ids.")
+    for query, documents in negatives.items():
+        unknown = [document for document in documents if document not in corpus]
+        if query not in queries or unknown:
+            raise DatasetError(
+                f'hard_negatives: query "{query}" or its documents are not in the dataset '
+                f"({examples(unknown) or 'the query'})."
+            )
+        relevant = [document for document in documents if document in relevant_docs.get(query, ())]
+        if relevant:
+            raise DatasetError(
+                f'hard_negatives: query "{query}" names "{relevant[0]}", which is relevant to it.'
+            )

@@ -53,6 +53,7 @@ class EncodedDataset:
         document_ids: ``m`` ids.
         twins: ``(m,)``, the row of the first document with the same text, mostly its own.
         keys: ``(m,)``, the content keys of the documents.
+        negatives: Documents mined as hard negatives, over the rows of both; None where none were.
     """
 
     queries: Vectors
@@ -62,6 +63,7 @@ class EncodedDataset:
     document_ids: tuple[str, ...]
     twins: Rows
     keys: Keys
+    negatives: Relevance | None = None
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
@@ -73,6 +75,7 @@ class EncodedDataset:
             self.document_ids,
             self.twins,
             self.keys,
+            None if self.negatives is None else self.negatives.take(queries),
         )
 
 
@@ -102,7 +105,7 @@ class Encoder:
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._cache = VectorCache(_folder(cache_dir), self.fingerprint)
+        self._cache = VectorCache(cache_folder(cache_dir), self.fingerprint)
 
     @property
     def base_calls(self) -> int:
@@ -159,6 +162,7 @@ class Encoder:
             tuple(dataset.corpus),
             np.array(twins, dtype=np.int64),
             content_keys(list(dataset.corpus.values())),
+            _negatives(dataset, document_row),
         )
 
     def close(self) -> None:
@@ -203,7 +207,19 @@ class Encoder:
         return vector
 
 
-def _folder(cache_dir: CacheDir) -> Path | None:
+def _negatives(
+    dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]
+) -> Relevance | None:
+    mined = dataset.hard_negatives
+    if mined is None:
+        return None
+    return Relevance.from_lists(
+        [[document_row[document] for document in mined.get(q, ())] for q in dataset.queries]
+    )
+
+
+def cache_folder(cache_dir: CacheDir) -> Path | None:
+    """Return the folder that a ``cache_dir`` stands for; None for memory only."""
     if cache_dir is False:
         return None
     if cache_dir is None:

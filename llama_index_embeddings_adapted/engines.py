@@ -257,6 +257,7 @@ class EmbeddingAdapterFinetuneEngine:
                 "start": self._start_name,
                 "refit": self._refit,
                 "expect": self._expect,
+                "judged_on_synthetic": (self._val_dataset or self.dataset).synthetic,
             },
         )
         return adapter, adapter, report

@@ -6,6 +6,7 @@ AdaptedError
  ├─ OptionError(ValueError)         an argument outside its range, or an unknown keyword
  ├─ EncodeError(RuntimeError)       the base model gave no usable vector for a text
  ├─ CacheError(RuntimeError)        the vector cache on disk is damaged or of another version
+ ├─ GenerationError(RuntimeError)   the LLM cannot be asked, or nothing it wrote was usable
  ├─ TrainingError(RuntimeError)     training diverged or cannot start
  ├─ NotTrainedError(RuntimeError)   a result was asked for before ``finetune()``
  ├─ FolderError(ValueError)         a saved adapter that is damaged, foreign or newer than we are
@@ -63,6 +64,10 @@ class EncodeError(AdaptedError, RuntimeError):
 
 class CacheError(AdaptedError, RuntimeError):
     """The vector cache on disk is damaged or was written by another version."""
+
+
+class GenerationError(AdaptedError, RuntimeError):
+    """The LLM cannot be asked, or nothing it wrote was usable."""
 
 
 class TrainingError(AdaptedError, RuntimeError):

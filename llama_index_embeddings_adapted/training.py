@@ -189,10 +189,16 @@ class _Run:
         self._queries = self._tensor(self._base)
         self._documents = self._tensor(unit(train.documents))
         self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
-        self._candidates = (
-            np.unique(train.twins)
-            if options.loss == "corpus"
-            else np.unique(self._relevance.documents)
+        # Hard negatives compete like the documents that queries ask for.
+        self._negatives = (
+            None
+            if train.negatives is None
+            else replace(train.negatives, documents=train.twins[train.negatives.documents])
+        )
+        asked = self._relevance.documents
+        mined = asked[:0] if self._negatives is None else self._negatives.documents
+        self._candidates = np.unique(
+            train.twins if options.loss == "corpus" else np.concatenate([asked, mined])
         )
         # Gathered once where every step scores the same documents.
         self._all_candidates = (
@@ -279,15 +285,21 @@ class _Run:
             # One relevant document per query, as each (query, document) pair is one example; the
             # others are drawn in other epochs. Those of the batch's other queries compete.
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            chosen = np.unique(relevant.documents[place])
+            chosen = np.union1d(relevant.documents[place], self._hard(batch))
         elif self._all_candidates is not None:
             return self._candidates, self._all_candidates
         else:
-            own = np.unique(relevant.documents)
+            own = np.union1d(relevant.documents, self._hard(batch))
             more = max(0, self._options.max_candidates - len(own))
             others = self._random.choice(self._candidates, size=more, replace=False)
             chosen = np.union1d(own, others)
         return chosen, self._documents[self._tensor(chosen)]
+
+    def _hard(self, batch: Rows) -> Rows:
+        """Return the hard negatives of a batch."""
+        if self._negatives is None:
+            return np.empty(0, dtype=np.int64)
+        return self._negatives.take(batch).documents
 
     def _targets(self, batch: Rows, candidates: Rows) -> Targets:
         relevant = self._relevance.take(batch)

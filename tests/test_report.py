@@ -44,6 +44,10 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
         (report(part(0.0), best_epoch=0), "^keep the base model: no epoch of training was better"),
         (report(part(0.3, 0.1), new=part(-0.3, -0.1)), "^do not ship: queries about documents"),
         (report(part(0.3, 0.1), new=part(-0.3, -0.1), settings={"expect": 0.9}), "^ship"),
+        (
+            report(part(0.3, 0.1), settings={"judged_on_synthetic": True}),
+            r"^judge on real questions before shipping: synthetic ones gain \+0.2000",
+        ),
     ],
 )
 def test_the_verdict_says_what_the_numbers_say(found: FinetuneReport, verdict: str) -> None:

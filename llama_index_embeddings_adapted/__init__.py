@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
     from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
     from llama_index_embeddings_adapted.report import FinetuneReport
+    from llama_index_embeddings_adapted.retriever import MemoryRetriever
 
 __all__ = [
     "AdaptedEmbedding",
@@ -32,6 +33,7 @@ __all__ = [
     "EmbeddingQAFinetuneDataset",
     "FinetuneReport",
     "LinearAdapter",
+    "MemoryRetriever",
     "RetrievalScores",
     "TwoLayerAdapter",
     "compare_retrieval",
@@ -43,6 +45,7 @@ _LAZY = {
     "Comparison": "comparison",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "FinetuneReport": "report",
+    "MemoryRetriever": "retriever",
     "RetrievalScores": "evaluation",
     "compare_retrieval": "comparison",
     "evaluate_retrieval": "evaluation",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.passages import hold_out_documents
     from llama_index_embeddings_adapted.question_report import QuestionReport
     from llama_index_embeddings_adapted.report import FinetuneReport
+    from llama_index_embeddings_adapted.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.structure import pairs_from_structure
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "FinetuneReport",
     "LinearAdapter",
     "LocalLlama",
+    "MemoryRetriever",
     "QuestionReport",
     "RetrievalScores",
     "TwoLayerAdapter",
@@ -67,6 +69,7 @@ _LAZY = {
     "Estimate": "estimation",
     "FinetuneReport": "report",
     "LocalLlama": "local_llama",
+    "MemoryRetriever": "retriever",
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
     "agenerate_qa_embedding_pairs": "generation",

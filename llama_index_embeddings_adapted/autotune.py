@@ -189,6 +189,7 @@ def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
         document_ids=tuple(data.document_ids[row] for row in rows),
         twins=np.arange(len(rows)),
         keys=data.keys[rows],
+        negatives=None,  # they may be among the documents left out
     )
 
 

@@ -282,7 +282,12 @@ class EmbeddingAdapterFinetuneEngine:
             always=self._always,
             show_progress=self._show_progress,
         )
-        settings = {"method": self._method, "adapts": self._adapts, "expect": self._expect}
+        settings = {
+            "method": self._method,
+            "adapts": self._adapts,
+            "expect": self._expect,
+            "judged_on_synthetic": (given or self.dataset).synthetic,
+        }
         report = FinetuneReport(
             overall=tuned.overall,
             known=tuned.known,

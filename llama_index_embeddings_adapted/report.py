@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_index_embeddings_adapted.autotune import Choice
+from llama_index_embeddings_adapted.significance import Difference
 from llama_index_embeddings_adapted.training import Epoch
 from llama_index_embeddings_adapted.validation import PartReport
 
@@ -74,9 +75,12 @@ class FinetuneReport:
     @property
     def verdict(self) -> str:
         """What to make of it, in words."""
-        if self.choice is not None:
-            return self.choice.verdict
         difference = self.overall.difference
+        synthetic = self.settings.get("judged_on_synthetic")
+        if self.choice is not None:
+            return (
+                _on_synthetic(difference) if self.choice.ship and synthetic else self.choice.verdict
+            )
         if self.best_epoch == 0:
             return (
                 "keep the base model: no epoch of training was better on held-out queries "
@@ -85,12 +89,8 @@ class FinetuneReport:
         told = self.settings.get("expect") is not None
         if self.new is not None and self.new.difference.high < 0 and not told:
             return "do not ship: queries about documents without training questions lose"
-        if difference.low > 0 and self.settings.get("judged_on_synthetic"):
-            return (
-                f"judge on real questions before shipping: synthetic ones gain "
-                f"{difference.mean:+.4f} NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], "
-                "which proves nothing about others"
-            )
+        if difference.low > 0 and synthetic:
+            return _on_synthetic(difference)
         if difference.low > 0:
             return (
                 f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10 "
@@ -138,6 +138,13 @@ class FinetuneReport:
             f"{self.base_texts} texts embedded in {self.base_calls} calls"
         )
         return "\n".join(lines)
+
+
+def _on_synthetic(difference: Difference) -> str:
+    return (
+        f"judge on real questions before shipping: synthetic ones gain {difference.mean:+.4f} "
+        f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about others"
+    )
 
 
 def _epoch_dict(epoch: Epoch) -> dict[str, Any]:

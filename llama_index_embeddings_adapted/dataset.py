@@ -289,6 +289,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             )
         queries, relevant = dict(self.queries), dict(self.relevant_docs)
         grades = {q: {d: self.grade(q, d) for d in ds} for q, ds in relevant.items()}
+        negatives = dict(self.hard_negatives or {})
         for query, text in other.queries.items():
             name = query
             while name in queries and (queries[name], relevant[name]) != (
@@ -298,8 +299,14 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 name += "'"
             queries[name], relevant[name] = text, other.relevant_docs[query]
             grades[name] = {d: other.grade(query, d) for d in other.relevant_docs[query]}
+            if query in (other.hard_negatives or {}):
+                negatives[name] = (other.hard_negatives or {})[query]
         return EmbeddingQAFinetuneDataset(
-            queries, {**self.corpus, **other.corpus}, relevant, grades=grades
+            queries,
+            {**self.corpus, **other.corpus},
+            relevant,
+            grades=grades,
+            hard_negatives=negatives or None,
         )
 
     def train_test_split(

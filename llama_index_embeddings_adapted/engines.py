@@ -286,7 +286,7 @@ class EmbeddingAdapterFinetuneEngine:
             "method": self._method,
             "adapts": self._adapts,
             "expect": self._expect,
-            "judged_on_synthetic": (given or self.dataset).synthetic,
+            "judged_on_synthetic": any(d.synthetic for d in (self.dataset, given) if d),
         }
         report = FinetuneReport(
             overall=tuned.overall,

@@ -143,7 +143,8 @@ class FinetuneReport:
 def _on_synthetic(difference: Difference) -> str:
     return (
         f"judge on real questions before shipping: synthetic ones gain {difference.mean:+.4f} "
-        f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about others"
+        f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about "
+        "others"
     )
 
 

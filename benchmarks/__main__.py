@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
     )
+    parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -50,7 +51,7 @@ def main() -> None:
             arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.variants)
         )
     if what in ("peers", "all"):
-        peers.run(arguments.data, arguments.cache, tuple(arguments.sets))
+        peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):

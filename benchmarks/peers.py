@@ -25,7 +25,15 @@ Mapped = Callable[[EncodedDataset], tuple[Vectors, Vectors]]
 _RATES, _EPOCHS = (2e-5, 1e-4, 1e-3, 5e-3), (1, 2, 4, 8)
 
 
-def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
+PEERS = (
+    "NUDGE-M",
+    "NUDGE-N",
+    "llama-index-finetuning, as shipped",
+    "llama-index-finetuning, tuned",
+)
+
+
+def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...]) -> None:
     """Tune on dev, test once; each run is saved as it ends, beside earlier ones."""
     base = environment.minilm(embed_batch_size=32)
     encoder = Encoder(base, cache_dir=cache, show_progress=False)
@@ -35,7 +43,7 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
         if dev is None:
             train, dev = train.train_test_split(0.1, by="query", seed=0)
         tests = {split: encoder.dataset(test) for split, test in real.tests.items()}
-        for peer, mapped, seconds, setting in _peers(encoder, train, dev):
+        for peer, mapped, seconds, setting in _peers(encoder, train, dev, peers):
             row = {"setting": setting, "seconds": seconds, "tests": {}}
             for split, test in tests.items():
                 scores = {
@@ -56,14 +64,12 @@ def _keep(name: str, peer: str, row: dict[str, Any]) -> None:
 
 
 def _peers(
-    encoder: Encoder, train: Dataset, dev: Dataset
+    encoder: Encoder, train: Dataset, dev: Dataset, peers: tuple[str, ...]
 ) -> Iterator[tuple[str, Mapped, float, str]]:
-    for peer, fit in {
-        "NUDGE-M": _nudge("NUDGEM"),
-        "NUDGE-N": _nudge("NUDGEN"),
-        "llama-index-finetuning, as shipped": _old((2e-5,), (4,)),
-        "llama-index-finetuning, tuned": _old(_RATES, _EPOCHS),
-    }.items():
+    fits = (_nudge("NUDGEM"), _nudge("NUDGEN"), _old((2e-5,), (4,)), _old(_RATES, _EPOCHS))
+    for peer, fit in zip(PEERS, fits, strict=True):
+        if peer not in peers:
+            continue
         began = time.perf_counter()
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

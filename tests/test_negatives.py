@@ -14,9 +14,9 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     mine_hard_negatives,
 )
-from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.encode import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.negatives import hard_negatives
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.relevance import Relevance

@@ -118,6 +118,39 @@ def parts_table() -> str:
     return "\n".join(rows)
 
 
+def candidates_table() -> str:
+    """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
+    found = environment.load("methods")["sets"]
+    runs = {name: run["auto, query"] for name, run in found.items() if "auto, query" in run}
+    rows = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    for label, pattern in _CANDIDATES.items():
+        cells = [_candidate(run["candidates"], re.compile(pattern)) for run in runs.values()]
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _candidate(candidates: dict[str, list[float | None]], pattern: re.Pattern[str]) -> str:
+    matching = [gains for name, gains in candidates.items() if pattern.fullmatch(name)]
+    if not matching:
+        return "–"
+    return " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in matching[-1])
+
+
+_MEMORY = r"linear \(epochs \d+\) \+ memory \(temperature {}, weight {}\)"
+_CANDIDATES = {
+    "label-free whitening": r"whitening .*",
+    "linear, trained longest": r"linear \(epochs \d+\)",
+    "the same with all documents as negatives": r"corpus \(epochs \d+\)",
+    "linear + memory, temperature .1, weight .5": _MEMORY.format("0.1", "0.5"),
+    "linear + memory, temperature .1, weight 1": _MEMORY.format("0.1", "1"),
+    "linear + memory, temperature .1, weight 2": _MEMORY.format("0.1", "2"),
+    "linear + memory, temperature .2, weight 1": _MEMORY.format("0.2", "1"),
+    "gate from linear to the best by heart, log odds -2": r"linear .* gate \(odds -2\)",
+    "gate from linear to the best by heart, log odds 0": r"linear .* gate \(odds 0\)",
+    "gate from base to the best by heart, log odds -4": r"identity .* gate \(odds -4\)",
+    "gate from base to the best by heart, log odds 0": r"identity .* gate \(odds 0\)",
+}
+
 _COLUMNS = (
     "llama-index-finetuning, as shipped",
     "llama-index-finetuning, tuned",
@@ -216,6 +249,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "files": files_table,
     "methods": methods_table,
     "parts": parts_table,
+    "candidates": candidates_table,
     "old": old_table,
     "serving": serving_table,
     "questions": questions_table,

@@ -105,11 +105,11 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
 
     Documents are dealt into ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
     which neither the query nor the document is in part ``k``. It judges the queries of part ``k``
-    on their other documents (*known*), and all queries it does not train on by their documents of
-    part ``k`` (*new*). Where documents form groups by shared queries, groups stay together; where
-    all hang together, as with dozens of relevant documents per query, single documents are dealt
-    and a query's other relevant documents do not compete. A fold that would train on nothing or
-    judge nothing is left out.
+    on those of their documents that it trains on with other queries (*known*), and all queries it
+    does not train on by their documents of part ``k`` (*new*). Where documents form groups by
+    shared queries, groups stay together; where all hang together, as with dozens of relevant
+    documents per query, single documents are dealt and a query's other relevant documents do not
+    compete. A fold that would train on nothing or judge nothing is left out.
 
     Args:
         data: The training set.
@@ -213,12 +213,16 @@ def _fold(
     train_rows, train = _select(relevance, ~new & ~held)
     trained = np.zeros(len(relevance), dtype=bool)
     trained[same[train_rows]] = True
+    # A document all of whose queries are held out is not known, and is judged in its own part.
+    is_on_known = held & ~new & np.isin(relevance.documents, train.documents)
     # Equal queries of which one is trained on judge nothing, as they would judge by heart.
-    known_rows, known = _select(relevance, ~new & held)
-    new_rows, on_new = _select(relevance, new & ~trained[same[relevance.queries]])
+    is_on_new = new & ~trained[same[relevance.queries]]
+    (known_rows, known), (new_rows, on_new) = (
+        _select(relevance, entries) for entries in (is_on_known, is_on_new)
+    )
     rows = np.concatenate([known_rows, new_rows])
     is_known = np.arange(len(rows)) < len(known_rows)
-    hidden = _hidden(relevance, rows, is_known, new)
+    hidden = _hidden(relevance, rows, is_known, np.where(is_on_known, 1, np.where(is_on_new, 2, 0)))
     return Fold(
         replace(data.take(train_rows), relevance=train),
         Judged(data.queries[rows], rows, _concatenate(known, on_new), hidden, is_known),
@@ -234,12 +238,19 @@ def _select(relevance: Relevance, keep: NDArray[np.bool_]) -> tuple[Rows, Releva
 
 
 def _hidden(
-    relevance: Relevance, rows: Rows, is_known: NDArray[np.bool_], new: NDArray[np.bool_]
+    relevance: Relevance, rows: Rows, is_known: NDArray[np.bool_], kinds: Rows
 ) -> Relevance:
-    """Return for each judgement the relevant documents of the other kind; none for most."""
+    """Return for each judgement the relevant documents it is not about; none for most.
+
+    Args:
+        relevance: Of all queries.
+        rows: ``(n,)``, the judged queries.
+        is_known: ``(n,)``, whether a judgement is about known documents.
+        kinds: ``(entries,)``: 1 where known documents are judged, 2 where new ones are, else 0.
+    """
     of_rows = relevance.take(rows)
-    entry_new = Relevance(relevance.offsets, relevance.documents, new.astype(float)).take(rows)
-    other = (entry_new.grades > 0) == is_known[of_rows.queries]
+    kind = Relevance(relevance.offsets, relevance.documents, kinds.astype(float)).take(rows).grades
+    other = kind != np.where(is_known, 1, 2)[of_rows.queries]
     counts = np.bincount(of_rows.queries[other], minlength=len(rows))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Relevance(offsets, of_rows.documents[other], of_rows.grades[other])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
 _VALUES_PER_BATCH = 4_000_000
+_NIL = 1e-6  # a mean difference that is rounding
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Difference:
     @property
     def queries_needed(self) -> int:
         """About how many judged queries would settle a difference of this size; 0 if it is nil."""
-        return round((2.93 * self.deviation / self.mean) ** 2) if self.mean else 0
+        if abs(self.mean) < _NIL:
+            return 0
+        return round((2.93 * self.deviation / self.mean) ** 2)
 
     @property
     def verdict(self) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.recipes import IDENTITY, Recipe
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.selection import Evidence, Expectation
 from llama_index_embeddings_adapted.vectors import unit
 
 
@@ -37,3 +43,36 @@ def rotated_corpus(
     noise = 0.1 * random.standard_normal((len(answers), dim))
     queries = unit(corpus[answers] @ rotation.T + noise)
     return encoded(queries, corpus, [[answer] for answer in answers]), rotation
+
+
+@dataclass(frozen=True)
+class _Judged:
+    known: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    judged: _Judged
+
+
+def evidence(
+    known: Iterable[bool],
+    *,
+    expect: float = 0.5,
+    told: bool = False,
+    rows: np.ndarray | None = None,
+    base: float = 0.5,
+    **scores: Any,
+) -> Evidence:
+    """Judgements of one fold with scores by hand; the base model has the same everywhere."""
+    flags = np.array(list(known), dtype=bool)
+    judged = _Judged(flags, np.arange(len(flags)) if rows is None else rows)
+    found = Evidence([_Fold(judged)], Expectation(expect, told))  # type: ignore[list-item]
+    found.scores = {IDENTITY: np.full(len(flags), base)}
+    for name, values in scores.items():
+        found.scores[Recipe.of(name)] = np.broadcast_to(values, flags.shape).astype(float)
+    return found

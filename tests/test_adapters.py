@@ -13,6 +13,11 @@ from hypothesis import strategies as st
 from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.adapters import describe, restore
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
+from llama_index_embeddings_adapted.maps import LowRankAdapter
+from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
+from llama_index_embeddings_adapted.nudges import NudgeAdapter
+from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
 DIM = 6
@@ -50,14 +55,57 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def memory(general: Adapter, **settings: float) -> QueryMemoryAdapter:
+    keys, values = (unit(random_array(3, DIM, seed=seed)) for seed in (2, 3))
+    return QueryMemoryAdapter(general, keys, values, **settings)
+
+
+def gate(*, others: int = 2) -> Gate:
+    queries, asked = (unit(random_array(4, DIM, seed=seed)) for seed in (4, 5))
+    return Gate(
+        queries,
+        asked,
+        unit(random_array(others, DIM, seed=6)),
+        np.ones(2),
+        random_array(7),
+        -np.ones(6),
+        np.ones(6),
+    )
+
+
+def nudges() -> NudgeAdapter:
+    """Knows the first and the third of KEYS, and a document that is not there."""
+    return NudgeAdapter(np.array([10, 30, 99]), random_array(3, DIM, seed=7))
+
+
+def linear(seed: int = 0, *, shared: bool = False) -> LinearAdapter:
+    return LinearAdapter(
+        random_array(DIM, DIM, seed=seed), random_array(DIM, seed=seed), shared=shared
+    )
+
+
+KEYS = np.array([10, 20, 30, 40, 50], dtype=np.uint64)
+
 IDENTITIES: dict[str, Callable[[], Adapter]] = {
     "linear": lambda: LinearAdapter.identity(DIM),
     "linear without bias": lambda: LinearAdapter.identity(DIM, bias=False),
+    "linear, shared": lambda: LinearAdapter.identity(DIM, shared=True),
+    "low rank": lambda: LowRankAdapter.identity(DIM, rank=2),
     "two layers": lambda: TwoLayerAdapter.identity(DIM, hidden=4),
+    "memory of weight 0": lambda: memory(LinearAdapter.identity(DIM), weight=0.0),
+    "gate between identities": lambda: GatedAdapter(
+        LinearAdapter.identity(DIM), LowRankAdapter.identity(DIM), gate()
+    ),
+    "nudges": nudges,
+    "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
 TRAINED: dict[str, Callable[[], Adapter]] = {
-    "linear": lambda: LinearAdapter(random_array(DIM, DIM), random_array(DIM)),
+    "linear": linear,
+    "linear, shared": lambda: linear(shared=True),
+    "low rank": lambda: LowRankAdapter(
+        random_array(2, DIM), random_array(DIM, 2), random_array(DIM)
+    ),
     "linear not normalised": lambda: LinearAdapter(random_array(DIM, DIM), normalize=False),
     "two layers": lambda: TwoLayerAdapter(
         random_array(4, DIM), random_array(4), random_array(DIM, 4), random_array(DIM)
@@ -70,6 +118,17 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
         activation="tanh",
         residual=False,
     ),
+    "memory": lambda: memory(linear(), weight=2.0, temperature=0.5, neighbours=2),
+    "gate": lambda: GatedAdapter(linear(), linear(1), gate()),
+    "gate without other documents": lambda: GatedAdapter(linear(), linear(1), gate(others=0)),
+    "gate to a memory": lambda: GatedAdapter(linear(), memory(linear(1)), gate()),
+    "nudges": nudges,
+    "stack": lambda: StackedAdapter(linear(), nudges()),
+    "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
+    "stack of stacks": lambda: StackedAdapter(
+        StackedAdapter(GatedAdapter(linear(), memory(linear(1)), gate()), nudges()), linear(2)
+    ),
+    "stack that leaves documents": lambda: StackedAdapter(linear(), memory(linear(1))),
     "of a user": lambda: Turned(np.array([1, -1, 1, -1, 1, -1]), shift=2),
 }
 
@@ -112,9 +171,39 @@ def test_results_are_float32_and_the_input_is_left_alone(adapter: Adapter) -> No
 
 
 def test_documents_are_untouched_bit_for_bit_unless_the_adapter_says_so(adapter: Adapter) -> None:
-    documents = adapter.apply(QUERIES, "document")
+    documents = adapter.apply(QUERIES, "document", KEYS)
     assert np.array_equal(documents, QUERIES) != adapter.adapts_documents
-    assert np.array_equal(documents, adapter.apply(QUERIES)) == adapter.adapts_documents
+
+
+def test_a_batch_of_documents_equals_single_ones(adapter: Adapter) -> None:
+    batch = adapter.apply(QUERIES, "document", KEYS)
+    assert batch.shape == (5, adapter.output_dim)
+    for row, document in enumerate(QUERIES):
+        single = adapter.apply(document, "document", KEYS[row : row + 1])
+        assert single.shape == (adapter.output_dim,)
+        assert np.allclose(batch[row], single, atol=1e-6)
+    empty = adapter.apply(QUERIES[:0], "document", KEYS[:0])
+    assert empty.shape == (0, adapter.output_dim)
+
+
+def test_documents_are_float32_and_the_input_is_left_alone(adapter: Adapter) -> None:
+    for given_ in (QUERIES.copy(), QUERIES.astype(np.float64)):
+        before = given_.copy()
+        assert adapter.apply(given_, "document", KEYS).dtype == np.float32
+        assert np.array_equal(given_, before)
+
+
+@pytest.mark.parametrize("name", ["linear, shared", "of a user"])
+def test_a_map_of_both_sides_treats_documents_as_queries_with_or_without_keys(name: str) -> None:
+    adapter = TRAINED[name]()
+    assert np.array_equal(adapter.apply(QUERIES, "document"), adapter.apply(QUERIES))
+    assert np.array_equal(adapter.apply(QUERIES, "document", KEYS), adapter.apply(QUERIES))
+
+
+def test_nudges_leave_documents_without_keys_alone() -> None:
+    assert np.array_equal(nudges().apply(QUERIES, "document"), QUERIES)
+    stack = StackedAdapter(linear(shared=True), nudges())
+    assert np.array_equal(stack.apply(QUERIES, "document"), linear().apply(QUERIES))
 
 
 def test_another_role_is_refused(adapter: Adapter) -> None:
@@ -135,6 +224,8 @@ def test_saving_and_loading_is_bit_equal(adapter: Adapter, tmp_path: Path) -> No
     assert type(loaded) is type(adapter)
     assert loaded == adapter
     assert np.array_equal(loaded.apply(QUERIES), adapter.apply(QUERIES))
+    documents = adapter.apply(QUERIES, "document", KEYS)
+    assert np.array_equal(loaded.apply(QUERIES, "document", KEYS), documents)
 
 
 def test_pickles_and_copies_are_bit_equal_and_stay_immutable(adapter: Adapter) -> None:
@@ -151,7 +242,10 @@ def test_arrays_are_read_only(adapter: Adapter) -> None:
 
 
 def test_the_repr_names_class_dimensions_and_settings(adapter: Adapter) -> None:
-    assert repr(adapter).startswith(f"{type(adapter).__name__}(6 → 6, ")
+    shown = repr(adapter)
+    assert shown.startswith(f"{type(adapter).__name__}(")
+    assert "6 → 6" in shown
+    assert all(f"{name}=" in shown for name in adapter.config() if name != "parts")
 
 
 def test_adapters_differ_by_weights_settings_and_class() -> None:
@@ -197,6 +291,46 @@ def test_two_layers_pass_through_their_activation(activation: str, expected: lis
     assert np.allclose(added.apply([2, -2]), np.add(expected, [2, -2]))
 
 
+def test_a_low_rank_adapter_adds_to_the_query_what_passes_its_narrow_middle() -> None:
+    down, up = np.array([[1, 0, 0]]), np.array([[0], [0], [2]])
+    adapter = LowRankAdapter(down, up, np.array([0, -1, 0]))
+    # q + U V q + b = (1, 1, 0) + (0, 0, 2) + (0, -1, 0)
+    assert np.allclose(adapter.apply([1, 1, 0]), np.array([1, 0, 2]) / 5**0.5)
+    assert LowRankAdapter.identity(3, rank=32).down.shape == (3, 3)  # no wider than the vectors
+
+
+def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents() -> None:
+    turn = LinearAdapter(np.array([[0, -1], [1, 0]]), shared=True)  # by 90 degrees
+    nudge = NudgeAdapter(np.array([7]), np.array([[1, 0]]))
+    stack = StackedAdapter(turn, nudge, turn)
+    assert np.allclose(stack.apply([1, 0]), [-1, 0])
+    known, other = np.array([7], dtype=np.uint64), np.array([8], dtype=np.uint64)
+    # (1, 0) turns to (0, 1), is moved to (1, 1) / √2, and turns to (-1, 1) / √2.
+    assert np.allclose(stack.apply([1, 0], "document", known), np.array([-1, 1]) / 2**0.5)
+    assert np.allclose(stack.apply([1, 0], "document", other), [-1, 0])
+
+
+def test_more_than_ten_adapters_stay_in_order_when_saved(tmp_path: Path) -> None:
+    stack = StackedAdapter(*(linear(seed) for seed in range(11)))
+    stack.save(tmp_path)
+    assert np.array_equal(Adapter.load(tmp_path).apply(QUERIES), stack.apply(QUERIES))
+
+
+def test_a_stack_that_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(OptionError, match="StackedAdapter: expected at least one adapter"):
+        StackedAdapter()
+    with pytest.raises(ShapeError, match=r"in a stack: expected 3 dimensions, as LinearAdapter"):
+        StackedAdapter(LinearAdapter(np.ones((3, 2))), LinearAdapter.identity(2))
+
+
+def test_a_damaged_part_of_a_composite_is_named() -> None:
+    stack = StackedAdapter(linear(), linear(1))
+    description = describe(stack)
+    description["config"]["parts"]["1"]["class"] = "Lost"
+    with pytest.raises(FolderError, match="1: adapter class 'Lost' is not known here"):
+        restore(description, stack.arrays(), where="here")
+
+
 @given(st.integers(1, 8), st.integers(1, 8), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_any_linear_adapter_survives_its_description(
     rows: int, columns: int, bias: bool, normalize: bool, seed: int
@@ -216,6 +350,14 @@ def test_any_linear_adapter_survives_its_description(
         (lambda: LinearAdapter(np.ones((0, 3))), "weight: expected 2 dimensions"),
         (lambda: LinearAdapter(np.ones((2, 3)), np.ones(3)), r"bias: expected \(2,\), got \(3,\)"),
         (lambda: LinearAdapter(np.full((2, 2), np.nan)), "weight: expected finite numbers"),
+        (
+            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((1, 3)), np.ones(3)),
+            r"up: expected \(3, 1\), got \(1, 3\)",
+        ),
+        (
+            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((3, 1)), np.ones(1)),
+            r"bias: expected \(3,\), got \(1,\)",
+        ),
         (
             lambda: TwoLayerAdapter(np.ones((4, 2)), np.ones(3), np.ones((2, 4)), np.ones(2)),
             r"hidden_bias: expected \(4,\), got \(3,\)",

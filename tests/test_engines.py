@@ -18,7 +18,11 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     LinearAdapter,
     TwoLayerAdapter,
+    autotune,
     compare_retrieval,
+    selection,
+    significance,
+    stages,
 )
 from llama_index_embeddings_adapted.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import (
@@ -31,6 +35,7 @@ from llama_index_embeddings_adapted.errors import (
     TrainingError,
 )
 from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS
+from llama_index_embeddings_adapted.recipes import BOTH_SIDES, METHODS
 from tests.conftest import CountingEmbedding
 
 NOUNS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "lamp")
@@ -312,6 +317,160 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
     assert engine.report.base_texts == len(queries) + len(documents)
 
 
+# --- methods --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train maps for a few steps only."""
+    monkeypatch.setattr(stages, "_STEPS", (10, 60))
+    monkeypatch.setattr(significance, "RESAMPLES", 999)
+
+
+@pytest.mark.usefixtures("quick")
+def test_auto_embeds_each_text_once_reports_saves_and_serves(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any]
+) -> None:
+    base = Skewed(embed_batch_size=16)
+    engine = EmbeddingAdapterFinetuneEngine(
+        things, base, method="auto", learning_rate=0.01, **options
+    )
+    engine.finetune()
+    texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    assert len(texts) == len(set(texts)) == 200 + 100
+
+    report = engine.report
+    assert report.choice is not None
+    assert report.verdict == report.choice.verdict
+    assert report.verdict.startswith("ship: held-out queries gain")
+    assert report.train_queries == len(things)
+    assert report.settings["method"] == "auto"
+    assert f"kept: {report.choice.recipe} of {len(report.choice.gains)} candidates" in str(report)
+    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert told["choice"]["recipe"] == report.choice.recipe
+
+    folder = options["model_output_path"]
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["training"]["report"] == told
+    model = engine.get_finetuned_model()
+    assert AdaptedEmbedding.from_pretrained(folder, base).adapter == model.adapter
+    assert engine.candidate.adapter == model.adapter
+    assert not folder.with_name("adapter.candidate").exists()  # it is the one that is served
+
+
+def test_a_candidate_that_is_not_shipped_is_kept_aside(
+    things: EmbeddingQAFinetuneDataset,
+    base: CountingEmbedding,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(autotune, "_judge", lambda *_: (False, "better not"))
+    monkeypatch.setattr(selection.Evidence, "choose", lambda self, recipes, among: recipes[-1])
+    engine = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", **options)
+    engine.finetune()
+    folder = options["model_output_path"]
+    served = AdaptedEmbedding.from_pretrained(folder, base)
+    kept = AdaptedEmbedding.from_pretrained(folder.with_name("adapter.candidate"), base)
+    assert served.adapter == engine.get_finetuned_model().adapter == LinearAdapter.identity(16)
+    assert kept.adapter == engine.candidate.adapter != served.adapter
+
+    always = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", ship="always", **options)
+    always.finetune()
+    assert always.get_finetuned_model().adapter == kept.adapter
+    assert always.report.verdict == "better not"
+
+
+def test_what_stands_in_the_place_of_the_candidate_is_not_written_over(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    place = options["model_output_path"].with_name("adapter.candidate")
+    place.mkdir()
+    (place / "thesis.tex").write_text("precious")
+    engine = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", **options)
+    with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
+        engine.finetune()
+    assert base.asked == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("identity", "linear")])
+def test_every_method_can_be_asked_for_by_name(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any], method: str
+) -> None:
+    base = Skewed(embed_batch_size=64)
+    adapts = "both" if method in BOTH_SIDES else "query"
+    engine = EmbeddingAdapterFinetuneEngine(
+        things, base, method=method, adapts=adapts, ship="always", **options
+    )
+    engine.finetune()
+    assert engine.report.choice is not None
+    tried = {name.rpartition(" + ")[2].split(" (")[0] for name in engine.report.choice.gains}
+    assert tried == {"identity", method}
+    model = engine.get_finetuned_model()
+    assert np.isfinite(model.get_query_embedding("what apple? red?")).all()
+    loaded = AdaptedEmbedding.from_pretrained(options["model_output_path"], base)
+    assert loaded.adapter == model.adapter
+
+
+@pytest.mark.parametrize("method", sorted(BOTH_SIDES))
+def test_a_method_that_moves_documents_needs_leave_to(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, method: str
+) -> None:
+    with pytest.raises(OptionError, match=f"{method!r} moves documents, which needs adapts="):
+        EmbeddingAdapterFinetuneEngine(things, base, method=method)
+    assert base.asked == []
+
+
+def test_a_validation_set_is_learned_from_and_judged_on_too(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    train, val = things.train_test_split(0.2, seed=0)
+    engine = EmbeddingAdapterFinetuneEngine(train, base, val_dataset=val, method="ridge", **options)
+    engine.finetune()
+    assert engine.report.train_queries == len(train) + len(val)
+    assert engine.report.overall.queries > len(train)
+
+
+def test_a_model_that_moves_documents_serves_an_index(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_index.core import VectorStoreIndex
+    from llama_index.core.schema import TextNode
+
+    monkeypatch.setattr(selection.Evidence, "choose", lambda self, recipes, among: recipes[-1])
+    base = Skewed(embed_batch_size=64)
+    engine = EmbeddingAdapterFinetuneEngine(
+        things, base, method="nudge_m", adapts="both", ship="always", **options
+    )
+    engine.finetune()
+    model = engine.get_finetuned_model()
+    assert model.adapter.adapts_documents
+
+    def found_first(embed_model: BaseEmbedding) -> int:
+        nodes = [TextNode(id_=name, text=text) for name, text in things.corpus.items()]
+        index = VectorStoreIndex(nodes, embed_model=embed_model)
+        retriever = index.as_retriever(similarity_top_k=1)
+        return sum(
+            retriever.retrieve(text)[0].node_id == things.relevant_docs[query][0]
+            for query, text in things.queries.items()
+        )
+
+    assert found_first(model) > found_first(base)
+    # A text that it does not know keeps the vector of the base model.
+    unknown = "an addition about nothing"
+    assert model.get_text_embedding(unknown) == pytest.approx(base.get_text_embedding(unknown))
+
+
+def test_an_adapter_to_start_from_is_for_the_linear_method_only(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        things, base, method="ridge", adapter_model=LinearAdapter.identity(16), **options
+    )
+    with pytest.raises(OptionError, match='method="ridge" starts where it sees fit'):
+        engine.finetune()
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 
@@ -332,6 +491,8 @@ def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(
         ({"lr": 0.1}, OptionError, 'Unknown argument "lr". Did you mean "learning_rate"'),
         ({"optimiser_class": 1}, OptionError, 'Did you mean "optimizer_class"'),
         ({"method": "magic"}, OptionError, "method: expected one of auto, .* got 'magic'"),
+        ({"adapts": "documents"}, OptionError, "adapts: expected one of query, both, got 'doc"),
+        ({"ship": "never"}, OptionError, "ship: expected one of proven, always, got 'never'"),
         ({"start": "zero"}, OptionError, 'start: expected "whitening" or "identity"'),
         ({"expect": 1.2}, OptionError, r"expect: expected a share in \[0, 1\] or None"),
         ({"epochs": -1}, OptionError, "epochs: expected a whole number >= 1"),

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import LinearAdapter, recipes
+from llama_index_embeddings_adapted import stages as stages_module
+from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError
+from llama_index_embeddings_adapted.nudges import NudgeAdapter
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.recipes import BOTH_SIDES, IDENTITY, METHODS, Kitchen, Recipe
+from llama_index_embeddings_adapted.selection import (
+    Candidates,
+    Evidence,
+    Expectation,
+    Selection,
+    select,
+    weighted_error,
+)
+from llama_index_embeddings_adapted.stages import checkpoints, stages
+from tests.synthetic import encoded, evidence, rotated_corpus
+
+of = Recipe.of
+SIMPLE, RICH = of("simple"), of("rich")
+
+
+def everything(found: Evidence) -> np.ndarray:
+    return np.ones(len(found.known), dtype=bool)
+
+
+# --- what is expected -----------------------------------------------------------------------
+
+
+def test_what_the_user_says_about_live_queries_is_believed() -> None:
+    data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
+    assert Expectation.of(0.9, data) == Expectation(0.9, True)
+    assert Expectation.of(0.0, data) == Expectation(0.0, True)
+
+
+def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones() -> None:
+    def share(relevant: list[list[int]], **changes: Any) -> float:
+        data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
+        found = Expectation.of(None, replace(data, **changes))
+        assert not found.told
+        return found.share
+
+    # Of eight judgements six are about documents that are asked for once.
+    assert share([[0], [0], [1], [2], [3], [4], [5], [6]]) == pytest.approx(0.25)
+    assert share([[0, 1], [0, 2], [3, 4], [5, 6]]) == pytest.approx(0.25)  # not queries
+    assert share([[0], [1], [2], [3]]) == 0.0
+    # Four of five are asked for twice or more, but one half is the most that is trusted.
+    assert share([[0], [0], [1], [1], [2]]) == 0.5
+    # Two documents of one text are one.
+    assert share([[0], [1], [2], [3]], twins=np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])) == 0.5
+
+
+# --- weighing -------------------------------------------------------------------------------
+
+
+def test_known_and_new_documents_weigh_as_expected_however_many_were_judged() -> None:
+    found = evidence([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
+    weights = found.weights(everything(found))
+    assert weights == pytest.approx([0.7, 0.1, 0.1, 0.1])
+    assert weights @ found.gain(of("better")) == pytest.approx(0.7 * 0.1 + 0.1 * 0.3)
+
+
+def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it() -> None:
+    found = evidence([True, True], expect=0.2)
+    assert found.weights(everything(found)) == pytest.approx([0.5, 0.5])
+    found = evidence([False, False], expect=1.0)
+    assert found.weights(everything(found)) == pytest.approx([0.5, 0.5])
+
+
+def test_the_error_of_a_plain_mean_is_its_standard_error() -> None:
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    # Deviations of 2, 1, 1, 2 from the mean of 3, each weighing a quarter.
+    assert weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
+    assert weighted_error(values, np.array([0.5, 0, 0.5, 0])) == pytest.approx((4.5 / 4) ** 0.5)
+
+
+# --- choosing -------------------------------------------------------------------------------
+
+
+def test_the_best_wins() -> None:
+    found = evidence([True, False] * 10, simple=0.6, rich=0.7)
+    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
+
+
+def test_the_simpler_wins_within_one_standard_error() -> None:
+    # Rich is better by 0.01 in the mean, by 0.11 here and -0.09 there: an error of 0.1 / √20.
+    by_turns = np.resize([0.11, 0.11, -0.09, -0.09], 20)
+    found = evidence([True, False] * 10, simple=0.6, rich=0.6 + by_turns)
+    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == SIMPLE
+    # By 0.05 in the mean it is not.
+    found = evidence([True, False] * 10, simple=0.6, rich=0.6 + by_turns + 0.04)
+    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
+
+
+def test_what_is_as_good_as_the_base_model_is_not_chosen() -> None:
+    found = evidence([True, False] * 10, simple=0.5)
+    assert found.choose([IDENTITY, SIMPLE], everything(found)) == IDENTITY
+
+
+def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect() -> None:
+    known = np.array([True, False] * 10)
+    scores = {"simple": np.where(known, 0.9, 0.49), "rich": np.where(known, 0.6, 0.5)}
+    found = evidence(known, expect=0.5, **scores)
+    assert not found.harmless(SIMPLE, everything(found))
+    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
+    told = evidence(known, expect=0.5, told=True, **scores)
+    assert told.choose([IDENTITY, SIMPLE, RICH], everything(told)) == SIMPLE
+
+
+def test_a_loss_within_its_noise_or_half_a_percent_is_not_harm() -> None:
+    known = np.array([True, False] * 10)
+    noisy = np.where(known, 0.5, 0.49 + np.resize([0.2, 0.2, -0.2, -0.2], 20))
+    small = np.where(known, 0.5, 0.498)  # 0.4 % of 0.5
+    found = evidence(known, noisy=noisy, small=small, large=np.where(known, 0.5, 0.496))
+    assert found.harmless(of("noisy"), everything(found))
+    assert found.harmless(of("small"), everything(found))
+    assert not found.harmless(of("large"), everything(found))
+
+
+def test_only_judgements_that_may_be_looked_at_are() -> None:
+    known = np.array([True, False] * 10)
+    first = np.arange(20) < 10
+    found = evidence(known, simple=np.where(first, 0.9, 0.1))
+    assert found.choose([IDENTITY, SIMPLE], first) == SIMPLE
+    assert found.choose([IDENTITY, SIMPLE], ~first) == IDENTITY
+
+
+def test_stages_build_on_the_best_that_does_no_harm_and_on_the_best_by_heart() -> None:
+    known = np.array([True, False] * 10)
+    found = evidence(known, careful=0.6, by_heart=np.where(known, 0.9, 0.2))
+    tried = [IDENTITY, of("careful"), of("by_heart")]
+    so_far = Candidates(found, tried, everything(found))
+    assert so_far.best(tried) == of("careful")
+    assert so_far.best_known(tried) == of("by_heart")
+    assert so_far.best([]) == so_far.best_known([]) == IDENTITY
+
+
+# --- the search -----------------------------------------------------------------------------
+
+
+def search(data: EncodedDataset, *proposed: Recipe, expect: float | None = None) -> Selection:
+    return select(
+        data,
+        [lambda _: list(proposed)],
+        Expectation.of(expect, data),
+        TrainingOptions(batch_size=16),
+        checkpoints=(1, 2),
+        show_progress=False,
+    )
+
+
+def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing() -> None:
+    data, _ = rotated_corpus()
+    found = search(data, of("ridge", strength=10.0), of("ridge", strength=0.1))
+    assert found.recipe == of("ridge", strength=0.1)
+    gain = found.chosen - found.evidence.scores[IDENTITY]
+    assert gain.mean() > 0.5
+    # Every fold chose the same.
+    assert np.array_equal(found.chosen, found.evidence.scores[found.recipe])
+
+
+def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = rotated_corpus(documents=60)
+    base = search(data).evidence
+    fold = base.fold
+
+    class Lucky(Evidence):
+        """One candidate is perfect on fold 0 and useless on the others."""
+
+        def gain(self, recipe: Recipe) -> np.ndarray:
+            return np.where(fold == 0, 1.0, -1.0) if recipe == SIMPLE else np.zeros(len(fold))
+
+    monkeypatch.setattr("llama_index_embeddings_adapted.selection.Evidence", Lucky)
+    monkeypatch.setitem(METHODS, "simple", METHODS["identity"])
+    found = search(data, SIMPLE)
+    assert np.array_equal(found.chosen, base.scores[IDENTITY])
+
+
+def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = 0
+
+    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        nonlocal tried
+        tried += 1
+        raise TrainingError("no luck")
+
+    monkeypatch.setitem(METHODS, "broken", broken)
+    data, _ = rotated_corpus(documents=60)
+    with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck"):
+        found = search(data, of("broken"), of("ridge", strength=0.1))
+    assert tried == 1  # one failure is enough
+    assert found.failed == {of("broken"): "no luck"}
+    assert found.recipes == (IDENTITY, of("ridge", strength=0.1))
+    assert found.recipe == of("ridge", strength=0.1)
+
+
+def test_equations_without_a_solution_are_a_failure_of_the_recipe_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def singular(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        return LinearAdapter(np.linalg.inv(np.zeros((12, 12))))
+
+    monkeypatch.setitem(METHODS, "singular", singular)
+    with pytest.warns(UserWarning, match="singular cannot be fitted and is left out: Singular"):
+        found = search(rotated_corpus(documents=60)[0], of("singular"))
+    assert found.recipe == IDENTITY
+
+
+def test_a_recipe_proposed_twice_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        made.append(recipe)
+        return LinearAdapter.identity(12)
+
+    monkeypatch.setitem(METHODS, "counted", counted)
+    found = search(rotated_corpus(documents=60)[0], of("counted"), of("counted"), IDENTITY)
+    assert len(made) == 5  # once a fold
+    assert found.recipes == (IDENTITY, of("counted"))
+
+
+# --- recipes --------------------------------------------------------------------------------
+
+
+def test_a_recipe_reads_well_and_knows_whether_it_moves_documents() -> None:
+    ridge = of("ridge", strength=0.5)
+    assert str(of("memory", ridge, weight=2.0, temperature=0.1)) == (
+        "ridge (strength 0.5) + memory (temperature 0.1, weight 2)"
+    )
+    assert ridge["strength"] == 0.5
+    assert not of("memory", ridge).adapts_documents
+    assert of("memory", of("shared")).adapts_documents
+    assert of("nudge", ridge, ridge).adapts_documents
+
+
+def test_one_training_serves_all_epochs_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = rotated_corpus(documents=40)
+    runs = []
+    states = recipes.states
+    monkeypatch.setattr(recipes, "states", lambda *a, **k: runs.append(1) or states(*a, **k))
+    kitchen = Kitchen(data, TrainingOptions(), (1, 2, 4))
+    four, one, two = (kitchen.make(of("linear", epochs=count)) for count in (4, 1, 2))
+    assert len(runs) == 1
+    assert len({adapter.arrays()["weight"].tobytes() for adapter in (one, two, four)}) == 3
+    alone = Kitchen(data, TrainingOptions(), (2,)).make(of("linear", epochs=2))
+    assert alone == two
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method: str) -> None:
+    data, _ = rotated_corpus(documents=40)
+    kitchen = Kitchen(data, TrainingOptions(batch_size=16), (1, 2))
+    proposed = [] if method == "identity" else stages(method, "both", (1, 2))[0](None)  # type: ignore[arg-type]
+    for recipe in proposed:
+        adapter = kitchen.make(recipe)
+        assert (adapter.input_dim, adapter.output_dim) == (12, 12)
+        documents = adapter.apply(data.documents, "document", data.keys)
+        assert np.isfinite(documents).all()
+        assert np.array_equal(documents, data.documents) == (method not in BOTH_SIDES)
+        assert recipe.adapts_documents == adapter.adapts_documents == (method in BOTH_SIDES)
+
+
+def test_the_nudge_recipe_puts_its_nudges_on_top() -> None:
+    data, _ = rotated_corpus(documents=40)
+    ridge = of("ridge", strength=1.0)
+    kitchen = Kitchen(data, TrainingOptions(), (1,))
+    adapter = kitchen.make(of("nudge", ridge, ridge, epochs=1, shrinkage=0.1))
+    below, nudges = adapter.adapters  # type: ignore[attr-defined]
+    assert below == kitchen.make(ridge)
+    assert isinstance(nudges, NudgeAdapter)
+
+
+# --- stages ---------------------------------------------------------------------------------
+
+
+def test_maps_are_compared_after_the_same_numbers_of_steps_whatever_the_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages_module, "_STEPS", (100, 400))
+    assert checkpoints(640, 64) == (10, 40)  # of ten steps each
+    assert checkpoints(64, 64) == (100, 400)
+    assert checkpoints(10**6, 64) == (1,)
+
+
+def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(OptionError, match=r"expected one of auto, centering.*nudge, got 'magic'"):
+        stages("magic", "query", (1,))
+    with pytest.raises(OptionError, match="expected one of auto"):
+        stages("identity", "query", (1,))
+
+
+@pytest.mark.parametrize("method", sorted(BOTH_SIDES))
+def test_methods_that_move_documents_need_leave_to(method: str) -> None:
+    with pytest.raises(OptionError, match=f"{method!r} moves documents, which needs adapts="):
+        stages(method, "query", (1,))
+    assert stages(method, "both", (1,))
+
+
+@pytest.mark.parametrize("adapts", ["query", "both"])
+def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) -> None:
+    known = np.array([True, False] * 10)
+    found = evidence(known)
+    so_far: list[Recipe] = [IDENTITY]
+    for stage in stages("auto", adapts, (1, 2)):
+        for recipe in stage(Candidates(found, list(so_far), everything(found))):
+            found.scores[recipe] = np.full(20, 0.5 + 0.001 * len(so_far))
+            so_far.append(recipe)
+    assert any(recipe.adapts_documents for recipe in so_far) == (adapts == "both")
+    assert {"whitening", "linear", "corpus", "memory", "gate"} <= {r.method for r in so_far}

@@ -63,7 +63,7 @@ class CountedEmbedding(BaseEmbedding):
 def run(data: Path) -> dict[str, Any]:
     """Train on Lyft with both engines, then test on Uber."""
     real = sets.load(data, "uberlyft_10k")
-    base = CountedEmbedding(environment.minilm(embed_batch_size=32))
+    base = CountedEmbedding(environment.minilm())
     base.get_text_embedding("the first call of a model is slower than the others")
     base.counts()
     with tempfile.TemporaryDirectory() as name:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import environment
+from benchmarks import environment, sets
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -86,17 +86,23 @@ def serving_table() -> str:
 
 def methods_table() -> str:
     """Gain in NDCG@10 over the base model on every test set: peers and ours."""
+    found = _methods()
+    columns = [c for c in _COLUMNS if any(c in runs for runs in found.values())]
     rows = [
-        "| data set | base | " + " | ".join(_COLUMNS) + " |",
-        "|---|---:|" + "---:|" * len(_COLUMNS),
+        "| data set | base | " + " | ".join(columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
     ]
-    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
-    for name, variants in ours.items():
-        found = {**peers.get(name, {}), **variants}
-        base = variants["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
-        gains = [_relative(found.get(column)) for column in _COLUMNS]
+    for name, runs in found.items():
+        base = runs["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
+        gains = [_relative(runs.get(column)) for column in columns]
         rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
     return "\n".join(rows)
+
+
+def _methods() -> dict[str, dict[str, Any]]:
+    """Set → method → run, the peers first."""
+    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
+    return {name: {**peers.get(name, {}), **ours[name]} for name in sets.NAMES if name in ours}
 
 
 def parts_table() -> str:
@@ -106,9 +112,8 @@ def parts_table() -> str:
         "| seconds |",
         "|---|---|---|---|---|---|---|---:|",
     ]
-    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
-    for name, variants in ours.items():
-        for method, run in {**peers.get(name, {}), **variants}.items():
+    for name, runs in _methods().items():
+        for method, run in runs.items():
             chosen = run.get("recipe") or run["setting"]
             for split, parts in run["tests"].items():
                 shown = " | ".join(_gain([parts], part) for part in ("all", "known", "new"))
@@ -120,8 +125,7 @@ def parts_table() -> str:
 
 def candidates_table() -> str:
     """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
-    found = environment.load("methods")["sets"]
-    runs = {name: run["auto, query"] for name, run in found.items() if "auto, query" in run}
+    runs = {name: run["auto, query"] for name, run in _methods().items()}
     rows = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
     for label, pattern in _CANDIDATES.items():
         cells = [_candidate(run["candidates"], re.compile(pattern)) for run in runs.values()]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.spectrum import Spectrum
 from llama_index_embeddings_adapted.vectors import Vectors, unit
-
-Matrix = NDArray[np.float64]
 
 
 def whitening(
-    documents: Vectors,
+    documents: Vectors | Spectrum,
     *,
     power: float = 0.25,
     shrinkage: float = 1.0,
@@ -31,7 +29,7 @@ def whitening(
     for a milder whitening of both sides.
 
     Args:
-        documents: ``(m, dim)``, vectors of the base model.
+        documents: ``(m, dim)``, vectors of the base model, or their spectrum.
         power: 0 changes nothing, 0.5 on both sides would whiten.
         shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
         bias: Give the adapter a bias, zero to begin with.
@@ -47,7 +45,8 @@ def whitening(
         raise OptionError(
             f"Expected power in [0, 1] and shrinkage > 0, got {power!r} and {shrinkage!r}."
         )
-    weight = _power_of_covariance(documents, power, shrinkage)
+    spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
+    weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None
     return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
 
@@ -86,26 +85,49 @@ def ridge(
     """
     if not all(strength > 0 for strength in strengths):
         raise OptionError(f"strengths: expected numbers > 0, got {list(strengths)!r}.")
-    queries = unit(train.queries).astype(np.float64)
-    targets = mean_documents(train.relevance, unit(train.documents)).astype(np.float64)
-    values, vectors = np.linalg.eigh(queries.T @ queries)
-    values = np.maximum(values, 0.0)
-    cross, scale = vectors.T @ (queries.T @ targets), max(float(values.mean()), 1e-12)
+    solve = Ridge(train)
     for strength in strengths:
-        penalty = strength * scale
-        rotated = (cross + penalty * vectors.T) / (values + penalty)[:, None]
-        yield strength, LinearAdapter((vectors @ rotated).T.astype(np.float32))
+        yield strength, solve(strength)
 
 
-def memory_values(train: EncodedDataset) -> Vectors:
+class Ridge:
+    """See :func:`ridge`; the decomposition is made once, of the smaller of ``QᵀQ`` and ``QQᵀ``."""
+
+    def __init__(self, train: EncodedDataset) -> None:
+        queries = unit(train.queries).astype(np.float64)
+        targets = mean_documents(train.relevance, unit(train.documents)).astype(np.float64)
+        missing = targets - queries  # what the identity leaves to be done
+        self._dim = queries.shape[1]
+        if len(queries) < self._dim:
+            self._values, vectors = np.linalg.eigh(queries @ queries.T)
+            self._left, self._right = queries.T @ vectors, vectors.T @ missing
+        else:
+            self._values, vectors = np.linalg.eigh(queries.T @ queries)
+            self._left, self._right = vectors, vectors.T @ (queries.T @ missing)
+        self._values = np.maximum(self._values, 0.0)
+        self._scale = max(float(self._values.sum()) / self._dim, 1e-12)
+
+    def __call__(self, strength: float) -> LinearAdapter:
+        """Return the map of one strength."""
+        step = (self._left / (self._values + strength * self._scale)) @ self._right
+        weight = step.T.astype(np.float32)
+        weight[np.diag_indices(self._dim)] += 1.0
+        return LinearAdapter(weight)
+
+
+def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Vectors:
     """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
 
     The mean of its relevant documents, less the mean of all documents and whitened: of all vectors
     of its length that one favours these documents most against the rest of the corpus.
+
+    Args:
+        train: Queries and their documents.
+        spectrum: Of the documents, if it is at hand.
     """
-    documents = unit(train.documents)
-    values = mean_documents(train.relevance, documents) - documents.mean(axis=0)
-    return unit(values @ _power_of_covariance(documents, 1.0, 1.0).astype(np.float32))
+    spectrum = spectrum or Spectrum(train.documents)
+    values = mean_documents(train.relevance, unit(train.documents)) - spectrum.mean
+    return unit(values @ spectrum.power(1.0, 1.0).astype(np.float32))
 
 
 def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
@@ -113,15 +135,3 @@ def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
     total = np.zeros((len(relevance), documents.shape[1]), dtype=np.float32)
     np.add.at(total, relevance.queries, documents[relevance.documents])
     return np.asarray(total / relevance.counts[:, None], dtype=np.float32)
-
-
-def _power_of_covariance(documents: Vectors, power: float, shrinkage: float) -> Matrix:
-    """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
-    rows = unit(documents)
-    rows = rows - rows.mean(axis=0)
-    values, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64) / max(1, len(rows)))
-    values = np.maximum(values, 0.0)
-    if values.mean() < 1e-12:  # one document, or all the same: there is no direction to damp
-        return np.eye(rows.shape[1])
-    scale = (values + shrinkage * values.mean()) ** -power
-    return np.asarray((vectors * (scale / scale.mean())) @ vectors.T)

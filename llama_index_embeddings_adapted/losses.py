@@ -50,14 +50,14 @@ def ranking_nll(
     return torch.logsumexp(logits, dim=1).mean() - right.sum() / len(queries)
 
 
-def score_drift(adapted: Tensor, base: Tensor) -> Tensor:
-    """How far the scores of documents have moved from those the base model gives.
+def score_drift(moved: Tensor, moment: Tensor) -> Tensor:
+    """How far the scores of all documents have moved from those the base model gives.
 
     Args:
-        adapted: ``(batch, sample)``, cosines of adapted queries with documents.
-        base: ``(batch, sample)``, the same before.
+        moved: ``(batch, dim)``, adapted minus base queries, both with unit rows.
+        moment: ``(dim, dim)``, ``DᵀD / m`` of the documents, ``(m, dim)``, unit rows.
 
     Returns:
-        ``()``, mean squared change in cosine.
+        ``()``, mean squared change in cosine, over queries and documents.
     """
-    return (adapted - base).square().mean()
+    return ((moved @ moment) * moved).sum(dim=1).mean()

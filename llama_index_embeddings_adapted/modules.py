@@ -17,6 +17,8 @@ from llama_index_embeddings_adapted.vectors import Vectors
 class TrainableAdapter(nn.Module):
     """An adapter whose weights can be trained."""
 
+    moves_documents = False
+
     def documents(self, documents: Tensor) -> Tensor:
         """Map documents, ``(n, dim)`` unit rows to unit rows; most adapters leave them."""
         return documents
@@ -50,6 +52,8 @@ class _Linear(TrainableAdapter):
 
 class _Shared(_Linear):
     """One map on both sides."""
+
+    moves_documents = True
 
     def documents(self, documents: Tensor) -> Tensor:
         return nn.functional.normalize(self(documents), dim=1)

@@ -32,9 +32,10 @@ class TrainingOptions:
         learn_temperature: Learn it.
         shrinkage: Weight of the squared distance from where training starts: the identity, or
             the label-free map that replaces it.
-        anchor: Weight of the squared change in the scores of documents drawn from the whole
-            corpus, which keeps documents without training questions where they were.
-        anchor_documents: How many are drawn per step.
+        anchor: Weight of the mean squared change in the scores of the whole corpus, which keeps
+            documents without training questions where they were.
+        anchor_documents: How many documents a step draws to estimate it, where vectors are longer
+            than that or documents move too; elsewhere all of them count.
         patience: Epochs without a better validation score before training stops; None: never.
         max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
             batch and a random sample of the rest, so a step needs about

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from llama_index_embeddings_adapted.adapters import Adapter
-from llama_index_embeddings_adapted.closed_form import centering, memory_values, ridge, whitening
+from llama_index_embeddings_adapted.closed_form import Ridge, centering, memory_values, whitening
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
 from llama_index_embeddings_adapted.gating import fit_gate
@@ -25,6 +25,7 @@ from llama_index_embeddings_adapted.nudging import (
     nudge_n,
 )
 from llama_index_embeddings_adapted.options import Loss, TrainingOptions
+from llama_index_embeddings_adapted.spectrum import Spectrum
 from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.training import State, states
 from llama_index_embeddings_adapted.vectors import Vectors, unit
@@ -78,11 +79,13 @@ class Kitchen:
         train: The training set.
         options: Of everything trained by gradients; epochs and loss come from the recipe.
         checkpoints: Epochs at which trained maps are kept; others cannot be asked for.
+        spectrum: Of the documents, if it is at hand.
     """
 
     train: EncodedDataset
     options: TrainingOptions
     checkpoints: tuple[int, ...]
+    spectrum: Spectrum | None = None
     _made: dict[Recipe, Adapter] = field(default_factory=dict)
     _running: dict[str, Iterator[State]] = field(default_factory=dict)
 
@@ -100,9 +103,19 @@ class Kitchen:
         return made
 
     @functools.cached_property
+    def directions(self) -> Spectrum:
+        """In which directions the documents vary."""
+        return self.spectrum or Spectrum(self.train.documents)
+
+    @functools.cached_property
+    def ridge(self) -> Ridge:
+        """Linear maps in closed form."""
+        return Ridge(self.train)
+
+    @functools.cached_property
     def memory_values(self) -> Vectors:
         """What a memory adds for each training query."""
-        return memory_values(self.train)
+        return memory_values(self.train, self.directions)
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -135,7 +148,7 @@ def _identity(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 
 
 def _whitening(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    return whitening(kitchen.train.documents, power=float(recipe["power"]))
+    return whitening(kitchen.directions, power=float(recipe["power"]))
 
 
 def _centering(kitchen: Kitchen, recipe: Recipe) -> Adapter:
@@ -143,12 +156,12 @@ def _centering(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 
 
 def _ridge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    return next(ridge(kitchen.train, [float(recipe["strength"])]))[1]
+    return kitchen.ridge(float(recipe["strength"]))
 
 
 def _linear(loss: Loss) -> Method:
     def make(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        return kitchen.train_map(recipe, lambda: whitening(kitchen.train.documents), loss)
+        return kitchen.train_map(recipe, lambda: whitening(kitchen.directions), loss)
 
     return make
 
@@ -156,14 +169,14 @@ def _linear(loss: Loss) -> Method:
 def _shared(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     # Half the power on each side gives the scores of the whole power on one.
     def start() -> Adapter:
-        return whitening(kitchen.train.documents, power=0.125, shared=True)
+        return whitening(kitchen.directions, power=0.125, shared=True)
 
     return kitchen.train_map(recipe, start, "queried")
 
 
 def _psd(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     def start() -> TrainableAdapter:
-        return PsdMap(whitening(kitchen.train.documents, power=0.125))
+        return PsdMap(whitening(kitchen.directions, power=0.125))
 
     return kitchen.train_map(recipe, start, "queried")
 

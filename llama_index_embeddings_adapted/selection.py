@@ -15,6 +15,7 @@ from llama_index_embeddings_adapted.errors import AdaptedError
 from llama_index_embeddings_adapted.folds import Fold, PerQuery, folds
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
+from llama_index_embeddings_adapted.spectrum import Spectrum
 
 Mask = NDArray[np.bool_]
 
@@ -133,9 +134,10 @@ class Candidates:
     recipes: list[Recipe]
     among: Mask
 
-    def best(self, recipes: Sequence[Recipe]) -> Recipe:
+    def best(self, recipes: Sequence[Recipe], *, known_only: bool = False) -> Recipe:
         """Return the best of some recipes; the identity is always among them."""
-        return self.evidence.choose(self._with_identity(recipes), self.among)
+        among = self.among & self.evidence.known if known_only else self.among
+        return self.evidence.choose(self._with_identity(recipes), among)
 
     def best_known(self, recipes: Sequence[Recipe]) -> Recipe:
         """Return the one that gains most on known documents, whatever it does to others."""
@@ -212,7 +214,10 @@ class _Search:
         show_progress: bool,
     ) -> None:
         self._folds = list(folds(data, seed=seed))
-        self._kitchens = [Kitchen(fold.train, options, checkpoints) for fold in self._folds]
+        spectrum = Spectrum(data.documents)  # the same in all folds
+        self._kitchens = [
+            Kitchen(fold.train, options, checkpoints, spectrum) for fold in self._folds
+        ]
         self._stages, self._show_progress = stages, show_progress
         self._evidence = Evidence(self._folds, expectation)
         self._failed: dict[Recipe, str] = {}

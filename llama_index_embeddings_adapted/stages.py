@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe
 from llama_index_embeddings_adapted.selection import Candidates, Stage
 
-_STEPS = (100, 300, 900)  # of training, at which maps are compared
+_STEPS = (100, 300, 900, 2700)  # of training, at which maps are compared
+_GROWING = ("linear", "corpus", "shared")
+_FIRST = 2  # checkpoints that every map is tried at; it is trained on as long as that pays
 _FEWEST_EPOCHS = 1
 
 of = Recipe.of
 
 
 def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
-    """Return the epochs at which trained maps are compared: about 100, 300 and 900 steps.
+    """Return the epochs at which trained maps are compared: about 100, 300, 900 and 2,700 steps.
 
     In steps, because a map moves as far in 300 steps on 500 queries as on 50,000; so the cost of a
     fit hardly depends on their number.
@@ -36,7 +39,9 @@ def stages(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
     """
     if method == "auto":
-        query_side: list[Stage] = [_Maps(epochs, adapts), _memories, _gates]
+        longer = [functools.partial(_longer, count, epochs) for count in epochs[_FIRST:]]
+        maps = [functools.partial(_maps, epochs[:_FIRST], adapts), *longer]
+        query_side: list[Stage] = [*maps, _memories, _gates]
         return [*query_side, _nudges] if adapts == "both" else query_side
     single = list(alone(method, epochs))
     if not single:
@@ -67,18 +72,20 @@ def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
         yield from _nudges_on(IDENTITY, IDENTITY)
 
 
-class _Maps:
+def _maps(epochs: tuple[int, ...], adapts: str, found: Candidates) -> Iterator[Recipe]:
     """Maps that treat all queries, or all vectors, alike."""
+    yield of("whitening", power=0.25)
+    for method in _GROWING[:3] if adapts == "both" else _GROWING[:2]:
+        yield from (of(method, epochs=count) for count in epochs)
 
-    def __init__(self, epochs: tuple[int, ...], adapts: str) -> None:
-        self._epochs, self._adapts = epochs, adapts
 
-    def __call__(self, found: Candidates) -> Iterator[Recipe]:
-        yield of("whitening", power=0.25)
-        yield from (of("linear", epochs=count) for count in self._epochs)
-        yield of("corpus", epochs=self._epochs[len(self._epochs) // 2])  # it learns faster
-        if self._adapts == "both":
-            yield from (of("shared", epochs=count) for count in self._epochs[-2:])
+def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
+    """Maps trained on, where the last stretch of training was worth more than its noise."""
+    before = all_epochs[all_epochs.index(epochs) - 1]
+    for method in _GROWING:
+        same = [r for r in found.recipes if r.method == method]
+        if of(method, epochs=before) in (found.best(same), found.best(same, known_only=True)):
+            yield of(method, epochs=epochs)
 
 
 def _memories(found: Candidates) -> Iterator[Recipe]:

@@ -188,6 +188,7 @@ class _Run:
         self._unit_base = self._tensor(unit(train.queries))
         self._queries = self._tensor(self._base)
         self._documents = self._tensor(unit(train.documents))
+        self._moment = self._moment_of_documents() if options.anchor else None
         self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
         # Hard negatives compete like the documents that queries ask for.
         self._negatives = (
@@ -271,12 +272,27 @@ class _Run:
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
         if options.anchor:
-            sample = self._random.integers(len(self._documents), size=options.anchor_documents)
-            anchors = self._documents[self._tensor(sample)]
-            loss = loss + options.anchor * score_drift(
-                adapted @ self.module.documents(anchors).T, self._unit_base[rows] @ anchors.T
-            )
+            loss = loss + options.anchor * self._drift(adapted, self._unit_base[rows])
         return loss
+
+    def _drift(self, adapted: Tensor, base: Tensor) -> Tensor:
+        """Return how far the scores of documents have moved, of all of them or of a sample."""
+        if self._moment is not None:
+            return score_drift(adapted - base, self._moment)
+        sample = self._random.integers(len(self._documents), size=self._options.anchor_documents)
+        anchors = self._documents[self._tensor(sample)]
+        moved = adapted @ self.module.documents(anchors).T
+        return (moved - base @ anchors.T).square().mean()
+
+    def _moment_of_documents(self) -> Tensor | None:
+        """Return what the drift of all scores is computed from, where it is cheaper than a sample.
+
+        It is not where vectors are long, and not possible where documents move too.
+        """
+        count, dim = self._documents.shape
+        if self.module.moves_documents or dim > self._options.anchor_documents:
+            return None
+        return self._documents.T @ self._documents / count
 
     def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
         """Return the documents that compete in this step, sorted, and their vectors."""

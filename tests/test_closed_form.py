@@ -12,6 +12,7 @@ from llama_index_embeddings_adapted.closed_form import (
 )
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.spectrum import Spectrum
 from llama_index_embeddings_adapted.vectors import unit
 from tests.synthetic import encoded, rotated_corpus
 
@@ -137,3 +138,41 @@ def test_memory_values_leave_out_what_all_documents_share_and_damp_what_varies_m
     [target] = unit(documents[:1]) - unit(documents).mean(axis=0)
     assert np.linalg.norm(value) == pytest.approx(1.0)
     assert abs(value[1] / value[0]) > abs(target[1] / target[0])
+
+
+# --- fewer vectors than dimensions -----------------------------------------------------------
+
+
+def test_few_documents_give_the_power_of_the_whole_covariance() -> None:
+    random = np.random.default_rng(1)
+    few = np.float32(random.standard_normal((5, 12)))
+    rows = unit(few) - unit(few).mean(axis=0)
+    covariance = (rows.T @ rows).astype(np.float64) / 5
+    mean = np.trace(covariance) / 12
+    values, vectors = np.linalg.eigh(covariance + mean * np.eye(12))
+    expected = (vectors * values**-0.5) @ vectors.T
+    expected /= np.trace(expected) / 12
+    assert np.allclose(Spectrum(few).power(0.5, 1.0), expected, atol=1e-6)
+
+
+def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map() -> None:
+    random = np.random.default_rng(2)
+    few = encoded(
+        random.standard_normal((4, 9)), random.standard_normal((6, 9)), [[0], [1], [2, 3], [4]]
+    )
+    queries = unit(few.queries).astype(np.float64)
+    targets = mean_documents(few.relevance, unit(few.documents))
+    penalty = 0.5 * (queries**2).sum() / 9
+    solved = np.linalg.solve(
+        queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)
+    )
+    assert np.allclose(next(ridge(few, [0.5]))[1].weight, solved.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [50, 5000])
+def test_wide_vectors_are_decomposed_along_the_shorter_side(documents: int) -> None:
+    wide = 4096 if documents == 50 else 8
+    rows = np.float32(np.random.default_rng(0).standard_normal((documents, wide)))
+    spectrum = Spectrum(rows)
+    assert len(spectrum._pairs[0]) <= min(documents, wide)
+    assert spectrum.power(0.25, 1.0).shape == (wide, wide)

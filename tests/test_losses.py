@@ -49,6 +49,9 @@ def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents() -> None
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
 
 
-def test_score_drift_is_the_mean_squared_change_in_cosine() -> None:
-    assert score_drift(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item() == 1.0
-    assert score_drift(torch.tensor([[0.5, 0.2]]), torch.tensor([[0.5, 0.2]])).item() == 0.0
+def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents() -> None:
+    before, after, documents = unit(0, 90), unit(10, 60), unit(0, 30, 200)
+    changes = after @ documents.T - before @ documents.T
+    drift = score_drift(after - before, documents.T @ documents / 3)
+    assert drift.item() == pytest.approx(changes.square().mean().item())
+    assert drift.item() > 0.01

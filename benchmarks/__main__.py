@@ -17,9 +17,21 @@ from benchmarks import (
     sets,
     tables,
     throughput,
+    trust,
 )
 
-PARTS = ("quality", "methods", "peers", "old", "serving", "questions", "throughput", "recovery")
+PARTS = (
+    "quality",
+    "methods",
+    "peers",
+    "calibration",
+    "power",
+    "old",
+    "serving",
+    "questions",
+    "throughput",
+    "recovery",
+)
 
 
 def main() -> None:
@@ -32,6 +44,7 @@ def main() -> None:
         "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
     )
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
+    parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -52,6 +65,11 @@ def main() -> None:
         )
     if what in ("peers", "all"):
         peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
+    if what in ("calibration", "all"):
+        trust.calibrate(arguments.data, arguments.cache, arguments.runs or 200)
+    if what in ("power", "all"):
+        names = tuple(name for name in arguments.sets if name in trust.SIZES)
+        trust.power(arguments.data, arguments.cache, names, arguments.runs or 50)
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.chance import at_chance
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions
@@ -34,6 +35,11 @@ _TRAINED_SHARE = 0.64  # of the pairs, in each of five folds
 _CANDIDATES = 2_048  # documents that compete in a training step
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
+_AT_CHANCE = (
+    "the base model ranks the relevant documents no better than documents dealt at random, so "
+    "these pairs are too few to judge by, or queries and documents do not belong together; check "
+    "their ids"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +105,7 @@ def tune(
     data: EncodedDataset,
     options: TrainingOptions,
     *,
-    method: str = "auto",
+    method: str | Sequence[str] = "auto",
     adapts: str = "query",
     expect: float | None = None,
     always: bool = False,
@@ -111,7 +117,7 @@ def tune(
         data: Queries to learn from and to judge on; none is judged by what saw it.
         options: Of everything trained by gradients; ``epochs``, ``loss`` and ``max_candidates``
             are chosen here.
-        method: ``"auto"``, or a single method.
+        method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
         adapts: ``"query"`` or ``"both"``.
         expect: Share of live queries about known documents, if the user knows it.
         always: Return the candidate whatever the verdict.
@@ -122,6 +128,9 @@ def tune(
     provable = 2.93 * _LARGEST_DEVIATION / len(sample.relevance) ** 0.5
     if show_progress:
         tqdm.write(_announcement(len(sample.relevance), provable, expectation, sampled))
+    chance = at_chance(sample, seed=options.seed)
+    if chance and show_progress:
+        tqdm.write(f"Look at your data: {_AT_CHANCE}.")
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
     epochs = checkpoints(round(_TRAINED_SHARE * len(sample.relevance)), options.batch_size)
     selection = select(
@@ -136,6 +145,8 @@ def tune(
     candidate = Kitchen(data, options, epochs).make(selection.recipe)
     overall, known, new = _parts(selection)
     ship, verdict = _judge(selection, overall, known, new)
+    if chance and not (new and new.difference.low > 0):  # only what generalises is no artefact
+        ship, verdict = False, f"do not ship: {_AT_CHANCE}"
     choice = Choice(
         str(selection.recipe),
         ship,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ class EmbeddingAdapterFinetuneEngine:
             methods hold out every query in turn, these too, and learn from all in the end.
         method: ``"linear"``: trained with early stopping, as above. ``"auto"``: many methods
             compete in cross-fitting; what wins is refitted on everything, and served only if its
-            gain is proven and nothing is harmed. Or one of the methods of ``"auto"`` alone, with
-            the same proof: ``"whitening"``, ``"memory"``, ``"gate"``, ``"nudge"``, ….
+            gain is proven and nothing is harmed. Or another method alone, with the same proof:
+            ``"whitening"``, ``"memory"``, ``"gate"``, ``"nudge"``, …. Or a list of names that
+            compete, such as ``["auto", "psd"]``.
         adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
             methods that move documents compete too, and the index has to be rebuilt, which costs
             no call of the base model where its vectors are cached.
@@ -112,7 +113,7 @@ class EmbeddingAdapterFinetuneEngine:
         bias: bool = True,
         *,
         val_dataset: EmbeddingQAFinetuneDataset | None = None,
-        method: str = "linear",
+        method: str | Sequence[str] = "linear",
         adapts: str = "query",
         ship: str = "proven",
         expect: float | None = None,
@@ -142,7 +143,8 @@ class EmbeddingAdapterFinetuneEngine:
             )
         self.dataset = _as_dataset(dataset, "dataset")
         self.embed_model = embed_model
-        self._method, self._adapts, self._always = method, adapts, ship == "always"
+        self._method = method if isinstance(method, str) else list(method)
+        self._adapts, self._always = adapts, ship == "always"
         self._start = None if adapter_model is None else _as_adapter(adapter_model)
         self._start_name, self._bias, self._dim = start, bias, dim
         self._output = Path(model_output_path)

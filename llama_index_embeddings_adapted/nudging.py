@@ -74,6 +74,8 @@ class NudgeOptions:
         batch_size: Queries per step.
         temperature: Where the learned temperature starts, in cosine units.
         shrinkage: Weight of the squared length of all offsets.
+        max_candidates: Most documents with training queries that compete in a step: the relevant
+            ones of its batch, and a sample.
         max_others: Most documents without training queries that compete, drawn anew per epoch.
         max_drift: Longest offset, in units of the documents' length 1.
         seed: Of the shuffle.
@@ -83,7 +85,8 @@ class NudgeOptions:
     batch_size: int = 128
     temperature: float = 0.05
     shrinkage: float = 1e-3
-    max_others: int = 4096
+    max_candidates: int = 2048
+    max_others: int = 2048
     max_drift: float = 1.0
     seed: int = 0
 
@@ -139,29 +142,29 @@ class _Listwise:
 
     def epoch(self) -> None:
         """Take one pass over the queries."""
-        order = self._random.permutation(len(self._relevance))
+        options = self._options
         others = self._others
-        size = self._options.batch_size * (len(self._asked) + self._options.max_others)
-        with threads_for(size * self._asked.shape[1]):
-            self._steps(order, others)
-
-    def _steps(self, order: Rows, others: Tensor) -> None:
-        if len(others) > self._options.max_others:
-            kept = self._random.choice(len(others), self._options.max_others, replace=False)
+        if len(others) > options.max_others:
+            kept = self._random.choice(len(others), options.max_others, replace=False)
             others = others[torch.from_numpy(kept)]
-        for start in range(0, len(order), self._options.batch_size):
-            self._step(order[start : start + self._options.batch_size], others)
+        order = self._random.permutation(len(self._relevance))
+        scored = min(len(self._asked), options.max_candidates) + len(others)
+        with threads_for(options.batch_size * scored * self._asked.shape[1]):
+            for start in range(0, len(order), options.batch_size):
+                self._step(order[start : start + options.batch_size], others)
 
     def _step(self, batch: Rows, others: Tensor) -> None:
         relevant = self._relevance.take(batch)
-        moved = nn.functional.normalize(self._asked + self._offsets, dim=1)
+        candidates = self._candidates(relevant.documents)
+        rows = torch.from_numpy(candidates)
+        moved = nn.functional.normalize(self._asked[rows] + self._offsets[rows], dim=1)
         shares = np.repeat(1.0 / relevant.counts, relevant.counts).astype(np.float32)
         loss = ranking_nll(
             self._queries[torch.from_numpy(batch)],
             torch.cat([moved, others]),
             Targets(
                 torch.from_numpy(relevant.queries),
-                torch.from_numpy(relevant.documents),
+                torch.from_numpy(np.searchsorted(candidates, relevant.documents)),
                 torch.from_numpy(shares),
             ),
             temperature=self._log_temperature.exp(),
@@ -170,6 +173,13 @@ class _Listwise:
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
+
+    def _candidates(self, relevant: Rows) -> Rows:
+        """Return which documents with training queries compete in a step, sorted."""
+        count, most = len(self._asked), self._options.max_candidates
+        if count <= most:
+            return np.arange(count)
+        return np.union1d(relevant, self._random.choice(count, most, replace=False))
 
     def export(self) -> NudgeAdapter:
         """Return the offsets so far."""

@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted.gating import fit_gate
 from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.modules import PsdMap, TrainableAdapter
+from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.nudging import (
     NudgeOptions,
     listwise_nudges,
@@ -29,6 +30,8 @@ from llama_index_embeddings_adapted.spectrum import Spectrum
 from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.training import State, states
 from llama_index_embeddings_adapted.vectors import Vectors, unit
+
+_MOST_MAPPED = 512  # documents that compete in a step of training a shared map
 
 Value = float | int | str
 
@@ -87,6 +90,7 @@ class Kitchen:
     checkpoints: tuple[int, ...]
     spectrum: Spectrum | None = None
     _made: dict[Recipe, Adapter] = field(default_factory=dict)
+    _nudges: dict[Recipe, NudgeAdapter] = field(default_factory=dict)
     _running: dict[str, Iterator[State]] = field(default_factory=dict)
 
     def make(self, recipe: Recipe) -> Adapter:
@@ -122,6 +126,15 @@ class Kitchen:
         """Tells queries about known documents from others."""
         return fit_gate(self.train, seed=self.options.seed)
 
+    def nudges(self, below: Recipe, epochs: int, shrinkage: float) -> NudgeAdapter:
+        """Fit offsets of documents on top of a map; what is stacked in between shares them."""
+        key = Recipe.of("nudge", below, epochs=epochs, shrinkage=shrinkage)
+        if key not in self._nudges:
+            options = NudgeOptions(shrinkage=shrinkage, seed=self.options.seed)
+            fits = listwise_nudges(self.train, epochs, options, below=self.make(below))
+            *_, (_, self._nudges[key]) = fits
+        return self._nudges[key]
+
     def train_map(
         self, recipe: Recipe, start: Callable[[], Adapter | TrainableAdapter], loss: Loss
     ) -> Adapter:
@@ -131,6 +144,9 @@ class Kitchen:
             options = replace(self.options, loss=loss, epochs=max(wanted, *self.checkpoints))
             if loss == "corpus":  # a map that is to memorise is not held to the base model
                 options = replace(options, anchor=0.0)
+            if recipe.adapts_documents:  # every step maps the documents too
+                most = min(options.max_candidates, _MOST_MAPPED)
+                options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
             self._running[recipe.method] = states(self.train, start(), options)
         for epoch, export in self._running[recipe.method]:
             if epoch == wanted or epoch in self.checkpoints:
@@ -208,11 +224,9 @@ def _gate(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 
 def _nudge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     # Fitted below the memory, which answers training queries by heart and leaves nothing to fix.
-    below, under = kitchen.make(recipe.on[0]), kitchen.make(recipe.on[1])
-    options = NudgeOptions(shrinkage=float(recipe["shrinkage"]), seed=kitchen.options.seed)
-    epochs = int(recipe["epochs"])
-    *_, (_, nudges) = listwise_nudges(kitchen.train, epochs, options, below=under)
-    return StackedAdapter(below, nudges)
+    below, under = recipe.on
+    nudges = kitchen.nudges(under, int(recipe["epochs"]), float(recipe["shrinkage"]))
+    return StackedAdapter(kitchen.make(below), nudges)
 
 
 def _nudge_m(kitchen: Kitchen, recipe: Recipe) -> Adapter:

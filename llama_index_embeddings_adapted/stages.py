@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe
@@ -11,6 +11,7 @@ from llama_index_embeddings_adapted.selection import Candidates, Stage
 
 _STEPS = (100, 300, 900, 2700)  # of training, at which maps are compared
 _GROWING = ("linear", "corpus", "shared")
+_NUDGE_EPOCHS = 3  # 6 and 12 gave the same
 _FIRST = 2  # checkpoints that every map is tried at; it is trained on as long as that pays
 _FEWEST_EPOCHS = 1
 
@@ -27,29 +28,39 @@ def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def stages(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
-    """Return the stages of a method.
+def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
+    """Return the stages of a method, or of several that compete.
 
     Args:
-        method: ``"auto"``, or a key of :data:`METHODS`.
+        method: ``"auto"``, a key of :data:`METHODS`, or several of these.
         adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
         epochs: At which trained maps are compared.
 
     Raises:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
     """
+    methods = [method] if isinstance(method, str) else list(method)
+    single = [recipe for name in methods for recipe in _checked(name, adapts, epochs)]
+    found: list[Stage] = [lambda _: single] if single else []
+    if "auto" not in methods:
+        return found
+    longer = [functools.partial(_longer, count, epochs) for count in epochs[_FIRST:]]
+    maps = [functools.partial(_maps, epochs[:_FIRST], adapts), *longer]
+    query_side: list[Stage] = [*found, *maps, _memories, _gates]
+    return [*query_side, _nudges] if adapts == "both" else query_side
+
+
+def _checked(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Recipe]:
+    """Return the recipes of one method by name; none of ``"auto"``, which has stages."""
     if method == "auto":
-        longer = [functools.partial(_longer, count, epochs) for count in epochs[_FIRST:]]
-        maps = [functools.partial(_maps, epochs[:_FIRST], adapts), *longer]
-        query_side: list[Stage] = [*maps, _memories, _gates]
-        return [*query_side, _nudges] if adapts == "both" else query_side
-    single = list(alone(method, epochs))
-    if not single:
+        return []
+    recipes = list(alone(method, epochs))
+    if not recipes:
         known = ", ".join(["auto", *(name for name in METHODS if name != "identity")])
-        raise OptionError(f"method: expected one of {known}, got {method!r}.")
-    if adapts == "query" and any(recipe.adapts_documents for recipe in single):
+        raise OptionError(f"method: expected one of {known}, or several, got {method!r}.")
+    if adapts == "query" and any(recipe.adapts_documents for recipe in recipes):
         raise OptionError(f'method: {method!r} moves documents, which needs adapts="both".')
-    return [lambda _: single]
+    return recipes
 
 
 def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
@@ -67,7 +78,8 @@ def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
     elif method == "memory":
         yield from _memories_on(IDENTITY)
     elif method == "gate":
-        yield from _gates_between(of("linear", epochs=epochs[-1]), of("corpus", epochs=epochs[-1]))
+        count = epochs[min(1, len(epochs) - 1)]
+        yield from _gates_between(of("linear", epochs=count), of("corpus", epochs=count))
     elif method == "nudge":
         yield from _nudges_on(IDENTITY, IDENTITY)
 
@@ -80,12 +92,15 @@ def _maps(epochs: tuple[int, ...], adapts: str, found: Candidates) -> Iterator[R
 
 
 def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
-    """Maps trained on, where the last stretch of training was worth more than its noise."""
+    """The best map so far and the best by heart, trained on if they still got better at the end."""
     before = all_epochs[all_epochs.index(epochs) - 1]
-    for method in _GROWING:
-        same = [r for r in found.recipes if r.method == method]
-        if of(method, epochs=before) in (found.best(same), found.best(same, known_only=True)):
-            yield of(method, epochs=epochs)
+    for recipe in dict.fromkeys([found.best(found.recipes), found.best_known(found.recipes)]):
+        same = [r for r in found.recipes if r.method == recipe.method]
+        if of(recipe.method, epochs=before) in (
+            found.best(same),
+            found.best(same, known_only=True),
+        ):
+            yield of(recipe.method, epochs=epochs)
 
 
 def _memories(found: Candidates) -> Iterator[Recipe]:
@@ -124,4 +139,4 @@ def _gates_between(general: Recipe, special: Recipe) -> Iterator[Recipe]:
 
 def _nudges_on(recipe: Recipe, under: Recipe) -> Iterator[Recipe]:
     for shrinkage in (0.1, 0.01, 0.001):
-        yield of("nudge", recipe, under, epochs=6, shrinkage=shrinkage)
+        yield of("nudge", recipe, under, epochs=_NUDGE_EPOCHS, shrinkage=shrinkage)

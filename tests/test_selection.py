@@ -294,7 +294,9 @@ def test_maps_are_compared_after_the_same_numbers_of_steps_whatever_the_pairs(
 
 
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(OptionError, match=r"expected one of auto, centering.*nudge, got 'magic'"):
+    with pytest.raises(
+        OptionError, match=r"one of auto, centering.*nudge, or several, got 'magic'"
+    ):
         stages("magic", "query", (1,))
     with pytest.raises(OptionError, match="expected one of auto"):
         stages("identity", "query", (1,))

@@ -320,3 +320,48 @@ def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) 
             so_far.append(recipe)
     assert any(recipe.adapts_documents for recipe in so_far) == (adapts == "both")
     assert {"whitening", "linear", "corpus", "memory", "gate"} <= {r.method for r in so_far}
+
+
+def proposed(found: Candidates, stage: int) -> list[Recipe]:
+    return list(stages("auto", "query", (1, 3, 9))[stage](found))
+
+
+@pytest.mark.parametrize(
+    ("at_one", "at_three", "longer"),
+    [
+        (0.6, [0.7, 0.71] * 4, [of("linear", epochs=9)]),  # it still got better
+        (0.7, [0.7, 0.7] * 4, []),  # more training gained nothing
+        (0.6, [0.9, 0.9, 0.31, 0.31] * 2, []),  # or no more than its noise
+        (0.3, 0.4, []),  # or only became less bad
+    ],
+)
+def test_maps_are_trained_on_while_that_is_worth_more_than_noise(
+    at_one: float, at_three: Any, longer: list[Recipe]
+) -> None:
+    found = evidence([True, False] * 4)
+    one, three = of("linear", epochs=1), of("linear", epochs=3)
+    found.scores[one] = np.broadcast_to(at_one, 8).astype(float)
+    found.scores[three] = np.broadcast_to(at_three, 8).astype(float)
+    seen = Candidates(found, [IDENTITY, one, three], everything(found))
+    assert proposed(seen, 1) == longer
+
+
+def test_what_gains_by_heart_is_trained_on_too() -> None:
+    found = evidence([True, False] * 4)
+    one, three = of("corpus", epochs=1), of("corpus", epochs=3)
+    found.scores[one] = np.tile([0.7, 0.3], 4)
+    found.scores[three] = np.tile([0.8, 0.2], 4)  # it harms new documents
+    seen = Candidates(found, [IDENTITY, one, three], everything(found))
+    assert proposed(seen, 1) == [of("corpus", epochs=9)]
+
+
+def test_several_methods_compete_with_auto_or_without() -> None:
+    names = [recipe.method for recipe in stages(["ridge", "psd"], "query", (1,))[0](None)]  # type: ignore[arg-type]
+    assert list(dict.fromkeys(names)) == ["ridge", "psd"]
+    assert len(stages(["ridge", "psd"], "query", (1,))) == 1
+    both = stages(["auto", "psd"], "query", (1, 2))
+    assert len(both) == 1 + len(stages("auto", "query", (1, 2)))
+    with pytest.raises(OptionError, match="'magic'"):
+        stages(["auto", "magic"], "query", (1,))
+    with pytest.raises(OptionError, match="'nudge' moves documents"):
+        stages(["auto", "nudge"], "query", (1,))

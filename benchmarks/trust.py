@@ -26,8 +26,8 @@ Row = dict[str, Any]
 CALIBRATED = ("uberlyft_10k", "nfcorpus")
 PAIRS = 300  # of each calibration run
 SIZES = {
-    "nl2bash": (100, 300, 1000),
     "uberlyft_10k": (100, 300, None),
+    "nl2bash": (100, 300, 1000),
     "scifact": (100, 300, None),
 }
 TEMPERATURE = 0.02  # of drawn relevance, in cosine units
@@ -53,6 +53,7 @@ def drawn(data: EncodedDataset, random: np.random.Generator) -> Relevance:
 
 
 NULLS: dict[str, Null] = {"shuffled": shuffled, "drawn": drawn}
+SHARES = {"shuffled": 1.0, "drawn": 0.25}  # of the runs asked for
 
 
 def calibrate(data: Path, cache: Path, runs: int) -> None:
@@ -60,7 +61,8 @@ def calibrate(data: Path, cache: Path, runs: int) -> None:
     for name in CALIBRATED:
         train, test = _encoded(data, cache, name)
         for null in NULLS:
-            for seed in _missing("calibration", f"{name}, {null}", runs // len(CALIBRATED)):
+            count = round(SHARES[null] * runs / len(CALIBRATED))
+            for seed in _missing("calibration", f"{name}, {null}", count):
                 _keep("calibration", f"{name}, {null}", _null_run(train, test, null, seed))
 
 

@@ -14,6 +14,7 @@ _GROWING = ("linear", "corpus", "shared")
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
 _FIRST = 2  # checkpoints that every map is tried at; it is trained on as long as that pays
 _FEWEST_EPOCHS = 1
+_MOST_EPOCHS = 60
 
 of = Recipe.of
 
@@ -22,10 +23,12 @@ def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
     """Return the epochs at which trained maps are compared: about 100, 300, 900 and 2,700 steps.
 
     In steps, because a map moves as far in 300 steps on 500 queries as on 50,000; so the cost of a
-    fit hardly depends on their number.
+    fit hardly depends on their number. The last two are for many queries: a map that has seen each
+    of a few 60 times has learned what there is to learn.
     """
-    found = (max(_FEWEST_EPOCHS, round(s * batch_size / max(1, queries))) for s in _STEPS)
-    return tuple(sorted(set(found)))
+    found = [max(_FEWEST_EPOCHS, round(s * batch_size / max(1, queries))) for s in _STEPS]
+    worth_it = [*found[:_FIRST], *(count for count in found[_FIRST:] if count <= _MOST_EPOCHS)]
+    return tuple(sorted(set(worth_it)))
 
 
 def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) -> list[Stage]:

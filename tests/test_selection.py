@@ -293,6 +293,11 @@ def test_maps_are_compared_after_the_same_numbers_of_steps_whatever_the_pairs(
     assert checkpoints(10**6, 64) == (1,)
 
 
+def test_few_queries_are_not_shown_again_and_again() -> None:
+    assert checkpoints(192, 64) == (33, 100)
+    assert checkpoints(6400, 64) == (1, 3, 9, 27)
+
+
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(
         OptionError, match=r"one of auto, centering.*nudge, or several, got 'magic'"

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from benchmarks import (
     against_old,
+    curves,
     environment,
+    growth,
     methods,
     peers,
     quality,
@@ -15,6 +17,7 @@ from benchmarks import (
     recovery,
     serving,
     sets,
+    speed,
     tables,
     throughput,
     trust,
@@ -26,6 +29,9 @@ PARTS = (
     "peers",
     "calibration",
     "power",
+    "curves",
+    "speed",
+    "growth",
     "old",
     "serving",
     "questions",
@@ -70,6 +76,14 @@ def main() -> None:
     if what in ("power", "all"):
         names = tuple(name for name in arguments.sets if name in trust.SIZES)
         trust.power(arguments.data, arguments.cache, names, arguments.runs or 50)
+    if what in ("curves", "all"):
+        curves.run(arguments.data, arguments.cache, tuple(arguments.sets))
+    if what in ("speed", "all"):
+        found = speed.run(arguments.data, arguments.cache)
+        environment.save("speed", "python -m benchmarks speed", found)
+    if what in ("growth", "all"):
+        rows = growth.run(arguments.data, arguments.cache)
+        environment.save("growth", "python -m benchmarks growth", {"rows": rows})
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):

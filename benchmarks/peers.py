@@ -43,7 +43,7 @@ def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...])
         if dev is None:
             train, dev = train.train_test_split(0.1, by="query", seed=0)
         tests = {split: encoder.dataset(test) for split, test in real.tests.items()}
-        for peer, mapped, seconds, setting in _peers(encoder, train, dev, peers):
+        for peer, mapped, seconds, setting in fits(encoder, train, dev, peers):
             row = {"setting": setting, "seconds": seconds, "tests": {}}
             for split, test in tests.items():
                 scores = {
@@ -63,11 +63,12 @@ def _keep(name: str, peer: str, row: dict[str, Any]) -> None:
     environment.save("peers", "python -m benchmarks peers", {"sets": results})
 
 
-def _peers(
+def fits(
     encoder: Encoder, train: Dataset, dev: Dataset, peers: tuple[str, ...]
 ) -> Iterator[tuple[str, Mapped, float, str]]:
-    fits = (_nudge("NUDGEM"), _nudge("NUDGEN"), _old((2e-5,), (4,)), _old(_RATES, _EPOCHS))
-    for peer, fit in zip(PEERS, fits, strict=True):
+    """Yield name, fitted map, seconds and setting of each peer."""
+    methods = (_nudge("NUDGEM"), _nudge("NUDGEN"), _old((2e-5,), (4,)), _old(_RATES, _EPOCHS))
+    for peer, fit in zip(PEERS, methods, strict=True):
         if peer not in peers:
             continue
         began = time.perf_counter()
@@ -131,11 +132,11 @@ def _old(
 
     def fit(encoder: Encoder, train: Dataset, dev: Dataset) -> tuple[Mapped, str]:
         learnt, judged = encoder.dataset(train), encoder.dataset(dev)
-        known = _known_vectors(train, learnt)
+        known = known_vectors(train, learnt)
         best: tuple[float, Vectors, str] | None = None
         for rate in rates:
             for count in epochs:
-                weight = _old_weight(train, known, rate, count)
+                weight = old_weight(train, known, rate, count)
                 found = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
                 if best is None or found > best[0]:
                     best = found, weight, f"lr {rate:g}, {count} epochs"
@@ -146,7 +147,7 @@ def _old(
     return fit
 
 
-def _known_vectors(train: Dataset, learnt: EncodedDataset) -> dict[str, list[float]]:
+def known_vectors(train: Dataset, learnt: EncodedDataset) -> dict[str, list[float]]:
     known = {
         f"query {text}": vector
         for text, vector in zip(train.queries.values(), learnt.queries.tolist(), strict=True)
@@ -157,7 +158,7 @@ def _known_vectors(train: Dataset, learnt: EncodedDataset) -> dict[str, list[flo
     }
 
 
-def _old_weight(
+def old_weight(
     train: Dataset, known: dict[str, list[float]], rate: float, epochs: int
 ) -> np.ndarray[Any, Any]:
     from llama_index.finetuning import EmbeddingAdapterFinetuneEngine as OldEngine

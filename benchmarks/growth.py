@@ -1,0 +1,109 @@
+"""What training costs as pairs and documents grow: seconds and memory, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted.autotune import tune
+from llama_index_embeddings_adapted.closed_form import ridge, whitening
+from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
+from llama_index_embeddings_adapted.nudging import listwise_nudges
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.training import states
+from llama_index_embeddings_adapted.vectors import unit
+
+SIZES = ((2_000, 5_000), (4_000, 10_000), (10_000, 25_000), (20_000, 50_000))  # pairs, documents
+_NOISE = 0.02  # per dimension, so that copies of a real vector differ by .4 in length
+
+
+def _linear(data: EncodedDataset) -> None:
+    for _ in states(data, whitening(data.documents), TrainingOptions(epochs=3)):
+        pass
+
+
+WORK: dict[str, Callable[[EncodedDataset], Any]] = {
+    "linear, 3 epochs": _linear,
+    "ridge": lambda data: list(ridge(data, [1.0])),
+    "listwise nudge, 3 epochs": lambda data: list(listwise_nudges(data, 3)),
+    "auto, query": lambda data: tune(data, TrainingOptions(), show_progress=False),
+    "auto, both": lambda data: tune(data, TrainingOptions(), adapts="both", show_progress=False),
+}
+
+
+def run(data: Path, cache: Path) -> list[dict[str, Any]]:
+    """Measure each size and method in a process of its own, whose peak memory is its own."""
+    rows = []
+    for pairs, documents in SIZES:
+        for work in WORK:
+            command = [sys.executable, "-m", "benchmarks.growth", str(data), str(cache)]
+            done = subprocess.run(
+                [*command, work, str(pairs), str(documents)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _grown(data: Path, cache: Path, pairs: int, documents: int) -> EncodedDataset:
+    """Real pairs and documents of nl2bash, repeated with noise."""
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    real = encoder.dataset(sets.load(data, "nl2bash").train)
+    random = np.random.default_rng(0)
+    asked = np.array([real.relevance.of(row)[0] for row in range(len(real.relevance))])
+    rows = np.arange(pairs) % len(asked)
+    # Each pair has a document of its own; the rest of the corpus is not asked for.
+    own = real.documents[asked[rows]]
+    rest = real.documents[random.integers(len(real.documents), size=documents - pairs)]
+    keys = np.arange(documents, dtype=np.uint64)
+    return EncodedDataset(
+        _noisy(real.queries[rows], random),
+        _noisy(np.concatenate([own, rest]), random),
+        Relevance.from_lists([[row] for row in range(pairs)]),
+        tuple(f"q{row}" for row in range(pairs)),
+        tuple(f"d{row}" for row in range(documents)),
+        np.arange(documents),
+        keys,
+    )
+
+
+def _noisy(vectors: Any, random: np.random.Generator) -> Any:
+    return unit(vectors + _NOISE * random.standard_normal(vectors.shape).astype(np.float32))
+
+
+def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> dict[str, Any]:
+    grown = _grown(data, cache, pairs, documents)
+    before = _memory()
+    began = time.perf_counter()
+    WORK[work](grown)
+    return {
+        "work": work,
+        "pairs": pairs,
+        "documents": documents,
+        "seconds": time.perf_counter() - began,
+        "memory_before_mib": before,
+        "peak_memory_mib": _memory(),
+    }
+
+
+def _memory() -> float:
+    """Return the peak resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    folder, vectors, name, *counts = sys.argv[1:]
+    print(json.dumps(_measure(Path(folder), Path(vectors), name, *map(int, counts))))

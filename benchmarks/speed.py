@@ -1,0 +1,143 @@
+"""Speed on cached vectors: the old training loop, closed forms, nudges, auto, matrix products."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import environment, peers, sets
+from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
+from llama_index_embeddings_adapted.closed_form import ridge, whitening
+from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
+from llama_index_embeddings_adapted.evaluation import search
+from llama_index_embeddings_adapted.nudging import listwise_nudges
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.training import states
+from llama_index_embeddings_adapted.vectors import top_k, unit
+
+OLD_SETS = ("uberlyft_10k", "scifact")
+OLD_EPOCHS, OLD_RATE = 4, 1e-3  # the best of its learning rates on most sets
+STRENGTHS = tuple(float(s) for s in np.geomspace(0.01, 100, 20))
+REPEATS = 5
+
+
+def run(data: Path, cache: Path) -> dict[str, Any]:
+    """Measure everything once, on a machine that should do nothing else."""
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    nfcorpus = sets.load(data, "nfcorpus")
+    found = {
+        "old_loop": {name: _old_loop(encoder, sets.load(data, name)) for name in OLD_SETS},
+        "ridge_seconds": _seconds(lambda: list(ridge(_random(6_000, 384), STRENGTHS))),
+        "ridge_strengths": len(STRENGTHS),
+        "nudge_nfcorpus_seconds": _nudge(encoder.dataset(nfcorpus.train)),
+        "auto_nfcorpus_seconds": {
+            adapts: _auto(nfcorpus, cache, adapts) for adapts in ("query", "both")
+        },
+        "products": _products(),
+    }
+    for name, value in found.items():
+        print(name, value, flush=True)
+    return found
+
+
+def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
+    """Seconds of the old engine's loop, given vectors; and ours until it is as good on dev."""
+    train, dev = real.train, real.dev
+    if dev is None:
+        train, dev = train.train_test_split(0.1, by="query", seed=0)
+    learnt, judged = encoder.dataset(train), encoder.dataset(dev)
+    known = peers.known_vectors(train, learnt)
+    began = time.perf_counter()
+    weight = peers.old_weight(train, known, OLD_RATE, OLD_EPOCHS)
+    old = time.perf_counter() - began
+    goal = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
+    ours, epochs, reached = _until(learnt, judged, goal)
+    return {
+        "old_seconds": old,
+        "old_dev": goal,
+        "ours_seconds": ours,
+        "ours_dev": reached,
+        "ours_epochs": epochs,
+        "ratio": old / ours,
+    }
+
+
+def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple[float, int, float]:
+    """Train until dev is as good as the goal; judging is not counted, as the old loop has none."""
+    began = time.perf_counter()
+    spent = 0.0
+    for epoch, export in states(learnt, whitening(learnt.documents), TrainingOptions(epochs=100)):
+        adapter = export()
+        spent += time.perf_counter() - began
+        reached = search(judged, adapter.apply(judged.queries), judged.documents)["ndcg@10"]
+        epochs = epoch
+        if reached >= goal:
+            break
+        began = time.perf_counter()
+    return spent, epochs, reached
+
+
+def _nudge(learnt: EncodedDataset) -> float:
+    return _seconds(lambda: list(listwise_nudges(learnt, 3)), repeats=1)
+
+
+def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            EmbeddingAdapterFinetuneEngine(
+                real.train,
+                environment.minilm(),
+                val_dataset=real.dev,
+                model_output_path=Path(folder) / "adapter",
+                cache_dir=cache,
+                method="auto",
+                adapts=adapts,
+                show_progress=False,
+            ).finetune()
+
+    return _seconds(work, repeats=1)
+
+
+def _products() -> dict[str, float]:
+    """Products that score queries, against ``torch.mm`` of the same shape; and with the search."""
+    queries, documents = unit(_normal(1_600, 384)), unit(_normal(10_000, 384))
+    left, right = torch.from_numpy(queries), torch.from_numpy(documents).T
+    plain = _seconds(lambda: torch.mm(left, right))
+    ours = _seconds(lambda: queries @ documents.T)
+    return {
+        "torch_mm_seconds": plain,
+        "ours_seconds": ours,
+        "share_of_torch_mm": plain / ours,
+        "search_seconds": _seconds(lambda: top_k(queries, documents, 10)),
+    }
+
+
+def _random(count: int, dim: int) -> EncodedDataset:
+    documents = unit(_normal(count, dim))
+    ids = tuple(map(str, range(count)))
+    rows = np.arange(count)
+    relevance = Relevance.from_lists([[row] for row in range(count)])
+    queries = unit(documents + 0.05 * _normal(count, dim))
+    return EncodedDataset(queries, documents, relevance, ids, ids, rows, rows.astype(np.uint64))
+
+
+def _normal(count: int, dim: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+
+
+def _seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Return the median wall time."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times)

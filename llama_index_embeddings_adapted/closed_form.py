@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
@@ -132,6 +133,7 @@ def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Ve
 
 def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
     """Return the mean of each query's relevant documents, ``(n, dim)``."""
-    total = np.zeros((len(relevance), documents.shape[1]), dtype=np.float32)
-    np.add.at(total, relevance.queries, documents[relevance.documents])
-    return np.asarray(total / relevance.counts[:, None], dtype=np.float32)
+    shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)
+    shape = (len(relevance), len(documents))
+    weights = csr_matrix((shares, relevance.documents, relevance.offsets), shape=shape)
+    return np.asarray(weights @ documents, dtype=np.float32)

@@ -107,26 +107,30 @@ def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iter
 
 
 def _memories(found: Candidates) -> Iterator[Recipe]:
-    """Memories on top of the map that does no harm, and of the one that gains most by heart."""
-    query_side = [r for r in found.recipes if not r.adapts_documents]
-    for recipe in dict.fromkeys([found.best(query_side), found.best_known(query_side)]):
+    """Memories on top of the map that generalises best, and of the one that gains most by heart."""
+    maps = _query_maps(found)
+    for recipe in dict.fromkeys([found.best_new(maps), found.best_known(maps)]):
         yield from _memories_on(recipe)
 
 
 def _gates(found: Candidates) -> Iterator[Recipe]:
     """Gates from what does no harm to what gains most on known documents."""
-    maps = [r for r in found.recipes if not r.adapts_documents and not r.on]
     special = found.best_known([r for r in found.recipes if not r.adapts_documents])
-    for general in dict.fromkeys([found.best(maps), IDENTITY]):
+    for general in dict.fromkeys([found.best_new(_query_maps(found)), IDENTITY]):
         yield from _gates_between(general, special)
 
 
 def _nudges(found: Candidates) -> Iterator[Recipe]:
-    """Nudges on top of the best so far, and of the best by heart."""
-    maps = [r for r in found.recipes if not r.on]
+    """Nudges on top of the best so far, and of the best by heart; fitted on the map below both."""
     for recipe in dict.fromkeys([found.best(found.recipes), found.best_known(found.recipes)]):
-        side = [r for r in maps if r.adapts_documents == recipe.adapts_documents]
-        yield from _nudges_on(recipe, recipe if recipe in maps else found.best(side or maps))
+        ground = recipe
+        while ground.on:
+            ground = ground.on[0]
+        yield from _nudges_on(recipe, ground)
+
+
+def _query_maps(found: Candidates) -> list[Recipe]:
+    return [r for r in found.recipes if not r.adapts_documents and not r.on]
 
 
 def _memories_on(recipe: Recipe) -> Iterator[Recipe]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import (
     against_old,
+    alone,
     curves,
     environment,
     growth,
@@ -26,6 +27,7 @@ from benchmarks import (
 PARTS = (
     "quality",
     "methods",
+    "alone",
     "peers",
     "calibration",
     "power",
@@ -69,6 +71,9 @@ def main() -> None:
         methods.run(
             arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.variants)
         )
+    if what in ("alone", "all"):
+        names = tuple(arguments.sets)
+        alone.run(arguments.data, arguments.cache, names, arguments.seeds)
     if what in ("peers", "all"):
         peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
     if what in ("calibration", "all"):

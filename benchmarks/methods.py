@@ -76,6 +76,7 @@ def _one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) ->
         "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
         "seconds": seconds,
         "base_texts": report.base_texts,
+        "base_calls": report.base_calls,
         "cross_fitted": {
             "known": None if report.known is None else report.known.difference.mean,
             "new": None if report.new is None else report.new.difference.mean,

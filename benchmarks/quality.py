@@ -88,14 +88,19 @@ def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) 
         if not keep.any():
             continue
         kept = {model: part(one, keep) for model, one in scores.items()}
-        difference = paired_difference(
-            kept["base"].values("ndcg@10"), kept["adapted"].values("ndcg@10"), metric="ndcg@10"
-        )
+        differences = {
+            metric: paired_difference(
+                kept["base"].values(metric), kept["adapted"].values(metric), metric=metric
+            )
+            for metric in METRICS
+        }
+        ndcg = differences["ndcg@10"]
         found[name] = {
             "queries": int(keep.sum()),
             **{m: {metric: s[metric] for metric in METRICS} for m, s in kept.items()},
-            "difference": difference.mean,
-            "interval": [difference.low, difference.high],
-            "p_value": difference.p_value,
+            "difference": ndcg.mean,
+            "interval": [ndcg.low, ndcg.high],
+            "p_value": ndcg.p_value,
+            "intervals": {metric: [d.low, d.high] for metric, d in differences.items()},
         }
     return found

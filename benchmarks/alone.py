@@ -1,0 +1,79 @@
+"""Each method alone, at one setting that nothing chose: what ``method="auto"`` has to work with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment, quality, sets
+from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
+from llama_index_embeddings_adapted.evaluation import search
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.recipes import TRAINED, Kitchen, Recipe
+from llama_index_embeddings_adapted.stages import checkpoints
+
+of = Recipe.of
+_STEPS = 1  # the second of the checkpoints: 300 steps, or thereabouts
+_RANDOM = ("nudge", "gate", *TRAINED)
+
+
+def recipes(epochs: int) -> dict[str, Recipe]:
+    """Return the middle setting of each method."""
+    linear, corpus = of("linear", epochs=epochs), of("corpus", epochs=epochs)
+    return {
+        "centering": of("centering"),
+        "whitening": of("whitening", power=0.25),
+        "ridge": of("ridge", strength=3.0),
+        **{method: of(method, epochs=epochs) for method in TRAINED},
+        "memory": of("memory", of("identity"), weight=1.0, temperature=0.1),
+        "gate": of("gate", linear, corpus, odds=0.0),
+        "nudge_m": of("nudge_m", distance=0.2),
+        "nudge_n": of("nudge_n", distance=0.2),
+        "nudge": of("nudge", of("identity"), of("identity"), epochs=3, shrinkage=0.01),
+    }
+
+
+def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
+    """Fit on train and dev, test once; what is there already is kept."""
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    for name in names:
+        real = sets.load(data, name)
+        train = encoder.dataset(real.train if real.dev is None else real.train.merged(real.dev))
+        test = encoder.dataset(real.tests["test"])
+        defaults = TrainingOptions()
+        counts = checkpoints(len(train.relevance), defaults.batch_size)
+        for method, recipe in recipes(counts[min(_STEPS, len(counts) - 1)]).items():
+            for seed in range(seeds if method in _RANDOM else 1):
+                if seed >= _there(name, method):
+                    row = _one(train, test, recipe, seed, counts)
+                    _keep(name, method, quality.by_part(row.pop("scores"), real, "test") | row)
+
+
+def _one(
+    train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int, counts: tuple[int, ...]
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    options = TrainingOptions(seed=seed, max_candidates=2_048)
+    adapter = Kitchen(train, options, counts).make(recipe)
+    seconds = time.perf_counter() - began
+    documents = adapter.apply(test.documents, "document", test.keys)
+    scores = {
+        "base": search(test, test.queries, test.documents),
+        "adapted": search(test, adapter.apply(test.queries), documents),
+    }
+    return {"recipe": str(recipe), "seed": seed, "seconds": seconds, "scores": scores}
+
+
+def _there(name: str, method: str) -> int:
+    if not environment.exists("alone"):
+        return 0
+    return len(environment.load("alone")["sets"].get(name, {}).get(method, []))
+
+
+def _keep(name: str, method: str, row: dict[str, Any]) -> None:
+    found = environment.load("alone")["sets"] if environment.exists("alone") else {}
+    found.setdefault(name, {}).setdefault(method, []).append(row)
+    environment.save("alone", "python -m benchmarks alone", {"sets": found})
+    print(f"{name}, {row['recipe']}, seed {row['seed']}: {row['all']['difference']:+.4f}; "
+          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -10,6 +10,7 @@ from benchmarks import (
     alone,
     curves,
     environment,
+    figures,
     growth,
     methods,
     peers,
@@ -101,6 +102,7 @@ def main() -> None:
     if what in ("recovery", "all"):
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
     tables.refresh()
+    figures.refresh()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import environment, sets
+from benchmarks import environment, method_tables
+from benchmarks.method_tables import gain
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
@@ -25,7 +26,7 @@ def quality_table() -> str:
         runs = [run["tests"]["test"] for run in variants["default"]]
         whole = [run["all"] for run in runs]
         base, adapted = (mean(r[m]["ndcg@10"] for r in whole) for m in ("base", "adapted"))
-        parts = [_gain(runs, part) for part in ("known", "new")]
+        parts = [gain(runs, part) for part in ("known", "new")]
         rows.append(
             f"| {name} | {whole[0]['queries']:,} | {base:.4f} | {adapted:.4f} "
             f"| {adapted / base - 1:+.1%} | {parts[0]} | {parts[1]} |"
@@ -82,89 +83,6 @@ def serving_table() -> str:
         f"{speed['RetrieverEvaluator']:.0f}) |",
     ]
     return "\n".join(rows)
-
-
-def methods_table() -> str:
-    """Gain in NDCG@10 over the base model on every test set: peers and ours."""
-    found = _methods()
-    columns = [c for c in _COLUMNS if any(c in runs for runs in found.values())]
-    rows = [
-        "| data set | base | " + " | ".join(columns) + " |",
-        "|---|---:|" + "---:|" * len(columns),
-    ]
-    for name, runs in found.items():
-        base = runs["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
-        gains = [_relative(runs.get(column)) for column in columns]
-        rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
-    return "\n".join(rows)
-
-
-def _methods() -> dict[str, dict[str, Any]]:
-    """Set → method → run, the peers first."""
-    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
-    return {name: {**peers.get(name, {}), **ours[name]} for name in sets.NAMES if name in ours}
-
-
-def parts_table() -> str:
-    """Every method on every test file: known and new documents, what was chosen, seconds."""
-    rows = [
-        "| data set | test file | method | all | known documents | new documents | chosen "
-        "| seconds |",
-        "|---|---|---|---|---|---|---|---:|",
-    ]
-    for name, runs in _methods().items():
-        for method, run in runs.items():
-            chosen = run.get("recipe") or run["setting"]
-            for split, parts in run["tests"].items():
-                shown = " | ".join(_gain([parts], part) for part in ("all", "known", "new"))
-                rows.append(
-                    f"| {name} | {split} | {method} | {shown} | {chosen} | {run['seconds']:.0f} |"
-                )
-    return "\n".join(rows)
-
-
-def candidates_table() -> str:
-    """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
-    runs = {name: run["auto, query"] for name, run in _methods().items()}
-    rows = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
-    for label, pattern in _CANDIDATES.items():
-        cells = [_candidate(run["candidates"], re.compile(pattern)) for run in runs.values()]
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def _candidate(candidates: dict[str, list[float | None]], pattern: re.Pattern[str]) -> str:
-    matching = [gains for name, gains in candidates.items() if pattern.fullmatch(name)]
-    if not matching:
-        return "–"
-    return " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in matching[-1])
-
-
-_MEMORY = r"linear \(epochs \d+\) \+ memory \(temperature {}, weight {}\)"
-_CANDIDATES = {
-    "label-free whitening": r"whitening .*",
-    "linear, trained longest": r"linear \(epochs \d+\)",
-    "the same with all documents as negatives": r"corpus \(epochs \d+\)",
-    "linear + memory, temperature .1, weight .5": _MEMORY.format("0.1", "0.5"),
-    "linear + memory, temperature .1, weight 1": _MEMORY.format("0.1", "1"),
-    "linear + memory, temperature .1, weight 2": _MEMORY.format("0.1", "2"),
-    "linear + memory, temperature .2, weight 1": _MEMORY.format("0.2", "1"),
-    "gate from linear to the best by heart, log odds -2": r"linear .* gate \(odds -2\)",
-    "gate from linear to the best by heart, log odds 0": r"linear .* gate \(odds 0\)",
-    "gate from base to the best by heart, log odds -4": r"identity .* gate \(odds -4\)",
-    "gate from base to the best by heart, log odds 0": r"identity .* gate \(odds 0\)",
-}
-
-_COLUMNS = (
-    "llama-index-finetuning, as shipped",
-    "llama-index-finetuning, tuned",
-    "NUDGE-M",
-    "NUDGE-N",
-    "auto, query",
-    "auto, query, told",
-    "auto, both",
-    "auto, both, told",
-)
 
 
 def questions_table() -> str:
@@ -249,11 +167,9 @@ def recovery_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    **method_tables.TABLES,
     "quality": quality_table,
     "files": files_table,
-    "methods": methods_table,
-    "parts": parts_table,
-    "candidates": candidates_table,
     "old": old_table,
     "serving": serving_table,
     "questions": questions_table,
@@ -272,20 +188,6 @@ def refresh() -> None:
 def refreshed(text: str) -> str:
     """Return a document with its blocks as the result files have them."""
     return _BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
-
-
-def _gain(runs: list[Any], part: str) -> str:
-    if part not in runs[0]:
-        return "–"
-    base, adapted = (mean(r[part][m]["ndcg@10"] for r in runs) for m in ("base", "adapted"))
-    return f"{base:.4f} → {adapted:.4f}"
-
-
-def _relative(run: dict[str, Any] | None) -> str:
-    if run is None:
-        return "–"
-    whole = run["tests"]["test"]["all"]
-    return f"{whole['adapted']['ndcg@10'] / whole['base']['ndcg@10'] - 1:+.1%}"
 
 
 def _scores(values: dict[str, float]) -> str:

@@ -1,0 +1,268 @@
+"""Tables of methods: what each gains, where it can be proven, what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks import environment, sets
+from benchmarks.trust import HARM
+
+
+def methods_table() -> str:
+    """Gain in NDCG@10 over the base model on every test set: peers and ours."""
+    found = _methods()
+    columns = [c for c in _COLUMNS if any(c in runs for runs in found.values())]
+    rows = [
+        "| data set | base | " + " | ".join(columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
+    ]
+    for name, runs in found.items():
+        base = runs["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
+        gains = [_relative(runs.get(column)) for column in columns]
+        rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
+    return "\n".join(rows)
+
+
+def _methods() -> dict[str, dict[str, Any]]:
+    """Set → method → run, the peers first."""
+    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
+    return {name: {**peers.get(name, {}), **ours[name]} for name in sets.NAMES if name in ours}
+
+
+def parts_table() -> str:
+    """Every method on every test file: known and new documents, what was chosen, seconds."""
+    rows = [
+        "| data set | test file | method | all | known documents | new documents | chosen "
+        "| seconds |",
+        "|---|---|---|---|---|---|---|---:|",
+    ]
+    for name, runs in _methods().items():
+        for method, run in runs.items():
+            chosen = run.get("recipe") or run["setting"]
+            for split, parts in run["tests"].items():
+                shown = " | ".join(gain([parts], part) for part in ("all", "known", "new"))
+                rows.append(
+                    f"| {name} | {split} | {method} | {shown} | {chosen} | {run['seconds']:.0f} |"
+                )
+    return "\n".join(rows)
+
+
+def candidates_table() -> str:
+    """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
+    runs = {name: run["auto, query"] for name, run in _methods().items()}
+    rows = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    for label, pattern in _CANDIDATES.items():
+        cells = [_candidate(run["candidates"], re.compile(pattern)) for run in runs.values()]
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _candidate(candidates: dict[str, list[float | None]], pattern: re.Pattern[str]) -> str:
+    matching = [gains for name, gains in candidates.items() if pattern.fullmatch(name)]
+    if not matching:
+        return "–"
+    return " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in matching[-1])
+
+
+_MEMORY = r"linear \(epochs \d+\) \+ memory \(temperature {}, weight {}\)"
+_CANDIDATES = {
+    "label-free whitening": r"whitening .*",
+    "linear, trained longest": r"linear \(epochs \d+\)",
+    "the same with all documents as negatives": r"corpus \(epochs \d+\)",
+    "linear + memory, temperature .1, weight .5": _MEMORY.format("0.1", "0.5"),
+    "linear + memory, temperature .1, weight 1": _MEMORY.format("0.1", "1"),
+    "linear + memory, temperature .1, weight 2": _MEMORY.format("0.1", "2"),
+    "linear + memory, temperature .2, weight 1": _MEMORY.format("0.2", "1"),
+    "gate from linear to the best by heart, log odds -2": r"linear .* gate \(odds -2\)",
+    "gate from linear to the best by heart, log odds 0": r"linear .* gate \(odds 0\)",
+    "gate from base to the best by heart, log odds -4": r"identity .* gate \(odds -4\)",
+    "gate from base to the best by heart, log odds 0": r"identity .* gate \(odds 0\)",
+}
+
+_COLUMNS = (
+    "llama-index-finetuning, as shipped",
+    "llama-index-finetuning, tuned",
+    "NUDGE-M",
+    "NUDGE-N",
+    "auto, query",
+    "auto, query, told",
+    "auto, both",
+    "auto, both, told",
+)
+
+
+def metrics_table() -> str:
+    """Every method on every set: three metrics with intervals, seconds, base calls."""
+    rows = [
+        "| data set | method | NDCG@10 | MRR@10 | hit rate@5 | seconds | base calls |",
+        "|---|---|---|---|---|---:|---:|",
+    ]
+    for name, runs in _methods().items():
+        for method, run in runs.items():
+            whole = run["tests"]["test"]["all"]
+            shown = " | ".join(
+                _with_interval(whole, m) for m in ("ndcg@10", "mrr@10", "hit_rate@5")
+            )
+            calls = run.get("base_calls", "–")
+            rows.append(f"| {name} | {method} | {shown} | {run['seconds']:.0f} | {calls} |")
+    return "\n".join(rows)
+
+
+def _with_interval(found: dict[str, Any], metric: str) -> str:
+    base, adapted = found["base"][metric], found["adapted"][metric]
+    if "intervals" not in found:
+        return f"{adapted - base:+.3f}"
+    low, high = found["intervals"][metric]
+    return f"{adapted - base:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def targets_table() -> str:
+    """What ``method="auto"`` gains where it is told what to expect, and where it is not."""
+    variants = ("auto, query", "auto, query, told", "auto, both", "auto, both, told")
+    rows = [
+        "| data set | " + " | ".join(variants) + " | known, not told | new, not told |",
+        "|---|" + "---:|" * len(variants) + "---|---|",
+    ]
+    for name, runs in _methods().items():
+        gains = " | ".join(_relative(runs.get(variant)) for variant in variants)
+        whole = runs.get("auto, both", runs["auto, query"])["tests"]["test"]
+        parts = " | ".join(gain([whole], part) for part in ("known", "new"))
+        rows.append(f"| {name} | {gains} | {parts} |")
+    return "\n".join(rows)
+
+
+def alone_table() -> str:
+    """Each method alone: mean change in NDCG@10 on known / new documents, and its spread."""
+    found = environment.load("alone")["sets"]
+    methods = dict.fromkeys(method for runs in found.values() for method in runs)
+    rows = ["| method | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    for method in methods:
+        cells = [_alone(runs.get(method, [])) for runs in found.values()]
+        rows.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _alone(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return "–"
+    parts = [[run[part]["difference"] for run in runs if part in run] for part in ("known", "new")]
+    shown = " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
+    spread = max(stdev(part) if len(part) > 1 else 0.0 for part in parts)
+    return f"{shown} ± {spread:.3f}" if len(runs) > 1 else shown
+
+
+def calibration_table() -> str:
+    """How often the verdict is "ship" where there is nothing to learn."""
+    rows = [
+        "| vectors | relevance | runs | ship | harm |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for key, runs in environment.load("calibration")["runs"].items():
+        shipped = [run for run in runs if run["ship"]]
+        harm = sum(run["gain"] < -HARM * run["base"] for run in shipped)
+        vectors, relevance = key.split(", ")
+        rows.append(f"| {vectors} | {relevance} | {len(runs)} | {len(shipped)} | {harm} |")
+    return "\n".join(rows)
+
+
+def power_table() -> str:
+    """How often the verdict is "ship" where there is something to learn."""
+    rows = [
+        "| data set | pairs | runs | announced as provable | mean gain of the candidate on test | "
+        "ship | harm |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for key, runs in environment.load("power")["runs"].items():
+        name, pairs = key.split(", ")
+        shipped = [run for run in runs if run["ship"]]
+        harm = sum(run["gain"] < -HARM * run["base"] for run in shipped)
+        rows.append(
+            f"| {name} | {int(pairs):,} | {len(runs)} | {mean(r['announced'] for r in runs):.4f} "
+            f"| {mean(r['gain'] for r in runs):+.4f} | {len(shipped) / len(runs):.0%} | {harm} |"
+        )
+    return "\n".join(rows)
+
+
+def curves_table() -> str:
+    """Change in NDCG@10 on test against the number of training pairs."""
+    found = environment.load("curves")["sets"]
+    methods = dict.fromkeys(m for sizes in found.values() for runs in sizes.values() for m in runs)
+    rows = ["| data set | pairs | " + " | ".join(methods) + " |"]
+    rows.append("|---|---:|" + "---:|" * len(methods))
+    for name, sizes in found.items():
+        for size, runs in sizes.items():
+            cells = [f"{runs[m]['all']['difference']:+.4f}" if m in runs else "–" for m in methods]
+            rows.append(f"| {name} | {int(size):,} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def speed_table() -> str:
+    """Speed on cached vectors."""
+    found = environment.load("speed")
+    rows = ["| what | measured |", "|---|---|"]
+    for name, run in found["old_loop"].items():
+        rows.append(
+            f"| {name}: linear fit until dev is as good as the old loop's "
+            f"| {run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
+            f"{run['ratio']:.0f} times as long) |"
+        )
+    products = found["products"]
+    rows += [
+        f"| ridge at 6,000 × 384, {found['ridge_strengths']} strengths "
+        f"| {found['ridge_seconds']:.2f} s |",
+        f"| listwise nudge, nfcorpus | {found['nudge_nfcorpus_seconds']:.1f} s |",
+        *(
+            f'| `method="auto"`, nfcorpus, adapts="{adapts}" | {seconds:.0f} s |'
+            for adapts, seconds in found["auto_nfcorpus_seconds"].items()
+        ),
+        f"| scoring 1,600 × 10,000 × 384, speed over `torch.mm` "
+        f"| {products['share_of_torch_mm']:.0%} |",
+    ]
+    return "\n".join(rows)
+
+
+def growth_table() -> str:
+    """Seconds and peak memory against pairs and documents."""
+    rows = [
+        "| work | pairs | documents | seconds | peak memory, vectors included |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    rows += [
+        f"| {run['work']} | {run['pairs']:,} | {run['documents']:,} | {run['seconds']:.1f} "
+        f"| {run['peak_memory_mib'] / 1024:.1f} GiB |"
+        for run in environment.load("growth")["rows"]
+    ]
+    return "\n".join(rows)
+
+
+def gain(runs: list[Any], part: str) -> str:
+    """Return the mean scores of the base model and the adapted one, as text."""
+    if part not in runs[0]:
+        return "–"
+    base, adapted = (mean(r[part][m]["ndcg@10"] for r in runs) for m in ("base", "adapted"))
+    return f"{base:.4f} → {adapted:.4f}"
+
+
+def _relative(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return "–"
+    whole = run["tests"]["test"]["all"]
+    return f"{whole['adapted']['ndcg@10'] / whole['base']['ndcg@10'] - 1:+.1%}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "parts": parts_table,
+    "candidates": candidates_table,
+    "metrics": metrics_table,
+    "targets": targets_table,
+    "alone": alone_table,
+    "calibration": calibration_table,
+    "power": power_table,
+    "curves": curves_table,
+    "speed": speed_table,
+    "growth": growth_table,
+}

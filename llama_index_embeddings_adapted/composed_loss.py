@@ -62,8 +62,8 @@ class ComposedLoss(CachedLossMixin, nn.Module):
     """What the sentence-transformers trainer minimises: :func:`composed_nll` of a batch.
 
     The trainer hands over the tokens of the queries and of the documents, and the batch's
-    judgements as "labels". A batch larger than ``mini_batch_size`` goes through the library's
-    cached gradients.
+    judgements as "labels". A batch with more tokens than ``mini_batch_size`` of its longest texts
+    goes through the library's cached gradients.
 
     Args:
         model: The small model.
@@ -80,7 +80,9 @@ class ComposedLoss(CachedLossMixin, nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Any) -> Tensor:
         """Return the loss of a batch, ``()``."""
         features = list(sentence_features)
-        if max(len(column["input_ids"]) for column in features) > self.mini_batch_size:
+        tokens = [column["input_ids"] for column in features]
+        longest = max(column.shape[1] for column in tokens)
+        if sum(column.numel() for column in tokens) > self.mini_batch_size * longest:
             loss: Tensor = self.forward_cached(features, labels)
         else:
             embedded = [[self.model(column)["sentence_embedding"]] for column in features]

@@ -28,9 +28,9 @@ class ComposedOptions:
             where each has one query, these are the pairs of the published recipe.
         queries_per_document: Queries that stand with their document in one batch, at most; a
             document with more gets several places in an epoch.
-        mini_batch_size: Texts whose activations are in memory at once. Larger batches than this
-            are computed with cached gradients: the same step in the same memory, with a second
-            forward pass.
+        mini_batch_size: Texts, of the longest of a batch, whose activations are in memory at once.
+            Larger batches are computed with cached gradients: the same step in the same memory,
+            with a second forward pass.
         learning_rate: Of AdamW, for the body of the small model.
         weight_decay: Of AdamW.
         warmup_share: Share of all steps, in [0, 1), over which the learning rate rises.
@@ -66,7 +66,7 @@ class ComposedOptions:
     batch_size: int = 20
     queries_per_document: int = 4
     mini_batch_size: int = 32
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     max_grad_norm: float = 1.0

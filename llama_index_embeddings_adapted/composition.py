@@ -96,7 +96,7 @@ def best_weight(cosines: Cosines, trained: float) -> float:
         cosines: Of held-out queries.
         trained: The λ trained with.
     """
-    best = _sweep(cosines)
+    best = sweep(cosines)
     at_best, at_trained, at_zero = (cosines.ndcg(weight) for weight in (best, trained, 0.0))
     gain = at_best - at_trained
     noise = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
@@ -105,8 +105,12 @@ def best_weight(cosines: Cosines, trained: float) -> float:
     return best if at_best.mean() > at_zero.mean() else 0.0
 
 
-def _sweep(cosines: Cosines) -> float:
-    """Return the λ in the middle of the best interval between crossings; the first of equals."""
+def sweep(cosines: Cosines) -> float:
+    """Return the λ with the highest mean NDCG@10 in [0, 4], exactly.
+
+    It is the middle of the best interval between two crossings, the first of equals; 0 where that
+    is the interval that begins at 0.
+    """
     relevance = cosines.relevance
     share = relevance.grades / ideal_gain(relevance, _DEPTH)[relevance.queries] / len(relevance)
     places: list[NDArray[np.float64]] = []

@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import search
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
-WEIGHT, SCALE, SMOOTHING, BATCH, RATE = 0.5, 20.0, 0.2, 20, 5e-5
+WEIGHT, SCALE, SMOOTHING, BATCH, RATE = 0.5, 20.0, 0.2, 20, 2e-5
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class _SmallModelEngine:
         self._cache_dir = cache_dir
         self._show_progress, self._verbose = show_progress, verbose
         self._report: FinetuneReport | None = None
-        self._base_score = float("nan")
+        self._base_scores: dict[str, float] = {}
 
     @property
     def report(self) -> FinetuneReport:
@@ -93,10 +93,10 @@ class _SmallModelEngine:
         return [line for line in self.report.history if isinstance(line, ComposedEpoch)]
 
     def save_history(self, path: str | Path) -> None:
-        """Write the history as JSON: metric, score of the base model, one object per epoch."""
+        """Write the history as JSON: metric, scores of the base model, one object per epoch."""
         data = {
             "metric": self._options.metric,
-            "base": self._base_score,
+            "base": self._base_scores,
             "best_epoch": self.report.best_epoch,
             "epochs": [line.to_dict() for line in self.history],
         }
@@ -109,8 +109,8 @@ class _SmallModelEngine:
             MissingExtraError: matplotlib is not installed.
         """
         return plot_history(
-            [line.score for line in self.history],
-            self._base_score,
+            [line.scores[self._options.metric] for line in self.history],
+            self._base_scores[self._options.metric],
             path,
             metric=self._options.metric,
             best=self.report.best_epoch,
@@ -138,7 +138,7 @@ class _SmallModelEngine:
             composed=self._composed,
         )
         pool = validation.pool(options.val_depth)
-        self._base_score = validation.base_score(options.metric, pool)
+        self._base_scores = validation.base_scores(options.metric, pool)
         fitted = train(
             small.model,
             places(data, per_place=options.queries_per_document, negatives=options.hard_negatives),
@@ -148,7 +148,7 @@ class _SmallModelEngine:
                 Texts(self.dataset.queries, self.dataset.corpus, data),
                 frozen=self._composed,
             ),
-            lambda: validation.score(small, options.weight, options.metric, pool),
+            lambda: validation.scores(small, options.weight, options.metric, pool),
             options,
             folder=self._checkpoints(encoder, small),
             show_progress=self._show_progress,
@@ -168,7 +168,7 @@ class _SmallModelEngine:
             settings={
                 **asdict(options),
                 **({"tuned_weight": weight} if self._composed else {}),
-                "base_score": self._base_score,
+                "base_scores": self._base_scores,
                 "resumed_from": fitted.resumed_from,
                 "judged_on_synthetic": source.synthetic,
             },
@@ -216,8 +216,9 @@ class _SmallModelEngine:
         if not self.report.interrupted:
             shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
         if self._verbose:
+            metric = self._options.metric
             for line in self.history:
-                print(f"epoch {line.epoch}: {self._options.metric} {line.score:.4f}")
+                print(f"epoch {line.epoch}: {metric} {line.scores[metric]:.4f}")
             print(self.report)
 
     def _training(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: What decides between epochs that are equal in the metric asked for.
+FINE = "ndcg@10"
 _LEAST_GAIN = 1e-9  # below this, two scores are the same
 
 
@@ -16,13 +18,13 @@ class ComposedEpoch:
     Args:
         epoch: Its number.
         loss: Mean training loss; NaN for epoch 0.
-        score: Of the validation queries, in the metric of the options.
+        scores: Metric → mean over the validation queries.
         seconds: Training and validation of this epoch.
     """
 
     epoch: int
     loss: float
-    score: float
+    scores: dict[str, float]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,10 +38,17 @@ class ComposedEpoch:
         return cls(**{**data, "loss": float("nan") if loss is None else loss})
 
 
-def best_epoch(history: Sequence[ComposedEpoch]) -> int:
-    """Return the number of the best epoch; the first of equals."""
+def best_epoch(history: Sequence[ComposedEpoch], metric: str) -> int:
+    """Return the number of the best epoch.
+
+    A hit rate moves in steps of one query, so that epochs are often equal in it: among those the
+    one with the highest NDCG@10 counts as better, and the first of those equal in both.
+    """
     best = history[0]
     for line in history[1:]:
-        if line.score > best.score + _LEAST_GAIN:
-            best = line
+        for name in (metric, FINE):
+            change = line.scores[name] - best.scores[name]
+            if abs(change) > _LEAST_GAIN:
+                best = line if change > 0 else best
+                break
     return best.epoch

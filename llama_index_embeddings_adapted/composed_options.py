@@ -66,7 +66,7 @@ class ComposedOptions:
     batch_size: int = 20
     queries_per_document: int = 4
     mini_batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 2e-5
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     max_grad_norm: float = 1.0

@@ -33,7 +33,7 @@ from llama_index_embeddings_adapted.composed_options import ComposedOptions
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError, need
 from llama_index_embeddings_adapted.files import atomic_file, write_json
 
-Score = Callable[[], float]
+Score = Callable[[], dict[str, float]]
 
 _WEIGHTS = "weights.safetensors"
 _STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
@@ -77,7 +77,7 @@ def train(
         model: A ``SentenceTransformer``; its weights change.
         places: What an epoch passes over.
         collate: Makes a batch of places.
-        score: Scores the model as it is on the validation queries, higher is better.
+        score: Scores the model as it is on the validation queries: metric → mean.
         options: How to train.
         folder: For checkpoints, of this training alone.
         show_progress: Show a bar.
@@ -168,7 +168,10 @@ class _Progress(TrainerCallback):
         """Whether patience is at its end."""
         if not self.history or self.options.patience is None:
             return False
-        return self.history[-1].epoch - best_epoch(self.history) >= self.options.patience
+        return (
+            self.history[-1].epoch - best_epoch(self.history, self.options.metric)
+            >= self.options.patience
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.total, self.bar.n = state.max_steps, state.global_step
@@ -186,14 +189,14 @@ class _Progress(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Only now: until a checkpoint is whole, a restart needs the best of the epoch before it.
-        kept = self._best_file(best_epoch(self.history))
+        kept = self._best_file(best_epoch(self.history, self.options.metric))
         for path in self.folder.glob("best-*.safetensors"):
             if path != kept:
                 path.unlink()
 
     def load_best(self) -> int:
         """Give the model the weights of the best epoch; return its number."""
-        number = best_epoch(self.history)
+        number = best_epoch(self.history, self.options.metric)
         _set_trained(self.model, self._best_file(number))
         return number
 
@@ -206,13 +209,14 @@ class _Progress(TrainerCallback):
             )
         training = self.model.training
         self.model.eval()
-        score = self.score()
+        scores = self.score()
         self.model.train(training)
         seconds = time.perf_counter() - self._began
-        self.history.append(ComposedEpoch(number, loss, score, seconds))
+        self.history.append(ComposedEpoch(number, loss, scores, seconds))
         self._began = time.perf_counter()
-        self.bar.set_postfix({"epoch": number, self.options.metric: f"{score:.4f}"})
-        if best_epoch(self.history) == number:
+        shown = f"{scores[self.options.metric]:.4f}"
+        self.bar.set_postfix({"epoch": number, self.options.metric: shown})
+        if best_epoch(self.history, self.options.metric) == number:
             with atomic_file(self._best_file(number)) as temporary:
                 save_file(_trained(self.model), temporary)
         write_json(self.folder / _HISTORY, [line.to_dict() for line in self.history])

@@ -16,6 +16,7 @@ from llama_index_embeddings_adapted.validation import REPORTED, PartReport, part
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
 _DEPTH = 10
+_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
 class ComposedValidation:
@@ -54,17 +55,21 @@ class ComposedValidation:
         ranked, _ = top_k(self._queries, self._documents, depth)
         return np.union1d(ranked, self.data.relevance.documents)
 
-    def base_score(self, metric: str, pool: Rows) -> float:
-        """Return the base model's score among the documents of a pool."""
-        return self._score(metric, self._queries, self._documents[pool], pool)
+    def base_scores(self, metric: str, pool: Rows) -> dict[str, float]:
+        """Return the base model's scores among the documents of a pool, see :meth:`scores`."""
+        return self._scores(metric, self._queries, self._documents[pool], pool)
 
-    def score(self, small: SmallModel, weight: float, metric: str, pool: Rows) -> float:
-        """Return the score of a small model, composed at λ, among the documents of a pool."""
+    def scores(self, small: SmallModel, weight: float, metric: str, pool: Rows) -> dict[str, float]:
+        """Return the scores of a small model, composed at λ, among the documents of a pool.
+
+        Returns:
+            Metric → mean, for ``metric`` and those that every history has.
+        """
         queries, documents = self._embedded(small, pool)
         if self._composed:
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents[pool], documents, weight)
-        return self._score(metric, unit(queries), unit(documents), pool)
+        return self._scores(metric, unit(queries), unit(documents), pool)
 
     def judge(
         self, small: SmallModel, trained_weight: float
@@ -112,8 +117,14 @@ class ComposedValidation:
             small.encode(documents, "document"),
         )
 
-    def _score(self, metric: str, queries: Vectors, documents: Vectors, pool: Rows) -> float:
+    def _scores(
+        self, metric: str, queries: Vectors, documents: Vectors, pool: Rows
+    ) -> dict[str, float]:
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
-        ranked, _ = top_k(queries, documents, metrics.parse(metric)[1])
-        return float(metrics.compute(metric, ranked, within, corpus_size=len(pool)).mean())
+        names = dict.fromkeys((metric, *_ALWAYS))
+        ranked, _ = top_k(queries, documents, max(metrics.parse(name)[1] for name in names))
+        return {
+            name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
+            for name in names
+        }

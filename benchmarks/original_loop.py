@@ -45,7 +45,7 @@ def train(
     folder: Path,
     epochs: int,
 ) -> Trained:
-    """Train on the first relevant document of each query; keep every epoch's model in ``folder``."""
+    """Train on each query's first relevant document; keep the model of every epoch."""
     model = SentenceTransformer(small, device="cpu")
     boxes = unit(frozen.queries), unit(frozen.documents)
     pairs = [(row, int(frozen.relevance.of(row)[0])) for row in range(len(frozen.relevance))]

@@ -21,7 +21,11 @@ from llama_index_embeddings_adapted.composition import check_weight
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, examples
 from llama_index_embeddings_adapted.files import atomic_folder
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
-from llama_index_embeddings_adapted.small_model import load_sentence_transformer, refuse_code
+from llama_index_embeddings_adapted.small_model import (
+    load_sentence_transformer,
+    no_bars,
+    refuse_code,
+)
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
@@ -136,7 +140,8 @@ def load(folder: Path) -> SavedComposition:
 
 def save_small(model: Any, folder: Path) -> None:
     """Write a small model as a standard sentence-transformers folder, safetensors only."""
-    model.save_pretrained(str(folder), create_model_card=False)
+    with no_bars():
+        model.save_pretrained(str(folder), create_model_card=False)
 
 
 def as_files(model: Any) -> dict[str, bytes]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,29 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
     if local:
         refuse_code(path)
     try:
-        model = library.SentenceTransformer(
-            str(source), device=device, trust_remote_code=False, local_files_only=local
-        )
+        with no_bars():
+            model = library.SentenceTransformer(
+                str(source), device=device, trust_remote_code=False, local_files_only=local
+            )
     except Exception as cause:  # the library and the hub raise what they like
         raise OptionError(
             f"augment_model: no sentence-transformers model could be loaded from {source!s} "
             f"({type(cause).__name__}: {cause})."
         ) from cause
     return check_pooled(model)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for the files of a small model, which take no time."""
+    logging = need("transformers", extra="composed").utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_pooled(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The composed model: test scores, time of an epoch beside the original's loop, memory of a step."""
+"""The composed model: test scores, time of an epoch beside the original's, memory of a step."""
 
 from __future__ import annotations
 
@@ -218,11 +218,11 @@ def _lot(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-# --- time ------------------------------------------------------------------------------------------
+# --- time ----------------------------------------------------------------------------------------
 
 
 def epoch_time(data: Path, cache: Path, black_box: Path | None, epochs: int) -> None:
-    """Train with the original's loop and with ours, from the same vectors, and judge both on test."""
+    """Train with the original's loop and with ours, from the same vectors; judge both on test."""
     base = HuggingFaceEmbedding(str(black_box or SMALL), embed_batch_size=16)
     real = sets.load(data, "uberlyft_10k")
     encoder = Encoder(base, cache_dir=cache, show_progress=False)
@@ -262,7 +262,7 @@ def _judged(
     return {f"test {metric}": scores[metric] for metric in METRICS}
 
 
-# --- memory ----------------------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------------
 
 
 def memory(sizes: tuple[int, ...] = (32, 256)) -> None:

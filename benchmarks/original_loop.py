@@ -1,8 +1,8 @@
 """The training loop of the method's authors, rebuilt from its description, to be timed beside ours.
 
-Pairs in batches of 20, each document encoded for each of its questions, frozen vectors of the black
-box looked up; after every epoch the small model is written, loaded anew through LlamaIndex, and asked
-for all texts of the validation set again, queries one by one.
+Pairs in batches of 20, each document encoded for each of its questions, frozen vectors of the
+black box looked up; after every epoch the small model is written, loaded anew through LlamaIndex,
+and asked for all texts of the validation set again, queries one by one.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def train(
         TrainingError: The loss is not finite.
         MissingExtraError: ``lora_rank`` is given and peft is not installed.
     """
+    if options.gradient_checkpointing:
+        _checkpoint_activations(model)
     merge = _add_lora(model, options) if options.lora_rank else None
     loss = ComposedLoss(model, options)
     progress = _Progress(model, loss, score, options, folder, show_progress=show_progress)
@@ -238,7 +240,6 @@ def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
         max_grad_norm=options.max_grad_norm,
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
-        **_checkpointing(options),
         use_cpu=device == "cpu",
         seed=options.seed,
         eval_strategy="no",
@@ -251,13 +252,15 @@ def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
     )
 
 
-def _checkpointing(options: ComposedOptions) -> dict[str, Any]:
-    if not options.gradient_checkpointing:
-        return {}
-    known = {one.name for one in fields(SentenceTransformerTrainingArguments)}
-    new = "activation_checkpointing" in known  # transformers renamed it
-    name = "activation_checkpointing" if new else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+def _checkpoint_activations(model: Any) -> None:
+    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
+    body = model[0].model
+    # transformers renamed it in its version 5.
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        enable = getattr(body, f"{name}_enable", None)
+        if enable is not None:
+            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+            return
 
 
 def _precision(wanted: str, device: str) -> str:
@@ -277,7 +280,9 @@ def _add_lora(model: Any, options: ComposedOptions) -> Callable[[], None]:
     config = peft.LoraConfig(
         r=options.lora_rank, lora_alpha=2 * (options.lora_rank or 1), target_modules="all-linear"
     )
-    model[0].model = peft.get_peft_model(body, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        model[0].model = peft.get_peft_model(body, config)
 
     def merge() -> None:
         model[0].model = model[0].model.merge_and_unload()

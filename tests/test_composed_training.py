@@ -144,7 +144,7 @@ def test_the_model_given_is_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"lora_rank": 4},
+        {"lora_rank": 4, "learning_rate": 3e-2},
         {"gradient_checkpointing": True},
         {"precision": "bfloat16"},
         {"hard_negatives": 2},

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -255,7 +255,7 @@ def test_a_black_box_that_cannot_be_built_is_asked_for(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     config["base_model"].update(class_name="Nobody", import_path="nowhere.Nobody")
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FolderError, match="nowhere.Nobody, which is not known here. Pass"):
+    with pytest.raises(FolderError, match=r"nowhere\.Nobody, which is not known here\. Pass"):
         ComposedEmbedding.from_pretrained(saved)
 
 
@@ -386,8 +386,8 @@ def test_the_files_in_memory_are_those_of_the_folder(small: Any, tmp_path: Path)
 class EmbeddingServer(BaseHTTPRequestHandler):
     """OpenAI's embedding endpoint; refuses every tenth request, as busy servers do."""
 
-    texts: Counter[str] = Counter()
-    requests = 0
+    texts: ClassVar[Counter[str]] = Counter()
+    requests: ClassVar[int] = 0
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,8 +1,9 @@
-"""A small model trained beside a frozen black box: ``python examples/composed_finetune.py TRAIN VAL``.
+"""A small model trained beside a frozen black box.
 
-TRAIN and VAL are JSON files of ``EmbeddingQAFinetuneDataset``. ``--black-box`` is anything that
-LlamaIndex resolves, ``local:<name or folder>`` for instance; ``openai`` asks OpenAI, with the key in
-``OPENAI_API_KEY``, once per text. A killed run continues when it is started again.
+``python examples/composed_finetune.py TRAIN VAL``, JSON files of ``EmbeddingQAFinetuneDataset``.
+``--black-box`` is anything that LlamaIndex resolves, such as ``local:<name or folder>``; ``openai``
+asks OpenAI, with the key in ``OPENAI_API_KEY``, once per text. A killed run continues when it is
+started again.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -237,6 +238,46 @@ def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"diverged: the loss of epoch 1 is nan.*learning rate"):
         engine(tmp_path, CountingEmbedding(), learning_rate=1e38, max_grad_norm=1e38).finetune()
     assert (tmp_path / "model" / "config.json").read_text() == before
+
+
+def test_the_example_trains_prints_and_saves_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (("train", coded()), ("val", coded("please"))):
+        data.save_json(tmp_path / f"{name}.json")
+    box, small = (saved_tiny(tmp_path / f"tiny{seed}", seed=seed) for seed in (1, 2))
+    argv = ["x", "train.json", "val.json", "--black-box", f"local:{box}", "--augment-model"]
+    monkeypatch.setattr(sys, "argv", [*argv, str(small), "--epochs", "2", "--out", "out"])
+    monkeypatch.chdir(tmp_path)
+    example = Path(__file__).parents[1] / "examples" / "composed_finetune.py"
+    runpy.run_path(str(example), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "epoch 0: hit_rate@5" in printed
+    assert "epoch 2: hit_rate@5" in printed
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["epochs"]) == 3
+    assert (tmp_path / "out" / "history.png").stat().st_size > 5_000
+
+
+def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(
+    tmp_path: Path,
+) -> None:
+    answers = {
+        data.queries[query]: data.corpus[documents[0]]
+        for data in (coded(), coded("please"))
+        for query, documents in data.relevant_docs.items()
+    }
+
+    class Knows(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            answer = f"{answers[text]} " * 9 if text in answers else ""
+            return super().vector("document", answer + text)
+
+    found = engine(tmp_path, Knows(dim=256), epochs=1)
+    found.finetune()
+    assert found.report.weight == 0
+    assert found.report.verdict.startswith("keep the base model: the small model adds nothing")
+    model = found.get_finetuned_model()
+    assert len(model.get_query_embedding("where")) == 256
 
 
 def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path) -> None:

@@ -68,6 +68,17 @@ def check_target(folder: Path) -> None:
     folders.check_target(folder, _OURS)
 
 
+def check_small_target(folder: Path) -> None:
+    """Check that a folder may be replaced by a small model.
+
+    Raises:
+        FolderError: It exists and holds something else than a sentence-transformers model.
+    """
+    model = folder.is_dir() and (folder / "modules.json").is_file()
+    ours = frozenset(path.name for path in folder.iterdir()) if model else frozenset()
+    folders.check_target(folder, ours)
+
+
 def is_composed(folder: Path) -> bool:
     """Return whether a folder says that it holds a composed model."""
     return folder.is_dir() and "composed" in folders.read_config(folder)

@@ -229,7 +229,7 @@ class _Progress(TrainerCallback):
 
 def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
     device = model.device.type
-    precision = _precision(options.precision, device)
+    precision = precision_on(device, options)
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.epochs,
@@ -263,7 +263,13 @@ def _checkpoint_activations(model: Any) -> None:
             return
 
 
-def _precision(wanted: str, device: str) -> str:
+def precision_on(device: str, options: ComposedOptions) -> str:
+    """Return in which numbers a kind of device trains.
+
+    Raises:
+        OptionError: It cannot train in those asked for.
+    """
+    wanted = options.precision
     if wanted == "auto":
         if device != "cuda":
             return "float32"

@@ -305,6 +305,40 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path
     np.testing.assert_allclose(loaded.get_query_embedding("where pink boat"), expected, atol=1e-5)
 
 
+def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path: Path) -> None:
+    small = str(saved_tiny(tmp_path / "small"))
+    SentenceTransformersFinetuneEngine(
+        coded(),
+        small,
+        "out",
+        10,
+        None,
+        None,
+        2,
+        False,
+        50,
+        False,
+        False,
+        "cpu",
+        False,
+        False,
+        500,
+        0,
+    )
+    SentenceTransformersFinetuneEngine(coded(), small, device="cpu", save_checkpoints=True)
+    for refused in ({"loss": object()}, {"trust_remote_code": True}):
+        with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):
+            SentenceTransformersFinetuneEngine(coded(), small, **refused)
+
+
+def test_a_full_fine_tune_does_not_replace_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    small = str(saved_tiny(tmp_path / "small"))
+    found = SentenceTransformersFinetuneEngine(coded(), small, tmp_path, device="cpu")
+    with pytest.raises(FolderError, match="holds other files"):
+        found.finetune()
+
+
 def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path: Path) -> None:
     data = coded()
     both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
@@ -379,8 +413,10 @@ def test_an_unknown_argument_is_refused_with_what_was_perhaps_meant() -> None:
 
 
 def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    base = CountingEmbedding()
     with pytest.raises(OptionError, match="does not train on a CPU"):
-        engine(tmp_path, CountingEmbedding(), precision="float16").finetune()
+        engine(tmp_path, base, precision="float16").finetune()
+    assert not base.asked
 
 
 @pytest.mark.parametrize("module", ["datasets", "accelerate", "peft"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import (
     against_old,
     alone,
+    composed,
     curves,
     environment,
     figures,
@@ -40,6 +41,9 @@ PARTS = (
     "questions",
     "throughput",
     "recovery",
+    "composed",
+    "composed_time",
+    "composed_memory",
 )
 
 
@@ -53,6 +57,8 @@ def main() -> None:
         "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
     )
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
+    parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
+    parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
@@ -101,6 +107,14 @@ def main() -> None:
         environment.save("throughput", "python -m benchmarks throughput", throughput.run())
     if what in ("recovery", "all"):
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
+    box = arguments.black_box
+    if what in ("composed", "all"):
+        names = tuple(arguments.sets)
+        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs)
+    if what in ("composed_time", "all"):
+        composed.epoch_time(arguments.data, arguments.cache, box, 2)
+    if what in ("composed_memory", "all"):
+        composed.memory()
     tables.refresh()
     figures.refresh()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from llama_index_embeddings_adapted.adapters import Adapter
+from llama_index_embeddings_adapted.composed import ComposedEmbedding
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.errors import AdaptedError
@@ -20,6 +21,10 @@ from llama_index_embeddings_adapted.resolve import resolve_embed_model
 if TYPE_CHECKING:
     from llama_index_embeddings_adapted.candidates import Candidate
     from llama_index_embeddings_adapted.comparison import Comparison, compare_retrieval
+    from llama_index_embeddings_adapted.composed_engine import (
+        ComposedFinetuneEngine,
+        SentenceTransformersFinetuneEngine,
+    )
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
     from llama_index_embeddings_adapted.estimation import Estimate, estimate
     from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
@@ -41,6 +46,8 @@ __all__ = [
     "Adapter",
     "Candidate",
     "Comparison",
+    "ComposedEmbedding",
+    "ComposedFinetuneEngine",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
@@ -50,6 +57,7 @@ __all__ = [
     "MemoryRetriever",
     "QuestionReport",
     "RetrievalScores",
+    "SentenceTransformersFinetuneEngine",
     "TwoLayerAdapter",
     "agenerate_qa_embedding_pairs",
     "compare_retrieval",
@@ -65,6 +73,7 @@ __all__ = [
 _LAZY = {
     "Candidate": "candidates",
     "Comparison": "comparison",
+    "ComposedFinetuneEngine": "composed_engine",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "Estimate": "estimation",
     "FinetuneReport": "report",
@@ -72,6 +81,7 @@ _LAZY = {
     "MemoryRetriever": "retriever",
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
+    "SentenceTransformersFinetuneEngine": "composed_engine",
     "agenerate_qa_embedding_pairs": "generation",
     "compare_retrieval": "comparison",
     "estimate": "estimation",
@@ -96,7 +106,8 @@ def __dir__() -> list[str]:
 
 
 def _register(loading: Any) -> None:
-    loading.RECOGNIZED_EMBEDDINGS[AdaptedEmbedding.class_name()] = AdaptedEmbedding
+    for ours in (AdaptedEmbedding, ComposedEmbedding):
+        loading.RECOGNIZED_EMBEDDINGS[ours.class_name()] = ours
 
 
 # load_embed_model knows us from the moment it exists. Its module is not imported here: it would

@@ -27,7 +27,7 @@ def model_card(
             else "queries; documents keep the "
             "vectors of the base model, so an existing index keeps working."
         ),
-        _scores(report) if report else "",
+        scores_table(report) if report else "",
         "## Use\n\n```python\n"
         "from llama_index_embeddings_adapted import AdaptedEmbedding\n\n"
         f'embed_model = AdaptedEmbedding.from_pretrained("{folder}", base_embed_model)\n```\n\n'
@@ -36,7 +36,8 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _scores(report: Mapping[str, Any]) -> str:
+def scores_table(report: Mapping[str, Any]) -> str:
+    """Return the scores of a report as a section of a card."""
     metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
     lines = [
         "## Scores on held-out queries",

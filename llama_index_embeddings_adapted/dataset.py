@@ -13,7 +13,7 @@ from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, files, splits
-from llama_index_embeddings_adapted.errors import DatasetError, examples
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
 
 _KEYS = ("queries", "corpus", "relevant_docs")
 _MORE_KEYS = ("grades", "hard_negatives")
@@ -343,6 +343,27 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 stacklevel=2,
             )
         return self.subset(train), self.subset(test)
+
+
+def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
+    """Accept our dataset, and objects of the old package's class.
+
+    Args:
+        value: What was given.
+        name: Of the argument, for the error.
+
+    Raises:
+        OptionError: Anything else.
+        DatasetError: Bad data, see :class:`EmbeddingQAFinetuneDataset`.
+    """
+    if isinstance(value, EmbeddingQAFinetuneDataset):
+        return value
+    try:
+        return EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
+    except AttributeError:
+        raise OptionError(
+            f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
+        ) from None
 
 
 def _check_texts(what: str, texts: object) -> None:

@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted import legacy, store
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import whitening
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, as_dataset
 from llama_index_embeddings_adapted.division import (
     divide,
     refuse_one_vector,
@@ -141,7 +141,7 @@ class EmbeddingAdapterFinetuneEngine:
             raise OptionError(
                 f"checkpoint_save_steps: expected at least 1, got {checkpoint_save_steps}."
             )
-        self.dataset = _as_dataset(dataset, "dataset")
+        self.dataset = as_dataset(dataset, "dataset")
         self.embed_model = embed_model
         self._method = method if isinstance(method, str) else list(method)
         self._adapts, self._always = adapts, ship == "always"
@@ -153,7 +153,7 @@ class EmbeddingAdapterFinetuneEngine:
         self._checkpoint_steps = checkpoint_save_steps
         self._verbose, self._show_progress = verbose, show_progress
         self._refit, self._cache_dir, self._expect = refit, cache_dir, expect
-        self._val_dataset = None if val_dataset is None else _as_dataset(val_dataset, "val_dataset")
+        self._val_dataset = None if val_dataset is None else as_dataset(val_dataset, "val_dataset")
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "epochs": epochs,
@@ -385,18 +385,6 @@ class EmbeddingAdapterFinetuneEngine:
 
 def _as_adapter(value: Any) -> Adapter:
     return value if isinstance(value, Adapter) else legacy.from_module(value)
-
-
-def _as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Accept our dataset, and objects of the old package's class."""
-    if isinstance(value, EmbeddingQAFinetuneDataset):
-        return value
-    try:
-        return EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
-    except AttributeError:
-        raise OptionError(
-            f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
-        ) from None
 
 
 def _register(types: Any) -> None:

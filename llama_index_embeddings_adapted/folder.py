@@ -22,6 +22,9 @@ CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
 #: The array beside the adapter's own: vectors that identify its base model.
 PROBES = "fingerprint.probes"
 
+# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
+_OURS = frozenset((CONFIG, WEIGHTS, CARD, "pytorch_model.bin"))
+
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
@@ -57,6 +60,22 @@ def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
             weight is not finite.
     """
     config = read_config(folder)
+    check_version(config, folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FolderError(
+            f"{folder}: no {WEIGHTS}."
+            + (" It holds a ComposedEmbedding: load it with that." if "composed" in config else "")
+        )
+    return config, from_bytes(path.read_bytes(), where=str(path))
+
+
+def check_version(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that is not ours, or of a format to come.
+
+    Raises:
+        FolderError: No format version, or one newer than this library.
+    """
     version = config.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FolderError(f"{folder / CONFIG}: no format_version. Is this a saved adapter?")
@@ -65,10 +84,6 @@ def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
             f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
             'pip install --upgrade "llama-index-embeddings-adapted"'
         )
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FolderError(f"{folder}: no {WEIGHTS}.")
-    return config, from_bytes(path.read_bytes(), where=str(path))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -103,11 +118,15 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
     return arrays
 
 
-def check_target(folder: Path) -> None:
+def check_target(folder: Path, ours: frozenset[str] = _OURS) -> None:
     """Check that a folder can be written, before the work whose result it is to hold.
 
+    Args:
+        folder: Where.
+        ours: Names that may be replaced.
+
     Raises:
-        FolderError: It exists and is not a saved adapter, or its place cannot be written to.
+        FolderError: It exists and holds anything else, or its place cannot be written to.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,8 +136,7 @@ def check_target(folder: Path) -> None:
         raise FolderError(f"{folder}: cannot be written ({cause.strerror}).") from cause
     if not writable:
         raise FolderError(f"{folder}: cannot be written (no permission for {folder.parent}).")
-    # Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-    strangers = sorted(found - {CONFIG, WEIGHTS, CARD, "pytorch_model.bin"})
+    strangers = sorted(found - ours)
     if strangers:
         raise FolderError(
             f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_index_embeddings_adapted.autotune import Choice
+from llama_index_embeddings_adapted.composed_history import ComposedEpoch
 from llama_index_embeddings_adapted.significance import Difference
 from llama_index_embeddings_adapted.training import Epoch
 from llama_index_embeddings_adapted.validation import PartReport
@@ -29,7 +29,8 @@ class FinetuneReport:
         known: Those about documents that training has questions for; None if there are none.
         new: Those about documents that it has not; None if there are none.
         train_queries: Queries trained on.
-        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model.
+        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model. Beside
+            a black box, 0 is the small model before training.
         history: Loss and gain of every epoch; empty with a choice.
         seconds: Wall time, embedding included.
         base_calls: Calls to the base model, the probes that identify it included.
@@ -44,7 +45,7 @@ class FinetuneReport:
     new: PartReport | None
     train_queries: int
     best_epoch: int = 0
-    history: tuple[Epoch, ...] = ()
+    history: tuple[Epoch, ...] | tuple[ComposedEpoch, ...] = ()
     seconds: float = 0.0
     base_calls: int = 0
     base_texts: int = 0
@@ -61,6 +62,11 @@ class FinetuneReport:
     def adapted(self) -> Means:
         """Scores of the adapted model on all held-out queries."""
         return self.overall.adapted
+
+    @property
+    def weight(self) -> float | None:
+        """λ of a composed model, 0 where the small model has no say; None for an adapter."""
+        return self.settings.get("tuned_weight")
 
     @property
     def p_value(self) -> float:
@@ -81,7 +87,12 @@ class FinetuneReport:
             return (
                 _on_synthetic(difference) if self.choice.ship and synthetic else self.choice.verdict
             )
-        if self.best_epoch == 0:
+        if self.weight == 0.0:
+            return (
+                "keep the base model: the small model adds nothing on held-out queries; the model "
+                "returned is the base model"
+            )
+        if self.best_epoch == 0 and self.weight is None:
             return (
                 "keep the base model: no epoch of training was better on held-out queries "
                 "without harm; the adapter returned changes nothing"
@@ -106,7 +117,7 @@ class FinetuneReport:
             "known": None if self.known is None else self.known.to_dict(),
             "new": None if self.new is None else self.new.to_dict(),
             "best_epoch": self.best_epoch,
-            "history": [_epoch_dict(epoch) for epoch in self.history],
+            "history": [epoch.to_dict() for epoch in self.history],
             "train_queries": self.train_queries,
             "seconds": self.seconds,
             "base_calls": self.base_calls,
@@ -146,10 +157,3 @@ def _on_synthetic(difference: Difference) -> str:
         f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about "
         "others"
     )
-
-
-def _epoch_dict(epoch: Epoch) -> dict[str, Any]:
-    gain = {
-        name: None if math.isnan(value) else value for name, value in asdict(epoch.gain).items()
-    }
-    return {"epoch": epoch.epoch, "loss": epoch.loss, "gain": gain}

@@ -50,23 +50,31 @@ class Saved:
         Raises:
             BaseModelMismatchError: It is not.
         """
-        if self.fingerprint is None:
-            return
-        actual = fingerprint_of(model)
-        if actual.agrees_with(self.fingerprint):
-            return
-        if actual.dim != self.fingerprint.dim:
-            found = f"gives {actual.dim} dimensions, expected {self.fingerprint.dim}"
-        else:
-            found = (
-                f"gives other vectors for the probe texts (least cosine "
-                f"{actual.cosine(self.fingerprint):.4f}, expected at least {MIN_COSINE})"
-            )
-        raise BaseModelMismatchError(
-            f"{where} was trained on {self.fingerprint.name}; the model at hand, "
-            f"{base_name(model)}, {found}. Load the original model, train again, or pass "
-            "verify=False if you know better."
+        if self.fingerprint is not None:
+            verify(self.fingerprint, model, where=where)
+
+
+def verify(expected: Fingerprint, model: BaseEmbedding, *, where: object) -> None:
+    """Check that a model is the one that a fingerprint was taken of. Asks it for probe vectors.
+
+    Raises:
+        BaseModelMismatchError: It is not.
+    """
+    actual = fingerprint_of(model)
+    if actual.agrees_with(expected):
+        return
+    if actual.dim != expected.dim:
+        found = f"gives {actual.dim} dimensions, expected {expected.dim}"
+    else:
+        found = (
+            f"gives other vectors for the probe texts (least cosine "
+            f"{actual.cosine(expected):.4f}, expected at least {MIN_COSINE})"
         )
+    raise BaseModelMismatchError(
+        f"{where} was trained on {expected.name}; the model at hand, "
+        f"{base_name(model)}, {found}. Load the original model, train again, or pass "
+        "verify=False if you know better."
+    )
 
 
 def save(
@@ -87,17 +95,22 @@ def save(
         "adapter": describe(adapter),
         "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
         "transform_query": transform_query,
-        "base_model": {
-            **describe_base(base),
-            "name": fingerprint.name,
-            "dim": fingerprint.dim,
-            "fingerprint": fingerprint.digest,
-        },
+        "base_model": identity_of(base, fingerprint),
         "training": dict(training or {}),
     }
     folders.write(
         folder, config, {**adapter.arrays(), folders.PROBES: fingerprint.probes}, card=card
     )
+
+
+def identity_of(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
+    """Return how to build a base model and which one it is, as JSON knows it."""
+    return {
+        **describe_base(base),
+        "name": fingerprint.name,
+        "dim": fingerprint.dim,
+        "fingerprint": fingerprint.digest,
+    }
 
 
 def load(folder: Path) -> Saved:
@@ -117,13 +130,18 @@ def load(folder: Path) -> Saved:
     return Saved(
         restore(config.get("adapter"), arrays, where=str(folder)),
         base,
-        None if base is None else _fingerprint(base, probes, where=folder),
+        None if base is None else read_fingerprint(base, probes, where=folder),
         bool(config.get("transform_query", True)),
         training if isinstance(training, dict) else {},
     )
 
 
-def _fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
+def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
+    """Return the fingerprint that a folder holds of its base model.
+
+    Raises:
+        FolderError: It is missing or damaged.
+    """
     try:
         found = as_vectors(probes, what="probe vectors", dim=base.get("dim"))
         if len(found) != 2 * len(PROBE_TEXTS):

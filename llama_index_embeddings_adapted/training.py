@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,13 @@ class Epoch:
     epoch: int
     loss: float
     gain: Gain
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the epoch as JSON knows it."""
+        gain = {
+            name: None if math.isnan(value) else value for name, value in asdict(self.gain).items()
+        }
+        return {"epoch": self.epoch, "loss": self.loss, "gain": gain}
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,9 +81,10 @@ class Validation:
         depth = max(metrics.parse(name)[1] for name in REPORTED)
         base, adapted = (self._values(a, depth, REPORTED) for a in (None, adapter))
         everything = np.ones(len(self), dtype=bool)
-        overall = _part(base, adapted, everything)
+        overall = part_report(base, adapted, everything)
         known, new = (
-            _part(base, adapted, keep) if keep.any() else None for keep in (self.known, ~self.known)
+            part_report(base, adapted, keep) if keep.any() else None
+            for keep in (self.known, ~self.known)
         )
         return overall, known, new
 
@@ -233,9 +234,16 @@ def _same_question(data: EncodedDataset) -> dict[int, list[int]]:
     return {members[0]: members for members in groups.values()}
 
 
-def _part(
+def part_report(
     base: dict[str, PerQuery], adapted: dict[str, PerQuery], keep: NDArray[np.bool_]
 ) -> PartReport:
+    """Compare two models on some of the queries.
+
+    Args:
+        base: Metric → value of each query, of the base model.
+        adapted: Likewise, of the other.
+        keep: ``(n,)``, which queries.
+    """
     return PartReport(
         {name: float(values[keep].mean()) for name, values in base.items()},
         {name: float(values[keep].mean()) for name, values in adapted.items()},

@@ -1,0 +1,135 @@
+"""How to train a small model beside a black box; every value is checked at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llama_index_embeddings_adapted.composition import check_weight
+from llama_index_embeddings_adapted.errors import MetricError, OptionError
+from llama_index_embeddings_adapted.metrics import parse
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_WHOLE = ("epochs", "batch_size", "mini_batch_size", "queries_per_document")
+_WHOLE_OR_NONE = ("patience", "val_depth", "lora_rank")
+
+
+@dataclass(frozen=True)
+class ComposedOptions:
+    """How to train; every field is checked on construction.
+
+    Args:
+        weight: λ of the composition while training, ``> 0``; tuned afterwards.
+        epochs: Passes over the training queries, at most.
+        patience: Epochs without a better validation score before training stops; None: never.
+        batch_size: Documents per step, each with its queries. A document stands once in a batch;
+            where each has one query, these are the pairs of the published recipe.
+        queries_per_document: Queries that stand with their document in one batch, at most; a
+            document with more gets several places in an epoch.
+        mini_batch_size: Texts, of the longest of a batch, whose activations are in memory at once.
+            Larger batches are computed with cached gradients: the same step in the same memory,
+            with a second forward pass.
+        learning_rate: Of AdamW, for the body of the small model.
+        weight_decay: Of AdamW.
+        warmup_share: Share of all steps, in [0, 1), over which the learning rate rises.
+        max_grad_norm: Gradients are clipped to this norm.
+        temperature: In cosine units, ``> 0``.
+        label_smoothing: Share of the target spread over all candidates, in [0, 1).
+        hard_negatives: Documents per training document that look right to the black box and are
+            not, added to each batch; those of the dataset where it has some, else mined.
+        metric: What decides on the best epoch, such as ``"hit_rate@5"``.
+        val_depth: Validation searches among the relevant documents and those the black box ranks
+            among the first ``val_depth`` for some validation query; None: among all. The verdict
+            is always judged among all.
+        lora_rank: Train low-rank additions of this rank instead of all weights (``peft``); they
+            are merged into the weights in the end.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the fastest that the
+            device trains in.
+        gradient_checkpointing: Compute activations twice instead of keeping them.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+        seed: Same seed, same machine, same weights.
+
+    Raises:
+        OptionError: A value outside its range.
+
+    Source:
+        Zhang et al. 2024, arXiv:2402.12177, and the code beside it, for weight, epochs, patience,
+        batch size, temperature and smoothing. Its factor of 0.01 on the loss is left out: AdamW
+        cancels it.
+    """
+
+    weight: float = 0.5
+    epochs: int = 20
+    patience: int | None = 4
+    batch_size: int = 20
+    queries_per_document: int = 4
+    mini_batch_size: int = 32
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    max_grad_norm: float = 1.0
+    temperature: float = 0.05
+    label_smoothing: float = 0.2
+    hard_negatives: int = 0
+    metric: str = "hit_rate@5"
+    val_depth: int | None = 10
+    lora_rank: int | None = None
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+        for name in (*_WHOLE, *_WHOLE_OR_NONE):
+            value = getattr(self, name)
+            if value is None and name in _WHOLE_OR_NONE:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
+        if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
+            raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
+        for name in ("weight", "learning_rate", "temperature", "max_grad_norm"):
+            _check_number(name, getattr(self, name), above=0.0, below=math.inf)
+        for name in ("weight_decay", "hard_negatives"):
+            _check_number(name, getattr(self, name), least=0.0, below=math.inf)
+        for name in ("warmup_share", "label_smoothing"):
+            _check_number(name, getattr(self, name), least=0.0, below=1.0)
+        if self.precision not in PRECISIONS:
+            raise OptionError(
+                f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+            )
+        try:
+            parse(self.metric)
+        except MetricError as cause:
+            raise OptionError(f"metric: {cause}") from cause
+
+
+def _check_number(
+    name: str, value: object, *, least: float = -math.inf, above: float = -math.inf, below: float
+) -> None:
+    fits = isinstance(value, (int, float)) and least <= value < below and value > above
+    if isinstance(value, bool) or not fits:
+        start = f"> {above:g}" if above > -math.inf else f">= {least:g}"
+        end = "" if below == math.inf else f" and < {below:g}"
+        raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
+
+
+def composed_options(settings: dict[str, Any]) -> ComposedOptions:
+    """Return options from keyword arguments.
+
+    Raises:
+        OptionError: An unknown one, or a value outside its range.
+    """
+    known = {field.name for field in fields(ComposedOptions)}
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+            close = ["learning_rate"] if name == "lr" else close
+            hint = f' Did you mean "{close[0]}"?' if close else ""
+            raise OptionError(
+                f'Unknown argument "{name}".{hint} Training takes {", ".join(sorted(known))}.'
+            )
+    return ComposedOptions(**settings)

@@ -1,0 +1,234 @@
+"""What the engines that train a whole small model share: data, validation, training, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.composed_batches import Collator, Texts, places
+from llama_index_embeddings_adapted.composed_history import ComposedEpoch
+from llama_index_embeddings_adapted.composed_options import ComposedOptions
+from llama_index_embeddings_adapted.composed_validation import ComposedValidation
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, as_dataset
+from llama_index_embeddings_adapted.division import refuse_one_vector, without_shared_questions
+from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
+from llama_index_embeddings_adapted.errors import DatasetError, NotTrainedError, examples, need
+from llama_index_embeddings_adapted.files import write_json
+from llama_index_embeddings_adapted.plotting import plot_history
+from llama_index_embeddings_adapted.report import FinetuneReport
+from llama_index_embeddings_adapted.small_model import SmallModel
+from llama_index_embeddings_adapted.validation import hold_out, known_documents
+
+_HELD_OUT = 0.1
+
+
+class SmallModelEngine:
+    """What both engines share: data, validation, training, report."""
+
+    _composed: bool
+
+    def __init__(
+        self,
+        dataset: EmbeddingQAFinetuneDataset,
+        embed_model: BaseEmbedding,
+        options: ComposedOptions,
+        *,
+        val_dataset: EmbeddingQAFinetuneDataset | None,
+        model_output_path: str | Path,
+        cache_dir: CacheDir,
+        show_progress: bool,
+        verbose: bool,
+    ) -> None:
+        self.dataset = answered(dataset, "dataset")
+        self.embed_model = embed_model
+        self._given = None if val_dataset is None else answered(val_dataset, "val_dataset")
+        self._options = options
+        self._output = Path(model_output_path)
+        self._cache_dir = cache_dir
+        self._show_progress, self._verbose = show_progress, verbose
+        self._report: FinetuneReport | None = None
+        self._base_scores: dict[str, float] = {}
+
+    @property
+    def report(self) -> FinetuneReport:
+        """What ``finetune()`` found.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        if self._report is None:
+            raise NotTrainedError("There is no report before finetune().")
+        return self._report
+
+    @property
+    def history(self) -> Sequence[ComposedEpoch]:
+        """One entry per epoch, epoch 0 included.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        return [line for line in self.report.history if isinstance(line, ComposedEpoch)]
+
+    def save_history(self, path: str | Path) -> None:
+        """Write the history as JSON: metric, scores of the base model, one object per epoch."""
+        data = {
+            "metric": self._options.metric,
+            "base": self._base_scores,
+            "best_epoch": self.report.best_epoch,
+            "epochs": [line.to_dict() for line in self.history],
+        }
+        write_json(Path(path), data)
+
+    def plot_history(self, path: str | Path) -> Path:
+        """Draw validation score against epoch, the base model as a horizontal line.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return plot_history(
+            [line.scores[self._options.metric] for line in self.history],
+            self._base_scores[self._options.metric],
+            path,
+            metric=self._options.metric,
+            best=self.report.best_epoch,
+        )
+
+    def _train(self, small: SmallModel) -> float:
+        """Encode, train, judge; leave the best weights in the small model and return λ."""
+        began, options = time.perf_counter(), self._options
+        for module in ("datasets", "accelerate"):
+            need(module, extra="composed")
+        if options.lora_rank:
+            need("peft", extra="lora")
+        from llama_index_embeddings_adapted.composed_training import precision_on, train
+
+        precision_on(small.model.device.type, options)  # refuses before anything is embedded
+        encoder = Encoder(
+            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
+        )
+        try:
+            data, judged = self._divided(encoder)
+        finally:
+            encoder.close()
+        source = self.dataset if self._given is None else self._given
+        texts = Texts(source.queries, source.corpus, judged)
+        known = known_documents(data, judged)
+        validation = ComposedValidation(judged, texts, known, composed=self._composed)
+        pool = validation.pool(options.val_depth)
+        self._base_scores = validation.base_scores(options.metric, pool)
+        own = Texts(self.dataset.queries, self.dataset.corpus, data)
+        fitted = train(
+            small.model,
+            places(data, per_place=options.queries_per_document, negatives=options.hard_negatives),
+            Collator(small.model, data, own, frozen=self._composed),
+            lambda: validation.scores(small, options.weight, options.metric, pool),
+            options,
+            folder=self._checkpoints(encoder, small),
+            show_progress=self._show_progress,
+        )
+        weight, overall, old, new = validation.judge(small, options.weight)
+        self._report = FinetuneReport(
+            overall=overall,
+            known=old,
+            new=new,
+            best_epoch=fitted.best_epoch,
+            history=fitted.history,
+            train_queries=len(data.relevance),
+            seconds=time.perf_counter() - began,
+            base_calls=encoder.base_calls,
+            base_texts=encoder.base_texts,
+            interrupted=fitted.interrupted,
+            settings={
+                **asdict(options),
+                **({"tuned_weight": weight} if self._composed else {}),
+                "base_scores": self._base_scores,
+                "resumed_from": fitted.resumed_from,
+                "judged_on_synthetic": source.synthetic,
+            },
+        )
+        return weight
+
+    def _divided(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset]:
+        data = encoder.dataset(self.dataset)
+        refuse_one_vector(data)
+        if self._given is not None:
+            given = encoder.dataset(self._given)
+            train, judged = without_shared_questions(data, given), given
+        else:
+            rows, held = hold_out(
+                data, queries=_HELD_OUT, documents=_HELD_OUT, seed=self._options.seed
+            )
+            train, judged = data.take(rows), data.take(held)
+        if not len(train.relevance) or not len(judged.relevance):
+            raise DatasetError(
+                "Training needs queries to learn from and queries to validate on; "
+                f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
+                "Add queries, or pass val_dataset."
+            )
+        return train, judged
+
+    def _checkpoints(self, encoder: Encoder, small: SmallModel) -> Path:
+        """Return the folder of this very training; what another one left there is deleted."""
+        folder = self._output.with_name(f"{self._output.name}.checkpoints")
+        identity = {
+            "options": asdict(self._options),
+            "data": [self.dataset.fingerprint, self._given.fingerprint if self._given else None],
+            "hard_negatives": self.dataset.hard_negatives,
+            "base_model": encoder.fingerprint.digest,
+            "augment_model": _digest(small.model),
+        }
+        run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        if folder.exists():
+            for other in folder.iterdir():
+                if other.name != run:
+                    shutil.rmtree(other)
+        (folder / run).mkdir(parents=True, exist_ok=True)
+        return folder / run
+
+    def _finished(self) -> None:
+        """Drop the checkpoints, unless training was interrupted and may go on."""
+        if not self.report.interrupted:
+            shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
+        if self._verbose:
+            metric = self._options.metric
+            for line in self.history:
+                print(f"epoch {line.epoch}: {metric} {line.scores[metric]:.4f}")
+            print(self.report)
+
+    def _training(self) -> dict[str, Any]:
+        return {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
+
+
+def _digest(model: Any) -> str:
+    """Return a hash of the weights, which tells a training from that of another small model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().float().numpy()
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
+    """Return a dataset whose every query has an answer.
+
+    Raises:
+        DatasetError: One has none.
+        OptionError: No dataset.
+    """
+    dataset = as_dataset(value, name)
+    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
+    if without:
+        raise DatasetError(
+            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
+            f"(first: {examples(without)}). Drop them with dataset.judged()."
+        )
+    return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
 DEFAULT_KS = (1, 5, 10)
-_DEPTH = 100
+DEPTH = 100  # documents kept per query
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class RetrievalScores:
         ks: The cut-offs that tables show.
         seconds: Wall time of search and embedding.
         base_calls: Calls to the embedding model; 0 where the cache held everything.
+        base_texts: Texts sent to it.
+        base_tokens: Tokens of those texts, about: a token for every four characters.
     """
 
     ranked: Rows
@@ -44,6 +47,8 @@ class RetrievalScores:
     ks: tuple[int, ...] = DEFAULT_KS
     seconds: float = 0.0
     base_calls: int = 0
+    base_texts: int = 0
+    base_tokens: int = 0
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, metric: str) -> float:
@@ -97,11 +102,26 @@ class RetrievalScores:
             "documents": len(self.document_ids),
             "seconds": self.seconds,
             "base_calls": self.base_calls,
+            "base_texts": self.base_texts,
+            "base_tokens": self.base_tokens,
         }
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
         return f"{len(self.query_ids)} queries, {len(self.document_ids)} documents: {shown}"
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the rows of scores stand for, to be read by people.
+
+    Args:
+        queries: ``n`` texts, in the order of the scores.
+        documents: ``m`` texts, in the order of ``document_ids``.
+    """
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
 
 
 def evaluate_retrieval(
@@ -152,6 +172,8 @@ def evaluate_retrieval(
         cuts,
         seconds,
         encoder.base_calls,
+        encoder.base_texts,
+        encoder.base_tokens,
     )
 
 
@@ -167,7 +189,7 @@ def search(
         ks: Cut-offs that tables show.
     """
     began = time.perf_counter()
-    ranked, _ = top_k(unit(queries), unit(documents), max(_DEPTH, *ks))
+    ranked, _ = top_k(unit(queries), unit(documents), max(DEPTH, *ks))
     return RetrievalScores(
         ranked,
         data.relevance,
@@ -175,6 +197,35 @@ def search(
         data.document_ids,
         ks,
         time.perf_counter() - began,
+    )
+
+
+def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+    """Return the scores of several lists of queries as one, whatever corpus each searched.
+
+    Args:
+        parts: At least one. Corpora are the same where ``document_ids`` are the same object.
+    """
+    starts: dict[int, int] = {}
+    document_ids: list[str] = []
+    for scores in parts:
+        if id(scores.document_ids) not in starts:
+            starts[id(scores.document_ids)] = len(document_ids)
+            document_ids += scores.document_ids
+    shifts = [starts[id(scores.document_ids)] for scores in parts]
+    depth = min(scores.ranked.shape[1] for scores in parts)
+    pairs = list(zip(parts, shifts, strict=True))
+    counts = np.concatenate([scores.relevance.counts for scores in parts])
+    return RetrievalScores(
+        np.concatenate([scores.ranked[:, :depth] + shift for scores, shift in pairs]),
+        Relevance(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
+            np.concatenate([scores.relevance.grades for scores in parts]),
+        ),
+        tuple(query for scores in parts for query in scores.query_ids),
+        tuple(document_ids),
+        parts[0].ks,
     )
 
 
@@ -204,4 +255,6 @@ def part(scores: RetrievalScores, keep: PerQuery | np.ndarray[Any, Any]) -> Retr
         scores.ks,
         scores.seconds,
         scores.base_calls,
+        scores.base_texts,
+        scores.base_tokens,
     )

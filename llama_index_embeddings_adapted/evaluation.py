@@ -92,7 +92,10 @@ class RetrievalScores:
     def retrieved(self, query_id: str, k: int = 10) -> list[str]:
         """Return the ids of the first ``k`` documents for a query."""
         row = self.query_ids.index(query_id)
-        return [self.document_ids[document] for document in self.ranked[row, :k]]
+        found = [int(document) for document in self.ranked[row, :k]]
+        return [
+            self.document_ids[document] for document in found if document < len(self.document_ids)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the means and what they were computed on, as JSON knows it."""
@@ -203,6 +206,9 @@ def search(
 def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     """Return the scores of several lists of queries as one, whatever corpus each searched.
 
+    A ranking of a whole corpus that is smaller than others goes on with the row after the last
+    document, which stands for nothing.
+
     Args:
         parts: At least one. Corpora are the same where ``document_ids`` are the same object.
     """
@@ -213,11 +219,14 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
             starts[id(scores.document_ids)] = len(document_ids)
             document_ids += scores.document_ids
     shifts = [starts[id(scores.document_ids)] for scores in parts]
-    depth = min(scores.ranked.shape[1] for scores in parts)
+    cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
+    depth = min(DEPTH, len(document_ids), *cut)
     pairs = list(zip(parts, shifts, strict=True))
     counts = np.concatenate([scores.relevance.counts for scores in parts])
     return RetrievalScores(
-        np.concatenate([scores.ranked[:, :depth] + shift for scores, shift in pairs]),
+        np.concatenate(
+            [_filled(scores.ranked + shift, depth, len(document_ids)) for scores, shift in pairs]
+        ),
         Relevance(
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
@@ -227,6 +236,11 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
         tuple(document_ids),
         parts[0].ks,
     )
+
+
+def _filled(ranked: Rows, depth: int, nothing: int) -> Rows:
+    missing = max(0, depth - ranked.shape[1])
+    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=nothing)[:, :depth]
 
 
 def known_to(

@@ -150,8 +150,8 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Sequence[str]) -> lis
     """Leave out the cut-offs that are deeper than what was retrieved."""
     if not scores:
         return []
-    deepest = min(found.ranked.shape[1] for found in scores.values())
-    return [name for name in names if metrics.parse(name)[1] <= deepest]
+    cut = [s.ranked.shape[1] for s in scores.values() if s.ranked.shape[1] < len(s.document_ids)]
+    return [name for name in names if all(metrics.parse(name)[1] <= depth for depth in cut)]
 
 
 def _bars(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:

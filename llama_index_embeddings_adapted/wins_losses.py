@@ -131,4 +131,5 @@ def _passages(
             int(document) in relevant,
         )
         for document in documents
+        if document < len(texts.documents)
     )

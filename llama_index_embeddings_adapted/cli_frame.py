@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import traceback
 import warnings
@@ -88,4 +89,6 @@ def _warnings_as_lines() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = line
+        # It misses readers of PDF at every start; which files that concerns is for us to say.
+        logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
         yield

@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+import bisect
+import difflib
+import functools
+import inspect
+import itertools
 import json
+import os
+import random
 import re
+import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +38,28 @@ from llama_index_embeddings_adapted.inputs import read_documents, read_pairs, re
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.run_config import read_run_config
 from tests.conftest import CountingEmbedding
+from tests.test_generation import DoubleLLM
 
 COMMANDS = ("generate", "finetune", "evaluate", "compare", "inspect")
-TOPICS = "apple whale bus sea bird car moon river stone cloud bread forest".split()
+PAGES = (
+    json.dumps, textwrap.wrap, shutil.copytree, statistics.quantiles, random.sample, os.walk,
+    itertools.groupby, functools.lru_cache, difflib.get_close_matches, bisect.bisect_left,
+    subprocess.run, tempfile.mkstemp,
+)  # fmt: skip
+TOPICS = [page.__name__ for page in PAGES]
 
 
 class Ran:
     """What a command printed and its exit code."""
 
-    def __init__(self, *arguments: object) -> None:
-        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments])
+    def __init__(self, *arguments: object, process: bool = False) -> None:
+        words = [str(argument) for argument in arguments]
+        if process:
+            command = [sys.executable, "-m", "llama_index_embeddings_adapted.cli", *words]
+            real = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            self.code, self.out, self.err = real.returncode, real.stdout, real.stderr
+            return
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
         self.code, self.out, self.err = done.exit_code, done.stdout, done.stderr
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
@@ -72,10 +95,10 @@ def pairs(small: EmbeddingQAFinetuneDataset, tmp_path: Path) -> Path:
 def documents(tmp_path: Path) -> Path:
     folder = tmp_path / "docs"
     (folder / "more").mkdir(parents=True)
-    for number, topic in enumerate(TOPICS):
+    for number, page in enumerate(PAGES):
         place = folder / "more" if number % 2 else folder
-        text = f"# The {topic} explained\n\n" + f"Much is known about {topic} and its kin. " * 3
-        (place / f"{topic}.md").write_text(text)
+        words = " ".join((inspect.getdoc(page) or "").split()[:80])
+        (place / f"{page.__name__}.md").write_text(f"# What {page.__name__} does\n\n{words}")
     (folder / ".hidden.md").write_text("secret")
     return folder
 
@@ -103,7 +126,7 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         "import sys\nfrom llama_index_embeddings_adapted.cli import main\n"
         "sys.argv = ['llama-index-adapted', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "assert not {'torch', 'transformers', 'scipy', 'jinja2'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -200,43 +223,54 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(
 def test_from_documents_to_a_saved_adapter_in_one_command(
     minilm: Any, documents: Path, tmp_path: Path
 ) -> None:
-    """Real MiniLM; a scripted server in place of a paid LLM."""
+    """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
+    base = ("--base", "minilm", "--quiet", "--json")
     with ScriptedServer() as server:
-        ran = Ran("finetune", documents, "--base", "minilm", "--llm",
-                  f"openai-like:any@{server.api_base}", "--out", "adapter", "--quiet", "--json")  # fmt: skip
-    assert ran.code in (3, 4), ran.err  # synthetic questions never prove anything
+        llm = f"openai-like:any@{server.api_base}"
+        ran = Ran("finetune", documents, *base, "--llm", llm, "--out", "made", process=True)
+    assert ran.code in (3, 4), ran.err + ran.out  # synthetic questions never prove anything
     assert ran.data["exit_code"] == ran.code
     assert ran.data["data"]["synthetic"] is True
-    assert ran.data["data"]["questions"]["kept"] == len(read_pairs(Path("adapter.pairs.json"), ""))
-    assert (tmp_path / "adapter" / "adapter.safetensors").exists()
-    page = (tmp_path / "adapter.report.html").read_text("utf-8")
+    assert ran.data["data"]["questions"]["kept"] == len(read_pairs(Path("made.pairs.json"), ""))
+    assert (tmp_path / "made" / "adapter.safetensors").exists()
+    page = (tmp_path / "made.report.html").read_text("utf-8")
     assert "Questions that were written and filtered" in page
     assert "adapted: questions written" in page
-    again = Ran("finetune", "adapter.pairs.json", "--base", "minilm", "--out", "b", "--quiet",
-                "--json", "--report", "none", "--exit-zero")  # fmt: skip
+    again = Ran("finetune", "made.pairs.json", *base, "--report", "none", "--exit-zero")
     assert (again.code, again.data["exit_code"], again.data["report_path"]) == (0, 0, None)
     assert again.data["data"]["synthetic"] is True  # the note beside the file says so
     assert again.data["base_texts"] <= 6  # probes: every text is known from the first run
 
 
-def test_generate_writes_pairs_and_says_what_was_kept(
-    counting: CountingEmbedding, documents: Path
-) -> None:
+def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
     with ScriptedServer() as server:
-        llm = f"openai-like:any@{server.api_base}"
-        cost = Ran("generate", documents, "--llm", llm, "--estimate", "--json", "--quiet")
-        ran = Ran("generate", documents, "--llm", llm, "--out", "made.json", "--quiet",
-                  "--max-chunks", "4")  # fmt: skip
-    assert cost.data["estimate"]["calls"] == len(TOPICS) - 1  # one was asked as a probe
+        llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
+        ran = Ran(
+            "generate", documents, *llm, "--out", "made.json", "--max-chunks", 4, process=True
+        )
     assert ran.code == 0, ran.err
     assert "| **kept** |" in ran.out
     found = read_pairs(Path("made.json"), "train")
     assert found.synthetic
     assert found.report.to_dict()["passages"] == 4
     assert set(found.corpus) == {f"{'more/' * (n % 2)}{t}.md#0" for n, t in enumerate(TOPICS)}
-    Path("made.json").write_text(json.dumps({**json.loads(Path("made.json").read_text()),
-                                             "queries": {q: "other" for q in found.queries}}))  # fmt: skip
+    edited = json.loads(Path("made.json").read_text())
+    edited["queries"] = dict.fromkeys(found.queries, "other")
+    Path("made.json").write_text(json.dumps(edited))
     assert not read_pairs(Path("made.json"), "train").synthetic  # the note is about another file
+
+
+def test_an_estimate_asks_once_and_writes_nothing(
+    documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = model_specs.Writer(DoubleLLM())
+    monkeypatch.setattr(
+        "llama_index_embeddings_adapted.question_job.resolve_writer", lambda spec: writer
+    )
+    ran = Ran("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
+    assert ran.code == 0, ran.err
+    assert ran.data["estimate"]["calls"] == len(TOPICS) - 1  # one was asked as a probe
+    assert not Path("pairs.json").exists()
 
 
 def test_headings_become_questions_without_an_llm(
@@ -327,7 +361,7 @@ def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(
 ) -> None:
     first, again = (read_passages(documents, chunk_size=20, chunk_overlap=0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]
-    assert {"apple.md#0", "more/whale.md#1"} <= {node.node_id for node in first}
+    assert {"dumps.md#0", "more/wrap.md#1"} <= {node.node_id for node in first}
     assert not any(str(documents) in node.get_content("embed") for node in first)
     assert not any("secret" in node.get_content() for node in first)
 
@@ -338,7 +372,7 @@ def test_files_that_are_not_text_are_left_out_by_name(documents: Path) -> None:
         UserWarning, match=r'Left out 1 of 13 files that are not text: "picture.bin"'
     ):
         assert len(read_documents(documents)) == len(TOPICS)
-    assert len(read_documents(documents / "apple.md")) == 1
+    assert len(read_documents(documents / "dumps.md")) == 1
 
 
 def test_models_are_named_by_texts() -> None:
@@ -347,7 +381,7 @@ def test_models_are_named_by_texts() -> None:
     assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")  # type: ignore[attr-defined]
     small = model_specs.resolve_writer("smollm2")
     assert small.settings["questions_per_call"] == 1
-    with pytest.raises(OptionError, match='got "openai-like:model-without-address"'):
+    with pytest.raises(OptionError, match="got 'openai-like:model-without-address'"):
         model_specs.resolve_writer("openai-like:model-without-address")
 
 

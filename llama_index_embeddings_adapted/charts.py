@@ -6,6 +6,7 @@ several side by side. What is drawn is also said in words, for those who do not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
@@ -80,7 +81,8 @@ def curves(
     height, top, bottom = 210, 14, 172
     known = [value for line in lines.values() for value in line if value == value]
     known += [level[0]] if level else []
-    low, high = _nice(min(known, default=0.0), max(known, default=1.0))
+    ticks = _ticks(min(known, default=0.0), max(known, default=1.0))
+    low, high = ticks[0], ticks[-1]
     step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(places) - 1)
 
     def x(place: int) -> float:
@@ -89,7 +91,7 @@ def curves(
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = [_axes(low, high, y), _ticks(places, x, bottom)]
+    parts = [_levels(ticks, y), _places(places, x, bottom)]
     parts.append(Markup('<text x="192" y="204" class="axis middle">{}</text>').format(horizontal))
     if level:
         parts.append(
@@ -139,8 +141,8 @@ def _line(at: Sequence[tuple[float, float]], number: int) -> Markup:
     return line + dots
 
 
-def _axes(low: float, high: float, y: Callable[[float], float]) -> Markup:
-    ticks = [low + part * (high - low) / 4 for part in range(5)]
+def _levels(ticks: Sequence[float], y: Callable[[float], float]) -> Markup:
+    """Draw the horizontal lines and say what they stand for."""
     return Markup("").join(
         Markup(
             '<path class="grid" d="M{left} {y}H{right}"/>'
@@ -151,13 +153,13 @@ def _axes(low: float, high: float, y: Callable[[float], float]) -> Markup:
             end=_LEFT - 6,
             y=_px(y(tick)),
             ty=_px(y(tick) + 4),
-            value=_short(tick, high - low),
+            value=f"{tick:.{_digits(ticks[1] - ticks[0])}f}",
         )
         for tick in ticks
     )
 
 
-def _ticks(places: Sequence[object], x: Callable[[int], float], bottom: float) -> Markup:
+def _places(places: Sequence[object], x: Callable[[int], float], bottom: float) -> Markup:
     every = -(-len(places) // 9)
     return Markup("").join(
         Markup('<text x="{}" y="{}" class="axis middle">{}</text>').format(
@@ -177,14 +179,18 @@ def _drawing(title: str, said: str, body: Markup, *, height: int) -> Markup:
     ).format(title=title, width=_WIDTH, height=height, n=number, said=said, body=body)
 
 
-def _nice(low: float, high: float) -> tuple[float, float]:
-    """Return limits with a little room, so that no line runs on the border."""
-    room = 0.08 * (high - low) or 0.05
-    return low - room, high + room
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers, at equal distances, between which all values lie."""
+    span = max(high - low, 1e-3)
+    unit = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m * 4 >= span)
+    first = math.floor(low / step + 1e-9)
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [tick * step for tick in range(first, last + 1)]
 
 
-def _short(value: float, span: float) -> str:
-    return f"{value:.2f}" if span > 0.04 else f"{value:.3f}"
+def _digits(step: float) -> int:
+    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 def _px(value: float) -> str:

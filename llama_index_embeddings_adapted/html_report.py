@@ -77,7 +77,7 @@ def page(findings: Findings) -> str:
             "subtitle": _subtitle(findings),
             "verdict": _verdict(findings),
             "models": models,
-            "scores_note": findings.note or "Means over all judged queries.",
+            "scores_note": findings.note or "Means over all judged queries, with 95 % intervals.",
             "charts": [_bars(scores, metric) for metric in _fitting(scores, _BARS)],
             "curves": [_curve(scores, name) for name in _CURVES if scores],
             "metrics": _metrics(scores),

@@ -344,6 +344,23 @@ def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() 
     assert {"base model", "kept"} <= set(drawn.inside["text"])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.47, 0.93, [0.4, 0.6, 0.8, 1.0]),
+        (-0.01, 0.26, [-0.1, 0.0, 0.1, 0.2, 0.3]),
+        (0.0, 0.0, [0.0, 0.0005]),
+        (-3.0, 400.0, [-200.0, 0.0, 200.0, 400.0]),
+    ],
+)
+def test_axes_are_marked_at_round_numbers_around_all_values(
+    low: float, high: float, ticks: list[float]
+) -> None:
+    found = charts._ticks(low, high)
+    assert found == pytest.approx(ticks)
+    assert found[0] <= low <= high <= found[-1]
+
+
 def test_data_statistics_count_and_hold_no_text(small: EmbeddingQAFinetuneDataset) -> None:
     found = data_statistics(small.reported(None, synthetic=True))
     assert (found["queries"], found["documents"], found["documents_asked_for"]) == (12, 6, 6)

@@ -26,6 +26,8 @@ def training_section(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
     history = report.get("history") or []
     gains = _gains(history)
     drawn = _charts(report, history, gains) if len(history) > 1 else []
+    if report.get("choice"):
+        gains, drawn = _tried(report["choice"])
     return {
         "name": name,
         "lines": _lines(report, history),
@@ -87,6 +89,27 @@ def _charts(
             mark=mark,
         ),
     ]
+
+
+def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Any]]:
+    """Draw the gain of each candidate in the order they were tried."""
+    pairs = list(choice["gains"].values())
+    gains = {
+        part: [_number(pair[place]) for pair in pairs]
+        for place, part in enumerate(("known", "new"))
+    }
+    gains = {part: line for part, line in gains.items() if any(v == v for v in line)}
+    names = list(choice["gains"])
+    mark = (names.index(choice["recipe"]), "chosen") if choice["recipe"] in names else None
+    drawn = charts.curves(
+        "Change in NDCG@10 of what was tried",
+        range(1, len(pairs) + 1),
+        {_PARTS[part]: line for part, line in gains.items()},
+        horizontal="candidate, as tried; the first is the base model",
+        level=(0.0, "base model"),
+        mark=mark,
+    )
+    return gains, [drawn]
 
 
 def _parts(report: Mapping[str, Any]) -> dict[str, Any]:

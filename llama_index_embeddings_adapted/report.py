@@ -21,7 +21,8 @@ _HELD_OUT = (
     "Queries held out of training, with 95 % intervals. They also chose when training stopped."
 )
 _CROSS_FITTED = (
-    "Every query judged by adapters that had not seen it, with 95 % intervals. All judgements "
+    "Every query judged by adapters that had not seen it, with 95 % intervals; a query may be "
+    "judged twice, on documents with training questions and on documents without. All judgements "
     "count the same here; the verdict weighs them by the queries that are expected."
 )
 

@@ -180,7 +180,8 @@ def test_every_method_writes_a_page_with_history_passages_data_and_cost(
     found, text = engine.report, (tmp_path / "report.html").read_text("utf-8")
     assert found.verdict.partition(":")[0].partition(";")[0].capitalize() in text
     assert "Training of adapted" in text
-    assert ("base model</text>" in text) == (method == "linear")
+    assert "base model</text>" in text  # the line to compare with
+    assert ("Training loss" in text) == (method == "linear")
     assert ("candidates competed" in text) == (method == "ridge")
     assert f"<td>{found.base_calls:,}</td>" in text
     assert found.data["queries"] == len(small)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -442,3 +443,30 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
     wrong = Ran("finetune", "--config", "missing.toml")
     assert wrong.code == 2
     assert "missing.toml: no such file" in wrong.err
+
+
+# --- the documentation ----------------------------------------------------------------------------
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_the_commands_of_the_readme_exist_with_their_options() -> None:
+    lines = [line for line in README.splitlines() if line.startswith("llama-index-adapted ")]
+    assert {line.split()[1] for line in lines} == set(COMMANDS)
+    for line in lines:
+        _, command, *rest = shlex.split(line, comments=True)
+        shown = Ran(command, "--help").out
+        assert all(f"{word} " in shown for word in rest if word.startswith("--")), line
+
+
+def test_the_configuration_file_of_the_readme_is_one(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    text = README.partition("```toml\n")[2].partition("```")[0]
+    Path("run.toml").write_text(text)
+    adapter(tmp_path / "adapter", counting)
+    pairs.rename("test.json")
+    ran = Ran("compare", "--config", "run.toml", "--quiet")
+    assert ran.code == 4, ran.err
+    assert "| adapter |" in ran.out
+    assert Path("cache").is_dir()

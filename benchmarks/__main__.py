@@ -14,6 +14,7 @@ from benchmarks import (
     figures,
     growth,
     methods,
+    page,
     peers,
     quality,
     questions,
@@ -44,6 +45,7 @@ PARTS = (
     "composed",
     "composed_time",
     "composed_memory",
+    "report",
 )
 
 
@@ -115,6 +117,8 @@ def main() -> None:
         composed.epoch_time(arguments.data, arguments.cache, box, 2)
     if what in ("composed_memory", "all"):
         composed.memory()
+    if what in ("report", "all"):
+        page.run(arguments.data, arguments.cache)
     tables.refresh()
     figures.refresh()
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -86,6 +89,19 @@ def train(
         TrainingError: The loss is not finite.
         MissingExtraError: ``lora_rank`` is given and peft is not installed.
     """
+    with _own_randomness():
+        return _train(model, places, collate, score, options, folder, show_progress)
+
+
+def _train(
+    model: Any,
+    places: list[dict[str, list[int]]],
+    collate: Any,
+    score: Score,
+    options: ComposedOptions,
+    folder: Path,
+    show_progress: bool,
+) -> ComposedFit:
     if options.gradient_checkpointing:
         _checkpoint_activations(model)
     merge = _add_lora(model, options) if options.lora_rank else None
@@ -118,6 +134,18 @@ def train(
         merge()
     model.eval()
     return ComposedFit(best, tuple(progress.history), interrupted, resumed_from)
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Give the caller's random numbers back: the trainer seeds all of them."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 class _Trainer(SentenceTransformerTrainer):

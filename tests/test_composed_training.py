@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import runpy
 import signal
 import subprocess
@@ -128,11 +129,13 @@ def test_queries_are_held_out_where_no_validation_set_is_given(tmp_path: Path) -
 
 def test_the_same_seed_trains_the_same_weights(tmp_path: Path) -> None:
     vectors = []
+    before = random.getstate(), np.random.get_state()[1].tolist()
     for run in ("one", "two"):
         found = engine(tmp_path / run, CountingEmbedding(), epochs=2)
         found.finetune()
         vectors.append(found.get_finetuned_model().get_query_embedding("where is it"))
     assert vectors[0] == vectors[1]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_the_model_given_is_not_changed(tmp_path: Path) -> None:

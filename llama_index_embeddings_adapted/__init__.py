@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.errors import AdaptedError
-from llama_index_embeddings_adapted.maps import LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.resolve import resolve_embed_model
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.local_llama import LocalLlama
     from llama_index_embeddings_adapted.negatives import mine_hard_negatives
     from llama_index_embeddings_adapted.passages import hold_out_documents
+    from llama_index_embeddings_adapted.pool import AdapterPool
     from llama_index_embeddings_adapted.question_report import QuestionReport
     from llama_index_embeddings_adapted.report import FinetuneReport
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
@@ -39,6 +40,7 @@ __all__ = [
     "AdaptedEmbedding",
     "AdaptedError",
     "Adapter",
+    "AdapterPool",
     "Candidate",
     "Comparison",
     "EmbeddingAdapterFinetuneEngine",
@@ -47,6 +49,7 @@ __all__ = [
     "FinetuneReport",
     "LinearAdapter",
     "LocalLlama",
+    "LowRankAdapter",
     "MemoryRetriever",
     "QuestionReport",
     "RetrievalScores",
@@ -63,6 +66,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AdapterPool": "pool",
     "Candidate": "candidates",
     "Comparison": "comparison",
     "EmbeddingAdapterFinetuneEngine": "engines",

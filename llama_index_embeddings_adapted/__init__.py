@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.passages import hold_out_documents
     from llama_index_embeddings_adapted.pool import AdapterPool
     from llama_index_embeddings_adapted.question_report import QuestionReport
+    from llama_index_embeddings_adapted.rebuild import adapt_index
     from llama_index_embeddings_adapted.report import FinetuneReport
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
+    from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
     from llama_index_embeddings_adapted.structure import pairs_from_structure
 
 __all__ = [
@@ -53,8 +55,11 @@ __all__ = [
     "MemoryRetriever",
     "QuestionReport",
     "RetrievalScores",
+    "SimilarityCheck",
     "TwoLayerAdapter",
+    "adapt_index",
     "agenerate_qa_embedding_pairs",
+    "check_similarity",
     "compare_retrieval",
     "estimate",
     "evaluate_retrieval",
@@ -76,7 +81,10 @@ _LAZY = {
     "MemoryRetriever": "retriever",
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
+    "SimilarityCheck": "similarity",
+    "adapt_index": "rebuild",
     "agenerate_qa_embedding_pairs": "generation",
+    "check_similarity": "similarity",
     "compare_retrieval": "comparison",
     "estimate": "estimation",
     "evaluate_retrieval": "evaluation",

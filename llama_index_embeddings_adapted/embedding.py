@@ -21,10 +21,14 @@ from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
 from llama_index_embeddings_adapted.base_model import Embedding, base_name
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
+from llama_index_embeddings_adapted.document_side import DocumentEmbedding
+from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.maps import UnitAdapter
 from llama_index_embeddings_adapted.redaction import without_url_secrets
 from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
 from llama_index_embeddings_adapted.sketch import QuerySketch
+from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors, content_keys
 from llama_index_embeddings_adapted.versions import Version, Versions, check_successor
 
@@ -182,6 +186,34 @@ class AdaptedEmbedding(BaseEmbedding):
     def _serve(self, version: Version) -> None:
         self.adapter = version.adapter
         self._training, self._sketch = version.training, version.sketch
+
+    def for_documents(self, *, cache_dir: CacheDir = None) -> DocumentEmbedding:
+        """Return what embeds documents for this model, for ``IngestionPipeline``.
+
+        Where the adapter leaves documents alone, its dict and vectors are those of the base model,
+        so no new adapter makes a pipeline embed anything again. Two base models that share a dict
+        but not their vectors are told apart. Asks the base model for its probe vectors, once.
+
+        Args:
+            cache_dir: Where the base model's vectors are kept and looked up, see
+                :class:`~llama_index_embeddings_adapted.encode.Encoder`.
+        """
+        if self.adapter.adapts_documents:
+            return DocumentEmbedding(
+                self.base_embed_model, self.adapter, self.to_dict(), cache_dir=cache_dir
+            )
+        description = self.base_embed_model.to_dict()
+        return DocumentEmbedding(self.base_embed_model, None, description, cache_dir=cache_dir)
+
+    def normalized(self) -> AdaptedEmbedding:
+        """Return this model with queries and documents of length 1.
+
+        For base models whose vectors are not, in stores that rank by inner product or Euclidean
+        distance; the index has to be rebuilt once, see :func:`adapt_index`.
+        """
+        length = UnitAdapter(self.adapter.output_dim)
+        state = {**self.__getstate__(), "adapter": StackedAdapter(self.adapter, length)}
+        return type(self)(**state)
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.

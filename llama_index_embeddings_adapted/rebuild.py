@@ -106,8 +106,7 @@ def _check_arguments(index: Any, embed_model: Any, vector_store: Any, batch_size
         )
     if batch_size < 1:
         raise OptionError(f"batch_size: expected at least 1, got {batch_size!r}.")
-    old, name = index.vector_store, name_of(vector_store)
-    if old is vector_store or (name is not None and name == name_of(old)):
+    if index.vector_store is vector_store:
         raise StoreError(
             "vector_store: expected a new, empty collection beside the old one, got the one of the "
             "index. The old one keeps serving until the new one is complete."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted import (
     adapt_index,
     check_similarity,
 )
+from llama_index_embeddings_adapted.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import StoreError
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 from tests.conftest import CountingEmbedding
@@ -175,7 +176,8 @@ def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(
 def quietly(
     index: VectorStoreIndex, model: AdaptedEmbedding, store: Any, **settings: Any
 ) -> VectorStoreIndex:
-    return adapt_index(index, model, store, check=False, show_progress=False, **settings)
+    settings = {"check": False, "show_progress": False, **settings}
+    return adapt_index(index, model, store, **settings)
 
 
 def test_a_rebuild_that_breaks_goes_on_where_it_ended(
@@ -222,6 +224,7 @@ def test_nodes_are_read_from_the_old_store_where_it_can_list_them(
     model = AdaptedEmbedding(base, BOTH_SIDES)
     old = built(base, stores("old", DIM))
     store = stores("new", DIM)
+    fingerprint_of(base)  # a model object is identified once
     calls = len(base.batches)
     if old.vector_store.class_name() == "ChromaVectorStore" or not store.stores_text:
         with pytest.raises(StoreError, match=r"40 of 40 nodes have no vector of the base model"):

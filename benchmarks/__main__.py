@@ -23,6 +23,7 @@ from benchmarks import (
     tables,
     throughput,
     trust,
+    upgrade,
 )
 
 PARTS = (
@@ -40,6 +41,7 @@ PARTS = (
     "questions",
     "throughput",
     "recovery",
+    "upgrade",
 )
 
 
@@ -54,6 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -101,6 +104,13 @@ def main() -> None:
         environment.save("throughput", "python -m benchmarks throughput", throughput.run())
     if what in ("recovery", "all"):
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
+    if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
+        if arguments.mpnet is None:
+            parser.error("upgrade needs --mpnet")
+        command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
+        environment.save(
+            "upgrade", command, upgrade.run(arguments.data, arguments.cache, arguments.mpnet)
+        )
     tables.refresh()
     figures.refresh()
 

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
     from llama_index_embeddings_adapted.structure import pairs_from_structure
+    from llama_index_embeddings_adapted.upgrade import (
+        Upgrade,
+        UpgradeScores,
+        evaluate_upgrade,
+        upgrade_adapter,
+    )
 
 __all__ = [
     "AdaptedEmbedding",
@@ -57,17 +63,21 @@ __all__ = [
     "RetrievalScores",
     "SimilarityCheck",
     "TwoLayerAdapter",
+    "Upgrade",
+    "UpgradeScores",
     "adapt_index",
     "agenerate_qa_embedding_pairs",
     "check_similarity",
     "compare_retrieval",
     "estimate",
     "evaluate_retrieval",
+    "evaluate_upgrade",
     "generate_qa_embedding_pairs",
     "hold_out_documents",
     "mine_hard_negatives",
     "pairs_from_structure",
     "resolve_embed_model",
+    "upgrade_adapter",
 ]
 
 _LAZY = {
@@ -82,16 +92,20 @@ _LAZY = {
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
     "SimilarityCheck": "similarity",
+    "Upgrade": "upgrade",
+    "UpgradeScores": "upgrade",
     "adapt_index": "rebuild",
     "agenerate_qa_embedding_pairs": "generation",
     "check_similarity": "similarity",
     "compare_retrieval": "comparison",
     "estimate": "estimation",
     "evaluate_retrieval": "evaluation",
+    "evaluate_upgrade": "upgrade",
     "generate_qa_embedding_pairs": "generation",
     "hold_out_documents": "passages",
     "mine_hard_negatives": "negatives",
     "pairs_from_structure": "structure",
+    "upgrade_adapter": "upgrade",
 }
 
 

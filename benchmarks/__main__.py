@@ -24,6 +24,7 @@ from benchmarks import (
     throughput,
     trust,
     upgrade,
+    watching,
 )
 
 PARTS = (
@@ -42,6 +43,7 @@ PARTS = (
     "throughput",
     "recovery",
     "upgrade",
+    "watching",
 )
 
 
@@ -104,6 +106,9 @@ def main() -> None:
         environment.save("throughput", "python -m benchmarks throughput", throughput.run())
     if what in ("recovery", "all"):
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
+    if what in ("watching", "all"):
+        rows = watching.run(arguments.data, arguments.cache)
+        environment.save("watching", "python -m benchmarks watching", {"rows": rows})
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         evaluate_upgrade,
         upgrade_adapter,
     )
+    from llama_index_embeddings_adapted.watching import DriftReport, inspect_queries
 
 __all__ = [
     "AdaptedEmbedding",
@@ -51,6 +52,7 @@ __all__ = [
     "AdapterPool",
     "Candidate",
     "Comparison",
+    "DriftReport",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
@@ -74,6 +76,7 @@ __all__ = [
     "evaluate_upgrade",
     "generate_qa_embedding_pairs",
     "hold_out_documents",
+    "inspect_queries",
     "mine_hard_negatives",
     "pairs_from_structure",
     "resolve_embed_model",
@@ -84,6 +87,7 @@ _LAZY = {
     "AdapterPool": "pool",
     "Candidate": "candidates",
     "Comparison": "comparison",
+    "DriftReport": "watching",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "Estimate": "estimation",
     "FinetuneReport": "report",
@@ -103,6 +107,7 @@ _LAZY = {
     "evaluate_upgrade": "upgrade",
     "generate_qa_embedding_pairs": "generation",
     "hold_out_documents": "passages",
+    "inspect_queries": "watching",
     "mine_hard_negatives": "negatives",
     "pairs_from_structure": "structure",
     "upgrade_adapter": "upgrade",

@@ -10,48 +10,57 @@ from numpy.typing import NDArray
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.vectors import Vectors
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
+Matrix = NDArray[np.float64]
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 
 
 def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
-    """Return the rotation that takes new vectors to old ones best, scaled and shifted.
+    """Return the rotation that takes new vectors to old ones best: ``q' = R q``.
 
-    ``q' = normalise(s R (q - mean(new)) + mean(old))``, with orthonormal rows or columns of ``R``
-    where the dimensions differ.
+    Where the dimensions differ, ``R`` has orthonormal rows or columns.
 
     Args:
         new: ``(n, new_dim)``, unit rows.
         old: ``(n, old_dim)``, unit rows of the same texts.
 
     Source:
-        Schönemann 1966; the scale after Gower 1975.
+        Schönemann 1966.
     """
-    x, y = new - new.mean(axis=0), old - old.mean(axis=0)
-    left, values, right = np.linalg.svd((y.T @ x).astype(np.float64), full_matrices=False)
-    scale = values.sum() / max(float(np.sum(x.astype(np.float64) ** 2)), 1e-12)
-    return _affine(scale * (left @ right), new, old)
+    return _linear(_rotation(new.astype(np.float64), old.astype(np.float64)))
 
 
 def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
-    """Return the linear map that takes new vectors to old ones, shrunk to their mean.
+    """Return the linear map that takes new vectors to old ones, shrunk to the best rotation.
+
+    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
+    that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
+    rare directions first, in which passages differ.
 
     Args:
         new: ``(n, new_dim)``, unit rows.
         old: ``(n, old_dim)``, unit rows of the same texts.
-        strength: In units of the mean variance of the new vectors, ``> 0``.
+        strength: λ, in units of the mean eigenvalue of ``XᵀX``, ``> 0``.
 
     Source:
-        Hoerl and Kennard 1970.
+        Hoerl and Kennard 1970, shrunk to the rotation of Schönemann 1966.
     """
-    x, y = (part.astype(np.float64) - part.mean(axis=0) for part in (new, old))
+    x, y = new.astype(np.float64), old.astype(np.float64)
+    rotation = _rotation(x, y)
+    rotated = x @ rotation.T
+    scale = float(np.sum(y**2) / max(np.sum(rotated**2), 1e-12)) ** 0.5
     gram = x.T @ x
     gram[np.diag_indices(len(gram))] += strength * max(np.trace(gram) / len(gram), 1e-12)
-    return _affine(np.linalg.solve(gram, x.T @ y).T, new, old)
+    step = np.linalg.solve(gram, x.T @ (y - scale * rotated)).T
+    return _linear(scale * rotation + step)
 
 
-def _affine(weight: NDArray[np.float64], new: Vectors, old: Vectors) -> LinearAdapter:
-    bias = old.mean(axis=0) - weight @ new.mean(axis=0)
-    return LinearAdapter(weight.astype(np.float32), bias.astype(np.float32), shared=True)
+def _rotation(x: Matrix, y: Matrix) -> Matrix:
+    left, _, right = np.linalg.svd(y.T @ x, full_matrices=False)
+    return np.asarray(left @ right)
+
+
+def _linear(weight: Matrix) -> LinearAdapter:
+    return LinearAdapter(weight.astype(np.float32), shared=True)
 
 
 def _ridge_of(strength: float) -> Callable[[Vectors, Vectors], LinearAdapter]:

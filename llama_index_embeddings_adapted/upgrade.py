@@ -59,7 +59,6 @@ def upgrade_adapter(
     new_model: BaseEmbedding,
     texts: Sequence[str],
     *,
-    queries: Sequence[str] = (),
     method: str = "auto",
     holdout: float = 0.2,
     cache_dir: CacheDir = None,
@@ -69,17 +68,17 @@ def upgrade_adapter(
     """Fit a map from a new model's vectors to the old model's; needs texts, and no labels.
 
     Both models embed the same texts; the map takes one's vectors to the other's. A sample of the
-    indexed texts does, a few times as many as the new model has dimensions if there are so many,
-    and queries from a log do more for queries. Texts that are cached are not embedded again.
+    indexed texts does, a few times as many as the new model has dimensions if there are so many.
+    Documents serve better than queries: fitted on those, new queries only learn to do what the old
+    model's did. Texts that are cached are not embedded again.
 
     Args:
         old_model: The model whose documents are indexed, or an :class:`AdaptedEmbedding` of it
             that leaves documents alone: its adapter is then applied after the map.
         new_model: The model that is to take over.
         texts: Documents, at least 20 distinct ones.
-        queries: Queries, embedded as such by both models.
-        method: ``"procrustes"``: a rotation, scaled and shifted. ``"ridge"``: any linear map,
-            shrunk as held-out texts want it. ``"auto"``: what agrees better on held-out texts.
+        method: ``"procrustes"``: a rotation. ``"ridge"``: any linear map, shrunk towards that
+            rotation as held-out texts want it. ``"auto"``: what agrees better on held-out texts.
         holdout: Share of the texts that the choice is made on, in (0, 1); the map returned is then
             fitted on all of them.
         cache_dir: See :class:`~llama_index_embeddings_adapted.encode.Encoder`.
@@ -98,18 +97,22 @@ def upgrade_adapter(
         raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     if not 0 < holdout < 1:
         raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = {role: list(dict.fromkeys(given)) for role, given in
-                (("document", texts), ("query", queries))}  # fmt: skip
-    if len(distinct["document"]) < FEWEST_TEXTS:
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
         raise DatasetError(
-            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got "
-            f"{len(distinct['document'])}. Take a sample of what the index holds."
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
         )
     old_base, after = _old(old_model)
-    settings: dict[str, Any] = {"cache_dir": cache_dir, "show_progress": show_progress}
-    theirs = _both_roles(new_model, distinct, settings)
-    ours = _both_roles(old_base, distinct, settings)
-    tried, held = _judged(theirs, ours, len(distinct["document"]), method, holdout, seed)
+    theirs, ours = (
+        _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
+        for model in (new_model, old_base)
+    )
+    held = np.zeros(len(distinct), dtype=bool)
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    held[order[: max(1, round(holdout * len(distinct)))]] = True
+    names = [name for name in FITS if method == "auto" or name.startswith(method)]
+    tried = {name: _agreement(_fitted(name, theirs, ours, held), ours, held) for name in names}
     best = max(tried, key=lambda name: tried[name])
     found = FITS[best](theirs, ours)
     cosine = np.sum(_fitted(best, theirs, ours, held) * ours[held], axis=1).mean()
@@ -129,30 +132,13 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
     return model.base_embed_model, model.adapter if model.transform_query else None
 
 
-def _both_roles(
-    model: BaseEmbedding, texts: dict[str, list[str]], settings: dict[str, Any]
-) -> Vectors:
-    """Return documents, then queries, as unit rows."""
+def _embedded(model: BaseEmbedding, texts: list[str], **settings: Any) -> Vectors:
+    """Return unit rows."""
     encoder = Encoder(model, **settings)
     try:
-        documents = encoder.encode(texts["document"], "document")
-        queries = encoder.encode(texts["query"], "query") if texts["query"] else documents[:0]
+        return unit(encoder.encode(texts, "document"))
     finally:
         encoder.close()
-    return unit(np.concatenate([documents, queries]))
-
-
-def _judged(
-    theirs: Vectors, ours: Vectors, documents: int, method: str, holdout: float, seed: int
-) -> tuple[dict[str, float], NDArray[np.bool_]]:
-    """Return the agreement of each method, and which rows were held out for it."""
-    held = np.zeros(len(theirs), dtype=bool)
-    random = np.random.default_rng(seed)
-    held[random.permutation(len(theirs))[: max(1, round(holdout * len(theirs)))]] = True
-    names = [name for name in FITS if method == "auto" or name.startswith(method)]
-    return {
-        name: _agreement(_fitted(name, theirs, ours, held), ours, documents, held) for name in names
-    }, held
 
 
 def _fitted(name: str, theirs: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> Vectors:
@@ -160,18 +146,16 @@ def _fitted(name: str, theirs: Vectors, ours: Vectors, held: NDArray[np.bool_]) 
     return FITS[name](theirs[~held], ours[~held]).apply(theirs[held])
 
 
-def _agreement(mapped: Vectors, ours: Vectors, documents: int, held: NDArray[np.bool_]) -> float:
-    """Return the share of the 10 nearest documents by old vectors that mapped ones find, too."""
-    corpus = ours[:documents]
+def _agreement(mapped: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> float:
+    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too."""
     own = np.flatnonzero(held)
-    wanted, found = (_others(queries, corpus, own) for queries in (ours[held], mapped))
-    return float(
-        np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(wanted, found, strict=True)])
-    )
+    wanted, found = (_others(queries, ours, own) for queries in (ours[held], mapped))
+    shares = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(wanted, found, strict=True)]
+    return float(np.mean(shares))
 
 
 def _others(queries: Vectors, corpus: Vectors, own: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return the nearest 10 documents of each query, itself left out."""
+    """Return the nearest 10 texts of each, itself left out."""
     k = min(_NEIGHBOURS, len(corpus) - 1)
     rows, _ = top_k(queries, corpus, k + 1)
     return [row[row != itself][:k] for row, itself in zip(rows, own, strict=True)]

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
         generate_qa_embedding_pairs,
     )
     from llama_index_embeddings_adapted.local_llama import LocalLlama
+    from llama_index_embeddings_adapted.moves import (
+        MoveReport,
+        bound_nudges,
+        moved_documents,
+        undo_nudges,
+    )
     from llama_index_embeddings_adapted.negatives import mine_hard_negatives
     from llama_index_embeddings_adapted.passages import hold_out_documents
     from llama_index_embeddings_adapted.pool import AdapterPool
@@ -61,6 +67,7 @@ __all__ = [
     "LocalLlama",
     "LowRankAdapter",
     "MemoryRetriever",
+    "MoveReport",
     "QuestionReport",
     "RetrievalScores",
     "SimilarityCheck",
@@ -69,6 +76,7 @@ __all__ = [
     "UpgradeScores",
     "adapt_index",
     "agenerate_qa_embedding_pairs",
+    "bound_nudges",
     "check_similarity",
     "compare_retrieval",
     "estimate",
@@ -78,8 +86,10 @@ __all__ = [
     "hold_out_documents",
     "inspect_queries",
     "mine_hard_negatives",
+    "moved_documents",
     "pairs_from_structure",
     "resolve_embed_model",
+    "undo_nudges",
     "upgrade_adapter",
 ]
 
@@ -93,6 +103,7 @@ _LAZY = {
     "FinetuneReport": "report",
     "LocalLlama": "local_llama",
     "MemoryRetriever": "retriever",
+    "MoveReport": "moves",
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
     "SimilarityCheck": "similarity",
@@ -100,6 +111,7 @@ _LAZY = {
     "UpgradeScores": "upgrade",
     "adapt_index": "rebuild",
     "agenerate_qa_embedding_pairs": "generation",
+    "bound_nudges": "moves",
     "check_similarity": "similarity",
     "compare_retrieval": "comparison",
     "estimate": "estimation",
@@ -109,7 +121,9 @@ _LAZY = {
     "hold_out_documents": "passages",
     "inspect_queries": "watching",
     "mine_hard_negatives": "negatives",
+    "moved_documents": "moves",
     "pairs_from_structure": "structure",
+    "undo_nudges": "moves",
     "upgrade_adapter": "upgrade",
 }
 

@@ -301,3 +301,28 @@ def test_documents_of_other_lengths_are_a_problem_unless_the_store_takes_the_cos
     corpus, query = documents(base), np.float32(base.vector("query", "town"))
     wanted = exact(QUERY_SIDE.apply(query), corpus)
     assert found(new.as_retriever(similarity_top_k=10), "town") == wanted
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vectors")
+
+
+def test_a_real_model_finds_the_same_in_each_store(
+    stores: Stores, minilm: Any, real_cache: Path
+) -> None:
+    adapter = LinearAdapter(
+        np.eye(384) + 0.05 * np.random.default_rng(1).standard_normal((384, 384))
+    )
+    model = AdaptedEmbedding(minilm, adapter)
+    side = model.for_documents(cache_dir=real_cache)  # embeds for the first store only
+    index = built(side, stores("real", 384))
+    texts = [node.get_content(MetadataMode.EMBED) for node in nodes()]
+    corpus = np.float32(side.get_text_embedding_batch(texts))
+    side.close()
+    check = check_similarity(index, model, cache_dir=real_cache, show_progress=False)
+    assert check.similarity != "unknown"
+    assert check.agreement == 1.0
+    retriever = index.as_retriever(similarity_top_k=10, embed_model=model)
+    query = adapter.apply(np.float32(minilm.get_query_embedding("Where can I see a whale?")))
+    assert found(retriever, "Where can I see a whale?") == exact(query, corpus)

@@ -25,6 +25,8 @@ from benchmarks import (
     tables,
     throughput,
     trust,
+    upgrade,
+    watching,
 )
 
 PARTS = (
@@ -46,6 +48,8 @@ PARTS = (
     "composed_time",
     "composed_memory",
     "report",
+    "upgrade",
+    "watching",
 )
 
 
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -119,6 +124,16 @@ def main() -> None:
         composed.memory()
     if what in ("report", "all"):
         page.run(arguments.data, arguments.cache)
+    if what in ("watching", "all"):
+        rows = watching.run(arguments.data, arguments.cache)
+        environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
+        if arguments.mpnet is None:
+            parser.error("upgrade needs --mpnet")
+        command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
+        environment.save(
+            "upgrade", command, upgrade.run(arguments.data, arguments.cache, arguments.mpnet)
+        )
     tables.refresh()
     figures.refresh()
 

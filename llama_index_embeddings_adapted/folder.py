@@ -1,4 +1,8 @@
-"""The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle."""
+"""The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle.
+
+Beside them, where it is known, ``queries.safetensors``: a sketch of the training queries, in a file
+of its own because serving does not need it.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,24 @@ from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+QUERIES = "queries.safetensors"
 #: The array beside the adapter's own: vectors that identify its base model.
 PROBES = "fingerprint.probes"
 
 # Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-_OURS = frozenset((CONFIG, WEIGHTS, CARD, "pytorch_model.bin"))
+_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
 
 def write(
-    folder: Path, config: Mapping[str, Any], arrays: Mapping[str, Array], *, card: str = ""
+    folder: Path,
+    config: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    *,
+    queries: Mapping[str, Array] | None = None,
+    card: str = "",
 ) -> None:
     """Write a folder that is complete or absent; one of the same name is replaced.
 
@@ -38,6 +48,7 @@ def write(
         folder: Where. A folder that holds anything but a saved adapter is not replaced.
         config: JSON-able; the format version is added.
         arrays: Weights by name.
+        queries: Of the sketch of training queries, if there is one.
         card: Text of ``README.md``.
 
     Raises:
@@ -46,6 +57,8 @@ def write(
     check_target(folder)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
+        if queries is not None:
+            (temporary / QUERIES).write_bytes(to_bytes(queries))
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         if card:
@@ -84,6 +97,16 @@ def check_version(config: Mapping[str, Any], folder: Path) -> None:
             f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
             'pip install --upgrade "llama-index-embeddings-adapted"'
         )
+
+
+def read_queries(folder: Path) -> Arrays | None:
+    """Read the sketch of the training queries; None where there is none.
+
+    Raises:
+        FolderError: The file is damaged.
+    """
+    path = folder / QUERIES
+    return from_bytes(path.read_bytes(), where=str(path)) if path.is_file() else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

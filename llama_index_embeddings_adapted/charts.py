@@ -94,31 +94,9 @@ def curves(
     parts = [_levels(ticks, y), _places(places, x, bottom)]
     parts.append(Markup('<text x="192" y="204" class="axis middle">{}</text>').format(horizontal))
     if level:
-        parts.append(
-            Markup(
-                '<path class="level" d="M{left} {y}H{right}"/>'
-                '<text x="{right}" y="{above}" class="axis end">{name}</text>'
-            ).format(
-                left=_LEFT,
-                right=_WIDTH - _RIGHT,
-                y=_px(y(level[0])),
-                above=_px(y(level[0]) - 4),
-                name=level[1],
-            )
-        )
+        parts.append(_level(y(level[0]), level[1]))
     if mark:
-        parts.append(
-            Markup(
-                '<path class="mark" d="M{x} {top}V{bottom}"/><text x="{x}" y="10" '
-                'class="axis {anchor}">{name}</text>'
-            ).format(
-                x=_px(x(mark[0])),
-                top=top,
-                bottom=bottom,
-                name=mark[1],
-                anchor="end" if mark[0] > len(places) / 2 else "",
-            )
-        )
+        parts.append(_mark(x(mark[0]), mark[1], top, bottom))
     for number, line in enumerate(lines.values()):
         at = [(x(place), y(value)) for place, value in enumerate(line) if value == value]
         parts.append(_line(at, number))
@@ -127,6 +105,22 @@ def curves(
         for name, line in lines.items()
     )
     return _drawing(title, said, Markup("").join(parts), height=height)
+
+
+def _level(y: float, name: str) -> Markup:
+    return Markup(
+        '<path class="level" d="M{left} {y}H{right}"/>'
+        '<text x="{right}" y="{above}" class="axis end">{name}</text>'
+    ).format(left=_LEFT, right=_WIDTH - _RIGHT, y=_px(y), above=_px(y - 4), name=name)
+
+
+def _mark(x: float, name: str, top: float, bottom: float) -> Markup:
+    return Markup(
+        '<path class="mark" d="M{x} {top}V{bottom}"/>'
+        '<text x="{x}" y="10" class="axis {anchor}">{name}</text>'
+    ).format(
+        x=_px(x), top=top, bottom=bottom, name=name, anchor="end" if x > _WIDTH / 2 else "start"
+    )
 
 
 def _line(at: Sequence[tuple[float, float]], number: int) -> Markup:

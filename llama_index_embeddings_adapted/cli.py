@@ -14,6 +14,8 @@ from llama_index_embeddings_adapted.errors import OptionError
 if TYPE_CHECKING:
     from llama_index_embeddings_adapted.question_job import QuestionJob
 
+_TRAINING = ("adapts", "ship", "expect", "epochs", "batch_size", "seed", "cache_dir")
+
 app = typer.Typer(
     name="llama-index-adapted",
     help="Train a small adapter on top of an embedding model, and know whether it helps.\n\n"
@@ -54,16 +56,13 @@ def generate(
     config: o.Config = None,
 ) -> None:
     """Write questions about documents: a dataset to train on."""
+    given = locals()
 
     def work() -> Outcome:
         from llama_index_embeddings_adapted import estimation, inputs
         from llama_index_embeddings_adapted.question_job import QuestionJob
 
-        job = QuestionJob(
-            source, llm, structure, base, questions_per_chunk, max_chunks, chunk_size,
-            chunk_overlap, styles, questions_per_call, concurrency, round_trip_k, cache_dir, seed,
-            quiet,
-        )  # fmt: skip
+        job = QuestionJob.of(given)
         if inputs.holds_pairs(source):
             raise OptionError(f"{source} is a dataset: it has questions. Point at documents.")
         if estimate:
@@ -85,32 +84,14 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Folder of the adapter.")] = Path("adapter"),
     llm: o.Llm = None,
     structure: o.Structure = False,
-    val: Annotated[
-        Path | None, typer.Option(help="A dataset to hold out, instead of a part of the source.")
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help='"linear"; "auto" lets methods compete; or a method, or several with commas.'
-        ),
-    ] = "linear",
-    adapts: Annotated[
-        str, typer.Option(help='"query", or "both": documents may move, the index is rebuilt.')
-    ] = "query",
-    ship: Annotated[
-        str, typer.Option(help='"proven": keep the base model otherwise; or "always".')
-    ] = "proven",
-    expect: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of live queries about documents with training questions, if known.",
-        ),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the queries, at most.")] = 40,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries per step.")] = 64,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
+    val: o.Val = None,
+    method: o.Method = "linear",
+    adapts: o.Adapts = "query",
+    ship: o.Ship = "proven",
+    expect: o.Expect = None,
+    epochs: o.Epochs = 40,
+    batch_size: o.BatchSize = 64,
+    learning_rate: o.LearningRate = None,
     split: o.Split = "train",
     report: o.Report = None,
     questions_per_chunk: o.PerChunk = 2,
@@ -134,27 +115,16 @@ def finetune(
     Questions that were written are kept in <out>.pairs.json; the page about what training found is
     written to <out>.report.html.
     """
+    given = locals()
 
     def work() -> Outcome:
         from llama_index_embeddings_adapted.question_job import QuestionJob
 
-        job = QuestionJob(
-            source, llm, structure, base, questions_per_chunk, max_chunks, chunk_size,
-            chunk_overlap, styles, questions_per_call, concurrency, round_trip_k, cache_dir, seed,
-            quiet,
-        )  # fmt: skip
-        options = {
-            "method": method.split(",") if "," in method else method,
-            "adapts": adapts,
-            "ship": ship,
-            "expect": expect,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "seed": seed,
-            "cache_dir": cache_dir,
-            "show_progress": not quiet,
-            "report_path": _page(report, out.with_name(f"{out.name}.report.html")),
-        }
+        job = QuestionJob.of(given)
+        options = {name: given[name] for name in _TRAINING}
+        options["method"] = method.split(",") if "," in method else method
+        options["show_progress"] = not quiet
+        options["report_path"] = _page(report, out.with_name(f"{out.name}.report.html"))
         if learning_rate is not None:
             options["learning_rate"] = learning_rate
         return _train(job, out, split, val, options)

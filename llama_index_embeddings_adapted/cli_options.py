@@ -102,3 +102,28 @@ Report = Annotated[
     str | None,
     typer.Option("--report", help='Where to write the HTML page; "none" for nowhere.'),
 ]
+
+Val = Annotated[
+    Path | None, typer.Option(help="A dataset to hold out, instead of a part of the source.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help='"linear"; "auto" lets methods compete; or a method, or several with commas.'
+    ),
+]
+Adapts = Annotated[
+    str, typer.Option(help='"query", or "both": documents may move, the index is rebuilt.')
+]
+Ship = Annotated[str, typer.Option(help='"proven": keep the base model otherwise; or "always".')]
+Expect = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of live queries about documents with training questions, if known.",
+    ),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the queries, at most.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Queries per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of Adam; the library's if not given.")]

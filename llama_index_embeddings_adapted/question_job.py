@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ class QuestionJob:
     cache_dir: str | None = None
     seed: int = 0
     quiet: bool = False
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> QuestionJob:
+        """Take what concerns it from the options of a command, and leave the rest."""
+        return cls(**{each.name: options[each.name] for each in fields(cls)})
 
     @cached_property
     def model(self) -> BaseEmbedding | None:

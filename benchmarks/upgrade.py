@@ -22,8 +22,8 @@ SET = "uberlyft_10k"
 def run(data: Path, cache: Path, mpnet: Path) -> dict[str, Any]:
     """Measure both directions, fitted on the texts of all chunks, Uber's and Lyft's.
 
-    Tested on all 790 Uber queries over the 395 Uber chunks. What to shrink to, and that documents
-    serve better than queries, was found on Lyft's 600 queries over Lyft's chunks (``dev``).
+    Tested on all 790 Uber queries over the 395 Uber chunks. The form of the map was settled on
+    Lyft's 600 queries over Lyft's chunks (``dev``).
     """
     real = sets.load(data, SET)
     test = real.tests["test"]

@@ -69,8 +69,8 @@ def upgrade_adapter(
 
     Both models embed the same texts; the map takes one's vectors to the other's. A sample of the
     indexed texts does, a few times as many as the new model has dimensions if there are so many.
-    Documents serve better than queries: fitted on those, new queries only learn to do what the old
-    model's did. Texts that are cached are not embedded again.
+    Give documents, not queries: fitted on queries, the new model learns to ask as the old one did,
+    its mistakes included. Texts that are cached are not embedded again.
 
     Args:
         old_model: The model whose documents are indexed, or an :class:`AdaptedEmbedding` of it

@@ -212,6 +212,10 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Build its base model and check that it is the same.")
     ] = False,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Live queries, one per line: have they moved away from training?"),
+    ] = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
     config: o.Config = None,
@@ -219,7 +223,7 @@ def inspect(
     """Say what a saved adapter is, what it belongs to, how it scored and how old it is."""
 
     def work() -> Outcome:
-        from llama_index_embeddings_adapted import folder_facts, model_specs
+        from llama_index_embeddings_adapted import folder_facts, inputs, model_specs
 
         facts = folder_facts.folder_facts(folder)
         text = folder_facts.facts_as_text(facts)
@@ -227,6 +231,12 @@ def inspect(
             model_specs.resolve_model(str(folder))
             facts["verified"] = True
             text += "\nverified: the base model gives the vectors it gave in training"
+        if queries is not None:
+            from llama_index_embeddings_adapted.watching import inspect_queries
+
+            drift = inspect_queries(folder, inputs.read_lines(queries))
+            facts["live_queries"] = drift.to_dict()
+            text += f"\nlive queries: {drift.verdict}"
         return Outcome(text, facts)
 
     conclude(work, as_json=as_json, debug=debug)

@@ -79,6 +79,21 @@ def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
     files.write_json(_note(path), found)
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read a text file with one query per line; empty lines are left out.
+
+    Raises:
+        DatasetError: It cannot be read as text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DatasetError(
+            f"{path}: expected a text file, one query per line ({cause})."
+        ) from cause
+    return [line.strip() for line in lines if line.strip()]
+
+
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.report.json")
 

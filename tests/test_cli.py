@@ -330,13 +330,35 @@ def test_inspect_says_what_the_folder_says(
     assert found["adapter"]["roles"] == ["query"]
     assert found["base_model"]["dim"] == counting.dim
     assert 0 <= found["age_days"] < 1
-    assert set(found["bytes"]) == {"README.md", "adapter.safetensors", "config.json"}
+    assert set(found["bytes"]) == {
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+        "queries.safetensors",
+    }
     assert found["data"]["queries"] == 12
     assert found["moved_documents"] is None
     shown = Ran("inspect", "adapter").out
     assert f"verdict: {found['verdict']}" in shown
     assert "trained on: 12 queries, 6 documents" in shown
     assert Ran("inspect", "adapter", "--verify").out.endswith("it gave in training\n")
+
+
+def test_inspect_says_whether_live_queries_have_moved(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
+    assert ran.code == 0, ran.err
+    live = tmp_path / "live.txt"
+    live.write_text("\n\n".join(f"zebra {n} quartz" for n in range(40)), encoding="utf-8")
+    ran = Ran("inspect", "adapter", "--queries", live, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.data["live_queries"]["queries"] == 40
+    assert ran.data["live_queries"]["far_share"] > 0.5
+    assert "\nlive queries: " in Ran("inspect", "adapter", "--queries", live).out
+    ran = Ran("inspect", "adapter", "--queries", tmp_path / "missing.txt")
+    assert ran.code == 1
+    assert "expected a text file, one query per line" in ran.err
 
 
 def test_moved_documents_are_counted_with_how_far_they_went(

@@ -119,7 +119,7 @@ def main() -> None:
         names = tuple(arguments.sets)
         composed.run(arguments.data, arguments.cache, box, names, arguments.epochs)
     if what in ("composed_time", "all"):
-        composed.epoch_time(arguments.data, arguments.cache, box, 2)
+        composed.epoch_time(arguments.data, arguments.cache, box, 1)
     if what in ("composed_memory", "all"):
         composed.memory()
     if what in ("report", "all"):

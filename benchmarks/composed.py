@@ -67,106 +67,140 @@ SAMPLES = {
 def run(
     data: Path, cache: Path, black_box: Path | None, names: tuple[str, ...], epochs: int
 ) -> None:
-    """Train, judge on test, and keep each set in the result file as soon as it is known."""
+    """Train and judge on test what the result file does not have yet, one model after another."""
     base = HuggingFaceEmbedding(str(black_box or SMALL), embed_batch_size=16)
     for name in names:
-        if name in SAMPLES:
-            row = quality(data, cache, base, name, epochs)
-            keep({"sets": {**_kept("sets"), name: row}})
+        if name not in SAMPLES:
+            continue
+        bench = _Bench(_sampled(sets.load(data, name), SAMPLES[name]), base, cache, epochs)
+        bench.untrained()
+        bench.adapter()
+        bench.full()
+        for variant in VARIANTS:
+            bench.composed(variant)
 
 
-def quality(
-    data: Path, cache: Path, base: HuggingFaceEmbedding, name: str, epochs: int
-) -> dict[str, Any]:
-    """Return test scores of six models; epochs and λ are chosen on dev."""
-    real = _sampled(sets.load(data, name), SAMPLES[name])
-    test, encoder = real.tests["test"], Encoder(base, cache_dir=cache, show_progress=False)
-    frozen = encoder.dataset(test)
-    small = SmallModel(SMALL)
-    plain = _embedded(small, test)
-    scores = {
-        BLACK_BOX: search(frozen, frozen.queries, frozen.documents),
-        "small model alone": search(frozen, *plain),
-        "composed, untrained": _composed(frozen, plain, 0.5),
-    }
-    runs: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        adapter = EmbeddingAdapterFinetuneEngine(
-            real.train,
-            base,
-            val_dataset=real.dev,
-            cache_dir=cache,
-            show_progress=False,
-            model_output_path=Path(folder) / "adapter",
-        )
-        adapter.finetune()
-        adapted = adapter.get_finetuned_model().adapt(frozen.queries)
-        scores["linear adapter on the black box"] = search(frozen, adapted, frozen.documents)
-        common = {"val_dataset": real.dev, "epochs": epochs, "cache_dir": cache, "verbose": True}
-        for variant, settings in VARIANTS.items():
+class _Bench:
+    """One data set; every method adds rows to the result file, unless they are there."""
+
+    def __init__(
+        self, real: sets.RealSet, base: HuggingFaceEmbedding, cache: Path, epochs: int
+    ) -> None:
+        self._real, self._base, self._cache, self._epochs = real, base, cache, epochs
+        self._test = real.tests["test"]
+        self._frozen = Encoder(base, cache_dir=cache, show_progress=False).dataset(self._test)
+        self._black_box = search(self._frozen, self._frozen.queries, self._frozen.documents)
+
+    def untrained(self) -> None:
+        """Judge the black box, the small model, and the two composed."""
+        if self._has("composed, untrained"):
+            return
+        plain = _embedded(SmallModel(SMALL), self._test)
+        self._keep(BLACK_BOX, self._black_box)
+        self._keep("small model alone", search(self._frozen, *plain))
+        self._keep("composed, untrained", _composed(self._frozen, plain, 0.5))
+
+    def adapter(self) -> None:
+        """Train the default adapter on the black box."""
+        model = "linear adapter on the black box"
+        if self._has(model):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            engine = EmbeddingAdapterFinetuneEngine(
+                self._real.train,
+                self._base,
+                val_dataset=self._real.dev,
+                cache_dir=self._cache,
+                show_progress=False,
+                model_output_path=Path(folder) / "adapter",
+            )
+            engine.finetune()
+        adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
+        self._keep(model, search(self._frozen, adapted, self._frozen.documents))
+
+    def composed(self, variant: str) -> None:
+        """Train the small model beside the black box."""
+        if self._has(variant):
+            return
+        with tempfile.TemporaryDirectory() as folder:
             engine = ComposedFinetuneEngine(
-                real.train,
-                base,
+                self._real.train,
+                self._base,
                 SMALL,
                 model_output_path=Path(folder) / "composed",
                 show_progress=False,
-                **common,
-                **settings,
+                **self._common(),
+                **VARIANTS[variant],
             )
             engine.finetune()
             model = engine.get_finetuned_model()
-            vectors = _embedded(SmallModel(model.augment_model), test)
-            scores[variant] = _composed(frozen, vectors, model.weight)
-            runs[variant] = engine.report.to_dict()
-            if variant == TRAINED:
-                scores["its small model alone"] = search(frozen, *vectors)
-            keep({"partial": _rows(name, scores, runs, epochs, real, test)})
-        full = SentenceTransformersFinetuneEngine(
-            real.train,
-            SMALL,
-            Path(folder) / "full",
-            batch_size=20,
-            show_progress_bar=False,
-            **common,
+            vectors = _embedded(SmallModel(model.augment_model), self._test)
+        scores = _composed(self._frozen, vectors, model.weight)
+        self._keep(variant, scores, engine.report.to_dict())
+        if variant == TRAINED:
+            self._keep("its small model alone", search(self._frozen, *vectors))
+
+    def full(self) -> None:
+        """Train all weights of the small model, without the black box."""
+        model = "small model, fully fine-tuned"
+        if self._has(model):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            engine = SentenceTransformersFinetuneEngine(
+                self._real.train,
+                SMALL,
+                Path(folder) / "full",
+                batch_size=20,
+                show_progress_bar=False,
+                **self._common(),
+            )
+            engine.finetune()
+            vectors = _embedded(SmallModel(Path(folder) / "full"), self._test)
+        self._keep(model, search(self._frozen, *vectors), engine.report.to_dict())
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "val_dataset": self._real.dev,
+            "epochs": self._epochs,
+            "cache_dir": self._cache,
+            "verbose": True,
+        }
+
+    def _has(self, model: str) -> bool:
+        return model in _kept("sets").get(self._real.name, {}).get("models", {})
+
+    def _keep(self, model: str, scores: RetrievalScores, run: dict[str, Any] | None = None) -> None:
+        counts = {"train": self._real.train, "dev": self._real.dev, "test": self._test}
+        known = _kept("sets")
+        found = known.setdefault(
+            self._real.name,
+            {
+                "set": self._real.name,
+                "queries": {part: len(dataset or ()) for part, dataset in counts.items()},
+                "documents searched": len(self._test.corpus),
+                "epochs at most": self._epochs,
+                "models": {},
+                "runs": {},
+            },
         )
-        full.finetune()
-        vectors = _embedded(SmallModel(Path(folder) / "full"), test)
-        scores["small model, fully fine-tuned"] = search(frozen, *vectors)
-        runs["small model, fully fine-tuned"] = full.report.to_dict()
-    keep({"partial": None})
-    return _rows(name, scores, runs, epochs, real, test)
+        found["models"][model] = self._row(scores)
+        if run is not None:
+            found["runs"][model] = run
+        keep({"sets": known})
 
-
-def _rows(
-    name: str,
-    scores: dict[str, RetrievalScores],
-    runs: dict[str, Any],
-    epochs: int,
-    real: sets.RealSet,
-    test: EmbeddingQAFinetuneDataset,
-) -> dict[str, Any]:
-    base = scores[BLACK_BOX]
-    rows = {}
-    for model, found in scores.items():
+    def _row(self, scores: RetrievalScores) -> dict[str, Any]:
         differences = {
-            metric: paired_difference(base.values(metric), found.values(metric), metric=metric)
+            metric: paired_difference(
+                self._black_box.values(metric), scores.values(metric), metric=metric
+            )
             for metric in METRICS
         }
-        rows[model] = {metric: found[metric] for metric in METRICS} | {
+        return {metric: scores[metric] for metric in METRICS} | {
             "against the black box": {
                 metric: {"mean": d.mean, "interval": [d.low, d.high], "p_value": d.p_value}
                 for metric, d in differences.items()
             }
         }
-    counts = {"train": len(real.train), "dev": len(real.dev or ()), "test": len(test)}
-    return {
-        "set": name,
-        "queries": counts,
-        "documents searched": len(test.corpus),
-        "epochs at most": epochs,
-        "models": rows,
-        "runs": runs,
-    }
 
 
 def _composed(

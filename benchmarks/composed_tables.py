@@ -55,7 +55,9 @@ def composed_runs_table() -> str:
 def composed_costs_table() -> str:
     """Time of an epoch beside the original's loop, and memory of a step."""
     found = environment.load("composed")
-    rows = ["| what | measured |", "|---|---|", *_time_rows(found["time"])]
+    rows = ["| what | measured |", "|---|---|"]
+    if "time" in found:
+        rows += _time_rows(found["time"])
     memory = found["memory"]
     peaks = {size: batch["peak_mib"] for size, batch in memory["batches"].items()}
     shown = ", ".join(f"batch {size}: {peak:,.0f} MiB" for size, peak in peaks.items())

@@ -13,6 +13,7 @@ from benchmarks import (
     figures,
     growth,
     methods,
+    page,
     peers,
     quality,
     questions,
@@ -40,6 +41,7 @@ PARTS = (
     "questions",
     "throughput",
     "recovery",
+    "report",
 )
 
 
@@ -101,6 +103,8 @@ def main() -> None:
         environment.save("throughput", "python -m benchmarks throughput", throughput.run())
     if what in ("recovery", "all"):
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
+    if what in ("report", "all"):
+        page.run(arguments.data, arguments.cache)
     tables.refresh()
     figures.refresh()
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.chance import at_chance
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.evaluation import RetrievalScores
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen
@@ -91,6 +92,7 @@ class Tuned:
         overall: Cross-fitted, weighted as live queries are expected.
         known: Queries judged on documents that training knew.
         new: Queries judged on documents that training did not know.
+        judged: ``"base"`` and ``"adapted"``: what every judgement found, unweighted.
     """
 
     adapter: Adapter
@@ -99,6 +101,7 @@ class Tuned:
     overall: PartReport
     known: PartReport | None
     new: PartReport | None
+    judged: dict[str, RetrievalScores]
 
 
 def tune(
@@ -159,7 +162,7 @@ def tune(
     )
     identity = LinearAdapter.identity(data.queries.shape[1])
     served = candidate if ship or always else identity
-    return Tuned(served, candidate, choice, overall, known, new)
+    return Tuned(served, candidate, choice, overall, known, new, selection.judged)
 
 
 def _announcement(queries: int, provable: float, expectation: Expectation, sampled: str) -> str:

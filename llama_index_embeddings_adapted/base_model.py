@@ -42,6 +42,7 @@ class BaseModelCalls:
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
         self.calls = 0
         self.texts = 0
+        self.characters = 0
         if batch_size is not None and not 0 < batch_size <= _MOST_PER_CALL:
             raise OptionError(
                 f"batch_size: expected a number from 1 to {_MOST_PER_CALL}, got {batch_size!r}."
@@ -63,6 +64,7 @@ class BaseModelCalls:
     def embed(self, role: str, texts: Sequence[str]) -> Iterator[Embedding]:
         """Yield the answers of the model for at most one batch of texts, as they arrive."""
         self.texts += len(texts)
+        self.characters += sum(map(len, texts))
         if role == "document":
             yield from self._documents(list(texts))
         elif self._queries is not None:

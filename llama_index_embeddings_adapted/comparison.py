@@ -1,24 +1,31 @@
-"""Models side by side: tables, a figure, and whether the difference is more than chance."""
+"""Models side by side: tables, a figure, a page, and whether the difference is more than chance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from llama_index_embeddings_adapted.data_statistics import data_statistics
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import OptionError, need
 from llama_index_embeddings_adapted.evaluation import (
     DEFAULT_KS,
     RetrievalScores,
+    Texts,
     evaluate_retrieval,
 )
+from llama_index_embeddings_adapted.html_report import Findings, write_page
 from llama_index_embeddings_adapted.plotting import plot_bars
-from llama_index_embeddings_adapted.significance import Difference, paired_difference
+from llama_index_embeddings_adapted.significance import (
+    Difference,
+    mean_interval,
+    paired_difference,
+)
 
 DEFAULT_METRIC = "ndcg@10"
 
@@ -29,9 +36,16 @@ class Comparison:
 
     Args:
         scores: Model name → scores.
+        texts: Of the queries and documents, for :meth:`to_html`; None shows none.
+        data: Numbers about the dataset, see
+            :func:`~llama_index_embeddings_adapted.data_statistics.data_statistics`.
+        trained: Model name → what is known of its training, as ``FinetuneReport.to_dict()``.
     """
 
     scores: Mapping[str, RetrievalScores]
+    texts: Texts | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> RetrievalScores:
         """Return the scores of one model."""
@@ -92,10 +106,40 @@ class Comparison:
             MissingExtraError: matplotlib is not installed.
         """
         bars = {
-            name: {metric: _interval(scores, metric) for metric in metrics}
+            name: {metric: mean_interval(scores.values(metric)) for metric in metrics}
             for name, scores in self.scores.items()
         }
         return plot_bars(bars, path, title=title)
+
+    def to_html(self, path: str | Path, *, title: str = "Comparison of embedding models") -> Path:
+        """Write a page to look at: one file that needs no other and no network.
+
+        It has the verdict, hit rate and MRR with intervals, metrics at every cut-off, how the
+        adapters among the models were trained, wins and losses against the first model with the
+        passages, what the data are, and what it cost. It holds texts of yours.
+
+        Args:
+            path: Where to write.
+            title: Of the page.
+
+        Returns:
+            The path written.
+        """
+        return write_page(
+            path, Findings(title, "", self.scores, self.texts, self.trained, self.data)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scores and differences to the first model as JSON knows them."""
+        first, *others = self.scores
+        differences = {name: self.significance(first, name) for name in others}
+        return {
+            "models": {name: scores.to_dict() for name, scores in self.scores.items()},
+            "differences": {
+                name: {"against": first, **asdict(found), "verdict": found.verdict}
+                for name, found in differences.items()
+            },
+        }
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -132,23 +176,21 @@ def compare_retrieval(
     """
     if not models:
         raise OptionError('models: expected at least one, such as {"base": model}.')
+    scores = {
+        name: evaluate_retrieval(
+            model,
+            dataset,
+            ks=ks,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        )
+        for name, model in models.items()
+    }
+    trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
     return Comparison(
-        {
-            name: evaluate_retrieval(
-                model,
-                dataset,
-                ks=ks,
-                batch_size=batch_size,
-                cache_dir=cache_dir,
-                show_progress=show_progress,
-            )
-            for name, model in models.items()
-        }
+        scores,
+        Texts(tuple(dataset.queries.values()), tuple(dataset.corpus.values())),
+        data_statistics(dataset),
+        {name: report for name, report in trained.items() if report},
     )
-
-
-def _interval(scores: RetrievalScores, metric: str) -> tuple[float, float, float]:
-    """Mean of a metric and its interval: the difference to a model that finds nothing."""
-    values = scores.values(metric)
-    found = paired_difference(0 * values, values, metric=metric)
-    return found.mean, max(0.0, found.low), min(1.0, found.high)

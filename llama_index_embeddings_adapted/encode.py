@@ -117,6 +117,11 @@ class Encoder:
         """Texts sent to the base model so far, the probes included."""
         return self._calls.texts
 
+    @property
+    def base_tokens(self) -> int:
+        """Tokens of those texts, about: a token for every four characters."""
+        return self._calls.characters // 4
+
     def encode(self, texts: Sequence[str], role: Role) -> Vectors:
         """Embed texts, repeated or not.
 

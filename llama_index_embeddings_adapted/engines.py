@@ -11,11 +11,13 @@ from typing import Any
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from llama_index_embeddings_adapted import files, legacy, store
 from llama_index_embeddings_adapted import folder as folders
-from llama_index_embeddings_adapted import legacy, store
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import whitening
+from llama_index_embeddings_adapted.comparison import Comparison
+from llama_index_embeddings_adapted.data_statistics import data_statistics
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.division import (
     divide,
@@ -29,6 +31,8 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     ShapeError,
 )
+from llama_index_embeddings_adapted.evaluation import Texts
+from llama_index_embeddings_adapted.held_out import held_out_scores
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions, known_options, settings_of
 from llama_index_embeddings_adapted.report import FinetuneReport
@@ -88,6 +92,8 @@ class EmbeddingAdapterFinetuneEngine:
         seed: Same seed, same machine, same weights.
         cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
             keeps vectors in memory only.
+        report_path: Where ``finetune()`` writes a page about what it found, such as
+            ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
         show_progress: Show bars.
         train_kwargs: Fields of
             :class:`~llama_index_embeddings_adapted.options.TrainingOptions`: ``loss``,
@@ -121,6 +127,7 @@ class EmbeddingAdapterFinetuneEngine:
         refit: bool = True,
         seed: int = 0,
         cache_dir: CacheDir = None,
+        report_path: str | Path | None = None,
         show_progress: bool = True,
         **train_kwargs: Any,
     ) -> None:
@@ -151,6 +158,7 @@ class EmbeddingAdapterFinetuneEngine:
         self._candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
+        self._report_path = None if report_path is None else Path(report_path)
         self._verbose, self._show_progress = verbose, show_progress
         self._refit, self._cache_dir, self._expect = refit, cache_dir, expect
         self._val_dataset = None if val_dataset is None else _as_dataset(val_dataset, "val_dataset")
@@ -202,6 +210,8 @@ class EmbeddingAdapterFinetuneEngine:
         """
         options = TrainingOptions(**{**self._options, **known_options(train_kwargs)})
         folders.check_target(self._output)
+        if self._report_path is not None:
+            files.check_target(self._report_path, error=OptionError)
         if self._method != "linear":
             folders.check_target(self._candidate_output)
         began = time.perf_counter()
@@ -219,6 +229,8 @@ class EmbeddingAdapterFinetuneEngine:
             seconds=time.perf_counter() - began,
             base_calls=encoder.base_calls,
             base_texts=encoder.base_texts,
+            base_tokens=encoder.base_tokens,
+            data=data_statistics(self.dataset),
         )
         training = {"data": self.dataset.fingerprint, "report": self._report.to_dict()}
         self._model = AdaptedEmbedding(self.embed_model, adapter, training=training)
@@ -226,6 +238,8 @@ class EmbeddingAdapterFinetuneEngine:
         self._model.save_pretrained(self._output)
         if candidate is not adapter:
             self._candidate.save_pretrained(self._candidate_output)
+        if self._report_path is not None:
+            self._report.to_html(self._report_path)
         if self._verbose:
             print(self._report)
 
@@ -245,6 +259,9 @@ class EmbeddingAdapterFinetuneEngine:
         )
         adapter = self._refitted(found, data, start, options)
         overall, known, new = validation.report(found.adapter)
+        sources = [(data, self.dataset)]
+        if given is not None and self._val_dataset is not None:
+            sources.append((given, self._val_dataset))
         report = FinetuneReport(
             overall=overall,
             known=known,
@@ -261,6 +278,7 @@ class EmbeddingAdapterFinetuneEngine:
                 "expect": self._expect,
                 "judged_on_synthetic": (self._val_dataset or self.dataset).synthetic,
             },
+            held_out=Comparison(*held_out_scores(validation, found.adapter, sources)),
         )
         return adapter, adapter, report
 
@@ -273,7 +291,8 @@ class EmbeddingAdapterFinetuneEngine:
                 'method="linear" to continue from an adapter.'
             )
         given = self._val_dataset
-        data = encoder.dataset(self.dataset if given is None else self.dataset.merged(given))
+        everything = self.dataset if given is None else self.dataset.merged(given)
+        data = encoder.dataset(everything)
         refuse_one_vector(data)
         tuned = tune(
             data,
@@ -297,6 +316,13 @@ class EmbeddingAdapterFinetuneEngine:
             train_queries=len(data.relevance),
             settings={**settings, "seed": options.seed},
             choice=tuned.choice,
+            held_out=Comparison(
+                tuned.judged,
+                Texts(
+                    tuple(everything.queries[query] for query in tuned.judged["base"].query_ids),
+                    tuple(everything.corpus[name] for name in tuned.judged["base"].document_ids),
+                ),
+            ),
         )
         return tuned.adapter, tuned.candidate, report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
 DEFAULT_KS = (1, 5, 10)
-_DEPTH = 100
+DEPTH = 100  # documents kept per query
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class RetrievalScores:
         ks: The cut-offs that tables show.
         seconds: Wall time of search and embedding.
         base_calls: Calls to the embedding model; 0 where the cache held everything.
+        base_texts: Texts sent to it.
+        base_tokens: Tokens of those texts, about: a token for every four characters.
     """
 
     ranked: Rows
@@ -44,6 +47,8 @@ class RetrievalScores:
     ks: tuple[int, ...] = DEFAULT_KS
     seconds: float = 0.0
     base_calls: int = 0
+    base_texts: int = 0
+    base_tokens: int = 0
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, metric: str) -> float:
@@ -87,7 +92,10 @@ class RetrievalScores:
     def retrieved(self, query_id: str, k: int = 10) -> list[str]:
         """Return the ids of the first ``k`` documents for a query."""
         row = self.query_ids.index(query_id)
-        return [self.document_ids[document] for document in self.ranked[row, :k]]
+        found = [int(document) for document in self.ranked[row, :k]]
+        return [
+            self.document_ids[document] for document in found if document < len(self.document_ids)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the means and what they were computed on, as JSON knows it."""
@@ -97,11 +105,26 @@ class RetrievalScores:
             "documents": len(self.document_ids),
             "seconds": self.seconds,
             "base_calls": self.base_calls,
+            "base_texts": self.base_texts,
+            "base_tokens": self.base_tokens,
         }
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
         return f"{len(self.query_ids)} queries, {len(self.document_ids)} documents: {shown}"
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the rows of scores stand for, to be read by people.
+
+    Args:
+        queries: ``n`` texts, in the order of the scores.
+        documents: ``m`` texts, in the order of ``document_ids``.
+    """
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
 
 
 def evaluate_retrieval(
@@ -152,6 +175,8 @@ def evaluate_retrieval(
         cuts,
         seconds,
         encoder.base_calls,
+        encoder.base_texts,
+        encoder.base_tokens,
     )
 
 
@@ -167,7 +192,7 @@ def search(
         ks: Cut-offs that tables show.
     """
     began = time.perf_counter()
-    ranked, _ = top_k(unit(queries), unit(documents), max(_DEPTH, *ks))
+    ranked, _ = top_k(unit(queries), unit(documents), max(DEPTH, *ks))
     return RetrievalScores(
         ranked,
         data.relevance,
@@ -176,6 +201,46 @@ def search(
         ks,
         time.perf_counter() - began,
     )
+
+
+def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+    """Return the scores of several lists of queries as one, whatever corpus each searched.
+
+    A ranking of a whole corpus that is smaller than others goes on with the row after the last
+    document, which stands for nothing.
+
+    Args:
+        parts: At least one. Corpora are the same where ``document_ids`` are the same object.
+    """
+    starts: dict[int, int] = {}
+    document_ids: list[str] = []
+    for scores in parts:
+        if id(scores.document_ids) not in starts:
+            starts[id(scores.document_ids)] = len(document_ids)
+            document_ids += scores.document_ids
+    shifts = [starts[id(scores.document_ids)] for scores in parts]
+    cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
+    depth = min(DEPTH, len(document_ids), *cut)
+    pairs = list(zip(parts, shifts, strict=True))
+    counts = np.concatenate([scores.relevance.counts for scores in parts])
+    return RetrievalScores(
+        np.concatenate(
+            [_filled(scores.ranked + shift, depth, len(document_ids)) for scores, shift in pairs]
+        ),
+        Relevance(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
+            np.concatenate([scores.relevance.grades for scores in parts]),
+        ),
+        tuple(query for scores in parts for query in scores.query_ids),
+        tuple(document_ids),
+        parts[0].ks,
+    )
+
+
+def _filled(ranked: Rows, depth: int, nothing: int) -> Rows:
+    missing = max(0, depth - ranked.shape[1])
+    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=nothing)[:, :depth]
 
 
 def known_to(
@@ -204,4 +269,6 @@ def part(scores: RetrievalScores, keep: PerQuery | np.ndarray[Any, Any]) -> Retr
         scores.ks,
         scores.seconds,
         scores.base_calls,
+        scores.base_texts,
+        scores.base_tokens,
     )

@@ -58,6 +58,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_target(path: Path, *, error: type[AdaptedError]) -> None:
+    """Check that a file can be written, before the work whose result it is to hold.
+
+    Raises:
+        error: It is a folder, or its place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise error(f"{path}: cannot be written ({cause.strerror}).") from cause
+    if path.is_dir():
+        raise error(f"{path}: expected the path of a file, this is a folder.")
+    if not os.access(path.parent, os.W_OK):
+        raise error(f"{path}: cannot be written (no permission for {path.parent}).")
+
+
 def write_json(path: Path, data: object, *, indent: int = 4) -> None:
     """Write ``data`` as JSON, atomically."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:

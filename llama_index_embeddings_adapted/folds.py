@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.relevance import Relevance
-from llama_index_embeddings_adapted.vectors import Rows, Vectors, unit
+from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
 PerQuery = NDArray[np.float64]
 
@@ -62,6 +62,20 @@ class Judged:
         ideal = metrics.ideal_gain(self.relevance, _DEPTH)
         return self.relevance.discounted_gain(ranks, _DEPTH) / ideal
 
+    def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
+        """Return the first documents of each judgement, ``(n, depth)``; hidden ones come last.
+
+        Args:
+            queries: ``(n, dim)``, adapted, unit rows.
+            documents: ``(m, dim)``, adapted, unit rows.
+            depth: How many, at most ``m``.
+        """
+        most = int(self.hidden.counts.max(initial=0))
+        found, _ = top_k(queries, documents, min(depth + most, len(documents)))
+        hidden = self.hidden.grades_at(found) > 0
+        order = np.argsort(hidden, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, :depth]
+
     def _rank(self, scores: Vectors, start: int, stop: int, ranks: Rows) -> None:
         """Fill in the rank of each relevant document among those that compete."""
         for row in range(start, stop):
@@ -98,6 +112,12 @@ class Fold:
         """Return NDCG@10 of each judgement."""
         documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
         return self.judged.score(unit(adapter.apply(self.judged.queries)), documents)
+
+    def ranked(self, adapter: Adapter, depth: int) -> Rows:
+        """Return the rows of what each judgement finds first, ``(n, depth)``."""
+        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
+        queries = unit(adapter.apply(self.judged.queries))
+        return self.judged.ranked(queries, documents, min(depth, len(documents)))
 
 
 def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fold]:

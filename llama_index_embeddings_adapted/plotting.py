@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama_index_embeddings_adapted.errors import need
-
-Interval = tuple[float, float, float]
-"""Mean, and the lower and upper end of its interval."""
+from llama_index_embeddings_adapted.significance import Interval
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
 

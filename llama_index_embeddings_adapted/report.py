@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llama_index_embeddings_adapted.autotune import Choice
+from llama_index_embeddings_adapted.comparison import Comparison
+from llama_index_embeddings_adapted.html_report import Findings, write_page
 from llama_index_embeddings_adapted.significance import Difference
 from llama_index_embeddings_adapted.training import Epoch
 from llama_index_embeddings_adapted.validation import PartReport
 
 Means = Mapping[str, float]
+
+_HELD_OUT = (
+    "Queries held out of training, with 95 % intervals. They also chose when training stopped."
+)
+_CROSS_FITTED = (
+    "Every query judged by adapters that had not seen it, with 95 % intervals; a query may be "
+    "judged twice, on documents with training questions and on documents without. All judgements "
+    "count the same here; the verdict weighs them by the queries that are expected."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +46,14 @@ class FinetuneReport:
         seconds: Wall time, embedding included.
         base_calls: Calls to the base model, the probes that identify it included.
         base_texts: Texts sent to it.
+        base_tokens: Tokens of those texts, about: a token for every four characters.
         interrupted: Whether training was stopped from the keyboard.
         settings: Loss, hyper-parameters, seed.
         choice: How the method was chosen; None with ``method="linear"``.
+        data: What was trained on, in numbers, see
+            :func:`~llama_index_embeddings_adapted.data_statistics.data_statistics`.
+        held_out: Base and adapted model on the held-out queries, one by one; None where that was
+            not kept. Not part of :meth:`to_dict`, as it holds texts.
     """
 
     overall: PartReport
@@ -48,9 +65,12 @@ class FinetuneReport:
     seconds: float = 0.0
     base_calls: int = 0
     base_texts: int = 0
+    base_tokens: int = 0
     interrupted: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     choice: Choice | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Comparison | None = None
 
     @property
     def base(self) -> Means:
@@ -111,10 +131,39 @@ class FinetuneReport:
             "seconds": self.seconds,
             "base_calls": self.base_calls,
             "base_texts": self.base_texts,
+            "base_tokens": self.base_tokens,
             "interrupted": self.interrupted,
             "settings": dict(self.settings),
             "choice": None if self.choice is None else self.choice.to_dict(),
+            "data": dict(self.data),
         }
+
+    def to_html(self, path: str | Path, *, title: str = "Training of an adapter") -> Path:
+        """Write a page to look at: one file that needs no other and no network.
+
+        It has the verdict, hit rate and MRR of the held-out queries with intervals, metrics at
+        every cut-off, the history of the training, wins and losses with the passages, what the
+        data are, and what it cost. It holds texts of yours.
+
+        Args:
+            path: Where to write.
+            title: Of the page.
+
+        Returns:
+            The path written.
+        """
+        held_out = self.held_out or Comparison({})
+        return write_page(
+            path,
+            Findings(
+                title,
+                self.verdict,
+                held_out.scores,
+                held_out.texts,
+                {"adapted": self.to_dict()},
+                note=_CROSS_FITTED if self.choice else _HELD_OUT,
+            ),
+        )
 
     def __str__(self) -> str:
         lines = [f"Verdict: {self.verdict}."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import AdaptedError
+from llama_index_embeddings_adapted.evaluation import DEPTH, RetrievalScores, joined
 from llama_index_embeddings_adapted.folds import Fold, PerQuery, folds
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
@@ -171,6 +172,8 @@ class Selection:
         chosen: ``(n,)``: the score of each judgement by the recipe that the other folds chose.
         recipes: All candidates, simplest first.
         failed: Candidates that could not be fitted, and why.
+        judged: ``"base"`` and ``"adapted"``: what each judgement found, in the order of ``chosen``
+            and with those recipes.
     """
 
     recipe: Recipe
@@ -178,6 +181,7 @@ class Selection:
     chosen: PerQuery
     recipes: tuple[Recipe, ...]
     failed: dict[Recipe, str]
+    judged: dict[str, RetrievalScores] = field(default_factory=dict)
 
 
 def select(
@@ -219,6 +223,7 @@ class _Search:
         seed: int,
         show_progress: bool,
     ) -> None:
+        self._data = data
         self._folds = list(folds(data, seed=seed))
         spectrum = Spectrum(data.documents)  # the same in all folds
         self._kitchens = [
@@ -238,11 +243,25 @@ class _Search:
             self._score(new)
             recipes += [recipe for recipe in new if recipe in self._evidence.scores]
         chosen = np.empty(len(everything))
+        picks = []
         for k in range(len(self._folds)):
             mine = self._evidence.fold == k
-            chosen[mine] = self._evidence.scores[self._evidence.choose(recipes, ~mine)][mine]
+            picks.append(self._evidence.choose(recipes, ~mine))
+            chosen[mine] = self._evidence.scores[picks[k]][mine]
         best = self._evidence.choose(recipes, everything)
-        return Selection(best, self._evidence, chosen, tuple(recipes), self._failed)
+        judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
+        return Selection(best, self._evidence, chosen, tuple(recipes), self._failed, judged)
+
+    def _found(self, picks: Sequence[Recipe]) -> RetrievalScores:
+        """Return what the judgements of each fold find with its recipe."""
+        parts = []
+        for fold, kitchen, recipe in zip(self._folds, self._kitchens, picks, strict=True):
+            ranked = fold.ranked(kitchen.make(recipe), DEPTH)
+            ids = tuple(self._data.query_ids[row] for row in fold.judged.rows)
+            parts.append(
+                RetrievalScores(ranked, fold.judged.relevance, ids, self._data.document_ids)
+            )
+        return joined(parts)
 
     def _score(self, recipes: Sequence[Recipe]) -> None:
         scores = {recipe: np.zeros(len(self._evidence.known)) for recipe in recipes}

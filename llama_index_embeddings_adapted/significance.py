@@ -12,6 +12,9 @@ CONFIDENCE = 0.95
 _VALUES_PER_BATCH = 4_000_000
 _NIL = 1e-6  # a mean difference that is rounding
 
+Interval = tuple[float, float, float]
+"""Mean, and the lower and upper end of its interval."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -96,22 +99,13 @@ def paired_difference(
             (mean, mean) if p_value < 1 - CONFIDENCE or not mean else (-abs(mean), abs(mean))
         )
         return Difference(metric, count, mean, low, high, p_value, deviation)
-    batch = max(1, _VALUES_PER_BATCH // count)
-    interval = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        batch=batch,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    low, high = _bootstrap(differences, seed=seed)
     test = stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
         n_resamples=RESAMPLES,
-        batch=batch,
+        batch=max(1, _VALUES_PER_BATCH // count),
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
@@ -119,8 +113,40 @@ def paired_difference(
         metric,
         count,
         mean,
-        float(interval.low),
-        float(interval.high),
+        low,
+        high,
         float(test.pvalue),
         deviation,
     )
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval:
+    """Return the mean of a metric over queries and its 95 % interval, both in [0, 1].
+
+    One query says nothing of others: its interval is all of [0, 1].
+
+    Args:
+        values: ``(n,)``, in [0, 1].
+    """
+    if len(values) < 2:
+        return float(np.mean(values)), 0.0, 1.0
+    found = _bootstrap(np.asarray(values, dtype=np.float64), seed=0)
+    return float(np.mean(values)), max(0.0, found[0]), min(1.0, found[1])
+
+
+def _bootstrap(values: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean."""
+    from scipy import stats  # half a second to import: only who compares pays
+
+    if np.ptp(values) == 0.0:  # resampling would only divide by zero
+        return float(values.min()), float(values.max())
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        batch=max(1, _VALUES_PER_BATCH // len(values)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)

@@ -56,10 +56,10 @@ class Validation:
 
     def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
         self.expect = expect
-        self._parts = [part for part in parts if len(part.known)]
-        self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self._parts])
-        self._documents = [unit(part.data.documents) for part in self._parts]
-        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self._parts]
+        self.parts = [part for part in parts if len(part.known)]
+        self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
+        self._documents = [unit(part.data.documents) for part in self.parts]
+        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
         self.base: PerQuery = self._values(None, _DEPTH, (METRIC,))[METRIC]
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Validation:
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each held-out query, ``(n,)``."""
         values = []
-        for part, documents, ideal in zip(self._parts, self._documents, self._ideal, strict=True):
+        for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
             relevance = part.data.relevance
             queries = unit(adapter.apply(part.data.queries))
             found = ranks(queries, documents, relevance.queries, relevance.documents)
@@ -91,7 +91,7 @@ class Validation:
         self, adapter: Adapter | None, depth: int, names: tuple[str, ...]
     ) -> dict[str, PerQuery]:
         values: dict[str, list[PerQuery]] = {name: [] for name in names}
-        for part, documents in zip(self._parts, self._documents, strict=True):
+        for part, documents in zip(self.parts, self._documents, strict=True):
             data = part.data
             queries = data.queries if adapter is None else adapter.apply(data.queries)
             ranked, _ = top_k(unit(queries), documents, depth)

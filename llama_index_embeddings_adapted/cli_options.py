@@ -1,0 +1,129 @@
+"""The options of the command line, each with its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.model_specs import EMBEDDINGS, LLMS
+from llama_index_embeddings_adapted.prompts import STYLES
+from llama_index_embeddings_adapted.run_config import read_run_config
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Take defaults from a configuration file; options of the command line win."""
+    if path is None:
+        return None
+    group = context.parent.command if context.parent is not None else context.command
+    commands = getattr(group, "commands", {})
+    options = {
+        name: [str(option.name) for option in command.params if option.name not in _NOT_IN_FILES]
+        for name, command in commands.items()
+    }
+    try:
+        context.default_map = read_run_config(path, str(context.info_name), options)
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from None
+    return path
+
+
+_NOT_IN_FILES = ("config", "help", "as_json", "debug")
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=_from_file,
+        help="A TOML or YAML file with options of a whole run: a table per command, shared ones "
+        "above. Keys are the names of options; the command line wins.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error happened.")]
+ExitZero = Annotated[
+    bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdict; see below.")
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(help="Folder of vectors and answers that are kept; LlamaIndex's cache if none."),
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Split = Annotated[str, typer.Option(help="Of a BEIR folder: qrels/<split>.tsv.")]
+
+Base = Annotated[str, typer.Option("--base", help=f"The embedding model: {EMBEDDINGS}.")]
+Llm = Annotated[
+    str | None,
+    typer.Option("--llm", help=f"Who writes questions about documents: {LLMS}. Keys of providers "
+                 "are read from the environment."),
+]  # fmt: skip
+Source = Annotated[
+    Path,
+    typer.Argument(help="Documents (a file or a folder), or a dataset: JSON, or a BEIR folder."),
+]
+Documents = Annotated[Path, typer.Argument(help="A file or a folder of documents.")]
+Pairs = Annotated[Path, typer.Argument(help="A dataset: JSON, or a BEIR folder.")]
+
+ChunkSize = Annotated[int, typer.Option(min=1, help="Tokens of a passage, at most.")]
+ChunkOverlap = Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share.")]
+PerChunk = Annotated[int, typer.Option(min=1, help="Questions per passage, at most.")]
+MaxChunks = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ask about so many passages only, drawn evenly; all if not given."),
+]
+Styles = Annotated[
+    list[str] | None,
+    typer.Option("--style", help=f"Kind of questions, repeatable: {', '.join(STYLES)}."),
+]
+PerCall = Annotated[
+    int | None,
+    typer.Option(min=1, help="Questions to ask for at once; small models need 1."),
+]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Calls to the LLM at once.")]
+RoundTrip = Annotated[
+    int | None,
+    typer.Option(min=1, help="Drop questions whose passage is not among the base model's first so "
+                 "many; 20 if not given."),
+]  # fmt: skip
+Structure = Annotated[
+    bool,
+    typer.Option("--structure", help="Take questions from titles, headings and FAQs of the "
+                 "documents instead of an LLM; free."),
+]  # fmt: skip
+
+Ks = Annotated[
+    list[int] | None, typer.Option("--k", min=1, help="Cut-off, repeatable; 1, 5 and 10 if none.")
+]
+Report = Annotated[
+    str | None,
+    typer.Option("--report", help='Where to write the HTML page; "none" for nowhere.'),
+]
+
+Val = Annotated[
+    Path | None, typer.Option(help="A dataset to hold out, instead of a part of the source.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help='"linear"; "auto" lets methods compete; or a method, or several with commas.'
+    ),
+]
+Adapts = Annotated[
+    str, typer.Option(help='"query", or "both": documents may move, the index is rebuilt.')
+]
+Ship = Annotated[str, typer.Option(help='"proven": keep the base model otherwise; or "always".')]
+Expect = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of live queries about documents with training questions, if known.",
+    ),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the queries, at most.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Queries per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Of Adam; the library's if not given.")]

@@ -24,6 +24,8 @@ from benchmarks import (
     tables,
     throughput,
     trust,
+    upgrade,
+    watching,
 )
 
 PARTS = (
@@ -42,6 +44,8 @@ PARTS = (
     "throughput",
     "recovery",
     "report",
+    "upgrade",
+    "watching",
 )
 
 
@@ -56,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
     what = arguments.what
@@ -105,6 +110,16 @@ def main() -> None:
         environment.save("recovery", "python -m benchmarks recovery", recovery.run())
     if what in ("report", "all"):
         page.run(arguments.data, arguments.cache)
+    if what in ("watching", "all"):
+        rows = watching.run(arguments.data, arguments.cache)
+        environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
+        if arguments.mpnet is None:
+            parser.error("upgrade needs --mpnet")
+        command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
+        environment.save(
+            "upgrade", command, upgrade.run(arguments.data, arguments.cache, arguments.mpnet)
+        )
     tables.refresh()
     figures.refresh()
 

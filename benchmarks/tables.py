@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import environment, method_tables
+from benchmarks import environment, method_tables, service_tables
 from benchmarks.method_tables import gain
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +168,7 @@ def recovery_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **method_tables.TABLES,
+    **service_tables.TABLES,
     "quality": quality_table,
     "files": files_table,
     "old": old_table,

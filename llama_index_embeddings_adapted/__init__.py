@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.errors import AdaptedError
-from llama_index_embeddings_adapted.maps import LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.resolve import resolve_embed_model
 
 if TYPE_CHECKING:
@@ -28,58 +28,103 @@ if TYPE_CHECKING:
         generate_qa_embedding_pairs,
     )
     from llama_index_embeddings_adapted.local_llama import LocalLlama
+    from llama_index_embeddings_adapted.moves import (
+        MoveReport,
+        bound_nudges,
+        moved_documents,
+        undo_nudges,
+    )
     from llama_index_embeddings_adapted.negatives import mine_hard_negatives
     from llama_index_embeddings_adapted.passages import hold_out_documents
+    from llama_index_embeddings_adapted.pool import AdapterPool
     from llama_index_embeddings_adapted.question_report import QuestionReport
+    from llama_index_embeddings_adapted.rebuild import adapt_index
     from llama_index_embeddings_adapted.report import FinetuneReport
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
+    from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
     from llama_index_embeddings_adapted.structure import pairs_from_structure
+    from llama_index_embeddings_adapted.upgrade import (
+        Upgrade,
+        UpgradeScores,
+        evaluate_upgrade,
+        upgrade_adapter,
+    )
+    from llama_index_embeddings_adapted.watching import DriftReport, inspect_queries
 
 __all__ = [
     "AdaptedEmbedding",
     "AdaptedError",
     "Adapter",
+    "AdapterPool",
     "Candidate",
     "Comparison",
+    "DriftReport",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
     "FinetuneReport",
     "LinearAdapter",
     "LocalLlama",
+    "LowRankAdapter",
     "MemoryRetriever",
+    "MoveReport",
     "QuestionReport",
     "RetrievalScores",
+    "SimilarityCheck",
     "TwoLayerAdapter",
+    "Upgrade",
+    "UpgradeScores",
+    "adapt_index",
     "agenerate_qa_embedding_pairs",
+    "bound_nudges",
+    "check_similarity",
     "compare_retrieval",
     "estimate",
     "evaluate_retrieval",
+    "evaluate_upgrade",
     "generate_qa_embedding_pairs",
     "hold_out_documents",
+    "inspect_queries",
     "mine_hard_negatives",
+    "moved_documents",
     "pairs_from_structure",
     "resolve_embed_model",
+    "undo_nudges",
+    "upgrade_adapter",
 ]
 
 _LAZY = {
+    "AdapterPool": "pool",
     "Candidate": "candidates",
     "Comparison": "comparison",
+    "DriftReport": "watching",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "Estimate": "estimation",
     "FinetuneReport": "report",
     "LocalLlama": "local_llama",
     "MemoryRetriever": "retriever",
+    "MoveReport": "moves",
     "QuestionReport": "question_report",
     "RetrievalScores": "evaluation",
+    "SimilarityCheck": "similarity",
+    "Upgrade": "upgrade",
+    "UpgradeScores": "upgrade",
+    "adapt_index": "rebuild",
     "agenerate_qa_embedding_pairs": "generation",
+    "bound_nudges": "moves",
+    "check_similarity": "similarity",
     "compare_retrieval": "comparison",
     "estimate": "estimation",
     "evaluate_retrieval": "evaluation",
+    "evaluate_upgrade": "upgrade",
     "generate_qa_embedding_pairs": "generation",
     "hold_out_documents": "passages",
+    "inspect_queries": "watching",
     "mine_hard_negatives": "negatives",
+    "moved_documents": "moves",
     "pairs_from_structure": "structure",
+    "undo_nudges": "moves",
+    "upgrade_adapter": "upgrade",
 }
 
 

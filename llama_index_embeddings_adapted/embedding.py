@@ -21,10 +21,16 @@ from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
 from llama_index_embeddings_adapted.base_model import Embedding, base_name
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
+from llama_index_embeddings_adapted.document_side import DocumentEmbedding
+from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.maps import UnitAdapter
 from llama_index_embeddings_adapted.redaction import without_url_secrets
 from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
+from llama_index_embeddings_adapted.sketch import QuerySketch
+from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors, content_keys
+from llama_index_embeddings_adapted.versions import Version, Versions, check_successor
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -61,6 +67,8 @@ class AdaptedEmbedding(BaseEmbedding):
         num_workers: Of LlamaIndex's asynchronous batches; that of the base model by default.
         model_name: For logs; made from the base model's name by default.
         training: What is known of the training, to be saved along.
+        sketch: What the training queries looked like, to be saved along, for
+            :func:`~llama_index_embeddings_adapted.watching.inspect_queries`.
 
     Raises:
         ShapeError: The adapter changes the dimension of queries but leaves documents alone.
@@ -75,6 +83,8 @@ class AdaptedEmbedding(BaseEmbedding):
 
     _vectors: BaseVectors = PrivateAttr()
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _sketch: QuerySketch | None = PrivateAttr(default=None)
+    _versions: Versions = PrivateAttr(default_factory=Versions)
 
     def __init__(
         self,
@@ -89,6 +99,7 @@ class AdaptedEmbedding(BaseEmbedding):
         num_workers: int | None = None,
         model_name: str | None = None,
         training: Mapping[str, Any] | None = None,
+        sketch: QuerySketch | None = None,
     ) -> None:
         if not isinstance(base_embed_model, BaseEmbedding):
             raise OptionError(
@@ -108,7 +119,7 @@ class AdaptedEmbedding(BaseEmbedding):
             base_embed_model=base_embed_model,
             adapter=adapter,
         )
-        self._training = dict(training or {})
+        self._training, self._sketch = dict(training or {}), sketch
         self._vectors = _base_vectors(base_embed_model, embeddings_cache)
 
     @classmethod
@@ -120,6 +131,89 @@ class AdaptedEmbedding(BaseEmbedding):
     def training(self) -> dict[str, Any]:
         """What is known of the training: data, scores, settings."""
         return self._training
+
+    @property
+    def sketch(self) -> QuerySketch | None:
+        """What the training queries looked like, if that was kept."""
+        return self._sketch
+
+    def swap(
+        self, adapter: Adapter | str | Path, *, verify: bool = True, index_rebuilt: bool = False
+    ) -> Adapter:
+        """Serve another adapter from the next call on; :meth:`roll_back` undoes it.
+
+        Safe while any number of threads and coroutines ask: every vector comes from one version,
+        the one in service when its base vector arrived. No call waits, none fails.
+
+        Args:
+            adapter: Its successor, or a folder with one.
+            verify: Refuse a folder whose adapter was trained on another base model.
+            index_rebuilt: Needed where either adapter moves documents; see :func:`adapt_index`.
+
+        Returns:
+            The adapter that was in service.
+
+        Raises:
+            ShapeError: Other dimensions than the adapter in service.
+            OptionError: It treats documents otherwise than the adapter in service.
+            BaseModelMismatchError: It was trained on another base model.
+        """
+        if isinstance(adapter, (str, Path)):
+            saved = store.load(Path(adapter))
+            if verify:
+                saved.verify(self.base_embed_model, where=adapter)
+            new = Version(saved.adapter, saved.training, saved.sketch)
+        else:
+            new = Version(adapter)
+        _check_adapter(new.adapter)
+        with self._versions.lock:
+            before = Version(self.adapter, self._training, self._sketch)
+            check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)
+            self._versions.keep(before)
+            self._serve(new)
+        return before.adapter
+
+    def roll_back(self) -> Adapter:
+        """Undo the last :meth:`swap`; return the adapter now in service.
+
+        Raises:
+            OptionError: Nothing was swapped, or all of it is undone.
+        """
+        with self._versions.lock:
+            self._serve(self._versions.take_back())
+            return self.adapter
+
+    def _serve(self, version: Version) -> None:
+        self.adapter = version.adapter
+        self._training, self._sketch = version.training, version.sketch
+
+    def for_documents(self, *, cache_dir: CacheDir = None) -> DocumentEmbedding:
+        """Return what embeds documents for this model, for ``IngestionPipeline``.
+
+        Where the adapter leaves documents alone, its dict and vectors are those of the base model,
+        so no new adapter makes a pipeline embed anything again. Two base models that share a dict
+        but not their vectors are told apart. Asks the base model for its probe vectors, once.
+
+        Args:
+            cache_dir: Where the base model's vectors are kept and looked up, see
+                :class:`~llama_index_embeddings_adapted.encode.Encoder`.
+        """
+        if self.adapter.adapts_documents:
+            return DocumentEmbedding(
+                self.base_embed_model, self.adapter, self.to_dict(), cache_dir=cache_dir
+            )
+        description = self.base_embed_model.to_dict()
+        return DocumentEmbedding(self.base_embed_model, None, description, cache_dir=cache_dir)
+
+    def normalized(self) -> AdaptedEmbedding:
+        """Return this model with queries and documents of length 1.
+
+        For base models whose vectors are not, in stores that rank by inner product or Euclidean
+        distance; the index has to be rebuilt once, see :func:`adapt_index`.
+        """
+        length = UnitAdapter(self.adapter.output_dim)
+        state = {**self.__getstate__(), "adapter": StackedAdapter(self.adapter, length)}
+        return type(self)(**state)
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
@@ -172,19 +266,19 @@ class AdaptedEmbedding(BaseEmbedding):
         adapted: Embedding = self.adapter.apply(array).tolist()
         return adapted
 
-    def _adapted_batch(
-        self, vectors: list[Embedding], role: Role = "query", keys: Keys | None = None
-    ) -> list[Embedding]:
+    def _adapted_batch(self, vectors: list[Embedding]) -> list[Embedding]:
         if not vectors:
             return vectors
-        array = np.array(vectors, dtype=np.float32)
-        adapted: list[Embedding] = self.adapter.apply(array, role, keys).tolist()
+        adapted: list[Embedding] = self.adapter.apply(np.array(vectors, dtype=np.float32)).tolist()
         return adapted
 
     def _adapted_documents(self, vectors: list[Embedding], texts: list[str]) -> list[Embedding]:
-        if not self.adapter.adapts_documents:
+        adapter = self.adapter  # read once: another may be swapped in meanwhile
+        if not vectors or not adapter.adapts_documents:
             return vectors
-        return self._adapted_batch(vectors, "document", content_keys(texts))
+        array = np.array(vectors, dtype=np.float32)
+        adapted: list[Embedding] = adapter.apply(array, "document", content_keys(texts)).tolist()
+        return adapted
 
     def __setattr__(self, name: str, value: Any) -> None:
         # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.
@@ -215,13 +309,16 @@ class AdaptedEmbedding(BaseEmbedding):
         """
         from llama_index_embeddings_adapted.card import model_card
 
+        with self._versions.lock:
+            adapter, training, sketch = self.adapter, self._training, self._sketch
         store.save(
             Path(folder),
-            self.adapter,
+            adapter,
             self.base_embed_model,
             transform_query=self.transform_query,
-            training=self._training,
-            card=model_card(self.adapter, self.base_embed_model, self._training, Path(folder).name),
+            training=training,
+            sketch=sketch,
+            card=model_card(adapter, self.base_embed_model, training, Path(folder).name),
         )
 
     @classmethod
@@ -254,7 +351,8 @@ class AdaptedEmbedding(BaseEmbedding):
         base_embed_model = _base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base_embed_model, where=path)
-        options = {"transform_query": saved.transform_query, "training": saved.training, **own}
+        known = {"training": saved.training, "sketch": saved.sketch}
+        options = {"transform_query": saved.transform_query, **known, **own}
         return cls(base_embed_model, saved.adapter, **options)
 
     @model_serializer(mode="wrap")
@@ -309,6 +407,7 @@ class AdaptedEmbedding(BaseEmbedding):
             "base_embed_model": self.base_embed_model,
             "adapter": self.adapter,
             "training": self._training,
+            "sketch": self._sketch,
             "transform_query": self.transform_query,
             "embed_batch_size": self.embed_batch_size,
             "num_workers": self.num_workers,
@@ -337,6 +436,7 @@ _CONSTRUCTOR = (
     "embeddings_cache",
     "rate_limiter",
     "training",
+    "sketch",
 )
 
 

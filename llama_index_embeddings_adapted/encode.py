@@ -144,6 +144,15 @@ class Encoder:
         place = {text: row for row, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]]
 
+    def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
+        """Look texts up in the cache, without asking the base model.
+
+        Returns:
+            Positions in ``texts`` of those that are known, ``(k,)``, and their vectors,
+            ``(k, dim)``.
+        """
+        return self._cache.get(role, texts)
+
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
         """Embed the queries and documents of a dataset."""
         document_row = {document: row for row, document in enumerate(dataset.corpus)}

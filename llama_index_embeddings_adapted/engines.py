@@ -36,6 +36,7 @@ from llama_index_embeddings_adapted.held_out import held_out_scores
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions, known_options, settings_of
 from llama_index_embeddings_adapted.report import FinetuneReport
+from llama_index_embeddings_adapted.sketch import QuerySketch
 from llama_index_embeddings_adapted.stages import stages
 from llama_index_embeddings_adapted.training import Fit, fit, refit
 
@@ -222,6 +223,7 @@ class EmbeddingAdapterFinetuneEngine:
             start = self._checked_start(encoder.fingerprint.dim)
             work = self._stop_early if self._method == "linear" else self._cross_fit
             adapter, candidate, report = work(encoder, start, options)
+            sketch = self._sketch(encoder)
         finally:
             encoder.close()
         self._report = replace(
@@ -233,8 +235,9 @@ class EmbeddingAdapterFinetuneEngine:
             data=data_statistics(self.dataset),
         )
         training = {"data": self.dataset.fingerprint, "report": self._report.to_dict()}
-        self._model = AdaptedEmbedding(self.embed_model, adapter, training=training)
-        self._candidate = AdaptedEmbedding(self.embed_model, candidate, training=training)
+        known: dict[str, Any] = {"training": training, "sketch": sketch}
+        self._model = AdaptedEmbedding(self.embed_model, adapter, **known)
+        self._candidate = AdaptedEmbedding(self.embed_model, candidate, **known)
         self._model.save_pretrained(self._output)
         if candidate is not adapter:
             self._candidate.save_pretrained(self._candidate_output)
@@ -242,6 +245,12 @@ class EmbeddingAdapterFinetuneEngine:
             self._report.to_html(self._report_path)
         if self._verbose:
             print(self._report)
+
+    def _sketch(self, encoder: Encoder) -> QuerySketch:
+        """Keep what the training queries looked like; their vectors are cached by now."""
+        texts = self.dataset.queries
+        groups = [next(iter(self.dataset.relevant_docs[query]), query) for query in texts]
+        return QuerySketch.of(encoder.encode(list(texts.values()), "query"), groups)
 
     def _stop_early(
         self, encoder: Encoder, start: Adapter | None, options: TrainingOptions
@@ -345,7 +354,7 @@ class EmbeddingAdapterFinetuneEngine:
         return AdaptedEmbedding(
             model.base_embed_model,
             model.adapter,
-            **{"training": model.training, **model_kwargs},
+            **{"training": model.training, "sketch": model.sketch, **model_kwargs},
         )
 
     @property

@@ -9,6 +9,7 @@ AdaptedError
  ├─ GenerationError(RuntimeError)   the LLM cannot be asked, or nothing it wrote was usable
  ├─ TrainingError(RuntimeError)     training diverged or cannot start
  ├─ NotTrainedError(RuntimeError)   a result was asked for before ``finetune()``
+ ├─ StoreError(RuntimeError)        a vector store that an index cannot be rebuilt from or into
  ├─ FolderError(ValueError)         a saved adapter that is damaged, foreign or newer than we are
  ├─ BaseModelMismatchError(ValueError)  another base model than the adapter was trained on
  ├─ MetricError(KeyError)           a metric that does not exist or was not computed deep enough
@@ -76,6 +77,10 @@ class TrainingError(AdaptedError, RuntimeError):
 
 class NotTrainedError(AdaptedError, RuntimeError):
     """A result was asked for before ``finetune()`` produced it."""
+
+
+class StoreError(AdaptedError, RuntimeError):
+    """A vector store that an index cannot be rebuilt from or into."""
 
 
 class FolderError(AdaptedError, ValueError):

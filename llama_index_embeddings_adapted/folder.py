@@ -1,4 +1,8 @@
-"""The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle."""
+"""The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle.
+
+Beside them, where it is known, ``queries.safetensors``: a sketch of the training queries, in a file
+of its own because serving does not need it.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+QUERIES = "queries.safetensors"
 #: The array beside the adapter's own: vectors that identify its base model.
 PROBES = "fingerprint.probes"
 
@@ -27,7 +32,12 @@ Arrays = dict[str, Array]
 
 
 def write(
-    folder: Path, config: Mapping[str, Any], arrays: Mapping[str, Array], *, card: str = ""
+    folder: Path,
+    config: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    *,
+    queries: Mapping[str, Array] | None = None,
+    card: str = "",
 ) -> None:
     """Write a folder that is complete or absent; one of the same name is replaced.
 
@@ -35,6 +45,7 @@ def write(
         folder: Where. A folder that holds anything but a saved adapter is not replaced.
         config: JSON-able; the format version is added.
         arrays: Weights by name.
+        queries: Of the sketch of training queries, if there is one.
         card: Text of ``README.md``.
 
     Raises:
@@ -43,6 +54,8 @@ def write(
     check_target(folder)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
+        if queries is not None:
+            (temporary / QUERIES).write_bytes(to_bytes(queries))
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         if card:
@@ -69,6 +82,16 @@ def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
     if not path.is_file():
         raise FolderError(f"{folder}: no {WEIGHTS}.")
     return config, from_bytes(path.read_bytes(), where=str(path))
+
+
+def read_queries(folder: Path) -> Arrays | None:
+    """Read the sketch of the training queries; None where there is none.
+
+    Raises:
+        FolderError: The file is damaged.
+    """
+    path = folder / QUERIES
+    return from_bytes(path.read_bytes(), where=str(path)) if path.is_file() else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,7 +141,7 @@ def check_target(folder: Path) -> None:
     if not writable:
         raise FolderError(f"{folder}: cannot be written (no permission for {folder.parent}).")
     # Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-    strangers = sorted(found - {CONFIG, WEIGHTS, CARD, "pytorch_model.bin"})
+    strangers = sorted(found - {CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"})
     if strangers:
         raise FolderError(
             f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "

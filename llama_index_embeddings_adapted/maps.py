@@ -1,4 +1,4 @@
-"""Adapters that map every vector in the same way: linear, low rank, two layers."""
+"""Adapters that map every vector in the same way: linear, low rank, two layers, unit length."""
 
 from __future__ import annotations
 
@@ -122,6 +122,40 @@ class LowRankAdapter(Adapter):
 
     def map(self, vectors: Vectors) -> Vectors:
         return unit(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
+
+
+class UnitAdapter(Adapter):
+    """Scales queries and documents to length 1, so that all similarities rank as cosine does.
+
+    Args:
+        dim: Of the vectors.
+    """
+
+    def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise OptionError(f"dim: expected a number above 0, got {dim!r}.")
+        self._dim = int(dim)
+
+    @property
+    def input_dim(self) -> int:
+        return self._dim
+
+    @property
+    def output_dim(self) -> int:
+        return self._dim
+
+    @property
+    def adapts_documents(self) -> bool:
+        return True
+
+    def arrays(self) -> Arrays:
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        return {"dim": self._dim}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        return unit(vectors)
 
 
 _ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {

@@ -22,6 +22,7 @@ from llama_index_embeddings_adapted.errors import (
 )
 from llama_index_embeddings_adapted.fingerprint import MIN_COSINE, PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.serialize import describe_base
+from llama_index_embeddings_adapted.sketch import QuerySketch
 from llama_index_embeddings_adapted.vectors import as_vectors
 
 
@@ -36,6 +37,7 @@ class Saved:
         fingerprint: Of that model; None likewise.
         transform_query: Whether the adapter is applied to queries.
         training: Data, scores and settings of the training, as far as known.
+        sketch: What its training queries looked like; None where that was not kept.
     """
 
     adapter: Adapter
@@ -43,6 +45,7 @@ class Saved:
     fingerprint: Fingerprint | None = None
     transform_query: bool = True
     training: dict[str, Any] = field(default_factory=dict)
+    sketch: QuerySketch | None = None
 
     def verify(self, model: BaseEmbedding, *, where: object) -> None:
         """Check that a model is the one the adapter was trained on. Asks it for probe vectors.
@@ -76,6 +79,7 @@ def save(
     *,
     transform_query: bool = True,
     training: Mapping[str, Any] | None = None,
+    sketch: QuerySketch | None = None,
     card: str = "",
 ) -> None:
     """Write a folder, atomically; see :func:`load`."""
@@ -96,7 +100,11 @@ def save(
         "training": dict(training or {}),
     }
     folders.write(
-        folder, config, {**adapter.arrays(), folders.PROBES: fingerprint.probes}, card=card
+        folder,
+        config,
+        {**adapter.arrays(), folders.PROBES: fingerprint.probes},
+        queries=None if sketch is None else sketch.arrays(),
+        card=card,
     )
 
 
@@ -114,12 +122,14 @@ def load(folder: Path) -> Saved:
     if base is not None and not isinstance(base, dict):
         raise FolderError(f"{folder}: base_model is not an object.")
     training = config.get("training")
+    queries = folders.read_queries(folder)
     return Saved(
         restore(config.get("adapter"), arrays, where=str(folder)),
         base,
         None if base is None else _fingerprint(base, probes, where=folder),
         bool(config.get("transform_query", True)),
         training if isinstance(training, dict) else {},
+        None if queries is None else QuerySketch.restore(queries, where=str(folder)),
     )
 
 

@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapt
 from llama_index_embeddings_adapted.adapters import describe, restore
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
-from llama_index_embeddings_adapted.maps import LowRankAdapter
+from llama_index_embeddings_adapted.maps import LowRankAdapter, UnitAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.stack import StackedAdapter
@@ -98,6 +98,7 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     ),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
+    "unit length": lambda: UnitAdapter(DIM),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
 TRAINED: dict[str, Callable[[], Adapter]] = {

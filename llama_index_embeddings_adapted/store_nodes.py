@@ -1,0 +1,77 @@
+"""What LlamaIndex's vector stores hold, by whichever of their ways of listing it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.indices.vector_store import VectorStoreIndex
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, MetadataFilters
+
+from llama_index_embeddings_adapted.errors import StoreError
+
+_PER_QUERY = 500
+_NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
+_PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
+
+
+def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
+    """Return all nodes of an index, from its document store or else from its vector store.
+
+    Raises:
+        StoreError: Neither can list them.
+    """
+    ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
+    if ids and all(index.docstore.document_exists(node) for node in ids):
+        return index.docstore.get_nodes(ids)
+    store = index.vector_store
+    try:
+        return _all(store)
+    except Exception as cause:  # stores raise what they like; the advice is the same
+        raise StoreError(
+            f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
+        ) from cause
+
+
+def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
+    try:
+        return store.get_nodes(node_ids=None)
+    except AssertionError:  # PostgreSQL's takes an empty list for all
+        return store.get_nodes(node_ids=[])
+    except ValueError:  # Milvus' an empty filter
+        return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
+
+
+def ids_in(store: BasePydanticVectorStore, ids: Sequence[str]) -> set[str] | None:
+    """Return which of these nodes a store holds; None where it cannot tell."""
+    found: set[str] = set()
+    try:
+        for start in range(0, len(ids), _PER_QUERY):
+            part = list(ids[start : start + _PER_QUERY])
+            found.update(node.node_id for node in store.get_nodes(node_ids=part))
+    except Exception:  # LanceDB quotes ids in a way that it does not understand itself
+        try:
+            found = {node.node_id for node in _all(store)}
+        except Exception:  # cannot list, or its collection is made with the first node
+            return None
+    return found & set(ids)
+
+
+def name_of(store: BasePydanticVectorStore) -> str | None:
+    """Return class, place and name of a store's collection; None where it has no name.
+
+    Never shown or saved: there may be a password in it.
+    """
+    client: Any = getattr(store, "client", None) if _is_chroma(store) else None
+    names = [getattr(client, "name", None), *(getattr(store, name, None) for name in _NAMES)]
+    name = next((str(name) for name in names if name), None)
+    if name is None:
+        return None
+    places = [str(value) for place in _PLACES if (value := getattr(store, place, None))]
+    tenant = [str(getattr(client, "id", ""))]
+    return "|".join([type(store).__qualname__, name, *places, *tenant])
+
+
+def _is_chroma(store: BasePydanticVectorStore) -> bool:
+    return type(store).class_name() == "ChromaVectorStore"

@@ -1,0 +1,131 @@
+"""Real vector stores, each on an engine of its own in a temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
+
+#: Makes a store over a collection of this name, for vectors of this dimension; the same name is
+#: the same collection, also for a second store.
+Stores = Callable[[str, int], BasePydanticVectorStore]
+
+
+@contextmanager
+def simple(folder: Path) -> Iterator[Stores]:
+    yield lambda name, dim: SimpleVectorStore()
+
+
+@contextmanager
+def chroma(folder: Path, space: str = "cosine") -> Iterator[Stores]:
+    chromadb = pytest.importorskip("chromadb", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.chroma import ChromaVectorStore
+
+    settings = chromadb.config.Settings(anonymized_telemetry=False)
+    client = chromadb.PersistentClient(str(folder / "chroma"), settings=settings)
+    metadata = {"hnsw:space": space}
+
+    def make(name: str, dim: int) -> BasePydanticVectorStore:
+        collection = client.get_or_create_collection(name, metadata=metadata)
+        return ChromaVectorStore(chroma_collection=collection)
+
+    yield make
+    client.close()
+
+
+@contextmanager
+def lancedb(folder: Path) -> Iterator[Stores]:
+    pytest.importorskip("lancedb", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+    def make(name: str, dim: int) -> BasePydanticVectorStore:
+        uri = folder / "lance"
+        mode = "append" if (uri / f"{name}.lance").exists() else "create"
+        return LanceDBVectorStore(uri=str(uri), table_name=name, mode=mode)
+
+    yield make
+
+
+@contextmanager
+def qdrant(folder: Path) -> Iterator[Stores]:
+    qdrant_client = pytest.importorskip("qdrant_client", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+
+    client = qdrant_client.QdrantClient(path=str(folder / "qdrant"))
+    yield lambda name, dim: QdrantVectorStore(name, client=client)
+    client.close()
+
+
+@contextmanager
+def faiss_l2(folder: Path) -> Iterator[Stores]:
+    faiss = pytest.importorskip("faiss", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.faiss import FaissVectorStore
+
+    yield lambda name, dim: FaissVectorStore(faiss.IndexFlatL2(dim))
+
+
+@contextmanager
+def faiss_ip(folder: Path) -> Iterator[Stores]:
+    faiss = pytest.importorskip("faiss", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.faiss import FaissVectorStore
+
+    yield lambda name, dim: FaissVectorStore(faiss.IndexFlatIP(dim))
+
+
+@contextmanager
+def milvus(folder: Path, metric: str = "COSINE") -> Iterator[Stores]:
+    pytest.importorskip("milvus_lite", reason="extra 'dev' is missing")
+    from llama_index.vector_stores.milvus import MilvusVectorStore
+
+    uri = str(folder / "milvus.db")
+    with ExitStack() as opened:
+
+        def make(name: str, dim: int) -> BasePydanticVectorStore:
+            store = MilvusVectorStore(
+                uri=uri, collection_name=name, dim=dim, similarity_metric=metric
+            )
+            opened.callback(store.client.close)
+            return store
+
+        yield make
+
+
+@contextmanager
+def postgres(server: Any) -> Iterator[Stores]:
+    from llama_index.vector_stores.postgres import PGVectorStore
+
+    address = server.get_uri().removeprefix("postgresql")
+    with ExitStack() as opened:
+
+        def make(name: str, dim: int) -> BasePydanticVectorStore:
+            store = PGVectorStore.from_params(
+                connection_string=f"postgresql+psycopg2{address}",
+                async_connection_string=f"postgresql+asyncpg{address}",
+                table_name=name,
+                embed_dim=dim,
+            )
+            opened.callback(lambda: asyncio.run(store.close()))
+            return store
+
+        yield make
+
+
+ENGINES: dict[str, Callable[[Path], Any]] = {
+    "simple": simple,
+    "chroma": chroma,
+    "lancedb": lancedb,
+    "qdrant": qdrant,
+    "faiss": faiss_l2,
+    "milvus": milvus,
+    "chroma, Euclidean": partial(chroma, space="l2"),
+    "chroma, inner product": partial(chroma, space="ip"),
+    "faiss, inner product": faiss_ip,
+    "milvus, Euclidean": partial(milvus, metric="L2"),
+}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from llama_index.core import Settings
 
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from tests.model_server import run_page, use
 
 ROOT = Path(__file__).parents[1]
@@ -50,14 +51,16 @@ def work(begun: Begun, model_server: str, tmp_path: Path, monkeypatch: pytest.Mo
     use(model_server, folder, monkeypatch, begun.cache)
     monkeypatch.setattr(Settings, "_embed_model", None)
     monkeypatch.setattr(Settings, "_llm", None)
-    write_documents(folder / "my_documents", begun.names["dataset"].corpus)
+    write_documents(folder / "my_documents", begun.names["dataset"])
     return Begun(folder, begun.cache, begun.names)
 
 
-def write_documents(folder: Path, corpus: dict[str, str]) -> None:
+def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
     folder.mkdir()
-    for name, text in list(corpus.items())[:24]:
-        (folder / f"{name}.md").write_text(f"# {name}\n\n{text}\n", encoding="utf-8")
+    for name, text in dataset.corpus.items():
+        if name.startswith(("c", "m")):
+            page = f"# {' '.join(dataset.queries[name].split())}\n\n{text}\n"
+            (folder / f"{name}.md").write_text(page, encoding="utf-8")
 
 
 def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:

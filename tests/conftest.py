@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+from tests.model_server import serving
 
 DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -67,6 +69,13 @@ class CountingEmbedding(BaseEmbedding):
 @pytest.fixture
 def base() -> CountingEmbedding:
     return CountingEmbedding(embed_batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def model_server() -> Iterator[str]:
+    """The address of what answers as OpenAI and as Ollama do."""
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Guides, and the reference that is written from docstrings."""

@@ -24,6 +24,7 @@ from benchmarks import (
     speed,
     tables,
     throughput,
+    tried,
     trust,
     upgrade,
     watching,
@@ -33,6 +34,7 @@ PARTS = (
     "quality",
     "methods",
     "alone",
+    "tried",
     "peers",
     "calibration",
     "power",
@@ -88,6 +90,8 @@ def main() -> None:
     if what in ("alone", "all"):
         names = tuple(arguments.sets)
         alone.run(arguments.data, arguments.cache, names, arguments.seeds)
+    if what in ("tried", "all"):
+        tried.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("peers", "all"):
         peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
     if what in ("calibration", "all"):

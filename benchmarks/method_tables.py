@@ -154,6 +154,20 @@ def _alone(runs: list[dict[str, Any]]) -> str:
     return f"{shown} ± {spread:.3f}" if len(runs) > 1 else shown
 
 
+def tried_table() -> str:
+    """What was tried on top of the plain maps: known / new documents, in cross-fitting."""
+    found = environment.load("tried")["sets"]
+    variants = dict.fromkeys(name for run in found.values() for name in run["gains"])
+    rows = ["| variant | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    for variant in variants:
+        gains = [run["gains"].get(variant, [None, None]) for run in found.values()]
+        cells = (
+            " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in pair) for pair in gains
+        )
+        rows.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def calibration_table() -> str:
     """How often the verdict is "ship" where there is nothing to learn."""
     rows = [
@@ -260,6 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "targets": targets_table,
     "alone": alone_table,
+    "tried": tried_table,
     "calibration": calibration_table,
     "power": power_table,
     "curves": curves_table,

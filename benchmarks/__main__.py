@@ -102,8 +102,7 @@ def main() -> None:
     if what in ("curves", "all"):
         curves.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("speed", "all"):
-        found = speed.run(arguments.data, arguments.cache)
-        environment.save("speed", "python -m benchmarks speed", found)
+        speed.run(arguments.data, arguments.cache)
     if what in ("growth", "all"):
         rows = growth.run(arguments.data, arguments.cache)
         environment.save("growth", "python -m benchmarks growth", {"rows": rows})

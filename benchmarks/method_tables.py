@@ -223,6 +223,10 @@ def speed_table() -> str:
             f"| {run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
             f"{run['ratio']:.0f} times as long) |"
         )
+        rows.append(
+            f"| {name}: ridge, dev {run['ridge_dev']:.4f} (old loop {run['old_dev']:.4f}) "
+            f"| {run['ridge_seconds']:.3f} s (old loop {run['ridge_ratio']:.0f} times as long) |"
+        )
     products = found["products"]
     rows += [
         f"| ridge at 6,000 × 384, {found['ridge_strengths']} strengths "

@@ -143,7 +143,9 @@ def _with_margin(margin: float) -> Callable[..., Tensor]:
     ) -> Tensor:
         logits = queries @ documents.T / temperature
         lead = torch.zeros_like(logits)
-        lead[targets.queries, targets.documents] = margin / float(temperature)
+        lead[targets.queries, targets.documents] = margin / float(
+            torch.as_tensor(temperature).detach()
+        )
         right = (logits - lead)[targets.queries, targets.documents] * targets.shares
         return torch.logsumexp(logits - lead, dim=1).mean() - right.sum() / len(queries)
 

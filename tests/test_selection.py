@@ -372,6 +372,15 @@ def test_maps_of_the_query_side_are_trained_on_behind_a_better_one_of_both_sides
     assert longer == [of("linear", epochs=9), of("shared", epochs=9)]
 
 
+def test_without_known_documents_maps_are_trained_on_for_the_new_ones() -> None:
+    found = evidence([False] * 8)  # no document has two questions
+    one, three = of("linear", epochs=1), of("linear", epochs=3)
+    found.scores[one], found.scores[three] = np.full(8, 0.6), np.full(8, 0.7)
+    seen = Candidates(found, [IDENTITY, one, three], everything(found))
+    assert proposed(seen, 1) == [of("linear", epochs=9)]
+    assert found.choose([IDENTITY, one], np.zeros(8, dtype=bool)) == IDENTITY
+
+
 def test_several_methods_compete_with_auto_or_without() -> None:
     names = [recipe.method for recipe in stages(["ridge", "psd"], "query", (1,))[0](None)]  # type: ignore[arg-type]
     assert list(dict.fromkeys(names)) == ["ridge", "psd"]

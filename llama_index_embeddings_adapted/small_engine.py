@@ -128,7 +128,8 @@ class SmallModelEngine:
             need(module, extra="composed")
         if options.lora_rank:
             need("peft", extra="lora")
-        from llama_index_embeddings_adapted.composed_training import precision_on, train
+        from llama_index_embeddings_adapted.composed_body import precision_on
+        from llama_index_embeddings_adapted.composed_training import train
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
         encoder = Encoder(

@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted import (
     ComposedFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     SentenceTransformersFinetuneEngine,
-    composed_training,
+    composed_progress,
     evaluate_retrieval,
 )
 from llama_index_embeddings_adapted.composed_options import ComposedOptions, composed_options
@@ -210,16 +210,16 @@ def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llama_index_embeddings_adapted import composed_training
+from llama_index_embeddings_adapted import composed_progress
 from tests.conftest import CountingEmbedding
 from tests.test_composed_training import engine
 
-record = composed_training._Progress._record
+record = composed_progress.Progress._record
 def dies(self, number):
     record(self, number)
     if number == 3:  # scored, but its checkpoint is not written
         os.kill(os.getpid(), signal.SIGKILL)
-composed_training._Progress._record = dies
+composed_progress.Progress._record = dies
 engine(Path(sys.argv[1]), CountingEmbedding(), epochs=4).finetune()
 """
 
@@ -258,14 +258,14 @@ def test_an_interrupt_keeps_the_best_epoch_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = engine(tmp_path, CountingEmbedding(), epochs=6)
-    record = composed_training._Progress._record
+    record = composed_progress.Progress._record
 
     def interrupted(self: Any, number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
         record(self, number)
 
-    monkeypatch.setattr(composed_training._Progress, "_record", interrupted)
+    monkeypatch.setattr(composed_progress.Progress, "_record", interrupted)
     with pytest.warns(UserWarning, match="interrupted; the best epoch so far is kept"):
         found.finetune()
     assert found.report.interrupted

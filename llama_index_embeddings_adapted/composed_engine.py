@@ -10,6 +10,7 @@ import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted import composed_store
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.composed import ComposedEmbedding
 from llama_index_embeddings_adapted.composed_options import composed_options
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
@@ -89,11 +90,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         verbose: bool = False,
         **train_kwargs: Any,
     ) -> None:
-        if not isinstance(embed_model, BaseEmbedding):
-            raise OptionError(
-                "embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        check_base(embed_model, "embed_model")
         settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
         super().__init__(

@@ -15,6 +15,7 @@ from llama_index_embeddings_adapted import files, legacy, store
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.autotune import tune
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.closed_form import whitening
 from llama_index_embeddings_adapted.comparison import Comparison
 from llama_index_embeddings_adapted.data_statistics import data_statistics
@@ -132,11 +133,7 @@ class EmbeddingAdapterFinetuneEngine:
         show_progress: bool = True,
         **train_kwargs: Any,
     ) -> None:
-        if not isinstance(embed_model, BaseEmbedding):
-            raise OptionError(
-                "embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        check_base(embed_model, "embed_model")
         for name, value, known in (("adapts", adapts, ADAPTS), ("ship", ship, SHIP)):
             if value not in known:
                 raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")

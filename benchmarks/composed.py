@@ -39,18 +39,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Sample:
     """What two cores can train: how many queries, and documents to search in.
 
-    Training sees the documents that its queries ask for, where the corpus is a sample.
-
     Args:
         dev: Share of the training queries held out to choose on, where there is no dev split.
+        train: Training queries, at most; None for all.
         documents: Documents beside the relevant ones, at most; None for the whole corpus.
+        precision: Of training.
     """
 
-    dev: float
-    documents: int | None
+    dev: float = 0.1
+    train: int | None = None
+    documents: int | None = None
+    precision: str = "float32"
 
 
-SAMPLES = {"uberlyft_10k": Sample(0.1, None), "scifact": Sample(0.1, 700)}
+SAMPLES = {
+    "uberlyft_10k": Sample(),
+    "scifact": Sample(train=400, documents=300, precision="bfloat16"),
+}
 
 
 def run(
@@ -68,7 +73,8 @@ def run(
             continue
         real = sets.load(data, name)
         corpus = len(real.tests["test"].corpus)
-        bench = _Bench(_sampled(real, SAMPLES[name]), base, cache, epochs, corpus)
+        sample = SAMPLES[name]
+        bench = _Bench(_sampled(real, sample), base, cache, epochs, corpus, sample.precision)
         bench.untrained()
         bench.adapter()
         for variant in variants:
@@ -86,9 +92,10 @@ class _Bench:
         cache: Path,
         epochs: int,
         corpus: int,
+        precision: str,
     ) -> None:
         self._real, self._base, self._cache, self._epochs = real, base, cache, epochs
-        self._corpus = corpus
+        self._corpus, self._precision = corpus, precision
         self._test = real.tests["test"]
         self._frozen = Encoder(base, cache_dir=cache, show_progress=False).dataset(self._test)
         self._black_box = search(self._frozen, self._frozen.queries, self._frozen.documents)
@@ -164,6 +171,7 @@ class _Bench:
         return {
             "val_dataset": self._real.dev,
             "epochs": self._epochs,
+            "precision": self._precision,
             "cache_dir": self._cache,
             "verbose": True,
         }
@@ -232,11 +240,11 @@ def _sampled(real: sets.RealSet, sample: Sample) -> sets.RealSet:
     dev, train = real.dev, real.train
     if dev is None:
         train, dev = train.train_test_split(sample.dev, by="query", seed=0)
-    test = real.tests["test"]
+    train = train.subset(sorted(train.queries, key=_lot)[: sample.train])
+    parts = [train, dev, real.tests["test"]]
     if sample.documents is not None:
-        train = _searched_in(train, 0)
-        dev, test = (_searched_in(part, sample.documents) for part in (dev, test))
-    return replace(real, train=train, dev=dev, tests={"test": test})
+        parts = [_searched_in(part, sample.documents) for part in parts]
+    return replace(real, train=parts[0], dev=parts[1], tests={"test": parts[2]})
 
 
 def _searched_in(dataset: EmbeddingQAFinetuneDataset, others: int) -> EmbeddingQAFinetuneDataset:

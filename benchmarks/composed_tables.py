@@ -74,7 +74,7 @@ def _time_rows(found: dict[str, Any]) -> list[str]:
         run = found[name]
         dev = ", ".join(f"{score:.3f}" for score in run["dev"])
         rows.append(
-            f"| {name} | {run['seconds per epoch']:.0f} s an epoch; hit rate@5 on dev {dev}, on "
+            f"| {name} | {run['seconds per epoch']:.0f} processor s an epoch; hit rate@5 on dev {dev}, on "
             f"test {run['test hit_rate@5']:.4f}, NDCG@10 {run['test ndcg@10']:.4f} |"
         )
     ratios = ", ".join(f"{ratio:.2f}" for ratio in found["ratios"])

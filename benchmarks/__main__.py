@@ -9,6 +9,8 @@ from benchmarks import (
     against_old,
     alone,
     composed,
+    composed_memory,
+    composed_time,
     curves,
     environment,
     figures,
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
+    parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
     parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
@@ -120,11 +123,12 @@ def main() -> None:
     box = arguments.black_box
     if what in ("composed", "all"):
         names = tuple(arguments.sets)
-        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs)
+        variants = tuple(composed.VARIANTS) if arguments.published else (composed.TRAINED,)
+        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs, variants)
     if what in ("composed_time", "all"):
-        composed.epoch_time(arguments.data, arguments.cache, box, 1)
+        composed_time.run(arguments.data, arguments.cache, box, epochs=1, rounds=3)
     if what in ("composed_memory", "all"):
-        composed.memory()
+        composed_memory.run()
     if what in ("report", "all"):
         page.run(arguments.data, arguments.cache)
     if what in ("watching", "all"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import Adapting, CacheDir, EncodedDataset, Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError, ShapeError
@@ -281,9 +282,5 @@ def base_of(model: BaseEmbedding) -> BaseEmbedding:
     Raises:
         OptionError: Not an embedding model.
     """
-    if not isinstance(model, BaseEmbedding):
-        raise OptionError(
-            f"embed_model: expected a LlamaIndex embedding model, got {type(model).__name__}. "
-            "Strings: use resolve_embed_model first."
-        )
+    check_base(model, "embed_model")
     return model.base_embed_model if isinstance(model, Adapting) else model

@@ -24,6 +24,23 @@ QueryBatch = Callable[[list[str]], list[Embedding]]
 _State = dict[str, object]
 
 
+def check_base(model: object, name: str) -> None:
+    """Refuse what is no LlamaIndex embedding model.
+
+    Args:
+        model: What was given.
+        name: Of the argument, for the error.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not isinstance(model, BaseEmbedding):
+        raise OptionError(
+            f"{name}: expected a LlamaIndex embedding model, got {type(model).__name__}. "
+            "Strings: use resolve_embed_model first."
+        )
+
+
 class BaseModelCalls:
     """Calls to one base model, through its public methods, so that events, rate limits and retries
     apply, and its role is always the right one.

@@ -126,6 +126,14 @@ class Texts:
     queries: tuple[str, ...]
     documents: tuple[str, ...]
 
+    @classmethod
+    def of(cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset) -> Texts:
+        """Return the texts behind the rows of an encoded dataset, which may be a part of it."""
+        return cls(
+            tuple(dataset.queries[query] for query in data.query_ids),
+            tuple(dataset.corpus[document] for document in data.document_ids),
+        )
+
 
 def evaluate_retrieval(
     embed_model: BaseEmbedding,

@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.llm_calls import Patience
@@ -82,11 +83,8 @@ class GenerationOptions:
             )
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
-        if self.embed_model is not None and not isinstance(self.embed_model, BaseEmbedding):
-            raise OptionError(
-                "embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(self.embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        if self.embed_model is not None:
+            check_base(self.embed_model, "embed_model")
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")

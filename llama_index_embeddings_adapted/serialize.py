@@ -9,7 +9,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
-from llama_index_embeddings_adapted.errors import FolderError
+from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from llama_index_embeddings_adapted.redaction import (
     looks_secret,
     names_secret,
@@ -134,3 +134,24 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
     return value
+
+
+def base_or_rebuilt(
+    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
+) -> BaseEmbedding:
+    """Return the model given, or else the one described.
+
+    Args:
+        model: What the caller has, if anything.
+        description: What :func:`describe_base` returned.
+        settings: Of the model to build, its secrets.
+
+    Raises:
+        OptionError: Settings besides a model, which has its own.
+        FolderError: It cannot be built.
+    """
+    if model is None:
+        return rebuild_base(description, **settings)
+    if settings:
+        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
+    return model

@@ -366,6 +366,23 @@ def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
         ) from None
 
 
+def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
+    """Return a dataset whose every query has an answer.
+
+    Raises:
+        DatasetError: One has none.
+        OptionError: No dataset.
+    """
+    dataset = as_dataset(value, name)
+    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
+    if without:
+        raise DatasetError(
+            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
+            f"(first: {examples(without)}). Drop them with dataset.judged()."
+        )
+    return dataset
+
+
 def _check_texts(what: str, texts: object) -> None:
     if not isinstance(texts, Mapping):
         raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")

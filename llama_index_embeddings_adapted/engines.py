@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import whitening
 from llama_index_embeddings_adapted.comparison import Comparison
 from llama_index_embeddings_adapted.data_statistics import data_statistics
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, as_dataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.division import (
     divide,
     refuse_one_vector,
@@ -102,6 +102,7 @@ class EmbeddingAdapterFinetuneEngine:
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.
+        DatasetError: A query without a relevant document.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class EmbeddingAdapterFinetuneEngine:
             raise OptionError(
                 f"checkpoint_save_steps: expected at least 1, got {checkpoint_save_steps}."
             )
-        self.dataset = as_dataset(dataset, "dataset")
+        self.dataset = answered(dataset, "dataset")
         self.embed_model = embed_model
         self._method = method if isinstance(method, str) else list(method)
         self._adapts, self._always = adapts, ship == "always"
@@ -162,7 +163,7 @@ class EmbeddingAdapterFinetuneEngine:
         self._report_path = None if report_path is None else Path(report_path)
         self._verbose, self._show_progress = verbose, show_progress
         self._refit, self._cache_dir, self._expect = refit, cache_dir, expect
-        self._val_dataset = None if val_dataset is None else as_dataset(val_dataset, "val_dataset")
+        self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "epochs": epochs,

@@ -27,9 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(
-    model_server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def folder(model_server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a kernel works; what it leaves at home stays here, too."""
     use(model_server, tmp_path, monkeypatch, cache)
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):

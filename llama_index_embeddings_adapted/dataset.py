@@ -13,7 +13,7 @@ from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, dataset_checks, files, qa_json, splits
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -345,3 +345,20 @@ def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
         raise OptionError(
             f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
         ) from None
+
+
+def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
+    """Return a dataset whose every query has an answer.
+
+    Raises:
+        DatasetError: One has none.
+        OptionError: No dataset.
+    """
+    dataset = as_dataset(value, name)
+    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
+    if without:
+        raise DatasetError(
+            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
+            f"(first: {examples(without)}). Drop them with dataset.judged()."
+        )
+    return dataset

@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.base_model import (
     fingerprint_of,
 )
 from llama_index_embeddings_adapted.cache import VectorCache
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.errors import EncodeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.relevance import Relevance
@@ -154,7 +154,13 @@ class Encoder:
         return self._cache.get(role, texts)
 
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
-        """Embed the queries and documents of a dataset."""
+        """Embed the queries and documents of a dataset.
+
+        Raises:
+            DatasetError: A query without a relevant document, which can teach and prove nothing.
+            EncodeError: See :meth:`encode`.
+        """
+        dataset = answered(dataset, "dataset")
         document_row = {document: row for row, document in enumerate(dataset.corpus)}
         first_with_text: dict[str, int] = {}
         twins = [

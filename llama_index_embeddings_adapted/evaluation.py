@@ -159,6 +159,7 @@ def evaluate_retrieval(
 
     Raises:
         OptionError: ``ks`` or ``batch_size`` out of range.
+        DatasetError: A query without a relevant document.
         EncodeError: The model gave no usable vector.
     """
     cuts = metrics.check_ks(ks)

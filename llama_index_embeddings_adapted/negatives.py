@@ -49,6 +49,7 @@ def mine_hard_negatives(
 
     Raises:
         OptionError: A number out of range.
+        DatasetError: A query without a relevant document.
         EncodeError: The model gave no usable vector.
 
     Source:

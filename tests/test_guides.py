@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,15 +71,6 @@ def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_every_block_of_a_guide_runs_in_order(page: Path, work: Begun, model_server: str) -> None:
     run_page(page, model_server)
-
-
-def test_links_between_pages_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
-    for page in pages:
-        for target in re.findall(
-            r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")
-        ):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,14 @@ class _Bench:
         self._real, self._base, self._cache, self._epochs = real, base, cache, epochs
         self._corpus = corpus
         self._test = real.tests["test"]
-        self._frozen = Encoder(base, cache_dir=cache, show_progress=False).dataset(self._test)
-        self._black_box = search(self._frozen, self._frozen.queries, self._frozen.documents)
+
+    @cached_property
+    def _frozen(self) -> EncodedDataset:
+        return Encoder(self._base, cache_dir=self._cache, show_progress=False).dataset(self._test)
+
+    @cached_property
+    def _black_box(self) -> RetrievalScores:
+        return search(self._frozen, self._frozen.queries, self._frozen.documents)
 
     def untrained(self) -> None:
         """Judge the black box, the small model, and the two composed."""

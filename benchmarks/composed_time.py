@@ -1,6 +1,6 @@
 """Time of an epoch of the composed model beside the loop of the method's authors, taking turns.
 
-Both are timed in processor seconds of one thread, which other programs on the machine hardly change.
+Both are timed in processor seconds of one thread, which other programs hardly change.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Every block of every guide runs, with the files that the first guide leaves."""
+"""Every block of every guide runs, and every script, with the files that the first guide leaves."""
 
 from __future__ import annotations
 
+import runpy
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from tests.model_server import run_page, use
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
 FIRST = DOCS / "first-adapter.md"
 OTHERS = sorted(
     page for page in DOCS.glob("*.md") if page.name not in (FIRST.name, "README.md", "reference.md")
@@ -71,6 +73,51 @@ def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
 def test_every_block_of_a_guide_runs_in_order(page: Path, work: Begun, model_server: str) -> None:
     run_page(page, model_server)
+
+
+SCRIPTS = {
+    "first_adapter.py": (),
+    "choose_method.py": ("train.json", "test.json", "linear", "whitening"),
+    "own_adapter.py": ("train.json", "test.json"),
+    "own_documents.py": ("my_documents", "--passages", "12", "--url", "{server}"),
+    "production.py": ("adapter", "test.json"),
+}
+ELSEWHERE = {"quickstart.py", "composed_finetune.py", "openai_index.py"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_with_the_files_of_the_guides(
+    script: str, work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_script(script, SCRIPTS[script], model_server, monkeypatch)
+
+
+def test_the_script_for_an_index_of_openai_runs_with_what_its_guide_leaves(
+    work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_page(DOCS / "openai.md", model_server)["dataset"].save_json("pairs.json")
+    arguments = ("storage", "pairs.json", "how do I smooth out short spikes?")
+    run_script("openai_index.py", arguments, model_server, monkeypatch)
+
+
+def run_script(
+    script: str, arguments: Sequence[str], server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [argument.format(server=server) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", ["choose_method.py", "own_adapter.py", "production.py"])
+def test_a_script_without_its_arguments_says_how_it_is_called(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=f"python examples/{script} "):
+        run_script(script, (), "", monkeypatch)
+
+
+def test_no_script_goes_untested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
 
 
 def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:

@@ -13,6 +13,7 @@ from benchmarks import (
     environment,
     figures,
     growth,
+    kills,
     methods,
     page,
     peers,
@@ -50,6 +51,7 @@ PARTS = (
     "report",
     "upgrade",
     "watching",
+    "kills",
 )
 
 
@@ -65,7 +67,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
-    parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument(
+        "--runs", type=int, help="of calibration (200), power (50 per size) and kills (60)"
+    )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
@@ -127,6 +131,8 @@ def main() -> None:
     if what in ("watching", "all"):
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what in ("kills", "all"):
+        environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_index_embeddings_adapted.errors import CacheError
+from llama_index_embeddings_adapted.errors import AdaptedError, CacheError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.vectors import Rows, Vectors
 
@@ -197,7 +197,17 @@ class VectorCache:
         try:
             with self._lock:
                 yield
-        except (sqlite3.Error, OSError, IndexError) as cause:
+        # Values of a damaged index: a dimension of 0, a row below 0, probes of another length.
+        except (
+            sqlite3.Error,
+            OSError,
+            ArithmeticError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as cause:
+            if isinstance(cause, AdaptedError):
+                raise
             raise CacheError(
                 f"The vector cache {self._where} cannot be used ({cause}). Free some space, pass "
                 "another cache_dir, or cache_dir=False to keep vectors in memory."

@@ -135,10 +135,9 @@ def load(folder: Path) -> SavedComposition:
     except OptionError as cause:
         raise FolderError(f"{folder / folders.CONFIG}: {cause}") from cause
     _check_small(folder / SMALL, composed.get("files"))
-    path = folder / PROBES
-    if not path.is_file():
+    if not (folder / PROBES).is_file():
         raise FolderError(f"{folder}: no {PROBES}.")
-    arrays = folders.from_bytes(path.read_bytes(), where=str(path))
+    arrays = folders.read_arrays(folder / PROBES)
     training = config.get("training")
     return SavedComposition(
         folder / SMALL,
@@ -195,9 +194,16 @@ def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[path.relative_to(folder).as_posix()] = digest
+            found[path.relative_to(folder).as_posix()] = _digest(path)
     return found
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _card(base: BaseEmbedding, weight: float, training: Mapping[str, Any], folder: str) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from llama_index_embeddings_adapted.errors import AdaptedError, examples
 
 T = TypeVar("T")
+_ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
 
 @contextmanager
@@ -81,21 +83,58 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
         json.dump(data, stream, indent=indent)
 
 
-def read_json_object(path: Path, *, error: type[AdaptedError]) -> dict[str, Any]:
+def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
+    """Read a file whole, provided that it is one: a device or a pipe has no end.
+
+    Args:
+        path: Where.
+        error: What to raise.
+        most: Bytes it may have; None for as many as fit into memory.
+
+    Raises:
+        error: No such file, not a file, larger than ``most``, or it cannot be read.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise error(f"{path}: expected a file.")
+        if most is not None and about.st_size > most:
+            raise error(f"{path}: expected at most {most:,} bytes, found {about.st_size:,}.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such file.") from None
+    except (OSError, MemoryError) as cause:
+        raise error(
+            f"{path}: cannot be read ({cause or 'it does not fit into memory'})."
+        ) from cause
+
+
+def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None) -> Any:
+    """Read JSON.
+
+    Raises:
+        error: See :func:`read_bytes`; not UTF-8, not JSON, or a key given twice.
+    """
+    try:
+        return json.loads(
+            read_bytes(path, error=error, most=most).decode("utf-8"),
+            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
+        )
+    except (ValueError, RecursionError, MemoryError) as cause:
+        if isinstance(cause, AdaptedError):
+            raise
+        raise error(f"{path}: expected JSON ({cause}).") from cause
+
+
+def read_json_object(
+    path: Path, *, error: type[AdaptedError], most: int | None = None
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        error: No such file, not UTF-8, not JSON, not an object, or a key given twice.
+        error: See :func:`read_json`; or not an object.
     """
-    try:
-        data = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
-        )
-    except FileNotFoundError:
-        raise error(f"{path}: no such file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
-        raise error(f"{path}: expected JSON ({cause}).") from cause
+    data = read_json(path, error=error, most=most)
     if not isinstance(data, dict):
         raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data
@@ -114,10 +153,13 @@ def unique(
     for key, value in pairs:
         if key in found:
             twice.append(key)
+            if len(twice) == _ENOUGH:
+                break
         found[key] = value
     if twice:
         prefix = f"{where}: " if where else ""
-        raise error(f"{prefix}{len(twice)} duplicate {what} ids (first: {examples(twice)}).")
+        count = f"{len(twice)}{' or more' if len(twice) == _ENOUGH else ''}"
+        raise error(f"{prefix}{count} duplicate {what} ids (first: {examples(twice)}).")
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.adapters import Adapter, CompositeAdapter
+from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 
 _PARTS = (
@@ -37,7 +38,7 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
     path = Path(folder)
     saved = store.load(path)
     config = folders.read_config(path) if (path / folders.CONFIG).is_file() else {}
-    report = saved.training.get("report") or {}
+    report = _report(saved.training, path)
     base = saved.base or {}
     return {
         "folder": str(path),
@@ -52,13 +53,35 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
         "age_days": _age(config.get("saved_at")),
         "library_version": config.get("library_version"),
         "format_version": config.get("format_version"),
-        "bytes": {file.name: file.stat().st_size for file in sorted(path.iterdir())},
+        "bytes": {file.name: file.lstat().st_size for file in sorted(path.iterdir())},
         "moved_documents": _moved(saved.adapter),
         "verdict": report.get("verdict"),
         "scores": {key: report[key] for key, _ in _PARTS if report.get(key)} or None,
         "data": report.get("data") or None,
         "settings": report.get("settings"),
     }
+
+
+def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what is known of the training, in a form that can be shown.
+
+    Raises:
+        FolderError: It has another form.
+    """
+    report = training.get("report") or {}
+    try:
+        for key, _ in _PARTS:
+            if report.get(key):
+                _score(report[key])
+        data = report.get("data") or {}
+        sound = not data or all(isinstance(data[key], int) for key in ("queries", "documents"))
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise FolderError(
+            f"{folder}: what it says of its training is damaged ({cause!r})."
+        ) from cause
+    if not sound:
+        raise FolderError(f"{folder}: what it says of its training data is damaged.")
+    return dict(report)
 
 
 def facts_as_text(facts: Mapping[str, Any]) -> str:

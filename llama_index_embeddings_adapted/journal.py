@@ -131,9 +131,17 @@ def _parse(line: bytes) -> tuple[str, Answer] | None:
         entry = json.loads(line)
         key = entry.pop("key")
         answer = Answer(**entry)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
-    return (key, answer) if isinstance(key, str) and isinstance(answer.text, str) else None
+    sound = isinstance(key, str) and isinstance(answer.text, str) and _counts(answer)
+    return (key, answer) if sound else None
+
+
+def _counts(answer: Answer) -> bool:
+    billed = (answer.prompt_tokens, answer.completion_tokens)
+    return isinstance(answer.seconds, (int, float)) and all(
+        tokens is None or isinstance(tokens, int) for tokens in billed
+    )
 
 
 def _digest(value: object) -> str:

@@ -86,8 +86,8 @@ def _watched(folder: Path) -> Iterator[None]:
         yield
     finally:
         _Watch.thread = None
-    if _Watch.seen is not None:
-        raise Misdeed(_Watch.seen)
+        if _Watch.seen is not None:
+            raise Misdeed(_Watch.seen)
 
 
 @contextmanager

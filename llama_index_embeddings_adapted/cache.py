@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_index_embeddings_adapted.errors import AdaptedError, CacheError
+from llama_index_embeddings_adapted.errors import AdaptedError, CacheError, ShapeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
-from llama_index_embeddings_adapted.vectors import Rows, Vectors
+from llama_index_embeddings_adapted.vectors import Rows, Vectors, as_vectors
 
 FORMAT = 1
 _SCHEMA = """
@@ -100,7 +100,13 @@ class VectorCache:
                 rows.update(found)
             positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
             wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
-            return positions, self._read(wanted)
+            vectors = self._read(wanted)
+            if not np.isfinite(vectors).all():
+                raise CacheError(
+                    f"{self._file}: holds NaN or infinity, which was never written there: the file "
+                    "is damaged. Delete the folder and encode again."
+                )
+            return positions, vectors
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
@@ -109,9 +115,15 @@ class VectorCache:
             role: ``"query"`` or ``"document"``.
             texts: ``n`` distinct texts.
             vectors: ``(n, dim)``, finite.
+
+        Raises:
+            ShapeError: Another number of vectors, another dimension, NaN or infinity.
         """
         if not texts:
             return
+        vectors = as_vectors(vectors, what="Vectors to keep", dim=self._base.dim)
+        if len(vectors) != len(texts):
+            raise ShapeError("Vectors to keep", expected=f"{len(texts)}", actual=len(vectors))
         with self._guard(), self._write():
             first = self._rows_in_memory if self._file is None else self._rows_in_index()
             self._append(first, vectors)

@@ -46,7 +46,7 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
             "description": repr(saved.adapter),
             "input_dim": saved.adapter.input_dim,
             "output_dim": saved.adapter.output_dim,
-            "roles": config.get("roles") or ["query"],
+            "roles": ["query", "document"] if saved.adapter.adapts_documents else ["query"],
         },
         "base_model": {key: base.get(key) for key in ("name", "dim", "fingerprint")},
         "saved_at": config.get("saved_at"),
@@ -86,13 +86,14 @@ def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def facts_as_text(facts: Mapping[str, Any]) -> str:
     """Return what :func:`folder_facts` found as lines to read."""
-    adapter, base = facts["adapter"], facts["base_model"]
+    adapter, base, age = facts["adapter"], facts["base_model"], facts["age_days"]
     moved, data = facts["moved_documents"], facts["data"] or {}
     lines = [
         ("adapter", f"{adapter['description']}, applied to {' and '.join(adapter['roles'])}"),
         ("dimensions", f"{adapter['input_dim']} → {adapter['output_dim']}"),
         ("base model", base["name"] and f"{base['name']}, fingerprint {base['fingerprint']}"),
-        ("saved", facts["saved_at"] and f"{facts['saved_at']}, {facts['age_days']:.1f} days ago"),
+        ("saved", facts["saved_at"] and str(facts["saved_at"])
+         + ("" if age is None else f", {age:.1f} days ago")),
         ("by version", facts["library_version"]),
         ("size", f"{sum(facts['bytes'].values()):,} bytes in {len(facts['bytes'])} files"),
         ("moved documents", moved and f"{moved['documents']:,}, by {moved['mean_drift']:.3f} on "

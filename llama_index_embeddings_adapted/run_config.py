@@ -40,7 +40,7 @@ def read_run_config(
         table = data.get(name, {})
         if not isinstance(table, dict):
             raise OptionError(
-                f"{path}: {name}: expected a table of options, got {type(table).__name__}."
+                f"{path}: {name}: expected a table of options, got {shorten(repr(table))}."
             )
         own = {str(key).replace("-", "_"): value for key, value in table.items()}
         _check(own, options[name], where=f"{path}, {name}")

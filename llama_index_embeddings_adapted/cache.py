@@ -132,6 +132,14 @@ class VectorCache:
                 [(self._id, _key(role, text), first + i) for i, text in enumerate(texts)],
             )
 
+    def forget(self, role: str, texts: Sequence[str]) -> None:
+        """Drop the vectors of texts, known or not; their space is not reclaimed."""
+        with self._guard(), self._write():
+            self._db.executemany(
+                "DELETE FROM vectors WHERE base = ? AND key = ?",
+                [(self._id, _key(role, text)) for text in texts],
+            )
+
     def close(self) -> None:
         """Release the files."""
         self._db.close()

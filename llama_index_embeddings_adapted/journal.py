@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index_embeddings_adapted.errors import GenerationError
+from llama_index_embeddings_adapted.files import read_bytes
 
 FORMAT = 1
 _SYNC_EVERY_S = 1.0
@@ -99,7 +100,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._handle = os.open(path, flags, 0o600)
-            data = path.read_bytes()
+            data = read_bytes(path, error=GenerationError)
             if data and not data.endswith(b"\n"):
                 _write(self._handle, b"\n")
         for line in data.split(b"\n"):

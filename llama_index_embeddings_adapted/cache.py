@@ -78,7 +78,8 @@ class VectorCache:
                 self._id = self._register()
         if folder is not None:
             self._file = folder / f"{self._id}.f32"
-            self._check_rows()
+            with self._guard():
+                self._check_rows()
 
     def get(self, role: str, texts: Sequence[str]) -> tuple[Rows, Vectors]:
         """Look texts up.
@@ -168,6 +169,8 @@ class VectorCache:
             self._memory = [np.concatenate(self._memory)]
             return self._memory[0][rows]
         count = self._file.stat().st_size // (4 * self._base.dim)  # a torn last row is nobody's
+        if rows.min() < 0:  # which would be counted from the end
+            raise IndexError("the index names a row below 0")
         stored = np.memmap(self._file, dtype="<f4", mode="r", shape=(count, self._base.dim))
         return np.asarray(stored[rows], dtype=np.float32)
 

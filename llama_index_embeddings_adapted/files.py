@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_index_embeddings_adapted.errors import AdaptedError, examples
+from llama_index_embeddings_adapted.errors import AdaptedError, DiskError, examples
 
 T = TypeVar("T")
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
@@ -21,18 +21,23 @@ _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes its place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -41,24 +46,42 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A kill leaves the old folder or the new one. Where the system cannot swap folders (it can on
     Linux), a kill in the instant between two renames leaves the old one under a hidden name.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            _take_the_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_the_place(temporary: Path, path: Path) -> None:
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not path.exists():
+        os.replace(temporary, path)
+    elif not _swap(temporary, path):
+        aside = temporary.with_name(temporary.name + ".old")
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        os.chmod(temporary, 0o777 & ~_umask())
-        if not path.exists():
-            os.replace(temporary, path)
-        elif not _swap(temporary, path):
-            aside = temporary.with_name(temporary.name + ".old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as cause:
+        if isinstance(cause, AdaptedError):
+            raise
+        raise DiskError(path, cause) from cause
 
 
 def check_target(path: Path, *, error: type[AdaptedError]) -> None:

@@ -119,9 +119,10 @@ def _score(part: Mapping[str, Any]) -> str:
 def _age(saved_at: object) -> float | None:
     try:
         moment = datetime.fromisoformat(str(saved_at))
-        return (datetime.now(timezone.utc) - moment).total_seconds() / 86_400
+        days = (datetime.now(timezone.utc) - moment).total_seconds() / 86_400
     except (TypeError, ValueError):  # no date, or one without a time zone
         return None
+    return days if days >= 0 else None  # saved by a clock that was ahead of this one
 
 
 def _moved(adapter: Adapter) -> dict[str, Any] | None:

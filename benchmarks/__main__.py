@@ -12,6 +12,7 @@ from benchmarks import (
     curves,
     environment,
     figures,
+    fuzz,
     growth,
     kills,
     methods,
@@ -22,6 +23,7 @@ from benchmarks import (
     recovery,
     serving,
     sets,
+    soak,
     speed,
     tables,
     throughput,
@@ -52,6 +54,8 @@ PARTS = (
     "upgrade",
     "watching",
     "kills",
+    "fuzz",
+    "soak",
 )
 
 
@@ -68,7 +72,10 @@ def main() -> None:
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument(
-        "--runs", type=int, help="of calibration (200), power (50 per size) and kills (60)"
+        "--runs",
+        type=int,
+        help="of calibration (200), power (50 per size), kills (60), "
+        "fuzz (3000 per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
@@ -133,6 +140,10 @@ def main() -> None:
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
     if what in ("kills", "all"):
         environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
+    if what in ("fuzz", "all"):
+        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 3000))
+    if what in ("soak", "all"):
+        environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

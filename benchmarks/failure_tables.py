@@ -31,4 +31,40 @@ def kills_table() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"kills": kills_table}
+def fuzz_table() -> str:
+    """What came of damaged and hostile input."""
+    rows = ["| format | inputs | read | refused with an error of ours | anything else |",
+            "|---|---:|---:|---:|---:|"]  # fmt: skip
+    for name, found in environment.load("fuzz")["formats"].items():
+        rows.append(
+            f"| {name} | {found['inputs']:,} | {found['valid']:,} | {found['refused']:,} "
+            f"| {found['anything_else'] or 0} |"
+        )
+    return "\n".join(rows)
+
+
+def soak_table() -> str:
+    """What came of many queries at once."""
+    found = environment.load("soak")
+    memory = found["resident_mb"]
+    return "\n".join(
+        [
+            "| what | measured |",
+            "|---|---:|",
+            f"| queries served, from 32 threads and 32 coroutines | {found['served']:,} |",
+            f"| errors | {found['errors']} |",
+            f"| vectors other than those of single calls | {found['wrong']} |",
+            f"| swaps of the adapter meanwhile | {found['swaps']:,} |",
+            f"| queries per second | {found['served'] / found['seconds']:,.0f} |",
+            f"| resident memory after the first tenth | {memory['warm']:.1f} MiB |",
+            f"| at most after that | {memory['most']:.1f} MiB ({found['growth']:+.1%}) |",
+            f"| at the end | {memory['end']:.1f} MiB |",
+        ]
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "kills": kills_table,
+    "fuzz": fuzz_table,
+    "soak": soak_table,
+}

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.kill_jobs import JOBS, Paid
+from benchmarks.processes import in_a_process
 
-ROOT = Path(__file__).parents[1]
 KILLS_PER_RUN = 2  # a run is killed so often before it may finish
 _COUNTED = (
     "kills", "broken", "other_results", "finished_asked_again", "in_flight", "most_in_flight"
@@ -56,16 +55,6 @@ def run(kills: int = 60, *, seed: int = 0) -> dict[str, Any]:
     """Kill every job, all of them so often together."""
     each = -(-kills // len(JOBS))
     return in_a_process(["-m", __name__, str(each), str(seed)])
-
-
-def in_a_process(arguments: list[str]) -> dict[str, Any]:
-    """Run Python with these arguments, free of the threads of this process; return its JSON."""
-    command = [sys.executable, "-W", "ignore", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=3600
-    )
-    return dict(json.loads(done.stdout))
 
 
 def experiment(job: Job, kills: int, *, seed: int = 0) -> dict[str, Any]:

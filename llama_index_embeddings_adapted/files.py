@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,10 @@ from typing import Any, TypeVar
 from llama_index_embeddings_adapted.errors import AdaptedError, DiskError, examples
 
 T = TypeVar("T")
+_OF_THE_DISK = frozenset(
+    (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
+     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+)  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
 
@@ -79,7 +84,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as cause:
-        if isinstance(cause, AdaptedError):
+        if isinstance(cause, AdaptedError) or cause.errno not in _OF_THE_DISK:
             raise
         raise DiskError(path, cause) from cause
 

@@ -55,7 +55,6 @@ def soak_table() -> str:
             f"| errors | {found['errors']} |",
             f"| vectors other than those of single calls | {found['wrong']} |",
             f"| swaps of the adapter meanwhile | {found['swaps']:,} |",
-            f"| queries per second | {found['served'] / found['seconds']:,.0f} |",
             f"| resident memory after the first tenth | {memory['warm']:.1f} MiB |",
             f"| at most after that | {memory['most']:.1f} MiB ({found['growth']:+.1%}) |",
             f"| at the end | {memory['end']:.1f} MiB |",

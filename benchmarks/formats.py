@@ -126,6 +126,19 @@ def _use_adapter(folder: Path) -> object:
     return model.get_text_embedding("a boat"), repr(model), model.to_dict()
 
 
+def _save_old(**tensors: Any) -> Callable[[Path], None]:
+    """A folder as ``llama-index-finetuning`` writes it."""
+
+    def write(folder: Path) -> None:
+        import torch
+
+        state = {name.replace("__", "."): torch.tensor(value) for name, value in tensors.items()}
+        torch.save(state, folder / "pytorch_model.bin")
+        (folder / folders.CONFIG).write_text('{"in_features": 4, "add_residual": true}')
+
+    return write
+
+
 def _compose(folder: Path) -> None:
     fingerprint = Fingerprint("WordsEmbedding", np.ones((6, DIM), dtype=np.float32))
     (folder / composed_store.SMALL).mkdir(parents=True)
@@ -215,6 +228,19 @@ FORMATS = {
         lambda folder: _used(EmbeddingQAFinetuneDataset.from_beir(folder), folder),
     ),
     "adapter folder": Format(tuple(map(_save, _adapters())), _use_adapter),
+    "folder of llama-index-finetuning": Format(
+        (
+            _save_old(linear__weight=_random(4, 4), linear__bias=_random(4)),
+            _save_old(
+                linear1__weight=_random(3, 4),
+                linear1__bias=_random(3),
+                residual_weight=0.5,
+                linear2__weight=_random(4, 3),
+                linear2__bias=_random(4),
+            ),
+        ),
+        lambda folder: folder_facts(folder) and store.load(folder).adapter.apply(_random(4)),
+    ),
     "composed folder": Format((_compose,), composed_store.load),
     "memory folder": Format((_remember,), answer_store.read),
     "run configuration": Format(

@@ -14,7 +14,9 @@ from benchmarks import (
     curves,
     environment,
     figures,
+    fuzz,
     growth,
+    kills,
     methods,
     page,
     peers,
@@ -23,6 +25,7 @@ from benchmarks import (
     recovery,
     serving,
     sets,
+    soak,
     speed,
     tables,
     throughput,
@@ -54,6 +57,9 @@ PARTS = (
     "report",
     "upgrade",
     "watching",
+    "kills",
+    "fuzz",
+    "soak",
 )
 
 
@@ -70,7 +76,12 @@ def main() -> None:
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
-    parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help="of calibration (200), power (50 per size), kills (60), "
+        "fuzz (3000 per format) and soak (200,000)",
+    )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
@@ -134,6 +145,12 @@ def main() -> None:
     if what in ("watching", "all"):
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what in ("kills", "all"):
+        environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
+    if what in ("fuzz", "all"):
+        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 3000))
+    if what in ("soak", "all"):
+        environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -8,7 +8,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import composed_tables, environment, method_tables, service_tables
+from benchmarks import (
+    composed_tables,
+    environment,
+    failure_tables,
+    method_tables,
+    service_tables,
+)
 from benchmarks.method_tables import gain
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **method_tables.TABLES,
     **composed_tables.TABLES,
     **service_tables.TABLES,
+    **failure_tables.TABLES,
     "quality": quality_table,
     "files": files_table,
     "old": old_table,

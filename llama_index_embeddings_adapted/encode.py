@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,20 @@ from llama_index_embeddings_adapted.base_model import (
     Embedding,
     base_name,
     fingerprint_of,
+    still_is,
 )
 from llama_index_embeddings_adapted.cache import VectorCache
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.errors import EncodeError
-from llama_index_embeddings_adapted.fingerprint import Fingerprint
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
+
+#: Texts between two looks at whether the model is still the same, and below which one is not worth
+#: its call.
+_MOST_UNCHECKED, _LEAST_CHECKED = 256, 64
 
 
 @runtime_checkable
@@ -83,7 +89,9 @@ class Encoder:
     """Embeds texts with a base model, asking it only for what no cache holds.
 
     Vectors are kept the moment the model gives them: after an error, an interrupt or a kill the
-    next run continues where this one ended.
+    next run continues where this one ended. A model may be exchanged behind its name while it is
+    asked: after every few hundred texts it is asked for a probe text again, and what it gave since
+    the last time is dropped if that has another vector now.
 
     Args:
         model: Any LlamaIndex embedding model.
@@ -101,11 +109,12 @@ class Encoder:
         cache_dir: CacheDir = None,
         show_progress: bool = True,
     ) -> None:
-        self._name = base_name(model)
+        self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
         self._cache = VectorCache(cache_folder(cache_dir), self.fingerprint)
+        self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
 
     @property
     def base_calls(self) -> int:
@@ -130,7 +139,7 @@ class Encoder:
 
         Raises:
             EncodeError: A vector is missing, has NaN or another length; the message names the
-                text. What came before it is kept.
+                text. What came before it is kept. Or the model is no longer the same.
         """
         distinct = list(dict.fromkeys(texts))
         vectors = np.empty((len(distinct), self.fingerprint.dim), dtype=np.float32)
@@ -141,6 +150,7 @@ class Encoder:
         missing = missing[np.argsort([-len(distinct[row]) for row in missing], kind="stable")]
         for rows, answers in self._ask(distinct, missing, role):
             vectors[rows] = answers
+        self._check_model(role, after=_LEAST_CHECKED)
         place = {text: row for row, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]]
 
@@ -201,8 +211,11 @@ class Encoder:
         ) as bar:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
-                yield rows, self._ask_batch([texts[row] for row in rows], role)
+                batch = [texts[row] for row in rows]
+                yield rows, self._ask_batch(batch, role)
                 bar.update(len(rows))
+                self._unchecked[role] += batch
+                self._check_model(role, after=_MOST_UNCHECKED)
 
     def _ask_batch(self, batch: list[str], role: Role) -> Vectors:
         good: list[Vectors] = []
@@ -213,6 +226,23 @@ class Encoder:
             if good:
                 self._cache.put(role, batch[: len(good)], np.stack(good))
         return np.stack(good)
+
+    def _check_model(self, role: Role, *, after: int) -> None:
+        """Drop what the model gave since it was last known to be the same, if it is another now."""
+        unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
+        if count < after:
+            return
+        same = still_is(self._model, self._calls, role)
+        self._unchecked = defaultdict(list)
+        if not same:
+            for asked_as, texts in unchecked.items():
+                self._cache.forget(asked_as, texts)
+            raise EncodeError(
+                f"{self._name} was exchanged while it was asked: a probe text has another vector "
+                f"now than before. The vectors of the last {count} texts are not kept. Find out "
+                "what answers under this name, and run again.",
+                text=PROBE_TEXTS[0],
+            )
 
     def _checked(self, answer: Embedding, text: str) -> Vectors:
         vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers

@@ -21,10 +21,12 @@ from llama_index_embeddings_adapted.cache import VectorCache
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import EncodeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
+from llama_index_embeddings_adapted.mapped import empty_vectors
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
+_LOOKED_UP = 65_536  # texts at a time
 
 
 @runtime_checkable
@@ -105,7 +107,8 @@ class Encoder:
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._cache = VectorCache(cache_folder(cache_dir), self.fingerprint)
+        self._folder = cache_folder(cache_dir)
+        self._cache = VectorCache(self._folder, self.fingerprint)
 
     @property
     def base_calls(self) -> int:
@@ -126,23 +129,32 @@ class Encoder:
         """Embed texts, repeated or not.
 
         Returns:
-            ``(len(texts), dim)``, the vectors of the base model as they are.
+            ``(len(texts), dim)``, the vectors of the base model as they are. More than 256 MiB lie
+            in a nameless file of the cache folder, mapped, which goes when the array goes.
 
         Raises:
             EncodeError: A vector is missing, has NaN or another length; the message names the
                 text. What came before it is kept.
         """
-        distinct = list(dict.fromkeys(texts))
-        vectors = np.empty((len(distinct), self.fingerprint.dim), dtype=np.float32)
-        known, found = self._cache.get(role, distinct)
-        vectors[known] = found
-        missing = np.setdiff1d(np.arange(len(distinct)), known)
+        first: dict[str, int] = {}
+        origin = np.array(
+            [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
+        )
+        distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+        vectors = empty_vectors((len(texts), self.fingerprint.dim), self._folder)
+        missing: list[int] = []
+        for start in range(0, len(distinct), _LOOKED_UP):
+            rows = distinct[start : start + _LOOKED_UP]
+            known, found = self._cache.get(role, [texts[row] for row in rows])
+            vectors[rows[known]] = found
+            missing += np.delete(rows, known).tolist()
         # Longest first: batches of like length waste no padding, and the estimate errs upwards.
-        missing = missing[np.argsort([-len(distinct[row]) for row in missing], kind="stable")]
-        for rows, answers in self._ask(distinct, missing, role):
-            vectors[rows] = answers
-        place = {text: row for row, text in enumerate(distinct)}
-        return vectors[[place[text] for text in texts]]
+        missing.sort(key=lambda row: -len(texts[row]))
+        for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
+            vectors[asked] = answers
+        repeated = np.flatnonzero(origin != np.arange(len(texts)))
+        vectors[repeated] = vectors[origin[repeated]]
+        return vectors
 
     def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
         """Look texts up in the cache, without asking the base model.

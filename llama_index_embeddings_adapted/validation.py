@@ -21,6 +21,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.significance import Difference, paired_difference
 from llama_index_embeddings_adapted.splits import hold_out_documents
+from llama_index_embeddings_adapted.unit_rows import unit_rows
 from llama_index_embeddings_adapted.vectors import Rows, ranks, top_k, unit
 
 PerQuery = NDArray[np.float64]
@@ -58,7 +59,7 @@ class Validation:
         self.expect = expect
         self.parts = [part for part in parts if len(part.known)]
         self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
-        self._documents = [unit(part.data.documents) for part in self.parts]
+        self._documents = [unit_rows(part.data.documents) for part in self.parts]
         self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
         self.base: PerQuery = self._values(None, _DEPTH, (METRIC,))[METRIC]
 

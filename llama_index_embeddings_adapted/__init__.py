@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ComposedFinetuneEngine,
         SentenceTransformersFinetuneEngine,
     )
+    from llama_index_embeddings_adapted.corpus import EmbeddedCorpus, embed_corpus
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
     from llama_index_embeddings_adapted.estimation import Estimate, estimate
     from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
@@ -66,6 +67,7 @@ __all__ = [
     "ComposedEmbedding",
     "ComposedFinetuneEngine",
     "DriftReport",
+    "EmbeddedCorpus",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
@@ -87,6 +89,7 @@ __all__ = [
     "bound_nudges",
     "check_similarity",
     "compare_retrieval",
+    "embed_corpus",
     "estimate",
     "evaluate_retrieval",
     "evaluate_upgrade",
@@ -107,6 +110,7 @@ _LAZY = {
     "Comparison": "comparison",
     "ComposedFinetuneEngine": "composed_engine",
     "DriftReport": "watching",
+    "EmbeddedCorpus": "corpus",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "Estimate": "estimation",
     "FinetuneReport": "report",
@@ -124,6 +128,7 @@ _LAZY = {
     "bound_nudges": "moves",
     "check_similarity": "similarity",
     "compare_retrieval": "comparison",
+    "embed_corpus": "corpus",
     "estimate": "estimation",
     "evaluate_retrieval": "evaluation",
     "evaluate_upgrade": "upgrade",

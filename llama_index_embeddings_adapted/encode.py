@@ -13,16 +13,15 @@ from tqdm import tqdm
 
 from llama_index_embeddings_adapted.base_model import (
     BaseModelCalls,
-    Embedding,
     base_name,
     fingerprint_of,
 )
 from llama_index_embeddings_adapted.cache import VectorCache
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.errors import EncodeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.mapped import empty_vectors
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.surviving import Answered, checked, embed_surviving
 from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
@@ -165,6 +164,25 @@ class Encoder:
         """
         return self._cache.get(role, texts)
 
+    def missing(self, texts: Sequence[str], role: Role) -> list[str]:
+        """Return the distinct texts that the cache does not hold."""
+        return self._cache.missing(role, list(dict.fromkeys(texts)))
+
+    def embed_surviving(self, texts: Sequence[str], role: Role) -> Answered:
+        """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
+        dim, name = self.fingerprint.dim, self._name
+        return embed_surviving(self._calls, role, texts, dim=dim, name=name)
+
+    def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
+        """Put vectors of this base model into the cache, whoever computed them.
+
+        Args:
+            texts: ``n`` distinct texts.
+            role: Of the texts.
+            vectors: ``(n, dim)``, finite.
+        """
+        self._cache.put(role, texts, vectors)
+
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
         """Embed the queries and documents of a dataset."""
         document_row = {document: row for row, document in enumerate(dataset.corpus)}
@@ -214,23 +232,12 @@ class Encoder:
         good: list[Vectors] = []
         try:
             for answer in self._calls.embed(role, batch):
-                good.append(self._checked(answer, batch[len(good)]))
+                text = batch[len(good)]
+                good.append(checked(answer, dim=self.fingerprint.dim, name=self._name, text=text))
         finally:
             if good:
                 self._cache.put(role, batch[: len(good)], np.stack(good))
         return np.stack(good)
-
-    def _checked(self, answer: Embedding, text: str) -> Vectors:
-        vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
-        if vector.shape != (self.fingerprint.dim,):
-            raise EncodeError(
-                f"{self._name} gave a vector of shape {vector.shape}, expected "
-                f"({self.fingerprint.dim},).",
-                text=text,
-            )
-        if not np.isfinite(vector).all():
-            raise EncodeError(f"{self._name} gave a vector with NaN or infinity.", text=text)
-        return vector
 
 
 def _negatives(

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.report import FinetuneReport
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
+    from llama_index_embeddings_adapted.streaming import adapt_nodes, adapt_vectors
     from llama_index_embeddings_adapted.structure import pairs_from_structure
     from llama_index_embeddings_adapted.upgrade import (
         Upgrade,
@@ -85,6 +86,8 @@ __all__ = [
     "Upgrade",
     "UpgradeScores",
     "adapt_index",
+    "adapt_nodes",
+    "adapt_vectors",
     "agenerate_qa_embedding_pairs",
     "bound_nudges",
     "check_similarity",
@@ -124,6 +127,8 @@ _LAZY = {
     "Upgrade": "upgrade",
     "UpgradeScores": "upgrade",
     "adapt_index": "rebuild",
+    "adapt_nodes": "streaming",
+    "adapt_vectors": "streaming",
     "agenerate_qa_embedding_pairs": "generation",
     "bound_nudges": "moves",
     "check_similarity": "similarity",

@@ -14,8 +14,14 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.base_model import BaseModelCalls, base_name, fingerprint_of
-from llama_index_embeddings_adapted.errors import BaseModelMismatchError, OptionError, need
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    EncodeError,
+    OptionError,
+    need,
+)
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
+from llama_index_embeddings_adapted.redaction import without_secrets
 from llama_index_embeddings_adapted.surviving import Answered, embed_surviving
 from llama_index_embeddings_adapted.vectors import Role
 
@@ -61,9 +67,14 @@ class RayExecutor:
         self._actors, self._options = actors, dict(options)
 
     def embed(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Answered]]:
-        """Yield pieces as actors finish them."""
+        """Yield pieces as actors finish them.
+
+        Raises:
+            EncodeError: The work cannot go on, such as when the model cannot be built in actors.
+        """
         if not texts:
             return
+        errors = need("ray.exceptions", extra="ray")
         arrow = need("pyarrow", extra="ray")
         tables = [
             arrow.table({"row": range(start, start + len(piece)), "text": piece})
@@ -76,8 +87,12 @@ class RayExecutor:
             compute=self._data.ActorPoolStrategy(size=min(self._actors, len(tables))),
             **self._options,
         )
-        for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
-            yield _answered(texts, batch)
+        try:
+            for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
+                yield _answered(texts, batch)
+        except errors.RayError as cause:
+            last = without_secrets(str(cause).strip().splitlines()[-1])
+            raise EncodeError(f"Ray cannot go on ({last})", text=texts[0]) from cause
 
 
 class EmbeddingActor:

@@ -18,7 +18,9 @@ from benchmarks import (
     peers,
     quality,
     questions,
+    ray_job,
     recovery,
+    scale,
     serving,
     sets,
     speed,
@@ -50,6 +52,8 @@ PARTS = (
     "report",
     "upgrade",
     "watching",
+    "scale",
+    "ray",
 )
 
 
@@ -127,6 +131,12 @@ def main() -> None:
     if what in ("watching", "all"):
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what in ("scale", "all"):
+        environment.save(
+            "scale", "python -m benchmarks scale", scale.run(arguments.data, arguments.cache)
+        )
+    if what in ("ray", "all"):
+        environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -118,12 +118,51 @@ def _finetune(corpus: Grown, folder: Path) -> dict[str, Any]:
     }
 
 
+def _rebuild(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted import adapt_vectors
+
+    model, file = _both_sides(corpus, folder), folder / "vectors.npy"
+    with Clock() as clock:
+        adapt_vectors(
+            corpus.documents(), model, file, cache_dir=folder / "cache", show_progress=False
+        )
+    stored = file.stat().st_size
+    file.unlink()
+    return {**clock.found, "bytes_per_document": stored / corpus.count}
+
+
+def _rebuild_store(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index.core.schema import TextNode
+    from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+    from llama_index_embeddings_adapted import adapt_nodes
+
+    model, place = _both_sides(corpus, folder), folder / "lance"
+    store = LanceDBVectorStore(uri=str(place), table_name="new", mode="append")
+    nodes = (TextNode(id_=f"d{row}", text=text) for row, text in enumerate(corpus.documents()))
+    with Clock() as clock:
+        adapt_nodes(
+            nodes, model, store, batch_size=8192, cache_dir=folder / "cache", show_progress=False
+        )
+    stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return {**clock.found, "bytes_per_document": stored / corpus.count}
+
+
+def _both_sides(corpus: Grown, folder: Path) -> Any:
+    from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, LinearAdapter
+
+    trained: Any = Adapter.load(folder / "adapter")
+    return AdaptedEmbedding(CheapBase(corpus), LinearAdapter(trained.weight, shared=True))
+
+
 WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
     "encode": _encode,
     "read": _read,
     "train": _train,
     "evaluate": _evaluate,
     "finetune": _finetune,
+    "rebuild, vectors": _rebuild,
+    "rebuild, LanceDB": _rebuild_store,
 }
 
 

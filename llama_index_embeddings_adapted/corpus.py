@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ class EmbeddedCorpus:
 class Executor(Protocol):
     """Asks a base model for vectors."""
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
         """Yield pieces of the texts, in any order, with what became of them."""
         ...
 
@@ -151,7 +152,7 @@ class _Local:
     def __init__(self, encoder: Encoder, role: Role) -> None:
         self._encoder, self._role = encoder, role
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
         for start in range(0, len(texts), _COMMITTED_LOCALLY):
             piece = texts[start : start + _COMMITTED_LOCALLY]
             yield piece, self._encoder.embed_surviving(piece, self._role)
@@ -174,11 +175,12 @@ def _embedded(
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.missing(part, role), key=len, reverse=True)
             bar.update(len(part) - len(missing))
-            for piece, answered in work.embed(missing):
-                encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
-                embedded += len(answered.rows)
-                failures.update({piece[row]: why for row, why in answered.failures.items()})
-                bar.update(len(piece))
+            with contextlib.closing(work.embed(missing)) as pieces:
+                for piece, answered in pieces:
+                    encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
+                    embedded += len(answered.rows)
+                    failures.update({piece[row]: why for row, why in answered.failures.items()})
+                    bar.update(len(piece))
     return given, embedded, failures
 
 

@@ -7,7 +7,7 @@ and keeps no order; nothing but the caller writes to the cache.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.errors import (
     need,
 )
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
-from llama_index_embeddings_adapted.redaction import without_secrets
+from llama_index_embeddings_adapted.redaction import without_keys
 from llama_index_embeddings_adapted.surviving import Answered, embed_surviving
 from llama_index_embeddings_adapted.vectors import Role
 
@@ -57,7 +57,7 @@ class RayExecutor:
         batch_size: int | None,
         options: Mapping[str, Any],
     ) -> None:
-        self._data = need("ray.data", extra="ray")
+        need("ray.data", extra="ray")
         self._arguments = {
             "model": packed(model),
             "fingerprint": fingerprint,
@@ -66,7 +66,7 @@ class RayExecutor:
         }
         self._actors, self._options = actors, dict(options)
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
         """Yield pieces as actors finish them.
 
         Raises:
@@ -74,25 +74,54 @@ class RayExecutor:
         """
         if not texts:
             return
-        errors = need("ray.exceptions", extra="ray")
         arrow = need("pyarrow", extra="ray")
         tables = [
             arrow.table({"row": range(start, start + len(piece)), "text": piece})
             for start, piece in _pieces(texts)
         ]
-        answers = self._data.from_arrow(tables).map_batches(
+        for batch in results(
+            tables,
             EmbeddingActor,
-            fn_constructor_kwargs=self._arguments,
-            batch_size=None,
-            compute=self._data.ActorPoolStrategy(size=min(self._actors, len(tables))),
-            **self._options,
-        )
-        try:
-            for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
-                yield _answered(texts, batch)
-        except errors.RayError as cause:
-            last = without_secrets(str(cause).strip().splitlines()[-1])
-            raise EncodeError(f"Ray cannot go on ({last})", text=texts[0]) from cause
+            self._arguments,
+            self._actors,
+            error=lambda why: EncodeError(why, text=texts[0]),
+            options=self._options,
+        ):
+            yield _answered(texts, batch)
+
+
+def results(
+    tables: Sequence[Any],
+    actor: type[Any],
+    arguments: Mapping[str, Any],
+    actors: int,
+    *,
+    error: Callable[[str], Exception],
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Batch]:
+    """Yield what actors make of Arrow tables, a table at a time, as they finish them.
+
+    Args:
+        tables: At least one.
+        actor: A class whose objects map a batch to a batch.
+        arguments: Of its constructor.
+        actors: How many, at most.
+        error: Makes the error to raise where Ray cannot go on.
+        options: Of an actor; see ``ray.data``'s ``map_batches``.
+    """
+    data, exceptions = need("ray.data", extra="ray"), need("ray.exceptions", extra="ray")
+    answers = data.from_arrow(list(tables)).map_batches(
+        actor,
+        fn_constructor_kwargs=dict(arguments),
+        batch_size=None,
+        compute=data.ActorPoolStrategy(size=min(actors, len(tables))),
+        **(options or {}),
+    )
+    try:
+        yield from answers.iter_batches(batch_size=None, batch_format="numpy")
+    except exceptions.RayError as cause:
+        last = without_keys(str(cause).strip().splitlines()[-1])
+        raise error(f"Ray cannot go on ({last})") from cause
 
 
 class EmbeddingActor:

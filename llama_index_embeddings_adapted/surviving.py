@@ -9,7 +9,7 @@ import numpy as np
 
 from llama_index_embeddings_adapted.base_model import BaseModelCalls, Embedding
 from llama_index_embeddings_adapted.errors import EncodeError, shorten
-from llama_index_embeddings_adapted.redaction import without_secrets
+from llama_index_embeddings_adapted.redaction import without_keys
 from llama_index_embeddings_adapted.vectors import Role, Rows, Vectors
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
@@ -78,7 +78,7 @@ def embed_surviving(
             except Exception as cause:  # models raise what they like
                 if high - low == 1:
                     in_a_row += 1
-                    failures[low] = without_secrets(f"{type(cause).__name__}: {cause}")
+                    failures[low] = without_keys(f"{type(cause).__name__}: {cause}")
                 else:
                     middle = (low + high) // 2
                     waiting += [(middle, high), (low, middle)]

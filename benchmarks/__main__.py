@@ -132,9 +132,7 @@ def main() -> None:
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
     if what in ("scale", "all"):
-        environment.save(
-            "scale", "python -m benchmarks scale", scale.run(arguments.data, arguments.cache)
-        )
+        scale.run(arguments.data, arguments.cache)
     if what in ("ray", "all"):
         environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):

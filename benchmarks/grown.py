@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from benchmarks import environment, sets
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import Encoder
 from llama_index_embeddings_adapted.vectors import unit
@@ -21,6 +21,8 @@ _TABLES = (16_381, 16_369)  # primes: two rows of noise added are a third that n
 
 def prepare(data: Path, cache: Path, folder: Path) -> Path:
     """Write the vectors and texts of nl2bash that a grown corpus repeats."""
+    from benchmarks import environment, sets  # loads torch, which measured processes may not need
+
     encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
     train = sets.load(data, "nl2bash").train
     real = encoder.dataset(train)
@@ -32,9 +34,9 @@ def prepare(data: Path, cache: Path, folder: Path) -> Path:
         queries=real.queries,
         documents=real.documents,
         asked=np.array(asked),
-        query_texts=np.array(list(train.queries.values())),
-        document_texts=np.array(list(train.corpus.values())),
     )
+    texts = {"queries": list(train.queries.values()), "documents": list(train.corpus.values())}
+    path.with_suffix(".json").write_text(json.dumps(texts), encoding="utf-8")
     return path
 
 
@@ -49,17 +51,18 @@ class Grown:
 
     def __init__(self, path: Path, pairs: int, documents: int) -> None:
         self.real = dict(np.load(path))
+        self._texts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         self.pairs, self.count = pairs, documents
 
     def documents(self) -> Iterator[str]:
         """Yield texts that name their row, ahead of a real text."""
-        texts = self.real["document_texts"].tolist()
+        texts = self._texts["documents"]
         for row in range(self.count):
             yield f"{row} {texts[self.real_document(row)]}"
 
     def queries(self, count: int | None = None) -> Iterator[str]:
         """Yield the first queries, likewise."""
-        texts = self.real["query_texts"].tolist()
+        texts = self._texts["queries"]
         for row in range(count or self.pairs):
             yield f"{row} {texts[row % len(texts)]}"
 

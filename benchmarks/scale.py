@@ -7,7 +7,7 @@ cache folder.
 from __future__ import annotations
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,7 +43,12 @@ class Clock:
 
 
 def _memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak resident memory of this process so far, mapped files included, in MiB.
+
+    Not ``ru_maxrss``: a child inherits that of the process that started it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _encode(corpus: Grown, folder: Path) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _rebuild_store(corpus: Grown, folder: Path) -> dict[str, Any]:
     from llama_index_embeddings_adapted import adapt_nodes
 
     model, place = _both_sides(corpus, folder), folder / "lance"
-    store = LanceDBVectorStore(uri=str(place), table_name="new", mode="append")
+    store = LanceDBVectorStore(uri=str(place), table_name="new", mode="create")
     nodes = (TextNode(id_=f"d{row}", text=text) for row, text in enumerate(corpus.documents()))
     with Clock() as clock:
         adapt_nodes(
@@ -166,15 +171,17 @@ WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
 }
 
 
-def run(data: Path, cache: Path, most: int | None = None) -> dict[str, Any]:
+def run(data: Path, cache: Path, most: int | None = None) -> None:
     """Measure each size and step.
 
     Args:
         data: BEIR folders.
         cache: Of real vectors.
-        most: Documents of the largest size; None for a million.
+        most: Documents of the largest size, to try it out; None for a million, and a result file.
     """
-    rows = []
+    from benchmarks import environment  # loads torch, which measured processes may not need
+
+    rows: list[dict[str, Any]] = []
     for pairs, documents in SIZES:
         if most is not None and documents > most:
             continue
@@ -183,7 +190,13 @@ def run(data: Path, cache: Path, most: int | None = None) -> dict[str, Any]:
             for work in WORK:
                 rows.append(_in_a_process(work, pairs, documents, folder))
                 print(rows[-1], flush=True)
+                if most is None:
+                    environment.save("scale", "python -m benchmarks scale", _found(rows))
+
+
+def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
+        "threads": 1,
         "judged_queries": JUDGED,
         "candidates_per_step": CANDIDATES,
         "epochs": {"train": 1, "finetune": EPOCHS},
@@ -194,6 +207,7 @@ def run(data: Path, cache: Path, most: int | None = None) -> dict[str, Any]:
 def _in_a_process(work: str, pairs: int, documents: int, folder: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale", work, str(pairs), str(documents), folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -25,7 +25,8 @@ from llama_index_embeddings_adapted.redaction import without_keys
 from llama_index_embeddings_adapted.surviving import Answered, embed_surviving
 from llama_index_embeddings_adapted.vectors import Role
 
-PIECE = 1024  # texts that go to an actor, and come back, together
+PIECE = 1024  # texts that go to an actor, and come back, together, at most
+_PIECES = 4  # for each actor, at least: none should wait long for the last
 
 Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
@@ -77,7 +78,7 @@ class RayExecutor:
         arrow = need("pyarrow", extra="ray")
         tables = [
             arrow.table({"row": range(start, start + len(piece)), "text": piece})
-            for start, piece in _pieces(texts)
+            for start, piece in _pieces(texts, self._actors)
         ]
         for batch in results(
             tables,
@@ -174,8 +175,9 @@ def unpacked(content: bytes, kind: type[Any]) -> Any:
     return value if isinstance(value, kind) else value()
 
 
-def _pieces(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    return ((start, texts[start : start + PIECE]) for start in range(0, len(texts), PIECE))
+def _pieces(texts: Sequence[str], actors: int) -> Iterator[tuple[int, Sequence[str]]]:
+    size = min(PIECE, -(-len(texts) // (_PIECES * actors)))
+    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
 
 
 def _answered(texts: Sequence[str], batch: Batch) -> tuple[Sequence[str], Answered]:

@@ -22,7 +22,9 @@ from benchmarks import (
     peers,
     quality,
     questions,
+    ray_job,
     recovery,
+    scale,
     serving,
     sets,
     soak,
@@ -60,6 +62,8 @@ PARTS = (
     "kills",
     "fuzz",
     "soak",
+    "scale",
+    "ray",
 )
 
 
@@ -151,6 +155,10 @@ def main() -> None:
         environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 3000))
     if what in ("soak", "all"):
         environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
+    if what in ("scale", "all"):
+        scale.run(arguments.data, arguments.cache)
+    if what in ("ray", "all"):
+        environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

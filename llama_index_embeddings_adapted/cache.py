@@ -88,17 +88,9 @@ class VectorCache:
             Positions in ``texts`` of those that are known, ``(k,)`` ascending, and their vectors,
             ``(k, dim)``.
         """
-        rows: dict[bytes, int] = {}
         keys = [_key(role, text) for text in texts]
         with self._guard():
-            for start in range(0, len(keys), _KEYS_PER_QUERY):
-                part = keys[start : start + _KEYS_PER_QUERY]
-                marks = ",".join("?" * len(part))
-                found = self._db.execute(
-                    f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
-                    (self._id, *part),
-                )
-                rows.update(found)
+            rows = self._rows(keys)
             positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
             wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
             vectors = self._read(wanted)
@@ -108,6 +100,13 @@ class VectorCache:
                     "is damaged. Delete the folder and encode again."
                 )
             return positions, vectors
+
+    def missing(self, role: str, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are not known, in their order."""
+        keys = [_key(role, text) for text in texts]
+        with self._guard():
+            rows = self._rows(keys)
+        return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
@@ -144,6 +143,18 @@ class VectorCache:
     def close(self) -> None:
         """Release the files."""
         self._db.close()
+
+    def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        rows: dict[bytes, int] = {}
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            part = keys[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            found = self._db.execute(
+                f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
+                (self._id, *part),
+            )
+            rows.update(found)
+        return rows
 
     def _rows_in_index(self) -> int:
         query = "SELECT max(row) FROM vectors WHERE base = ?"

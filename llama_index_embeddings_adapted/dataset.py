@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,8 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, dataset_checks, files, qa_json, splits
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
+
+_HASHED_AT_ONCE = 10_000
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -126,9 +127,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     @property
     def fingerprint(self) -> str:
         """A hash of all ids, texts and judgements, to tell datasets apart."""
-        data = [self.queries, self.corpus, self.relevant_docs, self.grades]
-        text = json.dumps(data, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+        hashed = hashlib.sha256(b"[")
+        for number, part in enumerate((self.queries, self.corpus, self.relevant_docs, self.grades)):
+            hashed.update(b", " if number else b"")
+            for piece in _json_pieces(part):
+                hashed.update(piece.encode("ascii"))
+        hashed.update(b"]")
+        return hashed.hexdigest()[:16]
 
     def grade(self, query_id: str, document_id: str) -> float:
         """Return how relevant the document is to the query: 0 when it is not."""
@@ -325,6 +330,20 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 stacklevel=2,
             )
         return self.subset(train), self.subset(test)
+
+
+def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the JSON of an object with sorted keys, a part of it at a time."""
+    if part is None:
+        yield "null"
+        return
+    yield "{"
+    names = sorted(part)
+    for start in range(0, len(names), _HASHED_AT_ONCE):
+        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
+        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
+        yield (", " if start else "") + text[1:-1]
+    yield "}"
 
 
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

@@ -64,3 +64,8 @@ def without_url_secrets(text: str) -> str:
     except ValueError:  # brackets that are no address
         return text
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+def without_keys(text: str) -> str:
+    """Black out what looks like a key, and drop the users of URLs, wherever they stand."""
+    return _SECRET_VALUE.sub("…", _USER_IN_URL.sub("", text))

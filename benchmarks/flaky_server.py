@@ -1,4 +1,4 @@
-"""An OpenAI-compatible embedding server on loopback that misbehaves on purpose."""
+"""An OpenAI-compatible server on loopback that misbehaves on purpose."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from benchmarks import cheap
+from benchmarks.scripted_server import two_questions
 
 Vectors = list[list[float]]
 
@@ -29,6 +30,7 @@ class Reply:
         retry_after: Header for errors.
         vectors: What becomes of the vectors, if anything.
         hang_up: Close the connection instead of answering.
+        says: Message of an error.
     """
 
     status: int = 200
@@ -36,6 +38,7 @@ class Reply:
     retry_after: str = ""
     vectors: Callable[[Vectors], Vectors] | None = None
     hang_up: bool = False
+    says: str = ""
 
 
 @dataclass
@@ -73,7 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        given = body["messages"][-1]["content"] if "messages" in body else body["input"]
+        texts = given if isinstance(given, list) else [given]
         number = len(self.state.requests)
         self.state.requests.append(texts)
         self.state.times.append(time.monotonic())
@@ -83,7 +87,11 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.hang_up:
             return
         if reply.status != 200:
-            self._send(reply, {"error": {"message": f"status {reply.status}", "code": None}})
+            message = reply.says or f"status {reply.status}"
+            self._send(reply, {"error": {"message": message, "code": None}})
+            return
+        if "messages" in body:
+            self._send(reply, _chat(texts[0]))
             return
         vectors = [cheap.vector(text, "document") for text in texts]
         vectors = vectors if reply.vectors is None else reply.vectors(vectors)
@@ -107,6 +115,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
+
+
+def _chat(message: str) -> dict[str, Any]:
+    text = two_questions(message)[1]
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted"}
+    return {**whole, "choices": [choice], "usage": usage}
 
 
 def client(address: str, **options: Any) -> Any:

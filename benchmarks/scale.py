@@ -84,12 +84,24 @@ def _train(corpus: Grown, folder: Path) -> dict[str, Any]:
     from llama_index_embeddings_adapted.training import states
 
     data = _encoded(corpus, folder)
+    _warm_up(data)
     with Clock() as clock:
         start = whitening(data.documents)
         options = TrainingOptions(epochs=1, max_candidates=CANDIDATES)
         *_, (_, export) = states(data, start, options)
     export().save(folder / "adapter")
     return clock.found
+
+
+def _warm_up(data: Any) -> None:
+    """Take a step: torch loads more when it is first used."""
+    from llama_index_embeddings_adapted import LinearAdapter
+    from llama_index_embeddings_adapted.options import TrainingOptions
+    from llama_index_embeddings_adapted.training import states
+
+    start = LinearAdapter.identity(data.queries.shape[1])
+    options = TrainingOptions(epochs=1, steps_per_epoch=1, anchor=0, max_candidates=10)
+    list(states(data, start, options))
 
 
 def _evaluate(corpus: Grown, folder: Path) -> dict[str, Any]:
@@ -114,6 +126,7 @@ def _finetune(corpus: Grown, folder: Path) -> dict[str, Any]:
         cache_dir=folder / "cache",
         show_progress=False,
     )
+    _warm_up(_encoded(Grown(folder / "real.npz", 10, 10), folder))
     with Clock() as clock:
         engine.finetune()
     return {

@@ -13,12 +13,13 @@ from benchmarks import (
     environment,
     failure_tables,
     method_tables,
+    scale_tables,
     service_tables,
 )
 from benchmarks.method_tables import gain
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "scale.md")
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -177,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **composed_tables.TABLES,
     **service_tables.TABLES,
     **failure_tables.TABLES,
+    **scale_tables.TABLES,
     "quality": quality_table,
     "files": files_table,
     "old": old_table,

@@ -92,7 +92,7 @@ class AdaptedEmbedding(AdaptedCalls):
             callback_manager=callback_manager or base_embed_model.callback_manager,
             rate_limiter=rate_limiter,
             num_workers=num_workers or base_embed_model.num_workers,
-            transform_query=transform_query,  # type: ignore[call-arg]
+            transform_query=transform_query,
             base_embed_model=base_embed_model,
             adapter=adapter,
         )

@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.composition import check_weight, compose
 from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.redaction import without_url_secrets
-from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base
+from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base, taken
 from llama_index_embeddings_adapted.small_model import SmallModel, check_pooled
 from llama_index_embeddings_adapted.vectors import Role, Vectors
 
@@ -204,7 +204,7 @@ class ComposedEmbedding(BaseEmbedding):
         """
         path = Path(folder)
         saved = composed_store.load(path)
-        own = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
+        own = taken(kwargs, _CONSTRUCTOR)
         base = base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base, where=path)
@@ -246,7 +246,7 @@ class ComposedEmbedding(BaseEmbedding):
             FolderError: The dict has no small model, or the black box cannot be built.
         """
         own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
+        own |= taken(kwargs, _CONSTRUCTOR)
         kwargs |= {key: data[key] for key in data if key not in (*own, *_DUMPED)}
         small = data.get("augment_model")
         if not isinstance(small, str):

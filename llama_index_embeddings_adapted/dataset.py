@@ -14,6 +14,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, dataset_checks, files, qa_json, splits
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
+from llama_index_embeddings_adapted.merging import merged
 
 _HASHED_AT_ONCE = 10_000
 
@@ -268,33 +269,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        clash = [d for d, text in other.corpus.items() if self.corpus.get(d, text) != text]
-        if clash:
-            raise DatasetError(
-                f"{len(clash)} document ids stand for different texts in the two datasets "
-                f"(first: {clash[0]!r})."
-            )
-        queries, relevant = dict(self.queries), dict(self.relevant_docs)
-        grades = {q: {d: self.grade(q, d) for d in ds} for q, ds in relevant.items()}
-        negatives = dict(self.hard_negatives or {})
-        for query, text in other.queries.items():
-            name = query
-            while name in queries and (queries[name], relevant[name]) != (
-                text,
-                other.relevant_docs[query],
-            ):
-                name += "'"
-            queries[name], relevant[name] = text, other.relevant_docs[query]
-            grades[name] = {d: other.grade(query, d) for d in other.relevant_docs[query]}
-            if query in (other.hard_negatives or {}):
-                negatives[name] = (other.hard_negatives or {})[query]
-        return EmbeddingQAFinetuneDataset(
-            queries,
-            {**self.corpus, **other.corpus},
-            relevant,
-            grades=grades,
-            hard_negatives=negatives or None,
-        )
+        return EmbeddingQAFinetuneDataset(**merged(self, other))
 
     def train_test_split(
         self,

@@ -25,7 +25,7 @@ from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.maps import UnitAdapter
 from llama_index_embeddings_adapted.redaction import without_url_secrets
-from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base
+from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base, taken
 from llama_index_embeddings_adapted.sketch import QuerySketch
 from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors
@@ -255,7 +255,7 @@ class AdaptedEmbedding(AdaptedCalls):
         """
         path = Path(folder)
         saved = store.load(path)
-        own = _take_own(kwargs)
+        own = taken(kwargs, _CONSTRUCTOR)
         base_embed_model = base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base_embed_model, where=path)
@@ -302,7 +302,7 @@ class AdaptedEmbedding(AdaptedCalls):
             raise FolderError(f"Not the dict of an AdaptedEmbedding ({cause!r}).") from cause
         arrays = folders.from_bytes(weights, where="weights")
         own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= _take_own(kwargs)
+        own |= taken(kwargs, _CONSTRUCTOR)
         return cls(
             base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs),
             restore(data.get("adapter"), arrays, where="adapter"),
@@ -346,7 +346,3 @@ _CONSTRUCTOR = (
     "training",
     "sketch",
 )
-
-
-def _take_own(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}

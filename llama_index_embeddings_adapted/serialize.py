@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -185,6 +186,11 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
     return value
+
+
+def taken(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Take the arguments of these names out of others, and return them."""
+    return {name: arguments.pop(name) for name in list(arguments) if name in names}
 
 
 def base_or_rebuilt(

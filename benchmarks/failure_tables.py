@@ -43,6 +43,19 @@ def fuzz_table() -> str:
     return "\n".join(rows)
 
 
+def guided_table() -> str:
+    """What came of input chosen by coverage."""
+    rows = ["| format | inputs | read | refused | covered, first and last | anything else |",
+            "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for name, found in environment.load("guided")["formats"].items():
+        covered = " → ".join(map(str, found["covered"])) or "–"
+        rows.append(
+            f"| {name} | {found['inputs']:,} | {found['valid']:,} | {found['refused']:,} "
+            f"| {covered} | {found['anything_else'] or 0} |"
+        )
+    return "\n".join(rows)
+
+
 def soak_table() -> str:
     """What came of many queries at once."""
     found = environment.load("soak")
@@ -65,5 +78,6 @@ def soak_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "kills": kills_table,
     "fuzz": fuzz_table,
+    "guided": guided_table,
     "soak": soak_table,
 }

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
 
 from benchmarks import cheap, mutations
 from benchmarks.mutations import Tree
@@ -19,6 +21,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     LinearAdapter,
     LowRankAdapter,
+    MemoryRetriever,
     answer_store,
     composed_store,
     store,
@@ -158,7 +161,18 @@ def _compose(folder: Path) -> None:
 def _remember(folder: Path) -> None:
     answers = Relevance.from_lists([[0], [1, 0]], [[1.0], [1.0, 0.5]])
     memory = AnswerMemory(unit(_random(2, DIM)), answers, ("a", "b"))
-    answer_store.write(folder, memory, BASE, {"weight": 0.5})
+    answer_store.write(folder, memory, BASE, {"weight": 0.5, "top_k": 3})
+
+
+@functools.cache
+def _retriever() -> Any:
+    nodes = [TextNode(id_=name, text=f"boat {name}") for name in "abc"]
+    return VectorStoreIndex(nodes, embed_model=BASE).as_retriever()
+
+
+def _use_memory(folder: Path) -> object:
+    found = MemoryRetriever.from_pretrained(folder, _retriever(), BASE)
+    return found.retrieve("which boat")
 
 
 OPTIONS = {"finetune": ["source", "base", "epochs", "method"], "evaluate": ["source", "base", "ks"]}
@@ -242,7 +256,7 @@ FORMATS = {
         lambda folder: folder_facts(folder) and store.load(folder).adapter.apply(_random(4)),
     ),
     "composed folder": Format((_compose,), composed_store.load),
-    "memory folder": Format((_remember,), answer_store.read),
+    "memory folder": Format((_remember,), _use_memory),
     "run configuration": Format(
         (
             lambda folder: _written(folder / "run.toml", _TOML),

@@ -18,12 +18,13 @@ from benchmarks.mutations import Tree
 from benchmarks.watched import outcome
 from llama_index_embeddings_adapted.parsing import clean, read_questions
 
+ANSWER = "answer of an LLM"
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 
 
 def run(inputs: int = 3000) -> dict[str, Any]:
     """Feed so many inputs to every format; count what came of them."""
-    return {"formats": {name: fed(name, inputs) for name in (*FORMATS, "answer of an LLM")}}
+    return {"formats": {name: fed(name, inputs) for name in (*FORMATS, ANSWER)}}
 
 
 def fed(name: str, inputs: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
+from typer.testing import CliRunner
 
 from benchmarks import fuzz, mutations
 from benchmarks.formats import FORMATS
@@ -21,6 +22,7 @@ from benchmarks.watched import Misdeed, outcome
 from llama_index_embeddings_adapted import AdapterPool, EmbeddingQAFinetuneDataset, LinearAdapter
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted.beir import _MOST_IN_LINE
+from llama_index_embeddings_adapted.cli import app
 from llama_index_embeddings_adapted.errors import (
     AdaptedError,
     DatasetError,
@@ -42,7 +44,7 @@ def test_every_example_of_a_format_is_read(name: str) -> None:
         assert fuzz.survived(FORMATS[name], tree) == "valid"
 
 
-@pytest.mark.parametrize("name", [*FORMATS, "answer of an LLM"])
+@pytest.mark.parametrize("name", [*FORMATS, fuzz.ANSWER])
 def test_damaged_input_is_read_or_refused_and_nothing_else_happens(name: str) -> None:
     counts: Counter[str] = Counter()
     fuzz.checked(name, counts, 40)()
@@ -238,6 +240,25 @@ def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path:
     worse = EmbeddingQAFinetuneDataset({"q\ud83d": "text"}, {"d": "text"}, {"q\ud83d": ["d"]})
     with pytest.raises(DatasetError, match="no text that a file can hold"):
         worse.to_beir(tmp_path)
+
+
+# --- a configuration file on the command line ---------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["source", "epochs", "method", "expect", "out", "styles", "seed"])
+@pytest.mark.parametrize(
+    "value", ["[]", "{a: 1}", "-1", ".nan", '"a\\0b"', "[[1]]", "!!binary aGk="]
+)
+def test_a_value_of_another_kind_is_one_line_on_the_command_line(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(f"finetune:\n  source: nowhere\n  {key}: {value}\n")
+    done = CliRunner().invoke(app, ["finetune", "--config", "run.yaml"])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (1, 2)
+    assert "Traceback" not in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 # --- base models that a folder describes --------------------------------------------------------

@@ -120,7 +120,8 @@ def _refuse_addresses(
     }
     if not named:
         return
-    others = {name: value for name, value in settings.items() if name not in named}
+    left_out = (*named, *_SET_AFTERWARDS)
+    others = {name: value for name, value in settings.items() if name not in left_out}
     try:
         plain = cls.from_dict({**others, **confirmed})
         strange = [name for name, value in named.items() if getattr(plain, name, None) != value]

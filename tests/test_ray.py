@@ -50,7 +50,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # what else runs here must not kill workers
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  others here must not kill it
     ray = pytest.importorskip("ray", reason="extra 'ray' is missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,7 +135,7 @@ def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_p
     model = Mortal(deadly=TEXTS[0], grave=str(tmp_path / "none"), dies_forever=True)
     cache = tmp_path / "cache"
     with pytest.raises(EncodeError, match="Ray cannot go on"):
-        embedded(TEXTS[:40], model, cache, actors=1)
+        embedded(TEXTS[:40], model, cache, actors=1, ray_options={"max_task_retries": 1})
     encoder = Encoder(model, cache_dir=cache, show_progress=False)
     assert TEXTS[0] in encoder.missing(TEXTS, "document")
     encoder.close()

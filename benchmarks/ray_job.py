@@ -17,6 +17,11 @@ from benchmarks import environment, sets
 TEXTS = 512
 ACTORS = (0, 1, 2)  # 0 is this process alone
 REPEATS = 2
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_memory_monitor_refresh_ms": "0",  # what else runs on the machine must not kill workers
+}
 
 
 def run(data: Path) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def run(data: Path) -> dict[str, Any]:
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, **SETTINGS},
             )
             rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
             print(rows[-1], flush=True)
@@ -45,7 +50,7 @@ def _measure(data: Path, actors: int) -> dict[str, Any]:
     if actors:
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27)
         ray.data.DataContext.get_current().enable_progress_bars = False
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -85,7 +85,7 @@ def embed_corpus(
 
     With ``executor="ray"`` actors of Ray Data embed, on the cluster of ``ray.init()`` or a local
     one that is started. An actor loads the model once per window. An actor that dies is replaced
-    and its piece embedded again.
+    and its piece embedded again, up to three times.
 
     Args:
         texts: A dataset, of which the corpus is taken; a mapping of id → text; or texts, also from
@@ -107,7 +107,8 @@ def embed_corpus(
 
     Raises:
         OptionError: An argument out of range, or ``cache_dir=False``.
-        EncodeError: Texts failed; the message counts them. What succeeded is kept.
+        EncodeError: Texts failed, and the message counts them; or Ray cannot go on. What succeeded
+            is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
     _check(role, executor, actors, window, on_failure, cache_dir)

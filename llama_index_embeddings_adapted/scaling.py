@@ -26,6 +26,7 @@ from llama_index_embeddings_adapted.surviving import Answered, embed_surviving
 from llama_index_embeddings_adapted.vectors import Role
 
 PIECE = 1024  # texts that go to an actor, and come back, together, at most
+_DEATHS = 3  # of actors over one piece, before it is what kills them
 _PIECES = 4  # for each actor, at least: none should wait long for the last
 
 Batch = dict[str, Any]
@@ -116,7 +117,7 @@ def results(
         fn_constructor_kwargs=dict(arguments),
         batch_size=None,
         compute=data.ActorPoolStrategy(size=min(actors, len(tables))),
-        **(options or {}),
+        **{"max_task_retries": _DEATHS, **(options or {})},
     )
     try:
         yield from answers.iter_batches(batch_size=None, batch_format="numpy")

@@ -22,8 +22,10 @@ from llama_index_embeddings_adapted import (
     embed_corpus,
     generate_qa_embedding_pairs,
 )
+from llama_index_embeddings_adapted.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encode import Encoder
 from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
     EncodeError,
     GenerationError,
     MissingExtraError,
@@ -31,7 +33,7 @@ from llama_index_embeddings_adapted.errors import (
 )
 from llama_index_embeddings_adapted.llm_calls import Patience
 from llama_index_embeddings_adapted.question_actors import QuestionActor, sort_out
-from llama_index_embeddings_adapted.scaling import packed
+from llama_index_embeddings_adapted.scaling import EmbeddingActor, packed
 from tests.conftest import CountingEmbedding
 
 TEXTS = [f"text {number} of many" for number in range(3000)]
@@ -48,6 +50,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  others here must not kill it
     ray = pytest.importorskip("ray", reason="extra 'ray' is missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,10 +72,12 @@ class Mortal(CountingEmbedding):
     deadly: str = ""
     grave: str = ""
     bad: tuple[str, ...] = ()
+    dies_forever: bool = False
 
     def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
         if self.deadly in texts and not os.path.exists(self.grave):
-            Path(self.grave).touch()
+            if not self.dies_forever:
+                Path(self.grave).touch()
             os._exit(1)
         for text in texts:
             if text in self.bad:
@@ -126,9 +131,20 @@ def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(
     assert_all_cached(model, cache, [text for text in TEXTS if text != TEXTS[5]])
 
 
-def test_a_model_that_does_not_arrive_as_it_left_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EncodeError, match="Pass a function that builds the model"):
-        embedded(TEXTS[:10], Forgetful(), tmp_path, actors=1)
+def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_path: Path) -> None:
+    model = Mortal(deadly=TEXTS[0], grave=str(tmp_path / "none"), dies_forever=True)
+    cache = tmp_path / "cache"
+    with pytest.raises(EncodeError, match="Ray cannot go on"):
+        embedded(TEXTS[:40], model, cache, actors=1, ray_options={"max_task_retries": 1})
+    encoder = Encoder(model, cache_dir=cache, show_progress=False)
+    assert TEXTS[0] in encoder.missing(TEXTS, "document")
+    encoder.close()
+
+
+def test_a_model_that_does_not_arrive_as_it_left_is_refused() -> None:
+    model = Forgetful()
+    with pytest.raises(BaseModelMismatchError, match="Pass a function that builds the model"):
+        EmbeddingActor(packed(model), fingerprint_of(model), "document", None)
 
 
 def test_what_cannot_be_sent_is_refused_with_what_to_do() -> None:

@@ -509,11 +509,14 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
 
 # --- the documentation ----------------------------------------------------------------------------
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_commands_of_the_readme_exist_with_their_options() -> None:
-    lines = [line for line in README.splitlines() if line.startswith("llama-index-adapted ")]
+def test_the_commands_of_all_pages_exist_with_their_options() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    called = re.compile(r"(?:^|`)(llama-index-adapted \w[^`\n]*)", re.MULTILINE)
+    lines = [line for page in pages for line in called.findall(page.read_text("utf-8"))]
     assert {line.split()[1] for line in lines} == set(COMMANDS)
     for line in lines:
         _, command, *rest = shlex.split(line, comments=True)

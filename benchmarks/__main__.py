@@ -9,21 +9,30 @@ from benchmarks import (
     against_old,
     alone,
     composed,
+    composed_memory,
+    composed_time,
     curves,
     environment,
     figures,
+    fuzz,
     growth,
+    guided,
+    kills,
     methods,
     page,
     peers,
     quality,
     questions,
+    ray_job,
     recovery,
+    scale,
     serving,
     sets,
+    soak,
     speed,
     tables,
     throughput,
+    tried,
     trust,
     upgrade,
     watching,
@@ -33,6 +42,7 @@ PARTS = (
     "quality",
     "methods",
     "alone",
+    "tried",
     "peers",
     "calibration",
     "power",
@@ -50,6 +60,12 @@ PARTS = (
     "report",
     "upgrade",
     "watching",
+    "kills",
+    "fuzz",
+    "guided",
+    "soak",
+    "scale",
+    "ray",
 )
 
 
@@ -65,7 +81,13 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
-    parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help="of calibration (200), power (50 per size), kills (60), "
+        "fuzz (3000 per format), guided (60 seconds per format) and soak (200,000)",
+    )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
@@ -88,6 +110,8 @@ def main() -> None:
     if what in ("alone", "all"):
         names = tuple(arguments.sets)
         alone.run(arguments.data, arguments.cache, names, arguments.seeds)
+    if what in ("tried", "all"):
+        tried.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("peers", "all"):
         peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
     if what in ("calibration", "all"):
@@ -98,8 +122,7 @@ def main() -> None:
     if what in ("curves", "all"):
         curves.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("speed", "all"):
-        found = speed.run(arguments.data, arguments.cache)
-        environment.save("speed", "python -m benchmarks speed", found)
+        speed.run(arguments.data, arguments.cache)
     if what in ("growth", "all"):
         rows = growth.run(arguments.data, arguments.cache)
         environment.save("growth", "python -m benchmarks growth", {"rows": rows})
@@ -117,16 +140,32 @@ def main() -> None:
     box = arguments.black_box
     if what in ("composed", "all"):
         names = tuple(arguments.sets)
-        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs)
+        variants = tuple(composed.VARIANTS) if arguments.published else (composed.TRAINED,)
+        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs, variants)
     if what in ("composed_time", "all"):
-        composed.epoch_time(arguments.data, arguments.cache, box, 1)
+        composed_time.run(arguments.data, arguments.cache, box, epochs=1, rounds=3)
     if what in ("composed_memory", "all"):
-        composed.memory()
+        composed_memory.run()
     if what in ("report", "all"):
         page.run(arguments.data, arguments.cache)
     if what in ("watching", "all"):
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what in ("kills", "all"):
+        environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
+    if what in ("fuzz", "all"):
+        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 3000))
+    if what == "guided":  # of no part in "all", as it needs an extra of its own
+        names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], arguments.runs or 60
+        command = f"python -m benchmarks guided --runs {seconds}"
+        found = {"seconds": seconds, "formats": guided.run(names, seconds)}
+        environment.save("guided", command, found)
+    if what in ("soak", "all"):
+        environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
+    if what in ("scale", "all"):
+        scale.run(arguments.data, arguments.cache)
+    if what in ("ray", "all"):
+        environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import search
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
-WEIGHT, SCALE, SMOOTHING, BATCH, RATE = 0.5, 20.0, 0.2, 20, 2e-5
+SCALE, BATCH, RATE = 20.0, 20, 2e-5
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,12 @@ def train(
     small: str,
     folder: Path,
     epochs: int,
+    *,
+    weight: float = 0.5,
+    label_smoothing: float = 0.2,
 ) -> Trained:
     """Train on each query's first relevant document; keep the model of every epoch."""
+    recipe = weight, label_smoothing
     model = SentenceTransformer(small, device="cpu")
     boxes = unit(frozen.queries), unit(frozen.documents)
     pairs = [(row, int(frozen.relevance.of(row)[0])) for row in range(len(frozen.relevance))]
@@ -60,11 +64,11 @@ def train(
         model.train()
         draw.shuffle(pairs)
         for start in range(0, len(pairs), BATCH):
-            _step(model, optimizer, pairs[start : start + BATCH], texts, boxes)
+            _step(model, optimizer, pairs[start : start + BATCH], texts, boxes, recipe)
             schedule.step()
         places.append(folder / f"original-{epoch}")
         model.save_pretrained(str(places[-1]), create_model_card=False)
-        scores.append(_evaluate(places[-1], dev, frozen_dev))
+        scores.append(_evaluate(places[-1], dev, frozen_dev, weight))
         seconds.append(time.perf_counter() - began)
     return Trained(scores, seconds, places[int(np.argmax(scores))])
 
@@ -80,15 +84,17 @@ def _step(
     batch: list[tuple[int, int]],
     texts: tuple[list[str], list[str]],
     boxes: tuple[Vectors, Vectors],
+    recipe: tuple[float, float],
 ) -> None:
+    weight, smoothing = recipe
     rows = [list(column) for column in zip(*batch, strict=True)]
     queries, documents = (
-        torch.cat([torch.from_numpy(box[row]), WEIGHT * _embed(model, [text[r] for r in row])], 1)
+        torch.cat([torch.from_numpy(box[row]), weight * _embed(model, [text[r] for r in row])], 1)
         for box, row, text in zip(boxes, rows, texts, strict=True)
     )
     cosines = nn.functional.normalize(queries, dim=1) @ nn.functional.normalize(documents, dim=1).T
     loss = nn.functional.cross_entropy(
-        SCALE * cosines, torch.arange(len(batch)), label_smoothing=SMOOTHING
+        SCALE * cosines, torch.arange(len(batch)), label_smoothing=smoothing
     )
     optimizer.zero_grad()
     torch.autograd.backward(loss)
@@ -100,13 +106,15 @@ def _embed(model: SentenceTransformer, texts: list[str]) -> Tensor:
     return nn.functional.normalize(model(model.preprocess(texts))["sentence_embedding"], dim=1)
 
 
-def _evaluate(folder: Path, dev: EmbeddingQAFinetuneDataset, frozen: EncodedDataset) -> float:
+def _evaluate(
+    folder: Path, dev: EmbeddingQAFinetuneDataset, frozen: EncodedDataset, weight: float
+) -> float:
     model = HuggingFaceEmbedding(str(folder), device="cpu")
     queries = np.float32([model.get_query_embedding(text) for text in dev.queries.values()])
     documents = np.float32(model.get_text_embedding_batch(list(dev.corpus.values())))
     found = search(
         frozen,
-        compose(frozen.queries, queries, WEIGHT),
-        compose(frozen.documents, documents, WEIGHT),
+        compose(frozen.queries, queries, weight),
+        compose(frozen.documents, documents, weight),
     )
     return found["hit_rate@5"]

@@ -24,6 +24,23 @@ QueryBatch = Callable[[list[str]], list[Embedding]]
 _State = dict[str, object]
 
 
+def check_base(model: object, name: str) -> None:
+    """Refuse what is no LlamaIndex embedding model.
+
+    Args:
+        model: What was given.
+        name: Of the argument, for the error.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not isinstance(model, BaseEmbedding):
+        raise OptionError(
+            f"{name}: expected a LlamaIndex embedding model, got {type(model).__name__}. "
+            "Strings: use resolve_embed_model first."
+        )
+
+
 class BaseModelCalls:
     """Calls to one base model, through its public methods, so that events, rate limits and retries
     apply, and its role is always the right one.
@@ -238,3 +255,16 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     number = id(model)
     _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), _state(model), found)
     return found
+
+
+def still_is(model: BaseEmbedding, calls: BaseModelCalls, role: str) -> bool:
+    """Ask for one probe text again; where the answer is another one, forget the fingerprint."""
+    known = fingerprint_of(model, calls)
+    row = len(PROBE_TEXTS) if role == "query" else 0
+    answer = np.array(list(calls.embed(role, PROBE_TEXTS[:1])), dtype=np.float32)
+    if Fingerprint(known.name, answer).agrees_with(
+        Fingerprint(known.name, known.probes[row : row + 1])
+    ):
+        return True
+    _known.pop(id(model), None)
+    return False

@@ -13,12 +13,12 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serialize
 from llama_index.core.callbacks import CallbackManager
 
 from llama_index_embeddings_adapted import composed_store
-from llama_index_embeddings_adapted.base_model import Embedding, base_name
+from llama_index_embeddings_adapted.base_model import Embedding, base_name, check_base
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.composition import check_weight, compose
-from llama_index_embeddings_adapted.errors import FolderError, OptionError
+from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.redaction import without_url_secrets
-from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
+from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base, taken
 from llama_index_embeddings_adapted.small_model import SmallModel, check_pooled
 from llama_index_embeddings_adapted.vectors import Role, Vectors
 
@@ -73,11 +73,7 @@ class ComposedEmbedding(BaseEmbedding):
         device: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(base_embed_model, BaseEmbedding):
-            raise OptionError(
-                "base_embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(base_embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        check_base(base_embed_model, "base_embed_model")
         check_weight(weight)
         if not isinstance(augment_model, (str, Path)):
             check_pooled(augment_model)
@@ -208,8 +204,8 @@ class ComposedEmbedding(BaseEmbedding):
         """
         path = Path(folder)
         saved = composed_store.load(path)
-        own = {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
-        base = _base_or_rebuilt(base_embed_model, saved.base, kwargs)
+        own = taken(kwargs, _CONSTRUCTOR)
+        base = base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base, where=path)
         options = {"weight": saved.weight, "training": saved.training, **own}
@@ -250,7 +246,7 @@ class ComposedEmbedding(BaseEmbedding):
             FolderError: The dict has no small model, or the black box cannot be built.
         """
         own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
+        own |= taken(kwargs, _CONSTRUCTOR)
         kwargs |= {key: data[key] for key in data if key not in (*own, *_DUMPED)}
         small = data.get("augment_model")
         if not isinstance(small, str):
@@ -258,7 +254,7 @@ class ComposedEmbedding(BaseEmbedding):
                 "This dict of a ComposedEmbedding names no small model: it was not saved. Use "
                 "save_pretrained and from_pretrained."
             )
-        base = _base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs)
+        base = base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs)
         return cls(base, small, **own)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -309,13 +305,3 @@ _CONSTRUCTOR = (
     "training",
 )
 _DUMPED = ("class_name", "base_model", "augment_model", *_CONSTRUCTOR)
-
-
-def _base_or_rebuilt(
-    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
-) -> BaseEmbedding:
-    if model is None:
-        return rebuild_base(description, **settings)
-    if settings:
-        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
-    return model

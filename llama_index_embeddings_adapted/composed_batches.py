@@ -9,26 +9,11 @@ import numpy as np
 import torch
 
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.evaluation import Texts
 from llama_index_embeddings_adapted.negatives import hard_negatives
 from llama_index_embeddings_adapted.vectors import Rows, unit
 
 _MOST_OF_POSITIVE = 0.95
-
-
-class Texts:
-    """The texts behind an encoded dataset, by row.
-
-    Args:
-        queries: ``n`` texts, or more: looked up by id.
-        documents: Likewise.
-        data: Whose rows they are.
-    """
-
-    def __init__(
-        self, queries: dict[str, str], documents: dict[str, str], data: EncodedDataset
-    ) -> None:
-        self.queries = [queries[query] for query in data.query_ids]
-        self.documents = [documents[document] for document in data.document_ids]
 
 
 def places(data: EncodedDataset, *, per_place: int, negatives: int) -> list[dict[str, list[int]]]:

@@ -10,6 +10,7 @@ import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted import composed_store
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.composed import ComposedEmbedding
 from llama_index_embeddings_adapted.composed_options import composed_options
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
@@ -50,6 +51,8 @@ class ComposedFinetuneEngine(SmallModelEngine):
         model_output_path: Where ``finetune()`` saves the model.
         cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
             keeps vectors in memory only.
+        report_path: Where ``finetune()`` writes a page about what it found, such as
+            ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
         seed: Same seed, same machine, same weights.
         show_progress: Show bars.
         verbose: Print the score of every epoch and the report.
@@ -81,16 +84,13 @@ class ComposedFinetuneEngine(SmallModelEngine):
         batch_size: int = 20,
         model_output_path: str | Path = "composed_model",
         cache_dir: CacheDir = None,
+        report_path: str | Path | None = None,
         seed: int = 0,
         show_progress: bool = True,
         verbose: bool = False,
         **train_kwargs: Any,
     ) -> None:
-        if not isinstance(embed_model, BaseEmbedding):
-            raise OptionError(
-                "embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        check_base(embed_model, "embed_model")
         settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
         super().__init__(
@@ -100,6 +100,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
             val_dataset=val_dataset,
             model_output_path=model_output_path,
             cache_dir=cache_dir,
+            report_path=report_path,
             show_progress=show_progress,
             verbose=verbose,
         )
@@ -112,10 +113,12 @@ class ComposedFinetuneEngine(SmallModelEngine):
         Raises:
             DatasetError: Too few queries to hold some out.
             FolderError: ``model_output_path`` cannot be written, or holds something else.
+            OptionError: ``report_path`` cannot be written.
             EncodeError: The black box gave no usable vector.
             TrainingError: Training diverged; what was saved before is untouched.
         """
         composed_store.check_target(self._output)
+        self._check_report_path()
         small = SmallModel(copy.deepcopy(self._small))
         weight = self._train(small)
         composed_store.save(self._output, small.model, weight, self.embed_model, self._training())
@@ -176,6 +179,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         old_arguments: How to keep checkpoints, of no effect: every epoch is kept until training is
             done, and a killed training continues.
         cache_dir: Of the vectors before training, see :class:`ComposedFinetuneEngine`.
+        report_path: Of a page about what was found, see :class:`ComposedFinetuneEngine`.
         seed: Same seed, same machine, same weights.
         verbose: Print the score of every epoch and the report.
         train_kwargs: Fields of
@@ -204,6 +208,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         device: str | None = None,
         *old_arguments: Any,
         cache_dir: CacheDir = None,
+        report_path: str | Path | None = None,
         seed: int = 0,
         verbose: bool = False,
         **train_kwargs: Any,
@@ -227,6 +232,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             val_dataset=val_dataset,
             model_output_path=model_output_path,
             cache_dir=cache_dir,
+            report_path=report_path,
             show_progress=show_progress_bar,
             verbose=verbose,
         )
@@ -234,6 +240,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     def finetune(self) -> None:
         """Train and save; see :meth:`ComposedFinetuneEngine.finetune`."""
         composed_store.check_small_target(self._output)
+        self._check_report_path()
         small = SmallModel(copy.deepcopy(self._small))
         self._train(small)
         with atomic_folder(self._output) as temporary:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 from llama_index_embeddings_adapted.composition import check_weight
 from llama_index_embeddings_adapted.errors import MetricError, OptionError
 from llama_index_embeddings_adapted.metrics import parse
+from llama_index_embeddings_adapted.option_checks import check_known, check_number, check_whole
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _WHOLE = ("epochs", "batch_size", "mini_batch_size", "queries_per_document")
@@ -87,16 +86,15 @@ class ComposedOptions:
             value = getattr(self, name)
             if value is None and name in _WHOLE_OR_NONE:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
+            check_whole(name, value)
         if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
             raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
         for name in ("weight", "learning_rate", "temperature", "max_grad_norm"):
-            _check_number(name, getattr(self, name), above=0.0, below=math.inf)
+            check_number(name, getattr(self, name), above=0.0)
         for name in ("weight_decay", "hard_negatives"):
-            _check_number(name, getattr(self, name), least=0.0, below=math.inf)
+            check_number(name, getattr(self, name), least=0.0)
         for name in ("warmup_share", "label_smoothing"):
-            _check_number(name, getattr(self, name), least=0.0, below=1.0)
+            check_number(name, getattr(self, name), least=0.0, below=1.0)
         if self.precision not in PRECISIONS:
             raise OptionError(
                 f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
@@ -107,29 +105,11 @@ class ComposedOptions:
             raise OptionError(f"metric: {cause}") from cause
 
 
-def _check_number(
-    name: str, value: object, *, least: float = -math.inf, above: float = -math.inf, below: float
-) -> None:
-    fits = isinstance(value, (int, float)) and least <= value < below and value > above
-    if isinstance(value, bool) or not fits:
-        start = f"> {above:g}" if above > -math.inf else f">= {least:g}"
-        end = "" if below == math.inf else f" and < {below:g}"
-        raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
-
-
 def composed_options(settings: dict[str, Any]) -> ComposedOptions:
     """Return options from keyword arguments.
 
     Raises:
         OptionError: An unknown one, or a value outside its range.
     """
-    known = {field.name for field in fields(ComposedOptions)}
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            close = ["learning_rate"] if name == "lr" else close
-            hint = f' Did you mean "{close[0]}"?' if close else ""
-            raise OptionError(
-                f'Unknown argument "{name}".{hint} Training takes {", ".join(sorted(known))}.'
-            )
+    check_known(settings, (field.name for field in fields(ComposedOptions)))
     return ComposedOptions(**settings)

@@ -10,37 +10,38 @@ the library's.
 
 from __future__ import annotations
 
-import json
-import math
 import random
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from tqdm import tqdm
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from llama_index_embeddings_adapted.composed_history import ComposedEpoch, best_epoch
+from llama_index_embeddings_adapted.composed_body import (
+    add_lora,
+    precision_on,
+    recompute_activations,
+)
+from llama_index_embeddings_adapted.composed_history import ComposedEpoch
 from llama_index_embeddings_adapted.composed_loss import ComposedLoss
 from llama_index_embeddings_adapted.composed_options import ComposedOptions
-from llama_index_embeddings_adapted.errors import OptionError, TrainingError, need
-from llama_index_embeddings_adapted.files import atomic_file, write_json
-
-Score = Callable[[], dict[str, float]]
+from llama_index_embeddings_adapted.composed_progress import (
+    Progress,
+    Score,
+    last_checkpoint,
+    load_trained,
+    trained,
+)
 
 _WEIGHTS = "weights.safetensors"
-_STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
-_HISTORY = "history.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +104,11 @@ def _train(
     show_progress: bool,
 ) -> ComposedFit:
     if options.gradient_checkpointing:
-        _checkpoint_activations(model)
-    merge = _add_lora(model, options) if options.lora_rank else None
+        recompute_activations(model)
+    merge = add_lora(model, options) if options.lora_rank else None
     loss = ComposedLoss(model, options)
-    progress = _Progress(model, loss, score, options, folder, show_progress=show_progress)
-    checkpoint = _last_checkpoint(folder)
+    progress = Progress(model, loss, score, options, folder, show_progress=show_progress)
+    checkpoint = last_checkpoint(folder)
     resumed_from = progress.restore(checkpoint)
     trainer = _Trainer(
         model=model,
@@ -154,105 +155,13 @@ class _Trainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         target = Path(str(output_dir or self.args.output_dir))
         target.mkdir(parents=True, exist_ok=True)
-        save_file(_trained(self.model), target / _WEIGHTS)
+        save_file(trained(self.model), target / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        _set_trained(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
+        load_trained(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Write no model card: ours says more."""
-
-
-@dataclass(eq=False)
-class _Progress(TrainerCallback):
-    """Scores every epoch, keeps the best one on disk, stops when there is no better one."""
-
-    model: Any
-    loss: ComposedLoss
-    score: Score
-    options: ComposedOptions
-    folder: Path
-    show_progress: bool
-    history: list[ComposedEpoch] = field(default_factory=list)
-
-    def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
-                 folder: Path, *, show_progress: bool) -> None:  # fmt: skip
-        self.model, self.loss, self.score = model, loss, score
-        self.options, self.folder = options, folder
-        self.history = []
-        self.bar = tqdm(total=0, desc="Training", unit="step", disable=not show_progress)
-        self._began = time.perf_counter()
-
-    def restore(self, checkpoint: Path | None) -> int:
-        """Take up the history of a run that ended at a checkpoint; return its last epoch."""
-        if checkpoint is None:
-            return 0
-        done: int = round(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["epoch"])
-        lines = json.loads((self.folder / _HISTORY).read_text(encoding="utf-8"))
-        # Of an epoch whose checkpoint is not whole, only the score is known: it is trained again.
-        self.history = [ComposedEpoch.from_dict(line) for line in lines if line["epoch"] <= done]
-        return done
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether patience is at its end."""
-        if not self.history or self.options.patience is None:
-            return False
-        return (
-            self.history[-1].epoch - best_epoch(self.history, self.options.metric)
-            >= self.options.patience
-        )
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.total, self.bar.n = state.max_steps, state.global_step
-        if not self.history:
-            self._record(0)
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._record(round(state.epoch))
-        if self.exhausted:
-            control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Only now: until a checkpoint is whole, a restart needs the best of the epoch before it.
-        kept = self._best_file(best_epoch(self.history, self.options.metric))
-        for path in self.folder.glob("best-*.safetensors"):
-            if path != kept:
-                path.unlink()
-
-    def load_best(self) -> int:
-        """Give the model the weights of the best epoch; return its number."""
-        number = best_epoch(self.history, self.options.metric)
-        _set_trained(self.model, self._best_file(number))
-        return number
-
-    def _record(self, number: int) -> None:
-        loss = self.loss.take_mean()
-        if number and not math.isfinite(loss):
-            raise TrainingError(
-                f"Training diverged: the loss of epoch {number} is {loss}. Lower the learning rate "
-                f"(now {self.options.learning_rate:g})."
-            )
-        training = self.model.training
-        self.model.eval()
-        scores = self.score()
-        self.model.train(training)
-        seconds = time.perf_counter() - self._began
-        self.history.append(ComposedEpoch(number, loss, scores, seconds))
-        self._began = time.perf_counter()
-        shown = f"{scores[self.options.metric]:.4f}"
-        self.bar.set_postfix({"epoch": number, self.options.metric: shown})
-        if best_epoch(self.history, self.options.metric) == number:
-            with atomic_file(self._best_file(number)) as temporary:
-                save_file(_trained(self.model), temporary)
-        write_json(self.folder / _HISTORY, [line.to_dict() for line in self.history])
-
-    def _best_file(self, number: int) -> Path:
-        return self.folder / f"best-{number}.safetensors"
 
 
 def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
@@ -278,72 +187,3 @@ def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
         disable_tqdm=True,
         dataloader_pin_memory=device == "cuda",
     )
-
-
-def _checkpoint_activations(model: Any) -> None:
-    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
-    body = model[0].model
-    # transformers renamed it in its version 5.
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        enable = getattr(body, f"{name}_enable", None)
-        if enable is not None:
-            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
-            return
-
-
-def precision_on(device: str, options: ComposedOptions) -> str:
-    """Return in which numbers a kind of device trains.
-
-    Raises:
-        OptionError: It cannot train in those asked for.
-    """
-    wanted = options.precision
-    if wanted == "auto":
-        if device != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    if wanted == "float16" and device == "cpu":
-        raise OptionError('precision: "float16" does not train on a CPU; use "bfloat16".')
-    return wanted
-
-
-def _add_lora(model: Any, options: ComposedOptions) -> Callable[[], None]:
-    """Freeze the body but for low-rank additions; return what merges them into it."""
-    peft = need("peft", extra="lora")
-    body = model[0].model
-    config = peft.LoraConfig(
-        r=options.lora_rank, lora_alpha=2 * (options.lora_rank or 1), target_modules="all-linear"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        model[0].model = peft.get_peft_model(body, config)
-
-    def merge() -> None:
-        model[0].model = model[0].model.merge_and_unload()
-        model.requires_grad_(True)
-
-    return merge
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
-    if not whole or not (folder / _HISTORY).is_file():
-        return None
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _trained(model: Any) -> dict[str, torch.Tensor]:
-    return {
-        name: parameter.detach().cpu().clone().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _set_trained(model: Any, path: Path) -> None:
-    weights = load_file(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted import metrics
-from llama_index_embeddings_adapted.composed_batches import Texts
+from llama_index_embeddings_adapted.comparison import Comparison
 from llama_index_embeddings_adapted.composition import Cosines, best_weight, compose
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.evaluation import RetrievalScores, Texts, search
 from llama_index_embeddings_adapted.small_model import SmallModel
 from llama_index_embeddings_adapted.validation import REPORTED, PartReport, part_report
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
-_DEPTH = 10
 _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How a trained small model compares with the base model, among all documents.
+
+    Args:
+        weight: λ as tuned; as trained, where there is no black box.
+        overall: All held-out queries.
+        known: Those about documents that training has queries for; None if there are none.
+        new: Those about documents that it has not; None if there are none.
+        held_out: Both models on the held-out queries, one by one, with their texts.
+    """
+
+    weight: float
+    overall: PartReport
+    known: PartReport | None
+    new: PartReport | None
+    held_out: Comparison
 
 
 class ComposedValidation:
@@ -71,15 +90,8 @@ class ComposedValidation:
             documents = compose(self._documents[pool], documents, weight)
         return self._scores(metric, unit(queries), unit(documents), pool)
 
-    def judge(
-        self, small: SmallModel, trained_weight: float
-    ) -> tuple[float, PartReport, PartReport | None, PartReport | None]:
-        """Tune λ and compare with the base model, among all documents.
-
-        Returns:
-            λ, and the comparison on all held-out queries, on those about known documents and on
-            those about new ones. Without a black box, λ stays.
-        """
+    def judge(self, small: SmallModel, trained_weight: float) -> Judged:
+        """Tune λ, where there is a black box, and compare with the base model."""
         queries, documents = self._embedded(small, np.arange(len(self._documents)))
         weight = trained_weight
         if self._composed:
@@ -88,24 +100,21 @@ class ComposedValidation:
             weight = best_weight(Cosines(frozen, own @ theirs.T, self.data.relevance), weight)
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents, documents, weight)
-        return weight, *self._parts(unit(queries), unit(documents))
+        scores = {
+            "base": search(self.data, self._queries, self._documents),
+            "adapted": search(self.data, queries, documents),
+        }
+        return Judged(weight, *self._parts(scores), Comparison(scores, self._texts))
 
     def _parts(
-        self, queries: Vectors, documents: Vectors
+        self, scores: dict[str, RetrievalScores]
     ) -> tuple[PartReport, PartReport | None, PartReport | None]:
-        base, composed = (
-            {
-                name: metrics.compute(name, ranked, self.data.relevance, corpus_size=len(documents))
-                for name in REPORTED
-            }
-            for ranked, _ in (
-                top_k(self._queries, self._documents, _DEPTH),
-                top_k(queries, documents, _DEPTH),
-            )
+        base, adapted = (
+            {name: found.values(name) for name in REPORTED} for found in scores.values()
         )
-        overall = part_report(base, composed, np.ones(len(self), dtype=bool))
+        overall = part_report(base, adapted, np.ones(len(self), dtype=bool))
         known, new = (
-            part_report(base, composed, keep) if keep.any() else None
+            part_report(base, adapted, keep) if keep.any() else None
             for keep in (self._known, ~self._known)
         )
         return overall, known, new

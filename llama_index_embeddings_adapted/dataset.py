@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
-from llama_index_embeddings_adapted import beir, files, splits
+from llama_index_embeddings_adapted import beir, dataset_checks, files, qa_json, splits
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
+from llama_index_embeddings_adapted.merging import merged
 
-_KEYS = ("queries", "corpus", "relevant_docs")
-_MORE_KEYS = ("grades", "hard_negatives")
+_HASHED_AT_ONCE = 10_000
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -65,13 +65,9 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         hard_negatives: Mapping[str, Sequence[str]] | None = None,
         allow_unjudged: bool = False,
     ) -> None:
-        _check_texts("queries", queries)
-        _check_texts("corpus", corpus)
-        _check_relevance(queries, corpus, relevant_docs)
-        _check_grades(relevant_docs, grades)
-        _check_negatives(queries, corpus, relevant_docs, hard_negatives)
+        dataset_checks.check(queries, corpus, relevant_docs, grades, hard_negatives)
         if not allow_unjudged:
-            _check_judged(queries, relevant_docs)
+            dataset_checks.check_judged(queries, relevant_docs)
         super().__init__(
             queries=dict(queries),
             corpus=dict(corpus),
@@ -132,9 +128,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     @property
     def fingerprint(self) -> str:
         """A hash of all ids, texts and judgements, to tell datasets apart."""
-        data = [self.queries, self.corpus, self.relevant_docs, self.grades]
-        text = json.dumps(data, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+        hashed = hashlib.sha256(b"[")
+        for number, part in enumerate((self.queries, self.corpus, self.relevant_docs, self.grades)):
+            hashed.update(b", " if number else b"")
+            for piece in _json_pieces(part):
+                hashed.update(piece.encode("ascii"))
+        hashed.update(b"]")
+        return hashed.hexdigest()[:16]
 
     def grade(self, query_id: str, document_id: str) -> float:
         """Return how relevant the document is to the query: 0 when it is not."""
@@ -149,10 +149,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
         ``grades`` and ``hard_negatives`` are added where there are any.
         """
-        data: dict[str, Any] = {key: getattr(self, key) for key in (*_KEYS, "mode")}
-        more = {key: getattr(self, key) for key in _MORE_KEYS}
-        data.update({key: value for key, value in more.items() if value is not None})
-        files.write_json(Path(path), data)
+        qa_json.write(Path(path), self.model_dump())
 
     @classmethod
     def from_json(
@@ -163,16 +160,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: Not JSON, JSON of another shape, or bad data (see the class).
         """
-        data = files.read_json_object(Path(path), error=DatasetError)
-        missing = [key for key in _KEYS if not isinstance(data.get(key), dict)]
-        unknown = sorted(set(data) - {*_KEYS, "mode", *_MORE_KEYS})
-        if missing or unknown:
-            raise DatasetError(
-                f"{path}: expected an object with the objects {examples(_KEYS)}; "
-                + (f"missing or not an object: {examples(missing)}. " if missing else "")
-                + (f"Unknown keys: {examples(unknown)}." if unknown else "")
-            )
-        return cls(**data, allow_unjudged=allow_unjudged)
+        return cls(**qa_json.read(Path(path)), allow_unjudged=allow_unjudged)
 
     @classmethod
     def from_beir(
@@ -281,33 +269,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        clash = [d for d, text in other.corpus.items() if self.corpus.get(d, text) != text]
-        if clash:
-            raise DatasetError(
-                f"{len(clash)} document ids stand for different texts in the two datasets "
-                f"(first: {clash[0]!r})."
-            )
-        queries, relevant = dict(self.queries), dict(self.relevant_docs)
-        grades = {q: {d: self.grade(q, d) for d in ds} for q, ds in relevant.items()}
-        negatives = dict(self.hard_negatives or {})
-        for query, text in other.queries.items():
-            name = query
-            while name in queries and (queries[name], relevant[name]) != (
-                text,
-                other.relevant_docs[query],
-            ):
-                name += "'"
-            queries[name], relevant[name] = text, other.relevant_docs[query]
-            grades[name] = {d: other.grade(query, d) for d in other.relevant_docs[query]}
-            if query in (other.hard_negatives or {}):
-                negatives[name] = (other.hard_negatives or {})[query]
-        return EmbeddingQAFinetuneDataset(
-            queries,
-            {**self.corpus, **other.corpus},
-            relevant,
-            grades=grades,
-            hard_negatives=negatives or None,
-        )
+        return EmbeddingQAFinetuneDataset(**merged(self, other))
 
     def train_test_split(
         self,
@@ -343,6 +305,20 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 stacklevel=2,
             )
         return self.subset(train), self.subset(test)
+
+
+def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the JSON of an object with sorted keys, a part of it at a time."""
+    if part is None:
+        yield "null"
+        return
+    yield "{"
+    names = sorted(part)
+    for start in range(0, len(names), _HASHED_AT_ONCE):
+        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
+        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
+        yield (", " if start else "") + text[1:-1]
+    yield "}"
 
 
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
@@ -381,114 +357,3 @@ def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
             f"(first: {examples(without)}). Drop them with dataset.judged()."
         )
     return dataset
-
-
-def _check_texts(what: str, texts: object) -> None:
-    if not isinstance(texts, Mapping):
-        raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")
-    odd = [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)]
-    if odd:
-        raise DatasetError(
-            f"{what}: expected string ids and string texts; {len(odd)} of {len(texts)} are not "
-            f"(first: {examples(odd)})."
-        )
-    empty = [key for key, text in texts.items() if not text.strip()]
-    if empty:
-        raise DatasetError(
-            f"{what}: {len(empty)} of {len(texts)} texts are empty (first: {examples(empty)}). "
-            "Drop them, or give them text."
-        )
-    if not texts:
-        raise DatasetError(f"{what}: expected at least one text, got none.")
-
-
-def _check_relevance(
-    queries: Mapping[str, str], corpus: Mapping[str, str], relevant_docs: object
-) -> None:
-    if not isinstance(relevant_docs, Mapping):
-        raise DatasetError(
-            "relevant_docs: expected a dict of query id → list of document ids, "
-            f"got {type(relevant_docs).__name__}."
-        )
-    odd = [
-        query
-        for query, docs in relevant_docs.items()
-        if isinstance(docs, str)
-        or not isinstance(docs, Sequence)
-        or not all(isinstance(doc, str) for doc in docs)
-    ]
-    if odd:
-        raise DatasetError(
-            f"relevant_docs: expected lists of document ids; {len(odd)} of {len(relevant_docs)} "
-            f"are not (first: {examples(odd)})."
-        )
-    strangers = [query for query in relevant_docs if query not in queries]
-    if strangers:
-        raise DatasetError(
-            f"relevant_docs: {len(strangers)} query ids are not in queries "
-            f"(first: {examples(strangers)})."
-        )
-    unknown = [doc for docs in relevant_docs.values() for doc in docs if doc not in corpus]
-    if unknown:
-        raise DatasetError(
-            f"relevant_docs: {len(unknown)} document ids are not in the corpus "
-            f"(first: {examples(dict.fromkeys(unknown))}). Add those documents, or drop the ids."
-        )
-    twice = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
-    if twice:
-        raise DatasetError(
-            f"relevant_docs: {len(twice)} queries name a document twice (first: {examples(twice)})."
-        )
-
-
-def _check_judged(queries: Mapping[str, str], relevant_docs: Mapping[str, Sequence[str]]) -> None:
-    unjudged = [query for query in queries if not relevant_docs.get(query)]
-    if unjudged:
-        raise DatasetError(
-            f"{len(unjudged)} of {len(queries)} queries have no relevant document "
-            f"(first: {examples(unjudged)}). Read the data with allow_unjudged=True and drop them "
-            "with dataset.judged()."
-        )
-
-
-def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) -> None:
-    if grades is None:
-        return
-    if not isinstance(grades, Mapping) or not all(isinstance(g, Mapping) for g in grades.values()):
-        raise DatasetError("grades: expected a dict of query id → dict of document id → grade.")
-    for query, by_document in grades.items():
-        for document, grade in by_document.items():
-            if document not in relevant_docs.get(query, ()):
-                raise DatasetError(
-                    f'grades: query "{query}" grades document "{document}", which is not among '
-                    "its relevant_docs."
-                )
-            if isinstance(grade, bool) or not isinstance(grade, (int, float)) or not grade > 0:
-                raise DatasetError(
-                    f'grades: query "{query}", document "{document}": expected a number > 0, '
-                    f"got {grade!r}."
-                )
-
-
-def _check_negatives(
-    queries: Mapping[str, str],
-    corpus: Mapping[str, str],
-    relevant_docs: Mapping[str, Sequence[str]],
-    negatives: object,
-) -> None:
-    if negatives is None:
-        return
-    if not isinstance(negatives, Mapping):
-        raise DatasetError("hard_negatives: expected a dict of query id → list of document ids.")
-    for query, documents in negatives.items():
-        unknown = [document for document in documents if document not in corpus]
-        if query not in queries or unknown:
-            raise DatasetError(
-                f'hard_negatives: query "{query}" or its documents are not in the dataset '
-                f"({examples(unknown) or 'the query'})."
-            )
-        relevant = [document for document in documents if document in relevant_docs.get(query, ())]
-        if relevant:
-            raise DatasetError(
-                f'hard_negatives: query "{query}" names "{relevant[0]}", which is relevant to it.'
-            )

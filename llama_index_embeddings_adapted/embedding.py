@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.bridge.pydantic import PrivateAttr, model_serializer
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
-    DISPATCHER_SPAN_DECORATED_ATTR,
-)
-from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import store
+from llama_index_embeddings_adapted.adapted_calls import (
+    AdaptedCalls,
+    base_vectors,
+    check_adapter,
+)
 from llama_index_embeddings_adapted.adapters import Adapter, describe, restore
-from llama_index_embeddings_adapted.base_model import Embedding, base_name
-from llama_index_embeddings_adapted.base_vectors import BaseVectors
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.document_side import DocumentEmbedding
 from llama_index_embeddings_adapted.encode import CacheDir
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.maps import UnitAdapter
 from llama_index_embeddings_adapted.redaction import without_url_secrets
-from llama_index_embeddings_adapted.serialize import describe_base, rebuild_base
+from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base, taken
 from llama_index_embeddings_adapted.sketch import QuerySketch
 from llama_index_embeddings_adapted.stack import StackedAdapter
-from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors, content_keys
+from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors
 from llama_index_embeddings_adapted.versions import Version, Versions, check_successor
 
-Method = TypeVar("Method", bound=Callable[..., Any])
 
-
-def _without_span(method: Method) -> Method:
-    """Keep LlamaIndex from opening a second span inside that of the public method.
-
-    It would trace nothing new, and cost more than the adapter.
-    """
-    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
-    return method
-
-
-class AdaptedEmbedding(BaseEmbedding):
+class AdaptedEmbedding(AdaptedCalls):
     """A base model whose query vectors (or all vectors) pass through a trained adapter.
 
     Documents keep the vectors of the base model unless the adapter says otherwise
@@ -75,13 +63,6 @@ class AdaptedEmbedding(BaseEmbedding):
         OptionError: ``base_embed_model`` or ``adapter`` is something else.
     """
 
-    transform_query: bool = Field(default=True, description="Apply the adapter to queries.")
-
-    # Fields, not private attributes: pydantic takes 50 times as long to look those up.
-    base_embed_model: BaseEmbedding = Field(exclude=True, description="Whose vectors are adapted.")
-    adapter: Adapter = Field(exclude=True, description="What adapts them.")
-
-    _vectors: BaseVectors = PrivateAttr()
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
     _sketch: QuerySketch | None = PrivateAttr(default=None)
     _versions: Versions = PrivateAttr(default_factory=Versions)
@@ -101,26 +82,22 @@ class AdaptedEmbedding(BaseEmbedding):
         training: Mapping[str, Any] | None = None,
         sketch: QuerySketch | None = None,
     ) -> None:
-        if not isinstance(base_embed_model, BaseEmbedding):
-            raise OptionError(
-                "base_embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(base_embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
+        check_base(base_embed_model, "base_embed_model")
         if isinstance(adapter, (str, Path)):
             adapter = store.load(Path(adapter)).adapter
-        _check_adapter(adapter)
+        check_adapter(adapter)
         super().__init__(
             model_name=model_name or f"adapted:{without_url_secrets(base_embed_model.model_name)}",
             embed_batch_size=embed_batch_size or base_embed_model.embed_batch_size,
             callback_manager=callback_manager or base_embed_model.callback_manager,
             rate_limiter=rate_limiter,
             num_workers=num_workers or base_embed_model.num_workers,
-            transform_query=transform_query,  # type: ignore[call-arg]
+            transform_query=transform_query,
             base_embed_model=base_embed_model,
             adapter=adapter,
         )
         self._training, self._sketch = dict(training or {}), sketch
-        self._vectors = _base_vectors(base_embed_model, embeddings_cache)
+        self._vectors = base_vectors(base_embed_model, embeddings_cache)
 
     @classmethod
     def class_name(cls) -> str:
@@ -165,7 +142,7 @@ class AdaptedEmbedding(BaseEmbedding):
             new = Version(saved.adapter, saved.training, saved.sketch)
         else:
             new = Version(adapter)
-        _check_adapter(new.adapter)
+        check_adapter(new.adapter)
         with self._versions.lock:
             before = Version(self.adapter, self._training, self._sketch)
             check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)
@@ -230,75 +207,6 @@ class AdaptedEmbedding(BaseEmbedding):
             return vectors
         return self.adapter.apply(vectors, role, keys)
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
-    @_without_span
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(self._vectors.query(query))
-
-    @_without_span
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(await self._vectors.aquery(query))
-
-    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        answers = self._vectors.queries(queries, self.embed_batch_size)
-        return self._adapted_batch(answers) if self.transform_query else answers
-
-    @_without_span
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._get_text_embeddings([text])[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await self._aget_text_embeddings([text]))[0]
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        answers = self._vectors.documents(texts, self.embed_batch_size)
-        return self._adapted_documents(answers, texts)
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        answers = await self._vectors.adocuments(texts, self.embed_batch_size)
-        return self._adapted_documents(answers, texts)
-
-    def _adapted(self, vector: Embedding) -> Embedding:
-        if not self.transform_query:
-            return vector
-        array = np.fromiter(vector, dtype=np.float32, count=len(vector))
-        adapted: Embedding = self.adapter.apply(array).tolist()
-        return adapted
-
-    def _adapted_batch(self, vectors: list[Embedding]) -> list[Embedding]:
-        if not vectors:
-            return vectors
-        adapted: list[Embedding] = self.adapter.apply(np.array(vectors, dtype=np.float32)).tolist()
-        return adapted
-
-    def _adapted_documents(self, vectors: list[Embedding], texts: list[str]) -> list[Embedding]:
-        adapter = self.adapter  # read once: another may be swapped in meanwhile
-        if not vectors or not adapter.adapts_documents:
-            return vectors
-        array = np.array(vectors, dtype=np.float32)
-        adapted: list[Embedding] = adapter.apply(array, "document", content_keys(texts)).tolist()
-        return adapted
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.
-        if name == "embeddings_cache":
-            self._vectors = _base_vectors(self.base_embed_model, value)
-            return
-        if name == "adapter":
-            _check_adapter(value)
-        super().__setattr__(name, value)
-        if name == "base_embed_model":
-            self._vectors = BaseVectors(value, self._vectors.cache)
-
-    def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Show which model is adapted, not its settings: keys are among them."""
-        shown = ("model_name", "embed_batch_size", "transform_query", "adapter")
-        return [
-            ("base_embed_model", base_name(self.base_embed_model)),
-            *((name, getattr(self, name)) for name in shown),
-        ]
-
     # --- saving, copying, sending -------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -347,8 +255,8 @@ class AdaptedEmbedding(BaseEmbedding):
         """
         path = Path(folder)
         saved = store.load(path)
-        own = _take_own(kwargs)
-        base_embed_model = _base_or_rebuilt(base_embed_model, saved.base, kwargs)
+        own = taken(kwargs, _CONSTRUCTOR)
+        base_embed_model = base_or_rebuilt(base_embed_model, saved.base, kwargs)
         if verify:
             saved.verify(base_embed_model, where=path)
         known = {"training": saved.training, "sketch": saved.sketch}
@@ -394,9 +302,9 @@ class AdaptedEmbedding(BaseEmbedding):
             raise FolderError(f"Not the dict of an AdaptedEmbedding ({cause!r}).") from cause
         arrays = folders.from_bytes(weights, where="weights")
         own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= _take_own(kwargs)
+        own |= taken(kwargs, _CONSTRUCTOR)
         return cls(
-            _base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs),
+            base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs),
             restore(data.get("adapter"), arrays, where="adapter"),
             **own,
         )
@@ -438,39 +346,3 @@ _CONSTRUCTOR = (
     "training",
     "sketch",
 )
-
-
-def _take_own(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs.pop(key) for key in list(kwargs) if key in _CONSTRUCTOR}
-
-
-def _base_or_rebuilt(
-    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
-) -> BaseEmbedding:
-    if model is None:
-        return rebuild_base(description, **settings)
-    if settings:
-        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
-    return model
-
-
-def _base_vectors(model: BaseEmbedding, cache: object) -> BaseVectors:
-    if cache is not None and not isinstance(cache, BaseKVStore):
-        raise OptionError(
-            f"embeddings_cache: expected a LlamaIndex key-value store, got {type(cache).__name__}."
-        )
-    return BaseVectors(model, cache)
-
-
-def _check_adapter(adapter: object) -> None:
-    if not isinstance(adapter, Adapter):
-        raise OptionError(
-            f"adapter: expected an Adapter or a folder with one, got {type(adapter).__name__}."
-        )
-    if adapter.input_dim != adapter.output_dim and not adapter.adapts_documents:
-        raise ShapeError(
-            "Adapted queries",
-            expected=f"{adapter.input_dim} dimensions, as the documents they are compared with",
-            actual=f"{adapter.output_dim}",
-            hint="This adapter leaves documents as they are, so it cannot change the dimension.",
-        )

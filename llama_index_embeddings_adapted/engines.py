@@ -13,35 +13,20 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted import files, legacy, store
 from llama_index_embeddings_adapted import folder as folders
+from llama_index_embeddings_adapted.adapter_job import AdapterJob
 from llama_index_embeddings_adapted.adapters import Adapter
-from llama_index_embeddings_adapted.autotune import tune
-from llama_index_embeddings_adapted.closed_form import whitening
-from llama_index_embeddings_adapted.comparison import Comparison
+from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.data_statistics import data_statistics
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
-from llama_index_embeddings_adapted.division import (
-    divide,
-    refuse_one_vector,
-    without_shared_questions,
-)
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
-from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
+from llama_index_embeddings_adapted.encode import CacheDir, Encoder
 from llama_index_embeddings_adapted.errors import (
     NotTrainedError,
     OptionError,
-    ShapeError,
 )
-from llama_index_embeddings_adapted.evaluation import Texts
-from llama_index_embeddings_adapted.held_out import held_out_scores
-from llama_index_embeddings_adapted.maps import LinearAdapter
-from llama_index_embeddings_adapted.options import TrainingOptions, known_options, settings_of
+from llama_index_embeddings_adapted.options import TrainingOptions, known_options
 from llama_index_embeddings_adapted.report import FinetuneReport
 from llama_index_embeddings_adapted.sketch import QuerySketch
-from llama_index_embeddings_adapted.stages import stages
-from llama_index_embeddings_adapted.training import Fit, fit, refit
-
-ADAPTS = ("query", "both")
-SHIP = ("proven", "always")
 
 
 class EmbeddingAdapterFinetuneEngine:
@@ -133,37 +118,34 @@ class EmbeddingAdapterFinetuneEngine:
         show_progress: bool = True,
         **train_kwargs: Any,
     ) -> None:
-        if not isinstance(embed_model, BaseEmbedding):
-            raise OptionError(
-                "embed_model: expected a LlamaIndex embedding model, got "
-                f"{type(embed_model).__name__}. Strings: use resolve_embed_model first."
-            )
-        for name, value, known in (("adapts", adapts, ADAPTS), ("ship", ship, SHIP)):
-            if value not in known:
-                raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-        stages(method, adapts, (1,))  # refuses unknown methods
-        if expect is not None and not 0.0 <= expect <= 1.0:
-            raise OptionError(f"expect: expected a share in [0, 1] or None, got {expect!r}.")
-        if start not in ("whitening", "identity"):
-            raise OptionError(f'start: expected "whitening" or "identity", got {start!r}.')
+        check_base(embed_model, "embed_model")
         if checkpoint_save_steps < 1:
             raise OptionError(
                 f"checkpoint_save_steps: expected at least 1, got {checkpoint_save_steps}."
             )
         self.dataset = answered(dataset, "dataset")
         self.embed_model = embed_model
-        self._method = method if isinstance(method, str) else list(method)
-        self._adapts, self._always = adapts, ship == "always"
-        self._start = None if adapter_model is None else _as_adapter(adapter_model)
-        self._start_name, self._bias, self._dim = start, bias, dim
-        self._output = Path(model_output_path)
-        self._candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
+        self._job = AdapterJob(
+            dataset=self.dataset,
+            val_dataset=None if val_dataset is None else answered(val_dataset, "val_dataset"),
+            method=method if isinstance(method, str) else list(method),
+            adapts=adapts,
+            ship=ship,
+            expect=expect,
+            start=start,
+            given_start=None if adapter_model is None else _as_adapter(adapter_model),
+            bias=bias,
+            dim=dim,
+            refit=refit,
+            show_progress=show_progress,
+            on_step=None if model_checkpoint_path is None else self._checkpoint,
+        )
+        self._output = Path(model_output_path)
+        self._candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         self._report_path = None if report_path is None else Path(report_path)
-        self._verbose, self._show_progress = verbose, show_progress
-        self._refit, self._cache_dir, self._expect = refit, cache_dir, expect
-        self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
+        self._verbose, self._show_progress, self._cache_dir = verbose, show_progress, cache_dir
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "epochs": epochs,
@@ -214,21 +196,19 @@ class EmbeddingAdapterFinetuneEngine:
         folders.check_target(self._output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
-        if self._method != "linear":
+        if self._job.method != "linear":
             folders.check_target(self._candidate_output)
         began = time.perf_counter()
         encoder = Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
         )
         try:
-            start = self._checked_start(encoder.fingerprint.dim)
-            work = self._stop_early if self._method == "linear" else self._cross_fit
-            adapter, candidate, report = work(encoder, start, options)
+            found = self._job.run(encoder, options)
             sketch = self._sketch(encoder)
         finally:
             encoder.close()
         self._report = replace(
-            report,
+            found.report,
             seconds=time.perf_counter() - began,
             base_calls=encoder.base_calls,
             base_texts=encoder.base_texts,
@@ -237,10 +217,10 @@ class EmbeddingAdapterFinetuneEngine:
         )
         training = {"data": self.dataset.fingerprint, "report": self._report.to_dict()}
         known: dict[str, Any] = {"training": training, "sketch": sketch}
-        self._model = AdaptedEmbedding(self.embed_model, adapter, **known)
-        self._candidate = AdaptedEmbedding(self.embed_model, candidate, **known)
+        self._model = AdaptedEmbedding(self.embed_model, found.adapter, **known)
+        self._candidate = AdaptedEmbedding(self.embed_model, found.candidate, **known)
         self._model.save_pretrained(self._output)
-        if candidate is not adapter:
+        if found.candidate is not found.adapter:
             self._candidate.save_pretrained(self._candidate_output)
         if self._report_path is not None:
             self._report.to_html(self._report_path)
@@ -252,89 +232,6 @@ class EmbeddingAdapterFinetuneEngine:
         texts = self.dataset.queries
         groups = [next(iter(self.dataset.relevant_docs[query]), query) for query in texts]
         return QuerySketch.of(encoder.encode(list(texts.values()), "query"), groups)
-
-    def _stop_early(
-        self, encoder: Encoder, start: Adapter | None, options: TrainingOptions
-    ) -> tuple[Adapter, Adapter, FinetuneReport]:
-        data, given = self._encoded(encoder)
-        start = start or self._default_start(data)
-        train, validation = divide(data, given, expect=self._expect, seed=options.seed)
-        found = fit(
-            train,
-            validation,
-            start,
-            options,
-            show_progress=self._show_progress,
-            on_step=self._checkpoint if self._checkpoints else None,
-        )
-        adapter = self._refitted(found, data, start, options)
-        overall, known, new = validation.report(found.adapter)
-        sources = [(data, self.dataset)]
-        if given is not None and self._val_dataset is not None:
-            sources.append((given, self._val_dataset))
-        report = FinetuneReport(
-            overall=overall,
-            known=known,
-            new=new,
-            best_epoch=found.best_epoch,
-            history=found.history,
-            train_queries=len(data.relevance if self._refit else train.relevance),
-            interrupted=found.interrupted,
-            settings={
-                **settings_of(options),
-                "method": "linear",
-                "start": self._start_name,
-                "refit": self._refit,
-                "expect": self._expect,
-                "judged_on_synthetic": (self._val_dataset or self.dataset).synthetic,
-            },
-            held_out=Comparison(*held_out_scores(validation, found.adapter, sources)),
-        )
-        return adapter, adapter, report
-
-    def _cross_fit(
-        self, encoder: Encoder, start: Adapter | None, options: TrainingOptions
-    ) -> tuple[Adapter, Adapter, FinetuneReport]:
-        if start is not None:
-            raise OptionError(
-                f'adapter_model: method="{self._method}" starts where it sees fit; use '
-                'method="linear" to continue from an adapter.'
-            )
-        given = self._val_dataset
-        everything = self.dataset if given is None else self.dataset.merged(given)
-        data = encoder.dataset(everything)
-        refuse_one_vector(data)
-        tuned = tune(
-            data,
-            options,
-            method=self._method,
-            adapts=self._adapts,
-            expect=self._expect,
-            always=self._always,
-            show_progress=self._show_progress,
-        )
-        settings = {
-            "method": self._method,
-            "adapts": self._adapts,
-            "expect": self._expect,
-            "judged_on_synthetic": any(d.synthetic for d in (self.dataset, given) if d),
-        }
-        report = FinetuneReport(
-            overall=tuned.overall,
-            known=tuned.known,
-            new=tuned.new,
-            train_queries=len(data.relevance),
-            settings={**settings, "seed": options.seed},
-            choice=tuned.choice,
-            held_out=Comparison(
-                tuned.judged,
-                Texts(
-                    tuple(everything.queries[query] for query in tuned.judged["base"].query_ids),
-                    tuple(everything.corpus[name] for name in tuned.judged["base"].document_ids),
-                ),
-            ),
-        )
-        return tuned.adapter, tuned.candidate, report
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
         """Return the base model with the trained adapter.
@@ -379,40 +276,6 @@ class EmbeddingAdapterFinetuneEngine:
         if self._report is None:
             raise NotTrainedError("There is no report before finetune().")
         return self._report
-
-    def _encoded(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset | None]:
-        data = encoder.dataset(self.dataset)
-        if self._val_dataset is None:
-            return data, None
-        given = encoder.dataset(self._val_dataset)
-        return without_shared_questions(data, given), given
-
-    def _checked_start(self, dim: int) -> Adapter | None:
-        if self._dim is not None and self._dim != dim:
-            raise ShapeError("dim", expected=f"{dim}, as the base model gives", actual=self._dim)
-        start = self._start
-        if start is not None and (start.input_dim, start.output_dim) != (dim, dim):
-            raise ShapeError(
-                "adapter_model",
-                expected=f"{dim} → {dim}, as the base model gives",
-                actual=f"{start.input_dim} → {start.output_dim}",
-            )
-        return start
-
-    def _default_start(self, data: EncodedDataset) -> Adapter:
-        if self._start_name == "identity":
-            return LinearAdapter.identity(data.queries.shape[1], bias=self._bias)
-        return whitening(data.documents, bias=self._bias)
-
-    def _refitted(
-        self, found: Fit, data: EncodedDataset, start: Adapter, options: TrainingOptions
-    ) -> Adapter:
-        if not self._refit or found.interrupted or found.best_epoch == 0:
-            return found.adapter
-        adapter = refit(
-            data, start, options, epochs=found.best_epoch, show_progress=self._show_progress
-        )
-        return found.adapter if adapter is None else adapter
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
         if self._checkpoints is not None and step % self._checkpoint_steps == 0:

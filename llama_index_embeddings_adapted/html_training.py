@@ -51,16 +51,25 @@ def _lines(report: Mapping[str, Any], history: list[Any]) -> list[str]:
         kept = f"{len(choice['gains'])} candidates competed; chosen: {choice['recipe']}."
         return [kept, f"{queries:,} training queries. {share}training questions ({told})."]
     best = report.get("best_epoch", 0)
+    weight = (report.get("settings") or {}).get("tuned_weight")
+    untrained = " (the base model)" if weight is None else " (the small model before training)"
     kept = f"Epoch {best} of {len(history) - 1} was kept" if history else "Trained in one step"
     stopped = "; training was stopped from the keyboard" if report.get("interrupted") else ""
-    return [f"{kept}{' (the base model)' if history and not best else ''}{stopped}. "
-            f"{queries:,} training queries."]  # fmt: skip
+    lines = [f"{kept}{untrained if history and not best else ''}{stopped}. "
+             f"{queries:,} training queries."]  # fmt: skip
+    if weight is not None:
+        lines.append(
+            f"λ = {weight:.2f}, the say of the small model, is best on the held-out queries."
+            if weight
+            else "λ = 0: the small model adds nothing on the held-out queries and is left out."
+        )
+    return lines
 
 
 def _gains(history: list[Any]) -> dict[str, list[float]]:
     """Return the change per epoch of each part that has held-out queries."""
     lines = {
-        part: [_number(epoch["gain"].get(part)) for epoch in history]
+        part: [_number(epoch.get("gain", {}).get(part)) for epoch in history]
         for part in ("overall", "known", "new")
     }
     return {part: line for part, line in lines.items() if any(v == v for v in line)}
@@ -72,14 +81,14 @@ def _charts(
     epochs = [epoch["epoch"] for epoch in history]
     best = report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
+    if "scores" in history[0]:
+        title, lines, level = _scores(report, history)
+    else:
+        title, level = "Change in NDCG@10 on held-out queries", 0.0
+        lines = {_PARTS[part]: line for part, line in gains.items()}
     return [
         charts.curves(
-            "Change in NDCG@10 on held-out queries",
-            epochs,
-            {_PARTS[part]: line for part, line in gains.items()},
-            horizontal="epoch",
-            level=(0.0, "base model"),
-            mark=mark,
+            title, epochs, lines, horizontal="epoch", level=(level, "base model"), mark=mark
         ),
         charts.curves(
             "Training loss",
@@ -89,6 +98,15 @@ def _charts(
             mark=mark,
         ),
     ]
+
+
+def _scores(
+    report: Mapping[str, Any], history: list[Any]
+) -> tuple[str, dict[str, list[float]], float]:
+    """Return title, line and the base model's level of the metric that chose the epoch."""
+    metric = report["settings"]["metric"]
+    line = [_number(epoch["scores"][metric]) for epoch in history]
+    return f"{metric} while training", {metric: line}, report["settings"]["base_scores"][metric]
 
 
 def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Any]]:

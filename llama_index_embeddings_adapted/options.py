@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.option_checks import check_known, check_number, check_whole
 
 Loss = Literal["queried", "mnr", "corpus"]
 
@@ -78,16 +77,11 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
+            check_whole(name, value)
         for name in ("learning_rate", "temperature", "max_grad_norm"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise OptionError(f"{name}: expected a number > 0, got {value!r}.")
+            check_number(name, getattr(self, name), above=0.0)
         for name in ("shrinkage", "anchor", "warmup_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise OptionError(f"{name}: expected a number >= 0, got {value!r}.")
+            check_number(name, getattr(self, name), least=0.0)
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -96,15 +90,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         OptionError: An unknown one; the message has what was perhaps meant.
     """
-    known = {field.name for field in fields(TrainingOptions)}
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-            close = ["learning_rate"] if name == "lr" else close
-            hint = f' Did you mean "{close[0]}"?' if close else ""
-            raise OptionError(
-                f'Unknown argument "{name}".{hint} Training takes {", ".join(sorted(known))}.'
-            )
+    check_known(options, (field.name for field in fields(TrainingOptions)))
     return options
 
 

@@ -108,11 +108,14 @@ class Evidence:
 
         Args:
             recipes: Simplest first; the identity among them.
-            among: Which judgements may be looked at.
+            among: Which judgements may be looked at; where there is none, nothing is better
+                than the identity.
 
         Source:
             Breiman et al. 1984, section 3.4.3, with the error of the paired difference.
         """
+        if not among.any():
+            return IDENTITY
         weights = self.weights(among)
         allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
         best = max(allowed, key=lambda r: float(weights @ self.gain(r)))

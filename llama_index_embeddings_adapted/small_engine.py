@@ -14,15 +14,22 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.composed_batches import Collator, Texts, places
+from llama_index_embeddings_adapted import files
+from llama_index_embeddings_adapted.composed_batches import Collator, places
 from llama_index_embeddings_adapted.composed_history import ComposedEpoch
 from llama_index_embeddings_adapted.composed_options import ComposedOptions
 from llama_index_embeddings_adapted.composed_validation import ComposedValidation
+from llama_index_embeddings_adapted.data_statistics import data_statistics
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.division import refuse_one_vector, without_shared_questions
 from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, NotTrainedError, need
-from llama_index_embeddings_adapted.files import write_json
+from llama_index_embeddings_adapted.errors import (
+    DatasetError,
+    NotTrainedError,
+    OptionError,
+    need,
+)
+from llama_index_embeddings_adapted.evaluation import Texts
 from llama_index_embeddings_adapted.plotting import plot_history
 from llama_index_embeddings_adapted.report import FinetuneReport
 from llama_index_embeddings_adapted.small_model import SmallModel
@@ -45,6 +52,7 @@ class SmallModelEngine:
         val_dataset: EmbeddingQAFinetuneDataset | None,
         model_output_path: str | Path,
         cache_dir: CacheDir,
+        report_path: str | Path | None,
         show_progress: bool,
         verbose: bool,
     ) -> None:
@@ -54,6 +62,7 @@ class SmallModelEngine:
         self._options = options
         self._output = Path(model_output_path)
         self._cache_dir = cache_dir
+        self._report_path = None if report_path is None else Path(report_path)
         self._show_progress, self._verbose = show_progress, verbose
         self._report: FinetuneReport | None = None
         self._base_scores: dict[str, float] = {}
@@ -86,7 +95,7 @@ class SmallModelEngine:
             "best_epoch": self.report.best_epoch,
             "epochs": [line.to_dict() for line in self.history],
         }
-        write_json(Path(path), data)
+        files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
         """Draw validation score against epoch, the base model as a horizontal line.
@@ -102,6 +111,15 @@ class SmallModelEngine:
             best=self.report.best_epoch,
         )
 
+    def _check_report_path(self) -> None:
+        """Refuse a page that cannot be written, before anything is paid for.
+
+        Raises:
+            OptionError: It cannot.
+        """
+        if self._report_path is not None:
+            files.check_target(self._report_path, error=OptionError)
+
     def _train(self, small: SmallModel) -> float:
         """Encode, train, judge; leave the best weights in the small model and return λ."""
         began, options = time.perf_counter(), self._options
@@ -109,7 +127,8 @@ class SmallModelEngine:
             need(module, extra="composed")
         if options.lora_rank:
             need("peft", extra="lora")
-        from llama_index_embeddings_adapted.composed_training import precision_on, train
+        from llama_index_embeddings_adapted.composed_body import precision_on
+        from llama_index_embeddings_adapted.composed_training import train
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
         encoder = Encoder(
@@ -120,12 +139,13 @@ class SmallModelEngine:
         finally:
             encoder.close()
         source = self.dataset if self._given is None else self._given
-        texts = Texts(source.queries, source.corpus, judged)
         known = known_documents(data, judged)
-        validation = ComposedValidation(judged, texts, known, composed=self._composed)
+        validation = ComposedValidation(
+            judged, Texts.of(source, judged), known, composed=self._composed
+        )
         pool = validation.pool(options.val_depth)
         self._base_scores = validation.base_scores(options.metric, pool)
-        own = Texts(self.dataset.queries, self.dataset.corpus, data)
+        own = Texts.of(self.dataset, data)
         fitted = train(
             small.model,
             places(data, per_place=options.queries_per_document, negatives=options.hard_negatives),
@@ -135,27 +155,30 @@ class SmallModelEngine:
             folder=self._checkpoints(encoder, small),
             show_progress=self._show_progress,
         )
-        weight, overall, old, new = validation.judge(small, options.weight)
+        found = validation.judge(small, options.weight)
         self._report = FinetuneReport(
-            overall=overall,
-            known=old,
-            new=new,
+            overall=found.overall,
+            known=found.known,
+            new=found.new,
             best_epoch=fitted.best_epoch,
             history=fitted.history,
             train_queries=len(data.relevance),
             seconds=time.perf_counter() - began,
             base_calls=encoder.base_calls,
             base_texts=encoder.base_texts,
+            base_tokens=encoder.base_tokens,
             interrupted=fitted.interrupted,
             settings={
                 **asdict(options),
-                **({"tuned_weight": weight} if self._composed else {}),
+                **({"tuned_weight": found.weight} if self._composed else {}),
                 "base_scores": self._base_scores,
                 "resumed_from": fitted.resumed_from,
                 "judged_on_synthetic": source.synthetic,
             },
+            data=data_statistics(self.dataset),
+            held_out=found.held_out,
         )
-        return weight
+        return found.weight
 
     def _divided(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset]:
         data = encoder.dataset(self.dataset)
@@ -195,7 +218,9 @@ class SmallModelEngine:
         return folder / run
 
     def _finished(self) -> None:
-        """Drop the checkpoints, unless training was interrupted and may go on."""
+        """Write and print the report; drop the checkpoints, unless training may go on."""
+        if self._report_path is not None:
+            self.report.to_html(self._report_path, title="Training of a small model")
         if not self.report.interrupted:
             shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
         if self._verbose:

@@ -10,11 +10,12 @@ pytest.importorskip("datasets", reason="extra 'composed' is missing")
 
 import torch
 
-from llama_index_embeddings_adapted.composed_batches import Collator, Texts, places
+from llama_index_embeddings_adapted.composed_batches import Collator, places
 from llama_index_embeddings_adapted.composed_loss import ComposedLoss, composed_nll
 from llama_index_embeddings_adapted.composed_options import ComposedOptions
 from llama_index_embeddings_adapted.composition import compose
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.evaluation import Texts
 from tests.synthetic import encoded
 from tests.tiny import tiny_model
 
@@ -68,8 +69,7 @@ def shared_documents() -> EncodedDataset:
 
 def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, Any]:
     data = shared_documents()
-    texts = Texts({q: f"query {q}" for q in data.query_ids}, dict.fromkeys(data.document_ids, "d"),
-                  data)  # fmt: skip
+    texts = Texts(tuple(f"query {q}" for q in data.query_ids), ("d",) * len(data.document_ids))
     return Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
 
 

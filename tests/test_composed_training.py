@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted import (
     ComposedFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     SentenceTransformersFinetuneEngine,
-    composed_training,
+    composed_progress,
     evaluate_retrieval,
 )
 from llama_index_embeddings_adapted.composed_options import ComposedOptions, composed_options
@@ -72,7 +72,8 @@ def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> ComposedFinetuneEngine:
-    found = engine(tmp_path_factory.mktemp("trained"), CountingEmbedding(), epochs=8)
+    folder = tmp_path_factory.mktemp("trained")
+    found = engine(folder, CountingEmbedding(), epochs=8, report_path=folder / "report.html")
     found.finetune()
     return found
 
@@ -101,6 +102,43 @@ def test_history_begins_before_training_and_the_best_epoch_is_kept(
     assert saved["epochs"][0]["loss"] is None
     assert 0 <= saved["base"]["hit_rate@5"] <= 1
     assert trained.plot_history(tmp_path / "history.png").stat().st_size > 5_000
+
+
+def test_the_page_shows_scores_by_epoch_the_weight_and_passages(
+    trained: ComposedFinetuneEngine,
+) -> None:
+    found = trained.report
+    text = (trained._output.parent / "report.html").read_text("utf-8")
+    assert "<strong>Ship:</strong>" in text
+    assert "Hit rate and MRR</h2>" in text
+    assert "hit_rate@5 while training" in text
+    assert "base model</text>" in text  # the line to compare with
+    assert f"λ = {found.weight:.2f}" in text
+    assert "please where" in text
+    assert "entry red car" in text
+    assert found.held_out is not None
+    for name, means in (("base", found.base), ("adapted", found.adapted)):
+        assert found.held_out[name]["ndcg@10"] == pytest.approx(means["ndcg@10"])
+    assert found.data["queries"] == 60
+    assert found.base_tokens > found.base_texts > 0
+    saved = (trained._output / "config.json").read_text()
+    assert "entry red car" not in saved
+    assert json.loads(saved)["training"]["report"]["data"]["documents"] == 60
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_embedded(
+    tmp_path: Path,
+) -> None:
+    base = CountingEmbedding()
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        engine(tmp_path, base, report_path=tmp_path).finetune()
+    assert not base.asked
+    small = str(saved_tiny(tmp_path / "small"))
+    full = SentenceTransformersFinetuneEngine(
+        coded(), small, tmp_path / "full", device="cpu", report_path=tmp_path
+    )
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        full.finetune()
 
 
 def test_the_black_box_is_asked_once_per_text_and_never_again(tmp_path: Path) -> None:
@@ -172,16 +210,16 @@ def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llama_index_embeddings_adapted import composed_training
+from llama_index_embeddings_adapted import composed_progress
 from tests.conftest import CountingEmbedding
 from tests.test_composed_training import engine
 
-record = composed_training._Progress._record
+record = composed_progress.Progress._record
 def dies(self, number):
     record(self, number)
     if number == 3:  # scored, but its checkpoint is not written
         os.kill(os.getpid(), signal.SIGKILL)
-composed_training._Progress._record = dies
+composed_progress.Progress._record = dies
 engine(Path(sys.argv[1]), CountingEmbedding(), epochs=4).finetune()
 """
 
@@ -220,14 +258,14 @@ def test_an_interrupt_keeps_the_best_epoch_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = engine(tmp_path, CountingEmbedding(), epochs=6)
-    record = composed_training._Progress._record
+    record = composed_progress.Progress._record
 
     def interrupted(self: Any, number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
         record(self, number)
 
-    monkeypatch.setattr(composed_training._Progress, "_record", interrupted)
+    monkeypatch.setattr(composed_progress.Progress, "_record", interrupted)
     with pytest.warns(UserWarning, match="interrupted; the best epoch so far is kept"):
         found.finetune()
     assert found.report.interrupted
@@ -295,6 +333,7 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path
         device="cpu",
         cache_dir=False,
         learning_rate=3e-3,
+        report_path=tmp_path / "report.html",
     )
     with pytest.raises(NotTrainedError, match="no model before finetune"):
         found.get_finetuned_model()
@@ -302,6 +341,9 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path
     assert found.report.best_epoch > 0
     assert found.report.adapted["ndcg@10"] > found.report.base["ndcg@10"]
     assert found.report.weight is None
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "hit_rate@5 while training" in text
+    assert "λ =" not in text
     loaded = found.get_finetuned_model()
     reference = SentenceTransformer(str(tmp_path / "exp_finetune"), device="cpu")
     expected = reference.encode("where pink boat", normalize_embeddings=True)

@@ -503,7 +503,7 @@ def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(
         ({"method": "magic"}, OptionError, "method: expected one of auto, .* got 'magic'"),
         ({"adapts": "documents"}, OptionError, "adapts: expected one of query, both, got 'doc"),
         ({"ship": "never"}, OptionError, "ship: expected one of proven, always, got 'never'"),
-        ({"start": "zero"}, OptionError, 'start: expected "whitening" or "identity"'),
+        ({"start": "zero"}, OptionError, "start: expected one of whitening, identity"),
         ({"expect": 1.2}, OptionError, r"expect: expected a share in \[0, 1\] or None"),
         ({"epochs": -1}, OptionError, "epochs: expected a whole number >= 1"),
         ({"checkpoint_save_steps": 0}, OptionError, "checkpoint_save_steps"),

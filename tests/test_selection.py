@@ -369,6 +369,26 @@ def test_what_gains_by_heart_is_trained_on_too() -> None:
     assert proposed(seen, 1) == [of("corpus", epochs=9)]
 
 
+def test_maps_of_the_query_side_are_trained_on_behind_a_better_one_of_both_sides() -> None:
+    found = evidence([True, False] * 4)
+    scores = {"linear": (0.6, 0.7), "shared": (0.7, 0.8)}
+    for method, values in scores.items():
+        for epochs, value in zip((1, 3), values, strict=True):
+            found.scores[of(method, epochs=epochs)] = np.full(8, value)
+    seen = Candidates(found, [IDENTITY, *found.scores], everything(found))
+    longer = list(stages("auto", "both", (1, 3, 9))[1](seen))
+    assert longer == [of("linear", epochs=9), of("shared", epochs=9)]
+
+
+def test_without_known_documents_maps_are_trained_on_for_the_new_ones() -> None:
+    found = evidence([False] * 8)  # no document has two questions
+    one, three = of("linear", epochs=1), of("linear", epochs=3)
+    found.scores[one], found.scores[three] = np.full(8, 0.6), np.full(8, 0.7)
+    seen = Candidates(found, [IDENTITY, one, three], everything(found))
+    assert proposed(seen, 1) == [of("linear", epochs=9)]
+    assert found.choose([IDENTITY, one], np.zeros(8, dtype=bool)) == IDENTITY
+
+
 def test_several_methods_compete_with_auto_or_without() -> None:
     names = [recipe.method for recipe in stages(["ridge", "psd"], "query", (1,))[0](None)]  # type: ignore[arg-type]
     assert list(dict.fromkeys(names)) == ["ridge", "psd"]

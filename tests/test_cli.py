@@ -242,6 +242,8 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
     page = (tmp_path / "made.report.html").read_text("utf-8")
     assert "Questions that were written and filtered" in page
     assert "adapted: questions written" in page
+    assert "adapted: questions filtered" in page
+    assert ran.data["data"]["questions"]["base_texts"] > len(TOPICS)  # passages, and questions
     again = Ran("finetune", "made.pairs.json", *base, "--report", "none", "--exit-zero")
     assert (again.code, again.data["exit_code"], again.data["report_path"]) == (0, 0, None)
     assert again.data["data"]["synthetic"] is True  # the note beside the file says so

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +43,9 @@ def _quiet(quiet: bool) -> bool:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(version("llama-index-embeddings-adapted"))
+        from llama_index_embeddings_adapted.store import library_version
+
+        print(library_version())
         raise typer.Exit
 
 

@@ -242,6 +242,8 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
     page = (tmp_path / "made.report.html").read_text("utf-8")
     assert "Questions that were written and filtered" in page
     assert "adapted: questions written" in page
+    assert "adapted: questions filtered" in page
+    assert ran.data["data"]["questions"]["base_texts"] > len(TOPICS)  # passages, and questions
     again = Ran("finetune", "made.pairs.json", *base, "--report", "none", "--exit-zero")
     assert (again.code, again.data["exit_code"], again.data["report_path"]) == (0, 0, None)
     assert again.data["data"]["synthetic"] is True  # the note beside the file says so
@@ -509,11 +511,14 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
 
 # --- the documentation ----------------------------------------------------------------------------
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_commands_of_the_readme_exist_with_their_options() -> None:
-    lines = [line for line in README.splitlines() if line.startswith("llama-index-adapted ")]
+def test_the_commands_of_all_pages_exist_with_their_options() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    called = re.compile(r"(?:^|`)(llama-index-adapted \w[^`\n]*)", re.MULTILINE)
+    lines = [line for page in pages for line in called.findall(page.read_text("utf-8"))]
     assert {line.split()[1] for line in lines} == set(COMMANDS)
     for line in lines:
         _, command, *rest = shlex.split(line, comments=True)

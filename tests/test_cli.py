@@ -58,7 +58,7 @@ class Ran:
         words = [str(argument) for argument in arguments]
         if process:
             command = [sys.executable, "-m", "llama_index_embeddings_adapted.cli", *words]
-            real = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            real = subprocess.run(command, capture_output=True, text=True, timeout=300)
             self.code, self.out, self.err = real.returncode, real.stdout, real.stderr
             return
         done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)

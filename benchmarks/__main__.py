@@ -86,7 +86,7 @@ def main() -> None:
         "--runs",
         type=int,
         help="of calibration (200), power (50 per size), kills (60), "
-        "fuzz (3000 per format), guided (60 seconds per format) and soak (200,000)",
+        "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
@@ -154,7 +154,7 @@ def main() -> None:
     if what in ("kills", "all"):
         environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
     if what in ("fuzz", "all"):
-        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 3000))
+        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 1000))
     if what == "guided":  # of no part in "all", as it needs an extra of its own
         names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], arguments.runs or 60
         command = f"python -m benchmarks guided --runs {seconds}"

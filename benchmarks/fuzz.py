@@ -22,7 +22,7 @@ ANSWER = "answer of an LLM"
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 
 
-def run(inputs: int = 3000) -> dict[str, Any]:
+def run(inputs: int = 1000) -> dict[str, Any]:
     """Feed so many inputs to every format; count what came of them."""
     return {"formats": {name: fed(name, inputs) for name in (*FORMATS, ANSWER)}}
 

@@ -37,8 +37,10 @@ class Begun:
 
 
 @pytest.fixture(scope="module")
-def begun(model_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
-    folder, cache = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("cache")
+def begun(
+    model_server: str, page_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Begun]:
+    folder, cache = tmp_path_factory.mktemp("first"), page_cache
     with pytest.MonkeyPatch.context() as patch:
         use(model_server, folder, patch, cache)
         remember_minilm(patch)

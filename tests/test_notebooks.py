@@ -20,16 +20,12 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for both: they embed the same texts."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def folder(model_server: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    model_server: str, page_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """Where a kernel works; what it leaves at home stays here, too."""
-    use(model_server, tmp_path, monkeypatch, cache)
+    use(model_server, tmp_path, monkeypatch, page_cache)
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))

@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
-    parser.add_argument("--runs", type=int, help="of calibration (200) and power (50 per size)")
+    parser.add_argument(
+        "--runs", type=int, help="of calibration (200), power (50 per size), composed_time (1)"
+    )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
     arguments = parser.parse_args()
@@ -123,7 +125,7 @@ def main() -> None:
         variants = tuple(composed.VARIANTS) if arguments.published else (composed.TRAINED,)
         composed.run(arguments.data, arguments.cache, box, names, arguments.epochs, variants)
     if what in ("composed_time", "all"):
-        composed_time.run(arguments.data, arguments.cache, box, epochs=1, rounds=3)
+        composed_time.run(arguments.data, arguments.cache, box, 1, arguments.runs or 1)
     if what in ("composed_memory", "all"):
         composed_memory.run()
     if what in ("report", "all"):

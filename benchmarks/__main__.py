@@ -14,18 +14,25 @@ from benchmarks import (
     curves,
     environment,
     figures,
+    fuzz,
     growth,
+    guided,
+    kills,
     methods,
     page,
     peers,
     quality,
     questions,
+    ray_job,
     recovery,
+    scale,
     serving,
     sets,
+    soak,
     speed,
     tables,
     throughput,
+    tried,
     trust,
     upgrade,
     watching,
@@ -35,6 +42,7 @@ PARTS = (
     "quality",
     "methods",
     "alone",
+    "tried",
     "peers",
     "calibration",
     "power",
@@ -52,6 +60,12 @@ PARTS = (
     "report",
     "upgrade",
     "watching",
+    "kills",
+    "fuzz",
+    "guided",
+    "soak",
+    "scale",
+    "ray",
 )
 
 
@@ -69,7 +83,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
     parser.add_argument(
-        "--runs", type=int, help="of calibration (200), power (50 per size), composed_time (1)"
+        "--runs",
+        type=int,
+        help="of calibration (200), power (50 per size), composed_time (1), kills (60), "
+        "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
@@ -93,6 +110,8 @@ def main() -> None:
     if what in ("alone", "all"):
         names = tuple(arguments.sets)
         alone.run(arguments.data, arguments.cache, names, arguments.seeds)
+    if what in ("tried", "all"):
+        tried.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("peers", "all"):
         peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
     if what in ("calibration", "all"):
@@ -103,8 +122,7 @@ def main() -> None:
     if what in ("curves", "all"):
         curves.run(arguments.data, arguments.cache, tuple(arguments.sets))
     if what in ("speed", "all"):
-        found = speed.run(arguments.data, arguments.cache)
-        environment.save("speed", "python -m benchmarks speed", found)
+        speed.run(arguments.data, arguments.cache)
     if what in ("growth", "all"):
         rows = growth.run(arguments.data, arguments.cache)
         environment.save("growth", "python -m benchmarks growth", {"rows": rows})
@@ -133,6 +151,21 @@ def main() -> None:
     if what in ("watching", "all"):
         rows = watching.run(arguments.data, arguments.cache)
         environment.save("watching", "python -m benchmarks watching", {"rows": rows})
+    if what in ("kills", "all"):
+        environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
+    if what in ("fuzz", "all"):
+        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 1000))
+    if what == "guided":  # of no part in "all", as it needs an extra of its own
+        names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], arguments.runs or 60
+        command = f"python -m benchmarks guided --runs {seconds}"
+        found = {"seconds": seconds, "formats": guided.run(names, seconds)}
+        environment.save("guided", command, found)
+    if what in ("soak", "all"):
+        environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
+    if what in ("scale", "all"):
+        scale.run(arguments.data, arguments.cache)
+    if what in ("ray", "all"):
+        environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
     if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
         if arguments.mpnet is None:
             parser.error("upgrade needs --mpnet")

@@ -154,6 +154,20 @@ def _alone(runs: list[dict[str, Any]]) -> str:
     return f"{shown} ± {spread:.3f}" if len(runs) > 1 else shown
 
 
+def tried_table() -> str:
+    """What was tried on top of the plain maps: known / new documents, in cross-fitting."""
+    found = environment.load("tried")["sets"]
+    variants = dict.fromkeys(name for run in found.values() for name in run["gains"])
+    rows = ["| variant | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
+    for variant in variants:
+        gains = [run["gains"].get(variant, [None, None]) for run in found.values()]
+        cells = (
+            " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in pair) for pair in gains
+        )
+        rows.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def calibration_table() -> str:
     """How often the verdict is "ship" where there is nothing to learn."""
     rows = [
@@ -209,6 +223,10 @@ def speed_table() -> str:
             f"| {run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
             f"{run['ratio']:.0f} times as long) |"
         )
+        rows.append(
+            f"| {name}: ridge, dev {run['ridge_dev']:.4f} (old loop {run['old_dev']:.4f}) "
+            f"| {run['ridge_seconds']:.3f} s (old loop {run['ridge_ratio']:.0f} times as long) |"
+        )
     products = found["products"]
     rows += [
         f"| ridge at 6,000 × 384, {found['ridge_strengths']} strengths "
@@ -260,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "targets": targets_table,
     "alone": alone_table,
+    "tried": tried_table,
     "calibration": calibration_table,
     "power": power_table,
     "curves": curves_table,

@@ -8,11 +8,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import composed_tables, environment, method_tables, service_tables
+from benchmarks import (
+    composed_tables,
+    environment,
+    failure_tables,
+    method_tables,
+    scale_tables,
+    service_tables,
+)
 from benchmarks.method_tables import gain
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "scale.md")
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -170,6 +177,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **method_tables.TABLES,
     **composed_tables.TABLES,
     **service_tables.TABLES,
+    **failure_tables.TABLES,
+    **scale_tables.TABLES,
     "quality": quality_table,
     "files": files_table,
     "old": old_table,

@@ -34,4 +34,6 @@ def main(train_file: str, test_file: str, *methods: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ComposedFinetuneEngine,
         SentenceTransformersFinetuneEngine,
     )
+    from llama_index_embeddings_adapted.corpus import EmbeddedCorpus, embed_corpus
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
     from llama_index_embeddings_adapted.estimation import Estimate, estimate
     from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.report import FinetuneReport
     from llama_index_embeddings_adapted.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
+    from llama_index_embeddings_adapted.streaming import adapt_nodes, adapt_vectors
     from llama_index_embeddings_adapted.structure import pairs_from_structure
     from llama_index_embeddings_adapted.upgrade import (
         Upgrade,
@@ -66,6 +68,7 @@ __all__ = [
     "ComposedEmbedding",
     "ComposedFinetuneEngine",
     "DriftReport",
+    "EmbeddedCorpus",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
@@ -83,10 +86,13 @@ __all__ = [
     "Upgrade",
     "UpgradeScores",
     "adapt_index",
+    "adapt_nodes",
+    "adapt_vectors",
     "agenerate_qa_embedding_pairs",
     "bound_nudges",
     "check_similarity",
     "compare_retrieval",
+    "embed_corpus",
     "estimate",
     "evaluate_retrieval",
     "evaluate_upgrade",
@@ -107,6 +113,7 @@ _LAZY = {
     "Comparison": "comparison",
     "ComposedFinetuneEngine": "composed_engine",
     "DriftReport": "watching",
+    "EmbeddedCorpus": "corpus",
     "EmbeddingAdapterFinetuneEngine": "engines",
     "Estimate": "estimation",
     "FinetuneReport": "report",
@@ -120,10 +127,13 @@ _LAZY = {
     "Upgrade": "upgrade",
     "UpgradeScores": "upgrade",
     "adapt_index": "rebuild",
+    "adapt_nodes": "streaming",
+    "adapt_vectors": "streaming",
     "agenerate_qa_embedding_pairs": "generation",
     "bound_nudges": "moves",
     "check_similarity": "similarity",
     "compare_retrieval": "comparison",
+    "embed_corpus": "corpus",
     "estimate": "estimation",
     "evaluate_retrieval": "evaluation",
     "evaluate_upgrade": "upgrade",

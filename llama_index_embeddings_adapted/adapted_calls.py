@@ -14,7 +14,7 @@ from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-d
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_embeddings_adapted.adapters import Adapter
-from llama_index_embeddings_adapted.base_model import Embedding, base_name
+from llama_index_embeddings_adapted.base_model import Embedding, base_name, forget_events
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.vectors import content_keys
@@ -73,6 +73,7 @@ class AdaptedCalls(BaseEmbedding):
         return self._adapted_documents(answers, texts)
 
     def _adapted(self, vector: Embedding) -> Embedding:
+        forget_events(self.callback_manager)
         if not self.transform_query:
             return vector
         array = np.fromiter(vector, dtype=np.float32, count=len(vector))
@@ -80,12 +81,14 @@ class AdaptedCalls(BaseEmbedding):
         return adapted
 
     def _adapted_batch(self, vectors: list[Embedding]) -> list[Embedding]:
+        forget_events(self.callback_manager)
         if not vectors:
             return vectors
         adapted: list[Embedding] = self.adapter.apply(np.array(vectors, dtype=np.float32)).tolist()
         return adapted
 
     def _adapted_documents(self, vectors: list[Embedding], texts: list[str]) -> list[Embedding]:
+        forget_events(self.callback_manager)
         adapter = self.adapter  # read once: another may be swapped in meanwhile
         if not vectors or not adapter.adapts_documents:
             return vectors

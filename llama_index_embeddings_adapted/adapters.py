@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted import folder as folders
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError, shorten
 from llama_index_embeddings_adapted.folder import Arrays
 from llama_index_embeddings_adapted.vectors import Keys, Role, Vectors
 
@@ -214,19 +214,22 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
     cls = _registry.get(name) if isinstance(name, str) else None
     if cls is None:
         raise FolderError(
-            f"{where}: adapter class {name!r} is not known here (known: "
+            f"{where}: adapter class {shorten(repr(name))} is not known here (known: "
             f"{', '.join(sorted(_registry))}). Import the module that defines it first."
         )
     shapes = {key: list(array.shape) for key, array in arrays.items()}
     if shapes != description.get("shapes"):
         raise FolderError(
-            f"{where}: expected weights of shapes {description.get('shapes')}, found {shapes}."
+            f"{where}: expected weights of shapes {shorten(str(description.get('shapes')), 500)}, "
+            f"found {shorten(str(shapes), 500)}."
         )
     settings = description.get("config")
     try:
         return cls.build(arrays, settings if isinstance(settings, dict) else {})
-    except (TypeError, ValueError, KeyError, AttributeError) as cause:
-        raise FolderError(f"{where}: not a valid {name} ({cause}).") from cause
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+            ValueError) as cause:  # fmt: skip
+        reason = shorten(str(cause), 500)
+        raise FolderError(f"{where}: not a valid {name} ({reason}).") from cause
 
 
 def _rebuild(cls: type[Adapter], arrays: Arrays, config: dict[str, Any]) -> Adapter:

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted.answers import AnswerMemory
 from llama_index_embeddings_adapted.base_model import base_name, fingerprint_of
-from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError, examples
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    FolderError,
+    examples,
+    shorten,
+)
 from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.relevance import Relevance
@@ -67,7 +73,7 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
     """
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
-    config = read_json_object(folder / CONFIG, error=FolderError)
+    config = read_json_object(folder / CONFIG, error=FolderError, most=folders.MOST_CONFIG_BYTES)
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise FolderError(
@@ -76,15 +82,23 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
         )
     if not (folder / ARRAYS).is_file():
         raise FolderError(f"{folder}: no {ARRAYS}.")
-    arrays = folders.from_bytes((folder / ARRAYS).read_bytes(), where=str(folder / ARRAYS))
+    arrays = folders.read_arrays(folder / ARRAYS)
     try:
-        answers = Relevance(arrays["offsets"], arrays["documents"], arrays["shares"])
-        memory = AnswerMemory(arrays["queries"], answers, tuple(config["document_ids"]))
+        answers = Relevance(
+            arrays["offsets"].astype(np.int64, casting="safe"),
+            arrays["documents"].astype(np.int64, casting="safe"),
+            arrays["shares"].astype(np.float64, casting="safe"),
+        )
+        ids = tuple(config["document_ids"])
+        if not all(isinstance(name, str) for name in ids):
+            raise TypeError("document ids that are no strings")
+        memory = AnswerMemory(arrays["queries"], answers, ids)
         probes = as_vectors(arrays[folders.PROBES], what="probe vectors", dim=memory.dim)
         fingerprint = Fingerprint(str(config["base_model"]["name"]), probes)
         _ = config["settings"].keys()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
-        raise FolderError(f"{folder}: not a saved memory, or damaged ({cause}).") from cause
+        reason = shorten(str(cause), 300)
+        raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause
     return config, memory, fingerprint
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -11,7 +13,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import Adapting, CacheDir, EncodedDataset, Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, ShapeError, shorten
 from llama_index_embeddings_adapted.evaluation import DEFAULT_KS, RetrievalScores
 from llama_index_embeddings_adapted.memory import attend
 from llama_index_embeddings_adapted.relevance import Relevance
@@ -267,13 +269,20 @@ def check_settings(
     Raises:
         OptionError: One is.
     """
-    if not 0 <= weight < float("inf") or not temperature > 0 or neighbours < 1:
+    given = (weight, temperature, neighbours)
+    if (
+        not all(isinstance(value, Real) for value in given)
+        or not 0 <= weight < math.inf
+        or not temperature > 0
+        or not 1 <= neighbours < math.inf
+    ):
         raise OptionError(
             "Expected a finite weight >= 0, temperature > 0 and neighbours >= 1, got "
-            f"{weight!r}, {temperature!r} and {neighbours!r}."
+            + " and ".join(shorten(repr(value)) for value in given)
+            + "."
         )
-    if top_k is not None and top_k < 1:
-        raise OptionError(f"top_k: expected a number >= 1 or None, got {top_k!r}.")
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+        raise OptionError(f"top_k: expected a number >= 1 or None, got {shorten(repr(top_k))}.")
 
 
 def base_of(model: BaseEmbedding) -> BaseEmbedding:

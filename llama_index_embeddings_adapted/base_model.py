@@ -11,6 +11,7 @@ import numpy as np
 from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks import CallbackManager
 
 from llama_index_embeddings_adapted import event_loop
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
@@ -80,6 +81,7 @@ class BaseModelCalls:
 
     def embed(self, role: str, texts: Sequence[str]) -> Iterator[Embedding]:
         """Yield the answers of the model for at most one batch of texts, as they arrive."""
+        forget_events(self._model.callback_manager)
         self.texts += len(texts)
         self.characters += sum(map(len, texts))
         if role == "document":
@@ -198,6 +200,18 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
     return None
 
 
+def forget_events(manager: CallbackManager) -> None:
+    """Drop LlamaIndex's notes of past events where no handler is there to be given them.
+
+    A manager notes every event until the next trace begins; a model that is asked on its own, and
+    not by an index, begins none. That would be 100 bytes a query for as long as a process serves.
+    """
+    if not manager.handlers:
+        notes = getattr(manager, "_trace_map", None)
+        if notes:
+            notes.clear()
+
+
 def base_name(model: BaseEmbedding) -> str:
     """Return class and model name, as messages and saved folders show them.
 
@@ -255,3 +269,16 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     number = id(model)
     _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), _state(model), found)
     return found
+
+
+def still_is(model: BaseEmbedding, calls: BaseModelCalls, role: str) -> bool:
+    """Ask for one probe text again; where the answer is another one, forget the fingerprint."""
+    known = fingerprint_of(model, calls)
+    row = len(PROBE_TEXTS) if role == "query" else 0
+    answer = np.array(list(calls.embed(role, PROBE_TEXTS[:1])), dtype=np.float32)
+    if Fingerprint(known.name, answer).agrees_with(
+        Fingerprint(known.name, known.probes[row : row + 1])
+    ):
+        return True
+    _known.pop(id(model), None)
+    return False

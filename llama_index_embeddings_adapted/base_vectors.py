@@ -11,14 +11,17 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.base_model import (
     Embedding,
+    base_name,
     fingerprint_of,
     query_batch,
     whole_batch,
 )
+from llama_index_embeddings_adapted.errors import EncodeError
 
 
 class BaseVectors:
@@ -132,14 +135,28 @@ class BaseVectors:
     def _remember(self, role: str, texts: list[str], answers: list[Embedding]) -> None:
         store, collection = self._place(role)
         if store is not None:
+            self._check(texts, answers)
             for text, answer in zip(texts, answers, strict=True):
                 store.put(key=text, val={str(uuid.uuid4()): answer}, collection=collection)
 
     async def _aremember(self, role: str, texts: list[str], answers: list[Embedding]) -> None:
         store, collection = self._place(role)
         if store is not None:
+            self._check(texts, answers)
             for text, answer in zip(texts, answers, strict=True):
                 await store.aput(key=text, val={str(uuid.uuid4()): answer}, collection=collection)
+
+    def _check(self, texts: list[str], answers: list[Embedding]) -> None:
+        """Refuse to remember what is no vector: it would be served for ever.
+
+        Raises:
+            EncodeError: NaN or infinity.
+        """
+        for text, answer in zip(texts, answers, strict=True):
+            if not np.isfinite(answer).all():
+                raise EncodeError(
+                    f"{base_name(self._model)} gave a vector with NaN or infinity.", text=text
+                )
 
 
 def _sort_out(

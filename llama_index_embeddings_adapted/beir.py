@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import math
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,9 @@ from typing import Any
 
 from llama_index_embeddings_adapted.errors import DatasetError, examples
 from llama_index_embeddings_adapted.files import atomic_file, unique
+
+#: Characters: no document is as long, and no texts compress as well; what does was made to flood.
+_MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ def read(folder: Path, split: str) -> BeirSplit:
     Raises:
         DatasetError: A missing or malformed file; the message gives file and line.
     """
-    qrels = _read_qrels(folder / "qrels" / f"{split}.tsv", folder)
+    qrels = _read_qrels(_qrels_file(folder, split), folder)
     corpus = _read_texts(folder / "corpus.jsonl", _document_text)
     texts = _read_texts(folder / "queries.jsonl", lambda line: line.get("text"))
     strangers = [query for query in qrels if query not in texts]
@@ -60,12 +65,16 @@ def write(
     qrels: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Write one split; queries of other splits already in the folder are kept."""
+    judged_in = _qrels_file(folder, split)
+    for name in (*queries, *corpus):
+        if not name.isprintable():
+            _check_writable(name)
     known = folder / "queries.jsonl"
     merged = _read_texts(known, lambda line: line.get("text")) if known.exists() else {}
     _write_texts(known, {**merged, **queries})
     _write_texts(folder / "corpus.jsonl", corpus)
     with (
-        atomic_file(folder / "qrels" / f"{split}.tsv") as path,
+        atomic_file(judged_in) as path,
         path.open("w", encoding="utf-8", newline="") as stream,
     ):
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
@@ -76,6 +85,20 @@ def write(
                 writer.writerow([query, document, score])
 
 
+def _qrels_file(folder: Path, split: str) -> Path:
+    """Return where a split's judgements are, which is always below the folder."""
+    if not split or Path(split).name != split:
+        raise DatasetError(f"split: expected a name such as train or test, got {split!r}.")
+    return folder / "qrels" / f"{split}.tsv"
+
+
+def _check_writable(name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as cause:
+        raise DatasetError(f"The id {name!r} is no text that a file can hold ({cause}).") from cause
+
+
 def _document_text(line: Mapping[str, Any]) -> object:
     text, title = line.get("text"), line.get("title") or ""
     if not isinstance(text, str) or not isinstance(title, str):
@@ -84,34 +107,56 @@ def _document_text(line: Mapping[str, Any]) -> object:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[io.TextIOBase]:
+def _open(path: Path) -> Iterator[Iterator[str]]:
+    """Give the lines of a file, plain or gzipped, of which neither one nor all are without end.
+
+    Raises:
+        DatasetError: No such file, or it cannot be read.
+    """
     zipped = path.with_name(path.name + ".gz")
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as plain:
-            yield plain
-    elif zipped.exists():
-        with gzip.open(zipped, "rt", encoding="utf-8", newline="") as stream:
-            yield stream
-    else:
+    found = path if path.exists() or not zipped.exists() else zipped
+    if not found.exists():
         raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
+    if not found.is_file():
+        raise DatasetError(f"{found}: expected a file.")
+    try:
+        if found is path:
+            with path.open(encoding="utf-8", newline="") as plain:
+                yield _lines(plain, found, most=None)
+        else:
+            most = max(_MOST_UNZIPPED, _MOST_RATIO * zipped.stat().st_size)
+            with gzip.open(zipped, "rt", encoding="utf-8", newline="") as stream:
+                yield _lines(stream, found, most=most)
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error, csv.Error) as cause:
+        raise DatasetError(f"{found}: cannot be read ({cause}).") from cause
+
+
+def _lines(stream: io.TextIOBase, path: Path, *, most: int | None) -> Iterator[str]:
+    read = 0
+    while line := stream.readline(_MOST_IN_LINE):
+        read += len(line)
+        if len(line) == _MOST_IN_LINE or (most is not None and read > most):
+            raise DatasetError(
+                f"{path}: expected lines of fewer than {_MOST_IN_LINE:,} characters"
+                + ("." if most is None else f", and fewer than {most:,} in all.")
+            )
+        yield line
 
 
 def _read_texts(path: Path, text_of: Any) -> dict[str, str]:
-    pairs: list[tuple[str, str]] = []
-    try:
-        with _open(path) as stream:
-            for number, raw in enumerate(stream, start=1):
-                if raw.strip():
-                    pairs.append(_parse_line(raw, text_of, where=f"{path}, line {number}"))
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as cause:
-        raise DatasetError(f"{path}: cannot be read ({cause}).") from cause
-    return unique(pairs, what="_id", error=DatasetError, where=path)
+    with _open(path) as lines:
+        pairs = (
+            _parse_line(raw, text_of, where=f"{path}, line {number}")
+            for number, raw in enumerate(lines, start=1)
+            if raw.strip()
+        )
+        return unique(pairs, what="_id", error=DatasetError, where=path)
 
 
 def _parse_line(raw: str, text_of: Any, *, where: str) -> tuple[str, str]:
     try:
         line = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError) as cause:
+    except (ValueError, RecursionError) as cause:
         raise DatasetError(f"{where}: expected a JSON object ({cause}).") from cause
     key = line.get("_id") if isinstance(line, dict) else None
     text = text_of(line) if isinstance(line, dict) else None
@@ -127,15 +172,15 @@ def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
             f"{folder}: no split {path.stem!r}. Splits there: {examples(found, 9) or 'none'}."
         )
     qrels: dict[str, dict[str, float]] = {}
-    with _open(path) as stream:
-        for number, row in enumerate(csv.reader(stream, delimiter="\t"), start=1):
+    with _open(path) as lines:
+        for number, row in enumerate(csv.reader(lines, delimiter="\t"), start=1):
             if (number == 1 and row[:1] == ["query-id"]) or not row:
                 continue
             query, document, grade = _parse_judgement(row, where=f"{path}, line {number}")
             if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
                 raise DatasetError(
-                    f'{path}, line {number}: query "{query}" and document "{document}" are judged '
-                    "twice, with different scores."
+                    f"{path}, line {number}: query {examples([query])} and document "
+                    f"{examples([document])} are judged twice, with different scores."
                 )
     irrelevant = [query for query, judged in qrels.items() if max(judged.values()) <= 0]
     if irrelevant:
@@ -150,7 +195,10 @@ def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
 def _parse_judgement(row: list[str], *, where: str) -> tuple[str, str, float]:
     try:
         query, document, score = row
-        return query, document, float(score)
+        grade = float(score)
+        if not math.isfinite(grade):
+            raise ValueError(score)
+        return query, document, grade
     except ValueError as cause:
         raise DatasetError(
             f"{where}: expected query-id, corpus-id and a numeric score, tab-separated."
@@ -158,6 +206,10 @@ def _parse_judgement(row: list[str], *, where: str) -> tuple[str, str, float]:
 
 
 def _write_texts(path: Path, texts: Mapping[str, str]) -> None:
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with (
+        atomic_file(path) as temporary,
+        # What UTF-8 has no bytes for becomes an escape, which JSON reads back as what it was.
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         for key, text in texts.items():
             stream.write(json.dumps({"_id": key, "text": text}, ensure_ascii=False) + "\n")

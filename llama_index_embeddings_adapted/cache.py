@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_index_embeddings_adapted.errors import CacheError
+from llama_index_embeddings_adapted.errors import AdaptedError, CacheError, ShapeError
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
-from llama_index_embeddings_adapted.vectors import Rows, Vectors
+from llama_index_embeddings_adapted.vectors import Rows, Vectors, as_vectors
 
 FORMAT = 1
 _SCHEMA = """
@@ -78,7 +78,8 @@ class VectorCache:
                 self._id = self._register()
         if folder is not None:
             self._file = folder / f"{self._id}.f32"
-            self._check_rows()
+            with self._guard():
+                self._check_rows()
 
     def get(self, role: str, texts: Sequence[str]) -> tuple[Rows, Vectors]:
         """Look texts up.
@@ -87,20 +88,25 @@ class VectorCache:
             Positions in ``texts`` of those that are known, ``(k,)`` ascending, and their vectors,
             ``(k, dim)``.
         """
-        rows: dict[bytes, int] = {}
         keys = [_key(role, text) for text in texts]
         with self._guard():
-            for start in range(0, len(keys), _KEYS_PER_QUERY):
-                part = keys[start : start + _KEYS_PER_QUERY]
-                marks = ",".join("?" * len(part))
-                found = self._db.execute(
-                    f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
-                    (self._id, *part),
-                )
-                rows.update(found)
+            rows = self._rows(keys)
             positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
             wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
-            return positions, self._read(wanted)
+            vectors = self._read(wanted)
+            if not np.isfinite(vectors).all():
+                raise CacheError(
+                    f"{self._file}: holds NaN or infinity, which was never written there: the file "
+                    "is damaged. Delete the folder and encode again."
+                )
+            return positions, vectors
+
+    def missing(self, role: str, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are not known, in their order."""
+        keys = [_key(role, text) for text in texts]
+        with self._guard():
+            rows = self._rows(keys)
+        return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
@@ -109,9 +115,15 @@ class VectorCache:
             role: ``"query"`` or ``"document"``.
             texts: ``n`` distinct texts.
             vectors: ``(n, dim)``, finite.
+
+        Raises:
+            ShapeError: Another number of vectors, another dimension, NaN or infinity.
         """
         if not texts:
             return
+        vectors = as_vectors(vectors, what="Vectors to keep", dim=self._base.dim)
+        if len(vectors) != len(texts):
+            raise ShapeError("Vectors to keep", expected=f"{len(texts)}", actual=len(vectors))
         with self._guard(), self._write():
             first = self._rows_in_memory if self._file is None else self._rows_in_index()
             self._append(first, vectors)
@@ -120,9 +132,29 @@ class VectorCache:
                 [(self._id, _key(role, text), first + i) for i, text in enumerate(texts)],
             )
 
+    def forget(self, role: str, texts: Sequence[str]) -> None:
+        """Drop the vectors of texts, known or not; their space is not reclaimed."""
+        with self._guard(), self._write():
+            self._db.executemany(
+                "DELETE FROM vectors WHERE base = ? AND key = ?",
+                [(self._id, _key(role, text)) for text in texts],
+            )
+
     def close(self) -> None:
         """Release the files."""
         self._db.close()
+
+    def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        rows: dict[bytes, int] = {}
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            part = keys[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            found = self._db.execute(
+                f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
+                (self._id, *part),
+            )
+            rows.update(found)
+        return rows
 
     def _rows_in_index(self) -> int:
         query = "SELECT max(row) FROM vectors WHERE base = ?"
@@ -148,6 +180,8 @@ class VectorCache:
             self._memory = [np.concatenate(self._memory)]
             return self._memory[0][rows]
         count = self._file.stat().st_size // (4 * self._base.dim)  # a torn last row is nobody's
+        if rows.min() < 0:  # which would be counted from the end
+            raise IndexError("the index names a row below 0")
         stored = np.memmap(self._file, dtype="<f4", mode="r", shape=(count, self._base.dim))
         return np.asarray(stored[rows], dtype=np.float32)
 
@@ -197,7 +231,17 @@ class VectorCache:
         try:
             with self._lock:
                 yield
-        except (sqlite3.Error, OSError, IndexError) as cause:
+        # Values of a damaged index: a dimension of 0, a row below 0, probes of another length.
+        except (
+            sqlite3.Error,
+            OSError,
+            ArithmeticError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as cause:
+            if isinstance(cause, AdaptedError):
+                raise
             raise CacheError(
                 f"The vector cache {self._where} cannot be used ({cause}). Free some space, pass "
                 "another cache_dir, or cache_dir=False to keep vectors in memory."

@@ -27,6 +27,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def root(version: o.Version = False) -> None:
+    """Carry the options that belong to no command; its help is that of the program."""
+
+
 @app.command(epilog=EXIT_CODES)
 def generate(
     source: o.Documents,
@@ -77,7 +82,7 @@ def generate(
     conclude(work, as_json=as_json, debug=debug)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, short_help="Train and save an adapter, and judge it.")
 def finetune(
     source: o.Source,
     base: o.Base = "minilm",
@@ -132,7 +137,7 @@ def finetune(
     conclude(work, as_json=as_json, debug=debug, exit_zero=exit_zero)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, short_help="Score one model.")
 def evaluate(
     data: o.Pairs,
     model: Annotated[str, typer.Argument(help="An embedding model, as in --base of finetune.")],
@@ -158,7 +163,7 @@ def evaluate(
     conclude(work, as_json=as_json, debug=debug)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, short_help="Score models side by side; is it chance?")
 def compare(
     data: o.Pairs,
     models: Annotated[
@@ -206,7 +211,7 @@ def compare(
     conclude(work, as_json=as_json, debug=debug, exit_zero=exit_zero)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, short_help="Say what a saved adapter is; watch queries.")
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A saved adapter.")],
     verify: Annotated[
@@ -216,7 +221,9 @@ def inspect(
         Path | None,
         typer.Option(help="Live queries, one per line: have they moved away from training?"),
     ] = None,
+    exit_zero: o.ExitZero = False,
     as_json: o.Json = False,
+    quiet: o.Quiet = False,
     debug: o.Debug = False,
     config: o.Config = None,
 ) -> None:
@@ -226,7 +233,7 @@ def inspect(
         from llama_index_embeddings_adapted import folder_facts, inputs, model_specs
 
         facts = folder_facts.folder_facts(folder)
-        text = folder_facts.facts_as_text(facts)
+        text, verdict = folder_facts.facts_as_text(facts), ""
         if verify:
             model_specs.resolve_model(str(folder))
             facts["verified"] = True
@@ -234,12 +241,12 @@ def inspect(
         if queries is not None:
             from llama_index_embeddings_adapted.watching import inspect_queries
 
-            drift = inspect_queries(folder, inputs.read_lines(queries))
-            facts["live_queries"] = drift.to_dict()
-            text += f"\nlive queries: {drift.verdict}"
-        return Outcome(text, facts)
+            drift = inspect_queries(folder, inputs.read_lines(queries), show_progress=not quiet)
+            facts["live_queries"], verdict = drift.to_dict(), drift.verdict
+            text += f"\nlive queries: {verdict}"
+        return Outcome(text, facts, verdict)
 
-    conclude(work, as_json=as_json, debug=debug)
+    conclude(work, as_json=as_json, debug=debug, exit_zero=exit_zero)
 
 
 def main() -> None:
@@ -250,21 +257,27 @@ def main() -> None:
 def _train(
     job: QuestionJob, out: Path, split: str, val: Path | None, options: dict[str, Any]
 ) -> Outcome:
-    from llama_index_embeddings_adapted import folder, inputs
+    from llama_index_embeddings_adapted import files, folder, inputs
+    from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
     from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
 
+    page = options["report_path"]
     job.check()
-    folder.check_target(out)  # before minutes of an LLM are spent
-    val_dataset = None if val is None else inputs.read_pairs(val, split)
+    folder.check_target(out)
+    if page is not None:
+        files.check_target(page, error=OptionError)
+    options["val_dataset"] = None if val is None else inputs.read_pairs(val, split)
+    options["model_output_path"] = out
+    assert job.model is not None  # the option has a default
+    if not inputs.holds_pairs(job.source):  # refuse options before minutes of an LLM are spent
+        any_pair = EmbeddingQAFinetuneDataset({"q": "?"}, {"d": "."}, {"q": ["d"]})
+        EmbeddingAdapterFinetuneEngine(any_pair, job.model, **options)
     dataset = job.dataset(split)
     if not inputs.holds_pairs(job.source):
         inputs.save_pairs(dataset, out.with_name(f"{out.name}.pairs.json"))
-    assert job.model is not None  # the option has a default
-    engine = EmbeddingAdapterFinetuneEngine(
-        dataset, job.model, model_output_path=out, val_dataset=val_dataset, **options
-    )
+    engine = EmbeddingAdapterFinetuneEngine(dataset, job.model, **options)
     engine.finetune()
-    found, page = engine.report, options["report_path"]
+    found = engine.report
     lines = [str(found), f"adapter: {out}", *([f"report: {page}"] if page else [])]
     data = {"out": str(out), "report_path": page and str(page), **found.to_dict()}
     return Outcome("\n".join(lines), data, found.verdict)

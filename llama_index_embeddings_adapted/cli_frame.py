@@ -17,10 +17,11 @@ import typer
 from llama_index_embeddings_adapted.errors import AdaptedError, OptionError
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
-EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune) or better
-(compare, of the last model); 1 an error; 2 wrong usage; 3 done, and the verdict is against it;
-4 done, and nothing is proven either way; 130 interrupted. With --exit-zero, 3 and 4 become 0."""
-_FOR = ("ship", "better")
+EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better
+(compare, of the last model) or to keep the adapter (inspect --queries); 1 an error; 2 wrong usage;
+3 done, and the verdict is against it; 4 done, and nothing is proven either way; 130 interrupted.
+With --exit-zero, 3 and 4 become 0."""
+_FOR = ("ship", "better", "keep: ", "keep, ")
 _OPEN = ("no harm seen", "judge on real questions", "not proven", "the same")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,27 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
 
 _NOT_IN_FILES = ("config", "help", "as_json", "debug")
 
+
+def _quiet(quiet: bool) -> bool:
+    """Silence the bars of libraries below, too, which read this when they are imported."""
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return quiet
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from llama_index_embeddings_adapted.store import library_version
+
+        print(library_version())
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_show_version, help="Show it and exit."),
+]
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -43,7 +65,7 @@ Config = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", callback=_quiet, help="Show no progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error happened.")]
 ExitZero = Annotated[
     bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdict; see below.")
@@ -115,7 +137,13 @@ Method = Annotated[
 Adapts = Annotated[
     str, typer.Option(help='"query", or "both": documents may move, the index is rebuilt.')
 ]
-Ship = Annotated[str, typer.Option(help='"proven": keep the base model otherwise; or "always".')]
+Ship = Annotated[
+    str,
+    typer.Option(
+        help='"proven": save the base model otherwise; or "always". '
+        "Method linear saves its adapter whatever the verdict."
+    ),
+]
 Expect = Annotated[
     float | None,
     typer.Option(

@@ -61,7 +61,7 @@ def centering(documents: Vectors) -> LinearAdapter:
     Source:
         Mu and Viswanath 2018, arXiv:1702.01417 ("all-but-the-top"), for the mean alone.
     """
-    mean = unit(unit(documents).mean(axis=0))
+    mean = unit(Spectrum(documents).mean)
     return LinearAdapter(np.eye(len(mean), dtype=np.float32) - np.outer(mean, mean))
 
 
@@ -96,7 +96,7 @@ class Ridge:
 
     def __init__(self, train: EncodedDataset) -> None:
         queries = unit(train.queries).astype(np.float64)
-        targets = mean_documents(train.relevance, unit(train.documents)).astype(np.float64)
+        targets = mean_documents(train.relevance, train.documents).astype(np.float64)
         missing = targets - queries  # what the identity leaves to be done
         self._dim = queries.shape[1]
         if len(queries) < self._dim:
@@ -127,13 +127,14 @@ def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Ve
         spectrum: Of the documents, if it is at hand.
     """
     spectrum = spectrum or Spectrum(train.documents)
-    values = mean_documents(train.relevance, unit(train.documents)) - spectrum.mean
+    values = mean_documents(train.relevance, train.documents) - spectrum.mean
     return unit(values @ spectrum.power(1.0, 1.0).astype(np.float32))
 
 
 def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
-    """Return the mean of each query's relevant documents, ``(n, dim)``."""
+    """Return the mean of each query's relevant documents as unit rows, ``(n, dim)``."""
+    asked, columns = np.unique(relevance.documents, return_inverse=True)
     shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)
-    shape = (len(relevance), len(documents))
-    weights = csr_matrix((shares, relevance.documents, relevance.offsets), shape=shape)
-    return np.asarray(weights @ documents, dtype=np.float32)
+    shape = (len(relevance), len(asked))
+    weights = csr_matrix((shares, columns, relevance.offsets), shape=shape)
+    return np.asarray(weights @ unit(documents[asked]), dtype=np.float32)

@@ -13,7 +13,12 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serialize
 from llama_index.core.callbacks import CallbackManager
 
 from llama_index_embeddings_adapted import composed_store
-from llama_index_embeddings_adapted.base_model import Embedding, base_name, check_base
+from llama_index_embeddings_adapted.base_model import (
+    Embedding,
+    base_name,
+    check_base,
+    forget_events,
+)
 from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.composition import check_weight, compose
 from llama_index_embeddings_adapted.errors import FolderError
@@ -147,6 +152,7 @@ class ComposedEmbedding(BaseEmbedding):
         return self._small.encode(texts, role, batch_size=self.embed_batch_size)
 
     def _joined(self, answers: list[Embedding], small: Vectors) -> list[Embedding]:
+        forget_events(self.callback_manager)
         if not answers:
             return answers
         array = np.array(answers, dtype=np.float32)

@@ -13,11 +13,11 @@ from llama_index_embeddings_adapted import composed_store
 from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.composed import ComposedEmbedding
 from llama_index_embeddings_adapted.composed_options import composed_options
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.encode import CacheDir
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
 from llama_index_embeddings_adapted.files import atomic_folder
-from llama_index_embeddings_adapted.small_engine import SmallModelEngine, answered
+from llama_index_embeddings_adapted.small_engine import SmallModelEngine
 from llama_index_embeddings_adapted.small_model import (
     SmallModel,
     check_pooled,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from safetensors import SafetensorError
 
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.base_model import base_name, fingerprint_of
 from llama_index_embeddings_adapted.card import scores_table
 from llama_index_embeddings_adapted.composition import check_weight
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, examples
+from llama_index_embeddings_adapted.errors import DiskError, FolderError, OptionError, examples
 from llama_index_embeddings_adapted.files import atomic_folder
 from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.small_model import (
@@ -135,10 +137,9 @@ def load(folder: Path) -> SavedComposition:
     except OptionError as cause:
         raise FolderError(f"{folder / folders.CONFIG}: {cause}") from cause
     _check_small(folder / SMALL, composed.get("files"))
-    path = folder / PROBES
-    if not path.is_file():
+    if not (folder / PROBES).is_file():
         raise FolderError(f"{folder}: no {PROBES}.")
-    arrays = folders.from_bytes(path.read_bytes(), where=str(path))
+    arrays = folders.read_arrays(folder / PROBES)
     training = config.get("training")
     return SavedComposition(
         folder / SMALL,
@@ -152,7 +153,10 @@ def load(folder: Path) -> SavedComposition:
 def save_small(model: Any, folder: Path) -> None:
     """Write a small model as a standard sentence-transformers folder, safetensors only."""
     with no_bars():
-        model.save_pretrained(str(folder), create_model_card=False)
+        try:
+            model.save_pretrained(str(folder), create_model_card=False)
+        except SafetensorError as cause:  # how it says that the disk is full
+            raise DiskError(folder, OSError(errno.EIO, str(cause))) from cause
 
 
 def as_files(model: Any) -> dict[str, bytes]:
@@ -195,9 +199,16 @@ def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[path.relative_to(folder).as_posix()] = digest
+            found[path.relative_to(folder).as_posix()] = _digest(path)
     return found
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _card(base: BaseEmbedding, weight: float, training: Mapping[str, Any], folder: str) -> str:

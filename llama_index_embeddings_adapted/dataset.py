@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,10 @@ from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted import beir, dataset_checks, files, qa_json, splits
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
 from llama_index_embeddings_adapted.merging import merged
+
+_HASHED_AT_ONCE = 10_000
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -126,9 +128,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     @property
     def fingerprint(self) -> str:
         """A hash of all ids, texts and judgements, to tell datasets apart."""
-        data = [self.queries, self.corpus, self.relevant_docs, self.grades]
-        text = json.dumps(data, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+        hashed = hashlib.sha256(b"[")
+        for number, part in enumerate((self.queries, self.corpus, self.relevant_docs, self.grades)):
+            hashed.update(b", " if number else b"")
+            for piece in _json_pieces(part):
+                hashed.update(piece.encode("ascii"))
+        hashed.update(b"]")
+        return hashed.hexdigest()[:16]
 
     def grade(self, query_id: str, document_id: str) -> float:
         """Return how relevant the document is to the query: 0 when it is not."""
@@ -301,6 +307,20 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return self.subset(train), self.subset(test)
 
 
+def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the JSON of an object with sorted keys, a part of it at a time."""
+    if part is None:
+        yield "null"
+        return
+    yield "{"
+    names = sorted(part)
+    for start in range(0, len(names), _HASHED_AT_ONCE):
+        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
+        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
+        yield (", " if start else "") + text[1:-1]
+    yield "}"
+
+
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
     """Accept our dataset, and objects of the old package's class.
 
@@ -320,3 +340,20 @@ def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
         raise OptionError(
             f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
         ) from None
+
+
+def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
+    """Return a dataset whose every query has an answer.
+
+    Raises:
+        DatasetError: One has none.
+        OptionError: No dataset.
+    """
+    dataset = as_dataset(value, name)
+    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
+    if without:
+        raise DatasetError(
+            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
+            f"(first: {examples(without)}). Drop them with dataset.judged()."
+        )
+    return dataset

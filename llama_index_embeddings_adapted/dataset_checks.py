@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from llama_index_embeddings_adapted.errors import DatasetError, examples
+from llama_index_embeddings_adapted.errors import DatasetError, examples, shorten
 
 
 def check(
@@ -108,13 +109,17 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
         for document, grade in by_document.items():
             if document not in relevant_docs.get(query, ()):
                 raise DatasetError(
-                    f'grades: query "{query}" grades document "{document}", which is not among '
-                    "its relevant_docs."
+                    f"grades: query {examples([query])} grades document {examples([document])}, "
+                    "which is not among its relevant_docs."
                 )
-            if isinstance(grade, bool) or not isinstance(grade, (int, float)) or not grade > 0:
+            if (
+                isinstance(grade, bool)
+                or not isinstance(grade, (int, float))
+                or not (0 < grade < math.inf)
+            ):
                 raise DatasetError(
-                    f'grades: query "{query}", document "{document}": expected a number > 0, '
-                    f"got {grade!r}."
+                    f'grades: query "{shorten(query)}", document "{shorten(document)}": expected a '
+                    f"number > 0, got {shorten(repr(grade))}."
                 )
 
 
@@ -129,14 +134,22 @@ def _check_negatives(
     if not isinstance(negatives, Mapping):
         raise DatasetError("hard_negatives: expected a dict of query id → list of document ids.")
     for query, documents in negatives.items():
+        if not isinstance(documents, (list, tuple)) or not all(
+            isinstance(document, str) for document in documents
+        ):
+            raise DatasetError(
+                "hard_negatives: expected lists of document ids; that of query "
+                f"{examples([query])} is not."
+            )
         unknown = [document for document in documents if document not in corpus]
         if query not in queries or unknown:
             raise DatasetError(
-                f'hard_negatives: query "{query}" or its documents are not in the dataset '
-                f"({examples(unknown) or 'the query'})."
+                f"hard_negatives: query {examples([query])} or its documents are not in the "
+                f"dataset ({examples(unknown) or 'the query'})."
             )
         relevant = [document for document in documents if document in relevant_docs.get(query, ())]
         if relevant:
             raise DatasetError(
-                f'hard_negatives: query "{query}" names "{relevant[0]}", which is relevant to it.'
+                f"hard_negatives: query {examples([query])} names {examples(relevant[:1])}, which "
+                "is relevant to it."
             )

@@ -17,6 +17,8 @@ from llama_index_embeddings_adapted.validation import (
 
 _HELD_OUT_QUERIES = 0.1
 _HELD_OUT_DOCUMENTS = 0.1
+_SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
+_FEWEST_JUDGES = 500
 _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
@@ -25,8 +27,9 @@ def divide(
 ) -> tuple[EncodedDataset, Validation]:
     """Decide what to train on and what to validate on."""
     parts: list[HeldOut] = []
-    by_query = _HELD_OUT_QUERIES if given is None else 0.0
-    by_document = _HELD_OUT_DOCUMENTS
+    most = _most_held_out(data)
+    by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
+    by_document = min(_HELD_OUT_DOCUMENTS, most)
     if expect == 1.0 or (
         given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
     ):
@@ -46,6 +49,12 @@ def divide(
             "val_dataset."
         )
     return train, Validation(*parts, expect=expect)
+
+
+def _most_held_out(data: EncodedDataset) -> float:
+    """Return the share of queries worth holding out: judging takes queries times documents."""
+    queries = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
+    return queries / max(1, len(data.relevance))
 
 
 def refuse_one_vector(data: EncodedDataset) -> None:

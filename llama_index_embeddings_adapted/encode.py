@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,25 @@ from tqdm import tqdm
 
 from llama_index_embeddings_adapted.base_model import (
     BaseModelCalls,
-    Embedding,
     base_name,
     fingerprint_of,
+    still_is,
 )
 from llama_index_embeddings_adapted.cache import VectorCache
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.errors import EncodeError
-from llama_index_embeddings_adapted.fingerprint import Fingerprint
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
+from llama_index_embeddings_adapted.mapped import empty_vectors
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.surviving import Answered, checked, embed_surviving
 from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
+_LOOKED_UP = 65_536  # texts at a time
+
+#: Texts between two looks at whether the model is still the same, and below which one is not worth
+#: its call.
+_MOST_UNCHECKED, _LEAST_CHECKED = 256, 64
 
 
 @runtime_checkable
@@ -83,7 +91,9 @@ class Encoder:
     """Embeds texts with a base model, asking it only for what no cache holds.
 
     Vectors are kept the moment the model gives them: after an error, an interrupt or a kill the
-    next run continues where this one ended.
+    next run continues where this one ended. A model may be exchanged behind its name while it is
+    asked: after every few hundred texts it is asked for a probe text again, and what it gave since
+    the last time is dropped if that has another vector now.
 
     Args:
         model: Any LlamaIndex embedding model.
@@ -101,11 +111,13 @@ class Encoder:
         cache_dir: CacheDir = None,
         show_progress: bool = True,
     ) -> None:
-        self._name = base_name(model)
+        self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._cache = VectorCache(cache_folder(cache_dir), self.fingerprint)
+        self._folder = cache_folder(cache_dir)
+        self._cache = VectorCache(self._folder, self.fingerprint)
+        self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
 
     @property
     def base_calls(self) -> int:
@@ -126,23 +138,33 @@ class Encoder:
         """Embed texts, repeated or not.
 
         Returns:
-            ``(len(texts), dim)``, the vectors of the base model as they are.
+            ``(len(texts), dim)``, the vectors of the base model as they are. More than 256 MiB lie
+            in a nameless file of the cache folder, mapped, which goes when the array goes.
 
         Raises:
             EncodeError: A vector is missing, has NaN or another length; the message names the
-                text. What came before it is kept.
+                text. What came before it is kept. Or the model is no longer the same.
         """
-        distinct = list(dict.fromkeys(texts))
-        vectors = np.empty((len(distinct), self.fingerprint.dim), dtype=np.float32)
-        known, found = self._cache.get(role, distinct)
-        vectors[known] = found
-        missing = np.setdiff1d(np.arange(len(distinct)), known)
+        first: dict[str, int] = {}
+        origin = np.array(
+            [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
+        )
+        distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+        vectors = empty_vectors((len(texts), self.fingerprint.dim), self._folder)
+        missing: list[int] = []
+        for start in range(0, len(distinct), _LOOKED_UP):
+            rows = distinct[start : start + _LOOKED_UP]
+            known, found = self._cache.get(role, [texts[row] for row in rows])
+            vectors[rows[known]] = found
+            missing += np.delete(rows, known).tolist()
         # Longest first: batches of like length waste no padding, and the estimate errs upwards.
-        missing = missing[np.argsort([-len(distinct[row]) for row in missing], kind="stable")]
-        for rows, answers in self._ask(distinct, missing, role):
-            vectors[rows] = answers
-        place = {text: row for row, text in enumerate(distinct)}
-        return vectors[[place[text] for text in texts]]
+        missing.sort(key=lambda row: -len(texts[row]))
+        for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
+            vectors[asked] = answers
+        self._check_model(role, after=_LEAST_CHECKED)
+        repeated = np.flatnonzero(origin != np.arange(len(texts)))
+        vectors[repeated] = vectors[origin[repeated]]
+        return vectors
 
     def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
         """Look texts up in the cache, without asking the base model.
@@ -153,8 +175,33 @@ class Encoder:
         """
         return self._cache.get(role, texts)
 
+    def missing(self, texts: Sequence[str], role: Role) -> list[str]:
+        """Return the distinct texts that the cache does not hold."""
+        return self._cache.missing(role, list(dict.fromkeys(texts)))
+
+    def embed_surviving(self, texts: Sequence[str], role: Role) -> Answered:
+        """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
+        dim, name = self.fingerprint.dim, self._name
+        return embed_surviving(self._calls, role, texts, dim=dim, name=name)
+
+    def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
+        """Put vectors of this base model into the cache, whoever computed them.
+
+        Args:
+            texts: ``n`` distinct texts.
+            role: Of the texts.
+            vectors: ``(n, dim)``, finite.
+        """
+        self._cache.put(role, texts, vectors)
+
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
-        """Embed the queries and documents of a dataset."""
+        """Embed the queries and documents of a dataset.
+
+        Raises:
+            DatasetError: A query without a relevant document, which can teach and prove nothing.
+            EncodeError: See :meth:`encode`.
+        """
+        dataset = answered(dataset, "dataset")
         document_row = {document: row for row, document in enumerate(dataset.corpus)}
         first_with_text: dict[str, int] = {}
         twins = [
@@ -195,30 +242,39 @@ class Encoder:
         ) as bar:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
-                yield rows, self._ask_batch([texts[row] for row in rows], role)
+                batch = [texts[row] for row in rows]
+                yield rows, self._ask_batch(batch, role)
                 bar.update(len(rows))
+                self._unchecked[role] += batch
+                self._check_model(role, after=_MOST_UNCHECKED)
 
     def _ask_batch(self, batch: list[str], role: Role) -> Vectors:
         good: list[Vectors] = []
         try:
             for answer in self._calls.embed(role, batch):
-                good.append(self._checked(answer, batch[len(good)]))
+                text = batch[len(good)]
+                good.append(checked(answer, dim=self.fingerprint.dim, name=self._name, text=text))
         finally:
             if good:
                 self._cache.put(role, batch[: len(good)], np.stack(good))
         return np.stack(good)
 
-    def _checked(self, answer: Embedding, text: str) -> Vectors:
-        vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
-        if vector.shape != (self.fingerprint.dim,):
+    def _check_model(self, role: Role, *, after: int) -> None:
+        """Drop what the model gave since it was last known to be the same, if it is another now."""
+        unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
+        if count < after:
+            return
+        same = still_is(self._model, self._calls, role)
+        self._unchecked = defaultdict(list)
+        if not same:
+            for asked_as, texts in unchecked.items():
+                self._cache.forget(asked_as, texts)
             raise EncodeError(
-                f"{self._name} gave a vector of shape {vector.shape}, expected "
-                f"({self.fingerprint.dim},).",
-                text=text,
+                f"{self._name} was exchanged while it was asked: a probe text has another vector "
+                f"now than before. The vectors of the last {count} texts are not kept. Find out "
+                "what answers under this name, and run again.",
+                text=PROBE_TEXTS[0],
             )
-        if not np.isfinite(vector).all():
-            raise EncodeError(f"{self._name} gave a vector with NaN or infinity.", text=text)
-        return vector
 
 
 def _negatives(

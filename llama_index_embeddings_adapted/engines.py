@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted.adapter_job import AdapterJob
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.base_model import check_base
 from llama_index_embeddings_adapted.data_statistics import data_statistics
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, as_dataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.encode import CacheDir, Encoder
 from llama_index_embeddings_adapted.errors import (
@@ -87,6 +87,7 @@ class EmbeddingAdapterFinetuneEngine:
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.
+        DatasetError: A query without a relevant document.
     """
 
     def __init__(
@@ -122,13 +123,13 @@ class EmbeddingAdapterFinetuneEngine:
             raise OptionError(
                 f"checkpoint_save_steps: expected at least 1, got {checkpoint_save_steps}."
             )
-        self.dataset = as_dataset(dataset, "dataset")
+        self.dataset = answered(dataset, "dataset")
         self.embed_model = embed_model
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._job = AdapterJob(
             dataset=self.dataset,
-            val_dataset=None if val_dataset is None else as_dataset(val_dataset, "val_dataset"),
+            val_dataset=None if val_dataset is None else answered(val_dataset, "val_dataset"),
             method=method if isinstance(method, str) else list(method),
             adapts=adapts,
             ship=ship,

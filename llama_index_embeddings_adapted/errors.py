@@ -6,6 +6,7 @@ AdaptedError
  ├─ OptionError(ValueError)         an argument outside its range, or an unknown keyword
  ├─ EncodeError(RuntimeError)       the base model gave no usable vector for a text
  ├─ CacheError(RuntimeError)        the vector cache on disk is damaged or of another version
+ ├─ DiskError(OSError)              a result could not be written; what was there before still is
  ├─ GenerationError(RuntimeError)   the LLM cannot be asked, or nothing it wrote was usable
  ├─ TrainingError(RuntimeError)     training diverged or cannot start
  ├─ NotTrainedError(RuntimeError)   a result was asked for before ``finetune()``
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 
@@ -65,6 +67,23 @@ class EncodeError(AdaptedError, RuntimeError):
 
 class CacheError(AdaptedError, RuntimeError):
     """The vector cache on disk is damaged or was written by another version."""
+
+
+class DiskError(AdaptedError, OSError):
+    """A result could not be written: no space, no permission, no such place.
+
+    Args:
+        path: What was to be written; a file or folder of that name is as it was.
+        cause: What the system said.
+    """
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        reason = cause.strerror or str(cause)
+        super().__init__(
+            f"{path} could not be written ({reason}); what was there before still is. Free some "
+            "space or choose another place, and run again: what is cached is not paid for twice."
+        )
+        self.path, self.errno = path, cause.errno
 
 
 class GenerationError(AdaptedError, RuntimeError):

@@ -15,6 +15,7 @@ from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import Adapting, CacheDir, EncodedDataset, Encoder
 from llama_index_embeddings_adapted.metrics import PerQuery
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.unit_rows import UnitRows
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
 
 DEFAULT_KS = (1, 5, 10)
@@ -159,6 +160,7 @@ def evaluate_retrieval(
 
     Raises:
         OptionError: ``ks`` or ``batch_size`` out of range.
+        DatasetError: A query without a relevant document.
         EncodeError: The model gave no usable vector.
     """
     cuts = metrics.check_ks(ks)
@@ -169,10 +171,11 @@ def evaluate_retrieval(
         data = encoder.dataset(dataset)
     finally:
         encoder.close()
-    queries, documents = data.queries, data.documents
+    queries, documents = data.queries, UnitRows(data.documents)
     if isinstance(embed_model, Adapting):
-        queries = embed_model.adapt(queries, "query")
-        documents = embed_model.adapt(documents, "document", data.keys)
+        adapt = embed_model.adapt
+        queries = adapt(queries, "query")
+        documents = UnitRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
     scores = search(data, queries, documents, ks=cuts)
     seconds = time.perf_counter() - began
     return RetrievalScores(
@@ -189,18 +192,23 @@ def evaluate_retrieval(
 
 
 def search(
-    data: EncodedDataset, queries: Vectors, documents: Vectors, *, ks: tuple[int, ...] = DEFAULT_KS
+    data: EncodedDataset,
+    queries: Vectors,
+    documents: Vectors | UnitRows,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
     """Score vectors: the same search for models of which only arrays are at hand.
 
     Args:
         data: Ids and relevance.
         queries: ``(n, dim)``, in the order of ``data.query_ids``.
-        documents: ``(m, dim)``, in the order of ``data.document_ids``.
+        documents: ``(m, dim)``, in the order of ``data.document_ids``; never copied as a whole.
         ks: Cut-offs that tables show.
     """
     began = time.perf_counter()
-    ranked, _ = top_k(unit(queries), unit(documents), max(DEPTH, *ks))
+    rows = documents if isinstance(documents, UnitRows) else UnitRows(documents)
+    ranked, _ = top_k(unit(queries), rows, max(DEPTH, *ks))
     return RetrievalScores(
         ranked,
         data.relevance,

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama_index_embeddings_adapted.errors import AdaptedError, examples
+from llama_index_embeddings_adapted.errors import AdaptedError, DiskError, examples
 
 T = TypeVar("T")
+_OF_THE_DISK = frozenset(
+    (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
+     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+)  # fmt: skip
+_ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes its place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,24 +51,42 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A kill leaves the old folder or the new one. Where the system cannot swap folders (it can on
     Linux), a kill in the instant between two renames leaves the old one under a hidden name.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            _take_the_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_the_place(temporary: Path, path: Path) -> None:
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not path.exists():
+        os.replace(temporary, path)
+    elif not _swap(temporary, path):
+        aside = temporary.with_name(temporary.name + ".old")
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        os.chmod(temporary, 0o777 & ~_umask())
-        if not path.exists():
-            os.replace(temporary, path)
-        elif not _swap(temporary, path):
-            aside = temporary.with_name(temporary.name + ".old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as cause:
+        if isinstance(cause, AdaptedError) or cause.errno not in _OF_THE_DISK:
+            raise
+        raise DiskError(path, cause) from cause
 
 
 def check_target(path: Path, *, error: type[AdaptedError]) -> None:
@@ -81,21 +111,58 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
         json.dump(data, stream, indent=indent)
 
 
-def read_json_object(path: Path, *, error: type[AdaptedError]) -> dict[str, Any]:
+def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
+    """Read a file whole, provided that it is one: a device or a pipe has no end.
+
+    Args:
+        path: Where.
+        error: What to raise.
+        most: Bytes it may have; None for as many as fit into memory.
+
+    Raises:
+        error: No such file, not a file, larger than ``most``, or it cannot be read.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise error(f"{path}: expected a file.")
+        if most is not None and about.st_size > most:
+            raise error(f"{path}: expected at most {most:,} bytes, found {about.st_size:,}.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such file.") from None
+    except (OSError, MemoryError) as cause:
+        raise error(
+            f"{path}: cannot be read ({cause or 'it does not fit into memory'})."
+        ) from cause
+
+
+def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None) -> Any:
+    """Read JSON.
+
+    Raises:
+        error: See :func:`read_bytes`; not UTF-8, not JSON, or a key given twice.
+    """
+    try:
+        return json.loads(
+            read_bytes(path, error=error, most=most).decode("utf-8"),
+            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
+        )
+    except (ValueError, RecursionError, MemoryError) as cause:
+        if isinstance(cause, AdaptedError):
+            raise
+        raise error(f"{path}: expected JSON ({cause}).") from cause
+
+
+def read_json_object(
+    path: Path, *, error: type[AdaptedError], most: int | None = None
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        error: No such file, not UTF-8, not JSON, not an object, or a key given twice.
+        error: See :func:`read_json`; or not an object.
     """
-    try:
-        data = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
-        )
-    except FileNotFoundError:
-        raise error(f"{path}: no such file.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
-        raise error(f"{path}: expected JSON ({cause}).") from cause
+    data = read_json(path, error=error, most=most)
     if not isinstance(data, dict):
         raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data
@@ -114,10 +181,13 @@ def unique(
     for key, value in pairs:
         if key in found:
             twice.append(key)
+            if len(twice) == _ENOUGH:
+                break
         found[key] = value
     if twice:
         prefix = f"{where}: " if where else ""
-        raise error(f"{prefix}{len(twice)} duplicate {what} ids (first: {examples(twice)}).")
+        count = f"{len(twice)}{' or more' if len(twice) == _ENOUGH else ''}"
+        raise error(f"{prefix}{count} duplicate {what} ids (first: {examples(twice)}).")
     return found
 
 

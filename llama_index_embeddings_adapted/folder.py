@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from llama_index_embeddings_adapted.errors import FolderError
-from llama_index_embeddings_adapted.files import atomic_folder, read_json_object
+from llama_index_embeddings_adapted.errors import FolderError, shorten
+from llama_index_embeddings_adapted.files import atomic_folder, read_bytes, read_json_object
 
 FORMAT_VERSION = 1
+#: More is no adapter: a file that claims to be larger is not read into memory.
+MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
 CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
 QUERIES = "queries.safetensors"
 #: The array beside the adapter's own: vectors that identify its base model.
@@ -80,7 +82,16 @@ def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
             f"{folder}: no {WEIGHTS}."
             + (" It holds a ComposedEmbedding: load it with that." if "composed" in config else "")
         )
-    return config, from_bytes(path.read_bytes(), where=str(path))
+    return config, read_arrays(path)
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read a file in the safetensors format.
+
+    Raises:
+        FolderError: Missing, damaged, too large to be ours, or with values that are not finite.
+    """
+    return from_bytes(read_bytes(path, error=FolderError, most=MOST_BYTES), where=str(path))
 
 
 def check_version(config: Mapping[str, Any], folder: Path) -> None:
@@ -106,7 +117,7 @@ def read_queries(folder: Path) -> Arrays | None:
         FolderError: The file is damaged.
     """
     path = folder / QUERIES
-    return from_bytes(path.read_bytes(), where=str(path)) if path.is_file() else None
+    return read_arrays(path) if path.is_file() else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
-    return read_json_object(folder / CONFIG, error=FolderError)
+    return read_json_object(folder / CONFIG, error=FolderError, most=MOST_CONFIG_BYTES)
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
@@ -133,11 +144,13 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
     """
     try:
         arrays: Arrays = parse_safetensors(data)
-    except (SafetensorError, KeyError, ValueError) as cause:
-        raise FolderError(f"{where}: damaged or not safetensors ({cause}).") from cause
+    # Of types that numpy lacks the library says so with errors of several kinds.
+    except (SafetensorError, ArithmeticError, LookupError, TypeError, ValueError) as cause:
+        reason = shorten(str(cause), 300)
+        raise FolderError(f"{where}: damaged or not safetensors ({reason}).") from cause
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FolderError(f'{where}: "{name}" has NaN or infinity.')
+            raise FolderError(f'{where}: "{shorten(name)}" has NaN or infinity.')
     return arrays
 
 

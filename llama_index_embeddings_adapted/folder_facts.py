@@ -12,6 +12,7 @@ import numpy as np
 from llama_index_embeddings_adapted import folder as folders
 from llama_index_embeddings_adapted import store
 from llama_index_embeddings_adapted.adapters import Adapter, CompositeAdapter
+from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 
 _PARTS = (
@@ -37,7 +38,7 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
     path = Path(folder)
     saved = store.load(path)
     config = folders.read_config(path) if (path / folders.CONFIG).is_file() else {}
-    report = saved.training.get("report") or {}
+    report = _report(saved.training, path)
     base = saved.base or {}
     return {
         "folder": str(path),
@@ -45,14 +46,14 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
             "description": repr(saved.adapter),
             "input_dim": saved.adapter.input_dim,
             "output_dim": saved.adapter.output_dim,
-            "roles": config.get("roles") or ["query"],
+            "roles": ["query", "document"] if saved.adapter.adapts_documents else ["query"],
         },
         "base_model": {key: base.get(key) for key in ("name", "dim", "fingerprint")},
         "saved_at": config.get("saved_at"),
         "age_days": _age(config.get("saved_at")),
         "library_version": config.get("library_version"),
         "format_version": config.get("format_version"),
-        "bytes": {file.name: file.stat().st_size for file in sorted(path.iterdir())},
+        "bytes": {file.name: file.lstat().st_size for file in sorted(path.iterdir())},
         "moved_documents": _moved(saved.adapter),
         "verdict": report.get("verdict"),
         "scores": {key: report[key] for key, _ in _PARTS if report.get(key)} or None,
@@ -61,15 +62,38 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what is known of the training, in a form that can be shown.
+
+    Raises:
+        FolderError: It has another form.
+    """
+    report = training.get("report") or {}
+    try:
+        for key, _ in _PARTS:
+            if report.get(key):
+                _score(report[key])
+        data = report.get("data") or {}
+        sound = not data or all(isinstance(data[key], int) for key in ("queries", "documents"))
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise FolderError(
+            f"{folder}: what it says of its training is damaged ({cause!r})."
+        ) from cause
+    if not sound:
+        raise FolderError(f"{folder}: what it says of its training data is damaged.")
+    return dict(report)
+
+
 def facts_as_text(facts: Mapping[str, Any]) -> str:
     """Return what :func:`folder_facts` found as lines to read."""
-    adapter, base = facts["adapter"], facts["base_model"]
+    adapter, base, age = facts["adapter"], facts["base_model"], facts["age_days"]
     moved, data = facts["moved_documents"], facts["data"] or {}
     lines = [
         ("adapter", f"{adapter['description']}, applied to {' and '.join(adapter['roles'])}"),
         ("dimensions", f"{adapter['input_dim']} → {adapter['output_dim']}"),
         ("base model", base["name"] and f"{base['name']}, fingerprint {base['fingerprint']}"),
-        ("saved", facts["saved_at"] and f"{facts['saved_at']}, {facts['age_days']:.1f} days ago"),
+        ("saved", facts["saved_at"] and str(facts["saved_at"])
+         + ("" if age is None else f", {age:.1f} days ago")),
         ("by version", facts["library_version"]),
         ("size", f"{sum(facts['bytes'].values()):,} bytes in {len(facts['bytes'])} files"),
         ("moved documents", moved and f"{moved['documents']:,}, by {moved['mean_drift']:.3f} on "
@@ -95,9 +119,10 @@ def _score(part: Mapping[str, Any]) -> str:
 def _age(saved_at: object) -> float | None:
     try:
         moment = datetime.fromisoformat(str(saved_at))
-        return (datetime.now(timezone.utc) - moment).total_seconds() / 86_400
+        days = (datetime.now(timezone.utc) - moment).total_seconds() / 86_400
     except (TypeError, ValueError):  # no date, or one without a time zone
         return None
+    return days if days >= 0 else None  # saved by a clock that was ahead of this one
 
 
 def _moved(adapter: Adapter) -> dict[str, Any] | None:

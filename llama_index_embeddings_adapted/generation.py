@@ -145,7 +145,7 @@ class _Job:
                 f'"{node}", {reason}). What is finished is kept; call again, or pass '
                 'on_failure="continue" to go on without them.'
             )
-        kept, dropped = select(
+        kept, dropped, cost = select(
             writing.candidates(), writing.corpus, self._options, most=self._questions
         )
         report = QuestionReport(
@@ -159,6 +159,7 @@ class _Job:
             prompt_tokens=writing.billed[0],
             completion_tokens=writing.billed[1],
             seconds=time.perf_counter() - self._began,
+            base=cost,
         )
         if not kept:
             raise GenerationError(

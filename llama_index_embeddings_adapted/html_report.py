@@ -225,6 +225,9 @@ def _cost(findings: Findings) -> dict[str, Any]:
             rows.append(
                 _row(f"{name}: questions written", asked["seconds"], asked["calls"], None, tokens)
             )
+            if asked.get("base_texts"):
+                spent = (asked[f"base_{what}"] for what in ("calls", "texts", "tokens"))
+                rows.append(_row(f"{name}: questions filtered", None, *spent))
         rows.append(
             _row(
                 f"{name}: training",
@@ -245,8 +248,8 @@ def _cost(findings: Findings) -> dict[str, Any]:
     return {
         "head": ["step", "seconds", "calls", "texts sent", "tokens"],
         "rows": rows,
-        "note": "Calls of training and judging go to the base model; a text that was embedded "
-        "before costs none. Its tokens are about a fourth of the characters sent.",
+        "note": "Calls of filtering, training and judging go to the base model; a text that was "
+        "embedded before costs none. Its tokens are about a fourth of the characters sent.",
     }
 
 

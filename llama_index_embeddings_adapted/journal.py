@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_index_embeddings_adapted.errors import GenerationError
+from llama_index_embeddings_adapted.files import read_bytes
 
 FORMAT = 1
 _SYNC_EVERY_S = 1.0
@@ -99,7 +100,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._handle = os.open(path, flags, 0o600)
-            data = path.read_bytes()
+            data = read_bytes(path, error=GenerationError)
             if data and not data.endswith(b"\n"):
                 _write(self._handle, b"\n")
         for line in data.split(b"\n"):
@@ -131,9 +132,17 @@ def _parse(line: bytes) -> tuple[str, Answer] | None:
         entry = json.loads(line)
         key = entry.pop("key")
         answer = Answer(**entry)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
-    return (key, answer) if isinstance(key, str) and isinstance(answer.text, str) else None
+    sound = isinstance(key, str) and isinstance(answer.text, str) and _counts(answer)
+    return (key, answer) if sound else None
+
+
+def _counts(answer: Answer) -> bool:
+    billed = (answer.prompt_tokens, answer.completion_tokens)
+    return isinstance(answer.seconds, (int, float)) and all(
+        tokens is None or isinstance(tokens, int) for tokens in billed
+    )
 
 
 def _digest(value: object) -> str:

@@ -80,8 +80,10 @@ def pause_s(error: Exception, attempt: int) -> float:
     for cause in _chain(error):
         headers = getattr(getattr(cause, "response", None), "headers", None) or {}
         try:
-            return min(float(headers.get("retry-after", "")), LONGEST_PAUSE_S)
+            asked = float(headers.get("retry-after", ""))
         except (TypeError, ValueError, AttributeError):
             continue
+        if asked >= 0:  # a server may say anything, NaN included
+            return min(asked, LONGEST_PAUSE_S)
     pause = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
     return pause * random.uniform(0.5, 1.0)

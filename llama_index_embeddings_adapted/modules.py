@@ -71,7 +71,9 @@ class PsdMap(_Linear):
     """
 
     def forward(self, queries: Tensor) -> Tensor:
-        return nn.functional.linear(queries, self.weight.T @ self.weight, self.bias)
+        # Never the product of the matrices: with thousands of dimensions that is all the work.
+        halfway = nn.functional.linear(queries, self.weight)
+        return nn.functional.linear(halfway, self.weight.T, self.bias)
 
     def export(self) -> LinearAdapter:
         factor = _array(self.weight)

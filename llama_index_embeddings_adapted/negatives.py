@@ -10,7 +10,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.vectors import Rows, Vectors, top_k, unit
+from llama_index_embeddings_adapted.unit_rows import unit_rows
+from llama_index_embeddings_adapted.vectors import Rows, RowSource, Vectors, top_k, unit
 
 _DEEPER = 4  # times k are looked at, as many of the first are relevant or too close
 
@@ -49,6 +50,7 @@ def mine_hard_negatives(
 
     Raises:
         OptionError: A number out of range.
+        DatasetError: A query without a relevant document.
         EncodeError: The model gave no usable vector.
 
     Source:
@@ -79,7 +81,7 @@ def hard_negatives(
     Returns:
         One array of document rows per query, hardest first, at most ``k`` long.
     """
-    queries, documents = unit(data.queries), unit(data.documents)
+    queries, documents = unit(data.queries), unit_rows(data.documents)
     depth = _DEEPER * (k + skip) + int(data.relevance.counts.max(initial=0))
     ranked, scores = top_k(queries, documents, depth)
     best = _best_positive(data, queries, documents)
@@ -92,7 +94,7 @@ def hard_negatives(
     return found
 
 
-def _best_positive(data: EncodedDataset, queries: Vectors, documents: Vectors) -> Any:
+def _best_positive(data: EncodedDataset, queries: Vectors, documents: RowSource) -> Any:
     entries = np.einsum(
         "ij,ij->i", queries[data.relevance.queries], documents[data.relevance.documents]
     )

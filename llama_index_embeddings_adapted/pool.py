@@ -139,7 +139,7 @@ class AdapterPool:
     def _folder(self, name: str) -> Path:
         folder = self._root / name
         # Names come from requests: one with a separator in it would leave the root.
-        if not name or Path(name).name != name or not (folder / CONFIG).is_file():
+        if name == ".." or Path(name).name != name or not (folder / CONFIG).is_file():
             known = self.names()
             raise OptionError(
                 f"There is no adapter {name!r} in {self._root}, which has {len(known)}"

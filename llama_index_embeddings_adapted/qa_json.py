@@ -29,6 +29,8 @@ def read(path: Path) -> dict[str, Any]:
     data = files.read_json_object(path, error=DatasetError)
     missing = [key for key in _OBJECTS if not isinstance(data.get(key), dict)]
     unknown = sorted(set(data) - {*_OLD, *_ADDED})
+    if not isinstance(data.get("mode", "text"), str):
+        raise DatasetError(f"{path}: mode: expected a string, got {type(data['mode']).__name__}.")
     if missing or unknown:
         raise DatasetError(
             f"{path}: expected an object with the objects {examples(_OBJECTS)}; "

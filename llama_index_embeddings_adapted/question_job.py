@@ -71,7 +71,9 @@ class QuestionJob:
         """Check that there is a way from the source to questions, before anything is loaded.
 
         Raises:
-            OptionError: Documents, and neither an LLM nor ``structure``; or both.
+            OptionError: Documents, and neither an LLM nor ``structure``; or both; or an LLM that
+                nothing is known by.
+            MissingExtraError: The package of the LLM is not installed.
         """
         if inputs.holds_pairs(self.source):
             if self.llm is not None or self.structure:
@@ -84,6 +86,8 @@ class QuestionJob:
                 f"{self.source} holds documents: pass --llm to have questions written, or "
                 f"--structure to take them from headings, and not both. --llm takes {LLMS}."
             )
+        elif self.llm is not None:
+            self._writer  # noqa: B018  # builds it, which asks nothing
 
     def dataset(self, split: str = "train") -> EmbeddingQAFinetuneDataset:
         """Read the dataset, or make one of the documents.

@@ -46,6 +46,9 @@ class GenerationOptions:
         requests_per_minute: None for as many as the server takes. A ``rate_limiter`` of the LLM
             applies besides.
         timeout_s: After which a call counts as failed; None for never.
+        executor: ``"local"``, or ``"ray"``: actors on a Ray cluster ask, ``concurrency`` calls at
+            once each; answers are kept by this process.
+        actors: How many, ``>= 1``; of no effect with ``"local"``.
         cache_dir: Where answers and vectors are kept; ``None`` is LlamaIndex's cache folder,
             ``False`` keeps them in memory only, and an interrupted run starts again.
         show_progress: Show bars with an estimate.
@@ -67,6 +70,8 @@ class GenerationOptions:
     concurrency: int = 8
     requests_per_minute: float | None = None
     timeout_s: float | None = 300.0
+    executor: str = "local"
+    actors: int = 2
     cache_dir: CacheDir = None
     show_progress: bool = True
 
@@ -77,6 +82,10 @@ class GenerationOptions:
                 isinstance(value, bool) or not isinstance(value, int) or value < 1
             ):
                 raise OptionError(f"{name}: expected a whole number >= 1 or None, got {value!r}.")
+        if self.executor not in ("local", "ray"):
+            raise OptionError(f"executor: expected one of local, ray, got {self.executor!r}.")
+        if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
+            raise OptionError(f"actors: expected a whole number >= 1, got {self.actors!r}.")
         if not 0.0 < self.near_duplicate <= 1.0:
             raise OptionError(
                 f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_index_embeddings_adapted.candidates import Candidate
@@ -17,6 +17,21 @@ class Dropped:
 
     candidate: Candidate
     reason: str
+
+
+@dataclass(frozen=True)
+class BaseCost:
+    """What was sent to a base model; texts whose vectors were kept cost nothing.
+
+    Args:
+        calls: Calls, the probes that identify the model included.
+        texts: Texts sent.
+        tokens: Of those texts, about: a token for every four characters.
+    """
+
+    calls: int = 0
+    texts: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +49,7 @@ class QuestionReport:
         prompt_tokens: Billed for this run's calls, as far as the provider said.
         completion_tokens: Likewise.
         seconds: Wall time.
+        base: What the filters asked of the base model in this run.
     """
 
     kept: tuple[Candidate, ...]
@@ -46,6 +62,7 @@ class QuestionReport:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    base: BaseCost = BaseCost()
 
     @property
     def written(self) -> int:
@@ -81,6 +98,7 @@ class QuestionReport:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "seconds": self.seconds,
+            **{f"base_{name}": number for name, number in asdict(self.base).items()},
         }
 
     def to_markdown(self) -> str:
@@ -103,6 +121,8 @@ class QuestionReport:
             facts.append(f"{self.calls:,} calls made, {self.calls_saved:,} answers found on disk")
         if self.prompt_tokens or self.completion_tokens:
             facts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens")
+        if self.base.texts:
+            facts.append(f"{self.base.texts:,} texts embedded in {self.base.calls:,} calls")
         if self.cut:
             facts.append(f"{self.cut:,} passages sent only in part")
         text = f"{self.to_markdown()}\n{'; '.join(facts)}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from llama_index_embeddings_adapted.candidates import Candidate
 from llama_index_embeddings_adapted.near_duplicates import near_duplicates
 from llama_index_embeddings_adapted.question_options import GenerationOptions
-from llama_index_embeddings_adapted.question_report import Dropped
+from llama_index_embeddings_adapted.question_report import BaseCost, Dropped
 from llama_index_embeddings_adapted.round_trip import round_trip
 
 
@@ -18,7 +18,7 @@ def select(
     options: GenerationOptions,
     *,
     most: int,
-) -> tuple[list[Candidate], list[Dropped]]:
+) -> tuple[list[Candidate], list[Dropped], BaseCost]:
     """Apply the text filters, then near-duplicates, then what the base model says.
 
     Args:
@@ -29,14 +29,14 @@ def select(
             short.
 
     Returns:
-        What is kept, in order, and what is dropped.
+        What is kept, in order, what is dropped, and what was asked of the base model.
     """
     kept, dropped = by_text(candidates, options)
     kept = _without(kept, _beyond(kept, most), dropped)
     repeats = near_duplicates([c.text for c in kept], threshold=options.near_duplicate)
     kept = _without(kept, dict.fromkeys(repeats, "near_duplicate"), dropped)
     if options.embed_model is None or not kept:
-        return kept, dropped
+        return kept, dropped, BaseCost()
     found = round_trip(
         kept,
         corpus,
@@ -50,7 +50,7 @@ def select(
             reasons[row] = "generic"
         elif options.round_trip_k is not None and rank >= options.round_trip_k:
             reasons[row] = "round_trip"
-    return _without(kept, reasons, dropped), dropped
+    return _without(kept, reasons, dropped), dropped, found.cost
 
 
 def by_text(

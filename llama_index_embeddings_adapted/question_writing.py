@@ -20,6 +20,7 @@ from llama_index_embeddings_adapted.llm_errors import without_secrets
 from llama_index_embeddings_adapted.parsing import read_questions
 from llama_index_embeddings_adapted.passages import Passage, corpus_of, fitted, passages_of, sample
 from llama_index_embeddings_adapted.prompts import Prompting, Request
+from llama_index_embeddings_adapted.question_actors import RayLLMCalls
 from llama_index_embeddings_adapted.question_options import GenerationOptions
 from llama_index_embeddings_adapted.tokens import count_tokens, embedded_tokens, passage_budget
 
@@ -66,7 +67,7 @@ class Writing:
     ) -> None:
         nodes = list(nodes)
         self.llm = _default_llm() if llm is None else llm
-        self._calls = LLMCalls(self.llm, patience)
+        self._calls = _calls(self.llm, patience, options)
         self._show_progress = options.show_progress
         self.corpus = corpus_of(nodes)
         everything = passages_of(nodes, self.corpus)
@@ -189,6 +190,12 @@ def _turn_of(text: str) -> int:
 def _journal_folder(options: GenerationOptions) -> Path | None:
     folder = cache_folder(options.cache_dir)
     return None if folder is None else folder / "questions"
+
+
+def _calls(llm: LLM, patience: Patience, options: GenerationOptions) -> LLMCalls | RayLLMCalls:
+    if options.executor == "local":
+        return LLMCalls(llm, patience)
+    return RayLLMCalls(llm, patience, options.actors)
 
 
 def _default_llm() -> LLM:

@@ -124,11 +124,11 @@ def _resumed(
     Raises:
         StoreError: The store holds nodes, and no earlier call with this adapter put them there.
     """
-    marks = {"rebuild": _digest(embed_model)}
+    marks = {"rebuild": digest_of(embed_model)}
     place = hashlib.sha256(str(name_of(store) or type(store).__qualname__).encode()).hexdigest()
     mark = None if cache is None else cache / "rebuilds" / f"{place[:32]}.json"
     present = ids_in(store, [node.node_id for node in nodes])
-    occupied = bool(present) or (present is None and _answers(store, embed_model))
+    occupied = bool(present) or (present is None and answers_queries(store, embed_model))
     begun = mark is not None and mark.is_file()
     ours = begun and files.read_json_object(mark, error=StoreError) == marks  # type: ignore[arg-type]
     if occupied and (present is None or not ours):
@@ -142,7 +142,7 @@ def _resumed(
     return present or set()
 
 
-def _digest(embed_model: AdaptedEmbedding) -> str:
+def digest_of(embed_model: AdaptedEmbedding) -> str:
     """Return what document vectors depend on, as a hash."""
     adapter = embed_model.adapter
     parts = [
@@ -153,7 +153,7 @@ def _digest(embed_model: AdaptedEmbedding) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _answers(store: BasePydanticVectorStore, embed_model: AdaptedEmbedding) -> bool:
+def answers_queries(store: BasePydanticVectorStore, embed_model: AdaptedEmbedding) -> bool:
     """Return whether a store that cannot list its nodes has any."""
     probe = query_probes(embed_model)[0].tolist()
     try:

@@ -15,6 +15,10 @@ _SECRET_VALUE = re.compile(
     r"\b(sk|pk|rk|hf|gsk|xai|pa|ghp|glpat)[-_][A-Za-z0-9_\-]{12,}|\bAIza\w{20,}"
     r"|\b(Bearer|Basic) +[A-Za-z0-9+/=._~\-]{8,}"
 )
+_ADDRESS_NAME = re.compile(
+    r"(^|_)(url|uri|host|hostname|endpoint|api_base|base_url|prox(y|ies)|server|address)$",
+    re.IGNORECASE,
+)
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 
 
@@ -26,6 +30,23 @@ def names_secret(name: str) -> bool:
 def looks_secret(text: str) -> bool:
     """Return whether a text contains what looks like a key."""
     return _SECRET_VALUE.search(text) is not None
+
+
+def names_address(name: str, value: object) -> bool:
+    """Return whether a setting holds, or is by its name, an address other than this machine's."""
+    if isinstance(value, dict):
+        return any(names_address(str(key), item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(names_address(name, item) for item in value)
+    if not isinstance(value, str) or not value or re.search(r"\s", value):
+        return False
+    if "://" not in value and _ADDRESS_NAME.search(name) is None:
+        return False
+    try:
+        host = urlsplit(value if "://" in value else f"//{value}").hostname
+    except ValueError:
+        return True
+    return host not in ("localhost", "127.0.0.1", "::1")
 
 
 def without_url_secrets(text: str) -> str:
@@ -43,3 +64,8 @@ def without_url_secrets(text: str) -> str:
     except ValueError:  # brackets that are no address
         return text
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+def without_keys(text: str) -> str:
+    """Black out what looks like a key, and drop the users of URLs, wherever they stand."""
+    return _SECRET_VALUE.sub("…", _USER_IN_URL.sub("", text))

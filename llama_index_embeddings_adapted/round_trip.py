@@ -10,6 +10,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.candidates import Candidate
 from llama_index_embeddings_adapted.encode import CacheDir, Encoder
+from llama_index_embeddings_adapted.question_report import BaseCost
 from llama_index_embeddings_adapted.vectors import Rows, Vectors, unit
 
 _ABOUT_AS_WELL = 0.9
@@ -23,10 +24,12 @@ class RoundTrip:
     Args:
         ranks: ``(n,)``, how many other passages score higher; 0 is first.
         rivals: ``(n,)``, how many other passages reach at least 90 % of its passage's cosine.
+        cost: What was asked of the base model.
     """
 
     ranks: Rows
     rivals: Rows
+    cost: BaseCost
 
 
 def round_trip(
@@ -60,10 +63,11 @@ def round_trip(
     finally:
         encoder.close()
     own = np.array([row_of[corpus[c.document]] for c in candidates], dtype=np.int64)
-    return _ranked(queries, documents, own)
+    cost = BaseCost(encoder.base_calls, encoder.base_texts, encoder.base_tokens)
+    return RoundTrip(*_ranked(queries, documents, own), cost)
 
 
-def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> RoundTrip:
+def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:
     ranks = np.empty(len(queries), dtype=np.int64)
     rivals = np.empty(len(queries), dtype=np.int64)
     step = max(1, _SCORES_PER_BLOCK // max(len(documents), 1))
@@ -74,4 +78,4 @@ def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> RoundTrip:
         ranks[part] = (scores > mine).sum(axis=1)
         near = scores >= np.where(mine > 0, _ABOUT_AS_WELL * mine, mine)
         rivals[part] = near.sum(axis=1) - 1
-    return RoundTrip(ranks, rivals)
+    return ranks, rivals

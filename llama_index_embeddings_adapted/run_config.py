@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.errors import OptionError, shorten
+from llama_index_embeddings_adapted.files import read_bytes
+
+_MOST_BYTES, _MOST_DEPTH = 1 << 16, 8  # of an honest file; YAML takes its time with others
 
 
 def read_run_config(
@@ -36,7 +39,9 @@ def read_run_config(
     for name in options:
         table = data.get(name, {})
         if not isinstance(table, dict):
-            raise OptionError(f"{path}: {name}: expected a table of options, got {table!r}.")
+            raise OptionError(
+                f"{path}: {name}: expected a table of options, got {shorten(repr(table))}."
+            )
         own = {str(key).replace("-", "_"): value for key, value in table.items()}
         _check(own, options[name], where=f"{path}, {name}")
         if name == command:
@@ -49,19 +54,19 @@ def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> Non
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
-            raise OptionError(f'{where}: unknown key "{key}".{hint}')
+            raise OptionError(f'{where}: unknown key "{shorten(key)}".{hint}')
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise OptionError(f"{path}: no such file.")
     if path.suffix not in (".toml", ".yaml", ".yml"):
         raise OptionError(f"{path}: expected .toml, .yaml or .yml.")
+    data = read_bytes(path, error=OptionError, most=_MOST_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
         found = _toml(text) if path.suffix == ".toml" else _yaml(text)
-    except ValueError as cause:
-        raise OptionError(f"{path}: cannot be read ({' '.join(str(cause).split())}).") from cause
+    except (ValueError, RecursionError) as cause:
+        reason = shorten(" ".join(str(cause).split()), 500)
+        raise OptionError(f"{path}: cannot be read ({reason}).") from cause
     if not isinstance(found, dict):
         raise OptionError(f"{path}: expected options, got {type(found).__name__}.")
     return found
@@ -79,6 +84,14 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):  # a few of these make an object of any size
+                raise ValueError("references (*) are not supported")
+            if depth > _MOST_DEPTH:
+                raise ValueError(f"lists and tables more than {_MOST_DEPTH} deep")
         return yaml.safe_load(text)
     except yaml.YAMLError as cause:
         raise ValueError(str(cause)) from cause

@@ -22,6 +22,8 @@ Mask = NDArray[np.bool_]
 
 #: A loss of half a percent of the base model's score is not called harm.
 TOLERANCE = 0.005
+#: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
+_FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,14 @@ class Evidence:
 
         Args:
             recipes: Simplest first; the identity among them.
-            among: Which judgements may be looked at.
+            among: Which judgements may be looked at; where there is none, nothing is better
+                than the identity.
 
         Source:
             Breiman et al. 1984, section 3.4.3, with the error of the paired difference.
         """
+        if not among.any():
+            return IDENTITY
         weights = self.weights(among)
         allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
         best = max(allowed, key=lambda r: float(weights @ self.gain(r)))
@@ -284,7 +289,7 @@ class _Search:
     def _try(self, fold: Fold, kitchen: Kitchen, recipe: Recipe) -> PerQuery | float:
         try:
             return fold.score(kitchen.make(recipe))
-        except (AdaptedError, np.linalg.LinAlgError) as cause:
+        except _FAILURES as cause:
             warnings.warn(f"{recipe} cannot be fitted and is left out: {cause}", stacklevel=2)
             self._failed[recipe] = str(cause)
             return 0.0

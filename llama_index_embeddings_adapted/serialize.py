@@ -10,9 +10,10 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
-from llama_index_embeddings_adapted.errors import FolderError, OptionError
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, examples
 from llama_index_embeddings_adapted.redaction import (
     looks_secret,
+    names_address,
     names_secret,
     without_url_secrets,
 )
@@ -55,26 +56,32 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
 
     Only classes of LlamaIndex's integration packages, classes registered with LlamaIndex and
     classes of modules that are already imported are considered: a folder cannot make us import
-    any other module.
+    any other module. Nor can it have code of its own loaded, or have texts, and a key from the
+    environment, sent to an address that is neither this machine's nor the one that the class would
+    ask anyway.
 
     Args:
         description: What :func:`describe_base` returned.
         secrets: Settings to add or override, such as ``api_key``.
 
     Raises:
-        FolderError: No such class, or it cannot be built from the settings.
+        FolderError: No such class, it cannot be built from the settings, or they name code or an
+            address that is not confirmed in ``secrets``.
     """
     if not isinstance(description, dict):
         raise FolderError("No base model is described here. Pass base_embed_model=….")
     cls = _find_class(str(description.get("class_name")), str(description.get("import_path")))
     saved = description.get("settings")
-    settings = {**(saved if isinstance(saved, dict) else {}), **secrets}
+    saved = saved if isinstance(saved, dict) else {}
+    _refuse_code(saved)
+    omitted = [str(name) for name in description.get("omitted") or [] if name not in secrets]
+    hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
+    _refuse_addresses(cls, saved, secrets, hint=hint)
+    settings = {**saved, **secrets}
     later = {name: settings.pop(name) for name in _SET_AFTERWARDS if name in settings}
     try:
         model = cls.from_dict(settings)
     except Exception as cause:  # constructors raise what they like; the advice is the same
-        omitted = [name for name in description.get("omitted") or [] if name not in secrets]
-        hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
         raise FolderError(
             f"The base model {cls.__name__} cannot be built from its saved settings ({cause})."
             f"{hint} Or pass base_embed_model=…."
@@ -82,6 +89,51 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     for name, value in later.items():
         setattr(model, name, value)
     return model
+
+
+def _refuse_code(settings: dict[str, Any]) -> None:
+    """Refuse settings that have the class load code which comes with a model."""
+    asking = [name for name, value in settings.items() if _asks_for_code(name, value)]
+    if asking:
+        raise FolderError(
+            f"The base model's settings ask for code to be loaded ({examples(asking)}). Build it "
+            "yourself if you trust that code, and pass base_embed_model=…."
+        )
+
+
+def _asks_for_code(name: str, value: Any) -> bool:
+    if name == "trust_remote_code" and value:
+        return True
+    if isinstance(value, dict):
+        return any(_asks_for_code(str(key), item) for key, item in value.items())
+    return isinstance(value, list) and any(_asks_for_code("", item) for item in value)
+
+
+def _refuse_addresses(
+    cls: type[BaseEmbedding], settings: dict[str, Any], confirmed: dict[str, Any], *, hint: str
+) -> None:
+    """Refuse addresses elsewhere, unless the class would ask them without being told."""
+    named = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("model_name", *confirmed) and names_address(name, value)
+    }
+    if not named:
+        return
+    left_out = (*named, *_SET_AFTERWARDS)
+    others = {name: value for name, value in settings.items() if name not in left_out}
+    try:
+        plain = cls.from_dict({**others, **confirmed})
+        strange = [name for name, value in named.items() if getattr(plain, name, None) != value]
+    except Exception:  # it cannot do without them, or without its secrets
+        strange = list(named)
+    if strange:
+        raise FolderError(
+            f"The settings of the base model {cls.__name__} name an address that texts and keys "
+            f"would be sent to ({examples(f'{name}={named[name]}' for name in strange)}). If it "
+            f"is yours, pass it again: from_pretrained(…, {strange[0]}=…).{hint} Or pass "
+            "base_embed_model=…."
+        )
 
 
 def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:

@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted.vectors import Vectors, unit
 #: A sketch holds at most so many queries, in so many directions, one byte each: 32 KB.
 MOST_QUERIES, MOST_DIRECTIONS = 256, 128
 _LEVELS = 127
+_MOST_NUMBER = 2**31  # dimensions, queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,11 @@ class QuerySketch:
             or numbers is None
             or points.dtype != np.int8
             or points.ndim != 2
+            or not len(points)
             or numbers.shape != (3,)
+            or numbers.dtype != np.float64
+            or not (numbers > 0).all()
+            or not (numbers <= _MOST_NUMBER).all()
             or points.shape[1] != min(int(numbers[1]), MOST_DIRECTIONS)
         ):
             raise FolderError(f"{where}: the sketch of training queries is damaged.")

@@ -20,14 +20,13 @@ from llama_index_embeddings_adapted.composed_history import ComposedEpoch
 from llama_index_embeddings_adapted.composed_options import ComposedOptions
 from llama_index_embeddings_adapted.composed_validation import ComposedValidation
 from llama_index_embeddings_adapted.data_statistics import data_statistics
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, as_dataset
+from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.division import refuse_one_vector, without_shared_questions
 from llama_index_embeddings_adapted.encode import CacheDir, EncodedDataset, Encoder
 from llama_index_embeddings_adapted.errors import (
     DatasetError,
     NotTrainedError,
     OptionError,
-    examples,
     need,
 )
 from llama_index_embeddings_adapted.evaluation import Texts
@@ -241,20 +240,3 @@ def _digest(model: Any) -> str:
         array = value.detach().cpu().float().numpy()
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
-
-
-def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset whose every query has an answer.
-
-    Raises:
-        DatasetError: One has none.
-        OptionError: No dataset.
-    """
-    dataset = as_dataset(value, name)
-    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
-    if without:
-        raise DatasetError(
-            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
-            f"(first: {examples(without)}). Drop them with dataset.judged()."
-        )
-    return dataset

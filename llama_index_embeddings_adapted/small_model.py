@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.errors import EncodeError, FolderError, OptionError, need
-from llama_index_embeddings_adapted.files import read_json_object
+from llama_index_embeddings_adapted.files import read_json, read_json_object
 from llama_index_embeddings_adapted.vectors import Role, Vectors
 
 _MODULES = "modules.json"
@@ -140,14 +139,21 @@ def refuse_code(folder: Path) -> None:
         FolderError: The first such thing found.
     """
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise FolderError(f"{path}: points outside its folder.")
+        if path.is_symlink() and not _inside(path, folder):
+            raise FolderError(f"{path}: points outside its folder, or nowhere.")
         if path.suffix == ".json":
             _refuse_code_in(path)
         if path.suffix in _PICKLES and not _safe_weights_beside(path):
             raise FolderError(
                 f"{path}: weights that may run code when loaded. Save the model as safetensors."
             )
+
+
+def _inside(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to nothing, or to itself
+        return False
 
 
 def _refuse_code_in(path: Path) -> None:
@@ -163,10 +169,7 @@ def _refuse_code_in(path: Path) -> None:
 
 
 def _modules(path: Path) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as cause:
-        raise FolderError(f"{path}: expected JSON ({cause}).") from cause
+    found = read_json(path, error=FolderError)
     if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
         raise FolderError(f"{path}: expected a list of modules.")
     return found

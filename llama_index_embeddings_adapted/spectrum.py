@@ -7,6 +7,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_index_embeddings_adapted.unit_rows import unit_blocks
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
 Matrix = NDArray[np.float64]
@@ -30,7 +31,10 @@ class Spectrum:
     @functools.cached_property
     def mean(self) -> Vectors:
         """Mean of the unit vectors, ``(dim,)``."""
-        return np.asarray(unit(self._documents).mean(axis=0), dtype=np.float32)
+        total: Matrix = np.zeros(self._documents.shape[1])
+        for block in unit_blocks(self._documents):
+            total += block.mean(axis=0).astype(np.float64) * len(block)
+        return np.asarray(total / len(self._documents), dtype=np.float32)
 
     def power(self, power: float, shrinkage: float) -> Matrix:
         """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
@@ -49,11 +53,15 @@ class Spectrum:
     @functools.cached_property
     def _pairs(self) -> tuple[Matrix, Matrix]:
         """Eigenvalues ``(r,)`` and eigenvectors ``(dim, r)``; ``r`` is at most either count."""
-        rows = unit(self._documents) - self.mean
-        count, dim = rows.shape
+        count, dim = self._documents.shape
         if count >= dim:
-            values, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64) / count)
+            products: Matrix = np.zeros((dim, dim))
+            for block in unit_blocks(self._documents):
+                block -= self.mean
+                products += block.T @ block
+            values, vectors = np.linalg.eigh(products / count)
             return np.maximum(values, 0.0), vectors
+        rows = unit(self._documents) - self.mean
         values, combinations = np.linalg.eigh((rows @ rows.T).astype(np.float64) / count)
         there = values > _FLAT
         values, combinations = values[there], combinations[:, there]

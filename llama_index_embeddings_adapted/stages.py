@@ -95,9 +95,14 @@ def _maps(epochs: tuple[int, ...], adapts: str, found: Candidates) -> Iterator[R
 
 
 def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
-    """The best map so far and the best by heart, trained on if they still got better at the end."""
+    """The best map so far and the best by heart, trained on if they still got better at the end.
+
+    Those of the query side also where a map of both sides is ahead: memories and gates need them.
+    """
     before = all_epochs[all_epochs.index(epochs) - 1]
-    for recipe in dict.fromkeys([found.best(found.recipes), found.best_known(found.recipes)]):
+    kinds = (_query_maps(found), found.recipes)
+    ahead = [best(kind) for kind in kinds for best in (found.best, found.best_known)]
+    for recipe in dict.fromkeys(ahead):
         same = [r for r in found.recipes if r.method == recipe.method]
         if of(recipe.method, epochs=before) in (
             found.best(same),

@@ -58,6 +58,21 @@ def ids_in(store: BasePydanticVectorStore, ids: Sequence[str]) -> set[str] | Non
     return found & set(ids)
 
 
+def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:
+    """Delete nodes, whether a store holds them or not.
+
+    Raises:
+        NotImplementedError: The store cannot.
+    """
+    if type(store).__name__ != "LanceDBVectorStore":
+        store.delete_nodes(list(ids))
+        return
+    lance: Any = store  # whose own method quotes ids as if they were columns
+    for start in range(0, len(ids), _PER_QUERY):
+        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
+        lance.table.delete(f"id in ({quoted})")
+
+
 def name_of(store: BasePydanticVectorStore) -> str | None:
     """Return class, place and name of a store's collection; None where it has no name.
 

@@ -93,12 +93,16 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
             "generate_qa_embedding_pairs."
         )
     common = {text for text, n in Counter(map(_plain, candidates)).items() if n >= _COMMON}
-    kept, dropped = select(
+    kept, dropped, cost = select(
         [c for c in candidates if _plain(c) not in common], corpus, chosen, most=len(candidates)
     )
     dropped += [Dropped(c, "generic_heading") for c in candidates if _plain(c) in common]
     report = QuestionReport(
-        tuple(kept), tuple(dropped), passages=len(corpus), seconds=time.perf_counter() - began
+        tuple(kept),
+        tuple(dropped),
+        passages=len(corpus),
+        seconds=time.perf_counter() - began,
+        base=cost,
     )
     if not kept:
         raise DatasetError(f"Not one pair was kept of {report.written} found.\n{report}")

@@ -22,6 +22,7 @@ from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.threads import threads_for
+from llama_index_embeddings_adapted.training_documents import TrainingDocuments
 from llama_index_embeddings_adapted.validation import Gain, Validation
 from llama_index_embeddings_adapted.vectors import Rows, unit
 
@@ -194,7 +195,7 @@ class _Run:
         self._base = train.queries
         self._unit_base = self._tensor(unit(train.queries))
         self._queries = self._tensor(self._base)
-        self._documents = self._tensor(unit(train.documents))
+        self._documents = TrainingDocuments(train.documents, self._device)
         self._moment = self._moment_of_documents() if options.anchor else None
         self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
         # Hard negatives compete like the documents that queries ask for.
@@ -212,7 +213,7 @@ class _Run:
         self._all_candidates = (
             None
             if options.loss == "mnr" or len(self._candidates) > options.max_candidates
-            else self._documents[self._tensor(self._candidates)]
+            else self._documents.take(self._candidates)
         )
         scored = min(len(self._candidates), options.max_candidates) + options.anchor_documents
         self._multiplications = options.batch_size * scored * train.documents.shape[1]
@@ -287,7 +288,7 @@ class _Run:
         if self._moment is not None:
             return score_drift(adapted - base, self._moment)
         sample = self._random.integers(len(self._documents), size=self._options.anchor_documents)
-        anchors = self._documents[self._tensor(sample)]
+        anchors = self._documents.take(sample)
         moved = adapted @ self.module.documents(anchors).T
         return (moved - base @ anchors.T).square().mean()
 
@@ -296,10 +297,10 @@ class _Run:
 
         It is not where vectors are long, and not possible where documents move too.
         """
-        count, dim = self._documents.shape
+        dim = self._documents.dim
         if self.module.moves_documents or dim > self._options.anchor_documents:
             return None
-        return self._documents.T @ self._documents / count
+        return self._documents.moment()
 
     def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
         """Return the documents that compete in this step, sorted, and their vectors."""
@@ -316,7 +317,7 @@ class _Run:
             more = max(0, self._options.max_candidates - len(own))
             others = self._random.choice(self._candidates, size=more, replace=False)
             chosen = np.union1d(own, others)
-        return chosen, self._documents[self._tensor(chosen)]
+        return chosen, self._documents.take(chosen)
 
     def _hard(self, batch: Rows) -> Rows:
         """Return the hard negatives of a batch."""

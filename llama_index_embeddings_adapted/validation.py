@@ -21,6 +21,7 @@ from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.significance import Difference, paired_difference
 from llama_index_embeddings_adapted.splits import hold_out_documents
+from llama_index_embeddings_adapted.unit_rows import unit_rows
 from llama_index_embeddings_adapted.vectors import Rows, ranks, top_k, unit
 
 PerQuery = NDArray[np.float64]
@@ -58,9 +59,10 @@ class Validation:
         self.expect = expect
         self.parts = [part for part in parts if len(part.known)]
         self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
-        self._documents = [unit(part.data.documents) for part in self.parts]
+        self._documents = [unit_rows(part.data.documents) for part in self.parts]
         self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
-        self.base: PerQuery = self._values(None, _DEPTH, (METRIC,))[METRIC]
+        self._base = self._values(None)
+        self.base: PerQuery = self._base[METRIC]
 
     def __len__(self) -> int:
         """Return the number of held-out queries."""
@@ -78,8 +80,7 @@ class Validation:
 
     def report(self, adapter: Adapter) -> tuple[PartReport, PartReport | None, PartReport | None]:
         """Compare base and adapter in full: on all held-out queries, the known and the new."""
-        depth = max(metrics.parse(name)[1] for name in REPORTED)
-        base, adapted = (self._values(a, depth, REPORTED) for a in (None, adapter))
+        base, adapted = self._base, self._values(adapter)
         everything = np.ones(len(self), dtype=bool)
         overall = part_report(base, adapted, everything)
         known, new = (
@@ -88,15 +89,14 @@ class Validation:
         )
         return overall, known, new
 
-    def _values(
-        self, adapter: Adapter | None, depth: int, names: tuple[str, ...]
-    ) -> dict[str, PerQuery]:
-        values: dict[str, list[PerQuery]] = {name: [] for name in names}
+    def _values(self, adapter: Adapter | None) -> dict[str, PerQuery]:
+        depth = max(metrics.parse(name)[1] for name in REPORTED)
+        values: dict[str, list[PerQuery]] = {name: [] for name in REPORTED}
         for part, documents in zip(self.parts, self._documents, strict=True):
             data = part.data
             queries = data.queries if adapter is None else adapter.apply(data.queries)
             ranked, _ = top_k(unit(queries), documents, depth)
-            for name in names:
+            for name in REPORTED:
                 values[name].append(
                     metrics.compute(name, ranked, data.relevance, corpus_size=len(documents))
                 )

@@ -9,14 +9,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_index_embeddings_adapted.blocks import (
+    DOCUMENTS_PER_BLOCK,
+    SCORES_PER_BLOCK,
+    Rows,
+    RowSource,
+    Vectors,
+    first_k,
+    ranks_in_blocks,
+    top_k_in_blocks,
+)
 from llama_index_embeddings_adapted.errors import ShapeError
 
-Vectors = NDArray[np.float32]
-Rows = NDArray[np.int64]
+__all__ = ("Keys", "Role", "RowSource", "Rows", "Vectors")  # names that others take from here
+
 Keys = NDArray[np.uint64]
 Role = Literal["query", "document"]
-
-_SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
 
 
 def as_vectors(value: ArrayLike, *, what: str, dim: int | None = None) -> Vectors:
@@ -59,10 +67,12 @@ def content_keys(texts: Sequence[str]) -> Keys:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[Rows, Vectors]:
+def top_k(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors]:
     """Return the ``k`` documents with the highest dot product for each query, exactly.
 
     Ties go to the document that stands first, so that a ranking is reproducible.
+
+    Many documents are searched in blocks, of which one at a time is in memory.
 
     Args:
         queries: ``(n, dim)``; unit rows for cosine.
@@ -74,18 +84,21 @@ def top_k(queries: Vectors, documents: Vectors, k: int) -> tuple[Rows, Vectors]:
     """
     count, total = len(queries), len(documents)
     k = min(k, total)
+    if total > DOCUMENTS_PER_BLOCK:
+        return top_k_in_blocks(queries, documents, k)
+    matrix = documents[:]
     rows = np.empty((count, k), dtype=np.int64)
     scores = np.empty((count, k), dtype=np.float32)
-    step = max(1, _SCORES_PER_BLOCK // max(total, 1))
+    step = max(1, SCORES_PER_BLOCK // max(total, 1))
     for start in range(0, count, step):
-        block = queries[start : start + step] @ documents.T
-        chosen = _first_k(block, k)
+        block = queries[start : start + step] @ matrix.T
+        chosen = first_k(block, k)
         rows[start : start + step] = chosen
         scores[start : start + step] = np.take_along_axis(block, chosen, axis=1)
     return rows, scores
 
 
-def ranks(queries: Vectors, documents: Vectors, rows: Rows, wanted: Rows) -> Rows:
+def ranks(queries: Vectors, documents: RowSource, rows: Rows, wanted: Rows) -> Rows:
     """Return the rank of single documents among all, much cheaper than sorting.
 
     Ties go to the document that stands first, as in :func:`top_k`.
@@ -99,10 +112,13 @@ def ranks(queries: Vectors, documents: Vectors, rows: Rows, wanted: Rows) -> Row
     Returns:
         ``(entries,)``, 0 is first.
     """
+    if len(documents) > DOCUMENTS_PER_BLOCK:
+        return ranks_in_blocks(queries, documents, rows, wanted)
+    matrix = documents[:]
     found = np.empty(len(rows), dtype=np.int64)
-    step = max(1, _SCORES_PER_BLOCK // max(len(documents), 1))
+    step = max(1, SCORES_PER_BLOCK // max(len(documents), 1))
     for start in range(0, len(queries), step):
-        block = queries[start : start + step] @ documents.T
+        block = queries[start : start + step] @ matrix.T
         first, last = np.searchsorted(rows, [start, start + step])
         for entry in range(first, last):
             scores, document = block[rows[entry] - start], wanted[entry]
@@ -110,19 +126,3 @@ def ranks(queries: Vectors, documents: Vectors, rows: Rows, wanted: Rows) -> Row
             ties = np.count_nonzero(scores[:document] == scores[document])
             found[entry] = ahead + ties
     return found
-
-
-def _first_k(block: Vectors, k: int) -> Rows:
-    """Return the columns of the ``k`` largest values of each row, ties by column."""
-    if k < block.shape[1]:
-        part = np.argpartition(-block, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(block, part, axis=1)
-        floor = values.min(axis=1, keepdims=True)
-        # A tie that straddles the cut: argpartition picked arbitrarily, so sort those rows in full.
-        straddles = (block == floor).sum(axis=1) > (values == floor).sum(axis=1)
-        order = np.lexsort((part, -values), axis=1)
-        chosen = np.take_along_axis(part, order, axis=1)
-        for row in np.flatnonzero(straddles):
-            chosen[row] = np.argsort(-block[row], kind="stable")[:k]
-        return chosen.astype(np.int64)
-    return np.argsort(-block, axis=1, kind="stable").astype(np.int64)

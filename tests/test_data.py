@@ -205,7 +205,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         Dataset.from_beir(folder, "dev")
     packed = (folder / "corpus.jsonl.gz").read_bytes()
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
-    with pytest.raises(DatasetError, match=r"corpus.jsonl: cannot be read"):
+    with pytest.raises(DatasetError, match=r"corpus.jsonl.gz: cannot be read"):
         Dataset.from_beir(folder, "test")
     (folder / "corpus.jsonl.gz").unlink()
     with pytest.raises(DatasetError, match=r"corpus.jsonl: no such file, nor corpus.jsonl.gz"):

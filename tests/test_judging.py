@@ -49,7 +49,7 @@ def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch
     whole, _ = top_k(queries, documents, 7)
     rows, wanted = np.repeat(np.arange(37), 50), np.tile(np.arange(50), 37)
     ranked = ranks(queries, documents, rows, wanted)
-    monkeypatch.setattr(vectors_module, "_SCORES_PER_BLOCK", 110)
+    monkeypatch.setattr(vectors_module, "SCORES_PER_BLOCK", 110)
     assert np.array_equal(top_k(queries, documents, 7)[0], whole)
     assert np.array_equal(ranks(queries, documents, rows, wanted), ranked)
     order = np.argsort(ranked.reshape(37, 50), axis=1)  # ranks say where each document stands

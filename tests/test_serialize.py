@@ -128,14 +128,17 @@ def test_rebuilding_says_what_to_pass_again_and_takes_it(
     model: AdaptedEmbedding, provider: Provider, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path / "a")
-    message = r"Provider cannot be built .*saved without .*api_key.*pass it again.*base_embed_model"
+    message = r"Provider name an address .*saved without .*api_key.*pass it again.*base_embed_model"
     with pytest.raises(FolderError, match=f"(?s){message}"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a")
     with pytest.raises(FolderError, match=f"(?s){message}"):
         AdaptedEmbedding.from_dict(model.to_dict())
+    with pytest.raises(FolderError, match=r"(?s)Provider cannot be built .*pass it again"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", additional_kwargs={}, api_base="x")
+    known: dict[str, Any] = {"api_key": "new", "additional_kwargs": {}, "embed_batch_size": 3}
     for rebuilt in (
-        AdaptedEmbedding.from_pretrained(tmp_path / "a", api_key="new", embed_batch_size=3),
-        AdaptedEmbedding.from_dict(model.to_dict(), api_key="new", embed_batch_size=3),
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", **known),
+        AdaptedEmbedding.from_dict(model.to_dict(), **known),
     ):
         base = rebuilt.base_embed_model
         assert isinstance(base, Provider)

@@ -17,6 +17,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.alignment import procrustes, ridge_map
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS
 from llama_index_embeddings_adapted.stack import StackedAdapter
 from llama_index_embeddings_adapted.vectors import unit
 from tests.conftest import CountingEmbedding
@@ -121,7 +122,8 @@ def test_no_text_is_embedded_twice(tmp_path: Path) -> None:
     for _ in range(2):
         upgrade_adapter(old, new, TEXTS * 2, cache_dir=tmp_path, show_progress=False)
     for model in (old, new):
-        assert len(model.asked) == len(set(model.asked))
+        asked = [each for each in model.asked if each[1] not in PROBE_TEXTS]  # those are looks
+        assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize(

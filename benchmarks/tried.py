@@ -1,0 +1,152 @@
+"""What was tried on top of the plain maps: averages, other losses, hard negatives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted import losses, training
+from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
+from llama_index_embeddings_adapted.folds import Fold, folds
+from llama_index_embeddings_adapted.losses import Targets
+from llama_index_embeddings_adapted.maps import LinearAdapter
+from llama_index_embeddings_adapted.negatives import hard_negatives
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.recipes import Kitchen, Recipe
+from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.spectrum import Spectrum
+from llama_index_embeddings_adapted.stages import checkpoints
+
+PAIRS = 1_000  # drawn from train and dev; fewer where there are fewer
+SEEDS = 3
+_STEPS = 1  # the second of the checkpoints: 300 steps, or thereabouts
+_NEGATIVES, _MARGINS = 5, (0.02, 0.05)
+
+Maps = dict[str, LinearAdapter]
+
+
+def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
+    """Cross-fit every variant; no test query is looked at. What is there already is kept."""
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    there = environment.load("tried")["sets"] if environment.exists("tried") else {}
+    for name in (name for name in names if name not in there):
+        real = sets.load(data, name)
+        pairs = encoder.dataset(real.train if real.dev is None else real.train.merged(real.dev))
+        began = time.perf_counter()
+        gains = _gains(_drawn(pairs))
+        there[name] = {"gains": gains, "seconds": time.perf_counter() - began}
+        environment.save("tried", "python -m benchmarks tried", {"sets": there})
+        print(name, gains, flush=True)
+
+
+def _drawn(data: EncodedDataset) -> EncodedDataset:
+    order = np.random.default_rng(0).permutation(len(data.relevance))
+    return data.take(np.sort(order[:PAIRS]))
+
+
+def _gains(data: EncodedDataset) -> dict[str, list[float | None]]:
+    """Return of each variant the mean change in NDCG@10 on known and on new documents."""
+    options = TrainingOptions(max_candidates=2_048)
+    epochs = checkpoints(round(0.64 * len(data.relevance)), options.batch_size)
+    spectrum = Spectrum(data.documents)
+    found: dict[str, list[list[float]]] = {}
+    for fold in folds(data, seed=0):
+        base = fold.score(LinearAdapter.identity(data.queries.shape[1]))
+        known = fold.judged.known
+        for name, adapter in _variants(fold, options, epochs, spectrum):
+            gain = fold.score(adapter) - base
+            parts = found.setdefault(name, [[], []])
+            for part, which in zip(parts, (known, ~known), strict=True):
+                part.extend(gain[which])
+    return {
+        name: [float(np.mean(part)) if part else None for part in parts]
+        for name, parts in found.items()
+    }
+
+
+def _variants(
+    fold: Fold, options: TrainingOptions, epochs: tuple[int, ...], spectrum: Spectrum
+) -> Iterator[tuple[str, LinearAdapter]]:
+    count = epochs[min(_STEPS, len(epochs) - 1)]
+
+    def trained(method: str, seed: int = 0, train: EncodedDataset = fold.train) -> Any:
+        kitchen = Kitchen(train, replace(options, seed=seed), (count,), spectrum)
+        return kitchen.make(Recipe.of(method, epochs=count))
+
+    maps: Maps = {method: trained(method) for method in ("linear", "mnr", "corpus", "shared")}
+    yield from maps.items()
+    for method in ("linear", "shared"):
+        seeds = [maps[method], *(trained(method, seed) for seed in range(1, SEEDS))]
+        yield f"{method}, mean of {SEEDS} seeds", _mean(seeds)
+    yield "mean of linear and mnr", _mean([maps["linear"], maps["mnr"]])
+    yield "mean of linear and corpus", _mean([maps["linear"], maps["corpus"]])
+    yield "linear, hard negatives", trained("linear", train=_mined(fold.train))
+    yield "mnr, hard negatives", trained("mnr", train=_mined(fold.train))
+    with _instead("ranking_nll", _symmetric):
+        yield "linear, symmetric loss", trained("linear")
+    for margin in _MARGINS:
+        with _instead("ranking_nll", _with_margin(margin)):
+            yield f"linear, margin {margin:g}", trained("linear")
+
+
+def _mean(maps: list[LinearAdapter]) -> LinearAdapter:
+    """Return the map whose scores are, up to length, the mean of those of several."""
+    weight = np.mean([one.weight for one in maps], axis=0)
+    zero = np.zeros(len(weight), dtype=np.float32)
+    bias = np.mean([zero if one.bias is None else one.bias for one in maps], axis=0)
+    return LinearAdapter(weight, bias, shared=maps[0].shared)
+
+
+def _mined(train: EncodedDataset) -> EncodedDataset:
+    rows = hard_negatives(train, k=_NEGATIVES, most_of_positive=0.95)
+    return replace(train, negatives=Relevance.from_lists([list(row) for row in rows]))
+
+
+@contextmanager
+def _instead(name: str, other: Any) -> Iterator[None]:
+    """Train with another loss."""
+    usual = getattr(training, name)
+    setattr(training, name, other)
+    try:
+        yield
+    finally:
+        setattr(training, name, usual)
+
+
+def _symmetric(
+    queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
+) -> Tensor:
+    """Each document that the batch asks for has to find its queries, too."""
+    there = losses.ranking_nll(queries, documents, targets, temperature=temperature)
+    logits = queries @ documents.T / temperature
+    asked, place = torch.unique(targets.documents, return_inverse=True)
+    shares = 1.0 / torch.bincount(place)[place]
+    back = torch.logsumexp(logits[:, asked], dim=0).mean()
+    right = (logits[targets.queries, targets.documents] * shares).sum() / len(asked)
+    return (there + back - right) / 2
+
+
+def _with_margin(margin: float) -> Callable[..., Tensor]:
+    """Relevant documents have to lead by a margin, in cosine units."""
+
+    def loss(
+        queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
+    ) -> Tensor:
+        logits = queries @ documents.T / temperature
+        lead = torch.zeros_like(logits)
+        lead[targets.queries, targets.documents] = margin / float(
+            torch.as_tensor(temperature).detach()
+        )
+        right = (logits - lead)[targets.queries, targets.documents] * targets.shares
+        return torch.logsumexp(logits - lead, dim=1).mean() - right.sum() / len(queries)
+
+    return loss

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--runs",
         type=int,
-        help="of calibration (200), power (50 per size), kills (60), "
+        help="of calibration (200), power (50 per size), composed_time (1), kills (60), "
         "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
@@ -143,7 +143,7 @@ def main() -> None:
         variants = tuple(composed.VARIANTS) if arguments.published else (composed.TRAINED,)
         composed.run(arguments.data, arguments.cache, box, names, arguments.epochs, variants)
     if what in ("composed_time", "all"):
-        composed_time.run(arguments.data, arguments.cache, box, epochs=1, rounds=3)
+        composed_time.run(arguments.data, arguments.cache, box, 1, arguments.runs or 1)
     if what in ("composed_memory", "all"):
         composed_memory.run()
     if what in ("report", "all"):

@@ -271,9 +271,8 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     return found
 
 
-def still_is(model: BaseEmbedding, calls: BaseModelCalls, role: str) -> bool:
+def still_is(model: BaseEmbedding, calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
     """Ask for one probe text again; where the answer is another one, forget the fingerprint."""
-    known = fingerprint_of(model, calls)
     row = len(PROBE_TEXTS) if role == "query" else 0
     answer = np.array(list(calls.embed(role, PROBE_TEXTS[:1])), dtype=np.float32)
     if Fingerprint(known.name, answer).agrees_with(

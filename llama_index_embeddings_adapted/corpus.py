@@ -81,7 +81,8 @@ def embed_corpus(
     Texts are read a window at a time; those whose vectors are cached, under any id, are passed
     over. This process alone writes, a piece of 1,024 texts at a time, so after an error, an
     interrupt or a kill the same call goes on where it ended. A text on which the base model fails
-    does not stop the others.
+    does not stop the others; a base model that is exchanged behind its name does, and nothing of
+    the piece that was under way is kept.
 
     With ``executor="ray"`` actors of Ray Data embed, on the cluster of ``ray.init()`` or a local
     one that is started. An actor loads the model once per window. An actor that dies is replaced
@@ -107,8 +108,8 @@ def embed_corpus(
 
     Raises:
         OptionError: An argument out of range, or ``cache_dir=False``.
-        EncodeError: Texts failed, and the message counts them; or Ray cannot go on. What succeeded
-            is kept.
+        EncodeError: Texts failed, and the message counts them; the model is no longer the same; or
+            Ray cannot go on. What succeeded before is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
     _check(role, executor, actors, window, on_failure, cache_dir)

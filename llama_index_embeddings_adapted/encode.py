@@ -20,19 +20,22 @@ from llama_index_embeddings_adapted.base_model import (
 )
 from llama_index_embeddings_adapted.cache import VectorCache
 from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset, answered
-from llama_index_embeddings_adapted.errors import EncodeError
-from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
+from llama_index_embeddings_adapted.fingerprint import Fingerprint
 from llama_index_embeddings_adapted.mapped import empty_vectors
 from llama_index_embeddings_adapted.relevance import Relevance
-from llama_index_embeddings_adapted.surviving import Answered, checked, embed_surviving
+from llama_index_embeddings_adapted.surviving import (
+    LEAST_CHECKED,
+    Answered,
+    checked,
+    embed_surviving,
+    exchanged,
+)
 from llama_index_embeddings_adapted.vectors import Keys, Role, Rows, Vectors, content_keys
 
 CacheDir = str | Path | None | Literal[False]
 _LOOKED_UP = 65_536  # texts at a time
 
-#: Texts between two looks at whether the model is still the same, and below which one is not worth
-#: its call.
-_MOST_UNCHECKED, _LEAST_CHECKED = 256, 64
+_MOST_UNCHECKED = 256  # texts between two looks at whether the model is still the same
 
 
 @runtime_checkable
@@ -161,7 +164,7 @@ class Encoder:
         missing.sort(key=lambda row: -len(texts[row]))
         for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
             vectors[asked] = answers
-        self._check_model(role, after=_LEAST_CHECKED)
+        self._check_model(role, after=LEAST_CHECKED)
         repeated = np.flatnonzero(origin != np.arange(len(texts)))
         vectors[repeated] = vectors[origin[repeated]]
         return vectors
@@ -181,8 +184,9 @@ class Encoder:
 
     def embed_surviving(self, texts: Sequence[str], role: Role) -> Answered:
         """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
-        dim, name = self.fingerprint.dim, self._name
-        return embed_surviving(self._calls, role, texts, dim=dim, name=name)
+        return embed_surviving(
+            self._model, self._calls, role, texts, fingerprint=self.fingerprint, name=self._name
+        )
 
     def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
         """Put vectors of this base model into the cache, whoever computed them.
@@ -264,17 +268,12 @@ class Encoder:
         unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
         if count < after:
             return
-        same = still_is(self._model, self._calls, role)
+        same = still_is(self._model, self._calls, role, self.fingerprint)
         self._unchecked = defaultdict(list)
         if not same:
             for asked_as, texts in unchecked.items():
                 self._cache.forget(asked_as, texts)
-            raise EncodeError(
-                f"{self._name} was exchanged while it was asked: a probe text has another vector "
-                f"now than before. The vectors of the last {count} texts are not kept. Find out "
-                "what answers under this name, and run again.",
-                text=PROBE_TEXTS[0],
-            )
+            raise exchanged(self._name, count)
 
 
 def _negatives(

@@ -134,7 +134,7 @@ class EmbeddingActor:
     ) -> None:
         self._fingerprint, self._role = fingerprint, role
         built = unpacked(model, BaseEmbedding)
-        self._name = base_name(built)
+        self._model, self._name = built, base_name(built)
         self._calls = BaseModelCalls(built, batch_size=batch_size)
         found = fingerprint_of(built, self._calls)
         if not found.agrees_with(fingerprint):
@@ -147,9 +147,15 @@ class EmbeddingActor:
     def __call__(self, batch: Batch) -> Batch:
         """Embed a piece; a text that failed has a reason and zeros."""
         texts = [str(text) for text in batch["text"]]
-        dim = self._fingerprint.dim
-        answered = embed_surviving(self._calls, self._role, texts, dim=dim, name=self._name)
-        vectors = np.zeros((len(texts), dim), dtype=np.float32)
+        answered = embed_surviving(
+            self._model,
+            self._calls,
+            self._role,
+            texts,
+            fingerprint=self._fingerprint,
+            name=self._name,
+        )
+        vectors = np.zeros((len(texts), self._fingerprint.dim), dtype=np.float32)
         vectors[answered.rows] = answered.vectors
         reasons = [answered.failures.get(row, "") for row in range(len(texts))]
         return {"row": batch["row"], "vector": vectors, "failure": np.array(reasons)}

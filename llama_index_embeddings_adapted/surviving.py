@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.base_model import BaseModelCalls, Embedding
+from llama_index_embeddings_adapted.base_model import BaseModelCalls, Embedding, still_is
 from llama_index_embeddings_adapted.errors import EncodeError, shorten
+from llama_index_embeddings_adapted.fingerprint import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.redaction import without_keys
 from llama_index_embeddings_adapted.vectors import Role, Rows, Vectors
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
+LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +49,42 @@ def checked(answer: Embedding, *, dim: int, name: str, text: str) -> Vectors:
     return vector
 
 
+def exchanged(name: str, count: int) -> EncodeError:
+    """Return the error of a model that is another one now than when its texts were embedded."""
+    return EncodeError(
+        f"{name} was exchanged while it was asked: a probe text has another vector now than "
+        f"before. The vectors of the last {count} texts are not kept. Find out what answers under "
+        "this name, and run again.",
+        text=PROBE_TEXTS[0],
+    )
+
+
 def embed_surviving(
-    calls: BaseModelCalls, role: Role, texts: Sequence[str], *, dim: int, name: str
+    model: BaseEmbedding,
+    calls: BaseModelCalls,
+    role: Role,
+    texts: Sequence[str],
+    *,
+    fingerprint: Fingerprint,
+    name: str,
 ) -> Answered:
     """Embed texts, and set aside those that fail.
 
     After eight in a row that fail alone the rest counts as failed without being tried: then it is
-    the model that is broken.
+    the model that is broken. A model that still answers is looked at in the end.
 
     Args:
-        calls: To the base model.
+        model: The base model.
+        calls: To it.
         role: Of the texts.
         texts: Any number.
-        dim: What the model is known to give.
+        fingerprint: What the model is known to give.
         name: Of the model, for messages.
+
+    Raises:
+        EncodeError: The model is no longer the same, so none of these vectors should be kept.
     """
+    dim = fingerprint.dim
     vectors = np.empty((len(texts), dim), dtype=np.float32)
     failures: dict[int, str] = {}
     in_a_row = 0
@@ -83,6 +107,9 @@ def embed_surviving(
                     middle = (low + high) // 2
                     waiting += [(middle, high), (low, middle)]
     rows = np.array([row for row in range(len(texts)) if row not in failures], dtype=np.int64)
+    worth_it = len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES
+    if worth_it and not still_is(model, calls, role, fingerprint):
+        raise exchanged(name, len(rows))
     return Answered(rows, vectors[rows], {row: shorten(why, 300) for row, why in failures.items()})
 
 

@@ -114,6 +114,29 @@ def test_a_broken_model_is_not_asked_for_every_text(tmp_path: Path) -> None:
     assert model._tried < 40
 
 
+class Exchanged(CountingEmbedding):
+    """Is another model from a text on."""
+
+    moment: str = ""
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self.seed |= self.moment in texts
+        return super()._answer(role, texts)
+
+
+def test_nothing_is_kept_of_a_piece_in_which_the_model_was_exchanged(tmp_path: Path) -> None:
+    texts = [f"text {number:04d}" for number in range(1500)]
+    model = Exchanged(embed_batch_size=100, moment=texts[1200])
+    with pytest.raises(EncodeError, match=r"exchanged while it was asked.*last 476 texts"):
+        embedded(texts, model, tmp_path)
+    encoder = Encoder(Exchanged(), cache_dir=tmp_path, show_progress=False)
+    rows, vectors = encoder.known(texts, "document")
+    encoder.close()
+    assert rows.tolist() == list(range(1024))
+    truth = [CountingEmbedding().vector("document", text) for text in texts[:1024]]
+    assert np.array_equal(vectors, np.float32(truth))
+
+
 def test_the_numbers_are_json(base: CountingEmbedding, tmp_path: Path) -> None:
     found = embedded(TEXTS, base, tmp_path)
     assert found.to_dict()["failures"] == 0

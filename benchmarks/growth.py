@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
+from benchmarks.memory import peak_memory
 from llama_index_embeddings_adapted.autotune import tune
 from llama_index_embeddings_adapted.closed_form import ridge, whitening
 from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
@@ -86,7 +86,7 @@ def _noisy(vectors: Any, random: np.random.Generator) -> Any:
 
 def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> dict[str, Any]:
     grown = _grown(data, cache, pairs, documents)
-    before = _memory()
+    before = peak_memory()
     began = time.perf_counter()
     WORK[work](grown)
     return {
@@ -95,13 +95,8 @@ def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> 
         "documents": documents,
         "seconds": time.perf_counter() - began,
         "memory_before_mib": before,
-        "peak_memory_mib": _memory(),
+        "peak_memory_mib": peak_memory(),
     }
-
-
-def _memory() -> float:
-    """Return the peak resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

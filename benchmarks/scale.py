@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import grown
 from benchmarks.grown import CheapBase, Grown
+from benchmarks.memory import peak_memory
 
 SIZES = ((1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000))  # pairs, documents
 JUDGED = 1_000  # queries that are evaluated, at every size
@@ -30,7 +31,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         self._began = time.perf_counter(), time.process_time()
-        self._before = _memory()
+        self._before = peak_memory()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -40,15 +41,6 @@ class Clock:
             "cpu_seconds": time.process_time() - cpu,
             "memory_before_mib": self._before,
         }
-
-
-def _memory() -> float:
-    """Return the peak resident memory of this process so far, mapped files included, in MiB.
-
-    Not ``ru_maxrss``: a child inherits that of the process that started it.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _encode(corpus: Grown, folder: Path) -> dict[str, Any]:
@@ -237,7 +229,7 @@ def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, A
         "documents": documents,
         **found,
         "documents_per_second": documents / found["cpu_seconds"],
-        "peak_memory_mib": _memory(),
+        "peak_memory_mib": peak_memory(),
     }
 
 

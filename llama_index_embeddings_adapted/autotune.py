@@ -141,11 +141,10 @@ def tune(
         stages(method, adapts, epochs),
         expectation,
         options,
-        checkpoints=epochs,
         seed=options.seed,
         show_progress=show_progress,
     )
-    candidate = Kitchen(data, options, epochs).make(selection.recipe)
+    candidate = Kitchen(data, options).make(selection.recipe)
     overall, known, new = _parts(selection)
     ship, verdict = _judge(selection, overall, known, new)
     if chance and not (new and new.difference.low > 0):  # only what generalises is no artefact

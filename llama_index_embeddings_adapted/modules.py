@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.two_sided import TwoSidedAdapter
 from llama_index_embeddings_adapted.vectors import Vectors
 
 
@@ -61,6 +63,28 @@ class _Shared(_Linear):
     def export(self) -> LinearAdapter:
         plain = super().export()
         return LinearAdapter(plain.weight, plain.bias, shared=True)
+
+
+class TwoSidedMap(TrainableAdapter):
+    """A map for each side, both starting from the same."""
+
+    moves_documents = True
+
+    def __init__(self, start: LinearAdapter) -> None:
+        super().__init__()
+        self.query_side, self.document_side = _Linear(start), _Linear(start)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return cast(Tensor, self.query_side(queries))
+
+    def documents(self, documents: Tensor) -> Tensor:
+        return nn.functional.normalize(self.document_side(documents), dim=1)
+
+    def shrinkage(self) -> Tensor:
+        return self.query_side.shrinkage() + self.document_side.shrinkage()
+
+    def export(self) -> TwoSidedAdapter:
+        return TwoSidedAdapter(self.query_side.export(), self.document_side.export())
 
 
 class PsdMap(_Linear):

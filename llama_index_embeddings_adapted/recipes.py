@@ -7,17 +7,18 @@ and the winner's once more on everything.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from llama_index_embeddings_adapted.adapters import Adapter
 from llama_index_embeddings_adapted.closed_form import Ridge, centering, memory_values, whitening
 from llama_index_embeddings_adapted.encode import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
 from llama_index_embeddings_adapted.gating import fit_gate
 from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
-from llama_index_embeddings_adapted.modules import PsdMap, TrainableAdapter
+from llama_index_embeddings_adapted.modules import PsdMap, TrainableAdapter, TwoSidedMap
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.nudging import (
     NudgeOptions,
@@ -28,7 +29,8 @@ from llama_index_embeddings_adapted.nudging import (
 from llama_index_embeddings_adapted.options import Loss, TrainingOptions
 from llama_index_embeddings_adapted.spectrum import Spectrum
 from llama_index_embeddings_adapted.stack import StackedAdapter
-from llama_index_embeddings_adapted.training import State, states
+from llama_index_embeddings_adapted.training import states
+from llama_index_embeddings_adapted.two_sided import TwoSidedAdapter
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a shared map
@@ -81,17 +83,19 @@ class Kitchen:
     Args:
         train: The training set.
         options: Of everything trained by gradients; epochs and loss come from the recipe.
-        checkpoints: Epochs at which trained maps are kept; others cannot be asked for.
         spectrum: Of the documents, if it is at hand.
+        start: What the query side does before anything is learned; by default nothing.
+        base: Works on the vectors of the base model, where documents here are mapped.
     """
 
     train: EncodedDataset
     options: TrainingOptions
-    checkpoints: tuple[int, ...]
     spectrum: Spectrum | None = None
+    start: LinearAdapter | None = None
+    base: Kitchen | None = None
     _made: dict[Recipe, Adapter] = field(default_factory=dict)
     _nudges: dict[Recipe, NudgeAdapter] = field(default_factory=dict)
-    _running: dict[str, Iterator[State]] = field(default_factory=dict)
+    _facing: dict[Recipe, Kitchen] = field(default_factory=dict)
 
     def make(self, recipe: Recipe) -> Adapter:
         """Return the adapter of a recipe.
@@ -123,8 +127,18 @@ class Kitchen:
 
     @functools.cached_property
     def gate(self) -> Gate:
-        """Tells queries about known documents from others."""
-        return fit_gate(self.train, seed=self.options.seed)
+        """Tells queries about known documents from others, by vectors of the base model."""
+        return self.base.gate if self.base else fit_gate(self.train, seed=self.options.seed)
+
+    def facing(self, ground: Recipe) -> Kitchen:
+        """Return the kitchen of the query side where documents are as ``ground`` maps them."""
+        if ground not in self._facing:
+            below = self.make(ground)
+            documents = unit(below.apply(self.train.documents, "document", self.train.keys))
+            mapped = replace(self.train, documents=documents)
+            start, _ = sides(below)
+            self._facing[ground] = Kitchen(mapped, self.options, start=start, base=self)
+        return self._facing[ground]
 
     def nudges(self, below: Recipe, epochs: int, shrinkage: float) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""
@@ -138,29 +152,38 @@ class Kitchen:
     def train_map(
         self, recipe: Recipe, start: Callable[[], Adapter | TrainableAdapter], loss: Loss
     ) -> Adapter:
-        """Train a map as far as asked, and go on from there when asked for more."""
-        wanted = int(recipe["epochs"])
-        if recipe.method not in self._running:
-            options = replace(self.options, loss=loss, epochs=max(wanted, *self.checkpoints))
-            if loss == "corpus":  # a map that is to memorise is not held to the base model
-                options = replace(options, anchor=0.0)
-            if recipe.adapts_documents:  # every step maps the documents too
-                most = min(options.max_candidates, _MOST_MAPPED)
-                options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
-            self._running[recipe.method] = states(self.train, start(), options)
-        for epoch, export in self._running[recipe.method]:
-            if epoch == wanted or epoch in self.checkpoints:
-                self._made[Recipe.of(recipe.method, epochs=epoch)] = export()
-            if epoch == wanted:
-                break
-        return self._made[recipe]
+        """Train a map for as many epochs as the recipe says."""
+        options = replace(self.options, loss=loss, epochs=int(recipe["epochs"]), decay=True)
+        if loss == "corpus":  # a map that is to memorise is not held to the base model
+            options = replace(options, anchor=0.0)
+        if recipe.adapts_documents:  # every step maps the documents too
+            most = min(options.max_candidates, _MOST_MAPPED)
+            options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
+        *_, (_, export) = states(self.train, start(), options)
+        return export()
+
+
+def sides(adapter: Adapter) -> tuple[LinearAdapter, LinearAdapter]:
+    """Return what a map of both sides does to queries, and what to documents.
+
+    Raises:
+        OptionError: An adapter of another kind.
+    """
+    if isinstance(adapter, TwoSidedAdapter):
+        query, document = adapter.query, adapter.document
+        if isinstance(query, LinearAdapter) and isinstance(document, LinearAdapter):
+            return query, document
+    if isinstance(adapter, LinearAdapter) and adapter.shared:
+        plain = LinearAdapter(adapter.weight, adapter.bias)
+        return plain, plain
+    raise OptionError(f"Expected linear maps of both sides, got {adapter!r}.")
 
 
 Method = Callable[[Kitchen, Recipe], Adapter]
 
 
 def _identity(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    return LinearAdapter.identity(kitchen.train.queries.shape[1])
+    return kitchen.start or LinearAdapter.identity(kitchen.train.queries.shape[1])
 
 
 def _whitening(kitchen: Kitchen, recipe: Recipe) -> Adapter:
@@ -177,7 +200,9 @@ def _ridge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 
 def _linear(loss: Loss) -> Method:
     def make(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        return kitchen.train_map(recipe, lambda: whitening(kitchen.directions), loss)
+        return kitchen.train_map(
+            recipe, lambda: kitchen.start or whitening(kitchen.directions), loss
+        )
 
     return make
 
@@ -188,6 +213,19 @@ def _shared(kitchen: Kitchen, recipe: Recipe) -> Adapter:
         return whitening(kitchen.directions, power=0.125, shared=True)
 
     return kitchen.train_map(recipe, start, "queried")
+
+
+def _two_sided(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    def start() -> TrainableAdapter:
+        return TwoSidedMap(whitening(kitchen.directions, power=0.125))
+
+    return kitchen.train_map(recipe, start, "queried")
+
+
+def _facing(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    ground, above = recipe.on
+    _, document = sides(kitchen.make(ground))
+    return TwoSidedAdapter(kitchen.facing(ground).make(above), document)
 
 
 def _psd(kitchen: Kitchen, recipe: Recipe) -> Adapter:
@@ -251,9 +289,11 @@ METHODS: dict[str, Method] = {
     "memory": _memory,
     "gate": _gate,
     "shared": _shared,
+    "two_sided": _two_sided,
+    "facing": _facing,
     "nudge_m": _nudge_m,
     "nudge_n": _nudge_n,
     "nudge": _nudge,
 }
-BOTH_SIDES = frozenset({"shared", "nudge_m", "nudge_n", "nudge"})
-TRAINED = ("linear", "mnr", "corpus", "psd", "low_rank", "two_layer", "shared")
+BOTH_SIDES = frozenset({"shared", "two_sided", "facing", "nudge_m", "nudge_n", "nudge"})
+TRAINED = ("linear", "mnr", "corpus", "psd", "low_rank", "two_layer", "shared", "two_sided")

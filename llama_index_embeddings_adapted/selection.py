@@ -117,13 +117,20 @@ class Evidence:
         if not among.any():
             return IDENTITY
         weights = self.weights(among)
-        allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
-        best = max(allowed, key=lambda r: float(weights @ self.gain(r)))
-        for recipe in allowed:
+        best = self.highest(recipes, among)
+        for recipe in recipes:
+            if recipe != IDENTITY and not self.harmless(recipe, among):
+                continue
             behind = self.gain(best) - self.gain(recipe)
             if float(weights @ behind) <= weighted_error(behind, weights):
                 return recipe
         return best
+
+    def highest(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
+        """Return the recipe of highest expected gain that does no harm; arguments as above."""
+        weights = self.weights(among)
+        allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
+        return max(allowed, key=lambda r: float(weights @ self.gain(r)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +159,10 @@ class Candidates:
     def best_new(self, recipes: Sequence[Recipe]) -> Recipe:
         """Return the one that gains most on new documents, whatever it does to others."""
         return self._highest(recipes, self.among & ~self.evidence.known)
+
+    def highest(self, recipes: Sequence[Recipe]) -> Recipe:
+        """Return the one of highest gain that does no harm, however little simpler ones lack."""
+        return self.evidence.highest(self._with_identity(recipes), self.among)
 
     def _highest(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
         if not among.any():
@@ -195,7 +206,6 @@ def select(
     expectation: Expectation,
     options: TrainingOptions,
     *,
-    checkpoints: tuple[int, ...],
     seed: int = 0,
     show_progress: bool = True,
 ) -> Selection:
@@ -210,11 +220,10 @@ def select(
         stages: Each takes what is known so far and proposes recipes, simplest first.
         expectation: Which queries will come.
         options: Of everything trained by gradients.
-        checkpoints: Epochs at which trained maps are compared.
         seed: Of the folds.
         show_progress: Show a bar.
     """
-    return _Search(data, stages, expectation, options, checkpoints, seed, show_progress).run()
+    return _Search(data, stages, expectation, options, seed, show_progress).run()
 
 
 class _Search:
@@ -224,16 +233,13 @@ class _Search:
         stages: Sequence[Stage],
         expectation: Expectation,
         options: TrainingOptions,
-        checkpoints: tuple[int, ...],
         seed: int,
         show_progress: bool,
     ) -> None:
         self._data = data
         self._folds = list(folds(data, seed=seed))
         spectrum = Spectrum(data.documents)  # the same in all folds
-        self._kitchens = [
-            Kitchen(fold.train, options, checkpoints, spectrum) for fold in self._folds
-        ]
+        self._kitchens = [Kitchen(fold.train, options, spectrum) for fold in self._folds]
         self._stages, self._show_progress = stages, show_progress
         self._evidence = Evidence(self._folds, expectation)
         self._failed: dict[Recipe, str] = {}

@@ -9,26 +9,22 @@ from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe
 from llama_index_embeddings_adapted.selection import Candidates, Stage
 
-_STEPS = (100, 300, 900, 2700)  # of training, at which maps are compared
-_GROWING = ("linear", "corpus", "shared")
+_STEPS = (100, 300, 900)  # of training, at which maps are compared
+_QUERY_MAPS = ("linear", "corpus")
+_BOTH_MAPS = ("shared", "two_sided")
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
-_FIRST = 2  # checkpoints that every map is tried at; it is trained on as long as that pays
-_FEWEST_EPOCHS = 1
-_MOST_EPOCHS = 60
+_FIRST = 2  # numbers of epochs that every map is tried at; more where that pays
 
 of = Recipe.of
 
 
 def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
-    """Return the epochs at which trained maps are compared: about 100, 300, 900 and 2,700 steps.
+    """Return the epochs at which trained maps are compared: about 100, 300 and 900 steps.
 
     In steps, because a map moves as far in 300 steps on 500 queries as on 50,000; so the cost of a
-    fit hardly depends on their number. The last two are for many queries: a map that has seen each
-    of a few 60 times has learned what there is to learn.
+    fit hardly depends on their number.
     """
-    found = [max(_FEWEST_EPOCHS, round(s * batch_size / max(1, queries))) for s in _STEPS]
-    worth_it = [*found[:_FIRST], *(count for count in found[_FIRST:] if count <= _MOST_EPOCHS)]
-    return tuple(sorted(set(worth_it)))
+    return tuple(sorted({max(1, round(s * batch_size / max(1, queries))) for s in _STEPS}))
 
 
 def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
@@ -50,7 +46,10 @@ def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) ->
     longer = [functools.partial(_longer, count, epochs) for count in epochs[_FIRST:]]
     maps = [functools.partial(_maps, epochs[:_FIRST], adapts), *longer]
     query_side: list[Stage] = [*found, *maps, _memories, _gates]
-    return [*query_side, _nudges] if adapts == "both" else query_side
+    if adapts == "query":
+        return query_side
+    facing = functools.partial(_facing, epochs)
+    return [*query_side, facing, _facing_memories, _facing_gates, _nudges]
 
 
 def _checked(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Recipe]:
@@ -85,22 +84,25 @@ def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
         yield from _gates_between(of("linear", epochs=count), of("corpus", epochs=count))
     elif method == "nudge":
         yield from _nudges_on(IDENTITY, IDENTITY)
+    elif method == "facing":
+        for count in epochs:
+            yield of(method, of("two_sided", epochs=count), of("corpus", epochs=count))
 
 
 def _maps(epochs: tuple[int, ...], adapts: str, found: Candidates) -> Iterator[Recipe]:
     """Maps that treat all queries, or all vectors, alike."""
     yield of("whitening", power=0.25)
-    for method in _GROWING[:3] if adapts == "both" else _GROWING[:2]:
+    for method in (*_QUERY_MAPS, *_BOTH_MAPS) if adapts == "both" else _QUERY_MAPS:
         yield from (of(method, epochs=count) for count in epochs)
 
 
 def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
-    """The best map so far and the best by heart, trained on if they still got better at the end.
+    """The best map so far and the best by heart, trained for longer if that paid before.
 
     Those of the query side also where a map of both sides is ahead: memories and gates need them.
     """
     before = all_epochs[all_epochs.index(epochs) - 1]
-    kinds = (_query_maps(found), found.recipes)
+    kinds = (_query_maps(found), _both_maps(found))
     ahead = [best(kind) for kind in kinds for best in (found.best, found.best_known)]
     for recipe in dict.fromkeys(ahead):
         same = [r for r in found.recipes if r.method == recipe.method]
@@ -125,13 +127,52 @@ def _gates(found: Candidates) -> Iterator[Recipe]:
         yield from _gates_between(general, special)
 
 
+def _facing(epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
+    """Maps that learn by heart, of queries to documents as the best map of both sides has them."""
+    ground = _ground(found)
+    if ground != IDENTITY:
+        yield from (of("facing", ground, of("corpus", epochs=count)) for count in epochs[:_FIRST])
+
+
+def _facing_memories(found: Candidates) -> Iterator[Recipe]:
+    ground = _ground(found)
+    for special in dict.fromkeys([IDENTITY, _above(ground, found)]) if ground != IDENTITY else ():
+        yield from (of("facing", ground, memory) for memory in _memories_on(special))
+
+
+def _facing_gates(found: Candidates) -> Iterator[Recipe]:
+    ground = _ground(found)
+    if ground != IDENTITY:
+        gates = _gates_between(IDENTITY, _above(ground, found))
+        yield from (of("facing", ground, gate) for gate in gates)
+
+
 def _nudges(found: Candidates) -> Iterator[Recipe]:
     """Nudges on top of the best so far, and of the best by heart; fitted on the map below both."""
-    for recipe in dict.fromkeys([found.best(found.recipes), found.best_known(found.recipes)]):
-        ground = recipe
-        while ground.on:
-            ground = ground.on[0]
-        yield from _nudges_on(recipe, ground)
+    for recipe in dict.fromkeys([found.highest(found.recipes), found.best_known(found.recipes)]):
+        yield from _nudges_on(recipe, _lowest(recipe))
+
+
+def _lowest(recipe: Recipe) -> Recipe:
+    """Return the map below memories and gates."""
+    if recipe.method == "facing":
+        ground, above = recipe.on
+        return of("facing", ground, _lowest(above))
+    return _lowest(recipe.on[0]) if recipe.on else recipe
+
+
+def _ground(found: Candidates) -> Recipe:
+    return found.highest(_both_maps(found))
+
+
+def _above(ground: Recipe, found: Candidates) -> Recipe:
+    """Return what faces the ground and gains most on known documents; the identity if nothing."""
+    facing = {r: r.on[1] for r in found.recipes if r.method == "facing" and r.on[0] == ground}
+    return facing.get(found.best_known(list(facing)), IDENTITY)
+
+
+def _both_maps(found: Candidates) -> list[Recipe]:
+    return [r for r in found.recipes if r.method in _BOTH_MAPS]
 
 
 def _query_maps(found: Candidates) -> list[Recipe]:

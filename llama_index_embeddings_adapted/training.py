@@ -31,6 +31,7 @@ State = tuple[int, Callable[[], Adapter]]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
+_PEAK = 3.0  # times the constant rate, where a rate that falls to zero starts
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,7 @@ class _Run:
         scored = min(len(self._candidates), options.max_candidates) + options.anchor_documents
         self._multiplications = options.batch_size * scored * train.documents.shape[1]
         self._optimizer = self._make_optimizer()
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: min(1.0, (step + 1) / (options.warmup_steps + 1))
-        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
 
     def epochs(self, *, show_progress: bool) -> Iterator[tuple[int, float]]:
         """Train; yield number and mean loss of each epoch."""
@@ -238,7 +237,7 @@ class _Run:
         order = self._random.permutation(len(self._relevance))
         size = self._options.batch_size
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        return steps[: self._options.steps_per_epoch]
+        return steps[: self._steps_per_epoch]
 
     def step(self, batch: Rows) -> float:
         """Take one step; return its loss."""
@@ -265,6 +264,20 @@ class _Run:
             value = float(self._loss(self.batches()[0]))
         self._random.bit_generator.state = state
         return value
+
+    def _rate(self, step: int) -> float:
+        """Return what the learning rate is multiplied by."""
+        options = self._options
+        warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        if not options.decay:
+            return warm
+        total = options.epochs * self._steps_per_epoch
+        return warm * _PEAK * (1.0 - min(step, total) / total)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        steps = math.ceil(len(self._relevance) / self._options.batch_size)
+        return min(steps, self._options.steps_per_epoch or steps)
 
     def _loss(self, batch: Rows) -> Tensor:
         options = self._options

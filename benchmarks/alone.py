@@ -30,6 +30,7 @@ def recipes(epochs: int) -> dict[str, Recipe]:
         "gate": of("gate", linear, corpus, odds=0.0),
         "nudge_m": of("nudge_m", distance=0.2),
         "nudge_n": of("nudge_n", distance=0.2),
+        "facing": of("facing", of("two_sided", epochs=epochs), corpus),
         "nudge": of("nudge", of("identity"), of("identity"), epochs=3, shrinkage=0.01),
     }
 
@@ -46,16 +47,14 @@ def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
         for method, recipe in recipes(counts[min(_STEPS, len(counts) - 1)]).items():
             for seed in range(seeds if method in _RANDOM else 1):
                 if seed >= _there(name, method):
-                    row = _one(train, test, recipe, seed, counts)
+                    row = _one(train, test, recipe, seed)
                     _keep(name, method, quality.by_part(row.pop("scores"), real, "test") | row)
 
 
-def _one(
-    train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int, counts: tuple[int, ...]
-) -> dict[str, Any]:
+def _one(train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     options = TrainingOptions(seed=seed, max_candidates=2_048)
-    adapter = Kitchen(train, options, counts).make(recipe)
+    adapter = Kitchen(train, options).make(recipe)
     seconds = time.perf_counter() - began
     documents = adapter.apply(test.documents, "document", test.keys)
     scores = {

@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted.maps import LowRankAdapter, UnitAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.stack import StackedAdapter
+from llama_index_embeddings_adapted.two_sided import TwoSidedAdapter
 from llama_index_embeddings_adapted.vectors import Vectors, unit
 
 DIM = 6
@@ -98,6 +99,7 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     ),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
+    "two sides": lambda: TwoSidedAdapter(LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)),
     "unit length": lambda: UnitAdapter(DIM),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
@@ -126,6 +128,9 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),
     "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
+    "two sides": lambda: TwoSidedAdapter(linear(), linear(1)),
+    "two sides, a memory in front": lambda: TwoSidedAdapter(memory(linear()), linear(1)),
+    "nudges on two sides": lambda: StackedAdapter(TwoSidedAdapter(linear(), linear(1)), nudges()),
     "stack of stacks": lambda: StackedAdapter(
         StackedAdapter(GatedAdapter(linear(), memory(linear(1)), gate()), nudges()), linear(2)
     ),
@@ -385,3 +390,17 @@ def test_loading_by_a_class_refuses_another(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="holds a LinearAdapter, not a TwoLayerAdapter"):
         TwoLayerAdapter.load(tmp_path)
     assert LinearAdapter.load(tmp_path) == LinearAdapter.identity(2)
+
+
+def test_each_side_has_a_map_of_its_own() -> None:
+    adapter = TwoSidedAdapter(linear(1), linear(2))
+    vectors = random_array(3, DIM)
+    assert np.array_equal(adapter.apply(vectors), linear(1).apply(vectors))
+    assert np.array_equal(adapter.apply(vectors, "document"), linear(2).apply(vectors))
+
+
+def test_sides_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions, as query"):
+        TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
+    with pytest.raises(OptionError, match=r"query: .* one side, got NudgeAdapter, which moves"):
+        TwoSidedAdapter(nudges(), linear())

@@ -100,7 +100,7 @@ def test_the_candidate_is_fitted_on_everything() -> None:
     options = TrainingOptions(learning_rate=0.01)
     strength = float(found.choice.recipe.split("strength ")[1].rstrip(")"))
     recipe = Recipe.of("ridge", strength=strength)
-    assert found.candidate == Kitchen(data, options, (1,)).make(recipe)
+    assert found.candidate == Kitchen(data, options).make(recipe)
 
 
 def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
@@ -265,7 +265,7 @@ def test_a_large_set_is_sampled_and_it_says_so(
     assert found.choice.recipe in names
     strength = float(found.choice.recipe.split("strength ")[1].rstrip(")"))
     recipe = Recipe.of("ridge", strength=strength)
-    assert found.candidate == Kitchen(data, TrainingOptions(), (1,)).make(recipe)
+    assert found.candidate == Kitchen(data, TrainingOptions()).make(recipe)
 
 
 def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:

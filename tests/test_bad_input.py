@@ -153,7 +153,7 @@ def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, metho
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            adapter = Kitchen(given, TrainingOptions(), (1,)).make(simplest(method))
+            adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
         except AdaptedError:
             return
     assert np.isfinite(adapter.apply(given.queries)).all()
@@ -163,7 +163,7 @@ def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, metho
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"identity"}))
 def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method: str) -> None:
     given = data(each(12), dim=4096)
-    adapter = Kitchen(given, TrainingOptions(), (1,)).make(simplest(method))
+    adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
     assert (adapter.input_dim, adapter.output_dim) == (4096, 4096)
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()

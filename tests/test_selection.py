@@ -156,7 +156,6 @@ def search(data: EncodedDataset, *proposed: Recipe, expect: float | None = None)
         [lambda _: list(proposed)],
         Expectation.of(expect, data),
         TrainingOptions(batch_size=16),
-        checkpoints=(1, 2),
         show_progress=False,
     )
 
@@ -253,23 +252,53 @@ def test_a_recipe_reads_well_and_knows_whether_it_moves_documents() -> None:
     assert of("nudge", ridge, ridge).adapts_documents
 
 
-def test_one_training_serves_all_epochs_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = rotated_corpus(documents=40)
     runs = []
     states = recipes.states
     monkeypatch.setattr(recipes, "states", lambda *a, **k: runs.append(1) or states(*a, **k))
-    kitchen = Kitchen(data, TrainingOptions(), (1, 2, 4))
-    four, one, two = (kitchen.make(of("linear", epochs=count)) for count in (4, 1, 2))
-    assert len(runs) == 1
-    assert len({adapter.arrays()["weight"].tobytes() for adapter in (one, two, four)}) == 3
-    alone = Kitchen(data, TrainingOptions(), (2,)).make(of("linear", epochs=2))
-    assert alone == two
+    kitchen = Kitchen(data, TrainingOptions())
+    one, two = (of("linear", epochs=count) for count in (1, 2))
+    assert kitchen.make(one) == kitchen.make(one) != kitchen.make(two)
+    assert len(runs) == 2
+    kitchen.make(of("memory", one, weight=1.0, temperature=0.1))
+    assert len(runs) == 2
+
+
+def test_what_faces_a_map_learns_from_documents_as_it_leaves_them() -> None:
+    data, _ = rotated_corpus(documents=40)
+    kitchen = Kitchen(data, TrainingOptions(batch_size=16))
+    for ground in (of("two_sided", epochs=2), of("shared", epochs=2)):
+        below = kitchen.make(ground)
+        # Nothing on top changes nothing.
+        plain = kitchen.make(of("facing", ground, IDENTITY))
+        assert np.allclose(plain.apply(data.queries), below.apply(data.queries), atol=1e-6)
+        moved = below.apply(data.documents, "document")
+        assert np.allclose(plain.apply(data.documents, "document"), moved, atol=1e-6)
+        # A map by heart starts there and finds what it was shown among the moved documents.
+        by_heart = kitchen.make(of("facing", ground, of("corpus", epochs=40)))
+        again = by_heart.apply(data.documents, "document")
+        assert np.array_equal(again, plain.apply(data.documents, "document"))
+        right = data.relevance.documents
+
+        def found(adapter: Adapter, moved: Any = moved, right: Any = right) -> float:
+            return float(((adapter.apply(data.queries) @ moved.T).argmax(axis=1) == right).mean())
+
+        assert found(by_heart) > found(plain)
+        # A gate compares vectors of the base model, whatever became of documents.
+        assert kitchen.facing(ground).gate is kitchen.gate
+
+
+def test_only_linear_maps_of_both_sides_can_be_faced() -> None:
+    kitchen = Kitchen(rotated_corpus(documents=40)[0], TrainingOptions())
+    with pytest.raises(OptionError, match="Expected linear maps of both sides, got LinearAdapter"):
+        kitchen.make(of("facing", of("whitening", power=0.25), IDENTITY))
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method: str) -> None:
     data, _ = rotated_corpus(documents=40)
-    kitchen = Kitchen(data, TrainingOptions(batch_size=16), (1, 2))
+    kitchen = Kitchen(data, TrainingOptions(batch_size=16))
     proposed = [] if method == "identity" else stages(method, "both", (1, 2))[0](None)  # type: ignore[arg-type]
     for recipe in proposed:
         adapter = kitchen.make(recipe)
@@ -283,7 +312,7 @@ def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(m
 def test_the_nudge_recipe_puts_its_nudges_on_top() -> None:
     data, _ = rotated_corpus(documents=40)
     ridge = of("ridge", strength=1.0)
-    kitchen = Kitchen(data, TrainingOptions(), (1,))
+    kitchen = Kitchen(data, TrainingOptions())
     adapter = kitchen.make(of("nudge", ridge, ridge, epochs=1, shrinkage=0.1))
     below, nudges = adapter.adapters  # type: ignore[attr-defined]
     assert below == kitchen.make(ridge)
@@ -300,11 +329,6 @@ def test_maps_are_compared_after_the_same_numbers_of_steps_whatever_the_pairs(
     assert checkpoints(640, 64) == (10, 40)  # of ten steps each
     assert checkpoints(64, 64) == (100, 400)
     assert checkpoints(10**6, 64) == (1,)
-
-
-def test_few_queries_are_not_shown_again_and_again() -> None:
-    assert checkpoints(192, 64) == (33, 100)
-    assert checkpoints(6400, 64) == (1, 3, 9, 27)
 
 
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
@@ -378,6 +402,44 @@ def test_maps_of_the_query_side_are_trained_on_behind_a_better_one_of_both_sides
     seen = Candidates(found, [IDENTITY, *found.scores], everything(found))
     longer = list(stages("auto", "both", (1, 3, 9))[1](seen))
     assert longer == [of("linear", epochs=9), of("shared", epochs=9)]
+
+
+def seen_by(stage: int, **scores: float) -> list[Recipe]:
+    """What a stage proposes where documents may move, after maps of some scores."""
+    found = evidence([True, False] * 4)
+    for method, value in scores.items():
+        found.scores[of(method, epochs=1)] = np.full(8, value)
+    seen = Candidates(found, list(found.scores), everything(found))
+    return list(stages("auto", "both", (1, 3, 9))[stage](seen))
+
+
+def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
+    ground = of("two_sided", epochs=1)
+    maps = seen_by(4, linear=0.9, shared=0.6, two_sided=0.7)
+    assert maps == [of("facing", ground, of("corpus", epochs=count)) for count in (1, 3)]
+    memories = seen_by(5, linear=0.9, shared=0.6, two_sided=0.7)
+    assert {recipe.on[0] for recipe in memories} == {ground}
+    assert {recipe.on[1].on[0] for recipe in memories} == {IDENTITY}
+    for stage in (4, 5, 6):  # where no map of both sides gains, nothing faces any
+        assert seen_by(stage, linear=0.9, shared=0.4, two_sided=0.3) == []
+
+
+def test_nudges_lie_on_the_map_below_memories_and_gates() -> None:
+    ground, corpus = of("two_sided", epochs=1), of("corpus", epochs=1)
+    memory = of("memory", corpus, weight=1.0, temperature=0.1)
+    lowest = stages_module._lowest
+    assert lowest(of("gate", of("linear", epochs=1), memory, odds=0.0)) == of("linear", epochs=1)
+    assert lowest(of("facing", ground, memory)) == of("facing", ground, corpus)
+    assert lowest(ground) == ground
+
+
+def test_the_highest_does_no_harm_and_need_not_be_the_simplest() -> None:
+    known = np.array([True, False] * 4)
+    close = np.resize([0.71, 0.70, 0.70, 0.71], 8)
+    found = evidence(known, simple=0.7, rich=close, by_heart=np.where(known, 2.0, 0.2))
+    seen = Candidates(found, list(found.scores), everything(found))
+    assert seen.highest(seen.recipes) == RICH
+    assert seen.highest([]) == IDENTITY
 
 
 def test_without_known_documents_maps_are_trained_on_for_the_new_ones() -> None:

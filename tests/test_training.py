@@ -50,6 +50,34 @@ def test_every_loss_undoes_a_rotation_of_the_queries(loss: str) -> None:
     assert np.linalg.norm(undone - np.eye(len(undone))) < 0.4 * np.linalg.norm(np.eye(len(undone)))
 
 
+def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
+    data, _ = rotated_corpus(documents=40)  # 120 queries
+    start = LinearAdapter.identity(data.queries.shape[1])
+
+    def rates(steps: int, **settings: int) -> list[float]:
+        options = TrainingOptions(decay=True, epochs=2, batch_size=50, **settings)
+        run = training_module._Run(data, start, options, None)
+        return [run._rate(step) for step in range(steps)]
+
+    assert rates(7) == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0])  # two epochs of three
+    assert rates(5, steps_per_epoch=2) == pytest.approx([3.0, 2.25, 1.5, 0.75, 0.0])
+    assert rates(3, warmup_steps=2) == pytest.approx([1.0, 2.5 * 2 / 3, 2.0])
+
+
+def test_a_falling_rate_gets_further_in_as_many_steps() -> None:
+    data, _ = rotated_corpus()
+    start = LinearAdapter.identity(data.queries.shape[1])
+
+    def first(**settings: object) -> float:
+        plain = {"shrinkage": 0.0, "anchor": 0.0, "learning_rate": 0.01, "epochs": 4}
+        options = TrainingOptions(**{**plain, **settings})
+        *_, (_, export) = training_module.states(data, start, options)
+        found = (export().apply(data.queries) @ data.documents.T).argmax(axis=1)
+        return float((found == data.relevance.documents).mean())
+
+    assert first(decay=True) > first() + 0.3
+
+
 def test_a_two_layer_adapter_learns_from_a_zero_residual() -> None:
     data, _ = rotated_corpus()
     train, validation = parts(data)

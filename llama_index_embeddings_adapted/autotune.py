@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.selection import (
+    FAILURES,
     TOLERANCE,
     Evidence,
     Expectation,
@@ -144,9 +146,15 @@ def tune(
         seed=options.seed,
         show_progress=show_progress,
     )
-    candidate = Kitchen(data, options).make(selection.recipe)
+    identity = LinearAdapter.identity(data.queries.shape[1])
     overall, known, new = _parts(selection)
     ship, verdict = _judge(selection, overall, known, new)
+    try:
+        candidate = Kitchen(data, options).make(selection.recipe)
+    except FAILURES as cause:  # what cross-fitting found is not lost with it
+        candidate = identity
+        ship, verdict = False, f"do not ship: {selection.recipe} fails on all pairs: {cause}"
+        warnings.warn(f"The base model is kept, as {verdict[len('do not ship: ') :]}", stacklevel=2)
     if chance and not (new and new.difference.low > 0):  # only what generalises is no artefact
         ship, verdict = False, f"do not ship: {_AT_CHANCE}"
     choice = Choice(
@@ -159,7 +167,6 @@ def tune(
         {str(r): _mean_gains(selection.evidence, r) for r in selection.recipes},
         {str(recipe): why for recipe, why in selection.failed.items()},
     )
-    identity = LinearAdapter.identity(data.queries.shape[1])
     served = candidate if ship or always else identity
     return Tuned(served, candidate, choice, overall, known, new, selection.judged)
 

@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 #: A loss of half a percent of the base model's score is not called harm.
 TOLERANCE = 0.005
 #: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
-_FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
+FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class _Search:
     def _try(self, fold: Fold, kitchen: Kitchen, recipe: Recipe) -> PerQuery | float:
         try:
             return fold.score(kitchen.make(recipe))
-        except _FAILURES as cause:
+        except FAILURES as cause:
             warnings.warn(f"{recipe} cannot be fitted and is left out: {cause}", stacklevel=2)
             self._failed[recipe] = str(cause)
             return 0.0

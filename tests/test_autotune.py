@@ -248,6 +248,28 @@ def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch)
     assert found.choice.ship  # the map that memorises is left
 
 
+def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, _ = rotated_corpus(documents=60)
+    ridge = METHODS["ridge"]
+
+    def failing(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        if len(kitchen.train.relevance) == len(data.relevance):
+            raise MemoryError("Unable to allocate 9 GiB")
+        return ridge(kitchen, recipe)
+
+    monkeypatch.setitem(METHODS, "ridge", failing)
+    with pytest.warns(
+        UserWarning, match="The base model is kept, as ridge .* fails on all pairs: Un"
+    ):
+        found = tuned(data)
+    assert found.adapter == found.candidate == LinearAdapter.identity(12)
+    assert not found.choice.ship
+    assert found.choice.verdict.startswith("do not ship: ridge (strength")
+    assert found.overall.difference.mean > 0.3  # what cross-fitting found
+
+
 def test_a_large_set_is_sampled_and_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.stages import checkpoints
 
 of = Recipe.of
 _STEPS = 1  # the second of the checkpoints: 300 steps, or thereabouts
-_RANDOM = ("nudge", "gate", *TRAINED)
+_RANDOM = ("nudge", "gate", "facing", *TRAINED)
 
 
 def recipes(epochs: int) -> dict[str, Recipe]:

@@ -34,8 +34,6 @@ _STEPS = 1  # the second of the checkpoints: 300 steps, or thereabouts
 _MAPS = ("linear", "mnr", "corpus", "shared", "two_sided")
 _NEGATIVES, _MARGINS = 5, (0.02, 0.05)
 
-Maps = dict[str, Any]
-
 
 def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
     """Cross-fit every variant; no test query is looked at. What is there already is kept."""
@@ -85,7 +83,7 @@ def _variants(
         kitchen = Kitchen(train, replace(options, seed=seed), spectrum)
         return kitchen.make(Recipe.of(method, epochs=count))
 
-    maps: Maps = {method: trained(method) for method in _MAPS}
+    maps = {method: trained(method) for method in _MAPS}
     yield from maps.items()
     for times in (1, 3):
         longer = replace(options, epochs=times * count)

@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import RetrievalScores
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions
-from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen
+from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.selection import (
     FAILURES,
@@ -147,14 +147,11 @@ def tune(
         show_progress=show_progress,
     )
     identity = LinearAdapter.identity(data.queries.shape[1])
+    candidate, failure = _followed(selection.recipe, Kitchen(data, options))
     overall, known, new = _parts(selection)
     ship, verdict = _judge(selection, overall, known, new)
-    try:
-        candidate = Kitchen(data, options).make(selection.recipe)
-    except FAILURES as cause:  # what cross-fitting found is not lost with it
-        candidate = identity
-        ship, verdict = False, f"do not ship: {selection.recipe} fails on all pairs: {cause}"
-        warnings.warn(f"The base model is kept, as {verdict[len('do not ship: ') :]}", stacklevel=2)
+    if candidate is None:
+        candidate, ship, verdict = identity, False, f"do not ship: {failure}"
     if chance and not (new and new.difference.low > 0):  # only what generalises is no artefact
         ship, verdict = False, f"do not ship: {_AT_CHANCE}"
     choice = Choice(
@@ -169,6 +166,16 @@ def tune(
     )
     served = candidate if ship or always else identity
     return Tuned(served, candidate, choice, overall, known, new, selection.judged)
+
+
+def _followed(recipe: Recipe, kitchen: Kitchen) -> tuple[Adapter | None, str]:
+    """Follow a recipe on everything; None and why where it fails, as cross-fitting is not lost."""
+    try:
+        return kitchen.make(recipe), ""
+    except FAILURES as cause:
+        failure = f"{recipe} fails on all pairs: {cause}"
+        warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
+        return None, failure
 
 
 def _announcement(queries: int, provable: float, expectation: Expectation, sampled: str) -> str:

@@ -90,6 +90,10 @@ def main() -> None:
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the runs of methods")
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="methods: keep runs of this version"
+    )
     arguments = parser.parse_args()
     what = arguments.what
     if what in ("quality", "all"):
@@ -105,7 +109,13 @@ def main() -> None:
             environment.save("quality", command, {"sets": found})
     if what in ("methods", "all"):
         methods.run(
-            arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.variants)
+            arguments.data,
+            arguments.cache,
+            tuple(arguments.sets),
+            tuple(arguments.variants),
+            arguments.seeds,
+            first_seed=arguments.first_seed,
+            skip_existing=arguments.skip_existing,
         )
     if what in ("alone", "all"):
         names = tuple(arguments.sets)
@@ -124,8 +134,7 @@ def main() -> None:
     if what in ("speed", "all"):
         speed.run(arguments.data, arguments.cache)
     if what in ("growth", "all"):
-        rows = growth.run(arguments.data, arguments.cache)
-        environment.save("growth", "python -m benchmarks growth", {"rows": rows})
+        growth.run(arguments.data, arguments.cache)
     if what in ("old", "all"):
         environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
     if what in ("serving", "all"):
@@ -173,8 +182,8 @@ def main() -> None:
         environment.save(
             "upgrade", command, upgrade.run(arguments.data, arguments.cache, arguments.mpnet)
         )
+    figures.refresh()  # first, as tables link to them
     tables.refresh()
-    figures.refresh()
 
 
 if __name__ == "__main__":

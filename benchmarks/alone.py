@@ -11,10 +11,9 @@ from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
 from llama_index_embeddings_adapted.evaluation import search
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import TRAINED, Kitchen, Recipe
-from llama_index_embeddings_adapted.stages import checkpoints
+from llama_index_embeddings_adapted.stages import epochs_for
 
 of = Recipe.of
-_STEPS = 1  # the second of the checkpoints: 300 steps, or thereabouts
 _RANDOM = ("nudge", "gate", "facing", *TRAINED)
 
 
@@ -31,7 +30,7 @@ def recipes(epochs: int) -> dict[str, Recipe]:
         "nudge_m": of("nudge_m", distance=0.2),
         "nudge_n": of("nudge_n", distance=0.2),
         "facing": of("facing", of("two_sided", epochs=epochs), corpus),
-        "nudge": of("nudge", of("identity"), of("identity"), epochs=3, shrinkage=0.01),
+        "nudge": of("nudge", of("identity"), of("identity"), epochs=3),
     }
 
 
@@ -42,11 +41,10 @@ def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
         real = sets.load(data, name)
         train = encoder.dataset(real.train if real.dev is None else real.train.merged(real.dev))
         test = encoder.dataset(real.tests["test"])
-        defaults = TrainingOptions()
-        counts = checkpoints(len(train.relevance), defaults.batch_size)
-        for method, recipe in recipes(counts[min(_STEPS, len(counts) - 1)]).items():
+        epochs = epochs_for(len(train.relevance), TrainingOptions().batch_size)
+        for method, recipe in recipes(epochs).items():
             for seed in range(seeds if method in _RANDOM else 1):
-                if seed >= _there(name, method):
+                if seed not in _there(name, method):
                     row = _one(train, test, recipe, seed)
                     _keep(name, method, quality.by_part(row.pop("scores"), real, "test") | row)
 
@@ -64,15 +62,16 @@ def _one(train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int)
     return {"recipe": str(recipe), "seed": seed, "seconds": seconds, "scores": scores}
 
 
-def _there(name: str, method: str) -> int:
-    if not environment.exists("alone"):
-        return 0
-    return len(environment.load("alone")["sets"].get(name, {}).get(method, []))
+def _there(name: str, method: str) -> set[int]:
+    found = environment.load("alone")["sets"] if environment.exists("alone") else {}
+    return {row["seed"] for row in found.get(name, {}).get(method, [])}
 
 
 def _keep(name: str, method: str, row: dict[str, Any]) -> None:
-    found = environment.load("alone")["sets"] if environment.exists("alone") else {}
-    found.setdefault(name, {}).setdefault(method, []).append(row)
-    environment.save("alone", "python -m benchmarks alone", {"sets": found})
+    def change(results: dict[str, Any]) -> None:
+        runs = results.setdefault("sets", {}).setdefault(name, {})
+        environment.put(runs.setdefault(method, []), row)
+
+    environment.update("alone", "python -m benchmarks alone", change)
     print(f"{name}, {row['recipe']}, seed {row['seed']}: {row['all']['difference']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

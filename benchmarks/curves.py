@@ -87,8 +87,10 @@ def _there(name: str, size: int) -> set[str]:
 
 
 def _keep(name: str, size: int, method: str, row: dict[str, Any]) -> None:
-    found = environment.load("curves")["sets"] if environment.exists("curves") else {}
-    found.setdefault(name, {}).setdefault(str(size), {})[method] = row
-    environment.save("curves", "python -m benchmarks curves", {"sets": found})
+    def change(results: dict[str, Any]) -> None:
+        sizes = results.setdefault("sets", {}).setdefault(name, {})
+        sizes.setdefault(str(size), {})[method] = row
+
+    environment.update("curves", "python -m benchmarks curves", change)
     print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,11 +47,50 @@ def describe() -> dict[str, Any]:
 
 def save(name: str, command: str, results: dict[str, Any]) -> Path:
     """Write a result file."""
+    with _locked(name):
+        return _write(name, command, results)
+
+
+def update(name: str, command: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Change a result file in place while no other process does, so that several can add to it."""
+    with _locked(name):
+        results = load(name) if exists(name) else {}
+        for described in ("command", "environment"):
+            results.pop(described, None)
+        change(results)
+        return _write(name, command, results)
+
+
+def put(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    """Add the row of a seed in its place; it takes that of an earlier row of this seed."""
+    others = [other for other in rows if other["seed"] != row["seed"]]
+    rows[:] = sorted([*others, row], key=lambda one: one["seed"])
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Wait for the processes that write the file; the lock ends with its process."""
+    # Not in the repository, and another one for another checkout.
+    place = hashlib.sha256(str(RESULTS.resolve()).encode()).hexdigest()[:12]
+    path = Path(tempfile.gettempdir()) / f"benchmarks-{place}-{name}.lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(name: str, command: str, results: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     data = {"command": command, "environment": describe(), **results}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    replace(path, json.dumps(data, indent=1) + "\n")
     return path
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it meanwhile finds the old text or the new one."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def exists(name: str) -> bool:

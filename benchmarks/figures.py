@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import environment
 
 _STYLE = {"svg.hashsalt": "benchmarks", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+_TICKS = (50, 200, 500, 2_000, 5_000)  # pairs
 
 
 def refresh() -> None:
@@ -48,18 +49,20 @@ def _power(pyplot: Any, found: dict[str, Any]) -> Any:
 def _curves(pyplot: Any, found: dict[str, Any]) -> Any:
     """Gain on the test set against the number of pairs, one panel a set."""
     sets = found["sets"]
+    methods = list(
+        dict.fromkeys(m for sizes in sets.values() for runs in sizes.values() for m in runs)
+    )
     figure, panels = pyplot.subplots(1, len(sets), figsize=(3.1 * len(sets), 3.0), squeeze=False)
     for panel, (name, sizes) in zip(panels[0], sets.items(), strict=True):
-        methods = dict.fromkeys(method for runs in sizes.values() for method in runs)
-        for method in methods:
-            points = [
-                (int(size), runs[method]["all"]["difference"])
-                for size, runs in sizes.items()
-                if method in runs
-            ]
-            panel.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=method)
+        for method in methods:  # also those that are not there, for the same colours everywhere
+            pairs = sorted((size for size in sizes if method in sizes[size]), key=int)
+            gains = [sizes[size][method]["all"]["difference"] for size in pairs]
+            panel.plot(list(map(int, pairs)), gains, marker="o", markersize=3, label=method)
         panel.axhline(0.0, color="black", linewidth=0.8)
         panel.set(xscale="log", title=name, xlabel="training pairs")
+        ticks = [tick for tick in _TICKS if tick <= max(map(int, sizes))]
+        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.minorticks_off()
     panels[0][0].set_ylabel("change in NDCG@10")
-    panels[0][-1].legend(frameon=False, fontsize=7)
+    panels[0][-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -23,6 +23,8 @@ from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.training import states
 from llama_index_embeddings_adapted.vectors import unit
 
+Row = dict[str, Any]
+
 SIZES = ((2_000, 5_000), (4_000, 10_000), (10_000, 25_000), (20_000, 50_000))  # pairs, documents
 _NOISE = 0.02  # per dimension, so that copies of a real vector differ by .4 in length
 
@@ -41,21 +43,38 @@ WORK: dict[str, Callable[[EncodedDataset], Any]] = {
 }
 
 
-def run(data: Path, cache: Path) -> list[dict[str, Any]]:
-    """Measure each size and method in a process of its own, whose peak memory is its own."""
-    rows = []
+def run(data: Path, cache: Path) -> None:
+    """Measure each size and method; what is there already is kept."""
     for pairs, documents in SIZES:
         for work in WORK:
-            command = [sys.executable, "-m", "benchmarks.growth", str(data), str(cache)]
-            done = subprocess.run(
-                [*command, work, str(pairs), str(documents)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(rows[-1], flush=True)
-    return rows
+            if (work, pairs, documents) not in _there():
+                _keep(_in_a_process(data, cache, work, pairs, documents))
+
+
+def _in_a_process(data: Path, cache: Path, work: str, pairs: int, documents: int) -> Row:
+    """Measure in a process of its own, whose peak memory is its own."""
+    command = [sys.executable, "-m", "benchmarks.growth", str(data), str(cache)]
+    command += [work, str(pairs), str(documents)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _there() -> set[tuple[str, int, int]]:
+    rows = environment.load("growth")["rows"] if environment.exists("growth") else []
+    return {_key(row) for row in rows}
+
+
+def _keep(row: Row) -> None:
+    def change(results: dict[str, Any]) -> None:
+        others = [other for other in results.get("rows", []) if _key(other) != _key(row)]
+        results["rows"] = sorted([*others, row], key=lambda one: one["pairs"])
+
+    environment.update("growth", "python -m benchmarks growth", change)
+    print(row, flush=True)
+
+
+def _key(row: Row) -> tuple[str, int, int]:
+    return row["work"], row["pairs"], row["documents"]
 
 
 def _grown(data: Path, cache: Path, pairs: int, documents: int) -> EncodedDataset:
@@ -84,7 +103,7 @@ def _noisy(vectors: Any, random: np.random.Generator) -> Any:
     return unit(vectors + _NOISE * random.standard_normal(vectors.shape).astype(np.float32))
 
 
-def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> dict[str, Any]:
+def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> Row:
     grown = _grown(data, cache, pairs, documents)
     before = peak_memory()
     began = time.perf_counter()

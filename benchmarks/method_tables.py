@@ -7,8 +7,12 @@ from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks import environment, sets
+from benchmarks import environment, methods, sets
 from benchmarks.trust import HARM
+
+Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers have one
+
+_SHORT = 120  # characters of the recipes of several seeds that a table can take
 
 
 def methods_table() -> str:
@@ -20,16 +24,23 @@ def methods_table() -> str:
         "|---|---:|" + "---:|" * len(columns),
     ]
     for name, runs in found.items():
-        base = runs["auto, query"]["tests"]["test"]["all"]["base"]["ndcg@10"]
-        gains = [_relative(runs.get(column)) for column in columns]
+        base = runs["auto, query"][0]["tests"]["test"]["all"]["base"]["ndcg@10"]
+        gains = [_relative(runs.get(column, [])) for column in columns]
         rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
     return "\n".join(rows)
 
 
-def _methods() -> dict[str, dict[str, Any]]:
-    """Set → method → run, the peers first."""
+def _methods() -> dict[str, dict[str, Runs]]:
+    """Set → method → runs, the peers first."""
     ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
-    return {name: {**peers.get(name, {}), **ours[name]} for name in sets.NAMES if name in ours}
+    return {
+        name: {
+            **{peer: [run] for peer, run in peers.get(name, {}).items()},
+            **{variant: methods.rows(found) for variant, found in ours[name].items()},
+        }
+        for name in sets.NAMES
+        if name in ours
+    }
 
 
 def parts_table() -> str:
@@ -39,32 +50,44 @@ def parts_table() -> str:
         "| seconds |",
         "|---|---|---|---|---|---|---|---:|",
     ]
-    for name, runs in _methods().items():
-        for method, run in runs.items():
-            chosen = run.get("recipe") or run["setting"]
-            for split, parts in run["tests"].items():
-                shown = " | ".join(gain([parts], part) for part in ("all", "known", "new"))
-                rows.append(
-                    f"| {name} | {split} | {method} | {shown} | {chosen} | {run['seconds']:.0f} |"
-                )
+    for name, found in _methods().items():
+        for method, runs in found.items():
+            last = f"{_chosen(runs)} | {mean(run['seconds'] for run in runs):.0f}"
+            for split in runs[0]["tests"]:
+                tests = [run["tests"][split] for run in runs]
+                shown = " | ".join(gain(tests, part) for part in ("all", "known", "new"))
+                rows.append(f"| {name} | {split} | {method} | {shown} | {last} |")
     return "\n".join(rows)
+
+
+def _chosen(runs: Runs) -> str:
+    """Return what was chosen with every seed, or with the first where that is too long."""
+    chosen = list(dict.fromkeys(run.get("recipe") or run["setting"] for run in runs))
+    shown = "; ".join(chosen)
+    return shown if len(shown) <= _SHORT else chosen[0]
 
 
 def candidates_table() -> str:
     """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
-    runs = {name: run["auto, query"] for name, run in _methods().items()}
-    rows = ["| candidate | " + " | ".join(runs) + " |", "|---|" + "---|" * len(runs)]
+    found = {name: runs["auto, query"] for name, runs in _methods().items()}
+    rows = ["| candidate | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
     for label, pattern in _CANDIDATES.items():
-        cells = [_candidate(run["candidates"], re.compile(pattern)) for run in runs.values()]
+        cells = [_candidate(runs, re.compile(pattern)) for runs in found.values()]
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def _candidate(candidates: dict[str, list[float | None]], pattern: re.Pattern[str]) -> str:
-    matching = [gains for name, gains in candidates.items() if pattern.fullmatch(name)]
-    if not matching:
+def _candidate(runs: Runs, pattern: re.Pattern[str]) -> str:
+    """Return its gains on known / new documents, as means over the seeds that have it."""
+    named = [
+        [gains for name, gains in run["candidates"].items() if pattern.fullmatch(name)]
+        for run in runs
+    ]
+    last = [matching[-1] for matching in named if matching]
+    if not last:
         return "–"
-    return " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in matching[-1])
+    parts = ([gain for gain in part if gain is not None] for part in zip(*last, strict=True))
+    return " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
 
 
 _MEMORY = r"linear \(epochs \d+\) \+ memory \(temperature {}, weight {}\)"
@@ -100,23 +123,24 @@ def metrics_table() -> str:
         "| data set | method | NDCG@10 | MRR@10 | hit rate@5 | seconds | base calls |",
         "|---|---|---|---|---|---:|---:|",
     ]
-    for name, runs in _methods().items():
-        for method, run in runs.items():
-            whole = run["tests"]["test"]["all"]
+    for name, found in _methods().items():
+        for method, runs in found.items():
+            wholes = [run["tests"]["test"]["all"] for run in runs]
             shown = " | ".join(
-                _with_interval(whole, m) for m in ("ndcg@10", "mrr@10", "hit_rate@5")
+                _with_interval(wholes, m) for m in ("ndcg@10", "mrr@10", "hit_rate@5")
             )
-            calls = run.get("base_calls", "–")
-            rows.append(f"| {name} | {method} | {shown} | {run['seconds']:.0f} | {calls} |")
+            seconds, calls = mean(run["seconds"] for run in runs), runs[0].get("base_calls", "–")
+            rows.append(f"| {name} | {method} | {shown} | {seconds:.0f} | {calls} |")
     return "\n".join(rows)
 
 
-def _with_interval(found: dict[str, Any], metric: str) -> str:
-    base, adapted = found["base"][metric], found["adapted"][metric]
-    if "intervals" not in found:
-        return f"{adapted - base:+.3f}"
-    low, high = found["intervals"][metric]
-    return f"{adapted - base:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _with_interval(wholes: Runs, metric: str) -> str:
+    """Return the mean difference over seeds, and the interval of the first."""
+    shown = f"{mean(one['adapted'][metric] - one['base'][metric] for one in wholes):+.3f}"
+    if "intervals" not in wholes[0]:
+        return shown
+    low, high = wholes[0]["intervals"][metric]
+    return f"{shown} [{low:+.3f}, {high:+.3f}]"
 
 
 def targets_table() -> str:
@@ -126,10 +150,10 @@ def targets_table() -> str:
         "| data set | " + " | ".join(variants) + " | known, not told | new, not told |",
         "|---|" + "---:|" * len(variants) + "---|---|",
     ]
-    for name, runs in _methods().items():
-        gains = " | ".join(_relative(runs.get(variant)) for variant in variants)
-        whole = runs.get("auto, both", runs["auto, query"])["tests"]["test"]
-        parts = " | ".join(gain([whole], part) for part in ("known", "new"))
+    for name, found in _methods().items():
+        gains = " | ".join(_relative(found.get(v, []), spread=True) for v in variants)
+        tests = [run["tests"]["test"] for run in found.get("auto, both", found["auto, query"])]
+        parts = " | ".join(gain(tests, part) for part in ("known", "new"))
         rows.append(f"| {name} | {gains} | {parts} |")
     return "\n".join(rows)
 
@@ -201,7 +225,7 @@ def power_table() -> str:
 
 
 def curves_table() -> str:
-    """Change in NDCG@10 on test against the number of training pairs."""
+    """Change in NDCG@10 on test against the number of training pairs, and its figure."""
     found = environment.load("curves")["sets"]
     methods = dict.fromkeys(m for sizes in found.values() for runs in sizes.values() for m in runs)
     rows = ["| data set | pairs | " + " | ".join(methods) + " |"]
@@ -210,7 +234,9 @@ def curves_table() -> str:
         for size, runs in sizes.items():
             cells = [f"{runs[m]['all']['difference']:+.4f}" if m in runs else "–" for m in methods]
             rows.append(f"| {name} | {int(size):,} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    # Here, as the document is to have no link to a figure that has not been drawn.
+    figure = "![Change in NDCG@10 against the number of training pairs](results/curves.svg)"
+    return "\n".join([*rows, "", figure])
 
 
 def speed_table() -> str:
@@ -264,11 +290,14 @@ def gain(runs: list[Any], part: str) -> str:
     return f"{base:.4f} → {adapted:.4f}"
 
 
-def _relative(run: dict[str, Any] | None) -> str:
-    if run is None:
+def _relative(runs: Runs, *, spread: bool = False) -> str:
+    """Return the mean over seeds, and with several their standard deviation where it fits."""
+    if not runs:
         return "–"
-    whole = run["tests"]["test"]["all"]
-    return f"{whole['adapted']['ndcg@10'] / whole['base']['ndcg@10'] - 1:+.1%}"
+    wholes = [run["tests"]["test"]["all"] for run in runs]
+    gains = [one["adapted"]["ndcg@10"] / one["base"]["ndcg@10"] - 1 for one in wholes]
+    shown = f"{mean(gains):+.1%}"
+    return f"{shown} ± {100 * stdev(gains):.1f}" if spread and len(gains) > 1 else shown
 
 
 TABLES: dict[str, Callable[[], str]] = {

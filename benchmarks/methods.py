@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from benchmarks import environment, sets
 from benchmarks.quality import judge
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 
+Row = dict[str, Any]
+
+COMMAND = "python -m benchmarks methods --seeds 5"  # measures all that the file is to have
 # Share of test queries about documents with training questions: the one thing a user may know.
 SEEN = {
     "nfcorpus": 1.0,
@@ -29,28 +34,80 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(data: Path, cache: Path, names: tuple[str, ...], variants: tuple[str, ...]) -> None:
-    """Train on train and dev, test once; each run is saved as it ends, beside earlier ones."""
+def run(
+    data: Path,
+    cache: Path,
+    names: tuple[str, ...],
+    variants: tuple[str, ...],
+    seeds: int,
+    *,
+    first_seed: int = 0,
+    skip_existing: bool = False,
+) -> None:
+    """Train on train and dev, test once; each run is saved as it ends, beside earlier ones.
+
+    It replaces the run of the same set, variant and seed. Every set has a seed before any has the
+    next, so that a part of the runs is of use. ``skip_existing`` leaves out those of this version.
+    """
     base = environment.minilm(embed_batch_size=32)
-    for variant in variants:
-        for name in names:
-            row = _one(base, sets.load(data, name), cache, dict(VARIANTS[variant]))
-            _keep(name, variant, row)
-            shown = ", ".join(
-                f"{part} {found['base']['ndcg@10']:.4f} → {found['adapted']['ndcg@10']:.4f}"
-                for part, found in row["tests"]["test"].items()
-            )
-            print(f"{name}, {variant}: {shown}; {row['recipe']}; {row['seconds']:.0f} s",
-                  flush=True)  # fmt: skip
+    present = version()
+    for seed, variant, name in _order(names, variants, range(first_seed, first_seed + seeds)):
+        if skip_existing and _there(name, variant, seed, present):
+            continue
+        row = {"seed": seed, "version": present}
+        row |= _one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
+        _keep(name, variant, row)
+        _tell(name, variant, row)
 
 
-def _keep(name: str, variant: str, row: dict[str, Any]) -> None:
-    results = environment.load("methods")["sets"] if environment.exists("methods") else {}
-    results.setdefault(name, {})[variant] = row
-    environment.save("methods", "python -m benchmarks methods", {"sets": results})
+def version() -> str:
+    """Return the last commit that changed the package."""
+    command = ["git", "log", "-1", "--format=%h", "--", "llama_index_embeddings_adapted"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
 
 
-def _one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> dict[str, Any]:
+def rows(found: Row | list[Row]) -> list[Row]:
+    """Return the runs of a variant, by seed; an earlier version kept one, of seed 0, in no list."""
+    return [{"seed": 0, "version": "earlier", **found}] if isinstance(found, dict) else found
+
+
+def _order(
+    names: tuple[str, ...], variants: tuple[str, ...], seeds: range
+) -> Iterator[tuple[int, str, str]]:
+    for seed in seeds:
+        for variant in variants:
+            for name in names:
+                yield seed, variant, name
+
+
+def _there(name: str, variant: str, seed: int, present: str) -> bool:
+    # Read anew before each run, as another process may have added it.
+    found = environment.load("methods")["sets"] if environment.exists("methods") else {}
+    kept = rows(found.get(name, {}).get(variant, []))
+    return any((row["seed"], row["version"]) == (seed, present) for row in kept)
+
+
+def _keep(name: str, variant: str, row: Row) -> None:
+    def change(results: dict[str, Any]) -> None:
+        runs = results.setdefault("sets", {}).setdefault(name, {})
+        runs[variant] = rows(runs.get(variant, []))
+        environment.put(runs[variant], row)
+
+    environment.update("methods", COMMAND, change)
+
+
+def _tell(name: str, variant: str, row: Row) -> None:
+    shown = ", ".join(
+        f"{part} {found['base']['ndcg@10']:.4f} → {found['adapted']['ndcg@10']:.4f}"
+        for part, found in row["tests"]["test"].items()
+    )
+    print(f"{name}, {variant}, seed {row['seed']}: {shown}; {row['recipe']}; "
+          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+def _one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
     if options.pop("told", False):
         options["expect"] = SEEN[real.name]
     began = time.perf_counter()

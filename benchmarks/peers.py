@@ -58,9 +58,10 @@ def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...])
 
 
 def _keep(name: str, peer: str, row: dict[str, Any]) -> None:
-    results = environment.load("peers")["sets"] if environment.exists("peers") else {}
-    results.setdefault(name, {})[peer] = row
-    environment.save("peers", "python -m benchmarks peers", {"sets": results})
+    def change(results: dict[str, Any]) -> None:
+        results.setdefault("sets", {}).setdefault(name, {})[peer] = row
+
+    environment.update("peers", "python -m benchmarks peers", change)
 
 
 def fits(

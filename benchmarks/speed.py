@@ -47,10 +47,13 @@ def run(data: Path, cache: Path) -> None:
     found = environment.load("speed") if environment.exists("speed") else {}
     for name, measure in parts.items():
         if name not in found:
-            found[name] = measure()
-            print(name, found[name], flush=True)
-            kept = {part: found[part] for part in parts if part in found}
-            environment.save("speed", "python -m benchmarks speed", kept)
+            _keep(name, measure())
+
+
+def _keep(name: str, measured: Any) -> None:
+    print(name, measured, flush=True)
+    added = {name: measured}
+    environment.update("speed", "python -m benchmarks speed", lambda found: found.update(added))
 
 
 def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:

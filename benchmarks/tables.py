@@ -193,12 +193,19 @@ TABLES: dict[str, Callable[[], str]] = {
 def refresh() -> None:
     """Rewrite every ``<!-- results: NAME -->`` block of the documentation."""
     for path in DOCUMENTS:
-        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+        environment.replace(path, refreshed(path.read_text(encoding="utf-8")))
 
 
 def refreshed(text: str) -> str:
     """Return a document with its blocks as the result files have them."""
-    return _BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+    return _BLOCK.sub(lambda m: f"{m[1]}{_table(m[2])}\n{m[3]}", text)
+
+
+def _table(name: str) -> str:
+    try:
+        return TABLES[name]()
+    except FileNotFoundError:  # its result file
+        return "Not measured yet."
 
 
 def _scores(values: dict[str, float]) -> str:

@@ -133,8 +133,9 @@ def _missing(result: str, key: str, runs: int) -> Iterator[int]:
 
 
 def _keep(result: str, key: str, row: Row) -> None:
-    runs = environment.load(result)["runs"] if environment.exists(result) else {}
-    runs.setdefault(key, []).append(row)
-    environment.save(result, f"python -m benchmarks {result}", {"runs": runs})
+    def change(results: dict[str, Any]) -> None:
+        environment.put(results.setdefault("runs", {}).setdefault(key, []), row)
+
+    environment.update(result, f"python -m benchmarks {result}", change)
     print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

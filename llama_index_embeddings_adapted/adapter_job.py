@@ -67,7 +67,7 @@ class AdapterJob:
             value = getattr(self, name)
             if value not in known:
                 raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-        stages(self.method, self.adapts, (1,))  # refuses unknown methods
+        stages(self.method, self.adapts, 1)  # refuses unknown methods
         if self.expect is not None and not 0.0 <= self.expect <= 1.0:
             raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
 

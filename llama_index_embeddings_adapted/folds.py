@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ PerQuery = NDArray[np.float64]
 
 _DEPTH = 10
 _SCORES_PER_BLOCK = 16_000_000
+_FEW = 4  # documents per query that are ranked faster one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,15 @@ class Judged:
         for start in range(0, len(self), step):
             stop = min(start + step, len(self))
             scores = queries[start:stop] @ documents.T
-            self._rank(scores, start, stop, ranks)
-        ideal = metrics.ideal_gain(self.relevance, _DEPTH)
-        return self.relevance.discounted_gain(ranks, _DEPTH) / ideal
+            _, lines, hidden = _entries(self.hidden, start, stop)
+            scores[lines, hidden] = -np.inf
+            part, lines, wanted = _entries(self.relevance, start, stop)
+            ranks[part] = _places(scores, lines, wanted)
+        return self.relevance.discounted_gain(ranks, _DEPTH) / self._ideal
+
+    @cached_property
+    def _ideal(self) -> PerQuery:
+        return metrics.ideal_gain(self.relevance, _DEPTH)
 
     def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
         """Return the first documents of each judgement, ``(n, depth)``; hidden ones come last.
@@ -76,29 +84,39 @@ class Judged:
         order = np.argsort(hidden, axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)[:, :depth]
 
-    def _rank(self, scores: Vectors, start: int, stop: int, ranks: Rows) -> None:
-        """Fill in the rank of each relevant document among those that compete."""
-        for row in range(start, stop):
-            line = scores[row - start]
-            line[self.hidden.of(row)] = -np.inf
-            entries = slice(self.relevance.offsets[row], self.relevance.offsets[row + 1])
-            ranks[entries] = _places(line, self.relevance.of(row))
+
+def _entries(relevance: Relevance, start: int, stop: int) -> tuple[slice, Rows, Rows]:
+    """Return which entries some queries own, and of each its query, from 0, and its document."""
+    part = slice(int(relevance.offsets[start]), int(relevance.offsets[stop]))
+    lines = np.repeat(np.arange(stop - start), relevance.counts[start:stop])
+    return part, lines, relevance.documents[part]
 
 
-def _places(line: Vectors, wanted: Rows) -> Rows:
-    """Return the ranks of some documents; ties go to the document that stands first."""
-    scores = line[wanted]
-    if len(wanted) <= 4:
-        higher = np.array([np.count_nonzero(line > score) for score in scores], dtype=np.int64)
-        tied = np.arange(len(wanted))
+def _places(scores: Vectors, lines: Rows, wanted: Rows) -> Rows:
+    """Return the ranks of some documents; ties go to the document that stands first.
+
+    Ranks that are not among the first ten are only told to be so.
+
+    Args:
+        scores: ``(b, m)``.
+        lines: ``(entries,)``, rows of scores.
+        wanted: ``(entries,)``, a document for each.
+
+    Returns:
+        ``(entries,)``, 0 is first.
+    """
+    own = scores[lines, wanted]
+    if len(lines) <= _FEW * len(scores):
+        ahead = [np.count_nonzero(scores[at] > score) for at, score in zip(lines, own, strict=True)]
+        ranks = np.array(ahead, dtype=np.int64)
     else:
-        ordered = np.sort(line)
-        last = np.searchsorted(ordered, scores, side="right")
-        higher = len(line) - last
-        tied = np.flatnonzero(last - np.searchsorted(ordered, scores) > 1)
-    for entry in tied:
-        higher[entry] += np.count_nonzero(line[: wanted[entry]] == scores[entry])
-    return higher
+        least = max(0, scores.shape[1] - _DEPTH)
+        first = np.partition(scores, least, axis=1)[:, least:]
+        ranks = np.count_nonzero(first[lines] > own[:, None], axis=1)
+    for entry in np.flatnonzero(ranks < _DEPTH):
+        before = scores[lines[entry], : wanted[entry]]
+        ranks[entry] += np.count_nonzero(before == own[entry])
+    return ranks
 
 
 @dataclass(frozen=True, eq=False)

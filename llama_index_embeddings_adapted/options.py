@@ -27,7 +27,7 @@ class TrainingOptions:
         epochs: Passes over the training queries, at most.
         batch_size: Queries per step.
         learning_rate: Of Adam; ignored when ``optimizer_params`` has an ``lr``.
-        decay: Start at three times the learning rate and let it fall to zero over ``epochs``, for
+        decay: Start at eight times the learning rate and let it fall to zero over ``epochs``, for
             trainings whose length is known. On real sets a third of the steps gave as good a map.
         temperature: Where the learned temperature starts, in cosine units.
         learn_temperature: Learn it.
@@ -40,7 +40,9 @@ class TrainingOptions:
         patience: Epochs without a better validation score before training stops; None: never.
         max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
             batch and a random sample of the rest, so a step needs about
-            ``8 * batch_size * max_candidates`` bytes, and the same again for the documents.
+            ``8 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
+            documents move, relevant ones that would be more than half of them are drawn too, at
+            least one per query.
         max_grad_norm: Gradients are clipped to this norm.
         warmup_steps: Steps over which the learning rate rises to its value.
         steps_per_epoch: Steps per epoch, at most; None for one pass over the queries.

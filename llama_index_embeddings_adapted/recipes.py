@@ -16,6 +16,9 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
 from llama_index_embeddings_adapted.gating import fit_gate
+from llama_index_embeddings_adapted.interpolation import interpolated
+from llama_index_embeddings_adapted.kernel import KernelAdapter
+from llama_index_embeddings_adapted.kernel_ridge import kernel_ridge
 from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.modules import PsdMap, TrainableAdapter, TwoSidedMap
@@ -61,6 +64,14 @@ class Recipe:
         """Return a setting."""
         return dict(self.settings)[name]
 
+    def get(self, name: str, default: Value) -> Value:
+        """Return a setting, or what it is where it is not named."""
+        return dict(self.settings).get(name, default)
+
+    def without(self, name: str) -> Recipe:
+        """Return the same with a setting left at its default."""
+        return replace(self, settings=tuple(pair for pair in self.settings if pair[0] != name))
+
     @property
     def adapts_documents(self) -> bool:
         """Whether an index has to be rebuilt."""
@@ -93,7 +104,8 @@ class Kitchen:
     spectrum: Spectrum | None = None
     start: LinearAdapter | None = None
     base: Kitchen | None = None
-    _made: dict[Recipe, Adapter] = field(default_factory=dict)
+    _trained: dict[Recipe, tuple[Adapter, Adapter]] = field(default_factory=dict)
+    _kernels: dict[float, tuple[Vectors, Vectors]] = field(default_factory=dict)
     _nudges: dict[Recipe, NudgeAdapter] = field(default_factory=dict)
     _facing: dict[Recipe, Kitchen] = field(default_factory=dict)
 
@@ -103,12 +115,7 @@ class Kitchen:
         Raises:
             AdaptedError: The method cannot work on this training set.
         """
-        if recipe in self._made:
-            return self._made[recipe]
-        made = METHODS[recipe.method](self, recipe)
-        if recipe.method in TRAINED:  # the rest is made again faster than it is worth keeping
-            self._made[recipe] = made
-        return made
+        return METHODS[recipe.method](self, recipe)
 
     @functools.cached_property
     def directions(self) -> Spectrum:
@@ -140,27 +147,50 @@ class Kitchen:
             self._facing[ground] = Kitchen(mapped, self.options, start=start, base=self)
         return self._facing[ground]
 
-    def nudges(self, below: Recipe, epochs: int, shrinkage: float) -> NudgeAdapter:
+    def nudges(self, below: Recipe, epochs: int) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""
-        key = Recipe.of("nudge", below, epochs=epochs, shrinkage=shrinkage)
+        key = Recipe.of("nudge", below, epochs=epochs)
         if key not in self._nudges:
-            options = NudgeOptions(shrinkage=shrinkage, seed=self.options.seed)
+            options = NudgeOptions(seed=self.options.seed)
             fits = listwise_nudges(self.train, epochs, options, below=self.make(below))
             *_, (_, self._nudges[key]) = fits
         return self._nudges[key]
 
+    def kernel(self, temperature: float) -> tuple[Vectors, Vectors]:
+        """Return keys and coefficients of a kernel regression to the values of a memory."""
+        if temperature not in self._kernels:
+            self._kernels[temperature] = kernel_ridge(
+                unit(self.train.queries),
+                self.memory_values,
+                temperature=temperature,
+                seed=self.options.seed,
+            )
+        return self._kernels[temperature]
+
     def train_map(
         self, recipe: Recipe, start: Callable[[], Adapter | TrainableAdapter], loss: Loss
     ) -> Adapter:
-        """Train a map for as many epochs as the recipe says."""
+        """Train a map for as many epochs as the recipe says, and go its share of the way there."""
+        whole = recipe.without("share")
+        if whole not in self._trained:
+            self._trained[whole] = self._train(whole, start(), loss)
+        begun, ended = self._trained[whole]
+        share = float(recipe.get("share", 1.0))
+        return ended if share == 1.0 else interpolated(ended, begun, share)
+
+    def _train(
+        self, recipe: Recipe, start: Adapter | TrainableAdapter, loss: Loss
+    ) -> tuple[Adapter, Adapter]:
+        """Return the map where training started and where it ended."""
+        begun = start.export() if isinstance(start, TrainableAdapter) else start
         options = replace(self.options, loss=loss, epochs=int(recipe["epochs"]), decay=True)
         if loss == "corpus":  # a map that is to memorise is not held to the base model
             options = replace(options, anchor=0.0)
         if recipe.adapts_documents:  # every step maps the documents too
             most = min(options.max_candidates, _MOST_MAPPED)
             options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
-        *_, (_, export) = states(self.train, start(), options)
-        return export()
+        *_, (_, export) = states(self.train, start, options)
+        return begun, export()
 
 
 def sides(adapter: Adapter) -> tuple[LinearAdapter, LinearAdapter]:
@@ -255,6 +285,21 @@ def _memory(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     )
 
 
+def _kernel(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    temperature = float(recipe["temperature"])
+    return KernelAdapter(
+        kitchen.make(recipe.on[0]),
+        *kitchen.kernel(temperature),
+        weight=float(recipe["weight"]),
+        temperature=temperature,
+    )
+
+
+def _mean(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    first, second = (kitchen.make(part) for part in recipe.on)
+    return interpolated(second, first, 0.5)
+
+
 def _gate(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     general, special = (kitchen.make(part) for part in recipe.on)
     return GatedAdapter(general, special, kitchen.gate.with_odds(float(recipe["odds"])))
@@ -263,8 +308,8 @@ def _gate(kitchen: Kitchen, recipe: Recipe) -> Adapter:
 def _nudge(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     # Fitted below the memory, which answers training queries by heart and leaves nothing to fix.
     below, under = recipe.on
-    nudges = kitchen.nudges(under, int(recipe["epochs"]), float(recipe["shrinkage"]))
-    return StackedAdapter(kitchen.make(below), nudges)
+    nudges = kitchen.nudges(under, int(recipe["epochs"]))
+    return StackedAdapter(kitchen.make(below), nudges.scaled(float(recipe.get("share", 1.0))))
 
 
 def _nudge_m(kitchen: Kitchen, recipe: Recipe) -> Adapter:
@@ -286,7 +331,9 @@ METHODS: dict[str, Method] = {
     "psd": _psd,
     "low_rank": _low_rank,
     "two_layer": _two_layer,
+    "mean": _mean,
     "memory": _memory,
+    "kernel": _kernel,
     "gate": _gate,
     "shared": _shared,
     "two_sided": _two_sided,

@@ -6,34 +6,35 @@ import functools
 from collections.abc import Iterator, Sequence
 
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe
+from llama_index_embeddings_adapted.recipes import IDENTITY, METHODS, TRAINED, Recipe, Value
 from llama_index_embeddings_adapted.selection import Candidates, Stage
 
-_STEPS = (100, 300, 900)  # of training, at which maps are compared
-_QUERY_MAPS = ("linear", "corpus")
+_STEPS = 200  # of training, at a rate that falls to zero; more gain little
+_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from where training starts to where it ends
+_QUERY_MAPS = ("mnr", "linear", "corpus")
 _BOTH_MAPS = ("shared", "two_sided")
+_LAYERS = ("memory", "kernel", "gate")  # on top of maps
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
-_FIRST = 2  # numbers of epochs that every map is tried at; more where that pays
 
 of = Recipe.of
 
 
-def checkpoints(queries: int, batch_size: int) -> tuple[int, ...]:
-    """Return the epochs at which trained maps are compared: about 100, 300 and 900 steps.
+def epochs_for(queries: int, batch_size: int) -> int:
+    """Return for how many epochs maps are trained: about 200 steps.
 
-    In steps, because a map moves as far in 300 steps on 500 queries as on 50,000; so the cost of a
+    In steps, because a map moves as far in 200 steps on 500 queries as on 50,000; so the cost of a
     fit hardly depends on their number.
     """
-    return tuple(sorted({max(1, round(s * batch_size / max(1, queries))) for s in _STEPS}))
+    return max(1, round(_STEPS * batch_size / max(1, queries)))
 
 
-def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) -> list[Stage]:
+def stages(method: str | Sequence[str], adapts: str, epochs: int) -> list[Stage]:
     """Return the stages of a method, or of several that compete.
 
     Args:
         method: ``"auto"``, a key of :data:`METHODS`, or several of these.
         adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
-        epochs: At which trained maps are compared.
+        epochs: For which maps are trained.
 
     Raises:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
@@ -43,16 +44,15 @@ def stages(method: str | Sequence[str], adapts: str, epochs: tuple[int, ...]) ->
     found: list[Stage] = [lambda _: single] if single else []
     if "auto" not in methods:
         return found
-    longer = [functools.partial(_longer, count, epochs) for count in epochs[_FIRST:]]
-    maps = [functools.partial(_maps, epochs[:_FIRST], adapts), *longer]
-    query_side: list[Stage] = [*found, *maps, _memories, _gates]
+    maps = functools.partial(_maps, epochs, adapts)
+    query_side: list[Stage] = [*found, maps, _kernels, _gates]
     if adapts == "query":
         return query_side
     facing = functools.partial(_facing, epochs)
-    return [*query_side, facing, _facing_memories, _facing_gates, _nudges]
+    return [*query_side, facing, _facing_kernels, _facing_gates, _nudges]
 
 
-def _checked(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Recipe]:
+def _checked(method: str, adapts: str, epochs: int) -> list[Recipe]:
     """Return the recipes of one method by name; none of ``"auto"``, which has stages."""
     if method == "auto":
         return []
@@ -65,10 +65,10 @@ def _checked(method: str, adapts: str, epochs: tuple[int, ...]) -> list[Recipe]:
     return recipes
 
 
-def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
+def alone(method: str, epochs: int) -> Iterator[Recipe]:
     """Yield the recipes to choose from where one method is asked for by name, simplest first."""
     if method in TRAINED:
-        yield from (of(method, epochs=count) for count in epochs)
+        yield from (_trained(method, epochs, share) for share in _SHARES)
     elif method == "centering":
         yield of(method)
     elif method == "whitening":
@@ -77,47 +77,49 @@ def alone(method: str, epochs: tuple[int, ...]) -> Iterator[Recipe]:
         yield from (of(method, strength=strength) for strength in (30.0, 10.0, 3.0, 1.0))
     elif method in ("nudge_m", "nudge_n"):
         yield from (of(method, distance=distance) for distance in (0.05, 0.1, 0.2, 0.4))
+    elif method == "mean":
+        yield _mean(epochs)
     elif method == "memory":
         yield from _memories_on(IDENTITY)
+    elif method == "kernel":
+        yield from _kernels_on(IDENTITY)
     elif method == "gate":
-        count = epochs[min(1, len(epochs) - 1)]
-        yield from _gates_between(of("linear", epochs=count), of("corpus", epochs=count))
+        yield from _gates_between(_trained("linear", epochs), _trained("corpus", epochs))
     elif method == "nudge":
         yield from _nudges_on(IDENTITY, IDENTITY)
     elif method == "facing":
-        for count in epochs:
-            yield of(method, of("two_sided", epochs=count), of("corpus", epochs=count))
+        ground = _trained("two_sided", epochs)
+        yield from (of(method, ground, _trained("corpus", epochs, share)) for share in _SHARES)
 
 
-def _maps(epochs: tuple[int, ...], adapts: str, found: Candidates) -> Iterator[Recipe]:
-    """Maps that treat all queries, or all vectors, alike."""
+def _trained(method: str, epochs: int, share: float = 1.0) -> Recipe:
+    return of(method, epochs=epochs, **_share(share))
+
+
+def _share(share: float) -> dict[str, Value]:
+    return {} if share == 1.0 else {"share": share}
+
+
+def _mean(epochs: int, share: float = 1.0) -> Recipe:
+    """Half of the map that generalises and half of the one that learns by heart."""
+    return of("mean", *(_trained(method, epochs, share) for method in ("linear", "corpus")))
+
+
+def _maps(epochs: int, adapts: str, found: Candidates) -> Iterator[Recipe]:
+    """Maps that treat all queries, or all vectors, alike; those that move least first."""
     yield of("whitening", power=0.25)
-    for method in (*_QUERY_MAPS, *_BOTH_MAPS) if adapts == "both" else _QUERY_MAPS:
-        yield from (of(method, epochs=count) for count in epochs)
+    for share in _SHARES:
+        yield from (_trained(method, epochs, share) for method in _QUERY_MAPS)
+        yield _mean(epochs, share)
+        if adapts == "both":
+            yield from (_trained(method, epochs, share) for method in _BOTH_MAPS)
 
 
-def _longer(epochs: int, all_epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
-    """The best map so far and the best by heart, trained for longer if that paid before.
-
-    Those of the query side also where a map of both sides is ahead: memories and gates need them.
-    """
-    before = all_epochs[all_epochs.index(epochs) - 1]
-    kinds = (_query_maps(found), _both_maps(found))
-    ahead = [best(kind) for kind in kinds for best in (found.best, found.best_known)]
-    for recipe in dict.fromkeys(ahead):
-        same = [r for r in found.recipes if r.method == recipe.method]
-        if of(recipe.method, epochs=before) in (
-            found.best(same),
-            found.best(same, known_only=True),
-        ):
-            yield of(recipe.method, epochs=epochs)
-
-
-def _memories(found: Candidates) -> Iterator[Recipe]:
-    """Memories on top of the map that generalises best, and of the one that gains most by heart."""
+def _kernels(found: Candidates) -> Iterator[Recipe]:
+    """Kernels on top of the map that generalises best, and of the one that gains most by heart."""
     maps = _query_maps(found)
     for recipe in dict.fromkeys([found.best_new(maps), found.best_known(maps)]):
-        yield from _memories_on(recipe)
+        yield from _kernels_on(recipe)
 
 
 def _gates(found: Candidates) -> Iterator[Recipe]:
@@ -127,17 +129,24 @@ def _gates(found: Candidates) -> Iterator[Recipe]:
         yield from _gates_between(general, special)
 
 
-def _facing(epochs: tuple[int, ...], found: Candidates) -> Iterator[Recipe]:
+def _facing(epochs: int, found: Candidates) -> Iterator[Recipe]:
     """Maps that learn by heart, of queries to documents as the best map of both sides has them."""
     ground = _ground(found)
     if ground != IDENTITY:
-        yield from (of("facing", ground, of("corpus", epochs=count)) for count in epochs[:_FIRST])
+        for share in _SHARES:
+            yield of("facing", ground, _trained("corpus", epochs, share))
 
 
-def _facing_memories(found: Candidates) -> Iterator[Recipe]:
+def _facing_kernels(found: Candidates) -> Iterator[Recipe]:
+    """Kernels that were best in front of documents that nothing had moved, now where it has."""
     ground = _ground(found)
-    for special in dict.fromkeys([IDENTITY, _above(ground, found)]) if ground != IDENTITY else ():
-        yield from (of("facing", ground, memory) for memory in _memories_on(special))
+    if ground == IDENTITY:
+        return
+    kernels = [r for r in found.recipes if r.method == "kernel"]
+    best = (choose(kernels) for choose in (found.highest, found.best_new, found.best_known))
+    settings = dict.fromkeys(r.settings for r in best if r.method == "kernel")
+    for special in dict.fromkeys([IDENTITY, _above(ground, found)]):
+        yield from (of("facing", ground, Recipe("kernel", kept, (special,))) for kept in settings)
 
 
 def _facing_gates(found: Candidates) -> Iterator[Recipe]:
@@ -148,17 +157,27 @@ def _facing_gates(found: Candidates) -> Iterator[Recipe]:
 
 
 def _nudges(found: Candidates) -> Iterator[Recipe]:
-    """Nudges on top of the best so far, and of the best by heart; fitted on the map below both."""
-    for recipe in dict.fromkeys([found.highest(found.recipes), found.best_known(found.recipes)]):
+    """Nudges on the best so far, the best by heart, and the kernel kindest to new documents.
+
+    They are fitted on the map below each.
+    """
+    kernels = [r for r in found.recipes if _top(r).method == "kernel"]
+    tops = [found.highest(found.recipes), found.best_new(kernels), found.best_known(found.recipes)]
+    for recipe in dict.fromkeys(tops):
         yield from _nudges_on(recipe, _lowest(recipe))
 
 
+def _top(recipe: Recipe) -> Recipe:
+    """Return what is done to queries last."""
+    return recipe.on[1] if recipe.method == "facing" else recipe
+
+
 def _lowest(recipe: Recipe) -> Recipe:
-    """Return the map below memories and gates."""
+    """Return the map below kernels, memories and gates."""
     if recipe.method == "facing":
         ground, above = recipe.on
         return of("facing", ground, _lowest(above))
-    return _lowest(recipe.on[0]) if recipe.on else recipe
+    return _lowest(recipe.on[0]) if recipe.method in _LAYERS else recipe
 
 
 def _ground(found: Candidates) -> Recipe:
@@ -176,12 +195,18 @@ def _both_maps(found: Candidates) -> list[Recipe]:
 
 
 def _query_maps(found: Candidates) -> list[Recipe]:
-    return [r for r in found.recipes if not r.adapts_documents and not r.on]
+    return [r for r in found.recipes if not r.adapts_documents and (not r.on or r.method == "mean")]
 
 
 def _memories_on(recipe: Recipe) -> Iterator[Recipe]:
     for weight, temperature in ((0.5, 0.1), (1.0, 0.1), (2.0, 0.1), (0.5, 0.2), (1.0, 0.2)):
         yield of("memory", recipe, weight=weight, temperature=temperature)
+
+
+def _kernels_on(recipe: Recipe) -> Iterator[Recipe]:
+    for temperature, weights in {0.1: (0.5, 1.0), 0.2: (1.0, 2.0), 0.4: (2.0, 4.0)}.items():
+        for weight in weights:
+            yield of("kernel", recipe, weight=weight, temperature=temperature)
 
 
 def _gates_between(general: Recipe, special: Recipe) -> Iterator[Recipe]:
@@ -191,5 +216,5 @@ def _gates_between(general: Recipe, special: Recipe) -> Iterator[Recipe]:
 
 
 def _nudges_on(recipe: Recipe, under: Recipe) -> Iterator[Recipe]:
-    for shrinkage in (0.1, 0.01, 0.001):
-        yield of("nudge", recipe, under, epochs=_NUDGE_EPOCHS, shrinkage=shrinkage)
+    for share in _SHARES:
+        yield of("nudge", recipe, under, epochs=_NUDGE_EPOCHS, **_share(share))

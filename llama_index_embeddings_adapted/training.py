@@ -21,6 +21,7 @@ from llama_index_embeddings_adapted.losses import Targets, ranking_nll, score_dr
 from llama_index_embeddings_adapted.maps import LinearAdapter
 from llama_index_embeddings_adapted.modules import TrainableAdapter, trainable
 from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.threads import threads_for
 from llama_index_embeddings_adapted.training_documents import TrainingDocuments
 from llama_index_embeddings_adapted.validation import Gain, Validation
@@ -31,7 +32,7 @@ State = tuple[int, Callable[[], Adapter]]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
-_PEAK = 3.0  # times the constant rate, where a rate that falls to zero starts
+_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
 
 @dataclass(frozen=True)
@@ -322,15 +323,29 @@ class _Run:
             # One relevant document per query, as each (query, document) pair is one example; the
             # others are drawn in other epochs. Those of the batch's other queries compete.
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            chosen = np.union1d(relevant.documents[place], self._hard(batch))
+            chosen = _union(relevant.documents[place], self._hard(batch))
         elif self._all_candidates is not None:
             return self._candidates, self._all_candidates
         else:
-            own = np.union1d(relevant.documents, self._hard(batch))
+            own = _union(self._competing(relevant), self._hard(batch))
             more = max(0, self._options.max_candidates - len(own))
             others = self._random.choice(self._candidates, size=more, replace=False)
-            chosen = np.union1d(own, others)
+            chosen = _union(own, others)
         return chosen, self._documents.take(chosen)
+
+    def _competing(self, relevant: Relevance) -> Rows:
+        """Return the relevant documents of a batch; where documents move, a limited number.
+
+        There a step maps every candidate, and dozens per query would be nearly all of its cost.
+        Those left out that come in by chance, or by another query, are targets as ever.
+        """
+        most = max(self._options.max_candidates // 2, len(relevant))
+        if not self.module.moves_documents or len(_union(relevant.documents)) <= most:
+            return relevant.documents
+        shuffled = np.lexsort((self._random.random(len(relevant.documents)), relevant.queries))
+        # One of each query, then a second of each that has one, until there are enough.
+        place = np.arange(len(shuffled)) - relevant.offsets[relevant.queries]
+        return relevant.documents[shuffled[np.argsort(place, kind="stable")[:most]]]
 
     def _hard(self, batch: Rows) -> Rows:
         """Return the hard negatives of a batch."""
@@ -365,6 +380,14 @@ class _Run:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _union(*rows: Rows) -> Rows:
+    """Return the different ones, sorted; for thousands faster than ``np.unique``, which hashes."""
+    ordered = np.sort(np.concatenate(rows))
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:

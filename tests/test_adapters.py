@@ -14,6 +14,7 @@ from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapt
 from llama_index_embeddings_adapted.adapters import describe, restore
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.gate import Gate, GatedAdapter
+from llama_index_embeddings_adapted.kernel import KernelAdapter
 from llama_index_embeddings_adapted.maps import LowRankAdapter, UnitAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
@@ -61,6 +62,11 @@ def memory(general: Adapter, **settings: float) -> QueryMemoryAdapter:
     return QueryMemoryAdapter(general, keys, values, **settings)
 
 
+def kernel(general: Adapter, **settings: float) -> KernelAdapter:
+    keys, coefficients = unit(random_array(3, DIM, seed=2)), random_array(3, DIM, seed=3)
+    return KernelAdapter(general, keys, coefficients, **settings)
+
+
 def gate(*, others: int = 2) -> Gate:
     queries, asked = (unit(random_array(4, DIM, seed=seed)) for seed in (4, 5))
     return Gate(
@@ -94,6 +100,7 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     "low rank": lambda: LowRankAdapter.identity(DIM, rank=2),
     "two layers": lambda: TwoLayerAdapter.identity(DIM, hidden=4),
     "memory of weight 0": lambda: memory(LinearAdapter.identity(DIM), weight=0.0),
+    "kernel of weight 0": lambda: kernel(LinearAdapter.identity(DIM), weight=0.0),
     "gate between identities": lambda: GatedAdapter(
         LinearAdapter.identity(DIM), LowRankAdapter.identity(DIM), gate()
     ),
@@ -122,9 +129,11 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
         residual=False,
     ),
     "memory": lambda: memory(linear(), weight=2.0, temperature=0.5, neighbours=2),
+    "kernel": lambda: kernel(linear(), weight=2.0, temperature=0.5),
     "gate": lambda: GatedAdapter(linear(), linear(1), gate()),
     "gate without other documents": lambda: GatedAdapter(linear(), linear(1), gate(others=0)),
     "gate to a memory": lambda: GatedAdapter(linear(), memory(linear(1)), gate()),
+    "gate to a kernel": lambda: GatedAdapter(linear(), kernel(linear(1)), gate()),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),
     "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),

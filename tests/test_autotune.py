@@ -29,7 +29,7 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", (10, 30))
+    monkeypatch.setattr(stages_module, "_STEPS", 30)
 
 
 def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> Tuned:

@@ -109,7 +109,7 @@ TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero quest
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", (2, 4))
+    monkeypatch.setattr(stages_module, "_STEPS", 3)
     monkeypatch.setattr(significance, "RESAMPLES", 99)
 
 
@@ -123,7 +123,7 @@ def tuned(given: EncodedDataset, method: str) -> Tuned:
 
 def simplest(method: str) -> Recipe:
     """The recipe that a method tries first, with one epoch where it has any."""
-    [stage] = stages_module.stages(method, "both", (1,))
+    [stage] = stages_module.stages(method, "both", 1)
     return next(iter(stage(None)))  # type: ignore[arg-type]
 
 

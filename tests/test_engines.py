@@ -334,7 +334,7 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train maps for a few steps only."""
-    monkeypatch.setattr(stages, "_STEPS", (10, 60))
+    monkeypatch.setattr(stages, "_STEPS", 60)
     monkeypatch.setattr(significance, "RESAMPLES", 999)
 
 

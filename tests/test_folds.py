@@ -244,6 +244,28 @@ def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> 
     assert found[0] < 0.75
 
 
+@pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way
+@pytest.mark.parametrize("seed", range(6))
+def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_hidden(most: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    documents = random.integers(-1, 2, size=(60, 3)).astype(np.float32)  # 27 different ones
+    queries = random.integers(-1, 2, size=(30, 3)).astype(np.float32)  # the zero vector too
+    rows = [random.permutation(60) for _ in range(30)]
+    counts = random.integers(1, most + 1, size=30)
+    shown = [row[:count].tolist() for row, count in zip(rows, counts, strict=True)]
+    hidden = [row[count : count + 15].tolist() for row, count in zip(rows, counts, strict=True)]
+    grades = [random.integers(1, 4, size=count).tolist() for count in counts]
+    relevance, kept_out = Relevance.from_lists(shown, grades), Relevance.from_lists(hidden)
+    judged = Judged(queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool))
+
+    scores = queries @ documents.T
+    for line, out in zip(scores, hidden, strict=True):
+        line[out] = -np.inf
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    expected = metrics.compute("ndcg@10", ranked, relevance, corpus_size=60)
+    assert judged.score(queries, documents) == pytest.approx(expected, abs=1e-12)
+
+
 def test_documents_are_scored_as_the_adapter_moves_them() -> None:
     # The queries are away from their documents; an offset takes each document to its query.
     queries, corpus = np.eye(10), np.roll(np.eye(10), 1, axis=0)

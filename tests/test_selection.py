@@ -15,7 +15,14 @@ from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
 from llama_index_embeddings_adapted.options import TrainingOptions
-from llama_index_embeddings_adapted.recipes import BOTH_SIDES, IDENTITY, METHODS, Kitchen, Recipe
+from llama_index_embeddings_adapted.recipes import (
+    BOTH_SIDES,
+    IDENTITY,
+    METHODS,
+    TRAINED,
+    Kitchen,
+    Recipe,
+)
 from llama_index_embeddings_adapted.selection import (
     Candidates,
     Evidence,
@@ -24,7 +31,7 @@ from llama_index_embeddings_adapted.selection import (
     select,
     weighted_error,
 )
-from llama_index_embeddings_adapted.stages import checkpoints, stages
+from llama_index_embeddings_adapted.stages import epochs_for, stages
 from tests.synthetic import encoded, evidence, rotated_corpus
 
 of = Recipe.of
@@ -261,6 +268,10 @@ def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> Non
     one, two = (of("linear", epochs=count) for count in (1, 2))
     assert kitchen.make(one) == kitchen.make(one) != kitchen.make(two)
     assert len(runs) == 2
+    half = kitchen.make(of("linear", epochs=1, share=0.5))  # half of the way to the first
+    start = kitchen.make(of("whitening", power=0.25))
+    assert np.allclose(2 * half.weight, start.weight + kitchen.make(one).weight)  # type: ignore[attr-defined]
+    assert len(runs) == 2
     kitchen.make(of("memory", one, weight=1.0, temperature=0.1))
     assert len(runs) == 2
 
@@ -299,7 +310,7 @@ def test_only_linear_maps_of_both_sides_can_be_faced() -> None:
 def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method: str) -> None:
     data, _ = rotated_corpus(documents=40)
     kitchen = Kitchen(data, TrainingOptions(batch_size=16))
-    proposed = [] if method == "identity" else stages(method, "both", (1, 2))[0](None)  # type: ignore[arg-type]
+    proposed = [] if method == "identity" else stages(method, "both", 1)[0](None)  # type: ignore[arg-type]
     for recipe in proposed:
         adapter = kitchen.make(recipe)
         assert (adapter.input_dim, adapter.output_dim) == (12, 12)
@@ -313,7 +324,7 @@ def test_the_nudge_recipe_puts_its_nudges_on_top() -> None:
     data, _ = rotated_corpus(documents=40)
     ridge = of("ridge", strength=1.0)
     kitchen = Kitchen(data, TrainingOptions())
-    adapter = kitchen.make(of("nudge", ridge, ridge, epochs=1, shrinkage=0.1))
+    adapter = kitchen.make(of("nudge", ridge, ridge, epochs=1))
     below, nudges = adapter.adapters  # type: ignore[attr-defined]
     assert below == kitchen.make(ridge)
     assert isinstance(nudges, NudgeAdapter)
@@ -322,29 +333,29 @@ def test_the_nudge_recipe_puts_its_nudges_on_top() -> None:
 # --- stages ---------------------------------------------------------------------------------
 
 
-def test_maps_are_compared_after_the_same_numbers_of_steps_whatever_the_pairs(
+def test_maps_are_trained_for_the_same_number_of_steps_whatever_the_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", (100, 400))
-    assert checkpoints(640, 64) == (10, 40)  # of ten steps each
-    assert checkpoints(64, 64) == (100, 400)
-    assert checkpoints(10**6, 64) == (1,)
+    monkeypatch.setattr(stages_module, "_STEPS", 400)
+    assert epochs_for(640, 64) == 40  # of ten steps each
+    assert epochs_for(64, 64) == 400
+    assert epochs_for(10**6, 64) == 1
 
 
 def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(
         OptionError, match=r"one of auto, centering.*nudge, or several, got 'magic'"
     ):
-        stages("magic", "query", (1,))
+        stages("magic", "query", 1)
     with pytest.raises(OptionError, match="expected one of auto"):
-        stages("identity", "query", (1,))
+        stages("identity", "query", 1)
 
 
 @pytest.mark.parametrize("method", sorted(BOTH_SIDES))
 def test_methods_that_move_documents_need_leave_to(method: str) -> None:
     with pytest.raises(OptionError, match=f"{method!r} moves documents, which needs adapts="):
-        stages(method, "query", (1,))
-    assert stages(method, "both", (1,))
+        stages(method, "query", 1)
+    assert stages(method, "both", 1)
 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
@@ -352,56 +363,51 @@ def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) 
     known = np.array([True, False] * 10)
     found = evidence(known)
     so_far: list[Recipe] = [IDENTITY]
-    for stage in stages("auto", adapts, (1, 2)):
+    for stage in stages("auto", adapts, 1):
         for recipe in stage(Candidates(found, list(so_far), everything(found))):
             found.scores[recipe] = np.full(20, 0.5 + 0.001 * len(so_far))
             so_far.append(recipe)
     assert any(recipe.adapts_documents for recipe in so_far) == (adapts == "both")
-    assert {"whitening", "linear", "corpus", "memory", "gate"} <= {r.method for r in so_far}
+    assert {"whitening", "linear", "mean", "kernel", "gate"} <= {r.method for r in so_far}
 
 
-def proposed(found: Candidates, stage: int) -> list[Recipe]:
-    return list(stages("auto", "query", (1, 3, 9))[stage](found))
+def proposed(found: Evidence, stage: int) -> list[Recipe]:
+    """What a stage proposes on the query side after everything that has scores."""
+    so_far = Candidates(found, list(found.scores), everything(found))
+    return list(stages("auto", "query", 1)[stage](so_far))
 
 
-@pytest.mark.parametrize(
-    ("at_one", "at_three", "longer"),
-    [
-        (0.6, [0.7, 0.71] * 4, [of("linear", epochs=9)]),  # it still got better
-        (0.7, [0.7, 0.7] * 4, []),  # more training gained nothing
-        (0.6, [0.9, 0.9, 0.31, 0.31] * 2, []),  # or no more than its noise
-        (0.3, 0.4, []),  # or only became less bad
-    ],
-)
-def test_maps_are_trained_on_while_that_is_worth_more_than_noise(
-    at_one: float, at_three: Any, longer: list[Recipe]
-) -> None:
+def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training() -> None:
+    maps = proposed(evidence([True, False] * 4), 0)
+    shares = [recipe.get("share", 1.0) for recipe in maps if recipe.method == "linear"]
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    trained = {recipe.without("share") for recipe in maps if recipe.method in TRAINED}
+    assert trained == {of(method, epochs=1) for method in ("mnr", "linear", "corpus")}
+    assert [recipe.on for recipe in maps if recipe.method == "mean"][-1] == (
+        of("linear", epochs=1),
+        of("corpus", epochs=1),
+    )
+
+
+def test_kernels_lie_on_what_generalises_best_and_on_what_gains_most_by_heart() -> None:
     found = evidence([True, False] * 4)
-    one, three = of("linear", epochs=1), of("linear", epochs=3)
-    found.scores[one] = np.broadcast_to(at_one, 8).astype(float)
-    found.scores[three] = np.broadcast_to(at_three, 8).astype(float)
-    seen = Candidates(found, [IDENTITY, one, three], everything(found))
-    assert proposed(seen, 1) == longer
+    found.scores[of("linear", epochs=1)] = np.full(8, 0.6)
+    found.scores[of("mean", of("linear", epochs=1), of("corpus", epochs=1))] = np.full(8, 0.55)
+    found.scores[of("corpus", epochs=1)] = np.tile([0.8, 0.2], 4)
+    kernels = proposed(found, 1)
+    assert {recipe.method for recipe in kernels} == {"kernel"}
+    assert {recipe.on for recipe in kernels} == {
+        (of("linear", epochs=1),),
+        (of("corpus", epochs=1),),
+    }
 
 
-def test_what_gains_by_heart_is_trained_on_too() -> None:
-    found = evidence([True, False] * 4)
-    one, three = of("corpus", epochs=1), of("corpus", epochs=3)
-    found.scores[one] = np.tile([0.7, 0.3], 4)
-    found.scores[three] = np.tile([0.8, 0.2], 4)  # it harms new documents
-    seen = Candidates(found, [IDENTITY, one, three], everything(found))
-    assert proposed(seen, 1) == [of("corpus", epochs=9)]
-
-
-def test_maps_of_the_query_side_are_trained_on_behind_a_better_one_of_both_sides() -> None:
-    found = evidence([True, False] * 4)
-    scores = {"linear": (0.6, 0.7), "shared": (0.7, 0.8)}
-    for method, values in scores.items():
-        for epochs, value in zip((1, 3), values, strict=True):
-            found.scores[of(method, epochs=epochs)] = np.full(8, value)
-    seen = Candidates(found, [IDENTITY, *found.scores], everything(found))
-    longer = list(stages("auto", "both", (1, 3, 9))[1](seen))
-    assert longer == [of("linear", epochs=9), of("shared", epochs=9)]
+def test_without_known_documents_kernels_lie_on_what_generalises() -> None:
+    found = evidence([False] * 8)  # no document has two questions
+    found.scores[of("linear", epochs=1)] = np.full(8, 0.6)
+    assert {recipe.on[0] for recipe in proposed(found, 1)} == {of("linear", epochs=1), IDENTITY}
+    nothing = np.zeros(8, dtype=bool)
+    assert found.choose([IDENTITY, of("linear", epochs=1)], nothing) == IDENTITY
 
 
 def seen_by(stage: int, **scores: float) -> list[Recipe]:
@@ -410,26 +416,42 @@ def seen_by(stage: int, **scores: float) -> list[Recipe]:
     for method, value in scores.items():
         found.scores[of(method, epochs=1)] = np.full(8, value)
     seen = Candidates(found, list(found.scores), everything(found))
-    return list(stages("auto", "both", (1, 3, 9))[stage](seen))
+    return list(stages("auto", "both", 1)[stage](seen))
 
 
 def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
     ground = of("two_sided", epochs=1)
-    maps = seen_by(4, linear=0.9, shared=0.6, two_sided=0.7)
-    assert maps == [of("facing", ground, of("corpus", epochs=count)) for count in (1, 3)]
-    memories = seen_by(5, linear=0.9, shared=0.6, two_sided=0.7)
-    assert {recipe.on[0] for recipe in memories} == {ground}
-    assert {recipe.on[1].on[0] for recipe in memories} == {IDENTITY}
-    for stage in (4, 5, 6):  # where no map of both sides gains, nothing faces any
+    maps = seen_by(3, linear=0.9, shared=0.6, two_sided=0.7)
+    assert {recipe.on[0] for recipe in maps} == {ground}
+    assert {recipe.on[1].without("share") for recipe in maps} == {of("corpus", epochs=1)}
+    assert seen_by(4, two_sided=0.7) == []  # no kernel was worth anything yet
+    for stage in (3, 4, 5):  # where no map of both sides gains, nothing faces any
         assert seen_by(stage, linear=0.9, shared=0.4, two_sided=0.3) == []
 
 
-def test_nudges_lie_on_the_map_below_memories_and_gates() -> None:
+def test_kernels_face_a_map_with_the_settings_that_were_best_without_it() -> None:
+    known = np.array([True, False] * 4)
+    found = evidence(known)
+    ground, linear = of("two_sided", epochs=1), of("linear", epochs=1)
+    found.scores[ground] = np.full(8, 0.7)
+    shapes = {0.5: (0.6, 0.7), 1.0: (0.9, 0.1), 2.0: (0.6, 0.6)}  # weight: known and new
+    for weight, (old, new) in shapes.items():
+        kernel = of("kernel", linear, weight=weight, temperature=0.1)
+        found.scores[kernel] = np.where(known, old, new)
+    seen = Candidates(found, list(found.scores), everything(found))
+    facing = list(stages("auto", "both", 1)[4](seen))
+    assert [recipe.on[1]["weight"] for recipe in facing] == [0.5, 1.0]
+    assert {(recipe.on[0], recipe.on[1].on[0]) for recipe in facing} == {(ground, IDENTITY)}
+
+
+def test_nudges_lie_on_the_map_below_kernels_memories_and_gates() -> None:
     ground, corpus = of("two_sided", epochs=1), of("corpus", epochs=1)
     memory = of("memory", corpus, weight=1.0, temperature=0.1)
     lowest = stages_module._lowest
     assert lowest(of("gate", of("linear", epochs=1), memory, odds=0.0)) == of("linear", epochs=1)
     assert lowest(of("facing", ground, memory)) == of("facing", ground, corpus)
+    mean = of("mean", of("linear", epochs=1), corpus)
+    assert lowest(of("kernel", mean, weight=1.0, temperature=0.1)) == mean
     assert lowest(ground) == ground
 
 
@@ -442,22 +464,13 @@ def test_the_highest_does_no_harm_and_need_not_be_the_simplest() -> None:
     assert seen.highest([]) == IDENTITY
 
 
-def test_without_known_documents_maps_are_trained_on_for_the_new_ones() -> None:
-    found = evidence([False] * 8)  # no document has two questions
-    one, three = of("linear", epochs=1), of("linear", epochs=3)
-    found.scores[one], found.scores[three] = np.full(8, 0.6), np.full(8, 0.7)
-    seen = Candidates(found, [IDENTITY, one, three], everything(found))
-    assert proposed(seen, 1) == [of("linear", epochs=9)]
-    assert found.choose([IDENTITY, one], np.zeros(8, dtype=bool)) == IDENTITY
-
-
 def test_several_methods_compete_with_auto_or_without() -> None:
-    names = [recipe.method for recipe in stages(["ridge", "psd"], "query", (1,))[0](None)]  # type: ignore[arg-type]
+    names = [recipe.method for recipe in stages(["ridge", "psd"], "query", 1)[0](None)]  # type: ignore[arg-type]
     assert list(dict.fromkeys(names)) == ["ridge", "psd"]
-    assert len(stages(["ridge", "psd"], "query", (1,))) == 1
-    both = stages(["auto", "psd"], "query", (1, 2))
-    assert len(both) == 1 + len(stages("auto", "query", (1, 2)))
+    assert len(stages(["ridge", "psd"], "query", 1)) == 1
+    both = stages(["auto", "psd"], "query", 1)
+    assert len(both) == 1 + len(stages("auto", "query", 1))
     with pytest.raises(OptionError, match="'magic'"):
-        stages(["auto", "magic"], "query", (1,))
+        stages(["auto", "magic"], "query", 1)
     with pytest.raises(OptionError, match="'nudge' moves documents"):
-        stages(["auto", "nudge"], "query", (1,))
+        stages(["auto", "nudge"], "query", 1)

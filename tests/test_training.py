@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,10 @@ def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
         run = training_module._Run(data, start, options, None)
         return [run._rate(step) for step in range(steps)]
 
-    assert rates(7) == pytest.approx([3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0])  # two epochs of three
-    assert rates(5, steps_per_epoch=2) == pytest.approx([3.0, 2.25, 1.5, 0.75, 0.0])
+    assert rates(7) == pytest.approx(
+        [8 * left / 6 for left in range(6, -1, -1)]
+    )  # two epochs of three
+    assert rates(5, steps_per_epoch=2) == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0])
     assert rates(3, warmup_steps=2) == pytest.approx([1.0, 2.5 * 2 / 3, 2.0])
 
 
@@ -165,6 +168,31 @@ def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documen
     assert vectors.shape == (len(candidates), 4)
     assert set(np.unique(data.relevance.documents)) <= set(candidates.tolist())
     assert len(run._targets(np.arange(64), candidates).queries) == 64
+
+
+def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negative() -> None:
+    random = np.random.default_rng(0)
+    counts = [1, 2, *[40] * 30]
+    relevant = [random.choice(2_000, size=count, replace=False).tolist() for count in counts]
+    data = encoded(np.ones((32, 4)), random.standard_normal((2_000, 4)), relevant)
+    batch, options = np.arange(32), TrainingOptions(max_candidates=200)
+
+    def candidates(*, shared: bool, seed: int = 0) -> list[int]:
+        start = LinearAdapter(np.eye(4), shared=shared)
+        run = training_module._Run(data, start, replace(options, seed=seed), None)
+        found, _ = run._candidates_for(batch)
+        targets = run._targets(batch, found)
+        there = [set(rows) & set(found.tolist()) for rows in relevant]
+        assert np.bincount(targets.queries, minlength=32).tolist() == [len(rows) for rows in there]
+        assert all(there)  # at least one of each
+        assert set(relevant[1]) <= there[1]  # who has few keeps them
+        drawn = run._competing(run._relevance)
+        assert len(drawn) == (100 if shared else len(data.relevance.documents))
+        return found.tolist()
+
+    assert 100 < len(candidates(shared=True)) <= 200
+    assert candidates(shared=True) == candidates(shared=True) != candidates(shared=True, seed=1)
+    assert candidates(shared=False) == np.unique(data.relevance.documents).tolist()
 
 
 def test_the_optimizer_of_the_user_is_used_with_its_parameters() -> None:

@@ -64,7 +64,7 @@ def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
         [8 * left / 6 for left in range(6, -1, -1)]
     )  # two epochs of three
     assert rates(5, steps_per_epoch=2) == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0])
-    assert rates(3, warmup_steps=2) == pytest.approx([1.0, 2.5 * 2 / 3, 2.0])
+    assert rates(3, warmup_steps=2) == pytest.approx([8 / 3, 8 * 5 / 6 * 2 / 3, 8 * 4 / 6])
 
 
 def test_a_falling_rate_gets_further_in_as_many_steps() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from llama_index_embeddings_adapted.recipes import TRAINED, Kitchen, Recipe
 from llama_index_embeddings_adapted.stages import epochs_for
 
 of = Recipe.of
-_RANDOM = ("nudge", "gate", "facing", *TRAINED)
+_RANDOM = ("nudge", "gate", "facing", "mean", *TRAINED)
+_OPTIONS = TrainingOptions(max_candidates=2_048, batch_size=192)  # as auto has them
 
 
 def recipes(epochs: int) -> dict[str, Recipe]:
@@ -25,7 +27,9 @@ def recipes(epochs: int) -> dict[str, Recipe]:
         "whitening": of("whitening", power=0.25),
         "ridge": of("ridge", strength=3.0),
         **{method: of(method, epochs=epochs) for method in TRAINED},
+        "mean": of("mean", linear, corpus),
         "memory": of("memory", of("identity"), weight=1.0, temperature=0.1),
+        "kernel": of("kernel", of("identity"), weight=1.0, temperature=0.2),
         "gate": of("gate", linear, corpus, odds=0.0),
         "nudge_m": of("nudge_m", distance=0.2),
         "nudge_n": of("nudge_n", distance=0.2),
@@ -41,7 +45,7 @@ def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
         real = sets.load(data, name)
         train = encoder.dataset(real.train if real.dev is None else real.train.merged(real.dev))
         test = encoder.dataset(real.tests["test"])
-        epochs = epochs_for(len(train.relevance), TrainingOptions().batch_size)
+        epochs = epochs_for(len(train.relevance), _OPTIONS.batch_size)
         for method, recipe in recipes(epochs).items():
             for seed in range(seeds if method in _RANDOM else 1):
                 if seed not in _there(name, method):
@@ -51,8 +55,7 @@ def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
 
 def _one(train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    options = TrainingOptions(seed=seed, max_candidates=2_048)
-    adapter = Kitchen(train, options).make(recipe)
+    adapter = Kitchen(train, replace(_OPTIONS, seed=seed)).make(recipe)
     seconds = time.perf_counter() - began
     documents = adapter.apply(test.documents, "document", test.keys)
     scores = {

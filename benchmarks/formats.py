@@ -34,6 +34,7 @@ from llama_index_embeddings_adapted.folder_facts import facts_as_text, folder_fa
 from llama_index_embeddings_adapted.gate import FEATURES, Gate, GatedAdapter
 from llama_index_embeddings_adapted.inputs import read_pairs
 from llama_index_embeddings_adapted.journal import Answer, Journal
+from llama_index_embeddings_adapted.kernel import KernelAdapter
 from llama_index_embeddings_adapted.maps import TwoLayerAdapter, UnitAdapter
 from llama_index_embeddings_adapted.memory import QueryMemoryAdapter
 from llama_index_embeddings_adapted.nudges import NudgeAdapter
@@ -98,6 +99,7 @@ def _adapters() -> list[Any]:
         LowRankAdapter.identity(DIM, rank=4),
         TwoLayerAdapter.identity(DIM, hidden=4),
         GatedAdapter(linear, QueryMemoryAdapter(linear, few, few), gate),
+        KernelAdapter(linear, few, few),
         StackedAdapter(LinearAdapter(_random(DIM, DIM), shared=True), nudges, UnitAdapter(DIM)),
     ]
 

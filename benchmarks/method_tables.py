@@ -90,17 +90,21 @@ def _candidate(runs: Runs, pattern: re.Pattern[str]) -> str:
     return " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
 
 
-_MEMORY = r"linear \(epochs \d+\) \+ memory \(temperature {}, weight {}\)"
+_PART = r"{} \(epochs \d+, share {}\)"
+_WHOLE = r"{} \(epochs \d+\)"
+_KERNEL = r"[^+]* \+ kernel \(temperature {}, weight {}\)"
 _CANDIDATES = {
     "label-free whitening": r"whitening .*",
-    "linear, trained longest": r"linear \(epochs \d+\)",
-    "the same with all documents as negatives": r"corpus \(epochs \d+\)",
-    "linear + memory, temperature .1, weight .5": _MEMORY.format("0.1", "0.5"),
-    "linear + memory, temperature .1, weight 1": _MEMORY.format("0.1", "1"),
-    "linear + memory, temperature .1, weight 2": _MEMORY.format("0.1", "2"),
-    "linear + memory, temperature .2, weight 1": _MEMORY.format("0.2", "1"),
-    "gate from linear to the best by heart, log odds -2": r"linear .* gate \(odds -2\)",
-    "gate from linear to the best by heart, log odds 0": r"linear .* gate \(odds 0\)",
+    **{
+        f"{method}, {share:.0%} of the way": _PART.format(method, f"{share:g}")
+        for method in ("mnr", "linear", "corpus")
+        for share in (0.5, 0.75)
+    },
+    **{method: _WHOLE.format(method) for method in ("mnr", "linear", "corpus")},
+    "mean of linear and corpus": _WHOLE.format("linear") + r" \+ .* mean",
+    "kernel on a map, temperature .1, weight 1": _KERNEL.format("0.1", "1"),
+    "kernel on a map, temperature .2, weight 1": _KERNEL.format("0.2", "1"),
+    "kernel on a map, temperature .4, weight 2": _KERNEL.format("0.4", "2"),
     "gate from base to the best by heart, log odds -4": r"identity .* gate \(odds -4\)",
     "gate from base to the best by heart, log odds 0": r"identity .* gate \(odds 0\)",
 }

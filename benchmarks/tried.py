@@ -26,11 +26,14 @@ from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import Kitchen, Recipe
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.spectrum import Spectrum
+from llama_index_embeddings_adapted.stages import epochs_for
 
+of = Recipe.of
 PAIRS = 1_000  # drawn from train and dev; fewer where there are fewer
 SEEDS = 3
-_STEPS = 300  # of each fit, or thereabouts
+_OPTIONS = TrainingOptions(max_candidates=2_048, batch_size=192)  # as auto has them
 _MAPS = ("linear", "mnr", "corpus", "shared", "two_sided")
+_SHARES = (0.25, 0.5, 0.75)
 _NEGATIVES, _MARGINS = 5, (0.02, 0.05)
 
 
@@ -47,9 +50,9 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
 
 
 def _there(name: str) -> bool:
-    # A set that an earlier version measured lacks some of the maps, and is measured anew.
+    # A set that an earlier version measured has no parts of the way, and is measured anew.
     found = environment.load("tried")["sets"] if environment.exists("tried") else {}
-    return set(_MAPS) <= set(found.get(name, {}).get("gains", {}))
+    return f"linear, {_SHARES[0]:.0%} of the way" in found.get(name, {}).get("gains", {})
 
 
 def _keep(name: str, row: dict[str, Any]) -> None:
@@ -66,15 +69,13 @@ def _drawn(data: EncodedDataset) -> EncodedDataset:
 
 def _gains(data: EncodedDataset) -> dict[str, list[float | None]]:
     """Return of each variant the mean change in NDCG@10 on known and on new documents."""
-    options = TrainingOptions(max_candidates=2_048)
-    queries = round(0.64 * len(data.relevance))  # of a fold
-    epochs = max(1, round(_STEPS * options.batch_size / queries))
+    epochs = epochs_for(round(0.64 * len(data.relevance)), _OPTIONS.batch_size)  # of a fold
     spectrum = Spectrum(data.documents)
     found: dict[str, list[list[float]]] = {}
     for fold in folds(data, seed=0):
         base = fold.score(LinearAdapter.identity(data.queries.shape[1]))
         known = fold.judged.known
-        for name, adapter in _variants(fold, options, epochs, spectrum):
+        for name, adapter in _variants(fold, epochs, spectrum):
             gain = fold.score(adapter) - base
             parts = found.setdefault(name, [[], []])
             for part, which in zip(parts, (known, ~known), strict=True):
@@ -85,28 +86,56 @@ def _gains(data: EncodedDataset) -> dict[str, list[float | None]]:
     }
 
 
-def _variants(
-    fold: Fold, options: TrainingOptions, epochs: int, spectrum: Spectrum
-) -> Iterator[tuple[str, Adapter]]:
+def _variants(fold: Fold, epochs: int, spectrum: Spectrum) -> Iterator[tuple[str, Adapter]]:
+    kitchen = Kitchen(fold.train, _OPTIONS, spectrum)
+    yield from _parts_of_the_way(kitchen, epochs)
+    yield from _by_heart(kitchen, epochs)
+    yield from _other_trainings(kitchen, epochs)
 
-    def trained(method: str, seed: int = 0, train: EncodedDataset = fold.train) -> Any:
-        kitchen = Kitchen(train, replace(options, seed=seed), spectrum)
-        return kitchen.make(Recipe.of(method, epochs=epochs))
 
-    maps = {method: trained(method) for method in _MAPS}
-    yield from maps.items()
-    for times in (1, 3):
-        longer = replace(options, epochs=times * epochs)
-        *_, (_, export) = training.states(fold.train, whitening(spectrum), longer)
-        steps = "" if times == 1 else f", {times} times the steps"
-        yield f"linear, constant learning rate{steps}", export()
+def _parts_of_the_way(kitchen: Kitchen, epochs: int) -> Iterator[tuple[str, Adapter]]:
+    for method in _MAPS:
+        for share in _SHARES:
+            yield (
+                f"{method}, {share:.0%} of the way",
+                kitchen.make(of(method, epochs=epochs, share=share)),
+            )
+        yield method, kitchen.make(of(method, epochs=epochs))
+    linear, mnr, corpus = (kitchen.make(of(method, epochs=epochs)) for method in _MAPS[:3])
+    yield "mean of linear and mnr", _mean([linear, mnr])
+    yield "mean of linear and corpus", _mean([linear, corpus])
+
+
+def _by_heart(kitchen: Kitchen, epochs: int) -> Iterator[tuple[str, Adapter]]:
+    """Memories, kernels and nudges on one map."""
+    linear = of("linear", epochs=epochs)
+    for temperature, weight in ((0.1, 1.0), (0.2, 1.0), (0.4, 2.0)):
+        for method in ("memory", "kernel"):
+            recipe = of(method, linear, temperature=temperature, weight=weight)
+            yield (
+                f"linear + {method}, temperature {temperature}, weight {weight:g}",
+                kitchen.make(recipe),
+            )
+    kernel = of("kernel", linear, temperature=0.2, weight=1.0)
+    for share in (*_SHARES, 1.0):
+        nudged = of("nudge", kernel, linear, epochs=3, share=share)
+        yield f"that kernel of .2 + nudges, {share:.0%} of the way", kitchen.make(nudged)
+
+
+def _other_trainings(kitchen: Kitchen, epochs: int) -> Iterator[tuple[str, Adapter]]:
+    spectrum = kitchen.directions
+
+    def trained(method: str, seed: int = 0, train: EncodedDataset = kitchen.train) -> Any:
+        own = Kitchen(train, replace(_OPTIONS, seed=seed), spectrum)
+        return own.make(of(method, epochs=epochs))
+
+    longer = replace(_OPTIONS, epochs=3 * epochs)
+    *_, (_, export) = training.states(kitchen.train, whitening(spectrum), longer)
+    yield "linear, constant learning rate, 3 times the steps", export()
     for method in ("linear", "shared"):
-        seeds = [maps[method], *(trained(method, seed) for seed in range(1, SEEDS))]
-        yield f"{method}, mean of {SEEDS} seeds", _mean(seeds)
-    yield "mean of linear and mnr", _mean([maps["linear"], maps["mnr"]])
-    yield "mean of linear and corpus", _mean([maps["linear"], maps["corpus"]])
-    yield "linear, hard negatives", trained("linear", train=_mined(fold.train))
-    yield "mnr, hard negatives", trained("mnr", train=_mined(fold.train))
+        yield f"{method}, mean of {SEEDS} seeds", _mean([trained(method, s) for s in range(SEEDS)])
+    for method in ("linear", "mnr"):
+        yield f"{method}, hard negatives", trained(method, train=_mined(kitchen.train))
     with _instead("ranking_nll", _symmetric):
         yield "linear, symmetric loss", trained("linear")
     for margin in _MARGINS:

@@ -20,7 +20,6 @@ from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
 from llama_index_embeddings_adapted.relevance import Relevance
 from llama_index_embeddings_adapted.selection import (
     FAILURES,
-    TOLERANCE,
     Evidence,
     Expectation,
     Mask,
@@ -36,9 +35,11 @@ MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
 _TRAINED_SHARE = 0.64  # of the pairs, in each of five folds
 _CANDIDATES = 2_048  # documents that compete in a training step
-_BATCH = 192  # queries per step: 200 such steps teach as much as 900 of 64
+_BATCH = 192  # queries per step where there are many: 200 such steps teach as much as 900 of 64
+_BATCHES = 8  # per epoch, at least; with few queries smaller batches teach as much, and cost less
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
+_TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
 _AT_CHANCE = (
     "the base model ranks the relevant documents no better than documents dealt at random, so "
     "these pairs are too few to judge by, or queries and documents do not belong together; check "
@@ -122,7 +123,8 @@ def tune(
     Args:
         data: Queries to learn from and to judge on; none is judged by what saw it.
         options: Of everything trained by gradients; ``epochs`` and ``loss`` are chosen here,
-            ``batch_size`` is at least 192 and ``max_candidates`` at most 2,048.
+            ``batch_size`` is larger where there are many queries, and ``max_candidates`` at most
+            2,048.
         method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
         adapts: ``"query"`` or ``"both"``.
         expect: Share of live queries about known documents, if the user knows it.
@@ -137,12 +139,13 @@ def tune(
     chance = at_chance(sample, seed=options.seed)
     if chance and show_progress:
         tqdm.write(f"Look at your data: {_AT_CHANCE}.")
+    trained = round(_TRAINED_SHARE * len(sample.relevance))
     options = replace(
         options,
         max_candidates=min(options.max_candidates, _CANDIDATES),
-        batch_size=max(options.batch_size, _BATCH),
+        batch_size=max(options.batch_size, min(_BATCH, trained // _BATCHES)),
     )
-    epochs = epochs_for(round(_TRAINED_SHARE * len(sample.relevance)), options.batch_size)
+    epochs = epochs_for(trained, options.batch_size)
     selection = select(
         sample,
         stages(method, adapts, epochs),
@@ -276,7 +279,7 @@ def _judge(
 def _harms(part: PartReport) -> bool:
     difference = part.difference
     noise = difference.deviation / difference.queries**0.5
-    return bool(difference.mean < -max(noise, TOLERANCE * part.base[METRIC]))
+    return bool(difference.mean < -max(noise, _TOLERANCE * part.base[METRIC]))
 
 
 def _more(difference: Difference) -> str:

@@ -123,10 +123,12 @@ def _kernels(found: Candidates) -> Iterator[Recipe]:
 
 
 def _gates(found: Candidates) -> Iterator[Recipe]:
-    """Gates from what does no harm to what gains most on known documents."""
-    special = found.best_known([r for r in found.recipes if not r.adapts_documents])
-    for general in dict.fromkeys([found.best_new(_query_maps(found)), IDENTITY]):
-        yield from _gates_between(general, special)
+    """Gates from what does no harm to what gains most on known documents, or in the mixture."""
+    leaving = [r for r in found.recipes if not r.adapts_documents]
+    by_heart, balanced = found.best_known(leaving), found.best_expected(leaving)
+    general = found.best_new(_query_maps(found))
+    for ends in dict.fromkeys([(general, by_heart), (general, balanced), (IDENTITY, by_heart)]):
+        yield from _gates_between(*ends)
 
 
 def _facing(epochs: int, found: Candidates) -> Iterator[Recipe]:

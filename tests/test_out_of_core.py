@@ -64,8 +64,13 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(
     whole = top_k(queries, corpus, k)
     request.getfixturevalue("in_blocks")
     rows, scores = top_k(queries, UnitRows(corpus), k)
-    assert np.array_equal(rows, whole[0])
     assert np.allclose(scores, whole[1], atol=1e-6)
+    # Blocks of other sizes may be added up in another order: all but equal scores may change places.
+    for mine, theirs, found in zip(rows, whole[0], scores, strict=True):
+        gaps = np.abs(np.diff(found)) > 1e-6
+        clear = np.append(gaps, True) & np.insert(gaps, 0, True)
+        assert np.array_equal(mine[clear], theirs[clear])
+        assert len(set(mine.tolist())) == len(mine)
 
 
 def test_ranks_in_blocks_are_those_in_one_piece(

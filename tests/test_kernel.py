@@ -106,19 +106,27 @@ def test_what_two_equal_queries_teach_is_averaged() -> None:
     assert np.allclose(found, (VALUE + FAR) / 2, atol=1e-2)
 
 
-def test_with_fewer_keys_than_queries_all_queries_still_count() -> None:
+def test_of_more_queries_than_keys_a_sample_stands_for_all() -> None:
     queries = unit(normal(300, 3))
     values = queries @ normal(3, 3, seed=1)
-    keys, coefficients = kernel_ridge(queries, values, temperature=0.5, most_keys=40)
-    assert keys.shape == coefficients.shape == (40, 3)
+    keys, coefficients = kernel_ridge(queries, values, temperature=0.5, most_keys=100)
+    assert keys.shape == coefficients.shape == (100, 3)
     assert {key.tobytes() for key in keys} <= {query.tobytes() for query in queries}
-    # Forty keys span a smooth function as well as all do: it is the same minimum.
+    # A hundred of them show as well as all do what so smooth a function is.
     everything = kernel_ridge(queries, values, temperature=0.5)
     other = unit(normal(50, 3, seed=2))
     few, all_ = (gaussian(other, k, 0.5) @ c for k, c in ((keys, coefficients), everything))
-    assert np.abs(few - all_).max() < 0.05 * np.abs(all_).max()
-    again = kernel_ridge(queries, values, temperature=0.5, most_keys=40)
+    assert np.abs(few - all_).max() < 0.2 * np.abs(all_).max()
+    again = kernel_ridge(queries, values, temperature=0.5, most_keys=100)
     assert np.array_equal(again[1], coefficients)
+
+
+def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same() -> None:
+    queries = unit(np.float32(KEY) + 0.01 * normal(4_000, 3))
+    values = normal(4_000, 3, seed=1)
+    keys, coefficients = kernel_ridge(queries, values, temperature=0.2)
+    found = gaussian(queries[:50], keys, 0.2) @ coefficients
+    assert np.allclose(found, values.mean(axis=0), atol=0.2)
 
 
 @pytest.mark.parametrize(

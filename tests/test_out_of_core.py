@@ -65,7 +65,7 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(
     request.getfixturevalue("in_blocks")
     rows, scores = top_k(queries, UnitRows(corpus), k)
     assert np.allclose(scores, whole[1], atol=1e-6)
-    # Blocks of other sizes may be added up in another order, and scores all but equal change places.
+    # Blocks of other sizes may be added up in another order, so near ties may change places.
     for mine, theirs, found in zip(rows, whole[0], scores, strict=True):
         gaps = np.abs(np.diff(found)) > 1e-6
         clear = np.append(gaps, True) & np.insert(gaps, 0, True)

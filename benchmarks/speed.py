@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.training import states
 from llama_index_embeddings_adapted.vectors import top_k, unit
 
 OLD_SETS = ("uberlyft_10k", "scifact")
-OLD_EPOCHS, OLD_RATE = 4, 1e-3  # the best of its learning rates on most sets
+OLD_EPOCHS, RATE = 4, 1e-3  # the best of its learning rates on most sets; the same for both
 STRENGTHS = tuple(float(s) for s in np.geomspace(0.01, 100, 20))
 RIDGE = 3.0  # the strength beside the old loop
 REPEATS = 5
@@ -64,7 +64,7 @@ def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
     learnt, judged = encoder.dataset(train), encoder.dataset(dev)
     known = peers.known_vectors(train, learnt)
     began = time.perf_counter()
-    weight = peers.old_weight(train, known, OLD_RATE, OLD_EPOCHS)
+    weight = peers.old_weight(train, known, RATE, OLD_EPOCHS)
     old = time.perf_counter() - began
     goal = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
     ours, epochs, reached = _until(learnt, judged, goal)
@@ -88,7 +88,8 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
     """Train until dev is as good as the goal; judging is not counted, as the old loop has none."""
     began = time.perf_counter()
     spent = 0.0
-    for epoch, export in states(learnt, whitening(learnt.documents), TrainingOptions(epochs=100)):
+    options = TrainingOptions(epochs=100, learning_rate=RATE)
+    for epoch, export in states(learnt, whitening(learnt.documents), options):
         adapter = export()
         spent += time.perf_counter() - began
         reached = search(judged, adapter.apply(judged.queries), judged.documents)["ndcg@10"]

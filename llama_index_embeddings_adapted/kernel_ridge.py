@@ -56,6 +56,7 @@ def kernel_ridge(
         queries, values = queries[rows], values[rows]
     kernel = gaussian(queries, queries, temperature)
     kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
-    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    # Transposed, as it is symmetric: LAPACK would copy a gigabyte of rows into columns.
+    factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
     coefficients = cho_solve(factor, values, check_finite=False)
     return queries, np.asarray(coefficients, dtype=np.float32)

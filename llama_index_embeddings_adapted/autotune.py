@@ -39,6 +39,7 @@ _BATCH = 192  # queries per step where there are many: 200 such steps teach as m
 _BATCHES = 8  # per epoch, at least; with few queries smaller batches teach as much, and cost less
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
+_SURE = 3.1  # standard errors: one-sided, one in a thousand
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
 _AT_CHANCE = (
     "the base model ranks the relevant documents no better than documents dealt at random, so "
@@ -160,7 +161,7 @@ def tune(
     ship, verdict = _judge(selection, overall, known, new)
     if candidate is None:
         candidate, ship, verdict = identity, False, f"do not ship: {failure}"
-    if chance and not (new and new.difference.low > 0):  # only what generalises is no artefact
+    if chance and not (new and _beyond_luck(new.difference)):  # generalising is no artefact
         ship, verdict = False, f"do not ship: {_AT_CHANCE}"
     choice = Choice(
         str(selection.recipe),
@@ -274,6 +275,12 @@ def _judge(
             f"[{difference.low:+.4f}, {difference.high:+.4f}]"
         )
     return False, f"no harm seen, no proof of gain; {_more(difference)}"
+
+
+def _beyond_luck(difference: Difference) -> bool:
+    """Whether a gain is more than one in a thousand; of one in twenty, shuffled pairs have many."""
+    noise = difference.deviation / difference.queries**0.5
+    return difference.low > 0 and difference.mean > _SURE * noise
 
 
 def _harms(part: PartReport) -> bool:

@@ -140,13 +140,7 @@ def tune(
     chance = at_chance(sample, seed=options.seed)
     if chance and show_progress:
         tqdm.write(f"Look at your data: {_AT_CHANCE}.")
-    trained = round(_TRAINED_SHARE * len(sample.relevance))
-    options = replace(
-        options,
-        max_candidates=min(options.max_candidates, _CANDIDATES),
-        batch_size=max(options.batch_size, min(_BATCH, trained // _BATCHES)),
-    )
-    epochs = epochs_for(trained, options.batch_size)
+    options, epochs = _trainings(options, round(_TRAINED_SHARE * len(sample.relevance)))
     selection = select(
         sample,
         stages(method, adapts, epochs),
@@ -175,6 +169,16 @@ def tune(
     )
     served = candidate if ship or always else identity
     return Tuned(served, candidate, choice, overall, known, new, selection.judged)
+
+
+def _trainings(options: TrainingOptions, queries: int) -> tuple[TrainingOptions, int]:
+    """Return how maps are trained on so many queries, and for how many epochs."""
+    options = replace(
+        options,
+        max_candidates=min(options.max_candidates, _CANDIDATES),
+        batch_size=max(options.batch_size, min(_BATCH, queries // _BATCHES)),
+    )
+    return options, epochs_for(queries, options.batch_size)
 
 
 def _followed(recipe: Recipe, kitchen: Kitchen) -> tuple[Adapter | None, str]:

@@ -143,11 +143,6 @@ class Candidates:
     recipes: list[Recipe]
     among: Mask
 
-    def best(self, recipes: Sequence[Recipe], *, known_only: bool = False) -> Recipe:
-        """Return the best of some recipes; the identity is always among them."""
-        among = self.among & self.evidence.known if known_only else self.among
-        return self.evidence.choose(self._with_identity(recipes), among)
-
     def best_known(self, recipes: Sequence[Recipe]) -> Recipe:
         """Return the one that gains most on known documents, whatever it does to others."""
         return self._highest(recipes, self.among & self.evidence.known)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.autotune import tune
+from llama_index_embeddings_adapted.autotune import _beyond_luck, tune
 from llama_index_embeddings_adapted.chance import at_chance
 from llama_index_embeddings_adapted.encode import EncodedDataset
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.relevance import Relevance
+from llama_index_embeddings_adapted.significance import paired_difference
 from tests.synthetic import encoded, rotated_corpus
 
 
@@ -69,3 +70,15 @@ def test_a_gain_on_new_documents_is_believed_although_the_base_model_is_at_chanc
     assert tuned.new is not None
     assert tuned.new.difference.low > 0
     assert tuned.choice.ship
+
+
+def test_what_outweighs_judgements_at_chance_is_a_gain_of_one_in_a_thousand() -> None:
+    scatter = np.resize([1.0, -1.0], 400)  # its standard error is 1 / 20
+
+    def outweighs(errors: float) -> bool:
+        found = paired_difference(np.zeros(400), scatter + errors / 20, metric="ndcg@10")
+        assert found.low > 0
+        return _beyond_luck(found)
+
+    assert not outweighs(2.5)
+    assert outweighs(4.0)

@@ -148,10 +148,10 @@ def test_stages_build_on_the_best_that_does_no_harm_and_on_the_best_by_heart() -
     found = evidence(known, careful=0.6, by_heart=np.where(known, 0.9, 0.2))
     tried = [IDENTITY, of("careful"), of("by_heart")]
     so_far = Candidates(found, tried, everything(found))
-    assert so_far.best(tried) == of("careful")
+    assert so_far.highest(tried) == of("careful")
     assert so_far.best_known(tried) == of("by_heart")
     assert so_far.best_new(tried) == so_far.best_expected(tried) == of("careful")
-    assert so_far.best([]) == so_far.best_known([]) == so_far.best_new([]) == IDENTITY
+    assert so_far.highest([]) == so_far.best_known([]) == so_far.best_new([]) == IDENTITY
 
 
 # --- the search -----------------------------------------------------------------------------

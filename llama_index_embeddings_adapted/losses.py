@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Targets(NamedTuple):
@@ -45,9 +45,10 @@ def ranking_nll(
         Henderson et al. 2017, arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007
         (ListNet), eq. 3 for several relevant documents.
     """
-    logits = queries @ documents.T / temperature
-    right = logits[targets.queries, targets.documents] * targets.shares
-    return torch.logsumexp(logits, dim=1).mean() - right.sum() / len(queries)
+    logits = (queries / temperature) @ documents.T
+    wanted = torch.zeros_like(logits)
+    wanted[targets.queries, targets.documents] = targets.shares.to(logits.dtype)
+    return nn.functional.cross_entropy(logits, wanted)
 
 
 def score_drift(moved: Tensor, moment: Tensor) -> Tensor:

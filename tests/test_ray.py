@@ -51,6 +51,7 @@ pytestmark = [
 def cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  others here must not kill it
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  nor starve it on a busy machine
     ray = pytest.importorskip("ray", reason="extra 'ray' is missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
@@ -38,35 +39,83 @@ from benchmarks import (
     watching,
 )
 
-PARTS = (
-    "quality",
-    "methods",
-    "alone",
-    "tried",
-    "peers",
-    "calibration",
-    "power",
-    "curves",
-    "speed",
-    "growth",
-    "old",
-    "serving",
-    "questions",
-    "throughput",
-    "recovery",
-    "composed",
-    "composed_time",
-    "composed_memory",
-    "report",
-    "upgrade",
-    "watching",
-    "kills",
-    "fuzz",
-    "guided",
-    "soak",
-    "scale",
-    "ray",
-)
+
+def _saved(name: str, results: dict[str, object], command: str = "") -> None:
+    environment.save(name, command or f"python -m benchmarks {name}", results)
+
+
+def _quality(given: argparse.Namespace) -> None:
+    names, variants = tuple(given.sets), tuple(quality.VARIANTS)
+    found = quality.run(given.data, given.cache, names, variants, given.seeds)
+    if names == sets.NAMES:
+        _saved("quality", {"sets": found}, f"python -m benchmarks quality --seeds {given.seeds}")
+
+
+def _methods(given: argparse.Namespace) -> None:
+    methods.run(
+        given.data,
+        given.cache,
+        tuple(given.sets),
+        tuple(given.variants),
+        given.seeds,
+        first_seed=given.first_seed,
+        skip_existing=given.skip_existing,
+    )
+
+
+def _power(given: argparse.Namespace) -> None:
+    names = tuple(name for name in given.sets if name in trust.SIZES)
+    trust.power(given.data, given.cache, names, given.runs or 50)
+
+
+def _composed(given: argparse.Namespace) -> None:
+    variants = tuple(composed.VARIANTS) if given.published else (composed.TRAINED,)
+    names = tuple(given.sets)
+    composed.run(given.data, given.cache, given.black_box, names, given.epochs, variants)
+
+
+def _guided(given: argparse.Namespace) -> None:
+    names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], given.runs or 60
+    found = {"seconds": seconds, "formats": guided.run(names, seconds)}
+    _saved("guided", found, f"python -m benchmarks guided --runs {seconds}")
+
+
+def _upgrade(given: argparse.Namespace) -> None:
+    if given.mpnet is None:
+        raise SystemExit("upgrade needs --mpnet")
+    command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
+    _saved("upgrade", upgrade.run(given.data, given.cache, given.mpnet), command)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
+    "quality": _quality,
+    "methods": _methods,
+    "alone": lambda g: alone.run(g.data, g.cache, tuple(g.sets), g.seeds),
+    "tried": lambda g: tried.run(g.data, g.cache, tuple(g.sets)),
+    "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
+    "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
+    "power": _power,
+    "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
+    "speed": lambda g: speed.run(g.data, g.cache),
+    "growth": lambda g: growth.run(g.data, g.cache),
+    "old": lambda g: _saved("old", against_old.run(g.data)),
+    "serving": lambda g: _saved("serving", serving.run()),
+    "questions": lambda g: _saved("questions", {"sets": questions.run(g.data, g.cache)}),
+    "throughput": lambda g: _saved("throughput", throughput.run()),
+    "recovery": lambda g: _saved("recovery", recovery.run()),
+    "composed": _composed,
+    "composed_time": lambda g: composed_time.run(g.data, g.cache, g.black_box, 1, g.runs or 1),
+    "composed_memory": lambda g: composed_memory.run(),
+    "report": lambda g: page.run(g.data, g.cache),
+    "upgrade": _upgrade,
+    "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
+    "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),
+    "fuzz": lambda g: _saved("fuzz", fuzz.run(g.runs or 1000)),
+    "guided": _guided,
+    "soak": lambda g: _saved("soak", soak.run(g.runs or 200_000)),
+    "scale": lambda g: scale.run(g.data, g.cache),
+    "ray": lambda g: _saved("ray", ray_job.run(g.data)),
+}
 
 
 def main() -> None:
@@ -94,96 +143,21 @@ def main() -> None:
     parser.add_argument(
         "--skip-existing", action="store_true", help="methods: keep runs of this version"
     )
-    arguments = parser.parse_args()
-    what = arguments.what
-    if what in ("quality", "all"):
-        found = quality.run(
-            arguments.data,
-            arguments.cache,
-            tuple(arguments.sets),
-            tuple(quality.VARIANTS),
-            arguments.seeds,
-        )
-        if tuple(arguments.sets) == sets.NAMES:
-            command = f"python -m benchmarks quality --seeds {arguments.seeds}"
-            environment.save("quality", command, {"sets": found})
-    if what in ("methods", "all"):
-        methods.run(
-            arguments.data,
-            arguments.cache,
-            tuple(arguments.sets),
-            tuple(arguments.variants),
-            arguments.seeds,
-            first_seed=arguments.first_seed,
-            skip_existing=arguments.skip_existing,
-        )
-    if what in ("alone", "all"):
-        names = tuple(arguments.sets)
-        alone.run(arguments.data, arguments.cache, names, arguments.seeds)
-    if what in ("tried", "all"):
-        tried.run(arguments.data, arguments.cache, tuple(arguments.sets))
-    if what in ("peers", "all"):
-        peers.run(arguments.data, arguments.cache, tuple(arguments.sets), tuple(arguments.peers))
-    if what in ("calibration", "all"):
-        trust.calibrate(arguments.data, arguments.cache, arguments.runs or 200)
-    if what in ("power", "all"):
-        names = tuple(name for name in arguments.sets if name in trust.SIZES)
-        trust.power(arguments.data, arguments.cache, names, arguments.runs or 50)
-    if what in ("curves", "all"):
-        curves.run(arguments.data, arguments.cache, tuple(arguments.sets))
-    if what in ("speed", "all"):
-        speed.run(arguments.data, arguments.cache)
-    if what in ("growth", "all"):
-        growth.run(arguments.data, arguments.cache)
-    if what in ("old", "all"):
-        environment.save("old", "python -m benchmarks old", against_old.run(arguments.data))
-    if what in ("serving", "all"):
-        environment.save("serving", "python -m benchmarks serving", serving.run())
-    if what in ("questions", "all"):
-        found = questions.run(arguments.data, arguments.cache)
-        environment.save("questions", "python -m benchmarks questions", {"sets": found})
-    if what in ("throughput", "all"):
-        environment.save("throughput", "python -m benchmarks throughput", throughput.run())
-    if what in ("recovery", "all"):
-        environment.save("recovery", "python -m benchmarks recovery", recovery.run())
-    box = arguments.black_box
-    if what in ("composed", "all"):
-        names = tuple(arguments.sets)
-        variants = tuple(composed.VARIANTS) if arguments.published else (composed.TRAINED,)
-        composed.run(arguments.data, arguments.cache, box, names, arguments.epochs, variants)
-    if what in ("composed_time", "all"):
-        composed_time.run(arguments.data, arguments.cache, box, 1, arguments.runs or 1)
-    if what in ("composed_memory", "all"):
-        composed_memory.run()
-    if what in ("report", "all"):
-        page.run(arguments.data, arguments.cache)
-    if what in ("watching", "all"):
-        rows = watching.run(arguments.data, arguments.cache)
-        environment.save("watching", "python -m benchmarks watching", {"rows": rows})
-    if what in ("kills", "all"):
-        environment.save("kills", "python -m benchmarks kills", kills.run(arguments.runs or 60))
-    if what in ("fuzz", "all"):
-        environment.save("fuzz", "python -m benchmarks fuzz", fuzz.run(arguments.runs or 1000))
-    if what == "guided":  # of no part in "all", as it needs an extra of its own
-        names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], arguments.runs or 60
-        command = f"python -m benchmarks guided --runs {seconds}"
-        found = {"seconds": seconds, "formats": guided.run(names, seconds)}
-        environment.save("guided", command, found)
-    if what in ("soak", "all"):
-        environment.save("soak", "python -m benchmarks soak", soak.run(arguments.runs or 200_000))
-    if what in ("scale", "all"):
-        scale.run(arguments.data, arguments.cache)
-    if what in ("ray", "all"):
-        environment.save("ray", "python -m benchmarks ray", ray_job.run(arguments.data))
-    if what == "upgrade" or (what == "all" and arguments.mpnet is not None):
-        if arguments.mpnet is None:
-            parser.error("upgrade needs --mpnet")
-        command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
-        environment.save(
-            "upgrade", command, upgrade.run(arguments.data, arguments.cache, arguments.mpnet)
-        )
+    given = parser.parse_args()
+    for part in _asked(given):
+        PARTS[part](given)
     figures.refresh()  # first, as tables link to them
     tables.refresh()
+
+
+def _asked(given: argparse.Namespace) -> list[str]:
+    """Return which parts to run; of "all", those for which everything is there."""
+    if given.what != "all":
+        return [] if given.what == "tables" else [given.what]
+    missing = {"guided"}  # needs an extra of its own
+    if given.mpnet is None:
+        missing.add("upgrade")
+    return [part for part in PARTS if part not in missing]
 
 
 if __name__ == "__main__":

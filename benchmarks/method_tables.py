@@ -263,8 +263,9 @@ def speed_table() -> str:
         f"| {found['ridge_seconds']:.2f} s |",
         f"| listwise nudge, nfcorpus | {found['nudge_nfcorpus_seconds']:.1f} s |",
         *(
-            f'| `method="auto"`, nfcorpus, adapts="{adapts}" | {seconds:.0f} s |'
-            for adapts, seconds in found["auto_nfcorpus_seconds"].items()
+            f'| `method="auto"`, {name}, adapts="{adapts}" | {seconds:.0f} s |'
+            for name in ("nfcorpus", "nl2bash")
+            for adapts, seconds in found[f"auto_{name}_seconds"].items()
         ),
         f"| scoring 1,600 × 10,000 × 384, speed over `torch.mm` "
         f"| {products['share_of_torch_mm']:.0%} |",

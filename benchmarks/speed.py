@@ -39,9 +39,8 @@ def run(data: Path, cache: Path) -> None:
         "ridge_strengths": lambda: len(STRENGTHS),
         "ridge_seconds": lambda: _seconds(lambda: list(ridge(_random(6_000, 384), STRENGTHS))),
         "nudge_nfcorpus_seconds": lambda: _nudge(encoder.dataset(nfcorpus.train)),
-        "auto_nfcorpus_seconds": lambda: {
-            adapts: _auto(nfcorpus, cache, adapts) for adapts in ("query", "both")
-        },
+        "auto_nfcorpus_seconds": lambda: _autos(nfcorpus, cache),
+        "auto_nl2bash_seconds": lambda: _autos(sets.load(data, "nl2bash"), cache),
         "products": _products,
     }
     found = environment.load("speed") if environment.exists("speed") else {}
@@ -102,6 +101,10 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
 
 def _nudge(learnt: EncodedDataset) -> float:
     return _seconds(lambda: list(listwise_nudges(learnt, 3)), repeats=1)
+
+
+def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
+    return {adapts: _auto(real, cache, adapts) for adapts in ("query", "both")}
 
 
 def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ from llama_index_embeddings_adapted.folds import Fold, PerQuery, folds
 from llama_index_embeddings_adapted.options import TrainingOptions
 from llama_index_embeddings_adapted.recipes import IDENTITY, Kitchen, Recipe
 from llama_index_embeddings_adapted.spectrum import Spectrum
+from llama_index_embeddings_adapted.threads import side_by_side
+from llama_index_embeddings_adapted.training import device_for
 
 Mask = NDArray[np.bool_]
 
@@ -239,6 +242,8 @@ class _Search:
         spectrum = Spectrum(data.documents)  # the same in all folds
         self._kitchens = [Kitchen(fold.train, options, spectrum) for fold in self._folds]
         self._stages, self._show_progress = stages, show_progress
+        # Side by side on processor cores; a GPU is busy with one.
+        self._at_once = None if device_for(options).type == "cpu" else 1
         self._evidence = Evidence(self._folds, expectation)
         self._failed: dict[Recipe, str] = {}
 
@@ -274,29 +279,33 @@ class _Search:
 
     def _score(self, recipes: Sequence[Recipe]) -> None:
         scores = {recipe: np.zeros(len(self._evidence.known)) for recipe in recipes}
+        failed: dict[Recipe, str] = {}
         bar = tqdm(
             total=len(recipes) * len(self._folds),
             desc="Cross-fitting",
             unit="fit",
             disable=not self._show_progress or len(recipes) < 2,
         )
-        with bar:
-            for k, (fold, kitchen) in enumerate(zip(self._folds, self._kitchens, strict=True)):
-                for recipe in recipes:
-                    if recipe not in self._failed:
-                        scores[recipe][self._evidence.fold == k] = self._try(fold, kitchen, recipe)
-                    bar.update()
-        for recipe, found in scores.items():
-            if recipe not in self._failed:
-                self._evidence.scores[recipe] = found
+        lock = threading.Lock()  # a bar counts for one thread
 
-    def _try(self, fold: Fold, kitchen: Kitchen, recipe: Recipe) -> PerQuery | float:
-        try:
-            return fold.score(kitchen.make(recipe))
-        except FAILURES as cause:
-            warnings.warn(f"{recipe} cannot be fitted and is left out: {cause}", stacklevel=2)
-            self._failed[recipe] = str(cause)
-            return 0.0
+        def judge(k: int) -> Iterator[None]:
+            fold, kitchen, mine = self._folds[k], self._kitchens[k], self._evidence.fold == k
+            for recipe in recipes:
+                if recipe not in failed:
+                    try:
+                        scores[recipe][mine] = fold.score(kitchen.make(recipe))
+                    except FAILURES as cause:
+                        failed.setdefault(recipe, str(cause))
+                with lock:
+                    bar.update()
+                yield
+
+        with bar:
+            side_by_side([judge(k) for k in range(len(self._folds))], self._at_once)
+        for recipe, why in failed.items():
+            warnings.warn(f"{recipe} cannot be fitted and is left out: {why}", stacklevel=2)
+        self._failed.update(failed)
+        self._evidence.scores.update({r: s for r, s in scores.items() if r not in failed})
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

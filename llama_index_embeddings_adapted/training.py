@@ -186,7 +186,7 @@ class _Run:
         self._options = options
         self._on_step = on_step
         self._steps = 0
-        self._device = torch.device(options.device or _best_device())
+        self._device = device_for(options)
         self._random = np.random.default_rng(options.seed)
         module = start if isinstance(start, TrainableAdapter) else trainable(start)
         self.module: TrainableAdapter = module.to(self._device)
@@ -405,7 +405,10 @@ def _diverged(options: TrainingOptions, what: str) -> str:
     return f"Training diverged: {what}. Lower the learning rate (now {rate:g})."
 
 
-def _best_device() -> str:
+def device_for(options: TrainingOptions) -> torch.device:
+    """Return where to train: as the options say, or the best there is."""
+    if options.device is not None:
+        return torch.device(options.device)
     if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -208,7 +208,7 @@ def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
     data, _ = rotated_corpus(documents=60)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck"):
         found = search(data, of("broken"), of("ridge", strength=0.1))
-    assert tried == 1  # one failure is enough
+    assert 1 <= tried <= torch.get_num_threads()  # one failure is enough; folds are side by side
     assert found.failed == {of("broken"): "no luck"}
     assert found.recipes == (IDENTITY, of("ridge", strength=0.1))
     assert found.recipe == of("ridge", strength=0.1)

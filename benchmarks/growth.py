@@ -45,8 +45,8 @@ WORK: dict[str, Callable[[EncodedDataset], Any]] = {
 
 def run(data: Path, cache: Path) -> None:
     """Measure each size and method; what is there already is kept."""
-    for pairs, documents in SIZES:
-        for work in WORK:
+    for work in WORK:
+        for pairs, documents in SIZES:
             if (work, pairs, documents) not in _there():
                 _keep(_in_a_process(data, cache, work, pairs, documents))
 

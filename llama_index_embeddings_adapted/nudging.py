@@ -73,7 +73,7 @@ class NudgeOptions:
         learning_rate: Of Adam.
         batch_size: Queries per step.
         temperature: Where the learned temperature starts, in cosine units.
-        shrinkage: Weight of the squared length of all offsets.
+        shrinkage: Weight of the squared length of the offsets that compete in a step.
         max_candidates: Most documents with training queries that compete in a step: the relevant
             ones of its batch, and a sample.
         max_others: Most documents without training queries that compete, drawn anew per epoch.
@@ -134,10 +134,14 @@ class _Listwise:
         self._queries = torch.from_numpy(queries)
         self._asked = torch.from_numpy(documents[asked])
         self._others = torch.from_numpy(documents[np.setdiff1d(np.unique(train.twins), asked)])
-        self._offsets = nn.Parameter(torch.zeros_like(self._asked))
+        # Sparse, so that a step costs what it scores, however many documents there are.
+        zeros = torch.zeros_like(self._asked)
+        self._offsets = nn.Embedding(len(zeros), zeros.shape[1], sparse=True, _weight=zeros)
         self._log_temperature = nn.Parameter(torch.tensor(math.log(options.temperature)))
-        self._optimizer = torch.optim.Adam(
-            [self._offsets, self._log_temperature], lr=options.learning_rate
+        rate = options.learning_rate
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.SparseAdam(self._offsets.parameters(), lr=rate),
+            torch.optim.Adam([self._log_temperature], lr=rate),
         )
 
     def epoch(self) -> None:
@@ -157,7 +161,8 @@ class _Listwise:
         relevant = self._relevance.take(batch)
         candidates = self._candidates(relevant.documents)
         rows = torch.from_numpy(candidates)
-        moved = nn.functional.normalize(self._asked[rows] + self._offsets[rows], dim=1)
+        offsets = self._offsets(rows)
+        moved = nn.functional.normalize(self._asked[rows] + offsets, dim=1)
         shares = np.repeat(1.0 / relevant.counts, relevant.counts).astype(np.float32)
         loss = ranking_nll(
             self._queries[torch.from_numpy(batch)],
@@ -169,10 +174,12 @@ class _Listwise:
             ),
             temperature=self._log_temperature.exp(),
         )
-        loss = loss + self._options.shrinkage * self._offsets.square().sum()
-        self._optimizer.zero_grad()
+        loss = loss + self._options.shrinkage * offsets.square().sum()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
 
     def _candidates(self, relevant: Rows) -> Rows:
         """Return which documents with training queries compete in a step, sorted."""
@@ -183,7 +190,7 @@ class _Listwise:
 
     def export(self) -> NudgeAdapter:
         """Return the offsets so far."""
-        offsets = self._offsets.detach().numpy()
+        offsets = self._offsets.weight.detach().numpy()
         return NudgeAdapter.of(self._keys, offsets, max_drift=self._options.max_drift)
 
 

@@ -216,6 +216,9 @@ def select(
     the recipe that the *other* folds find best, so that a judgement never takes part in the choice
     it judges (only in which recipes are proposed at all); the recipe to follow is chosen on all.
 
+    On processors, folds are fitted side by side, on as many threads as torch has; see
+    ``torch.set_num_threads``.
+
     Args:
         data: The training set.
         stages: Each takes what is known so far and proposes recipes, simplest first.

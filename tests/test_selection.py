@@ -214,6 +214,22 @@ def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
     assert found.recipe == of("ridge", strength=0.1)
 
 
+def test_folds_side_by_side_find_what_they_find_one_by_one() -> None:
+    data, _ = rotated_corpus(documents=60)
+    recipes = [of("linear", epochs=4), of("gate", of("linear", epochs=4), IDENTITY, odds=0.0)]
+    found, before = {}, torch.get_num_threads()
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found[threads] = search(data, *recipes)
+    finally:
+        torch.set_num_threads(before)
+    for recipe in recipes:
+        scores = [one.evidence.scores[recipe] for one in found.values()]
+        assert np.array_equal(*scores)
+    assert found[1].evidence.gain(recipes[0]).any()
+
+
 @pytest.mark.parametrize(
     ("broken", "why"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,9 @@ from llama_index_embeddings_adapted.vectors import Rows, Vectors, unit
 _MOST_QUERIES = 4096
 _MOST_DOCUMENTS = 2048  # with training queries, and as many without
 _REGULARISATION = 1.0
+# scikit-learn sets the warning filters of the whole process while it checks its input, and puts
+# back those it found: out of turn, other threads would leave theirs.
+_one_at_a_time = threading.Lock()
 
 
 def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
@@ -80,6 +85,7 @@ def _logistic(features: Features, known: NDArray[np.bool_]) -> Vectors:
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = np.where(deviation > 1e-6, deviation, 1.0)
     model = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=1000)
-    model.fit((features - mean) / deviation, known)
+    with _one_at_a_time:
+        model.fit((features - mean) / deviation, known)
     slopes = model.coef_[0] / deviation
     return np.append(slopes, model.intercept_[0] - slopes @ mean).astype(np.float32)

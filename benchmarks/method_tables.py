@@ -90,23 +90,23 @@ def _candidate(runs: Runs, pattern: re.Pattern[str]) -> str:
     return " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
 
 
-_PART = r"{} \(epochs \d+, share {}\)"
-_WHOLE = r"{} \(epochs \d+\)"
-_KERNEL = r"[^+]* \+ kernel \(temperature {}, weight {}\)"
+_PART = r"{}\(epochs=\d+, share={}\)"
+_WHOLE = r"{}\(epochs=\d+\)"
+_KERNEL = r"kernel\(\w+(\([^()]*\))?, temperature={}, weight={}\)"
 _CANDIDATES = {
-    "label-free whitening": r"whitening .*",
+    "label-free whitening": r"whitening\(.*",
     **{
         f"{method}, {share:.0%} of the way": _PART.format(method, f"{share:g}")
         for method in ("mnr", "linear", "corpus")
         for share in (0.5, 0.75)
     },
     **{method: _WHOLE.format(method) for method in ("mnr", "linear", "corpus")},
-    "mean of linear and corpus": _WHOLE.format("linear") + r" \+ .* mean",
+    "mean of linear and corpus": rf"mean\({_WHOLE.format('linear')}, .*",
     "kernel on a map, temperature .1, weight 1": _KERNEL.format("0.1", "1"),
     "kernel on a map, temperature .2, weight 1": _KERNEL.format("0.2", "1"),
     "kernel on a map, temperature .4, weight 2": _KERNEL.format("0.4", "2"),
-    "gate from base to the best by heart, log odds -4": r"identity .* gate \(odds -4\)",
-    "gate from base to the best by heart, log odds 0": r"identity .* gate \(odds 0\)",
+    "gate from base to the best by heart, log odds -4": r"gate\(identity, .*, odds=-4\)",
+    "gate from base to the best by heart, log odds 0": r"gate\(identity, .*, odds=0\)",
 }
 
 _COLUMNS = (

@@ -78,10 +78,11 @@ class Recipe:
         return self.method in BOTH_SIDES or any(part.adapts_documents for part in self.on)
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                             for name, value in self.settings)  # fmt: skip
-        own = f"{self.method} ({settings})" if settings else self.method
-        return " + ".join([*map(str, self.on), own])
+        """Write it as calls: ``kernel(linear(epochs=9), temperature=0.2, weight=1)``."""
+        settings = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                    for name, value in self.settings)  # fmt: skip
+        inside = ", ".join([*map(str, self.on), *settings])
+        return f"{self.method}({inside})" if inside else self.method
 
 
 IDENTITY = Recipe("identity")

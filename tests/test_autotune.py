@@ -98,7 +98,7 @@ def test_the_candidate_is_fitted_on_everything() -> None:
     data, _ = rotated_corpus(documents=60)
     found = tuned(data)
     options = TrainingOptions(learning_rate=0.01)
-    strength = float(found.choice.recipe.split("strength ")[1].rstrip(")"))
+    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
     recipe = Recipe.of("ridge", strength=strength)
     assert found.candidate == Kitchen(data, options).make(recipe)
 
@@ -150,7 +150,7 @@ def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
     monkeypatch.setitem(METHODS, "ridge", by_heart)
     data = asked_and_others()
     found = {expect: tuned(data, expect=expect) for expect in (None, 1.0, 0.0)}
-    known, new = found[None].choice.gains["ridge (strength 1)"]
+    known, new = found[None].choice.gains["ridge(strength=1)"]
     assert known is not None
     assert new is not None
     assert known > 0.05
@@ -243,7 +243,7 @@ def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch)
     data, _ = rotated_corpus(documents=40)
     with pytest.warns(UserWarning, match="cannot be fitted and is left out: no luck"):
         found = tuned(data, "auto")
-    assert {name.split(" (")[0] for name in found.choice.failed} >= {"whitening", "linear"}
+    assert {name.split("(")[0] for name in found.choice.failed} >= {"whitening", "linear"}
     assert not found.choice.failed.keys() & found.choice.gains.keys()
     assert found.choice.ship  # the map that memorises is left
 
@@ -261,12 +261,12 @@ def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
 
     monkeypatch.setitem(METHODS, "ridge", failing)
     with pytest.warns(
-        UserWarning, match="The base model is kept, as ridge .* fails on all pairs: Un"
+        UserWarning, match="The base model is kept, as ridge.* fails on all pairs: Un"
     ):
         found = tuned(data)
     assert found.adapter == found.candidate == LinearAdapter.identity(12)
     assert not found.choice.ship
-    assert found.choice.verdict.startswith("do not ship: ridge (strength")
+    assert found.choice.verdict.startswith("do not ship: ridge(strength=")
     assert found.overall.difference.mean > 0.3  # what cross-fitting found
 
 
@@ -285,7 +285,7 @@ def test_a_large_set_is_sampled_and_it_says_so(
     # What is served learned from all of them.
     names = list(found.choice.gains)
     assert found.choice.recipe in names
-    strength = float(found.choice.recipe.split("strength ")[1].rstrip(")"))
+    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
     recipe = Recipe.of("ridge", strength=strength)
     assert found.candidate == Kitchen(data, TrainingOptions()).make(recipe)
 

@@ -415,7 +415,7 @@ def test_every_method_can_be_asked_for_by_name(
     )
     engine.finetune()
     assert engine.report.choice is not None
-    tried = {name.rpartition(" + ")[2].split(" (")[0] for name in engine.report.choice.gains}
+    tried = {name.split("(")[0] for name in engine.report.choice.gains}
     assert tried == {"identity", method}
     model = engine.get_finetuned_model()
     assert np.isfinite(model.get_query_embedding("what apple? red?")).all()

@@ -44,7 +44,7 @@ def run(seed: int, adapted: float, recipe: str = "linear") -> dict[str, Any]:
         "recipe": recipe,
         "seconds": 10.0 + seed,
         "base_calls": seed,
-        "candidates": {"whitening (power 0.25)": [seed / 10, None]},
+        "candidates": {"whitening(power=0.25)": [seed / 10, None]},
         "tests": {"test": {"all": whole, "known": whole}},
     }
 

@@ -267,7 +267,7 @@ def test_a_recipe_proposed_twice_is_tried_once(monkeypatch: pytest.MonkeyPatch) 
 def test_a_recipe_reads_well_and_knows_whether_it_moves_documents() -> None:
     ridge = of("ridge", strength=0.5)
     assert str(of("memory", ridge, weight=2.0, temperature=0.1)) == (
-        "ridge (strength 0.5) + memory (temperature 0.1, weight 2)"
+        "memory(ridge(strength=0.5), temperature=0.1, weight=2)"
     )
     assert ridge["strength"] == 0.5
     assert not of("memory", ridge).adapts_documents

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,13 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
                 continue
             pairs = _draw(whole, size)
             there = _there(name, len(pairs.queries))
-            for method, mapped, seconds in _fits(encoder, pairs, there):
+            for method, mapped in _fits(encoder, pairs, there):
                 test = encoder.dataset(real.tests["test"])
                 scores = {
                     "base": search(test, test.queries, test.documents),
                     "adapted": search(test, *mapped(test)),
                 }
-                row = {"seconds": seconds, **quality.by_part(scores, real, "test")}
-                _keep(name, len(pairs.queries), method, row)
+                _keep(name, len(pairs.queries), method, quality.by_part(scores, real, "test"))
 
 
 def _draw(whole: Dataset, size: int | None) -> Dataset:
@@ -57,27 +55,23 @@ def _draw(whole: Dataset, size: int | None) -> Dataset:
     )
 
 
-def _fits(
-    encoder: Encoder, pairs: Dataset, there: set[str]
-) -> Iterator[tuple[str, peers.Mapped, float]]:
+def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[str, peers.Mapped]]:
     for method, adapts in OURS.items():
         if method not in there:
-            yield method, *_ours(encoder, pairs, adapts)
+            yield method, _ours(encoder, pairs, adapts)
     wanted = tuple(peer for peer in PEERS if peer not in there)
     train, dev = pairs.train_test_split(_DEV, by="query", seed=0)
-    for peer, mapped, seconds, _ in peers.fits(encoder, train, dev, wanted):
-        yield peer, mapped, seconds
+    for peer, mapped, _, _ in peers.fits(encoder, train, dev, wanted):
+        yield peer, mapped
 
 
-def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> tuple[peers.Mapped, float]:
-    began = time.perf_counter()
+def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> peers.Mapped:
     learnt = encoder.dataset(pairs)
     served = tune(learnt, TrainingOptions(), adapts=adapts, show_progress=False).adapter
-    seconds = time.perf_counter() - began
     return lambda test: (
         served.apply(test.queries),
         served.apply(test.documents, "document", test.keys),
-    ), seconds
+    )
 
 
 def _there(name: str, size: int) -> set[str]:
@@ -92,5 +86,4 @@ def _keep(name: str, size: int, method: str, row: dict[str, Any]) -> None:
         sizes.setdefault(str(size), {})[method] = row
 
     environment.update("curves", "python -m benchmarks curves", change)
-    print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}; "
-          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
+    print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}", flush=True)

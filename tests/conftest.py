@@ -18,6 +18,10 @@ from tests.model_server import serving
 
 DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+# Tests that run at once share the cores; read when torch is imported, which nothing above does.
+if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_workers))))
+
 
 class CountingEmbedding(BaseEmbedding):
     """A deterministic base model that remembers what it was asked.

@@ -34,7 +34,7 @@ from llama_index_embeddings_adapted.vectors import Rows
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
 _TRAINED_SHARE = 0.64  # of the pairs, in each of five folds
-_CANDIDATES = 2_048  # documents that compete in a training step
+_CANDIDATES = 1_024  # documents that compete in a training step
 _BATCH = 192  # queries per step where there are many: 200 such steps teach as much as 900 of 64
 _BATCHES = 8  # per epoch, at least; with few queries smaller batches teach as much, and cost less
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
@@ -125,7 +125,7 @@ def tune(
         data: Queries to learn from and to judge on; none is judged by what saw it.
         options: Of everything trained by gradients; ``epochs`` and ``loss`` are chosen here,
             ``batch_size`` is larger where there are many queries, and ``max_candidates`` at most
-            2,048.
+            1,024.
         method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
         adapts: ``"query"`` or ``"both"``.
         expect: Share of live queries about known documents, if the user knows it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,12 @@ class Targets(NamedTuple):
 
 
 def ranking_nll(
-    queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
+    queries: Tensor,
+    documents: Tensor,
+    targets: Targets,
+    *,
+    temperature: Tensor | float,
+    stands_for: float = 1.0,
 ) -> Tensor:
     """Draw each query towards its relevant documents and away from the other candidates.
 
@@ -37,17 +43,25 @@ def ranking_nll(
         targets: The relevant documents of each query.
         temperature: In cosine units, ``> 0``. At 0.05, a lead of 0.05 in cosine makes a document
             ``e`` times likelier.
+        stands_for: How many documents each irrelevant candidate stands for, ``>= 1``: where
+            candidates are drawn from a corpus, its size over their number. Relevant documents stand
+            for themselves. So the loss is about that of all documents.
 
     Returns:
         ``()``, mean cross-entropy in nats; ``log(candidates)`` when the scores say nothing.
 
     Source:
         Henderson et al. 2017, arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007
-        (ListNet), eq. 3 for several relevant documents.
+        (ListNet), eq. 3 for several relevant documents; Jean et al. 2015, arXiv:1412.2007, section
+        3.1 (a sample that stands for all).
     """
     logits = (queries / temperature) @ documents.T
+    entries = (targets.queries, targets.documents)
+    if stands_for > 1.0:  # lowers the relevant ones, which is to raise all others
+        lower = torch.full_like(targets.shares, -math.log(stands_for), dtype=logits.dtype)
+        logits.index_put_(entries, lower, accumulate=True)
     wanted = torch.zeros_like(logits)
-    wanted[targets.queries, targets.documents] = targets.shares.to(logits.dtype)
+    wanted[entries] = targets.shares.to(logits.dtype)
     return nn.functional.cross_entropy(logits, wanted)
 
 

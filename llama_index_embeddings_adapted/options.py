@@ -39,7 +39,7 @@ class TrainingOptions:
             than that or documents move too; elsewhere all of them count.
         patience: Epochs without a better validation score before training stops; None: never.
         max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
-            batch and a random sample of the rest, so a step needs about
+            batch and a random sample of the rest, which stands for all of it, so a step needs about
             ``16 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
             documents move, relevant ones that would be more than half of them are drawn too, at
             least one per query.
@@ -66,7 +66,7 @@ class TrainingOptions:
     anchor: float = 30.0
     anchor_documents: int = 512
     patience: int | None = 8
-    max_candidates: int = 20_000
+    max_candidates: int = 2_048
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
     steps_per_epoch: int | None = None

@@ -290,6 +290,7 @@ class _Run:
             self.module.documents(documents),
             self._targets(batch, candidates),
             temperature=self._log_temperature.exp(),
+            stands_for=self._stands_for(candidates),
         )
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
@@ -332,6 +333,10 @@ class _Run:
             others = self._random.choice(self._candidates, size=more, replace=False)
             chosen = _union(own, others)
         return chosen, self._documents.take(chosen)
+
+    def _stands_for(self, candidates: Rows) -> float:
+        """Return how many documents a candidate stands for; in a batch of pairs, itself."""
+        return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
 
     def _competing(self, relevant: Relevance) -> Rows:
         """Return the relevant documents of a batch; where documents move, a limited number.

@@ -49,6 +49,13 @@ def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents() -> None
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
 
 
+def test_a_candidate_that_stands_for_three_counts_as_three() -> None:
+    both = targets((0, 0, 0.5), (0, 1, 0.5))  # relevant documents stand for themselves
+    sampled = ranking_nll(unit(5), unit(0, 20, 90), both, temperature=0.5, stands_for=3.0)
+    whole = ranking_nll(unit(5), unit(0, 20, 90, 90, 90), both, temperature=0.5)
+    assert sampled.item() == pytest.approx(whole.item())
+
+
 def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents() -> None:
     before, after, documents = unit(0, 90), unit(10, 60), unit(0, 30, 200)
     changes = after @ documents.T - before @ documents.T

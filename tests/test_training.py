@@ -170,6 +170,18 @@ def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documen
     assert len(run._targets(np.arange(64), candidates).queries) == 64
 
 
+def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
+    random = np.random.default_rng(0)
+    relevant = [[int(row)] for row in random.integers(5_000, size=64)]
+    data = encoded(random.standard_normal((64, 8)), random.standard_normal((5_000, 8)), relevant)
+
+    def loss(most: int) -> float:
+        options = TrainingOptions(loss="corpus", max_candidates=most, anchor=0, temperature=0.2)
+        return training_module._Run(data, LinearAdapter.identity(8), options, None).loss_now()
+
+    assert loss(500) == pytest.approx(loss(5_000), abs=0.1)  # off by log(10) if it stood for itself
+
+
 def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negative() -> None:
     random = np.random.default_rng(0)
     counts = [1, 2, *[40] * 30]

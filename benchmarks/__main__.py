@@ -46,9 +46,7 @@ def _saved(name: str, results: dict[str, object], command: str = "") -> None:
 
 def _quality(given: argparse.Namespace) -> None:
     names, variants = tuple(given.sets), tuple(quality.VARIANTS)
-    found = quality.run(given.data, given.cache, names, variants, given.seeds)
-    if names == sets.NAMES:
-        _saved("quality", {"sets": found}, f"python -m benchmarks quality --seeds {given.seeds}")
+    quality.run(given.data, given.cache, names, variants, given.seeds)
 
 
 def _methods(given: argparse.Namespace) -> None:

@@ -23,10 +23,12 @@ METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
 def run(
     data: Path, cache: Path, names: tuple[str, ...], variants: tuple[str, ...], seeds: int
-) -> dict[str, Any]:
-    """Train on train, choose on dev, test once; known and new documents apart."""
+) -> None:
+    """Train on train, choose on dev, test once; known and new documents apart.
+
+    Each run is saved as it ends, in place of the earlier one of the same set, variant and seed.
+    """
     base = environment.minilm(embed_batch_size=32)
-    results: dict[str, Any] = {}
     for name in names:
         real = sets.load(data, name)
         for variant in variants:
@@ -34,14 +36,22 @@ def run(
                 continue  # the loss for sets whose every document has questions
             for seed in range(seeds):
                 model, row = _train(base, real, cache, {**VARIANTS[variant], "seed": seed})
+                row = {"seed": seed, **row}
                 row["tests"] = {
                     split: judge(base, model, real, split, cache) for split in real.tests
                 }
-                results.setdefault(name, {}).setdefault(variant, []).append(row)
+                _keep(name, variant, row)
                 gain = row["tests"]["test"]["all"]
                 print(f"{name} {variant} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
                       f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
-    return results
+
+
+def _keep(name: str, variant: str, row: dict[str, Any]) -> None:
+    def change(results: dict[str, Any]) -> None:
+        runs = results.setdefault("sets", {}).setdefault(name, {}).setdefault(variant, [])
+        environment.put(runs, row)
+
+    environment.update("quality", "python -m benchmarks quality", change)
 
 
 def _train(

@@ -50,9 +50,9 @@ def files_table() -> str:
     ]
     for name, variants in environment.load("quality")["sets"].items():
         for variant, runs in variants.items():
-            for seed, run in enumerate(runs):
+            for run in runs:
                 for split, parts in run["tests"].items():
-                    rows.append(_file_row(name, split, variant, seed, run, parts["all"]))
+                    rows.append(_file_row(name, split, variant, run, parts["all"]))
     return "\n".join(rows)
 
 
@@ -212,10 +212,10 @@ def _scores(values: dict[str, float]) -> str:
     return " | ".join(f"{values[metric]:.4f}" for metric in ("ndcg@10", "mrr@10", "hit_rate@5"))
 
 
-def _file_row(name: str, split: str, variant: str, seed: int, run: Any, found: Any) -> str:
+def _file_row(name: str, split: str, variant: str, run: Any, found: Any) -> str:
     low, high = found["interval"]
     return (
-        f"| {name} | {split} | {variant} | {seed} | {found['base']['ndcg@10']:.4f} "
+        f"| {name} | {split} | {variant} | {run['seed']} | {found['base']['ndcg@10']:.4f} "
         f"| {found['adapted']['ndcg@10']:.4f} | {found['difference']:+.4f} "
         f"| [{low:+.4f}, {high:+.4f}] | {run['epoch']} | {run['seconds']:.0f} |"
     )

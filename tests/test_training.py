@@ -195,7 +195,8 @@ def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negati
         found, _ = run._candidates_for(batch)
         targets = run._targets(batch, found)
         there = [set(rows) & set(found.tolist()) for rows in relevant]
-        assert np.bincount(targets.queries, minlength=32).tolist() == [len(rows) for rows in there]
+        found_of = np.bincount(targets.queries.cpu(), minlength=32)
+        assert found_of.tolist() == [len(rows) for rows in there]
         assert all(there)  # at least one of each
         assert set(relevant[1]) <= there[1]  # who has few keeps them
         drawn = run._competing(run._relevance)

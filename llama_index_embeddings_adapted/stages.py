@@ -161,11 +161,12 @@ def _facing_gates(found: Candidates) -> Iterator[Recipe]:
 def _nudges(found: Candidates) -> Iterator[Recipe]:
     """Nudges on the best so far, the best by heart, and the kernel kindest to new documents.
 
-    They are fitted on the map below each.
+    They are fitted on the map below each. What moves documents once comes before what moves them
+    twice, as simpler.
     """
     kernels = [r for r in found.recipes if _top(r).method == "kernel"]
     tops = [found.highest(found.recipes), found.best_new(kernels), found.best_known(found.recipes)]
-    for recipe in dict.fromkeys(tops):
+    for recipe in sorted(dict.fromkeys(tops), key=lambda r: r.adapts_documents):
         yield from _nudges_on(recipe, _lowest(recipe))
 
 

@@ -496,6 +496,17 @@ def test_nudges_lie_on_the_map_below_kernels_memories_and_gates() -> None:
     assert lowest(ground) == ground
 
 
+def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves() -> None:
+    known = np.array([True, False] * 4)
+    kernel = of("kernel", of("linear", epochs=1), weight=1.0, temperature=0.1)
+    ground = of("two_sided", epochs=1)
+    found = evidence(known)
+    found.scores[kernel], found.scores[ground] = np.full(8, 0.6), np.full(8, 0.7)
+    seen = Candidates(found, list(found.scores), everything(found))
+    nudges = list(stages("auto", "both", 1)[-1](seen))
+    assert [recipe.on[0] for recipe in nudges] == [kernel] * 4 + [ground] * 4
+
+
 def test_the_highest_does_no_harm_and_need_not_be_the_simplest() -> None:
     known = np.array([True, False] * 4)
     close = np.resize([0.71, 0.70, 0.70, 0.71], 8)

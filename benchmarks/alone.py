@@ -50,7 +50,8 @@ def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
             for seed in range(seeds if method in _RANDOM else 1):
                 if seed not in _there(name, method):
                     row = _one(train, test, recipe, seed)
-                    _keep(name, method, quality.by_part(row.pop("scores"), real, "test") | row)
+                    parts = quality.parts(row.pop("scores"), real, "test")
+                    _keep(name, method, {part: quality.means(kept) for part, kept in parts} | row)
 
 
 def _one(train: EncodedDataset, test: EncodedDataset, recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,8 @@ def judge(
 
 def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) -> dict[str, Any]:
     """Compare ``"base"`` and ``"adapted"`` on all queries, the known and the new."""
-    known = np.array(list(known_to(real.train, real.tests[split]).values()))
-    parts = {"all": np.ones(len(known), dtype=bool), "known": known, "new": ~known}
-    found: dict[str, Any] = {}
-    for name, keep in parts.items():
-        if not keep.any():
-            continue
-        kept = {model: part(one, keep) for model, one in scores.items()}
+    found = {}
+    for name, kept in parts(scores, real, split):
         differences = {
             metric: paired_difference(
                 kept["base"].values(metric), kept["adapted"].values(metric), metric=metric
@@ -106,11 +102,28 @@ def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) 
         }
         ndcg = differences["ndcg@10"]
         found[name] = {
-            "queries": int(keep.sum()),
-            **{m: {metric: s[metric] for metric in METRICS} for m, s in kept.items()},
-            "difference": ndcg.mean,
+            **means(kept),
             "interval": [ndcg.low, ndcg.high],
             "p_value": ndcg.p_value,
             "intervals": {metric: [d.low, d.high] for metric, d in differences.items()},
         }
     return found
+
+
+def parts(
+    scores: dict[str, RetrievalScores], real: sets.RealSet, split: str
+) -> Iterator[tuple[str, dict[str, RetrievalScores]]]:
+    """Yield the scores on all queries, the known and the new, where there are any."""
+    known = np.array(list(known_to(real.train, real.tests[split]).values()))
+    for name, keep in {"all": known | ~known, "known": known, "new": ~known}.items():
+        if keep.any():
+            yield name, {model: part(one, keep) for model, one in scores.items()}
+
+
+def means(kept: dict[str, RetrievalScores]) -> dict[str, Any]:
+    """Return what both models score, and the difference in NDCG@10."""
+    return {
+        "queries": len(kept["base"].query_ids),
+        **{model: {metric: one[metric] for metric in METRICS} for model, one in kept.items()},
+        "difference": kept["adapted"]["ndcg@10"] - kept["base"]["ndcg@10"],
+    }

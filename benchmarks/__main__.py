@@ -136,7 +136,7 @@ def main() -> None:
         "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each training")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     parser.add_argument("--first-seed", type=int, default=0, help="of the runs of methods")
     parser.add_argument(
         "--skip-existing", action="store_true", help="methods: keep runs of this version"

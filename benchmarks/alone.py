@@ -76,6 +76,6 @@ def _keep(name: str, method: str, row: dict[str, Any]) -> None:
         runs = results.setdefault("sets", {}).setdefault(name, {})
         environment.put(runs.setdefault(method, []), row)
 
-    environment.update("alone", "python -m benchmarks alone", change)
+    environment.update("alone", "python -m benchmarks alone --seeds 5", change)
     print(f"{name}, {row['recipe']}, seed {row['seed']}: {row['all']['difference']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -18,7 +18,6 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.evaluation import RetrievalScores, known_to, part
 from llama_index_embeddings_adapted.significance import paired_difference
 
-COMMAND = "python -m benchmarks quality --seeds 3"  # measures all that the file is to have
 VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
@@ -42,18 +41,18 @@ def run(
                 row["tests"] = {
                     split: judge(base, model, real, split, cache) for split in real.tests
                 }
-                _keep(name, variant, row)
+                _keep(name, variant, row, seeds)
                 gain = row["tests"]["test"]["all"]
                 print(f"{name} {variant} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
                       f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
 
 
-def _keep(name: str, variant: str, row: dict[str, Any]) -> None:
+def _keep(name: str, variant: str, row: dict[str, Any], seeds: int) -> None:
     def change(results: dict[str, Any]) -> None:
         runs = results.setdefault("sets", {}).setdefault(name, {}).setdefault(variant, [])
         environment.put(runs, row)
 
-    environment.update("quality", COMMAND, change)
+    environment.update("quality", f"python -m benchmarks quality --seeds {seeds}", change)
 
 
 def _train(

@@ -112,6 +112,11 @@ def test_one_seed_has_no_spread_and_long_recipes_are_those_of_the_first() -> Non
     assert f"| {'l' * 80} | 10 |" in method_tables.parts_table()
 
 
+def test_seconds_of_another_machine_are_left_out_and_its_scores_count() -> None:
+    keep([run(0, 0.6), run(90, 0.62) | {"machine": "another"}])
+    assert "| 0.5000 → 0.6100 | – | linear | 10 |" in method_tables.parts_table()
+
+
 def test_a_table_without_results_says_so() -> None:
     block = "<!-- results: curves -->\n{}\n<!-- end -->"
     assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import environment, methods, sets
 from benchmarks.trust import HARM
 
-Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers have one
+Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw nothing and have one
 
 _SHORT = 120  # characters of the recipes of several seeds that a table can take
 

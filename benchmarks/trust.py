@@ -27,7 +27,7 @@ CALIBRATED = ("uberlyft_10k", "nfcorpus")
 PAIRS = 300  # of each calibration run
 SIZES = {
     "uberlyft_10k": (100, 300, None),
-    "nl2bash": (100, 300, 1000),
+    "nl2bash": (100, 300, 1000, None),
     "scifact": (100, 300, None),
 }
 WHOLE = 0.2  # of the runs asked for: with all pairs only the seed differs

@@ -35,6 +35,7 @@ from benchmarks import (
     throughput,
     tried,
     trust,
+    unseen,
     upgrade,
     watching,
 )
@@ -85,6 +86,12 @@ def _upgrade(given: argparse.Namespace) -> None:
     _saved("upgrade", upgrade.run(given.data, given.cache, given.mpnet), command)
 
 
+def _unseen(given: argparse.Namespace) -> None:
+    if given.packages is None:
+        raise SystemExit("unseen needs --packages")
+    unseen.run(given.packages, given.cache)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "quality": _quality,
     "methods": _methods,
@@ -93,6 +100,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
+    "unseen": _unseen,
     "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
     "speed": lambda g: speed.run(g.data, g.cache),
     "growth": lambda g: growth.run(g.data, g.cache),
@@ -136,6 +144,7 @@ def main() -> None:
         "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
+    parser.add_argument("--packages", type=Path, help="folder of three packages, for unseen")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     parser.add_argument("--first-seed", type=int, default=0, help="of the runs of methods")
     parser.add_argument(
@@ -155,6 +164,8 @@ def _asked(given: argparse.Namespace) -> list[str]:
     missing = {"guided"}  # needs an extra of its own
     if given.mpnet is None:
         missing.add("upgrade")
+    if given.packages is None:
+        missing.add("unseen")
     return [part for part in PARTS if part not in missing]
 
 

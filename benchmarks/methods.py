@@ -55,7 +55,7 @@ def run(
         if skip_existing and _there(name, variant, seed, present):
             continue
         row = {"seed": seed, "version": present}
-        row |= _one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
+        row |= one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
         _keep(name, variant, row)
         _tell(name, variant, row)
 
@@ -107,7 +107,8 @@ def _tell(name: str, variant: str, row: Row) -> None:
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
 
 
-def _one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
+def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
+    """Train a variant on train and dev, and test it."""
     if options.pop("told", False):
         options["expect"] = SEEN[real.name]
     began = time.perf_counter()

@@ -38,23 +38,31 @@ def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...])
     base = environment.minilm(embed_batch_size=32)
     encoder = Encoder(base, cache_dir=cache, show_progress=False)
     for name in names:
-        real = sets.load(data, name)
-        train, dev = real.train, real.dev
-        if dev is None:
-            train, dev = train.train_test_split(0.1, by="query", seed=0)
-        tests = {split: encoder.dataset(test) for split, test in real.tests.items()}
-        for peer, mapped, seconds, setting in fits(encoder, train, dev, peers):
-            row = {"setting": setting, "seconds": seconds, "tests": {}}
-            for split, test in tests.items():
-                scores = {
-                    "base": search(test, test.queries, test.documents),
-                    "adapted": search(test, *mapped(test)),
-                }
-                row["tests"][split] = quality.by_part(scores, real, split)
+        for peer, row in measured(encoder, sets.load(data, name), peers):
             _keep(name, peer, row)
             whole = row["tests"]["test"]["all"]
-            print(f"{name}, {peer} ({setting}): {whole['base']['ndcg@10']:.4f} → "
-                  f"{whole['adapted']['ndcg@10']:.4f}; {seconds:.0f} s", flush=True)  # fmt: skip
+            print(f"{name}, {peer} ({row['setting']}): {whole['base']['ndcg@10']:.4f} → "
+                  f"{whole['adapted']['ndcg@10']:.4f}; {row['seconds']:.0f} s",
+                  flush=True)  # fmt: skip
+
+
+def measured(
+    encoder: Encoder, real: sets.RealSet, peers: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and result of each peer, trained on train and tuned on dev."""
+    train, dev = real.train, real.dev
+    if dev is None:
+        train, dev = train.train_test_split(0.1, by="query", seed=0)
+    tests = {split: encoder.dataset(test) for split, test in real.tests.items()}
+    for peer, mapped, seconds, setting in fits(encoder, train, dev, peers):
+        row: dict[str, Any] = {"setting": setting, "seconds": seconds, "tests": {}}
+        for split, test in tests.items():
+            scores = {
+                "base": search(test, test.queries, test.documents),
+                "adapted": search(test, *mapped(test)),
+            }
+            row["tests"][split] = quality.by_part(scores, real, split)
+        yield peer, row
 
 
 def _keep(name: str, peer: str, row: dict[str, Any]) -> None:

@@ -248,6 +248,29 @@ def curves_table() -> str:
     return "\n".join([*rows, "", figure])
 
 
+def unseen_table() -> str:
+    """Peers and ours on sets that no choice was made on."""
+    found = environment.load("unseen")["sets"]
+    methods = [m for m in _COLUMNS if any(m in measured for measured in found.values())]
+    rows = [
+        "| data set | train queries | test queries, of them new | base | "
+        + " | ".join(methods)
+        + " | known, both | new, both |",
+        "|---|---:|---:|---:|" + "---:|" * len(methods) + "---|---|",
+    ]
+    for name, measured in found.items():
+        ours = measured["auto, both"]
+        test = ours["tests"]["test"]
+        whole, new = test["all"], test.get("new", {"queries": 0})
+        gains = [_relative([measured[m]] if m in measured else []) for m in methods]
+        shown = [gain([test], part) for part in ("known", "new")]
+        rows.append(
+            f"| {name} | {ours['train_queries']:,} | {whole['queries']:,}, {new['queries']:,} "
+            f"| {whole['base']['ndcg@10']:.4f} | " + " | ".join([*gains, *shown]) + " |"
+        )
+    return "\n".join(rows)
+
+
 def speed_table() -> str:
     """Speed on cached vectors."""
     found = environment.load("speed")
@@ -321,6 +344,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration_table,
     "power": power_table,
     "curves": curves_table,
+    "unseen": unseen_table,
     "speed": speed_table,
     "growth": growth_table,
 }

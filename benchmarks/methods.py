@@ -133,6 +133,7 @@ def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> 
         "expect": report.choice.expectation.share,
         "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
         "seconds": seconds,
+        "train_queries": report.train_queries,
         "base_texts": report.base_texts,
         "base_calls": report.base_calls,
         "cross_fitted": {

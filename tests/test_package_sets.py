@@ -23,8 +23,8 @@ The following ``ls`` example does.
 """
 SENSES = b"""  1 a licence
 00001740 03 n 01 entity 0 003 ~ 0 n 0000 | that which is said to have an existence of its own
-00001930 03 n 01 thing 0 001 @ 1 n 0000 | a separate and self-contained entity of any kind; "it was full of \
-rackets, balls and other things"; "too short"
+00001930 03 n 01 thing 0 001 @ 1 n 0000 | a separate and self-contained entity of any kind; \
+"it was full of rackets, balls and other things"; "too short"
 """
 
 

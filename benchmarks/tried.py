@@ -168,10 +168,17 @@ def _instead(name: str, other: Any) -> Iterator[None]:
 
 
 def _symmetric(
-    queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
+    queries: Tensor,
+    documents: Tensor,
+    targets: Targets,
+    *,
+    temperature: Tensor | float,
+    stands_for: float = 1.0,
 ) -> Tensor:
     """Each document that the batch asks for has to find its queries, too."""
-    there = losses.ranking_nll(queries, documents, targets, temperature=temperature)
+    there = losses.ranking_nll(
+        queries, documents, targets, temperature=temperature, stands_for=stands_for
+    )
     logits = queries @ documents.T / temperature
     asked, place = torch.unique(targets.documents, return_inverse=True)
     shares = 1.0 / torch.bincount(place)[place]
@@ -184,14 +191,17 @@ def _with_margin(margin: float) -> Callable[..., Tensor]:
     """Relevant documents have to lead by a margin, in cosine units."""
 
     def loss(
-        queries: Tensor, documents: Tensor, targets: Targets, *, temperature: Tensor | float
+        queries: Tensor,
+        documents: Tensor,
+        targets: Targets,
+        *,
+        temperature: Tensor | float,
+        stands_for: float = 1.0,
     ) -> Tensor:
-        logits = queries @ documents.T / temperature
-        lead = torch.zeros_like(logits)
-        lead[targets.queries, targets.documents] = margin / float(
-            torch.as_tensor(temperature).detach()
+        # To lead by more is to win against more documents: what each other one stands for.
+        others = stands_for * torch.exp(margin / torch.as_tensor(temperature).detach())
+        return losses.ranking_nll(
+            queries, documents, targets, temperature=temperature, stands_for=float(others)
         )
-        right = (logits - lead)[targets.queries, targets.documents] * targets.shares
-        return torch.logsumexp(logits - lead, dim=1).mean() - right.sum() / len(queries)
 
     return loss

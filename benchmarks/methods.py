@@ -130,7 +130,7 @@ def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> 
     return {
         "verdict": report.verdict,
         "recipe": report.choice.recipe,
-        "expect": report.choice.expectation.share,
+        "expect": report.choice.expect,
         "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
         "seconds": seconds,
         "train_queries": report.train_queries,

@@ -56,7 +56,8 @@ class Choice:
         recipe: The chosen one, in words.
         ship: Whether cross-fitting proves its gain and sees no harm.
         verdict: That, in words, with what would change it.
-        expectation: Which queries were expected.
+        expect: Share of live queries about known documents that was expected.
+        expect_told: Whether the user said so.
         provable: The gain in NDCG@10 that was announced before training as sure to be provable.
         sampled: What was left out of cross-fitting, in words; empty if nothing.
         gains: Candidate → mean change in NDCG@10 on known and on new documents.
@@ -66,7 +67,8 @@ class Choice:
     recipe: str
     ship: bool
     verdict: str
-    expectation: Expectation
+    expect: float
+    expect_told: bool
     provable: float
     sampled: str
     gains: Mapping[str, tuple[float | None, float | None]]
@@ -77,8 +79,8 @@ class Choice:
         return {
             "recipe": self.recipe,
             "ship": self.ship,
-            "expect": self.expectation.share,
-            "expect_told": self.expectation.told,
+            "expect": self.expect,
+            "expect_told": self.expect_told,
             "provable": self.provable,
             "sampled": self.sampled,
             "gains": {name: list(gain) for name, gain in self.gains.items()},
@@ -161,7 +163,8 @@ def tune(
         str(selection.recipe),
         ship,
         verdict,
-        expectation,
+        expectation.share,
+        expectation.told,
         provable,
         sampled,
         {str(r): _mean_gains(selection.evidence, r) for r in selection.recipes},

@@ -23,11 +23,13 @@ from llama_index_embeddings_adapted.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.composition import check_weight, compose
 from llama_index_embeddings_adapted.errors import FolderError
 from llama_index_embeddings_adapted.redaction import without_url_secrets
+from llama_index_embeddings_adapted.resolve import savable
 from llama_index_embeddings_adapted.serialize import base_or_rebuilt, describe_base, taken
 from llama_index_embeddings_adapted.small_model import SmallModel, check_pooled
 from llama_index_embeddings_adapted.vectors import Role, Vectors
 
 
+@savable
 class ComposedEmbedding(BaseEmbedding):
     """Vectors of two models in one: ``e(x) = normalise([b(x) ; λ·a(x)])``.
 
@@ -183,6 +185,11 @@ class ComposedEmbedding(BaseEmbedding):
         composed_store.save(
             Path(folder), self.augment_model, self.weight, self.base_embed_model, self._training
         )
+
+    @staticmethod
+    def holds(folder: Path) -> bool:
+        """Return whether a folder says that it holds a composed model."""
+        return composed_store.is_composed(folder)
 
     @classmethod
     def from_pretrained(

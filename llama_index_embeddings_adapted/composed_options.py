@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llama_index_embeddings_adapted.composition import check_weight
 from llama_index_embeddings_adapted.errors import MetricError, OptionError
 from llama_index_embeddings_adapted.metrics import parse
 from llama_index_embeddings_adapted.option_checks import check_known, check_number, check_whole
@@ -81,7 +80,6 @@ class ComposedOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
         for name in (*_WHOLE, *_WHOLE_OR_NONE):
             value = getattr(self, name)
             if value is None and name in _WHOLE_OR_NONE:

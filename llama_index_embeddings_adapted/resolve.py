@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
 
-from llama_index_embeddings_adapted.composed import ComposedEmbedding
-from llama_index_embeddings_adapted.composed_store import is_composed
 from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
 
 PREFIX = "adapted:"
+
+
+class SavedModel(Protocol):
+    """A kind of model that a folder can hold."""
+
+    @staticmethod
+    def holds(folder: Path) -> bool:
+        """Return whether the folder says that it holds a model of this kind."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Any:
+        """Load a folder."""
+        ...
+
+
+_Kind = TypeVar("_Kind", bound=type[SavedModel])
+_KINDS: list[type[SavedModel]] = []
+
+
+def savable(kind: _Kind) -> _Kind:
+    """Have :func:`resolve_embed_model` load folders that hold this kind of model."""
+    _KINDS.append(kind)
+    return kind
 
 
 def resolve_embed_model(
@@ -29,6 +51,6 @@ def resolve_embed_model(
     """
     if isinstance(embed_model, str) and embed_model.startswith(PREFIX):
         folder = Path(embed_model.removeprefix(PREFIX))
-        kind = ComposedEmbedding if is_composed(folder) else AdaptedEmbedding
+        kind = next((kind for kind in _KINDS if kind.holds(folder)), AdaptedEmbedding)
         embed_model = kind.from_pretrained(folder)
     return core_resolve(embed_model, callback_manager)

@@ -157,7 +157,7 @@ def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
     assert new < -0.5
     assert [found[expect].choice.ship for expect in (None, 1.0, 0.0)] == [False, True, False]
     assert found[None].choice.verdict.startswith("keep the base model: no candidate gained")
-    assert found[1.0].choice.expectation.told
+    assert found[1.0].choice.expect_told
     assert found[1.0].overall.difference.mean == pytest.approx(known)
 
 

@@ -6,39 +6,34 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import (
+from benchmarks import environment, sets
+from benchmarks.cost import (
     against_old,
-    alone,
-    composed,
     composed_memory,
     composed_time,
-    curves,
-    environment,
-    figures,
-    fuzz,
     growth,
-    guided,
-    kills,
+    ray_job,
+    scale,
+    serving,
+    speed,
+    throughput,
+)
+from benchmarks.pages import figures, page, tables
+from benchmarks.quality import (
+    alone,
+    composed,
+    curves,
     methods,
-    page,
     peers,
     quality,
     questions,
-    ray_job,
-    recovery,
-    scale,
-    serving,
-    sets,
-    soak,
-    speed,
-    tables,
-    throughput,
     tried,
     trust,
     unseen,
     upgrade,
     watching,
 )
+from benchmarks.robustness import frozen, fuzz, guided, kills, recovery, soak
 
 
 def _saved(name: str, results: dict[str, object], command: str = "") -> None:
@@ -115,6 +110,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
+    "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),
     "fuzz": lambda g: _saved("fuzz", fuzz.run(g.runs or 1000)),
     "guided": _guided,

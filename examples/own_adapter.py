@@ -15,9 +15,10 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.closed_form import mean_documents
-from llama_index_embeddings_adapted.encode import EncodedDataset, Encoder
-from llama_index_embeddings_adapted.vectors import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.training.closed_form import mean_documents
 
 
 class DiagonalAdapter(Adapter):

@@ -30,7 +30,7 @@ from llama_index_embeddings_adapted import (
     pairs_from_structure,
     resolve_embed_model,
 )
-from llama_index_embeddings_adapted.encode import Encoder
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
 OUT = Path("out/quickstart")
 CACHE = OUT / "cache"

@@ -10,53 +10,70 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from llama_index_embeddings_adapted.adapters import Adapter
-from llama_index_embeddings_adapted.composed import ComposedEmbedding
-from llama_index_embeddings_adapted.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.embedding import AdaptedEmbedding
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.adapters.maps import (
+    LinearAdapter,
+    LowRankAdapter,
+    TwoLayerAdapter,
+)
+from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import AdaptedError
-from llama_index_embeddings_adapted.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
-from llama_index_embeddings_adapted.resolve import resolve_embed_model
+from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding, resolve_embed_model
 
 if TYPE_CHECKING:
-    from llama_index_embeddings_adapted.candidates import Candidate
-    from llama_index_embeddings_adapted.comparison import Comparison, compare_retrieval
-    from llama_index_embeddings_adapted.composed_engine import (
+    from llama_index_embeddings_adapted.composed.engines import (
         ComposedFinetuneEngine,
         SentenceTransformersFinetuneEngine,
     )
-    from llama_index_embeddings_adapted.corpus import EmbeddedCorpus, embed_corpus
-    from llama_index_embeddings_adapted.engines import EmbeddingAdapterFinetuneEngine
-    from llama_index_embeddings_adapted.estimation import Estimate, estimate
-    from llama_index_embeddings_adapted.evaluation import RetrievalScores, evaluate_retrieval
-    from llama_index_embeddings_adapted.generation import (
-        agenerate_qa_embedding_pairs,
-        generate_qa_embedding_pairs,
+    from llama_index_embeddings_adapted.encoding.corpus import EmbeddedCorpus, embed_corpus
+    from llama_index_embeddings_adapted.evaluation.reports import (
+        Comparison,
+        FinetuneReport,
+        compare_retrieval,
     )
-    from llama_index_embeddings_adapted.local_llama import LocalLlama
-    from llama_index_embeddings_adapted.moves import (
+    from llama_index_embeddings_adapted.evaluation.retrieval import (
+        RetrievalScores,
+        evaluate_retrieval,
+        mine_hard_negatives,
+    )
+    from llama_index_embeddings_adapted.operations.monitoring import (
+        DriftReport,
         MoveReport,
         bound_nudges,
+        inspect_queries,
         moved_documents,
         undo_nudges,
     )
-    from llama_index_embeddings_adapted.negatives import mine_hard_negatives
-    from llama_index_embeddings_adapted.passages import hold_out_documents
-    from llama_index_embeddings_adapted.pool import AdapterPool
-    from llama_index_embeddings_adapted.question_report import QuestionReport
-    from llama_index_embeddings_adapted.rebuild import adapt_index
-    from llama_index_embeddings_adapted.report import FinetuneReport
-    from llama_index_embeddings_adapted.retriever import MemoryRetriever
-    from llama_index_embeddings_adapted.similarity import SimilarityCheck, check_similarity
-    from llama_index_embeddings_adapted.streaming import adapt_nodes, adapt_vectors
-    from llama_index_embeddings_adapted.structure import pairs_from_structure
-    from llama_index_embeddings_adapted.upgrade import (
+    from llama_index_embeddings_adapted.operations.rebuild import (
+        adapt_index,
+        adapt_nodes,
+        adapt_vectors,
+    )
+    from llama_index_embeddings_adapted.operations.similarity import (
+        SimilarityCheck,
+        check_similarity,
+    )
+    from llama_index_embeddings_adapted.operations.upgrade import (
         Upgrade,
         UpgradeScores,
         evaluate_upgrade,
         upgrade_adapter,
     )
-    from llama_index_embeddings_adapted.watching import DriftReport, inspect_queries
+    from llama_index_embeddings_adapted.questions.filters import Candidate
+    from llama_index_embeddings_adapted.questions.generate import (
+        Estimate,
+        agenerate_qa_embedding_pairs,
+        estimate,
+        generate_qa_embedding_pairs,
+    )
+    from llama_index_embeddings_adapted.questions.local_llama import LocalLlama
+    from llama_index_embeddings_adapted.questions.selection import QuestionReport
+    from llama_index_embeddings_adapted.questions.structure import pairs_from_structure
+    from llama_index_embeddings_adapted.questions.writing import hold_out_documents
+    from llama_index_embeddings_adapted.serving.pool import AdapterPool
+    from llama_index_embeddings_adapted.serving.retriever import MemoryRetriever
+    from llama_index_embeddings_adapted.training.engine import EmbeddingAdapterFinetuneEngine
 
 __all__ = [
     "AdaptedEmbedding",
@@ -108,43 +125,43 @@ __all__ = [
 ]
 
 _LAZY = {
-    "AdapterPool": "pool",
-    "Candidate": "candidates",
-    "Comparison": "comparison",
-    "ComposedFinetuneEngine": "composed_engine",
-    "DriftReport": "watching",
-    "EmbeddedCorpus": "corpus",
-    "EmbeddingAdapterFinetuneEngine": "engines",
-    "Estimate": "estimation",
-    "FinetuneReport": "report",
-    "LocalLlama": "local_llama",
-    "MemoryRetriever": "retriever",
-    "MoveReport": "moves",
-    "QuestionReport": "question_report",
-    "RetrievalScores": "evaluation",
-    "SentenceTransformersFinetuneEngine": "composed_engine",
-    "SimilarityCheck": "similarity",
-    "Upgrade": "upgrade",
-    "UpgradeScores": "upgrade",
-    "adapt_index": "rebuild",
-    "adapt_nodes": "streaming",
-    "adapt_vectors": "streaming",
-    "agenerate_qa_embedding_pairs": "generation",
-    "bound_nudges": "moves",
-    "check_similarity": "similarity",
-    "compare_retrieval": "comparison",
-    "embed_corpus": "corpus",
-    "estimate": "estimation",
-    "evaluate_retrieval": "evaluation",
-    "evaluate_upgrade": "upgrade",
-    "generate_qa_embedding_pairs": "generation",
-    "hold_out_documents": "passages",
-    "inspect_queries": "watching",
-    "mine_hard_negatives": "negatives",
-    "moved_documents": "moves",
-    "pairs_from_structure": "structure",
-    "undo_nudges": "moves",
-    "upgrade_adapter": "upgrade",
+    "AdapterPool": "serving.pool",
+    "Candidate": "questions.filters",
+    "Comparison": "evaluation.reports",
+    "ComposedFinetuneEngine": "composed.engines",
+    "DriftReport": "operations.monitoring",
+    "EmbeddedCorpus": "encoding.corpus",
+    "EmbeddingAdapterFinetuneEngine": "training.engine",
+    "Estimate": "questions.generate",
+    "FinetuneReport": "evaluation.reports",
+    "LocalLlama": "questions.local_llama",
+    "MemoryRetriever": "serving.retriever",
+    "MoveReport": "operations.monitoring",
+    "QuestionReport": "questions.selection",
+    "RetrievalScores": "evaluation.retrieval",
+    "SentenceTransformersFinetuneEngine": "composed.engines",
+    "SimilarityCheck": "operations.similarity",
+    "Upgrade": "operations.upgrade",
+    "UpgradeScores": "operations.upgrade",
+    "adapt_index": "operations.rebuild",
+    "adapt_nodes": "operations.rebuild",
+    "adapt_vectors": "operations.rebuild",
+    "agenerate_qa_embedding_pairs": "questions.generate",
+    "bound_nudges": "operations.monitoring",
+    "check_similarity": "operations.similarity",
+    "compare_retrieval": "evaluation.reports",
+    "embed_corpus": "encoding.corpus",
+    "estimate": "questions.generate",
+    "evaluate_retrieval": "evaluation.retrieval",
+    "evaluate_upgrade": "operations.upgrade",
+    "generate_qa_embedding_pairs": "questions.generate",
+    "hold_out_documents": "questions.writing",
+    "inspect_queries": "operations.monitoring",
+    "mine_hard_negatives": "evaluation.retrieval",
+    "moved_documents": "operations.monitoring",
+    "pairs_from_structure": "questions.structure",
+    "undo_nudges": "operations.monitoring",
+    "upgrade_adapter": "operations.upgrade",
 }
 
 

@@ -14,7 +14,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from tests.model_server import serving
+from tests.support.model_server import serving
 
 DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -1,0 +1,238 @@
+"""From ten thousand documents to a million: seconds, bytes and memory of each step.
+
+Each step runs in a process of its own, whose peak memory is its own; the steps of one size share a
+cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost import grown
+from benchmarks.cost.grown import CheapBase, Grown
+from benchmarks.cost.memory import peak_memory
+
+SIZES = ((1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000))  # pairs, documents
+JUDGED = 1_000  # queries that are evaluated, at every size
+CANDIDATES = 1_000  # documents that a step scores, at every size
+EPOCHS = 2
+
+
+class Clock:
+    """Wall and processor seconds of a block; the memory before it, in MiB."""
+
+    def __enter__(self) -> Clock:
+        self._began = time.perf_counter(), time.process_time()
+        self._before = peak_memory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._began
+        self.found = {
+            "seconds": time.perf_counter() - wall,
+            "cpu_seconds": time.process_time() - cpu,
+            "memory_before_mib": self._before,
+        }
+
+
+def _encode(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted import embed_corpus
+
+    base = CheapBase(corpus)
+    options: dict[str, Any] = {"cache_dir": folder / "cache", "show_progress": False}
+    with Clock() as clock:
+        embed_corpus(corpus.documents(), base, **options)
+    stored = sum(file.stat().st_size for file in (folder / "cache").iterdir())
+    embed_corpus(corpus.queries(), base, role="query", **options)
+    return {**clock.found, "bytes_per_document": stored / corpus.count}
+
+
+def _encoded(corpus: Grown, folder: Path) -> Any:
+    from llama_index_embeddings_adapted.encoding.encoder import Encoder
+
+    encoder = Encoder(CheapBase(corpus), cache_dir=folder / "cache", show_progress=False)
+    data = encoder.dataset(corpus.dataset())
+    encoder.close()
+    return data
+
+
+def _read(corpus: Grown, folder: Path) -> dict[str, Any]:
+    with Clock() as clock:
+        _encoded(corpus, folder)
+    return clock.found
+
+
+def _train(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted.training.closed_form import whitening
+    from llama_index_embeddings_adapted.training.options import TrainingOptions
+    from llama_index_embeddings_adapted.training.trainer import states
+
+    data = _encoded(corpus, folder)
+    _warm_up(data)
+    with Clock() as clock:
+        start = whitening(data.documents)
+        options = TrainingOptions(epochs=1, max_candidates=CANDIDATES)
+        *_, (_, export) = states(data, start, options)
+    export().save(folder / "adapter")
+    return clock.found
+
+
+def _warm_up(data: Any) -> None:
+    """Take a step: torch loads more when it is first used."""
+    from llama_index_embeddings_adapted import LinearAdapter
+    from llama_index_embeddings_adapted.training.options import TrainingOptions
+    from llama_index_embeddings_adapted.training.trainer import states
+
+    start = LinearAdapter.identity(data.queries.shape[1])
+    options = TrainingOptions(epochs=1, steps_per_epoch=1, anchor=0, max_candidates=10)
+    list(states(data, start, options))
+
+
+def _evaluate(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, evaluate_retrieval
+
+    model = AdaptedEmbedding(CheapBase(corpus), Adapter.load(folder / "adapter"))
+    dataset = corpus.dataset(JUDGED)
+    with Clock() as clock:
+        scores = evaluate_retrieval(model, dataset, cache_dir=folder / "cache", show_progress=False)
+    return {**clock.found, "ndcg@10": scores["ndcg@10"]}
+
+
+def _finetune(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
+
+    engine = EmbeddingAdapterFinetuneEngine(
+        corpus.dataset(),
+        CheapBase(corpus),
+        epochs=EPOCHS,
+        max_candidates=CANDIDATES,
+        model_output_path=folder / "finetuned",
+        cache_dir=folder / "cache",
+        show_progress=False,
+    )
+    _warm_up(_encoded(Grown(folder / "real.npz", 10, 10), folder))
+    with Clock() as clock:
+        engine.finetune()
+    return {
+        **clock.found,
+        "held_out_queries": engine.report.overall.queries,
+        "difference": engine.report.overall.difference.mean,
+    }
+
+
+def _rebuild(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index_embeddings_adapted import adapt_vectors
+
+    model, file = _both_sides(corpus, folder), folder / "vectors.npy"
+    with Clock() as clock:
+        adapt_vectors(
+            corpus.documents(), model, file, cache_dir=folder / "cache", show_progress=False
+        )
+    stored = file.stat().st_size
+    file.unlink()
+    return {**clock.found, "bytes_per_document": stored / corpus.count}
+
+
+def _rebuild_store(corpus: Grown, folder: Path) -> dict[str, Any]:
+    from llama_index.core.schema import TextNode
+    from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+    from llama_index_embeddings_adapted import adapt_nodes
+
+    model, place = _both_sides(corpus, folder), folder / "lance"
+    store = LanceDBVectorStore(uri=str(place), table_name="new", mode="create")
+    nodes = (TextNode(id_=f"d{row}", text=text) for row, text in enumerate(corpus.documents()))
+    with Clock() as clock:
+        adapt_nodes(
+            nodes, model, store, batch_size=8192, cache_dir=folder / "cache", show_progress=False
+        )
+    stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return {**clock.found, "bytes_per_document": stored / corpus.count}
+
+
+def _both_sides(corpus: Grown, folder: Path) -> Any:
+    from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, LinearAdapter
+
+    trained: Any = Adapter.load(folder / "adapter")
+    return AdaptedEmbedding(CheapBase(corpus), LinearAdapter(trained.weight, shared=True))
+
+
+WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
+    "encode": _encode,
+    "read": _read,
+    "train": _train,
+    "evaluate": _evaluate,
+    "finetune": _finetune,
+    "rebuild, vectors": _rebuild,
+    "rebuild, LanceDB": _rebuild_store,
+}
+
+
+def run(data: Path, cache: Path, most: int | None = None) -> None:
+    """Measure each size and step.
+
+    Args:
+        data: BEIR folders.
+        cache: Of real vectors.
+        most: Documents of the largest size, to try it out; None for a million, and a result file.
+    """
+    from benchmarks import environment  # loads torch, which measured processes may not need
+
+    rows: list[dict[str, Any]] = []
+    for pairs, documents in SIZES:
+        if most is not None and documents > most:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            grown.prepare(data, cache, Path(folder))
+            for work in WORK:
+                rows.append(_in_a_process(work, pairs, documents, folder))
+                print(rows[-1], flush=True)
+                if most is None:
+                    environment.save("scale", "python -m benchmarks scale", _found(rows))
+
+
+def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "threads": 1,
+        "judged_queries": JUDGED,
+        "candidates_per_step": CANDIDATES,
+        "epochs": {"train": 1, "finetune": EPOCHS},
+        "rows": rows,
+    }
+
+
+def _in_a_process(work: str, pairs: int, documents: int, folder: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scale", work, str(pairs), str(documents), folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, Any]:
+    corpus = Grown(folder / "real.npz", pairs, documents)
+    found = WORK[work](corpus, folder)
+    return {
+        "work": work,
+        "pairs": pairs,
+        "documents": documents,
+        **found,
+        "documents_per_second": documents / found["cpu_seconds"],
+        "peak_memory_mib": peak_memory(),
+    }
+
+
+if __name__ == "__main__":
+    name, queries, count, place = sys.argv[1:]
+    print(json.dumps(_measure(name, int(queries), int(count), Path(place))))

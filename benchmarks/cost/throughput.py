@@ -1,0 +1,130 @@
+"""Passages per second against the function of llama-index-finetuning, on one local server."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from llama_index.core.llms import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    CustomLLM,
+    LLMMetadata,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+
+from benchmarks.robustness import recovery
+from benchmarks.robustness.scripted_server import in_a_process
+from llama_index_embeddings_adapted import generate_qa_embedding_pairs
+
+ROUNDS = 3
+
+
+class LeanLLM(CustomLLM):
+    """A client that adds next to nothing to a call, so that only the generation is measured."""
+
+    api_base: str
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True, model_name="scripted", context_window=4096)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer in the synchronous way, which the old function takes."""
+        url = urlsplit(self.api_base)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port)
+        connection.request("POST", "/v1/chat/completions", _body([("user", prompt)]))
+        raw = json.loads(connection.getresponse().read())
+        connection.close()
+        return CompletionResponse(text=raw["choices"][0]["message"]["content"], raw=raw)
+
+    @llm_completion_callback()
+    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer in the asynchronous way, which ours takes."""
+        url = urlsplit(self.api_base)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        body = _body([(m.role.value, m.content or "") for m in messages])
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        length = next(int(li.split(":")[1]) for li in lines if li.startswith("content-length"))
+        raw = json.loads(await reader.readexactly(length))
+        writer.close()
+        text = raw["choices"][0]["message"]["content"]
+        return ChatResponse(message=ChatMessage(role="assistant", content=text), raw=raw)
+
+
+def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -> dict[str, Any]:
+    """Time both functions with both clients in one run."""
+    ideal = latency_s * passages / concurrency
+    clients: dict[str, Callable[[str], Any]] = {
+        "OpenAILike": recovery.llm,
+        "a client without overhead": lambda address: LeanLLM(api_base=address),
+    }
+    found: dict[str, Any] = {
+        "passages": passages,
+        "latency_s": latency_s,
+        "concurrency": concurrency,
+        "ideal_seconds": ideal,
+        "load_average_before": os.getloadavg()[0],
+        "clients": {},
+    }
+    with in_a_process(latency_s) as address:
+        for name, client in clients.items():
+            ours = [_ours(client(address), passages, concurrency) for _ in range(ROUNDS)]
+            old = _old(client(address), passages)
+            best, middle = min(ours), statistics.median(ours)
+            found["clients"][name] = {
+                "old_seconds": old,
+                "ours_seconds": ours,
+                "times_as_fast": old / middle,
+                "over_ideal": middle / ideal,
+                "best_over_ideal": best / ideal,
+            }
+    return found
+
+
+def _ours(llm: Any, passages: int, concurrency: int) -> float:
+    nodes = recovery.nodes(passages)
+    with tempfile.TemporaryDirectory() as cache:
+        generate_qa_embedding_pairs(nodes[:1], llm, cache_dir=False, show_progress=False)  # warm
+        began = time.perf_counter()
+        data = generate_qa_embedding_pairs(
+            nodes, llm, concurrency=concurrency, cache_dir=cache, show_progress=False
+        )
+        seconds = time.perf_counter() - began
+    assert len(data.report.kept) == 2 * passages
+    return seconds
+
+
+def _old(llm: Any, passages: int) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it is deprecated
+        from llama_index.finetuning import generate_qa_embedding_pairs as old
+
+    nodes = recovery.nodes(passages)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        old(nodes, llm, output_path=str(Path(folder) / "qa.json"), verbose=False)
+        return time.perf_counter() - began
+
+
+def _body(turns: Sequence[tuple[str, str]]) -> bytes:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return json.dumps({"model": "scripted", "messages": messages}).encode()

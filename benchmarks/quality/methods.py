@@ -1,0 +1,144 @@
+"""Methods side by side on real test sets: known and new documents, told and not told."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment, sets
+from benchmarks.quality.quality import judge
+from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
+
+Row = dict[str, Any]
+
+COMMAND = "python -m benchmarks methods --seeds 5"  # measures all that the file is to have
+# Share of test queries about documents with training questions: the one thing a user may know.
+SEEN = {
+    "nfcorpus": 1.0,
+    "scifact": 0.65,
+    "uberlyft_10k": 0.0,
+    "squad_dev": 0.19,
+    "nl2bash": 0.22,
+    "tldr_pages": 0.47,
+    "banking77_intent": 1.0,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "auto, query": {"method": "auto"},
+    "auto, query, told": {"method": "auto", "told": True},
+    "auto, both": {"method": "auto", "adapts": "both"},
+    "auto, both, told": {"method": "auto", "adapts": "both", "told": True},
+}
+
+
+def run(
+    data: Path,
+    cache: Path,
+    names: tuple[str, ...],
+    variants: tuple[str, ...],
+    seeds: int,
+    *,
+    first_seed: int = 0,
+    skip_existing: bool = False,
+) -> None:
+    """Train on train and dev, test once; each run is saved as it ends, beside earlier ones.
+
+    It replaces the run of the same set, variant and seed. Every set has a seed before any has the
+    next, so that a part of the runs is of use. ``skip_existing`` leaves out those of this version.
+    """
+    base = environment.minilm(embed_batch_size=32)
+    present = version()
+    for seed, variant, name in _order(names, variants, range(first_seed, first_seed + seeds)):
+        if skip_existing and _there(name, variant, seed, present):
+            continue
+        row = {"seed": seed, "version": present}
+        row |= one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
+        _keep(name, variant, row)
+        _tell(name, variant, row)
+
+
+def version() -> str:
+    """Return the last commit that changed the package."""
+    command = ["git", "log", "-1", "--format=%h", "--", "llama_index_embeddings_adapted"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
+def rows(found: Row | list[Row]) -> list[Row]:
+    """Return the runs of a variant, by seed; an earlier version kept one, of seed 0, in no list."""
+    return [{"seed": 0, "version": "earlier", **found}] if isinstance(found, dict) else found
+
+
+def _order(
+    names: tuple[str, ...], variants: tuple[str, ...], seeds: range
+) -> Iterator[tuple[int, str, str]]:
+    for seed in seeds:
+        for variant in variants:
+            for name in names:
+                yield seed, variant, name
+
+
+def _there(name: str, variant: str, seed: int, present: str) -> bool:
+    # Read anew before each run, as another process may have added it.
+    found = environment.load("methods")["sets"] if environment.exists("methods") else {}
+    kept = rows(found.get(name, {}).get(variant, []))
+    return any((row["seed"], row["version"]) == (seed, present) for row in kept)
+
+
+def _keep(name: str, variant: str, row: Row) -> None:
+    def change(results: dict[str, Any]) -> None:
+        runs = results.setdefault("sets", {}).setdefault(name, {})
+        runs[variant] = rows(runs.get(variant, []))
+        environment.put(runs[variant], row)
+
+    environment.update("methods", COMMAND, change)
+
+
+def _tell(name: str, variant: str, row: Row) -> None:
+    shown = ", ".join(
+        f"{part} {found['base']['ndcg@10']:.4f} → {found['adapted']['ndcg@10']:.4f}"
+        for part, found in row["tests"]["test"].items()
+    )
+    print(f"{name}, {variant}, seed {row['seed']}: {shown}; {row['recipe']}; "
+          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
+    """Train a variant on train and dev, and test it."""
+    if options.pop("told", False):
+        options["expect"] = SEEN[real.name]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddingAdapterFinetuneEngine(
+            real.train,
+            base,
+            val_dataset=real.dev,
+            model_output_path=Path(folder) / "adapter",
+            cache_dir=cache,
+            show_progress=False,
+            **options,
+        )
+        engine.finetune()
+    seconds = time.perf_counter() - began
+    report = engine.report
+    assert report.choice is not None
+    model = engine.get_finetuned_model()
+    return {
+        "verdict": report.verdict,
+        "recipe": report.choice.recipe,
+        "expect": report.choice.expect,
+        "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
+        "seconds": seconds,
+        "train_queries": report.train_queries,
+        "base_texts": report.base_texts,
+        "base_calls": report.base_calls,
+        "cross_fitted": {
+            "known": None if report.known is None else report.known.difference.mean,
+            "new": None if report.new is None else report.new.difference.mean,
+        },
+        "tests": {split: judge(base, model, real, split, cache) for split in real.tests},
+    }

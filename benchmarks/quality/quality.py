@@ -1,0 +1,129 @@
+"""What the default adapter, and the corpus loss, do to retrieval on real test sets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    compare_retrieval,
+)
+from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, known_to, part
+
+VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
+METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
+
+
+def run(
+    data: Path, cache: Path, names: tuple[str, ...], variants: tuple[str, ...], seeds: int
+) -> None:
+    """Train on train, choose on dev, test once; known and new documents apart.
+
+    Each run is saved as it ends, in place of the earlier one of the same set, variant and seed.
+    """
+    base = environment.minilm(embed_batch_size=32)
+    for name in names:
+        real = sets.load(data, name)
+        for variant in variants:
+            if variant == "corpus" and name != "nfcorpus":
+                continue  # the loss for sets whose every document has questions
+            for seed in range(seeds):
+                model, row = _train(base, real, cache, {**VARIANTS[variant], "seed": seed})
+                row = {"seed": seed, **row}
+                row["tests"] = {
+                    split: judge(base, model, real, split, cache) for split in real.tests
+                }
+                _keep(name, variant, row, seeds)
+                gain = row["tests"]["test"]["all"]
+                print(f"{name} {variant} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
+                      f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
+
+
+def _keep(name: str, variant: str, row: dict[str, Any], seeds: int) -> None:
+    def change(results: dict[str, Any]) -> None:
+        runs = results.setdefault("sets", {}).setdefault(name, {}).setdefault(variant, [])
+        environment.put(runs, row)
+
+    environment.update("quality", f"python -m benchmarks quality --seeds {seeds}", change)
+
+
+def _train(
+    base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]
+) -> tuple[AdaptedEmbedding, dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddingAdapterFinetuneEngine(
+            real.train,
+            base,
+            val_dataset=real.dev,
+            model_output_path=Path(folder) / "adapter",
+            cache_dir=cache,
+            show_progress=False,
+            **options,
+        )
+        engine.finetune()
+    report = engine.report
+    return engine.get_finetuned_model(), {
+        "verdict": report.verdict,
+        "epoch": report.best_epoch,
+        "seconds": report.seconds,
+        "base_texts": report.base_texts,
+        "train_queries": report.train_queries,
+    }
+
+
+def judge(
+    base: Any, model: AdaptedEmbedding, real: sets.RealSet, split: str, cache: Path
+) -> dict[str, Any]:
+    """Score a model against its base on a test file; known and new documents apart."""
+    test = real.tests[split]
+    compared = compare_retrieval(
+        {"base": base, "adapted": model}, test, cache_dir=cache, show_progress=False
+    )
+    return by_part(compared.scores, real, split)
+
+
+def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) -> dict[str, Any]:
+    """Compare ``"base"`` and ``"adapted"`` on all queries, the known and the new."""
+    found = {}
+    for name, kept in parts(scores, real, split):
+        differences = {
+            metric: paired_difference(
+                kept["base"].values(metric), kept["adapted"].values(metric), metric=metric
+            )
+            for metric in METRICS
+        }
+        ndcg = differences["ndcg@10"]
+        found[name] = {
+            **means(kept),
+            "interval": [ndcg.low, ndcg.high],
+            "p_value": ndcg.p_value,
+            "intervals": {metric: [d.low, d.high] for metric, d in differences.items()},
+        }
+    return found
+
+
+def parts(
+    scores: dict[str, RetrievalScores], real: sets.RealSet, split: str
+) -> Iterator[tuple[str, dict[str, RetrievalScores]]]:
+    """Yield the scores on all queries, the known and the new, where there are any."""
+    known = np.array(list(known_to(real.train, real.tests[split]).values()))
+    for name, keep in {"all": known | ~known, "known": known, "new": ~known}.items():
+        if keep.any():
+            yield name, {model: part(one, keep) for model, one in scores.items()}
+
+
+def means(kept: dict[str, RetrievalScores]) -> dict[str, Any]:
+    """Return what both models score, and the difference in NDCG@10."""
+    return {
+        "queries": len(kept["base"].query_ids),
+        **{model: {metric: one[metric] for metric in METRICS} for model, one in kept.items()},
+        "difference": kept["adapted"]["ndcg@10"] - kept["base"]["ndcg@10"],
+    }

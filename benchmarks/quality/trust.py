@@ -1,0 +1,141 @@
+"""Does the verdict keep its word? With nothing to learn it rarely says "ship"; where there is a
+gain that the data can prove, it mostly does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import environment, sets
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.training.auto.tune import tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+
+Null = Callable[[EncodedDataset, np.random.Generator], Relevance]
+Row = dict[str, Any]
+
+CALIBRATED = ("uberlyft_10k", "nfcorpus")
+PAIRS = 300  # of each calibration run
+SIZES = {
+    "uberlyft_10k": (100, 300, None),
+    "nl2bash": (100, 300, 1000, None),
+    "scifact": (100, 300, None),
+}
+WHOLE = 0.2  # of the runs asked for: with all pairs only the seed differs
+TEMPERATURE = 0.02  # of drawn relevance, in cosine units
+HARM = 0.005  # relative NDCG@10
+
+
+def shuffled(data: EncodedDataset, random: np.random.Generator) -> Relevance:
+    """Deal the relevant documents out to queries anew: there is nothing to learn about queries."""
+    relevance = data.relevance
+    dealt = random.permutation(relevance.documents)
+    return Relevance(relevance.offsets, dealt, np.ones(len(dealt)))
+
+
+def drawn(data: EncodedDataset, random: np.random.Generator) -> Relevance:
+    """Draw one relevant document per query by the base model's own scores.
+
+    The base model is as good as any can be, so there is nothing to gain, but much to lose.
+    """
+    scores = unit(data.queries) @ unit(data.documents).T / TEMPERATURE
+    documents = (scores + random.gumbel(size=scores.shape)).argmax(axis=1)
+    count = len(documents)
+    return Relevance(np.arange(count + 1), documents, np.ones(count))
+
+
+NULLS: dict[str, Null] = {"shuffled": shuffled, "drawn": drawn}
+SHARES = {"shuffled": 1.0, "drawn": 0.25}  # of the runs asked for
+
+
+def calibrate(data: Path, cache: Path, runs: int) -> None:
+    """Run ``method="auto"`` where nothing can be learned; what is there already is kept."""
+    for name in CALIBRATED:
+        train, test = _encoded(data, cache, name)
+        for null in NULLS:
+            count = round(SHARES[null] * runs / len(CALIBRATED))
+            for seed in _missing("calibration", f"{name}, {null}", count):
+                _keep("calibration", f"{name}, {null}", _null_run(train, test, null, seed))
+
+
+def power(data: Path, cache: Path, names: tuple[str, ...], runs: int) -> None:
+    """Run it on resamples of real pairs; what is there already is kept."""
+    for name in names:
+        train, test = _encoded(data, cache, name)
+        for size in SIZES[name]:
+            key = f"{name}, {size or len(train.relevance)}"
+            for seed in _missing("power", key, runs if size else round(WHOLE * runs)):
+                _keep("power", key, _real_run(train, test, size, seed))
+
+
+def _encoded(data: Path, cache: Path, name: str) -> tuple[EncodedDataset, EncodedDataset]:
+    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    real = sets.load(data, name)
+    train = real.train if real.dev is None else real.train.merged(real.dev)
+    return encoder.dataset(train), encoder.dataset(real.tests["test"])
+
+
+def _null_run(train: EncodedDataset, test: EncodedDataset, null: str, seed: int) -> Row:
+    random = np.random.default_rng(seed)
+    sample = _sample(train, PAIRS, random)
+    sample = replace(sample, relevance=NULLS[null](sample, random))
+    if null == "drawn":  # live queries follow the same law; shuffled ones are a user's mistake
+        test = replace(test, relevance=drawn(test, random))
+    return _run(sample, test, seed)
+
+
+def _real_run(train: EncodedDataset, test: EncodedDataset, size: int | None, seed: int) -> Row:
+    sample = train if size is None else _sample(train, size, np.random.default_rng(seed))
+    return _run(sample, test, seed)
+
+
+def _sample(data: EncodedDataset, size: int, random: np.random.Generator) -> EncodedDataset:
+    return data.take(np.sort(random.permutation(len(data.relevance))[:size]))
+
+
+def _run(sample: EncodedDataset, test: EncodedDataset, seed: int) -> Row:
+    began = time.perf_counter()
+    tuned = tune(sample, TrainingOptions(seed=seed), show_progress=False)
+    seconds = time.perf_counter() - began
+    base = search(test, test.queries, test.documents)["ndcg@10"]
+    return {
+        "seed": seed,
+        "pairs": len(sample.relevance),
+        "ship": tuned.choice.ship,
+        "verdict": tuned.choice.verdict,
+        "recipe": tuned.choice.recipe,
+        "announced": tuned.choice.provable,
+        "cross_fitted": tuned.overall.difference.mean,
+        "base": base,
+        "gain": _score(tuned.candidate, test) - base,
+        "seconds": seconds,
+    }
+
+
+def _score(adapter: Adapter, test: EncodedDataset) -> float:
+    documents = adapter.apply(test.documents, "document", test.keys)
+    return search(test, adapter.apply(test.queries), documents)["ndcg@10"]
+
+
+def _missing(result: str, key: str, runs: int) -> Iterator[int]:
+    done = environment.load(result)["runs"] if environment.exists(result) else {}
+    there = {row["seed"] for row in done.get(key, [])}
+    yield from (seed for seed in range(runs) if seed not in there)
+
+
+def _keep(result: str, key: str, row: Row) -> None:
+    def change(results: dict[str, Any]) -> None:
+        environment.put(results.setdefault("runs", {}).setdefault(key, []), row)
+
+    environment.update(result, f"python -m benchmarks {result}", change)
+    print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
+          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -1,0 +1,144 @@
+"""An OpenAI-compatible server on loopback that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+
+from benchmarks.robustness import cheap
+from benchmarks.robustness.scripted_server import two_questions
+
+Vectors = list[list[float]]
+
+
+@dataclass
+class Reply:
+    """What a server does with one request.
+
+    Args:
+        status: Of HTTP; not 200 is an error.
+        after_s: How long it waits first.
+        retry_after: Header for errors.
+        vectors: What becomes of the vectors, if anything.
+        hang_up: Close the connection instead of answering.
+        says: Message of an error.
+    """
+
+    status: int = 200
+    after_s: float = 0.0
+    retry_after: str = ""
+    vectors: Callable[[Vectors], Vectors] | None = None
+    hang_up: bool = False
+    says: str = ""
+
+
+@dataclass
+class Flaky:
+    """A script, and what happened.
+
+    Args:
+        script: Texts of a request and its number, from 0 → what to do.
+    """
+
+    script: Callable[[list[str], int], Reply] = lambda texts, number: Reply()
+    address: str = ""
+    requests: list[list[str]] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)
+    times: list[float] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serving(script: Callable[[list[str], int], Reply] | None = None) -> Iterator[Flaky]:
+    """Yield a server that runs while the ``with`` block does."""
+    state = Flaky() if script is None else Flaky(script)
+    handler = type("Handler", (_Handler,), {"state": state})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        state.address = f"http://127.0.0.1:{http.server_port}/v1"
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: Flaky
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        given = body["messages"][-1]["content"] if "messages" in body else body["input"]
+        texts = given if isinstance(given, list) else [given]
+        number = len(self.state.requests)
+        self.state.requests.append(texts)
+        self.state.times.append(time.monotonic())
+        self.state.keys.append(self.headers.get("Authorization", ""))
+        reply = self.state.script(texts, number)
+        time.sleep(reply.after_s)
+        if reply.hang_up:
+            return
+        if reply.status != 200:
+            message = reply.says or f"status {reply.status}"
+            self._send(reply, {"error": {"message": message, "code": None}})
+            return
+        if "messages" in body:
+            self._send(reply, _chat(texts[0]))
+            return
+        vectors = [cheap.vector(text, "document") for text in texts]
+        vectors = vectors if reply.vectors is None else reply.vectors(vectors)
+        data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        self._send(reply, {"object": "list", "model": "m", "data": data, "usage": usage})
+        self.state.answered.update(texts)
+
+    def _send(self, reply: Reply, answer: dict[str, Any]) -> None:
+        payload = json.dumps(answer).encode()
+        try:
+            self.send_response(reply.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(payload)))
+            if reply.retry_after:
+                self.send_header("Retry-After", reply.retry_after)
+            self.end_headers()
+            self.wfile.write(payload)
+        except OSError:  # a client that gave up
+            pass
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+def _chat(message: str) -> dict[str, Any]:
+    text = two_questions(message)[1]
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted"}
+    return {**whole, "choices": [choice], "usage": usage}
+
+
+def client(address: str, **options: Any) -> Any:
+    """Return LlamaIndex's own client of OpenAI; it leaves no connection open."""
+    from llama_index.embeddings.openai import OpenAIEmbedding
+
+    limits = httpx.Limits(max_keepalive_connections=0)
+    settings = {"timeout": 10.0, "max_retries": 1, "embed_batch_size": 8, "api_key": "sk-none"}
+    return OpenAIEmbedding(
+        model="text-embedding-3-small",
+        api_base=address,
+        http_client=httpx.Client(limits=limits),
+        async_http_client=httpx.AsyncClient(limits=limits),
+        **{**settings, **options},
+    )

@@ -1,0 +1,311 @@
+"""The work that is killed: what it starts from, what it leaves, and what must hold of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.schema import TextNode
+
+from benchmarks.robustness import cheap
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    Adapter,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    adapt_index,
+    generate_qa_embedding_pairs,
+)
+from llama_index_embeddings_adapted.core.files import read_config
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+
+BATCH, CONCURRENCY = 10, 4
+TOPICS = [
+    "apple",
+    "boat",
+    "castle",
+    "desert",
+    "engine",
+    "forest",
+    "garden",
+    "harbour",
+    "island",
+    "jungle",
+]
+TEXTS = [
+    f"{topic} number {n} has {TOPICS[n % 10]} and {TOPICS[n * 7 % 10]}s beside"
+    for n in range(30)
+    for topic in TOPICS
+]
+
+
+@dataclass(frozen=True)
+class Paid:
+    """Texts sent to a model so far, and those whose answers are on disk."""
+
+    asked: list[str]
+    kept: set[str]
+
+
+class Encode:
+    """Fill a vector cache."""
+
+    most_in_flight = BATCH
+
+    def prepare(self, folder: Path) -> None:
+        """Start from nothing."""
+
+    def work(self, folder: Path) -> None:
+        encoder = _encoder(folder)
+        encoder.encode(TEXTS, "document")
+        encoder.close()
+
+    def check(self, folder: Path) -> None:
+        """Every vector in the cache is that of its text."""
+        _check_vectors(folder, TEXTS, "document")
+
+    def result(self, folder: Path) -> object:
+        return _digest(_kept(folder, TEXTS, "document")[1])
+
+    def paid(self, folder: Path) -> Paid:
+        rows, _ = _kept(folder, TEXTS, "document")
+        return Paid(cheap.noted(folder / "log"), {TEXTS[row] for row in rows})
+
+
+class Train:
+    """Embed, train, save over an older adapter, write checkpoints and a page."""
+
+    most_in_flight = BATCH
+
+    def prepare(self, folder: Path) -> None:
+        LinearAdapter.identity(cheap.DIM).save(folder / "model")
+        (folder / "page.html").write_text("old")
+
+    def work(self, folder: Path) -> None:
+        engine = EmbeddingAdapterFinetuneEngine(
+            _pairs(),
+            _base(folder),
+            epochs=6,
+            model_output_path=folder / "model",
+            model_checkpoint_path=folder / "steps",
+            checkpoint_save_steps=5,
+            report_path=folder / "page.html",
+            cache_dir=folder / "cache",
+            show_progress=False,
+        )
+        engine.finetune()
+
+    def check(self, folder: Path) -> None:
+        """The adapter is the old one or a trained one, and so are page and checkpoints."""
+        found = Adapter.load(folder / "model")
+        trained = "report" in read_config(folder / "model").get("training", {})
+        assert trained or found == LinearAdapter.identity(cheap.DIM), found
+        page = (folder / "page.html").read_text(encoding="utf-8")
+        assert page == "old" or page.rstrip().endswith("</html>"), page[-80:]
+        for step in folder.glob("steps/step_*"):
+            Adapter.load(step)
+        pairs = _pairs()
+        _check_vectors(folder, list(pairs.queries.values()), "query")
+        _check_vectors(folder, list(pairs.corpus.values()), "document")
+
+    def result(self, folder: Path) -> object:
+        report = dict(read_config(folder / "model")["training"]["report"])
+        for changing in ("seconds", "base_calls", "base_texts", "base_tokens"):
+            report.pop(changing)
+        arrays = Adapter.load(folder / "model").arrays()
+        weights = {name: _digest(array) for name, array in arrays.items()}
+        return weights, json.dumps(report, sort_keys=True)
+
+    def paid(self, folder: Path) -> Paid:
+        pairs = _pairs()
+        kept: set[str] = set()
+        for texts, role in ((pairs.queries, "query"), (pairs.corpus, "document")):
+            listed = list(texts.values())
+            kept |= {listed[row] for row in _kept(folder, listed, role)[0]}
+        return Paid(cheap.noted(folder / "log"), kept)
+
+
+class Save:
+    """Write an adapter over an older one, several times."""
+
+    most_in_flight = 0
+
+    def prepare(self, folder: Path) -> None:
+        AdaptedEmbedding(_base(folder), _adapter(0)).save_pretrained(folder / "model")
+
+    def work(self, folder: Path) -> None:
+        for version in range(1, 6):
+            model = AdaptedEmbedding(_base(folder), _adapter(version), training={"v": version})
+            model.save_pretrained(folder / "model")
+
+    def check(self, folder: Path) -> None:
+        """The folder is one version, weights and description alike, and loads."""
+        found = AdaptedEmbedding.from_pretrained(folder / "model", _base(folder))
+        assert found.adapter == _adapter(found.training.get("v", 0)), found.training
+
+    def result(self, folder: Path) -> object:
+        return sorted(file.name for file in (folder / "model").iterdir()), _digest(
+            *Adapter.load(folder / "model").arrays().values()
+        )
+
+    def paid(self, folder: Path) -> Paid:
+        return Paid([], set())
+
+
+class Generate:
+    """Have questions written, over an older dataset."""
+
+    most_in_flight = CONCURRENCY
+
+    def prepare(self, folder: Path) -> None:
+        _pairs().save_json(folder / "pairs.json")
+
+    def work(self, folder: Path) -> None:
+        generate_qa_embedding_pairs(
+            [TextNode(id_=f"n{n}", text=text) for n, text in enumerate(TEXTS[:80])],
+            cheap.WritingLLM(log=str(folder / "log"), pause_s=0.01),
+            concurrency=CONCURRENCY,
+            cache_dir=folder / "cache",
+            output_path=folder / "pairs.json",
+            show_progress=False,
+        )
+
+    def check(self, folder: Path) -> None:
+        """The dataset is whole: the old one, or one that was written."""
+        found = EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json")
+        assert found == _pairs() or len(found.corpus) == 80, found
+
+    def result(self, folder: Path) -> object:
+        return EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
+
+    def paid(self, folder: Path) -> Paid:
+        text = "".join(file.read_text() for file in folder.glob("cache/questions/*"))
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        lines = [line for line in whole if line.endswith("}")]
+        return Paid(cheap.noted(folder / "log"), {json.loads(line)["text"] for line in lines})
+
+
+class Rebuild:
+    """Map an index into a new collection beside it; both on disk."""
+
+    most_in_flight = BATCH
+
+    def prepare(self, folder: Path) -> None:
+        with _qdrant(folder / "old") as store:
+            storage = StorageContext.from_defaults(vector_store=store)
+            VectorStoreIndex(_nodes(), storage_context=storage, embed_model=cheap.WordsEmbedding())
+
+    def work(self, folder: Path) -> None:
+        base = _base(folder)
+        with _qdrant(folder / "old") as old, _qdrant(folder / "new") as new:
+            index = VectorStoreIndex.from_vector_store(old, embed_model=base)
+            adapt_index(
+                index,
+                AdaptedEmbedding(base, _adapter(1)),
+                new,
+                nodes=_nodes(),
+                embed_missing=True,
+                batch_size=BATCH,
+                cache_dir=folder / "cache",
+                show_progress=False,
+            )
+
+    def check(self, folder: Path) -> None:
+        """The old collection is untouched; what the new one holds is mapped."""
+        truth = np.array([cheap.vector(node.text, "document") for node in _nodes()])
+        assert np.allclose(_stored(folder / "old"), truth, atol=1e-5)
+        mapped = _adapter(1).apply(np.float32(truth), "document")
+        found = _stored(folder / "new")
+        there = ~np.isnan(found).any(axis=1)
+        assert np.allclose(found[there], mapped[there], atol=1e-5)
+        _check_vectors(folder, [node.text for node in _nodes()], "document")
+
+    def result(self, folder: Path) -> object:
+        return _digest(np.round(_stored(folder / "new"), 5))
+
+    def paid(self, folder: Path) -> Paid:
+        texts = [node.text for node in _nodes()]
+        kept = {texts[row] for row in _kept(folder, texts, "document")[0]}
+        return Paid(cheap.noted(folder / "log"), kept)
+
+
+JOBS = {
+    "encode": Encode(),
+    "train": Train(),
+    "save": Save(),
+    "generate": Generate(),
+    "rebuild": Rebuild(),
+}
+
+
+def _base(folder: Path) -> cheap.WordsEmbedding:
+    return cheap.WordsEmbedding(log=str(folder / "log"), pause_s=0.004, embed_batch_size=BATCH)
+
+
+def _encoder(folder: Path) -> Encoder:
+    return Encoder(_base(folder), cache_dir=folder / "cache", show_progress=False)
+
+
+def _pairs() -> EmbeddingQAFinetuneDataset:
+    corpus = {f"d{n}": text for n, text in enumerate(TEXTS[:60])}
+    queries = {f"q{n}": f"which {TEXTS[n].split(' and ')[0]}" for n in range(60)}
+    return EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(60)})
+
+
+def _nodes() -> list[TextNode]:
+    return [
+        TextNode(id_=f"00000000-0000-0000-0000-{n:012d}", text=text)
+        for n, text in enumerate(TEXTS[:60])
+    ]
+
+
+def _adapter(version: int) -> LinearAdapter:
+    random = np.random.default_rng(version)
+    return LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
+
+
+def _kept(folder: Path, texts: list[str], role: Any) -> Any:
+    encoder = Encoder(cheap.WordsEmbedding(), cache_dir=folder / "cache", show_progress=False)
+    try:
+        return encoder.known(texts, role)
+    finally:
+        encoder.close()
+
+
+def _check_vectors(folder: Path, texts: list[str], role: str) -> None:
+    rows, found = _kept(folder, texts, role)
+    truth = [cheap.vector(texts[row], role) for row in rows]
+    assert np.array_equal(found, np.float32(truth).reshape(found.shape)), "a wrong vector"
+
+
+@contextmanager
+def _qdrant(folder: Path) -> Iterator[Any]:
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+    from qdrant_client import QdrantClient
+
+    client = QdrantClient(path=str(folder))
+    yield QdrantVectorStore("nodes", client=client)
+    client.close()
+
+
+def _stored(folder: Path) -> Any:
+    """Return the vectors of all nodes in a collection, NaN where there is none yet."""
+    with _qdrant(folder) as store:
+        client = store.client
+        points = client.scroll("nodes", limit=1000, with_vectors=True)[0] if (
+            client.collection_exists("nodes")) else []  # fmt: skip
+    place = {point.id: point.vector for point in points}
+    none = [np.nan] * cheap.DIM
+    return np.array([place.get(node.node_id, none) for node in _nodes()])
+
+
+def _digest(*arrays: Any) -> str:
+    return hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays)).hexdigest()

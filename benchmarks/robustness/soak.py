@@ -1,0 +1,166 @@
+"""Queries from many threads and coroutines at once, while adapters are swapped."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from benchmarks.robustness.processes import in_a_process
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+
+DIM, TEXTS = 384, [f"question number {number}" for number in range(500)]
+PARTS = 20  # memory is measured after each; the first two are warm-up
+
+
+class TableEmbedding(BaseEmbedding):
+    """Looks the vectors of known texts up; asynchronously, others have their turn first."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return _table()[query]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        await asyncio.sleep(0)
+        return _table()[query]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return _table()[text]
+
+
+_TABLE: dict[str, list[float]] = {}
+
+
+def _table() -> dict[str, list[float]]:
+    if not _TABLE:
+        rows = np.random.default_rng(0).standard_normal((len(TEXTS), DIM)).astype(np.float32)
+        _TABLE.update(zip(TEXTS, rows.tolist(), strict=True))
+    return _TABLE
+
+
+class Load:
+    """A model under load, and what came of it.
+
+    Args:
+        threads: At once.
+        coroutines: At once, besides.
+    """
+
+    def __init__(self, *, threads: int = 32, coroutines: int = 32) -> None:
+        random = np.random.default_rng(1)
+        self._adapters = [LinearAdapter(random.standard_normal((DIM, DIM))) for _ in range(2)]
+        self._model = AdaptedEmbedding(TableEmbedding(), self._adapters[0])
+        single = [AdaptedEmbedding(TableEmbedding(), adapter) for adapter in self._adapters]
+        self._right = {text: [m.get_query_embedding(text) for m in single] for text in TEXTS}
+        self._threads, self._coroutines = threads, coroutines
+        self.counts: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+
+    def run(self, queries: int) -> None:
+        """Ask so many, half of them from threads and half from coroutines."""
+        each = queries // 2
+        shares = [each // self._threads] * self._threads
+        done = threading.Event()
+        with ThreadPoolExecutor(self._threads + 2) as pool:
+            swapping = pool.submit(self._swap, done)
+            running = [pool.submit(self._ask, share, n) for n, share in enumerate(shares)]
+            running.append(pool.submit(asyncio.run, self._ask_together(queries - sum(shares))))
+            for future in running:
+                self.counts += future.result()
+            done.set()
+            swapping.result()
+
+    def _ask(self, queries: int, seed: int) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for text in itertools.islice(itertools.cycle(TEXTS[seed:] + TEXTS[:seed]), queries):
+            try:
+                self._judge(text, self._model.get_query_embedding(text), counts)
+            except Exception as error:
+                self._failed(error, counts)
+        return counts
+
+    async def _ask_together(self, queries: int) -> Counter[str]:
+        share, more = divmod(queries, self._coroutines)
+        counted = [self._aask(share + (n < more), n) for n in range(self._coroutines)]
+        return sum(await asyncio.gather(*counted), Counter())
+
+    async def _aask(self, queries: int, seed: int) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for text in itertools.islice(itertools.cycle(TEXTS[seed:] + TEXTS[:seed]), queries):
+            try:
+                self._judge(text, await self._model.aget_query_embedding(text), counts)
+            except Exception as error:
+                self._failed(error, counts)
+        return counts
+
+    def _judge(self, text: str, vector: list[float], counts: Counter[str]) -> None:
+        counts["served"] += 1
+        known = [number for number, right in enumerate(self._right[text]) if vector == right]
+        counts[f"version {known[0]}" if known else "wrong"] += 1
+
+    def _failed(self, error: Exception, counts: Counter[str]) -> None:
+        counts["errors"] += 1
+        self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+
+    def _swap(self, done: threading.Event) -> None:
+        for adapter in itertools.cycle(reversed(self._adapters)):
+            if done.wait(0.005):
+                return
+            self._model.swap(adapter)
+            self.counts["swaps"] += 1
+
+
+def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:
+    """Load a model; count what came back, and look at the memory of this process.
+
+    Args:
+        queries: How many.
+        parts: After each, memory is measured; the first tenth of them is warm-up.
+    """
+    load, began = Load(), time.perf_counter()
+    memory = []
+    for part in range(parts):
+        load.run(queries // parts + (part < queries % parts))
+        gc.collect()
+        memory.append(resident_mb())
+    warming = max(1, parts // 10)
+    warm, after = memory[warming - 1], memory[warming:]
+    counts = load.counts
+    return {
+        "queries": queries,
+        "served": counts["served"],
+        "errors": counts["errors"],
+        "kinds_of_error": dict(load.errors),
+        "wrong": counts["wrong"],
+        "by_version": [counts["version 0"], counts["version 1"]],
+        "swaps": counts["swaps"],
+        "seconds": time.perf_counter() - began,
+        "resident_mb": {"warm": warm, "end": after[-1], "most": max(after)},
+        "growth": max(after) / warm - 1,
+    }
+
+
+def resident_mb() -> float:
+    """Return the memory of this process that is in RAM, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def run(queries: int = 200_000) -> dict[str, Any]:
+    """Do it in a process that does nothing else."""
+    return in_a_process(["-m", __name__, str(queries)])
+
+
+if __name__ == "__main__":
+    print(json.dumps(soak(int(sys.argv[1]))))

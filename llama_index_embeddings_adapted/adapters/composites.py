@@ -1,0 +1,300 @@
+"""Adapters one after the other.
+
+Adapters that map queries in one way and documents in another.
+
+Adapters that act on queries about known documents more than on others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, unit
+from llama_index_embeddings_adapted.core.files import Arrays
+from llama_index_embeddings_adapted.errors import OptionError, ShapeError
+
+
+class StackedAdapter(CompositeAdapter):
+    """Applies adapters in turn, such as a map and then the nudges that were fitted on top of it.
+
+    Args:
+        adapters: At least one, first to last.
+
+    Raises:
+        OptionError: None given.
+        ShapeError: One gives vectors of another dimension than the next takes.
+    """
+
+    def __init__(self, *adapters: Adapter) -> None:
+        if not adapters:
+            raise OptionError("StackedAdapter: expected at least one adapter.")
+        for first, second in itertools.pairwise(adapters):
+            if first.output_dim != second.input_dim:
+                raise ShapeError(
+                    f"{type(second).__name__} in a stack",
+                    expected=f"{first.output_dim} dimensions, as {type(first).__name__} gives",
+                    actual=second.input_dim,
+                )
+        self.adapters = adapters
+
+    @classmethod
+    def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> StackedAdapter:
+        return cls(*(parts[name] for name in sorted(parts, key=int)), **settings)
+
+    @property
+    def input_dim(self) -> int:
+        return self.adapters[0].input_dim
+
+    @property
+    def output_dim(self) -> int:
+        return self.adapters[-1].output_dim
+
+    @property
+    def adapts_documents(self) -> bool:
+        return any(adapter.adapts_documents for adapter in self.adapters)
+
+    def parts(self) -> dict[str, Adapter]:
+        return {str(place): adapter for place, adapter in enumerate(self.adapters)}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        for adapter in self.adapters:
+            vectors = adapter.apply(vectors)
+        return vectors
+
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        for adapter in self.adapters:
+            vectors = adapter.apply(vectors, "document", keys)
+        return vectors
+
+
+class TwoSidedAdapter(CompositeAdapter):
+    """``q' = Q(q)`` and ``d' = D(d)``; an index has to be rebuilt.
+
+    Args:
+        query: ``Q``, anything that leaves documents alone: a map, a memory, a gate.
+        document: ``D``, a map; applied to documents as it would be to queries.
+
+    Raises:
+        ShapeError: Dimensions that disagree.
+        OptionError: A part that moves documents by itself.
+
+    Source:
+        The score is ``qᵀ Qᵀ D d``, the bilinear form of supervised semantic indexing (Bai et al.
+        2009, DOI 10.1145/1645953.1645979), with documents scaled to length 1 afterwards.
+    """
+
+    def __init__(self, query: Adapter, document: Adapter) -> None:
+        self.query, self.document = query, document
+        expected = (query.input_dim, query.output_dim)
+        if (document.input_dim, document.output_dim) != expected:
+            raise ShapeError(
+                "document",
+                expected=f"{expected[0]} to {expected[1]} dimensions, as query has",
+                actual=repr(document),
+            )
+        for name, part in self.parts().items():
+            if part.adapts_documents:
+                raise OptionError(
+                    f"{name}: expected an adapter of one side, got {type(part).__name__}, which "
+                    "moves documents by itself."
+                )
+
+    @property
+    def input_dim(self) -> int:
+        return self.query.input_dim
+
+    @property
+    def output_dim(self) -> int:
+        return self.query.output_dim
+
+    @property
+    def adapts_documents(self) -> bool:
+        return True
+
+    def parts(self) -> dict[str, Adapter]:
+        return {"query": self.query, "document": self.document}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        return self.query.apply(vectors)
+
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        return self.document.apply(vectors)
+
+
+Features = NDArray[np.float32]
+
+
+#: What a gate sees of a query, all from base vectors.
+FEATURES = (
+    "cosine to the nearest training query",
+    "mean cosine to the three nearest training queries",
+    "cosine to the nearest document with training queries",
+    "cosine to the nearest document without",
+    "their difference",
+    "log odds of a softmax over all documents for those with training queries",
+)
+_TEMPERATURE = 0.05
+_NEAREST = 3
+_FAR = -1.0  # the cosine to a document where there is none
+
+
+class Gate:
+    """The probability that a query asks for a document that training had queries for.
+
+    Args:
+        queries: ``(n, dim)``, unit rows: training queries, or a sample.
+        asked: ``(a, dim)``, unit rows: documents with training queries, or a sample.
+        others: ``(o, dim)``, unit rows: documents without, or a sample; may be empty.
+        shares: ``(2,)``: which share of all such documents ``asked`` and ``others`` are, in (0, 1].
+        coefficients: ``(7,)``: of the 6 features, and the intercept.
+        low: ``(6,)``: the smallest value of each feature that was seen; smaller ones count as it.
+        high: ``(6,)``: the largest.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+    """
+
+    def __init__(
+        self,
+        queries: Vectors,
+        asked: Vectors,
+        others: Vectors,
+        shares: Vectors,
+        coefficients: Vectors,
+        low: Vectors,
+        high: Vectors,
+    ) -> None:
+        self.queries = frozen(queries, "queries", ndim=2)
+        self.asked = frozen(asked, "asked", ndim=2)
+        dim, count = self.queries.shape[1], len(FEATURES)
+        none = np.zeros((0, dim), dtype=np.float32)
+        none.setflags(write=False)
+        self.others = frozen(others, "others", ndim=2) if np.size(others) else none
+        self.shares = frozen(shares, "shares", ndim=1)
+        self.coefficients = frozen(coefficients, "coefficients", ndim=1)
+        self.low, self.high = frozen(low, "low", ndim=1), frozen(high, "high", ndim=1)
+        for name, expected in {
+            "asked": (len(self.asked), dim),
+            "others": (len(self.others), dim),
+            "shares": (2,),
+            "coefficients": (count + 1,),
+            "low": (count,),
+            "high": (count,),
+        }.items():
+            if getattr(self, name).shape != expected:
+                raise ShapeError(name, expected=expected, actual=getattr(self, name).shape)
+
+    def arrays(self) -> Arrays:
+        """Return the constructor's arguments."""
+        names = ("queries", "asked", "others", "shares", "coefficients", "low", "high")
+        return {name: getattr(self, name) for name in names}
+
+    def known(self, queries: Vectors) -> Vectors:
+        """Return p(known | q) of queries, ``(n, dim)``, unit rows, as ``(n,)``."""
+        features = np.clip(self.features(queries), self.low, self.high)
+        logits = features @ self.coefficients[:-1] + self.coefficients[-1]
+        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), dtype=np.float32)
+
+    def features(self, queries: Vectors) -> Features:
+        """Return :data:`FEATURES` of queries ``(n, dim)``, unit rows, as ``(n, 6)``."""
+        nearest = _largest(queries @ self.queries.T, _NEAREST)
+        asked, others = queries @ self.asked.T, queries @ self.others.T
+        best_asked = asked.max(axis=1)
+        best_other = others.max(axis=1, initial=_FAR)
+        odds = _log_mass(asked, self.shares[0]) - _log_mass(others, self.shares[1])
+        return np.stack(
+            [
+                nearest.max(axis=1),
+                nearest.mean(axis=1),
+                best_asked,
+                best_other,
+                best_asked - best_other,
+                np.float32(_TEMPERATURE) * odds,
+            ],
+            axis=1,
+        ).astype(np.float32)
+
+    def with_odds(self, log_odds: float) -> Gate:
+        """Return the same with p(known | q) shifted, as for another share of known queries."""
+        moved = self.coefficients.copy()
+        moved[-1] += log_odds
+        return Gate(**{**self.arrays(), "coefficients": moved})
+
+
+class GatedAdapter(CompositeAdapter):
+    """``q' = normalise(G(q) + p(known | q) · (S(q) - G(q)))``; documents keep their vectors.
+
+    ``G`` generalises: it does no harm to documents without training queries. ``S`` is a specialist
+    for those with. The gate tells the two kinds of query apart.
+
+    Args:
+        general: ``G``, used where the document is new.
+        special: ``S``, used where it is known.
+        gate: Says which.
+
+    Raises:
+        ShapeError: Dimensions that disagree.
+        OptionError: A map that moves documents.
+
+    Source:
+        Ours. Gating between maps is old (Jacobs et al. 1991, mixtures of experts); fitting the gate
+        on held-out documents of the training set is what keeps new documents safe.
+    """
+
+    def __init__(self, general: Adapter, special: Adapter, gate: Gate) -> None:
+        self.general, self.special, self.gate = general, special, gate
+        for name, part in self.parts().items():
+            if (part.input_dim, part.output_dim) != (self.input_dim, general.output_dim):
+                raise ShapeError(name, expected=f"{self.input_dim} dimensions", actual=repr(part))
+            if part.adapts_documents:
+                raise OptionError(
+                    f"{name}: expected an adapter that leaves documents alone; stack what moves "
+                    "documents after the gate."
+                )
+
+    @classmethod
+    def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> GatedAdapter:
+        return cls(parts["general"], parts["special"], Gate(**settings))
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.gate.queries.shape[1])
+
+    @property
+    def output_dim(self) -> int:
+        return self.general.output_dim
+
+    def parts(self) -> dict[str, Adapter]:
+        return {"general": self.general, "special": self.special}
+
+    def own_arrays(self) -> Arrays:
+        return self.gate.arrays()
+
+    def map(self, vectors: Vectors) -> Vectors:
+        rows = np.atleast_2d(vectors)
+        general, special = (unit(part.apply(rows)) for part in (self.general, self.special))
+        known = self.gate.known(unit(rows))[:, None]
+        mixed = unit(general + known * (special - general))
+        return mixed.reshape(*vectors.shape[:-1], self.output_dim)
+
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        return vectors
+
+
+def _largest(values: Vectors, count: int) -> Vectors:
+    count = min(count, values.shape[1])
+    return np.asarray(np.partition(values, -count, axis=1)[:, -count:], dtype=np.float32)
+
+
+def _log_mass(cosines: Vectors, share: float) -> Vectors:
+    """Return log Σ exp(cosine / temperature), corrected for sampling; a floor where empty."""
+    if not cosines.shape[1]:
+        return np.full(len(cosines), _FAR / _TEMPERATURE, dtype=np.float32)
+    top = cosines.max(axis=1)
+    rest = np.exp((cosines - top[:, None]) / np.float32(_TEMPERATURE)).sum(axis=1)
+    return np.asarray(top / _TEMPERATURE + np.log(rest) - np.log(share), dtype=np.float32)

@@ -1,0 +1,295 @@
+"""An adapter that answers as kernel regression over training queries does.
+
+An adapter that moves single documents, known by their content.
+
+An adapter that remembers what answered similar queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
+from llama_index_embeddings_adapted.core.arrays import Keys, Rows, Vectors, unit
+from llama_index_embeddings_adapted.core.files import Arrays
+from llama_index_embeddings_adapted.errors import OptionError, ShapeError
+
+
+class KernelAdapter(CompositeAdapter):
+    """``q' = normalise(G(q) + weight · Σ k(q, k_i) a_i)`` over all remembered queries.
+
+    With the Gaussian kernel ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)``, whose variance on
+    unit vectors is the temperature. Far from every remembered query it vanishes, and the query
+    stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what two similar
+    training queries teach is not counted twice.
+
+    Args:
+        general: ``G``, what is done to every query.
+        keys: ``(n, dim)``, unit rows: the remembered queries.
+        coefficients: ``(n, dim)``: ``a_i``, see
+            :func:`kernel_ridge`.
+        weight: How much of it, ``>= 0``.
+        temperature: In cosine units, ``> 0``.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+        OptionError: A setting out of range, or a map that moves documents.
+
+    Source:
+        Kernel ridge regression: Saunders et al. 1998, Ridge regression learning algorithm in dual
+        variables.
+    """
+
+    def __init__(
+        self,
+        general: Adapter,
+        keys: Vectors,
+        coefficients: Vectors,
+        *,
+        weight: float = 1.0,
+        temperature: float = 0.2,
+    ) -> None:
+        self.general = general
+        self.keys = frozen(keys, "keys", ndim=2)
+        self.coefficients = frozen(coefficients, "coefficients", ndim=2)
+        if self.coefficients.shape != self.keys.shape:
+            raise ShapeError(
+                "coefficients", expected=self.keys.shape, actual=self.coefficients.shape
+            )
+        if (general.input_dim, general.output_dim) != (self.input_dim, self.input_dim):
+            raise ShapeError("general", expected=f"{self.input_dim} dimensions", actual=general)
+        if general.adapts_documents:
+            raise OptionError("KernelAdapter: expected a map that leaves documents alone.")
+        if not weight >= 0 or not temperature > 0:
+            raise OptionError(
+                f"Expected weight >= 0 and temperature > 0, got {weight!r} and {temperature!r}."
+            )
+        self.weight, self.temperature = float(weight), float(temperature)
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def output_dim(self) -> int:
+        return self.input_dim
+
+    def parts(self) -> dict[str, Adapter]:
+        return {"general": self.general}
+
+    def own_arrays(self) -> Arrays:
+        return {"keys": self.keys, "coefficients": self.coefficients}
+
+    def own_config(self) -> dict[str, Any]:
+        return {"weight": self.weight, "temperature": self.temperature}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        queries = unit(np.atleast_2d(vectors))
+        added = gaussian(queries, self.keys, self.temperature) @ self.coefficients
+        general = unit(np.atleast_2d(self.general.apply(vectors)))
+        return unit(general + np.float32(self.weight) * added).reshape(vectors.shape)
+
+
+def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
+    """Return ``exp((cosine - 1) / temperature)`` of all pairs of unit rows, ``(n, m)``."""
+    similar: Vectors = first @ second.T
+    similar -= 1.0
+    similar /= np.float32(temperature)
+    np.exp(similar, out=similar)
+    return similar
+
+
+class NudgeAdapter(Adapter):
+    """Adds an offset to the vectors of the documents it knows; leaves queries as they are.
+
+    Documents are known by the hash of their text. A new or an edited document has no offset and
+    keeps its vector; the offset of one that was deleted is never looked up. Without keys, as for
+    vectors whose texts are not at hand, nothing is moved.
+
+    Args:
+        keys: ``(n,)``, ascending, the content keys of the moved documents.
+        offsets: ``(n, dim)``, added to their unit vectors.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+        OptionError: Keys out of order, or twice.
+    """
+
+    def __init__(self, keys: Keys, offsets: Vectors) -> None:
+        self.keys = np.array(keys, dtype=np.uint64)
+        self.offsets = frozen(offsets, "offsets", ndim=2)
+        if self.keys.shape != self.offsets.shape[:1]:
+            raise ShapeError("keys", expected=self.offsets.shape[:1], actual=self.keys.shape)
+        if (self.keys[1:] <= self.keys[:-1]).any():
+            raise OptionError("keys: expected distinct content keys in ascending order.")
+        self.keys.setflags(write=False)
+
+    @classmethod
+    def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
+        """Build from keys in any order; of documents with equal text, the first counts.
+
+        Args:
+            keys: ``(n,)``.
+            offsets: ``(n, dim)``.
+            max_drift: Longest offset allowed, in units of the document vectors' length 1; longer
+                ones are scaled down.
+        """
+        distinct, first = np.unique(keys, return_index=True)
+        moved = np.asarray(offsets[first], dtype=np.float32)
+        if max_drift is not None:
+            lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+            moved = moved * np.minimum(1.0, max_drift / np.maximum(lengths, 1e-12))
+        return cls(distinct, moved)
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.offsets.shape[1])
+
+    @property
+    def output_dim(self) -> int:
+        return self.input_dim
+
+    @property
+    def adapts_documents(self) -> bool:
+        return True
+
+    @property
+    def drift(self) -> float:
+        """The longest offset, in units of the document vectors' length 1."""
+        return float(np.linalg.norm(self.offsets, axis=1).max())
+
+    def arrays(self) -> Arrays:
+        return {"keys": self.keys, "offsets": self.offsets}
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def without(self, keys: Keys) -> NudgeAdapter:
+        """Undo the nudges of these documents; at least one other must remain.
+
+        Args:
+            keys: Their content keys.
+
+        Raises:
+            OptionError: None would remain; serve without this adapter instead.
+        """
+        keep = ~np.isin(self.keys, keys)
+        if not keep.any():
+            raise OptionError("No nudge would remain: use the adapter below it, or the base model.")
+        return NudgeAdapter(self.keys[keep], self.offsets[keep])
+
+    def scaled(self, share: float) -> NudgeAdapter:
+        """Return the same with every offset a share as long."""
+        return NudgeAdapter(self.keys, np.float32(share) * self.offsets)
+
+    def map(self, vectors: Vectors) -> Vectors:
+        return vectors
+
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        if keys is None:
+            return vectors
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = self.keys[at] == keys
+        moved = np.array(np.atleast_2d(vectors))
+        moved[known] = unit(unit(moved[known]) + self.offsets[at[known]])
+        return moved.reshape(vectors.shape)
+
+
+class QueryMemoryAdapter(CompositeAdapter):
+    """``q' = normalise(G(q) + weight · Σ a_i(q) v_i)`` over the most similar remembered queries.
+
+    The attention ``a_i = exp((cos(q, k_i) - 1) / temperature)`` is not normalised unless it sums to
+    more than 1: far from every remembered query it vanishes, and the query stays as it is.
+
+    Args:
+        general: ``G``, what is done to every query.
+        keys: ``(n, dim)``, unit rows: the remembered queries.
+        values: ``(n, dim)``: for each, what to add, such as the mean of its relevant documents.
+        weight: How much of it, ``>= 0``.
+        temperature: In cosine units, ``> 0``.
+        neighbours: How many remembered queries count at most.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+        OptionError: A setting out of range.
+
+    Source:
+        The idea is that of LADER (Wang et al. 2022, DOI 10.1145/3539618.3591755) and PEFA (Chang et
+        al. 2024, arXiv:2312.02429), which add scores; this adds vectors, so that any index serves.
+    """
+
+    def __init__(
+        self,
+        general: Adapter,
+        keys: Vectors,
+        values: Vectors,
+        *,
+        weight: float = 0.5,
+        temperature: float = 0.1,
+        neighbours: int = 10,
+    ) -> None:
+        self.general = general
+        self.keys = frozen(keys, "keys", ndim=2)
+        self.values = frozen(values, "values", ndim=2)
+        if self.values.shape != self.keys.shape:
+            raise ShapeError("values", expected=self.keys.shape, actual=self.values.shape)
+        if (general.input_dim, general.output_dim) != (self.input_dim, self.input_dim):
+            raise ShapeError("general", expected=f"{self.input_dim} dimensions", actual=general)
+        if general.adapts_documents:
+            raise OptionError("QueryMemoryAdapter: expected a map that leaves documents alone.")
+        if not weight >= 0 or not temperature > 0 or neighbours < 1:
+            raise OptionError(
+                "Expected weight >= 0, temperature > 0 and neighbours >= 1, got "
+                f"{weight!r}, {temperature!r} and {neighbours!r}."
+            )
+        self.weight, self.temperature = float(weight), float(temperature)
+        self.neighbours = int(neighbours)
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def output_dim(self) -> int:
+        return self.input_dim
+
+    def parts(self) -> dict[str, Adapter]:
+        return {"general": self.general}
+
+    def own_arrays(self) -> Arrays:
+        return {"keys": self.keys, "values": self.values}
+
+    def own_config(self) -> dict[str, Any]:
+        return {
+            "weight": self.weight,
+            "temperature": self.temperature,
+            "neighbours": self.neighbours,
+        }
+
+    def map(self, vectors: Vectors) -> Vectors:
+        queries = unit(np.atleast_2d(vectors))
+        nearest, attention = attend(queries, self.keys, self.temperature, self.neighbours)
+        total = np.maximum(attention.sum(axis=1, keepdims=True), 1.0)
+        recalled = np.einsum("nk,nkd->nd", attention / total, self.values[nearest])
+        general = unit(np.atleast_2d(self.general.apply(vectors)))
+        return unit(general + np.float32(self.weight) * recalled).reshape(vectors.shape)
+
+
+def attend(
+    queries: Vectors, keys: Vectors, temperature: float, neighbours: int
+) -> tuple[Rows, Vectors]:
+    """Return the nearest keys of each query and ``exp((cosine - 1) / temperature)``, ``(n, k)``.
+
+    Args:
+        queries: ``(n, dim)``, unit rows.
+        keys: ``(m, dim)``, unit rows.
+        temperature: In cosine units, ``> 0``.
+        neighbours: ``k``, at most ``m`` come back.
+    """
+    similar = queries @ keys.T
+    k = min(neighbours, similar.shape[1])
+    nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k].astype(np.int64)
+    cosines = np.take_along_axis(similar, nearest, axis=1)
+    return nearest, np.exp((cosines - 1.0) / np.float32(temperature)).astype(np.float32)

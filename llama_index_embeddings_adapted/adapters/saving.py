@@ -1,0 +1,313 @@
+"""Saving an adapter with what it belongs to, and finding out on loading whether it still does.
+
+Folders written by ``llama-index-finetuning``: ``LinearLayer`` and ``TwoLayerNN``.
+
+The model card of a saved adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.adapters import composites, maps, nonparametric
+from llama_index_embeddings_adapted.adapters.base import Adapter, describe, restore
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
+from llama_index_embeddings_adapted.core import files as folders
+from llama_index_embeddings_adapted.core.arrays import as_vectors
+from llama_index_embeddings_adapted.core.files import WEIGHTS, read_config
+from llama_index_embeddings_adapted.encoding.base_model import (
+    MIN_COSINE,
+    PROBE_TEXTS,
+    Fingerprint,
+    base_name,
+    fingerprint_of,
+)
+from llama_index_embeddings_adapted.encoding.serialize import describe_base
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    FolderError,
+    OptionError,
+    ShapeError,
+)
+
+OLD_WEIGHTS = "pytorch_model.bin"
+
+
+def is_old_folder(folder: Path) -> bool:
+    """Return whether the folder was written by the old package."""
+    return (folder / OLD_WEIGHTS).is_file() and not (folder / WEIGHTS).exists()
+
+
+def read_old_folder(folder: Path) -> Adapter:
+    """Read an adapter of the old package; nothing but tensors is unpickled.
+
+    Raises:
+        FolderError: Damaged, or not one of the two known classes.
+    """
+    import torch
+
+    config = read_config(folder)
+    try:
+        state = torch.load(folder / OLD_WEIGHTS, map_location="cpu", weights_only=True)
+    except Exception as cause:  # of damaged files torch raises what it likes
+        raise FolderError(
+            f"{folder / OLD_WEIGHTS}: not a plain file of tensors ({cause})."
+        ) from cause
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise FolderError(f"{folder / OLD_WEIGHTS}: expected named tensors.")
+    return from_state(config, state, where=str(folder))
+
+
+def from_module(module: Any) -> Adapter:
+    """Convert a ``LinearLayer`` or ``TwoLayerNN`` object.
+
+    Raises:
+        OptionError: Anything else.
+    """
+    try:
+        return from_state(module.get_config_dict(), module.state_dict(), where="adapter_model")
+    except (AttributeError, FolderError) as cause:
+        raise OptionError(
+            "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
+            f"TwoLayerNN of llama-index-embeddings-adapter, got {type(module).__name__} ({cause}). "
+            "Other shapes of adapter: subclass Adapter."
+        ) from cause
+
+
+def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> Adapter:
+    """Build an adapter from the config and tensors of an old one.
+
+    Raises:
+        FolderError: Tensors that are neither those of a ``LinearLayer`` nor of a ``TwoLayerNN``.
+    """
+    arrays = {name: tensor.detach().cpu().float().numpy() for name, tensor in state.items()}
+    try:
+        if set(arrays) <= {"linear.weight", "linear.bias"} and arrays:
+            return LinearAdapter(arrays["linear.weight"], arrays.get("linear.bias"))
+        residual = bool(config.get("add_residual", False))
+        # The old class scales its output by a learned weight before it adds the query.
+        scale = arrays["residual_weight"] if residual else 1.0
+        return TwoLayerAdapter(
+            arrays["linear1.weight"],
+            arrays["linear1.bias"],
+            arrays["linear2.weight"] * scale,
+            arrays["linear2.bias"] * scale,
+            activation=config.get("activation_fn_str", "relu"),
+            residual=residual,
+        )
+    except (KeyError, ValueError, TypeError) as cause:
+        raise FolderError(
+            f"{where}: expected the tensors of a LinearLayer or a TwoLayerNN, "
+            f"found {sorted(arrays)} ({cause})."
+        ) from cause
+
+
+_METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
+
+
+def model_card(
+    adapter: Adapter, base: BaseEmbedding, training: Mapping[str, Any], folder: str
+) -> str:
+    """Return ``README.md``: what the adapter belongs to, how it scored, how to load it."""
+    report = training.get("report") or {}
+    sections = [
+        f"# Adapter for {base_name(base)}",
+        f"`{adapter!r}`, applied to "
+        + (
+            "queries and documents."
+            if adapter.adapts_documents
+            else "queries; documents keep the "
+            "vectors of the base model, so an existing index keeps working."
+        ),
+        scores_table(report) if report else "",
+        "## Use\n\n```python\n"
+        "from llama_index_embeddings_adapted import AdaptedEmbedding\n\n"
+        f'embed_model = AdaptedEmbedding.from_pretrained("{folder}", base_embed_model)\n```\n\n'
+        "Loading checks that `base_embed_model` is the model this adapter was trained on.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def scores_table(report: Mapping[str, Any]) -> str:
+    """Return the scores of a report as a section of a card."""
+    metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
+    lines = [
+        "## Scores on held-out queries",
+        "",
+        f"Verdict: {report['verdict']}.",
+        "",
+        "| queries | model | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
+    for name, label in (
+        ("overall", "all"),
+        ("known", "documents with training questions"),
+        ("new", "documents without"),
+    ):
+        part = report.get(name)
+        if part:
+            for model in ("base", "adapted"):
+                values = " | ".join(f"{part[model][metric]:.4f}" for metric in metrics)
+                lines.append(f"| {label} ({part['queries']}) | {model} | {values} |")
+    if report.get("choice"):
+        lines += ["", f"Chosen by cross-fitting: {report['choice']['recipe']}."]
+    else:
+        lines += ["", "The held-out queries also chose when training stopped."]
+    return "\n".join(lines)
+
+
+#: A folder may hold any of their classes, which are recognised once they are defined.
+RECOGNISED = (composites, maps, nonparametric)
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a folder holds.
+
+    Args:
+        adapter: The adapter.
+        base: How to build its base model, see :mod:`serialize`;
+            None where the folder does not say.
+        fingerprint: Of that model; None likewise.
+        transform_query: Whether the adapter is applied to queries.
+        training: Data, scores and settings of the training, as far as known.
+        sketch: What its training queries looked like; None where that was not kept.
+    """
+
+    adapter: Adapter
+    base: dict[str, Any] | None = None
+    fingerprint: Fingerprint | None = None
+    transform_query: bool = True
+    training: dict[str, Any] = field(default_factory=dict)
+    sketch: QuerySketch | None = None
+
+    def verify(self, model: BaseEmbedding, *, where: object) -> None:
+        """Check that a model is the one the adapter was trained on. Asks it for probe vectors.
+
+        Raises:
+            BaseModelMismatchError: It is not.
+        """
+        if self.fingerprint is not None:
+            verify(self.fingerprint, model, where=where)
+
+
+def verify(expected: Fingerprint, model: BaseEmbedding, *, where: object) -> None:
+    """Check that a model is the one that a fingerprint was taken of. Asks it for probe vectors.
+
+    Raises:
+        BaseModelMismatchError: It is not.
+    """
+    actual = fingerprint_of(model)
+    if actual.agrees_with(expected):
+        return
+    if actual.dim != expected.dim:
+        found = f"gives {actual.dim} dimensions, expected {expected.dim}"
+    else:
+        found = (
+            f"gives other vectors for the probe texts (least cosine "
+            f"{actual.cosine(expected):.4f}, expected at least {MIN_COSINE})"
+        )
+    raise BaseModelMismatchError(
+        f"{where} was trained on {expected.name}; the model at hand, "
+        f"{base_name(model)}, {found}. Load the original model, train again, or pass "
+        "verify=False if you know better."
+    )
+
+
+def save(
+    folder: Path,
+    adapter: Adapter,
+    base: BaseEmbedding,
+    *,
+    transform_query: bool = True,
+    training: Mapping[str, Any] | None = None,
+    sketch: QuerySketch | None = None,
+    card: str = "",
+) -> None:
+    """Write a folder, atomically; see :func:`load`."""
+    fingerprint = fingerprint_of(base)
+    config = {
+        "library": "llama-index-embeddings-adapted",
+        "library_version": library_version(),
+        "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "adapter": describe(adapter),
+        "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
+        "transform_query": transform_query,
+        "base_model": identity_of(base, fingerprint),
+        "training": dict(training or {}),
+    }
+    folders.write(
+        folder,
+        config,
+        {**adapter.arrays(), folders.PROBES: fingerprint.probes},
+        queries=None if sketch is None else sketch.arrays(),
+        card=card,
+    )
+
+
+def identity_of(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
+    """Return how to build a base model and which one it is, as JSON knows it."""
+    return {
+        **describe_base(base),
+        "name": fingerprint.name,
+        "dim": fingerprint.dim,
+        "fingerprint": fingerprint.digest,
+    }
+
+
+def load(folder: Path) -> Saved:
+    """Read a folder of ours, or one of ``llama-index-finetuning``.
+
+    Raises:
+        FolderError: Missing, damaged, foreign, or newer than this library.
+    """
+    if is_old_folder(folder):
+        return Saved(read_old_folder(folder))
+    config, arrays = folders.read(folder)
+    probes = arrays.pop(folders.PROBES, None)
+    base = config.get("base_model")
+    if base is not None and not isinstance(base, dict):
+        raise FolderError(f"{folder}: base_model is not an object.")
+    training = config.get("training")
+    queries = folders.read_queries(folder)
+    return Saved(
+        restore(config.get("adapter"), arrays, where=str(folder)),
+        base,
+        None if base is None else read_fingerprint(base, probes, where=folder),
+        bool(config.get("transform_query", True)),
+        training if isinstance(training, dict) else {},
+        None if queries is None else QuerySketch.restore(queries, where=str(folder)),
+    )
+
+
+def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
+    """Return the fingerprint that a folder holds of its base model.
+
+    Raises:
+        FolderError: It is missing or damaged.
+    """
+    try:
+        found = as_vectors(probes, what="probe vectors", dim=base.get("dim"))
+        if len(found) != 2 * len(PROBE_TEXTS):
+            raise ShapeError("probe vectors", expected=2 * len(PROBE_TEXTS), actual=len(found))
+    except (TypeError, ValueError) as cause:
+        raise FolderError(
+            f"{where}: the vectors that identify its base model are damaged ({cause})."
+        ) from cause
+    return Fingerprint(str(base.get("name", "unknown")), found)
+
+
+def library_version() -> str:
+    """Return the installed version of this package."""
+    try:
+        return version("llama-index-embeddings-adapted")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "unknown"

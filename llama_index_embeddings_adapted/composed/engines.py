@@ -1,0 +1,522 @@
+"""Engines that train a whole small model: beside a black box, or on its own.
+
+What the engines that train a whole small model share: data, validation, training, report.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wrapt
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.composed import embedding
+from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
+from llama_index_embeddings_adapted.composed.small_model import (
+    SmallModel,
+    check_pooled,
+    load_sentence_transformer,
+)
+from llama_index_embeddings_adapted.composed.training import Collator, places
+from llama_index_embeddings_adapted.composed.validation import ComposedValidation
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.core.files import atomic_folder
+from llama_index_embeddings_adapted.data.dataset import (
+    EmbeddingQAFinetuneDataset,
+    answered,
+    data_statistics,
+)
+from llama_index_embeddings_adapted.encoding.base_model import check_base
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import DatasetError, NotTrainedError, OptionError, need
+from llama_index_embeddings_adapted.evaluation.held_out import (
+    hold_out,
+    known_documents,
+    refuse_one_vector,
+    without_shared_questions,
+)
+from llama_index_embeddings_adapted.evaluation.reports import (
+    ComposedEpoch,
+    FinetuneReport,
+    plot_history,
+)
+from llama_index_embeddings_adapted.evaluation.retrieval import Texts
+from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options
+
+_HELD_OUT = 0.1
+
+
+class SmallModelEngine:
+    """What both engines share: data, validation, training, report."""
+
+    _composed: bool
+
+    def __init__(
+        self,
+        dataset: EmbeddingQAFinetuneDataset,
+        embed_model: BaseEmbedding,
+        options: ComposedOptions,
+        *,
+        val_dataset: EmbeddingQAFinetuneDataset | None,
+        model_output_path: str | Path,
+        cache_dir: CacheDir,
+        report_path: str | Path | None,
+        show_progress: bool,
+        verbose: bool,
+    ) -> None:
+        self.dataset = answered(dataset, "dataset")
+        self.embed_model = embed_model
+        self._given = None if val_dataset is None else answered(val_dataset, "val_dataset")
+        self._options = options
+        self._output = Path(model_output_path)
+        self._cache_dir = cache_dir
+        self._report_path = None if report_path is None else Path(report_path)
+        self._show_progress, self._verbose = show_progress, verbose
+        self._report: FinetuneReport | None = None
+        self._base_scores: dict[str, float] = {}
+
+    @property
+    def report(self) -> FinetuneReport:
+        """What ``finetune()`` found.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        if self._report is None:
+            raise NotTrainedError("There is no report before finetune().")
+        return self._report
+
+    @property
+    def history(self) -> Sequence[ComposedEpoch]:
+        """One entry per epoch, epoch 0 included.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        return [line for line in self.report.history if isinstance(line, ComposedEpoch)]
+
+    def save_history(self, path: str | Path) -> None:
+        """Write the history as JSON: metric, scores of the base model, one object per epoch."""
+        data = {
+            "metric": self._options.metric,
+            "base": self._base_scores,
+            "best_epoch": self.report.best_epoch,
+            "epochs": [line.to_dict() for line in self.history],
+        }
+        files.write_json(Path(path), data)
+
+    def plot_history(self, path: str | Path) -> Path:
+        """Draw validation score against epoch, the base model as a horizontal line.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return plot_history(
+            [line.scores[self._options.metric] for line in self.history],
+            self._base_scores[self._options.metric],
+            path,
+            metric=self._options.metric,
+            best=self.report.best_epoch,
+        )
+
+    def _check_report_path(self) -> None:
+        """Refuse a page that cannot be written, before anything is paid for.
+
+        Raises:
+            OptionError: It cannot.
+        """
+        if self._report_path is not None:
+            files.check_target(self._report_path, error=OptionError)
+
+    def _train(self, small: SmallModel) -> float:
+        """Encode, train, judge; leave the best weights in the small model and return λ."""
+        began, options = time.perf_counter(), self._options
+        for module in ("datasets", "accelerate"):
+            need(module, extra="composed")
+        if options.lora_rank:
+            need("peft", extra="lora")
+        from llama_index_embeddings_adapted.composed.training import precision_on, train
+
+        precision_on(small.model.device.type, options)  # refuses before anything is embedded
+        encoder = Encoder(
+            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
+        )
+        try:
+            data, judged = self._divided(encoder)
+        finally:
+            encoder.close()
+        source = self.dataset if self._given is None else self._given
+        known = known_documents(data, judged)
+        validation = ComposedValidation(
+            judged, Texts.of(source, judged), known, composed=self._composed
+        )
+        pool = validation.pool(options.val_depth)
+        self._base_scores = validation.base_scores(options.metric, pool)
+        own = Texts.of(self.dataset, data)
+        fitted = train(
+            small.model,
+            places(data, per_place=options.queries_per_document, negatives=options.hard_negatives),
+            Collator(small.model, data, own, frozen=self._composed),
+            lambda: validation.scores(small, options.weight, options.metric, pool),
+            options,
+            folder=self._checkpoints(encoder, small),
+            show_progress=self._show_progress,
+        )
+        found = validation.judge(small, options.weight)
+        self._report = FinetuneReport(
+            overall=found.overall,
+            known=found.known,
+            new=found.new,
+            best_epoch=fitted.best_epoch,
+            history=fitted.history,
+            train_queries=len(data.relevance),
+            seconds=time.perf_counter() - began,
+            base_calls=encoder.base_calls,
+            base_texts=encoder.base_texts,
+            base_tokens=encoder.base_tokens,
+            interrupted=fitted.interrupted,
+            settings={
+                **asdict(options),
+                **({"tuned_weight": found.weight} if self._composed else {}),
+                "base_scores": self._base_scores,
+                "resumed_from": fitted.resumed_from,
+                "judged_on_synthetic": source.synthetic,
+            },
+            data=data_statistics(self.dataset),
+            held_out=found.held_out,
+        )
+        return found.weight
+
+    def _divided(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset]:
+        data = encoder.dataset(self.dataset)
+        refuse_one_vector(data)
+        if self._given is not None:
+            given = encoder.dataset(self._given)
+            train, judged = without_shared_questions(data, given), given
+        else:
+            rows, held = hold_out(
+                data, queries=_HELD_OUT, documents=_HELD_OUT, seed=self._options.seed
+            )
+            train, judged = data.take(rows), data.take(held)
+        if not len(train.relevance) or not len(judged.relevance):
+            raise DatasetError(
+                "Training needs queries to learn from and queries to validate on; "
+                f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
+                "Add queries, or pass val_dataset."
+            )
+        return train, judged
+
+    def _checkpoints(self, encoder: Encoder, small: SmallModel) -> Path:
+        """Return the folder of this very training; what another one left there is deleted."""
+        folder = self._output.with_name(f"{self._output.name}.checkpoints")
+        identity = {
+            "options": asdict(self._options),
+            "data": [self.dataset.fingerprint, self._given.fingerprint if self._given else None],
+            "hard_negatives": self.dataset.hard_negatives,
+            "base_model": encoder.fingerprint.digest,
+            "augment_model": _digest(small.model),
+        }
+        run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        if folder.exists():
+            for other in folder.iterdir():
+                if other.name != run:
+                    shutil.rmtree(other)
+        (folder / run).mkdir(parents=True, exist_ok=True)
+        return folder / run
+
+    def _finished(self) -> None:
+        """Write and print the report; drop the checkpoints, unless training may go on."""
+        if self._report_path is not None:
+            self.report.to_html(self._report_path, title="Training of a small model")
+        if not self.report.interrupted:
+            shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
+        if self._verbose:
+            metric = self._options.metric
+            for line in self.history:
+                print(f"epoch {line.epoch}: {metric} {line.scores[metric]:.4f}")
+            print(self.report)
+
+    def _training(self) -> dict[str, Any]:
+        return {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
+
+
+def _digest(model: Any) -> str:
+    """Return a hash of the weights, which tells a training from that of another small model."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().cpu().float().numpy()
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class ComposedFinetuneEngine(SmallModelEngine):
+    """Trains a small model to fill the gaps of a frozen black box: FAE, or Mafin.
+
+    The black box embeds each distinct text once, ever, through the vector cache. The small model
+    learns by the ranking loss on the composed cosine. After every epoch the composition is scored
+    on held-out queries, before the first epoch too; training stops when they stop gaining, and the
+    best epoch is kept. In the end λ is tuned on them, exactly, λ = 0 among the candidates: the
+    model returned is never worse than the black box on them.
+
+    Every finished epoch is kept beside ``model_output_path`` until training is done: the same call
+    after a kill continues there, with the state of optimizer and schedule.
+
+    Args:
+        dataset: Queries to learn from.
+        embed_model: The black box: any LlamaIndex embedding model.
+        augment_model: The small model: a ``SentenceTransformer``, which is copied, or the name or
+            folder of one.
+        val_dataset: Queries that decide on epoch and λ. By default a tenth of the queries, and
+            another tenth with all its documents, are held out.
+        weight: λ while training.
+        epochs: Passes over the training queries, at most.
+        patience: Epochs without a better validation score before training stops; None: never.
+        batch_size: Documents per step, each with its queries.
+        model_output_path: Where ``finetune()`` saves the model.
+        cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
+            keeps vectors in memory only.
+        report_path: Where ``finetune()`` writes a page about what it found, such as
+            ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
+        seed: Same seed, same machine, same weights.
+        show_progress: Show bars.
+        verbose: Print the score of every epoch and the report.
+        train_kwargs: Fields of
+            :class:`ComposedOptions`:
+            ``learning_rate``, ``mini_batch_size``, ``hard_negatives``, ``lora_rank``, ….
+
+    Raises:
+        OptionError: An argument out of range, an unknown keyword, or a small model that gives no
+            vector per text.
+        DatasetError: Queries without a relevant document.
+
+    Source:
+        Zhang et al. 2024, arXiv:2402.12177.
+    """
+
+    _composed = True
+
+    def __init__(
+        self,
+        dataset: EmbeddingQAFinetuneDataset,
+        embed_model: BaseEmbedding,
+        augment_model: Any,
+        *,
+        val_dataset: EmbeddingQAFinetuneDataset | None = None,
+        weight: float = 0.5,
+        epochs: int = 20,
+        patience: int | None = 4,
+        batch_size: int = 20,
+        model_output_path: str | Path = "composed_model",
+        cache_dir: CacheDir = None,
+        report_path: str | Path | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+        verbose: bool = False,
+        **train_kwargs: Any,
+    ) -> None:
+        check_base(embed_model, "embed_model")
+        settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
+        options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
+        super().__init__(
+            dataset,
+            embed_model,
+            options,
+            val_dataset=val_dataset,
+            model_output_path=model_output_path,
+            cache_dir=cache_dir,
+            report_path=report_path,
+            show_progress=show_progress,
+            verbose=verbose,
+        )
+        self._small = _fresh(augment_model, options.device)
+        self._model: ComposedEmbedding | None = None
+
+    def finetune(self) -> None:
+        """Embed what is not cached, train, and save the model to ``model_output_path``.
+
+        Raises:
+            DatasetError: Too few queries to hold some out.
+            FolderError: ``model_output_path`` cannot be written, or holds something else.
+            OptionError: ``report_path`` cannot be written.
+            EncodeError: The black box gave no usable vector.
+            TrainingError: Training diverged; what was saved before is untouched.
+        """
+        embedding.check_target(self._output)
+        self._check_report_path()
+        small = SmallModel(copy.deepcopy(self._small))
+        weight = self._train(small)
+        embedding.save(self._output, small.model, weight, self.embed_model, self._training())
+        self._model = ComposedEmbedding.from_pretrained(
+            self._output, self.embed_model, verify=False, device=self._options.device
+        )
+        self._finished()
+
+    def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
+        """Return the black box with the small model beside it.
+
+        Args:
+            model_kwargs: Passed to :class:`ComposedEmbedding`.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        if self._model is None:
+            raise NotTrainedError(
+                "There is no model before finetune(). To load an earlier one: "
+                f'ComposedEmbedding.from_pretrained("{self._output}", embed_model).'
+            )
+        options = {"device": self._options.device, **model_kwargs}
+        return ComposedEmbedding.from_pretrained(
+            self._output, self.embed_model, verify=False, **options
+        )
+
+
+_OLD = (
+    "save_checkpoints",
+    "resume_from_checkpoint",
+    "checkpoint_save_steps",
+    "checkpoint_save_total_limit",
+)
+
+
+class SentenceTransformersFinetuneEngine(SmallModelEngine):
+    """Trains all weights of a sentence-transformers model: the plain full fine-tune.
+
+    The successor of the engine of the same name in ``llama-index-finetuning``, with its arguments:
+    the special case of :class:`ComposedFinetuneEngine` without a black box. Unlike there, batches
+    hold no document twice, the best epoch on held-out queries is kept, the model before training
+    among the candidates, and the report says whether it helped.
+
+    Args:
+        dataset: Queries to learn from.
+        model_id: Name or folder of a sentence-transformers model.
+        model_output_path: Where ``finetune()`` saves it, as a standard folder.
+        batch_size: Documents per step, each with its queries.
+        val_dataset: Queries that decide on the epoch; some are held out by default.
+        loss: Not taken: the ranking loss is the one there is.
+        epochs: Passes over the training queries, at most.
+        show_progress_bar: Show bars.
+        evaluation_steps: Of no effect: every epoch is scored.
+        use_all_docs: Learn from all relevant documents of a query, not from the first alone.
+        trust_remote_code: Not taken: no folder's code is run.
+        device: Of the model; the best there is by default.
+        old_arguments: How to keep checkpoints, of no effect: every epoch is kept until training is
+            done, and a killed training continues.
+        cache_dir: Of the vectors before training, see :class:`ComposedFinetuneEngine`.
+        report_path: Of a page about what was found, see :class:`ComposedFinetuneEngine`.
+        seed: Same seed, same machine, same weights.
+        verbose: Print the score of every epoch and the report.
+        train_kwargs: Fields of
+            :class:`ComposedOptions`.
+
+    Raises:
+        OptionError: An argument out of range, or an unknown keyword.
+        DatasetError: Queries without a relevant document.
+    """
+
+    _composed = False
+
+    def __init__(
+        self,
+        dataset: EmbeddingQAFinetuneDataset,
+        model_id: str = "BAAI/bge-small-en",
+        model_output_path: str | Path = "exp_finetune",
+        batch_size: int = 10,
+        val_dataset: EmbeddingQAFinetuneDataset | None = None,
+        loss: None = None,
+        epochs: int = 2,
+        show_progress_bar: bool = True,
+        evaluation_steps: int = 50,
+        use_all_docs: bool = False,
+        trust_remote_code: bool = False,
+        device: str | None = None,
+        *old_arguments: Any,
+        cache_dir: CacheDir = None,
+        report_path: str | Path | None = None,
+        seed: int = 0,
+        verbose: bool = False,
+        **train_kwargs: Any,
+    ) -> None:
+        from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+        if loss is not None or trust_remote_code:
+            raise OptionError(
+                "loss and trust_remote_code are not taken: the ranking loss is the one there is, "
+                "and no folder's code is run. Leave them out."
+            )
+        train_kwargs = {k: v for k, v in train_kwargs.items() if k not in _OLD}
+        settings = {"epochs": epochs, "batch_size": batch_size, "device": device, "seed": seed}
+        options = composed_options({"label_smoothing": 0.0, **settings, **train_kwargs})
+        self._small = _fresh(model_id, device)
+        whole = answered(dataset, "dataset")
+        super().__init__(
+            whole if use_all_docs else _first_only(whole),
+            HuggingFaceEmbedding(model_id, device=device),
+            options,
+            val_dataset=val_dataset,
+            model_output_path=model_output_path,
+            cache_dir=cache_dir,
+            report_path=report_path,
+            show_progress=show_progress_bar,
+            verbose=verbose,
+        )
+
+    def finetune(self) -> None:
+        """Train and save; see :meth:`ComposedFinetuneEngine.finetune`."""
+        embedding.check_small_target(self._output)
+        self._check_report_path()
+        small = SmallModel(copy.deepcopy(self._small))
+        self._train(small)
+        with atomic_folder(self._output) as temporary:
+            embedding.save_small(small.model, temporary)
+        self._finished()
+
+    def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
+        """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
+
+        Args:
+            model_kwargs: Passed to ``HuggingFaceEmbedding``.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+        """
+        if self._report is None:
+            raise NotTrainedError("There is no model before finetune().")
+        from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+        model: BaseEmbedding = HuggingFaceEmbedding(
+            str(self._output), **{"device": self._options.device, **model_kwargs}
+        )
+        return model
+
+
+def _fresh(model: Any, device: str | None) -> Any:
+    if isinstance(model, (str, Path)):
+        return load_sentence_transformer(model, device=device)
+    return check_pooled(model if device is None else model.to(device))
+
+
+def _first_only(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+    first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
+    found = EmbeddingQAFinetuneDataset(dataset.queries, dataset.corpus, first)
+    return found.reported(None, synthetic=dataset.synthetic)
+
+
+def _register(types: Any) -> None:
+    for engine in (ComposedFinetuneEngine, SentenceTransformersFinetuneEngine):
+        types.BaseEmbeddingFinetuneEngine.register(engine)
+
+
+# As in engines.py: isinstance holds once the old package is imported, which we do not do.
+wrapt.register_post_import_hook(_register, "llama_index.finetuning.types")

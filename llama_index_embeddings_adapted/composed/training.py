@@ -1,0 +1,560 @@
+"""Training a small model beside a black box with the trainer of sentence-transformers.
+
+How the loss is expressed there: a row of the training set is a document with queries that it
+answers, as row numbers; a collator of ours turns a batch of rows into the tokens of the distinct
+queries and documents, and hands the black box's cosines and the judgements of the batch over as its
+"labels"; the loss adds the small model's cosines to the former and masks by the latter. Batching,
+gradient caching, optimizer, schedule, mixed precision, gradient checkpointing and checkpoints are
+the library's.
+
+From an encoded dataset to batches of tokens and frozen cosines.
+
+The ranking loss on composed cosines, with gradients cached where a batch outgrows memory.
+
+What is done to a small model before it trains: numbers, low-rank additions, activations.
+
+What a composed training does after every epoch: score, keep the best on disk, stop or go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from llama_index_embeddings_adapted.core.arrays import Rows, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.core.files import atomic_file, write_json
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError, need
+from llama_index_embeddings_adapted.evaluation.reports import ComposedEpoch, best_epoch
+from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives
+from llama_index_embeddings_adapted.training.options import ComposedOptions
+
+
+def precision_on(device: str, options: ComposedOptions) -> str:
+    """Return in which numbers a kind of device trains.
+
+    Raises:
+        OptionError: It cannot train in those asked for.
+    """
+    wanted = options.precision
+    if wanted == "auto":
+        if device != "cuda":
+            return "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if wanted == "float16" and device == "cpu":
+        raise OptionError('precision: "float16" does not train on a CPU; use "bfloat16".')
+    return wanted
+
+
+def add_lora(model: Any, options: ComposedOptions) -> Callable[[], None]:
+    """Freeze the body but for low-rank additions; return what merges them into it."""
+    peft = need("peft", extra="lora")
+    body = model[0].model
+    config = peft.LoraConfig(
+        r=options.lora_rank, lora_alpha=2 * (options.lora_rank or 1), target_modules="all-linear"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        model[0].model = peft.get_peft_model(body, config)
+
+    def merge() -> None:
+        model[0].model = model[0].model.merge_and_unload()
+        model.requires_grad_(True)
+
+    return merge
+
+
+def recompute_activations(model: Any) -> None:
+    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
+    body = model[0].model
+    # transformers renamed it in its version 5.
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        enable = getattr(body, f"{name}_enable", None)
+        if enable is not None:
+            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+            return
+
+
+def composed_nll(
+    queries: Tensor,
+    documents: Tensor,
+    judged: dict[str, Tensor],
+    *,
+    weight: float,
+    temperature: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Draw each query towards its document, by the cosine of the composed vectors.
+
+    The black box is frozen, so all it contributes is its cosine of each query and document.
+
+    Args:
+        queries: ``(queries, dim)``, of the small model, any length.
+        documents: ``(documents, dim)``, likewise.
+        judged: ``"frozen"``: ``(queries, documents)``, cosines of the black box; absent where
+            there is none, and the small model's own cosine counts. ``"pairs"``: ``(pairs, 2)``,
+            rows of queries and of documents that answer them. ``"relevant"``: ``(queries,
+            documents)``, True where a document answers a query: none of a query's documents
+            competes with another of them.
+        weight: λ.
+        temperature: In cosine units.
+        label_smoothing: Share of the target spread evenly over the candidates of a pair.
+
+    Returns:
+        ``()``, mean over the pairs, in nats.
+
+    Source:
+        Zhang et al. 2024, arXiv:2402.12177, eq. 4. The mask is ours.
+    """
+    small = nn.functional.normalize(queries.float(), dim=1) @ (
+        nn.functional.normalize(documents.float(), dim=1).T
+    )
+    frozen = judged.get("frozen")
+    cosines = small if frozen is None else (frozen + weight**2 * small) / (1 + weight**2)
+    rows, targets = judged["pairs"].unbind(1)
+    allowed = ~judged["relevant"][rows]
+    allowed[torch.arange(len(rows), device=allowed.device), targets] = True
+    logits = (cosines[rows] / temperature).masked_fill(~allowed, -torch.inf)
+    log_shares = logits - logits.logsumexp(dim=1, keepdim=True)
+    right = log_shares.gather(1, targets[:, None]).squeeze(1)
+    spread = log_shares.masked_fill(~allowed, 0.0).sum(dim=1) / allowed.sum(dim=1)
+    return -((1 - label_smoothing) * right + label_smoothing * spread).mean()
+
+
+class ComposedLoss(CachedLossMixin, nn.Module):
+    """What the sentence-transformers trainer minimises: :func:`composed_nll` of a batch.
+
+    The trainer hands over the tokens of the queries and of the documents, and the batch's
+    judgements as "labels". A batch with more tokens than ``mini_batch_size`` of its longest texts
+    goes through the library's cached gradients.
+
+    Args:
+        model: The small model.
+        options: λ, temperature, smoothing, mini-batch size.
+    """
+
+    def __init__(self, model: Any, options: ComposedOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.mini_batch_size = options.mini_batch_size
+        self._options = options
+        self._seen: list[Tensor] = []
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Any) -> Tensor:
+        """Return the loss of a batch, ``()``."""
+        features = list(sentence_features)
+        tokens = [column["input_ids"] for column in features]
+        longest = max(column.shape[1] for column in tokens)
+        if sum(column.numel() for column in tokens) > self.mini_batch_size * longest:
+            loss: Tensor = self.forward_cached(features, labels)
+        else:
+            embedded = [[self.model(column)["sentence_embedding"]] for column in features]
+            loss = self.calculate_loss(embedded, labels)
+        self._seen.append(loss.detach())
+        return loss
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Return the loss of embedded mini-batches, queries first; back-propagate if asked."""
+        queries, documents = (torch.cat(parts) for parts in reps)
+        loss = composed_nll(
+            queries,
+            documents,
+            labels,
+            weight=self._options.weight,
+            temperature=self._options.temperature,
+            label_smoothing=self._options.label_smoothing,
+        )
+        if with_backward:
+            torch.autograd.backward(loss)
+            return loss.detach()
+        return loss
+
+    def take_mean(self) -> float:
+        """Return the mean loss of the steps since the last call; NaN where there were none."""
+        seen, self._seen = self._seen, []
+        return float(torch.stack(seen).mean()) if seen else float("nan")
+
+
+_MOST_OF_POSITIVE = 0.95
+
+
+def places(data: EncodedDataset, *, per_place: int, negatives: int) -> list[dict[str, list[int]]]:
+    """Return what an epoch passes over: a document, queries it answers, and hard negatives.
+
+    Documents with the same text are one document. A document with more than ``per_place`` queries
+    has several places.
+
+    Args:
+        data: Training queries.
+        per_place: Queries per place, at most.
+        negatives: Hard negatives per place, at most.
+    """
+    asked: dict[int, list[int]] = {}
+    documents = data.twins[data.relevance.documents]
+    for query, document in zip(data.relevance.queries, documents, strict=True):
+        if int(query) not in asked.setdefault(int(document), []):
+            asked[int(document)].append(int(query))
+    none: Sequence[Rows] = [np.empty(0, dtype=np.int64)] * len(data.relevance)
+    mined = _mined(data, negatives) if negatives else none
+    found = []
+    for document, queries in asked.items():
+        for start in range(0, len(queries), per_place):
+            own = queries[start : start + per_place]
+            hard = dict.fromkeys(int(row) for query in own for row in mined[query])
+            found.append({"document": [document], "queries": own, "hard": [*hard][:negatives]})
+    return found
+
+
+def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
+    if data.negatives is None:
+        return hard_negatives(data, k=count, most_of_positive=_MOST_OF_POSITIVE)
+    given = data.negatives
+    return [data.twins[given.of(query)][:count] for query in range(len(given))]
+
+
+class Collator:
+    """Makes a batch of places: tokens of queries and documents, and how they are judged.
+
+    Args:
+        model: The small model, which tokenises with the prompts it has for the two roles.
+        data: Training queries, with the vectors of the black box.
+        texts: Theirs.
+        frozen: Whether there is a black box whose cosines count.
+    """
+
+    #: The trainer asks for it: no column of the dataset holds labels.
+    valid_label_columns: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, data: EncodedDataset, texts: Texts, *, frozen: bool) -> None:
+        self._model = model
+        self._texts = texts
+        self._vectors = (unit(data.queries), unit(data.documents)) if frozen else None
+        relevant = data.twins[data.relevance.documents]
+        self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
+        for query, document in zip(data.relevance.queries, relevant, strict=True):
+            self._relevant[query].add(int(document))
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return ``query_…`` and ``document_…`` tokens, and the judgements as ``label``."""
+        queries = list(dict.fromkeys(q for place in features for q in place["queries"]))
+        answers = [document for place in features for document in place["document"]]
+        hard = [document for place in features for document in place["hard"]]
+        documents = list(dict.fromkeys([*answers, *hard]))
+        relevant = np.array([[d in self._relevant[q] for d in documents] for q in queries])
+        drawn = {(q, d) for place in features for d in place["document"] for q in place["queries"]}
+        row = {query: number for number, query in enumerate(queries)}
+        column = {document: number for number, document in enumerate(documents)}
+        label = {
+            "relevant": torch.from_numpy(relevant),
+            "pairs": torch.tensor(sorted((row[q], column[d]) for q, d in drawn)),
+        }
+        if self._vectors is not None:
+            own, theirs = self._vectors
+            label["frozen"] = torch.from_numpy(own[queries] @ theirs[documents].T)
+        return {
+            **self._tokens("query", [self._texts.queries[query] for query in queries]),
+            **self._tokens("document", [self._texts.documents[one] for one in documents]),
+            "label": label,
+        }
+
+    def _tokens(self, role: str, texts: list[str]) -> dict[str, Any]:
+        prompt = self._model.prompts.get(role) or None
+        found = self._model.preprocess(texts, prompt=prompt)
+        return {f"{role}_{name}": value for name, value in found.items()}
+
+
+Score = Callable[[], dict[str, float]]
+
+_STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
+_HISTORY = "history.json"
+
+
+class Progress(TrainerCallback):
+    """Scores every epoch, keeps the best one on disk, stops when there is no better one.
+
+    Args:
+        model: The small model.
+        loss: Whose mean of an epoch goes into the history.
+        score: Scores the model as it is on the validation queries: metric → mean.
+        options: How to train.
+        folder: For checkpoints, of this training alone.
+        show_progress: Show a bar.
+    """
+
+    def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
+                 folder: Path, *, show_progress: bool) -> None:  # fmt: skip
+        self.model, self.loss, self.score = model, loss, score
+        self.options, self.folder = options, folder
+        self.history: list[ComposedEpoch] = []
+        self.bar = tqdm(total=0, desc="Training", unit="step", disable=not show_progress)
+        self._began = time.perf_counter()
+
+    def restore(self, checkpoint: Path | None) -> int:
+        """Take up the history of a run that ended at a checkpoint; return its last epoch."""
+        if checkpoint is None:
+            return 0
+        done: int = round(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["epoch"])
+        lines = json.loads((self.folder / _HISTORY).read_text(encoding="utf-8"))
+        # Of an epoch whose checkpoint is not whole, only the score is known: it is trained again.
+        self.history = [ComposedEpoch.from_dict(line) for line in lines if line["epoch"] <= done]
+        return done
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        if not self.history or self.options.patience is None:
+            return False
+        return (
+            self.history[-1].epoch - best_epoch(self.history, self.options.metric)
+            >= self.options.patience
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Score the small model before training, unless a run is continued."""
+        self.bar.total, self.bar.n = state.max_steps, state.global_step
+        if not self.history:
+            self._record(0)
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        self.bar.update()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Score the epoch; stop when patience is at its end."""
+        self._record(round(state.epoch))
+        if self.exhausted:
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop the weights of epochs that are not the best."""
+        # Only now: until a checkpoint is whole, a restart needs the best of the epoch before it.
+        kept = self._best_file(best_epoch(self.history, self.options.metric))
+        for path in self.folder.glob("best-*.safetensors"):
+            if path != kept:
+                path.unlink()
+
+    def load_best(self) -> int:
+        """Give the model the weights of the best epoch; return its number."""
+        number = best_epoch(self.history, self.options.metric)
+        load_trained(self.model, self._best_file(number))
+        return number
+
+    def _record(self, number: int) -> None:
+        loss = self.loss.take_mean()
+        if number and not math.isfinite(loss):
+            raise TrainingError(
+                f"Training diverged: the loss of epoch {number} is {loss}. Lower the learning rate "
+                f"(now {self.options.learning_rate:g})."
+            )
+        training = self.model.training
+        self.model.eval()
+        scores = self.score()
+        self.model.train(training)
+        seconds = time.perf_counter() - self._began
+        self.history.append(ComposedEpoch(number, loss, scores, seconds))
+        self._began = time.perf_counter()
+        shown = f"{scores[self.options.metric]:.4f}"
+        self.bar.set_postfix({"epoch": number, self.options.metric: shown})
+        if best_epoch(self.history, self.options.metric) == number:
+            with atomic_file(self._best_file(number)) as temporary:
+                save_file(trained(self.model), temporary)
+        write_json(self.folder / _HISTORY, [line.to_dict() for line in self.history])
+
+    def _best_file(self, number: int) -> Path:
+        return self.folder / f"best-{number}.safetensors"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
+    if not whole or not (folder / _HISTORY).is_file():
+        return None
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def trained(model: Any) -> dict[str, torch.Tensor]:
+    """Return a copy of the weights that train, by name."""
+    return {
+        name: parameter.detach().cpu().clone().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trained(model: Any, path: Path) -> None:
+    """Give a model the weights of a file of those that train."""
+    weights = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+_WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedFit:
+    """What training found; the small model has the weights of the best epoch.
+
+    Args:
+        best_epoch: 0 is the small model before training.
+        history: One entry per epoch, epoch 0 included.
+        interrupted: Whether it was stopped from the keyboard.
+        resumed_from: The epoch after which training continued; 0 where it began anew.
+    """
+
+    best_epoch: int
+    history: tuple[ComposedEpoch, ...]
+    interrupted: bool = False
+    resumed_from: int = 0
+
+
+def train(
+    model: Any,
+    places: list[dict[str, list[int]]],
+    collate: Any,
+    score: Score,
+    options: ComposedOptions,
+    *,
+    folder: Path,
+    show_progress: bool = True,
+) -> ComposedFit:
+    """Train until validation stops gaining; leave the best weights in ``model``.
+
+    Every finished epoch is kept in ``folder`` with the state of optimizer and schedule: the same
+    call after a kill continues there. The library writes that state with ``torch.save`` and reads
+    it with ``weights_only``; nothing of it is in the model saved in the end.
+
+    Args:
+        model: A ``SentenceTransformer``; its weights change.
+        places: What an epoch passes over.
+        collate: Makes a batch of places.
+        score: Scores the model as it is on the validation queries: metric → mean.
+        options: How to train.
+        folder: For checkpoints, of this training alone.
+        show_progress: Show a bar.
+
+    Raises:
+        TrainingError: The loss is not finite.
+        MissingExtraError: ``lora_rank`` is given and peft is not installed.
+    """
+    with _own_randomness():
+        return _train(model, places, collate, score, options, folder, show_progress)
+
+
+def _train(
+    model: Any,
+    places: list[dict[str, list[int]]],
+    collate: Any,
+    score: Score,
+    options: ComposedOptions,
+    folder: Path,
+    show_progress: bool,
+) -> ComposedFit:
+    if options.gradient_checkpointing:
+        recompute_activations(model)
+    merge = add_lora(model, options) if options.lora_rank else None
+    loss = ComposedLoss(model, options)
+    progress = Progress(model, loss, score, options, folder, show_progress=show_progress)
+    checkpoint = last_checkpoint(folder)
+    resumed_from = progress.restore(checkpoint)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(model, options, folder),
+        train_dataset=Dataset.from_list(places),
+        loss=loss,
+        data_collator=collate,
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    interrupted = False
+    try:
+        if not progress.exhausted:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except KeyboardInterrupt:
+        if not progress.history:
+            raise
+        interrupted = True
+        warnings.warn("Training was interrupted; the best epoch so far is kept.", stacklevel=2)
+    finally:
+        progress.bar.close()
+    best = progress.load_best()
+    if merge is not None:
+        merge()
+    model.eval()
+    return ComposedFit(best, tuple(progress.history), interrupted, resumed_from)
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Give the caller's random numbers back: the trainer seeds all of them."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The library's trainer, but for what a checkpoint holds of the model: weights that train."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        target = Path(str(output_dir or self.args.output_dir))
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(trained(self.model), target / _WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Write no model card: ours says more."""
+
+
+def _arguments(model: Any, options: ComposedOptions, folder: Path) -> Any:
+    device = model.device.type
+    precision = precision_on(device, options)
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup_share,
+        max_grad_norm=options.max_grad_norm,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        use_cpu=device == "cpu",
+        seed=options.seed,
+        eval_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device == "cuda",
+    )

@@ -1,0 +1,142 @@
+"""Which rows of the documents answer which row of the queries, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.core.arrays import (
+    Keys,
+    Rows,
+    Vectors,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """Relevant documents per query, in compressed rows.
+
+    Args:
+        offsets: ``(n + 1,)``; query ``i`` owns entries ``offsets[i]:offsets[i + 1]``.
+        documents: ``(entries,)``, rows into the document vectors.
+        grades: ``(entries,)``, ``> 0``.
+    """
+
+    offsets: Rows
+    documents: Rows
+    grades: NDArray[np.float64]
+
+    @classmethod
+    def from_lists(
+        cls, documents: Sequence[Sequence[int]], grades: Sequence[Sequence[float]] | None = None
+    ) -> Relevance:
+        """Build from one list of rows (and one of grades) per query; grades default to 1."""
+        counts = [len(rows) for rows in documents]
+        flat = [row for rows in documents for row in rows]
+        flat_grades = [1.0] * len(flat) if grades is None else [g for gs in grades for g in gs]
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.array(flat, dtype=np.int64),
+            np.array(flat_grades, dtype=np.float64),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Rows:
+        """``(n,)``: the number of relevant documents of each query."""
+        return np.diff(self.offsets)
+
+    @property
+    def queries(self) -> Rows:
+        """``(entries,)``: the query row of each entry."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def of(self, query: int) -> Rows:
+        """Return the rows relevant to one query."""
+        return self.documents[self.offsets[query] : self.offsets[query + 1]]
+
+    def take(self, queries: Rows) -> Relevance:
+        """Keep these queries, in this order."""
+        counts = self.counts[queries]
+        starts = np.repeat(self.offsets[queries], counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        entries = starts + within
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Relevance(offsets, self.documents[entries], self.grades[entries])
+
+    def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
+        """Return the discounted gain of the entries that rank among the first ``k``.
+
+        Args:
+            ranks: ``(entries,)``, 0 is first.
+            k: Cut-off.
+
+        Returns:
+            ``(n,)``; NDCG before it is divided by that of the best order.
+        """
+        gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
+        total = np.bincount(self.queries, weights=gains, minlength=len(self))
+        return np.asarray(total, dtype=np.float64)
+
+    def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
+        """Return the grade of each ranked document, 0 where it is not relevant.
+
+        Args:
+            ranked: ``(n, k)``, document rows per query.
+
+        Returns:
+            ``(n, k)``.
+        """
+        width = 1 + max(int(ranked.max(initial=0)), int(self.documents.max(initial=0)))
+        keys = self.queries * width + self.documents
+        order = np.argsort(keys)
+        wanted = np.arange(len(self))[:, None] * width + ranked
+        if not len(keys):
+            return np.zeros(ranked.shape)
+        at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+        hit = keys[order[at]] == wanted
+        return np.where(hit, self.grades[order[at]], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedDataset:
+    """A dataset as arrays; what learns and what judges sees nothing else.
+
+    Args:
+        queries: ``(n, dim)``, as the base model gave them.
+        documents: ``(m, dim)``, likewise.
+        relevance: Over the rows of both.
+        query_ids: ``n`` ids.
+        document_ids: ``m`` ids.
+        twins: ``(m,)``, the row of the first document with the same text, mostly its own.
+        keys: ``(m,)``, the content keys of the documents.
+        negatives: Documents mined as hard negatives, over the rows of both; None where none were.
+    """
+
+    queries: Vectors
+    documents: Vectors
+    relevance: Relevance
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    twins: Rows
+    keys: Keys
+    negatives: Relevance | None = None
+
+    def take(self, queries: Rows) -> EncodedDataset:
+        """Keep these queries and all documents."""
+        return EncodedDataset(
+            self.queries[queries],
+            self.documents,
+            self.relevance.take(queries),
+            tuple(self.query_ids[row] for row in queries),
+            self.document_ids,
+            self.twins,
+            self.keys,
+            None if self.negatives is None else self.negatives.take(queries),
+        )

@@ -1,0 +1,392 @@
+"""Files that are either old or new, never half; JSON whose faults are located.
+
+The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle.
+
+Beside them, where it is known, ``queries.safetensors``: a sketch of the training queries, in a file
+of its own because serving does not need it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as dump_safetensors
+
+from llama_index_embeddings_adapted.errors import (
+    AdaptedError,
+    DiskError,
+    FolderError,
+    examples,
+    shorten,
+)
+
+T = TypeVar("T")
+_OF_THE_DISK = frozenset(
+    (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
+     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+)  # fmt: skip
+_ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; its files replace those of ``path`` on success.
+
+    A kill leaves the old folder or the new one. Where the system cannot swap folders (it can on
+    Linux), a kill in the instant between two renames leaves the old one under a hidden name.
+
+    Raises:
+        DiskError: The disk is full, or the place cannot be written to.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            _take_the_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_the_place(temporary: Path, path: Path) -> None:
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not path.exists():
+        os.replace(temporary, path)
+    elif not _swap(temporary, path):
+        aside = temporary.with_name(temporary.name + ".old")
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        if isinstance(cause, AdaptedError) or cause.errno not in _OF_THE_DISK:
+            raise
+        raise DiskError(path, cause) from cause
+
+
+def check_target(path: Path, *, error: type[AdaptedError]) -> None:
+    """Check that a file can be written, before the work whose result it is to hold.
+
+    Raises:
+        error: It is a folder, or its place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise error(f"{path}: cannot be written ({cause.strerror}).") from cause
+    if path.is_dir():
+        raise error(f"{path}: expected the path of a file, this is a folder.")
+    if not os.access(path.parent, os.W_OK):
+        raise error(f"{path}: cannot be written (no permission for {path.parent}).")
+
+
+def write_json(path: Path, data: object, *, indent: int = 4) -> None:
+    """Write ``data`` as JSON, atomically."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=indent)
+
+
+def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
+    """Read a file whole, provided that it is one: a device or a pipe has no end.
+
+    Args:
+        path: Where.
+        error: What to raise.
+        most: Bytes it may have; None for as many as fit into memory.
+
+    Raises:
+        error: No such file, not a file, larger than ``most``, or it cannot be read.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise error(f"{path}: expected a file.")
+        if most is not None and about.st_size > most:
+            raise error(f"{path}: expected at most {most:,} bytes, found {about.st_size:,}.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such file.") from None
+    except (OSError, MemoryError) as cause:
+        raise error(
+            f"{path}: cannot be read ({cause or 'it does not fit into memory'})."
+        ) from cause
+
+
+def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None) -> Any:
+    """Read JSON.
+
+    Raises:
+        error: See :func:`read_bytes`; not UTF-8, not JSON, or a key given twice.
+    """
+    try:
+        return json.loads(
+            read_bytes(path, error=error, most=most).decode("utf-8"),
+            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
+        )
+    except (ValueError, RecursionError, MemoryError) as cause:
+        if isinstance(cause, AdaptedError):
+            raise
+        raise error(f"{path}: expected JSON ({cause}).") from cause
+
+
+def read_json_object(
+    path: Path, *, error: type[AdaptedError], most: int | None = None
+) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        error: See :func:`read_json`; or not an object.
+    """
+    data = read_json(path, error=error, most=most)
+    if not isinstance(data, dict):
+        raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
+    return data
+
+
+def unique(
+    pairs: Iterable[tuple[str, T]], *, what: str, error: type[AdaptedError], where: object = ""
+) -> dict[str, T]:
+    """Return the pairs as a dict.
+
+    Raises:
+        error: A key stands twice.
+    """
+    found: dict[str, T] = {}
+    twice: list[str] = []
+    for key, value in pairs:
+        if key in found:
+            twice.append(key)
+            if len(twice) == _ENOUGH:
+                break
+        found[key] = value
+    if twice:
+        prefix = f"{where}: " if where else ""
+        count = f"{len(twice)}{' or more' if len(twice) == _ENOUGH else ''}"
+        raise error(f"{prefix}{count} duplicate {what} ids (first: {examples(twice)}).")
+    return found
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; return False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+FORMAT_VERSION = 1
+
+#: More is no adapter: a file that claims to be larger is not read into memory.
+MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+QUERIES = "queries.safetensors"
+
+#: The array beside the adapter's own: vectors that identify its base model.
+PROBES = "fingerprint.probes"
+
+
+# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
+_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+
+def write(
+    folder: Path,
+    config: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    *,
+    queries: Mapping[str, Array] | None = None,
+    card: str = "",
+) -> None:
+    """Write a folder that is complete or absent; one of the same name is replaced.
+
+    Args:
+        folder: Where. A folder that holds anything but a saved adapter is not replaced.
+        config: JSON-able; the format version is added.
+        arrays: Weights by name.
+        queries: Of the sketch of training queries, if there is one.
+        card: Text of ``README.md``.
+
+    Raises:
+        FolderError: ``folder`` exists and is not a saved adapter.
+    """
+    check_target_folder(folder)
+    with atomic_folder(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
+        if queries is not None:
+            (temporary / QUERIES).write_bytes(to_bytes(queries))
+        text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
+        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        if card:
+            (temporary / CARD).write_text(card, encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read config and weights.
+
+    Raises:
+        FolderError: A file is missing or damaged, the format is newer than this library, or a
+            weight is not finite.
+    """
+    config = read_config(folder)
+    check_version(config, folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FolderError(
+            f"{folder}: no {WEIGHTS}."
+            + (" It holds a ComposedEmbedding: load it with that." if "composed" in config else "")
+        )
+    return config, read_arrays(path)
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Read a file in the safetensors format.
+
+    Raises:
+        FolderError: Missing, damaged, too large to be ours, or with values that are not finite.
+    """
+    return from_bytes(read_bytes(path, error=FolderError, most=MOST_BYTES), where=str(path))
+
+
+def check_version(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config that is not ours, or of a format to come.
+
+    Raises:
+        FolderError: No format version, or one newer than this library.
+    """
+    version = config.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise FolderError(f"{folder / CONFIG}: no format_version. Is this a saved adapter?")
+    if version > FORMAT_VERSION:
+        raise FolderError(
+            f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
+            'pip install --upgrade "llama-index-embeddings-adapted"'
+        )
+
+
+def read_queries(folder: Path) -> Arrays | None:
+    """Read the sketch of the training queries; None where there is none.
+
+    Raises:
+        FolderError: The file is damaged.
+    """
+    path = folder / QUERIES
+    return read_arrays(path) if path.is_file() else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``, of any version.
+
+    Raises:
+        FolderError: No such folder, or no JSON object in it.
+    """
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: no such folder.")
+    return read_json_object(folder / CONFIG, error=FolderError, most=MOST_CONFIG_BYTES)
+
+
+def to_bytes(arrays: Mapping[str, Array]) -> bytes:
+    """Return arrays in the safetensors format."""
+    return dump_safetensors({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
+def from_bytes(data: bytes, *, where: str) -> Arrays:
+    """Parse the safetensors format.
+
+    Raises:
+        FolderError: Not safetensors, or values that are not finite.
+    """
+    try:
+        arrays: Arrays = parse_safetensors(data)
+    # Of types that numpy lacks the library says so with errors of several kinds.
+    except (SafetensorError, ArithmeticError, LookupError, TypeError, ValueError) as cause:
+        reason = shorten(str(cause), 300)
+        raise FolderError(f"{where}: damaged or not safetensors ({reason}).") from cause
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FolderError(f'{where}: "{shorten(name)}" has NaN or infinity.')
+    return arrays
+
+
+def check_target_folder(folder: Path, ours: frozenset[str] = _OURS) -> None:
+    """Check that a folder can be written, before the work whose result it is to hold.
+
+    Args:
+        folder: Where.
+        ours: Names that may be replaced.
+
+    Raises:
+        FolderError: It exists and holds anything else, or its place cannot be written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        writable = os.access(folder.parent, os.W_OK)
+    except OSError as cause:
+        raise FolderError(f"{folder}: cannot be written ({cause.strerror}).") from cause
+    if not writable:
+        raise FolderError(f"{folder}: cannot be written (no permission for {folder.parent}).")
+    strangers = sorted(found - ours)
+    if strangers:
+        raise FolderError(
+            f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "
+            "them. Choose an empty or new folder."
+        )

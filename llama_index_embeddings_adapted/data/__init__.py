@@ -1,0 +1,4 @@
+"""Datasets: texts, ids and which documents are relevant; their formats and splits.
+
+May import core; knows no model.
+"""

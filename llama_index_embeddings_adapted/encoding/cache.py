@@ -1,0 +1,273 @@
+"""Base-model vectors on disk, keyed by (base model, role, text).
+
+Vectors lie in one file of raw float32 rows per base model; SQLite holds which text is which row. A
+vector is written and synced before its key is committed, so a kill at any moment loses at most the
+vectors that no key points to yet, and the next writer overwrites those. SQLite's write lock makes
+writers of several processes take turns; readers never wait. Texts themselves are not stored, only
+their SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from llama_index_embeddings_adapted.core.arrays import (
+    Rows,
+    Vectors,
+    as_vectors,
+)
+from llama_index_embeddings_adapted.encoding.base_model import (
+    Fingerprint,
+)
+from llama_index_embeddings_adapted.errors import AdaptedError, CacheError, ShapeError
+
+CacheDir = str | Path | None | Literal[False]
+
+
+def cache_folder(cache_dir: CacheDir) -> Path | None:
+    """Return the folder that a ``cache_dir`` stands for; None for memory only."""
+    if cache_dir is False:
+        return None
+    if cache_dir is None:
+        from llama_index.core.utils import get_cache_dir
+
+        return Path(get_cache_dir()) / "embeddings_adapted"
+    return Path(cache_dir)
+
+
+FORMAT = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS bases (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, dim INTEGER NOT NULL, probes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors (
+    base INTEGER NOT NULL, key BLOB NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (base, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS rows ON vectors (base, row);
+"""
+_KEYS_PER_QUERY = 500
+
+
+class VectorCache:
+    """Vectors of one base model, in memory or in a folder shared by many models and processes.
+
+    Args:
+        folder: Where to keep them; ``None`` for memory only. Created on first use.
+        base: The model the vectors come from. One whose name and probe vectors (within float
+            noise) are those of a model already in the folder shares its vectors; any other, also a
+            changed model behind the same name, has its own.
+
+    Raises:
+        CacheError: The folder belongs to another version, is damaged, or cannot be written.
+    """
+
+    def __init__(self, folder: Path | None, base: Fingerprint) -> None:
+        self._base = base
+        self._file: Path | None = None
+        self._memory: list[Vectors] = []
+        self._rows_in_memory = 0
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as cause:
+                raise CacheError(
+                    f"The cache folder {folder} cannot be created ({cause.strerror}). Pass another "
+                    "cache_dir, or cache_dir=False to keep vectors in memory."
+                ) from cause
+        self._where = ":memory:" if folder is None else str(folder / "vectors.sqlite")
+        # Callers may encode from worker threads; each call holds the connection alone.
+        self._lock = threading.RLock()
+        with self._guard():
+            self._db = sqlite3.connect(
+                self._where, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._check_format()
+            with self._write():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={FORMAT}")
+                self._id = self._register()
+        if folder is not None:
+            self._file = folder / f"{self._id}.f32"
+            with self._guard():
+                self._check_rows()
+
+    def get(self, role: str, texts: Sequence[str]) -> tuple[Rows, Vectors]:
+        """Look texts up.
+
+        Returns:
+            Positions in ``texts`` of those that are known, ``(k,)`` ascending, and their vectors,
+            ``(k, dim)``.
+        """
+        keys = [_key(role, text) for text in texts]
+        with self._guard():
+            rows = self._rows(keys)
+            positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
+            wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
+            vectors = self._read(wanted)
+            if not np.isfinite(vectors).all():
+                raise CacheError(
+                    f"{self._file}: holds NaN or infinity, which was never written there: the file "
+                    "is damaged. Delete the folder and encode again."
+                )
+            return positions, vectors
+
+    def missing(self, role: str, texts: Sequence[str]) -> list[str]:
+        """Return the texts that are not known, in their order."""
+        keys = [_key(role, text) for text in texts]
+        with self._guard():
+            rows = self._rows(keys)
+        return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
+
+    def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
+        """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
+
+        Args:
+            role: ``"query"`` or ``"document"``.
+            texts: ``n`` distinct texts.
+            vectors: ``(n, dim)``, finite.
+
+        Raises:
+            ShapeError: Another number of vectors, another dimension, NaN or infinity.
+        """
+        if not texts:
+            return
+        vectors = as_vectors(vectors, what="Vectors to keep", dim=self._base.dim)
+        if len(vectors) != len(texts):
+            raise ShapeError("Vectors to keep", expected=f"{len(texts)}", actual=len(vectors))
+        with self._guard(), self._write():
+            first = self._rows_in_memory if self._file is None else self._rows_in_index()
+            self._append(first, vectors)
+            self._db.executemany(
+                "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
+                [(self._id, _key(role, text), first + i) for i, text in enumerate(texts)],
+            )
+
+    def forget(self, role: str, texts: Sequence[str]) -> None:
+        """Drop the vectors of texts, known or not; their space is not reclaimed."""
+        with self._guard(), self._write():
+            self._db.executemany(
+                "DELETE FROM vectors WHERE base = ? AND key = ?",
+                [(self._id, _key(role, text)) for text in texts],
+            )
+
+    def close(self) -> None:
+        """Release the files."""
+        self._db.close()
+
+    def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        rows: dict[bytes, int] = {}
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            part = keys[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            found = self._db.execute(
+                f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
+                (self._id, *part),
+            )
+            rows.update(found)
+        return rows
+
+    def _rows_in_index(self) -> int:
+        query = "SELECT max(row) FROM vectors WHERE base = ?"
+        last = self._db.execute(query, (self._id,)).fetchone()[0]
+        return 0 if last is None else int(last) + 1
+
+    def _append(self, first: int, vectors: Vectors) -> None:
+        vectors = np.ascontiguousarray(vectors, dtype="<f4")
+        if self._file is None:
+            self._memory.append(vectors)
+            self._rows_in_memory += len(vectors)
+            return
+        with self._file.open("r+b" if self._file.exists() else "w+b") as stream:
+            stream.seek(first * self._base.dim * 4)
+            stream.write(vectors.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _read(self, rows: Rows) -> Vectors:
+        if not len(rows):
+            return np.empty((0, self._base.dim), dtype=np.float32)
+        if self._file is None:
+            self._memory = [np.concatenate(self._memory)]
+            return self._memory[0][rows]
+        count = self._file.stat().st_size // (4 * self._base.dim)  # a torn last row is nobody's
+        if rows.min() < 0:  # which would be counted from the end
+            raise IndexError("the index names a row below 0")
+        stored = np.memmap(self._file, dtype="<f4", mode="r", shape=(count, self._base.dim))
+        return np.asarray(stored[rows], dtype=np.float32)
+
+    def _register(self) -> int:
+        known = self._db.execute("SELECT id, name, dim, probes FROM bases ORDER BY id")
+        for number, name, dim, probes in known.fetchall():
+            stored = np.frombuffer(probes, dtype="<f4").reshape(-1, dim)
+            if name == self._base.name and self._base.agrees_with(Fingerprint(name, stored)):
+                return int(number)
+        cursor = self._db.execute(
+            "INSERT INTO bases (name, dim, probes) VALUES (?, ?, ?)",
+            (self._base.name, self._base.dim, self._base.probes.astype("<f4").tobytes()),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _check_format(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, FORMAT):
+            raise CacheError(
+                f"{self._where}: cache format {version}, this version reads {FORMAT}. "
+                "Pass another cache_dir, or delete the folder."
+            )
+
+    def _check_rows(self) -> None:
+        """Refuse an index that points past the vectors: the vectors were cut or replaced."""
+        needed = self._rows_in_index() * self._base.dim * 4
+        assert self._file is not None
+        size = self._file.stat().st_size if self._file.exists() else 0
+        if size < needed:
+            raise CacheError(
+                f"{self._file}: expected at least {needed} bytes for the texts in the index, found "
+                f"{size}. The file was cut; delete the folder {self._file.parent} and encode again."
+            )
+
+    @contextmanager
+    def _write(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        # Values of a damaged index: a dimension of 0, a row below 0, probes of another length.
+        except (
+            sqlite3.Error,
+            OSError,
+            ArithmeticError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ) as cause:
+            if isinstance(cause, AdaptedError):
+                raise
+            raise CacheError(
+                f"The vector cache {self._where} cannot be used ({cause}). Free some space, pass "
+                "another cache_dir, or cache_dir=False to keep vectors in memory."
+            ) from cause
+
+
+def _key(role: str, text: str) -> bytes:
+    return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()

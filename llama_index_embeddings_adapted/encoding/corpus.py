@@ -1,0 +1,401 @@
+"""A corpus into the vector cache, on this machine or on many.
+
+The same work on Ray: actors ask the base model, the process that called collects.
+
+Ray Data moves texts to actors and vectors back, gives the pieces of an actor that dies to another,
+and keeps no order; nothing but the caller writes to the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import pickle
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.core.arrays import Role
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.base_model import (
+    BaseModelCalls,
+    Fingerprint,
+    base_name,
+    fingerprint_of,
+)
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Answered, Encoder, embed_surviving
+from llama_index_embeddings_adapted.encoding.serialize import without_keys
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    EncodeError,
+    OptionError,
+    need,
+)
+
+PIECE = 1024  # texts that go to an actor, and come back, together, at most
+_DEATHS = 3  # of actors over one piece, before it is what kills them
+_PIECES = 4  # for each actor, at least: none should wait long for the last
+
+Batch = dict[str, Any]
+Model = BaseEmbedding | Callable[[], BaseEmbedding]
+
+
+class RayExecutor:
+    """Embeds texts with actors of Ray Data.
+
+    Args:
+        model: The base model, or a function that builds it.
+        fingerprint: Of the base model; an actor whose model has another refuses to work.
+        role: Of the texts.
+        actors: How many.
+        batch_size: Texts per call to the model; its own by default.
+        options: Of an actor, such as ``{"num_gpus": 1}``.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        OptionError: The model is an object that cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        fingerprint: Fingerprint,
+        role: Role,
+        *,
+        actors: int,
+        batch_size: int | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        need("ray.data", extra="ray")
+        self._arguments = {
+            "model": packed(model),
+            "fingerprint": fingerprint,
+            "role": role,
+            "batch_size": batch_size,
+        }
+        self._actors, self._options = actors, dict(options)
+
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+        """Yield pieces as actors finish them.
+
+        Raises:
+            EncodeError: The work cannot go on, such as when the model cannot be built in actors.
+        """
+        if not texts:
+            return
+        arrow = need("pyarrow", extra="ray")
+        tables = [
+            arrow.table({"row": range(start, start + len(piece)), "text": piece})
+            for start, piece in _pieces(texts, self._actors)
+        ]
+        for batch in results(
+            tables,
+            EmbeddingActor,
+            self._arguments,
+            self._actors,
+            error=lambda why: EncodeError(why, text=texts[0]),
+            options=self._options,
+        ):
+            yield _answered(texts, batch)
+
+
+def results(
+    tables: Sequence[Any],
+    actor: type[Any],
+    arguments: Mapping[str, Any],
+    actors: int,
+    *,
+    error: Callable[[str], Exception],
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Batch]:
+    """Yield what actors make of Arrow tables, a table at a time, as they finish them.
+
+    Args:
+        tables: At least one.
+        actor: A class whose objects map a batch to a batch.
+        arguments: Of its constructor.
+        actors: How many, at most.
+        error: Makes the error to raise where Ray cannot go on.
+        options: Of an actor; see ``ray.data``'s ``map_batches``.
+    """
+    data, exceptions = need("ray.data", extra="ray"), need("ray.exceptions", extra="ray")
+    answers = data.from_arrow(list(tables)).map_batches(
+        actor,
+        fn_constructor_kwargs=dict(arguments),
+        batch_size=None,
+        compute=data.ActorPoolStrategy(size=min(actors, len(tables))),
+        **{"max_task_retries": _DEATHS, **(options or {})},
+    )
+    try:
+        yield from answers.iter_batches(batch_size=None, batch_format="numpy")
+    except exceptions.RayError as cause:
+        last = without_keys(str(cause).strip().splitlines()[-1])
+        raise error(f"Ray cannot go on ({last})") from cause
+
+
+class EmbeddingActor:
+    """Lives in a Ray worker with a base model of its own; arguments are those of the executor."""
+
+    def __init__(
+        self, model: bytes, fingerprint: Fingerprint, role: Role, batch_size: int | None
+    ) -> None:
+        self._fingerprint, self._role = fingerprint, role
+        built = unpacked(model, BaseEmbedding)
+        self._model, self._name = built, base_name(built)
+        self._calls = BaseModelCalls(built, batch_size=batch_size)
+        found = fingerprint_of(built, self._calls)
+        if not found.agrees_with(fingerprint):
+            raise BaseModelMismatchError(
+                f"The model in the actor, {self._name}, gives other vectors for the probe texts "
+                f"than {fingerprint.name} where the work was started (least cosine "
+                f"{found.cosine(fingerprint):.4f}). Pass a function that builds the model."
+            )
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Embed a piece; a text that failed has a reason and zeros."""
+        texts = [str(text) for text in batch["text"]]
+        answered = embed_surviving(
+            self._model,
+            self._calls,
+            self._role,
+            texts,
+            fingerprint=self._fingerprint,
+            name=self._name,
+        )
+        vectors = np.zeros((len(texts), self._fingerprint.dim), dtype=np.float32)
+        vectors[answered.rows] = answered.vectors
+        reasons = [answered.failures.get(row, "") for row in range(len(texts))]
+        return {"row": batch["row"], "vector": vectors, "failure": np.array(reasons)}
+
+
+def packed(value: object) -> bytes:
+    """Return an object, or a function, as bytes for another process.
+
+    Raises:
+        OptionError: It cannot be pickled.
+    """
+    try:
+        return bytes(need("ray.cloudpickle", extra="ray").dumps(value))
+    except (TypeError, AttributeError, pickle.PicklingError) as cause:
+        raise OptionError(
+            f"{type(value).__name__} cannot be sent to other processes ({cause}). Pass a function "
+            "that builds it."
+        ) from cause
+
+
+def unpacked(content: bytes, kind: type[Any]) -> Any:
+    """Return the object again; what a function builds, where it was one."""
+    value = need("ray.cloudpickle", extra="ray").loads(content)
+    return value if isinstance(value, kind) else value()
+
+
+def _pieces(texts: Sequence[str], actors: int) -> Iterator[tuple[int, Sequence[str]]]:
+    size = min(PIECE, -(-len(texts) // (_PIECES * actors)))
+    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
+
+
+def _answered(texts: Sequence[str], batch: Batch) -> tuple[Sequence[str], Answered]:
+    piece = [texts[row] for row in batch["row"]]
+    reasons = [str(reason) for reason in batch["failure"]]
+    good = np.array([row for row, reason in enumerate(reasons) if not reason], dtype=np.int64)
+    failures = {row: reason for row, reason in enumerate(reasons) if reason}
+    return piece, Answered(good, np.asarray(batch["vector"], dtype=np.float32)[good], failures)
+
+
+EXECUTORS = ("local", "ray")
+_COMMITTED_LOCALLY = 1024  # texts
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """What :func:`embed_corpus` did.
+
+    Args:
+        texts: Texts given, repeated ones included.
+        embedded: Distinct texts that the base model was asked for and answered.
+        seconds: Wall time.
+        executor: Who asked the base model.
+        actors: How many of them; 1 for ``"local"``.
+        failures: Text that has no vector → what the base model said.
+    """
+
+    texts: int
+    embedded: int
+    seconds: float
+    executor: str
+    actors: int
+    failures: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def texts_per_second(self) -> float:
+        """Texts embedded per second."""
+        return self.embedded / max(self.seconds, 1e-9)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as JSON knows them; of failures the count."""
+        return {**asdict(self), "failures": len(self.failures)}
+
+
+class Executor(Protocol):
+    """Asks a base model for vectors."""
+
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+        """Yield pieces of the texts, in any order, with what became of them."""
+        ...
+
+
+def embed_corpus(
+    texts: EmbeddingQAFinetuneDataset | Mapping[str, str] | Iterable[str],
+    embed_model: Model,
+    *,
+    role: Role = "document",
+    executor: str = "local",
+    actors: int = 2,
+    batch_size: int | None = None,
+    window: int = 100_000,
+    on_failure: str = "raise",
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+    ray_options: Mapping[str, Any] | None = None,
+) -> EmbeddedCorpus:
+    """Put the vectors of a corpus into the cache, from which everything else takes them.
+
+    Texts are read a window at a time; those whose vectors are cached, under any id, are passed
+    over. This process alone writes, a piece of 1,024 texts at a time, so after an error, an
+    interrupt or a kill the same call goes on where it ended. A text on which the base model fails
+    does not stop the others; a base model that is exchanged behind its name does, and nothing of
+    the piece that was under way is kept.
+
+    With ``executor="ray"`` actors of Ray Data embed, on the cluster of ``ray.init()`` or a local
+    one that is started. An actor loads the model once per window. An actor that dies is replaced
+    and its piece embedded again, up to three times.
+
+    Args:
+        texts: A dataset, of which the corpus is taken; a mapping of id → text; or texts, also from
+            a generator.
+        embed_model: The base model, or a function without arguments that builds it. Actors build
+            their own: they get the function, or else a pickled copy of the model.
+        role: ``"document"`` or ``"query"``.
+        executor: ``"local"`` or ``"ray"``.
+        actors: Ray actors, ``>= 1``; of no effect with ``"local"``.
+        batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
+        window: Texts in memory at a time.
+        on_failure: ``"raise"`` raises after all texts are tried, ``"continue"`` reports them.
+        cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder.
+        show_progress: Show a bar.
+        ray_options: Of an actor, such as ``{"num_gpus": 1}``; see ``ray.data``'s ``map_batches``.
+
+    Returns:
+        Counts, seconds and failures.
+
+    Raises:
+        OptionError: An argument out of range, or ``cache_dir=False``.
+        EncodeError: Texts failed, and the message counts them; the model is no longer the same; or
+            Ray cannot go on. What succeeded before is kept.
+        MissingExtraError: ``executor="ray"`` without Ray.
+    """
+    _check(role, executor, actors, window, on_failure, cache_dir)
+    began = time.perf_counter()
+    model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
+    encoder = Encoder(
+        model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+    )
+    try:
+        work: Executor = _Local(encoder, role)
+        if executor == "ray":
+            pass
+
+            work = RayExecutor(
+                embed_model,
+                encoder.fingerprint,
+                role,
+                actors=actors,
+                batch_size=batch_size,
+                options=ray_options or {},
+            )
+        given, embedded, failures = _embedded(
+            _texts_of(texts), encoder, work, role, window, show_progress
+        )
+    finally:
+        encoder.close()
+    if failures and on_failure == "raise":
+        text, reason = next(iter(failures.items()))
+        raise EncodeError(
+            f"{len(failures):,} of {given:,} texts have no vector (first: {reason}). The others "
+            'are kept; call again to try these, or pass on_failure="continue".',
+            text=text,
+        )
+    seconds = time.perf_counter() - began
+    used = actors if executor == "ray" else 1
+    return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
+
+
+class _Local:
+    """Asks in this process."""
+
+    def __init__(self, encoder: Encoder, role: Role) -> None:
+        self._encoder, self._role = encoder, role
+
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+        for start in range(0, len(texts), _COMMITTED_LOCALLY):
+            piece = texts[start : start + _COMMITTED_LOCALLY]
+            yield piece, self._encoder.embed_surviving(piece, self._role)
+
+
+def _embedded(
+    texts: Iterator[str],
+    encoder: Encoder,
+    work: Executor,
+    role: Role,
+    window: int,
+    show_progress: bool,
+) -> tuple[int, int, dict[str, str]]:
+    """Embed what is missing; return texts given, texts embedded and failures."""
+    given, embedded = 0, 0
+    failures: dict[str, str] = {}
+    with tqdm(desc="Embedding a corpus", unit="text", disable=not show_progress) as bar:
+        while part := list(itertools.islice(texts, window)):
+            given += len(part)
+            # Of like length together: batches waste no padding.
+            missing = sorted(encoder.missing(part, role), key=len, reverse=True)
+            bar.update(len(part) - len(missing))
+            with contextlib.closing(work.embed(missing)) as pieces:
+                for piece, answered in pieces:
+                    encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
+                    embedded += len(answered.rows)
+                    failures.update({piece[row]: why for row, why in answered.failures.items()})
+                    bar.update(len(piece))
+    return given, embedded, failures
+
+
+def _texts_of(given: Any) -> Iterator[str]:
+    if isinstance(given, EmbeddingQAFinetuneDataset):
+        given = given.corpus
+    if isinstance(given, str):
+        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
+    return iter(given.values() if isinstance(given, Mapping) else given)
+
+
+def _check(
+    role: str, executor: str, actors: int, window: int, on_failure: str, cache_dir: CacheDir
+) -> None:
+    for name, value, known in (
+        ("role", role, ("document", "query")),
+        ("executor", executor, EXECUTORS),
+        ("on_failure", on_failure, ("raise", "continue")),
+    ):
+        if value not in known:
+            raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
+    for name, number in (("actors", actors), ("window", window)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise OptionError(f"{name}: expected a whole number >= 1, got {number!r}.")
+    if cache_dir is False:
+        raise OptionError(
+            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
+        )

@@ -1,0 +1,356 @@
+"""Texts become vectors here, each distinct one exactly once, and nowhere else.
+
+Batches that survive a text which a model cannot embed: halved until it stands alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.core.arrays import (
+    Keys,
+    Role,
+    Rows,
+    Vectors,
+    content_keys,
+    empty_vectors,
+)
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
+from llama_index_embeddings_adapted.encoding.base_model import (
+    PROBE_TEXTS,
+    BaseModelCalls,
+    Embedding,
+    Fingerprint,
+    base_name,
+    fingerprint_of,
+    still_is,
+)
+from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
+from llama_index_embeddings_adapted.encoding.serialize import without_keys
+from llama_index_embeddings_adapted.errors import EncodeError, shorten
+
+MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
+LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What became of some texts.
+
+    Args:
+        rows: ``(k,)``, positions of the texts that have a vector.
+        vectors: ``(k, dim)``, finite.
+        failures: Position of each other text → what its model said.
+    """
+
+    rows: Rows
+    vectors: Vectors
+    failures: dict[int, str]
+
+
+def checked(answer: Embedding, *, dim: int, name: str, text: str) -> Vectors:
+    """Return an answer as a vector, ``(dim,)``.
+
+    Raises:
+        EncodeError: Another length, NaN or infinity.
+    """
+    vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
+    if vector.shape != (dim,):
+        raise EncodeError(
+            f"{name} gave a vector of shape {vector.shape}, expected ({dim},).", text=text
+        )
+    if not np.isfinite(vector).all():
+        raise EncodeError(f"{name} gave a vector with NaN or infinity.", text=text)
+    return vector
+
+
+def exchanged(name: str, count: int) -> EncodeError:
+    """Return the error of a model that is another one now than when its texts were embedded."""
+    return EncodeError(
+        f"{name} was exchanged while it was asked: a probe text has another vector now than "
+        f"before. The vectors of the last {count} texts are not kept. Find out what answers under "
+        "this name, and run again.",
+        text=PROBE_TEXTS[0],
+    )
+
+
+def embed_surviving(
+    model: BaseEmbedding,
+    calls: BaseModelCalls,
+    role: Role,
+    texts: Sequence[str],
+    *,
+    fingerprint: Fingerprint,
+    name: str,
+) -> Answered:
+    """Embed texts, and set aside those that fail.
+
+    After eight in a row that fail alone the rest counts as failed without being tried: then it is
+    the model that is broken. A model that still answers is looked at in the end.
+
+    Args:
+        model: The base model.
+        calls: To it.
+        role: Of the texts.
+        texts: Any number.
+        fingerprint: What the model is known to give.
+        name: Of the model, for messages.
+
+    Raises:
+        EncodeError: The model is no longer the same, so none of these vectors should be kept.
+    """
+    dim = fingerprint.dim
+    vectors = np.empty((len(texts), dim), dtype=np.float32)
+    failures: dict[int, str] = {}
+    in_a_row = 0
+    for start, stop in _pieces(len(texts), calls.batch_size):
+        waiting = [(start, stop)]
+        while waiting:
+            low, high = waiting.pop()
+            if in_a_row >= MOST_FAILURES:
+                failures.update(dict.fromkeys(range(low, high), "not tried after other failures"))
+                continue
+            try:
+                for row, answer in enumerate(calls.embed(role, texts[low:high]), low):
+                    vectors[row] = checked(answer, dim=dim, name=name, text=texts[row])
+                in_a_row = 0
+            except Exception as cause:  # models raise what they like
+                if high - low == 1:
+                    in_a_row += 1
+                    failures[low] = without_keys(f"{type(cause).__name__}: {cause}")
+                else:
+                    middle = (low + high) // 2
+                    waiting += [(middle, high), (low, middle)]
+    rows = np.array([row for row in range(len(texts)) if row not in failures], dtype=np.int64)
+    worth_it = len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES
+    if worth_it and not still_is(model, calls, role, fingerprint):
+        raise exchanged(name, len(rows))
+    return Answered(rows, vectors[rows], {row: shorten(why, 300) for row, why in failures.items()})
+
+
+def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + size, count)) for start in range(0, count, size))
+
+
+_LOOKED_UP = 65_536  # texts at a time
+
+_MOST_UNCHECKED = 256  # texts between two looks at whether the model is still the same
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A model that maps the vectors of another one, which is all we need to embed with."""
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model whose vectors are mapped."""
+        ...
+
+    def adapt(self, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
+        """Map ``(n, dim)`` vectors of the base model; documents may come with content keys."""
+        ...
+
+
+class Encoder:
+    """Embeds texts with a base model, asking it only for what no cache holds.
+
+    Vectors are kept the moment the model gives them: after an error, an interrupt or a kill the
+    next run continues where this one ended. A model may be exchanged behind its name while it is
+    asked: after every few hundred texts it is asked for a probe text again, and what it gave since
+    the last time is dropped if that has another vector now.
+
+    Args:
+        model: Any LlamaIndex embedding model.
+        batch_size: Texts per call; the model's ``embed_batch_size`` by default.
+        cache_dir: Folder of the vector cache, shared by any number of models and processes.
+            ``None`` is LlamaIndex's cache folder; ``False`` keeps vectors in memory only.
+        show_progress: Show a bar with an estimate.
+    """
+
+    def __init__(
+        self,
+        model: BaseEmbedding,
+        *,
+        batch_size: int | None = None,
+        cache_dir: CacheDir = None,
+        show_progress: bool = True,
+    ) -> None:
+        self._name, self._model = base_name(model), model
+        self._calls = BaseModelCalls(model, batch_size=batch_size)
+        self._show_progress = show_progress
+        self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
+        self._folder = cache_folder(cache_dir)
+        self._cache = VectorCache(self._folder, self.fingerprint)
+        self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
+
+    @property
+    def base_calls(self) -> int:
+        """Calls made to the base model so far, the probes that identify it included."""
+        return self._calls.calls
+
+    @property
+    def base_texts(self) -> int:
+        """Texts sent to the base model so far, the probes included."""
+        return self._calls.texts
+
+    @property
+    def base_tokens(self) -> int:
+        """Tokens of those texts, about: a token for every four characters."""
+        return self._calls.characters // 4
+
+    def encode(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Embed texts, repeated or not.
+
+        Returns:
+            ``(len(texts), dim)``, the vectors of the base model as they are. More than 256 MiB lie
+            in a nameless file of the cache folder, mapped, which goes when the array goes.
+
+        Raises:
+            EncodeError: A vector is missing, has NaN or another length; the message names the
+                text. What came before it is kept. Or the model is no longer the same.
+        """
+        first: dict[str, int] = {}
+        origin = np.array(
+            [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
+        )
+        distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+        vectors = empty_vectors((len(texts), self.fingerprint.dim), self._folder)
+        missing: list[int] = []
+        for start in range(0, len(distinct), _LOOKED_UP):
+            rows = distinct[start : start + _LOOKED_UP]
+            known, found = self._cache.get(role, [texts[row] for row in rows])
+            vectors[rows[known]] = found
+            missing += np.delete(rows, known).tolist()
+        # Longest first: batches of like length waste no padding, and the estimate errs upwards.
+        missing.sort(key=lambda row: -len(texts[row]))
+        for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
+            vectors[asked] = answers
+        self._check_model(role, after=LEAST_CHECKED)
+        repeated = np.flatnonzero(origin != np.arange(len(texts)))
+        vectors[repeated] = vectors[origin[repeated]]
+        return vectors
+
+    def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
+        """Look texts up in the cache, without asking the base model.
+
+        Returns:
+            Positions in ``texts`` of those that are known, ``(k,)``, and their vectors,
+            ``(k, dim)``.
+        """
+        return self._cache.get(role, texts)
+
+    def missing(self, texts: Sequence[str], role: Role) -> list[str]:
+        """Return the distinct texts that the cache does not hold."""
+        return self._cache.missing(role, list(dict.fromkeys(texts)))
+
+    def embed_surviving(self, texts: Sequence[str], role: Role) -> Answered:
+        """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
+        return embed_surviving(
+            self._model, self._calls, role, texts, fingerprint=self.fingerprint, name=self._name
+        )
+
+    def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
+        """Put vectors of this base model into the cache, whoever computed them.
+
+        Args:
+            texts: ``n`` distinct texts.
+            role: Of the texts.
+            vectors: ``(n, dim)``, finite.
+        """
+        self._cache.put(role, texts, vectors)
+
+    def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
+        """Embed the queries and documents of a dataset.
+
+        Raises:
+            DatasetError: A query without a relevant document, which can teach and prove nothing.
+            EncodeError: See :meth:`encode`.
+        """
+        dataset = answered(dataset, "dataset")
+        document_row = {document: row for row, document in enumerate(dataset.corpus)}
+        first_with_text: dict[str, int] = {}
+        twins = [
+            first_with_text.setdefault(text, row)
+            for row, text in enumerate(dataset.corpus.values())
+        ]
+        relevant = [dataset.relevant_docs[query] for query in dataset.queries]
+        return EncodedDataset(
+            self.encode(list(dataset.queries.values()), "query"),
+            self.encode(list(dataset.corpus.values()), "document"),
+            Relevance.from_lists(
+                [[document_row[document] for document in documents] for documents in relevant],
+                [
+                    [dataset.grade(query, document) for document in documents]
+                    for query, documents in zip(dataset.queries, relevant, strict=True)
+                ],
+            ),
+            tuple(dataset.queries),
+            tuple(dataset.corpus),
+            np.array(twins, dtype=np.int64),
+            content_keys(list(dataset.corpus.values())),
+            _negatives(dataset, document_row),
+        )
+
+    def close(self) -> None:
+        """Release the cache's files."""
+        self._cache.close()
+
+    def _ask(
+        self, texts: Sequence[str], missing: Rows, role: Role
+    ) -> Iterator[tuple[Rows, Vectors]]:
+        size = self._calls.batch_size
+        with tqdm(
+            total=len(missing),
+            desc=f"Embedding {'queries' if role == 'query' else 'documents'}",
+            unit="text",
+            disable=not self._show_progress or not len(missing),
+        ) as bar:
+            for start in range(0, len(missing), size):
+                rows = missing[start : start + size]
+                batch = [texts[row] for row in rows]
+                yield rows, self._ask_batch(batch, role)
+                bar.update(len(rows))
+                self._unchecked[role] += batch
+                self._check_model(role, after=_MOST_UNCHECKED)
+
+    def _ask_batch(self, batch: list[str], role: Role) -> Vectors:
+        good: list[Vectors] = []
+        try:
+            for answer in self._calls.embed(role, batch):
+                text = batch[len(good)]
+                good.append(checked(answer, dim=self.fingerprint.dim, name=self._name, text=text))
+        finally:
+            if good:
+                self._cache.put(role, batch[: len(good)], np.stack(good))
+        return np.stack(good)
+
+    def _check_model(self, role: Role, *, after: int) -> None:
+        """Drop what the model gave since it was last known to be the same, if it is another now."""
+        unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
+        if count < after:
+            return
+        same = still_is(self._model, self._calls, role, self.fingerprint)
+        self._unchecked = defaultdict(list)
+        if not same:
+            for asked_as, texts in unchecked.items():
+                self._cache.forget(asked_as, texts)
+            raise exchanged(self._name, count)
+
+
+def _negatives(
+    dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]
+) -> Relevance | None:
+    mined = dataset.hard_negatives
+    if mined is None:
+        return None
+    return Relevance.from_lists(
+        [[document_row[document] for document in mined.get(q, ())] for q in dataset.queries]
+    )

@@ -1,0 +1,281 @@
+"""A base model as a dict without secrets, and back.
+
+What never leaves this process: secrets in names, values and addresses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import SecretStr
+
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, examples
+
+_SECRET_NAME = re.compile(
+    r"api_?key|secret|pass(w|phrase)|credential|private_?key|access_?key|authori[sz]ation|headers"
+    r"|cookies|bearer|(^|_|-)(token|auth|key|pwd)$",
+    re.IGNORECASE,
+)
+
+#: What keys of the usual providers look like, wherever they hide.
+_SECRET_VALUE = re.compile(
+    r"\b(sk|pk|rk|hf|gsk|xai|pa|ghp|glpat)[-_][A-Za-z0-9_\-]{12,}|\bAIza\w{20,}"
+    r"|\b(Bearer|Basic) +[A-Za-z0-9+/=._~\-]{8,}"
+)
+_ADDRESS_NAME = re.compile(
+    r"(^|_)(url|uri|host|hostname|endpoint|api_base|base_url|prox(y|ies)|server|address)$",
+    re.IGNORECASE,
+)
+_USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
+
+
+def names_secret(name: str) -> bool:
+    """Return whether a setting of this name is a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def looks_secret(text: str) -> bool:
+    """Return whether a text contains what looks like a key."""
+    return _SECRET_VALUE.search(text) is not None
+
+
+def names_address(name: str, value: object) -> bool:
+    """Return whether a setting holds, or is by its name, an address other than this machine's."""
+    if isinstance(value, dict):
+        return any(names_address(str(key), item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(names_address(name, item) for item in value)
+    if not isinstance(value, str) or not value or re.search(r"\s", value):
+        return False
+    if "://" not in value and _ADDRESS_NAME.search(name) is None:
+        return False
+    try:
+        host = urlsplit(value if "://" in value else f"//{value}").hostname
+    except ValueError:
+        return True
+    return host not in ("localhost", "127.0.0.1", "::1")
+
+
+def without_url_secrets(text: str) -> str:
+    """Drop the user and password of URLs, and the query of a text that is a URL.
+
+    Other texts, also those that mention a URL, come back as they are.
+    """
+    if "://" not in text:
+        return text
+    text = _USER_IN_URL.sub("", text)
+    if re.search(r"\s", text):
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets that are no address
+        return text
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+def without_keys(text: str) -> str:
+    """Black out what looks like a key, and drop the users of URLs, wherever they stand."""
+    return _SECRET_VALUE.sub("…", _USER_IN_URL.sub("", text))
+
+
+#: Taken by BaseEmbedding, but not by the constructors of all its subclasses.
+_SET_AFTERWARDS = ("num_workers",)
+_NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
+
+
+def describe_base(model: BaseEmbedding) -> dict[str, Any]:
+    """Return what is needed to build the model again, but for its secrets.
+
+    Returns:
+        ``class_name``, ``import_path``, ``settings`` (JSON-able), and ``omitted``, the names of the
+        settings that were left out, or saved in part, because they are or look like secrets.
+    """
+    settings: dict[str, Any] = {}
+    omitted: list[str] = []
+    for name, value in model.to_dict().items():
+        if name in _NEVER or value is None:
+            continue
+        clean = _without_secrets(value)
+        if names_secret(name) or clean is _OMIT:
+            omitted.append(name)
+            continue
+        settings[name] = clean
+        if clean != value and not isinstance(value, tuple):  # a part of it is missing
+            omitted.append(name)
+    cls = type(model)
+    return {
+        "class_name": cls.class_name(),
+        "import_path": f"{cls.__module__}.{cls.__qualname__}",
+        "settings": settings,
+        "omitted": omitted,
+    }
+
+
+def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
+    """Build the model that :func:`describe_base` described.
+
+    Only classes of LlamaIndex's integration packages, classes registered with LlamaIndex and
+    classes of modules that are already imported are considered: a folder cannot make us import
+    any other module. Nor can it have code of its own loaded, or have texts, and a key from the
+    environment, sent to an address that is neither this machine's nor the one that the class would
+    ask anyway.
+
+    Args:
+        description: What :func:`describe_base` returned.
+        secrets: Settings to add or override, such as ``api_key``.
+
+    Raises:
+        FolderError: No such class, it cannot be built from the settings, or they name code or an
+            address that is not confirmed in ``secrets``.
+    """
+    if not isinstance(description, dict):
+        raise FolderError("No base model is described here. Pass base_embed_model=….")
+    cls = _find_class(str(description.get("class_name")), str(description.get("import_path")))
+    saved = description.get("settings")
+    saved = saved if isinstance(saved, dict) else {}
+    _refuse_code(saved)
+    omitted = [str(name) for name in description.get("omitted") or [] if name not in secrets]
+    hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
+    _refuse_addresses(cls, saved, secrets, hint=hint)
+    settings = {**saved, **secrets}
+    later = {name: settings.pop(name) for name in _SET_AFTERWARDS if name in settings}
+    try:
+        model = cls.from_dict(settings)
+    except Exception as cause:  # constructors raise what they like; the advice is the same
+        raise FolderError(
+            f"The base model {cls.__name__} cannot be built from its saved settings ({cause})."
+            f"{hint} Or pass base_embed_model=…."
+        ) from cause
+    for name, value in later.items():
+        setattr(model, name, value)
+    return model
+
+
+def _refuse_code(settings: dict[str, Any]) -> None:
+    """Refuse settings that have the class load code which comes with a model."""
+    asking = [name for name, value in settings.items() if _asks_for_code(name, value)]
+    if asking:
+        raise FolderError(
+            f"The base model's settings ask for code to be loaded ({examples(asking)}). Build it "
+            "yourself if you trust that code, and pass base_embed_model=…."
+        )
+
+
+def _asks_for_code(name: str, value: Any) -> bool:
+    if name == "trust_remote_code" and value:
+        return True
+    if isinstance(value, dict):
+        return any(_asks_for_code(str(key), item) for key, item in value.items())
+    return isinstance(value, list) and any(_asks_for_code("", item) for item in value)
+
+
+def _refuse_addresses(
+    cls: type[BaseEmbedding], settings: dict[str, Any], confirmed: dict[str, Any], *, hint: str
+) -> None:
+    """Refuse addresses elsewhere, unless the class would ask them without being told."""
+    named = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("model_name", *confirmed) and names_address(name, value)
+    }
+    if not named:
+        return
+    left_out = (*named, *_SET_AFTERWARDS)
+    others = {name: value for name, value in settings.items() if name not in left_out}
+    try:
+        plain = cls.from_dict({**others, **confirmed})
+        strange = [name for name, value in named.items() if getattr(plain, name, None) != value]
+    except Exception:  # it cannot do without them, or without its secrets
+        strange = list(named)
+    if strange:
+        raise FolderError(
+            f"The settings of the base model {cls.__name__} name an address that texts and keys "
+            f"would be sent to ({examples(f'{name}={named[name]}' for name in strange)}). If it "
+            f"is yours, pass it again: from_pretrained(…, {strange[0]}=…).{hint} Or pass "
+            "base_embed_model=…."
+        )
+
+
+def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:
+    from llama_index.core.embeddings.loading import RECOGNIZED_EMBEDDINGS
+
+    module_name, _, qualname = import_path.rpartition(".")
+    known = RECOGNIZED_EMBEDDINGS.get(class_name)
+    if known is not None and f"{known.__module__}.{known.__qualname__}" == import_path:
+        return known
+    if module_name.startswith(("llama_index.core.", "llama_index.embeddings.")):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as cause:
+            raise FolderError(
+                f"The base model's class is {import_path}, which is not installed ({cause}). "
+                "Install its package, or pass base_embed_model=…."
+            ) from cause
+    else:
+        module = sys.modules.get(module_name)  # type: ignore[assignment]
+    cls = getattr(module, qualname, known)
+    if not (isinstance(cls, type) and issubclass(cls, BaseEmbedding)):
+        raise FolderError(
+            f"The base model's class is {import_path}, which is not known here. Pass "
+            "base_embed_model=…, or import the module that defines it first."
+        )
+    return cls
+
+
+class _Omit:
+    """Marks a value that must not be written."""
+
+
+_OMIT = _Omit()
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return ``value`` as JSON knows it and without secrets, or ``_OMIT``."""
+    if isinstance(value, SecretStr) or not isinstance(
+        value, (str, int, float, bool, dict, list, tuple, type(None))
+    ):
+        return _OMIT
+    if isinstance(value, str):
+        return _OMIT if looks_secret(value) else without_url_secrets(value)
+    if isinstance(value, dict):
+        kept = {
+            str(key): _without_secrets(item)
+            for key, item in value.items()
+            if not names_secret(str(key))
+        }
+        return {key: item for key, item in kept.items() if item is not _OMIT}
+    if isinstance(value, (list, tuple)):
+        return [item for item in map(_without_secrets, value) if item is not _OMIT]
+    return value
+
+
+def taken(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Take the arguments of these names out of others, and return them."""
+    return {name: arguments.pop(name) for name in list(arguments) if name in names}
+
+
+def base_or_rebuilt(
+    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
+) -> BaseEmbedding:
+    """Return the model given, or else the one described.
+
+    Args:
+        model: What the caller has, if anything.
+        description: What :func:`describe_base` returned.
+        settings: Of the model to build, its secrets.
+
+    Raises:
+        OptionError: Settings besides a model, which has its own.
+        FolderError: It cannot be built.
+    """
+    if model is None:
+        return rebuild_base(description, **settings)
+    if settings:
+        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
+    return model

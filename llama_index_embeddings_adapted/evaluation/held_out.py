@@ -1,0 +1,362 @@
+"""What is held out of training, and how a candidate adapter is scored on it.
+
+Known and new documents are scored apart. A query is *known* when one of its relevant documents is
+relevant to a training query too, else *new*. Held-out queries about known documents look fine for
+adapters that merely learn to prefer those documents; only new ones show the harm that does to the
+rest of a corpus.
+
+Dividing the queries at hand in those that train and those that decide when to stop.
+
+Base and adapted model on the queries that training held out, ready to be looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.core.arrays import Rows, ranks, top_k, unit, unit_rows
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.data.splits import hold_out_documents
+from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation.metrics import Difference, paired_difference
+from llama_index_embeddings_adapted.evaluation.retrieval import (
+    RetrievalScores,
+    Texts,
+    joined,
+    search,
+)
+
+PerQuery = NDArray[np.float64]
+
+METRIC = "ndcg@10"
+REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
+_DEPTH = 10
+_FEWEST = 20
+_MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Queries that training does not see.
+
+    Args:
+        data: The queries, with everything they are searched in.
+        known: ``(n,)``, whether training has queries for one of their documents.
+    """
+
+    data: EncodedDataset
+    known: NDArray[np.bool_]
+
+
+class Validation:
+    """Scores adapters on held-out queries.
+
+    Args:
+        parts: What was held out; parts may be searched in different corpora.
+        expect: The share of live queries that will ask for known documents, in [0, 1], if it is
+            known; candidates are then judged by that mixture.
+    """
+
+    def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
+        self.expect = expect
+        self.parts = [part for part in parts if len(part.known)]
+        self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
+        self._documents = [unit_rows(part.data.documents) for part in self.parts]
+        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
+        self._base = self._values(None)
+        self.base: PerQuery = self._base[METRIC]
+
+    def __len__(self) -> int:
+        """Return the number of held-out queries."""
+        return len(self.known)
+
+    def score(self, adapter: Adapter) -> PerQuery:
+        """Return NDCG@10 of each held-out query, ``(n,)``."""
+        values = []
+        for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
+            relevance = part.data.relevance
+            queries = unit(adapter.apply(part.data.queries))
+            found = ranks(queries, documents, relevance.queries, relevance.documents)
+            values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
+        return np.concatenate(values)
+
+    def report(self, adapter: Adapter) -> tuple[PartReport, PartReport | None, PartReport | None]:
+        """Compare base and adapter in full: on all held-out queries, the known and the new."""
+        base, adapted = self._base, self._values(adapter)
+        everything = np.ones(len(self), dtype=bool)
+        overall = part_report(base, adapted, everything)
+        known, new = (
+            part_report(base, adapted, keep) if keep.any() else None
+            for keep in (self.known, ~self.known)
+        )
+        return overall, known, new
+
+    def _values(self, adapter: Adapter | None) -> dict[str, PerQuery]:
+        depth = max(metrics.parse(name)[1] for name in REPORTED)
+        values: dict[str, list[PerQuery]] = {name: [] for name in REPORTED}
+        for part, documents in zip(self.parts, self._documents, strict=True):
+            data = part.data
+            queries = data.queries if adapter is None else adapter.apply(data.queries)
+            ranked, _ = top_k(unit(queries), documents, depth)
+            for name in REPORTED:
+                values[name].append(
+                    metrics.compute(name, ranked, data.relevance, corpus_size=len(documents))
+                )
+        return {name: np.concatenate(found) for name, found in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PartReport:
+    """Base and adapted model on the same held-out queries.
+
+    Args:
+        base: Metric → mean of the base model.
+        adapted: Metric → mean of the adapted model.
+        difference: In NDCG@10, with its interval.
+    """
+
+    base: Mapping[str, float]
+    adapted: Mapping[str, float]
+    difference: Difference
+
+    @property
+    def queries(self) -> int:
+        """How many were compared."""
+        return self.difference.queries
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part as JSON knows it."""
+        return {
+            "queries": self.queries,
+            "base": dict(self.base),
+            "adapted": dict(self.adapted),
+            "difference": {**asdict(self.difference), "verdict": self.difference.verdict},
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The mean change in NDCG@10 over the base model, on known and on new documents.
+
+    A part without held-out queries is NaN.
+
+    Args:
+        known: Mean over queries about known documents.
+        new: Mean over queries about new documents.
+        overall: Mean over all held-out queries, or the expected mixture of the two parts.
+        harmless: Whether neither part lost more than its standard error; a part of fewer than 20
+            queries tells nothing. Where the mixture is known, its gain decides alone.
+    """
+
+    known: float
+    new: float
+    overall: float
+    harmless: bool
+
+    @classmethod
+    def of(cls, validation: Validation, scores: PerQuery) -> Gain:
+        """Summarise per-query scores."""
+        change = scores - validation.base
+        parts = [change[validation.known], change[~validation.known]]
+        known, new = (float(part.mean()) if len(part) else math.nan for part in parts)
+        if validation.expect is not None:
+            shares = (validation.expect, 1.0 - validation.expect)
+            mixed = [(s, g) for s, g in zip(shares, (known, new), strict=True) if g == g and s]
+            weight = sum(share for share, _ in mixed)
+            overall = sum(share * gain for share, gain in mixed) / weight if weight else 0.0
+            return cls(known, new, overall, harmless=True)
+        telling = [part for part in parts if len(part) >= _FEWEST]
+        harmless = all(part.mean() >= -_standard_error(part) for part in telling)
+        return cls(known, new, float(change.mean()), bool(harmless))
+
+
+def hold_out(
+    data: EncodedDataset,
+    *,
+    queries: float,
+    documents: float,
+    seed: int,
+) -> tuple[Rows, Rows]:
+    """Choose training queries to hold out, some of them with all their documents.
+
+    Args:
+        data: The training set.
+        queries: Share of queries held out whose documents may stay in training; 0 for none.
+        documents: Share of queries held out with their documents, about; fewer or none where
+            documents are shared by so many queries that this would cost training too much.
+        seed: Of the choice.
+
+    Returns:
+        Rows to train on and rows to validate on. Queries that ask for held-out and other documents
+        are in neither.
+    """
+    rows = np.arange(len(data.relevance))
+    groups = _same_question(data)
+    wants = {
+        group: {int(d) for q in members for d in data.twins[data.relevance.of(q)]}
+        for group, members in groups.items()
+    }
+    taken: set[int] = set()
+    lost: set[int] = set()
+    if documents > 0:
+        wanted = round(documents * len(groups))
+        taken, lost = hold_out_documents(wants, wanted=wanted, seed=seed)
+        if len(taken) + len(lost) > (documents + _MOST_LOST) * len(groups):
+            taken, lost = set(), set()
+    rest = np.array([group for group in groups if group not in taken and group not in lost])
+    random = np.random.default_rng(seed)
+    by_query = random.permutation(rest)[: round(queries * len(rest))].tolist()
+    chosen = {row for group in [*taken, *by_query] for row in groups[group]}
+    dropped = {row for group in lost for row in groups[group]}
+    train = np.array([row for row in rows if row not in chosen and row not in dropped], dtype=int)
+    return train, np.array(sorted(chosen), dtype=int)
+
+
+def known_documents(train: EncodedDataset, other: EncodedDataset) -> NDArray[np.bool_]:
+    """Return which queries of ``other`` ask for a document that a query of ``train`` asks for.
+
+    Documents are compared by id, so that the two may hold different corpora.
+    """
+    ids = np.asarray(train.document_ids, dtype=object)
+    asked = set(ids[train.relevance.documents])
+    theirs = np.asarray(other.document_ids, dtype=object)
+    hits = np.array(
+        [document in asked for document in theirs[other.relevance.documents]], dtype=bool
+    )
+    return np.asarray(
+        np.bincount(other.relevance.queries, weights=hits, minlength=len(other.relevance)) > 0
+    )
+
+
+def _same_question(data: EncodedDataset) -> dict[int, list[int]]:
+    """Group queries with equal vectors: texts that the base model cannot tell apart."""
+    groups: dict[bytes, list[int]] = {}
+    for row, vector in enumerate(data.queries):
+        groups.setdefault(vector.tobytes(), []).append(row)
+    return {members[0]: members for members in groups.values()}
+
+
+def part_report(
+    base: dict[str, PerQuery], adapted: dict[str, PerQuery], keep: NDArray[np.bool_]
+) -> PartReport:
+    """Compare two models on some of the queries.
+
+    Args:
+        base: Metric → value of each query, of the base model.
+        adapted: Likewise, of the other.
+        keep: ``(n,)``, which queries.
+    """
+    return PartReport(
+        {name: float(values[keep].mean()) for name, values in base.items()},
+        {name: float(values[keep].mean()) for name, values in adapted.items()},
+        paired_difference(base[METRIC][keep], adapted[METRIC][keep], metric=METRIC),
+    )
+
+
+def _standard_error(values: PerQuery) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+_HELD_OUT_QUERIES = 0.1
+_HELD_OUT_DOCUMENTS = 0.1
+_SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
+_FEWEST_JUDGES = 500
+_ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
+
+
+def divide(
+    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
+) -> tuple[EncodedDataset, Validation]:
+    """Decide what to train on and what to validate on."""
+    parts: list[HeldOut] = []
+    most = _most_held_out(data)
+    by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
+    by_document = min(_HELD_OUT_DOCUMENTS, most)
+    if expect == 1.0 or (
+        given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
+    ):
+        by_document = 0.0
+    refuse_one_vector(data)
+    rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
+    train = data.take(rows)
+    if given is not None:
+        parts.append(HeldOut(given, known_documents(train, given)))
+    if len(held):
+        own = data.take(held)
+        parts.append(HeldOut(own, known_documents(train, own)))
+    if not len(rows) or not parts:
+        raise DatasetError(
+            f"Training needs queries to learn from and queries to validate on; "
+            f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
+            "val_dataset."
+        )
+    return train, Validation(*parts, expect=expect)
+
+
+def _most_held_out(data: EncodedDataset) -> float:
+    """Return the share of queries worth holding out: judging takes queries times documents."""
+    queries = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
+    return queries / max(1, len(data.relevance))
+
+
+def refuse_one_vector(data: EncodedDataset) -> None:
+    """Refuse a base model that tells no query from another.
+
+    Raises:
+        DatasetError: All queries have the same vector.
+    """
+    if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
+        raise DatasetError(
+            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
+        )
+
+
+def without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
+    """Leave out training queries that are also in the validation set: they would prove nothing."""
+    judged = {vector.tobytes() for vector in given.queries}
+    own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
+    shared = len(train.queries) - len(own)
+    if shared:
+        warnings.warn(
+            f"{shared} training queries are also in val_dataset; they are not trained on.",
+            stacklevel=5,
+        )
+    return train.take(np.array(own, dtype=np.int64))
+
+
+Source = tuple[EncodedDataset, EmbeddingQAFinetuneDataset]
+
+
+def held_out_scores(
+    validation: Validation, adapter: Adapter, sources: Sequence[Source]
+) -> tuple[dict[str, RetrievalScores], Texts]:
+    """Search for the held-out queries again, and keep what was found.
+
+    Args:
+        validation: The held-out queries.
+        adapter: Of queries, as it was judged.
+        sources: The datasets that the held-out queries are from, encoded and in words.
+    """
+    scores: dict[str, list[RetrievalScores]] = {"base": [], "adapted": []}
+    queries: list[str] = []
+    documents: dict[int, list[str]] = {}
+    for part in validation.parts:
+        data = part.data
+        words = next(d for encoded, d in sources if encoded.document_ids is data.document_ids)
+        scores["base"].append(search(data, data.queries, data.documents))
+        adapted = adapter.apply(data.queries)
+        scores["adapted"].append(search(data, adapted, data.documents))
+        queries += [words.queries[query] for query in data.query_ids]
+        documents[id(data.document_ids)] = [words.corpus[name] for name in data.document_ids]
+    texts = tuple(text for found in documents.values() for text in found)
+    return {name: joined(parts) for name, parts in scores.items()}, Texts(tuple(queries), texts)

@@ -1,0 +1,302 @@
+"""From scores to a page that a person reads: verdict first, then what it rests on.
+
+The frame of a report: one HTML file that needs nothing else, and runs only our own script.
+
+Jinja2 comes with LlamaIndex (through ``banks``) and escapes every value; a policy inside the page
+forbids any request, and any script and style whose hash is not ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from llama_index_embeddings_adapted.adapters.saving import library_version
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.evaluation import metrics, page_parts
+from llama_index_embeddings_adapted.evaluation.metrics import mean_interval, paired_difference
+from llama_index_embeddings_adapted.evaluation.page_parts import (
+    COLOURS,
+    training_section,
+    wins_losses,
+)
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
+
+_PACKAGE = "llama_index_embeddings_adapted"
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """Return the page.
+
+    Args:
+        content: What ``templates/report.html.j2`` names; a name that is missing is an error.
+    """
+    style, script = (_part(f"report.{suffix}") for suffix in ("css", "js"))
+    own = {"style": Markup(style), "script": Markup(script), "colours": COLOURS}
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    return _template().render({**content, **own, **hashes})
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, "evaluation/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("report.html.j2")
+
+
+@functools.cache
+def _part(name: str) -> str:
+    return resources.files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """Return the hash by which a content policy admits an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+METRIC = "ndcg@10"
+_BARS = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10")
+_CURVES = ("hit_rate", "mrr", "ndcg", "recall")
+_CUTS = (1, 2, 3, 5, 10, 20, 50, 100)
+_LABELS = {"hit_rate": "Hit rate", "mrr": "MRR", "ndcg": "NDCG", "recall": "Recall"}
+_TONES = (("ship", "good"), ("better", "good"), ("do not ship", "bad"), ("worse", "bad"))
+_FACTS = (
+    ("queries", "queries"),
+    ("documents", "documents"),
+    ("distinct_documents", "documents of different text"),
+    ("judgements", "relevance judgements"),
+    ("documents_asked_for", "documents relevant to a query"),
+    ("graded", "graded"),
+    ("synthetic", "queries written by an LLM"),
+    ("query_words", "words of a query (least / median / most)"),
+    ("document_words", "words of a document (least / median / most)"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything a page is made of; what is not known is left out of the page.
+
+    Args:
+        title: Of the page.
+        verdict: In words; empty takes it from the scores.
+        scores: Model name → scores of the same queries, the model to compare with first.
+        texts: Of those queries and documents.
+        trained: Model name → ``FinetuneReport.to_dict()``.
+        data: What was judged on, as ``data_statistics`` gives it.
+        note: How the scores came about.
+    """
+
+    title: str
+    verdict: str = ""
+    scores: Mapping[str, RetrievalScores] = field(default_factory=dict)
+    texts: Texts | None = None
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def write_page(path: str | Path, findings: Findings) -> Path:
+    """Write the page, atomically; return its path."""
+    target = Path(path)
+    with files.atomic_file(target) as temporary:
+        temporary.write_text(page(findings), encoding="utf-8")
+    return target
+
+
+def page(findings: Findings) -> str:
+    """Return the page: HTML that needs no other file and no network."""
+    scores, models = findings.scores, list(findings.scores)
+    others = models[1:]
+    return render(
+        {
+            "title": findings.title,
+            "subtitle": _subtitle(findings),
+            "verdict": _verdict(findings),
+            "models": models,
+            "scores_note": findings.note or "Means over all judged queries, with 95 % intervals.",
+            "charts": [_bars(scores, metric) for metric in _fitting(scores, _BARS)],
+            "curves": [_curve(scores, name) for name in _CURVES if scores],
+            "metrics": _metrics(scores),
+            "trainings": [training_section(name, t) for name, t in findings.trained.items()],
+            "pairs": [
+                wins_losses(
+                    (models[0], scores[models[0]]), (m, scores[m]), findings.texts, metric=METRIC
+                )
+                for m in others
+            ],
+            "data": _data(findings),
+            "cost": _cost(findings),
+            "footer": f"llama-index-embeddings-adapted {library_version()}. "
+            "This page holds queries and passages of yours; it sends nothing anywhere.",
+        }
+    )
+
+
+def _subtitle(findings: Findings) -> str:
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    first = next(iter(findings.scores.values()), None)
+    if first is None:
+        return made
+    return f"{len(first.query_ids):,} queries, {len(first.document_ids):,} documents, {made}"
+
+
+# --- the verdict ------------------------------------------------------------------------------
+def _verdict(findings: Findings) -> dict[str, Any]:
+    lines: list[str] = []
+    words = findings.verdict
+    if not words:
+        words, *lines = _differences(findings.scores) or ["one model: nothing to compare it with"]
+        lines += [
+            f"When {name} was trained, its verdict was: {report['verdict']}."
+            for name, report in findings.trained.items()
+        ]
+    word, mark, rest = words.partition("; " if words.startswith("no harm seen") else ": ")
+    return {
+        "tone": next((tone for start, tone in _TONES if words.startswith(start)), "even"),
+        "word": f"{word[:1].upper()}{word[1:]}{mark.strip() or '.'}",
+        "text": f"{rest}." if rest else "",
+        "lines": lines,
+    }
+
+
+def _differences(scores: Mapping[str, RetrievalScores]) -> list[str]:
+    """Say how each model compares with the first, the best one first."""
+    (base, *others) = scores.items()
+    others.sort(key=lambda item: -item[1][METRIC])
+    lines = []
+    for name, found in others:
+        difference = paired_difference(base[1].values(METRIC), found.values(METRIC), metric=METRIC)
+        lines.append(
+            f"{difference.verdict.partition(':')[0]}: {name} against {base[0]}, NDCG@10 "
+            f"{base[1][METRIC]:.4f} → {found[METRIC]:.4f}, {difference.mean:+.4f} "
+            f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {difference.p_value:.4f}"
+            + difference.verdict.partition(":")[2]
+            .replace(" the interval", "; the interval", 1)
+            .replace(" about", "; about", 1)
+        )
+    return lines
+
+
+# --- scores -----------------------------------------------------------------------------------
+def _fitting(scores: Mapping[str, RetrievalScores], names: Sequence[str]) -> list[str]:
+    """Leave out the cut-offs that are deeper than what was retrieved."""
+    if not scores:
+        return []
+    cut = [s.ranked.shape[1] for s in scores.values() if s.ranked.shape[1] < len(s.document_ids)]
+    return [name for name in names if all(metrics.parse(name)[1] <= depth for depth in cut)]
+
+
+def _bars(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:
+    name, cut = metrics.parse(metric)
+    values = {model: mean_interval(found.values(metric)) for model, found in scores.items()}
+    return page_parts.bars(f"{_LABELS[name]}@{cut}", values)
+
+
+def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:
+    deepest = min(found.ranked.shape[1] for found in scores.values())
+    cuts = [cut for cut in _CUTS if cut <= deepest]
+    lines = {}
+    for model, found in scores.items():
+        grades = found.relevance.grades_at(found.ranked)
+        of = metrics.METRICS[metric]
+        lines[model] = [float(of(grades, found.relevance, cut).mean()) for cut in cuts]
+    return page_parts.curves(f"{_LABELS[metric]} at k", cuts, lines, horizontal="k")
+
+
+def _metrics(scores: Mapping[str, RetrievalScores]) -> dict[str, Any]:
+    first = next(iter(scores.values()), None)
+    columns = () if first is None else _fitting(scores, first.headline)
+    rows = [[name, *(f"{found[c]:.4f}" for c in columns)] for name, found in scores.items()]
+    return {"head": ["model", *columns], "rows": rows}
+
+
+# --- data and cost ----------------------------------------------------------------------------
+def _data(findings: Findings) -> list[dict[str, Any]]:
+    blocks = []
+    known = {"judged on": findings.data} if findings.data else {}
+    known |= {
+        f"{name}: trained on": r["data"] for name, r in findings.trained.items() if r.get("data")
+    }
+    if known:
+        rows = [[label, *(_cell(data, key) for data in known.values())] for key, label in _FACTS]
+        blocks.append({"caption": "Queries and documents", "head": ["", *known], "rows": rows})
+    for title, data in known.items():
+        if data.get("questions"):
+            blocks.append(_filters(title, data["questions"]))
+    return blocks
+
+
+def _cell(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return " / ".join(f"{each:g}" for each in value)
+    return f"{value:,}" if isinstance(value, int) else "unknown"
+
+
+def _filters(title: str, questions: Mapping[str, Any]) -> dict[str, Any]:
+    written = questions["written"]
+    counts = {"written": written, "kept": questions["kept"]}
+    counts |= {f"dropped: {r.replace('_', ' ')}": n for r, n in questions["dropped"].items()}
+    return {
+        "caption": f"Questions that were written and filtered ({title})",
+        "head": ["questions", "number", "share"],
+        "rows": [[name, f"{n:,}", f"{n / (written or 1):.0%}"] for name, n in counts.items()],
+    }
+
+
+def _cost(findings: Findings) -> dict[str, Any]:
+    rows = []
+    for name, report in findings.trained.items():
+        asked = (report.get("data") or {}).get("questions")
+        if asked:
+            tokens = asked["prompt_tokens"] + asked["completion_tokens"]
+            rows.append(
+                _row(f"{name}: questions written", asked["seconds"], asked["calls"], None, tokens)
+            )
+            if asked.get("base_texts"):
+                spent = (asked[f"base_{what}"] for what in ("calls", "texts", "tokens"))
+                rows.append(_row(f"{name}: questions filtered", None, *spent))
+        rows.append(
+            _row(
+                f"{name}: training",
+                *(report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens")),
+            )
+        )
+    for name, found in findings.scores.items():
+        if found.seconds:
+            rows.append(
+                _row(
+                    f"{name}: judging",
+                    found.seconds,
+                    found.base_calls,
+                    found.base_texts,
+                    found.base_tokens,
+                )
+            )
+    return {
+        "head": ["step", "seconds", "calls", "texts sent", "tokens"],
+        "rows": rows,
+        "note": "Calls of filtering, training and judging go to the base model; a text that was "
+        "embedded before costs none. Its tokens are about a fourth of the characters sent.",
+    }
+
+
+def _row(name: str, seconds: Any, *numbers: Any) -> list[str]:
+    shown = ["–" if number is None else f"{number:,}" for number in numbers]
+    return [name, "–" if seconds is None else f"{seconds:,.1f}", *shown]

@@ -1,0 +1,594 @@
+"""Models side by side: tables, a figure, a page, and whether the difference is more than chance.
+
+What a fine-tuning run found, in numbers and in words.
+
+Figures, drawn with matplotlib (extra ``plot``) and written to a file.
+
+What every epoch of a composed training brought, and where training stands after a kill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.errors import OptionError, need
+from llama_index_embeddings_adapted.evaluation.held_out import Gain, PartReport
+from llama_index_embeddings_adapted.evaluation.metrics import (
+    Difference,
+    Interval,
+    mean_interval,
+    paired_difference,
+)
+from llama_index_embeddings_adapted.evaluation.page import Findings, write_page
+from llama_index_embeddings_adapted.evaluation.retrieval import (
+    DEFAULT_KS,
+    RetrievalScores,
+    Texts,
+    evaluate_retrieval,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How a recipe was chosen, and what became of it.
+
+    Args:
+        recipe: The chosen one, in words.
+        ship: Whether cross-fitting proves its gain and sees no harm.
+        verdict: That, in words, with what would change it.
+        expect: Share of live queries about known documents that was expected.
+        expect_told: Whether the user said so.
+        provable: The gain in NDCG@10 that was announced before training as sure to be provable.
+        sampled: What was left out of cross-fitting, in words; empty if nothing.
+        gains: Candidate → mean change in NDCG@10 on known and on new documents.
+        failed: Candidate → why it could not be fitted.
+    """
+
+    recipe: str
+    ship: bool
+    verdict: str
+    expect: float
+    expect_told: bool
+    provable: float
+    sampled: str
+    gains: Mapping[str, tuple[float | None, float | None]]
+    failed: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choice as JSON knows it."""
+        return {
+            "recipe": self.recipe,
+            "ship": self.ship,
+            "expect": self.expect,
+            "expect_told": self.expect_told,
+            "provable": self.provable,
+            "sampled": self.sampled,
+            "gains": {name: list(gain) for name, gain in self.gains.items()},
+            "failed": dict(self.failed),
+        }
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training history; epoch 0 is the base model."""
+
+    epoch: int
+    loss: float
+    gain: Gain
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the epoch as JSON knows it."""
+        gain = {
+            name: None if math.isnan(value) else value for name, value in asdict(self.gain).items()
+        }
+        return {"epoch": self.epoch, "loss": self.loss, "gain": gain}
+
+
+_COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
+
+
+def plot_bars(
+    models: Mapping[str, Mapping[str, Interval]], path: str | Path, *, title: str = ""
+) -> Path:
+    """Draw one group of bars per metric, one bar with its interval per model.
+
+    Args:
+        models: Model name → metric → mean and interval, in [0, 1].
+        path: Where to write; the suffix chooses the format.
+        title: Above the figure.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure_module = need("matplotlib.figure", extra="plot")
+    metrics = list(next(iter(models.values())))
+    width = 0.8 / len(models)
+    figure = figure_module.Figure(figsize=(2.6 + 1.9 * len(metrics), 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(models.items()):
+        places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(metrics))]
+        means = [values[metric][0] for metric in metrics]
+        bars = axes.bar(
+            places,
+            means,
+            width * 0.92,
+            yerr=_error_bars([values[metric] for metric in metrics]),
+            label=name,
+            color=_COLOURS[number % len(_COLOURS)],
+            ecolor="#333333",
+            capsize=3,
+        )
+        axes.bar_label(bars, labels=[f"{mean:.3f}" for mean in means], padding=3, fontsize=8)
+    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_ylim(0, min(1.08, 1.2 * max(v[2] for m in models.values() for v in m.values()) + 0.02))
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def plot_history(
+    scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
+) -> Path:
+    """Draw validation scores by epoch, and the base model as a horizontal line.
+
+    Args:
+        scores: Of epoch 0, 1, …, in [0, 1].
+        base: Of the base model.
+        path: Where to write; the suffix chooses the format.
+        metric: What the scores are.
+        best: The epoch that was kept.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure = need("matplotlib.figure", extra="plot").Figure(
+        figsize=(6.4, 4.2), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")
+    axes.plot(range(len(scores)), scores, color=_COLOURS[1], marker="o", label="composed")
+    axes.plot([best], [scores[best]], color=_COLOURS[2], marker="o", linestyle="", label="kept")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{metric} on validation queries")
+    axes.set_xticks(range(len(scores)))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def _error_bars(values: Sequence[Interval]) -> list[list[float]]:
+    return [
+        [max(0.0, mean - low) for mean, low, _ in values],
+        [max(0.0, high - mean) for mean, _, high in values],
+    ]
+
+
+#: What decides between epochs that are equal in the metric asked for.
+FINE = "ndcg@10"
+_LEAST_GAIN = 1e-9  # below this, two scores are the same
+
+
+@dataclass(frozen=True)
+class ComposedEpoch:
+    """One line of the training history; epoch 0 is the small model before training.
+
+    Args:
+        epoch: Its number.
+        loss: Mean training loss; NaN for epoch 0.
+        scores: Metric → mean over the validation queries.
+        seconds: Training and validation of this epoch.
+    """
+
+    epoch: int
+    loss: float
+    scores: dict[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the epoch as JSON knows it."""
+        return {**asdict(self), "loss": None if self.loss != self.loss else self.loss}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ComposedEpoch:
+        """Rebuild what :meth:`to_dict` gave."""
+        loss = data["loss"]
+        return cls(**{**data, "loss": float("nan") if loss is None else loss})
+
+
+def best_epoch(history: Sequence[ComposedEpoch], metric: str) -> int:
+    """Return the number of the best epoch.
+
+    A hit rate moves in steps of one query, so that epochs are often equal in it: among those the
+    one with the highest NDCG@10 counts as better, and the first of those equal in both.
+    """
+    best = history[0]
+    for line in history[1:]:
+        for name in (metric, FINE):
+            change = line.scores[name] - best.scores[name]
+            if abs(change) > _LEAST_GAIN:
+                best = line if change > 0 else best
+                break
+    return best.epoch
+
+
+DEFAULT_METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scores of several models on the same queries; ``comparison["base"]`` is one of them.
+
+    Args:
+        scores: Model name → scores.
+        texts: Of the queries and documents, for :meth:`to_html`; None shows none.
+        data: Numbers about the dataset, see
+            :func:`data_statistics`.
+        trained: Model name → what is known of its training, as ``FinetuneReport.to_dict()``.
+    """
+
+    scores: Mapping[str, RetrievalScores]
+    texts: Texts | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> RetrievalScores:
+        """Return the scores of one model."""
+        self._check(name)
+        return self.scores[name]
+
+    def significance(
+        self, base: str, adapted: str, *, metric: str = DEFAULT_METRIC, seed: int = 0
+    ) -> Difference:
+        """Compare two models query by query: interval, p-value and verdict.
+
+        Args:
+            base: Name of the model to compare with.
+            adapted: Name of the model that should be better.
+            metric: Such as ``"hit_rate@5"``.
+            seed: Of the resampling.
+        """
+        return paired_difference(
+            self[base].values(metric), self[adapted].values(metric), metric=metric, seed=seed
+        )
+
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """Return a table with a row per model, best value of each column in bold."""
+        columns = self._metrics(metrics)
+        values = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        best = [max(row[i] for row in values.values()) for i in range(len(columns))]
+        lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in values.items():
+            cells = [
+                f"**{value:.4f}**" if value == top else f"{value:.4f}"
+                for value, top in zip(row, best, strict=True)
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def to_dataframe(self, metrics: Sequence[str] | None = None) -> Any:
+        """Return a pandas data frame, models by metrics.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = need("pandas", extra="pandas")
+        columns = self._metrics(metrics)
+        rows = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+    def plot(
+        self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
+    ) -> Path:
+        """Draw bars with 95 % intervals, models side by side for each metric.
+
+        Args:
+            path: Where to write; the suffix chooses the format.
+            metrics: Which.
+            title: Above the figure.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        bars = {
+            name: {metric: mean_interval(scores.values(metric)) for metric in metrics}
+            for name, scores in self.scores.items()
+        }
+        return plot_bars(bars, path, title=title)
+
+    def to_html(self, path: str | Path, *, title: str = "Comparison of embedding models") -> Path:
+        """Write a page to look at: one file that needs no other and no network.
+
+        It has the verdict, hit rate and MRR with intervals, metrics at every cut-off, how the
+        adapters among the models were trained, wins and losses against the first model with the
+        passages, what the data are, and what it cost. It holds texts of yours.
+
+        Args:
+            path: Where to write.
+            title: Of the page.
+
+        Returns:
+            The path written.
+        """
+        return write_page(
+            path, Findings(title, "", self.scores, self.texts, self.trained, self.data)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scores and differences to the first model as JSON knows them."""
+        first, *others = self.scores
+        differences = {name: self.significance(first, name) for name in others}
+        return {
+            "models": {name: scores.to_dict() for name, scores in self.scores.items()},
+            "differences": {
+                name: {"against": first, **asdict(found), "verdict": found.verdict}
+                for name, found in differences.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _metrics(self, metrics: Sequence[str] | None) -> list[str]:
+        return list(metrics if metrics is not None else next(iter(self.scores.values())).headline)
+
+    def _check(self, name: str) -> None:
+        if name not in self.scores:
+            raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
+
+
+def compare_retrieval(
+    models: Mapping[str, BaseEmbedding],
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> Comparison:
+    """Score several models on one dataset.
+
+    Args:
+        models: Name → any LlamaIndex embedding model, such as ``{"base": …, "adapted": …}``.
+        dataset: Queries, corpus and relevance.
+        ks: Cut-offs that tables show.
+        batch_size: See :func:`evaluate_retrieval`.
+        cache_dir: See :func:`evaluate_retrieval`.
+        show_progress: See :func:`evaluate_retrieval`.
+
+    Raises:
+        OptionError: No model given.
+    """
+    if not models:
+        raise OptionError('models: expected at least one, such as {"base": model}.')
+    scores = {
+        name: evaluate_retrieval(
+            model,
+            dataset,
+            ks=ks,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        )
+        for name, model in models.items()
+    }
+    trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
+    return Comparison(
+        scores,
+        Texts(tuple(dataset.queries.values()), tuple(dataset.corpus.values())),
+        data_statistics(dataset),
+        {name: report for name, report in trained.items() if report},
+    )
+
+
+Means = Mapping[str, float]
+
+_HELD_OUT = (
+    "Queries held out of training, with 95 % intervals. They also chose when training stopped."
+)
+_CROSS_FITTED = (
+    "Every query judged by adapters that had not seen it, with 95 % intervals; a query may be "
+    "judged twice, on documents with training questions and on documents without. All judgements "
+    "count the same here; the verdict weighs them by the queries that are expected."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneReport:
+    """What ``finetune()`` did and how the adapter fares on queries it did not train on.
+
+    With ``method="linear"``, the held-out queries also chose when to stop, so their gain is a
+    little optimistic; judge with :func:`compare_retrieval` on queries of your own before you rely
+    on its size. With other methods, all queries are held out in turn and none takes part in the
+    choice it judges; the adapter served was trained on more of them and tends to be better.
+
+    Args:
+        overall: All held-out queries; with a choice, weighted as live queries are expected.
+        known: Those about documents that training has questions for; None if there are none.
+        new: Those about documents that it has not; None if there are none.
+        train_queries: Queries trained on.
+        best_epoch: Which epoch was kept; 0 is the untrained adapter, that is the base model. Beside
+            a black box, 0 is the small model before training.
+        history: Loss and gain of every epoch; empty with a choice.
+        seconds: Wall time, embedding included.
+        base_calls: Calls to the base model, the probes that identify it included.
+        base_texts: Texts sent to it.
+        base_tokens: Tokens of those texts, about: a token for every four characters.
+        interrupted: Whether training was stopped from the keyboard.
+        settings: Loss, hyper-parameters, seed.
+        choice: How the method was chosen; None with ``method="linear"``.
+        data: What was trained on, in numbers, see
+            :func:`data_statistics`.
+        held_out: Base and adapted model on the held-out queries, one by one; None where that was
+            not kept. Not part of :meth:`to_dict`, as it holds texts.
+    """
+
+    overall: PartReport
+    known: PartReport | None
+    new: PartReport | None
+    train_queries: int
+    best_epoch: int = 0
+    history: tuple[Epoch, ...] | tuple[ComposedEpoch, ...] = ()
+    seconds: float = 0.0
+    base_calls: int = 0
+    base_texts: int = 0
+    base_tokens: int = 0
+    interrupted: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Comparison | None = None
+
+    @property
+    def base(self) -> Means:
+        """Scores of the base model on all held-out queries."""
+        return self.overall.base
+
+    @property
+    def adapted(self) -> Means:
+        """Scores of the adapted model on all held-out queries."""
+        return self.overall.adapted
+
+    @property
+    def weight(self) -> float | None:
+        """λ of a composed model, 0 where the small model has no say; None for an adapter."""
+        return self.settings.get("tuned_weight")
+
+    @property
+    def p_value(self) -> float:
+        """Of the difference in NDCG@10 over all held-out queries."""
+        return self.overall.difference.p_value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of that difference."""
+        return self.overall.difference.low, self.overall.difference.high
+
+    @property
+    def verdict(self) -> str:
+        """What to make of it, in words."""
+        difference = self.overall.difference
+        synthetic = self.settings.get("judged_on_synthetic")
+        if self.choice is not None:
+            return (
+                _on_synthetic(difference) if self.choice.ship and synthetic else self.choice.verdict
+            )
+        if self.weight == 0.0:
+            return (
+                "keep the base model: the small model adds nothing on held-out queries; the model "
+                "returned is the base model"
+            )
+        if self.best_epoch == 0 and self.weight is None:
+            return (
+                "keep the base model: no epoch of training was better on held-out queries "
+                "without harm; the adapter returned changes nothing"
+            )
+        told = self.settings.get("expect") is not None
+        if self.new is not None and self.new.difference.high < 0 and not told:
+            return "do not ship: queries about documents without training questions lose"
+        if difference.low > 0 and synthetic:
+            return _on_synthetic(difference)
+        if difference.low > 0:
+            return (
+                f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10 "
+                f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+            )
+        return f"no harm seen, no proof of gain; {difference.verdict}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON knows it."""
+        return {
+            "verdict": self.verdict,
+            "overall": self.overall.to_dict(),
+            "known": None if self.known is None else self.known.to_dict(),
+            "new": None if self.new is None else self.new.to_dict(),
+            "best_epoch": self.best_epoch,
+            "history": [epoch.to_dict() for epoch in self.history],
+            "train_queries": self.train_queries,
+            "seconds": self.seconds,
+            "base_calls": self.base_calls,
+            "base_texts": self.base_texts,
+            "base_tokens": self.base_tokens,
+            "interrupted": self.interrupted,
+            "settings": dict(self.settings),
+            "choice": None if self.choice is None else self.choice.to_dict(),
+            "data": dict(self.data),
+        }
+
+    def to_html(self, path: str | Path, *, title: str = "Training of an adapter") -> Path:
+        """Write a page to look at: one file that needs no other and no network.
+
+        It has the verdict, hit rate and MRR of the held-out queries with intervals, metrics at
+        every cut-off, the history of the training, wins and losses with the passages, what the
+        data are, and what it cost. It holds texts of yours.
+
+        Args:
+            path: Where to write.
+            title: Of the page.
+
+        Returns:
+            The path written.
+        """
+        held_out = self.held_out or Comparison({})
+        return write_page(
+            path,
+            Findings(
+                title,
+                self.verdict,
+                held_out.scores,
+                held_out.texts,
+                {"adapted": self.to_dict()},
+                note=_CROSS_FITTED if self.choice else _HELD_OUT,
+            ),
+        )
+
+    def __str__(self) -> str:
+        lines = [f"Verdict: {self.verdict}."]
+        parts = (
+            ("all", self.overall),
+            ("documents with training questions", self.known),
+            ("documents without", self.new),
+        )
+        for name, part in parts:
+            if part is not None:
+                lines.append(
+                    f"  {name}: NDCG@10 {part.base['ndcg@10']:.4f} → {part.adapted['ndcg@10']:.4f} "
+                    f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}], "
+                    f"{part.queries} held-out queries"
+                )
+        kept = f"epoch {self.best_epoch} of {len(self.history) - 1}"
+        if self.choice is not None:
+            kept = f"{self.choice.recipe} of {len(self.choice.gains)} candidates"
+        lines.append(
+            f"  kept: {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
+            f"{self.base_texts} texts embedded in {self.base_calls} calls"
+        )
+        return "\n".join(lines)
+
+
+def _on_synthetic(difference: Difference) -> str:
+    return (
+        f"judge on real questions before shipping: synthetic ones gain {difference.mean:+.4f} "
+        f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about "
+        "others"
+    )

@@ -1,0 +1,402 @@
+"""A model and a dataset in, retrieval scores out: exact search, every query's value kept.
+
+Documents that look right to the base model and are not: what a better model must tell apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.core.arrays import (
+    Rows,
+    RowSource,
+    UnitRows,
+    Vectors,
+    top_k,
+    unit,
+    unit_rows,
+)
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation.metrics import PerQuery
+
+DEFAULT_KS = (1, 5, 10)
+DEPTH = 100  # documents kept per query
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalScores:
+    """How well a model retrieves: ``scores["ndcg@10"]``, and every query's value.
+
+    Any metric of ``hit_rate``, ``mrr``, ``ndcg``, ``recall``, ``precision``, ``map`` at any cut-off
+    up to the depth retrieved (100, or the largest of ``ks``) can be asked for.
+
+    Args:
+        ranked: ``(n, depth)``, document rows per query, best first.
+        relevance: Of the ``n`` queries.
+        query_ids: Their ids.
+        document_ids: Ids of the documents searched.
+        ks: The cut-offs that tables show.
+        seconds: Wall time of search and embedding.
+        base_calls: Calls to the embedding model; 0 where the cache held everything.
+        base_texts: Texts sent to it.
+        base_tokens: Tokens of those texts, about: a token for every four characters.
+    """
+
+    ranked: Rows
+    relevance: Relevance
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    ks: tuple[int, ...] = DEFAULT_KS
+    seconds: float = 0.0
+    base_calls: int = 0
+    base_texts: int = 0
+    base_tokens: int = 0
+    _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, metric: str) -> float:
+        """Return the mean of a metric over all queries.
+
+        Raises:
+            MetricError: No such metric, or deeper than what was retrieved.
+        """
+        return float(self.values(metric).mean())
+
+    def values(self, metric: str) -> PerQuery:
+        """Return the metric of each query, ``(n,)``, in the order of ``query_ids``."""
+        if metric not in self._known:
+            self._known[metric] = metrics.compute(
+                metric, self.ranked, self.relevance, corpus_size=len(self.document_ids)
+            )
+        return self._known[metric]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each metric at each of ``ks``."""
+        return tuple(f"{metric}@{k}" for metric in metrics.METRICS for k in self.ks)
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The few metrics that a table shows unless asked for others."""
+        deepest = max(self.ks)
+        return (
+            *(f"hit_rate@{k}" for k in self.ks),
+            *(f"{metric}@{deepest}" for metric in ("mrr", "ndcg", "recall")),
+        )
+
+    @property
+    def per_query(self) -> dict[str, dict[str, float]]:
+        """Metric → query id → value, for the metrics that tables show."""
+        return {
+            name: dict(zip(self.query_ids, self.values(name).tolist(), strict=True))
+            for name in self.names
+        }
+
+    def retrieved(self, query_id: str, k: int = 10) -> list[str]:
+        """Return the ids of the first ``k`` documents for a query."""
+        row = self.query_ids.index(query_id)
+        found = [int(document) for document in self.ranked[row, :k]]
+        return [
+            self.document_ids[document] for document in found if document < len(self.document_ids)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the means and what they were computed on, as JSON knows it."""
+        return {
+            "metrics": {name: self[name] for name in self.names},
+            "queries": len(self.query_ids),
+            "documents": len(self.document_ids),
+            "seconds": self.seconds,
+            "base_calls": self.base_calls,
+            "base_texts": self.base_texts,
+            "base_tokens": self.base_tokens,
+        }
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
+        return f"{len(self.query_ids)} queries, {len(self.document_ids)} documents: {shown}"
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the rows of scores stand for, to be read by people.
+
+    Args:
+        queries: ``n`` texts, in the order of the scores.
+        documents: ``m`` texts, in the order of ``document_ids``.
+    """
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset) -> Texts:
+        """Return the texts behind the rows of an encoded dataset, which may be a part of it."""
+        return cls(
+            tuple(dataset.queries[query] for query in data.query_ids),
+            tuple(dataset.corpus[document] for document in data.document_ids),
+        )
+
+
+def evaluate_retrieval(
+    embed_model: BaseEmbedding,
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> RetrievalScores:
+    """Search the corpus of a dataset for each of its queries, by cosine, exactly, and score it.
+
+    An :class:`AdaptedEmbedding` is scored on the cached vectors of its base model: two models over
+    one base cost one embedding run.
+
+    Args:
+        embed_model: Any LlamaIndex embedding model.
+        dataset: Queries, corpus and relevance.
+        ks: Cut-offs that tables show.
+        batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Raises:
+        OptionError: ``ks`` or ``batch_size`` out of range.
+        DatasetError: A query without a relevant document.
+        EncodeError: The model gave no usable vector.
+    """
+    cuts = metrics.check_ks(ks)
+    began = time.perf_counter()
+    base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
+    encoder = Encoder(base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress)
+    try:
+        data = encoder.dataset(dataset)
+    finally:
+        encoder.close()
+    queries, documents = data.queries, UnitRows(data.documents)
+    if isinstance(embed_model, Adapting):
+        adapt = embed_model.adapt
+        queries = adapt(queries, "query")
+        documents = UnitRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
+    scores = search(data, queries, documents, ks=cuts)
+    seconds = time.perf_counter() - began
+    return RetrievalScores(
+        scores.ranked,
+        scores.relevance,
+        scores.query_ids,
+        scores.document_ids,
+        cuts,
+        seconds,
+        encoder.base_calls,
+        encoder.base_texts,
+        encoder.base_tokens,
+    )
+
+
+def search(
+    data: EncodedDataset,
+    queries: Vectors,
+    documents: Vectors | UnitRows,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+) -> RetrievalScores:
+    """Score vectors: the same search for models of which only arrays are at hand.
+
+    Args:
+        data: Ids and relevance.
+        queries: ``(n, dim)``, in the order of ``data.query_ids``.
+        documents: ``(m, dim)``, in the order of ``data.document_ids``; never copied as a whole.
+        ks: Cut-offs that tables show.
+    """
+    began = time.perf_counter()
+    rows = documents if isinstance(documents, UnitRows) else UnitRows(documents)
+    ranked, _ = top_k(unit(queries), rows, max(DEPTH, *ks))
+    return RetrievalScores(
+        ranked,
+        data.relevance,
+        data.query_ids,
+        data.document_ids,
+        ks,
+        time.perf_counter() - began,
+    )
+
+
+def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+    """Return the scores of several lists of queries as one, whatever corpus each searched.
+
+    A ranking of a whole corpus that is smaller than others goes on with the row after the last
+    document, which stands for nothing.
+
+    Args:
+        parts: At least one. Corpora are the same where ``document_ids`` are the same object.
+    """
+    starts: dict[int, int] = {}
+    document_ids: list[str] = []
+    for scores in parts:
+        if id(scores.document_ids) not in starts:
+            starts[id(scores.document_ids)] = len(document_ids)
+            document_ids += scores.document_ids
+    shifts = [starts[id(scores.document_ids)] for scores in parts]
+    cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
+    depth = min(DEPTH, len(document_ids), *cut)
+    pairs = list(zip(parts, shifts, strict=True))
+    counts = np.concatenate([scores.relevance.counts for scores in parts])
+    return RetrievalScores(
+        np.concatenate(
+            [_filled(scores.ranked + shift, depth, len(document_ids)) for scores, shift in pairs]
+        ),
+        Relevance(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
+            np.concatenate([scores.relevance.grades for scores in parts]),
+        ),
+        tuple(query for scores in parts for query in scores.query_ids),
+        tuple(document_ids),
+        parts[0].ks,
+    )
+
+
+def _filled(ranked: Rows, depth: int, nothing: int) -> Rows:
+    missing = max(0, depth - ranked.shape[1])
+    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=nothing)[:, :depth]
+
+
+def known_to(
+    train: EmbeddingQAFinetuneDataset, dataset: EmbeddingQAFinetuneDataset
+) -> dict[str, bool]:
+    """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
+    asked = {document for documents in train.relevant_docs.values() for document in documents}
+    return {
+        query: not asked.isdisjoint(documents) for query, documents in dataset.relevant_docs.items()
+    }
+
+
+def part(scores: RetrievalScores, keep: PerQuery | np.ndarray[Any, Any]) -> RetrievalScores:
+    """Return the scores of some of the queries.
+
+    Args:
+        scores: Of all queries.
+        keep: ``(n,)``, booleans.
+    """
+    rows = np.flatnonzero(keep)
+    return RetrievalScores(
+        scores.ranked[rows],
+        scores.relevance.take(rows),
+        tuple(scores.query_ids[row] for row in rows),
+        scores.document_ids,
+        scores.ks,
+        scores.seconds,
+        scores.base_calls,
+        scores.base_texts,
+        scores.base_tokens,
+    )
+
+
+_DEEPER = 4  # times k are looked at, as many of the first are relevant or too close
+
+
+def mine_hard_negatives(
+    dataset: EmbeddingQAFinetuneDataset,
+    embed_model: BaseEmbedding,
+    *,
+    k: int = 10,
+    most_of_positive: float = 0.95,
+    skip: int = 0,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> EmbeddingQAFinetuneDataset:
+    """Find for each query the documents that the base model takes for answers, wrongly.
+
+    A document that scores more than 95 % of what the query's best relevant document scores is
+    likelier an answer that nobody labelled than a negative, and is passed over; so is every text
+    that is that of a relevant document.
+
+    Args:
+        dataset: Queries, corpus and relevance.
+        embed_model: The base model.
+        k: Negatives per query, at most.
+        most_of_positive: Share of the positive's cosine, in (0, 1], above which a document is
+            passed over. A query whose positive scores 0 or less gets no negatives.
+        skip: Pass over this many of the first non-relevant documents besides.
+        batch_size: Texts per call to the model.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Returns:
+        The same dataset with ``hard_negatives``, hardest first. The engine makes them compete with
+        the relevant documents of their queries.
+
+    Raises:
+        OptionError: A number out of range.
+        DatasetError: A query without a relevant document.
+        EncodeError: The model gave no usable vector.
+
+    Source:
+        Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.
+    """
+    _check(k, most_of_positive, skip)
+    encoder = Encoder(
+        embed_model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+    )
+    try:
+        data = encoder.dataset(dataset)
+    finally:
+        encoder.close()
+    rows = hard_negatives(data, k=k, most_of_positive=most_of_positive, skip=skip)
+    found = {
+        query: [data.document_ids[row] for row in documents]
+        for query, documents in zip(data.query_ids, rows, strict=True)
+        if len(documents)
+    }
+    return dataset.with_hard_negatives(found)
+
+
+def hard_negatives(
+    data: EncodedDataset, *, k: int, most_of_positive: float, skip: int = 0
+) -> list[Rows]:
+    """Do the same on arrays.
+
+    Returns:
+        One array of document rows per query, hardest first, at most ``k`` long.
+    """
+    queries, documents = unit(data.queries), unit_rows(data.documents)
+    depth = _DEEPER * (k + skip) + int(data.relevance.counts.max(initial=0))
+    ranked, scores = top_k(queries, documents, depth)
+    best = _best_positive(data, queries, documents)
+    found: list[Rows] = []
+    for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
+        relevant = data.twins[data.relevance.of(query)]
+        allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
+        allowed &= ~np.isin(data.twins[rows], relevant) & (data.twins[rows] == rows)
+        found.append(rows[allowed][skip : skip + k])
+    return found
+
+
+def _best_positive(data: EncodedDataset, queries: Vectors, documents: RowSource) -> Any:
+    entries = np.einsum(
+        "ij,ij->i", queries[data.relevance.queries], documents[data.relevance.documents]
+    )
+    best = np.full(len(queries), -np.inf, dtype=np.float32)
+    np.maximum.at(best, data.relevance.queries, entries)
+    return best
+
+
+def _check(k: int, most_of_positive: float, skip: int) -> None:
+    for name, value, least in (("k", k, 1), ("skip", skip, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
+    if not 0.0 < most_of_positive <= 1.0:
+        raise OptionError(
+            f"most_of_positive: expected a share in (0, 1], got {most_of_positive!r}."
+        )

@@ -1,0 +1,285 @@
+"""How a vector store compares, found by asking it, and what that means for an adapted model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.indices.vector_store import VectorStoreIndex
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.core.arrays import Vectors, content_keys, unit
+from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
+from llama_index_embeddings_adapted.errors import OptionError
+
+_UNIT = 0.01  # how far from 1 the length of a unit vector may be
+_NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
+_AGREEMENT = 0.9  # least share of the first 10 that a store has in common with cosine
+_FIRST = 10
+
+Numbers = NDArray[np.float64]
+Ask = Callable[[Vectors], list[NodeWithScore]]
+VectorsOf = Callable[[Sequence[BaseNode]], Vectors]
+
+
+@dataclass(frozen=True)
+class SimilarityCheck:
+    """How an index compares queries with documents, from a sample of answers.
+
+    Args:
+        similarity: ``"cosine"``, ``"inner product"``, ``"Euclidean distance"``, or ``"unknown"``
+            where no formula gives the scores.
+        scores: The formula that gives the scores, with ``s`` the cosine or inner product and ``d``
+            the distance.
+        ascending: The best document has the smallest score.
+        shortest: Length of the shortest document vector in the sample.
+        longest: Length of the longest.
+        query_length: Length of the model's query vectors, the one furthest from 1.
+        agreement: Share of the first 10 that the index has in common with exact search by cosine,
+            in [0, 1], among the documents sampled.
+        documents: How many were sampled.
+    """
+
+    similarity: str
+    scores: str
+    ascending: bool
+    shortest: float
+    longest: float
+    query_length: float
+    agreement: float
+    documents: int
+
+    @property
+    def problems(self) -> list[str]:
+        """What spoils rankings or cut-offs, with what to do about it; empty where all is well."""
+        return list(self._problems())
+
+    @property
+    def of_unit_length(self) -> bool:
+        """Whether the documents have length 1."""
+        return max(abs(self.shortest - 1), abs(self.longest - 1)) <= _UNIT
+
+    def _problems(self) -> Iterator[str]:
+        ranks = f"the first {_FIRST} agree with cosine in {self.agreement:.0%}"
+        if self.similarity == "unknown":
+            yield (
+                f"The scores are not those of this model's document vectors ({ranks}). Was the "
+                "index built with another model, or does the adapter move documents? Rebuild it "
+                "with adapt_index."
+            )
+        elif self.similarity != "cosine" and not self.of_unit_length:
+            yield (
+                f"Documents have lengths from {self.shortest:.3g} to {self.longest:.3g}, and the "
+                f"store ranks by {self.similarity}, where length counts: {ranks}. Adapters are "
+                "trained and judged by cosine. Rebuild with adapt_index(index, "
+                "model.normalized(), new_store), or use a cosine store."
+            )
+        if self.similarity not in ("cosine", "unknown") and abs(self.query_length - 1) > _UNIT:
+            yield (
+                f"Queries have length {self.query_length:.3g}, which changes the scores of a store "
+                f"that ranks by {self.similarity}. Use an adapter with normalize=True, or "
+                "model.normalized()."
+            )
+        if self.ascending:
+            yield (
+                f"Scores are distances ({self.scores}): the best is the smallest. A "
+                "SimilarityPostprocessor or fusion by score would keep the worst."
+            )
+
+    @property
+    def note(self) -> str:
+        """What to know of the scale of the scores."""
+        if self.scores == "s" and self.similarity != "unknown":
+            return "Scores are the similarity itself."
+        return f"Scores are {self.scores}: cut-offs of other stores do not carry over."
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """Warn of each problem."""
+        for problem in self.problems:
+            warnings.warn(problem, stacklevel=stacklevel + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, as JSON knows it."""
+        return {**asdict(self), "problems": self.problems, "note": self.note}
+
+    def __str__(self) -> str:
+        found = self.problems or ["No problem found."]
+        lengths = f"{self.documents} documents of length {self.shortest:.3g} to {self.longest:.3g}"
+        return "\n".join([f"{self.similarity}; {self.note} {lengths}.", *found])
+
+
+def check_similarity(
+    index: VectorStoreIndex,
+    embed_model: BaseEmbedding,
+    *,
+    sample: int = 100,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> SimilarityCheck:
+    """Find out how an index compares and scores, and whether an adapted model is safe with it.
+
+    Asks the index for its best documents for a few vectors, at two lengths, and compares order and
+    scores with cosine, inner product and Euclidean distance of the documents' own vectors. Works
+    with any store. Asks the base model for the vectors of the documents found, where they are not
+    cached: at most ``6 * sample`` texts.
+
+    Args:
+        index: Any vector index.
+        embed_model: The model that is to query it.
+        sample: Documents per vector, at least 10.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Raises:
+        OptionError: The index is empty or none of vectors, or ``sample`` is too small.
+    """
+    if sample < _FIRST:
+        raise OptionError(f"sample: expected at least {_FIRST}, got {sample!r}.")
+    base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
+    encoder = Encoder(base, cache_dir=cache_dir, show_progress=show_progress)
+
+    def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
+        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+        return document_vectors(embed_model, encoder.encode(texts, "document"), texts)
+
+    try:
+        return examine(index, query_probes(embed_model), vectors_of, sample=sample)
+    finally:
+        encoder.close()
+
+
+def query_probes(embed_model: BaseEmbedding) -> Vectors:
+    """Return a few query vectors of a model, known since it was identified, ``(n, dim)``."""
+    if not isinstance(embed_model, Adapting):
+        return _second_half(fingerprint_of(embed_model).probes)
+    probes = _second_half(fingerprint_of(embed_model.base_embed_model).probes)
+    return embed_model.adapt(probes, "query")
+
+
+def document_vectors(embed_model: BaseEmbedding, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    """Return what a model makes of its base model's document vectors, ``(n, dim)``."""
+    if not isinstance(embed_model, Adapting):
+        return vectors
+    return embed_model.adapt(vectors, "document", content_keys(texts))
+
+
+def examine(
+    index: VectorStoreIndex, queries: Vectors, vectors_of: VectorsOf, *, sample: int = 100
+) -> SimilarityCheck:
+    """Compare the answers of an index with the vectors that its documents should have.
+
+    Args:
+        index: Any vector index.
+        queries: ``(n, dim)``, as the model gives them.
+        vectors_of: Returns the document vectors of nodes.
+        sample: Documents per query.
+
+    Raises:
+        OptionError: The index is empty, or its store is not searched by vectors.
+    """
+    if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
+        raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
+    retriever = index.as_retriever(similarity_top_k=sample)
+    asked = np.concatenate([unit(queries), 2 * unit(queries)])
+    answers = [_answer(retriever.retrieve, query, vectors_of) for query in asked]
+    if not all(len(scores) for scores, _ in answers):
+        raise OptionError("index: expected documents in it, found none.")
+    similarity, formula = _formula(asked, answers)
+    lengths = np.concatenate([np.linalg.norm(vectors, axis=1) for _, vectors in answers])
+    own = np.linalg.norm(queries, axis=1)
+    return SimilarityCheck(
+        similarity,
+        formula,
+        bool(np.mean([np.diff(scores).sum() > 0 for scores, _ in answers]) > 0.5),
+        float(lengths.min()),
+        float(lengths.max()),
+        float(own[np.argmax(np.abs(own - 1))]),
+        float(
+            np.mean(
+                [_agreement(q, vectors) for q, (_, vectors) in zip(asked, answers, strict=True)]
+            )
+        ),
+        max(len(scores) for scores, _ in answers),
+    )
+
+
+Answer = tuple[Numbers, Vectors]
+
+
+def _answer(
+    retrieve: Callable[[QueryBundle], list[NodeWithScore]], query: Vectors, vectors_of: VectorsOf
+) -> Answer:
+    """Return scores ``(k,)`` and vectors ``(k, dim)`` of what is found, in the store's order."""
+    found = retrieve(QueryBundle("", embedding=query.tolist()))
+    scores = np.array([item.score or 0.0 for item in found], dtype=np.float64)
+    return scores, vectors_of([item.node for item in found])
+
+
+def _agreement(query: Vectors, vectors: Vectors) -> float:
+    """Return the share of the first 10, as the store ranks, that are the first 10 by cosine.
+
+    Documents as near as the last of them count as well: a store may break ties as it likes.
+    """
+    cosine = unit(vectors) @ unit(query)
+    floor = np.sort(cosine)[::-1][:_FIRST][-1]
+    return float(np.mean(cosine[:_FIRST] >= floor - 1e-3))
+
+
+def _formula(queries: Vectors, answers: Sequence[Answer]) -> tuple[str, str]:
+    """Return which similarity and which formula give the scores, for queries of two lengths."""
+    pairs = list(zip(queries, answers, strict=True))
+    scores = np.concatenate([found for found, _ in answers])
+    scale = max(float(np.abs(scores).max()), 1e-12)
+    errors: dict[tuple[str, str], float] = {}
+    for name, similarity in _SIMILARITIES.items():
+        values = np.concatenate([similarity(query, vectors) for query, (_, vectors) in pairs])
+        with np.errstate(over="ignore"):
+            for formula, scored in _FORMULAS[name].items():
+                errors[name, formula] = float(np.abs(scored(values) - scores).max()) / scale
+    best = min(errors, key=lambda key: errors[key])
+    return best if errors[best] <= _NEAR else ("unknown", "of no known formula")
+
+
+def _dot(query: Vectors, vectors: Vectors) -> Numbers:
+    return np.asarray(vectors.astype(np.float64) @ query)
+
+
+_SIMILARITIES: dict[str, Callable[[Vectors, Vectors], Numbers]] = {
+    "cosine": lambda query, vectors: _dot(unit(query), unit(vectors)),
+    "inner product": _dot,
+    "Euclidean distance": lambda query, vectors: np.linalg.norm(
+        vectors.astype(np.float64) - query, axis=1
+    ),
+}
+_OF_SIMILARITY: dict[str, Callable[[Numbers], Numbers]] = {
+    "s": lambda s: s,
+    "1 - s": lambda s: 1 - s,
+    "(1 + s) / 2": lambda s: (1 + s) / 2,
+    "exp(s - 1)": lambda s: np.exp(s - 1),
+}
+_FORMULAS: dict[str, dict[str, Callable[[Numbers], Numbers]]] = {
+    "cosine": _OF_SIMILARITY,
+    "inner product": _OF_SIMILARITY,
+    "Euclidean distance": {
+        "d": lambda d: d,
+        "d²": lambda d: d**2,
+        "-d": lambda d: -d,
+        "1 - d": lambda d: 1 - d,
+        "1 - d²": lambda d: 1 - d**2,
+        "1 / (1 + d)": lambda d: 1 / (1 + d),
+        "1 / (1 + d²)": lambda d: 1 / (1 + d**2),
+        "exp(-d)": lambda d: np.exp(-d),
+        "exp(-d²)": lambda d: np.exp(-(d**2)),
+    },
+}
+
+
+def _second_half(probes: Vectors) -> Vectors:
+    return probes[len(probes) // 2 :]

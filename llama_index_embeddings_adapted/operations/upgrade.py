@@ -1,0 +1,303 @@
+"""Moving to a new base model without embedding the documents again: new queries, old index.
+
+Maps from one model's vectors to another's, fitted on vectors of the same texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from numpy.typing import NDArray
+
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import Vectors, top_k, unit
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
+from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+
+Matrix = NDArray[np.float64]
+STRENGTHS = (1.0, 3.0, 10.0, 30.0)
+
+
+def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
+    """Return the rotation that takes new vectors to old ones best: ``q' = R q``.
+
+    Where the dimensions differ, ``R`` has orthonormal rows or columns.
+
+    Args:
+        new: ``(n, new_dim)``, unit rows.
+        old: ``(n, old_dim)``, unit rows of the same texts.
+
+    Source:
+        Schönemann 1966.
+    """
+    return _linear(_rotation(new.astype(np.float64), old.astype(np.float64)))
+
+
+def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
+    """Return the linear map that takes new vectors to old ones, shrunk to the best rotation.
+
+    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
+    that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
+    rare directions first, in which passages differ.
+
+    Args:
+        new: ``(n, new_dim)``, unit rows.
+        old: ``(n, old_dim)``, unit rows of the same texts.
+        strength: λ, in units of the mean eigenvalue of ``XᵀX``, ``> 0``.
+
+    Source:
+        Hoerl and Kennard 1970, shrunk to the rotation of Schönemann 1966.
+    """
+    x, y = new.astype(np.float64), old.astype(np.float64)
+    rotation = _rotation(x, y)
+    rotated = x @ rotation.T
+    scale = float(np.sum(y**2) / max(np.sum(rotated**2), 1e-12)) ** 0.5
+    gram = x.T @ x
+    gram[np.diag_indices(len(gram))] += strength * max(np.trace(gram) / len(gram), 1e-12)
+    step = np.linalg.solve(gram, x.T @ (y - scale * rotated)).T
+    return _linear(scale * rotation + step)
+
+
+def _rotation(x: Matrix, y: Matrix) -> Matrix:
+    left, _, right = np.linalg.svd(y.T @ x, full_matrices=False)
+    return np.asarray(left @ right)
+
+
+def _linear(weight: Matrix) -> LinearAdapter:
+    return LinearAdapter(weight.astype(np.float32), shared=True)
+
+
+def _ridge_of(strength: float) -> Callable[[Vectors, Vectors], LinearAdapter]:
+    return lambda new, old: ridge_map(new, old, strength)
+
+
+#: Every way to fit a map, by name.
+FITS: dict[str, Callable[[Vectors, Vectors], LinearAdapter]] = {
+    "procrustes": procrustes,
+    **{f"ridge {strength:g}": _ridge_of(strength) for strength in STRENGTHS},
+}
+
+
+METHODS = ("auto", "procrustes", "ridge")
+FEWEST_TEXTS = 20
+_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Upgrade:
+    """A way from the vectors of a new model to an index of the old one.
+
+    Args:
+        adapter: For the new model: ``AdaptedEmbedding(new_model, upgrade.adapter)`` asks the old
+            index. Documents that come later are embedded by the new model and mapped likewise.
+        method: What was chosen, such as ``"ridge 0.3"``.
+        texts: How many texts it was fitted on.
+        agreement: Share of the old model's 10 nearest texts that the new model finds through the
+            adapter, in [0, 1], on texts held out from the fit.
+        cosine: Mean cosine of mapped to old vectors, on those texts.
+        tried: Agreement of every method tried.
+    """
+
+    adapter: Adapter
+    method: str
+    texts: int
+    agreement: float
+    cosine: float
+    tried: dict[str, float]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method}, fitted on {self.texts} texts: finds {self.agreement:.0%} of the old "
+            f"model's {_NEIGHBOURS} nearest, mean cosine {self.cosine:.3f} (held-out texts)"
+        )
+
+
+def upgrade_adapter(
+    old_model: BaseEmbedding,
+    new_model: BaseEmbedding,
+    texts: Sequence[str],
+    *,
+    method: str = "auto",
+    holdout: float = 0.2,
+    cache_dir: CacheDir = None,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> Upgrade:
+    """Fit a map from a new model's vectors to the old model's; needs texts, and no labels.
+
+    Both models embed the same texts; the map takes one's vectors to the other's. A sample of the
+    indexed texts does, a few times as many as the new model has dimensions if there are so many.
+    Give documents, not queries: fitted on queries, the new model learns to ask as the old one did,
+    its mistakes included. Texts that are cached are not embedded again.
+
+    Args:
+        old_model: The model whose documents are indexed, or an :class:`AdaptedEmbedding` of it
+            that leaves documents alone: its adapter is then applied after the map.
+        new_model: The model that is to take over.
+        texts: Documents, at least 20 distinct ones.
+        method: ``"procrustes"``: a rotation. ``"ridge"``: any linear map, shrunk towards that
+            rotation as held-out texts want it. ``"auto"``: what agrees better on held-out texts.
+        holdout: Share of the texts that the choice is made on, in (0, 1); the map returned is then
+            fitted on all of them.
+        cache_dir: See :class:`Encoder`.
+        seed: Of the hold-out.
+        show_progress: Show bars while embedding.
+
+    Raises:
+        OptionError: An argument out of range, or an old adapter that moves documents.
+        DatasetError: Fewer than 20 distinct texts.
+
+    Source:
+        Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
+        Vejendla 2025, arXiv:2509.23471.
+    """
+    if method not in METHODS:
+        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    if not 0 < holdout < 1:
+        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
+        raise DatasetError(
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
+        )
+    old_base, after = _old(old_model)
+    theirs, ours = (
+        _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
+        for model in (new_model, old_base)
+    )
+    held = np.zeros(len(distinct), dtype=bool)
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    held[order[: max(1, round(holdout * len(distinct)))]] = True
+    names = [name for name in FITS if method == "auto" or name.startswith(method)]
+    tried = {name: _agreement(_fitted(name, theirs, ours, held), ours, held) for name in names}
+    best = max(tried, key=lambda name: tried[name])
+    found = FITS[best](theirs, ours)
+    cosine = np.sum(_fitted(best, theirs, ours, held) * ours[held], axis=1).mean()
+    adapter = found if after is None else StackedAdapter(found, after)
+    return Upgrade(adapter, best, len(theirs), tried[best], float(cosine), tried)
+
+
+def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
+    """Return the model that embedded the documents, and what its queries pass through."""
+    if not isinstance(model, AdaptedEmbedding):
+        return model, None
+    if model.adapter.adapts_documents:
+        raise OptionError(
+            "old_model: expected documents as its base model gives them, but its adapter moves "
+            "them. Pass its base model, and the index of that."
+        )
+    return model.base_embed_model, model.adapter if model.transform_query else None
+
+
+def _embedded(model: BaseEmbedding, texts: list[str], **settings: Any) -> Vectors:
+    """Return unit rows."""
+    encoder = Encoder(model, **settings)
+    try:
+        return unit(encoder.encode(texts, "document"))
+    finally:
+        encoder.close()
+
+
+def _fitted(name: str, theirs: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> Vectors:
+    """Return the held-out rows, mapped by a fit on the others."""
+    return FITS[name](theirs[~held], ours[~held]).apply(theirs[held])
+
+
+def _agreement(mapped: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> float:
+    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too."""
+    own = np.flatnonzero(held)
+    wanted, found = (_others(queries, ours, own) for queries in (ours[held], mapped))
+    shares = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(wanted, found, strict=True)]
+    return float(np.mean(shares))
+
+
+def _others(queries: Vectors, corpus: Vectors, own: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the nearest 10 texts of each, itself left out."""
+    k = min(_NEIGHBOURS, len(corpus) - 1)
+    rows, _ = top_k(queries, corpus, k + 1)
+    return [row[row != itself][:k] for row, itself in zip(rows, own, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class UpgradeScores:
+    """What an upgrade keeps of a real re-embedding, on judged queries.
+
+    Args:
+        old: The old model over its own index.
+        upgraded: The new model's queries, through the adapter, over the old index.
+        reembedded: The new model over an index of its own.
+    """
+
+    old: RetrievalScores
+    upgraded: RetrievalScores
+    reembedded: RetrievalScores
+
+    def kept(self, metric: str = "ndcg@10") -> float:
+        """Return the metric over the old index, as a share of that after re-embedding."""
+        return self.upgraded[metric] / max(self.reembedded[metric], 1e-12)
+
+    def rows(self) -> Iterator[tuple[str, RetrievalScores]]:
+        """Yield what was compared, with its name."""
+        yield "old model, old index", self.old
+        yield "new model through the adapter, old index", self.upgraded
+        yield "new model, everything re-embedded", self.reembedded
+
+    def to_dict(
+        self, metrics: Sequence[str] = ("ndcg@10", "recall@10", "mrr@10")
+    ) -> dict[str, Any]:
+        """Return the means, as JSON knows them."""
+        return {
+            **{name: {m: scores[m] for m in metrics} for name, scores in self.rows()},
+            "kept": {metric: self.kept(metric) for metric in metrics},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{name}: NDCG@10 {scores['ndcg@10']:.4f}" for name, scores in self.rows()]
+        return "\n".join([*lines, f"kept of a re-embedding: {self.kept():.1%}"])
+
+
+def evaluate_upgrade(
+    upgrade: Upgrade,
+    old_model: BaseEmbedding,
+    new_model: BaseEmbedding,
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> UpgradeScores:
+    """Compare an upgrade with what it replaces and with a real re-embedding, by exact search.
+
+    Args:
+        upgrade: Of these two models.
+        old_model: As given to :func:`upgrade_adapter`.
+        new_model: Likewise.
+        dataset: Judged queries; its corpus is embedded by both models.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show bars while embedding.
+    """
+    old_base, after = _old(old_model)
+    encoded = []
+    for model in (old_base, new_model):
+        encoder = Encoder(model, cache_dir=cache_dir, show_progress=show_progress)
+        try:
+            encoded.append(encoder.dataset(dataset))
+        finally:
+            encoder.close()
+    old, new = encoded
+    queries = old.queries if after is None else after.apply(old.queries)
+    return UpgradeScores(
+        search(old, queries, old.documents),
+        search(old, upgrade.adapter.apply(new.queries), old.documents),
+        search(new, new.queries, new.documents),
+    )

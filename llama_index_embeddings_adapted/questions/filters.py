@@ -1,0 +1,362 @@
+"""Which questions are no good, told from their text: each filter is a function, its name a reason.
+
+A filter takes a :class:`Candidate` and returns whether
+to drop it. ``generate_qa_embedding_pairs(filters=[*TEXT_FILTERS, mine])`` adds one of your own; its
+name is counted in the report.
+
+What LLMs say instead of a question, and how they point at a passage, in the usual languages.
+
+Is a question in the language of its passage? By script, and by the little words of each.
+
+A question as an LLM or a document gave it, before it is known to be any good.
+
+Which questions say the same as an earlier one, in nearly the same words.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+#: At the beginning of an answer: refusals, offers to help, introductions.
+_OPENINGS = (
+    # English
+    r"(?:i\s?['’]?\s?a?m|we\s?['’]?\s?a?re) (?:so |very )?(?:sorry|afraid|unable|ready|happy|glad)",
+    r"(?:i\s?['’]?\s?a?m) (?:an ai|here to)|sorry[,.! ]|(?:i|we) apologi[sz]e",
+    r"(?:i|we) (?:can(?:no|['’])t|can not|could not|would need|need more)",
+    r"(?:i|we) (?:do not|don['’]t) (?:have|see|know)|as an? (?:ai|language model|assistant)",
+    r"(?:sure|certainly|of course|absolutely|okay|ok|yes|no|great)[,!.:](?: |\Z)",
+    r"here(?:['’]s| is| are)\b|(?:let me|i['’]ll|i will|i['’]d)\b|(?:hello|hi|hey)(?: there)?[,!.]",
+    r"(?:the|these|those) (?:following )?(?:are |questions?|queries|keywords?)\b.*:\Z",
+    r"how can i (?:help|assist)|what(?:['’]s| is) your question|note: |thank you",
+    r"you(?:['’]ve| have) (?:provided|given)|the answer (?:is|lies|to)\b",
+    r"please (?:provide|give|share|let me|specify|clarify)",
+    # Spanish, Portuguese, Italian, French
+    r"lo siento|no puedo|aquí (?:tienes|están|hay)|claro[,!]|por supuesto|como (?:modelo|ia)",
+    r"desculpe|não posso|aqui estão|claro que|mi dispiace|non posso|ecco\b|certo[,!]",
+    r"je (?:suis désolée?|ne peux|m['’]excuse)|désolée?\b|voici\b|bien sûr|en tant qu",
+    # German, Dutch, Russian
+    r"es tut mir leid|ich kann\b.*\bnicht|hier (?:ist|sind)\b|natürlich[,!]|als ki\b|het spijt me",
+    r"извините|я не могу|к сожалению|вот |конечно",
+    # Chinese, Japanese, Korean
+    r"对不起|抱歉|很抱歉|我(?:无法|不能|是一个)|作为(?:一个)?(?:ai|人工智能|语言模型)|以下是|好的[,，!！]",
+    r"申し訳|すみません|以下は|以下に|죄송|다음은",
+    # Hindi, Arabic, Hebrew
+    r"आपकी माफ़|क्षमा|آسف|عذر[اً]|لا أستطيع|إليك|סליחה|אני לא יכול",
+)
+
+
+#: Anywhere: remarks about the task.
+_REMARKS = (
+    r"\bas an ai\b|language model|\bassist(?:ant|ance)\b.*\b(?:today|you)\b",
+    r"your (?:next )?question|(?:this|the) question\b|system prompt",
+    r"\bquestions? (?:above|below|that)\b.*\bpassage",
+    r"\bmy (?:next )?(?:response|answer|instructions)\b|\bmore concise\b",
+    r"\b(?:write|generate|create|rephrase|rewrite|summari[sz]e|translate|paraphrase)\b"
+    r".*\b(?:question|query|queries|keyword|sentence|passage|paragraph|text)",
+)
+
+_ENGLISH_PARTS = (
+    "passages?|texts?|contexts?|excerpts?|paragraphs?|articles?|documents?|sections?|snippets?"
+    "|chapters?|statements?|tables?|clauses?|reports?|contents?|pages?|materials?|sentences?"
+    "|attachments?|information|data|agreements?|contracts?|websites?|study|studies|papers?"
+    "|stories|story|abstracts?|definitions?|figures?|lists?|provisions?|appendix|example"
+)
+
+
+#: References to something that only the writer has before their eyes.
+_REFERENCES = (
+    # English
+    rf"\b(?:this|these|that) (?:\w+ )?(?:{_ENGLISH_PARTS})\b",
+    rf"\bthe (?:above|given|following|provided|mentioned) (?:\w+ )?(?:{_ENGLISH_PARTS})\b",
+    r"\b(?:in|of|from|to|by|does|do|is|can|with|for|about) the"
+    r" (?:passage|text|context|excerpt|paragraph|snippet|abstract)\b",
+    r"\bthe (?:passage|excerpt|snippet|author(?:['’]?s)?)\b|\bin this context\b",
+    r"\bthe (?:\d+\w*|first|second|third|last|next) (?:paragraph|sentence|section)\b",
+    r"\baccording to the (?:article|document|author|information|report|study)\b",
+    r"\b(?:mentioned|described|discussed|stated|listed) (?:above|below|here)\b",
+    r"\bthe purpose of (?:this|it)\b",
+    # Spanish, French, Italian, Portuguese
+    r"\b(?:est[aeo]|el|del|al) (?:pasaje|texto|contexto|fragmento|párrafo|artículo|documento)\b",
+    r"\b(?:cet?|cette|le|du|au|l['’]) ?(?:passage|texte|extrait|paragraphe|contexte|article)\b",
+    r"\b(?:questo|il|del|nel|dal) (?:passaggio|testo|brano|contesto|paragrafo|articolo)\b",
+    r"\b(?:est[ea]|o|do|no|neste|deste) (?:trecho|texto|contexto|parágrafo|artigo|documento)\b",
+    # German, Dutch, Russian
+    r"\b(?:diese[rsmn]?|de[rmn]|das|des|im|dem|laut|vorliegende[nrsm]?)"
+    r" (?:texte?s?|abschnitte?s?|passage|absatz(?:es)?|kontext|auszugs?|artikels?|dokuments?)\b",
+    r"\b(?:deze|de|dit|het) (?:passage|tekst|alinea|artikel|fragment)\b",
+    r"(?:этот|этом|этого|данн\w+|приведённ\w+|выше) (?:текст|отрыв|абзац|документ|стать)\w*",
+    r"\bв тексте\b",
+    # Chinese, Japanese, Korean
+    r"(?:本|这|這|该|該|上述|以上|给定)(?:篇|段|个|個)?的?(?:文|段落|文章|文本|上下文|内容)",
+    r"文中|根据(?:上文|文本|文章|段落)|(?:この|本|上記の?|次の)(?:文章|文|段落|テキスト|記事|文脈)",
+    r"(?:이|본|위) ?(?:글|문장|단락|본문|지문|텍스트)",
+    # Arabic, Hebrew, Hindi
+    r"(?:هذا|هذه|في) (?:ال)?(?:نص|مقطع|فقرة|سياق|مقال)\w*|(?:הטקסט|הקטע|הפסקה)\b",
+    r"(?:इस|उपरोक्त) (?:अनुच्छेद|पाठ|गद्यांश|लेख)",
+)
+
+
+def is_remark(text: str) -> bool:
+    """Return whether a text is a refusal, an introduction or a remark about the task."""
+    return _OPENING.match(text) is not None or _REMARK.search(text) is not None
+
+
+def refers_to_text(text: str) -> bool:
+    """Return whether a text points at a passage that its reader does not have."""
+    return _REFERENCE.search(text) is not None
+
+
+def _any(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+
+
+_OPENING, _REMARK, _REFERENCE = map(_any, (_OPENINGS, _REMARKS, _REFERENCES))
+
+
+#: Scripts that put no space between words: each character counts as one.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+QUESTION_MARKS = "?？؟;՞፧⁇‽"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One question and where it came from.
+
+    Args:
+        text: The question, on one line, without list marks and quotes.
+        document: Id of the passage that should answer it.
+        passage: The text of that passage as the writer saw it.
+        style: The style that was asked for; None where a custom prompt or a document decided.
+        prompt: What was sent besides the passage.
+    """
+
+    text: str
+    document: str
+    passage: str
+    style: str | None = None
+    prompt: str = ""
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, in lower case; in scripts without spaces, its characters."""
+    return _WORD.findall(text.casefold())
+
+
+#: Words that are frequent in one language and rare in the others.
+_LITTLE_WORDS: Mapping[str, frozenset[str]] = {
+    language: frozenset(text.split())
+    for language, text in {
+        "en": "the of and is what how does to are was which with for on why when who that by did",
+        "es": "el los las qué cuál cómo es son para por una del y con se cuáles dónde cuándo quién",
+        "fr": "le les des est quel quelle comment pour une du et dans sont quelles avec où qui",
+        "de": "der die das ist was wie und für ein eine den von mit wird welche sind warum wer zu",
+        "it": "il gli è quale come per una di che della con sono nel perché dove quando chi cosa",
+        "pt": "os qual como é são para uma do da com não quais onde quando quem por que em ao",
+        "nl": "het een van is wat hoe voor de zijn met welke waarom wie wordt en op niet naar",
+    }.items()
+}
+_CLEAR = 2  # little words of one language that are no chance
+
+
+def same_language(text: str, other: str) -> bool:
+    """Return whether two texts may be in one language; in doubt, yes.
+
+    They are not where most of their letters belong to different scripts, or where one has little
+    words of a language, at least two and more than of any other, of which the other has none.
+    """
+    if _script(text) != _script(other):
+        return not (_script(text) and _script(other))
+    mine, theirs = _little_words(text), _little_words(other)
+    if not mine or not theirs:
+        return True
+    language, count = mine.most_common(1)[0]
+    expected = theirs.most_common(1)[0][0]
+    return count < _CLEAR or language == expected or count <= mine[expected]
+
+
+def _little_words(text: str) -> Counter[str]:
+    counts = Counter(words(text))
+    found = Counter(
+        {name: sum(counts[word] for word in known) for name, known in _LITTLE_WORDS.items()}
+    )
+    return +found
+
+
+def _script(text: str) -> str:
+    """Return the script of most letters, such as ``"LATIN"``; Chinese and Japanese are one."""
+    names = Counter(
+        unicodedata.name(character, "?").split(" ", 1)[0].split("-")[0]
+        for character in text[:1000]
+        if character.isalpha()
+    )
+    script = names.most_common(1)[0][0] if names else ""
+    return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
+
+
+def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int, int]:
+    """Find texts that share most of their words with an earlier one that stays.
+
+    Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
+    ``threshold``. A text that differs in a number is another question, however long it is.
+
+    Args:
+        texts: In order of precedence.
+        threshold: In (0, 1].
+
+    Returns:
+        Row of a near-duplicate → row of the text it repeats. Rows that are not keys have pairwise
+        similarity below ``threshold``.
+
+    Source:
+        Candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough, the
+        rarest words cannot all differ. Work grows about linearly with the number of texts.
+    """
+    sets = [frozenset(words(text)) for text in texts]
+    frequency = Counter(word for each in sets for word in each)
+    index: dict[tuple[frozenset[str], str], list[int]] = defaultdict(list)
+    found: dict[int, int] = {}
+    for row, mine in enumerate(sets):
+        rarest = sorted(mine, key=lambda word: (frequency[word], word))
+        prefix = rarest[: len(mine) - math.ceil(threshold * len(mine)) + 1]
+        numbers = _numbers(mine)
+        candidates = sorted({other for word in prefix for other in index[numbers, word]})
+        twin = next((o for o in candidates if _same(mine, sets[o], threshold)), None)
+        if twin is not None:
+            found[row] = twin
+            continue
+        for word in prefix:
+            index[numbers, word].append(row)
+    return found
+
+
+def _same(one: frozenset[str], other: frozenset[str], threshold: float) -> bool:
+    return len(one & other) >= threshold * len(one | other)
+
+
+def _numbers(tokens: frozenset[str]) -> frozenset[str]:
+    return frozenset(t for t in tokens if any(character.isdecimal() for character in t))
+
+
+Filter = Callable[[Candidate], bool]
+
+FEWEST_WORDS, MOST_WORDS = 2, 60
+MOST_KEYWORDS = 12
+MOST_CHARACTERS = 400
+_SHINGLE = 5  # words in a row that are no chance
+_COPIED_RUN = 6
+_COPIED_SHARE = 0.8
+
+_CODE = re.compile(r"[{}<>\\|`=;$^~\[\]]")
+_STATEMENT_ENDS = tuple(".。．।!！:：,、;…")
+
+
+def not_a_query(candidate: Candidate) -> bool:
+    """Neither a question nor something one would type into a search box.
+
+    Code, markup, mostly digits or signs, a phrase repeated over and over, and statements: text
+    without a question mark that ends like a sentence or is longer than keywords are. A problem
+    description may be a statement, if it is long enough to describe one.
+    """
+    text, tokens = candidate.text, words(candidate.text)
+    solid = [character for character in text if not character.isspace()]
+    letters = sum(
+        character.isalpha() or unicodedata.category(character)[0] == "M" for character in solid
+    )
+    if not solid or letters < 0.6 * len(solid) or len(_CODE.findall(text)) >= 2:
+        return True
+    if len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens):
+        return True
+    if text[-1] in QUESTION_MARKS:
+        return False
+    if candidate.style == "problem" and len(tokens) >= 8:
+        return False
+    return text.endswith(_STATEMENT_ENDS) or len(tokens) > MOST_KEYWORDS
+
+
+def refusal(candidate: Candidate) -> bool:
+    """A refusal, an offer to help, or a remark about the task instead of an answer to it."""
+    return is_remark(candidate.text)
+
+
+def leaked(candidate: Candidate) -> bool:
+    """Words of the prompt or of its examples, instead of words about the passage.
+
+    That is five words in a row, two of them longer than four letters, that stand in the prompt and
+    not in the passage, or most of the words of one of its lines.
+    """
+    if not candidate.prompt:
+        return False
+    lines, runs = _prompt_words(candidate.prompt)
+    tokens = words(candidate.text)
+    common = (_runs(tokens) & runs) - _runs(words(candidate.passage))
+    telling = any(sum(len(word) > 4 for word in run) >= 2 for run in common)
+    said = set(tokens)
+    return telling or any(len(said & line) > 0.7 * len(said | line) for line in lines)
+
+
+def copied(candidate: Candidate) -> bool:
+    """A sentence of the passage: no user quotes the passage that they are looking for."""
+    tokens = words(candidate.text)
+    size = max(_COPIED_RUN, math.ceil(_COPIED_SHARE * len(tokens)))
+    passage = f" {' '.join(words(candidate.passage))} "
+    starts = range(len(tokens) - size + 1)
+    return any(f" {' '.join(tokens[start : start + size])} " in passage for start in starts)
+
+
+def refers_to_passage(candidate: Candidate) -> bool:
+    """ "This passage", "the context": nobody who has not seen the passage would ask that."""
+    return refers_to_text(candidate.text)
+
+
+def other_language(candidate: Candidate) -> bool:
+    """Another language than the passage's, as when an example is imitated too closely."""
+    return not same_language(candidate.text, candidate.passage)
+
+
+def too_short(candidate: Candidate) -> bool:
+    """Fewer than two words, or five letters."""
+    letters = sum(character.isalpha() for character in candidate.text)
+    tokens = words(candidate.text)
+    return len(tokens) < FEWEST_WORDS or (letters < 5 and len(tokens) < 4)
+
+
+def too_long(candidate: Candidate) -> bool:
+    """More than 60 words or 400 characters; keywords, more than 12 words."""
+    most = MOST_KEYWORDS if candidate.style == "keywords" else MOST_WORDS
+    return len(candidate.text) > MOST_CHARACTERS or len(words(candidate.text)) > most
+
+
+#: Applied in this order; the first that objects is the reason.
+TEXT_FILTERS: tuple[Filter, ...] = (
+    too_long,
+    too_short,
+    refusal,
+    leaked,
+    other_language,
+    refers_to_passage,
+    not_a_query,
+    copied,
+)
+
+
+def _runs(tokens: list[str]) -> frozenset[tuple[str, ...]]:
+    return frozenset(
+        tuple(tokens[start : start + _SHINGLE]) for start in range(len(tokens) - _SHINGLE + 1)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _prompt_words(prompt: str) -> tuple[list[frozenset[str]], frozenset[tuple[str, ...]]]:
+    lines = [frozenset(words(line)) for line in prompt.splitlines()]
+    runs = [_runs(words(line)) for line in prompt.splitlines()]
+    return [line for line in lines if len(line) > 1], frozenset().union(*runs)

@@ -1,0 +1,125 @@
+"""How questions are written and judged; every value is checked before anything is paid for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.encoding.base_model import check_base
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Filter
+from llama_index_embeddings_adapted.questions.llm import Patience
+from llama_index_embeddings_adapted.questions.prompts import STYLES, Prompting
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to write and judge questions; every field is checked on construction.
+
+    Args:
+        max_chunks: Ask about this many passages only, drawn evenly from the source documents; None
+            for all.
+        seed: Of that choice.
+        styles: Kinds of questions, names from
+            :data:`STYLES`, mixed over passages. A custom
+            prompt decides for itself.
+        questions_per_call: How many questions to ask for at once; None for all of a passage's.
+            Small models (a few hundred million weights) need 1.
+        max_passage_tokens: Send at most this much of a passage, about. The LLM's context and the
+            ``max_length`` of ``embed_model``, where it has one, limit it anyway: what is not
+            embedded should not be asked about.
+        embed_model: The base model, for the filters ``generic`` and ``round_trip``, which are left
+            out without it.
+        filters: Judge the text of each question.
+        near_duplicate: Questions that share this share of their words, in (0, 1], are one.
+        generic_matches: Drop questions for which more than this many other passages reach 90 % of
+            the cosine of their own; None to keep them.
+        round_trip_k: Drop questions whose passage is not among the first so many of the base
+            model; None to keep them. Keep it loose: a strict one leaves only what the base model
+            already finds.
+        concurrency: Calls under way at once.
+        requests_per_minute: None for as many as the server takes. A ``rate_limiter`` of the LLM
+            applies besides.
+        timeout_s: After which a call counts as failed; None for never.
+        executor: ``"local"``, or ``"ray"``: actors on a Ray cluster ask, ``concurrency`` calls at
+            once each; answers are kept by this process.
+        actors: How many, ``>= 1``; of no effect with ``"local"``.
+        cache_dir: Where answers and vectors are kept; ``None`` is LlamaIndex's cache folder,
+            ``False`` keeps them in memory only, and an interrupted run starts again.
+        show_progress: Show bars with an estimate.
+
+    Raises:
+        OptionError: A value outside its range.
+    """
+
+    max_chunks: int | None = None
+    seed: int = 0
+    styles: Sequence[str] = tuple(STYLES)
+    questions_per_call: int | None = None
+    max_passage_tokens: int | None = None
+    embed_model: BaseEmbedding | None = None
+    filters: Sequence[Filter] = TEXT_FILTERS
+    near_duplicate: float = 0.8
+    generic_matches: int | None = 20
+    round_trip_k: int | None = 20
+    concurrency: int = 8
+    requests_per_minute: float | None = None
+    timeout_s: float | None = 300.0
+    executor: str = "local"
+    actors: int = 2
+    cache_dir: CacheDir = None
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_chunks", "max_passage_tokens", "generic_matches", "round_trip_k"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise OptionError(f"{name}: expected a whole number >= 1 or None, got {value!r}.")
+        if self.executor not in ("local", "ray"):
+            raise OptionError(f"executor: expected one of local, ray, got {self.executor!r}.")
+        if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
+            raise OptionError(f"actors: expected a whole number >= 1, got {self.actors!r}.")
+        if not 0.0 < self.near_duplicate <= 1.0:
+            raise OptionError(
+                f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."
+            )
+        if isinstance(self.styles, str):
+            raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
+        if self.embed_model is not None:
+            check_base(self.embed_model, "embed_model")
+        odd = [each for each in self.filters if not callable(each)]
+        if odd:
+            raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")
+        self.patience(attempts=1)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
+        """Build from keyword arguments.
+
+        Raises:
+            OptionError: An unknown name, or a value outside its range.
+        """
+        known = sorted(field.name for field in fields(cls))
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f' Did you mean "{close[0]}"?' if close else ""
+                raise OptionError(
+                    f'Unknown argument "{name}".{hint} Generation takes {", ".join(known)}.'
+                )
+        return cls(**options)
+
+    def prompting(self, questions: int, template: Any | None) -> Prompting:
+        """Return what is asked about each passage."""
+        return Prompting(questions, tuple(self.styles), self.questions_per_call, template)
+
+    def patience(self, *, attempts: int) -> Patience:
+        """Return how hard to try."""
+        return Patience(attempts, self.concurrency, self.requests_per_minute, self.timeout_s)

@@ -1,0 +1,300 @@
+"""From everything that was written to what is kept: the filters, in order, each drop counted.
+
+Does a question find its passage, and its passage only? The base model is asked.
+
+How many questions were written, how many kept, and why the others were not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, unit
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import shorten
+from llama_index_embeddings_adapted.questions.filters import Candidate, near_duplicates
+from llama_index_embeddings_adapted.questions.options import GenerationOptions
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A question that was not kept, and the name of the filter that objected."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass(frozen=True)
+class BaseCost:
+    """What was sent to a base model; texts whose vectors were kept cost nothing.
+
+    Args:
+        calls: Calls, the probes that identify the model included.
+        texts: Texts sent.
+        tokens: Of those texts, about: a token for every four characters.
+    """
+
+    calls: int = 0
+    texts: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionReport:
+    """What became of every question; printing it shows a table.
+
+    Args:
+        kept: In the order of the dataset.
+        dropped: In the order they were dropped.
+        passages: How many passages were asked about.
+        failed: Passage id → why there is no answer about it.
+        cut: How many passages were too long and sent only up to a limit.
+        calls: Calls made to the LLM in this run; answers found in the journal cost none.
+        calls_saved: Answers found in the journal.
+        prompt_tokens: Billed for this run's calls, as far as the provider said.
+        completion_tokens: Likewise.
+        seconds: Wall time.
+        base: What the filters asked of the base model in this run.
+    """
+
+    kept: tuple[Candidate, ...]
+    dropped: tuple[Dropped, ...]
+    passages: int
+    failed: Mapping[str, str] = field(default_factory=dict)
+    cut: int = 0
+    calls: int = 0
+    calls_saved: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    base: BaseCost = BaseCost()
+
+    @property
+    def written(self) -> int:
+        """How many questions there were before filtering."""
+        return len(self.kept) + len(self.dropped)
+
+    @property
+    def kept_fraction(self) -> float:
+        """Kept of written, in [0, 1]; 0 where nothing was written."""
+        return len(self.kept) / self.written if self.written else 0.0
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reason → how many questions were dropped for it, most frequent first."""
+        return dict(Counter(drop.reason for drop in self.dropped).most_common())
+
+    def examples(self, reason: str, limit: int = 3) -> list[str]:
+        """Return the first few questions that were dropped for a reason."""
+        return [d.candidate.text for d in self.dropped if d.reason == reason][:limit]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and examples as JSON knows them."""
+        return {
+            "written": self.written,
+            "kept": len(self.kept),
+            "dropped": self.reasons,
+            "examples": {reason: self.examples(reason) for reason in self.reasons},
+            "passages": self.passages,
+            "failed": dict(self.failed),
+            "cut": self.cut,
+            "calls": self.calls,
+            "calls_saved": self.calls_saved,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "seconds": self.seconds,
+            **{f"base_{name}": number for name, number in asdict(self.base).items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Return the table: what was written, kept and dropped, with an example of each."""
+        rows = [
+            ("**written**", self.written, ""),
+            ("**kept**", len(self.kept), self.kept[0].text if self.kept else ""),
+            *((_spaced(r), n, self.examples(r, 1)[0]) for r, n in self.reasons.items()),
+        ]
+        lines = ["| questions | number | share | for example |", "|---|---:|---:|---|"]
+        for name, number, example in rows:
+            share = number / self.written if self.written else 0.0
+            shown = shorten(example, 70).replace("|", "\\|")
+            lines.append(f"| {name} | {number:,} | {share:.0%} | {shown} |")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        facts = [f"{self.passages:,} passages, {self.seconds:.1f} s"]
+        if self.calls or self.calls_saved:
+            facts.append(f"{self.calls:,} calls made, {self.calls_saved:,} answers found on disk")
+        if self.prompt_tokens or self.completion_tokens:
+            facts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens")
+        if self.base.texts:
+            facts.append(f"{self.base.texts:,} texts embedded in {self.base.calls:,} calls")
+        if self.cut:
+            facts.append(f"{self.cut:,} passages sent only in part")
+        text = f"{self.to_markdown()}\n{'; '.join(facts)}"
+        if self.failed:
+            text += f"\nNo answer about {len(self.failed):,} passages: {_grouped(self.failed)}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.kept)} of {self.written} questions kept)"
+
+
+def _spaced(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _grouped(failed: Mapping[str, str]) -> str:
+    """Name the commonest failures with the first passages concerned."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for passage, reason in failed.items():
+        by_reason[reason].append(passage)
+    common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:3]
+    return "; ".join(f"{len(p)} × {reason} (first: {p[0]})" for reason, p in common)
+
+
+_ABOUT_AS_WELL = 0.9
+_SCORES_PER_BLOCK = 16_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTrip:
+    """How each question ranks its passage among all.
+
+    Args:
+        ranks: ``(n,)``, how many other passages score higher; 0 is first.
+        rivals: ``(n,)``, how many other passages reach at least 90 % of its passage's cosine.
+        cost: What was asked of the base model.
+    """
+
+    ranks: Rows
+    rivals: Rows
+    cost: BaseCost
+
+
+def round_trip(
+    candidates: Sequence[Candidate],
+    corpus: Mapping[str, str],
+    embed_model: BaseEmbedding,
+    *,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> RoundTrip:
+    """Search the corpus for each question with the base model.
+
+    Documents with the same text count as one.
+
+    Args:
+        candidates: The questions.
+        corpus: Document id → text, as an index embeds it.
+        embed_model: The base model.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Raises:
+        EncodeError: The model gave no usable vector.
+    """
+    texts = list(dict.fromkeys(corpus.values()))
+    row_of = {text: row for row, text in enumerate(texts)}
+    encoder = Encoder(embed_model, cache_dir=cache_dir, show_progress=show_progress)
+    try:
+        documents = unit(encoder.encode(texts, "document"))
+        queries = unit(encoder.encode([candidate.text for candidate in candidates], "query"))
+    finally:
+        encoder.close()
+    own = np.array([row_of[corpus[c.document]] for c in candidates], dtype=np.int64)
+    cost = BaseCost(encoder.base_calls, encoder.base_texts, encoder.base_tokens)
+    return RoundTrip(*_ranked(queries, documents, own), cost)
+
+
+def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:
+    ranks = np.empty(len(queries), dtype=np.int64)
+    rivals = np.empty(len(queries), dtype=np.int64)
+    step = max(1, _SCORES_PER_BLOCK // max(len(documents), 1))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        scores = queries[part] @ documents.T
+        mine = np.take_along_axis(scores, own[part, None], axis=1)
+        ranks[part] = (scores > mine).sum(axis=1)
+        near = scores >= np.where(mine > 0, _ABOUT_AS_WELL * mine, mine)
+        rivals[part] = near.sum(axis=1) - 1
+    return ranks, rivals
+
+
+def select(
+    candidates: Sequence[Candidate],
+    corpus: Mapping[str, str],
+    options: GenerationOptions,
+    *,
+    most: int,
+) -> tuple[list[Candidate], list[Dropped], BaseCost]:
+    """Apply the text filters, then near-duplicates, then what the base model says.
+
+    Args:
+        candidates: In order of precedence.
+        corpus: Document id → text, all documents to search in.
+        options: Which filters, and how strict.
+        most: Questions kept per document; an LLM that writes more than it was asked for is cut
+            short.
+
+    Returns:
+        What is kept, in order, what is dropped, and what was asked of the base model.
+    """
+    kept, dropped = by_text(candidates, options)
+    kept = _without(kept, _beyond(kept, most), dropped)
+    repeats = near_duplicates([c.text for c in kept], threshold=options.near_duplicate)
+    kept = _without(kept, dict.fromkeys(repeats, "near_duplicate"), dropped)
+    if options.embed_model is None or not kept:
+        return kept, dropped, BaseCost()
+    found = round_trip(
+        kept,
+        corpus,
+        options.embed_model,
+        cache_dir=options.cache_dir,
+        show_progress=options.show_progress,
+    )
+    reasons: dict[int, str] = {}
+    for row, (rank, rivals) in enumerate(zip(found.ranks, found.rivals, strict=True)):
+        if options.generic_matches is not None and rivals > options.generic_matches:
+            reasons[row] = "generic"
+        elif options.round_trip_k is not None and rank >= options.round_trip_k:
+            reasons[row] = "round_trip"
+    return _without(kept, reasons, dropped), dropped, found.cost
+
+
+def by_text(
+    candidates: Sequence[Candidate], options: GenerationOptions
+) -> tuple[list[Candidate], list[Dropped]]:
+    """Apply the text filters; the first that objects is the reason."""
+    kept: list[Candidate] = []
+    dropped: list[Dropped] = []
+    for candidate in candidates:
+        reason = next((f.__name__ for f in options.filters if f(candidate)), None)
+        if reason is None:
+            kept.append(candidate)
+        else:
+            dropped.append(Dropped(candidate, reason))
+    return kept, dropped
+
+
+def _beyond(kept: Sequence[Candidate], most: int) -> dict[int, str]:
+    count: Counter[str] = Counter()
+    reasons: dict[int, str] = {}
+    for row, candidate in enumerate(kept):
+        count[candidate.document] += 1
+        if count[candidate.document] > most:
+            reasons[row] = "more_than_asked"
+    return reasons
+
+
+def _without(
+    kept: list[Candidate], reasons: Mapping[int, str], dropped: list[Dropped]
+) -> list[Candidate]:
+    dropped += [Dropped(kept[row], reason) for row, reason in reasons.items()]
+    return [candidate for row, candidate in enumerate(kept) if row not in reasons]

@@ -1,0 +1,420 @@
+"""What answered similar training queries, as boosts on the scores of documents.
+
+A memory of answers on disk: ``memory.json`` and ``memory.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.adapters.nonparametric import attend
+from llama_index_embeddings_adapted.adapters.saving import library_version
+from llama_index_embeddings_adapted.core import files as folders
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_object
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.base_model import (
+    Fingerprint,
+    base_name,
+    check_base,
+    fingerprint_of,
+)
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
+from llama_index_embeddings_adapted.encoding.serialize import describe_base
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    DatasetError,
+    FolderError,
+    OptionError,
+    ShapeError,
+    examples,
+    shorten,
+)
+from llama_index_embeddings_adapted.evaluation.retrieval import DEFAULT_KS, RetrievalScores
+
+TEMPERATURE, NEIGHBOURS = 0.1, 10
+
+_DEPTH = 100
+_SCORES_PER_BLOCK = 16_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerMemory:
+    """Queries and the documents that answered them; texts are not kept.
+
+    Args:
+        queries: ``(n, dim)``, unit rows, of the base model.
+        answers: Of the ``n`` queries, rows into ``document_ids``; the grades are shares in (0, 1].
+        document_ids: Distinct.
+
+    Raises:
+        ShapeError: Parts that do not fit together.
+    """
+
+    queries: Vectors
+    answers: Relevance
+    document_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        count = len(as_vectors(self.queries, what="remembered queries"))
+        offsets, rows, shares = (self.answers.offsets, self.answers.documents, self.answers.grades)
+        whole = (
+            count > 0
+            and offsets.shape == (count + 1,)
+            and offsets[0] == 0
+            and offsets[-1] == len(rows) == len(shares)
+            and bool((np.diff(offsets) > 0).all())
+        )
+        if not whole:
+            raise ShapeError(
+                "answers", expected=f"some documents for each of {count} queries", actual=offsets
+            )
+        if rows.min() < 0 or rows.max() >= len(set(self.document_ids)):
+            raise ShapeError(
+                "answers",
+                expected=f"rows of {len(set(self.document_ids))} distinct documents",
+                actual=f"rows {rows.min()} to {rows.max()}",
+            )
+        if not (shares > 0).all() or not (shares <= 1).all():
+            raise ShapeError("shares", expected="numbers in (0, 1]", actual=shares)
+
+    @classmethod
+    def of(
+        cls, queries: Vectors, relevance: Relevance, document_ids: Sequence[str]
+    ) -> AnswerMemory:
+        """Remember judged queries; others, and documents that answer none, are left out.
+
+        The best document of a query has the share 1, a lesser grade its fraction of that. A share
+        that summed to 1 instead would say that many answers are each worth little.
+
+        Args:
+            queries: ``(n, dim)``, of the base model.
+            relevance: Of the ``n`` queries, rows into ``document_ids``.
+            document_ids: All ids, or more.
+
+        Raises:
+            DatasetError: No query has a relevant document.
+        """
+        judged = np.flatnonzero(relevance.counts > 0)
+        if not len(judged):
+            raise DatasetError("No query has a relevant document: there is nothing to remember.")
+        kept = relevance.take(judged)
+        best = np.maximum.reduceat(kept.grades, kept.offsets[:-1])
+        documents, rows = np.unique(kept.documents, return_inverse=True)
+        shares = kept.grades / best[kept.queries]
+        return cls(
+            unit(as_vectors(queries, what="queries")[judged]),
+            Relevance(kept.offsets, rows.astype(np.int64), shares),
+            tuple(document_ids[row] for row in documents),
+        )
+
+    @classmethod
+    def of_encoded(cls, data: EncodedDataset) -> AnswerMemory:
+        """Remember the queries of an encoded dataset."""
+        return cls.of(data.queries, data.relevance, data.document_ids)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: EmbeddingQAFinetuneDataset,
+        embed_model: BaseEmbedding,
+        *,
+        batch_size: int | None = None,
+        cache_dir: CacheDir = None,
+        show_progress: bool = True,
+    ) -> AnswerMemory:
+        """Embed each distinct query of a dataset once, and none of its documents.
+
+        Args:
+            dataset: Its document ids are to be those of the nodes.
+            embed_model: Of an adapted model, the base model is asked.
+            batch_size: Texts per call; the model's ``embed_batch_size`` by default.
+            cache_dir: See :class:`Encoder`.
+            show_progress: Show a bar while embedding.
+
+        Raises:
+            DatasetError: No query has a relevant document.
+            EncodeError: The model gave no usable vector.
+        """
+        rows = {document: row for row, document in enumerate(dataset.corpus)}
+        answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
+        relevance = Relevance.from_lists(
+            [[rows[document] for document in documents] for documents in answers],
+            [
+                [dataset.grade(query, document) for document in documents]
+                for query, documents in zip(dataset.queries, answers, strict=True)
+            ],
+        )
+        encoder = Encoder(
+            base_of(embed_model),
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        )
+        try:
+            queries = encoder.encode(list(dataset.queries.values()), "query")
+        finally:
+            encoder.close()
+        return cls.of(queries, relevance, tuple(rows))
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the base model's vectors."""
+        return int(self.queries.shape[1])
+
+    def recall(
+        self, query: Vectors, *, temperature: float = TEMPERATURE, neighbours: int = NEIGHBOURS
+    ) -> dict[str, float]:
+        """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
+
+        Args:
+            query: ``(dim,)``, of the base model.
+            temperature: In cosine units, ``> 0``.
+            neighbours: How many remembered queries count at most.
+
+        Returns:
+            Values in [0, 1], near 0 where no remembered query is similar.
+
+        Raises:
+            ShapeError: Another dimension, or values that are not finite.
+        """
+        _, documents, amounts = self._attended(np.atleast_2d(query), temperature, neighbours)
+        rows, place = np.unique(documents, return_inverse=True)
+        total = np.bincount(place, weights=amounts)
+        order = np.argsort(-total, kind="stable")
+        return {self.document_ids[rows[at]]: float(total[at]) for at in order}
+
+    def boosts(
+        self,
+        queries: Vectors,
+        document_ids: Sequence[str],
+        *,
+        temperature: float = TEMPERATURE,
+        neighbours: int = NEIGHBOURS,
+    ) -> Vectors:
+        """Return what :meth:`recall` gives as a matrix, ``(n, len(document_ids))``.
+
+        Args:
+            queries: ``(n, dim)``, of the base model.
+            document_ids: The columns; those the memory does not know are 0.
+            temperature: In cosine units, ``> 0``.
+            neighbours: How many remembered queries count at most.
+
+        Raises:
+            ShapeError: Another dimension, or values that are not finite.
+        """
+        column = {document: at for at, document in enumerate(document_ids)}
+        columns = np.array([column.get(document, -1) for document in self.document_ids])
+        asked, documents, amounts = self._attended(queries, temperature, neighbours)
+        found = np.zeros((len(queries), len(document_ids)), dtype=np.float32)
+        here = columns[documents] >= 0
+        np.add.at(found, (asked[here], columns[documents[here]]), amounts[here])
+        return found
+
+    def _attended(
+        self, queries: Vectors, temperature: float, neighbours: int
+    ) -> tuple[Rows, Rows, Vectors]:
+        """Return query row, document row and ``w_i y_ij``, each ``(entries,)``, not yet summed."""
+        vectors = as_vectors(queries, what="Query vectors")
+        if vectors.shape[1] != self.dim:
+            raise ShapeError(
+                "Query vectors",
+                expected=f"{self.dim} dimensions, as the remembered queries",
+                actual=vectors.shape[1],
+                hint="Was this memory made with another model?",
+            )
+        nearest, attention = attend(unit(vectors), self.queries, temperature, neighbours)
+        attention = attention / np.maximum(attention.sum(axis=1, keepdims=True), 1.0)
+        answers = self.answers.take(nearest.ravel())
+        amounts = (attention.ravel()[answers.queries] * answers.grades).astype(np.float32)
+        return answers.queries // nearest.shape[1], answers.documents, amounts
+
+
+def search_with_memory(
+    data: EncodedDataset,
+    queries: Vectors,
+    documents: Vectors,
+    memory: AnswerMemory,
+    *,
+    weight: float = 0.1,
+    temperature: float = TEMPERATURE,
+    neighbours: int = NEIGHBOURS,
+    ks: tuple[int, ...] = DEFAULT_KS,
+) -> RetrievalScores:
+    """Search exactly by cosine plus memory: the way to choose ``weight`` on a dev set.
+
+    As :func:`search`, with every document a candidate.
+
+    Args:
+        data: Ids, relevance, and the base vectors of the queries, by which the memory goes.
+        queries: ``(n, dim)``, adapted or not, in the order of ``data.query_ids``.
+        documents: ``(m, dim)``, adapted or not, in the order of ``data.document_ids``.
+        memory: Of other queries than these: a query that is remembered finds itself.
+        weight: As for :class:`MemoryRetriever`, in cosine units.
+        temperature: Likewise.
+        neighbours: Likewise.
+        ks: Cut-offs that tables show.
+
+    Raises:
+        OptionError: A setting out of range.
+        ShapeError: Vectors of another dimension than those remembered.
+    """
+    check_settings(weight, temperature, neighbours)
+    left, right = unit(queries), unit(documents)
+    depth = min(max(_DEPTH, *ks), len(right))
+    ranked = np.empty((len(left), depth), dtype=np.int64)
+    step = max(1, _SCORES_PER_BLOCK // max(len(right), 1))
+    for start in range(0, len(left), step):
+        rows = slice(start, start + step)
+        boosts = memory.boosts(
+            data.queries[rows], data.document_ids, temperature=temperature, neighbours=neighbours
+        )
+        scores = left[rows] @ right.T + np.float32(weight) * boosts
+        ranked[rows] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks)
+
+
+def check_settings(
+    weight: float, temperature: float, neighbours: int, top_k: int | None = None
+) -> None:
+    """Refuse settings out of range.
+
+    Raises:
+        OptionError: One is.
+    """
+    given = (weight, temperature, neighbours)
+    if (
+        not all(isinstance(value, Real) for value in given)
+        or not 0 <= weight < math.inf
+        or not temperature > 0
+        or not 1 <= neighbours < math.inf
+    ):
+        raise OptionError(
+            "Expected a finite weight >= 0, temperature > 0 and neighbours >= 1, got "
+            + " and ".join(shorten(repr(value)) for value in given)
+            + "."
+        )
+    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+        raise OptionError(f"top_k: expected a number >= 1 or None, got {shorten(repr(top_k))}.")
+
+
+def base_of(model: BaseEmbedding) -> BaseEmbedding:
+    """Return the model whose vectors are remembered: the base of an adapted one.
+
+    Raises:
+        OptionError: Not an embedding model.
+    """
+    check_base(model, "embed_model")
+    return model.base_embed_model if isinstance(model, Adapting) else model
+
+
+CONFIG, ARRAYS = "memory.json", "memory.safetensors"
+FORMAT_VERSION = 1
+
+
+def write(
+    folder: Path, memory: AnswerMemory, base: BaseEmbedding, settings: Mapping[str, Any]
+) -> None:
+    """Write memory, settings and the identity of the base model; atomic, without texts.
+
+    Raises:
+        FolderError: The folder exists and holds something else.
+    """
+    _check_folder(folder)
+    fingerprint = fingerprint_of(base)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "library": "llama-index-embeddings-adapted",
+        "library_version": library_version(),
+        "settings": dict(settings),
+        "base_model": {
+            **describe_base(base),
+            "name": fingerprint.name,
+            "dim": fingerprint.dim,
+            "fingerprint": fingerprint.digest,
+        },
+        "document_ids": list(memory.document_ids),
+    }
+    arrays: folders.Arrays = {
+        "queries": memory.queries,
+        "offsets": memory.answers.offsets,
+        "documents": memory.answers.documents,
+        "shares": memory.answers.grades,
+        folders.PROBES: fingerprint.probes,
+    }
+    with atomic_folder(folder) as temporary:
+        (temporary / ARRAYS).write_bytes(folders.to_bytes(arrays))
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        FolderError: Missing, damaged, foreign or too new.
+    """
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: no such folder.")
+    config = read_json_object(folder / CONFIG, error=FolderError, most=folders.MOST_CONFIG_BYTES)
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise FolderError(
+            f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
+            'pip install --upgrade "llama-index-embeddings-adapted"'
+        )
+    if not (folder / ARRAYS).is_file():
+        raise FolderError(f"{folder}: no {ARRAYS}.")
+    arrays = folders.read_arrays(folder / ARRAYS)
+    try:
+        answers = Relevance(
+            arrays["offsets"].astype(np.int64, casting="safe"),
+            arrays["documents"].astype(np.int64, casting="safe"),
+            arrays["shares"].astype(np.float64, casting="safe"),
+        )
+        ids = tuple(config["document_ids"])
+        if not all(isinstance(name, str) for name in ids):
+            raise TypeError("document ids that are no strings")
+        memory = AnswerMemory(arrays["queries"], answers, ids)
+        probes = as_vectors(arrays[folders.PROBES], what="probe vectors", dim=memory.dim)
+        fingerprint = Fingerprint(str(config["base_model"]["name"]), probes)
+        _ = config["settings"].keys()
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
+        reason = shorten(str(cause), 300)
+        raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause
+    return config, memory, fingerprint
+
+
+def verify(model: BaseEmbedding, expected: Fingerprint, *, where: Path) -> None:
+    """Refuse a model whose query vectors are not those that are remembered.
+
+    Raises:
+        BaseModelMismatchError: It is another one, or has changed.
+    """
+    actual = fingerprint_of(model)
+    if not actual.agrees_with(expected):
+        raise BaseModelMismatchError(
+            f"{where} remembers query vectors of {expected.name} ({expected.dim} dimensions); the "
+            f"model at hand, {base_name(model)} ({actual.dim} dimensions), gives others for the "
+            "probe texts. Load the original model, or make the memory again with from_dataset."
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    strangers = sorted(found - {CONFIG, ARRAYS})
+    if strangers or (folder.exists() and not folder.is_dir()):
+        raise FolderError(
+            f"{folder}: expected an empty or new folder, or a saved memory; it "
+            + (f"holds other files ({examples(strangers)})." if strangers else "is a file.")
+        )

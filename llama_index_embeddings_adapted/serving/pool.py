@@ -1,0 +1,230 @@
+"""Many adapters over one index, such as one per tenant or language, loaded when asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.files import CONFIG
+from llama_index_embeddings_adapted.encoding.base_model import Embedding
+from llama_index_embeddings_adapted.errors import OptionError, examples
+from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+
+DEFAULT_BYTES = 200_000_000
+
+
+class AdapterPool:
+    """Adapters of one base model, by name, each a folder below ``root``.
+
+    A folder is read when its adapter is first asked for; of those in memory the longest unused go
+    first once their weights exceed ``max_bytes``. Only adapters that leave documents alone belong
+    here: all of them share one index. Safe in threads and coroutines.
+
+    Args:
+        root: Its folders are named as the adapters are.
+        base_embed_model: The model they were all trained on; each is checked when loaded.
+        default: Adapter for calls outside :meth:`using`; None serves the base model as it is.
+        max_bytes: Most weights to keep in memory.
+        verify: Refuse adapters that were trained on another base model.
+
+    Raises:
+        OptionError: ``max_bytes`` is not positive, or ``default`` does not exist.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        base_embed_model: BaseEmbedding,
+        *,
+        default: str | None = None,
+        max_bytes: int = DEFAULT_BYTES,
+        verify: bool = True,
+    ) -> None:
+        if max_bytes <= 0:
+            raise OptionError(f"max_bytes: expected a number above 0, got {max_bytes!r}.")
+        self._root, self._base = Path(root), base_embed_model
+        self._default, self._max_bytes, self._verify = default, max_bytes, verify
+        self._plain = AdaptedEmbedding(base_embed_model, _NOTHING, transform_query=False)
+        self._models: OrderedDict[str, AdaptedEmbedding] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._chosen: ContextVar[str | None] = ContextVar("adapter", default=default)
+        if default is not None:
+            self._folder(default)
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model that is adapted."""
+        return self._base
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self._bytes
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the adapters in memory, the longest unused first."""
+        with self._lock:
+            return tuple(self._models)
+
+    def names(self) -> list[str]:
+        """Return the names of all adapters there are, in memory or not."""
+        return sorted(path.parent.name for path in self._root.glob(f"*/{CONFIG}"))
+
+    def __getitem__(self, name: str) -> AdaptedEmbedding:
+        """Return the base model with the adapter of this name.
+
+        Raises:
+            OptionError: There is none of this name, or it moves documents.
+            FolderError: Its folder is damaged.
+            BaseModelMismatchError: It was trained on another base model.
+        """
+        with self._lock:
+            if name in self._models:
+                self._models.move_to_end(name)
+                return self._models[name]
+        model = self._load(name)  # without the lock: a slow disk holds nobody else up
+        with self._lock:
+            if name not in self._models:
+                self._models[name] = model
+                self._bytes += _nbytes(model.adapter)
+                self._make_room()
+            return self._models.get(name, model)
+
+    def forget(self, name: str) -> None:
+        """Drop an adapter from memory, so that the next call reads its folder anew."""
+        with self._lock:
+            model = self._models.pop(name, None)
+            self._bytes -= 0 if model is None else _nbytes(model.adapter)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[AdaptedEmbedding]:
+        """Serve this adapter in the block, to :meth:`embed_model` and whatever holds it.
+
+        The choice is that of the current thread or coroutine, and of tasks started in the block.
+
+        Args:
+            name: Of the adapter; None for the base model as it is.
+        """
+        model = self._model(name)  # refuse a wrong name before the block runs
+        token = self._chosen.set(name)
+        try:
+            yield model
+        finally:
+            self._chosen.reset(token)
+
+    def embed_model(self) -> PooledEmbedding:
+        """Return a model for ``Settings`` or an index, which serves what :meth:`using` chose."""
+        return PooledEmbedding(self)
+
+    def current(self) -> AdaptedEmbedding:
+        """Return the model that this thread or coroutine chose."""
+        return self._model(self._chosen.get())
+
+    def _model(self, name: str | None) -> AdaptedEmbedding:
+        return self._plain if name is None else self[name]
+
+    def _folder(self, name: str) -> Path:
+        folder = self._root / name
+        # Names come from requests: one with a separator in it would leave the root.
+        if name == ".." or Path(name).name != name or not (folder / CONFIG).is_file():
+            known = self.names()
+            raise OptionError(
+                f"There is no adapter {name!r} in {self._root}, which has {len(known)}"
+                f" (first: {examples(known)})."
+            )
+        return folder
+
+    def _load(self, name: str) -> AdaptedEmbedding:
+        folder = self._folder(name)
+        saved = saving.load(folder)
+        if saved.adapter.adapts_documents:
+            raise OptionError(
+                f"{folder}: moves documents, and the adapters of a pool share one index. Serve it "
+                "alone, over an index of its own."
+            )
+        if self._verify:
+            saved.verify(self._base, where=folder)
+        return AdaptedEmbedding(self._base, saved.adapter, transform_query=saved.transform_query)
+
+    def _make_room(self) -> None:
+        while self._bytes > self._max_bytes and len(self._models) > 1:
+            _, oldest = self._models.popitem(last=False)
+            self._bytes -= _nbytes(oldest.adapter)
+
+
+#: Never applied: it stands where the base model is served as it is.
+_NOTHING = LinearAdapter.identity(1)
+
+
+class PooledEmbedding(BaseEmbedding):
+    """The model of an :class:`AdapterPool`: which adapter answers is chosen per call.
+
+    Args:
+        pool: Where the adapters are.
+    """
+
+    _pool: AdapterPool = PrivateAttr()
+
+    def __init__(self, pool: AdapterPool) -> None:
+        base = pool.base_embed_model
+        super().__init__(
+            model_name=f"pool:{base.model_name}",
+            embed_batch_size=base.embed_batch_size,
+            callback_manager=base.callback_manager,
+            num_workers=base.num_workers,
+        )
+        self._pool = pool
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows this class by."""
+        return "PooledEmbedding"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Refuse: which adapter answers is known call by call only.
+
+        Raises:
+            OptionError: Always.
+        """
+        raise OptionError(
+            "A pool has no dict: it would not say which adapter answers. For an IngestionPipeline "
+            "use pool.current().for_documents()."
+        )
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._pool.current()._get_query_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await self._pool.current()._aget_query_embedding(query)
+
+    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
+        return self._pool.current()._get_query_embeddings(queries)
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._pool.current()._get_text_embedding(text)
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return await self._pool.current()._aget_text_embedding(text)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._pool.current()._get_text_embeddings(texts)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await self._pool.current()._aget_text_embeddings(texts)
+
+
+def _nbytes(adapter: Adapter) -> int:
+    return sum(array.nbytes for array in adapter.arrays().values())

@@ -1,0 +1,1 @@
+"""``method="auto"``: candidates, their cross-fitting, the choice and the verdict."""

@@ -1,0 +1,387 @@
+"""Cross-fitting: every query judged by adapters that saw neither it nor, for the new part, its
+documents.
+
+Fitting the gate: which queries ask for documents that training knows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.adapters.composites import FEATURES, Features, Gate
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, top_k, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.evaluation import metrics
+
+PerQuery = NDArray[np.float64]
+
+_DEPTH = 10
+_SCORES_PER_BLOCK = 16_000_000
+_FEW = 4  # documents per query that are ranked faster one by one
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Queries judged apart from training, each on its known or on its new documents.
+
+    Args:
+        queries: ``(n, dim)``, base vectors.
+        rows: ``(n,)``, their rows in the whole dataset.
+        relevance: Over the rows of the documents: of each query the relevant documents of its kind.
+        hidden: Likewise: its relevant documents of the other kind, which do not compete.
+        known: ``(n,)``, whether the judged documents have training queries.
+    """
+
+    queries: Vectors
+    rows: Rows
+    relevance: Relevance
+    hidden: Relevance
+    known: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Return how many judgements there are."""
+        return len(self.rows)
+
+    def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
+        """Return NDCG@10 of each judgement.
+
+        Args:
+            queries: ``(n, dim)``, adapted, unit rows.
+            documents: ``(m, dim)``, adapted, unit rows.
+        """
+        ranks = np.empty(len(self.relevance.documents), dtype=np.int64)
+        step = max(1, _SCORES_PER_BLOCK // max(1, len(documents)))
+        for start in range(0, len(self), step):
+            stop = min(start + step, len(self))
+            scores = queries[start:stop] @ documents.T
+            _, lines, hidden = _entries(self.hidden, start, stop)
+            scores[lines, hidden] = -np.inf
+            part, lines, wanted = _entries(self.relevance, start, stop)
+            ranks[part] = _places(scores, lines, wanted)
+        return self.relevance.discounted_gain(ranks, _DEPTH) / self._ideal
+
+    @cached_property
+    def _ideal(self) -> PerQuery:
+        return metrics.ideal_gain(self.relevance, _DEPTH)
+
+    def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
+        """Return the first documents of each judgement, ``(n, depth)``; hidden ones come last.
+
+        Args:
+            queries: ``(n, dim)``, adapted, unit rows.
+            documents: ``(m, dim)``, adapted, unit rows.
+            depth: How many, at most ``m``.
+        """
+        most = int(self.hidden.counts.max(initial=0))
+        found, _ = top_k(queries, documents, min(depth + most, len(documents)))
+        hidden = self.hidden.grades_at(found) > 0
+        order = np.argsort(hidden, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, :depth]
+
+
+def _entries(relevance: Relevance, start: int, stop: int) -> tuple[slice, Rows, Rows]:
+    """Return which entries some queries own, and of each its query, from 0, and its document."""
+    part = slice(int(relevance.offsets[start]), int(relevance.offsets[stop]))
+    lines = np.repeat(np.arange(stop - start), relevance.counts[start:stop])
+    return part, lines, relevance.documents[part]
+
+
+def _places(scores: Vectors, lines: Rows, wanted: Rows) -> Rows:
+    """Return the ranks of some documents; ties go to the document that stands first.
+
+    Ranks that are not among the first ten are only told to be so.
+
+    Args:
+        scores: ``(b, m)``.
+        lines: ``(entries,)``, rows of scores.
+        wanted: ``(entries,)``, a document for each.
+
+    Returns:
+        ``(entries,)``, 0 is first.
+    """
+    own = scores[lines, wanted]
+    if len(lines) <= _FEW * len(scores):
+        ahead = [np.count_nonzero(scores[at] > score) for at, score in zip(lines, own, strict=True)]
+        ranks = np.array(ahead, dtype=np.int64)
+    else:
+        least = max(0, scores.shape[1] - _DEPTH)
+        first = np.partition(scores, least, axis=1)[:, least:]
+        ranks = np.count_nonzero(first[lines] > own[:, None], axis=1)
+    for entry in np.flatnonzero(ranks < _DEPTH):
+        before = scores[lines[entry], : wanted[entry]]
+        ranks[entry] += np.count_nonzero(before == own[entry])
+    return ranks
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """What one adapter is trained on, and what judges it."""
+
+    train: EncodedDataset
+    judged: Judged
+
+    def score(self, adapter: Adapter) -> PerQuery:
+        """Return NDCG@10 of each judgement."""
+        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
+        return self.judged.score(unit(adapter.apply(self.judged.queries)), documents)
+
+    def ranked(self, adapter: Adapter, depth: int) -> Rows:
+        """Return the rows of what each judgement finds first, ``(n, depth)``."""
+        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
+        queries = unit(adapter.apply(self.judged.queries))
+        return self.judged.ranked(queries, documents, min(depth, len(documents)))
+
+
+def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fold]:
+    """Divide the relevance judgements so that each query is judged as known and as new.
+
+    Documents are dealt into ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
+    which neither the query nor the document is in part ``k``. It judges the queries of part ``k``
+    on those of their documents that it trains on with other queries (*known*), and all queries it
+    does not train on by their documents of part ``k`` (*new*). Where documents form groups by
+    shared queries, groups stay together; where all hang together, as with dozens of relevant
+    documents per query, single documents are dealt and a query's other relevant documents do not
+    compete. A fold that would train on nothing or judge nothing is left out.
+
+    Args:
+        data: The training set.
+        count: How many folds, ``>= 2``.
+        seed: Of the deal.
+
+    Raises:
+        DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
+    """
+    relevance = data.relevance
+    relevance = Relevance(relevance.offsets, data.twins[relevance.documents], relevance.grades)
+    if len(relevance) < count:
+        raise DatasetError(
+            f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
+        )
+    random = np.random.default_rng(seed)
+    same = _first_equal(data.queries)
+    document_part = _deal_documents(relevance, same, len(data.documents), count, random)
+    query_part = _deal_queries(same, relevance, document_part, count, random)
+    usable = 0
+    for k in range(count):
+        fold = _fold(data, relevance, same, document_part == k, query_part == k)
+        if len(fold.train.relevance) and len(fold.judged):
+            usable += 1
+            yield fold
+    if not usable:
+        raise DatasetError(
+            f"Cross-fitting {len(relevance)} queries leaves none to learn from while others judge: "
+            "they are all the same, or few and about one document. Add other queries."
+        )
+
+
+def _first_equal(queries: Vectors) -> Rows:
+    """Return for each query the row of the first one with the same vector, mostly its own."""
+    first: dict[bytes, int] = {}
+    rows = [first.setdefault(vector.tobytes(), row) for row, vector in enumerate(queries)]
+    return np.array(rows, dtype=np.int64)
+
+
+def _deal_documents(
+    relevance: Relevance, same: Rows, total: int, count: int, random: np.random.Generator
+) -> Rows:
+    asked = np.unique(relevance.documents)
+    group, size = _groups(relevance, same, total, asked)
+    if size.max() > len(asked) / count:  # all hangs together: single documents
+        group, size = np.arange(len(asked)), np.ones(len(asked), dtype=np.int64)
+    order = random.permutation(len(size))
+    order = order[np.argsort(-size[order], kind="stable")]
+    part = np.empty(len(size), dtype=np.int64)
+    load = np.zeros(count, dtype=np.int64)
+    for one in order:  # the largest first, each to the emptiest part
+        part[one] = load.argmin()
+        load[part[one]] += size[one]
+    dealt = np.full(total, -1, dtype=np.int64)
+    dealt[asked] = part[group]
+    return dealt
+
+
+def _groups(relevance: Relevance, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
+    """Return the group of each asked document, connected by queries, and the groups' sizes."""
+    queries = len(relevance)
+    links = coo_matrix(
+        (
+            np.ones(len(relevance.documents), dtype=np.int8),
+            (same[relevance.queries], queries + relevance.documents),
+        ),
+        shape=(queries + total, queries + total),
+    )
+    labels = connected_components(links, directed=False)[1][queries:][asked]
+    _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
+    return group, size
+
+
+def _deal_queries(
+    same: Rows,
+    relevance: Relevance,
+    document_part: Rows,
+    count: int,
+    random: np.random.Generator,
+) -> Rows:
+    """Deal queries, equal ones together, each to another part than its first document."""
+    groups: dict[int, list[int]] = {}
+    for row, first in enumerate(same.tolist()):
+        groups.setdefault(first, []).append(row)
+    part = np.empty(len(same), dtype=np.int64)
+    for row, members in groups.items():
+        avoided = document_part[relevance.of(row)[0]]
+        part[members] = (avoided + 1 + random.integers(count - 1)) % count
+    return part
+
+
+def _fold(
+    data: EncodedDataset,
+    relevance: Relevance,
+    same: Rows,
+    new_document: NDArray[np.bool_],
+    held_query: NDArray[np.bool_],
+) -> Fold:
+    new = new_document[relevance.documents]
+    held = held_query[relevance.queries]
+    train_rows, train = _select(relevance, ~new & ~held)
+    trained = np.zeros(len(relevance), dtype=bool)
+    trained[same[train_rows]] = True
+    # A document all of whose queries are held out is not known, and is judged in its own part.
+    is_on_known = held & ~new & np.isin(relevance.documents, train.documents)
+    # Equal queries of which one is trained on judge nothing, as they would judge by heart.
+    is_on_new = new & ~trained[same[relevance.queries]]
+    (known_rows, known), (new_rows, on_new) = (
+        _select(relevance, entries) for entries in (is_on_known, is_on_new)
+    )
+    rows = np.concatenate([known_rows, new_rows])
+    is_known = np.arange(len(rows)) < len(known_rows)
+    hidden = _hidden(relevance, rows, is_known, np.where(is_on_known, 1, np.where(is_on_new, 2, 0)))
+    return Fold(
+        replace(data.take(train_rows), relevance=train),
+        Judged(data.queries[rows], rows, _concatenate(known, on_new), hidden, is_known),
+    )
+
+
+def _select(relevance: Relevance, keep: NDArray[np.bool_]) -> tuple[Rows, Relevance]:
+    """Keep some entries; return the queries that have any left, and their relevance."""
+    counts = np.bincount(relevance.queries[keep], minlength=len(relevance))
+    rows = np.flatnonzero(counts)
+    offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
+    return rows, Relevance(offsets, relevance.documents[keep], relevance.grades[keep])
+
+
+def _hidden(
+    relevance: Relevance, rows: Rows, is_known: NDArray[np.bool_], kinds: Rows
+) -> Relevance:
+    """Return for each judgement the relevant documents it is not about; none for most.
+
+    Args:
+        relevance: Of all queries.
+        rows: ``(n,)``, the judged queries.
+        is_known: ``(n,)``, whether a judgement is about known documents.
+        kinds: ``(entries,)``: 1 where known documents are judged, 2 where new ones are, else 0.
+    """
+    of_rows = relevance.take(rows)
+    kind = Relevance(relevance.offsets, relevance.documents, kinds.astype(float)).take(rows).grades
+    other = kind != np.where(is_known, 1, 2)[of_rows.queries]
+    counts = np.bincount(of_rows.queries[other], minlength=len(rows))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Relevance(offsets, of_rows.documents[other], of_rows.grades[other])
+
+
+def _concatenate(first: Relevance, second: Relevance) -> Relevance:
+    return Relevance(
+        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+        np.concatenate([first.documents, second.documents]),
+        np.concatenate([first.grades, second.grades]),
+    )
+
+
+_MOST_QUERIES = 4096
+_MOST_DOCUMENTS = 2048  # with training queries, and as many without
+_REGULARISATION = 1.0
+
+
+# scikit-learn sets the warning filters of the whole process while it checks its input, and puts
+# back those it found: out of turn, other threads would leave theirs.
+_one_at_a_time = threading.Lock()
+
+
+def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
+    """Learn to tell queries about documents with training queries from queries about others.
+
+    The gate learns from folds of the training set: a query held out alone is about a known
+    document, one held out with its documents about a new one. It compares base vectors only, so
+    no map has to be trained for it. Both kinds weigh the same; shift the result by the log odds of
+    the share of live queries about known documents with :meth:`Gate.with_odds`.
+
+    Args:
+        train: What the maps behind the gate are trained on.
+        seed: Of the folds, and of the sample where there are more queries (4,096) or documents
+            (2,048 with and 2,048 without training queries) than a gate carries.
+    """
+    features, known = [], []
+    for fold in folds(train, seed=seed):
+        features.append(Gate(**_memory(fold.train, seed)).features(unit(fold.judged.queries)))
+        known.append(fold.judged.known)
+    seen = np.concatenate(features)
+    return Gate(
+        **{
+            **_memory(train, seed),
+            "coefficients": _logistic(seen, np.concatenate(known)),
+            "low": seen.min(axis=0),
+            "high": seen.max(axis=0),
+        }
+    )
+
+
+def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:
+    """Return what a gate remembers of a training set, with coefficients of zero."""
+    random = np.random.default_rng(seed)
+    asked = np.unique(train.twins[train.relevance.documents])
+    others = np.setdiff1d(np.unique(train.twins), asked)
+    documents = unit(train.documents)
+    kept_asked, share_asked = _sample(asked, _MOST_DOCUMENTS, random)
+    kept_others, share_others = _sample(others, _MOST_DOCUMENTS, random)
+    kept_queries, _ = _sample(np.arange(len(train.queries)), _MOST_QUERIES, random)
+    zero = np.zeros(len(FEATURES) + 1, dtype=np.float32)
+    return {
+        "queries": unit(train.queries[kept_queries]),
+        "asked": documents[kept_asked],
+        "others": documents[kept_others],
+        "shares": np.array([share_asked, share_others], dtype=np.float32),
+        "coefficients": zero,
+        "low": zero[1:],
+        "high": zero[1:],
+    }
+
+
+def _sample(rows: Rows, most: int, random: np.random.Generator) -> tuple[Rows, float]:
+    if len(rows) <= most:
+        return rows, 1.0
+    return np.sort(random.choice(rows, size=most, replace=False)), most / len(rows)
+
+
+def _logistic(features: Features, known: NDArray[np.bool_]) -> Vectors:
+    """Return coefficients of a logistic regression with both classes weighing the same."""
+    from sklearn.linear_model import LogisticRegression  # a second to import
+
+    zero = np.zeros(len(FEATURES) + 1, dtype=np.float32)
+    if known.all() or not known.any():
+        return zero  # nothing to tell apart: one half for every query
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation = np.where(deviation > 1e-6, deviation, 1.0)
+    model = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=1000)
+    with _one_at_a_time:
+        model.fit((features - mean) / deviation, known)
+    slopes = model.coef_[0] / deviation
+    return np.append(slopes, model.intercept_[0] - slopes @ mean).astype(np.float32)

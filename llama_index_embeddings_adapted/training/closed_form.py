@@ -1,0 +1,257 @@
+"""Adapters that are computed, not trained by gradients.
+
+In which directions vectors vary, found once and used by everything that whitens.
+
+Fitting kernel regression from queries to what favours their documents.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.sparse import csr_matrix
+
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import gaussian
+from llama_index_embeddings_adapted.core.arrays import Vectors, unit, unit_blocks
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.errors import OptionError
+
+Matrix = NDArray[np.float64]
+
+_FLAT = 1e-12  # mean variance below which there is no direction to speak of
+
+
+class Spectrum:
+    """The eigenpairs of the covariance of documents, computed when first asked for.
+
+    With fewer documents than dimensions only as many pairs are computed as there are documents:
+    all other directions have no variance.
+
+    Args:
+        documents: ``(m, dim)``, vectors of the base model.
+    """
+
+    def __init__(self, documents: Vectors) -> None:
+        self._documents = documents
+
+    @functools.cached_property
+    def mean(self) -> Vectors:
+        """Mean of the unit vectors, ``(dim,)``."""
+        total: Matrix = np.zeros(self._documents.shape[1])
+        for block in unit_blocks(self._documents):
+            total += block.mean(axis=0).astype(np.float64) * len(block)
+        return np.asarray(total / len(self._documents), dtype=np.float32)
+
+    def power(self, power: float, shrinkage: float) -> Matrix:
+        """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
+        values, vectors = self._pairs
+        dim = len(vectors)
+        mean = values.sum() / dim
+        if mean < _FLAT:
+            return np.eye(dim)
+        aside = (shrinkage * mean) ** -power  # where there is no variance
+        scale = (values + shrinkage * mean) ** -power
+        total = scale.sum() + aside * (dim - len(values))
+        damped = (vectors * (scale - aside)) @ vectors.T
+        damped[np.diag_indices(dim)] += aside
+        return np.asarray(damped * (dim / total))
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[Matrix, Matrix]:
+        """Eigenvalues ``(r,)`` and eigenvectors ``(dim, r)``; ``r`` is at most either count."""
+        count, dim = self._documents.shape
+        if count >= dim:
+            products: Matrix = np.zeros((dim, dim))
+            for block in unit_blocks(self._documents):
+                block -= self.mean
+                products += block.T @ block
+            values, vectors = np.linalg.eigh(products / count)
+            return np.maximum(values, 0.0), vectors
+        rows = unit(self._documents) - self.mean
+        values, combinations = np.linalg.eigh((rows @ rows.T).astype(np.float64) / count)
+        there = values > _FLAT
+        values, combinations = values[there], combinations[:, there]
+        return values, (rows.T @ combinations) / np.sqrt(count * values)
+
+
+MOST_KEYS = 16_384  # a gigabyte of kernel
+
+
+def kernel_ridge(
+    queries: Vectors,
+    values: Vectors,
+    *,
+    temperature: float,
+    penalty: float = 0.1,
+    most_keys: int = MOST_KEYS,
+    seed: int = 0,
+) -> tuple[Vectors, Vectors]:
+    """Return keys and coefficients whose kernel expansion comes near the values.
+
+    ``f(q) = Σ k(q, k_i) a_i`` minimises ``Σ ‖f(q_j) - v_j‖² + penalty · ‖f‖²`` in the norm of the
+    kernel. Of more than ``most_keys`` queries, a sample stands for all.
+
+    Args:
+        queries: ``(n, dim)``, unit rows.
+        values: ``(n, dim)``, what to return for each.
+        temperature: Of the Gaussian kernel, in cosine units, ``> 0``.
+        penalty: In units of the kernel of a query with itself, which is 1, ``> 0``.
+        most_keys: ``>= 1``; time grows with its third power, memory with its square.
+        seed: Of the sample.
+
+    Returns:
+        ``(k, dim)`` and ``(k, dim)``, ``k = min(n, most_keys)``.
+
+    Raises:
+        OptionError: A setting out of range.
+
+    Source:
+        Saunders et al. 1998, Ridge regression learning algorithm in dual variables; the sample is
+        the "subset of datapoints" of Rasmussen and Williams 2006, Gaussian Processes for Machine
+        Learning, section 8.3.2. With a sample of keys and all queries in the sum (8.3.1), the
+        equations are too badly conditioned for single precision.
+    """
+    if not temperature > 0 or not penalty > 0 or most_keys < 1:
+        raise OptionError(
+            "Expected temperature > 0, penalty > 0 and most_keys >= 1, got "
+            f"{temperature!r}, {penalty!r} and {most_keys!r}."
+        )
+    if len(queries) > most_keys:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[:most_keys])
+        queries, values = queries[rows], values[rows]
+    kernel = gaussian(queries, queries, temperature)
+    kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
+    # Transposed, as it is symmetric: LAPACK would copy a gigabyte of rows into columns.
+    factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
+    coefficients = cho_solve(factor, values, check_finite=False)
+    return queries, np.asarray(coefficients, dtype=np.float32)
+
+
+def whitening(
+    documents: Vectors | Spectrum,
+    *,
+    power: float = 0.25,
+    shrinkage: float = 1.0,
+    bias: bool = True,
+    shared: bool = False,
+) -> LinearAdapter:
+    """Damp the directions in which all documents agree; needs no label.
+
+    ``W = V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, with ``w, V`` the eigenpairs of the
+    document covariance, scaled so that its mean eigenvalue is 1. Applied to queries alone it stands
+    for a milder whitening of both sides.
+
+    Args:
+        documents: ``(m, dim)``, vectors of the base model, or their spectrum.
+        power: 0 changes nothing, 0.5 on both sides would whiten.
+        shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
+        bias: Give the adapter a bias, zero to begin with.
+        shared: Map documents too.
+
+    Raises:
+        OptionError: ``power`` or ``shrinkage`` out of range.
+
+    Source:
+        Su et al. 2021, arXiv:2103.15316, with the exponent and the shrinkage added.
+    """
+    if not 0 <= power <= 1 or not shrinkage > 0:
+        raise OptionError(
+            f"Expected power in [0, 1] and shrinkage > 0, got {power!r} and {shrinkage!r}."
+        )
+    spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
+    weight = spectrum.power(power, shrinkage)
+    zero = np.zeros(len(weight), dtype=np.float32) if bias else None
+    return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
+
+
+def centering(documents: Vectors) -> LinearAdapter:
+    """Take the mean direction of the documents out of queries; needs no label.
+
+    Args:
+        documents: ``(m, dim)``, vectors of the base model.
+
+    Source:
+        Mu and Viswanath 2018, arXiv:1702.01417 ("all-but-the-top"), for the mean alone.
+    """
+    mean = unit(Spectrum(documents).mean)
+    return LinearAdapter(np.eye(len(mean), dtype=np.float32) - np.outer(mean, mean))
+
+
+def ridge(
+    train: EncodedDataset, strengths: Sequence[float]
+) -> Iterator[tuple[float, LinearAdapter]]:
+    """Yield the linear maps that take queries to their mean relevant document, for each strength.
+
+    ``W = argmin Σ ‖W q_i - t_i‖² + λ ‖W - I‖²``, with ``t_i`` the mean of the unit vectors of the
+    relevant documents. One eigendecomposition serves all strengths.
+
+    Args:
+        train: Queries and their documents.
+        strengths: λ, in units of the mean eigenvalue of ``QᵀQ``, ``> 0``. Large ones stay at the
+            identity.
+
+    Raises:
+        OptionError: A strength out of range.
+
+    Source:
+        Hoerl and Kennard 1970, shrunk to the identity instead of zero.
+    """
+    if not all(strength > 0 for strength in strengths):
+        raise OptionError(f"strengths: expected numbers > 0, got {list(strengths)!r}.")
+    solve = Ridge(train)
+    for strength in strengths:
+        yield strength, solve(strength)
+
+
+class Ridge:
+    """See :func:`ridge`; the decomposition is made once, of the smaller of ``QᵀQ`` and ``QQᵀ``."""
+
+    def __init__(self, train: EncodedDataset) -> None:
+        queries = unit(train.queries).astype(np.float64)
+        targets = mean_documents(train.relevance, train.documents).astype(np.float64)
+        missing = targets - queries  # what the identity leaves to be done
+        self._dim = queries.shape[1]
+        if len(queries) < self._dim:
+            self._values, vectors = np.linalg.eigh(queries @ queries.T)
+            self._left, self._right = queries.T @ vectors, vectors.T @ missing
+        else:
+            self._values, vectors = np.linalg.eigh(queries.T @ queries)
+            self._left, self._right = vectors, vectors.T @ (queries.T @ missing)
+        self._values = np.maximum(self._values, 0.0)
+        self._scale = max(float(self._values.sum()) / self._dim, 1e-12)
+
+    def __call__(self, strength: float) -> LinearAdapter:
+        """Return the map of one strength."""
+        step = (self._left / (self._values + strength * self._scale)) @ self._right
+        weight = step.T.astype(np.float32)
+        weight[np.diag_indices(self._dim)] += 1.0
+        return LinearAdapter(weight)
+
+
+def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Vectors:
+    """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
+
+    The mean of its relevant documents, less the mean of all documents and whitened: of all vectors
+    of its length that one favours these documents most against the rest of the corpus.
+
+    Args:
+        train: Queries and their documents.
+        spectrum: Of the documents, if it is at hand.
+    """
+    spectrum = spectrum or Spectrum(train.documents)
+    values = mean_documents(train.relevance, train.documents) - spectrum.mean
+    return unit(values @ spectrum.power(1.0, 1.0).astype(np.float32))
+
+
+def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
+    """Return the mean of each query's relevant documents as unit rows, ``(n, dim)``."""
+    asked, columns = np.unique(relevance.documents, return_inverse=True)
+    shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)
+    shape = (len(relevance), len(asked))
+    weights = csr_matrix((shares, columns, relevance.offsets), shape=shape)
+    return np.asarray(weights @ unit(documents[asked]), dtype=np.float32)

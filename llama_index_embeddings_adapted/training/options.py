@@ -1,0 +1,230 @@
+"""How to train; every value is checked before anything is embedded.
+
+How to train a small model beside a black box; every value is checked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from llama_index_embeddings_adapted.errors import (
+    MetricError,
+    OptionError,
+    check_known,
+    check_number,
+    check_whole,
+)
+from llama_index_embeddings_adapted.evaluation.metrics import parse
+
+Loss = Literal["queried", "mnr", "corpus"]
+
+_OPTIONAL = ("patience", "steps_per_epoch")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; every field is checked on construction.
+
+    Args:
+        loss: Which documents a query's relevant ones compete with. ``"queried"``: all documents
+            that some training query asks for. ``"mnr"``: those of the batch (multiple-negatives
+            ranking). ``"corpus"``: all documents. The last gains most on documents with training
+            questions, and takes it from documents without: they are never right, so the map
+            learns to push them away.
+        epochs: Passes over the training queries, at most.
+        batch_size: Queries per step.
+        learning_rate: Of Adam; ignored when ``optimizer_params`` has an ``lr``.
+        decay: Start at eight times the learning rate and let it fall to zero over ``epochs``, for
+            trainings whose length is known. On real sets a third of the steps gave as good a map.
+        temperature: Where the learned temperature starts, in cosine units.
+        learn_temperature: Learn it.
+        shrinkage: Weight of the squared distance from where training starts: the identity, or
+            the label-free map that replaces it.
+        anchor: Weight of the mean squared change in the scores of the whole corpus, which keeps
+            documents without training questions where they were.
+        anchor_documents: How many documents a step draws to estimate it, where vectors are longer
+            than that or documents move too; elsewhere all of them count.
+        patience: Epochs without a better validation score before training stops; None: never.
+        max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
+            batch and a random sample of the rest, which stands for all of it, so a step needs about
+            ``16 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
+            documents move, relevant ones that would be more than half of them are drawn too, at
+            least one per query.
+        max_grad_norm: Gradients are clipped to this norm.
+        warmup_steps: Steps over which the learning rate rises to its value.
+        steps_per_epoch: Steps per epoch, at most; None for one pass over the queries.
+        optimizer_class: Any torch optimizer; Adam when None.
+        optimizer_params: Its keyword arguments.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+        seed: Same seed, same machine, same weights.
+
+    Raises:
+        OptionError: A value outside its range.
+    """
+
+    loss: Loss = "queried"
+    epochs: int = 40
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    decay: bool = False
+    temperature: float = 0.05
+    learn_temperature: bool = True
+    shrinkage: float = 0.01
+    anchor: float = 30.0
+    anchor_documents: int = 512
+    patience: int | None = 8
+    max_candidates: int = 2_048
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    steps_per_epoch: int | None = None
+    optimizer_class: Any | None = None
+    optimizer_params: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise OptionError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}.")
+        for name in ("epochs", "batch_size", "anchor_documents", "max_candidates", *_OPTIONAL):
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            check_whole(name, value)
+        for name in ("learning_rate", "temperature", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=0.0)
+        for name in ("shrinkage", "anchor", "warmup_steps"):
+            check_number(name, getattr(self, name), least=0.0)
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments, if all are fields of :class:`TrainingOptions`.
+
+    Raises:
+        OptionError: An unknown one; the message has what was perhaps meant.
+    """
+    check_known(options, (field.name for field in fields(TrainingOptions)))
+    return options
+
+
+def settings_of(options: TrainingOptions) -> dict[str, Any]:
+    """Return options as JSON knows them."""
+    optimizer = options.optimizer_class
+    plain = {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in ("optimizer_class", "optimizer_params")
+    }
+    return {
+        **plain,
+        "optimizer_class": None if optimizer is None else getattr(optimizer, "__name__", "custom"),
+        "optimizer_params": {
+            key: value if isinstance(value, (int, float, str, bool)) else repr(value)
+            for key, value in options.optimizer_params.items()
+        },
+    }
+
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_WHOLE = ("epochs", "batch_size", "mini_batch_size", "queries_per_document")
+_WHOLE_OR_NONE = ("patience", "val_depth", "lora_rank")
+
+
+@dataclass(frozen=True)
+class ComposedOptions:
+    """How to train; every field is checked on construction.
+
+    Args:
+        weight: λ of the composition while training, ``> 0``; tuned afterwards.
+        epochs: Passes over the training queries, at most.
+        patience: Epochs without a better validation score before training stops; None: never.
+        batch_size: Documents per step, each with its queries. A document stands once in a batch;
+            where each has one query, these are the pairs of the published recipe.
+        queries_per_document: Queries that stand with their document in one batch, at most; a
+            document with more gets several places in an epoch.
+        mini_batch_size: Texts, of the longest of a batch, whose activations are in memory at once.
+            Larger batches are computed with cached gradients: the same step in the same memory,
+            with a second forward pass.
+        learning_rate: Of AdamW, for the body of the small model.
+        weight_decay: Of AdamW.
+        warmup_share: Share of all steps, in [0, 1), over which the learning rate rises.
+        max_grad_norm: Gradients are clipped to this norm.
+        temperature: In cosine units, ``> 0``.
+        label_smoothing: Share of the target spread over all candidates, in [0, 1).
+        hard_negatives: Documents per training document that look right to the black box and are
+            not, added to each batch; those of the dataset where it has some, else mined.
+        metric: What decides on the best epoch, such as ``"hit_rate@5"``.
+        val_depth: Validation searches among the relevant documents and those the black box ranks
+            among the first ``val_depth`` for some validation query; None: among all. The verdict
+            is always judged among all.
+        lora_rank: Train low-rank additions of this rank instead of all weights (``peft``); they
+            are merged into the weights in the end.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: the fastest that the
+            device trains in.
+        gradient_checkpointing: Compute activations twice instead of keeping them.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+        seed: Same seed, same machine, same weights.
+
+    Raises:
+        OptionError: A value outside its range.
+
+    Source:
+        Zhang et al. 2024, arXiv:2402.12177, and the code beside it, for weight, epochs, patience,
+        batch size, temperature and smoothing. Its factor of 0.01 on the loss is left out: AdamW
+        cancels it.
+    """
+
+    weight: float = 0.5
+    epochs: int = 20
+    patience: int | None = 4
+    batch_size: int = 20
+    queries_per_document: int = 4
+    mini_batch_size: int = 32
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    max_grad_norm: float = 1.0
+    temperature: float = 0.05
+    label_smoothing: float = 0.2
+    hard_negatives: int = 0
+    metric: str = "hit_rate@5"
+    val_depth: int | None = 10
+    lora_rank: int | None = None
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*_WHOLE, *_WHOLE_OR_NONE):
+            value = getattr(self, name)
+            if value is None and name in _WHOLE_OR_NONE:
+                continue
+            check_whole(name, value)
+        if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
+            raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
+        for name in ("weight", "learning_rate", "temperature", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=0.0)
+        for name in ("weight_decay", "hard_negatives"):
+            check_number(name, getattr(self, name), least=0.0)
+        for name in ("warmup_share", "label_smoothing"):
+            check_number(name, getattr(self, name), least=0.0, below=1.0)
+        if self.precision not in PRECISIONS:
+            raise OptionError(
+                f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+            )
+        try:
+            parse(self.metric)
+        except MetricError as cause:
+            raise OptionError(f"metric: {cause}") from cause
+
+
+def composed_options(settings: dict[str, Any]) -> ComposedOptions:
+    """Return options from keyword arguments.
+
+    Raises:
+        OptionError: An unknown one, or a value outside its range.
+    """
+    check_known(settings, (field.name for field in fields(ComposedOptions)))
+    return ComposedOptions(**settings)

@@ -1,0 +1,520 @@
+"""Gradient training of a query-side adapter on cached vectors.
+
+The documents that training scores: on the device where they fit, else taken as they are asked
+for.
+
+Threads: how many a training step is worth, and trainings side by side.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import Rows, UnitRows, Vectors, unit, unit_blocks
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError
+from llama_index_embeddings_adapted.evaluation.held_out import Gain, Validation
+from llama_index_embeddings_adapted.evaluation.reports import Epoch
+from llama_index_embeddings_adapted.training.modules import (
+    Targets,
+    TrainableAdapter,
+    ranking_nll,
+    score_drift,
+    trainable,
+)
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+
+MOST_BYTES = 512 * 2**20  # held as one tensor
+
+
+class TrainingDocuments:
+    """Unit rows of documents as tensors.
+
+    Up to 512 MiB of them are held on the device. More stay where they are, in memory or mapped
+    from a file, and only those that a step scores are copied.
+
+    Args:
+        vectors: ``(m, dim)``, of the base model.
+        device: Where tensors go.
+    """
+
+    def __init__(self, vectors: Vectors, device: torch.device) -> None:
+        self._vectors, self._device = vectors, device
+        self._rows = UnitRows(vectors)
+        self._all = None if vectors.nbytes > MOST_BYTES else self._tensor(unit(vectors))
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self._vectors)
+
+    @property
+    def dim(self) -> int:
+        """Their dimension."""
+        return int(self._vectors.shape[1])
+
+    def take(self, rows: Rows) -> Tensor:
+        """Return these rows, ``(n, dim)``."""
+        if self._all is None:
+            return self._tensor(self._rows[rows])
+        return self._all.index_select(0, self._tensor(rows))  # three times as fast as brackets
+
+    def moment(self) -> Tensor:
+        """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
+        if self._all is not None:
+            return self._all.T @ self._all / len(self)
+        total = np.zeros((self.dim, self.dim))
+        for block in unit_blocks(self._vectors):
+            total += block.T @ block
+        return self._tensor((total / len(self)).astype(np.float32))
+
+    def _tensor(self, array: Vectors | Rows) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+_WORTH_TWO_THREADS = 100_000_000  # multiplications per step
+
+
+@contextmanager
+def threads_for(multiplications: int) -> Iterator[None]:
+    """Keep small steps on one thread: waiting for a second one costs more than it saves, and on a
+    busy machine ten times as much."""
+    before = torch.get_num_threads()
+    if multiplications < _WORTH_TWO_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
+    """Exhaust iterators, several at once, with torch's threads divided among them.
+
+    Two trainings on a thread each are done sooner than one after the other on two threads. An error
+    or an interrupt ends all of them, each after what it does at that moment.
+
+    Args:
+        works: Independent of each other; what they yield is of no interest.
+        most: How many at once; by default as many as torch has threads.
+
+    Raises:
+        BaseException: The first error of any of them.
+    """
+    threads = torch.get_num_threads()
+    workers = min(len(works), most or threads)
+    if workers < 2:
+        for work in works:
+            for _ in work:
+                pass
+        return
+    ended = threading.Event()
+
+    def exhaust(work: Iterator[Any]) -> None:
+        for _ in work:
+            if ended.is_set():
+                return
+
+    share = max(1, threads // workers)
+    try:
+        with ThreadPoolExecutor(workers, "side", torch.set_num_threads, (share,)) as pool:
+            tasks = [pool.submit(exhaust, work) for work in works]
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+            except BaseException:
+                ended.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
+
+
+OptimizerClass = Callable[..., torch.optim.Optimizer]
+State = tuple[int, Callable[[], Adapter]]
+OnStep = Callable[[int, Callable[[], Adapter]], None]
+
+_TEMPERATURE_RANGE = (0.005, 1.0)
+_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What training found.
+
+    Args:
+        adapter: The best one; an identity where nothing beat the base model.
+        best_epoch: When it was found; 0 is the base model.
+        history: One entry per epoch, epoch 0 included.
+        seconds: Wall time.
+        interrupted: Whether it was stopped from the keyboard.
+    """
+
+    adapter: Adapter
+    best_epoch: int
+    history: tuple[Epoch, ...]
+    seconds: float
+    interrupted: bool = False
+
+
+def fit(
+    train: EncodedDataset,
+    validation: Validation,
+    start: Adapter,
+    options: TrainingOptions,
+    *,
+    show_progress: bool = True,
+    on_step: OnStep | None = None,
+) -> Fit:
+    """Train an adapter, stopping early, and keep the best state, the base model included.
+
+    An epoch is better when its mean gain over all held-out queries is higher, and neither the
+    queries about known documents nor those about new ones lose more than their standard error.
+    Interrupting from the keyboard keeps the best so far.
+
+    Args:
+        train: Queries to learn from.
+        validation: Held-out queries.
+        start: Where to start: an identity, a label-free map, or an adapter trained before.
+        options: How to train.
+        show_progress: Show a bar.
+        on_step: Called after each step with its number and a function that exports the adapter.
+
+    Raises:
+        TrainingError: The loss is not finite, or far above where it started.
+    """
+    began = time.perf_counter()
+    run = _Run(train, start, options, on_step)
+    best = _Best(start, validation)
+    history = [Epoch(0, run.loss_now(), best.gain)]
+    interrupted = False
+    try:
+        for number, loss in run.epochs(show_progress=show_progress):
+            _check_progress(loss, history, options)
+            gain = best.consider(run.module.export(), number)
+            history.append(Epoch(number, loss, gain))
+            if options.patience is not None and number - best.epoch >= options.patience:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+        warnings.warn(
+            f"Training was interrupted; the adapter of epoch {best.epoch} is kept.", stacklevel=2
+        )
+    seconds = time.perf_counter() - began
+    return Fit(best.adapter, best.epoch, tuple(history), seconds, interrupted)
+
+
+def refit(
+    train: EncodedDataset,
+    start: Adapter,
+    options: TrainingOptions,
+    *,
+    epochs: int,
+    show_progress: bool = True,
+) -> Adapter | None:
+    """Train for a known number of epochs, on everything; None when interrupted."""
+    run = _Run(train, start, replace(options, epochs=epochs), None)
+    try:
+        for _ in run.epochs(show_progress=show_progress):
+            pass
+    except KeyboardInterrupt:
+        warnings.warn("Training on all queries was interrupted.", stacklevel=2)
+        return None
+    return run.module.export()
+
+
+def states(
+    train: EncodedDataset,
+    start: Adapter | TrainableAdapter,
+    options: TrainingOptions,
+    *,
+    show_progress: bool = False,
+) -> Iterator[State]:
+    """Train, and yield after each epoch its number and a function that exports the adapter.
+
+    Args:
+        train: Queries to learn from.
+        start: Where to start.
+        options: How to train; ``patience`` has no effect, as nothing is validated.
+        show_progress: Show a bar.
+    """
+    run = _Run(train, start, options, None)
+    for number, _ in run.epochs(show_progress=show_progress):
+        yield number, run.module.export
+
+
+class _Best:
+    """The best adapter so far; at first one that changes nothing."""
+
+    def __init__(self, start: Adapter, validation: Validation) -> None:
+        self._validation = validation
+        self.adapter: Adapter = LinearAdapter.identity(start.input_dim)
+        self.epoch = 0
+        self.gain = Gain.of(validation, validation.base)
+
+    def consider(self, adapter: Adapter, epoch: int) -> Gain:
+        """Score an adapter and keep it if it is better; return its gain."""
+        gain = Gain.of(self._validation, self._validation.score(adapter))
+        if gain.harmless and gain.overall > self.gain.overall:
+            self.adapter, self.epoch, self.gain = adapter, epoch, gain
+        return gain
+
+
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self,
+        train: EncodedDataset,
+        start: Adapter | TrainableAdapter,
+        options: TrainingOptions,
+        on_step: OnStep | None,
+    ) -> None:
+        self._options = options
+        self._on_step = on_step
+        self._steps = 0
+        self._device = device_for(options)
+        self._random = np.random.default_rng(options.seed)
+        module = start if isinstance(start, TrainableAdapter) else trainable(start)
+        self.module: TrainableAdapter = module.to(self._device)
+        self._log_temperature = nn.Parameter(
+            torch.tensor(math.log(options.temperature), device=self._device),
+            requires_grad=options.learn_temperature,
+        )
+        self._base = train.queries
+        self._unit_base = self._tensor(unit(train.queries))
+        self._queries = self._tensor(self._base)
+        self._documents = TrainingDocuments(train.documents, self._device)
+        self._moment = self._moment_of_documents() if options.anchor else None
+        self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
+        # Hard negatives compete like the documents that queries ask for.
+        self._negatives = (
+            None
+            if train.negatives is None
+            else replace(train.negatives, documents=train.twins[train.negatives.documents])
+        )
+        asked = self._relevance.documents
+        mined = asked[:0] if self._negatives is None else self._negatives.documents
+        self._candidates = np.unique(
+            train.twins if options.loss == "corpus" else np.concatenate([asked, mined])
+        )
+        # Gathered once where every step scores the same documents.
+        self._all_candidates = (
+            None
+            if options.loss == "mnr" or len(self._candidates) > options.max_candidates
+            else self._documents.take(self._candidates)
+        )
+        scored = min(len(self._candidates), options.max_candidates) + options.anchor_documents
+        self._multiplications = options.batch_size * scored * train.documents.shape[1]
+        self._optimizer = self._make_optimizer()
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+
+    def epochs(self, *, show_progress: bool) -> Iterator[tuple[int, float]]:
+        """Train; yield number and mean loss of each epoch."""
+        numbers = range(1, self._options.epochs + 1)
+        bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
+        with bar:
+            for number in bar:
+                with threads_for(self._multiplications):
+                    loss = float(np.mean([self.step(batch) for batch in self.batches()]))
+                bar.set_postfix(loss=f"{loss:.3f}")
+                yield number, loss
+
+    def batches(self) -> list[Rows]:
+        """Return the rows of each step of one epoch, shuffled."""
+        order = self._random.permutation(len(self._relevance))
+        size = self._options.batch_size
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        return steps[: self._steps_per_epoch]
+
+    def step(self, batch: Rows) -> float:
+        """Take one step; return its loss."""
+        self._optimizer.zero_grad()
+        loss = self._loss(batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(_diverged(self._options, f"the loss is {value}"))
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.module.parameters(), self._options.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        with torch.no_grad():
+            self._log_temperature.clamp_(*map(math.log, _TEMPERATURE_RANGE))
+        self._steps += 1
+        if self._on_step is not None:
+            self._on_step(self._steps, self.module.export)
+        return value
+
+    def loss_now(self) -> float:
+        """Return the loss of one batch, without learning from it."""
+        state = self._random.bit_generator.state
+        with torch.no_grad():
+            value = float(self._loss(self.batches()[0]))
+        self._random.bit_generator.state = state
+        return value
+
+    def _rate(self, step: int) -> float:
+        """Return what the learning rate is multiplied by."""
+        options = self._options
+        warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        if not options.decay:
+            return warm
+        total = options.epochs * self._steps_per_epoch
+        return warm * _PEAK * (1.0 - min(step, total) / total)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        steps = math.ceil(len(self._relevance) / self._options.batch_size)
+        return min(steps, self._options.steps_per_epoch or steps)
+
+    def _loss(self, batch: Rows) -> Tensor:
+        options = self._options
+        rows = self._tensor(batch)
+        adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
+        candidates, documents = self._candidates_for(batch)
+        loss = ranking_nll(
+            adapted,
+            self.module.documents(documents),
+            self._targets(batch, candidates),
+            temperature=self._log_temperature.exp(),
+            stands_for=self._stands_for(candidates),
+        )
+        if options.shrinkage:
+            loss = loss + options.shrinkage * self.module.shrinkage()
+        if options.anchor:
+            loss = loss + options.anchor * self._drift(adapted, self._unit_base[rows])
+        return loss
+
+    def _drift(self, adapted: Tensor, base: Tensor) -> Tensor:
+        """Return how far the scores of documents have moved, of all of them or of a sample."""
+        if self._moment is not None:
+            return score_drift(adapted - base, self._moment)
+        sample = self._random.integers(len(self._documents), size=self._options.anchor_documents)
+        anchors = self._documents.take(sample)
+        moved = adapted @ self.module.documents(anchors).T
+        return (moved - base @ anchors.T).square().mean()
+
+    def _moment_of_documents(self) -> Tensor | None:
+        """Return what the drift of all scores is computed from, where it is cheaper than a sample.
+
+        It is not where vectors are long, and not possible where documents move too.
+        """
+        dim = self._documents.dim
+        if self.module.moves_documents or dim > self._options.anchor_documents:
+            return None
+        return self._documents.moment()
+
+    def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
+        """Return the documents that compete in this step, sorted, and their vectors."""
+        relevant = self._relevance.take(batch)
+        if self._options.loss == "mnr":
+            # One relevant document per query, as each (query, document) pair is one example; the
+            # others are drawn in other epochs. Those of the batch's other queries compete.
+            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
+            chosen = _union(relevant.documents[place], self._hard(batch))
+        elif self._all_candidates is not None:
+            return self._candidates, self._all_candidates
+        else:
+            own = _union(self._competing(relevant), self._hard(batch))
+            more = max(0, self._options.max_candidates - len(own))
+            others = self._random.choice(self._candidates, size=more, replace=False)
+            chosen = _union(own, others)
+        return chosen, self._documents.take(chosen)
+
+    def _stands_for(self, candidates: Rows) -> float:
+        """Return how many documents a candidate stands for; in a batch of pairs, itself."""
+        return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
+
+    def _competing(self, relevant: Relevance) -> Rows:
+        """Return the relevant documents of a batch; where documents move, a limited number.
+
+        There a step maps every candidate, and dozens per query would be nearly all of its cost.
+        Those left out that come in by chance, or by another query, are targets as ever.
+        """
+        most = max(self._options.max_candidates // 2, len(relevant))
+        if not self.module.moves_documents or len(_union(relevant.documents)) <= most:
+            return relevant.documents
+        shuffled = np.lexsort((self._random.random(len(relevant.documents)), relevant.queries))
+        # One of each query, then a second of each that has one, until there are enough.
+        place = np.arange(len(shuffled)) - relevant.offsets[relevant.queries]
+        return relevant.documents[shuffled[np.argsort(place, kind="stable")[:most]]]
+
+    def _hard(self, batch: Rows) -> Rows:
+        """Return the hard negatives of a batch."""
+        if self._negatives is None:
+            return np.empty(0, dtype=np.int64)
+        return self._negatives.take(batch).documents
+
+    def _targets(self, batch: Rows, candidates: Rows) -> Targets:
+        relevant = self._relevance.take(batch)
+        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
+        there = candidates[place] == relevant.documents
+        queries = relevant.queries[there]
+        shares = 1.0 / np.bincount(queries, minlength=len(batch))[queries]
+        return Targets(
+            self._tensor(queries), self._tensor(place[there]), self._tensor(np.float32(shares))
+        )
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        options = self._options
+        make: OptimizerClass = options.optimizer_class or torch.optim.Adam
+        params: dict[str, Any] = dict(options.optimizer_params)
+        if options.optimizer_class is None or make in (torch.optim.Adam, torch.optim.AdamW):
+            params.setdefault("lr", options.learning_rate)
+        parameters = [*self.module.parameters(), self._log_temperature]
+        try:
+            return make([p for p in parameters if p.requires_grad], **params)
+        except (TypeError, ValueError) as cause:
+            raise OptionError(
+                f"optimizer_class={getattr(make, '__name__', make)}, optimizer_params={params}: "
+                f"{cause}"
+            ) from cause
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _union(*rows: Rows) -> Rows:
+    """Return the different ones, sorted; for thousands faster than ``np.unique``, which hashes."""
+    ordered = np.sort(np.concatenate(rows))
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:
+    start = history[0].loss
+    if loss > 10 * max(start, 1.0):
+        raise TrainingError(
+            _diverged(
+                options, f"the loss went from {start:.3g} to {loss:.3g} in {len(history)} epochs"
+            )
+        )
+
+
+def _diverged(options: TrainingOptions, what: str) -> str:
+    rate = options.optimizer_params.get("lr", options.learning_rate)
+    return f"Training diverged: {what}. Lower the learning rate (now {rate:g})."
+
+
+def device_for(options: TrainingOptions) -> torch.device:
+    """Return where to train: as the options say, or the best there is."""
+    if options.device is not None:
+        return torch.device(options.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters.base import describe, restore
+from llama_index_embeddings_adapted.adapters.composites import (
+    Gate,
+    GatedAdapter,
+    StackedAdapter,
+    TwoSidedAdapter,
+)
+from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter, UnitAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import (
+    KernelAdapter,
+    NudgeAdapter,
+    QueryMemoryAdapter,
+)
+from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
+
+DIM = 6
+
+
+class Turned(Adapter):
+    """What a user may write: one array, one setting, both roles."""
+
+    adapts_documents = True
+
+    def __init__(self, signs: Vectors, *, shift: int = 0) -> None:
+        self.signs = np.array(signs, dtype=np.float32)
+        self.signs.setflags(write=False)
+        self.shift = shift
+
+    @property
+    def input_dim(self) -> int:
+        return len(self.signs)
+
+    @property
+    def output_dim(self) -> int:
+        return len(self.signs)
+
+    def arrays(self) -> dict[str, Vectors]:
+        return {"signs": self.signs}
+
+    def config(self) -> dict[str, int]:
+        return {"shift": self.shift}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        return np.roll(vectors * self.signs, self.shift, axis=-1)
+
+
+def random_array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def memory(general: Adapter, **settings: float) -> QueryMemoryAdapter:
+    keys, values = (unit(random_array(3, DIM, seed=seed)) for seed in (2, 3))
+    return QueryMemoryAdapter(general, keys, values, **settings)
+
+
+def kernel(general: Adapter, **settings: float) -> KernelAdapter:
+    keys, coefficients = unit(random_array(3, DIM, seed=2)), random_array(3, DIM, seed=3)
+    return KernelAdapter(general, keys, coefficients, **settings)
+
+
+def gate(*, others: int = 2) -> Gate:
+    queries, asked = (unit(random_array(4, DIM, seed=seed)) for seed in (4, 5))
+    return Gate(
+        queries,
+        asked,
+        unit(random_array(others, DIM, seed=6)),
+        np.ones(2),
+        random_array(7),
+        -np.ones(6),
+        np.ones(6),
+    )
+
+
+def nudges() -> NudgeAdapter:
+    """Knows the first and the third of KEYS, and a document that is not there."""
+    return NudgeAdapter(np.array([10, 30, 99]), random_array(3, DIM, seed=7))
+
+
+def linear(seed: int = 0, *, shared: bool = False) -> LinearAdapter:
+    return LinearAdapter(
+        random_array(DIM, DIM, seed=seed), random_array(DIM, seed=seed), shared=shared
+    )
+
+
+KEYS = np.array([10, 20, 30, 40, 50], dtype=np.uint64)
+
+IDENTITIES: dict[str, Callable[[], Adapter]] = {
+    "linear": lambda: LinearAdapter.identity(DIM),
+    "linear without bias": lambda: LinearAdapter.identity(DIM, bias=False),
+    "linear, shared": lambda: LinearAdapter.identity(DIM, shared=True),
+    "low rank": lambda: LowRankAdapter.identity(DIM, rank=2),
+    "two layers": lambda: TwoLayerAdapter.identity(DIM, hidden=4),
+    "memory of weight 0": lambda: memory(LinearAdapter.identity(DIM), weight=0.0),
+    "kernel of weight 0": lambda: kernel(LinearAdapter.identity(DIM), weight=0.0),
+    "gate between identities": lambda: GatedAdapter(
+        LinearAdapter.identity(DIM), LowRankAdapter.identity(DIM), gate()
+    ),
+    "nudges": nudges,
+    "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
+    "two sides": lambda: TwoSidedAdapter(LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)),
+    "unit length": lambda: UnitAdapter(DIM),
+    "of a user": lambda: Turned(np.ones(DIM)),
+}
+TRAINED: dict[str, Callable[[], Adapter]] = {
+    "linear": linear,
+    "linear, shared": lambda: linear(shared=True),
+    "low rank": lambda: LowRankAdapter(
+        random_array(2, DIM), random_array(DIM, 2), random_array(DIM)
+    ),
+    "linear not normalised": lambda: LinearAdapter(random_array(DIM, DIM), normalize=False),
+    "two layers": lambda: TwoLayerAdapter(
+        random_array(4, DIM), random_array(4), random_array(DIM, 4), random_array(DIM)
+    ),
+    "two layers, tanh, no residual": lambda: TwoLayerAdapter(
+        random_array(4, DIM),
+        random_array(4),
+        random_array(DIM, 4),
+        random_array(DIM),
+        activation="tanh",
+        residual=False,
+    ),
+    "memory": lambda: memory(linear(), weight=2.0, temperature=0.5, neighbours=2),
+    "kernel": lambda: kernel(linear(), weight=2.0, temperature=0.5),
+    "gate": lambda: GatedAdapter(linear(), linear(1), gate()),
+    "gate without other documents": lambda: GatedAdapter(linear(), linear(1), gate(others=0)),
+    "gate to a memory": lambda: GatedAdapter(linear(), memory(linear(1)), gate()),
+    "gate to a kernel": lambda: GatedAdapter(linear(), kernel(linear(1)), gate()),
+    "nudges": nudges,
+    "stack": lambda: StackedAdapter(linear(), nudges()),
+    "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
+    "two sides": lambda: TwoSidedAdapter(linear(), linear(1)),
+    "two sides, a memory in front": lambda: TwoSidedAdapter(memory(linear()), linear(1)),
+    "nudges on two sides": lambda: StackedAdapter(TwoSidedAdapter(linear(), linear(1)), nudges()),
+    "stack of stacks": lambda: StackedAdapter(
+        StackedAdapter(GatedAdapter(linear(), memory(linear(1)), gate()), nudges()), linear(2)
+    ),
+    "stack that leaves documents": lambda: StackedAdapter(linear(), memory(linear(1))),
+    "of a user": lambda: Turned(np.array([1, -1, 1, -1, 1, -1]), shift=2),
+}
+
+
+@pytest.fixture(params=IDENTITIES.values(), ids=IDENTITIES.keys())
+def identity(request: pytest.FixtureRequest) -> Adapter:
+    return request.param()
+
+
+@pytest.fixture(params=TRAINED.values(), ids=TRAINED.keys())
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    return request.param()
+
+
+QUERIES = unit(random_array(5, DIM, seed=1))
+
+
+# --- the contract ---------------------------------------------------------------------------
+
+
+def test_the_identity_leaves_unit_vectors_as_they_are(identity: Adapter) -> None:
+    assert np.allclose(identity.apply(QUERIES), QUERIES, atol=1e-7)
+
+
+def test_a_batch_equals_single_vectors(adapter: Adapter) -> None:
+    batch = adapter.apply(QUERIES)
+    assert batch.shape == (5, adapter.output_dim)
+    assert np.allclose(batch, [adapter.apply(query) for query in QUERIES], atol=1e-6)
+
+
+def test_an_empty_batch_stays_empty(adapter: Adapter) -> None:
+    assert adapter.apply(np.empty((0, DIM), dtype=np.float32)).shape == (0, DIM)
+
+
+def test_results_are_float32_and_the_input_is_left_alone(adapter: Adapter) -> None:
+    for given_ in (QUERIES.copy(), QUERIES[0].copy(), QUERIES.astype(np.float64)):
+        before = given_.copy()
+        assert adapter.apply(given_).dtype == np.float32
+        assert np.array_equal(given_, before)
+
+
+def test_documents_are_untouched_bit_for_bit_unless_the_adapter_says_so(adapter: Adapter) -> None:
+    documents = adapter.apply(QUERIES, "document", KEYS)
+    assert np.array_equal(documents, QUERIES) != adapter.adapts_documents
+
+
+def test_a_batch_of_documents_equals_single_ones(adapter: Adapter) -> None:
+    batch = adapter.apply(QUERIES, "document", KEYS)
+    assert batch.shape == (5, adapter.output_dim)
+    for row, document in enumerate(QUERIES):
+        single = adapter.apply(document, "document", KEYS[row : row + 1])
+        assert single.shape == (adapter.output_dim,)
+        assert np.allclose(batch[row], single, atol=1e-6)
+    empty = adapter.apply(QUERIES[:0], "document", KEYS[:0])
+    assert empty.shape == (0, adapter.output_dim)
+
+
+def test_documents_are_float32_and_the_input_is_left_alone(adapter: Adapter) -> None:
+    for given_ in (QUERIES.copy(), QUERIES.astype(np.float64)):
+        before = given_.copy()
+        assert adapter.apply(given_, "document", KEYS).dtype == np.float32
+        assert np.array_equal(given_, before)
+
+
+@pytest.mark.parametrize("name", ["linear, shared", "of a user"])
+def test_a_map_of_both_sides_treats_documents_as_queries_with_or_without_keys(name: str) -> None:
+    adapter = TRAINED[name]()
+    assert np.array_equal(adapter.apply(QUERIES, "document"), adapter.apply(QUERIES))
+    assert np.array_equal(adapter.apply(QUERIES, "document", KEYS), adapter.apply(QUERIES))
+
+
+def test_nudges_leave_documents_without_keys_alone() -> None:
+    assert np.array_equal(nudges().apply(QUERIES, "document"), QUERIES)
+    stack = StackedAdapter(linear(shared=True), nudges())
+    assert np.array_equal(stack.apply(QUERIES, "document"), linear().apply(QUERIES))
+
+
+def test_another_role_is_refused(adapter: Adapter) -> None:
+    with pytest.raises(OptionError, match='expected "query" or "document", got \'passage\''):
+        adapter.apply(QUERIES, "passage")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(DIM + 1,), (3, DIM + 1), (1, 2, DIM), ()])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_another_shape_is_refused(adapter: Adapter, shape: tuple[int, ...], role: str) -> None:
+    with pytest.raises(ShapeError, match=r"expected 6 dimensions.*Was it trained on another base"):
+        adapter.apply(np.zeros(shape), role)  # type: ignore[arg-type]
+
+
+def test_saving_and_loading_is_bit_equal(adapter: Adapter, tmp_path: Path) -> None:
+    adapter.save(tmp_path / "folder")
+    loaded = Adapter.load(tmp_path / "folder")
+    assert type(loaded) is type(adapter)
+    assert loaded == adapter
+    assert np.array_equal(loaded.apply(QUERIES), adapter.apply(QUERIES))
+    documents = adapter.apply(QUERIES, "document", KEYS)
+    assert np.array_equal(loaded.apply(QUERIES, "document", KEYS), documents)
+
+
+def test_pickles_and_copies_are_bit_equal_and_stay_immutable(adapter: Adapter) -> None:
+    for copied in (pickle.loads(pickle.dumps(adapter)), copy.deepcopy(adapter), copy.copy(adapter)):
+        assert copied == adapter
+        assert np.array_equal(copied.apply(QUERIES), adapter.apply(QUERIES))
+        assert not any(array.flags.writeable for array in copied.arrays().values())
+
+
+def test_arrays_are_read_only(adapter: Adapter) -> None:
+    for array in adapter.arrays().values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_the_repr_names_class_dimensions_and_settings(adapter: Adapter) -> None:
+    shown = repr(adapter)
+    assert shown.startswith(f"{type(adapter).__name__}(")
+    assert "6 → 6" in shown
+    assert all(f"{name}=" in shown for name in adapter.config() if name != "parts")
+
+
+def test_adapters_differ_by_weights_settings_and_class() -> None:
+    weight = random_array(2, 2)
+    assert LinearAdapter(weight) == LinearAdapter(weight)
+    assert LinearAdapter(weight) != LinearAdapter(weight, normalize=False)
+    assert LinearAdapter(weight) != LinearAdapter(weight, np.zeros(2))
+    assert LinearAdapter(weight) != LinearAdapter(weight + 1)
+    assert LinearAdapter(weight) != "LinearAdapter"
+
+
+# --- each of them ---------------------------------------------------------------------------
+
+
+def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation() -> None:
+    weight, bias = np.array([[0, 2], [1, 0]]), np.array([0, 3])
+    assert LinearAdapter(weight, bias, normalize=False).apply([1, 2]).tolist() == [4, 4]
+    assert np.allclose(LinearAdapter(weight, bias).apply([1, 2]), [0.5**0.5, 0.5**0.5])
+    assert LinearAdapter(np.ones((3, 2))).apply(np.ones((4, 2))).shape == (4, 3)
+
+
+def test_a_zero_vector_stays_zero() -> None:
+    assert LinearAdapter.identity(2).apply([0, 0]).tolist() == [0, 0]
+    assert LinearAdapter.identity(2).apply([[0, 0], [0, 2]]).tolist() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("relu", [2, 0]),
+        ("leaky_relu", [2, -0.02]),
+        ("tanh", np.tanh([2, -2])),
+        ("sigmoid", 1 / (1 + np.exp([-2, 2]))),
+    ],
+)
+def test_two_layers_pass_through_their_activation(activation: str, expected: list[float]) -> None:
+    eye, zero = np.eye(2), np.zeros(2)
+    plain = TwoLayerAdapter(
+        eye, zero, eye, zero, activation=activation, residual=False, normalize=False
+    )
+    assert np.allclose(plain.apply([2, -2]), expected)
+    added = TwoLayerAdapter(eye, zero, eye, zero, activation=activation, normalize=False)
+    assert np.allclose(added.apply([2, -2]), np.add(expected, [2, -2]))
+
+
+def test_a_low_rank_adapter_adds_to_the_query_what_passes_its_narrow_middle() -> None:
+    down, up = np.array([[1, 0, 0]]), np.array([[0], [0], [2]])
+    adapter = LowRankAdapter(down, up, np.array([0, -1, 0]))
+    # q + U V q + b = (1, 1, 0) + (0, 0, 2) + (0, -1, 0)
+    assert np.allclose(adapter.apply([1, 1, 0]), np.array([1, 0, 2]) / 5**0.5)
+    assert LowRankAdapter.identity(3, rank=32).down.shape == (3, 3)  # no wider than the vectors
+
+
+def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents() -> None:
+    turn = LinearAdapter(np.array([[0, -1], [1, 0]]), shared=True)  # by 90 degrees
+    nudge = NudgeAdapter(np.array([7]), np.array([[1, 0]]))
+    stack = StackedAdapter(turn, nudge, turn)
+    assert np.allclose(stack.apply([1, 0]), [-1, 0])
+    known, other = np.array([7], dtype=np.uint64), np.array([8], dtype=np.uint64)
+    # (1, 0) turns to (0, 1), is moved to (1, 1) / √2, and turns to (-1, 1) / √2.
+    assert np.allclose(stack.apply([1, 0], "document", known), np.array([-1, 1]) / 2**0.5)
+    assert np.allclose(stack.apply([1, 0], "document", other), [-1, 0])
+
+
+def test_more_than_ten_adapters_stay_in_order_when_saved(tmp_path: Path) -> None:
+    stack = StackedAdapter(*(linear(seed) for seed in range(11)))
+    stack.save(tmp_path)
+    assert np.array_equal(Adapter.load(tmp_path).apply(QUERIES), stack.apply(QUERIES))
+
+
+def test_a_stack_that_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(OptionError, match="StackedAdapter: expected at least one adapter"):
+        StackedAdapter()
+    with pytest.raises(ShapeError, match=r"in a stack: expected 3 dimensions, as LinearAdapter"):
+        StackedAdapter(LinearAdapter(np.ones((3, 2))), LinearAdapter.identity(2))
+
+
+def test_a_damaged_part_of_a_composite_is_named() -> None:
+    stack = StackedAdapter(linear(), linear(1))
+    description = describe(stack)
+    description["config"]["parts"]["1"]["class"] = "Lost"
+    with pytest.raises(FolderError, match="1: adapter class 'Lost' is not known here"):
+        restore(description, stack.arrays(), where="here")
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_any_linear_adapter_survives_its_description(
+    rows: int, columns: int, bias: bool, normalize: bool, seed: int
+) -> None:
+    given_ = LinearAdapter(
+        random_array(rows, columns, seed=seed),
+        random_array(rows, seed=seed) if bias else None,
+        normalize=normalize,
+    )
+    assert restore(describe(given_), given_.arrays(), where="here") == given_
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LinearAdapter(np.ones(3)), r"weight: expected 2 dimensions, got shape \(3,\)"),
+        (lambda: LinearAdapter(np.ones((0, 3))), "weight: expected 2 dimensions"),
+        (lambda: LinearAdapter(np.ones((2, 3)), np.ones(3)), r"bias: expected \(2,\), got \(3,\)"),
+        (lambda: LinearAdapter(np.full((2, 2), np.nan)), "weight: expected finite numbers"),
+        (
+            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((1, 3)), np.ones(3)),
+            r"up: expected \(3, 1\), got \(1, 3\)",
+        ),
+        (
+            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((3, 1)), np.ones(1)),
+            r"bias: expected \(3,\), got \(1,\)",
+        ),
+        (
+            lambda: TwoLayerAdapter(np.ones((4, 2)), np.ones(3), np.ones((2, 4)), np.ones(2)),
+            r"hidden_bias: expected \(4,\), got \(3,\)",
+        ),
+        (
+            lambda: TwoLayerAdapter(np.ones((4, 2)), np.ones(4), np.ones((3, 4)), np.ones(3)),
+            r"output_weight: expected \(2, 4\), got \(3, 4\)",  # a residual needs one dimension
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(make: Callable[[], Adapter], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        make()
+
+
+def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
+    eye, zero = np.eye(2), np.zeros(2)
+    with pytest.raises(OptionError, match="expected one of relu, leaky_relu, tanh, sigmoid, got"):
+        TwoLayerAdapter(eye, zero, eye, zero, activation="gelu")
+
+
+def test_loading_by_a_class_refuses_another(tmp_path: Path) -> None:
+    LinearAdapter.identity(2).save(tmp_path)
+    with pytest.raises(FolderError, match="holds a LinearAdapter, not a TwoLayerAdapter"):
+        TwoLayerAdapter.load(tmp_path)
+    assert LinearAdapter.load(tmp_path) == LinearAdapter.identity(2)
+
+
+def test_each_side_has_a_map_of_its_own() -> None:
+    adapter = TwoSidedAdapter(linear(1), linear(2))
+    vectors = random_array(3, DIM)
+    assert np.array_equal(adapter.apply(vectors), linear(1).apply(vectors))
+    assert np.array_equal(adapter.apply(vectors, "document"), linear(2).apply(vectors))
+
+
+def test_sides_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions, as query"):
+        TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
+    with pytest.raises(OptionError, match=r"query: .* one side, got NudgeAdapter, which moves"):
+        TwoSidedAdapter(nudges(), linear())

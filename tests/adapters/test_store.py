@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    AdaptedError,
+    Adapter,
+    LinearAdapter,
+    TwoLayerAdapter,
+)
+from llama_index_embeddings_adapted.core import files as folders
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
+from tests.conftest import CountingEmbedding
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def model(base: CountingEmbedding) -> AdaptedEmbedding:
+    weight = np.random.default_rng(0).standard_normal((16, 16))
+    return AdaptedEmbedding(base, LinearAdapter(weight), training={"data": "abc", "seed": 3})
+
+
+@pytest.fixture
+def saved(model: AdaptedEmbedding, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+# --- there and back -------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_as_it_was(
+    model: AdaptedEmbedding, base: CountingEmbedding, saved: Path
+) -> None:
+    loaded = AdaptedEmbedding.from_pretrained(saved, base)
+    assert loaded.adapter == model.adapter
+    assert loaded.training == {"data": "abc", "seed": 3}
+    assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
+
+
+def test_the_base_model_is_rebuilt_from_what_the_folder_says(
+    model: AdaptedEmbedding, saved: Path
+) -> None:
+    loaded = AdaptedEmbedding.from_pretrained(saved)
+    assert isinstance(loaded.base_embed_model, CountingEmbedding)
+    assert loaded.base_embed_model.embed_batch_size == 4
+    assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
+
+
+def test_a_model_that_shows_its_base_stays_so(base: CountingEmbedding, tmp_path: Path) -> None:
+    shown = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)), transform_query=False)
+    shown.save_pretrained(tmp_path / "a")
+    assert AdaptedEmbedding.from_pretrained(tmp_path / "a", base).transform_query is False
+    applied = AdaptedEmbedding.from_pretrained(tmp_path / "a", base, transform_query=True)
+    assert np.allclose(applied.get_query_embedding("x"), -np.float32(base.vector("query", "x")))
+
+
+def test_the_folder_says_what_is_in_it(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+    ]
+    config = json.loads((saved / "config.json").read_text())
+    assert config["format_version"] == 1
+    assert config["roles"] == ["query"]
+    assert config["adapter"]["class"] == "LinearAdapter"
+    assert config["adapter"]["shapes"] == {"weight": [16, 16]}
+    assert config["base_model"]["name"] == "CountingEmbedding"
+    assert config["base_model"]["settings"]["dim"] == config["base_model"]["dim"] == 16
+    assert load_file(saved / "adapter.safetensors").keys() == {"weight", "fingerprint.probes"}
+
+
+def test_the_card_has_the_scores_and_the_snippet(base: CountingEmbedding, tmp_path: Path) -> None:
+    metrics = {"hit_rate@1": 0.25, "hit_rate@5": 1, "mrr@10": 0.5, "ndcg@10": 0.75, "recall@10": 1}
+    part = {"queries": 12, "base": dict.fromkeys(metrics, 0.0), "adapted": metrics}
+    report = {"verdict": "ship: it helps", "overall": part, "known": None, "new": part}
+    adapter = LinearAdapter.identity(16)
+    AdaptedEmbedding(base, adapter, training={"report": report}).save_pretrained(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert card.startswith("# Adapter for CountingEmbedding\n")
+    assert "Verdict: ship: it helps." in card
+    assert "| all (12) | adapted | 0.2500 | 1.0000 | 0.5000 | 0.7500 | 1.0000 |" in card
+    assert "| documents without (12) | base | 0.0000" in card
+    assert "documents with training questions" not in card
+    assert 'AdaptedEmbedding.from_pretrained("mine", base_embed_model)' in card
+
+
+# --- replacing ------------------------------------------------------------------------------
+
+
+def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(
+    base: CountingEmbedding, saved: Path
+) -> None:
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(saved)
+    assert Adapter.load(saved) == LinearAdapter.identity(16)
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(model: AdaptedEmbedding, saved: Path) -> None:
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(FolderError, match=r"holds other files \(notes\.txt\).*Choose an empty"):
+        model.save_pretrained(saved)
+    assert (saved / "notes.txt").read_text() == "mine"
+    with pytest.raises(FolderError, match=r"notes\.txt: cannot be written \(Not a directory\)"):
+        model.save_pretrained(saved / "notes.txt")
+
+
+def test_a_failed_save_leaves_the_old_folder(saved: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        folders.write(saved, {"adapter": object()}, {})
+    assert isinstance(Adapter.load(saved), LinearAdapter)
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+KILLED_WHILE_SAVING = """
+import os, random, signal, sys, time
+import numpy as np
+from llama_index_embeddings_adapted import Adapter, LinearAdapter
+
+folder, seen, rounds, end = sys.argv[1], set(), 0, time.monotonic() + 30
+adapters = [LinearAdapter(np.full((64, 64), value, dtype=np.float32)) for value in (1, 2)]
+adapters[0].save(folder)
+while rounds < 30 or (seen != {0, 1} and time.monotonic() < end):
+    rounds += 1
+    child = os.fork()
+    if child == 0:
+        while True:
+            for adapter in adapters:
+                adapter.save(folder)
+    time.sleep(random.uniform(0.0005, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    seen.add(adapters.index(Adapter.load(folder)))
+assert seen == {0, 1}, seen
+"""
+
+
+def test_a_kill_while_saving_leaves_the_old_adapter_or_the_new_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "adapter")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+# --- is it the right model? -----------------------------------------------------------------
+
+
+def test_another_model_is_refused_unless_not_verified(saved: Path) -> None:
+    other = CountingEmbedding(dim=8)
+    message = r"trained on CountingEmbedding; .*gives 8 dimensions, expected 16.*verify=False"
+    with pytest.raises(BaseModelMismatchError, match=message):
+        AdaptedEmbedding.from_pretrained(saved, other)
+
+
+def test_a_changed_model_behind_the_same_name_is_refused(saved: Path) -> None:
+    changed = CountingEmbedding(seed=1)
+    with pytest.raises(BaseModelMismatchError, match=r"least cosine -?0\.\d+, expected at least"):
+        AdaptedEmbedding.from_pretrained(saved, changed)
+    loaded = AdaptedEmbedding.from_pretrained(saved, changed, verify=False)
+    assert loaded.base_embed_model is changed
+
+
+def test_float_noise_and_another_class_of_the_same_vectors_are_accepted(saved: Path) -> None:
+    class Noisy(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            noise = np.random.default_rng(len(text)).standard_normal(16)
+            return (np.array(super().vector(role, text)) + 1e-3 * noise).tolist()
+
+    AdaptedEmbedding.from_pretrained(saved, Noisy())
+
+
+def test_a_changed_query_instruction_alone_is_noticed(saved: Path) -> None:
+    class Instructed(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            return super().vector(role, f"query: {text}" if role == "query" else text)
+
+    with pytest.raises(BaseModelMismatchError, match="gives other vectors"):
+        AdaptedEmbedding.from_pretrained(saved, Instructed())
+
+
+def test_verifying_asks_for_the_probe_texts_only(saved: Path) -> None:
+    base = CountingEmbedding()
+    AdaptedEmbedding.from_pretrained(saved, base)
+    assert {text for _, text in base.asked} == set(PROBE_TEXTS)
+    assert len(base.asked) == 2 * len(PROBE_TEXTS)
+    unasked = CountingEmbedding()
+    AdaptedEmbedding.from_pretrained(saved, unasked, verify=False)
+    assert unasked.asked == []
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+Damage = Callable[[Path], object]
+
+
+def config(**changes: Any) -> Damage:
+    def change(folder: Path) -> None:
+        data = json.loads((folder / "config.json").read_text())
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = data
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        (folder / "config.json").write_text(json.dumps(data))
+
+    return change
+
+
+def weights(**arrays: np.ndarray | None) -> Damage:
+    def change(folder: Path) -> None:
+        stored = load_file(folder / "adapter.safetensors") | arrays
+        kept = {name: array for name, array in stored.items() if array is not None}
+        save_file(kept, folder / "adapter.safetensors")
+
+    return change
+
+
+def cut(folder: Path) -> None:
+    path = folder / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+PROBES = "fingerprint.probes"
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json: no such file"),
+    "no weights": (lambda f: (f / "adapter.safetensors").unlink(), "no adapter.safetensors"),
+    "config cut": (lambda f: (f / "config.json").write_text('{"a'), "expected JSON"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object"),
+    "config of another": (lambda f: (f / "config.json").write_text("{}"), "Is this a saved adap"),
+    "weights cut": (cut, "damaged or not safetensors"),
+    "weights empty": (lambda f: (f / "adapter.safetensors").write_bytes(b""), "not safetensors"),
+    "NaN": (weights(weight=np.full((16, 16), np.nan, np.float32)), '"weight" has NaN'),
+    "smaller weights": (weights(weight=np.eye(8, dtype=np.float32)), r"expected weights of shapes"),
+    "shapes that lie": (config(adapter__shapes={"weight": [8, 8]}), r"\[8, 8\].*found .*\[16, 16"),
+    "a weight too many": (weights(more=np.ones(3, np.float32)), "expected weights of shapes"),
+    "a weight renamed": (
+        lambda f: (
+            weights(weight=None, wait=np.eye(16))(f),
+            config(adapter__shapes={"wait": [16, 16]})(f),
+        ),
+        "not a valid LinearAdapter",
+    ),
+    "future format": (config(format_version=2), "saved in format 2; .*reads up to 1.*--upgrade"),
+    "no format": (config(format_version="1"), "no format_version"),
+    "unknown class": (config(adapter__class="Magic"), "'Magic' is not known here .*LinearAdapter"),
+    "class no name": (config(adapter__class=["LinearAdapter"]), "is not known here"),
+    "unknown setting": (config(adapter__config={"speed": 1}), "not a valid LinearAdapter.*speed"),
+    "no adapter": (config(adapter=None), "no adapter is described"),
+    "base no object": (config(base_model="x"), "base_model is not an object"),
+    "NaN probes": (weights(**{PROBES: np.full((6, 16), np.nan, np.float32)}), "has NaN"),
+    "flat probes": (weights(**{PROBES: np.ones(16, np.float32)}), "identify its base.*damaged"),
+    "few probes": (weights(**{PROBES: np.ones((2, 16), np.float32)}), "expected 6, got 2"),
+    "narrow probes": (weights(**{PROBES: np.ones((6, 4), np.float32)}), "16 dimensions, got 4"),
+    "no probes": (weights(**{PROBES: None}), "identify its base model are damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_folder_is_refused(
+    base: CountingEmbedding, saved: Path, damage: tuple[Damage, str]
+) -> None:
+    damage[0](saved)
+    with pytest.raises(FolderError, match=damage[1]):
+        AdaptedEmbedding.from_pretrained(saved, base)
+
+
+def test_a_missing_folder_is_named(base: CountingEmbedding, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="nowhere: no such folder"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "nowhere", base)
+    with pytest.raises(FolderError, match="nowhere: no such folder"):
+        AdaptedEmbedding(base, tmp_path / "nowhere")
+
+
+def test_an_adapter_saved_alone_asks_for_its_base(base: CountingEmbedding, tmp_path: Path) -> None:
+    LinearAdapter.identity(16).save(tmp_path / "alone")
+    with pytest.raises(FolderError, match=r"Pass base_embed_model=…"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "alone")
+    loaded = AdaptedEmbedding.from_pretrained(tmp_path / "alone", base)
+    assert loaded.adapter == LinearAdapter.identity(16)
+    assert AdaptedEmbedding(base, str(tmp_path / "alone")).adapter == loaded.adapter
+
+
+# --- folders of the old package -------------------------------------------------------------
+
+
+def old_linear(bias: bool) -> Any:
+    adapter = pytest.importorskip("llama_index.embeddings.adapter", reason="old package missing")
+    layer = adapter.LinearLayer(16, 16, bias=bias)
+    torch.nn.init.normal_(layer.linear.weight)
+    if bias:
+        torch.nn.init.normal_(layer.linear.bias)
+    return layer
+
+
+def old_two_layers(activation: str, residual: bool) -> Any:
+    adapter = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="as above")
+    layers = adapter.TwoLayerNN(
+        16, 8, 16, activation_fn_str=activation, add_residual=residual, bias=True
+    )
+    torch.nn.init.constant_(layers.residual_weight, -0.7)
+    return layers
+
+
+OLD = {
+    "linear": lambda: old_linear(False),
+    "linear with bias": lambda: old_linear(True),
+    "two layers, relu": lambda: old_two_layers("relu", False),
+    "two layers, residual": lambda: old_two_layers("relu", True),
+    "two layers, sigmoid, residual": lambda: old_two_layers("sigmoid", True),
+    "two layers, tanh": lambda: old_two_layers("tanh", False),
+    "two layers, leaky relu": lambda: old_two_layers("leaky_relu", False),
+}
+
+
+@pytest.mark.parametrize("make", OLD.values(), ids=OLD.keys())
+def test_a_folder_of_the_old_package_gives_what_it_gave(
+    base: CountingEmbedding, tmp_path: Path, make: Callable[[], Any]
+) -> None:
+    from llama_index.embeddings.adapter import AdapterEmbeddingModel
+
+    torch.manual_seed(0)
+    module = make()
+    module.save(str(tmp_path))
+    old = AdapterEmbeddingModel(base, str(tmp_path), type(module))
+    new = AdaptedEmbedding.from_pretrained(tmp_path, base)
+    for text in ("why?", "how do whales sleep"):
+        expected = unit(np.array(old.get_query_embedding(text)))
+        assert np.allclose(new.get_query_embedding(text), expected, atol=1e-6)
+        assert new.get_text_embedding(text) == old.get_text_embedding(text)
+    new.save_pretrained(tmp_path)  # in place, in the new format
+    assert AdaptedEmbedding.from_pretrained(tmp_path, base).adapter == new.adapter
+    assert not (tmp_path / "pytorch_model.bin").exists()
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(base: CountingEmbedding, tmp_path: Path) -> None:
+    trace, folder = tmp_path / "was here", tmp_path / "old"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    torch.save({"linear.weight": Malicious(trace)}, folder / "pytorch_model.bin")
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert trace.exists()  # it would work
+    trace.unlink()
+    for _ in range(2):
+        with pytest.raises(FolderError, match="not a plain file of tensors"):
+            AdaptedEmbedding.from_pretrained(folder, base)
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(trace), protocol=2))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"other.weight": torch.ones(2, 2)}, r"expected the tensors of.*found \['other\.weight'\]"),
+        ({"linear.weight": torch.full((2, 2), torch.nan)}, "finite numbers"),
+        ({"linear.weight": 1}, "expected named tensors"),
+        ([torch.ones(2)], "expected named tensors"),
+        ({}, r"found \[\]"),
+    ],
+)
+def test_old_folders_of_another_kind_are_refused(
+    base: CountingEmbedding, tmp_path: Path, state: Any, message: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(AdaptedError, match=message):
+        AdaptedEmbedding.from_pretrained(tmp_path, base)
+
+
+def test_saving_keeps_two_layers_too(base: CountingEmbedding, tmp_path: Path) -> None:
+    adapter = TwoLayerAdapter.identity(16, hidden=4)
+    AdaptedEmbedding(base, adapter).save_pretrained(tmp_path / "two")
+    assert AdaptedEmbedding.from_pretrained(tmp_path / "two").adapter == adapter

@@ -1,0 +1,132 @@
+"""Result files of the benchmarks: several processes may add to one, and seeds become means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import environment
+from benchmarks.pages import method_tables, tables
+from benchmarks.quality import methods
+
+ADDS = """
+import sys
+from pathlib import Path
+from benchmarks import environment
+environment.RESULTS = Path(sys.argv[1])
+environment.describe = dict
+for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
+    row = {"seed": seed}
+    environment.update(
+        "some", "command", lambda found: environment.put(found.setdefault("rows", []), row)
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(environment, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def run(seed: int, adapted: float, recipe: str = "linear") -> dict[str, Any]:
+    scores = {"ndcg@10": adapted, "mrr@10": adapted, "hit_rate@5": adapted}
+    whole = {
+        "base": dict.fromkeys(scores, 0.5),
+        "adapted": scores,
+        "intervals": {metric: [seed / 10, 0.5] for metric in scores},
+    }
+    return {
+        "seed": seed,
+        "version": "abc",
+        "recipe": recipe,
+        "seconds": 10.0 + seed,
+        "base_calls": seed,
+        "candidates": {"whitening(power=0.25)": [seed / 10, None]},
+        "tests": {"test": {"all": whole, "known": whole}},
+    }
+
+
+def keep(found: Any) -> None:
+    environment.save("methods", "command", {"sets": {"scifact": {"auto, query": found}}})
+    environment.save("peers", "command", {"sets": {}})
+
+
+def test_two_processes_add_to_one_file(results: Path) -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", ADDS, str(results), str(first)])
+        for first in (0, 20)
+    ]
+    assert [one.wait(timeout=120) for one in started] == [0, 0]
+    found = environment.load("some")
+    assert [row["seed"] for row in found["rows"]] == list(range(40))
+    assert found["command"] == "command"
+    assert [path.name for path in results.iterdir()] == ["some.json"]
+
+
+def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results: Path) -> None:
+    environment.save("some", "command", {"rows": [1]})
+    before = (results / "some.json").read_text(encoding="utf-8")
+    with pytest.raises(KeyError):
+        environment.update("some", "other", lambda found: found["missing"])
+    assert (results / "some.json").read_text(encoding="utf-8") == before
+
+
+def test_a_run_replaces_that_of_its_seed_and_an_old_file_counts_as_seed_0() -> None:
+    old = run(0, 0.6)
+    del old["seed"], old["version"]
+    keep(old)
+    assert not methods._there("scifact", "auto, query", 0, "abc")
+    for seed, adapted in ((2, 0.7), (1, 0.8), (1, 0.9)):
+        methods._keep("scifact", "auto, query", run(seed, adapted))
+    rows = environment.load("methods")["sets"]["scifact"]["auto, query"]
+    assert [(row["seed"], row["version"]) for row in rows] == [
+        (0, "earlier"), (1, "abc"), (2, "abc")
+    ]  # fmt: skip
+    assert rows[1]["tests"]["test"]["all"]["adapted"]["ndcg@10"] == 0.9
+    assert methods._there("scifact", "auto, query", 2, "abc")
+    assert not methods._there("scifact", "auto, query", 2, "def")
+
+
+def test_every_set_has_a_seed_before_any_has_the_next() -> None:
+    order = list(methods._order(("a", "b"), ("x", "y"), range(3, 5)))
+    assert order[:4] == [(3, "x", "a"), (3, "x", "b"), (3, "y", "a"), (3, "y", "b")]
+    assert [seed for seed, *_ in order] == [3] * 4 + [4] * 4
+
+
+def test_tables_have_means_over_seeds() -> None:
+    keep([run(0, 0.6), run(1, 0.62, "corpus")])
+    assert "| scifact | 0.5000 | +22.0% |" in method_tables.methods_table()
+    assert "| scifact | +22.0% ± 2.8 |" in method_tables.targets_table()
+    assert "| 0.5000 → 0.6100 | – | linear; corpus | 10 |" in method_tables.parts_table()
+    assert "| +0.110 [+0.000, +0.500] |" in method_tables.metrics_table()
+    assert "| label-free whitening | +0.050 / – |" in method_tables.candidates_table()
+
+
+def test_one_seed_has_no_spread_and_long_recipes_are_those_of_the_first() -> None:
+    keep([run(0, 0.6, "l" * 80)])
+    assert "| scifact | +20.0% |" in method_tables.targets_table()
+    keep([run(0, 0.6, "l" * 80), run(1, 0.6, "m" * 80)])
+    assert f"| {'l' * 80} | 10 |" in method_tables.parts_table()
+
+
+def test_seconds_of_another_machine_are_left_out_and_its_scores_count() -> None:
+    keep([run(0, 0.6), run(90, 0.62) | {"machine": "another"}])
+    assert "| 0.5000 → 0.6100 | – | linear | 10 |" in method_tables.parts_table()
+
+
+def test_a_table_without_results_says_so() -> None:
+    block = "<!-- results: curves -->\n{}\n<!-- end -->"
+    assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")
+
+
+def test_a_curve_is_a_table_and_a_link_to_its_figure() -> None:
+    found = {"scifact": {"50": {"ours": {"all": {"difference": 0.1}}}}}
+    environment.save("curves", "command", {"sets": found})
+    shown = tables.refreshed("<!-- results: curves -->\n<!-- end -->")
+    assert "| scifact | 50 | +0.1000 |\n\n![" in shown
+    assert "(results/curves.svg)" in shown

@@ -1,0 +1,543 @@
+from __future__ import annotations
+
+import bisect
+import difflib
+import functools
+import inspect
+import itertools
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.robustness.scripted_server import ScriptedServer
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+)
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.cli import inputs
+from llama_index_embeddings_adapted.cli.app import (
+    Outcome,
+    app,
+    conclude,
+    facts_as_text,
+    folder_facts,
+)
+from llama_index_embeddings_adapted.cli.inputs import read_documents, read_pairs, read_passages
+from llama_index_embeddings_adapted.cli.options import read_run_config
+from llama_index_embeddings_adapted.errors import MissingExtraError, OptionError
+from tests.conftest import CountingEmbedding
+from tests.questions.test_generation import DoubleLLM
+
+COMMANDS = ("generate", "finetune", "evaluate", "compare", "inspect")
+PAGES = (
+    json.dumps, textwrap.wrap, shutil.copytree, statistics.quantiles, random.sample, os.walk,
+    itertools.groupby, functools.lru_cache, difflib.get_close_matches, bisect.bisect_left,
+    subprocess.run, tempfile.mkstemp,
+)  # fmt: skip
+TOPICS = [page.__name__ for page in PAGES]
+
+
+class Ran:
+    """What a command printed and its exit code."""
+
+    def __init__(self, *arguments: object, process: bool = False) -> None:
+        words = [str(argument) for argument in arguments]
+        if process:
+            command = [sys.executable, "-m", "llama_index_embeddings_adapted.cli", *words]
+            real = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            self.code, self.out, self.err = real.returncode, real.stdout, real.stderr
+            return
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+        self.code, self.out, self.err = done.exit_code, done.stdout, done.stderr
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEmbedding:
+    """A base model that a text can name: ``counting``."""
+    base, resolve = CountingEmbedding(embed_batch_size=4), inputs.resolve_model
+    chosen: Callable[[str], Any] = lambda spec: base if spec == "counting" else resolve(spec)  # noqa: E731
+    monkeypatch.setattr(inputs, "resolve_model", chosen)
+    monkeypatch.setattr("llama_index_embeddings_adapted.cli.inputs.resolve_model", chosen)
+    return base
+
+
+@pytest.fixture
+def pairs(small: EmbeddingQAFinetuneDataset, tmp_path: Path) -> Path:
+    small.save_json(tmp_path / "pairs.json")
+    return tmp_path / "pairs.json"
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    (folder / "more").mkdir(parents=True)
+    for number, page in enumerate(PAGES):
+        place = folder / "more" if number % 2 else folder
+        words = " ".join((inspect.getdoc(page) or "").split()[:80])
+        (place / f"{page.__name__}.md").write_text(f"# What {page.__name__} does\n\n{words}")
+    (folder / ".hidden.md").write_text("secret")
+    return folder
+
+
+def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path:
+    weight = sign * np.eye(base.dim, dtype=np.float32)
+    AdaptedEmbedding(base, LinearAdapter(weight)).save_pretrained(folder)
+    return folder
+
+
+# --- help, usage, errors --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(command: str) -> None:
+    shown = Ran(command, "--help").out
+    options = re.findall(r"^  (--[\w-]+)[^\n]*?(?:\s{2,}(\S.*))?$\n?(\s{10,}\S)?", shown, re.M)
+    assert len(options) >= 4
+    assert not [name for name, text, below in options if not text and not below]
+    assert "Exit codes: 0 done" in shown
+
+
+def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None:
+    code = (
+        "import sys\nfrom llama_index_embeddings_adapted.cli import main\n"
+        "sys.argv = ['llama-index-adapted', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["finetune"], 2, "Missing argument"),
+        (["finetune", "nothing-here"], 2, "nothing-here: no such file or folder. Expected a"),
+        (["finetune", "docs"], 2, "docs holds documents: pass --llm to have questions written"),
+        (["finetune", "docs", "--llm", "gpt"], 2, 'llm: expected "smollm2", "gguf:<file>"'),
+        (["finetune", "pairs.json", "--llm", "smollm2"], 2, "pairs.json is a dataset: it has"),
+        (["finetune", "pairs.json", "--base", "bge"], 2, 'embedding model: expected "minilm"'),
+        (["finetune", "pairs.json", "--base", "local:./none"], 2, "no such folder: ./none"),
+        (["finetune", "pairs.json", "--epochs", "0"], 2, "Invalid value for '--epochs'"),
+        (["finetune", "pairs.json", "--base", "counting", "--method", "magic"], 2, "magic"),
+        (["finetune", "pairs.json", "--base", "counting", "--out", "docs"], 1, "docs: holds other"),
+        (["generate", "pairs.json", "--llm", "smollm2"], 2, "it has questions. Point at documents"),
+        (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a .json file"),
+        (["compare", "pairs.json", "counting", "counting"], 2, "two are named 'counting'"),
+        (["inspect", "nothing-here"], 1, "nothing-here: no such folder"),
+    ],
+)
+def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
+    arguments: Sequence[str],
+    code: int,
+    said: str,
+    counting: CountingEmbedding,
+    pairs: Path,
+    documents: Path,
+) -> None:
+    ran = Ran(*arguments)
+    assert ran.code == code, ran.err
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+    assert counting.asked == []
+
+
+def test_an_error_is_json_too_and_debug_shows_where() -> None:
+    ran = Ran("inspect", "nothing-here", "--json", "--debug")
+    assert ran.data["error"] == {"type": "FolderError", "message": "nothing-here: no such folder."}
+    assert "Traceback" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [
+        ("", 0),
+        ("ship: held-out queries gain +0.1", 0),
+        ("better: the interval lies above zero", 0),
+        ("keep the base model: no epoch of training was better", 3),
+        ("do not ship: queries about documents without training questions lose", 3),
+        ("worse: the interval lies below zero", 3),
+        ("keep: the queries look like those of training", 0),
+        ("keep, and look again: the queries have moved a little", 0),
+        ("retrain: 80% of the queries are far from any training query", 3),
+        ("no harm seen, no proof of gain; not proven: about 23 more", 4),
+        ("judge on real questions before shipping: synthetic ones gain", 4),
+        ("not proven: the interval includes zero", 4),
+        ("the same on every query", 4),
+    ],
+)
+def test_exit_codes_tell_proven_from_refused_and_open(verdict: str, code: int) -> None:
+    assert Outcome("", {}, verdict).code == code
+
+
+def test_an_interrupt_and_an_unknown_error_end_with_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import typer
+
+    for error, code, said in (
+        (KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"),
+        (ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"),
+    ):
+
+        def work(error: BaseException = error) -> Outcome:
+            print("progress")  # goes to standard error with everything that is not the result
+            raise error
+
+        with pytest.raises(typer.Exit) as end:
+            conclude(work, as_json=False, debug=False)
+        shown = capsys.readouterr()
+        assert end.value.exit_code == code
+        assert said in shown.err
+        assert "progress" in shown.err
+        assert shown.out == ""
+
+
+# --- the commands -------------------------------------------------------------------------------
+
+
+def test_from_documents_to_a_saved_adapter_in_one_command(
+    minilm: Any, documents: Path, tmp_path: Path
+) -> None:
+    """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
+    base = ("--base", "minilm", "--quiet", "--json")
+    with ScriptedServer() as server:
+        llm = f"openai-like:any@{server.api_base}"
+        ran = Ran("finetune", documents, *base, "--llm", llm, "--out", "made", process=True)
+    assert ran.code in (3, 4), ran.err + ran.out  # synthetic questions never prove anything
+    assert "%|" not in ran.err  # quiet: no bar, not of the libraries below either
+    assert ran.data["exit_code"] == ran.code
+    assert ran.data["data"]["synthetic"] is True
+    assert ran.data["data"]["questions"]["kept"] == len(read_pairs(Path("made.pairs.json"), ""))
+    assert (tmp_path / "made" / "adapter.safetensors").exists()
+    page = (tmp_path / "made.report.html").read_text("utf-8")
+    assert "Questions that were written and filtered" in page
+    assert "adapted: questions written" in page
+    assert "adapted: questions filtered" in page
+    assert ran.data["data"]["questions"]["base_texts"] > len(TOPICS)  # passages, and questions
+    again = Ran("finetune", "made.pairs.json", *base, "--report", "none", "--exit-zero")
+    assert (again.code, again.data["exit_code"], again.data["report_path"]) == (0, 0, None)
+    assert again.data["data"]["synthetic"] is True  # the note beside the file says so
+    assert again.data["base_texts"] <= 6  # probes: every text is known from the first run
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--method", "magic"), "method: expected one of auto"),
+        (("--learning-rate", "-1"), "learning_rate: expected a number > 0"),
+        (("--ship", "never"), "ship: expected one of proven, always"),
+        (("--report", "docs"), "docs: expected the path of a file"),
+        (("--val", "none.json"), "none.json: no such file"),
+    ],
+)
+def test_wrong_options_are_refused_before_an_llm_is_asked(
+    wrong: Sequence[str],
+    said: str,
+    documents: Path,
+    counting: CountingEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = DoubleLLM()
+    monkeypatch.setattr(
+        "llama_index_embeddings_adapted.cli.inputs.resolve_writer",
+        lambda spec: inputs.Writer(llm),
+    )
+    sent = len(llm.sent)
+    ran = Ran("finetune", "docs", "--llm", "double", "--base", "counting", *wrong)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert said in ran.err
+    assert len(llm.sent) == sent
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert Ran("--version").out == version("llama-index-embeddings-adapted") + "\n"
+
+
+def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
+    with ScriptedServer() as server:
+        llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
+        ran = Ran(
+            "generate", documents, *llm, "--out", "made.json", "--max-chunks", 4, process=True
+        )
+    assert ran.code == 0, ran.err
+    assert "| **kept** |" in ran.out
+    found = read_pairs(Path("made.json"), "train")
+    assert found.synthetic
+    assert found.report.to_dict()["passages"] == 4
+    assert set(found.corpus) == {f"{'more/' * (n % 2)}{t}.md#0" for n, t in enumerate(TOPICS)}
+    edited = json.loads(Path("made.json").read_text())
+    edited["queries"] = dict.fromkeys(found.queries, "other")
+    Path("made.json").write_text(json.dumps(edited))
+    assert not read_pairs(Path("made.json"), "train").synthetic  # the note is about another file
+
+
+def test_an_estimate_asks_once_and_writes_nothing(
+    documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = inputs.Writer(DoubleLLM())
+    monkeypatch.setattr(
+        "llama_index_embeddings_adapted.cli.inputs.resolve_writer", lambda spec: writer
+    )
+    ran = Ran("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
+    assert ran.code == 0, ran.err
+    assert ran.data["estimate"]["calls"] == len(TOPICS) - 1  # one was asked as a probe
+    assert not Path("pairs.json").exists()
+
+
+def test_headings_become_questions_without_an_llm(
+    counting: CountingEmbedding, documents: Path
+) -> None:
+    ran = Ran("generate", documents, "--structure", "--quiet", "--json")
+    assert ran.code == 0, ran.err
+    assert not read_pairs(Path("pairs.json"), "train").synthetic
+    assert ran.data["queries"] == len(TOPICS)
+
+
+def test_evaluate_scores_one_model(
+    counting: CountingEmbedding, pairs: Path, small: EmbeddingQAFinetuneDataset
+) -> None:
+    ran = Ran("evaluate", pairs, "counting", "--k", 1, "--k", 3, "--quiet", "--json")
+    assert ran.code == 0, ran.err
+    assert set(ran.data["metrics"]) >= {"hit_rate@1", "ndcg@3"}
+    assert "ndcg@5" not in ran.data["metrics"]
+    assert ran.data["queries"] == len(small)
+    assert "hit_rate@10" in Ran("evaluate", pairs, "counting", "--quiet").out
+
+
+def test_compare_gates_on_the_last_model_and_writes_a_page(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    good, bad = (adapter(tmp_path / n, counting, sign=s) for n, s in (("good", 1.0), ("bad", -1.0)))
+    ran = Ran("compare", pairs, bad, "--quiet", "--json")
+    assert ran.code == 3, ran.err
+    assert list(ran.data["models"]) == ["base", "bad"]
+    assert ran.data["verdict"].startswith("worse")
+    assert "Wins and losses: bad against base" in Path("comparison.html").read_text("utf-8")
+    assert Ran("compare", pairs, f"a={bad}", f"b={good}", "--quiet", "--report", "none").code == 0
+    assert Ran("compare", pairs, good, "--quiet", "--report", "none").code == 4
+    assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "x.html").code == 0
+    assert Path("x.html").exists()
+
+
+def test_compare_reads_a_split_of_a_beir_folder(
+    counting: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    small.to_beir(tmp_path / "beir", split="test")
+    ran = Ran("compare", "beir", "counting", "--quiet", "--report", "none")
+    assert ran.code == 0, ran.err
+    assert "| counting |" in ran.out
+    assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
+
+
+def test_inspect_says_what_the_folder_says(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
+    assert ran.code == 0, ran.err
+    asked = len(counting.asked)
+    found = Ran("inspect", "adapter", "--json").data
+    assert len(counting.asked) == asked
+    assert found["adapter"]["roles"] == ["query"]
+    assert found["base_model"]["dim"] == counting.dim
+    assert 0 <= found["age_days"] < 1
+    assert set(found["bytes"]) == {
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+        "queries.safetensors",
+    }
+    assert found["data"]["queries"] == 12
+    assert found["moved_documents"] is None
+    shown = Ran("inspect", "adapter").out
+    assert f"verdict: {found['verdict']}" in shown
+    assert "trained on: 12 queries, 6 documents" in shown
+    assert Ran("inspect", "adapter", "--verify").out.endswith("it gave in training\n")
+
+
+def test_inspect_says_whether_live_queries_have_moved(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
+    assert ran.code == 0, ran.err
+    live = tmp_path / "live.txt"
+    live.write_text("\n\n".join(f"zebra {n} quartz" for n in range(40)), encoding="utf-8")
+    ran = Ran("inspect", "adapter", "--queries", live, "--json", "--quiet")
+    assert ran.code == 3, ran.err
+    assert "%|" not in ran.err
+    assert ran.data["live_queries"]["queries"] == 40
+    assert ran.data["live_queries"]["far_share"] > 0.5
+    shown = Ran("inspect", "adapter", "--queries", live, "--exit-zero")
+    assert (shown.code, "\nlive queries: retrain" in shown.out) == (0, True)
+    ran = Ran("inspect", "adapter", "--queries", tmp_path / "missing.txt")
+    assert ran.code == 1
+    assert "expected a text file, one query per line" in ran.err
+
+
+def test_moved_documents_are_counted_with_how_far_they_went(
+    counting: CountingEmbedding, tmp_path: Path
+) -> None:
+    offsets = np.zeros((3, counting.dim), dtype=np.float32)
+    offsets[0, 0], offsets[1, 1] = 0.3, 0.1
+    nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), offsets)
+    AdaptedEmbedding(counting, nudges).save_pretrained(tmp_path / "nudged")
+    found = folder_facts(tmp_path / "nudged")
+    moved = found["moved_documents"]
+    assert moved["documents"] == 2
+    assert moved["mean_drift"] == pytest.approx(0.2)
+    assert moved["largest_drift"] == pytest.approx(0.3)
+    assert "moved documents: 2, by 0.200 on average and 0.300 at most" in facts_as_text(found)
+
+
+# --- what users point at ------------------------------------------------------------------------
+
+
+def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(
+    documents: Path,
+) -> None:
+    first, again = (read_passages(documents, chunk_size=20, chunk_overlap=0) for _ in range(2))
+    assert [node.node_id for node in first] == [node.node_id for node in again]
+    assert {"dumps.md#0", "more/wrap.md#1"} <= {node.node_id for node in first}
+    assert not any(str(documents) in node.get_content("embed") for node in first)
+    assert not any("secret" in node.get_content() for node in first)
+
+
+def test_files_that_are_not_text_are_left_out_by_name(documents: Path) -> None:
+    (documents / "picture.bin").write_bytes(bytes(range(256)))
+    with pytest.warns(
+        UserWarning, match=r'Left out 1 of 13 files that are not text: "picture.bin"'
+    ):
+        assert len(read_documents(documents)) == len(TOPICS)
+    assert len(read_documents(documents / "dumps.md")) == 1
+
+
+def test_models_are_named_by_texts() -> None:
+    pytest.importorskip("llama_index.llms.ollama", reason="extra 'dev' is missing")
+    ollama = inputs.resolve_writer("ollama:llama3.2:1b@http://localhost:9").llm
+    assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")  # type: ignore[attr-defined]
+    small = inputs.resolve_writer("smollm2")
+    assert small.settings["questions_per_call"] == 1
+    with pytest.raises(OptionError, match="got 'openai-like:model-without-address'"):
+        inputs.resolve_writer("openai-like:model-without-address")
+
+
+def test_a_provider_that_is_not_installed_is_named_with_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_index.llms.openai_like", None)
+    with pytest.raises(MissingExtraError, match="pip install llama-index-llms-openai-like"):
+        inputs.resolve_writer("openai-like:m@http://localhost:9/v1")
+
+
+# --- the configuration file -----------------------------------------------------------------------
+
+OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["data", "cache_dir"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.toml", 'cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"'),
+        ("run.yaml", "cache-dir: c\nbase: b\nfinetune: {epochs: 3}\ncompare: {data: d}"),
+    ],
+)
+def test_a_file_holds_a_whole_run(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    found = read_run_config(tmp_path / name, "finetune", OPTIONS)
+    assert found == {"cache_dir": "c", "base": "b", "epochs": 3}
+    assert read_run_config(tmp_path / name, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[finetune]\nepoch = 3", 'unknown key "epoch". Did you mean "epochs"'),
+        ("[compare]\nepochs = 3", 'unknown key "epochs". Known: data, cache_dir'),
+        ("bsae = 3", 'unknown key "bsae". Did you mean "base"'),
+        ("[fine-tune]\nepochs = 3", 'unknown key "fine_tune". Did you mean "finetune"'),
+        ("finetune = 3", "finetune: expected a table of options, got 3"),
+        ("a = ", "cannot be read"),
+    ],
+)
+def test_a_key_that_no_command_has_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(OptionError, match=re.escape(said)):
+        read_run_config(tmp_path / "run.toml", "finetune", OPTIONS)
+
+
+def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs: Path) -> None:
+    Path("run.toml").write_text(
+        f'quiet = true\nseed = 5\n[finetune]\nsource = "{pairs}"\nbase = "counting"\nepochs = 2\n'
+        'out = "from_file"\nreport = "none"\n'
+    )
+    ran = Ran("finetune", "--config", "run.toml", "--out", "from_line", "--json")
+    assert ran.code in (0, 3, 4), ran.err
+    assert ran.data["out"] == "from_line"
+    assert (ran.data["settings"]["epochs"], ran.data["settings"]["seed"]) == (2, 5)
+    assert not Path("from_file").exists()
+    wrong = Ran("finetune", "--config", "missing.toml")
+    assert wrong.code == 2
+    assert "missing.toml: no such file" in wrong.err
+
+
+# --- the documentation ----------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_commands_of_all_pages_exist_with_their_options() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    called = re.compile(r"(?:^|`)(llama-index-adapted \w[^`\n]*)", re.MULTILINE)
+    lines = [line for page in pages for line in called.findall(page.read_text("utf-8"))]
+    assert {line.split()[1] for line in lines} == set(COMMANDS)
+    for line in lines:
+        _, command, *rest = shlex.split(line, comments=True)
+        shown = Ran(command, "--help").out
+        assert all(f"{word} " in shown for word in rest if word.startswith("--")), line
+
+
+def test_the_configuration_file_of_the_readme_is_one(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path
+) -> None:
+    text = README.partition("```toml\n")[2].partition("```")[0]
+    Path("run.toml").write_text(text)
+    adapter(tmp_path / "adapter", counting)
+    pairs.rename("test.json")
+    ran = Ran("compare", "--config", "run.toml", "--quiet")
+    assert ran.code == 4, ran.err
+    assert "| adapter |" in ran.out
+    assert Path("cache").is_dir()

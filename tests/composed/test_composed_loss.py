@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("datasets", reason="extra 'composed' is missing")
+
+import torch
+
+from llama_index_embeddings_adapted.composed.small_model import compose
+from llama_index_embeddings_adapted.composed.training import (
+    Collator,
+    ComposedLoss,
+    composed_nll,
+    places,
+)
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.evaluation.retrieval import Texts
+from llama_index_embeddings_adapted.training.options import ComposedOptions
+from tests.support.synthetic import encoded
+from tests.support.tiny import tiny_model
+
+
+def judged(relevant: list[list[bool]], pairs: list[tuple[int, int]], **more: Any) -> dict[str, Any]:
+    return {"relevant": torch.tensor(relevant), "pairs": torch.tensor(pairs), **more}
+
+
+def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates() -> None:
+    one = torch.ones(3, 4)
+    batch = judged(torch.eye(3).bool().tolist(), [(0, 0), (1, 1), (2, 2)])
+    loss = composed_nll(one, one, batch, weight=0.5, temperature=0.05)
+    assert float(loss) == pytest.approx(math.log(3), abs=1e-5)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_composed_vectors() -> None:
+    random = np.random.default_rng(0)
+    b, a = (np.float32(random.standard_normal((2, 5, 4))) for _ in range(2))
+    queries, documents = (compose(b[side], a[side], 0.5) for side in (0, 1))
+    logits = torch.from_numpy(queries @ documents.T) / 0.05
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(5), label_smoothing=0.2)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in b]
+    batch = judged(
+        torch.eye(5).bool().tolist(),
+        [(row, row) for row in range(5)],
+        frozen=torch.from_numpy(unit[0] @ unit[1].T),
+    )
+    small = [torch.from_numpy(side) for side in a]
+    loss = composed_nll(*small, batch, weight=0.5, temperature=0.05, label_smoothing=0.2)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_document_that_also_answers_the_query_does_not_compete() -> None:
+    queries = torch.tensor([[1.0, 0.0]])
+    documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    batch = judged([[True, True, False]], [(0, 0)])
+    loss = composed_nll(queries, documents, batch, weight=1, temperature=1.0)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+
+
+def shared_documents() -> EncodedDataset:
+    """Documents 0 and 3 have one text; query 2 has two answers; document 1 has three queries."""
+    random = np.random.default_rng(0)
+    data = encoded(
+        random.standard_normal((6, 8)),
+        random.standard_normal((5, 8)),
+        [[0], [3], [0, 2], [1], [1], [1]],
+    )
+    return EncodedDataset(**{**vars(data), "twins": np.array([0, 1, 2, 0, 4])})
+
+
+def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, Any]:
+    data = shared_documents()
+    texts = Texts(tuple(f"query {q}" for q in data.query_ids), ("d",) * len(data.document_ids))
+    return Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
+
+
+def test_an_epoch_visits_each_document_once_with_its_queries() -> None:
+    found = places(shared_documents(), per_place=4, negatives=0)
+    assert found == [
+        {"document": [0], "queries": [0, 1, 2], "hard": []},
+        {"document": [2], "queries": [2], "hard": []},
+        {"document": [1], "queries": [3, 4, 5], "hard": []},
+    ]
+
+
+def test_a_document_with_many_queries_has_several_places() -> None:
+    found = places(shared_documents(), per_place=2, negatives=0)
+    assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
+
+
+def test_hard_negatives_are_mined_and_never_relevant() -> None:
+    data = shared_documents()
+    found = places(data, per_place=4, negatives=2)
+    assert any(place["hard"] for place in found)
+    for place in found:
+        answers = {int(data.twins[d]) for q in place["queries"] for d in data.relevance.of(q)}
+        assert len(place["queries"]) > 1 or not answers & set(place["hard"])
+
+
+def test_a_batch_holds_every_text_once_and_knows_what_answers_what() -> None:
+    batch = collated(places(shared_documents(), per_place=2, negatives=0))
+    assert batch["query_input_ids"].shape[0] == 6
+    assert batch["document_input_ids"].shape[0] == 3
+    label = batch["label"]
+    assert label["frozen"].shape == label["relevant"].shape == (6, 3)
+    assert len(label["pairs"]) == 7  # query 2 asks for two documents
+    assert label["relevant"][tuple(label["pairs"].T)].all()
+    assert label["relevant"].sum() == 7
+
+
+def test_without_a_black_box_the_batch_holds_no_cosines_of_one() -> None:
+    batch = collated(places(shared_documents(), per_place=4, negatives=0), frozen=False)
+    assert "frozen" not in batch["label"]
+
+
+def gradients(mini_batch_size: int) -> tuple[float, torch.Tensor]:
+    model = tiny_model()
+    model.train()
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    texts = ["short", "a longer text of words", "another one here", "x y z", "five", "six seven"]
+    features = [model.preprocess(texts), model.preprocess([f"about {text}" for text in texts])]
+    batch = judged(torch.eye(6).bool().tolist(), [(i, i) for i in range(6)])
+    loss = ComposedLoss(model, ComposedOptions(mini_batch_size=mini_batch_size))(features, batch)
+    torch.autograd.backward(loss)
+    return float(loss.detach()), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    )
+
+
+def test_cached_gradients_are_those_of_the_whole_batch() -> None:
+    whole, cached = gradients(64), gradients(2)
+    assert cached[0] == pytest.approx(whole[0], rel=1e-5)
+    torch.testing.assert_close(cached[1], whole[1], rtol=1e-3, atol=1e-5)

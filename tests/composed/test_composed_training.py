@@ -1,0 +1,488 @@
+"""Training for real, with a transformer small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("datasets", reason="extra 'composed' is missing")
+
+from sentence_transformers import SentenceTransformer
+
+from llama_index_embeddings_adapted import (
+    ComposedEmbedding,
+    ComposedFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    SentenceTransformersFinetuneEngine,
+    evaluate_retrieval,
+)
+from llama_index_embeddings_adapted.composed import training
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.errors import (
+    DatasetError,
+    FolderError,
+    MissingExtraError,
+    NotTrainedError,
+    OptionError,
+    TrainingError,
+)
+from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options
+from tests.conftest import CountingEmbedding
+from tests.support.tiny import saved_tiny, tiny_model
+
+COLOURS = ["red", "blue", "green", "black", "white", "yellow", "brown", "purple"]
+COLOURS += ["orange", "grey", "pink", "golden"]
+THINGS = ["car", "boat", "house", "horse", "coat"]
+
+
+def coded(prefix: str = "", *, start: int = 0, stop: int = 60) -> EmbeddingQAFinetuneDataset:
+    """Questions that share no word with their documents: only training tells what answers what."""
+    names = [(c, t) for c in COLOURS for t in THINGS]
+    corpus = {f"d{n}": f"entry {c} {t}" for n, (c, t) in enumerate(names)}
+    code = {c: f"{COLOURS[(n + 5) % 12]}" for n, c in enumerate(COLOURS)}
+    queries = {f"{prefix}q{n}": f"{prefix} where {code[c]} {t}" for n, (c, t) in enumerate(names)}
+    kept = [f"{prefix}q{n}" for n in range(start, stop)]
+    relevant = {query: [f"d{query.removeprefix(prefix + 'q')}"] for query in kept}
+    return EmbeddingQAFinetuneDataset({q: queries[q] for q in kept}, corpus, relevant)
+
+
+def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
+    settings = {
+        "val_dataset": coded("please"),
+        "epochs": 3,
+        "learning_rate": 3e-3,
+        "label_smoothing": 0.0,
+        "model_output_path": folder / "model",
+        "cache_dir": folder / "cache",
+        "show_progress": False,
+        "device": "cpu",
+        **kwargs,
+    }
+    small = settings.pop("augment_model", None)
+    return ComposedFinetuneEngine(coded(), base, small or tiny_model(), **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> ComposedFinetuneEngine:
+    folder = tmp_path_factory.mktemp("trained")
+    found = engine(folder, CountingEmbedding(), epochs=8, report_path=folder / "report.html")
+    found.finetune()
+    return found
+
+
+def test_a_small_model_fills_the_gaps_of_a_black_box(trained: ComposedFinetuneEngine) -> None:
+    report = trained.report
+    assert report.best_epoch > 0
+    assert report.adapted["hit_rate@5"] > report.base["hit_rate@5"] + 0.1
+    assert report.verdict.startswith("ship")
+    model = trained.get_finetuned_model()
+    assert isinstance(model, ComposedEmbedding)
+    scores = evaluate_retrieval(model, coded("please"), cache_dir=False, show_progress=False)
+    assert scores["hit_rate@5"] == pytest.approx(report.adapted["hit_rate@5"])
+
+
+def test_history_begins_before_training_and_the_best_epoch_is_kept(
+    trained: ComposedFinetuneEngine, tmp_path: Path
+) -> None:
+    scores = [line.scores["hit_rate@5"] for line in trained.history]
+    assert [line.epoch for line in trained.history] == list(range(len(scores)))
+    assert np.isnan(trained.history[0].loss)
+    assert all(line.loss > 0 for line in trained.history[1:])
+    assert scores[trained.report.best_epoch] == max(scores)
+    trained.save_history(tmp_path / "history.json")
+    saved = json.loads((tmp_path / "history.json").read_text())
+    assert saved["epochs"][0]["loss"] is None
+    assert 0 <= saved["base"]["hit_rate@5"] <= 1
+    assert trained.plot_history(tmp_path / "history.png").stat().st_size > 5_000
+
+
+def test_the_page_shows_scores_by_epoch_the_weight_and_passages(
+    trained: ComposedFinetuneEngine,
+) -> None:
+    found = trained.report
+    text = (trained._output.parent / "report.html").read_text("utf-8")
+    assert "<strong>Ship:</strong>" in text
+    assert "Hit rate and MRR</h2>" in text
+    assert "hit_rate@5 while training" in text
+    assert "base model</text>" in text  # the line to compare with
+    assert f"λ = {found.weight:.2f}" in text
+    assert "please where" in text
+    assert "entry red car" in text
+    assert found.held_out is not None
+    for name, means in (("base", found.base), ("adapted", found.adapted)):
+        assert found.held_out[name]["ndcg@10"] == pytest.approx(means["ndcg@10"])
+    assert found.data["queries"] == 60
+    assert found.base_tokens > found.base_texts > 0
+    saved = (trained._output / "config.json").read_text()
+    assert "entry red car" not in saved
+    assert json.loads(saved)["training"]["report"]["data"]["documents"] == 60
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_embedded(
+    tmp_path: Path,
+) -> None:
+    base = CountingEmbedding()
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        engine(tmp_path, base, report_path=tmp_path).finetune()
+    assert not base.asked
+    small = str(saved_tiny(tmp_path / "small"))
+    full = SentenceTransformersFinetuneEngine(
+        coded(), small, tmp_path / "full", device="cpu", report_path=tmp_path
+    )
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        full.finetune()
+
+
+def test_the_black_box_is_asked_once_per_text_and_never_again(tmp_path: Path) -> None:
+    base = CountingEmbedding()
+
+    def asked() -> list[tuple[str, str]]:  # but for the looks at whether it is still the same
+        return [call for call in base.asked if call[1] not in PROBE_TEXTS]
+
+    engine(tmp_path, base).finetune()
+    once = len(asked())
+    assert once == len(set(asked()))
+    engine(tmp_path, base, epochs=2).finetune()
+    assert len(asked()) == once
+
+
+def test_training_stops_when_patience_ends_and_returns_epoch_0(tmp_path: Path) -> None:
+    found = engine(tmp_path, CountingEmbedding(), learning_rate=1e-9, patience=2, epochs=9)
+    found.finetune()
+    assert len(found.history) == 3
+    assert found.report.best_epoch == 0
+    assert found.report.overall.adapted["ndcg@10"] >= found.report.overall.base["ndcg@10"]
+
+
+def test_queries_are_held_out_where_no_validation_set_is_given(tmp_path: Path) -> None:
+    found = engine(tmp_path, CountingEmbedding(), val_dataset=None, epochs=1)
+    found.finetune()
+    assert found.report.train_queries + found.report.overall.queries <= 60
+    assert found.report.new is not None
+
+
+def test_the_same_seed_trains_the_same_weights(tmp_path: Path) -> None:
+    vectors = []
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    for run in ("one", "two"):
+        found = engine(tmp_path / run, CountingEmbedding(), epochs=2)
+        found.finetune()
+        vectors.append(found.get_finetuned_model().get_query_embedding("where is it"))
+    assert vectors[0] == vectors[1]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+def test_the_model_given_is_not_changed(tmp_path: Path) -> None:
+    small = tiny_model()
+    before = small.encode("a text")
+    engine(tmp_path, CountingEmbedding(), augment_model=small).finetune()
+    np.testing.assert_array_equal(small.encode("a text"), before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_rank": 4, "learning_rate": 3e-2},
+        {"gradient_checkpointing": True},
+        {"precision": "bfloat16"},
+        {"hard_negatives": 2},
+        {"mini_batch_size": 4},
+        {"val_depth": None, "metric": "ndcg@10"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> None:
+    if "lora_rank" in options:
+        pytest.importorskip("peft", reason="extra 'lora' is missing")
+    found = engine(tmp_path, CountingEmbedding(), epochs=8, patience=None, **options)
+    found.finetune()
+    losses = [line.loss for line in found.history[1:]]
+    assert losses[-1] < losses[0]
+    folder = tmp_path / "model" / "augment_model"
+    assert not [path for path in folder.rglob("*") if "adapter" in path.name]
+    assert SentenceTransformer(str(folder), device="cpu").encode("text").shape == (32,)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from llama_index_embeddings_adapted import composed_progress
+from tests.conftest import CountingEmbedding
+from tests.test_composed_training import engine
+
+record = composed_progress.Progress._record
+def dies(self, number):
+    record(self, number)
+    if number == 3:  # scored, but its checkpoint is not written
+        os.kill(os.getpid(), signal.SIGKILL)
+composed_progress.Progress._record = dies
+engine(Path(sys.argv[1]), CountingEmbedding(), epochs=4).finetune()
+"""
+
+
+def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / "killed")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not (tmp_path / "killed" / "model").exists()
+    resumed = engine(tmp_path / "killed", CountingEmbedding(), epochs=4)
+    resumed.finetune()
+    assert resumed.report.settings["resumed_from"] == 2
+    whole = engine(tmp_path / "whole", CountingEmbedding(), epochs=4)
+    whole.finetune()
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert one.scores == other.scores
+        assert one.loss == pytest.approx(other.loss, nan_ok=True)
+    text = "where pink boat"
+    assert resumed.get_finetuned_model().get_query_embedding(text) == (
+        whole.get_finetuned_model().get_query_embedding(text)
+    )
+    assert not (tmp_path / "killed" / "model.checkpoints").exists()
+
+
+def test_another_training_does_not_continue_an_old_one(tmp_path: Path) -> None:
+    left = tmp_path / "model.checkpoints" / "other" / "checkpoint-9"
+    left.mkdir(parents=True)
+    (left / "trainer_state.json").write_text("{}")
+    found = engine(tmp_path, CountingEmbedding(), epochs=1)
+    found.finetune()
+    assert found.report.settings["resumed_from"] == 0
+    assert not left.exists()
+
+
+def test_an_interrupt_keeps_the_best_epoch_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = engine(tmp_path, CountingEmbedding(), epochs=6)
+    record = training.Progress._record
+
+    def interrupted(self: Any, number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        record(self, number)
+
+    monkeypatch.setattr(training.Progress, "_record", interrupted)
+    with pytest.warns(UserWarning, match="interrupted; the best epoch so far is kept"):
+        found.finetune()
+    assert found.report.interrupted
+    assert len(found.history) == 2
+    assert len(found.get_finetuned_model().get_query_embedding("x")) in (16, 48)
+
+
+def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path: Path) -> None:
+    engine(tmp_path, CountingEmbedding(), epochs=1).finetune()
+    before = (tmp_path / "model" / "config.json").read_text()
+    with pytest.raises(TrainingError, match=r"diverged: the loss of epoch 1 is nan.*learning rate"):
+        engine(tmp_path, CountingEmbedding(), learning_rate=1e38, max_grad_norm=1e38).finetune()
+    assert (tmp_path / "model" / "config.json").read_text() == before
+
+
+def test_the_example_trains_prints_and_saves_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in (("train", coded()), ("val", coded("please"))):
+        data.save_json(tmp_path / f"{name}.json")
+    box, small = (saved_tiny(tmp_path / f"tiny{seed}", seed=seed) for seed in (1, 2))
+    argv = ["x", "train.json", "val.json", "--black-box", f"local:{box}", "--augment-model"]
+    monkeypatch.setattr(sys, "argv", [*argv, str(small), "--epochs", "2", "--out", "out"])
+    monkeypatch.chdir(tmp_path)
+    example = Path(__file__).parents[2] / "examples" / "composed_finetune.py"
+    runpy.run_path(str(example), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "epoch 0: hit_rate@5" in printed
+    assert "epoch 2: hit_rate@5" in printed
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["epochs"]) == 3
+    assert (tmp_path / "out" / "history.png").stat().st_size > 5_000
+
+
+def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(
+    tmp_path: Path,
+) -> None:
+    answers = {
+        data.queries[query]: data.corpus[documents[0]]
+        for data in (coded(), coded("please"))
+        for query, documents in data.relevant_docs.items()
+    }
+
+    class Knows(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            answer = f"{answers[text]} " * 9 if text in answers else ""
+            return super().vector("document", answer + text)
+
+    found = engine(tmp_path, Knows(dim=256), epochs=1)
+    found.finetune()
+    assert found.report.weight == 0
+    assert found.report.verdict.startswith("keep the base model: the small model adds nothing")
+    model = found.get_finetuned_model()
+    assert len(model.get_query_embedding("where")) == 256
+
+
+def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path) -> None:
+    small = saved_tiny(tmp_path / "small")
+    found = SentenceTransformersFinetuneEngine(
+        coded(),
+        str(small),
+        str(tmp_path / "exp_finetune"),
+        val_dataset=coded("please"),
+        epochs=8,
+        show_progress_bar=False,
+        device="cpu",
+        cache_dir=False,
+        learning_rate=3e-3,
+        report_path=tmp_path / "report.html",
+    )
+    with pytest.raises(NotTrainedError, match="no model before finetune"):
+        found.get_finetuned_model()
+    found.finetune()
+    assert found.report.best_epoch > 0
+    assert found.report.adapted["ndcg@10"] > found.report.base["ndcg@10"]
+    assert found.report.weight is None
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "hit_rate@5 while training" in text
+    assert "λ =" not in text
+    loaded = found.get_finetuned_model()
+    reference = SentenceTransformer(str(tmp_path / "exp_finetune"), device="cpu")
+    expected = reference.encode("where pink boat", normalize_embeddings=True)
+    np.testing.assert_allclose(loaded.get_query_embedding("where pink boat"), expected, atol=1e-5)
+
+
+def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path: Path) -> None:
+    small = str(saved_tiny(tmp_path / "small"))
+    SentenceTransformersFinetuneEngine(
+        coded(),
+        small,
+        "out",
+        10,
+        None,
+        None,
+        2,
+        False,
+        50,
+        False,
+        False,
+        "cpu",
+        False,
+        False,
+        500,
+        0,
+    )
+    SentenceTransformersFinetuneEngine(coded(), small, device="cpu", save_checkpoints=True)
+    for refused in ({"loss": object()}, {"trust_remote_code": True}):
+        with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):
+            SentenceTransformersFinetuneEngine(coded(), small, **refused)
+
+
+def test_a_full_fine_tune_does_not_replace_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    small = str(saved_tiny(tmp_path / "small"))
+    found = SentenceTransformersFinetuneEngine(coded(), small, tmp_path, device="cpu")
+    with pytest.raises(FolderError, match="holds other files"):
+        found.finetune()
+
+
+def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path: Path) -> None:
+    data = coded()
+    both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
+            data.relevant_docs.items()}  # fmt: skip
+    twice = EmbeddingQAFinetuneDataset(data.queries, data.corpus, both)
+    small = str(saved_tiny(tmp_path / "small"))
+    one = SentenceTransformersFinetuneEngine(twice, small, device="cpu")
+    all_ = SentenceTransformersFinetuneEngine(twice, small, device="cpu", use_all_docs=True)
+    assert len(one.dataset.relevant_docs["q5"]) == 1
+    assert len(all_.dataset.relevant_docs["q5"]) == 2
+
+
+# --- what is refused, before anything is embedded -------------------------------------------------
+
+
+def test_a_small_model_without_pooling_is_refused(tmp_path: Path) -> None:
+    base = CountingEmbedding()
+    with pytest.raises(OptionError, match=r"one vector per text.*pooling layer\?"):
+        engine(tmp_path, base, augment_model=tiny_model(pooling=False))
+    assert not base.asked
+
+
+def test_a_small_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no sentence-transformers model could be loaded"):
+        engine(tmp_path, CountingEmbedding(), augment_model=str(tmp_path / "nowhere"))
+
+
+def test_a_missing_black_box_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="embed_model: expected a LlamaIndex embedding model"):
+        engine(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["dataset", "val_dataset"])
+def test_queries_without_answers_are_refused(name: str, tmp_path: Path) -> None:
+    data = coded()
+    open_ = EmbeddingQAFinetuneDataset(
+        data.queries, data.corpus, {**data.relevant_docs, "q3": []}, allow_unjudged=True
+    )
+    parts = {"dataset": data, "val_dataset": data, name: open_}
+    with pytest.raises(DatasetError, match=rf'{name}: 1 of 60 queries .*"q3".*judged\(\)'):
+        ComposedFinetuneEngine(
+            parts["dataset"], CountingEmbedding(), tiny_model(), val_dataset=parts["val_dataset"]
+        )
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").write_text("")
+    base = CountingEmbedding()
+    with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
+        engine(tmp_path, base).finetune()
+    assert not base.asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight", 0), ("epochs", 0), ("patience", 0), ("batch_size", 1.5), ("temperature", 0),
+        ("label_smoothing", 1), ("warmup_share", -0.1), ("learning_rate", float("nan")),
+        ("hard_negatives", -1), ("lora_rank", 0), ("precision", "int8"), ("metric", "luck@5"),
+        ("weight_decay", "much"), ("val_depth", True),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{name}:"):
+        ComposedOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_an_unknown_argument_is_refused_with_what_was_perhaps_meant() -> None:
+    with pytest.raises(OptionError, match=r'"lr".*Did you mean "learning_rate"'):
+        composed_options({"lr": 1})
+
+
+def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    base = CountingEmbedding()
+    with pytest.raises(OptionError, match="does not train on a CPU"):
+        engine(tmp_path, base, precision="float16").finetune()
+    assert not base.asked
+
+
+@pytest.mark.parametrize("module", ["datasets", "accelerate", "peft"])
+def test_a_missing_extra_is_named(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = engine(tmp_path, CountingEmbedding(), lora_rank=2)
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = "lora" if module == "peft" else "composed"
+    with pytest.raises(MissingExtraError, match=rf"{module} is not installed.*\[{extra}\]"):
+        found.finetune()
+
+
+def test_nothing_is_to_be_had_before_training(tmp_path: Path) -> None:
+    found = engine(tmp_path, CountingEmbedding())
+    with pytest.raises(NotTrainedError, match="no report before finetune"):
+        _ = found.report
+    with pytest.raises(NotTrainedError, match="no model before finetune"):
+        found.get_finetuned_model()

@@ -1,0 +1,138 @@
+"""Every block of every guide runs, and every script, with the files that the first guide leaves."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core import Settings
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.training.auto.pipelines import METHODS
+from tests.support.model_server import remember_minilm, run_page, use
+
+ROOT = Path(__file__).parents[2]
+DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
+FIRST = DOCS / "first-adapter.md"
+OTHERS = sorted(
+    page for page in DOCS.glob("*.md") if page.name not in (FIRST.name, "README.md", "reference.md")
+)
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the first guide left."""
+
+    folder: Path
+    cache: Path
+    names: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def begun(
+    model_server: str, page_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Begun]:
+    folder, cache = tmp_path_factory.mktemp("first"), page_cache
+    with pytest.MonkeyPatch.context() as patch:
+        use(model_server, folder, patch, cache)
+        remember_minilm(patch)
+        patch.setattr(Settings, "_embed_model", None)
+        yield Begun(folder, cache, run_page(FIRST, model_server))
+
+
+@pytest.fixture
+def work(begun: Begun, model_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """A copy of the first guide's folder to work in, with documents of one's own."""
+    folder = tmp_path / "work"
+    shutil.copytree(begun.folder, folder)
+    use(model_server, folder, monkeypatch, begun.cache)
+    remember_minilm(monkeypatch)
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    monkeypatch.setattr(Settings, "_llm", None)
+    write_documents(folder / "my_documents", begun.names["dataset"])
+    return Begun(folder, begun.cache, begun.names)
+
+
+def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
+    folder.mkdir()
+    for name, text in dataset.corpus.items():
+        if name.startswith(("c", "m")):
+            page = f"# {' '.join(dataset.queries[name].split())}\n\n{text}\n"
+            (folder / f"{name}.md").write_text(page, encoding="utf-8")
+
+
+def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:
+    assert begun.names["engine"].report.verdict.startswith("ship")
+    assert begun.names["comparison"].significance("base", "adapted").low > 0
+    assert (begun.folder / "adapter" / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.stem)
+def test_every_block_of_a_guide_runs_in_order(page: Path, work: Begun, model_server: str) -> None:
+    run_page(page, model_server)
+
+
+SCRIPTS = {
+    "first_adapter.py": (),
+    "choose_method.py": ("train.json", "test.json", "linear", "whitening"),
+    "own_adapter.py": ("train.json", "test.json"),
+    "own_documents.py": ("my_documents", "--passages", "12", "--url", "{server}"),
+    "production.py": ("adapter", "test.json"),
+}
+ELSEWHERE = {"quickstart.py", "composed_finetune.py", "openai_index.py"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_with_the_files_of_the_guides(
+    script: str, work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_script(script, SCRIPTS[script], model_server, monkeypatch)
+
+
+def test_the_script_for_an_index_of_openai_runs_with_what_its_guide_leaves(
+    work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_page(DOCS / "openai.md", model_server)["dataset"].save_json("pairs.json")
+    arguments = ("storage", "pairs.json", "how do I smooth out short spikes?")
+    run_script("openai_index.py", arguments, model_server, monkeypatch)
+
+
+def run_script(
+    script: str, arguments: Sequence[str], server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [argument.format(server=server) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", ["choose_method.py", "own_adapter.py", "production.py"])
+def test_a_script_without_its_arguments_says_how_it_is_called(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=f"python examples/{script} "):
+        run_script(script, (), "", monkeypatch)
+
+
+def test_no_script_goes_untested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
+
+
+def test_the_table_of_methods_has_every_method() -> None:
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r'`"(\w+)"`', " ".join(table))
+    assert sorted(named) == sorted({"auto", *METHODS} - {"identity"})
+
+
+def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:
+    index = (DOCS / "README.md").read_text()
+    for page in [FIRST, *OTHERS, DOCS / "reference.md"]:
+        assert f"({page.name})" in index, page.name
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text()

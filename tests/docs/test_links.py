@@ -1,0 +1,95 @@
+"""Links of every page lead to a file that is there, to a heading it has, or to an https address."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "examples").glob("*.ipynb")),
+]
+LINK = re.compile(r"\]\(([^()\s]*(?:\([^()\s]*\)[^()\s]*)*)\)")
+
+
+def prose(page: Path) -> str:
+    """Return the Markdown of a page or a notebook, without blocks and spans of code."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    taken: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found.add(f"{anchor}-{taken[anchor]}" if taken[anchor] else anchor)
+        taken[anchor] += 1
+    return found
+
+
+def fault(page: Path, target: str) -> str | None:
+    """Return what is wrong with a link of a page, None if nothing is."""
+    address = urlsplit(target)
+    if address.scheme or address.netloc:
+        good = address.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc)
+        return None if good else "expected https://host"
+    leads_to = page.parent / address.path if address.path else page
+    if not leads_to.exists():
+        return "no such file"
+    if not leads_to.resolve().is_relative_to(ROOT):
+        return "outside the repository"
+    if address.fragment and address.fragment not in anchors(prose(leads_to)):
+        return f"{leads_to.name} has no such heading"
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    targets = LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))
+    found = {target: fault(page, target) for target in targets}
+    assert {target: what for target, what in found.items() if what} == {}
+
+
+def test_links_are_looked_for_where_they_are() -> None:
+    assert len(LINK.findall(prose(ROOT / "README.md"))) >= 5
+    assert LINK.findall("[a](b.md#c) and ![d](e(1).png)") == ["b.md#c", "e(1).png"]
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("LICENSE", None),
+        ("#install", None),
+        ("docs/README.md#guides", None),
+        ("https://arxiv.org/abs/1807.03748", None),
+        ("missing.md", "no such file"),
+        ("#no-such-thing", "README.md has no such heading"),
+        ("docs/methods.md#install", "methods.md has no such heading"),
+        ("../elsewhere", "no such file"),
+        ("..", "outside the repository"),
+        ("http://example.com", "expected https://host"),
+        ("https://", "expected https://host"),
+        ("mailto:somebody", "expected https://host"),
+    ],
+)
+def test_a_dead_link_is_told_from_a_live_one(target: str, what: str | None) -> None:
+    assert fault(ROOT / "README.md", target) == what
+
+
+def test_headings_get_the_anchors_that_github_gives_them() -> None:
+    text = "# It's `all`: A & B\n\n## [Linked](x.md) name_s\n\n## Twice\n\n### Twice ##\n"
+    assert anchors(text) == {"its-all-a--b", "linked-name_s", "twice", "twice-1"}

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, embed_corpus
+from llama_index_embeddings_adapted.encoding import corpus
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import EncodeError, OptionError
+from tests.conftest import CountingEmbedding
+
+TEXTS = [f"text {number}" for number in range(10)]
+
+
+class Allergic(CountingEmbedding):
+    """Raises at batches with some texts, with a key in its message."""
+
+    bad: tuple[str, ...] = ()
+    _tried: int = PrivateAttr(default=0)
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self._tried += 1
+        if any(text in self.bad for text in texts):
+            raise RuntimeError("429 for https://me:pw@host with sk-abcdefghijklmnop")
+        return super()._answer(role, texts)
+
+
+def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> corpus.EmbeddedCorpus:
+    return embed_corpus(texts, model, cache_dir=cache, show_progress=False, **options)
+
+
+def cached(model: CountingEmbedding, cache: Path, role: str = "document") -> dict[str, np.ndarray]:
+    encoder = Encoder(model, cache_dir=cache, show_progress=False)
+    rows, vectors = encoder.known(TEXTS, role)  # type: ignore[arg-type]
+    encoder.close()
+    return {TEXTS[row]: vector for row, vector in zip(rows, vectors, strict=True)}
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_every_distinct_text_is_embedded_once_whatever_the_window(
+    base: CountingEmbedding, tmp_path: Path, window: int
+) -> None:
+    found = embedded(iter([*TEXTS, *TEXTS]), base, tmp_path, window=window)
+    assert (found.texts, found.embedded, found.failures) == (20, 10, {})
+    assert len([text for _, text in base.asked if text not in PROBE_TEXTS]) == 10
+    for text, vector in cached(base, tmp_path).items():
+        assert np.array_equal(vector, np.float32(base.vector("document", text)))
+
+
+def test_what_the_cache_holds_is_not_asked_for_again(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    embedded(TEXTS[:6], base, tmp_path)
+    before = len(base.asked)
+    assert embedded(TEXTS, base, tmp_path).embedded == 4
+    assert len(base.asked) == before + 4
+
+
+def test_a_dataset_a_mapping_and_queries_are_corpora_too(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    assert embedded(small, base, tmp_path).embedded == 6
+    assert embedded(dict(zip("abc", TEXTS[:3], strict=True)), base, tmp_path).embedded == 3
+    assert embedded(TEXTS, base, tmp_path, role="query").embedded == 10
+    assert set(cached(base, tmp_path)) == set(TEXTS[:3])
+    assert set(cached(base, tmp_path, "query")) == set(TEXTS)
+
+
+def test_a_function_that_builds_the_model_serves_as_well(tmp_path: Path) -> None:
+    assert embedded(TEXTS, CountingEmbedding, tmp_path).embedded == 10
+
+
+def test_an_interrupted_run_keeps_what_it_had(
+    base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Iterator[str]:
+        yield from TEXTS[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embedded(interrupted(), base, tmp_path, window=2)
+    assert set(cached(base, tmp_path)) == set(TEXTS[:4])
+
+
+@pytest.mark.parametrize("bad", [("text 3",), ("text 0", "text 9"), tuple(TEXTS[2:8])])
+def test_texts_that_fail_are_set_aside_and_the_others_kept(
+    bad: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = Allergic(embed_batch_size=4, bad=bad)
+    with pytest.raises(EncodeError, match=rf"{len(bad)} of 10 texts have no vector.*call again"):
+        embedded(TEXTS, model, tmp_path)
+    assert set(cached(model, tmp_path)) == set(TEXTS) - set(bad)
+    found = embedded(TEXTS, model, tmp_path, on_failure="continue")
+    assert set(found.failures) == set(bad)
+    reason = found.failures[bad[0]]
+    assert "429" in reason
+    assert "pw" not in reason
+    assert "sk-" not in reason
+    model.bad = ()
+    assert embedded(TEXTS, model, tmp_path).embedded == len(bad)
+
+
+def test_a_broken_model_is_not_asked_for_every_text(tmp_path: Path) -> None:
+    texts = [f"word {number}" for number in range(500)]
+    model = Allergic(embed_batch_size=100, bad=tuple(texts))
+    found = embedded(texts, model, tmp_path, on_failure="continue")
+    assert len(found.failures) == 500
+    assert "not tried" in found.failures[min(texts, key=len)]
+    assert model._tried < 40
+
+
+class Exchanged(CountingEmbedding):
+    """Is another model from a text on."""
+
+    moment: str = ""
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self.seed |= self.moment in texts
+        return super()._answer(role, texts)
+
+
+def test_nothing_is_kept_of_a_piece_in_which_the_model_was_exchanged(tmp_path: Path) -> None:
+    texts = [f"text {number:04d}" for number in range(1500)]
+    model = Exchanged(embed_batch_size=100, moment=texts[1200])
+    with pytest.raises(EncodeError, match=r"exchanged while it was asked.*last 476 texts"):
+        embedded(texts, model, tmp_path)
+    encoder = Encoder(Exchanged(), cache_dir=tmp_path, show_progress=False)
+    rows, vectors = encoder.known(texts, "document")
+    encoder.close()
+    assert rows.tolist() == list(range(1024))
+    truth = [CountingEmbedding().vector("document", text) for text in texts[:1024]]
+    assert np.array_equal(vectors, np.float32(truth))
+
+
+def test_the_numbers_are_json(base: CountingEmbedding, tmp_path: Path) -> None:
+    found = embedded(TEXTS, base, tmp_path)
+    assert found.to_dict()["failures"] == 0
+    assert found.texts_per_second > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"executor": "spark"}, "executor: expected one of local, ray, got 'spark'"),
+        ({"role": "passage"}, "role: expected one of document, query"),
+        ({"on_failure": "ignore"}, "on_failure: expected one of raise, continue"),
+        ({"actors": 0}, "actors: expected a whole number >= 1, got 0"),
+        ({"window": True}, "window: expected a whole number >= 1, got True"),
+        ({"cache_dir": False}, "cache_dir: expected a folder or None"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_embedded(
+    base: CountingEmbedding, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        embed_corpus(TEXTS, base, **{"cache_dir": None, **options})
+    assert not base.asked
+
+
+def test_one_string_is_no_corpus(base: CountingEmbedding, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="got one string"):
+        embedded("text", base, tmp_path)

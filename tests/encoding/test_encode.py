@@ -1,0 +1,459 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
+from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.storage.kvstore import SimpleKVStore
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, base_name
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import CacheError, EncodeError, OptionError
+from tests.conftest import CountingEmbedding
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [f"text {number}" for number in range(10)]
+
+
+def encoder(model: BaseEmbedding, cache: Path | bool = False, **options: Any) -> Encoder:
+    return Encoder(model, cache_dir=cache, show_progress=False, **options)
+
+
+def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
+    return [asked for asked in model.asked if asked[1] not in PROBE_TEXTS]
+
+
+# --- each text once -------------------------------------------------------------------------
+
+
+def test_each_distinct_text_reaches_the_base_once_in_its_batches(base: CountingEmbedding) -> None:
+    work = encoder(base)
+    before = len(base.batches)
+    vectors = work.encode([*TEXTS, *TEXTS], "document")
+    assert base.batches[before:] == [4, 4, 2]
+    assert sorted(beyond_probes(base)) == sorted(("document", text) for text in TEXTS)
+    expected = np.float32([base.vector("document", text) for text in [*TEXTS, *TEXTS]])
+    assert np.array_equal(vectors, expected)
+
+
+def test_queries_take_the_query_path(base: CountingEmbedding) -> None:
+    vectors = encoder(base).encode(TEXTS, "query")
+    assert {role for role, _ in beyond_probes(base)} == {"query"}
+    assert np.array_equal(vectors, np.float32([base.vector("query", text) for text in TEXTS]))
+
+
+def test_a_dataset_keeps_its_order_and_knows_its_twins(base: CountingEmbedding) -> None:
+    data = EmbeddingQAFinetuneDataset(
+        {"q1": "a longer question", "q2": "short"},
+        {"d1": "b", "d2": "a much longer document", "d3": "b"},
+        {"q1": ["d3"], "q2": ["d2", "d1"]},
+    )
+    encoded = encoder(base).dataset(data)
+    assert encoded.query_ids == ("q1", "q2")
+    assert np.array_equal(encoded.queries[0], np.float32(base.vector("query", "a longer question")))
+    assert np.array_equal(encoded.documents[0], encoded.documents[2])
+    assert encoded.twins.tolist() == [0, 1, 0]
+    second = encoded.take(np.array([1]))
+    assert second.query_ids == ("q2",)
+    assert np.array_equal(second.queries, encoded.queries[1:])
+
+
+def test_nothing_to_encode_makes_no_call(base: CountingEmbedding) -> None:
+    assert encoder(base).encode([], "query").shape == (0, 16)
+    assert beyond_probes(base) == []
+
+
+def test_batch_size_overrides_that_of_the_model_for_this_run_only(base: CountingEmbedding) -> None:
+    work = encoder(base, batch_size=10)
+    work.encode(TEXTS, "document")
+    assert base.batches[-1] == 10
+    assert base.embed_batch_size == 4
+    with pytest.raises(OptionError, match="batch_size: expected a number from 1 to 2048, got 0"):
+        encoder(base, batch_size=0)
+
+
+def test_calls_and_texts_are_counted_with_the_probes(base: CountingEmbedding) -> None:
+    work = encoder(base)
+    work.encode(TEXTS, "document")
+    assert (work.base_calls, work.base_texts) == (len(base.batches), len(base.asked)) == (7, 16)
+
+
+def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path: Path) -> None:
+    first, second = CountingEmbedding(), CountingEmbedding()
+    vectors = encoder(first, tmp_path).encode(TEXTS, "document")
+    again = encoder(second, tmp_path).encode(TEXTS[::-1], "document")
+    assert np.array_equal(again, vectors[::-1])
+    assert beyond_probes(second) == []
+    encoder(first, tmp_path).encode(TEXTS, "document")
+    assert len(first.asked) == len(TEXTS) + 2 * len(PROBE_TEXTS)  # one object is probed once
+
+
+def test_only_what_is_missing_is_asked_for(base: CountingEmbedding, tmp_path: Path) -> None:
+    encoder(base, tmp_path).encode(TEXTS[:7], "document")
+    encoder(base, tmp_path).encode(TEXTS, "document")
+    assert len(beyond_probes(base)) == len(set(beyond_probes(base))) == 10
+
+
+def test_models_of_one_name_with_other_vectors_never_share(tmp_path: Path) -> None:
+    one, other = CountingEmbedding(seed=1), CountingEmbedding(seed=2)
+    assert base_name(one) == base_name(other)
+    for model in (one, other, one):
+        vectors = encoder(model, tmp_path).encode(TEXTS, "document")
+        expected = np.float32([model.vector("document", text) for text in TEXTS])
+        assert np.array_equal(vectors, expected)
+
+
+def test_a_model_object_that_was_changed_is_another_model(tmp_path: Path) -> None:
+    model = CountingEmbedding(seed=1)
+    encoder(model, tmp_path).encode(TEXTS, "document")
+    model.seed = 2
+    vectors = encoder(model, tmp_path).encode(TEXTS, "document")
+    assert np.array_equal(vectors[0], np.float32(model.vector("document", TEXTS[0])))
+
+
+def test_roles_of_equal_text_never_share(base: CountingEmbedding, tmp_path: Path) -> None:
+    work = encoder(base, tmp_path)
+    document = work.encode(["same text"], "document")
+    query = work.encode(["same text"], "query")
+    assert np.array_equal(document[0], np.float32(base.vector("document", "same text")))
+    assert np.array_equal(query[0], np.float32(base.vector("query", "same text")))
+    assert not np.array_equal(document, query)
+
+
+def test_the_cache_of_the_model_confuses_nothing() -> None:
+    model = CountingEmbedding(embeddings_cache=SimpleKVStore())
+    model.get_text_embedding("same text")  # LlamaIndex files it under the bare text
+    query = encoder(model).encode(["same text"], "query")
+    assert np.array_equal(query[0], np.float32(model.vector("query", "same text")))
+    assert model.embeddings_cache is not None
+
+
+# --- processes ------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys, time
+from tests.conftest import CountingEmbedding
+from llama_index_embeddings_adapted.encode import Encoder
+
+class Logged(CountingEmbedding):
+    log: str
+    def _answer(self, role, texts):
+        with open(self.log, "a") as stream:
+            stream.write(json.dumps([role, texts]) + "\\n")
+        time.sleep(0.002)
+        return super()._answer(role, texts)
+
+if __name__ == "__main__":
+    cache, log, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    encoder = Encoder(Logged(log=log, embed_batch_size=5), cache_dir=cache, show_progress=False)
+    print(json.dumps(encoder.encode(texts, "document").tolist()))
+"""
+
+
+def worker(tmp_path: Path, log: str, texts: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "cache"), str(tmp_path / log)]
+    return subprocess.Popen(
+        [*command, json.dumps(texts)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def logged(path: Path) -> list[list[str]]:
+    """The batches of documents a worker asked for, without the probes."""
+    batches = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [texts for _, texts in batches if texts[0] not in PROBE_TEXTS]
+
+
+def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    return np.float32(json.loads(out))
+
+
+def test_a_kill_loses_at_most_the_batch_in_flight(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(300)]
+    for round_ in range(3):  # each continues where the one before was killed
+        log, batches = tmp_path / f"log{round_}", random.randint(1, 12)
+        process = worker(tmp_path, log.name, texts)
+        deadline = time.monotonic() + 60
+        while len(logged(log)) < batches and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    vectors = finished(worker(tmp_path, "log3", texts))
+
+    runs = [logged(tmp_path / f"log{number}") for number in range(4)]
+    asked = [text for run in runs for batch in run for text in batch]
+    in_flight = {text for run in runs[:3] for text in run[-1]}
+    assert set(asked) == set(texts)
+    assert {text for text in asked if asked.count(text) > 1} <= in_flight
+    uninterrupted = encoder(CountingEmbedding(embed_batch_size=5)).encode(texts, "document")
+    assert np.array_equal(vectors, uninterrupted)
+
+
+def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(150)]
+    together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(3)]
+    expected = encoder(CountingEmbedding()).encode(texts, "document")
+    for n, process in enumerate(together):
+        assert np.array_equal(finished(process), expected[n * 40 : n * 40 + 70])
+    assert np.array_equal(finished(worker(tmp_path, "late", texts)), expected)
+    assert logged(tmp_path / "late") == []
+
+
+# --- answers that cannot be used ------------------------------------------------------------
+
+
+class Faulty(CountingEmbedding):
+    """Answers a text that contains "bad" with something else than its vector."""
+
+    answer: Any = None
+
+    def vector(self, role: str, text: str) -> Any:
+        return self.answer if "bad" in text else super().vector(role, text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([float("nan")] * 16, "NaN or infinity"),
+        ([float("inf")] * 16, "NaN or infinity"),
+        ([1.0] * 15, r"shape \(15,\), expected \(16,\)"),
+    ],
+    ids=["NaN", "infinity", "short"],
+)
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_a_bad_answer_names_its_text_and_keeps_what_came_before(
+    tmp_path: Path, answer: Any, message: str, role: Any
+) -> None:
+    texts = ["first one", "secnd one", "third bad", "forth one"]  # of one length: order is kept
+    model = Faulty(answer=answer, embed_batch_size=4)
+    with pytest.raises(EncodeError, match=f"^Faulty gave .*{message}.*Text: 'third bad'") as info:
+        encoder(model, tmp_path).encode(texts, role)
+    assert info.value.text == "third bad"
+    sound = CountingEmbedding(embed_batch_size=4)
+    cured = Faulty(embed_batch_size=4)  # the same name, hence the same cache
+    assert np.array_equal(
+        encoder(cured, tmp_path).encode(texts[:2], role), encoder(sound).encode(texts[:2], role)
+    )
+    assert beyond_probes(cured) == []
+
+
+class Short(CountingEmbedding):
+    """Forgets one text of a large batch."""
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        return super()._answer(role, texts)[: max(3, len(texts) - 1)]
+
+
+def test_a_short_answer_is_not_guessed_at(tmp_path: Path) -> None:
+    message = "Short gave 3 vectors for a batch of 4 texts; none of them is kept. Text: 'text 0'"
+    with pytest.raises(EncodeError, match=message):
+        encoder(Short(embed_batch_size=4), tmp_path).encode(TEXTS[:4], "document")
+    cured = Short(embed_batch_size=3)
+    encoder(cured, tmp_path).encode(TEXTS[:4], "document")
+    assert len(beyond_probes(cured)) == 4
+
+
+class Failing(CountingEmbedding):
+    """Breaks down at its tenth batch."""
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        if len(self.batches) == 9:
+            raise ConnectionError("no route to host")
+        return super()._answer(role, texts)
+
+
+def test_an_error_of_the_model_is_passed_on_and_nothing_is_lost(tmp_path: Path) -> None:
+    texts = [f"{number:02}" for number in range(40)]
+    with pytest.raises(ConnectionError, match="no route to host"):
+        encoder(Failing(embed_batch_size=4), tmp_path).encode(texts, "document")
+    again = Failing(embed_batch_size=40)
+    encoder(again, tmp_path).encode(texts, "document")
+    assert len(beyond_probes(again)) == 40 - 4 * 5  # 9 batches, of them 4 of probes
+
+
+def test_a_model_that_fails_its_probes_is_named() -> None:
+    class Mute(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            return []
+
+    with pytest.raises(EncodeError, match="Mute did not answer 3 probe texts with finite vectors"):
+        encoder(Mute())
+
+
+def test_an_impossible_folder_is_an_error(base: CountingEmbedding, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot be created"):
+        encoder(base, tmp_path / "file" / "cache")
+
+
+# --- any model ------------------------------------------------------------------------------
+
+
+class Limiter(BaseRateLimiter):
+    """Counts instead of waiting."""
+
+    def __init__(self) -> None:
+        self.acquired = self.async_acquired = 0
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        self.acquired += 1
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        self.async_acquired += 1
+
+
+class Asynchronous(BaseEmbedding):
+    """Has no synchronous side, and counts how many queries are under way at once."""
+
+    _double: CountingEmbedding = PrivateAttr(default_factory=CountingEmbedding)
+    _now: int = PrivateAttr(default=0)
+    _most: int = PrivateAttr(default=0)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        raise NotImplementedError
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        raise NotImplementedError
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        if query == "broken":
+            raise RuntimeError("the provider is down")
+        self._now += 1
+        self._most = max(self._most, self._now)
+        await asyncio.sleep(0.001 * (len(query) % 3))
+        self._now -= 1
+        return self._double._get_query_embedding(query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return self._double._get_text_embedding(text)
+
+
+class Synchronous(CountingEmbedding):
+    """Has no asynchronous side."""
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        raise NotImplementedError
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("model", [Asynchronous(), Synchronous()], ids=lambda m: type(m).__name__)
+def test_a_model_with_one_side_will_do(model: BaseEmbedding) -> None:
+    work, double = encoder(model), CountingEmbedding()
+    for role in ("query", "document"):
+        expected = np.float32([double.vector(role, text) for text in TEXTS])
+        assert np.array_equal(work.encode(TEXTS, role), expected)  # type: ignore[arg-type]
+
+
+async def test_an_asynchronous_model_works_inside_a_running_loop() -> None:
+    vectors = encoder(Asynchronous()).encode(TEXTS, "query")
+    expected = np.float32([CountingEmbedding().vector("query", text) for text in TEXTS])
+    assert np.array_equal(vectors, expected)
+
+
+def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop() -> None:
+    with pytest.raises(RuntimeError, match="the provider is down"):
+        encoder(Asynchronous()).encode(["broken"], "query")
+
+
+@pytest.mark.parametrize(("workers", "most"), [(None, 1), (3, 3)])
+def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(
+    workers: int | None, most: int
+) -> None:
+    model = Asynchronous(num_workers=workers)
+    texts = [f"{'x' * (number % 5)} {number}" for number in range(20)]
+    vectors = encoder(model).encode(texts, "query")
+    expected = np.float32([CountingEmbedding().vector("query", text) for text in texts])
+    assert np.array_equal(vectors, expected)
+    assert model._most == most
+
+
+def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call() -> None:
+    class Counter(TokenCountingHandler):
+        started = 0
+
+        def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
+            self.started += event_type == CBEventType.EMBEDDING
+            return super().on_event_start(event_type, *args, **kwargs)
+
+    limiter, handler = Limiter(), Counter(tokenizer=str.split)
+    model = CountingEmbedding(
+        embed_batch_size=4, rate_limiter=limiter, callback_manager=CallbackManager([handler])
+    )
+    work = encoder(model)
+    work.encode(TEXTS, "document")
+    work.encode(TEXTS, "query")
+    assert limiter.acquired == handler.started == work.base_calls == 4 + 3 + 10
+    assert handler.total_embedding_token_count >= 2 * len(TEXTS) * 2
+
+    limiter = Limiter()
+    encoder(Asynchronous(rate_limiter=limiter)).encode(TEXTS, "query")
+    assert limiter.async_acquired >= 10
+
+
+class BatchesQueries(CountingEmbedding):
+    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
+        return self._answer("query", queries)
+
+
+def test_a_model_that_can_batch_queries_is_asked_to() -> None:
+    limiter = Limiter()
+    model = BatchesQueries(embed_batch_size=4, rate_limiter=limiter)
+    vectors = encoder(model).encode(TEXTS, "query")
+    assert model.batches[-3:] == [4, 4, 2]
+    assert limiter.acquired == len(model.batches)
+    assert np.array_equal(vectors, np.float32([model.vector("query", text) for text in TEXTS]))
+
+
+def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm: Any) -> None:
+    texts = ["what is a query?", "why", "a far longer question about the lengths of questions"]
+    work = encoder(minilm)
+    before = work.base_calls
+    vectors = work.encode(texts, "query")
+    assert work.base_calls == before + 1
+    singles = np.float32([minilm.get_query_embedding(text) for text in texts])
+    assert np.allclose(vectors, singles, atol=1e-5)
+
+
+def test_a_subclass_with_its_own_queries_keeps_them(minilm: Any) -> None:
+    from llama_index_embeddings_adapted.encoding.base_model import query_batch
+
+    class Prefixed(type(minilm)):  # type: ignore[misc]
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return super()._get_query_embedding(f"query: {query}")
+
+    assert query_batch(minilm) is not None
+    assert query_batch(Prefixed.model_construct()) is None
+
+
+def test_a_bar_shows_progress_on_request_only(
+    base: CountingEmbedding, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder(base).encode(TEXTS, "query")
+    assert capsys.readouterr().err == ""
+    Encoder(base, cache_dir=False).encode(TEXTS, "query")
+    assert "Embedding queries: 100%" in capsys.readouterr().err
+
+
+def test_the_default_folder_is_in_the_cache_folder_of_llama_index(
+    base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path))
+    Encoder(base, show_progress=False).encode(TEXTS, "query")
+    assert (tmp_path / "embeddings_adapted" / "vectors.sqlite").exists()

@@ -1,0 +1,221 @@
+"""A base model behind a real, unreliable server: nothing is lost, nothing wrong is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.robustness import cheap
+from benchmarks.robustness.flaky_server import Flaky, Reply, Vectors, client, serving
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, Fingerprint
+from llama_index_embeddings_adapted.encoding.cache import VectorCache
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import EncodeError, ShapeError
+
+openai = pytest.importorskip("openai", reason="extra 'dev' is missing")
+
+TEXTS = [f"text {number:03d} of many" for number in range(40)]  # of one length: order is kept
+TRUTH = np.float32([cheap.vector(text, "document") for text in TEXTS])
+BATCH = 8
+
+
+def encoder(server: Flaky, folder: Path, **options: object) -> Encoder:
+    return Encoder(client(server.address, **options), cache_dir=folder, show_progress=False)
+
+
+def asked(server: Flaky) -> list[str]:
+    """Texts that were sent, without the probes."""
+    return [text for texts in server.requests for text in texts if text not in PROBE_TEXTS]
+
+
+def at(moment: str, reply: Reply) -> Callable[[list[str], int], Reply]:
+    """Misbehave once, in the request that has this text."""
+    left = [reply]
+    return lambda texts, number: left.pop() if moment in texts and left else Reply()
+
+
+def always(moment: str, reply: Reply) -> Callable[[list[str], int], Reply]:
+    return lambda texts, number: reply if moment in texts else Reply()
+
+
+MOMENT = TEXTS[20]  # in the third batch
+
+
+# --- what passes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply(429, retry_after="0.05"), Reply(503), Reply(hang_up=True), Reply(after_s=1.0)],
+    ids=["429", "503", "hung up", "timeout"],
+)
+def test_a_fault_that_passes_is_not_noticed(reply: Reply, tmp_path: Path) -> None:
+    with serving(at(MOMENT, reply)) as server:
+        work = encoder(server, tmp_path, timeout=0.5, max_retries=2)
+        assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
+        assert len(asked(server)) == len(TEXTS) + BATCH
+        work.close()
+
+
+def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+    with serving(at(MOMENT, Reply(429, retry_after="1"))) as server:
+        work = encoder(server, tmp_path, max_retries=2)
+        work.encode(TEXTS, "document")
+        work.close()
+        [first, again] = [n for n, texts in enumerate(server.requests) if MOMENT in texts]
+        assert server.times[again] - server.times[first] >= 0.95
+
+
+# --- what does not ------------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[Reply, type[Exception], str]] = {
+    "429": (Reply(429), openai.RateLimitError, "status 429"),
+    "401": (Reply(401), openai.AuthenticationError, "status 401"),
+    "timeout": (Reply(after_s=0.6), openai.APITimeoutError, "timed out"),
+    "hung up": (Reply(hang_up=True), openai.APIConnectionError, "Connection error"),
+    "fewer vectors": (Reply(vectors=lambda vs: vs[:-1]), EncodeError, "7 vectors for a batch of 8"),
+    "more vectors": (Reply(vectors=lambda vs: [*vs, vs[0]]), EncodeError, "9 vectors for a batch"),
+    "another dimension": (
+        Reply(vectors=lambda vs: [v[:-1] for v in vs]),
+        EncodeError,
+        r"shape \(31,\), expected \(32,\)",
+    ),
+    "NaN": (
+        Reply(vectors=lambda vs: [[math.nan, *v[1:]] for v in vs]),
+        EncodeError,
+        "NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reply", "error", "message"), FAULTS.values(), ids=FAULTS.keys())
+def test_what_came_before_a_fault_is_kept_and_nothing_of_it(
+    reply: Reply, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with serving(always(MOMENT, reply)) as server:
+        work = encoder(server, tmp_path, timeout=0.3, max_retries=0)
+        with pytest.raises(error, match=message):
+            work.encode(TEXTS, "document")
+        rows, found = work.known(TEXTS, "document")
+        assert rows.tolist() == list(range(2 * BATCH))
+        assert np.allclose(found, TRUTH[:16], atol=1e-6)
+        work.close()
+        server.script, before = Flaky().script, len(asked(server))
+        work = encoder(server, tmp_path)
+        assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
+        assert sorted(asked(server)[before:]) == TEXTS[16:]
+        work.close()
+
+
+def test_queries_that_were_answered_are_kept_one_by_one(tmp_path: Path) -> None:
+    with serving(always(MOMENT, Reply(500))) as server:
+        work = encoder(server, tmp_path, max_retries=0)
+        with pytest.raises(openai.InternalServerError, match="status 500"):
+            work.encode(TEXTS, "query")
+        assert work.known(TEXTS, "query")[0].tolist() == list(range(20))
+        work.close()
+
+
+@pytest.mark.parametrize("nonsense", [[], [None], ["x"], [[1.0]]], ids=str)
+def test_a_server_that_talks_nonsense_from_the_start_is_named(
+    nonsense: list[object], tmp_path: Path
+) -> None:
+    script = lambda texts, number: Reply(vectors=lambda vs: [nonsense] * len(vs))  # noqa: E731
+    with (
+        serving(script) as server,  # type: ignore[arg-type]
+        pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input"),
+    ):
+        encoder(server, tmp_path, max_retries=0)
+    assert not (tmp_path / "vectors.sqlite").exists()
+
+
+# --- another model behind the same name -----------------------------------------------------------
+
+
+def turned(vectors: Vectors) -> Vectors:
+    return [[*v[1:], v[0]] for v in vectors]
+
+
+def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path: Path) -> None:
+    texts = [f"text {number:03d} of many" for number in range(700)]
+    truth = np.float32([cheap.vector(text, "document") for text in texts])
+
+    def script(given: list[str], number: int) -> Reply:
+        server.exchanged |= texts[400] in given  # type: ignore[attr-defined]
+        return Reply(vectors=turned) if server.exchanged else Reply()  # type: ignore[attr-defined]
+
+    with serving(script) as server:
+        server.exchanged = False  # type: ignore[attr-defined]
+        work = encoder(server, tmp_path)
+        with pytest.raises(EncodeError, match=r"exchanged while it was asked.*last 256 texts"):
+            work.encode(texts, "document")
+        rows, found = work.known(texts, "document")
+        assert rows.tolist() == list(range(256))
+        assert np.allclose(found, truth[:256], atol=1e-6)
+        work.close()
+        new = Encoder(work._model, cache_dir=tmp_path, show_progress=False)
+        assert len(new.known(texts, "document")[0]) == 0  # another model has vectors of its own
+        expected = np.float32(turned(truth[:70].tolist()))
+        assert np.allclose(new.encode(texts[:70], "document"), expected, atol=1e-6)
+        new.close()
+
+
+def test_looking_costs_a_text_in_256(tmp_path: Path) -> None:
+    with serving() as server:
+        work = encoder(server, tmp_path)
+        work.encode([f"text {number}" for number in range(600)], "document")
+        work.close()
+    probes = sum(text in PROBE_TEXTS for texts in server.requests for text in texts)
+    assert probes == 2 * len(PROBE_TEXTS) + 3
+
+
+# --- what the cache itself refuses ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.ones((1, 4)), "expected 2, got 1"),
+        (np.ones((2, 5)), "expected 4 dimensions, got 5"),
+        (np.ones(4), r"matrix \(n, dim\)"),
+        (np.full((2, 4), np.nan), "NaN or infinity"),
+    ],
+)
+def test_the_cache_refuses_what_is_no_vector_of_its_model(
+    vectors: np.ndarray, message: str, tmp_path: Path
+) -> None:
+    cache = VectorCache(tmp_path, Fingerprint("model", np.ones((6, 4), dtype=np.float32)))
+    with pytest.raises(ShapeError, match=message):
+        cache.put("query", ["one", "two"], vectors)
+    assert len(cache.get("query", ["one", "two"])[0]) == 0
+    cache.close()
+
+
+# --- serving --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronous: bool) -> None:
+    from llama_index.core.storage.kvstore import SimpleKVStore
+
+    wrong = Reply(vectors=lambda vs: [[math.nan] * 32 for _ in vs])
+    with serving(always("why", wrong)) as server:
+        store = SimpleKVStore()
+        model = AdaptedEmbedding(
+            client(server.address), LinearAdapter.identity(32), embeddings_cache=store
+        )
+
+        async def ask() -> None:
+            _ = await model.aget_text_embedding("why") if asynchronous else (
+                model.get_text_embedding("why"))  # fmt: skip
+
+        with pytest.raises(EncodeError, match="NaN or infinity"):
+            await ask()
+        server.script = Flaky().script
+        found = model.get_text_embedding("why")
+        assert np.allclose(found, cheap.vector("why", "document"), atol=1e-6)

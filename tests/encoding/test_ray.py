@@ -1,0 +1,239 @@
+"""The same work on a real Ray, started once, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.llms import ChatMessage, ChatResponse, CustomLLM, LLMMetadata
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    embed_corpus,
+    generate_qa_embedding_pairs,
+)
+from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
+from llama_index_embeddings_adapted.encoding.corpus import EmbeddingActor, packed
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    EncodeError,
+    GenerationError,
+    MissingExtraError,
+    OptionError,
+)
+from llama_index_embeddings_adapted.questions.llm import Patience, QuestionActor, sort_out
+from tests.conftest import CountingEmbedding
+
+TEXTS = [f"text {number} of many" for number in range(3000)]
+
+# Ray is started and stopped by the fixture; its sockets and files are its own affair.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  others here must not kill it
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  nor starve it on a busy machine
+    ray = pytest.importorskip("ray", reason="extra 'ray' is missing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+class Mortal(CountingEmbedding):
+    """Ends its process at a text, the first time; fails at others, always."""
+
+    deadly: str = ""
+    grave: str = ""
+    bad: tuple[str, ...] = ()
+    dies_forever: bool = False
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        if self.deadly in texts and not os.path.exists(self.grave):
+            if not self.dies_forever:
+                Path(self.grave).touch()
+            os._exit(1)
+        for text in texts:
+            if text in self.bad:
+                raise RuntimeError(f"cannot read {text}")
+        return super()._answer(role, texts)
+
+
+class Forgetful(CountingEmbedding):
+    """Gives other vectors once it has been sent anywhere."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.seed = 1
+
+
+def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> Any:
+    return embed_corpus(
+        texts, model, executor="ray", cache_dir=cache, show_progress=False, **options
+    )
+
+
+def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -> None:
+    encoder = Encoder(model, cache_dir=cache, show_progress=False)
+    rows, vectors = encoder.known(texts, "document")
+    encoder.close()
+    assert len(rows) == len(texts)
+    assert np.array_equal(vectors, np.float32([model.vector("document", text) for text in texts]))
+
+
+def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path: Path) -> None:
+    model = CountingEmbedding(embed_batch_size=64)
+    embed_corpus(TEXTS[:1500], model, cache_dir=tmp_path, show_progress=False)
+    asked = len(model.asked)
+    found = embedded(TEXTS, model, tmp_path, actors=2, window=5000)
+    assert (found.embedded, found.executor, found.actors) == (1500, "ray", 2)
+    assert len(model.asked) == asked  # nothing was embedded here
+    assert_all_cached(model, tmp_path, TEXTS)
+    assert embedded(TEXTS, model, tmp_path).embedded == 0
+
+
+def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(
+    tmp_path: Path,
+) -> None:
+    model = Mortal(
+        embed_batch_size=64, deadly=TEXTS[700], grave=str(tmp_path / "grave"), bad=(TEXTS[5],)
+    )
+    cache = tmp_path / "cache"
+    with pytest.raises(EncodeError, match=r"1 of 3,000 texts .*cannot read text 5 of many"):
+        embedded(TEXTS, lambda: model, cache)  # what an actor calls
+    assert (tmp_path / "grave").exists()
+    assert_all_cached(model, cache, [text for text in TEXTS if text != TEXTS[5]])
+
+
+def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_path: Path) -> None:
+    model = Mortal(deadly=TEXTS[0], grave=str(tmp_path / "none"), dies_forever=True)
+    cache = tmp_path / "cache"
+    with pytest.raises(EncodeError, match="Ray cannot go on"):
+        embedded(TEXTS[:40], model, cache, actors=1, ray_options={"max_task_retries": 1})
+    encoder = Encoder(model, cache_dir=cache, show_progress=False)
+    assert TEXTS[0] in encoder.missing(TEXTS, "document")
+    encoder.close()
+
+
+def test_a_model_that_does_not_arrive_as_it_left_is_refused() -> None:
+    model = Forgetful()
+    with pytest.raises(BaseModelMismatchError, match="Pass a function that builds the model"):
+        EmbeddingActor(packed(model), fingerprint_of(model), "document", None)
+
+
+def test_what_cannot_be_sent_is_refused_with_what_to_do() -> None:
+    with pytest.raises(OptionError, match="cannot be sent to other processes"):
+        packed(threading.Lock())
+
+
+def test_without_ray_the_error_says_how_to_install_it(
+    base: BaseEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
+    with pytest.raises(MissingExtraError, match=r"adapted\[ray\]"):
+        embedded(TEXTS, base, tmp_path)
+
+
+class ScriptedLLM(CustomLLM):
+    """Asks about the number in a passage; refuses one of them, or the key."""
+
+    key: str = "right"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(is_chat_model=True, model_name="scripted")
+
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        if self.key == "wrong":
+            raise ConnectionRefusedError("no server")
+        number = messages[-1].content.rsplit("cave number ", 1)[1].split()[0]
+        if number == "13":
+            raise RuntimeError("unlucky")
+        asked = f"What lives in the deep cave number {number} of the north?"
+        return ChatResponse(message=ChatMessage(role="assistant", content=asked))
+
+    def complete(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_actors_write_questions_with_the_same_loop_and_answers_are_kept_here(
+    tmp_path: Path,
+) -> None:
+    caves = [
+        TextNode(id_=f"n{row}", text=f"A bear of age {row} lives in cave number {row} up there.")
+        for row in range(20)
+    ]
+    options: dict[str, Any] = {
+        "styles": ["question"],
+        "concurrency": 1,
+        "retry_limit": 1,
+        "near_duplicate": 1.0,
+        "cache_dir": tmp_path,
+        "show_progress": False,
+    }
+    found = generate_qa_embedding_pairs(
+        caves, ScriptedLLM(), None, 1, executor="ray", actors=2, **options
+    )
+    assert {text.split()[-4] for text in found.queries.values()} == set(map(str, range(20))) - {
+        "13"
+    }
+    assert "unlucky" in found.report.failed["n13"]
+    assert found.report.calls == 20
+    again = generate_qa_embedding_pairs(caves, ScriptedLLM(), None, 1, **options)
+    assert (again.report.calls, again.queries) == (1, found.queries)
+
+
+def test_where_no_call_can_succeed_the_actor_says_so_and_nothing_else_is_asked() -> None:
+    actor = QuestionActor(packed(ScriptedLLM(key="wrong")), Patience(attempts=1, concurrency=1))
+    request = json.dumps({"turns": [["user", "cave number 1 up"]], "styles": [None], "frame": ""})
+    outcomes = actor({"row": [0, 1], "request": [request, request]})
+    with pytest.raises(GenerationError, match="cannot be reached"):
+        sort_out(outcomes, lambda *_: None, lambda *_: None)
+    assert outcomes["calls"].sum() == 1
+
+
+def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline() -> None:
+    from llama_index.ingestion.ray import RayIngestionPipeline, RayTransformComponent
+
+    base = CountingEmbedding(embed_batch_size=8)
+    adapter = LinearAdapter(np.random.default_rng(0).standard_normal((16, 16)), shared=True)
+    model = AdaptedEmbedding(base, adapter)
+    step = RayTransformComponent(
+        transform_class=AdaptedEmbedding,
+        transform_kwargs={"base_embed_model": base, "adapter": adapter},
+        map_batches_kwargs={"batch_size": 10},
+    )
+    nodes = [TextNode(id_=f"n{row}", text=text) for row, text in enumerate(TEXTS[:25])]
+    done = {n.node_id: n for n in RayIngestionPipeline(transformations=[step]).run(nodes=nodes)}
+    assert len(done) == 25
+    for node in nodes:
+        assert np.allclose(done[node.node_id].embedding, model.get_text_embedding(node.text))

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.bridge.pydantic import Field, SecretStr
+
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.encoding.serialize import (
+    describe_base,
+    rebuild_base,
+    without_url_secrets,
+)
+from llama_index_embeddings_adapted.errors import FolderError, OptionError
+from tests.conftest import CountingEmbedding
+
+SECRET = "hunter2-and-more"
+
+
+class Provider(CountingEmbedding):
+    """An API model with secrets wherever people put them."""
+
+    api_key: str
+    auth_token: SecretStr | None = None
+    default_headers: dict[str, str] | None = None
+    additional_kwargs: dict[str, Any] = Field(default_factory=dict)
+    api_base: str = "https://api.example.org/v1"
+    user: str | None = None
+    max_tokens: int = 100
+    instruction: str = ""
+    stop: list[str] = Field(default_factory=list)
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider(
+        model_name=f"https://someone:{SECRET}@models.example.org/embedder",
+        api_key=SECRET,
+        auth_token=SecretStr(SECRET),
+        default_headers={"X-Anything": SECRET},
+        additional_kwargs={
+            "extra": {"headers": {"x": SECRET}, "password": SECRET, "depth": 2},
+            "proxies": [f"http://user:{SECRET}@proxy:8080/", 3],
+            "authorization": f"Bearer {SECRET}",
+            "line": f"Authorization: Bearer {SECRET}",
+        },
+        api_base=f"https://user:{SECRET}@api.example.org/v1?key={SECRET}",
+        user="sk-" + "a1b2" * 5 + SECRET,
+        instruction=f"Answer like https://u:{SECRET}@host/x does? Yes.",
+        embed_batch_size=7,
+        num_workers=2,
+    )
+
+
+@pytest.fixture
+def model(provider: Provider) -> AdaptedEmbedding:
+    return AdaptedEmbedding(provider, LinearAdapter.identity(16))
+
+
+def test_no_secret_reaches_dict_json_or_repr(model: AdaptedEmbedding) -> None:
+    for shown in (str(model.to_dict()), model.to_json(), repr(model), str(model)):
+        assert SECRET not in shown
+    assert SECRET not in str(model.to_payload())
+    assert "someone" not in repr(model)
+    assert repr(model).startswith("AdaptedEmbedding(base_embed_model='Provider(")
+
+
+def test_no_secret_reaches_a_saved_folder_or_the_cache(
+    model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "adapter")
+    work = Encoder(model.base_embed_model, cache_dir=tmp_path / "cache", show_progress=False)
+    work.encode(["text"], "query")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+
+
+def test_what_is_no_secret_is_kept(provider: Provider) -> None:
+    described = describe_base(provider)
+    assert described["settings"] == {
+        "model_name": "https://models.example.org/embedder",
+        "embed_batch_size": 7,
+        "num_workers": 2,
+        "dim": 16,
+        "seed": 0,
+        "additional_kwargs": {
+            "extra": {"depth": 2},
+            "proxies": ["http://proxy:8080/", 3],
+        },
+        "api_base": "https://api.example.org/v1",
+        "max_tokens": 100,
+        "instruction": "Answer like https://host/x does? Yes.",
+        "stop": [],
+    }
+    assert sorted(described["omitted"]) == [
+        "additional_kwargs",
+        "api_base",
+        "api_key",
+        "auth_token",
+        "default_headers",
+        "instruction",
+        "model_name",
+        "user",
+    ]
+    json.dumps(described)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("https://user:word@host:8080/a/b?key=1#part", "https://host:8080/a/b"),
+        ("redis://:word@host", "redis://host"),
+        ("https://u:p@ss@host/x", "https://host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("see http://a:b@host/x?y=1 and mail@home", "see http://host/x?y=1 and mail@home"),
+        ("http://[broken", "http://[broken"),
+        ("What is this? A question: yes", "What is this? A question: yes"),
+    ],
+)
+def test_addresses_lose_user_password_and_query(text: str, clean: str) -> None:
+    assert without_url_secrets(text) == clean
+
+
+def test_rebuilding_says_what_to_pass_again_and_takes_it(
+    model: AdaptedEmbedding, provider: Provider, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "a")
+    message = r"Provider name an address .*saved without .*api_key.*pass it again.*base_embed_model"
+    with pytest.raises(FolderError, match=f"(?s){message}"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a")
+    with pytest.raises(FolderError, match=f"(?s){message}"):
+        AdaptedEmbedding.from_dict(model.to_dict())
+    with pytest.raises(FolderError, match=r"(?s)Provider cannot be built .*pass it again"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", additional_kwargs={}, api_base="x")
+    known: dict[str, Any] = {"api_key": "new", "additional_kwargs": {}, "embed_batch_size": 3}
+    for rebuilt in (
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", **known),
+        AdaptedEmbedding.from_dict(model.to_dict(), **known),
+    ):
+        base = rebuilt.base_embed_model
+        assert isinstance(base, Provider)
+        assert (base.api_key, base.num_workers, base.embed_batch_size) == ("new", 2, 7)
+        assert rebuilt.embed_batch_size == 3
+        assert rebuilt.get_query_embedding("why?") == model.get_query_embedding("why?")
+    assert provider.api_key == SECRET
+
+
+def test_settings_of_a_base_beside_the_base_are_refused(
+    model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(OptionError, match="Unknown arguments: api_key"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", model.base_embed_model, api_key="x")
+    with pytest.raises(OptionError, match="Unknown arguments: api_key"):
+        AdaptedEmbedding.from_dict(model.to_dict(), model.base_embed_model, api_key="x")
+
+
+# --- finding the class ----------------------------------------------------------------------
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {**describe_base(CountingEmbedding()), **changes}
+
+
+def test_a_module_that_is_not_imported_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "innocent.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(FolderError, match=r"innocent\.Model, which is not known here.*import the"):
+        rebuild_base(described(import_path="innocent.Model"))
+    assert "innocent" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"import_path": "llama_index.embeddings.nobody.Model"}, "not installed"),
+        ({"import_path": "llama_index.core.schema.TextNode"}, "TextNode, which is not known"),
+        ({"import_path": "llama_index.core.schema.nothing"}, "not known here"),
+        ({"import_path": "pathlib.Path"}, "not known here"),
+        ({"import_path": 3}, "not known here"),
+        ({"settings": {"dim": "many"}}, "CountingEmbedding cannot be built"),
+        ({"settings": {"unknown": 1, "embed_batch_size": 0}}, "cannot be built"),
+    ],
+)
+def test_what_is_no_embedding_model_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FolderError, match=message):
+        rebuild_base(described(**changes))
+
+
+@pytest.mark.parametrize("wrong", [None, [], "x"])
+def test_no_description_is_an_error(wrong: object) -> None:
+    with pytest.raises(FolderError, match="No base model is described here"):
+        rebuild_base(wrong)
+
+
+def test_damaged_settings_are_as_good_as_none() -> None:
+    rebuilt = rebuild_base(described(settings=["dim", 3], omitted=None))
+    assert isinstance(rebuilt, CountingEmbedding)
+
+
+def test_a_real_model_is_rebuilt_in_a_fresh_process(minilm: Any, tmp_path: Path) -> None:
+    model = AdaptedEmbedding(minilm, LinearAdapter.identity(384))
+    model.save_pretrained(tmp_path / "adapter")
+    code = """
+import sys
+from llama_index_embeddings_adapted import AdaptedEmbedding
+model = AdaptedEmbedding.from_pretrained(sys.argv[1])
+print(model.get_query_embedding("why?")[:3])
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "adapter")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout.strip().splitlines()[-1])
+    assert there == pytest.approx(model.get_query_embedding("why?")[:3], abs=1e-5)

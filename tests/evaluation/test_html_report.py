@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    compare_retrieval,
+)
+from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.data.dataset import data_statistics
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.evaluation import page_parts
+from llama_index_embeddings_adapted.evaluation.metrics import mean_interval
+from llama_index_embeddings_adapted.evaluation.page_parts import MOST_ROWS, wins_losses
+from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
+from llama_index_embeddings_adapted.training.auto.tune import tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.conftest import CountingEmbedding
+from tests.evaluation.test_report import part, report
+from tests.support.synthetic import rotated_corpus
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "</li></ul><style>body{display:none}</style>",
+    "{{ 7 * 7 }} {% raw %} &lt;b&gt;",
+    "<a href='javascript:alert(4)'>\u202ehere</a>",
+)
+
+
+class Reader(HTMLParser):
+    """Collects elements, texts and what scripts and styles contain."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.inside.setdefault(self._open[-1] if self._open else "", []).append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def hostile() -> EmbeddingQAFinetuneDataset:
+    queries = {f"q{n}": f"{text} topic{n}" for n, text in enumerate(HOSTILE)}
+    corpus = {f"<d{n}>": f"topic{n} {text}" for n, text in enumerate(HOSTILE)}
+    return EmbeddingQAFinetuneDataset(
+        queries, corpus, {f"q{n}": [f"<d{n}>"] for n in range(len(HOSTILE))}
+    )
+
+
+def reversing(base: CountingEmbedding) -> AdaptedEmbedding:
+    """A model whose rankings are upside down: it loses every query it can."""
+    return AdaptedEmbedding(base, LinearAdapter(-np.eye(base.dim, dtype=np.float32)))
+
+
+def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> RetrievalScores:
+    """Rankings by hand; the relevant document of each query is 0 unless told."""
+    return RetrievalScores(
+        np.array(rows),
+        Relevance.from_lists(relevant or [[0]] * len(rows)),
+        tuple(f"q{n}" for n in range(len(rows))),
+        tuple(f"d{n}" for n in range(1 + max(map(max, rows)))),
+    )
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_hostile_texts_come_out_as_text(base: CountingEmbedding, tmp_path: Path) -> None:
+    found = compare_retrieval(
+        {"<b>base</b>": base, "a&b": reversing(base)}, hostile(), cache_dir=False
+    )
+    text = found.to_html(tmp_path / "page.html", title="<script>title</script>").read_text("utf-8")
+    page = Reader(text)
+    assert len(page.all("script")) == len(page.all("style")) == 1
+    assert not page.all("img")
+    assert all("href" not in a or a["href"] == "#main" for _, a in page.tags)
+    assert not [name for _, a in page.tags for name in a if name.startswith("on")]
+    shown = " ".join(piece for pieces in page.inside.values() for piece in pieces)
+    for hostile_text in HOSTILE:
+        assert hostile_text in shown
+    assert "<script>title</script>" in "".join(page.inside["h1"])
+
+
+def test_the_page_needs_nothing_else_and_its_policy_admits_its_own_script_only(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    found = compare_retrieval({"base": base, "other": reversing(base)}, small, cache_dir=False)
+    page = Reader(found.to_html(tmp_path / "page.html").read_text("utf-8"))
+    policy = next(a["content"] for a in page.all("meta") if "content-security" in str(a).lower())
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    for tag in ("script", "style"):
+        content = "".join(page.inside[tag]).encode()
+        digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    loaded = [a for _, a in page.tags for name in ("src", "href", "style") if name in a]
+    assert loaded == [{"class": "skip", "href": "#main"}]
+
+
+def test_the_verdict_stands_first_and_says_who_is_better(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    found = compare_retrieval({"base": base, "upside": reversing(base)}, small, cache_dir=False)
+    text = found.to_html(tmp_path / "page.html").read_text("utf-8")
+    assert text.index("Verdict</h2>") < text.index("Hit rate and MRR</h2>")
+    assert '<section class="verdict bad"' in text
+    assert "<strong>Worse:</strong> upside against base" in text
+    for heading in ("Metrics at every cut-off", "Wins and losses", "Data", "What it cost"):
+        assert heading in text
+
+
+def test_one_model_alone_has_a_page_too(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    text = compare_retrieval({"base": base}, small, cache_dir=False).to_html(tmp_path / "p.html")
+    assert "nothing to compare it with" in text.read_text("utf-8")
+
+
+def test_headings_descend_and_every_drawing_is_said_in_words(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    found = compare_retrieval({"base": base, "other": reversing(base)}, small, cache_dir=False)
+    page = Reader(found.to_html(tmp_path / "page.html").read_text("utf-8"))
+    assert [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")][:2] == ["h1", "h2"]
+    drawings = [a for a in page.all("svg") if a.get("role") == "img"]
+    ids = [a.get("id") for _, a in page.tags if a.get("id")]
+    assert len(ids) == len(set(ids))
+    assert len(drawings) == 8
+    for drawing in drawings:
+        assert all(name in ids for name in str(drawing["aria-labelledby"]).split())
+    assert page.all("html") == [{"lang": "en"}]
+
+
+# --- what training found ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["linear", "ridge"])
+def test_every_method_writes_a_page_with_history_passages_data_and_cost(
+    method: str, base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        small,
+        base,
+        method=method,
+        epochs=3,
+        cache_dir=False,
+        show_progress=False,
+        model_output_path=tmp_path / "adapter",
+        report_path=tmp_path / "report.html",
+    )
+    engine.finetune()
+    found, text = engine.report, (tmp_path / "report.html").read_text("utf-8")
+    assert found.verdict.partition(":")[0].partition(";")[0].capitalize() in text
+    assert "Training of adapted" in text
+    assert "base model</text>" in text  # the line to compare with
+    assert ("Training loss" in text) == (method == "linear")
+    assert ("candidates competed" in text) == (method == "ridge")
+    assert f"<td>{found.base_calls:,}</td>" in text
+    assert found.data["queries"] == len(small)
+    assert found.held_out is not None
+    assert found.held_out.texts is not None
+    assert set(found.held_out.texts.queries) <= set(small.queries.values())
+    assert set(found.held_out.texts.documents) == set(small.corpus.values())
+    saved = json.loads((tmp_path / "adapter" / "config.json").read_text())
+    assert saved["training"]["report"]["data"] == json.loads(json.dumps(found.data))
+    assert "what is a city bus" not in json.dumps(saved)
+
+
+def test_the_held_out_rankings_give_the_scores_of_the_report(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        small, base, epochs=3, cache_dir=False, show_progress=False, start="identity",
+        model_output_path=tmp_path / "adapter",
+        val_dataset=EmbeddingQAFinetuneDataset(
+            {"v": "bus in the city"}, {"x": "a city bus", "y": "nothing"}, {"v": ["x"]}
+        ),
+    )  # fmt: skip
+    engine.finetune()
+    found = engine.report
+    assert found.held_out is not None
+    for name, means in (("base", found.base), ("adapted", found.adapted)):
+        for metric in ("ndcg@10", "mrr@10", "hit_rate@1"):
+            assert found.held_out[name][metric] == pytest.approx(means[metric])
+    assert found.held_out.texts is not None
+    assert "bus in the city" in found.held_out.texts.queries
+    assert len(found.held_out.texts.documents) == len(found.held_out["base"].document_ids)
+    assert found.to_html(tmp_path / "page.html").exists()
+
+
+def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by() -> None:
+    data, _ = rotated_corpus(documents=60)
+    tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
+    assert tuned.known is not None
+    assert tuned.new is not None
+    weights = [tuned.known.queries, tuned.new.queries]
+    for name in ("base", "adapted"):
+        parts = [getattr(p, name)["ndcg@10"] for p in (tuned.known, tuned.new)]
+        expected = np.average(parts, weights=weights)
+        assert tuned.judged[name]["ndcg@10"] == pytest.approx(expected)
+    assert tuned.judged["adapted"]["ndcg@10"] > tuned.judged["base"]["ndcg@10"]
+
+
+def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(
+    tmp_path: Path,
+) -> None:
+    text = report(part(0.3, 0.1)).to_html(tmp_path / "page.html").read_text("utf-8")
+    assert "<strong>Ship:</strong>" in text
+    assert "Hit rate and MRR" not in text
+    assert "Epoch 1 of 1 was kept" in text
+    nothing_new: dict[str, Any] = {"settings": {}, "choice": None, "history": ()}
+    assert report(part(0.0), best_epoch=0, **nothing_new).to_html(tmp_path / "old.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_training(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        small, base, model_output_path=tmp_path / "adapter", report_path=tmp_path
+    )
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        engine.finetune()
+    assert base.asked == []
+
+
+def test_the_verdict_colours_follow_its_words(tmp_path: Path) -> None:
+    def tone(found: FinetuneReport) -> str:
+        text = found.to_html(tmp_path / "page.html").read_text("utf-8")
+        return text.partition('<section class="verdict ')[2].partition('"')[0]
+
+    assert tone(report(part(0.3, 0.1))) == "good"
+    assert tone(report(part(0.3, -0.29))) == "even"
+    assert tone(report(part(0.3, 0.1), new=part(-0.3, -0.1))) == "bad"
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages() -> None:
+    before = scores([1, 2, 0], [0, 1, 2], [0, 1, 2], [1, 0, 2])
+    after = scores([0, 1, 2], [1, 2, 0], [0, 1, 2], [0, 1, 2])
+    texts = Texts(("one", "two", "three", "four"), ("right", "wrong", "other " * 200))
+    found = wins_losses(("base", before), ("new", after), texts, metric="ndcg@10")
+    assert found.summary.startswith("2 of 4 queries win, 1 lose and 1 stay as they are")
+    assert [(row.kind, row.query) for row in found.rows] == [
+        ("win", "one"),
+        ("win", "four"),
+        ("loss", "two"),
+    ]
+    first = found.rows[0]
+    assert first.change == "+0.500"
+    assert first.ranks == "first relevant passage: place 3 → place 1"
+    assert [p.text[:5] for p in first.before] == ["wrong", "other", "right"]
+    assert [p.relevant for p in first.after] == [True, False, False]
+    assert len(first.before[1].text) == 400
+    assert "beyond 2" in wins_losses(
+        ("base", scores([1, 2])), ("new", scores([0, 1])), texts, metric="hit_rate@1"
+    ).rows[0].ranks  # fmt: skip
+
+
+def test_rows_are_capped_and_the_cap_is_said() -> None:
+    many = MOST_ROWS + 20
+    before, after = scores(*[[1, 0]] * many), scores(*[[0, 1]] * many)
+    texts = Texts(("text",) * many, ("a", "b"))
+    found = wins_losses(("base", before), ("new", after), texts, metric="ndcg@2")
+    assert len(found.rows) == MOST_ROWS
+    assert f"Shown are the {MOST_ROWS} largest of each" in found.summary
+
+
+def test_models_scored_on_other_queries_are_not_compared() -> None:
+    with pytest.raises(OptionError, match="base and new were scored on different queries"):
+        wins_losses(("base", scores([0, 1])), ("new", scores([0, 1], [0, 1])), None, metric="mrr@2")
+
+
+def test_joined_scores_keep_corpora_apart_unless_they_are_one() -> None:
+    one, other = scores([0, 1], [1, 0]), scores([1, 0], relevant=[[1]])
+    found = joined([one, other])
+    nothing = 4
+    assert found.ranked.tolist() == [
+        [0, 1, nothing, nothing],
+        [1, 0, nothing, nothing],
+        [3, 2, nothing, nothing],
+    ]
+    assert found.retrieved("q1", 3) == ["d1", "d0"]
+    assert found.values("hit_rate@1").tolist() == [1.0, 0.0, 1.0]
+    assert len(found.document_ids) == 4
+    same = RetrievalScores(one.ranked, one.relevance, one.query_ids, one.document_ids)
+    assert joined([one, same]).document_ids == one.document_ids
+
+
+def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
+    mean, low, high = mean_interval(np.array([0.0, 1.0] * 50))
+    assert mean == 0.5
+    assert 0.39 < low < 0.45
+    assert 0.55 < high < 0.61
+    assert mean_interval(np.ones(9)) == (1.0, 1.0, 1.0)
+    assert mean_interval(np.array([1.0])) == (1.0, 0.0, 1.0)
+
+
+def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
+    drawn = Reader(
+        str(page_parts.bars("Hit rate", {"a": (0.5, 0.4, 0.6), "<b>": (0.25, 0.2, 0.3)}))
+    )
+    one, other = (float(str(bar["width"])) for bar in drawn.all("rect"))
+    assert other == pytest.approx(one / 2, abs=0.1)
+    assert {bar["x"] for bar in drawn.all("rect")} == {"14"}
+    assert "<b> 0.250, 95 % interval 0.200 to 0.300" in "".join(drawn.inside["desc"])
+
+
+def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() -> None:
+    drawn = Reader(
+        str(page_parts.curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
+                          level=(0.0, "base model"), mark=(2, "kept")))
+    )  # fmt: skip
+    [line] = drawn.all("polyline")
+    points = [tuple(map(float, point.split(","))) for point in str(line["points"]).split()]
+    assert len(points) == 2
+    assert points[0][1] > points[1][1]  # higher values stand higher
+    assert {"base model", "kept"} <= set(drawn.inside["text"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.47, 0.93, [0.4, 0.6, 0.8, 1.0]),
+        (-0.01, 0.26, [-0.1, 0.0, 0.1, 0.2, 0.3]),
+        (0.0, 0.0, [0.0, 0.0005]),
+        (-3.0, 400.0, [-200.0, 0.0, 200.0, 400.0]),
+    ],
+)
+def test_axes_are_marked_at_round_numbers_around_all_values(
+    low: float, high: float, ticks: list[float]
+) -> None:
+    found = page_parts._ticks(low, high)
+    assert found == pytest.approx(ticks)
+    assert found[0] <= low <= high <= found[-1]
+
+
+def test_data_statistics_count_and_hold_no_text(small: EmbeddingQAFinetuneDataset) -> None:
+    found = data_statistics(small.reported(None, synthetic=True))
+    assert (found["queries"], found["documents"], found["documents_asked_for"]) == (12, 6, 6)
+    assert found["query_words"] == [5.0, 5.5, 6.0]
+    assert found["synthetic"] is True
+    assert "whale" not in json.dumps(found)

@@ -1,0 +1,283 @@
+"""Exact search, metrics, paired tests, evaluation and comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import pytrec_eval
+from llama_index.core import VectorStoreIndex
+from llama_index.core.evaluation import RetrieverEvaluator
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    compare_retrieval,
+    evaluate_retrieval,
+)
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.core import arrays as vectors_module
+from llama_index_embeddings_adapted.core.arrays import as_vectors, ranks, top_k, unit
+from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
+from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute, paired_difference
+from llama_index_embeddings_adapted.evaluation.retrieval import known_to, part, search
+from tests.conftest import CountingEmbedding, real_data
+from tests.support.synthetic import encoded
+
+RANDOM = np.random.default_rng(0)
+
+
+# --- search -----------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_document_that_stands_first() -> None:
+    documents = np.float32([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
+    rows, scores = top_k(np.float32([[1, 0]]), documents, 2)
+    assert rows.tolist() == [[1, 2]]
+    assert scores.tolist() == [[1, 1]]
+    assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
+
+
+def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, documents = (unit(RANDOM.standard_normal((n, 6))) for n in (37, 50))
+    documents[20:30] = documents[0]  # ties
+    whole, _ = top_k(queries, documents, 7)
+    rows, wanted = np.repeat(np.arange(37), 50), np.tile(np.arange(50), 37)
+    ranked = ranks(queries, documents, rows, wanted)
+    monkeypatch.setattr(vectors_module, "SCORES_PER_BLOCK", 110)
+    assert np.array_equal(top_k(queries, documents, 7)[0], whole)
+    assert np.array_equal(ranks(queries, documents, rows, wanted), ranked)
+    order = np.argsort(ranked.reshape(37, 50), axis=1)  # ranks say where each document stands
+    assert np.array_equal(order[:, :7], whole)
+
+
+def test_a_zero_vector_stays_zero_and_others_get_length_one() -> None:
+    rows = unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
+    assert unit(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
+    assert unit(np.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_vectors_are_checked_at_the_border() -> None:
+    with pytest.raises(ShapeError, match=r"answers: expected a matrix \(n, dim\), got shape"):
+        as_vectors([1.0, 2.0], what="answers")
+    with pytest.raises(ShapeError, match="answers: expected 3 dimensions, got 2"):
+        as_vectors([[1.0, 2.0]], what="answers", dim=3)
+    with pytest.raises(ShapeError, match="expected finite numbers, got NaN"):
+        as_vectors([[1.0, float("nan")]], what="answers")
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
+    # Relevant are documents 5 (grade 2) and 7 (grade 1); found at ranks 2 and 4 of 4.
+    ranked = np.array([[1, 7, 2, 5]])
+    relevance = Relevance.from_lists([[5, 7]], [[2.0, 1.0]])
+    values = {f"{m}@4": compute(f"{m}@4", ranked, relevance, corpus_size=9)[0] for m in METRICS}
+    ideal = 2 + 1 / np.log2(3)
+    assert values == {
+        "hit_rate@4": 1,
+        "mrr@4": 1 / 2,
+        "precision@4": 2 / 4,
+        "recall@4": 2 / 2,
+        "map@4": pytest.approx((1 / 2 + 2 / 4) / 2),
+        "ndcg@4": pytest.approx((1 / np.log2(3) + 2 / np.log2(5)) / ideal),
+    }
+    assert compute("hit_rate@1", ranked, relevance, corpus_size=9)[0] == 0
+    assert compute("recall@2", ranked, relevance, corpus_size=9)[0] == 1 / 2
+
+
+def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
+    data = Dataset.from_beir(real_data("nfcorpus"), "test")
+    place = {document: row for row, document in enumerate(data.corpus)}
+    relevance = Relevance.from_lists(
+        [[place[d] for d in docs] for docs in data.relevant_docs.values()],
+        [[data.grade(q, d) for d in docs] for q, docs in data.relevant_docs.items()],
+    )
+    # Vectors of relevant documents lie near their query, so that there is something to find.
+    documents = RANDOM.standard_normal((len(place), 32))
+    queries = np.array([documents[relevance.of(row)].mean(axis=0) for row in range(len(data))])
+    ranked, _ = top_k(unit(queries), unit(documents), 100)
+    names = list(place)
+    qrels = {q: {d: int(data.grade(q, d)) for d in docs} for q, docs in data.relevant_docs.items()}
+    runs = {
+        query: {names[d]: float(100 - rank) for rank, d in enumerate(ranked[row])}
+        for row, query in enumerate(data.queries)
+    }
+    theirs = {
+        "ndcg": "ndcg_cut",
+        "recall": "recall",
+        "precision": "P",
+        "map": "map_cut",
+        "hit_rate": "success",
+    }
+    measures = {f"{name}.1,5,10,100" for name in theirs.values()} | {"recip_rank"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(runs)
+    for ours, name in theirs.items():
+        for k in (1, 5, 10, 100):
+            values = compute(f"{ours}@{k}", ranked, relevance, corpus_size=len(names))
+            expected = [found[query][f"{name}_{k}"] for query in data.queries]
+            assert np.allclose(values, expected, atol=1e-6), (ours, k)
+    mrr = compute("mrr@100", ranked, relevance, corpus_size=len(names))
+    assert np.allclose(mrr, [found[query]["recip_rank"] for query in data.queries], atol=1e-6)
+    assert 0.1 < mrr.mean() < 0.99  # neither trivial
+
+
+def test_relevance_gives_grades_by_rank_and_keeps_parts() -> None:
+    relevance = Relevance.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
+    assert relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]])).tolist() == [
+        [1, 0, 2],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
+    some = relevance.take(np.array([2, 0]))
+    assert (some.counts.tolist(), some.documents.tolist()) == ([1, 2], [2, 3, 1])
+    assert some.queries.tolist() == [0, 1, 1]
+
+
+# --- is it chance? ----------------------------------------------------------------------------
+
+
+def test_identical_models_do_not_differ() -> None:
+    values = RANDOM.random(50)
+    found = paired_difference(values, values, metric="ndcg@10")
+    assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    assert found.verdict == "the same on every query"
+    assert found.queries_needed == 0
+
+
+def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take() -> None:
+    base = RANDOM.random(200)
+    clear = paired_difference(base, base + 0.1 + 0.05 * RANDOM.standard_normal(200), metric="m")
+    assert clear.low < 0.1 < clear.high or abs(clear.mean - 0.1) < 0.02
+    assert clear.p_value < 0.001
+    assert clear.verdict == "better: the interval lies above zero"
+    worse = paired_difference(base, base - 0.1, metric="m")
+    assert worse.verdict == "worse: the interval lies below zero"
+    noise = 0.3 * np.resize([1.0, -1.0], 200)
+    small = paired_difference(base, base + 0.02 + noise, metric="m")
+    needed = (2.93 * small.deviation / 0.02) ** 2
+    assert small.queries_needed == pytest.approx(needed, rel=0.01)
+    assert f"about {small.queries_needed - 200:,} more judged queries" in small.verdict
+    assert small.provable == pytest.approx(2.93 * small.deviation / 200**0.5)
+
+
+def test_chance_is_called_significant_about_as_often_as_stated() -> None:
+    random = np.random.default_rng(1)
+    found = [
+        paired_difference(np.zeros(40), random.standard_normal(40), metric="m", seed=trial)
+        for trial in range(120)
+    ]
+    rate = np.mean([difference.p_value < 0.05 for difference in found])
+    assert rate < 0.12  # expected .05, standard error .02
+    covered = np.mean([difference.low <= 0 <= difference.high for difference in found])
+    assert covered > 0.86
+
+
+def test_one_query_proves_nothing() -> None:
+    found = paired_difference(np.array([0.1]), np.array([0.9]), metric="m")
+    assert found.p_value == 1
+    assert found.low < 0 < found.high
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+async def test_scores_equal_those_of_llama_index_on_the_same_index(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    words = [f"w{i}" for i in range(12)]
+    corpus = {f"d{i}": " ".join(RANDOM.choice(words, 5)) + f" only{i}" for i in range(40)}
+    relevant = {f"q{i}": [f"d{i}", f"d{(i + 7) % 40}"] for i in range(25)}
+    queries = {f"q{i}": " ".join(corpus[f"d{i}"].split()[:3]) + f" ask{i}" for i in range(25)}
+    data = Dataset(queries, corpus, relevant)
+    scores = evaluate_retrieval(base, data, ks=(5,), cache_dir=tmp_path, show_progress=False)
+    nodes = [TextNode(id_=d, text=text) for d, text in corpus.items()]
+    retriever = VectorStoreIndex(nodes, embed_model=base).as_retriever(
+        similarity_top_k=5, embed_model=base
+    )
+    evaluator = RetrieverEvaluator.from_metric_names(["hit_rate", "mrr"], retriever=retriever)
+    for query, text in queries.items():
+        result = await evaluator.aevaluate(text, relevant[query])
+        assert result.metric_vals_dict["hit_rate"] == scores.per_query["hit_rate@5"][query]
+        assert result.metric_vals_dict["mrr"] == pytest.approx(scores.per_query["mrr@5"][query])
+        assert result.retrieved_ids == scores.retrieved(query, 5)
+    assert 0 < scores["hit_rate@5"] < 1
+
+
+def test_any_metric_can_be_asked_for_down_to_the_depth(small: Dataset) -> None:
+    scores = evaluate_retrieval(
+        CountingEmbedding(), small, ks=(1, 3), cache_dir=False, show_progress=False
+    )
+    assert scores["recall@100"] == 1.0  # deeper than the corpus is all of it
+    assert scores["map@2"] == scores.values("map@2").mean()
+    assert set(scores.per_query) == {f"{m}@{k}" for m in METRICS for k in (1, 3)}
+    assert scores.to_dict()["metrics"]["ndcg@3"] == scores["ndcg@3"]
+    assert str(scores).startswith("12 queries, 6 documents: hit_rate@1")
+    for wrong in ("ndcg", "ndcg@0", "f1@3", "ndcg@ten"):
+        with pytest.raises(MetricError, match=f'"{wrong}": expected a metric and a cut-off'):
+            scores[wrong]
+    deep = encoded(np.eye(3), RANDOM.standard_normal((300, 3)), [[0], [1], [2]])
+    shallow = search(deep, deep.queries, deep.documents)
+    with pytest.raises(MetricError, match="ndcg@200: only 100 documents per query were retrieved"):
+        shallow["ndcg@200"]
+
+
+def test_settings_out_of_range_are_refused(small: Dataset, base: CountingEmbedding) -> None:
+    with pytest.raises(OptionError, match=r"ks: expected whole numbers >= 1, got \(0,\)"):
+        evaluate_retrieval(base, small, ks=(0,))
+    with pytest.raises(OptionError, match="batch_size: expected a number from 1 to 2048, got 0"):
+        evaluate_retrieval(base, small, batch_size=0)
+    with pytest.raises(OptionError, match="models: expected at least one"):
+        compare_retrieval({}, small)
+    assert base.asked == []
+
+
+def test_parts_of_the_scores_are_those_of_the_queries(small: Dataset) -> None:
+    scores = evaluate_retrieval(CountingEmbedding(), small, cache_dir=False, show_progress=False)
+    train = small.subset(["q00", "q11"])
+    known = np.array(list(known_to(train, small).values()))
+    assert known.sum() == 4
+    some = part(scores, known)
+    assert some.query_ids == ("q00", "q01", "q10", "q11")
+    assert some["ndcg@10"] == pytest.approx(scores.values("ndcg@10")[known].mean())
+
+
+# --- comparison -------------------------------------------------------------------------------
+
+
+def test_models_over_one_base_cost_one_embedding_run(small: Dataset, tmp_path: Path) -> None:
+    base = CountingEmbedding(embed_batch_size=4)
+    flipped = AdaptedEmbedding(base, LinearAdapter(-np.eye(16, dtype=np.float32)))
+    models = {"base": base, "flipped": flipped, "same": AdaptedEmbedding(base, flipped.adapter)}
+    found = compare_retrieval(models, small, ks=(1, 3), cache_dir=tmp_path, show_progress=False)
+    asked = [entry for entry in base.asked if "apple" in entry[1] or "whale" in entry[1]]
+    assert len(asked) == len(set(asked)) == 6
+    assert found["flipped"].base_calls == 0
+    assert found["base"]["ndcg@3"] > 0.8 > 0.2 > found["flipped"]["ndcg@3"]
+    difference = found.significance("base", "flipped", metric="ndcg@3")
+    assert difference.high < 0
+    assert found.significance("flipped", "same", metric="ndcg@3").p_value == 1
+    with pytest.raises(OptionError, match="No model 'best' here; models are base, flipped, same"):
+        found["best"]
+
+
+def test_tables_and_figure_show_every_model(small: Dataset, tmp_path: Path) -> None:
+    models = {f"seed {seed}": CountingEmbedding(seed=seed, dim=2) for seed in (1, 2)}
+    found = compare_retrieval(models, small, cache_dir=False, show_progress=False)
+    lines = found.to_markdown(["mrr@5", "ndcg@10"]).splitlines()
+    assert lines[0] == "| model | mrr@5 | ndcg@10 |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| seed 1", "| seed 2"]
+    best = max(found["seed 1"]["mrr@5"], found["seed 2"]["mrr@5"])
+    assert f"**{best:.4f}**" in found.to_markdown(["mrr@5"])
+    assert "hit_rate@1 | hit_rate@5 | hit_rate@10 | mrr@10" in str(found)
+    frame = found.to_dataframe(["mrr@5"])
+    assert frame.loc["seed 2", "mrr@5"] == found["seed 2"]["mrr@5"]
+    image = matplotlib.image.imread(found.plot(tmp_path / "plots" / "bars.png"))
+    assert image.shape[0] > 400
+    assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 10  # bars, text, axes

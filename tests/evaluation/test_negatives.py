@@ -1,0 +1,145 @@
+"""Hard negatives: which documents, and that training pushes them away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    mine_hard_negatives,
+)
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from llama_index_embeddings_adapted.training.trainer import refit
+from tests.conftest import CountingEmbedding
+from tests.support.synthetic import encoded
+
+QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+
+
+def at(*cosines: float) -> np.ndarray:
+    """Unit vectors in the plane whose cosine with the query (1, 0) is given."""
+    return np.array([[c, (1 - c * c) ** 0.5] for c in cosines])
+
+
+def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
+    #                      positive   too close  just right
+    documents = at(0.1, 0.80, 0.90, 0.77, 0.759, 0.70, 0.60)
+    data = encoded(np.array([[1.0, 0.0]]), documents, [[1]])
+    (found,) = hard_negatives(data, k=2, most_of_positive=0.95)
+    assert found.tolist() == [4, 5]
+    (all_,) = hard_negatives(data, k=9, most_of_positive=1.0)
+    assert all_.tolist() == [3, 4, 5, 6, 0]
+    (later,) = hard_negatives(data, k=2, most_of_positive=0.95, skip=1)
+    assert later.tolist() == [5, 6]
+
+
+def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives() -> None:
+    documents = at(0.9, 0.5, 0.5, -0.2)
+    data = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), documents, [[0], [3]])
+    data = replace(data, twins=np.array([0, 1, 1, 3]))
+    first, second = hard_negatives(data, k=5, most_of_positive=0.95)
+    assert first.tolist() == [1, 3]  # row 2 has the text of row 1
+    assert second.tolist() == []  # its positive scores below zero
+
+
+def test_mined_negatives_travel_with_the_dataset(
+    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    mined = mine_hard_negatives(small, base, k=2, **QUIET)
+    assert mined.hard_negatives is not None
+    for query, documents in mined.hard_negatives.items():
+        assert 1 <= len(documents) <= 2
+        assert not set(documents) & set(small.relevant_docs[query])
+    mined.save_json(tmp_path / "mined.json")
+    assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "mined.json") == mined
+    part = mined.subset(list(mined.queries)[:3])
+    assert part.hard_negatives == {q: mined.hard_negatives[q] for q in part.queries}
+    small.save_json(tmp_path / "plain.json")
+    assert "hard_negatives" not in (tmp_path / "plain.json").read_text()
+
+
+def test_negatives_that_cannot_be_are_refused(small: EmbeddingQAFinetuneDataset) -> None:
+    with pytest.raises(DatasetError, match='query "q00" names "d0", which is relevant to it'):
+        small.with_hard_negatives({"q00": ["d0"]})
+    with pytest.raises(DatasetError, match=r'query "q00" or its documents are not.*"d9"'):
+        small.with_hard_negatives({"q00": ["d9"]})
+    with pytest.raises(DatasetError, match="hard_negatives: expected a dict"):
+        EmbeddingQAFinetuneDataset(
+            small.queries,
+            small.corpus,
+            small.relevant_docs,
+            hard_negatives=["d1"],  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k: expected a whole number >= 1, got 0"),
+        ({"skip": -1}, "skip: expected a whole number >= 0, got -1"),
+        ({"most_of_positive": 0.0}, r"most_of_positive: expected a share in \(0, 1\], got 0.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    options: dict[str, Any],
+    message: str,
+    small: EmbeddingQAFinetuneDataset,
+    base: CountingEmbedding,
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        mine_hard_negatives(small, base, **options, **QUIET)
+
+
+@pytest.mark.parametrize("loss", ["queried", "mnr"])
+def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> None:
+    random = np.random.default_rng(0)
+    documents = unit(random.standard_normal((40, 8)))
+    rows = np.arange(20)
+    # Each query lies between its document and one that nobody asks for.
+    queries = unit(documents[rows] + 0.95 * documents[rows + 20])
+    data = encoded(queries, documents, [[int(row)] for row in rows])
+    mined = replace(data, negatives=Relevance.from_lists([[int(row) + 20] for row in rows]))
+    options = TrainingOptions(
+        loss=loss,
+        learning_rate=0.01,
+        anchor=0.0,
+        shrinkage=0.0,
+        batch_size=5,  # type: ignore[arg-type]
+    )
+    leads = []
+    for train in (data, mined):
+        adapter = refit(train, LinearAdapter.identity(8), options, epochs=15, show_progress=False)
+        assert adapter is not None
+        scores = unit(adapter.apply(queries)) @ documents.T
+        leads.append(float(np.mean(scores[rows, rows] - scores[rows, rows + 20])))
+    assert leads[1] > leads[0] + 0.02
+
+
+def test_the_engine_takes_mined_negatives(
+    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    mined = mine_hard_negatives(small, base, k=2, **QUIET)
+    encoder = Encoder(base, **QUIET)
+    data = encoder.dataset(mined)
+    encoder.close()
+    assert data.negatives is not None
+    taken = data.take(np.array([3, 1]))
+    assert taken.negatives is not None
+    assert taken.negatives.of(0).tolist() == data.negatives.of(3).tolist()
+    engine = EmbeddingAdapterFinetuneEngine(
+        mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
+    )
+    engine.finetune()
+    assert engine.report.train_queries == len(small)

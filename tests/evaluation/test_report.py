@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, Gain, PartReport
+from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
+from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
+
+
+def part(*change: float, queries: int = 200) -> PartReport:
+    """Half of the queries change by the first number, half by the second."""
+    base = np.full(queries, 0.5)
+    adapted = base + np.resize(change, queries)
+    means = [{name: float(values.mean()) for name in REPORTED} for values in (base, adapted)]
+    return PartReport(*means, paired_difference(base, adapted, metric="ndcg@10"))
+
+
+def report(overall: PartReport, **changes: Any) -> FinetuneReport:
+    gain = Gain(float("nan"), 0.1, 0.1, True)
+    fields: dict[str, Any] = {
+        "overall": overall,
+        "known": None,
+        "new": None,
+        "best_epoch": 1,
+        "history": (Epoch(0, 2.0, gain), Epoch(1, 1.0, gain)),
+        "train_queries": 100,
+        "seconds": 1.5,
+        "base_calls": 7,
+        "base_texts": 70,
+    }
+    return FinetuneReport(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (report(part(0.3, 0.1)), r"^ship: held-out queries gain \+0.2000"),
+        (report(part(0.3, -0.29)), "^no harm seen, no proof of gain; not proven: about .* more"),
+        (report(part(0.0), best_epoch=0), "^keep the base model: no epoch of training was better"),
+        (report(part(0.3, 0.1), new=part(-0.3, -0.1)), "^do not ship: queries about documents"),
+        (report(part(0.3, 0.1), new=part(-0.3, -0.1), settings={"expect": 0.9}), "^ship"),
+        (
+            report(part(0.3, 0.1), settings={"judged_on_synthetic": True}),
+            r"^judge on real questions before shipping: synthetic ones gain \+0.2000",
+        ),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(found: FinetuneReport, verdict: str) -> None:
+    import re
+
+    assert re.search(verdict, found.verdict)
+    assert found.verdict in str(found)
+
+
+def test_the_report_is_json_without_nan_and_reads_well() -> None:
+    found = report(part(0.3, 0.1), known=part(0.2, 0.1))
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert data["overall"]["queries"] == 200
+    assert data["history"][1] == {
+        "epoch": 1,
+        "loss": 1.0,
+        "gain": {"known": None, "new": 0.1, "overall": 0.1, "harmless": True},
+    }
+    assert data["new"] is None
+    assert "all: NDCG@10 0.5000 → 0.7000" in str(found)
+    assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)

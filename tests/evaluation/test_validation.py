@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.evaluation.held_out import (
+    Gain,
+    HeldOut,
+    Validation,
+    hold_out,
+    known_documents,
+)
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+def test_no_training_query_asks_for_a_document_that_was_held_out() -> None:
+    data, _ = rotated_corpus(documents=50)
+    train, held = hold_out(data, queries=0.0, documents=0.2, seed=3)
+    trained, judged = data.take(train), data.take(held)
+    assert not known_documents(trained, judged).any()
+    assert len(held) == pytest.approx(0.2 * len(data.relevance), abs=3)
+    assert sorted([*train, *held]) == list(range(150))
+
+
+def test_queries_held_out_alone_leave_their_documents_to_training() -> None:
+    data, _ = rotated_corpus(documents=50)
+    train, held = hold_out(data, queries=0.1, documents=0.0, seed=3)
+    assert len(held) == 15
+    assert known_documents(data.take(train), data.take(held)).mean() > 0.9
+
+
+def test_equal_questions_are_never_on_both_sides() -> None:
+    random = np.random.default_rng(0)
+    questions = np.repeat(random.standard_normal((20, 4)), 3, axis=0)
+    data = encoded(questions, random.standard_normal((60, 4)), [[i] for i in range(60)])
+    train, held = hold_out(data, queries=0.3, documents=0.2, seed=0)
+    assert not {row // 3 for row in train} & {row // 3 for row in held}
+
+
+def test_no_documents_are_held_out_where_that_would_cost_most_of_the_training() -> None:
+    # Every query asks for document 0 as well: holding it out would leave nothing to train on.
+    data = encoded(np.eye(40), np.eye(40), [[0, i] for i in range(40)])
+    train, held = hold_out(data, queries=0.1, documents=0.2, seed=0)
+    assert (len(train), len(held)) == (36, 4)
+
+
+def test_the_same_seed_holds_out_the_same() -> None:
+    data, _ = rotated_corpus(documents=50)
+    first, again, other = (
+        hold_out(data, queries=0.1, documents=0.1, seed=seed)[1].tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_known_documents_compares_ids_across_corpora() -> None:
+    train = encoded(np.eye(2), np.eye(3), [[0], [2]])
+    other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
+    assert known_documents(train, other).tolist() == [True, False, True]
+
+
+def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing() -> None:
+    data, rotation = rotated_corpus(documents=30)
+    validation = Validation(HeldOut(data, np.ones(len(data.relevance), dtype=bool)))
+    assert np.allclose(validation.score(LinearAdapter.identity(12)), validation.base)
+    undo = LinearAdapter(np.float32(rotation.T))
+    overall, known, new = validation.report(undo)
+    assert validation.score(undo).mean() == pytest.approx(overall.adapted["ndcg@10"])
+    assert overall.adapted["ndcg@10"] > 0.95 > 0.5 > overall.base["ndcg@10"]
+    assert known is not None
+    assert new is None
+    assert overall.queries == known.queries == 90
+    assert overall.to_dict()["difference"]["verdict"].startswith("better")
+
+
+def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothing() -> None:
+    data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
+    known = np.arange(50) < 40
+    validation = Validation(HeldOut(data, known))
+    change = np.where(np.arange(50) % 2, 0.5, -0.5)
+    assert Gain.of(validation, validation.base + change - 0.01).harmless
+    assert not Gain.of(validation, validation.base + change - 0.2).harmless
+    few_lose = np.where(known, 0.1, -1.0)  # 10 new queries: fewer than 20
+    assert Gain.of(validation, validation.base + few_lose).harmless
+
+
+def test_a_part_without_queries_has_no_gain() -> None:
+    data = encoded(np.eye(4), np.eye(4), [[i] for i in range(4)])
+    validation = Validation(HeldOut(data, np.ones(4, dtype=bool)))
+    gain = Gain.of(validation, validation.base)
+    assert (gain.known, gain.overall) == (0.0, 0.0)
+    assert np.isnan(gain.new)
+
+
+def test_told_what_to_expect_the_mixture_decides() -> None:
+    data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
+    known = np.arange(50) < 25
+    change = np.where(known, 0.2, -0.1)
+    for expect, overall in ((1.0, 0.2), (0.5, 0.05), (0.0, -0.1)):
+        validation = Validation(HeldOut(data, known), expect=expect)
+        gain = Gain.of(validation, validation.base + change)
+        assert gain.overall == pytest.approx(overall)
+        assert gain.harmless
+    only_known = Validation(HeldOut(data, np.ones(50, dtype=bool)), expect=0.5)
+    assert Gain.of(only_known, only_known.base + 0.2).overall == pytest.approx(0.2)

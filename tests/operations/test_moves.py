@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    bound_nudges,
+    moved_documents,
+    undo_nudges,
+)
+from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
+from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.errors import OptionError
+from tests.conftest import CountingEmbedding
+
+QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+TEXTS = ("apple pie", "blue whale", "city bus")
+OFFSETS = np.outer([0.1, 0.4, 0.2], np.eye(16)[0])
+NUDGES = NudgeAdapter.of(content_keys(TEXTS), OFFSETS)
+CORPUS = {"pie": "apple pie", "whale": "blue whale, edited", "bus": "city bus", "sea": "deep sea"}
+
+
+@pytest.fixture(params=["alone", "in a stack"])
+def model(request: pytest.FixtureRequest, base: CountingEmbedding) -> AdaptedEmbedding:
+    below = LinearAdapter(np.diag(np.arange(1.0, 17.0)))  # for queries
+    stacked = StackedAdapter(below, NUDGES)
+    return AdaptedEmbedding(base, NUDGES if request.param == "alone" else stacked)
+
+
+def test_the_report_says_which_documents_moved_and_how_far(
+    model: AdaptedEmbedding, base: CountingEmbedding
+) -> None:
+    report = moved_documents(model, CORPUS, **QUIET)
+    assert list(report.distances) == ["bus", "pie"]  # the farthest first
+    for name, length in report.distances.items():
+        moved = np.subtract(
+            model.get_text_embedding(CORPUS[name]), base.vector("document", CORPUS[name])
+        )
+        assert length == pytest.approx(np.linalg.norm(moved), abs=1e-4)
+    assert report.new == ("whale", "sea")  # edited, and new: both keep their vectors
+    assert report.deleted == 1  # the text that was edited is gone
+    assert report.bound == pytest.approx(0.4)
+    assert report.farthest <= report.bound
+    assert report.mean == pytest.approx(np.mean(list(report.distances.values())))
+    assert "2 of 4 documents move" in str(report)
+    assert report.to_markdown(limit=1).endswith(f"| bus | {report.farthest:.3f} |")
+    assert json.loads(json.dumps(report.to_dict()))["moved"] == 2
+
+
+def test_a_nudge_is_undone_by_the_text_it_belongs_to(
+    model: AdaptedEmbedding, base: CountingEmbedding
+) -> None:
+    undone = AdaptedEmbedding(base, undo_nudges(model.adapter, ["city bus", "never there"]))
+    assert list(moved_documents(undone, CORPUS, **QUIET).distances) == ["pie"]
+    assert undone.get_query_embedding("why?") == model.get_query_embedding("why?")
+    clean = undo_nudges(model.adapter, keep=list(CORPUS.values()))
+    report = moved_documents(AdaptedEmbedding(base, clean), CORPUS, **QUIET)
+    assert (len(report.distances), report.deleted) == (2, 0)
+    assert report.bound == pytest.approx(0.2)  # the longest belonged to the text that is gone
+
+
+def test_all_of_them_can_be_undone(model: AdaptedEmbedding, base: CountingEmbedding) -> None:
+    undone = AdaptedEmbedding(base, undo_nudges(model.adapter, TEXTS))
+    report = moved_documents(undone, CORPUS, **QUIET)
+    assert (report.distances, report.bound, report.farthest, report.mean) == ({}, None, 0.0, 0.0)
+    texts = list(CORPUS.values())
+    assert np.allclose(undone.get_text_embedding_batch(texts), base.get_text_embedding_batch(texts))
+    assert np.allclose(undone.get_query_embedding("why?"), model.get_query_embedding("why?"))
+
+
+def test_drift_is_bounded_afterwards_and_short_nudges_stay(
+    model: AdaptedEmbedding, base: CountingEmbedding
+) -> None:
+    bounded = AdaptedEmbedding(base, bound_nudges(model.adapter, 0.15))
+    before, after = (moved_documents(each, CORPUS, **QUIET) for each in (model, bounded))
+    assert after.bound == pytest.approx(0.15)
+    assert after.distances["pie"] == pytest.approx(before.distances["pie"])
+    assert after.distances["bus"] < before.distances["bus"]
+
+
+def test_a_map_of_all_documents_is_reported_as_well(base: CountingEmbedding) -> None:
+    turned = AdaptedEmbedding(base, LinearAdapter(-np.eye(16), shared=True))
+    report = moved_documents(turned, CORPUS, **QUIET)
+    assert list(report.distances.values()) == pytest.approx([2.0] * 4)
+    assert report.new == ()
+    still = AdaptedEmbedding(base, UnitAdapter(16))
+    assert not moved_documents(still, CORPUS, **QUIET).distances
+
+
+def test_cached_documents_are_not_embedded_again(
+    model: AdaptedEmbedding, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    first = moved_documents(model, CORPUS, cache_dir=tmp_path, show_progress=False)
+    calls = len(base.batches)
+    assert moved_documents(model, CORPUS, cache_dir=tmp_path, show_progress=False) == first
+    assert len(base.batches) == calls
+
+
+def test_what_has_no_nudges_or_no_distance_is_refused(base: CountingEmbedding) -> None:
+    plain = LinearAdapter.identity(16)
+    with pytest.raises(OptionError, match="LinearAdapter has no nudges to undo"):
+        undo_nudges(plain, TEXTS)
+    with pytest.raises(OptionError, match="LinearAdapter has no nudges to bound"):
+        bound_nudges(plain, 1.0)
+    with pytest.raises(OptionError, match="max_drift: expected a number >= 0, got -1"):
+        bound_nudges(NUDGES, -1)
+    with pytest.raises(OptionError, match="corpus: expected at least one document"):
+        moved_documents(AdaptedEmbedding(base, plain), {}, **QUIET)
+    wider = AdaptedEmbedding(base, LinearAdapter(np.ones((4, 16)), shared=True))
+    with pytest.raises(OptionError, match="by no distance"):
+        moved_documents(wider, CORPUS, **QUIET)

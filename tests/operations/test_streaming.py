@@ -1,0 +1,173 @@
+"""Document vectors from a stream: into stores, on real engines, and into files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores.types import VectorStoreQuery
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    LinearAdapter,
+    adapt_nodes,
+    adapt_vectors,
+    embed_corpus,
+)
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.errors import OptionError, StoreError
+from tests.conftest import CountingEmbedding
+from tests.support.stores import chroma, faiss_ip, lancedb
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
+]
+DIM = 16
+TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
+SHARED = LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
+NAMED = {"chroma": chroma, "lancedb": lancedb}
+
+
+class KilledError(Exception):
+    """In the middle of a batch."""
+
+
+@pytest.fixture
+def model(base: CountingEmbedding, quiet: dict[str, Any]) -> AdaptedEmbedding:
+    embed_corpus(TEXTS, base, **quiet)
+    return AdaptedEmbedding(base, SHARED)
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> dict[str, Any]:
+    return {"cache_dir": tmp_path / "cache", "show_progress": False}
+
+
+def nodes() -> Iterator[TextNode]:
+    for row, text in enumerate(TEXTS):
+        yield TextNode(id_=f"00000000-0000-0000-0000-{row:012d}", text=text)
+
+
+def expected(model: AdaptedEmbedding) -> np.ndarray:
+    rows = np.float32([model.base_embed_model.vector("document", text) for text in TEXTS])  # type: ignore[attr-defined]
+    return SHARED.apply(rows, "document")
+
+
+def found(store: Any, query: np.ndarray, k: int = 30) -> list[str]:
+    answer = store.query(VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=k))
+    return list(answer.ids or [])
+
+
+@pytest.mark.parametrize("engine", [*NAMED.values(), faiss_ip], ids=[*NAMED, "faiss"])
+def test_a_stream_of_nodes_is_found_by_the_vectors_of_the_adapted_model(
+    engine: Callable[..., Any], model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    model = model.normalized()
+    asked = len(model.base_embed_model.asked)  # type: ignore[attr-defined]
+    with engine(tmp_path) as stores:
+        store = stores("new", DIM)
+        assert adapt_nodes(nodes(), model, store, batch_size=8, **quiet) == 30
+        vectors = unit(expected(model))
+        for row in (0, 7, 29):
+            assert found(store, vectors[row], 1)[0][-2:].lstrip("0") == (str(row) if row else "")
+    assert len(model.base_embed_model.asked) == asked  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("again", [8, 5, 64])
+def test_after_a_kill_the_same_call_goes_on_and_no_node_is_there_twice(
+    engine: Callable[..., Any],
+    again: int,
+    model: AdaptedEmbedding,
+    quiet: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with engine(tmp_path) as stores:
+        store = stores("new", DIM)
+        kind, calls = type(store), 0
+        add = kind.add
+
+        def dies(self: Any, batch: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            done = add(self, batch, **options)  # written, and then the light goes out
+            if calls == 3:
+                raise KilledError
+            return done
+
+        monkeypatch.setattr(kind, "add", dies)
+        with pytest.raises(KilledError):
+            adapt_nodes(nodes(), model, store, batch_size=8, **quiet)
+        monkeypatch.setattr(kind, "add", add)
+        assert adapt_nodes(nodes(), model, stores("new", DIM), batch_size=again, **quiet) == 30
+        assert sorted(found(stores("new", DIM), expected(model)[0], 100)) == [
+            node.node_id for node in nodes()
+        ]
+        with pytest.raises(StoreError, match="already holds nodes"):
+            adapt_nodes(nodes(), model, stores("new", DIM), **quiet)
+
+
+def test_other_nodes_than_an_earlier_call_wrote_are_refused(
+    model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    def cut() -> Iterator[TextNode]:
+        yield from [*nodes()][:16]
+        raise KilledError
+
+    with lancedb(tmp_path) as stores:
+        with pytest.raises(KilledError):
+            adapt_nodes(cut(), model, stores("new", DIM), batch_size=8, **quiet)
+        with pytest.raises(StoreError, match="wrote 16 other nodes"):
+            adapt_nodes([*nodes()][::-1], model, stores("new", DIM), batch_size=8, **quiet)
+
+
+def test_texts_without_a_vector_are_named_by_number_unless_the_model_may_be_asked(
+    base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    model = AdaptedEmbedding(base, SHARED)
+    with lancedb(tmp_path) as stores:
+        with pytest.raises(StoreError, match=r"30 of 30 texts.*embed_corpus"):
+            adapt_nodes(nodes(), model, stores("new", DIM), **quiet)
+        assert adapt_nodes(nodes(), model, stores("new", DIM), embed_missing=True, **quiet) == 30
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_vectors_of_a_stream_of_texts_become_a_mapped_file(
+    batch_size: int, model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "vectors.npy"
+    written = adapt_vectors(iter(TEXTS), model, path, batch_size=batch_size, **quiet)
+    assert isinstance(written, np.memmap)
+    assert np.allclose(written, expected(model), atol=1e-5)
+    assert np.array_equal(np.load(path), written)
+
+
+def test_a_file_of_vectors_appears_whole_or_not_at_all(
+    model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    def cut() -> Iterator[str]:
+        yield from TEXTS
+        raise KilledError
+
+    path = tmp_path / "vectors.npy"
+    with pytest.raises(KilledError):
+        adapt_vectors(cut(), model, path, **quiet)
+    with pytest.raises(OptionError, match="at least one, got none"):
+        adapt_vectors([], model, path, **quiet)
+    assert [file.name for file in tmp_path.iterdir()] == ["cache"]
+
+
+def test_other_models_and_batch_sizes_are_refused(
+    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match="expected an AdaptedEmbedding, got CountingEmbedding"):
+        adapt_vectors(TEXTS, base, tmp_path / "v.npy", cache_dir=False)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="batch_size: expected a whole number >= 1, got 0"):
+        adapt_vectors(TEXTS, model, tmp_path / "v.npy", batch_size=0, cache_dir=False)

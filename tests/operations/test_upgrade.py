@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    evaluate_upgrade,
+    upgrade_adapter,
+)
+from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.operations.upgrade import procrustes, ridge_map
+from tests.conftest import CountingEmbedding
+
+WORDS = ["apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "stone", "door"]
+TEXTS = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:6] for c in WORDS[4:] if a != b]
+QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+
+
+class Turned(CountingEmbedding):
+    """The same knowledge in other directions, and in more of them."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        old = CountingEmbedding(dim=16).vector(role, text)
+        turn, _ = np.linalg.qr(np.random.default_rng(5).standard_normal((self.dim, self.dim)))
+        return (turn[:, :16] @ old).tolist()
+
+
+def cosines(adapter: LinearAdapter, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    return np.sum(adapter.apply(np.float32(new)) * unit(old), axis=1)
+
+
+@pytest.mark.parametrize(("new_dim", "old_dim"), [(8, 8), (12, 8), (8, 12)])
+def test_a_rotation_is_undone_by_either_fit(new_dim: int, old_dim: int) -> None:
+    random = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(random.standard_normal((new_dim, new_dim)))
+    known = unit(random.standard_normal((100, 8)))
+    old = np.pad(known, ((0, 0), (0, old_dim - 8)))
+    new = np.float32(np.pad(known, ((0, 0), (0, new_dim - 8))) @ turn)
+    for adapter in (procrustes(new, old), ridge_map(new, old, 1e-6)):
+        assert cosines(adapter, new, old).min() > 0.999
+        assert adapter.adapts_documents  # what comes later is mapped into the old index, too
+
+
+def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation() -> None:
+    random = np.random.default_rng(1)
+    new, old = (unit(random.standard_normal((50, 6))) for _ in range(2))
+    weight = procrustes(new, old).weight
+    assert np.allclose(weight @ weight.T, np.eye(6), atol=1e-5)
+    assert np.allclose(ridge_map(new, old, 1e9).weight, weight, atol=1e-4)
+    free = np.linalg.lstsq(new, old, rcond=None)[0].T
+    assert np.allclose(ridge_map(new, old, 1e-9).weight, free, atol=1e-4)
+
+
+def test_new_queries_find_in_the_old_index_what_the_old_model_found() -> None:
+    old, new = CountingEmbedding(dim=16), Turned(dim=24)
+    found = upgrade_adapter(old, new, TEXTS, **QUIET)
+    assert found.agreement > 0.95
+    assert found.cosine > 0.99
+    assert found.tried[found.method] == max(found.tried.values())
+    nodes = [TextNode(id_=text, text=text) for text in TEXTS]
+    index = VectorStoreIndex(nodes, embed_model=old)
+    model = AdaptedEmbedding(new, found.adapter)
+    before = old.get_query_embedding("whale bird")
+    assert np.dot(model.get_query_embedding("whale bird"), before) > 0.98
+    retriever = index.as_retriever(embed_model=model, similarity_top_k=5)
+    best = {item.node.node_id for item in retriever.retrieve("river stone car")}
+    plain = index.as_retriever(similarity_top_k=5).retrieve("river stone car")
+    assert len(best & {item.node.node_id for item in plain}) >= 4
+    index.insert_nodes([TextNode(id_="later", text="zebra quagga")], embed_model=model)
+
+
+def test_an_old_adapter_is_applied_after_the_map() -> None:
+    old, new = CountingEmbedding(dim=16), Turned(dim=16)
+    adapter = LinearAdapter(np.random.default_rng(2).standard_normal((16, 16)))
+    served = AdaptedEmbedding(old, adapter)
+    found = upgrade_adapter(served, new, TEXTS, method="procrustes", **QUIET)
+    assert isinstance(found.adapter, StackedAdapter)
+    model = AdaptedEmbedding(new, found.adapter)
+    assert (
+        np.dot(model.get_query_embedding("sea bird"), served.get_query_embedding("sea bird")) > 0.95
+    )
+    document = np.dot(model.get_text_embedding("sea bird"), old.get_text_embedding("sea bird"))
+    assert document > 0.97
+    moving = AdaptedEmbedding(old, LinearAdapter.identity(16, shared=True))
+    with pytest.raises(OptionError, match="but its adapter moves them"):
+        upgrade_adapter(moving, new, TEXTS, **QUIET)
+
+
+def test_the_upgrade_is_compared_with_a_real_re_embedding() -> None:
+    old, new = CountingEmbedding(dim=16), Turned(dim=16)
+    corpus = {text: text for text in TEXTS[:100]}
+    queries = {f"q{text}": " ".join(reversed(text.split())) for text in TEXTS[:40]}
+    dataset = EmbeddingQAFinetuneDataset(queries, corpus, {f"q{t}": [t] for t in TEXTS[:40]})
+    found = upgrade_adapter(old, new, TEXTS, **QUIET)
+    assert found.texts == len(set(TEXTS))
+    scores = evaluate_upgrade(found, old, new, dataset, **QUIET)
+    assert scores.old["hit_rate@10"] == scores.reembedded["hit_rate@10"] == 1.0
+    assert scores.kept("hit_rate@10") > 0.95
+    assert scores.to_dict()["kept"]["ndcg@10"] == scores.kept()
+    assert "kept of a re-embedding" in str(scores)
+
+
+def test_unrelated_models_are_seen_not_to_agree() -> None:
+    found = upgrade_adapter(CountingEmbedding(), CountingEmbedding(seed=9, dim=2), TEXTS, **QUIET)
+    assert found.agreement < 0.5
+    assert f"{found.agreement:.0%}" in str(found)
+
+
+def test_no_text_is_embedded_twice(tmp_path: Path) -> None:
+    old, new = CountingEmbedding(), CountingEmbedding(seed=1)
+    for _ in range(2):
+        upgrade_adapter(old, new, TEXTS * 2, cache_dir=tmp_path, show_progress=False)
+    for model in (old, new):
+        asked = [each for each in model.asked if each[1] not in PROBE_TEXTS]  # those are looks
+        assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"texts": ["one"] * 30}, DatasetError, "expected at least 20 distinct ones, got 1"),
+        ({"method": "magic"}, OptionError, "expected one of auto, procrustes, ridge, got 'magic'"),
+        ({"holdout": 1.0}, OptionError, r"expected a share in \(0, 1\), got 1.0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_embedded(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    old, new = CountingEmbedding(), CountingEmbedding(seed=1)
+    with pytest.raises(error, match=message):
+        upgrade_adapter(old, new, **{"texts": TEXTS, **QUIET, **changes})
+    assert not old.asked
+    assert not new.asked

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    inspect_queries,
+)
+from llama_index_embeddings_adapted.adapters.sketch import (
+    MOST_DIRECTIONS,
+    MOST_QUERIES,
+    QuerySketch,
+)
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
+from llama_index_embeddings_adapted.operations.monitoring import compare, drift, wilson
+from tests.conftest import CountingEmbedding
+
+QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+
+
+def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.ndarray:
+    """Unit vectors around one axis."""
+    random = np.random.default_rng(seed)
+    return unit(0.3 * random.standard_normal((count, dim)) + np.eye(dim)[around])
+
+
+def test_queries_of_the_same_kind_raise_no_alarm() -> None:
+    sketch = QuerySketch.of(cloud(600))
+    reports = [compare(sketch, cloud(200, seed=seed)) for seed in range(1, 21)]
+    assert not any(report.retrain for report in reports)
+    assert np.mean([report.far_share for report in reports]) == pytest.approx(0.05, abs=0.03)
+    assert np.mean([report.p_value for report in reports]) > 0.2
+
+
+def test_queries_from_elsewhere_do() -> None:
+    report = compare(QuerySketch.of(cloud(600)), cloud(200, around=3, seed=1))
+    assert report.retrain
+    assert report.far_share > 0.9
+    assert report.verdict.startswith("retrain: ")
+    assert report.p_value == 0.001
+
+
+def test_a_part_from_elsewhere_is_enough_and_is_named() -> None:
+    live = np.concatenate([cloud(150, seed=1), cloud(50, around=3, seed=2)])
+    texts = [f"old {row}" for row in range(150)] + [f"new {row}" for row in range(50)]
+    report = compare(QuerySketch.of(cloud(600)), live, texts)
+    assert report.retrain
+    assert report.far_share == pytest.approx(0.28, abs=0.06)
+    assert len(report.farthest) == 5
+    assert all(text.startswith("new") for text in report.farthest)
+
+
+def test_a_narrower_distribution_is_seen_though_no_query_is_far() -> None:
+    wide = np.concatenate([cloud(300), cloud(300, around=3, seed=1)])
+    report = compare(QuerySketch.of(wide), cloud(200, seed=2))
+    assert report.far_share < 0.1
+    assert report.retrain
+    assert "another distribution" in report.verdict
+
+
+def test_a_small_move_is_told_apart_from_one_to_act_on() -> None:
+    live = np.concatenate([cloud(1700, seed=1), cloud(300, around=3, seed=2)])
+    wide = np.concatenate([cloud(1900, seed=3), cloud(100, around=3, seed=4)])
+    report = compare(QuerySketch.of(wide), live)
+    assert report.moved
+    assert not report.retrain
+    assert report.verdict.startswith("keep, and look again")
+
+
+def test_the_energy_distance_is_scipys() -> None:
+    one, other = np.random.default_rng(0).standard_normal((2, 40))
+    found = drift(np.float32(one[:, None]), np.float32(other[:, None]))
+    cross = np.abs(one[:, None] - other).mean()
+    theirs = stats.energy_distance(one, other) ** 2
+    assert found.distance == pytest.approx(theirs / (2 * cross), rel=1e-4)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    theirs = stats.binomtest(7, 50).proportion_ci(method="wilson")
+    assert wilson(7 / 50, 50) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+
+
+def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:
+    wide = unit(np.random.default_rng(0).standard_normal((5000, 3072)))
+    sketch = QuerySketch.of(wide)
+    assert sketch.points.shape == (MOST_QUERIES, MOST_DIRECTIONS)
+    assert sketch.points.nbytes == 32_768
+    restored = QuerySketch.restore(sketch.arrays(), where="here")
+    assert np.array_equal(restored.reference, sketch.reference)
+    assert (restored.dim, restored.queries) == (3072, 5000)
+    placed = sketch.place(np.stack([wide[0], wide[1], (wide[0] + 0.1 * wide[1])]))
+    near, far = np.linalg.norm(placed[0] - placed[2]), np.linalg.norm(placed[0] - placed[1])
+    assert near == pytest.approx(np.linalg.norm(wide[0] - unit(wide[0] + 0.1 * wide[1])), rel=0.3)
+    assert far == pytest.approx(2**0.5, rel=0.3)
+
+
+def test_of_questions_about_one_document_one_is_drawn() -> None:
+    vectors = cloud(200)
+    sketch = QuerySketch.of(vectors, [row // 2 for row in range(200)])
+    assert len(sketch.points) == 100
+    assert len(QuerySketch.of(vectors[:40], [0] * 40).points) == 40  # too few otherwise
+
+
+def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(
+    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(
+        small, base, epochs=1, model_output_path=tmp_path / "adapter", **QUIET
+    )
+    engine.finetune()
+    assert (tmp_path / "adapter" / "queries.safetensors").stat().st_size < 40_000
+    saved = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
+    assert not any(text.encode() in saved for text in small.queries.values())
+    words = [f"question {number} of quantum physics" for number in range(40)]
+    report = inspect_queries(tmp_path / "adapter", words, base, examples=2, **QUIET)
+    assert (report.queries, report.trained_on, len(report.farthest)) == (40, 12, 2)
+    assert report.retrain
+    assert json.loads(json.dumps(report.to_dict()))["verdict"] == report.verdict
+    model = engine.get_finetuned_model()
+    assert inspect_queries(model, words, examples=2, **QUIET) == report
+    asked = len(base.asked)
+    alike = [f"{text}{end}" for text in small.queries.values() for end in ("", " now", " today")]
+    assert not inspect_queries(model, alike, **QUIET).retrain
+    assert {role for role, _ in base.asked[asked:]} == {"query"}
+
+
+def test_what_cannot_be_compared_is_refused(base: CountingEmbedding, tmp_path: Path) -> None:
+    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    many = [f"query {number}" for number in range(30)]
+    with pytest.raises(DatasetError, match="at least 30 distinct ones, got 1"):
+        inspect_queries(model, ["the same"] * 100, **QUIET)
+    with pytest.raises(FolderError, match="There is no sketch of the training queries"):
+        inspect_queries(model, many, **QUIET)
+    assert not base.asked
+    few = AdaptedEmbedding(
+        base, LinearAdapter.identity(16), sketch=QuerySketch.of(cloud(4, dim=16))
+    )
+    with pytest.raises(DatasetError, match="trained on 4 queries; at least 5"):
+        inspect_queries(few, many, **QUIET)
+    with pytest.raises(ShapeError, match="Live queries: expected 20 dimensions"):
+        compare(QuerySketch.of(cloud(10)), cloud(40, dim=8))
+    few.save_pretrained(tmp_path / "torn")
+    (tmp_path / "torn" / "queries.safetensors").write_bytes(
+        (tmp_path / "torn" / "adapter.safetensors").read_bytes()
+    )
+    with pytest.raises(FolderError, match="the sketch of training queries is damaged"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "torn", base)

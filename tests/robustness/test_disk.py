@@ -1,0 +1,319 @@
+"""Full disks, places that cannot be written, neighbours on one folder, clocks that jump."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.robustness import cheap, mutations
+from benchmarks.robustness.kill_jobs import JOBS
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+)
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.cli import app
+from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
+from llama_index_embeddings_adapted.encoding.cache import VectorCache
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import (
+    AdaptedError,
+    CacheError,
+    DiskError,
+    FolderError,
+    GenerationError,
+)
+from llama_index_embeddings_adapted.questions.llm import Answer, Journal
+from tests.conftest import CountingEmbedding
+
+Dataset = EmbeddingQAFinetuneDataset
+ROOT = Path(__file__).parents[2]
+
+
+def mounted(place: Path, options: str) -> None:
+    """Mount a file system of its own, or skip the test."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount on this system")
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted(place, "size=256k")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A folder that one can fill, and then make read-only, also for root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted(place, "size=4m")
+
+    def close() -> Path:
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        return place
+
+    yield close
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Leave no space; return what to delete to get it back."""
+    ballast = place / "ballast"
+    with ballast.open("wb", buffering=0) as stream:
+        try:
+            while stream.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+    return ballast
+
+
+# --- a full disk ------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_old_adapter_and_says_so(
+    base: CountingEmbedding, small_disk: Path
+) -> None:
+    old = LinearAdapter.identity(16)
+    AdaptedEmbedding(base, old).save_pretrained(small_disk / "model")
+    ballast = fill(small_disk)
+    new = AdaptedEmbedding(base, LinearAdapter(np.ones((16, 16), dtype=np.float32)))
+    with pytest.raises(DiskError, match=r"model could not be written \(No space left.*still is"):
+        new.save_pretrained(small_disk / "model")
+    assert LinearAdapter.load(small_disk / "model") == old
+    assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "model"]
+    ballast.unlink()
+    new.save_pretrained(small_disk / "model")
+    assert LinearAdapter.load(small_disk / "model") == new.adapter
+
+
+def test_a_full_disk_leaves_the_old_dataset(small: Dataset, small_disk: Path) -> None:
+    small.save_json(small_disk / "pairs.json")
+    small.to_beir(small_disk / "beir")
+    fill(small_disk)
+    larger = Dataset({"q": "x" * 9000}, {"d": "y" * 9000}, {"q": ["d"]})
+    for write in (
+        lambda: larger.save_json(small_disk / "pairs.json"),
+        lambda: larger.to_beir(small_disk / "beir"),
+    ):
+        with pytest.raises(DiskError, match="No space left"):
+            write()
+    assert Dataset.from_json(small_disk / "pairs.json") == small
+    assert Dataset.from_beir(small_disk / "beir") == small
+
+
+def test_encoding_goes_on_where_the_disk_was_full(small_disk: Path, tmp_path: Path) -> None:
+    texts = [f"text number {number}" for number in range(2000)]
+    model = CountingEmbedding(embed_batch_size=100)
+    with pytest.raises(CacheError, match=r"cannot be used.*Free some space"):
+        Encoder(model, cache_dir=small_disk, show_progress=False).encode(texts, "document")
+    kept = Encoder(CountingEmbedding(), cache_dir=small_disk, show_progress=False)
+    rows, found = kept.known(texts, "document")
+    assert 0 < len(rows) < len(texts)
+    truth = np.float32([model.vector("document", text) for text in texts])
+    assert np.array_equal(found, truth[rows])
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    later = CountingEmbedding(embed_batch_size=100)
+    work = Encoder(later, cache_dir=small_disk, show_progress=False)
+    assert np.array_equal(work.encode(texts, "document"), truth)
+    assert len({text for _, text in later.asked} & set(texts)) == len(texts) - len(rows)
+
+
+def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk: Path) -> None:
+    journal = Journal(small_disk, {})
+    ballast = fill(small_disk)
+    kept: list[int] = []
+
+    def write_for_ever() -> None:
+        while True:
+            journal.put(f"{len(kept)}", Answer("y" * 1000))
+            kept.append(len(kept))
+
+    with pytest.raises(GenerationError, match="No space left"):
+        write_for_ever()
+    ballast.unlink()
+    journal.put("after", Answer("z"))
+    journal.close()
+    again = Journal(small_disk, {})
+    assert [again.get(str(each)) for each in kept] == [Answer("y" * 1000)] * len(kept)
+    assert again.get("after") == Answer("z")
+    again.close()
+
+
+@pytest.mark.parametrize("job", ["train", "generate"])
+def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
+    job: str, small_disk: Path, tmp_path: Path
+) -> None:
+    JOBS[job].prepare(small_disk)
+    (small_disk / "log").symlink_to(tmp_path / "log")
+    fill(small_disk)
+    with pytest.raises(AdaptedError, match=r"No space left|disk I/O|is full"):
+        JOBS[job].work(small_disk)
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    JOBS[job].check(small_disk)
+    JOBS[job].work(small_disk)
+    (tmp_path / "whole").mkdir()
+    JOBS[job].prepare(tmp_path / "whole")
+    JOBS[job].work(tmp_path / "whole")
+    assert JOBS[job].result(small_disk) == JOBS[job].result(tmp_path / "whole")
+
+
+# --- places that cannot be written ----------------------------------------------------------------
+
+
+def test_a_read_only_place_is_refused_before_anything_is_embedded(
+    base: CountingEmbedding, small: Dataset, read_only: Callable[[], Path], tmp_path: Path
+) -> None:
+    place = read_only()
+    quiet: dict[str, Any] = {"show_progress": False}
+    engine = EmbeddingAdapterFinetuneEngine(
+        small, base, model_output_path=place / "model", cache_dir=False, **quiet
+    )
+    with pytest.raises(FolderError, match="cannot be written"):
+        engine.finetune()
+    with pytest.raises(CacheError, match=r"cannot be used.*cache_dir=False"):
+        EmbeddingAdapterFinetuneEngine(
+            small, base, model_output_path=tmp_path / "model", cache_dir=place, **quiet
+        ).finetune()
+    assert not [text for _, text in base.asked if text in small.queries.values()]
+    with pytest.raises(DiskError, match="Read-only file system"):
+        small.save_json(place / "pairs.json")
+    with pytest.raises(GenerationError, match="Read-only file system"):
+        Journal(place, {})
+
+
+def test_a_read_only_folder_is_served_from(
+    base: CountingEmbedding, read_only: Callable[[], Path], tmp_path: Path
+) -> None:
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "model")
+    place = read_only()
+    found = AdaptedEmbedding.from_pretrained(place / "model", base)
+    assert found.get_query_embedding("why") == pytest.approx(base.vector("query", "why"))
+    assert app.folder_facts(place / "model")["adapter"]["input_dim"] == 16
+
+
+# --- neighbours, other versions -------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from llama_index_embeddings_adapted.journal import Answer, Journal
+journal = Journal(Path(sys.argv[1]), {})
+for number in range(300):
+    journal.put(f"{sys.argv[2]}-{number}", Answer(f"{sys.argv[2]} " + "x" * (number * 7 % 900)))
+"""
+
+
+def test_two_processes_write_one_journal_and_lose_no_answer(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("one", "two")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    journal = Journal(tmp_path, {})
+    assert len(journal) == 600
+    found = journal.get("two-299")
+    assert found is not None
+    assert found.text.startswith("two xxx")
+    journal.close()
+
+
+def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "vectors.sqlite") as database:
+        database.execute("CREATE TABLE bases (id INTEGER PRIMARY KEY, fingerprint TEXT)")
+        database.execute("INSERT INTO bases VALUES (1, 'of another time')")
+    database.close()
+    with pytest.raises(CacheError, match="cannot be used"):
+        VectorCache(tmp_path, Fingerprint("model", np.ones((6, 4), dtype=np.float32)))
+    database = sqlite3.connect(tmp_path / "vectors.sqlite")
+    assert database.execute("SELECT * FROM bases").fetchall() == [(1, "of another time")]
+    assert database.execute("PRAGMA user_version").fetchone() == (0,)
+    database.close()
+
+
+@pytest.mark.parametrize("row", [-1, 10**15, "many"])
+def test_an_index_that_names_rows_that_are_not_there_is_an_error(row: Any, tmp_path: Path) -> None:
+    model = Fingerprint("model", np.ones((6, 4), dtype=np.float32))
+    cache = VectorCache(tmp_path, model)
+    cache.put("query", ["text"], np.ones((1, 4), dtype=np.float32))
+    cache.close()
+    database = sqlite3.connect(tmp_path / "vectors.sqlite")
+    database.execute("UPDATE vectors SET row = ?", (row,))
+    database.commit()
+    database.close()
+
+    def use() -> None:
+        VectorCache(tmp_path, model).get("query", ["text"])
+
+    with pytest.raises(CacheError, match=r"cannot be used|The file was cut"):
+        use()
+
+
+# --- the clock ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock of the wall finds it a day earlier than the last."""
+    start, days = time.time(), iter(range(10**9))
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.fromtimestamp(start, tz) - timedelta(days=next(days))
+
+    monkeypatch.setattr(time, "time", lambda: start - 86_400 * next(days))
+    monkeypatch.setattr(time, "time_ns", lambda: int((start - 86_400 * next(days)) * 1e9))
+    for module in (saving, app):
+        monkeypatch.setattr(module, "datetime", Jumping)
+
+
+@pytest.mark.parametrize("job", ["encode", "train", "generate"])
+def test_a_clock_that_runs_backwards_changes_nothing(
+    job: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    for name in ("straight", "jumping"):
+        (tmp_path / name).mkdir()
+        JOBS[job].prepare(tmp_path / name)
+        JOBS[job].work(tmp_path / name)
+        request.getfixturevalue("jumping_clock")
+    assert JOBS[job].result(tmp_path / "jumping") == JOBS[job].result(tmp_path / "straight")
+    before = len(cheap.noted(tmp_path / "jumping" / "log"))
+    for path in (tmp_path / "jumping").rglob("*"):
+        os.utime(path, (0, 0))  # and all files are from 1970
+    JOBS[job].work(tmp_path / "jumping")
+    assert len(cheap.noted(tmp_path / "jumping" / "log")) == before  # all of it was found again
+
+
+def test_a_folder_saved_in_the_future_has_no_age(base: CountingEmbedding, tmp_path: Path) -> None:
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    mutations.write(
+        {"a2/config.json": json.dumps({**config, "saved_at": "2999-01-01T00:00:00+00:00"}).encode(),
+         "a2/adapter.safetensors": (tmp_path / "a" / "adapter.safetensors").read_bytes()},
+        tmp_path,
+    )  # fmt: skip
+    facts = app.folder_facts(tmp_path / "a2")
+    assert facts["age_days"] is None
+    assert "saved: 2999-01-01T00:00:00+00:00\n" in app.facts_as_text(facts)

@@ -1,0 +1,328 @@
+"""What strangers may hand us: read, or refused with one error of ours, and nothing else happens."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field
+from typer.testing import CliRunner
+
+from benchmarks.robustness import fuzz, mutations
+from benchmarks.robustness.formats import FORMATS
+from benchmarks.robustness.watched import Misdeed, outcome
+from llama_index_embeddings_adapted import AdapterPool, EmbeddingQAFinetuneDataset, LinearAdapter
+from llama_index_embeddings_adapted.cli.app import app
+from llama_index_embeddings_adapted.core import files as folders
+from llama_index_embeddings_adapted.data.formats import _MOST_IN_LINE
+from llama_index_embeddings_adapted.encoding.serialize import describe_base, rebuild_base
+from llama_index_embeddings_adapted.errors import (
+    AdaptedError,
+    DatasetError,
+    FolderError,
+    OptionError,
+)
+from tests.conftest import CountingEmbedding
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+
+
+# --- fuzzing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_example_of_a_format_is_read(name: str) -> None:
+    for tree in FORMATS[name].trees:
+        assert fuzz.survived(FORMATS[name], tree) == "valid"
+
+
+@pytest.mark.parametrize("name", [*FORMATS, fuzz.ANSWER])
+def test_damaged_input_is_read_or_refused_and_nothing_else_happens(name: str) -> None:
+    counts: Counter[str] = Counter()
+    fuzz.checked(name, counts, 40)()
+    assert counts["valid"] + counts["refused"] >= 40
+    assert counts["refused"] > 0
+
+
+def _writes_outside(folder: Path) -> None:
+    (folder.parent / "outside").write_text("x")
+
+
+def _imports(folder: Path) -> None:
+    __import__("stranger_module")
+
+
+def _floods(folder: Path) -> None:
+    bytearray(3 << 30)
+
+
+def _crashes(folder: Path) -> None:
+    raise KeyError(folder)
+
+
+@pytest.mark.parametrize(
+    ("reader", "expected", "message"),
+    [
+        (_writes_outside, Misdeed, "open .*outside"),
+        (_imports, Misdeed, "import 'stranger_module'"),
+        (_floods, MemoryError, "^$"),
+        (_crashes, KeyError, "given"),
+        (lambda folder: os.system("true"), Misdeed, r"os\.system"),
+    ],
+    ids=["writes", "imports", "floods", "crashes", "runs"],
+)
+def test_misdeeds_are_noticed(
+    reader: Callable[[Path], None], expected: Any, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "given").mkdir()
+    with pytest.raises(expected, match=message):
+        outcome(lambda: reader(tmp_path / "given"), tmp_path / "given")
+
+
+# --- files that have no end, or say so ----------------------------------------------------------
+
+
+def changed(name: str, seed: int = 0, **files: bytes | Path) -> tuple[str, mutations.Tree]:
+    """Return a format, and an example of it with files changed."""
+    new = {file.replace("__", "."): content for file, content in files.items()}
+    return name, {**FORMATS[name].trees[seed], **new}
+
+
+TERABYTE = struct.pack("<Q", 1 << 40) + b"{}"
+LYING = json.dumps({"weight": {"dtype": "F32", "shape": [1 << 20, 1 << 18],
+                               "data_offsets": [0, 1 << 40]}}).encode()  # fmt: skip
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [*{before}, *{before}]\n"
+    for before, name in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True)
+)
+LINE = gzip.compress(b'{"_id": "d0", "text": "' + b"x" * _MOST_IN_LINE)
+SAME = gzip.compress(b'{"_id": "d0", "text": "x"}\n' * 100_000)
+ENDLESS: dict[str, tuple[tuple[str, mutations.Tree], str]] = {
+    "a header of a terabyte": (
+        changed("adapter folder", adapter__safetensors=TERABYTE),
+        "damaged or not safetensors",
+    ),
+    "weights of a terabyte": (
+        changed("adapter folder", adapter__safetensors=struct.pack("<Q", len(LYING)) + LYING),
+        "damaged or not safetensors",
+    ),
+    "a device as a config": (
+        changed("adapter folder", config__json=Path("/dev/zero")),
+        "expected a file",
+    ),
+    "a device as weights": (
+        changed("adapter folder", adapter__safetensors=Path("/dev/zero")),
+        "no adapter.safetensors",
+    ),
+    "a device as a dataset": (
+        changed("dataset JSON", pairs__json=Path("/dev/zero")),
+        "expected a file",
+    ),
+    "a device as a corpus": (
+        changed("BEIR folder", corpus__jsonl=Path("/dev/zero")),
+        "expected a file",
+    ),
+    "a number of 5,000 digits": (
+        changed("dataset JSON", pairs__json=b'{"queries": ' + b"9" * 5000 + b"}"),
+        "expected JSON",
+    ),
+    "lists in lists": (changed("dataset JSON", pairs__json=b"[" * 100_000), "expected JSON"),
+    "lists in lists, TOML": (
+        changed("run configuration", run__toml=b"a = " + b"[" * 50_000),
+        "cannot be read",
+    ),
+    "lists in lists, YAML": (
+        changed("run configuration", 1, run__yaml=b"a: " + b"[" * 50_000),
+        "more than 8 deep",
+    ),
+    "references to references": (
+        changed("run configuration", 1, run__yaml=BOMB.encode()),
+        "references",
+    ),
+    "a configuration of a megabyte": (
+        changed("run configuration", 1, run__yaml=b"# " + b"x" * 1_000_000),
+        "expected at most 65,536 bytes",
+    ),
+    "one line without end, zipped": (
+        changed("BEIR folder", 1, corpus__jsonl__gz=LINE),
+        "expected lines of fewer",
+    ),
+    "the same line again and again, zipped": (
+        changed("BEIR folder", 1, corpus__jsonl__gz=SAME),
+        "1000 or more duplicate",
+    ),
+    "a field without end": (
+        changed("BEIR folder", **{"qrels/train__tsv": b"q0\t" + b"d" * 200_000 + b"\t1\n"}),
+        "field larger than field limit",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), ENDLESS.values(), ids=ENDLESS.keys())
+def test_what_has_no_end_is_refused(
+    given: tuple[str, mutations.Tree], message: str, tmp_path: Path
+) -> None:
+    name, tree = given
+    mutations.write(tree, tmp_path)
+    said: list[str] = []
+
+    def read() -> None:
+        try:
+            FORMATS[name].read(tmp_path)
+        except AdaptedError as error:
+            said.append(str(error))
+            raise
+
+    assert outcome(read, tmp_path) == "refused"
+    assert message in said[0]
+
+
+def test_weights_that_take_no_space_on_disk_are_not_read_into_memory(tmp_path: Path) -> None:
+    LinearAdapter.identity(4).save(tmp_path / "a")
+    os.truncate(tmp_path / "a" / "adapter.safetensors", 1 << 40)
+    with pytest.raises(FolderError, match="expected at most 4,294,967,296 bytes, found 1,099,511"):
+        folders.read(tmp_path / "a")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pairs.json")
+    with pytest.raises(DatasetError, match="expected a file"):
+        EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json")
+
+
+# --- names that point elsewhere -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["../outside", "/tmp/outside", "", "a/b"])
+def test_a_split_is_a_name_and_no_path(
+    split: str, small: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    small.to_beir(tmp_path / "data", "train")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DatasetError, match="split: expected a name such as train"):
+        small.to_beir(tmp_path / "data", split)
+    with pytest.raises(DatasetError, match="split: expected a name such as train"):
+        EmbeddingQAFinetuneDataset.from_beir(tmp_path / "data", split)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "/tmp", ".", "", "a/../a"])
+def test_the_adapter_of_a_tenant_is_below_the_root(
+    name: str, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    LinearAdapter.identity(16).save(tmp_path)  # what ".." would find
+    LinearAdapter.identity(16).save(tmp_path / "root" / "a")
+    with pytest.raises(OptionError, match="There is no adapter"):
+        AdapterPool(tmp_path / "root", base)[name]
+
+
+def test_saving_over_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
+    LinearAdapter.identity(4).save(tmp_path / "theirs")
+    before = mutations.read(tmp_path / "theirs")
+    (tmp_path / "ours").symlink_to(tmp_path / "theirs")
+    LinearAdapter.identity(8).save(tmp_path / "ours")
+    assert mutations.read(tmp_path / "theirs") == before
+    assert LinearAdapter.load(tmp_path / "ours").input_dim == 8
+
+
+def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path: Path) -> None:
+    odd = EmbeddingQAFinetuneDataset({"q": "half a \ud83d"}, {"d": "text"}, {"q": ["d"]})
+    odd.to_beir(tmp_path)
+    assert EmbeddingQAFinetuneDataset.from_beir(tmp_path) == odd
+    worse = EmbeddingQAFinetuneDataset({"q\ud83d": "text"}, {"d": "text"}, {"q\ud83d": ["d"]})
+    with pytest.raises(DatasetError, match="no text that a file can hold"):
+        worse.to_beir(tmp_path)
+
+
+# --- a configuration file on the command line ---------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["source", "epochs", "method", "expect", "out", "styles", "seed"])
+@pytest.mark.parametrize(
+    "value", ["[]", "{a: 1}", "-1", ".nan", '"a\\0b"', "[[1]]", "!!binary aGk="]
+)
+def test_a_value_of_another_kind_is_one_line_on_the_command_line(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(f"finetune:\n  source: nowhere\n  {key}: {value}\n")
+    done = CliRunner().invoke(app, ["finetune", "--config", "run.yaml"])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (1, 2)
+    assert "Traceback" not in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+# --- base models that a folder describes --------------------------------------------------------
+
+
+class Remote(BaseEmbedding):
+    """Sends texts, and a key from the environment, to an address."""
+
+    def __init__(self, *, api_base: str | None = None, **settings: Any) -> None:
+        assert "num_workers" not in settings  # as of many classes of LlamaIndex
+        given = {} if api_base is None else {"api_base": api_base}
+        super().__init__(**given, **settings)
+
+    api_base: str = Field(default_factory=lambda: os.environ.get("REMOTE", "https://good.example"))
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        raise AssertionError(f"{query!r} was sent to {self.api_base}")
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_query_embedding(text)
+
+
+def described(**settings: Any) -> dict[str, Any]:
+    found = describe_base(Remote())
+    return {**found, "settings": {**found["settings"], **settings}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_base": "https://stranger.example/v1"},
+        {"api_base": "stranger.example"},
+        {"api_base": "http://[broken"},
+        {"options": {"proxies": ["http://stranger.example:8080"]}},
+    ],
+)
+def test_an_address_in_a_folder_has_to_be_confirmed(settings: dict[str, Any]) -> None:
+    name = next(iter(settings))
+    with pytest.raises(FolderError, match=rf"name an address.*stranger|broken.*{name}=…"):
+        rebuild_base(described(**settings))
+    assert getattr(rebuild_base(described(**settings), **settings), name) == settings[name]
+
+
+def test_addresses_that_would_be_asked_anyway_need_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuild_base(described(num_workers=2))
+    rebuild_base(described(api_base="http://localhost:8000/v1"))
+    monkeypatch.setenv("REMOTE", "https://ours.example")
+    rebuild_base(described(api_base="https://ours.example"))
+    with pytest.raises(FolderError, match=r"good\.example"):
+        rebuild_base(described(api_base="https://good.example"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trust_remote_code": True},
+        {"options": {"tokenizer": {"trust_remote_code": 1}}},
+        {"options": {"parts": [{"trust_remote_code": "yes"}]}},
+    ],
+)
+def test_a_folder_cannot_have_code_loaded(settings: dict[str, Any]) -> None:
+    with pytest.raises(FolderError, match="ask for code to be loaded"):
+        rebuild_base(described(**settings))

@@ -1,0 +1,183 @@
+"""Many documents take the same way as few, a block at a time, to the same end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+    evaluate_retrieval,
+)
+from llama_index_embeddings_adapted.core import arrays
+from llama_index_embeddings_adapted.core.arrays import UnitRows, empty_vectors, ranks, top_k, unit
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import CacheError
+from llama_index_embeddings_adapted.evaluation.held_out import divide
+from llama_index_embeddings_adapted.training import trainer
+from llama_index_embeddings_adapted.training.closed_form import Spectrum
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from llama_index_embeddings_adapted.training.trainer import TrainingDocuments, states
+from tests.conftest import CountingEmbedding
+from tests.support.synthetic import rotated_corpus
+
+DIM = 12
+
+
+@pytest.fixture
+def corpus() -> np.ndarray:
+    random = np.random.default_rng(0)
+    rows = unit(random.standard_normal((230, DIM)))
+    rows[40:45] = rows[200:205] = rows[7]  # ties within a block and across blocks
+    return rows
+
+
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 32 documents be a block, and 64 scores be many."""
+    for module in (arrays, arrays, arrays):
+        monkeypatch.setattr(module, "DOCUMENTS_PER_BLOCK", 32)
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 64)
+    monkeypatch.setattr(trainer, "MOST_BYTES", 1)
+    monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
+
+
+@pytest.mark.parametrize("k", [1, 10, 100, 500])
+def test_search_in_blocks_finds_what_search_in_one_piece_finds(
+    corpus: np.ndarray, k: int, request: pytest.FixtureRequest
+) -> None:
+    queries = unit(np.random.default_rng(1).standard_normal((17, DIM)))
+    whole = top_k(queries, corpus, k)
+    request.getfixturevalue("in_blocks")
+    rows, scores = top_k(queries, UnitRows(corpus), k)
+    assert np.allclose(scores, whole[1], atol=1e-6)
+    # Blocks of other sizes may be added up in another order, so near ties may change places.
+    for mine, theirs, found in zip(rows, whole[0], scores, strict=True):
+        gaps = np.abs(np.diff(found)) > 1e-6
+        clear = np.append(gaps, True) & np.insert(gaps, 0, True)
+        assert np.array_equal(mine[clear], theirs[clear])
+        assert len(set(mine.tolist())) == len(mine)
+
+
+def test_ranks_in_blocks_are_those_in_one_piece(
+    corpus: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    queries = unit(corpus[[7, 7, 120, 3]] + 0.1)
+    entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
+    whole = ranks(queries, corpus, entries, wanted)
+    request.getfixturevalue("in_blocks")
+    assert np.array_equal(ranks(queries, UnitRows(corpus), entries, wanted), whole)
+
+
+def test_the_directions_of_many_documents_are_found_a_block_at_a_time(
+    corpus: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    whole = Spectrum(3 * corpus)
+    expected = whole.mean, whole.power(0.5, 1.0)
+    request.getfixturevalue("in_blocks")
+    parts = Spectrum(3 * corpus)
+    assert np.allclose(parts.mean, expected[0], atol=1e-6)
+    assert np.allclose(parts.power(0.5, 1.0), expected[1], atol=1e-5)
+
+
+def test_training_on_documents_left_in_their_file_learns_the_same(
+    request: pytest.FixtureRequest,
+) -> None:
+    data, _ = rotated_corpus()
+    options = TrainingOptions(epochs=2, max_candidates=64)
+    start = LinearAdapter.identity(DIM)
+    held = [export() for _, export in states(data, start, options)][-1]
+    request.getfixturevalue("in_blocks")
+    read = [export() for _, export in states(data, start, options)][-1]
+    assert np.allclose(read.weight, held.weight, atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_documents_left_in_their_file_are_taken_as_unit_rows(corpus: np.ndarray) -> None:
+    documents = TrainingDocuments(2 * corpus, torch.device("cpu"))
+    assert np.allclose(documents.take(np.array([3, 1])).numpy(), corpus[[3, 1]], atol=1e-6)
+    assert np.allclose(documents.moment().numpy(), corpus.T @ corpus / 230, atol=1e-6)
+
+
+def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus: np.ndarray) -> None:
+    keys = np.arange(230, dtype=np.uint64)
+    rows = UnitRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
+    assert np.allclose(rows[10:20], corpus[10:20])
+    assert np.allclose(rows[np.array([5, 4])], corpus[[5, 4]])
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    texts = [f"text {number % 7}" for number in range(20)]
+    encoder = Encoder(base, cache_dir=tmp_path, show_progress=False)
+    found = encoder.encode(texts, "document")
+    assert isinstance(found, np.memmap)
+    assert np.array_equal(found, np.float32([base.vector("document", text) for text in texts]))
+    encoder.close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".f32", ".sqlite"}
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_no_room_for_the_file_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CacheError, match=r"expected room for 0 MiB.*No space left on device"):
+        empty_vectors((3, 4), tmp_path)
+
+
+def test_vectors_without_a_folder_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
+    assert not isinstance(empty_vectors((3, 4), None), np.memmap)
+
+
+def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(
+    small: EmbeddingQAFinetuneDataset,
+    base: CountingEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dim = len(base.vector("document", "a"))
+    weight = np.float32(np.random.default_rng(2).standard_normal((dim, dim)))
+    model = AdaptedEmbedding(base, LinearAdapter(weight, shared=True))
+    options = {"cache_dir": False, "show_progress": False}
+    whole = evaluate_retrieval(model, small, **options)
+    for module in (arrays, arrays, arrays):
+        monkeypatch.setattr(module, "DOCUMENTS_PER_BLOCK", 2)
+    parts = evaluate_retrieval(model, small, **options)
+    assert np.array_equal(parts.ranked[:, :2], whole.ranked[:, :2])
+
+
+def test_where_judging_would_take_long_fewer_queries_are_held_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, _ = rotated_corpus()
+    _, usual = divide(data, None, expect=None, seed=0)
+    monkeypatch.setattr(
+        "llama_index_embeddings_adapted.evaluation.held_out._SCORES_PER_JUDGEMENT", 1
+    )
+    monkeypatch.setattr("llama_index_embeddings_adapted.evaluation.held_out._FEWEST_JUDGES", 10)
+    train, capped = divide(data, None, expect=None, seed=0)
+    assert len(usual) > 100
+    assert len(capped) < 30
+    assert len(train.relevance) + len(capped) == len(data.relevance)
+
+
+def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(
+    small: EmbeddingQAFinetuneDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_index_embeddings_adapted.data.dataset._HASHED_AT_ONCE", 5)
+    whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
+    assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]

@@ -1,0 +1,259 @@
+"""Keys are planted wherever people put them, and then looked for in everything a run leaves."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.callbacks.schema import CBEventType
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.vector_stores import SimpleVectorStore
+from typer.testing import CliRunner
+
+from benchmarks.robustness import flaky_server, recovery
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    AdapterPool,
+    EmbeddingAdapterFinetuneEngine,
+    LinearAdapter,
+    adapt_index,
+    compare_retrieval,
+    evaluate_retrieval,
+    generate_qa_embedding_pairs,
+    inspect_queries,
+)
+from llama_index_embeddings_adapted.cli.app import app, facts_as_text, folder_facts
+from llama_index_embeddings_adapted.errors import GenerationError
+
+pytest.importorskip("llama_index.embeddings.openai", reason="extra 'dev' is missing")
+pytest.importorskip("llama_index.llms.openai_like", reason="extra 'dev' is missing")
+
+#: One that looks like a key, and others that look like nothing.
+KEYS = {
+    "embedding": "sk-planted-in-the-embedding-model-0001",
+    "llm": "planted/in/the/llm/0002",
+    "header": "planted in a header 0003",
+    "password": "planted-in-an-address-0004",
+    "environment": "planted-in-the-environment-0005",
+    "extra": "planted-in-an-argument-0006",
+}
+#: What OpenAI's client logs itself, with or without us: the address it asks, and headers per call.
+CLIENT_SAYS = {"password": ("httpx ", "openai."), "extra": ("openai.",)}
+
+
+class Everything(logging.Handler):
+    """Keeps what is logged, at any level, with what went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(level=0)
+        self.said: list[str] = []
+        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(self.format(record))
+
+
+class Events(BaseEventHandler):
+    """Keeps the events of the dispatcher as a tracing service would get them."""
+
+    said: list[str] = []  # noqa: RUF012  # a field of pydantic
+
+    def handle(self, event: Any, **kwargs: Any) -> None:
+        self.said += [repr(event), str(event.model_dump()), event.class_name()]
+
+
+class Spans(SimpleSpanHandler):
+    """Keeps the arguments that spans are opened with, and who opens them."""
+
+    said: list[str] = []  # noqa: RUF012  # a field of pydantic
+
+    def new_span(self, id_: str, bound_args: Any, instance: Any = None, **kwargs: Any) -> Any:
+        ours = isinstance(instance, AdaptedEmbedding)  # others answer for themselves
+        self.said += [id_, *([repr(instance), str(instance)] if ours else [])]
+        return super().new_span(id_, bound_args, instance, **kwargs)
+
+
+class Callbacks(BaseCallbackHandler):
+    """Keeps the payloads of callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__([], [])
+        self.said: list[str] = []
+
+    def on_event_start(
+        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
+    ) -> str:
+        self.said.append(f"{event_type} {payload}")
+        return event_id
+
+    def on_event_end(
+        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
+    ) -> None:
+        self.said.append(f"{event_type} {payload}")
+
+    def start_trace(self, trace_id: str | None = None) -> None:
+        """Nothing to keep."""
+
+    def end_trace(self, trace_id: str | None = None, trace_map: Any = None) -> None:
+        """Nothing to keep."""
+
+
+@pytest.fixture
+def listening() -> Iterator[list[list[str]]]:
+    """What is logged, and what LlamaIndex tells those who trace it."""
+    logs, events, spans = Everything(), Events(), Spans()
+    root, dispatcher = logging.getLogger(), get_dispatcher()
+    level, known = root.level, (dispatcher.event_handlers[:], dispatcher.span_handlers[:])
+    root.addHandler(logs)
+    root.setLevel(1)
+    dispatcher.add_event_handler(events)
+    dispatcher.add_span_handler(spans)
+    yield [logs.said, events.said, spans.said]
+    root.removeHandler(logs)
+    root.setLevel(level)
+    dispatcher.event_handlers, dispatcher.span_handlers = known
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "MY_SECRET"):
+        monkeypatch.setenv(name, KEYS["environment"])
+
+
+def base_model(address: str, callbacks: Callbacks) -> BaseEmbedding:
+    return flaky_server.client(
+        address,
+        api_key=KEYS["embedding"],
+        default_headers={"X-Auth": KEYS["header"]},
+        additional_kwargs={"extra_headers": {"X-Key": KEYS["extra"]}},
+        callback_manager=CallbackManager([callbacks]),
+    )
+
+
+def llm(address: str, **options: Any) -> Any:
+    from llama_index.llms.openai_like import OpenAILike
+
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return OpenAILike(
+        model="scripted",
+        api_base=address,
+        api_key=KEYS["llm"],
+        default_headers={"X-Auth": KEYS["header"]},
+        is_chat_model=True,
+        context_window=4096,
+        max_retries=0,
+        async_http_client=httpx.AsyncClient(limits=limits),
+        **options,
+    )
+
+
+QUIET: dict[str, Any] = {"cache_dir": "cache"}
+
+
+def trained(base: BaseEmbedding, address: str) -> list[object]:
+    """Write questions, train, save, evaluate and report; return what is shown on the way."""
+    pairs = generate_qa_embedding_pairs(
+        recovery.nodes(30),
+        llm(address),
+        output_path="pairs.json",
+        embed_model=base,
+        verbose=True,
+        **QUIET,
+    )
+    engine = EmbeddingAdapterFinetuneEngine(
+        pairs,
+        base,
+        epochs=2,
+        model_output_path="model",
+        model_checkpoint_path="steps",
+        checkpoint_save_steps=1,
+        report_path="report.html",
+        verbose=True,
+        **QUIET,
+    )
+    engine.finetune()
+    model = engine.get_finetuned_model()
+    scores = evaluate_retrieval(model, pairs, **QUIET)
+    compared = compare_retrieval({"base": base, "ours": model}, pairs, **QUIET)
+    compared.to_html("comparison.html")
+    live = inspect_queries(model, [f"boat {number}" for number in range(30)], **QUIET)
+    return [model.to_dict(), model.to_json(), model, repr(model), model.to_payload(),
+            scores.to_dict(), compared.to_markdown(), engine.report.to_dict(), engine.report,
+            pairs.report, pairs.report.to_dict(), live]  # fmt: skip
+
+
+def served(base: BaseEmbedding) -> list[object]:
+    """Load, serve, swap, pool and rebuild; return what is shown on the way."""
+    model = AdaptedEmbedding.from_pretrained("model", base)
+    model.get_query_embedding("a boat")
+    model.get_text_embedding_batch(["a boat", "another"])
+    model.swap("model")
+    AdapterPool(".", base)["model"].get_query_embedding("a boat")
+    shared = AdaptedEmbedding(base, LinearAdapter.identity(32, shared=True))
+    shared.save_pretrained("shared")
+    index = VectorStoreIndex(recovery.nodes(30), embed_model=base)
+    adapt_index(index, shared, SimpleVectorStore(), embed_missing=True, **QUIET)
+    inspected = CliRunner().invoke(app, ["inspect", "model", "--json"])
+    with pytest.raises(GenerationError, match="reach") as failed:
+        generate_qa_embedding_pairs(recovery.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET)
+    return [facts_as_text(folder_facts("model")), inspected.output, failed.value]
+
+
+def test_no_key_is_in_anything_that_a_run_leaves(
+    planted: None,
+    listening: list[list[str]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callbacks = Callbacks()
+    with flaky_server.serving() as server, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        base = base_model(server.address, callbacks)
+        shown = [*trained(base, server.address), *served(base)]
+        # A password in an address takes the place of the key.
+        secret_address = server.address.replace("http://", f"http://user:{KEYS['password']}@")
+        other = AdaptedEmbedding(base_model(secret_address, callbacks), LinearAdapter.identity(32))
+        other.save_pretrained("other")
+        shown += [other, other.to_json(), other.get_query_embedding("a boat")]
+    for name in ("embedding", "llm"):  # the keys were in use
+        assert any(KEYS[name] in header for header in server.keys)
+    printed = capfd.readouterr()
+    told = [*map(str, shown), *(str(each.message) for each in warned), printed.out, printed.err,
+            *callbacks.said, *(text for kind in listening for text in kind)]  # fmt: skip
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files}
+    assert kinds >= {".html", ".json", ".jsonl", ".md", ".safetensors", ".sqlite", ".f32"}
+    assert min(map(len, [callbacks.said, *listening])) > 20
+    for name, key in KEYS.items():
+        assert not [path for path in files if key.encode() in path.read_bytes()], name
+        found = [text[:500] for text in told if key in text]
+        assert not [text for text in found if not text.startswith(CLIENT_SAYS.get(name, ()))], name
+
+
+def test_a_server_that_repeats_the_key_is_not_quoted(
+    planted: None, listening: list[list[str]], tmp_path: Path
+) -> None:
+    """As OpenAI's does: "Incorrect API key provided: sk-…"."""
+    script = flaky_server.Reply(401, says=f"Incorrect API key provided: {KEYS['embedding']}")
+    nodes = recovery.nodes(1)
+    with flaky_server.serving(lambda texts, number: script) as server:
+        model = llm(server.address)
+        model.api_key = KEYS["embedding"]
+        with pytest.raises(GenerationError, match=r"refuse|401|key") as caught:
+            generate_qa_embedding_pairs(nodes, model, cache_dir=tmp_path, show_progress=False)
+    assert KEYS["embedding"] not in str(caught.value)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or KEYS["embedding"].encode() not in path.read_bytes()

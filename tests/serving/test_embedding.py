@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
+from llama_index.core import load_index_from_storage as load_index
+from llama_index.core.callbacks import (
+    CallbackManager,
+    CBEventType,
+    LlamaDebugHandler,
+    TokenCountingHandler,
+)
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
+from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.storage.kvstore import SimpleKVStore
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    AdaptedError,
+    LinearAdapter,
+    TwoLayerAdapter,
+)
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.errors import EncodeError, FolderError, OptionError, ShapeError
+from tests.adapters.test_adapters import Turned
+from tests.conftest import CountingEmbedding
+from tests.encoding.test_encode import Asynchronous, Limiter
+
+TEXTS = [f"text {number}" for number in range(10)]
+ADAPTER = LinearAdapter(
+    np.random.default_rng(0).standard_normal((16, 16)), np.random.default_rng(1).random(16)
+)
+BOTH = Turned(np.array([-1.0] * 8 + [1.0] * 8), shift=1)  # adapts documents too
+
+
+@pytest.fixture(params=[ADAPTER, BOTH], ids=["queries", "queries and documents"])
+def model(request: pytest.FixtureRequest, base: CountingEmbedding) -> AdaptedEmbedding:
+    return AdaptedEmbedding(base, request.param)
+
+
+def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[float]]:
+    """The answer by way of the adapter alone; bit-equal documents where it leaves them."""
+    base = model.base_embed_model
+    assert isinstance(base, CountingEmbedding)
+    vectors = [base.vector(role, text) for text in texts]
+    if role == "document" and not model.adapter.adapts_documents:
+        return vectors
+    return model.adapter.apply(np.array(vectors), role).tolist()  # type: ignore[arg-type]
+
+
+# --- six paths ------------------------------------------------------------------------------
+
+
+async def test_all_paths_give_what_base_and_adapter_give(model: AdaptedEmbedding) -> None:
+    query = expected(model, "query", TEXTS)
+    documents = expected(model, "document", TEXTS)
+    for path, args, answer in (
+        (model.get_query_embedding, TEXTS[0], query[0]),
+        (model.get_text_embedding, TEXTS[0], documents[0]),
+        (model.get_text_embedding_batch, TEXTS, documents),
+    ):
+        assert np.allclose(path(args), answer, atol=1e-6)  # type: ignore[operator]
+        apath = getattr(model, f"a{path.__name__}")
+        assert np.allclose(await apath(args), answer, atol=1e-6)
+    assert np.allclose(model.get_agg_embedding_from_queries(TEXTS), np.mean(query, axis=0))
+
+
+async def test_documents_are_those_of_the_base_bit_for_bit(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, ADAPTER)
+    own = base.get_text_embedding_batch(TEXTS)
+    assert model.get_text_embedding_batch(TEXTS) == own
+    assert await model.aget_text_embedding_batch(TEXTS) == own
+    assert model.get_text_embedding(TEXTS[0]) == await model.aget_text_embedding(TEXTS[0]) == own[0]
+
+
+def test_queries_are_unit_vectors_of_plain_floats(base: CountingEmbedding) -> None:
+    query = AdaptedEmbedding(base, ADAPTER).get_query_embedding("why?")
+    assert np.linalg.norm(query) == pytest.approx(1)
+    assert {type(value) for value in query} == {float}
+
+
+async def test_the_base_gets_true_batches(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, ADAPTER)
+    model.get_text_embedding_batch(TEXTS)
+    assert base.batches == [4, 4, 2]
+    larger = AdaptedEmbedding(base, ADAPTER, embed_batch_size=8)
+    larger.get_text_embedding_batch(TEXTS)
+    assert base.batches[3:] == [8, 2]
+
+
+def test_the_base_can_be_shown_as_it_is(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, ADAPTER, transform_query=False)
+    assert model.get_query_embedding("why?") == base.get_query_embedding("why?")
+    model.transform_query = True
+    assert np.allclose(model.get_query_embedding("why?"), expected(model, "query", ["why?"])[0])
+
+
+async def test_an_asynchronous_base_serves_asynchronously() -> None:
+    model = AdaptedEmbedding(Asynchronous(), ADAPTER)
+    double = CountingEmbedding()
+    query = ADAPTER.apply(np.float32(double.vector("query", "why?")))
+    assert np.allclose(await model.aget_query_embedding("why?"), query)
+    assert await model.aget_text_embedding("x") == double.vector("document", "x")
+    assert len(await model.aget_text_embedding_batch(TEXTS)) == 10
+
+
+def test_one_adapted_model_adapts_another(base: CountingEmbedding) -> None:
+    inner = AdaptedEmbedding(base, ADAPTER)
+    outer = AdaptedEmbedding(inner, LinearAdapter(-np.eye(16)))
+    query = outer.get_query_embedding("why?")
+    assert np.allclose(query, -np.array(inner.get_query_embedding("why?")), atol=1e-6)
+    outer.get_text_embedding_batch(TEXTS)
+    assert base.batches[-3:] == [4, 4, 2]
+    assert outer.adapter.input_dim == 16
+
+
+def test_a_real_model_serves(minilm: Any) -> None:
+    model = AdaptedEmbedding(minilm, LinearAdapter.identity(384))
+    own = minilm.get_query_embedding("where are my keys?")
+    assert np.allclose(model.get_query_embedding("where are my keys?"), own, atol=1e-6)
+    batch = model._get_query_embeddings(["where are my keys?", "why"])
+    assert np.allclose(batch[0], own, atol=1e-5)
+
+
+# --- events, limits, retries ----------------------------------------------------------------
+
+
+class Ends(BaseEventHandler):
+    """Keeps the events that end an embedding."""
+
+    seen: list[EmbeddingEndEvent] = []  # noqa: RUF012  (a pydantic field)
+
+    def handle(self, event: Any, **kwargs: Any) -> None:
+        if isinstance(event, EmbeddingEndEvent):
+            self.seen.append(event)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    handler, root = Ends(), get_dispatcher()
+    root.add_event_handler(handler)
+    yield handler
+    root.event_handlers.remove(handler)
+
+
+class Callbacks(TokenCountingHandler):
+    def __init__(self) -> None:
+        super().__init__(tokenizer=str.split)
+        self.started = self.ended = 0
+
+    def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
+        self.started += event_type == CBEventType.EMBEDDING
+        return super().on_event_start(event_type, *args, **kwargs)
+
+    def on_event_end(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> None:
+        self.ended += event_type == CBEventType.EMBEDDING
+        super().on_event_end(event_type, *args, **kwargs)
+
+
+async def test_events_and_callbacks_fire_once_per_call(ends: Ends) -> None:
+    handler = Callbacks()
+    base = CountingEmbedding(embed_batch_size=4, callback_manager=CallbackManager([handler]))
+    model = AdaptedEmbedding(base, ADAPTER)  # the callback manager of the base
+    calls: list[Callable[[], Any]] = [
+        lambda: model.get_query_embedding("one"),
+        lambda: model.aget_query_embedding("two"),
+        lambda: model.get_text_embedding("three"),
+        lambda: model.aget_text_embedding("four"),
+        lambda: model.get_text_embedding_batch(TEXTS[:4]),
+        lambda: model.aget_text_embedding_batch(TEXTS[:4]),
+    ]
+    for number, call in enumerate(calls, start=1):
+        answer = call()
+        answer = await answer if isinstance(answer, Awaitable) else answer
+        assert len(ends.seen) == handler.started == handler.ended == number
+    assert ends.seen[0].chunks == ["one"]
+    assert np.allclose(ends.seen[0].embeddings, expected(model, "query", ["one"]), atol=1e-6)
+
+
+async def test_the_limiters_of_base_and_wrapper_both_apply() -> None:
+    inner, outer = Limiter(), Limiter()
+    base = CountingEmbedding(embed_batch_size=4, rate_limiter=inner)
+    model = AdaptedEmbedding(base, ADAPTER, rate_limiter=outer)
+    model.get_query_embedding("one")
+    model.get_text_embedding("two")
+    model.get_text_embedding_batch(TEXTS)
+    assert inner.acquired == outer.acquired == 1 + 1 + 3
+    await model.aget_query_embedding("one")
+    await model.aget_text_embedding("two")
+    await model.aget_text_embedding_batch(TEXTS)
+    assert inner.async_acquired == outer.async_acquired == 1 + 1 + 3
+
+
+class Flaky(CountingEmbedding):
+    """Retries, as API models do, inside its own methods."""
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        for attempt in range(3):
+            try:
+                if attempt < 2:
+                    raise ConnectionError
+                return super()._answer(role, texts)
+            except ConnectionError:
+                continue
+        raise AssertionError
+
+
+def test_retries_of_the_base_apply() -> None:
+    model = AdaptedEmbedding(Flaky(), ADAPTER)
+    assert np.allclose(model.get_query_embedding("x"), expected(model, "query", ["x"])[0])
+
+
+def test_a_batch_of_another_length_is_an_error_with_a_text(base: CountingEmbedding) -> None:
+    class Short(CountingEmbedding):
+        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            return super()._get_text_embeddings(texts)[1:]
+
+    with pytest.raises(EncodeError, match=r"Short gave 9 vectors for a batch of 10.*'text 0'"):
+        AdaptedEmbedding(Short(), ADAPTER).get_text_embedding_batch(TEXTS)
+
+
+# --- caches ---------------------------------------------------------------------------------
+
+Give = Callable[[CountingEmbedding, SimpleKVStore], AdaptedEmbedding]
+
+
+def assigned(base: CountingEmbedding, store: SimpleKVStore) -> AdaptedEmbedding:
+    model = AdaptedEmbedding(base, ADAPTER)
+    model.embeddings_cache = store
+    return model
+
+
+def at_the_base(base: CountingEmbedding, store: SimpleKVStore) -> AdaptedEmbedding:
+    base.embeddings_cache = store
+    return AdaptedEmbedding(base, ADAPTER)
+
+
+@pytest.fixture(
+    params=[lambda b, s: AdaptedEmbedding(b, ADAPTER, embeddings_cache=s), assigned, at_the_base],
+    ids=["constructor", "assignment", "of the base"],
+)
+def give(request: pytest.FixtureRequest) -> Give:
+    return request.param
+
+
+async def test_a_cache_saves_calls_and_never_skips_the_adapter(
+    base: CountingEmbedding, give: Give
+) -> None:
+    model = give(base, SimpleKVStore())
+    query, document = expected(model, "query", ["same"]), expected(model, "document", ["same"])
+    for _ in range(2):
+        assert model.get_text_embedding("same") == document[0]
+        assert np.allclose(model.get_query_embedding("same"), query[0], atol=1e-6)
+        assert await model.aget_text_embedding_batch(["same", "same"]) == document * 2
+        assert np.allclose(await model.aget_query_embedding("same"), query[0], atol=1e-6)
+        assert model.get_text_embedding_batch(TEXTS) == expected(model, "document", TEXTS)
+    asked = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    assert len(asked) == len(set(asked)) == 2 + 10
+
+
+def test_one_cache_serves_many_adapters_and_models(base: CountingEmbedding) -> None:
+    store = SimpleKVStore()
+    other = CountingEmbedding(seed=1)
+    models = [
+        AdaptedEmbedding(one, adapter, embeddings_cache=store)
+        for one in (base, other)
+        for adapter in (ADAPTER, BOTH, TwoLayerAdapter.identity(16))
+    ]
+    for _ in range(2):
+        for model in models:
+            for text in ("same", "other"):
+                query, document = (
+                    expected(model, "query", [text]),
+                    expected(model, "document", [text]),
+                )
+                assert np.allclose(model.get_query_embedding(text), query[0], atol=1e-6)
+                assert np.allclose(model.get_text_embedding(text), document[0], atol=1e-6)
+    assert len([entry for entry in base.asked if entry[1] not in PROBE_TEXTS]) == 4
+
+
+def test_the_cache_of_the_base_is_shared_for_documents() -> None:
+    base = CountingEmbedding(embeddings_cache=SimpleKVStore())
+    base.get_text_embedding_batch(TEXTS)
+    AdaptedEmbedding(base, ADAPTER).get_text_embedding_batch(TEXTS)
+    assert len(base.asked) == 10
+
+
+# --- threads and coroutines -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_threads_get_what_single_calls_get(base: CountingEmbedding, cached: bool) -> None:
+    store = SimpleKVStore() if cached else None
+    model = AdaptedEmbedding(base, ADAPTER, embeddings_cache=store)
+    barrier = threading.Barrier(16)
+
+    def ask(number: int) -> tuple[list[float], list[float]]:
+        barrier.wait()
+        text = f"text {number % 5}"
+        return model.get_query_embedding(text), model.get_text_embedding(text)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(16)))
+    singles = AdaptedEmbedding(CountingEmbedding(), ADAPTER)
+    for number, (query, document) in enumerate(answers):
+        assert query == singles.get_query_embedding(f"text {number % 5}")
+        assert document == singles.get_text_embedding(f"text {number % 5}")
+
+
+async def test_coroutines_get_what_single_calls_get(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, ADAPTER, embeddings_cache=SimpleKVStore())
+    texts = [f"text {number % 7}" for number in range(50)]
+    queries = await asyncio.gather(*map(model.aget_query_embedding, texts))
+    documents = await asyncio.gather(*map(model.aget_text_embedding, texts))
+    singles = AdaptedEmbedding(CountingEmbedding(), ADAPTER)
+    assert queries == [singles.get_query_embedding(text) for text in texts]
+    assert documents == [singles.get_text_embedding(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("handlers", "kept"), [([], 1), ([LlamaDebugHandler(print_trace_on_end=False)], 40)]
+)
+def test_past_events_are_noted_only_for_handlers(
+    base: CountingEmbedding, handlers: list[Any], kept: int
+) -> None:
+    """LlamaIndex would note each call for ever, at 100 bytes, with or without a handler."""
+    manager = CallbackManager(handlers)
+    model = AdaptedEmbedding(base, ADAPTER, callback_manager=manager)
+    for number in range(20):
+        model.get_query_embedding(f"text {number}")
+        model.get_text_embedding(f"text {number}")
+    assert sum(map(len, manager._trace_map.values())) <= kept
+    assert sum(map(len, manager._trace_map.values())) >= kept - 1
+
+
+# --- copies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: cloudpickle.loads(cloudpickle.dumps(model)),
+        copy.deepcopy,
+        copy.copy,
+        lambda model: model.model_copy(),
+        lambda model: AdaptedEmbedding.from_dict(model.to_dict()),
+        lambda model: AdaptedEmbedding.from_json(model.to_json()),
+        lambda model: pickle.loads(pickle.dumps(copy.deepcopy(model))),
+    ],
+    ids=["pickle", "cloudpickle", "deepcopy", "copy", "model_copy", "dict", "json", "both"],
+)
+def test_copies_keep_weights_and_settings(
+    base: CountingEmbedding, again: Callable[[AdaptedEmbedding], AdaptedEmbedding]
+) -> None:
+    for adapter in (ADAPTER, BOTH):
+        model = AdaptedEmbedding(
+            base,
+            adapter,
+            embed_batch_size=3,
+            num_workers=2,
+            model_name="mine",
+            training={"seed": 1},
+        )
+        other = again(model)
+        assert other.adapter == adapter
+        assert (other.embed_batch_size, other.num_workers) == (3, 2)
+        assert (other.model_name, other.training) == ("mine", {"seed": 1})
+        assert other.get_query_embedding("why?") == model.get_query_embedding("why?")
+        assert other.get_text_embedding_batch(TEXTS) == model.get_text_embedding_batch(TEXTS)
+
+
+class Unpicklable(BaseRateLimiter):
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        """Allow."""
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        """Allow."""
+
+
+def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base: CountingEmbedding) -> None:
+    limiter, store = Unpicklable(), SimpleKVStore()
+    model = AdaptedEmbedding(base, ADAPTER, rate_limiter=limiter, embeddings_cache=store)
+    sent = pickle.loads(pickle.dumps(model))
+    assert sent.rate_limiter is None
+    assert sent.get_query_embedding("why?") == model.get_query_embedding("why?")
+    copied = copy.deepcopy(model)
+    assert copied.rate_limiter is limiter
+    asked = len(base.asked)
+    copied.get_query_embedding("why?")  # from the same cache
+    assert len(base.asked) == asked
+
+
+@pytest.mark.parametrize("data", [{}, {"weights": "&"}, {"weights": "AAAA"}, {"weights": 1}, []])
+def test_a_damaged_dict_is_refused(data: Any) -> None:
+    with pytest.raises(FolderError, match=r"Not the dict of|not safetensors"):
+        AdaptedEmbedding.from_dict(data)
+
+
+# --- in an index ----------------------------------------------------------------------------
+
+DOCUMENTS = ["the apple is red", "the whale is blue", "the bus is late"]
+
+
+def index_of(model: CountingEmbedding | AdaptedEmbedding) -> VectorStoreIndex:
+    return VectorStoreIndex.from_documents([Document(text=t) for t in DOCUMENTS], embed_model=model)
+
+
+def documents_asked(base: CountingEmbedding) -> int:
+    return sum(role == "document" for role, _ in base.asked)
+
+
+def test_an_adapter_is_swapped_onto_an_index_without_embedding_a_document_again(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    index = index_of(base)
+    index.storage_context.persist(str(tmp_path))
+    before = documents_asked(base)
+    assert before == 3
+    opposite = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)))
+    storage = StorageContext.from_defaults(persist_dir=str(tmp_path))
+    for retriever in (
+        index.as_retriever(embed_model=opposite, similarity_top_k=3),
+        load_index(storage, embed_model=opposite).as_retriever(similarity_top_k=3),
+    ):
+        plain = index.as_retriever(similarity_top_k=3).retrieve("red apple")
+        found = retriever.retrieve("red apple")
+        assert [node.text for node in found] == [node.text for node in plain][::-1]
+        assert [node.score for node in found] == pytest.approx([-n.score for n in plain[::-1]])
+    assert documents_asked(base) == before
+
+
+async def test_an_index_is_built_and_asked_with_an_adapted_model(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    retriever = index_of(model).as_retriever(similarity_top_k=1)
+    assert base.batches == [3]
+    assert retriever.retrieve("a blue whale")[0].text == DOCUMENTS[1]
+    assert (await retriever.aretrieve("a late bus"))[0].text == DOCUMENTS[2]
+
+
+def test_settings_take_an_adapted_model(
+    base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "_embed_model", None)
+    Settings.embed_model = model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    assert Settings.embed_model is model
+    index = VectorStoreIndex.from_documents([Document(text=text) for text in DOCUMENTS])
+    assert index.as_retriever(similarity_top_k=1).retrieve("red apple")[0].text == DOCUMENTS[0]
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda base: AdaptedEmbedding(base, LinearAdapter(np.ones((8, 16)))),
+            ShapeError,
+            "expected 16 dimensions, as the documents.*got 8.*cannot change the dimension",
+        ),
+        (lambda _: AdaptedEmbedding("local:x", ADAPTER), OptionError, "base_embed_model.*got str"),
+        (lambda base: AdaptedEmbedding(base, np.eye(16)), OptionError, "adapter: .*got ndarray"),
+        (
+            lambda base: AdaptedEmbedding(base, ADAPTER, embeddings_cache={}),
+            OptionError,
+            "embeddings_cache: expected a LlamaIndex key-value store, got dict",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(
+    base: CountingEmbedding,
+    make: Callable[[CountingEmbedding], AdaptedEmbedding],
+    error: type[AdaptedError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        make(base)
+    assert base.asked == []
+
+
+def test_a_base_of_another_dimension_is_an_error_that_says_so() -> None:
+    model = AdaptedEmbedding(CountingEmbedding(dim=8), ADAPTER)
+    with pytest.raises(ShapeError, match=r"expected 16 dimensions.*got shape \(8,\).*another base"):
+        model.get_query_embedding("why?")
+
+
+def test_base_and_adapter_can_be_exchanged_but_not_for_nonsense(base: CountingEmbedding) -> None:
+    model, other = AdaptedEmbedding(base, ADAPTER), CountingEmbedding(seed=1)
+    model.base_embed_model = other
+    assert model.get_text_embedding("x") == other.vector("document", "x")
+    model.adapter = BOTH
+    assert np.allclose(model.get_text_embedding("x"), expected(model, "document", ["x"])[0])
+    with pytest.raises(OptionError, match="adapter: expected an Adapter"):
+        model.adapter = np.eye(16)  # type: ignore[assignment]

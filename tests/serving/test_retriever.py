@@ -1,0 +1,570 @@
+"""The memory of what answered similar queries, alone and around other retrievers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.schema import (
+    BaseNode,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.core.storage.docstore import SimpleDocumentStore
+
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    DatasetError,
+    FolderError,
+    OptionError,
+    ShapeError,
+)
+from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.serving import memory as answers_module
+from llama_index_embeddings_adapted.serving.memory import AnswerMemory, search_with_memory
+from tests.conftest import CountingEmbedding
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+class Fixed(BaseRetriever):
+    """Gives the same nodes whatever it is asked, and remembers how it was asked."""
+
+    def __init__(self, scores: dict[str, float | None], **kwargs: Any) -> None:
+        self.nodes = [NodeWithScore(node=TextNode(id_=i), score=s) for i, s in scores.items()]
+        self.asked: list[QueryBundle] = []
+        super().__init__(**kwargs)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        self.asked.append(query_bundle)
+        return list(self.nodes)
+
+
+class Angles(CountingEmbedding):
+    """Embeds the text "60" as the unit vector at 60 degrees."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        angle = np.radians(float(text)) if text.isdigit() else 0.0
+        return [float(np.cos(angle)), float(np.sin(angle))]
+
+
+WARM = 0.5  # a temperature at which cosines 1 and 1/2 attend with 1 and 1/e
+
+
+@pytest.fixture
+def angles() -> Angles:
+    return Angles()
+
+
+@pytest.fixture
+def memory() -> AnswerMemory:
+    """At 0 degrees "a" answered; at 90, "b" and half as well "c"."""
+    relevance = Relevance.from_lists([[0], [1, 2]], [[1], [2, 1]])
+    return AnswerMemory.of(np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
+
+
+def wrap(
+    scores: dict[str, float | None] | BaseRetriever, memory: AnswerMemory, **settings: Any
+) -> MemoryRetriever:
+    inner = scores if isinstance(scores, BaseRetriever) else Fixed(scores)
+    defaults = {"embed_model": Angles(), "weight": 1.0, "temperature": 0.01}
+    return MemoryRetriever(inner, memory, **{**defaults, **settings})
+
+
+def shown(nodes: list[NodeWithScore]) -> dict[str, float]:
+    return {node.node_id: pytest.approx(node.score, abs=1e-5) for node in nodes}
+
+
+def nodes_of(*ids: str) -> dict[str, BaseNode]:
+    return {name: TextNode(id_=name, text=name) for name in ids}
+
+
+# --- the memory -------------------------------------------------------------------------------
+
+
+def test_the_best_document_of_a_query_counts_one_and_lesser_grades_their_fraction(
+    memory: AnswerMemory,
+) -> None:
+    assert memory.recall(np.float32([0, 3]), temperature=0.01) == pytest.approx(
+        {"b": 1.0, "c": 0.5, "a": 0.0}
+    )
+
+
+def test_attention_falls_with_the_cosine() -> None:
+    one = AnswerMemory.of(np.float32([[1, 0]]), Relevance.from_lists([[0]]), ["a"])
+    query = np.float32([0.5, 3**0.5 / 2])
+    assert one.recall(query, temperature=WARM) == pytest.approx({"a": np.exp(-1)})
+    assert one.recall(-query, temperature=0.1)["a"] < 1e-6
+
+
+def test_many_similar_queries_never_count_for_more_than_one() -> None:
+    same = np.float32([[1, 0]] * 4)
+    crowd = AnswerMemory.of(same, Relevance.from_lists([[0], [0], [0], [1]]), ["a", "b"])
+    assert crowd.recall(same[0]) == pytest.approx({"a": 0.75, "b": 0.25})
+    assert sum(crowd.recall(same[0], neighbours=1).values()) == pytest.approx(1.0)
+
+
+def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out() -> None:
+    relevance = Relevance.from_lists([[], [2]])
+    kept = AnswerMemory.of(2 * np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
+    assert kept.queries.tolist() == [[0, 1]]
+    assert kept.document_ids == ("c",)
+    with pytest.raises(DatasetError, match="No query has a relevant document"):
+        AnswerMemory.of(np.eye(2, dtype=np.float32), Relevance.from_lists([[], []]), ["a"])
+
+
+def test_each_distinct_query_is_embedded_once_and_no_document_is(small: Dataset) -> None:
+    base = CountingEmbedding()
+    kept = AnswerMemory.from_dataset(small, base, cache_dir=False, show_progress=False)
+    texts = [text for role, text in base.asked if role == "query"]
+    assert [text for text in texts if text in small.queries.values()] == sorted(
+        small.queries.values(), key=len, reverse=True
+    )
+    assert not set(small.corpus.values()) & {text for _, text in base.asked}
+    assert kept.document_ids == tuple(sorted(small.corpus))
+
+
+def test_unjudged_queries_of_a_dataset_are_passed_over(base: CountingEmbedding) -> None:
+    data = Dataset({"p": "x", "q": "y"}, {"a": "z"}, {"q": ["a"]}, allow_unjudged=True)
+    kept = AnswerMemory.from_dataset(data, base, cache_dir=False, show_progress=False)
+    assert np.allclose(kept.queries, [base.vector("query", "y")])
+
+
+def test_the_matrix_holds_what_single_queries_recall(memory: AnswerMemory) -> None:
+    queries = np.float32(np.random.default_rng(0).standard_normal((5, 2)))
+    ids = ["c", "stranger", "a"]
+    matrix = memory.boosts(queries, ids, temperature=WARM)
+    for row, query in zip(matrix, queries, strict=True):
+        recalled = memory.recall(query, temperature=WARM)
+        assert row.tolist() == pytest.approx([recalled["c"], 0.0, recalled["a"]])
+    assert memory.boosts(queries[:0], ids).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"queries": np.zeros((3, 2), np.float32)}, "answers: expected some documents for each"),
+        ({"queries": np.zeros((0, 2), np.float32)}, "answers: expected some documents for each"),
+        ({"document_ids": ("a", "b")}, "expected rows of 2 distinct documents, got rows 0 to 2"),
+        ({"document_ids": ("a", "b", "b")}, "expected rows of 2 distinct documents"),
+        ({"answers": Relevance.from_lists([[0], [1]], [[1], [2]])}, r"expected numbers in \(0, 1"),
+    ],
+    ids=["more queries", "no query", "too few ids", "an id twice", "a share above 1"],
+)
+def test_a_memory_whose_parts_do_not_fit_is_refused(
+    memory: AnswerMemory, broken: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ShapeError, match=message):
+        AnswerMemory(**{**vars(memory), **broken})
+
+
+# --- on arrays --------------------------------------------------------------------------------
+
+
+def test_without_weight_the_search_is_the_plain_one(memory: AnswerMemory) -> None:
+    data, _ = rotated_corpus()
+    kept = AnswerMemory.of_encoded(data)
+    plain = search(data, data.queries, data.documents)
+    assert np.array_equal(
+        search_with_memory(data, data.queries, data.documents, kept, weight=0).ranked, plain.ranked
+    )
+
+
+def test_the_memory_finds_what_vectors_cannot() -> None:
+    data, _ = rotated_corpus()
+    first, second = np.arange(0, 600, 3), np.arange(1, 600, 3)
+    kept = AnswerMemory.of_encoded(data.take(first))
+    asked = data.take(second)
+    plain = search(asked, asked.queries, asked.documents)
+    better = search_with_memory(asked, asked.queries, asked.documents, kept, weight=5.0)
+    assert plain["ndcg@10"] < 0.2
+    assert better["ndcg@10"] > 0.8
+
+
+def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = rotated_corpus(documents=30)
+    kept = AnswerMemory.of_encoded(data)
+    whole = search_with_memory(data, data.queries, data.documents, kept)
+    monkeypatch.setattr(answers_module, "_SCORES_PER_BLOCK", 100)
+    blocks = search_with_memory(data, data.queries, data.documents, kept)
+    assert np.array_equal(blocks.ranked, whole.ranked)
+
+
+def test_the_memory_goes_by_base_vectors_and_the_search_by_those_given() -> None:
+    queries, documents = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [0.6, -0.8]])
+    data = encoded(queries, documents, [[0], [1]])
+    kept = AnswerMemory.of(np.float32(queries), Relevance.from_lists([[2], [2]]), data.document_ids)
+    turned = np.float32([[0, 1], [0, 1]])
+    scores = search_with_memory(data, turned, np.float32(documents), kept, weight=1.5, ks=(1,))
+    # Cosines 0, 1 and -.8, and 1.5 from memory for the third.
+    assert scores.ranked.tolist() == [[1, 2, 0], [1, 2, 0]]
+
+
+# --- around a retriever -----------------------------------------------------------------------
+
+
+def test_a_node_gains_the_weighted_memory(memory: AnswerMemory) -> None:
+    found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
+    assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
+    assert found[0].node_id == "x"
+    assert shown(wrap({"x": 0.7, "a": 0.6}, memory, weight=0.2).retrieve("0")) == {
+        "a": 0.8,
+        "x": 0.7,
+    }
+
+
+def test_far_from_all_that_is_remembered_nothing_changes(memory: AnswerMemory) -> None:
+    inner = {"c": 0.7, "b": 0.7, "a": 0.7}
+    found = wrap(inner, memory, nodes=nodes_of("a", "b", "c", "d")).retrieve("225")
+    assert shown(found) == inner
+    assert [node.node_id for node in found] == ["c", "b", "a"]
+
+
+def test_the_nodes_of_the_wrapped_retriever_stay_as_they_are(memory: AnswerMemory) -> None:
+    inner = Fixed({"x": 0.7, "a": 0.6})
+    again = [shown(wrap(inner, memory).retrieve("0")) for _ in range(2)]
+    assert again[0] == again[1]
+    assert [node.score for node in inner.nodes] == [0.7, 0.6]
+
+
+def test_remembered_documents_are_brought_in_at_the_lowest_score(memory: AnswerMemory) -> None:
+    wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
+    assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
+    assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
+
+
+def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(
+    memory: AnswerMemory,
+) -> None:
+    inner = {"x": 0.7, "y": 0.1}
+    assert list(shown(wrap(inner, memory, nodes=nodes_of("b", "c")).retrieve("90"))) == ["b", "x"]
+    only = wrap(inner, memory, nodes=nodes_of("b", "c"), top_k=1).retrieve("90")
+    assert shown(only) == {"b": 1.1}
+
+
+def test_a_trace_of_memory_brings_nothing_in(memory: AnswerMemory) -> None:
+    wrapped = wrap({"x": 0.7}, memory, temperature=0.1, nodes=nodes_of("a", "b", "c"), top_k=9)
+    # cos 60 degrees is 1/2: attention exp(-5) < 1 %; cos 30: exp(-1.34), "c" half of it.
+    assert shown(wrapped.retrieve("60")).keys() == {"x", "b", "c"}
+
+
+@pytest.mark.parametrize("kind", ["dict", "docstore"])
+async def test_nodes_come_from_a_dict_or_a_docstore(memory: AnswerMemory, kind: str) -> None:
+    nodes: Any = nodes_of("b", "x")
+    if kind == "docstore":
+        nodes = SimpleDocumentStore()
+        nodes.add_documents(list(nodes_of("b", "x").values()))
+    wrapped = wrap({"x": 0.7}, memory, nodes=nodes, top_k=5)
+    found = wrapped.retrieve("90")
+    assert shown(found) == {"b": 1.7, "x": 0.7}  # "c" was deleted
+    assert found[0].text == "b"
+    assert await wrapped.aretrieve("90") == found
+
+
+def test_an_empty_retrieval_stays_empty_unless_more_is_asked_for(memory: AnswerMemory) -> None:
+    nodes = nodes_of("a", "b", "c")
+    assert wrap({}, memory).retrieve("90") == []
+    assert wrap({}, memory, nodes=nodes).retrieve("90") == []
+    assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
+
+
+def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(
+    memory: AnswerMemory,
+) -> None:
+    found = wrap({"x": None, "y": None, "b": None}, memory).retrieve("90")
+    assert [node.node_id for node in found] == ["b", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"x": 0.1, "y": None}, r'Fixed: .* 1 of 2 nodes have no score \(first: "y"\)'),
+        ({"x": 0.1, "y": float("nan")}, r'1 of 2 nodes have NaN or infinity \(first: "y"\)'),
+        ({"x": float("inf")}, r"1 of 1 nodes have NaN or infinity"),
+    ],
+)
+def test_scores_that_cannot_be_added_to_are_refused(
+    memory: AnswerMemory, scores: dict[str, float | None], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        wrap(scores, memory).retrieve("0")
+
+
+def test_chunks_of_a_remembered_document_gain_alike(memory: AnswerMemory) -> None:
+    inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
+    for node in inner.nodes[1:]:
+        node.node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="b")}
+    found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
+    assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
+    assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
+
+
+def test_memories_stack(memory: AnswerMemory) -> None:
+    twice = wrap(wrap({"x": 0.7, "a": 0.6}, memory), memory)
+    assert shown(twice.retrieve("0")) == {"a": 2.6, "x": 0.7}
+
+
+async def test_async_gives_what_sync_gives(memory: AnswerMemory) -> None:
+    wrapped = wrap({"x": 0.7, "a": 0.6}, memory)
+    assert await wrapped.aretrieve("0") == wrapped.retrieve("0")
+
+
+def test_callbacks_see_both_retrievals_and_the_embedding(
+    memory: AnswerMemory, angles: Angles
+) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    inner = Fixed({"x": 0.7}, callback_manager=CallbackManager([debug]))
+    angles.callback_manager = inner.callback_manager
+    wrapped = wrap(inner, memory, embed_model=angles)
+    wrapped.retrieve("0")
+    assert wrapped.callback_manager is inner.callback_manager
+    assert len(debug.get_event_pairs(CBEventType.RETRIEVE)) == 2
+    assert len(debug.get_event_pairs(CBEventType.EMBEDDING)) == 1
+    assert wrapped.get_prompts() == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": -1}, "Expected a finite weight >= 0"),
+        ({"weight": float("nan")}, "Expected a finite weight >= 0"),
+        ({"temperature": 0}, "temperature > 0"),
+        ({"neighbours": 0}, "neighbours >= 1"),
+        ({"top_k": 0}, "top_k: expected a number >= 1 or None, got 0"),
+        ({"match": "text"}, 'match: expected "node_id" or "ref_doc_id", got \'text\''),
+        ({"nodes": ["a"]}, "nodes: expected a dict of id → node or a docstore, got list"),
+        ({"nodes": {}, "match": "ref_doc_id"}, 'nodes: expected None with match="ref_doc_id"'),
+        ({"embed_model": "local:x"}, "expected a LlamaIndex embedding model, got str"),
+        ({"memory": {}}, "memory: expected an AnswerMemory, got dict"),
+        ({"retriever": "index"}, r"expected a LlamaIndex retriever, got str. Of an index"),
+    ],
+)
+def test_each_wrong_argument_has_its_error(
+    memory: AnswerMemory, settings: dict[str, Any], message: str
+) -> None:
+    arguments = {"retriever": Fixed({}), "memory": memory, "embed_model": Angles(), **settings}
+    with pytest.raises(OptionError, match=message):
+        MemoryRetriever(**arguments)
+
+
+# --- the query's vector -----------------------------------------------------------------------
+
+
+class Searching(Fixed):
+    """Holds a model, as LlamaIndex's vector retrievers do."""
+
+    def __init__(self, embed_model: Any) -> None:
+        self._embed_model = embed_model
+        super().__init__({"x": 0.7, "a": 0.6})
+
+
+def test_one_embedding_serves_both_where_they_hold_one_model(
+    memory: AnswerMemory, angles: Angles
+) -> None:
+    inner = Searching(angles)
+    wrap(inner, memory, embed_model=angles).retrieve("90")
+    assert angles.asked == [("query", "90")]
+    assert inner.asked[0].embedding == angles.vector("query", "90")
+
+
+def test_a_vector_in_the_bundle_is_the_querys(memory: AnswerMemory, angles: Angles) -> None:
+    inner = Searching(angles)
+    found = wrap(inner, memory, embed_model=angles).retrieve(QueryBundle("90", embedding=[1, 0]))
+    assert shown(found) == {"a": 1.6, "x": 0.7}
+    assert angles.asked == []
+    assert inner.asked[0].embedding == [1, 0]
+
+
+@pytest.mark.parametrize("shares", [None, False])
+def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(
+    memory: AnswerMemory, angles: Angles, shares: bool | None
+) -> None:
+    inner = Searching(Angles())
+    wrapped = wrap(inner, memory, embed_model=angles, shares_embedding=shares)
+    found = wrapped.retrieve(QueryBundle("0", embedding=[7, 7, 7]))
+    assert shown(found) == {"a": 1.6, "x": 0.7}
+    assert inner.asked[0].embedding == [7, 7, 7]
+    wrapped.retrieve("0")
+    assert inner.asked[1].embedding is None
+
+
+def test_the_callers_bundle_is_not_written_to(memory: AnswerMemory, angles: Angles) -> None:
+    bundle = QueryBundle("0")
+    wrap(Searching(angles), memory, embed_model=angles).retrieve(bundle)
+    assert bundle == QueryBundle("0")
+
+
+def test_texts_to_search_with_are_the_wrapped_retrievers_alone(
+    memory: AnswerMemory, angles: Angles
+) -> None:
+    inner = Searching(angles)
+    bundle = QueryBundle("0", custom_embedding_strs=["90", "45"])
+    found = wrap(inner, memory, embed_model=angles).retrieve(bundle)
+    assert shown(found) == {"a": 1.6, "x": 0.7}
+    assert inner.asked == [bundle]
+
+
+def test_a_query_without_text_or_vector_recalls_nothing(
+    memory: AnswerMemory, angles: Angles
+) -> None:
+    wrapped = wrap({"x": 0.7}, memory, embed_model=angles, nodes=nodes_of("a"), top_k=5)
+    assert shown(wrapped.retrieve(QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
+    assert angles.asked == []
+
+
+async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(
+    memory: AnswerMemory, angles: Angles
+) -> None:
+    turn = LinearAdapter(np.float32([[0, -1], [1, 0]]))
+    adapted = AdaptedEmbedding(angles, turn)
+    inner = Searching(adapted)
+    wrapped = wrap(inner, memory, embed_model=adapted)
+    found = await wrapped.aretrieve("0")
+    assert shown(found) == {"a": 1.6, "x": 0.7}
+    assert angles.asked == [("query", "0")]
+    assert inner.asked[0].embedding == pytest.approx(adapted.get_query_embedding("0"))
+    # The vector in a bundle is adapted: the memory needs the base model's.
+    given = QueryBundle("0", embedding=[0, 1])
+    assert shown(wrapped.retrieve(given)) == {"a": 1.6, "x": 0.7}
+
+
+def test_vectors_of_another_dimension_are_refused(
+    memory: AnswerMemory, base: CountingEmbedding
+) -> None:
+    with pytest.raises(ShapeError, match="expected 2 dimensions, as the remembered queries, got 1"):
+        wrap({"x": 0.7}, memory, embed_model=base).retrieve("0")
+
+
+# --- saving -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(memory: AnswerMemory, angles: Angles, tmp_path: Path) -> Path:
+    wrapped = wrap({"a": 0.1}, memory, embed_model=angles, neighbours=3, weight=0.25, top_k=7)
+    wrapped.save_pretrained(tmp_path / "memory")
+    return tmp_path / "memory"
+
+
+def test_a_saved_memory_comes_back_as_it_was(
+    saved: Path, memory: AnswerMemory, angles: Angles
+) -> None:
+    loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}), angles)
+    assert (loaded.weight, loaded.temperature, loaded.neighbours) == (0.25, 0.01, 3)
+    assert (loaded.top_k, loaded.match) == (7, "node_id")
+    assert loaded.memory.document_ids == memory.document_ids
+    assert np.array_equal(loaded.memory.queries, memory.queries)
+    assert np.array_equal(loaded.memory.answers.grades, memory.answers.grades)
+    assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
+
+
+def test_settings_given_on_loading_come_before_saved_ones(saved: Path, angles: Angles) -> None:
+    loaded = MemoryRetriever.from_pretrained(saved, Fixed({}), angles, weight=2, nodes={})
+    assert (loaded.weight, loaded.top_k) == (2.0, 7)
+
+
+def test_the_base_model_is_rebuilt_from_what_the_folder_says(saved: Path) -> None:
+    loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
+    assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
+
+
+def test_saving_again_replaces_a_memory_and_nothing_else(
+    saved: Path, memory: AnswerMemory, angles: Angles, tmp_path: Path
+) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["memory.json", "memory.safetensors"]
+    wrap({}, memory, embed_model=angles).save_pretrained(saved)
+    AdaptedEmbedding(angles, LinearAdapter.identity(2)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(FolderError, match=r'holds other files \("README.md", "adapter.safetensors'):
+        wrap({}, memory, embed_model=angles).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(FolderError, match=r"holds other files \(memory.json, memory.safetensors\)"):
+        AdaptedEmbedding(angles, LinearAdapter.identity(2)).save_pretrained(saved)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FolderError, match="it is a file"):
+        wrap({}, memory, embed_model=angles).save_pretrained(tmp_path / "file")
+
+
+def test_another_base_model_is_refused_unless_told_otherwise(saved: Path) -> None:
+    other = CountingEmbedding(dim=2)
+    with pytest.raises(BaseModelMismatchError, match=r"of Angles \(2 dimensions\); the model at"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), other)
+    assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 9}, 'saved in format 9; this version reads up to 1. pip install "?--'),
+        ({"document_ids": ["a"]}, "not a saved memory, or damaged"),
+        ({"document_ids": None}, "not a saved memory, or damaged"),
+        ({"base_model": None}, "not a saved memory, or damaged"),
+        ({"settings": 3}, "not a saved memory, or damaged"),
+    ],
+)
+def test_a_damaged_config_has_its_error(
+    saved: Path, angles: Angles, change: dict[str, Any], message: str
+) -> None:
+    path = saved / "memory.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FolderError, match=message):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+
+
+def test_damaged_or_missing_files_have_their_error(
+    saved: Path, angles: Angles, tmp_path: Path
+) -> None:
+    with pytest.raises(FolderError, match="nowhere: no such folder"):
+        MemoryRetriever.from_pretrained(tmp_path / "nowhere", Fixed({}), angles)
+    (saved / "memory.safetensors").write_bytes(b"x")
+    with pytest.raises(FolderError, match=r"memory\.safetensors: damaged or not safetensors"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+    (saved / "memory.safetensors").unlink()
+    with pytest.raises(FolderError, match=r"memory: no memory\.safetensors"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+    (saved / "memory.json").unlink()
+    with pytest.raises(FolderError, match=r"memory.json: no such file"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+
+
+# --- a real index -----------------------------------------------------------------------------
+
+
+async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm: Any) -> None:
+    texts = {
+        "payroll": "Salaries are transferred on the 25th of each month.",
+        "lunch": "The canteen serves lunch from noon to two.",
+        "badge": "Lost badges are replaced at the front desk.",
+        "zephyr": "Zephyr 7 restarts with systemctl restart zephyr.",
+    }
+    nodes = [TextNode(id_=name, text=text) for name, text in texts.items()]
+    index = VectorStoreIndex(nodes, embed_model=minilm)
+    dataset = Dataset.from_nodes(
+        nodes, {"q": "the lunch page of the intranet is down"}, {"q": ["zephyr"]}
+    )
+    question = "intranet lunch page not loading"
+    plain = index.as_retriever(similarity_top_k=1)
+    assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]
+    wrapped = MemoryRetriever.from_dataset(
+        plain,
+        dataset,
+        minilm,
+        cache_dir=False,
+        show_progress=False,
+        weight=0.5,
+        top_k=2,
+        nodes=index.docstore,
+    )
+    found = wrapped.retrieve(question)
+    assert [node.node_id for node in found] == ["zephyr", "lunch"]
+    assert found[0].text == texts["zephyr"]
+    assert shown(await wrapped.aretrieve(question)) == shown(found)
+    assert [node.node_id for node in wrapped.retrieve("when do I get paid?")] == ["payroll"]

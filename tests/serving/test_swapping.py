@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_index.core import Document, VectorStoreIndex
+
+from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, LinearAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.errors import BaseModelMismatchError, OptionError, ShapeError
+from llama_index_embeddings_adapted.serving.embedding import DEPTH
+from tests.conftest import CountingEmbedding
+
+DIM = 16
+TURN = LinearAdapter(-np.eye(DIM), np.full(DIM, -3.0))
+KEEP = LinearAdapter(np.eye(DIM), np.full(DIM, 3.0))
+
+
+@pytest.fixture
+def model(base: CountingEmbedding) -> AdaptedEmbedding:
+    return AdaptedEmbedding(base, KEEP)
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_the_next_query_gets_the_new_adapter_and_a_roll_back_the_old(
+    model: AdaptedEmbedding,
+) -> None:
+    kept = model.get_query_embedding("why?")
+    assert model.swap(TURN) is KEEP
+    turned = model.get_query_embedding("why?")
+    assert np.allclose(turned, -np.array(kept), atol=1e-6)
+    assert model.roll_back() is KEEP
+    assert model.get_query_embedding("why?") == kept
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_while_it_is_swapped_no_query_fails_and_no_vector_mixes_two_versions(
+    model: AdaptedEmbedding,
+) -> None:
+    """Weights and bias of one version point the same way; a mixture of two would not."""
+    answers = {"why?": np.array(model.get_query_embedding("why?"), dtype=np.float32)}
+    done = threading.Event()
+
+    def swaps() -> int:
+        count = 0
+        while not done.is_set():
+            model.swap(TURN)
+            model.roll_back()
+            count += 1
+        return count
+
+    def ask(_: int) -> list[list[float]]:
+        return [model.get_query_embedding("why?") for _ in range(200)]
+
+    async def ask_together() -> list[list[float]]:
+        return list(await asyncio.gather(*[model.aget_query_embedding("why?") for _ in range(200)]))
+
+    with ThreadPoolExecutor(8) as threads:
+        swapping = threads.submit(swaps)
+        try:
+            asked = [threads.submit(ask, number) for number in range(6)]
+            found = [vector for future in asked for vector in future.result()]
+            found += asyncio.run(ask_together())
+        finally:
+            done.set()
+        assert swapping.result() > 10
+    signs = np.float32(found) @ answers["why?"]
+    assert np.allclose(np.abs(signs), 1, atol=1e-5)
+    assert {round(float(sign)) for sign in signs} == {-1, 1}  # both versions were in service
+    assert len(found) == 1400
+
+
+class Torn(Adapter):
+    """Changes what it says of documents between two looks, as a swap in between would."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    input_dim = output_dim = DIM  # type: ignore[assignment]
+
+    @property
+    def adapts_documents(self) -> bool:
+        self.looks += 1
+        return False
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def map(self, vectors: np.ndarray) -> np.ndarray:
+        raise AssertionError("documents are left alone")
+
+
+def test_a_batch_of_documents_looks_at_the_adapter_once(base: CountingEmbedding) -> None:
+    adapter = Torn()
+    model = AdaptedEmbedding(base, adapter)
+    adapter.looks = 0
+    model.get_text_embedding_batch(["one", "two"])
+    assert adapter.looks == 1
+
+
+def test_an_index_and_its_retriever_follow_a_swap(model: AdaptedEmbedding) -> None:
+    texts = ["apple pie", "blue whale", "city bus"]
+    index = VectorStoreIndex.from_documents([Document(text=t) for t in texts], embed_model=model)
+    retriever = index.as_retriever(similarity_top_k=3)
+    first = [found.text for found in retriever.retrieve("apple pie")]
+    asked = len(model.base_embed_model.asked)  # type: ignore[attr-defined]
+    model.swap(LinearAdapter(-np.eye(DIM)))
+    second = [found.text for found in retriever.retrieve("apple pie")]
+    assert first[0] == second[-1] == "apple pie"
+    roles = [role for role, _ in model.base_embed_model.asked[asked:]]  # type: ignore[attr-defined]
+    assert roles == ["query"]
+
+
+def test_a_folder_is_swapped_in_with_what_is_known_of_it(
+    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    AdaptedEmbedding(base, TURN, training={"data": "second"}).save_pretrained(tmp_path / "two")
+    model.swap(tmp_path / "two")
+    assert model.adapter == TURN
+    assert model.training == {"data": "second"}
+    model.save_pretrained(tmp_path / "again")
+    assert AdaptedEmbedding.from_pretrained(tmp_path / "again", base).training == model.training
+    model.roll_back()
+    assert (model.adapter, model.training) == (KEEP, {})
+
+
+def test_a_folder_of_another_base_model_is_refused_and_nothing_changes(
+    model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    AdaptedEmbedding(CountingEmbedding(seed=1), TURN).save_pretrained(tmp_path / "other")
+    with pytest.raises(BaseModelMismatchError, match="other was trained on"):
+        model.swap(tmp_path / "other")
+    assert model.adapter is KEEP
+    model.swap(tmp_path / "other", verify=False)
+    assert model.adapter == TURN
+
+
+def test_what_does_not_fit_the_index_is_refused(model: AdaptedEmbedding) -> None:
+    with pytest.raises(ShapeError, match="The adapter to swap in: expected 16 → 16"):
+        model.swap(LinearAdapter.identity(8))
+    moving = NudgeAdapter.of(content_keys(["x"]), np.ones((1, DIM), dtype=np.float32))
+    with pytest.raises(OptionError, match=r"moves documents.*Rebuild it with adapt_index"):
+        model.swap(moving)
+    with pytest.raises(OptionError, match="expected an Adapter or a folder"):
+        model.swap(model)  # type: ignore[arg-type]
+    model.swap(moving, index_rebuilt=True)
+    assert model.adapter is moving
+
+
+def test_as_many_swaps_can_be_undone_as_are_kept(model: AdaptedEmbedding) -> None:
+    with pytest.raises(OptionError, match="no earlier adapter to roll back to"):
+        model.roll_back()
+    adapters = [LinearAdapter(np.eye(DIM) * (2 + number)) for number in range(DEPTH + 2)]
+    for adapter in adapters:
+        model.swap(adapter)
+    for adapter in adapters[-2 : -DEPTH - 2 : -1]:
+        assert model.roll_back() is adapter
+    with pytest.raises(OptionError, match=f"the last {DEPTH} swaps"):
+        model.roll_back()

@@ -1,0 +1,77 @@
+"""Encoded datasets whose answer is known, for what learns from arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Recipe
+from llama_index_embeddings_adapted.training.auto.selection import Evidence, Expectation
+
+
+def encoded(
+    queries: np.ndarray, documents: np.ndarray, relevant: list[list[int]]
+) -> EncodedDataset:
+    return EncodedDataset(
+        np.float32(queries),
+        np.float32(documents),
+        Relevance.from_lists(relevant),
+        tuple(f"q{row}" for row in range(len(queries))),
+        tuple(f"d{row}" for row in range(len(documents))),
+        np.arange(len(documents)),
+        np.arange(len(documents), dtype=np.uint64),
+    )
+
+
+def rotated_corpus(
+    *, documents: int = 200, per_document: int = 3, dim: int = 12, seed: int = 0
+) -> tuple[EncodedDataset, np.ndarray]:
+    """Queries are their documents, rotated, with noise: a linear map can undo it.
+
+    Returns the data and the rotation that takes documents to queries.
+    """
+    random = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(random.standard_normal((dim, dim)))
+    corpus = unit(random.standard_normal((documents, dim)))
+    answers = np.repeat(np.arange(documents), per_document)
+    noise = 0.1 * random.standard_normal((len(answers), dim))
+    queries = unit(corpus[answers] @ rotation.T + noise)
+    return encoded(queries, corpus, [[answer] for answer in answers]), rotation
+
+
+@dataclass(frozen=True)
+class _Judged:
+    known: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    judged: _Judged
+
+
+def evidence(
+    known: Iterable[bool],
+    *,
+    expect: float = 0.5,
+    told: bool = False,
+    rows: np.ndarray | None = None,
+    base: float = 0.5,
+    **scores: Any,
+) -> Evidence:
+    """Judgements of one fold with scores by hand; the base model has the same everywhere."""
+    flags = np.array(list(known), dtype=bool)
+    judged = _Judged(flags, np.arange(len(flags)) if rows is None else rows)
+    found = Evidence([_Fold(judged)], Expectation(expect, told))  # type: ignore[list-item]
+    found.scores = {IDENTITY: np.full(len(flags), base)}
+    for name, values in scores.items():
+        found.scores[Recipe.of(name)] = np.broadcast_to(values, flags.shape).astype(float)
+    return found

@@ -1,0 +1,89 @@
+"""What version 0.1 wrote still loads, and still means the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    generate_qa_embedding_pairs,
+    resolve_embed_model,
+)
+from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from tests.conftest import CountingEmbedding
+from tests.support.frozen import FOLDER, QUERIES, TEXTS, ScriptedLLM, nodes
+
+EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
+ADAPTERS = sorted(set(EXPECTED) - {"composed", "cache", "journal"})
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_gives_the_vectors_it_gave(name: str) -> None:
+    model = AdaptedEmbedding.from_pretrained(FOLDER / name, CountingEmbedding())
+    expected = EXPECTED[name]
+    assert np.allclose(model.adapter.apply(QUERIES, "query"), expected["queries"], atol=1e-6)
+    if expected["documents"] is not None:
+        found = model.adapter.apply(QUERIES[:3], "document", content_keys(list(TEXTS)))
+        assert np.allclose(found, expected["documents"], atol=1e-6)
+    assert np.allclose(model.get_query_embedding(TEXTS[0]), expected["query"], atol=1e-6)
+    assert np.allclose(model.get_text_embedding(TEXTS[1]), expected["text"], atol=1e-6)
+
+
+def test_a_process_that_only_serves_recognises_every_adapter() -> None:
+    code = """
+import sys
+from llama_index.core.embeddings import MockEmbedding
+from llama_index_embeddings_adapted import AdaptedEmbedding
+for folder in sys.argv[1:]:
+    model = AdaptedEmbedding.from_pretrained(folder, MockEmbedding(embed_dim=16), verify=False)
+    assert len(model.get_query_embedding("why?")) == 16
+assert not {"torch", "scipy"} & set(sys.modules)
+"""
+    folders = [str(FOLDER / name) for name in ADAPTERS]
+    done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [*ADAPTERS, "composed"])
+def test_the_base_model_is_rebuilt_from_what_the_folder_says(name: str) -> None:
+    model: Any = resolve_embed_model(f"adapted:{FOLDER / name}")
+    assert isinstance(model.base_embed_model, CountingEmbedding)
+    assert np.allclose(model.get_query_embedding(TEXTS[0]), EXPECTED[name]["query"], atol=1e-5)
+    assert np.allclose(model.get_text_embedding(TEXTS[1]), EXPECTED[name]["text"], atol=1e-5)
+
+
+def test_a_vector_cache_is_read_without_asking_the_model_for_a_text(tmp_path: Path) -> None:
+    cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
+    base = CountingEmbedding()
+    encoder = Encoder(base, cache_dir=cache, show_progress=False)
+    for role in ("query", "document"):
+        assert np.array_equal(encoder.encode(list(TEXTS), role), EXPECTED["cache"][role])
+    encoder.close()
+    assert not {text for _, text in base.asked} & set(TEXTS)
+
+
+def test_a_journal_is_read_without_asking_the_llm(tmp_path: Path) -> None:
+    cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
+    llm = ScriptedLLM()
+    dataset = generate_qa_embedding_pairs(
+        nodes(), llm, num_questions_per_chunk=1, cache_dir=cache, show_progress=False
+    )
+    assert list(dataset.queries.values()) == EXPECTED["journal"]["queries"]
+    assert (llm.calls, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
+
+
+def test_a_dataset_is_written_byte_for_byte_as_it_was(tmp_path: Path) -> None:
+    EmbeddingQAFinetuneDataset.from_json(str(FOLDER / "dataset.json")).save_json(
+        str(tmp_path / "again.json")
+    )
+    assert (tmp_path / "again.json").read_bytes() == (FOLDER / "dataset.json").read_bytes()

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.core.arrays import ranks, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError
+from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.training.auto import tune as autotune
+from llama_index_embeddings_adapted.training.auto import tune as stages_module
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    IDENTITY,
+    METHODS,
+    Kitchen,
+    Recipe,
+)
+from llama_index_embeddings_adapted.training.auto.selection import Selection
+from llama_index_embeddings_adapted.training.auto.tune import Tuned, tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.support.synthetic import encoded, evidence, rotated_corpus
+
+CHOSEN = Recipe.of("chosen")
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 999)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "_STEPS", 30)
+
+
+def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> Tuned:
+    options = TrainingOptions(learning_rate=0.01, seed=settings.pop("seed", 0))
+    return tune(data, options, method=method, **{"show_progress": False, **settings})
+
+
+def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
+    """Two queries of each document to learn from, the third to judge on."""
+    third = np.arange(len(data.queries)) % 3 == 0
+    return data.take(np.flatnonzero(~third)), data.take(np.flatnonzero(third))
+
+
+def first(adapter: Adapter, data: EncodedDataset) -> float:
+    """Share of queries whose document is found first."""
+    documents = unit(adapter.apply(data.documents, "document", data.keys))
+    relevance = data.relevance
+    queries = unit(adapter.apply(data.queries))
+    found = ranks(queries, documents, relevance.queries, relevance.documents)
+    return float((found == 0).mean())
+
+
+def shuffled(seed: int = 0) -> EncodedDataset:
+    """Queries near a document, whose judgements say another one at random: nothing to learn."""
+    random = np.random.default_rng(seed)
+    corpus = unit(random.standard_normal((40, 12)))
+    queries = corpus[np.repeat(np.arange(40), 3)] + 0.3 * random.standard_normal((120, 12))
+    return encoded(queries, corpus, [[int(row)] for row in random.integers(40, size=120)])
+
+
+# --- what is found --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("adapts", ["query", "both"])
+def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts: str) -> None:
+    train, test = parts(rotated_corpus(documents=60)[0])
+    found = tuned(train, "auto", adapts=adapts)
+    assert found.choice.ship
+    assert found.choice.verdict.startswith("ship: held-out queries gain +0.")
+    assert found.adapter is found.candidate
+    assert first(LinearAdapter.identity(12), test) < 0.2
+    assert first(found.adapter, test) > 0.6
+    assert found.adapter.adapts_documents <= (adapts == "both")
+    assert found.known is not None
+    assert found.new is not None
+    assert found.new.queries == found.overall.queries == 120
+    assert found.known.queries <= 120  # where the other query of a document trains
+    assert found.choice.recipe in found.choice.gains
+    assert json.loads(json.dumps(found.choice.to_dict(), allow_nan=False))["ship"] is True
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_ships_where_there_is_nothing_to_learn() -> None:
+    data = shuffled()
+    found = tuned(data, "auto")
+    assert not found.choice.ship
+    assert found.adapter == LinearAdapter.identity(12)
+
+
+def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships() -> None:
+    assert sum(tuned(shuffled(seed)).choice.ship for seed in range(20)) <= 2
+
+
+def test_the_candidate_is_fitted_on_everything() -> None:
+    data, _ = rotated_corpus(documents=60)
+    found = tuned(data)
+    options = TrainingOptions(learning_rate=0.01)
+    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
+    recipe = Recipe.of("ridge", strength=strength)
+    assert found.candidate == Kitchen(data, options).make(recipe)
+
+
+def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
+    data, _ = rotated_corpus(documents=60)
+    one, again = tuned(data, "memory", seed=3), tuned(data, "memory", seed=3)
+    assert one.candidate == again.candidate
+    assert one.choice.to_dict() == again.choice.to_dict()
+
+
+def test_against_the_verdict_the_base_model_is_served_unless_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(autotune, "_judge", lambda *_: (False, "better not"))
+    data, _ = rotated_corpus(documents=60)
+    found, anyway = tuned(data), tuned(data, always=True)
+    assert found.adapter == LinearAdapter.identity(12) != found.candidate
+    assert anyway.adapter is anyway.candidate
+    assert anyway.candidate == found.candidate
+    for one in (found, anyway):
+        assert not one.choice.ship
+        assert one.choice.verdict == "better not"
+
+
+# --- what is expected -----------------------------------------------------------------------
+
+
+def asked_and_others() -> EncodedDataset:
+    """20 documents with five queries each among 200 that nobody asks for."""
+    random = np.random.default_rng(0)
+    corpus = unit(random.standard_normal((220, 64)))
+    answers = np.repeat(np.arange(20), 5)
+    queries = corpus[answers] + 0.3 * random.standard_normal((100, 64))
+    return encoded(queries, corpus, [[answer] for answer in answers.tolist()])
+
+
+def by_heart(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    """Keep of a query what documents with training queries have in common: others are lost."""
+    train = kitchen.train
+    asked = unit(train.documents[np.unique(train.relevance.documents)])
+    basis, _ = np.linalg.qr(asked.T)
+    return LinearAdapter(basis @ basis.T)
+
+
+def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METHODS, "ridge", by_heart)
+    data = asked_and_others()
+    found = {expect: tuned(data, expect=expect) for expect in (None, 1.0, 0.0)}
+    known, new = found[None].choice.gains["ridge(strength=1)"]
+    assert known is not None
+    assert new is not None
+    assert known > 0.05
+    assert new < -0.5
+    assert [found[expect].choice.ship for expect in (None, 1.0, 0.0)] == [False, True, False]
+    assert found[None].choice.verdict.startswith("keep the base model: no candidate gained")
+    assert found[1.0].choice.expect_told
+    assert found[1.0].overall.difference.mean == pytest.approx(known)
+
+
+# --- what is said ---------------------------------------------------------------------------
+
+
+def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> tuple[bool, str]:
+    """Of a candidate that changes 50 known and 50 new judgements, in turn, by these numbers."""
+    flags = np.arange(100) < 50
+    change = np.concatenate([np.resize(known, 50), np.resize(new, 50)])
+    found = evidence(flags, base=base, told=told, chosen=base + change)
+    recipe = IDENTITY if not change.any() else CHOSEN
+    selection = Selection(recipe, found, found.scores[CHOSEN], (IDENTITY, CHOSEN), {})
+    return autotune._judge(selection, *autotune._parts(selection))
+
+
+@pytest.mark.parametrize(
+    ("known", "new", "settings", "ships", "words"),
+    [
+        ([0.1], [0.1], {}, True, r"^ship: held-out queries gain \+0.1000 NDCG@10 \[\+0.1000, \+"),
+        ([0.0], [0.0], {}, False, "^keep the base model: no candidate gained on held-out queries"),
+        ([0.0], [0.0], {"base": 0.97}, False, "^saturated: the base model is near its ceiling"),
+        ([0.3], [-0.1], {}, False, "^do not ship: queries about documents without training que"),
+        ([-0.1], [0.3], {}, False, "^do not ship: queries about documents with training questi"),
+        ([0.3], [-0.1], {"told": True}, True, r"^ship: held-out queries gain \+0.1000"),
+        ([0.31, -0.29], [0.31, -0.29], {}, False, "no proof of gain; about 7,704 more judged quer"),
+        ([-0.29, 0.28], [0.29, -0.28], {}, False, "; more questions about more of the documents"),
+    ],
+)
+def test_the_verdict_says_what_was_found_and_what_would_change_it(
+    known: Any, new: Any, settings: dict[str, Any], ships: bool, words: str
+) -> None:
+    import re
+
+    ship, said = verdict(known, new, **settings)
+    assert ship == ships
+    assert re.search(words, said), said
+
+
+def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected() -> None:
+    flags = np.array([True] * 4 + [False] * 4)
+    change = np.array([0.4, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0])
+    found = evidence(flags, expect=0.75, rows=np.tile(np.arange(4), 2), chosen=0.5 + change)
+    selection = Selection(CHOSEN, found, found.scores[CHOSEN], (IDENTITY, CHOSEN), {})
+    overall, known, new = autotune._parts(selection)
+    assert overall.queries == 4
+    assert overall.base["ndcg@10"] == pytest.approx(0.5)
+    assert overall.difference.mean == pytest.approx(0.75 * 0.4)
+    assert known is not None
+    assert known.difference.mean == pytest.approx(0.4)
+    assert new is not None
+    assert new.difference.mean == 0.0
+
+
+def test_what_the_data_can_prove_is_said_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, _ = rotated_corpus(documents=100)
+    found = tuned(data, show_progress=True)
+    # 2.93 standard errors at the largest deviation that was measured: 2.93 · 0.34 / √300.
+    assert found.choice.provable == pytest.approx(0.0575, abs=1e-4)
+    said = capsys.readouterr().out
+    assert said.startswith("300 judged queries can prove a gain of 0.058 NDCG@10")
+    assert "50% of live queries are taken to ask for documents" in said
+    assert "estimated; pass expect=" in said
+    tuned(data, expect=0.9, show_progress=True)
+    assert "90% of live queries" in (said := capsys.readouterr().out)
+    assert "as you said" in said
+    tuned(data)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- what is left out -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        raise TrainingError("no luck")
+
+    for name in ("whitening", "linear", "memory"):
+        monkeypatch.setitem(METHODS, name, broken)
+    data, _ = rotated_corpus(documents=40)
+    with pytest.warns(UserWarning, match="cannot be fitted and is left out: no luck"):
+        found = tuned(data, "auto")
+    assert {name.split("(")[0] for name in found.choice.failed} >= {"whitening", "linear"}
+    assert not found.choice.failed.keys() & found.choice.gains.keys()
+    assert found.choice.ship  # the map that memorises is left
+
+
+def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, _ = rotated_corpus(documents=60)
+    ridge = METHODS["ridge"]
+
+    def failing(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+        if len(kitchen.train.relevance) == len(data.relevance):
+            raise MemoryError("Unable to allocate 9 GiB")
+        return ridge(kitchen, recipe)
+
+    monkeypatch.setitem(METHODS, "ridge", failing)
+    with pytest.warns(
+        UserWarning, match="The base model is kept, as ridge.* fails on all pairs: Un"
+    ):
+        found = tuned(data)
+    assert found.adapter == found.candidate == LinearAdapter.identity(12)
+    assert not found.choice.ship
+    assert found.choice.verdict.startswith("do not ship: ridge(strength=")
+    assert found.overall.difference.mean > 0.3  # what cross-fitting found
+
+
+def test_a_large_set_is_sampled_and_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(autotune, "MOST_QUERIES", 90)
+    monkeypatch.setattr(autotune, "MOST_DOCUMENTS", 120)
+    data, _ = rotated_corpus(documents=200)
+    found = tuned(data, show_progress=True)
+    assert found.choice.sampled == (
+        "Cross-fitting takes a sample of 90 of 600 queries and 120 of 200 documents."
+    )
+    assert found.choice.sampled in capsys.readouterr().out
+    assert found.overall.queries <= 90
+    # What is served learned from all of them.
+    names = list(found.choice.gains)
+    assert found.choice.recipe in names
+    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
+    recipe = Recipe.of("ridge", strength=strength)
+    assert found.candidate == Kitchen(data, TrainingOptions()).make(recipe)
+
+
+def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "MOST_DOCUMENTS", 30)
+    random = np.random.default_rng(0)
+    plain = encoded(random.standard_normal((20, 4)), random.standard_normal((100, 4)), [[0]] * 20)
+    answers = [[int(row)] for row in random.integers(60, 80, size=20)]
+    twins = np.arange(100)
+    twins[70:80] = np.arange(10)  # ten texts are there twice
+    documents = plain.documents[twins]
+    data = EncodedDataset(
+        plain.queries,
+        documents,
+        Relevance.from_lists(answers),
+        plain.query_ids,
+        plain.document_ids,
+        twins,
+        plain.keys[twins],
+    )
+    sample, said = autotune._sampled(data, seed=0)
+    assert said == "Cross-fitting takes a sample of 30 of 100 documents."
+    assert len(sample.documents) == len(set(sample.keys.tolist())) == 30
+    for row, [answer] in enumerate(answers):
+        [kept] = sample.relevance.of(row)
+        assert np.array_equal(sample.documents[kept], documents[answer])
+        assert sample.keys[kept] == data.keys[answer]
+
+
+def test_small_sets_are_not_sampled() -> None:
+    data, _ = rotated_corpus(documents=20)
+    assert autotune._sampled(data, seed=0) == (data, "")
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(OptionError, match="method: expected one of auto"):
+        tuned(rotated_corpus(documents=20)[0], "magic")

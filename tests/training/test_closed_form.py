@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.training.closed_form import (
+    Spectrum,
+    centering,
+    mean_documents,
+    memory_values,
+    ridge,
+    whitening,
+)
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+def test_whitening_damps_the_direction_in_which_documents_vary_most() -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((500, 3)) * [3.0, 1.0, 1.0]
+    damping = np.diag(whitening(np.float32(documents)).weight)
+    assert damping[0] < damping[1]
+    assert damping[0] < damping[2]
+    assert damping.mean() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_power_zero_and_documents_without_variance_change_nothing() -> None:
+    random = np.random.default_rng(0)
+    documents = np.float32(random.standard_normal((50, 4)))
+    assert np.allclose(whitening(documents, power=0.0).weight, np.eye(4), atol=1e-6)
+    constant = np.ones((5, 4), dtype=np.float32)
+    assert np.array_equal(whitening(constant).weight, np.eye(4))
+
+
+def test_the_map_is_symmetric_and_the_bias_optional() -> None:
+    documents = np.float32(np.random.default_rng(0).standard_normal((50, 4)))
+    adapter = whitening(documents, bias=False)
+    assert np.allclose(adapter.weight, adapter.weight.T, atol=1e-6)
+    assert adapter.bias is None
+    assert whitening(documents).bias is not None
+
+
+@pytest.mark.parametrize(("power", "shrinkage"), [(-0.1, 1.0), (1.5, 1.0), (0.25, 0.0)])
+def test_settings_out_of_range_are_refused(power: float, shrinkage: float) -> None:
+    with pytest.raises(OptionError, match=r"power in \[0, 1\] and shrinkage > 0"):
+        whitening(np.eye(3, dtype=np.float32), power=power, shrinkage=shrinkage)
+
+
+# --- ridge ----------------------------------------------------------------------------------
+
+
+def several() -> EncodedDataset:
+    random = np.random.default_rng(0)
+    relevant = [[i % 20, (i + 3) % 20] if i % 2 else [i % 20] for i in range(40)]
+    return encoded(random.standard_normal((40, 6)), random.standard_normal((20, 6)), relevant)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
+def test_ridge_solves_its_least_squares_problem(strength: float) -> None:
+    data = several()
+    queries, documents = unit(data.queries), unit(data.documents)
+    targets = np.stack([documents[data.relevance.of(row)].mean(axis=0) for row in range(40)])
+    penalty = strength * np.linalg.eigvalsh(queries.T @ queries).mean()
+    # Rows of √λ · identity, with the same as targets, hold the map to the identity.
+    held = penalty**0.5 * np.eye(6)
+    solved = np.linalg.lstsq(np.vstack([queries, held]), np.vstack([targets, held]), rcond=None)[0]
+    [(given, adapter)] = ridge(data, [strength])
+    assert given == strength
+    assert np.allclose(adapter.weight, solved.T, atol=1e-4)
+    assert adapter.bias is None
+
+
+def test_one_call_of_ridge_serves_all_strengths() -> None:
+    data = several()
+    found = dict(ridge(data, [10.0, 0.1]))
+    assert list(found) == [10.0, 0.1]
+    for strength, adapter in found.items():
+        assert adapter == next(ridge(data, [strength]))[1]
+
+
+def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation() -> None:
+    data, rotation = rotated_corpus()
+    strong, weak = (adapter.weight for _, adapter in ridge(data, [1e6, 1e-3]))
+    assert np.allclose(strong, np.eye(12), atol=1e-4)
+    undone = weak @ rotation
+    undone /= np.trace(undone) / 12
+    assert np.linalg.norm(undone - np.eye(12)) < 0.2 * np.linalg.norm(np.eye(12))
+
+
+def test_ridge_works_with_fewer_queries_than_dimensions() -> None:
+    random = np.random.default_rng(0)
+    data = encoded(random.standard_normal((2, 8)), random.standard_normal((3, 8)), [[0], [2]])
+    [(_, adapter)] = ridge(data, [1e-6])
+    targets = unit(data.documents)[[0, 2]]
+    assert np.allclose(adapter.apply(data.queries), targets, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
+def test_a_strength_of_ridge_out_of_range_is_refused(strength: float) -> None:
+    with pytest.raises(OptionError, match=r"strengths: expected numbers > 0, got \[1.0, "):
+        next(ridge(several(), [1.0, strength]))
+
+
+# --- means ----------------------------------------------------------------------------------
+
+
+def test_centering_takes_the_mean_direction_out_and_leaves_the_rest() -> None:
+    documents = np.float32([[3, 4, 5], [3, 4, -5]])  # on the mean: (0.6, 0.8, 0)
+    adapter = centering(documents)
+    assert np.allclose(adapter.weight @ [0.6, 0.8, 0], 0, atol=1e-6)
+    for stays in ([0.8, -0.6, 0], [0, 0, 1]):
+        assert np.allclose(adapter.apply(stays), stays, atol=1e-6)
+
+
+def test_centering_documents_without_a_mean_changes_nothing() -> None:
+    assert np.array_equal(centering(np.float32([[1, 0], [-1, 0]])).weight, np.eye(2))
+
+
+def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones() -> None:
+    data = encoded(np.eye(2), np.eye(3), [[0, 2], [1]])
+    assert mean_documents(data.relevance, data.documents).tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
+
+
+def test_memory_values_point_to_the_relevant_documents() -> None:
+    # Documents on both ends of each axis: their mean is zero, and all directions are alike.
+    documents = np.vstack([np.eye(3), -np.eye(3)])
+    data = encoded(np.eye(3)[:2], documents, [[0], [1, 2]])
+    assert np.allclose(memory_values(data), [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]], atol=1e-6)
+
+
+def test_memory_values_leave_out_what_all_documents_share_and_damp_what_varies_most() -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((400, 3)) * [1.0, 0.1, 0.1] + [0, 0, 2.0]
+    documents[0] = [1, 1, 20]
+    [value] = memory_values(encoded(np.eye(3)[:1], documents, [[0]]))
+    [target] = unit(documents[:1]) - unit(documents).mean(axis=0)
+    assert np.linalg.norm(value) == pytest.approx(1.0)
+    assert abs(value[1] / value[0]) > abs(target[1] / target[0])
+
+
+# --- fewer vectors than dimensions -----------------------------------------------------------
+
+
+def test_few_documents_give_the_power_of_the_whole_covariance() -> None:
+    random = np.random.default_rng(1)
+    few = np.float32(random.standard_normal((5, 12)))
+    rows = unit(few) - unit(few).mean(axis=0)
+    covariance = (rows.T @ rows).astype(np.float64) / 5
+    mean = np.trace(covariance) / 12
+    values, vectors = np.linalg.eigh(covariance + mean * np.eye(12))
+    expected = (vectors * values**-0.5) @ vectors.T
+    expected /= np.trace(expected) / 12
+    assert np.allclose(Spectrum(few).power(0.5, 1.0), expected, atol=1e-6)
+
+
+def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map() -> None:
+    random = np.random.default_rng(2)
+    few = encoded(
+        random.standard_normal((4, 9)), random.standard_normal((6, 9)), [[0], [1], [2, 3], [4]]
+    )
+    queries = unit(few.queries).astype(np.float64)
+    targets = mean_documents(few.relevance, unit(few.documents))
+    penalty = 0.5 * (queries**2).sum() / 9
+    solved = np.linalg.solve(
+        queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)
+    )
+    assert np.allclose(next(ridge(few, [0.5]))[1].weight, solved.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("documents", [50, 5000])
+def test_wide_vectors_are_decomposed_along_the_shorter_side(documents: int) -> None:
+    wide = 4096 if documents == 50 else 8
+    rows = np.float32(np.random.default_rng(0).standard_normal((documents, wide)))
+    spectrum = Spectrum(rows)
+    assert len(spectrum._pairs[0]) <= min(documents, wide)
+    assert spectrum.power(0.25, 1.0).shape == (wide, wide)

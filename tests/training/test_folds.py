@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core.arrays import top_k, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, Judged, folds
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+def dataset(relevant: list[list[int]], *, documents: int, seed: int = 0) -> EncodedDataset:
+    random = np.random.default_rng(seed)
+    queries = random.standard_normal((len(relevant), 4))
+    return encoded(queries, random.standard_normal((documents, 4)), relevant)
+
+
+def single(queries: int = 60, documents: int = 20) -> EncodedDataset:
+    """Every query asks for one document, three queries for each."""
+    return dataset([[row % documents] for row in range(queries)], documents=documents + 5)
+
+
+def pairs(data: EncodedDataset) -> set[tuple[str, int]]:
+    """Training pairs, by query id and document."""
+    names = [data.query_ids[row] for row in data.relevance.queries]
+    return set(zip(names, data.relevance.documents.tolist(), strict=True))
+
+
+def judged_pairs(data: EncodedDataset, judged: Judged, *, known: bool) -> set[tuple[str, int]]:
+    entries = zip(judged.relevance.queries, judged.relevance.documents.tolist(), strict=True)
+    return {
+        (data.query_ids[judged.rows[row]], document)
+        for row, document in entries
+        if judged.known[row] == known
+    }
+
+
+def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
+    """No fold judges by what it trained on, and no query is judged twice in one way."""
+    for kind in (True, False):
+        rows = np.concatenate([fold.judged.rows[fold.judged.known == kind] for fold in parts])
+        assert len(rows) == len(set(rows.tolist()))
+    for fold in parts:
+        trained = pairs(fold.train)
+        known = judged_pairs(data, fold.judged, known=True)
+        new = judged_pairs(data, fold.judged, known=False)
+        vectors = {vector.tobytes() for vector in fold.train.queries}
+        assert not any(vector.tobytes() in vectors for vector in fold.judged.queries)
+        assert not {query for query, _ in trained} & {query for query, _ in known | new}
+        assert not {document for _, document in trained} & {document for _, document in new}
+        assert {document for _, document in known} <= {document for _, document in trained}
+
+
+# --- the deal -------------------------------------------------------------------------------
+
+
+def test_every_query_is_judged_once_as_new_and_once_as_known() -> None:
+    data = single(300)
+    parts = list(folds(data))
+    assert len(parts) == 5
+    check_honest(data, parts)
+    for kind in (True, False):
+        rows = np.concatenate([fold.judged.rows[fold.judged.known == kind] for fold in parts])
+        assert sorted(rows.tolist()) == list(range(300))
+
+
+def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
+    # Documents 0 to 9 are asked for twenty times each, the other hundred once.
+    data = dataset([[row % 10] for row in range(200)] + [[10 + row] for row in range(100)],
+                   documents=110)  # fmt: skip
+    parts = list(folds(data))
+    check_honest(data, parts)
+    known = np.concatenate([fold.judged.rows[fold.judged.known] for fold in parts])
+    new = np.concatenate([fold.judged.rows[~fold.judged.known] for fold in parts])
+    assert sorted(known.tolist()) == list(range(200))
+    assert sorted(new.tolist()) == list(range(300))
+
+
+def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document() -> None:
+    for fold in folds(single()):
+        assert 0.5 < len(fold.train.relevance) / 60 < 0.8  # 0.64, on average
+        new = fold.judged.relevance.take(np.flatnonzero(~fold.judged.known)).documents
+        assert len(new) == 12  # a fifth of the documents, three queries each
+        assert not np.isin(new, fold.train.relevance.documents).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.integers(0, 11), min_size=1, max_size=4, unique=True), min_size=12, max_size=30
+    ),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(
+    relevant: list[list[int]], times: int, seed: int
+) -> None:
+    data = dataset(relevant, documents=12)
+    asked = np.arange(len(relevant)) // times  # each question up to three times
+    data = replace(data, queries=data.queries[asked])
+    check_honest(data, list(folds(data, seed=seed)))
+
+
+def test_one_seed_gives_one_deal_and_another_seed_another() -> None:
+    one, again, other = (
+        [fold.judged.rows.tolist() for fold in folds(single(), seed=seed)] for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_documents_that_share_queries_stay_together() -> None:
+    # Documents 2i and 2i + 1 are both relevant to three queries.
+    data = dataset([[2 * (row % 20), 2 * (row % 20) + 1] for row in range(60)], documents=40)
+    parts = list(folds(data))
+    check_honest(data, parts)
+    for fold in parts:
+        assert (fold.judged.relevance.counts == 2).all()
+        assert not len(fold.judged.hidden.documents)
+        assert (fold.train.relevance.counts == 2).all()
+
+
+def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
+    # Each question is asked twice, and answered by another document the second time.
+    once = dataset([[row] for row in range(60)], documents=60)
+    queries = np.repeat(once.queries[:30], 2, axis=0)
+    data = replace(once, queries=queries)
+    parts = list(folds(data))
+    check_honest(data, parts)
+    for fold in parts:
+        rows = fold.judged.rows[~fold.judged.known]
+        assert set(rows // 2 * 2) == set(rows[rows % 2 == 0])  # always both of them
+        assert len(rows) == 2 * len(set(rows // 2))
+
+
+def test_documents_of_one_text_are_new_together() -> None:
+    apart = dataset([[row % 20] for row in range(60)], documents=20)
+    twins = np.arange(20) // 2 * 2
+    parts = list(folds(replace(apart, twins=twins)))
+    for fold in parts:
+        new = fold.judged.relevance.take(np.flatnonzero(~fold.judged.known)).documents
+        assert not set(twins[new]) & set(twins[fold.train.relevance.documents])
+
+
+def test_with_dozens_of_answers_per_query_single_documents_are_dealt_and_the_rest_hidden() -> None:
+    random = np.random.default_rng(0)
+    relevant = [random.choice(50, size=25, replace=False).tolist() for _ in range(40)]
+    data = dataset(relevant, documents=50)
+    parts = list(folds(data))
+    check_honest(data, parts)
+    rows = np.concatenate([fold.judged.rows[~fold.judged.known] for fold in parts])
+    assert len(rows) == 40
+    for fold in parts:
+        judged = fold.judged
+        for place, row in enumerate(judged.rows):
+            shown, hidden = judged.relevance.of(place), judged.hidden.of(place)
+            assert sorted([*shown, *hidden]) == sorted(relevant[row])
+            assert len(shown) == pytest.approx(20 if judged.known[place] else 5, abs=6)
+
+
+def test_questions_about_one_document_only_are_judged_as_known_only() -> None:
+    data = dataset([[0] for _ in range(30)], documents=5)
+    parts = list(folds(data))
+    check_honest(data, parts)
+    assert all(len(fold.train.relevance) for fold in parts)
+    assert all(fold.judged.known.all() for fold in parts)
+    assert sum(len(fold.judged) for fold in parts) == 30
+
+
+def test_too_few_queries_are_an_error_that_says_how_many_it_takes() -> None:
+    with pytest.raises(DatasetError, match="in 5 folds needs at least 5 queries, got 4"):
+        next(folds(dataset([[0], [1], [2], [3]], documents=4)))
+
+
+def test_one_question_asked_many_times_is_an_error_that_says_so() -> None:
+    once = dataset([[row % 3] for row in range(20)], documents=3)
+    data = replace(once, queries=np.repeat(once.queries[:1], 20, axis=0))
+    with pytest.raises(DatasetError, match="20 queries leaves none to learn from while"):
+        list(folds(data))
+
+
+# --- the score ------------------------------------------------------------------------------
+
+
+def test_the_score_is_ndcg_where_nothing_is_hidden() -> None:
+    data, _ = rotated_corpus(documents=60)
+    adapter = LinearAdapter(np.random.default_rng(0).standard_normal((12, 12)))
+    for fold in folds(data):
+        ranked, _ = top_k(adapter.apply(fold.judged.queries), unit(data.documents), 10)
+        expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=60)
+        assert np.allclose(fold.score(adapter), expected)
+
+
+def test_the_score_is_ndcg_for_many_and_for_graded_answers_too() -> None:
+    random = np.random.default_rng(0)
+    relevant = [random.choice(6, size=6, replace=False) + 6 * (row % 10) for row in range(30)]
+    data = dataset([rows.tolist() for rows in relevant], documents=70)
+    grades = random.integers(1, 4, size=180).astype(float)
+    data = replace(data, relevance=replace(data.relevance, grades=grades))
+    identity = LinearAdapter.identity(4)
+    for fold in folds(data):
+        ranked, _ = top_k(unit(fold.judged.queries), unit(data.documents), 10)
+        expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=70)
+        assert np.allclose(fold.score(identity), expected)
+
+
+def test_hidden_documents_do_not_compete() -> None:
+    documents = np.float32([[1, 0], [0.8, 0.6], [0, 1]])
+    query = np.float32([[1, 0]])
+
+    def score(hidden: list[int]) -> float:
+        relevance, kept_out = Relevance.from_lists([[1]]), Relevance.from_lists([hidden])
+        judged = Judged(query, np.array([0]), relevance, kept_out, np.array([True]))
+        return float(judged.score(query, documents)[0])
+
+    assert score([]) == pytest.approx(1 / np.log2(3))  # second, behind document 0
+    assert score([0]) == 1.0
+    assert score([2]) == pytest.approx(1 / np.log2(3))
+
+
+@pytest.mark.parametrize("answers", [[3], [3, 4], [3, 4, 5, 6, 7]])
+def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> None:
+    documents = np.eye(8, dtype=np.float32)
+    judged = Judged(
+        documents[:1],
+        np.array([0]),
+        Relevance.from_lists([answers]),
+        Relevance.from_lists([[]]),
+        np.array([True]),
+    )
+    # Ties go to the document that stands first, as in a search.
+    found = judged.score(documents[:1] * 0, documents)
+    ranked, _ = top_k(documents[:1] * 0, documents, 8)
+    assert found == pytest.approx(
+        metrics.compute("ndcg@10", ranked, judged.relevance, corpus_size=8)
+    )
+    assert found[0] < 0.75
+
+
+@pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way
+@pytest.mark.parametrize("seed", range(6))
+def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_hidden(most: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    documents = random.integers(-1, 2, size=(60, 3)).astype(np.float32)  # 27 different ones
+    queries = random.integers(-1, 2, size=(30, 3)).astype(np.float32)  # the zero vector too
+    rows = [random.permutation(60) for _ in range(30)]
+    counts = random.integers(1, most + 1, size=30)
+    shown = [row[:count].tolist() for row, count in zip(rows, counts, strict=True)]
+    hidden = [row[count : count + 15].tolist() for row, count in zip(rows, counts, strict=True)]
+    grades = [random.integers(1, 4, size=count).tolist() for count in counts]
+    relevance, kept_out = Relevance.from_lists(shown, grades), Relevance.from_lists(hidden)
+    judged = Judged(queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool))
+
+    scores = queries @ documents.T
+    for line, out in zip(scores, hidden, strict=True):
+        line[out] = -np.inf
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    expected = metrics.compute("ndcg@10", ranked, relevance, corpus_size=60)
+    assert judged.score(queries, documents) == pytest.approx(expected, abs=1e-12)
+
+
+def test_documents_are_scored_as_the_adapter_moves_them() -> None:
+    # The queries are away from their documents; an offset takes each document to its query.
+    queries, corpus = np.eye(10), np.roll(np.eye(10), 1, axis=0)
+    data = encoded(queries, corpus, [[row] for row in range(10)])
+    nudges = NudgeAdapter(data.keys, 99 * np.eye(10))
+    for fold in folds(data):
+        assert fold.score(nudges).tolist() == [1.0] * len(fold.judged)
+        assert fold.score(LinearAdapter.identity(10)).max() < 1.0

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core.arrays import Vectors, ranks, unit
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.training.nudging import (
+    NudgeOptions,
+    listwise_nudges,
+    nudge_m,
+    nudge_n,
+)
+from tests.support.synthetic import encoded
+
+X, Y = np.eye(2, dtype=np.float32)
+
+
+def several(seed: int = 0) -> EncodedDataset:
+    """60 queries with one to three answers among 40 documents, some asked by none."""
+    random = np.random.default_rng(seed)
+    corpus = unit(random.standard_normal((40, 8)))
+    answers = [random.choice(30, size=random.integers(1, 4), replace=False) for _ in range(60)]
+    queries = unit(
+        np.stack([corpus[a].sum(axis=0) for a in answers]) + random.standard_normal((60, 8))
+    )
+    return encoded(queries, corpus, [a.tolist() for a in answers])
+
+
+def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vectors:
+    return adapter.apply(data.documents, "document", data.keys)
+
+
+# --- NUDGE ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.1, 0.7, 3.0])
+def test_nudge_m_is_that_of_its_authors(distance: float) -> None:
+    nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
+    data = several()
+    asked = {
+        "q_embs": data.queries,
+        "q_ans_indx": [data.relevance.of(row).tolist() for row in range(60)],
+    }
+    theirs = nudge.NUDGEM(device="cpu").finetune_embeddings(
+        data.documents, asked, asked, gamma=distance
+    )
+    # Theirs are searched by inner product, ours by cosine: the direction is the same.
+    assert np.allclose(moved(nudge_m(data, distance), data), unit(theirs), atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [0.02, 0.1, 0.48, 1.0])
+def test_nudge_n_is_that_of_its_authors(distance: float) -> None:
+    nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
+    data = several()
+    asked = {
+        "q_embs": data.queries,
+        "q_ans_indx": [data.relevance.of(row).tolist() for row in range(60)],
+    }
+    theirs = nudge.NUDGEN(device="cpu").finetune_embeddings(
+        data.documents, asked, asked, gamma=distance
+    )
+    assert np.allclose(moved(nudge_n(data, distance), data), theirs, atol=1e-5)
+
+
+def test_nudge_m_moves_by_the_distance_towards_the_sum_of_the_queries() -> None:
+    data = encoded(np.array([Y, 3 * Y]), np.array([X, Y, -X]), [[0], [0]])
+    adapter = nudge_m(data, 0.75)
+    assert np.allclose(adapter.offsets, [0.75 * Y])
+    assert np.allclose(moved(adapter, data), [[0.8, 0.6], Y, -X])
+
+
+def test_nudge_n_turns_by_the_distance_arrives_or_stays() -> None:
+    at_60 = np.float32([0.5, 0.75**0.5])
+    near = np.float32([0.98, 0.04**0.5])
+    # A squared distance of 1 is a turn by 60 degrees.
+    data = encoded(np.array([Y, near, -X]), np.array([X, X, X]), [[0], [1], [2]])
+    found = moved(nudge_n(data, 1.0), data)
+    assert np.allclose(found[0], at_60)  # half way
+    assert np.allclose(found[1], unit(near), atol=1e-6)  # it is nearer than that
+    assert np.allclose(found[2], X)  # on the far side
+
+
+def test_distances_out_of_range_are_refused() -> None:
+    data = several()
+    with pytest.raises(OptionError, match=r"distance: expected a number in \[0, inf\], got -1"):
+        nudge_m(data, -1)
+    with pytest.raises(OptionError, match=r"distance: expected a number in \[0, 2\], got 2.5"):
+        nudge_n(data, 2.5)
+
+
+@pytest.mark.parametrize("nudge", [nudge_m, nudge_n])
+def test_nudges_on_top_of_a_map_start_from_what_it_gives(nudge: object) -> None:
+    data = several()
+    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
+    below = LinearAdapter(turn, shared=True)
+    on_top = StackedAdapter(below, nudge(data, 0.3, below=below))  # type: ignore[operator]
+    alone = nudge(data, 0.3)  # type: ignore[operator]
+    # Turning everything turns the result.
+    assert np.allclose(moved(on_top, data), moved(alone, data) @ turn.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("nudge", [nudge_m, nudge_n])
+def test_documents_of_one_text_are_asked_and_moved_as_one(nudge: object) -> None:
+    apart = encoded(np.array([X + Y, X - Y]), np.array([X, X]), [[0], [1]])
+    same = np.zeros(2, dtype=np.int64)
+    data = replace(apart, twins=same, keys=apart.keys[same])
+    found = moved(nudge(data, 0.5), data)  # type: ignore[operator]
+    assert np.array_equal(found[0], found[1])
+    # Their queries add up along X: there is nowhere to go.
+    assert np.allclose(found, [X, X])
+
+
+# --- listwise -------------------------------------------------------------------------------
+
+
+def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
+    """Documents whose queries ask from elsewhere, all in one direction per document.
+
+    Returns queries to learn from, and one more of each document to judge on. The last 50 documents
+    have no query.
+    """
+    random = np.random.default_rng(0)
+    corpus = unit(random.standard_normal((100, 16)))
+    seen_from = unit(corpus[:50] + 1.2 * unit(random.standard_normal((50, 16))))
+    answers = np.repeat(np.arange(50), per_document)
+    queries = unit(seen_from[answers] + 0.1 * random.standard_normal((len(answers), 16)))
+    data = encoded(queries, corpus, [[answer] for answer in answers])
+    last = np.arange(len(answers)) % per_document == 0
+    return data.take(np.flatnonzero(~last)), data.take(np.flatnonzero(last))
+
+
+def first(data: EncodedDataset, documents: Vectors) -> float:
+    """Share of queries whose document is found first."""
+    relevance = data.relevance
+    found = ranks(unit(data.queries), unit(documents), relevance.queries, relevance.documents)
+    return float((found == 0).mean())
+
+
+def fitted(data: EncodedDataset, epochs: int = 60, **options: float) -> NudgeAdapter:
+    settings = NudgeOptions(**{"learning_rate": 0.02, **options})  # type: ignore[arg-type]
+    *_, (last, adapter) = listwise_nudges(data, epochs, settings)
+    assert last == epochs
+    return adapter
+
+
+def test_listwise_nudges_help_fresh_queries_about_the_same_documents() -> None:
+    train, test = mistaken()
+    before, after = first(test, test.documents), first(test, moved(fitted(train), test))
+    assert before < 0.7
+    assert after > before + 0.2
+
+
+def test_documents_without_training_queries_compete_and_stay() -> None:
+    train, _ = mistaken()
+    adapter = fitted(train, epochs=5)
+    assert adapter.keys.tolist() == list(range(50))
+    assert np.array_equal(moved(adapter, train)[50:], train.documents[50:])
+
+
+def test_a_document_is_drawn_away_from_queries_that_it_wrongly_wins() -> None:
+    # Document 0 is nearest to the query of document 1, though its own query is nearer still.
+    degrees = np.deg2rad([0, 20, 80])
+    own, between, other = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    data = encoded(np.array([own, between]), np.array([own, other]), [[0], [1]])
+    found = moved(fitted(data, epochs=20, shrinkage=0.0), data)
+    assert found[0] @ between < own @ between - 0.01
+    assert found[1] @ between > other @ between + 0.01
+
+
+def test_the_same_seed_gives_bit_equal_nudges_and_another_seed_others() -> None:
+    train, _ = mistaken()
+    one, again, other = (fitted(train, 3, seed=seed, batch_size=16) for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+def test_shrinkage_and_the_bound_on_drift_hold_documents_back() -> None:
+    train, _ = mistaken()
+    free = fitted(train, 20, shrinkage=0.0, max_drift=9.0).drift
+    assert fitted(train, 20, shrinkage=1.0, max_drift=9.0).drift < free / 2
+    assert fitted(train, 20, shrinkage=0.0, max_drift=free / 2).drift <= free / 2 * (1 + 1e-6)
+
+
+def test_a_sample_of_the_other_documents_competes_in_large_corpora() -> None:
+    train, test = mistaken()
+    adapter = fitted(train, max_others=10)
+    assert first(test, moved(adapter, test)) > first(test, test.documents) + 0.2
+    assert adapter == fitted(train, max_others=10)
+
+
+def test_epochs_are_yielded_one_by_one() -> None:
+    train, _ = mistaken()
+    found = dict(listwise_nudges(train, 3))
+    assert list(found) == [1, 2, 3]
+    assert found[1].drift < found[3].drift
+    assert found[3] == dict(listwise_nudges(train, 4))[3]

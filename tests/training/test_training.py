@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llama_index_embeddings_adapted import LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError
+from llama_index_embeddings_adapted.evaluation.held_out import (
+    HeldOut,
+    Validation,
+    hold_out,
+    known_documents,
+)
+from llama_index_embeddings_adapted.training import trainer as training_module
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from llama_index_embeddings_adapted.training.trainer import Fit, fit, refit
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, Validation]:
+    rows, held = hold_out(data, queries=0.2, documents=0.2, seed=seed)
+    train, other = data.take(rows), data.take(held)
+    return train, Validation(HeldOut(other, known_documents(train, other)))
+
+
+def learn(data: EncodedDataset, **options: object) -> Fit:
+    train, validation = parts(data)
+    settings = {"shrinkage": 0.0, "anchor": 0.0, "learning_rate": 0.01, "epochs": 30, **options}
+    start = LinearAdapter.identity(data.queries.shape[1])
+    return fit(train, validation, start, TrainingOptions(**settings), show_progress=False)
+
+
+@pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
+def test_every_loss_undoes_a_rotation_of_the_queries(loss: str) -> None:
+    data, rotation = rotated_corpus()
+    found = learn(data, loss=loss)
+    gain = found.history[found.best_epoch].gain
+    assert gain.known > 0.3
+    assert gain.new > 0.3  # also for documents that no training query asked for
+    assert isinstance(found.adapter, LinearAdapter)
+    # W must take R d back to d: W R is close to a multiple of the identity.
+    undone = found.adapter.weight @ rotation
+    undone /= np.trace(undone) / len(undone)
+    assert np.linalg.norm(undone - np.eye(len(undone))) < 0.4 * np.linalg.norm(np.eye(len(undone)))
+
+
+def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
+    data, _ = rotated_corpus(documents=40)  # 120 queries
+    start = LinearAdapter.identity(data.queries.shape[1])
+
+    def rates(steps: int, **settings: int) -> list[float]:
+        options = TrainingOptions(decay=True, epochs=2, batch_size=50, **settings)
+        run = training_module._Run(data, start, options, None)
+        return [run._rate(step) for step in range(steps)]
+
+    assert rates(7) == pytest.approx(
+        [8 * left / 6 for left in range(6, -1, -1)]
+    )  # two epochs of three
+    assert rates(5, steps_per_epoch=2) == pytest.approx([8.0, 6.0, 4.0, 2.0, 0.0])
+    assert rates(3, warmup_steps=2) == pytest.approx([8 / 3, 8 * 5 / 6 * 2 / 3, 8 * 4 / 6])
+
+
+def test_a_falling_rate_gets_further_in_as_many_steps() -> None:
+    data, _ = rotated_corpus()
+    start = LinearAdapter.identity(data.queries.shape[1])
+
+    def first(**settings: object) -> float:
+        plain = {"shrinkage": 0.0, "anchor": 0.0, "learning_rate": 0.01, "epochs": 4}
+        options = TrainingOptions(**{**plain, **settings})
+        *_, (_, export) = training_module.states(data, start, options)
+        found = (export().apply(data.queries) @ data.documents.T).argmax(axis=1)
+        return float((found == data.relevance.documents).mean())
+
+    assert first(decay=True) > first() + 0.3
+
+
+def test_a_two_layer_adapter_learns_from_a_zero_residual() -> None:
+    data, _ = rotated_corpus()
+    train, validation = parts(data)
+    start = TwoLayerAdapter.identity(data.queries.shape[1], hidden=64)
+    options = TrainingOptions(shrinkage=0.0, anchor=0.0, learning_rate=0.01, epochs=30)
+    found = fit(train, validation, start, options, show_progress=False)
+    assert isinstance(found.adapter, TwoLayerAdapter)
+    assert found.history[found.best_epoch].gain.overall > 0.2
+
+
+def test_the_same_seed_gives_bit_equal_weights_and_another_seed_others() -> None:
+    data, _ = rotated_corpus(documents=60)
+    first, again, other = (learn(data, epochs=3, seed=seed).adapter for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_nothing_to_learn_keeps_the_base_model() -> None:
+    random = np.random.default_rng(0)
+    corpus = random.standard_normal((100, 12))
+    answers = np.repeat(np.arange(100), 3)
+    queries = corpus[answers] + 0.01 * random.standard_normal((300, 12))
+    found = learn(encoded(queries, corpus, [[a] for a in answers]), epochs=3, patience=2)
+    assert found.best_epoch == 0
+    assert np.array_equal(found.adapter.weight, np.eye(12))  # type: ignore[attr-defined]
+
+
+def test_an_epoch_that_harms_new_documents_is_not_kept_though_known_ones_gain() -> None:
+    random = np.random.default_rng(0)
+    known = np.array([True] * 60 + [False] * 60)
+    data = encoded(np.eye(120)[:, :120], np.eye(120), [[i] for i in range(120)])
+    validation = Validation(HeldOut(data, known))
+    validation.base = 0.5 + 0.01 * random.standard_normal(120)
+    scores = validation.base + np.where(known, 0.3, -0.05)
+    gain = training_module.Gain.of(validation, scores)
+    assert gain.overall > 0
+    assert not gain.harmless
+
+
+def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
+    # Two copies of one document, one of them not judged: with the copy as a negative the query
+    # would be pushed away from its own answer.
+    queries = np.eye(4)[[0, 0, 1, 1]]
+    documents = np.eye(4)[[0, 0, 1, 2]]
+    data = EncodedDataset(
+        np.float32(queries),
+        np.float32(documents),
+        encoded(queries, documents, [[0], [1], [2], [2]]).relevance,
+        ("a", "b", "c", "d"),
+        ("0", "1", "2", "3"),
+        np.array([0, 0, 2, 3]),
+        np.arange(4, dtype=np.uint64),
+    )
+    options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
+    run = training_module._Run(data, LinearAdapter.identity(4), options, None)
+    candidates, _ = run._candidates_for(np.arange(4))
+    assert candidates.tolist() == [0, 2, 3]
+    found = run._targets(np.arange(4), candidates)
+    assert found.documents.tolist() == [0, 0, 1, 1]
+
+
+def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query() -> None:
+    documents = np.eye(3)
+    data = encoded(np.eye(3)[[0, 1]], documents, [[0, 1], [1]])
+    options = TrainingOptions(loss="mnr", batch_size=2)
+    run = training_module._Run(data, LinearAdapter.identity(3), options, None)
+    for _ in range(10):  # whichever document of query 0 is drawn
+        candidates, _ = run._candidates_for(np.arange(2))
+        found = run._targets(np.arange(2), candidates)
+        shares = dict(zip(found.queries.tolist(), found.shares.tolist(), strict=False))
+        count = found.queries.tolist().count(0)
+        assert count == len(candidates)  # all that is drawn is relevant to query 0
+        assert shares[0] == pytest.approx(1 / count)
+
+
+def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documents() -> None:
+    random = np.random.default_rng(0)
+    documents = random.standard_normal((5_000, 4))
+    relevant = [[int(row)] for row in random.integers(5_000, size=64)]
+    data = encoded(random.standard_normal((64, 4)), documents, relevant)
+    options = TrainingOptions(loss="corpus", max_candidates=500)
+    run = training_module._Run(data, LinearAdapter.identity(4), options, None)
+    candidates, vectors = run._candidates_for(np.arange(64))
+    assert len(candidates) <= 500 + 64
+    assert vectors.shape == (len(candidates), 4)
+    assert set(np.unique(data.relevance.documents)) <= set(candidates.tolist())
+    assert len(run._targets(np.arange(64), candidates).queries) == 64
+
+
+def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
+    random = np.random.default_rng(0)
+    relevant = [[int(row)] for row in random.integers(5_000, size=64)]
+    data = encoded(random.standard_normal((64, 8)), random.standard_normal((5_000, 8)), relevant)
+
+    def loss(most: int) -> float:
+        options = TrainingOptions(loss="corpus", max_candidates=most, anchor=0, temperature=0.2)
+        return training_module._Run(data, LinearAdapter.identity(8), options, None).loss_now()
+
+    assert loss(500) == pytest.approx(loss(5_000), abs=0.1)  # off by log(10) if it stood for itself
+
+
+def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negative() -> None:
+    random = np.random.default_rng(0)
+    counts = [1, 2, *[40] * 30]
+    relevant = [random.choice(2_000, size=count, replace=False).tolist() for count in counts]
+    data = encoded(np.ones((32, 4)), random.standard_normal((2_000, 4)), relevant)
+    batch, options = np.arange(32), TrainingOptions(max_candidates=200)
+
+    def candidates(*, shared: bool, seed: int = 0) -> list[int]:
+        start = LinearAdapter(np.eye(4), shared=shared)
+        run = training_module._Run(data, start, replace(options, seed=seed), None)
+        found, _ = run._candidates_for(batch)
+        targets = run._targets(batch, found)
+        there = [set(rows) & set(found.tolist()) for rows in relevant]
+        found_of = np.bincount(targets.queries.cpu(), minlength=32)
+        assert found_of.tolist() == [len(rows) for rows in there]
+        assert all(there)  # at least one of each
+        assert set(relevant[1]) <= there[1]  # who has few keeps them
+        drawn = run._competing(run._relevance)
+        assert len(drawn) == (100 if shared else len(data.relevance.documents))
+        return found.tolist()
+
+    assert 100 < len(candidates(shared=True)) <= 200
+    assert candidates(shared=True) == candidates(shared=True) != candidates(shared=True, seed=1)
+    assert candidates(shared=False) == np.unique(data.relevance.documents).tolist()
+
+
+def test_the_optimizer_of_the_user_is_used_with_its_parameters() -> None:
+    data, _ = rotated_corpus(documents=40)
+    found = learn(data, optimizer_class=torch.optim.SGD, optimizer_params={"lr": 0.5}, epochs=2)
+    assert len(found.history) == 3
+    with pytest.raises(OptionError, match=r"optimizer_class=SGD.*nonsense"):
+        learn(data, optimizer_class=torch.optim.SGD, optimizer_params={"lr": 1.0, "nonsense": 1})
+
+
+@pytest.mark.parametrize("rate", [1e6, float("1e30")])
+def test_a_learning_rate_that_diverges_is_an_error_that_says_so(rate: float) -> None:
+    data, _ = rotated_corpus(documents=40)
+    with pytest.raises(TrainingError, match=r"diverged.*Lower the learning rate \(now 1e\+"):
+        learn(data, learning_rate=rate, shrinkage=0.01)
+
+
+def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = rotated_corpus()
+    step, count = training_module._Run.step, 0
+
+    def interrupted(self: object, batch: object) -> float:
+        nonlocal count
+        count += 1
+        if count > 40:
+            raise KeyboardInterrupt
+        return step(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_module._Run, "step", interrupted)
+    with pytest.warns(UserWarning, match="interrupted; the adapter of epoch"):
+        found = learn(data)
+    assert found.interrupted
+    assert found.best_epoch > 0
+
+
+def test_steps_per_epoch_and_warm_up_are_honoured() -> None:
+    data, _ = rotated_corpus()
+    train, validation = parts(data)
+    seen: list[int] = []
+    options = TrainingOptions(epochs=2, steps_per_epoch=3, warmup_steps=4)
+    fit(
+        train,
+        validation,
+        LinearAdapter.identity(12),
+        options,
+        show_progress=False,
+        on_step=lambda step, export: seen.append(step),
+    )
+    assert seen == [1, 2, 3, 4, 5, 6]
+    run = training_module._Run(train, LinearAdapter.identity(12), options, None)
+    assert run._optimizer.param_groups[0]["lr"] == pytest.approx(options.learning_rate / 5)
+
+
+def test_refit_trains_on_everything_for_a_known_number_of_epochs() -> None:
+    data, _ = rotated_corpus(documents=50)
+    start, options = LinearAdapter.identity(12), TrainingOptions(epochs=99)
+    one = refit(data, start, options, epochs=1, show_progress=False)
+    two = refit(data, start, options, epochs=2, show_progress=False)
+    assert one == refit(data, start, options, epochs=1, show_progress=False)
+    assert one != two
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "triplet"}, "loss: expected one of .*mnr.*got 'triplet'"),
+        ({"epochs": 0}, "epochs: expected a whole number >= 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number >= 1, got 2.5"),
+        ({"learning_rate": 0}, "learning_rate: expected a number > 0"),
+        ({"temperature": float("nan")}, "temperature: expected a number > 0"),
+        ({"anchor": -1.0}, "anchor: expected a number >= 0"),
+        ({"patience": 0}, "patience: expected a whole number >= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        TrainingOptions(**options)  # type: ignore[arg-type]
+
+
+MEMORY = """
+import resource
+import numpy as np
+import torch
+from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.training import fit
+from llama_index_embeddings_adapted.validation import HeldOut, Validation, known_documents
+from tests.synthetic import encoded
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+random = np.random.default_rng(0)
+documents = random.standard_normal((60_000, 256), dtype=np.float32)
+answers = random.integers(60_000, size=640)
+queries = documents[answers] + random.standard_normal((640, 256), dtype=np.float32)
+data = encoded(queries, documents, [[int(a)] for a in answers])
+train, held = data.take(np.arange(512)), data.take(np.arange(512, 640))
+options = TrainingOptions(loss="corpus", epochs=1, max_candidates=10_000)
+tiny = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
+small = Validation(HeldOut(tiny, known_documents(tiny, tiny)))
+fit(tiny, small, LinearAdapter.identity(4), options, show_progress=False)  # loads what torch needs
+before = peak()
+validation = Validation(HeldOut(held, known_documents(train, held)))
+fit(train, validation, LinearAdapter.identity(256), options, show_progress=False)
+print((peak() - before) / documents.nbytes)
+"""
+
+
+def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # A copy of unit length to train on, one to validate on, and the blocks that are scored.
+    assert float(done.stdout) < 5.0

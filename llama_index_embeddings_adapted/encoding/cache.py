@@ -162,8 +162,14 @@ class VectorCache:
             )
 
     def close(self) -> None:
-        """Release the files."""
+        """Release the files; leaving a ``with`` block does so too."""
         self._db.close()
+
+    def __enter__(self) -> VectorCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         rows: dict[bytes, int] = {}

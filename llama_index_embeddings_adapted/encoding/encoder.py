@@ -300,8 +300,14 @@ class Encoder:
         )
 
     def close(self) -> None:
-        """Release the cache's files."""
+        """Release the cache's files; leaving a ``with`` block does so too."""
         self._cache.close()
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _ask(
         self, texts: Sequence[str], missing: Rows, role: Role

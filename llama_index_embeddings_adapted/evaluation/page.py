@@ -33,6 +33,7 @@ from llama_index_embeddings_adapted.evaluation.page_parts import (
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
 
 _PACKAGE = "llama_index_embeddings_adapted"
+_TEMPLATES = "evaluation/templates"
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -50,7 +51,7 @@ def render(content: Mapping[str, Any]) -> str:
 @functools.cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader(_PACKAGE, "evaluation/templates"),
+        loader=PackageLoader(_PACKAGE, _TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
     )
@@ -59,7 +60,7 @@ def _template() -> Template:
 
 @functools.cache
 def _part(name: str) -> str:
-    return resources.files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
+    return (resources.files(_PACKAGE) / _TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

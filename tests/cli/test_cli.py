@@ -129,7 +129,7 @@ def test_every_option_is_explained(command: str) -> None:
 
 def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None:
     code = (
-        "import sys\nfrom llama_index_embeddings_adapted.cli import main\n"
+        "import sys\nfrom llama_index_embeddings_adapted.cli.app import main\n"
         "sys.argv = ['llama-index-adapted', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"

@@ -215,9 +215,9 @@ def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from llama_index_embeddings_adapted import composed_progress
+from llama_index_embeddings_adapted.composed import training as composed_progress
 from tests.conftest import CountingEmbedding
-from tests.test_composed_training import engine
+from tests.composed.test_composed_training import engine
 
 record = composed_progress.Progress._record
 def dies(self, number):

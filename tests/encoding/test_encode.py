@@ -146,7 +146,7 @@ def test_the_cache_of_the_model_confuses_nothing() -> None:
 WORKER = """
 import json, sys, time
 from tests.conftest import CountingEmbedding
-from llama_index_embeddings_adapted.encode import Encoder
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
 class Logged(CountingEmbedding):
     log: str

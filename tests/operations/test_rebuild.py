@@ -169,8 +169,8 @@ from llama_index.core import StorageContext, VectorStoreIndex
 from pathlib import Path
 from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_index
 from tests.conftest import CountingEmbedding
-from tests.stores import qdrant
-from tests.test_rebuild import DIM, SHARED, nodes
+from tests.support.stores import qdrant
+from tests.operations.test_rebuild import DIM, SHARED, nodes
 
 folder = Path(sys.argv[1])
 insert, batches = VectorStoreIndex.insert_nodes, []

@@ -220,7 +220,7 @@ def test_a_read_only_folder_is_served_from(
 WRITER = """
 import sys
 from pathlib import Path
-from llama_index_embeddings_adapted.journal import Answer, Journal
+from llama_index_embeddings_adapted.questions.llm import Answer, Journal
 journal = Journal(Path(sys.argv[1]), {})
 for number in range(300):
     journal.put(f"{sys.argv[2]}-{number}", Answer(f"{sys.argv[2]} " + "x" * (number * 7 % 900)))

@@ -63,8 +63,8 @@ class Careless:
 
 CARELESS = """
 import json
-from benchmarks.kills import experiment
-from tests.test_kills import Careless
+from benchmarks.robustness.kills import experiment
+from tests.robustness.test_kills import Careless
 print(json.dumps(experiment(Careless(), 6)))
 """
 

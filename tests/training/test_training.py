@@ -290,10 +290,10 @@ import resource
 import numpy as np
 import torch
 from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.options import TrainingOptions
+from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training import fit
-from llama_index_embeddings_adapted.validation import HeldOut, Validation, known_documents
-from tests.synthetic import encoded
+from llama_index_embeddings_adapted.evaluation.held_out import HeldOut, Validation, known_documents
+from tests.support.synthetic import encoded
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         evaluate_retrieval,
         mine_hard_negatives,
     )
+    from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
     from llama_index_embeddings_adapted.operations.monitoring import (
         DriftReport,
         MoveReport,
@@ -84,6 +85,7 @@ __all__ = [
     "Comparison",
     "ComposedEmbedding",
     "ComposedFinetuneEngine",
+    "Decision",
     "DriftReport",
     "EmbeddedCorpus",
     "EmbeddingAdapterFinetuneEngine",
@@ -102,6 +104,7 @@ __all__ = [
     "TwoLayerAdapter",
     "Upgrade",
     "UpgradeScores",
+    "Verdict",
     "adapt_index",
     "adapt_nodes",
     "adapt_vectors",
@@ -129,6 +132,7 @@ _LAZY = {
     "Candidate": "questions.filters",
     "Comparison": "evaluation.reports",
     "ComposedFinetuneEngine": "composed.engines",
+    "Decision": "evaluation.verdict",
     "DriftReport": "operations.monitoring",
     "EmbeddedCorpus": "encoding.corpus",
     "EmbeddingAdapterFinetuneEngine": "training.engine",
@@ -143,6 +147,7 @@ _LAZY = {
     "SimilarityCheck": "operations.similarity",
     "Upgrade": "operations.upgrade",
     "UpgradeScores": "operations.upgrade",
+    "Verdict": "evaluation.verdict",
     "adapt_index": "operations.rebuild",
     "adapt_nodes": "operations.rebuild",
     "adapt_vectors": "operations.rebuild",

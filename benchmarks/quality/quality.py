@@ -15,8 +15,8 @@ from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, known_to, part
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")

@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted import (
     evaluate_upgrade,
     upgrade_adapter,
 )
-from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 SET = "uberlyft_10k"
 

@@ -31,6 +31,7 @@ from llama_index_embeddings_adapted.errors import AdaptedError, FolderError, Opt
 
 if TYPE_CHECKING:
     from llama_index_embeddings_adapted.cli.inputs import QuestionJob
+    from llama_index_embeddings_adapted.evaluation.verdict import Stance, Verdict
 
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -38,8 +39,7 @@ EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (
 (compare, of the last model) or to keep the adapter (inspect --queries); 1 an error; 2 wrong usage;
 3 done, and the verdict is against it; 4 done, and nothing is proven either way; 130 interrupted.
 With --exit-zero, 3 and 4 become 0."""
-_FOR = ("ship", "better", "keep: ", "keep, ")
-_OPEN = ("no harm seen", "judge on real questions", "not proven", "the same")
+_CODES: dict[Stance, int] = {"for": DONE, "against": AGAINST, "open": UNPROVEN}
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,17 @@ class Outcome:
     Args:
         text: For people.
         data: For ``--json``.
-        verdict: That decides the exit code; empty where there is none.
+        verdict: That decides the exit code; None where there is none.
     """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
-    verdict: str = ""
+    verdict: Verdict | None = None
 
     @property
     def code(self) -> int:
         """The exit code."""
-        if not self.verdict or self.verdict.startswith(_FOR):
-            return DONE
-        return UNPROVEN if self.verdict.startswith(_OPEN) else AGAINST
+        return DONE if self.verdict is None else _CODES[self.verdict.decision.stance]
 
 
 def conclude(
@@ -438,10 +436,9 @@ def compare(
         lines += [f"{name}: {found.significance(first, name)}" for name in others]
         if page is not None:
             lines.append(f"report: {found.to_html(page, title=title)}")
-        verdict = facts["differences"][others[-1]]["verdict"] if others else ""
-        return Outcome(
-            "\n".join(lines), {**facts, "verdict": verdict, "report": page and str(page)}, verdict
-        )
+        verdict = facts["differences"][others[-1]]["verdict"] if others else None
+        facts |= {"verdict": verdict or "", "report": page and str(page)}
+        return Outcome("\n".join(lines), facts, verdict)
 
     conclude(work, as_json=as_json, debug=debug, exit_zero=exit_zero)
 
@@ -469,7 +466,7 @@ def inspect(
         from llama_index_embeddings_adapted.cli import inputs as model_specs
 
         facts = folder_facts(folder)
-        text, verdict = facts_as_text(facts), ""
+        text, verdict = facts_as_text(facts), None
         if verify:
             model_specs.resolve_model(str(folder))
             facts["verified"] = True

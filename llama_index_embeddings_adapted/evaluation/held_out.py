@@ -28,13 +28,13 @@ from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDatas
 from llama_index_embeddings_adapted.data.splits import hold_out_documents
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.metrics import Difference, paired_difference
 from llama_index_embeddings_adapted.evaluation.retrieval import (
     RetrievalScores,
     Texts,
     joined,
     search,
 )
+from llama_index_embeddings_adapted.evaluation.verdict import Difference, paired_difference
 
 PerQuery = NDArray[np.float64]
 

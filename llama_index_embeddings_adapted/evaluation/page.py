@@ -24,13 +24,18 @@ from markupsafe import Markup
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.evaluation import metrics, page_parts
-from llama_index_embeddings_adapted.evaluation.metrics import mean_interval, paired_difference
 from llama_index_embeddings_adapted.evaluation.page_parts import (
     COLOURS,
     training_section,
     wins_losses,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
+from llama_index_embeddings_adapted.evaluation.verdict import (
+    Decision,
+    Verdict,
+    mean_interval,
+    paired_difference,
+)
 
 _PACKAGE = "llama_index_embeddings_adapted"
 _TEMPLATES = "evaluation/templates"
@@ -73,7 +78,12 @@ _BARS = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10")
 _CURVES = ("hit_rate", "mrr", "ndcg", "recall")
 _CUTS = (1, 2, 3, 5, 10, 20, 50, 100)
 _LABELS = {"hit_rate": "Hit rate", "mrr": "MRR", "ndcg": "NDCG", "recall": "Recall"}
-_TONES = (("ship", "good"), ("better", "good"), ("do not ship", "bad"), ("worse", "bad"))
+_TONES = {
+    Decision.SHIP: "good",
+    Decision.BETTER: "good",
+    Decision.DO_NOT_SHIP: "bad",
+    Decision.WORSE: "bad",
+}
 _FACTS = (
     ("queries", "queries"),
     ("documents", "documents"),
@@ -93,7 +103,7 @@ class Findings:
 
     Args:
         title: Of the page.
-        verdict: In words; empty takes it from the scores.
+        verdict: None takes it from the scores.
         scores: Model name → scores of the same queries, the model to compare with first.
         texts: Of those queries and documents.
         trained: Model name → ``FinetuneReport.to_dict()``.
@@ -102,7 +112,7 @@ class Findings:
     """
 
     title: str
-    verdict: str = ""
+    verdict: Verdict | None = None
     scores: Mapping[str, RetrievalScores] = field(default_factory=dict)
     texts: Texts | None = None
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -158,38 +168,39 @@ def _subtitle(findings: Findings) -> str:
 # --- the verdict ------------------------------------------------------------------------------
 def _verdict(findings: Findings) -> dict[str, Any]:
     lines: list[str] = []
-    words = findings.verdict
-    if not words:
-        words, *lines = _differences(findings.scores) or ["one model: nothing to compare it with"]
+    verdict = findings.verdict
+    if verdict is None:
+        verdict, *others = _differences(findings.scores)
+        lines += others
         lines += [
             f"When {name} was trained, its verdict was: {report['verdict']}."
             for name, report in findings.trained.items()
         ]
-    word, mark, rest = words.partition("; " if words.startswith("no harm seen") else ": ")
     return {
-        "tone": next((tone for start, tone in _TONES if words.startswith(start)), "even"),
-        "word": f"{word[:1].upper()}{word[1:]}{mark.strip() or '.'}",
-        "text": f"{rest}." if rest else "",
+        "tone": _TONES.get(verdict.decision, "even"),
+        "word": f"{verdict.decision.words.capitalize()}:",
+        "text": f"{verdict.reason}.",
         "lines": lines,
     }
 
 
-def _differences(scores: Mapping[str, RetrievalScores]) -> list[str]:
+def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     """Say how each model compares with the first, the best one first."""
     (base, *others) = scores.items()
+    if not others:
+        return [Verdict(Decision.INCONCLUSIVE, "one model: nothing to compare it with")]
     others.sort(key=lambda item: -item[1][METRIC])
-    lines = []
+    verdicts = []
     for name, found in others:
         difference = paired_difference(base[1].values(METRIC), found.values(METRIC), metric=METRIC)
-        lines.append(
-            f"{difference.verdict.partition(':')[0]}: {name} against {base[0]}, NDCG@10 "
+        reason = (
+            f"{name} against {base[0]}, NDCG@10 "
             f"{base[1][METRIC]:.4f} → {found[METRIC]:.4f}, {difference.mean:+.4f} "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {difference.p_value:.4f}"
-            + difference.verdict.partition(":")[2]
-            .replace(" the interval", "; the interval", 1)
-            .replace(" about", "; about", 1)
+            f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {difference.p_value:.4f}; "
+            f"{difference.verdict.reason}"
         )
-    return lines
+        verdicts.append(Verdict(difference.verdict.decision, reason, difference))
+    return verdicts
 
 
 # --- scores -----------------------------------------------------------------------------------

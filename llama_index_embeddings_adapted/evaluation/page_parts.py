@@ -21,8 +21,8 @@ from markupsafe import Markup
 
 from llama_index_embeddings_adapted.core.arrays import Rows
 from llama_index_embeddings_adapted.errors import OptionError, shorten
-from llama_index_embeddings_adapted.evaluation.metrics import Interval
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
+from llama_index_embeddings_adapted.evaluation.verdict import Interval
 
 COLOURS = 6  #: classes ``m0`` … ``m5``; more models share them
 

@@ -21,18 +21,23 @@ from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDatas
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.errors import OptionError, need
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, PartReport
-from llama_index_embeddings_adapted.evaluation.metrics import (
-    Difference,
-    Interval,
-    mean_interval,
-    paired_difference,
-)
 from llama_index_embeddings_adapted.evaluation.page import Findings, write_page
 from llama_index_embeddings_adapted.evaluation.retrieval import (
     DEFAULT_KS,
     RetrievalScores,
     Texts,
     evaluate_retrieval,
+)
+from llama_index_embeddings_adapted.evaluation.verdict import (
+    Decision,
+    Difference,
+    Interval,
+    Verdict,
+    dropping,
+    gaining,
+    inconclusive,
+    mean_interval,
+    paired_difference,
 )
 
 
@@ -42,8 +47,7 @@ class Choice:
 
     Args:
         recipe: The chosen one, in words.
-        ship: Whether cross-fitting proves its gain and sees no harm.
-        verdict: That, in words, with what would change it.
+        verdict: To ship where cross-fitting proves its gain and sees no harm.
         expect: Share of live queries about known documents that was expected.
         expect_told: Whether the user said so.
         provable: The gain in NDCG@10 that was announced before training as sure to be provable.
@@ -53,14 +57,18 @@ class Choice:
     """
 
     recipe: str
-    ship: bool
-    verdict: str
+    verdict: Verdict
     expect: float
     expect_told: bool
     provable: float
     sampled: str
     gains: Mapping[str, tuple[float | None, float | None]]
     failed: Mapping[str, str]
+
+    @property
+    def ship(self) -> bool:
+        """Whether the verdict is to ship."""
+        return self.verdict.decision is Decision.SHIP
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON knows it."""
@@ -331,7 +339,7 @@ class Comparison:
             The path written.
         """
         return write_page(
-            path, Findings(title, "", self.scores, self.texts, self.trained, self.data)
+            path, Findings(title, None, self.scores, self.texts, self.trained, self.data)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -341,7 +349,12 @@ class Comparison:
         return {
             "models": {name: scores.to_dict() for name, scores in self.scores.items()},
             "differences": {
-                name: {"against": first, **asdict(found), "verdict": found.verdict}
+                name: {
+                    "against": first,
+                    **asdict(found),
+                    "verdict": found.verdict,
+                    "decision": found.verdict.decision.value,
+                }
                 for name, found in differences.items()
             },
         }
@@ -485,40 +498,37 @@ class FinetuneReport:
         return self.overall.difference.low, self.overall.difference.high
 
     @property
-    def verdict(self) -> str:
-        """What to make of it, in words."""
+    def verdict(self) -> Verdict:
+        """What to make of it."""
         difference = self.overall.difference
-        synthetic = self.settings.get("judged_on_synthetic")
+        synthetic = bool(self.settings.get("judged_on_synthetic"))
         if self.choice is not None:
-            return (
-                _on_synthetic(difference) if self.choice.ship and synthetic else self.choice.verdict
-            )
+            ships = self.choice.ship and synthetic
+            return gaining(difference, synthetic=True) if ships else self.choice.verdict
         if self.weight == 0.0:
-            return (
-                "keep the base model: the small model adds nothing on held-out queries; the model "
-                "returned is the base model"
+            return Verdict(
+                Decision.KEEP_BASE,
+                "the small model adds nothing on held-out queries; the model returned is the base "
+                "model",
             )
         if self.best_epoch == 0 and self.weight is None:
-            return (
-                "keep the base model: no epoch of training was better on held-out queries "
-                "without harm; the adapter returned changes nothing"
+            return Verdict(
+                Decision.KEEP_BASE,
+                "no epoch of training was better on held-out queries without harm; the adapter "
+                "returned changes nothing",
             )
         told = self.settings.get("expect") is not None
         if self.new is not None and self.new.difference.high < 0 and not told:
-            return "do not ship: queries about documents without training questions lose"
-        if difference.low > 0 and synthetic:
-            return _on_synthetic(difference)
+            return dropping("new", self.new.difference)
         if difference.low > 0:
-            return (
-                f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10 "
-                f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-            )
-        return f"no harm seen, no proof of gain; {difference.verdict}"
+            return gaining(difference, synthetic=synthetic)
+        return inconclusive(difference)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
         return {
             "verdict": self.verdict,
+            "decision": self.verdict.decision.value,
             "overall": self.overall.to_dict(),
             "known": None if self.known is None else self.known.to_dict(),
             "new": None if self.new is None else self.new.to_dict(),
@@ -584,11 +594,3 @@ class FinetuneReport:
             f"{self.base_texts} texts embedded in {self.base_calls} calls"
         )
         return "\n".join(lines)
-
-
-def _on_synthetic(difference: Difference) -> str:
-    return (
-        f"judge on real questions before shipping: synthetic ones gain {difference.mean:+.4f} "
-        f"NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}], which proves nothing about "
-        "others"
-    )

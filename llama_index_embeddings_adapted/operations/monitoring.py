@@ -25,6 +25,7 @@ from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_ke
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, examples
+from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
 
 #: The neighbour whose distance says how far a query is from all others.
@@ -340,24 +341,24 @@ class DriftReport:
         return self.far_low > FAR_LIMIT or (self.moved and self.distance > DISTANCE_LIMIT)
 
     @property
-    def verdict(self) -> str:
-        """What the numbers say, in words."""
+    def verdict(self) -> Verdict:
+        """What the numbers say."""
+        moved = f"(distance {self.distance:.3f}, p = {self.p_value:.3f})"
         if self.far_low > FAR_LIMIT:
-            return (
-                f"retrain: {self.far_share:.0%} of the queries are far from any training query, "
-                f"{FAR:.0%} would be usual; judge and add some of them first"
+            return Verdict(
+                Decision.RETRAIN,
+                f"{self.far_share:.0%} of the queries are far from any training query, {FAR:.0%} "
+                "would be usual; judge and add some of them first",
             )
         if self.retrain:
-            return (
-                f"retrain: the queries have another distribution (distance {self.distance:.3f}, "
-                f"p = {self.p_value:.3f}), though few are far from all training queries"
+            return Verdict(
+                Decision.RETRAIN,
+                f"the queries have another distribution {moved}, though few are far from all "
+                "training queries",
             )
         if self.moved:
-            return (
-                f"keep, and look again: the queries have moved a little (distance "
-                f"{self.distance:.3f}, p = {self.p_value:.3f})"
-            )
-        return "keep: the queries look like those of training"
+            return Verdict(Decision.WATCH, f"the queries have moved a little {moved}")
+        return Verdict(Decision.KEEP, "the queries look like those of training")
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""

@@ -21,10 +21,10 @@ from llama_index_embeddings_adapted.core.encoded import Relevance
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page_parts
-from llama_index_embeddings_adapted.evaluation.metrics import mean_interval
 from llama_index_embeddings_adapted.evaluation.page_parts import MOST_ROWS, wins_losses
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
+from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.conftest import CountingEmbedding

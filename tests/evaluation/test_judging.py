@@ -23,8 +23,9 @@ from llama_index_embeddings_adapted.core import arrays as vectors_module
 from llama_index_embeddings_adapted.core.arrays import as_vectors, ranks, top_k, unit
 from llama_index_embeddings_adapted.core.encoded import Relevance
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
-from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute, paired_difference
+from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
 from llama_index_embeddings_adapted.evaluation.retrieval import known_to, part, search
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from tests.conftest import CountingEmbedding, real_data
 from tests.support.synthetic import encoded
 
@@ -147,7 +148,7 @@ def test_identical_models_do_not_differ() -> None:
     values = RANDOM.random(50)
     found = paired_difference(values, values, metric="ndcg@10")
     assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
-    assert found.verdict == "the same on every query"
+    assert found.verdict == "inconclusive: the same on every query"
     assert found.queries_needed == 0
 
 

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, Gain, PartReport
-from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
+from llama_index_embeddings_adapted.evaluation.verdict import (
+    Decision,
+    Verdict,
+    inconclusive,
+    paired_difference,
+)
 
 
 def part(*change: float, queries: int = 200) -> PartReport:
@@ -39,13 +46,16 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
     ("found", "verdict"),
     [
         (report(part(0.3, 0.1)), r"^ship: held-out queries gain \+0.2000"),
-        (report(part(0.3, -0.29)), "^no harm seen, no proof of gain; not proven: about .* more"),
+        (report(part(0.3, -0.29)), "^inconclusive: no significant gain or loss$"),
         (report(part(0.0), best_epoch=0), "^keep the base model: no epoch of training was better"),
-        (report(part(0.3, 0.1), new=part(-0.3, -0.1)), "^do not ship: queries about documents"),
+        (
+            report(part(0.3, 0.1), new=part(-0.3, -0.1)),
+            "^do not ship: NDCG@10 drops on new documents$",
+        ),
         (report(part(0.3, 0.1), new=part(-0.3, -0.1), settings={"expect": 0.9}), "^ship"),
         (
             report(part(0.3, 0.1), settings={"judged_on_synthetic": True}),
-            r"^judge on real questions before shipping: synthetic ones gain \+0.2000",
+            r"^promising: judge on real queries before shipping; those of an LLM gain \+0.2000",
         ),
     ],
 )
@@ -54,6 +64,30 @@ def test_the_verdict_says_what_the_numbers_say(found: FinetuneReport, verdict: s
 
     assert re.search(verdict, found.verdict)
     assert found.verdict in str(found)
+    assert found.to_dict()["decision"] == found.verdict.decision.value
+
+
+def test_a_verdict_is_its_words_and_a_copy_keeps_its_decision() -> None:
+    verdict = report(part(0.3, 0.1)).verdict
+    for copied in (copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):
+        assert copied == verdict == f"ship: {verdict.reason}"
+        assert copied.decision is Decision.SHIP
+        assert copied.difference == verdict.difference
+    assert json.loads(json.dumps(verdict)) == str(verdict)
+    assert Verdict(Decision.KEEP_BASE, "why") == "keep the base model: why"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [((0.3, -0.2), "about 16 more judged queries"), ((0.3, -0.29), None), ((0.0,), None)],
+)
+def test_what_would_settle_it_is_said_below_ten_times_the_queries(
+    change: tuple[float, ...], said: str | None
+) -> None:
+    verdict = inconclusive(part(*change).difference)
+    assert verdict.startswith("inconclusive: no significant gain or loss")
+    assert ("settle" in verdict) == (said is not None)
+    assert said is None or said in verdict
 
 
 def test_the_report_is_json_without_nan_and_reads_well() -> None:

@@ -12,6 +12,7 @@ from llama_index_embeddings_adapted.core.arrays import ranks, unit
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import tune as autotune
 from llama_index_embeddings_adapted.training.auto import tune as stages_module
 from llama_index_embeddings_adapted.training.auto.pipelines import (
@@ -119,7 +120,7 @@ def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
 def test_against_the_verdict_the_base_model_is_served_unless_always(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(autotune, "_judge", lambda *_: (False, "better not"))
+    monkeypatch.setattr(autotune, "_judge", lambda *_: Verdict(Decision.INCONCLUSIVE, "better not"))
     data, _ = rotated_corpus(documents=60)
     found, anyway = tuned(data), tuned(data, always=True)
     assert found.adapter == LinearAdapter.identity(12) != found.candidate
@@ -127,7 +128,7 @@ def test_against_the_verdict_the_base_model_is_served_unless_always(
     assert anyway.candidate == found.candidate
     for one in (found, anyway):
         assert not one.choice.ship
-        assert one.choice.verdict == "better not"
+        assert one.choice.verdict.reason == "better not"
 
 
 # --- what is expected -----------------------------------------------------------------------
@@ -170,7 +171,7 @@ def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
 # --- what is said ---------------------------------------------------------------------------
 
 
-def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> tuple[bool, str]:
+def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> Verdict:
     """Of a candidate that changes 50 known and 50 new judgements, in turn, by these numbers."""
     flags = np.arange(100) < 50
     change = np.concatenate([np.resize(known, 50), np.resize(new, 50)])
@@ -186,11 +187,11 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> t
         ([0.1], [0.1], {}, True, r"^ship: held-out queries gain \+0.1000 NDCG@10 \[\+0.1000, \+"),
         ([0.0], [0.0], {}, False, "^keep the base model: no candidate gained on held-out queries"),
         ([0.0], [0.0], {"base": 0.97}, False, "^saturated: the base model is near its ceiling"),
-        ([0.3], [-0.1], {}, False, "^do not ship: queries about documents without training que"),
-        ([-0.1], [0.3], {}, False, "^do not ship: queries about documents with training questi"),
+        ([0.3], [-0.1], {}, False, "^do not ship: NDCG@10 drops on new documents$"),
+        ([-0.1], [0.3], {}, False, "^do not ship: NDCG@10 drops on known documents$"),
         ([0.3], [-0.1], {"told": True}, True, r"^ship: held-out queries gain \+0.1000"),
-        ([0.31, -0.29], [0.31, -0.29], {}, False, "no proof of gain; about 7,704 more judged quer"),
-        ([-0.29, 0.28], [0.29, -0.28], {}, False, "; more questions about more of the documents"),
+        ([0.31, -0.29], [0.31, -0.29], {}, False, "^inconclusive: no significant gain or loss$"),
+        ([-0.29, 0.28], [0.29, -0.28], {}, False, "^inconclusive: no significant gain or loss$"),
     ],
 )
 def test_the_verdict_says_what_was_found_and_what_would_change_it(
@@ -198,8 +199,8 @@ def test_the_verdict_says_what_was_found_and_what_would_change_it(
 ) -> None:
     import re
 
-    ship, said = verdict(known, new, **settings)
-    assert ship == ships
+    said = verdict(known, new, **settings)
+    assert (said.decision is Decision.SHIP) == ships
     assert re.search(words, said), said
 
 

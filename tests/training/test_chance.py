@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
-from llama_index_embeddings_adapted.evaluation.metrics import paired_difference
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.training.auto.tune import _beyond_luck, at_chance, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
@@ -57,8 +57,8 @@ def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why
 ) -> None:
     tuned = tune(dealt(noisy()), TrainingOptions(), method="ridge", show_progress=True)
     assert not tuned.choice.ship
-    assert "check their ids" in tuned.choice.verdict
-    assert "check their ids" in "".join(capsys.readouterr())
+    assert "mismatched ids" in tuned.choice.verdict
+    assert "mismatched ids" in "".join(capsys.readouterr())
 
 
 def test_a_gain_on_new_documents_is_believed_although_the_base_model_is_at_chance() -> None:

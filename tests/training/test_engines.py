@@ -31,6 +31,7 @@ from llama_index_embeddings_adapted.errors import (
     TrainingError,
 )
 from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import selection, tune
 from llama_index_embeddings_adapted.training.auto.pipelines import BOTH_SIDES, METHODS
 from tests.conftest import CountingEmbedding
@@ -372,7 +373,7 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tune, "_judge", lambda *_: (False, "better not"))
+    monkeypatch.setattr(tune, "_judge", lambda *_: Verdict(Decision.INCONCLUSIVE, "better not"))
     monkeypatch.setattr(selection.Evidence, "choose", lambda self, recipes, among: recipes[-1])
     engine = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", **options)
     engine.finetune()
@@ -385,7 +386,7 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
     always = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", ship="always", **options)
     always.finetune()
     assert always.get_finetuned_model().adapter == kept.adapter
-    assert always.report.verdict == "better not"
+    assert always.report.verdict.reason == "better not"
 
 
 def test_what_stands_in_the_place_of_the_candidate_is_not_written_over(

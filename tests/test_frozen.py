@@ -20,11 +20,12 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.core.arrays import content_keys
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.errors import FolderError
 from tests.conftest import CountingEmbedding
 from tests.support.frozen import FOLDER, QUERIES, TEXTS, ScriptedLLM, nodes
 
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
-ADAPTERS = sorted(set(EXPECTED) - {"composed", "cache", "journal"})
+ADAPTERS = sorted(set(EXPECTED) - {"composed", "cache", "journal", "memory"})
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -37,6 +38,13 @@ def test_an_adapter_gives_the_vectors_it_gave(name: str) -> None:
         assert np.allclose(found, expected["documents"], atol=1e-6)
     assert np.allclose(model.get_query_embedding(TEXTS[0]), expected["query"], atol=1e-6)
     assert np.allclose(model.get_text_embedding(TEXTS[1]), expected["text"], atol=1e-6)
+
+
+def test_a_folder_of_an_adapter_that_is_gone_says_which_version_reads_it() -> None:
+    with pytest.raises(
+        FolderError, match=r"holds a QueryMemoryAdapter, which version 0\.1 of this"
+    ):
+        AdaptedEmbedding.from_pretrained(FOLDER / "memory", CountingEmbedding())
 
 
 def test_a_process_that_only_serves_recognises_every_adapter() -> None:

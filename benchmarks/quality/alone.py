@@ -30,7 +30,6 @@ def recipes(epochs: int) -> dict[str, Recipe]:
         "ridge": of("ridge", strength=3.0),
         **{method: of(method, epochs=epochs) for method in TRAINED},
         "mean": of("mean", linear, corpus),
-        "memory": of("memory", of("identity"), weight=1.0, temperature=0.1),
         "kernel": of("kernel", of("identity"), weight=1.0, temperature=0.2),
         "gate": of("gate", linear, corpus, odds=0.0),
         "nudge_m": of("nudge_m", distance=0.2),

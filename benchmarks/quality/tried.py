@@ -109,7 +109,7 @@ def _by_heart(kitchen: Kitchen, epochs: int) -> Iterator[tuple[str, Adapter]]:
     """Memories, kernels and nudges on one map."""
     linear = of("linear", epochs=epochs)
     for temperature, weight in ((0.1, 1.0), (0.2, 1.0), (0.4, 2.0)):
-        for method in ("memory", "kernel"):
+        for method in ("kernel",):
             recipe = of(method, linear, temperature=temperature, weight=weight)
             yield (
                 f"linear + {method}, temperature {temperature}, weight {weight:g}",

@@ -34,7 +34,6 @@ from llama_index_embeddings_adapted.adapters.maps import TwoLayerAdapter, UnitAd
 from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
-    QueryMemoryAdapter,
 )
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.cli.app import facts_as_text, folder_facts
@@ -104,7 +103,7 @@ def _adapters() -> list[Any]:
         linear,
         LowRankAdapter.identity(DIM, rank=4),
         TwoLayerAdapter.identity(DIM, hidden=4),
-        GatedAdapter(linear, QueryMemoryAdapter(linear, few, few), gate),
+        GatedAdapter(linear, KernelAdapter(linear, few, few), gate),
         KernelAdapter(linear, few, few),
         StackedAdapter(LinearAdapter(_random(DIM, DIM), shared=True), nudges, UnitAdapter(DIM)),
     ]

@@ -201,6 +201,13 @@ def describe(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+#: Classes that folders of earlier versions name, and what to do about them.
+RETIRED = {
+    "QueryMemoryAdapter": "version 0.1 of this library reads; from then on, "
+    'method="kernel" does its work: train again'
+}
+
+
 def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Adapter:
     """Rebuild what :func:`describe` described.
 
@@ -212,6 +219,8 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         raise FolderError(f"{where}: no adapter is described in it.")
     name = description.get("class")
     cls = _registry.get(name) if isinstance(name, str) else None
+    if isinstance(name, str) and name in RETIRED:
+        raise FolderError(f"{where}: holds a {name}, which {RETIRED[name]}.")
     if cls is None:
         raise FolderError(
             f"{where}: adapter class {shorten(repr(name))} is not known here (known: "

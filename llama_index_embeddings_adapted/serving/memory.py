@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters.nonparametric import attend
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, unit
@@ -234,11 +233,29 @@ class AnswerMemory:
                 actual=vectors.shape[1],
                 hint="Was this memory made with another model?",
             )
-        nearest, attention = attend(unit(vectors), self.queries, temperature, neighbours)
+        nearest, attention = attention_weights(unit(vectors), self.queries, temperature, neighbours)
         attention = attention / np.maximum(attention.sum(axis=1, keepdims=True), 1.0)
         answers = self.answers.take(nearest.ravel())
         amounts = (attention.ravel()[answers.queries] * answers.grades).astype(np.float32)
         return answers.queries // nearest.shape[1], answers.documents, amounts
+
+
+def attention_weights(
+    queries: Vectors, keys: Vectors, temperature: float, neighbours: int
+) -> tuple[Rows, Vectors]:
+    """Return the nearest keys of each query and ``exp((cosine - 1) / temperature)``, ``(n, k)``.
+
+    Args:
+        queries: ``(n, dim)``, unit rows.
+        keys: ``(m, dim)``, unit rows.
+        temperature: In cosine units, ``> 0``.
+        neighbours: ``k``, at most ``m`` come back.
+    """
+    similar = queries @ keys.T
+    k = min(neighbours, similar.shape[1])
+    nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k].astype(np.int64)
+    cosines = np.take_along_axis(similar, nearest, axis=1)
+    return nearest, np.exp((cosines - 1.0) / np.float32(temperature)).astype(np.float32)
 
 
 def search_with_memory(

@@ -252,7 +252,7 @@ class EmbeddingAdapterFinetuneEngine:
         method: ``"linear"``: trained with early stopping, as above. ``"auto"``: many methods
             compete in cross-fitting; what wins is refitted on everything, and served only if its
             gain is proven and nothing is harmed. Or another method alone, with the same proof:
-            ``"whitening"``, ``"memory"``, ``"gate"``, ``"nudge"``, …. Or a list of names that
+            ``"whitening"``, ``"kernel"``, ``"gate"``, ``"nudge"``, …. Or a list of names that
             compete, such as ``["auto", "psd"]``.
         adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
             methods that move documents compete too, and the index has to be rebuilt, which costs

@@ -22,7 +22,6 @@ from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter, UnitAda
 from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
-    QueryMemoryAdapter,
 )
 from llama_index_embeddings_adapted.core.arrays import Vectors, unit
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
@@ -62,11 +61,6 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def memory(general: Adapter, **settings: float) -> QueryMemoryAdapter:
-    keys, values = (unit(random_array(3, DIM, seed=seed)) for seed in (2, 3))
-    return QueryMemoryAdapter(general, keys, values, **settings)
-
-
 def kernel(general: Adapter, **settings: float) -> KernelAdapter:
     keys, coefficients = unit(random_array(3, DIM, seed=2)), random_array(3, DIM, seed=3)
     return KernelAdapter(general, keys, coefficients, **settings)
@@ -104,7 +98,6 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     "linear, shared": lambda: LinearAdapter.identity(DIM, shared=True),
     "low rank": lambda: LowRankAdapter.identity(DIM, rank=2),
     "two layers": lambda: TwoLayerAdapter.identity(DIM, hidden=4),
-    "memory of weight 0": lambda: memory(LinearAdapter.identity(DIM), weight=0.0),
     "kernel of weight 0": lambda: kernel(LinearAdapter.identity(DIM), weight=0.0),
     "gate between identities": lambda: GatedAdapter(
         LinearAdapter.identity(DIM), LowRankAdapter.identity(DIM), gate()
@@ -133,22 +126,20 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
         activation="tanh",
         residual=False,
     ),
-    "memory": lambda: memory(linear(), weight=2.0, temperature=0.5, neighbours=2),
     "kernel": lambda: kernel(linear(), weight=2.0, temperature=0.5),
     "gate": lambda: GatedAdapter(linear(), linear(1), gate()),
     "gate without other documents": lambda: GatedAdapter(linear(), linear(1), gate(others=0)),
-    "gate to a memory": lambda: GatedAdapter(linear(), memory(linear(1)), gate()),
     "gate to a kernel": lambda: GatedAdapter(linear(), kernel(linear(1)), gate()),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),
     "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
     "two sides": lambda: TwoSidedAdapter(linear(), linear(1)),
-    "two sides, a memory in front": lambda: TwoSidedAdapter(memory(linear()), linear(1)),
+    "two sides, a kernel in front": lambda: TwoSidedAdapter(kernel(linear()), linear(1)),
     "nudges on two sides": lambda: StackedAdapter(TwoSidedAdapter(linear(), linear(1)), nudges()),
     "stack of stacks": lambda: StackedAdapter(
-        StackedAdapter(GatedAdapter(linear(), memory(linear(1)), gate()), nudges()), linear(2)
+        StackedAdapter(GatedAdapter(linear(), kernel(linear(1)), gate()), nudges()), linear(2)
     ),
-    "stack that leaves documents": lambda: StackedAdapter(linear(), memory(linear(1))),
+    "stack that leaves documents": lambda: StackedAdapter(linear(), kernel(linear(1))),
     "of a user": lambda: Turned(np.array([1, -1, 1, -1, 1, -1]), shift=2),
 }
 

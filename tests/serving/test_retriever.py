@@ -33,7 +33,11 @@ from llama_index_embeddings_adapted.errors import (
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.serving import memory as answers_module
-from llama_index_embeddings_adapted.serving.memory import AnswerMemory, search_with_memory
+from llama_index_embeddings_adapted.serving.memory import (
+    AnswerMemory,
+    attention_weights,
+    search_with_memory,
+)
 from tests.conftest import CountingEmbedding
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -139,6 +143,16 @@ def test_unjudged_queries_of_a_dataset_are_passed_over(base: CountingEmbedding) 
     data = Dataset({"p": "x", "q": "y"}, {"a": "z"}, {"q": ["a"]}, allow_unjudged=True)
     kept = AnswerMemory.from_dataset(data, base, cache_dir=False, show_progress=False)
     assert np.allclose(kept.queries, [base.vector("query", "y")])
+
+
+def test_attention_goes_to_the_nearest_keys_and_how_near_they_are() -> None:
+    keys = np.float32([[1, 0], [0.6, 0.8], [0, 1]])
+    nearest, attention = attention_weights(np.float32([[1, 0]]), keys, 0.5, 2)
+    assert dict(zip(nearest[0].tolist(), attention[0].tolist(), strict=True)) == pytest.approx(
+        {0: 1.0, 1: np.exp(-0.4 / 0.5)}
+    )
+    nearest, _ = attention_weights(np.float32([[1, 0]]), keys, 0.5, 10)
+    assert sorted(nearest[0].tolist()) == [0, 1, 2]  # no more than there are
 
 
 def test_the_matrix_holds_what_single_queries_recall(memory: AnswerMemory) -> None:

@@ -112,7 +112,7 @@ def test_the_candidate_is_fitted_on_everything() -> None:
 
 def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
     data, _ = rotated_corpus(documents=60)
-    one, again = tuned(data, "memory", seed=3), tuned(data, "memory", seed=3)
+    one, again = tuned(data, "kernel", seed=3), tuned(data, "kernel", seed=3)
     assert one.candidate == again.candidate
     assert one.choice.to_dict() == again.choice.to_dict()
 
@@ -245,7 +245,7 @@ def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch)
     def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
         raise TrainingError("no luck")
 
-    for name in ("whitening", "linear", "memory"):
+    for name in ("whitening", "linear", "gate"):
         monkeypatch.setitem(METHODS, name, broken)
     data, _ = rotated_corpus(documents=40)
     with pytest.warns(UserWarning, match="cannot be fitted and is left out: no luck"):

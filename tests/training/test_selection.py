@@ -292,12 +292,12 @@ def test_a_recipe_proposed_twice_is_tried_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_recipe_reads_well_and_knows_whether_it_moves_documents() -> None:
     ridge = of("ridge", strength=0.5)
-    assert str(of("memory", ridge, weight=2.0, temperature=0.1)) == (
-        "memory(ridge(strength=0.5), temperature=0.1, weight=2)"
+    assert str(of("kernel", ridge, weight=2.0, temperature=0.1)) == (
+        "kernel(ridge(strength=0.5), temperature=0.1, weight=2)"
     )
     assert ridge["strength"] == 0.5
-    assert not of("memory", ridge).adapts_documents
-    assert of("memory", of("shared")).adapts_documents
+    assert not of("kernel", ridge).adapts_documents
+    assert of("kernel", of("shared")).adapts_documents
     assert of("nudge", ridge, ridge).adapts_documents
 
 
@@ -314,7 +314,7 @@ def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> Non
     start = kitchen.make(of("whitening", power=0.25))
     assert np.allclose(2 * half.weight, start.weight + kitchen.make(one).weight)  # type: ignore[attr-defined]
     assert len(runs) == 2
-    kitchen.make(of("memory", one, weight=1.0, temperature=0.1))
+    kitchen.make(of("kernel", one, weight=1.0, temperature=0.1))
     assert len(runs) == 2
 
 
@@ -486,9 +486,9 @@ def test_kernels_face_a_map_with_the_settings_that_were_best_without_it() -> Non
     assert {(recipe.on[0], recipe.on[1].on[0]) for recipe in facing} == {(ground, IDENTITY)}
 
 
-def test_nudges_lie_on_the_map_below_kernels_memories_and_gates() -> None:
+def test_nudges_lie_on_the_map_below_kernels_and_gates() -> None:
     ground, corpus = of("two_sided", epochs=1), of("corpus", epochs=1)
-    memory = of("memory", corpus, weight=1.0, temperature=0.1)
+    memory = of("kernel", corpus, weight=1.0, temperature=0.1)
     lowest = stages_module._lowest
     assert lowest(of("gate", of("linear", epochs=1), memory, odds=0.0)) == of("linear", epochs=1)
     assert lowest(of("facing", ground, memory)) == of("facing", ground, corpus)

@@ -31,7 +31,6 @@ from llama_index_embeddings_adapted.adapters.maps import (
 from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
-    QueryMemoryAdapter,
 )
 from llama_index_embeddings_adapted.core.arrays import Vectors, unit
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
@@ -376,16 +375,6 @@ def _two_layer(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     return kitchen.train_map(recipe, lambda: TwoLayerAdapter.identity(dim, seed=seed), "queried")
 
 
-def _memory(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-    return QueryMemoryAdapter(
-        kitchen.make(recipe.on[0]),
-        unit(kitchen.train.queries),
-        kitchen.memory_values,
-        weight=float(recipe["weight"]),
-        temperature=float(recipe["temperature"]),
-    )
-
-
 def _kernel(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     temperature = float(recipe["temperature"])
     return KernelAdapter(
@@ -433,7 +422,6 @@ METHODS: dict[str, Method] = {
     "low_rank": _low_rank,
     "two_layer": _two_layer,
     "mean": _mean,
-    "memory": _memory,
     "kernel": _kernel,
     "gate": _gate,
     "shared": _shared,

@@ -89,7 +89,7 @@ _STEPS = 200  # of training, at a rate that falls to zero; more gain little
 _SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from where training starts to where it ends
 _QUERY_MAPS = ("mnr", "linear", "corpus")
 _BOTH_MAPS = ("shared", "two_sided")
-_LAYERS = ("memory", "kernel", "gate")  # on top of maps
+_LAYERS = ("kernel", "gate")  # on top of maps
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
 
 of = Recipe.of
@@ -155,8 +155,6 @@ def alone(method: str, epochs: int) -> Iterator[Recipe]:
         yield from (of(method, distance=distance) for distance in (0.05, 0.1, 0.2, 0.4))
     elif method == "mean":
         yield _mean(epochs)
-    elif method == "memory":
-        yield from _memories_on(IDENTITY)
     elif method == "kernel":
         yield from _kernels_on(IDENTITY)
     elif method == "gate":
@@ -275,11 +273,6 @@ def _both_maps(found: Candidates) -> list[Recipe]:
 
 def _query_maps(found: Candidates) -> list[Recipe]:
     return [r for r in found.recipes if not r.adapts_documents and (not r.on or r.method == "mean")]
-
-
-def _memories_on(recipe: Recipe) -> Iterator[Recipe]:
-    for weight, temperature in ((0.5, 0.1), (1.0, 0.1), (2.0, 0.1), (0.5, 0.2), (1.0, 0.2)):
-        yield of("memory", recipe, weight=weight, temperature=temperature)
 
 
 def _kernels_on(recipe: Recipe) -> Iterator[Recipe]:

@@ -28,7 +28,7 @@ def prepare(data: Path, cache: Path, folder: Path) -> Path:
     real = encoder.dataset(train)
     encoder.close()
     path = folder / "real.npz"
-    asked = [real.relevance.of(row)[0] for row in range(len(real.relevance))]
+    asked = [real.relevance.relevant_to(row)[0] for row in range(len(real.relevance))]
     np.savez(
         path,
         queries=real.queries,

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import environment, sets
 from benchmarks.cost.memory import peak_memory
 from llama_index_embeddings_adapted.core.arrays import unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
@@ -82,7 +82,7 @@ def _grown(data: Path, cache: Path, pairs: int, documents: int) -> EncodedDatase
     encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
     real = encoder.dataset(sets.load(data, "nl2bash").train)
     random = np.random.default_rng(0)
-    asked = np.array([real.relevance.of(row)[0] for row in range(len(real.relevance))])
+    asked = np.array([real.relevance.relevant_to(row)[0] for row in range(len(real.relevance))])
     rows = np.arange(pairs) % len(asked)
     # Each pair has a document of its own; the rest of the corpus is not asked for.
     own = real.documents[asked[rows]]
@@ -91,7 +91,7 @@ def _grown(data: Path, cache: Path, pairs: int, documents: int) -> EncodedDatase
     return EncodedDataset(
         _noisy(real.queries[rows], random),
         _noisy(np.concatenate([own, rest]), random),
-        Relevance.from_lists([[row] for row in range(pairs)]),
+        Qrels.from_lists([[row] for row in range(pairs)]),
         tuple(f"q{row}" for row in range(pairs)),
         tuple(f"d{row}" for row in range(documents)),
         np.arange(documents),

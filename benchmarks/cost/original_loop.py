@@ -52,7 +52,9 @@ def train(
     recipe = weight, label_smoothing
     model = SentenceTransformer(small, device="cpu")
     boxes = unit(frozen.queries), unit(frozen.documents)
-    pairs = [(row, int(frozen.relevance.of(row)[0])) for row in range(len(frozen.relevance))]
+    pairs = [
+        (row, int(frozen.relevance.relevant_to(row)[0])) for row in range(len(frozen.relevance))
+    ]
     texts = list(dataset.queries.values()), list(dataset.corpus.values())
     steps = epochs * -(-len(pairs) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)

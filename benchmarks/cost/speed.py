@@ -16,7 +16,7 @@ from benchmarks import environment, sets
 from benchmarks.quality import peers
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 from llama_index_embeddings_adapted.core.arrays import top_k, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
@@ -143,7 +143,7 @@ def _random(count: int, dim: int) -> EncodedDataset:
     documents = unit(_normal(count, dim))
     ids = tuple(map(str, range(count)))
     rows = np.arange(count)
-    relevance = Relevance.from_lists([[row] for row in range(count)])
+    relevance = Qrels.from_lists([[row] for row in range(count)])
     queries = unit(documents + 0.05 * _normal(count, dim))
     return EncodedDataset(queries, documents, relevance, ids, ids, rows, rows.astype(np.uint64))
 

@@ -112,7 +112,7 @@ def _nudge(name: str) -> Callable[[Encoder, Dataset, Dataset], tuple[Mapped, str
 
 
 def _as_nudge_wants(data: EncodedDataset) -> dict[str, Any]:
-    answers = [data.relevance.of(row).tolist() for row in range(len(data.relevance))]
+    answers = [data.relevance.relevant_to(row).tolist() for row in range(len(data.relevance))]
     return {"q_embs": unit(data.queries), "q_ans_indx": answers}
 
 

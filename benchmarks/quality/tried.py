@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import environment, sets
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
 from llama_index_embeddings_adapted.training import modules, trainer
@@ -152,7 +152,7 @@ def _mean(maps: list[LinearAdapter]) -> LinearAdapter:
 
 def _mined(train: EncodedDataset) -> EncodedDataset:
     rows = hard_negatives(train, k=_NEGATIVES, most_of_positive=0.95)
-    return replace(train, negatives=Relevance.from_lists([list(row) for row in rows]))
+    return replace(train, negatives=Qrels.from_lists([list(row) for row in rows]))
 
 
 @contextmanager

@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks import environment, sets
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 
-Null = Callable[[EncodedDataset, np.random.Generator], Relevance]
+Null = Callable[[EncodedDataset, np.random.Generator], Qrels]
 Row = dict[str, Any]
 
 CALIBRATED = ("uberlyft_10k", "nfcorpus")
@@ -35,14 +35,14 @@ TEMPERATURE = 0.02  # of drawn relevance, in cosine units
 HARM = 0.005  # relative NDCG@10
 
 
-def shuffled(data: EncodedDataset, random: np.random.Generator) -> Relevance:
+def shuffled(data: EncodedDataset, random: np.random.Generator) -> Qrels:
     """Deal the relevant documents out to queries anew: there is nothing to learn about queries."""
     relevance = data.relevance
     dealt = random.permutation(relevance.documents)
-    return Relevance(relevance.offsets, dealt, np.ones(len(dealt)))
+    return Qrels(relevance.offsets, dealt, np.ones(len(dealt)))
 
 
-def drawn(data: EncodedDataset, random: np.random.Generator) -> Relevance:
+def drawn(data: EncodedDataset, random: np.random.Generator) -> Qrels:
     """Draw one relevant document per query by the base model's own scores.
 
     The base model is as good as any can be, so there is nothing to gain, but much to lose.
@@ -50,7 +50,7 @@ def drawn(data: EncodedDataset, random: np.random.Generator) -> Relevance:
     scores = unit(data.queries) @ unit(data.documents).T / TEMPERATURE
     documents = (scores + random.gumbel(size=scores.shape)).argmax(axis=1)
     count = len(documents)
-    return Relevance(np.arange(count + 1), documents, np.ones(count))
+    return Qrels(np.arange(count + 1), documents, np.ones(count))
 
 
 NULLS: dict[str, Null] = {"shuffled": shuffled, "drawn": drawn}

@@ -42,7 +42,7 @@ from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.composed import embedding
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import unit
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.questions.llm import Answer, Journal
@@ -166,7 +166,7 @@ def _compose(folder: Path) -> None:
 
 
 def _remember(folder: Path) -> None:
-    answers = Relevance.from_lists([[0], [1, 0]], [[1.0], [1.0, 0.5]])
+    answers = Qrels.from_lists([[0], [1, 0]], [[1.0], [1.0, 0.5]])
     memory = AnswerMemory(unit(_random(2, DIM)), answers, ("a", "b"))
     answer_store.write(folder, memory, BASE, {"weight": 0.5, "top_k": 3})
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.core.arrays import Role, Vectors, unit
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.core.files import read_json, read_json_object
 from llama_index_embeddings_adapted.errors import (
     EncodeError,
@@ -249,7 +249,7 @@ class Cosines:
 
     black_box: Vectors
     small: Vectors
-    relevance: Relevance
+    relevance: Qrels
 
     def ndcg(self, weight: float) -> NDArray[np.float64]:
         """Return NDCG@10 of each query at λ, ``(n,)``; ties count against the relevant document."""

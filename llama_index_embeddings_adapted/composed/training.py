@@ -230,7 +230,7 @@ def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
     if data.negatives is None:
         return hard_negatives(data, k=count, most_of_positive=_MOST_OF_POSITIVE)
     given = data.negatives
-    return [data.twins[given.of(query)][:count] for query in range(len(given))]
+    return [data.twins[given.relevant_to(query)][:count] for query in range(len(given))]
 
 
 class Collator:

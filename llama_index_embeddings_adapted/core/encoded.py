@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.core.arrays import (
 
 
 @dataclass(frozen=True, eq=False)
-class Relevance:
+class Qrels:
     """Relevant documents per query, in compressed rows.
 
     Args:
@@ -32,7 +32,7 @@ class Relevance:
     @classmethod
     def from_lists(
         cls, documents: Sequence[Sequence[int]], grades: Sequence[Sequence[float]] | None = None
-    ) -> Relevance:
+    ) -> Qrels:
         """Build from one list of rows (and one of grades) per query; grades default to 1."""
         counts = [len(rows) for rows in documents]
         flat = [row for rows in documents for row in rows]
@@ -57,18 +57,18 @@ class Relevance:
         """``(entries,)``: the query row of each entry."""
         return np.repeat(np.arange(len(self)), self.counts)
 
-    def of(self, query: int) -> Rows:
+    def relevant_to(self, query: int) -> Rows:
         """Return the rows relevant to one query."""
         return self.documents[self.offsets[query] : self.offsets[query + 1]]
 
-    def take(self, queries: Rows) -> Relevance:
+    def take(self, queries: Rows) -> Qrels:
         """Keep these queries, in this order."""
         counts = self.counts[queries]
         starts = np.repeat(self.offsets[queries], counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         entries = starts + within
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Relevance(offsets, self.documents[entries], self.grades[entries])
+        return Qrels(offsets, self.documents[entries], self.grades[entries])
 
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
         """Return the discounted gain of the entries that rank among the first ``k``.
@@ -121,12 +121,12 @@ class EncodedDataset:
 
     queries: Vectors
     documents: Vectors
-    relevance: Relevance
+    relevance: Qrels
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     twins: Rows
     keys: Keys
-    negatives: Relevance | None = None
+    negatives: Qrels | None = None
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""

@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.core.arrays import (
     content_keys,
     empty_vectors,
 )
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.encoding.base_model import (
     PROBE_TEXTS,
@@ -285,7 +285,7 @@ class Encoder:
         return EncodedDataset(
             self.encode(list(dataset.queries.values()), "query"),
             self.encode(list(dataset.corpus.values()), "document"),
-            Relevance.from_lists(
+            Qrels.from_lists(
                 [[document_row[document] for document in documents] for documents in relevant],
                 [
                     [dataset.grade(query, document) for document in documents]
@@ -351,12 +351,10 @@ class Encoder:
             raise exchanged(self._name, count)
 
 
-def _negatives(
-    dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]
-) -> Relevance | None:
+def _negatives(dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]) -> Qrels | None:
     mined = dataset.hard_negatives
     if mined is None:
         return None
-    return Relevance.from_lists(
+    return Qrels.from_lists(
         [[document_row[document] for document in mined.get(q, ())] for q in dataset.queries]
     )

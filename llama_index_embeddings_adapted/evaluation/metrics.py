@@ -12,42 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError
 
 PerQuery = NDArray[np.float64]
-Metric = Callable[[PerQuery, Relevance, int], PerQuery]
+Metric = Callable[[PerQuery, Qrels, int], PerQuery]
 
 
-def hit_rate(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def hit_rate(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """1 where a relevant document is among the first ``k``, else 0."""
     return np.asarray((grades[:, :k] > 0).any(axis=1), dtype=np.float64)
 
 
-def mrr(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def mrr(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """1 / rank of the first relevant document among the first ``k``, else 0."""
     hits = grades[:, :k] > 0
     return np.asarray(np.where(hits.any(axis=1), 1.0 / (1 + hits.argmax(axis=1)), 0.0))
 
 
-def precision(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def precision(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """Share of the ``k`` places that hold a relevant document."""
     return np.asarray((grades[:, :k] > 0).sum(axis=1) / k)
 
 
-def recall(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def recall(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """Share of the relevant documents found among the first ``k``."""
     return np.asarray((grades[:, :k] > 0).sum(axis=1) / relevance.counts)
 
 
-def average_precision(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def average_precision(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """Precision at each relevant document among the first ``k``, over all relevant ones."""
     hits = grades[:, :k] > 0
     at = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     return np.asarray((at * hits).sum(axis=1) / relevance.counts)
 
 
-def ndcg(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
+def ndcg(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
     """Discounted gain of the first ``k`` over that of the best possible order.
 
     Source: Järvelin and Kekäläinen 2002, with gain = grade and discount 1 / log2(rank + 1).
@@ -56,11 +56,11 @@ def ndcg(grades: PerQuery, relevance: Relevance, k: int) -> PerQuery:
     return found / ideal_gain(relevance, k)
 
 
-def ideal_gain(relevance: Relevance, k: int) -> PerQuery:
+def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
     """Return the discounted gain of the best order, ``(n,)``."""
     best = np.lexsort((-relevance.grades, relevance.queries))
     rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
-    ideal = Relevance(relevance.offsets, relevance.documents[best], relevance.grades[best])
+    ideal = Qrels(relevance.offsets, relevance.documents[best], relevance.grades[best])
     return ideal.discounted_gain(rank, k)
 
 
@@ -74,7 +74,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def compute(name: str, ranked: Rows, relevance: Relevance, *, corpus_size: int) -> PerQuery:
+def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> PerQuery:
     """Compute a metric such as ``"ndcg@10"``.
 
     Args:

@@ -295,7 +295,7 @@ def wins_losses(
             texts.queries[row],
             f"first relevant passage: {_place(base[1], ranks[0][row])} → "
             f"{_place(new[1], ranks[1][row])}",
-            _passages(base[1], texts, row, base[1].relevance.of(row)[:_MOST_RELEVANT]),
+            _passages(base[1], texts, row, base[1].relevance.relevant_to(row)[:_MOST_RELEVANT]),
             _passages(base[1], texts, row, base[1].ranked[row, :_FIRST]),
             _passages(new[1], texts, row, new[1].ranked[row, :_FIRST]),
         )
@@ -317,7 +317,7 @@ def _place(scores: RetrievalScores, rank: int) -> str:
 def _passages(
     scores: RetrievalScores, texts: Texts, query: int, documents: Iterable[int]
 ) -> tuple[Passage, ...]:
-    relevant = set(scores.relevance.of(query).tolist())
+    relevant = set(scores.relevance.relevant_to(query).tolist())
     return tuple(
         Passage(
             scores.document_ids[document],

@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.core.arrays import (
     unit,
     unit_rows,
 )
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
@@ -54,7 +54,7 @@ class RetrievalScores:
     """
 
     ranked: Rows
-    relevance: Relevance
+    relevance: Qrels
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     ks: tuple[int, ...] = DEFAULT_KS
@@ -255,7 +255,7 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
         np.concatenate(
             [_filled(scores.ranked + shift, depth, len(document_ids)) for scores, shift in pairs]
         ),
-        Relevance(
+        Qrels(
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
             np.concatenate([scores.relevance.grades for scores in parts]),
@@ -376,7 +376,7 @@ def hard_negatives(
     best = _best_positive(data, queries, documents)
     found: list[Rows] = []
     for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
-        relevant = data.twins[data.relevance.of(query)]
+        relevant = data.twins[data.relevance.relevant_to(query)]
         allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
         allowed &= ~np.isin(data.twins[rows], relevant) & (data.twins[rows] == rows)
         found.append(rows[allowed][skip : skip + k])

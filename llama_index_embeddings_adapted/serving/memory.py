@@ -19,7 +19,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_object
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.base_model import (
@@ -62,7 +62,7 @@ class AnswerMemory:
     """
 
     queries: Vectors
-    answers: Relevance
+    answers: Qrels
     document_ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -89,9 +89,7 @@ class AnswerMemory:
             raise ShapeError("shares", expected="numbers in (0, 1]", actual=shares)
 
     @classmethod
-    def of(
-        cls, queries: Vectors, relevance: Relevance, document_ids: Sequence[str]
-    ) -> AnswerMemory:
+    def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
         """Remember judged queries; others, and documents that answer none, are left out.
 
         The best document of a query has the share 1, a lesser grade its fraction of that. A share
@@ -114,7 +112,7 @@ class AnswerMemory:
         shares = kept.grades / best[kept.queries]
         return cls(
             unit(as_vectors(queries, what="queries")[judged]),
-            Relevance(kept.offsets, rows.astype(np.int64), shares),
+            Qrels(kept.offsets, rows.astype(np.int64), shares),
             tuple(document_ids[row] for row in documents),
         )
 
@@ -148,7 +146,7 @@ class AnswerMemory:
         """
         rows = {document: row for row, document in enumerate(dataset.corpus)}
         answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
-        relevance = Relevance.from_lists(
+        relevance = Qrels.from_lists(
             [[rows[document] for document in documents] for documents in answers],
             [
                 [dataset.grade(query, document) for document in documents]
@@ -394,7 +392,7 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
         raise FolderError(f"{folder}: no {ARRAYS}.")
     arrays = folders.read_arrays(folder / ARRAYS)
     try:
-        answers = Relevance(
+        answers = Qrels(
             arrays["offsets"].astype(np.int64, casting="safe"),
             arrays["documents"].astype(np.int64, casting="safe"),
             arrays["shares"].astype(np.float64, casting="safe"),

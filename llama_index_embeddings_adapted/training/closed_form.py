@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import gaussian
 from llama_index_embeddings_adapted.core.arrays import Vectors, unit, unit_blocks
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 
 Matrix = NDArray[np.float64]
@@ -248,7 +248,7 @@ def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Ve
     return unit(values @ spectrum.power(1.0, 1.0).astype(np.float32))
 
 
-def mean_documents(relevance: Relevance, documents: Vectors) -> Vectors:
+def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
     """Return the mean of each query's relevant documents as unit rows, ``(n, dim)``."""
     asked, columns = np.unique(relevance.documents, return_inverse=True)
     shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)

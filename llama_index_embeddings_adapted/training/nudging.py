@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
 from llama_index_embeddings_adapted.training.trainer import threads_for
@@ -127,7 +127,7 @@ class _Listwise:
         relevant = train.twins[train.relevance.documents]
         asked = np.unique(relevant)
         self._keys = train.keys[asked]
-        self._relevance = Relevance(
+        self._relevance = Qrels(
             train.relevance.offsets, np.searchsorted(asked, relevant), train.relevance.grades
         )
         self._queries = torch.from_numpy(queries)

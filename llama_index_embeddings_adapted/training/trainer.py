@@ -26,7 +26,7 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.core.arrays import Rows, UnitRows, Vectors, unit, unit_blocks
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, Validation
 from llama_index_embeddings_adapted.evaluation.reports import Epoch
@@ -439,7 +439,7 @@ class _Run:
         """Return how many documents a candidate stands for; in a batch of pairs, itself."""
         return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
 
-    def _competing(self, relevant: Relevance) -> Rows:
+    def _competing(self, relevant: Qrels) -> Rows:
         """Return the relevant documents of a batch; where documents move, a limited number.
 
         There a step maps every candidate, and dozens per query would be nearly all of its cost.

@@ -96,7 +96,9 @@ def test_hard_negatives_are_mined_and_never_relevant() -> None:
     found = places(data, per_place=4, negatives=2)
     assert any(place["hard"] for place in found)
     for place in found:
-        answers = {int(data.twins[d]) for q in place["queries"] for d in data.relevance.of(q)}
+        answers = {
+            int(data.twins[d]) for q in place["queries"] for d in data.relevance.relevant_to(q)
+        }
         assert len(place["queries"]) > 1 or not answers & set(place["hard"])
 
 

@@ -11,7 +11,7 @@ from llama_index_embeddings_adapted.composed.small_model import (
     sweep,
 )
 from llama_index_embeddings_adapted.core.arrays import top_k, unit
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import compute
 
@@ -63,7 +63,7 @@ def random_cosines(seed: int, queries: int = 12, documents: int = 40) -> Cosines
     for query, rows in enumerate(relevant):
         b[query, rows] += 0.4
         a[query, rows] += 0.4
-    return Cosines(np.float32(b), np.float32(a), Relevance.from_lists(relevant))
+    return Cosines(np.float32(b), np.float32(a), Qrels.from_lists(relevant))
 
 
 def test_ndcg_at_a_weight_is_that_of_the_ranking_it_gives() -> None:
@@ -86,20 +86,20 @@ def test_no_weight_of_a_fine_grid_beats_the_one_found(seed: int) -> None:
 
 
 def test_a_small_model_that_only_harms_gets_no_weight() -> None:
-    relevance = Relevance.from_lists([[query] for query in range(8)])
+    relevance = Qrels.from_lists([[query] for query in range(8)])
     right = np.eye(8, dtype=np.float32)
     assert best_weight(Cosines(right, -right, relevance), trained=0.5) == 0.0
 
 
 def test_a_small_model_that_knows_nothing_gets_no_weight() -> None:
-    relevance = Relevance.from_lists([[query] for query in range(8)])
+    relevance = Qrels.from_lists([[query] for query in range(8)])
     b = np.float32(np.eye(8)[:, ::-1])
     assert best_weight(Cosines(b, 0 * b, relevance), trained=0.5) == 0.0
 
 
 def test_the_smallest_sufficient_region_is_found_by_arithmetic() -> None:
     # The relevant document is behind by .3 and gains 1·λ²: ahead from λ² = .3 on.
-    relevance = Relevance.from_lists([[0]] * 4)
+    relevance = Qrels.from_lists([[0]] * 4)
     b = np.float32([[0.2, 0.5]] * 4)
     a = np.float32([[1.0, 0.0]] * 4)
     assert best_weight(Cosines(b, a, relevance), trained=0.1) ** 2 > 0.3
@@ -108,7 +108,7 @@ def test_the_smallest_sufficient_region_is_found_by_arithmetic() -> None:
 
 def test_the_trained_weight_stays_where_another_is_better_by_chance_only() -> None:
     # One query of ten needs λ² > 1.5, the nine others are right from λ² > .01 on.
-    relevance = Relevance.from_lists([[0]] * 10)
+    relevance = Qrels.from_lists([[0]] * 10)
     b = np.float32([[0.0, 1.5], *[[0.0, 0.01]] * 9])
     cosines = Cosines(b, np.float32([[1.0, 0.0]] * 10), relevance)
     assert sweep(cosines) ** 2 > 1.5

@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page_parts
@@ -83,7 +83,7 @@ def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> Retriev
     """Rankings by hand; the relevant document of each query is 0 unless told."""
     return RetrievalScores(
         np.array(rows),
-        Relevance.from_lists(relevant or [[0]] * len(rows)),
+        Qrels.from_lists(relevant or [[0]] * len(rows)),
         tuple(f"q{n}" for n in range(len(rows))),
         tuple(f"d{n}" for n in range(1 + max(map(max, rows)))),
     )

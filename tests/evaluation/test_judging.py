@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core import arrays as vectors_module
 from llama_index_embeddings_adapted.core.arrays import as_vectors, ranks, top_k, unit
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
 from llama_index_embeddings_adapted.evaluation.retrieval import known_to, part, search
@@ -78,7 +78,7 @@ def test_vectors_are_checked_at_the_border() -> None:
 def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
     # Relevant are documents 5 (grade 2) and 7 (grade 1); found at ranks 2 and 4 of 4.
     ranked = np.array([[1, 7, 2, 5]])
-    relevance = Relevance.from_lists([[5, 7]], [[2.0, 1.0]])
+    relevance = Qrels.from_lists([[5, 7]], [[2.0, 1.0]])
     values = {f"{m}@4": compute(f"{m}@4", ranked, relevance, corpus_size=9)[0] for m in METRICS}
     ideal = 2 + 1 / np.log2(3)
     assert values == {
@@ -96,13 +96,15 @@ def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
 def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
     data = Dataset.from_beir(real_data("nfcorpus"), "test")
     place = {document: row for row, document in enumerate(data.corpus)}
-    relevance = Relevance.from_lists(
+    relevance = Qrels.from_lists(
         [[place[d] for d in docs] for docs in data.relevant_docs.values()],
         [[data.grade(q, d) for d in docs] for q, docs in data.relevant_docs.items()],
     )
     # Vectors of relevant documents lie near their query, so that there is something to find.
     documents = RANDOM.standard_normal((len(place), 32))
-    queries = np.array([documents[relevance.of(row)].mean(axis=0) for row in range(len(data))])
+    queries = np.array(
+        [documents[relevance.relevant_to(row)].mean(axis=0) for row in range(len(data))]
+    )
     ranked, _ = top_k(unit(queries), unit(documents), 100)
     names = list(place)
     qrels = {q: {d: int(data.grade(q, d)) for d in docs} for q, docs in data.relevant_docs.items()}
@@ -130,7 +132,7 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
 
 
 def test_relevance_gives_grades_by_rank_and_keeps_parts() -> None:
-    relevance = Relevance.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
+    relevance = Qrels.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
     assert relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]])).tolist() == [
         [1, 0, 2],
         [0, 0, 0],

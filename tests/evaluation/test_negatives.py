@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.core.arrays import unit
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
@@ -110,7 +110,7 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> No
     # Each query lies between its document and one that nobody asks for.
     queries = unit(documents[rows] + 0.95 * documents[rows + 20])
     data = encoded(queries, documents, [[int(row)] for row in rows])
-    mined = replace(data, negatives=Relevance.from_lists([[int(row) + 20] for row in rows]))
+    mined = replace(data, negatives=Qrels.from_lists([[int(row) + 20] for row in rows]))
     options = TrainingOptions(
         loss=loss,
         learning_rate=0.01,
@@ -137,7 +137,7 @@ def test_the_engine_takes_mined_negatives(
     assert data.negatives is not None
     taken = data.take(np.array([3, 1]))
     assert taken.negatives is not None
-    assert taken.negatives.of(0).tolist() == data.negatives.of(3).tolist()
+    assert taken.negatives.relevant_to(0).tolist() == data.negatives.relevant_to(3).tolist()
     engine = EmbeddingAdapterFinetuneEngine(
         mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
     )

@@ -204,7 +204,7 @@ def written(given: EncodedDataset) -> EmbeddingQAFinetuneDataset:
     queries = {f"q{row}": f"question {row}" for row in range(len(given.queries))}
     corpus = {f"d{row}": f"passage {twin}" for row, twin in enumerate(given.twins)}
     relevant = {
-        f"q{row}": [f"d{found}" for found in given.relevance.of(row)]
+        f"q{row}": [f"d{found}" for found in given.relevance.relevant_to(row)]
         for row in range(len(given.queries))
     }
     return EmbeddingQAFinetuneDataset(queries, corpus, relevant)

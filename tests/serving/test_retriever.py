@@ -23,7 +23,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core.encoded import Relevance
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
     DatasetError,
@@ -74,7 +74,7 @@ def angles() -> Angles:
 @pytest.fixture
 def memory() -> AnswerMemory:
     """At 0 degrees "a" answered; at 90, "b" and half as well "c"."""
-    relevance = Relevance.from_lists([[0], [1, 2]], [[1], [2, 1]])
+    relevance = Qrels.from_lists([[0], [1, 2]], [[1], [2, 1]])
     return AnswerMemory.of(np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
 
 
@@ -106,7 +106,7 @@ def test_the_best_document_of_a_query_counts_one_and_lesser_grades_their_fractio
 
 
 def test_attention_falls_with_the_cosine() -> None:
-    one = AnswerMemory.of(np.float32([[1, 0]]), Relevance.from_lists([[0]]), ["a"])
+    one = AnswerMemory.of(np.float32([[1, 0]]), Qrels.from_lists([[0]]), ["a"])
     query = np.float32([0.5, 3**0.5 / 2])
     assert one.recall(query, temperature=WARM) == pytest.approx({"a": np.exp(-1)})
     assert one.recall(-query, temperature=0.1)["a"] < 1e-6
@@ -114,18 +114,18 @@ def test_attention_falls_with_the_cosine() -> None:
 
 def test_many_similar_queries_never_count_for_more_than_one() -> None:
     same = np.float32([[1, 0]] * 4)
-    crowd = AnswerMemory.of(same, Relevance.from_lists([[0], [0], [0], [1]]), ["a", "b"])
+    crowd = AnswerMemory.of(same, Qrels.from_lists([[0], [0], [0], [1]]), ["a", "b"])
     assert crowd.recall(same[0]) == pytest.approx({"a": 0.75, "b": 0.25})
     assert sum(crowd.recall(same[0], neighbours=1).values()) == pytest.approx(1.0)
 
 
 def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out() -> None:
-    relevance = Relevance.from_lists([[], [2]])
+    relevance = Qrels.from_lists([[], [2]])
     kept = AnswerMemory.of(2 * np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
     assert kept.queries.tolist() == [[0, 1]]
     assert kept.document_ids == ("c",)
     with pytest.raises(DatasetError, match="No query has a relevant document"):
-        AnswerMemory.of(np.eye(2, dtype=np.float32), Relevance.from_lists([[], []]), ["a"])
+        AnswerMemory.of(np.eye(2, dtype=np.float32), Qrels.from_lists([[], []]), ["a"])
 
 
 def test_each_distinct_query_is_embedded_once_and_no_document_is(small: Dataset) -> None:
@@ -172,7 +172,7 @@ def test_the_matrix_holds_what_single_queries_recall(memory: AnswerMemory) -> No
         ({"queries": np.zeros((0, 2), np.float32)}, "answers: expected some documents for each"),
         ({"document_ids": ("a", "b")}, "expected rows of 2 distinct documents, got rows 0 to 2"),
         ({"document_ids": ("a", "b", "b")}, "expected rows of 2 distinct documents"),
-        ({"answers": Relevance.from_lists([[0], [1]], [[1], [2]])}, r"expected numbers in \(0, 1"),
+        ({"answers": Qrels.from_lists([[0], [1]], [[1], [2]])}, r"expected numbers in \(0, 1"),
     ],
     ids=["more queries", "no query", "too few ids", "an id twice", "a share above 1"],
 )
@@ -218,7 +218,7 @@ def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch
 def test_the_memory_goes_by_base_vectors_and_the_search_by_those_given() -> None:
     queries, documents = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [0.6, -0.8]])
     data = encoded(queries, documents, [[0], [1]])
-    kept = AnswerMemory.of(np.float32(queries), Relevance.from_lists([[2], [2]]), data.document_ids)
+    kept = AnswerMemory.of(np.float32(queries), Qrels.from_lists([[2], [2]]), data.document_ids)
     turned = np.float32([[0, 1], [0, 1]])
     scores = search_with_memory(data, turned, np.float32(documents), kept, weight=1.5, ks=(1,))
     # Cosines 0, 1 and -.8, and 1.5 from memory for the third.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.core.arrays import unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Recipe
 from llama_index_embeddings_adapted.training.auto.selection import Evidence, Expectation
 
@@ -20,7 +20,7 @@ def encoded(
     return EncodedDataset(
         np.float32(queries),
         np.float32(documents),
-        Relevance.from_lists(relevant),
+        Qrels.from_lists(relevant),
         tuple(f"q{row}" for row in range(len(queries))),
         tuple(f"d{row}" for row in range(len(documents))),
         np.arange(len(documents)),

@@ -9,7 +9,7 @@ import pytest
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import ranks, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
@@ -308,7 +308,7 @@ def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatc
     data = EncodedDataset(
         plain.queries,
         documents,
-        Relevance.from_lists(answers),
+        Qrels.from_lists(answers),
         plain.query_ids,
         plain.document_ids,
         twins,
@@ -318,7 +318,7 @@ def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatc
     assert said == "Cross-fitting takes a sample of 30 of 100 documents."
     assert len(sample.documents) == len(set(sample.keys.tolist())) == 30
     for row, [answer] in enumerate(answers):
-        [kept] = sample.relevance.of(row)
+        [kept] = sample.relevance.relevant_to(row)
         assert np.array_equal(sample.documents[kept], documents[answer])
         assert sample.keys[kept] == data.keys[answer]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.training.auto.tune import _beyond_luck, at_chance, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -26,7 +26,7 @@ def noisy(noise: float = 0.5, seed: int = 0) -> EncodedDataset:
 def dealt(data: EncodedDataset, seed: int = 0) -> EncodedDataset:
     relevance = data.relevance
     documents = np.random.default_rng(seed).permutation(relevance.documents)
-    return replace(data, relevance=Relevance(relevance.offsets, documents, relevance.grades))
+    return replace(data, relevance=Qrels(relevance.offsets, documents, relevance.grades))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 2.0])

@@ -61,7 +61,9 @@ def several() -> EncodedDataset:
 def test_ridge_solves_its_least_squares_problem(strength: float) -> None:
     data = several()
     queries, documents = unit(data.queries), unit(data.documents)
-    targets = np.stack([documents[data.relevance.of(row)].mean(axis=0) for row in range(40)])
+    targets = np.stack(
+        [documents[data.relevance.relevant_to(row)].mean(axis=0) for row in range(40)]
+    )
     penalty = strength * np.linalg.eigvalsh(queries.T @ queries).mean()
     # Rows of √λ · identity, with the same as targets, hold the map to the identity.
     held = penalty**0.5 * np.eye(6)

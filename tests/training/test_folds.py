@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import top_k, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, Judged, folds
@@ -160,7 +160,7 @@ def test_with_dozens_of_answers_per_query_single_documents_are_dealt_and_the_res
     for fold in parts:
         judged = fold.judged
         for place, row in enumerate(judged.rows):
-            shown, hidden = judged.relevance.of(place), judged.hidden.of(place)
+            shown, hidden = judged.relevance.relevant_to(place), judged.hidden.relevant_to(place)
             assert sorted([*shown, *hidden]) == sorted(relevant[row])
             assert len(shown) == pytest.approx(20 if judged.known[place] else 5, abs=6)
 
@@ -216,7 +216,7 @@ def test_hidden_documents_do_not_compete() -> None:
     query = np.float32([[1, 0]])
 
     def score(hidden: list[int]) -> float:
-        relevance, kept_out = Relevance.from_lists([[1]]), Relevance.from_lists([hidden])
+        relevance, kept_out = Qrels.from_lists([[1]]), Qrels.from_lists([hidden])
         judged = Judged(query, np.array([0]), relevance, kept_out, np.array([True]))
         return float(judged.score(query, documents)[0])
 
@@ -231,8 +231,8 @@ def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> 
     judged = Judged(
         documents[:1],
         np.array([0]),
-        Relevance.from_lists([answers]),
-        Relevance.from_lists([[]]),
+        Qrels.from_lists([answers]),
+        Qrels.from_lists([[]]),
         np.array([True]),
     )
     # Ties go to the document that stands first, as in a search.
@@ -255,7 +255,7 @@ def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_hidden(most: int, 
     shown = [row[:count].tolist() for row, count in zip(rows, counts, strict=True)]
     hidden = [row[count : count + 15].tolist() for row, count in zip(rows, counts, strict=True)]
     grades = [random.integers(1, 4, size=count).tolist() for count in counts]
-    relevance, kept_out = Relevance.from_lists(shown, grades), Relevance.from_lists(hidden)
+    relevance, kept_out = Qrels.from_lists(shown, grades), Qrels.from_lists(hidden)
     judged = Judged(queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool))
 
     scores = queries @ documents.T

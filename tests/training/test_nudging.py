@@ -46,7 +46,7 @@ def test_nudge_m_is_that_of_its_authors(distance: float) -> None:
     data = several()
     asked = {
         "q_embs": data.queries,
-        "q_ans_indx": [data.relevance.of(row).tolist() for row in range(60)],
+        "q_ans_indx": [data.relevance.relevant_to(row).tolist() for row in range(60)],
     }
     theirs = nudge.NUDGEM(device="cpu").finetune_embeddings(
         data.documents, asked, asked, gamma=distance
@@ -61,7 +61,7 @@ def test_nudge_n_is_that_of_its_authors(distance: float) -> None:
     data = several()
     asked = {
         "q_embs": data.queries,
-        "q_ans_indx": [data.relevance.of(row).tolist() for row in range(60)],
+        "q_ans_indx": [data.relevance.relevant_to(row).tolist() for row in range(60)],
     }
     theirs = nudge.NUDGEN(device="cpu").finetune_embeddings(
         data.documents, asked, asked, gamma=distance

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.composites import FEATURES, Features, Gate
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, top_k, unit
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
 
@@ -44,8 +44,8 @@ class Judged:
 
     queries: Vectors
     rows: Rows
-    relevance: Relevance
-    hidden: Relevance
+    relevance: Qrels
+    hidden: Qrels
     known: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Judged:
         return np.take_along_axis(found, order, axis=1)[:, :depth]
 
 
-def _entries(relevance: Relevance, start: int, stop: int) -> tuple[slice, Rows, Rows]:
+def _entries(relevance: Qrels, start: int, stop: int) -> tuple[slice, Rows, Rows]:
     """Return which entries some queries own, and of each its query, from 0, and its document."""
     part = slice(int(relevance.offsets[start]), int(relevance.offsets[stop]))
     lines = np.repeat(np.arange(stop - start), relevance.counts[start:stop])
@@ -162,7 +162,7 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
     relevance = data.relevance
-    relevance = Relevance(relevance.offsets, data.twins[relevance.documents], relevance.grades)
+    relevance = Qrels(relevance.offsets, data.twins[relevance.documents], relevance.grades)
     if len(relevance) < count:
         raise DatasetError(
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
@@ -192,7 +192,7 @@ def _first_equal(queries: Vectors) -> Rows:
 
 
 def _deal_documents(
-    relevance: Relevance, same: Rows, total: int, count: int, random: np.random.Generator
+    relevance: Qrels, same: Rows, total: int, count: int, random: np.random.Generator
 ) -> Rows:
     asked = np.unique(relevance.documents)
     group, size = _groups(relevance, same, total, asked)
@@ -210,7 +210,7 @@ def _deal_documents(
     return dealt
 
 
-def _groups(relevance: Relevance, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
+def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
     """Return the group of each asked document, connected by queries, and the groups' sizes."""
     queries = len(relevance)
     links = coo_matrix(
@@ -227,7 +227,7 @@ def _groups(relevance: Relevance, same: Rows, total: int, asked: Rows) -> tuple[
 
 def _deal_queries(
     same: Rows,
-    relevance: Relevance,
+    relevance: Qrels,
     document_part: Rows,
     count: int,
     random: np.random.Generator,
@@ -238,14 +238,14 @@ def _deal_queries(
         groups.setdefault(first, []).append(row)
     part = np.empty(len(same), dtype=np.int64)
     for row, members in groups.items():
-        avoided = document_part[relevance.of(row)[0]]
+        avoided = document_part[relevance.relevant_to(row)[0]]
         part[members] = (avoided + 1 + random.integers(count - 1)) % count
     return part
 
 
 def _fold(
     data: EncodedDataset,
-    relevance: Relevance,
+    relevance: Qrels,
     same: Rows,
     new_document: NDArray[np.bool_],
     held_query: NDArray[np.bool_],
@@ -271,17 +271,15 @@ def _fold(
     )
 
 
-def _select(relevance: Relevance, keep: NDArray[np.bool_]) -> tuple[Rows, Relevance]:
+def _select(relevance: Qrels, keep: NDArray[np.bool_]) -> tuple[Rows, Qrels]:
     """Keep some entries; return the queries that have any left, and their relevance."""
     counts = np.bincount(relevance.queries[keep], minlength=len(relevance))
     rows = np.flatnonzero(counts)
     offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
-    return rows, Relevance(offsets, relevance.documents[keep], relevance.grades[keep])
+    return rows, Qrels(offsets, relevance.documents[keep], relevance.grades[keep])
 
 
-def _hidden(
-    relevance: Relevance, rows: Rows, is_known: NDArray[np.bool_], kinds: Rows
-) -> Relevance:
+def _hidden(relevance: Qrels, rows: Rows, is_known: NDArray[np.bool_], kinds: Rows) -> Qrels:
     """Return for each judgement the relevant documents it is not about; none for most.
 
     Args:
@@ -291,15 +289,15 @@ def _hidden(
         kinds: ``(entries,)``: 1 where known documents are judged, 2 where new ones are, else 0.
     """
     of_rows = relevance.take(rows)
-    kind = Relevance(relevance.offsets, relevance.documents, kinds.astype(float)).take(rows).grades
+    kind = Qrels(relevance.offsets, relevance.documents, kinds.astype(float)).take(rows).grades
     other = kind != np.where(is_known, 1, 2)[of_rows.queries]
     counts = np.bincount(of_rows.queries[other], minlength=len(rows))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Relevance(offsets, of_rows.documents[other], of_rows.grades[other])
+    return Qrels(offsets, of_rows.documents[other], of_rows.grades[other])
 
 
-def _concatenate(first: Relevance, second: Relevance) -> Relevance:
-    return Relevance(
+def _concatenate(first: Qrels, second: Qrels) -> Qrels:
+    return Qrels(
         np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
         np.concatenate([first.documents, second.documents]),
         np.concatenate([first.grades, second.grades]),

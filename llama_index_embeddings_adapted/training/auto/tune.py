@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Relevance
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation.held_out import METRIC, PartReport
 from llama_index_embeddings_adapted.evaluation.reports import Choice
@@ -76,7 +76,7 @@ def at_chance(data: EncodedDataset, *, seed: int = 0) -> bool:
     sample = data.take(rows)
     relevance = sample.relevance
     # The same documents as often, so that one that suits every query is no advantage.
-    dealt = Relevance(relevance.offsets, random.permutation(relevance.documents), relevance.grades)
+    dealt = Qrels(relevance.offsets, random.permutation(relevance.documents), relevance.grades)
     found, by_chance = (
         search(replace(sample, relevance=truth), sample.queries, sample.documents).values(_METRIC)
         for truth in (relevance, dealt)
@@ -443,7 +443,7 @@ def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
     return replace(
         data,
         documents=data.documents[rows],
-        relevance=Relevance(relevance.offsets, documents, relevance.grades),
+        relevance=Qrels(relevance.offsets, documents, relevance.grades),
         document_ids=tuple(data.document_ids[row] for row in rows),
         twins=np.arange(len(rows)),
         keys=data.keys[rows],

@@ -211,7 +211,7 @@ def places(data: EncodedDataset, *, per_place: int, negatives: int) -> list[dict
         negatives: Hard negatives per place, at most.
     """
     asked: dict[int, list[int]] = {}
-    documents = data.twins[data.relevance.documents]
+    documents = data.canonical_rows[data.relevance.documents]
     for query, document in zip(data.relevance.queries, documents, strict=True):
         if int(query) not in asked.setdefault(int(document), []):
             asked[int(document)].append(int(query))
@@ -230,7 +230,7 @@ def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
     if data.negatives is None:
         return hard_negatives(data, k=count, most_of_positive=_MOST_OF_POSITIVE)
     given = data.negatives
-    return [data.twins[given.relevant_to(query)][:count] for query in range(len(given))]
+    return [data.canonical_rows[given.relevant_to(query)][:count] for query in range(len(given))]
 
 
 class Collator:
@@ -250,7 +250,7 @@ class Collator:
         self._model = model
         self._texts = texts
         self._vectors = (unit(data.queries), unit(data.documents)) if frozen else None
-        relevant = data.twins[data.relevance.documents]
+        relevant = data.canonical_rows[data.relevance.documents]
         self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
         for query, document in zip(data.relevance.queries, relevant, strict=True):
             self._relevant[query].add(int(document))

@@ -114,7 +114,7 @@ class EncodedDataset:
         relevance: Over the rows of both.
         query_ids: ``n`` ids.
         document_ids: ``m`` ids.
-        twins: ``(m,)``, the row of the first document with the same text, mostly its own.
+        canonical_rows: ``(m,)``, the row of the first document with the same text, mostly its own.
         keys: ``(m,)``, the content keys of the documents.
         negatives: Documents mined as hard negatives, over the rows of both; None where none were.
     """
@@ -124,7 +124,7 @@ class EncodedDataset:
     relevance: Qrels
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
-    twins: Rows
+    canonical_rows: Rows
     keys: Keys
     negatives: Qrels | None = None
 
@@ -136,7 +136,7 @@ class EncodedDataset:
             self.relevance.take(queries),
             tuple(self.query_ids[row] for row in queries),
             self.document_ids,
-            self.twins,
+            self.canonical_rows,
             self.keys,
             None if self.negatives is None else self.negatives.take(queries),
         )

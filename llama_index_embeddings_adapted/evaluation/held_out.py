@@ -203,7 +203,7 @@ def hold_out(
     rows = np.arange(len(data.relevance))
     groups = _same_question(data)
     wants = {
-        group: {int(d) for q in members for d in data.twins[data.relevance.relevant_to(q)]}
+        group: {int(d) for q in members for d in data.canonical_rows[data.relevance.relevant_to(q)]}
         for group, members in groups.items()
     }
     taken: set[int] = set()

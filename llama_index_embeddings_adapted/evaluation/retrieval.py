@@ -376,9 +376,11 @@ def hard_negatives(
     best = _best_positive(data, queries, documents)
     found: list[Rows] = []
     for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
-        relevant = data.twins[data.relevance.relevant_to(query)]
+        relevant = data.canonical_rows[data.relevance.relevant_to(query)]
         allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
-        allowed &= ~np.isin(data.twins[rows], relevant) & (data.twins[rows] == rows)
+        allowed &= ~np.isin(data.canonical_rows[rows], relevant) & (
+            data.canonical_rows[rows] == rows
+        )
         found.append(rows[allowed][skip : skip + k])
     return found
 

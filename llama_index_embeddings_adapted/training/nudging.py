@@ -124,7 +124,7 @@ class _Listwise:
         self._options = options
         self._random = np.random.default_rng(options.seed)
         queries, documents = _mapped(train, below)
-        relevant = train.twins[train.relevance.documents]
+        relevant = train.canonical_rows[train.relevance.documents]
         asked = np.unique(relevant)
         self._keys = train.keys[asked]
         self._relevance = Qrels(
@@ -132,7 +132,9 @@ class _Listwise:
         )
         self._queries = torch.from_numpy(queries)
         self._asked = torch.from_numpy(documents[asked])
-        self._others = torch.from_numpy(documents[np.setdiff1d(np.unique(train.twins), asked)])
+        self._others = torch.from_numpy(
+            documents[np.setdiff1d(np.unique(train.canonical_rows), asked)]
+        )
         # Sparse, so that a step costs what it scores, however many documents there are.
         zeros = torch.zeros_like(self._asked)
         self._offsets = nn.Embedding(len(zeros), zeros.shape[1], sparse=True, _weight=zeros)
@@ -196,7 +198,7 @@ class _Listwise:
 def _pull(train: EncodedDataset, below: Adapter | None) -> tuple[Rows, Vectors, Vectors]:
     """Return the rows of documents with training queries, their vectors, and their queries' sum."""
     queries, documents = _mapped(train, below)
-    relevant = train.twins[train.relevance.documents]
+    relevant = train.canonical_rows[train.relevance.documents]
     asked = np.unique(relevant)
     total = np.zeros((len(asked), documents.shape[1]), dtype=np.float32)
     np.add.at(total, np.searchsorted(asked, relevant), queries[train.relevance.queries])

@@ -300,17 +300,19 @@ class _Run:
         self._queries = self._tensor(self._base)
         self._documents = TrainingDocuments(train.documents, self._device)
         self._moment = self._moment_of_documents() if options.anchor else None
-        self._relevance = replace(train.relevance, documents=train.twins[train.relevance.documents])
+        self._relevance = replace(
+            train.relevance, documents=train.canonical_rows[train.relevance.documents]
+        )
         # Hard negatives compete like the documents that queries ask for.
         self._negatives = (
             None
             if train.negatives is None
-            else replace(train.negatives, documents=train.twins[train.negatives.documents])
+            else replace(train.negatives, documents=train.canonical_rows[train.negatives.documents])
         )
         asked = self._relevance.documents
         mined = asked[:0] if self._negatives is None else self._negatives.documents
         self._candidates = np.unique(
-            train.twins if options.loss == "corpus" else np.concatenate([asked, mined])
+            train.canonical_rows if options.loss == "corpus" else np.concatenate([asked, mined])
         )
         # Gathered once where every step scores the same documents.
         self._all_candidates = (

@@ -68,7 +68,7 @@ def shared_documents() -> EncodedDataset:
         random.standard_normal((5, 8)),
         [[0], [3], [0, 2], [1], [1], [1]],
     )
-    return EncodedDataset(**{**vars(data), "twins": np.array([0, 1, 2, 0, 4])})
+    return EncodedDataset(**{**vars(data), "canonical_rows": np.array([0, 1, 2, 0, 4])})
 
 
 def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def test_hard_negatives_are_mined_and_never_relevant() -> None:
     assert any(place["hard"] for place in found)
     for place in found:
         answers = {
-            int(data.twins[d]) for q in place["queries"] for d in data.relevance.relevant_to(q)
+            int(data.canonical_rows[d])
+            for q in place["queries"]
+            for d in data.relevance.relevant_to(q)
         }
         assert len(place["queries"]) > 1 or not answers & set(place["hard"])
 

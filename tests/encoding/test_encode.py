@@ -65,7 +65,7 @@ def test_a_dataset_keeps_its_order_and_knows_its_twins(base: CountingEmbedding) 
     assert encoded.query_ids == ("q1", "q2")
     assert np.array_equal(encoded.queries[0], np.float32(base.vector("query", "a longer question")))
     assert np.array_equal(encoded.documents[0], encoded.documents[2])
-    assert encoded.twins.tolist() == [0, 1, 0]
+    assert encoded.canonical_rows.tolist() == [0, 1, 0]
     second = encoded.take(np.array([1]))
     assert second.query_ids == ("q2",)
     assert np.array_equal(second.queries, encoded.queries[1:])

@@ -48,7 +48,7 @@ def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
 def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives() -> None:
     documents = at(0.9, 0.5, 0.5, -0.2)
     data = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), documents, [[0], [3]])
-    data = replace(data, twins=np.array([0, 1, 1, 3]))
+    data = replace(data, canonical_rows=np.array([0, 1, 1, 3]))
     first, second = hard_negatives(data, k=5, most_of_positive=0.95)
     assert first.tolist() == [1, 3]  # row 2 has the text of row 1
     assert second.tolist() == []  # its positive scores below zero

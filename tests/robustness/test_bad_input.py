@@ -59,7 +59,9 @@ def duplicates() -> EncodedDataset:
     """Each document is there twice, and a query asks for either."""
     start = data(each())
     twins = np.arange(10) // 2 * 2
-    return replace(start, documents=start.documents[twins], twins=twins, keys=start.keys[twins])
+    return replace(
+        start, documents=start.documents[twins], canonical_rows=twins, keys=start.keys[twins]
+    )
 
 
 def zeros_among(vectors: Vectors) -> Vectors:
@@ -202,7 +204,7 @@ class Given(BaseEmbedding):
 def written(given: EncodedDataset) -> EmbeddingQAFinetuneDataset:
     """The dataset whose texts get these vectors; twins have one text."""
     queries = {f"q{row}": f"question {row}" for row in range(len(given.queries))}
-    corpus = {f"d{row}": f"passage {twin}" for row, twin in enumerate(given.twins)}
+    corpus = {f"d{row}": f"passage {twin}" for row, twin in enumerate(given.canonical_rows)}
     relevant = {
         f"q{row}": [f"d{found}" for found in given.relevance.relevant_to(row)]
         for row in range(len(given.queries))

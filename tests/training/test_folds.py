@@ -143,7 +143,7 @@ def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
 def test_documents_of_one_text_are_new_together() -> None:
     apart = dataset([[row % 20] for row in range(60)], documents=20)
     twins = np.arange(20) // 2 * 2
-    parts = list(folds(replace(apart, twins=twins)))
+    parts = list(folds(replace(apart, canonical_rows=twins)))
     for fold in parts:
         new = fold.judged.relevance.take(np.flatnonzero(~fold.judged.known)).documents
         assert not set(twins[new]) & set(twins[fold.train.relevance.documents])

@@ -110,7 +110,7 @@ def test_nudges_on_top_of_a_map_start_from_what_it_gives(nudge: object) -> None:
 def test_documents_of_one_text_are_asked_and_moved_as_one(nudge: object) -> None:
     apart = encoded(np.array([X + Y, X - Y]), np.array([X, X]), [[0], [1]])
     same = np.zeros(2, dtype=np.int64)
-    data = replace(apart, twins=same, keys=apart.keys[same])
+    data = replace(apart, canonical_rows=same, keys=apart.keys[same])
     found = moved(nudge(data, 0.5), data)  # type: ignore[operator]
     assert np.array_equal(found[0], found[1])
     # Their queries add up along X: there is nowhere to go.

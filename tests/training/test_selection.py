@@ -66,7 +66,7 @@ def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_on
     # Four of five are asked for twice or more, but one half is the most that is trusted.
     assert share([[0], [0], [1], [1], [2]]) == 0.5
     # Two documents of one text are one.
-    assert share([[0], [1], [2], [3]], twins=np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])) == 0.5
+    assert share([[0], [1], [2], [3]], canonical_rows=np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])) == 0.5
 
 
 # --- weighing -------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
     relevance = data.relevance
-    relevance = Qrels(relevance.offsets, data.twins[relevance.documents], relevance.grades)
+    relevance = Qrels(relevance.offsets, data.canonical_rows[relevance.documents], relevance.grades)
     if len(relevance) < count:
         raise DatasetError(
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
@@ -345,8 +345,8 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
 def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:
     """Return what a gate remembers of a training set, with coefficients of zero."""
     random = np.random.default_rng(seed)
-    asked = np.unique(train.twins[train.relevance.documents])
-    others = np.setdiff1d(np.unique(train.twins), asked)
+    asked = np.unique(train.canonical_rows[train.relevance.documents])
+    others = np.setdiff1d(np.unique(train.canonical_rows), asked)
     documents = unit(train.documents)
     kept_asked, share_asked = _sample(asked, _MOST_DOCUMENTS, random)
     kept_others, share_others = _sample(others, _MOST_DOCUMENTS, random)

@@ -53,7 +53,7 @@ class Expectation:
         """
         if told is not None:
             return cls(float(told), True)
-        documents = data.twins[data.relevance.documents]
+        documents = data.canonical_rows[data.relevance.documents]
         asked = np.bincount(documents)
         return cls(float(min(0.5, 1.0 - (asked == 1).sum() / len(documents))), False)
 

@@ -426,8 +426,8 @@ def _sampled(data: EncodedDataset, seed: int) -> tuple[EncodedDataset, str]:
         said.append(f"{MOST_QUERIES} of {len(data.relevance)} queries")
         data = data.take(np.sort(random.permutation(len(data.relevance))[:MOST_QUERIES]))
     if len(data.documents) > MOST_DOCUMENTS:
-        asked = np.unique(data.twins[data.relevance.documents])
-        others = np.setdiff1d(np.unique(data.twins), asked)
+        asked = np.unique(data.canonical_rows[data.relevance.documents])
+        others = np.setdiff1d(np.unique(data.canonical_rows), asked)
         room = max(0, MOST_DOCUMENTS - len(asked))
         if room < len(others):
             kept = np.union1d(asked, random.choice(others, size=room, replace=False))
@@ -439,13 +439,13 @@ def _sampled(data: EncodedDataset, seed: int) -> tuple[EncodedDataset, str]:
 def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
     """Keep these documents, which hold every relevant one's first twin."""
     relevance = data.relevance
-    documents = np.searchsorted(rows, data.twins[relevance.documents])
+    documents = np.searchsorted(rows, data.canonical_rows[relevance.documents])
     return replace(
         data,
         documents=data.documents[rows],
         relevance=Qrels(relevance.offsets, documents, relevance.grades),
         document_ids=tuple(data.document_ids[row] for row in rows),
-        twins=np.arange(len(rows)),
+        canonical_rows=np.arange(len(rows)),
         keys=data.keys[rows],
         negatives=None,  # they may be among the documents left out
     )

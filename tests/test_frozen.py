@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted import (
     generate_qa_embedding_pairs,
     resolve_embed_model,
 )
-from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import FolderError
 from tests.conftest import CountingEmbedding
@@ -34,7 +34,7 @@ def test_an_adapter_gives_the_vectors_it_gave(name: str) -> None:
     expected = EXPECTED[name]
     assert np.allclose(model.adapter.apply(QUERIES, "query"), expected["queries"], atol=1e-6)
     if expected["documents"] is not None:
-        found = model.adapter.apply(QUERIES[:3], "document", content_keys(list(TEXTS)))
+        found = model.adapter.apply(QUERIES[:3], "document", content_hashes(list(TEXTS)))
         assert np.allclose(found, expected["documents"], atol=1e-6)
     assert np.allclose(model.get_query_embedding(TEXTS[0]), expected["query"], atol=1e-6)
     assert np.allclose(model.get_text_embedding(TEXTS[1]), expected["text"], atol=1e-6)

@@ -72,7 +72,7 @@ class Adapter(ABC):
             vectors: ``(input_dim,)`` or ``(n, input_dim)``.
             role: ``"query"`` or ``"document"``. Documents come back as they are, unless
                 :attr:`adapts_documents`.
-            keys: ``(n,)``, the :func:`content_keys` of the
+            keys: ``(n,)``, the :func:`content_hashes` of the
                 documents, for adapters that know documents one by one. Without them, and for
                 texts they do not know, such adapters treat documents alike.
 

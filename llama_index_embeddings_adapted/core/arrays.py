@@ -170,7 +170,7 @@ def unit(vectors: NDArray[Any]) -> Vectors:
     return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
-def content_keys(texts: Sequence[str]) -> Keys:
+def content_hashes(texts: Sequence[str]) -> Keys:
     """Return a number per text that changes with its content, ``(n,)``.
 
     The first 8 bytes of SHA-256: among a million texts, two share a key once in 10 million times.

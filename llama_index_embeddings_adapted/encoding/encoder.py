@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.core.arrays import (
     Role,
     Rows,
     Vectors,
-    content_keys,
+    content_hashes,
     empty_vectors,
 )
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
@@ -295,7 +295,7 @@ class Encoder:
             tuple(dataset.queries),
             tuple(dataset.corpus),
             np.array(twins, dtype=np.int64),
-            content_keys(list(dataset.corpus.values())),
+            content_hashes(list(dataset.corpus.values())),
             _negatives(dataset, document_row),
         )
 

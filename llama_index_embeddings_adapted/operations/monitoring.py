@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_keys, unit
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes, unit
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, examples
@@ -199,7 +199,7 @@ def moved_documents(
         vectors = encoder.encode(texts, "document")
     finally:
         encoder.close()
-    return report_moves(model.adapter, list(corpus), vectors, content_keys(texts))
+    return report_moves(model.adapter, list(corpus), vectors, content_hashes(texts))
 
 
 def report_moves(adapter: Adapter, ids: Sequence[str], vectors: Vectors, keys: Keys) -> MoveReport:
@@ -283,9 +283,9 @@ def _each_nudge(adapter: Adapter, change: Callable[[NudgeAdapter], Adapter]) -> 
 
 
 def _without(nudges: NudgeAdapter, texts: Sequence[str], keep: Sequence[str] | None) -> Adapter:
-    undone = np.isin(nudges.keys, content_keys(texts))
+    undone = np.isin(nudges.keys, content_hashes(texts))
     if keep is not None:
-        undone |= ~np.isin(nudges.keys, content_keys(keep))
+        undone |= ~np.isin(nudges.keys, content_hashes(keep))
     if undone.all():  # nothing is left of it but a map that leaves everything as it is
         return LinearAdapter(np.eye(nudges.input_dim, dtype=np.float32), normalize=False)
     return nudges.without(nudges.keys[undone])

@@ -13,7 +13,7 @@ from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, content_keys, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, unit
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
@@ -167,7 +167,7 @@ def document_vectors(embed_model: BaseEmbedding, vectors: Vectors, texts: Sequen
     """Return what a model makes of its base model's document vectors, ``(n, dim)``."""
     if not isinstance(embed_model, Adapting):
         return vectors
-    return embed_model.adapt(vectors, "document", content_keys(texts))
+    return embed_model.adapt(vectors, "document", content_hashes(texts))
 
 
 def examine(

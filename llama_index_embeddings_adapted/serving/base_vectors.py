@@ -22,7 +22,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, content_keys
+from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, content_hashes
 from llama_index_embeddings_adapted.core.files import from_bytes, to_bytes
 from llama_index_embeddings_adapted.encoding.base_model import (
     Embedding,
@@ -281,7 +281,7 @@ class DocumentEmbedding(BaseEmbedding):
             return []
         rows = np.stack([vectors[text] for text in texts])
         if self._adapter is not None:
-            rows = self._adapter.apply(rows, "document", content_keys(texts))
+            rows = self._adapter.apply(rows, "document", content_hashes(texts))
         answers: list[Embedding] = rows.tolist()
         return answers
 

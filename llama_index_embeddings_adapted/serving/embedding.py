@@ -32,7 +32,7 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors, content_keys
+from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors, content_hashes
 from llama_index_embeddings_adapted.encoding.base_model import (
     Embedding,
     base_name,
@@ -123,7 +123,7 @@ class AdaptedCalls(BaseEmbedding):
         if not vectors or not adapter.adapts_documents:
             return vectors
         array = np.array(vectors, dtype=np.float32)
-        adapted: list[Embedding] = adapter.apply(array, "document", content_keys(texts)).tolist()
+        adapted: list[Embedding] = adapter.apply(array, "document", content_hashes(texts)).tolist()
         return adapted
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Keys, content_keys
+from llama_index_embeddings_adapted.core.arrays import Keys, content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 
 X, Y = np.eye(2, dtype=np.float32)
 
 
 def keys(*texts: str) -> Keys:
-    return content_keys(texts)
+    return content_hashes(texts)
 
 
 def test_a_document_is_known_by_its_text_and_moved_by_its_offset() -> None:

@@ -17,14 +17,14 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
 from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 TEXTS = ("apple pie", "blue whale", "city bus")
 OFFSETS = np.outer([0.1, 0.4, 0.2], np.eye(16)[0])
-NUDGES = NudgeAdapter.of(content_keys(TEXTS), OFFSETS)
+NUDGES = NudgeAdapter.of(content_hashes(TEXTS), OFFSETS)
 CORPUS = {"pie": "apple pie", "whale": "blue whale, edited", "bus": "city bus", "sea": "deep sea"}
 
 

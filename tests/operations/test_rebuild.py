@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
 from tests.support.stores import faiss_ip, faiss_l2, qdrant
@@ -68,7 +68,7 @@ def test_nodes_of_the_old_index_are_copied_not_changed(
 def test_documents_that_a_nudge_knows_are_moved_and_no_others(
     old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
 ) -> None:
-    nudges = NudgeAdapter.of(content_keys(TEXTS[:1]), np.ones((1, DIM), dtype=np.float32))
+    nudges = NudgeAdapter.of(content_hashes(TEXTS[:1]), np.ones((1, DIM), dtype=np.float32))
     store = SimpleVectorStore()
     adapt_index(old, AdaptedEmbedding(base, nudges), store, embed_missing=True, **quiet)
     for row, text in enumerate(TEXTS):

@@ -11,7 +11,7 @@ from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import OptionError
 from tests.conftest import CountingEmbedding
@@ -19,7 +19,7 @@ from tests.conftest import CountingEmbedding
 TEXTS = ["apple pie", "blue whale", "city bus"]
 DOCUMENTS = [Document(text=text, id_=text) for text in TEXTS]
 ADAPTER = LinearAdapter(np.random.default_rng(0).standard_normal((16, 16)))
-NUDGES = NudgeAdapter.of(content_keys(["apple pie"]), np.ones((1, 16), dtype=np.float32))
+NUDGES = NudgeAdapter.of(content_hashes(["apple pie"]), np.ones((1, 16), dtype=np.float32))
 
 
 class Named(CountingEmbedding):

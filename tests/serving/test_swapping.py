@@ -13,7 +13,7 @@ from llama_index.core import Document, VectorStoreIndex
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import content_keys
+from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.embedding import DEPTH
 from tests.conftest import CountingEmbedding
@@ -152,7 +152,7 @@ def test_a_folder_of_another_base_model_is_refused_and_nothing_changes(
 def test_what_does_not_fit_the_index_is_refused(model: AdaptedEmbedding) -> None:
     with pytest.raises(ShapeError, match="The adapter to swap in: expected 16 → 16"):
         model.swap(LinearAdapter.identity(8))
-    moving = NudgeAdapter.of(content_keys(["x"]), np.ones((1, DIM), dtype=np.float32))
+    moving = NudgeAdapter.of(content_hashes(["x"]), np.ones((1, DIM), dtype=np.float32))
     with pytest.raises(OptionError, match=r"moves documents.*Rebuild it with adapt_index"):
         model.swap(moving)
     with pytest.raises(OptionError, match="expected an Adapter or a folder"):

@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.training.closed_form import mean_documents
@@ -44,12 +44,15 @@ class DiagonalAdapter(Adapter):
 
     def map(self, vectors: Vectors) -> Vectors:
         """Scale queries."""
-        return unit(vectors * self.scale)
+        return l2_normalize(vectors * self.scale)
 
 
 def fitted(data: EncodedDataset, strength: float = 1.0) -> DiagonalAdapter:
     """Least squares per dimension, from queries to their answers, held towards 1."""
-    queries, answers = unit(data.queries), mean_documents(data.relevance, unit(data.documents))
+    queries, answers = (
+        l2_normalize(data.queries),
+        mean_documents(data.relevance, l2_normalize(data.documents)),
+    )
     together = (queries * answers).sum(axis=0) + strength
     return DiagonalAdapter(together / ((queries**2).sum(axis=0) + strength))
 

@@ -12,7 +12,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
 _NOISE = 0.02  # per dimension, so that copies of a real vector differ by .4 in length
@@ -105,7 +105,7 @@ class CheapBase(BaseEmbedding):
             chosen = [self._grown.real_document(row) for row in rows]
         numbers = np.array(rows) + (10**9 if what == "queries" else 0)
         first, second = (table[numbers % len(table)] for table in self._noise)
-        return unit(real[what][chosen] + first + second)
+        return l2_normalize(real[what][chosen] + first + second)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         found: list[list[float]] = self.vectors(_rows(texts), "documents").tolist()

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import environment, sets
 from benchmarks.cost.memory import peak_memory
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.training.auto.tune import tune
@@ -100,7 +100,7 @@ def _grown(data: Path, cache: Path, pairs: int, documents: int) -> EncodedDatase
 
 
 def _noisy(vectors: Any, random: np.random.Generator) -> Any:
-    return unit(vectors + _NOISE * random.standard_normal(vectors.shape).astype(np.float32))
+    return l2_normalize(vectors + _NOISE * random.standard_normal(vectors.shape).astype(np.float32))
 
 
 def _measure(data: Path, cache: Path, work: str, pairs: int, documents: int) -> Row:

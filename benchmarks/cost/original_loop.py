@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.composed.small_model import compose
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 
@@ -51,7 +51,7 @@ def train(
     """Train on each query's first relevant document; keep the model of every epoch."""
     recipe = weight, label_smoothing
     model = SentenceTransformer(small, device="cpu")
-    boxes = unit(frozen.queries), unit(frozen.documents)
+    boxes = l2_normalize(frozen.queries), l2_normalize(frozen.documents)
     pairs = [
         (row, int(frozen.relevance.relevant_to(row)[0])) for row in range(len(frozen.relevance))
     ]

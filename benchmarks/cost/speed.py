@@ -15,7 +15,7 @@ import torch
 from benchmarks import environment, sets
 from benchmarks.quality import peers
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
-from llama_index_embeddings_adapted.core.arrays import top_k, unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -127,7 +127,7 @@ def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
 
 def _products() -> dict[str, float]:
     """Products that score queries, against ``torch.mm`` of the same shape; and with the search."""
-    queries, documents = unit(_normal(1_600, 384)), unit(_normal(10_000, 384))
+    queries, documents = l2_normalize(_normal(1_600, 384)), l2_normalize(_normal(10_000, 384))
     left, right = torch.from_numpy(queries), torch.from_numpy(documents).T
     plain = _seconds(lambda: torch.mm(left, right))
     ours = _seconds(lambda: queries @ documents.T)
@@ -140,11 +140,11 @@ def _products() -> dict[str, float]:
 
 
 def _random(count: int, dim: int) -> EncodedDataset:
-    documents = unit(_normal(count, dim))
+    documents = l2_normalize(_normal(count, dim))
     ids = tuple(map(str, range(count)))
     rows = np.arange(count)
     relevance = Qrels.from_lists([[row] for row in range(count)])
-    queries = unit(documents + 0.05 * _normal(count, dim))
+    queries = l2_normalize(documents + 0.05 * _normal(count, dim))
     return EncodedDataset(queries, documents, relevance, ids, ids, rows, rows.astype(np.uint64))
 
 

@@ -18,7 +18,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from benchmarks import environment, sets
 from benchmarks.quality import quality
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -99,7 +99,7 @@ def _nudge(name: str) -> Callable[[Encoder, Dataset, Dataset], tuple[Mapped, str
         learnt, judged = encoder.dataset(train), encoder.dataset(dev)
         # Normalised again: its NUDGE-M gives vectors of other lengths, to be searched as they are.
         moved = getattr(nudge, name)(device=torch.device("cpu")).finetune_embeddings(
-            unit(learnt.documents), _as_nudge_wants(learnt), _as_nudge_wants(judged)
+            l2_normalize(learnt.documents), _as_nudge_wants(learnt), _as_nudge_wants(judged)
         )
         rows = {document: row for row, document in enumerate(learnt.document_ids)}
 
@@ -113,7 +113,7 @@ def _nudge(name: str) -> Callable[[Encoder, Dataset, Dataset], tuple[Mapped, str
 
 def _as_nudge_wants(data: EncodedDataset) -> dict[str, Any]:
     answers = [data.relevance.relevant_to(row).tolist() for row in range(len(data.relevance))]
-    return {"q_embs": unit(data.queries), "q_ans_indx": answers}
+    return {"q_embs": l2_normalize(data.queries), "q_ans_indx": answers}
 
 
 class _Known(BaseEmbedding):

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import environment, sets
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -47,7 +47,7 @@ def drawn(data: EncodedDataset, random: np.random.Generator) -> Qrels:
 
     The base model is as good as any can be, so there is nothing to gain, but much to lose.
     """
-    scores = unit(data.queries) @ unit(data.documents).T / TEMPERATURE
+    scores = l2_normalize(data.queries) @ l2_normalize(data.documents).T / TEMPERATURE
     documents = (scores + random.gumbel(size=scores.shape)).argmax(axis=1)
     count = len(documents)
     return Qrels(np.arange(count + 1), documents, np.ones(count))

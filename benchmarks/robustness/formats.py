@@ -41,7 +41,7 @@ from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.composed import embedding
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
@@ -95,7 +95,7 @@ def _random(*shape: int) -> Any:
 
 
 def _adapters() -> list[Any]:
-    linear, few = LinearAdapter(_random(DIM, DIM), _random(DIM)), unit(_random(5, DIM))
+    linear, few = LinearAdapter(_random(DIM, DIM), _random(DIM)), l2_normalize(_random(5, DIM))
     gate = Gate(few, few[:2], few[2:], np.ones(2), np.ones(len(FEATURES) + 1),
                 -np.ones(len(FEATURES)), np.ones(len(FEATURES)))  # fmt: skip
     nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), _random(3, DIM))
@@ -167,7 +167,7 @@ def _compose(folder: Path) -> None:
 
 def _remember(folder: Path) -> None:
     answers = Qrels.from_lists([[0], [1, 0]], [[1.0], [1.0, 0.5]])
-    memory = AnswerMemory(unit(_random(2, DIM)), answers, ("a", "b"))
+    memory = AnswerMemory(l2_normalize(_random(2, DIM)), answers, ("a", "b"))
     answer_store.write(folder, memory, BASE, {"weight": 0.5, "top_k": 3})
 
 

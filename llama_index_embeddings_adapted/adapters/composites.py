@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 
@@ -277,9 +277,9 @@ class GatedAdapter(CompositeAdapter):
 
     def map(self, vectors: Vectors) -> Vectors:
         rows = np.atleast_2d(vectors)
-        general, special = (unit(part.apply(rows)) for part in (self.general, self.special))
-        known = self.gate.known(unit(rows))[:, None]
-        mixed = unit(general + known * (special - general))
+        general, special = (l2_normalize(part.apply(rows)) for part in (self.general, self.special))
+        known = self.gate.known(l2_normalize(rows))[:, None]
+        mixed = l2_normalize(general + known * (special - general))
         return mixed.reshape(*vectors.shape[:-1], self.output_dim)
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:

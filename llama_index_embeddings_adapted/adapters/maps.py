@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.adapters.base import Adapter, frozen
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 
@@ -71,7 +71,7 @@ class LinearAdapter(Adapter):
         )
         if self.bias is not None:
             mapped += self.bias
-        return unit(mapped) if self.normalize else mapped
+        return l2_normalize(mapped) if self.normalize else mapped
 
 
 class LowRankAdapter(Adapter):
@@ -121,7 +121,7 @@ class LowRankAdapter(Adapter):
         return {"down": self.down, "up": self.up, "bias": self.bias}
 
     def map(self, vectors: Vectors) -> Vectors:
-        return unit(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
+        return l2_normalize(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
 
 
 class UnitAdapter(Adapter):
@@ -155,7 +155,7 @@ class UnitAdapter(Adapter):
         return {"dim": self._dim}
 
     def map(self, vectors: Vectors) -> Vectors:
-        return unit(vectors)
+        return l2_normalize(vectors)
 
 
 _ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {
@@ -247,4 +247,4 @@ class TwoLayerAdapter(Adapter):
         mapped: Vectors = hidden @ self.output_weight.T + self.output_bias
         if self.residual:
             mapped = mapped + vectors
-        return unit(mapped) if self.normalize else mapped
+        return l2_normalize(mapped) if self.normalize else mapped

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 
@@ -81,10 +81,10 @@ class KernelAdapter(CompositeAdapter):
         return {"weight": self.weight, "temperature": self.temperature}
 
     def map(self, vectors: Vectors) -> Vectors:
-        queries = unit(np.atleast_2d(vectors))
+        queries = l2_normalize(np.atleast_2d(vectors))
         added = gaussian(queries, self.keys, self.temperature) @ self.coefficients
-        general = unit(np.atleast_2d(self.general.apply(vectors)))
-        return unit(general + np.float32(self.weight) * added).reshape(vectors.shape)
+        general = l2_normalize(np.atleast_2d(self.general.apply(vectors)))
+        return l2_normalize(general + np.float32(self.weight) * added).reshape(vectors.shape)
 
 
 def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
@@ -188,5 +188,5 @@ class NudgeAdapter(Adapter):
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         known = self.keys[at] == keys
         moved = np.array(np.atleast_2d(vectors))
-        moved[known] = unit(unit(moved[known]) + self.offsets[at[known]])
+        moved[known] = l2_normalize(l2_normalize(moved[known]) + self.offsets[at[known]])
         return moved.reshape(vectors.shape)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import FolderError, ShapeError
 
@@ -121,7 +121,7 @@ _FEW = 64  # sketches smaller than this take several queries of a group
 
 def projected(vectors: Vectors) -> Vectors:
     """Return unit rows on at most 128 directions, ``(n, min(dim, 128))``."""
-    rows = unit(vectors)
+    rows = l2_normalize(vectors)
     dim = rows.shape[1]
     return rows if dim <= MOST_DIRECTIONS else rows @ _directions(dim)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Role, Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.core.files import read_json, read_json_object
 from llama_index_embeddings_adapted.errors import (
@@ -220,11 +220,11 @@ def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
     """
     check_weight(weight)
     if weight == 0:
-        return unit(black_box)
+        return l2_normalize(black_box)
     if black_box.shape[:-1] != small.shape[:-1]:
         raise ShapeError("Vectors to compose", expected=black_box.shape[:-1], actual=small.shape)
-    parts = [unit(black_box), np.float32(weight) * unit(small)]
-    return unit(np.concatenate(parts, axis=-1))
+    parts = [l2_normalize(black_box), np.float32(weight) * l2_normalize(small)]
+    return l2_normalize(np.concatenate(parts, axis=-1))
 
 
 def check_weight(weight: object) -> None:

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from llama_index_embeddings_adapted.core.arrays import Rows, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_file, write_json
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError, need
@@ -249,7 +249,9 @@ class Collator:
     def __init__(self, model: Any, data: EncodedDataset, texts: Texts, *, frozen: bool) -> None:
         self._model = model
         self._texts = texts
-        self._vectors = (unit(data.queries), unit(data.documents)) if frozen else None
+        self._vectors = (
+            (l2_normalize(data.queries), l2_normalize(data.documents)) if frozen else None
+        )
         relevant = data.canonical_rows[data.relevance.documents]
         self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
         for query, document in zip(data.relevance.queries, relevant, strict=True):

@@ -13,7 +13,7 @@ from llama_index_embeddings_adapted.composed.small_model import (
     best_weight,
     compose,
 )
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, top_k, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport, part_report
@@ -60,7 +60,7 @@ class ComposedValidation:
         self._texts = texts
         self._known = known
         self._composed = composed
-        self._queries, self._documents = unit(data.queries), unit(data.documents)
+        self._queries, self._documents = l2_normalize(data.queries), l2_normalize(data.documents)
 
     def __len__(self) -> int:
         """Return the number of held-out queries."""
@@ -92,14 +92,14 @@ class ComposedValidation:
         if self._composed:
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents[pool], documents, weight)
-        return self._scores(metric, unit(queries), unit(documents), pool)
+        return self._scores(metric, l2_normalize(queries), l2_normalize(documents), pool)
 
     def judge(self, small: SmallModel, trained_weight: float) -> Judged:
         """Tune λ, where there is a black box, and compare with the base model."""
         queries, documents = self._embedded(small, np.arange(len(self._documents)))
         weight = trained_weight
         if self._composed:
-            own, theirs = unit(queries), unit(documents)
+            own, theirs = l2_normalize(queries), l2_normalize(documents)
             frozen = self._queries @ self._documents.T
             weight = best_weight(Cosines(frozen, own @ theirs.T, self.data.relevance), weight)
             queries = compose(self._queries, queries, weight)

@@ -160,7 +160,7 @@ def as_vectors(value: ArrayLike, *, what: str, dim: int | None = None) -> Vector
     return vectors
 
 
-def unit(vectors: NDArray[Any]) -> Vectors:
+def l2_normalize(vectors: NDArray[Any]) -> Vectors:
     """Return the rows (or the one vector) scaled to length 1; a zero row stays zero."""
     vectors = np.asarray(vectors, dtype=np.float32)
     if vectors.ndim == 1:  # the serving path: one query, as few numpy calls as possible
@@ -244,7 +244,7 @@ Adapt = Callable[[Vectors, Keys | None], Vectors]
 
 
 @dataclass(frozen=True, eq=False)
-class UnitRows:
+class NormalizedRows:
     """Rows of a matrix, in memory or mapped from a file, adapted and scaled to length 1.
 
     Args:
@@ -266,17 +266,17 @@ class UnitRows:
         part = np.asarray(self.vectors[rows])
         if self.adapt is not None:
             part = self.adapt(part, None if self.keys is None else self.keys[rows])
-        return unit(part)
+        return l2_normalize(part)
 
 
-def unit_rows(vectors: Vectors) -> RowSource:
+def normalized_rows(vectors: Vectors) -> RowSource:
     """Return rows of length 1: of a few as a matrix, of many made anew when they are read."""
-    return unit(vectors) if len(vectors) <= DOCUMENTS_PER_BLOCK else UnitRows(vectors)
+    return l2_normalize(vectors) if len(vectors) <= DOCUMENTS_PER_BLOCK else NormalizedRows(vectors)
 
 
-def unit_blocks(vectors: Vectors) -> Iterator[Vectors]:
+def normalized_blocks(vectors: Vectors) -> Iterator[Vectors]:
     """Yield all rows, scaled to length 1, in blocks."""
-    rows = UnitRows(vectors)
+    rows = NormalizedRows(vectors)
     for start in range(0, len(vectors), DOCUMENTS_PER_BLOCK):
         yield rows[start : start + DOCUMENTS_PER_BLOCK]
 

@@ -24,7 +24,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.serialize import without_url_secrets
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
 
@@ -63,14 +63,14 @@ class Fingerprint:
     def digest(self) -> str:
         """A short hash of the rounded probes, a name for people; compare by :meth:`agrees_with`."""
         lengths = " ".join(f"{length:.2g}" for length in np.linalg.norm(self.probes, axis=1))
-        rounded = np.round(unit(self.probes), 2) + np.float32(0.0)  # no negative zero
+        rounded = np.round(l2_normalize(self.probes), 2) + np.float32(0.0)  # no negative zero
         return hashlib.sha256(lengths.encode() + rounded.tobytes()).hexdigest()[:16]
 
     def cosine(self, other: Fingerprint) -> float:
         """Return the least cosine between corresponding probes; -1 if the dimensions differ."""
         if self.probes.shape != other.probes.shape:
             return -1.0
-        cosines = np.sum(unit(self.probes) * unit(other.probes), axis=1)
+        cosines = np.sum(l2_normalize(self.probes) * l2_normalize(other.probes), axis=1)
         both_zero = ~self.probes.any(axis=1) & ~other.probes.any(axis=1)
         return float(np.min(np.where(both_zero, 1.0, cosines)))
 

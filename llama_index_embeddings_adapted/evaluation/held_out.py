@@ -22,7 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import Rows, ranks, top_k, unit, unit_rows
+from llama_index_embeddings_adapted.core.arrays import (
+    Rows,
+    l2_normalize,
+    normalized_rows,
+    ranks,
+    top_k,
+)
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.data.splits import hold_out_documents
@@ -71,7 +77,7 @@ class Validation:
         self.expect = expect
         self.parts = [part for part in parts if len(part.known)]
         self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
-        self._documents = [unit_rows(part.data.documents) for part in self.parts]
+        self._documents = [normalized_rows(part.data.documents) for part in self.parts]
         self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
         self._base = self._values(None)
         self.base: PerQuery = self._base[METRIC]
@@ -85,7 +91,7 @@ class Validation:
         values = []
         for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
             relevance = part.data.relevance
-            queries = unit(adapter.apply(part.data.queries))
+            queries = l2_normalize(adapter.apply(part.data.queries))
             found = ranks(queries, documents, relevance.queries, relevance.documents)
             values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
         return np.concatenate(values)
@@ -107,7 +113,7 @@ class Validation:
         for part, documents in zip(self.parts, self._documents, strict=True):
             data = part.data
             queries = data.queries if adapter is None else adapter.apply(data.queries)
-            ranked, _ = top_k(unit(queries), documents, depth)
+            ranked, _ = top_k(l2_normalize(queries), documents, depth)
             for name in REPORTED:
                 values[name].append(
                     metrics.compute(name, ranked, data.relevance, corpus_size=len(documents))

@@ -14,13 +14,13 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.core.arrays import (
+    NormalizedRows,
     Rows,
     RowSource,
-    UnitRows,
     Vectors,
+    l2_normalize,
+    normalized_rows,
     top_k,
-    unit,
-    unit_rows,
 )
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
@@ -183,11 +183,11 @@ def evaluate_retrieval(
         data = encoder.dataset(dataset)
     finally:
         encoder.close()
-    queries, documents = data.queries, UnitRows(data.documents)
+    queries, documents = data.queries, NormalizedRows(data.documents)
     if isinstance(embed_model, Adapting):
         adapt = embed_model.adapt
         queries = adapt(queries, "query")
-        documents = UnitRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
+        documents = NormalizedRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
     scores = search(data, queries, documents, ks=cuts)
     seconds = time.perf_counter() - began
     return RetrievalScores(
@@ -206,7 +206,7 @@ def evaluate_retrieval(
 def search(
     data: EncodedDataset,
     queries: Vectors,
-    documents: Vectors | UnitRows,
+    documents: Vectors | NormalizedRows,
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
@@ -219,8 +219,8 @@ def search(
         ks: Cut-offs that tables show.
     """
     began = time.perf_counter()
-    rows = documents if isinstance(documents, UnitRows) else UnitRows(documents)
-    ranked, _ = top_k(unit(queries), rows, max(DEPTH, *ks))
+    rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
+    ranked, _ = top_k(l2_normalize(queries), rows, max(DEPTH, *ks))
     return RetrievalScores(
         ranked,
         data.relevance,
@@ -370,7 +370,7 @@ def hard_negatives(
     Returns:
         One array of document rows per query, hardest first, at most ``k`` long.
     """
-    queries, documents = unit(data.queries), unit_rows(data.documents)
+    queries, documents = l2_normalize(data.queries), normalized_rows(data.documents)
     depth = _DEEPER * (k + skip) + int(data.relevance.counts.max(initial=0))
     ranked, scores = top_k(queries, documents, depth)
     best = _best_positive(data, queries, documents)

@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes, unit
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, examples
@@ -216,8 +216,8 @@ def report_moves(adapter: Adapter, ids: Sequence[str], vectors: Vectors, keys: K
     """
     if adapter.input_dim != adapter.output_dim:
         raise OptionError("An adapter that changes the dimension moves documents by no distance.")
-    after = unit(adapter.apply(vectors, "document", keys))
-    lengths = np.linalg.norm(after - unit(vectors), axis=1)
+    after = l2_normalize(adapter.apply(vectors, "document", keys))
+    lengths = np.linalg.norm(after - l2_normalize(vectors), axis=1)
     order = np.argsort(-lengths, kind="stable")
     distances = {ids[row]: float(lengths[row]) for row in order if lengths[row] > _MOVED}
     nudges = _nudges_in(adapter)

@@ -13,7 +13,7 @@ from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
@@ -187,7 +187,7 @@ def examine(
     if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
         raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
     retriever = index.as_retriever(similarity_top_k=sample)
-    asked = np.concatenate([unit(queries), 2 * unit(queries)])
+    asked = np.concatenate([l2_normalize(queries), 2 * l2_normalize(queries)])
     answers = [_answer(retriever.retrieve, query, vectors_of) for query in asked]
     if not all(len(scores) for scores, _ in answers):
         raise OptionError("index: expected documents in it, found none.")
@@ -227,7 +227,7 @@ def _agreement(query: Vectors, vectors: Vectors) -> float:
 
     Documents as near as the last of them count as well: a store may break ties as it likes.
     """
-    cosine = unit(vectors) @ unit(query)
+    cosine = l2_normalize(vectors) @ l2_normalize(query)
     floor = np.sort(cosine)[::-1][:_FIRST][-1]
     return float(np.mean(cosine[:_FIRST] >= floor - 1e-3))
 
@@ -252,7 +252,7 @@ def _dot(query: Vectors, vectors: Vectors) -> Numbers:
 
 
 _SIMILARITIES: dict[str, Callable[[Vectors, Vectors], Numbers]] = {
-    "cosine": lambda query, vectors: _dot(unit(query), unit(vectors)),
+    "cosine": lambda query, vectors: _dot(l2_normalize(query), l2_normalize(vectors)),
     "inner product": _dot,
     "Euclidean distance": lambda query, vectors: np.linalg.norm(
         vectors.astype(np.float64) - query, axis=1

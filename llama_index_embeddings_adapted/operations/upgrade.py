@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Vectors, top_k, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -204,7 +204,7 @@ def _embedded(model: BaseEmbedding, texts: list[str], **settings: Any) -> Vector
     """Return unit rows."""
     encoder = Encoder(model, **settings)
     try:
-        return unit(encoder.encode(texts, "document"))
+        return l2_normalize(encoder.encode(texts, "document"))
     finally:
         encoder.close()
 

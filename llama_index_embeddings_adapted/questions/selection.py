@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import shorten
@@ -204,8 +204,10 @@ def round_trip(
     row_of = {text: row for row, text in enumerate(texts)}
     encoder = Encoder(embed_model, cache_dir=cache_dir, show_progress=show_progress)
     try:
-        documents = unit(encoder.encode(texts, "document"))
-        queries = unit(encoder.encode([candidate.text for candidate in candidates], "query"))
+        documents = l2_normalize(encoder.encode(texts, "document"))
+        queries = l2_normalize(
+            encoder.encode([candidate.text for candidate in candidates], "query")
+        )
     finally:
         encoder.close()
     own = np.array([row_of[corpus[c.document]] for c in candidates], dtype=np.int64)

@@ -18,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_object
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
@@ -111,7 +111,7 @@ class AnswerMemory:
         documents, rows = np.unique(kept.documents, return_inverse=True)
         shares = kept.grades / best[kept.queries]
         return cls(
-            unit(as_vectors(queries, what="queries")[judged]),
+            l2_normalize(as_vectors(queries, what="queries")[judged]),
             Qrels(kept.offsets, rows.astype(np.int64), shares),
             tuple(document_ids[row] for row in documents),
         )
@@ -231,7 +231,9 @@ class AnswerMemory:
                 actual=vectors.shape[1],
                 hint="Was this memory made with another model?",
             )
-        nearest, attention = attention_weights(unit(vectors), self.queries, temperature, neighbours)
+        nearest, attention = attention_weights(
+            l2_normalize(vectors), self.queries, temperature, neighbours
+        )
         attention = attention / np.maximum(attention.sum(axis=1, keepdims=True), 1.0)
         answers = self.answers.take(nearest.ravel())
         amounts = (attention.ravel()[answers.queries] * answers.grades).astype(np.float32)
@@ -286,7 +288,7 @@ def search_with_memory(
         ShapeError: Vectors of another dimension than those remembered.
     """
     check_settings(weight, temperature, neighbours)
-    left, right = unit(queries), unit(documents)
+    left, right = l2_normalize(queries), l2_normalize(documents)
     depth = min(max(_DEPTH, *ks), len(right))
     ranked = np.empty((len(left), depth), dtype=np.int64)
     step = max(1, _SCORES_PER_BLOCK // max(len(right), 1))

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import gaussian
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit, unit_blocks
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, normalized_blocks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 
@@ -43,7 +43,7 @@ class Spectrum:
     def mean(self) -> Vectors:
         """Mean of the unit vectors, ``(dim,)``."""
         total: Matrix = np.zeros(self._documents.shape[1])
-        for block in unit_blocks(self._documents):
+        for block in normalized_blocks(self._documents):
             total += block.mean(axis=0).astype(np.float64) * len(block)
         return np.asarray(total / len(self._documents), dtype=np.float32)
 
@@ -67,12 +67,12 @@ class Spectrum:
         count, dim = self._documents.shape
         if count >= dim:
             products: Matrix = np.zeros((dim, dim))
-            for block in unit_blocks(self._documents):
+            for block in normalized_blocks(self._documents):
                 block -= self.mean
                 products += block.T @ block
             values, vectors = np.linalg.eigh(products / count)
             return np.maximum(values, 0.0), vectors
-        rows = unit(self._documents) - self.mean
+        rows = l2_normalize(self._documents) - self.mean
         values, combinations = np.linalg.eigh((rows @ rows.T).astype(np.float64) / count)
         there = values > _FLAT
         values, combinations = values[there], combinations[:, there]
@@ -178,7 +178,7 @@ def centering(documents: Vectors) -> LinearAdapter:
     Source:
         Mu and Viswanath 2018, arXiv:1702.01417 ("all-but-the-top"), for the mean alone.
     """
-    mean = unit(Spectrum(documents).mean)
+    mean = l2_normalize(Spectrum(documents).mean)
     return LinearAdapter(np.eye(len(mean), dtype=np.float32) - np.outer(mean, mean))
 
 
@@ -212,7 +212,7 @@ class Ridge:
     """See :func:`ridge`; the decomposition is made once, of the smaller of ``QᵀQ`` and ``QQᵀ``."""
 
     def __init__(self, train: EncodedDataset) -> None:
-        queries = unit(train.queries).astype(np.float64)
+        queries = l2_normalize(train.queries).astype(np.float64)
         targets = mean_documents(train.relevance, train.documents).astype(np.float64)
         missing = targets - queries  # what the identity leaves to be done
         self._dim = queries.shape[1]
@@ -245,7 +245,7 @@ def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Ve
     """
     spectrum = spectrum or Spectrum(train.documents)
     values = mean_documents(train.relevance, train.documents) - spectrum.mean
-    return unit(values @ spectrum.power(1.0, 1.0).astype(np.float32))
+    return l2_normalize(values @ spectrum.power(1.0, 1.0).astype(np.float32))
 
 
 def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
@@ -254,4 +254,4 @@ def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
     shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)
     shape = (len(relevance), len(asked))
     weights = csr_matrix((shares, columns, relevance.offsets), shape=shape)
-    return np.asarray(weights @ unit(documents[asked]), dtype=np.float32)
+    return np.asarray(weights @ l2_normalize(documents[asked]), dtype=np.float32)

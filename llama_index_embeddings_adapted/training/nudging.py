@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
@@ -36,7 +36,7 @@ def nudge_m(
     """
     _check_distance(distance)
     asked, _, pull = _pull(train, below)
-    return NudgeAdapter.of(train.keys[asked], np.float32(distance) * unit(pull))
+    return NudgeAdapter.of(train.keys[asked], np.float32(distance) * l2_normalize(pull))
 
 
 def nudge_n(
@@ -56,11 +56,11 @@ def nudge_n(
     _check_distance(distance, most=2.0)
     asked, documents, pull = _pull(train, below)
     along = np.einsum("ij,ij->i", documents, pull)[:, None]
-    aside = unit(pull - along * documents)
+    aside = l2_normalize(pull - along * documents)
     cosine = np.float32(1.0 - distance / 2.0)
     turned = cosine * documents + np.sqrt(1.0 - cosine**2) * aside
     arrived = along >= cosine * np.linalg.norm(pull, axis=1, keepdims=True)
-    moved = np.where(along < 0, documents, np.where(arrived, unit(pull), turned))
+    moved = np.where(along < 0, documents, np.where(arrived, l2_normalize(pull), turned))
     return NudgeAdapter.of(train.keys[asked], moved - documents)
 
 
@@ -207,10 +207,10 @@ def _pull(train: EncodedDataset, below: Adapter | None) -> tuple[Rows, Vectors, 
 
 def _mapped(train: EncodedDataset, below: Adapter | None) -> tuple[Vectors, Vectors]:
     if below is None:
-        return unit(train.queries), unit(train.documents)
+        return l2_normalize(train.queries), l2_normalize(train.documents)
     return (
-        unit(below.apply(train.queries)),
-        unit(below.apply(train.documents, "document", train.keys)),
+        l2_normalize(below.apply(train.queries)),
+        l2_normalize(below.apply(train.documents, "document", train.keys)),
     )
 
 

@@ -25,7 +25,13 @@ from tqdm import tqdm
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Rows, UnitRows, Vectors, unit, unit_blocks
+from llama_index_embeddings_adapted.core.arrays import (
+    NormalizedRows,
+    Rows,
+    Vectors,
+    l2_normalize,
+    normalized_blocks,
+)
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, Validation
@@ -55,8 +61,8 @@ class TrainingDocuments:
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
         self._vectors, self._device = vectors, device
-        self._rows = UnitRows(vectors)
-        self._all = None if vectors.nbytes > MOST_BYTES else self._tensor(unit(vectors))
+        self._rows = NormalizedRows(vectors)
+        self._all = None if vectors.nbytes > MOST_BYTES else self._tensor(l2_normalize(vectors))
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -78,7 +84,7 @@ class TrainingDocuments:
         if self._all is not None:
             return self._all.T @ self._all / len(self)
         total = np.zeros((self.dim, self.dim))
-        for block in unit_blocks(self._vectors):
+        for block in normalized_blocks(self._vectors):
             total += block.T @ block
         return self._tensor((total / len(self)).astype(np.float32))
 
@@ -296,7 +302,7 @@ class _Run:
             requires_grad=options.learn_temperature,
         )
         self._base = train.queries
-        self._unit_base = self._tensor(unit(train.queries))
+        self._unit_base = self._tensor(l2_normalize(train.queries))
         self._queries = self._tensor(self._base)
         self._documents = TrainingDocuments(train.documents, self._device)
         self._moment = self._moment_of_documents() if options.anchor else None

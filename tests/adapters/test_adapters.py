@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
 )
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 
 DIM = 6
@@ -62,16 +62,16 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def kernel(general: Adapter, **settings: float) -> KernelAdapter:
-    keys, coefficients = unit(random_array(3, DIM, seed=2)), random_array(3, DIM, seed=3)
+    keys, coefficients = l2_normalize(random_array(3, DIM, seed=2)), random_array(3, DIM, seed=3)
     return KernelAdapter(general, keys, coefficients, **settings)
 
 
 def gate(*, others: int = 2) -> Gate:
-    queries, asked = (unit(random_array(4, DIM, seed=seed)) for seed in (4, 5))
+    queries, asked = (l2_normalize(random_array(4, DIM, seed=seed)) for seed in (4, 5))
     return Gate(
         queries,
         asked,
-        unit(random_array(others, DIM, seed=6)),
+        l2_normalize(random_array(others, DIM, seed=6)),
         np.ones(2),
         random_array(7),
         -np.ones(6),
@@ -154,7 +154,7 @@ def adapter(request: pytest.FixtureRequest) -> Adapter:
     return request.param()
 
 
-QUERIES = unit(random_array(5, DIM, seed=1))
+QUERIES = l2_normalize(random_array(5, DIM, seed=1))
 
 
 # --- the contract ---------------------------------------------------------------------------

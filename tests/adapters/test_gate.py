@@ -5,7 +5,7 @@ import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.composites import FEATURES, Gate, GatedAdapter
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.training.auto import cross_fitting
@@ -115,10 +115,10 @@ def two_kinds(seed: int = 0) -> tuple[EncodedDataset, np.ndarray, np.ndarray]:
     Returns the data, fresh queries about the first hundred, and about the second.
     """
     random = np.random.default_rng(seed)
-    corpus = unit(random.standard_normal((200, 16)))
+    corpus = l2_normalize(random.standard_normal((200, 16)))
 
     def ask(documents: np.ndarray) -> np.ndarray:
-        return unit(documents + 0.15 * random.standard_normal(documents.shape))
+        return l2_normalize(documents + 0.15 * random.standard_normal(documents.shape))
 
     answers = np.repeat(np.arange(100), 3)
     data = encoded(ask(corpus[answers]), corpus, [[answer] for answer in answers])

@@ -8,7 +8,7 @@ import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, gaussian
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import AdaptedError, OptionError, ShapeError
 from llama_index_embeddings_adapted.training.closed_form import kernel_ridge
 
@@ -45,7 +45,7 @@ def test_coefficients_add_up_by_the_angle_and_the_temperature() -> None:
     query = np.array([0.8, 0.0, 0.6])  # its cosines with the keys are 0.8 and 0.6
     expected = query + np.exp(-0.2 / 0.2) * VALUE - np.exp(-0.4 / 0.2) * KEY
     found = kernel((KEY, FAR), (VALUE, -KEY), weight=1.0, temperature=0.2).apply(query)
-    assert np.allclose(found, unit(expected[None])[0])
+    assert np.allclose(found, l2_normalize(expected[None])[0])
 
 
 def test_the_kernel_sees_the_base_vector_and_adds_to_the_mapped_one() -> None:
@@ -55,7 +55,7 @@ def test_the_kernel_sees_the_base_vector_and_adds_to_the_mapped_one() -> None:
 
 
 def test_the_kernel_is_the_gaussian_of_its_name() -> None:
-    first, second = unit(normal(4, 5)), unit(normal(3, 5, seed=1))
+    first, second = l2_normalize(normal(4, 5)), l2_normalize(normal(3, 5, seed=1))
     squared = ((first[:, None] - second[None]) ** 2).sum(axis=2)
     assert np.allclose(gaussian(first, second, 0.3), np.exp(-squared / (2 * 0.3)), atol=1e-6)
 
@@ -87,7 +87,11 @@ def test_a_kernel_that_does_not_fit_is_refused(
 def test_it_is_the_kernel_ridge_of_scikit_learn() -> None:
     from sklearn.kernel_ridge import KernelRidge
 
-    queries, values, others = unit(normal(30, 4)), normal(30, 4, seed=1), unit(normal(9, 4, seed=2))
+    queries, values, others = (
+        l2_normalize(normal(30, 4)),
+        normal(30, 4, seed=1),
+        l2_normalize(normal(9, 4, seed=2)),
+    )
     # The same kernel: exp((cos - 1) / 0.3) is exp(-gamma · squared distance) at gamma = 1 / 0.6.
     theirs = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / 0.6).fit(queries, values)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.3, penalty=0.1)
@@ -107,14 +111,14 @@ def test_what_two_equal_queries_teach_is_averaged() -> None:
 
 
 def test_of_more_queries_than_keys_a_sample_stands_for_all() -> None:
-    queries = unit(normal(300, 3))
+    queries = l2_normalize(normal(300, 3))
     values = queries @ normal(3, 3, seed=1)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.5, most_keys=100)
     assert keys.shape == coefficients.shape == (100, 3)
     assert {key.tobytes() for key in keys} <= {query.tobytes() for query in queries}
     # A hundred of them show as well as all do what so smooth a function is.
     everything = kernel_ridge(queries, values, temperature=0.5)
-    other = unit(normal(50, 3, seed=2))
+    other = l2_normalize(normal(50, 3, seed=2))
     few, all_ = (gaussian(other, k, 0.5) @ c for k, c in ((keys, coefficients), everything))
     assert np.abs(few - all_).max() < 0.2 * np.abs(all_).max()
     again = kernel_ridge(queries, values, temperature=0.5, most_keys=100)
@@ -122,7 +126,7 @@ def test_of_more_queries_than_keys_a_sample_stands_for_all() -> None:
 
 
 def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same() -> None:
-    queries = unit(np.float32(KEY) + 0.01 * normal(4_000, 3))
+    queries = l2_normalize(np.float32(KEY) + 0.01 * normal(4_000, 3))
     values = normal(4_000, 3, seed=1)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.2)
     found = gaussian(queries[:50], keys, 0.2) @ coefficients
@@ -134,4 +138,4 @@ def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same() 
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="temperature > 0, penalty > 0 and most_keys >= 1, got"):
-        kernel_ridge(unit(normal(3, 3)), normal(3, 3), **{"temperature": 0.2, **settings})
+        kernel_ridge(l2_normalize(normal(3, 3)), normal(3, 3), **{"temperature": 0.2, **settings})

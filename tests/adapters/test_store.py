@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted import (
     TwoLayerAdapter,
 )
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
 from tests.conftest import CountingEmbedding
@@ -340,7 +340,7 @@ def test_a_folder_of_the_old_package_gives_what_it_gave(
     old = AdapterEmbeddingModel(base, str(tmp_path), type(module))
     new = AdaptedEmbedding.from_pretrained(tmp_path, base)
     for text in ("why?", "how do whales sleep"):
-        expected = unit(np.array(old.get_query_embedding(text)))
+        expected = l2_normalize(np.array(old.get_query_embedding(text)))
         assert np.allclose(new.get_query_embedding(text), expected, atol=1e-6)
         assert new.get_text_embedding(text) == old.get_text_embedding(text)
     new.save_pretrained(tmp_path)  # in place, in the new format

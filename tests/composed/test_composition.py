@@ -10,14 +10,14 @@ from llama_index_embeddings_adapted.composed.small_model import (
     compose,
     sweep,
 )
-from llama_index_embeddings_adapted.core.arrays import top_k, unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import compute
 
 
 def random_unit(rows: int, dim: int, seed: int) -> np.ndarray:
-    return unit(np.random.default_rng(seed).standard_normal((rows, dim)))
+    return l2_normalize(np.random.default_rng(seed).standard_normal((rows, dim)))
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 2.0])

@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core import arrays as vectors_module
-from llama_index_embeddings_adapted.core.arrays import as_vectors, ranks, top_k, unit
+from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, ranks, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
@@ -44,7 +44,7 @@ def test_ties_go_to_the_document_that_stands_first() -> None:
 
 
 def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, documents = (unit(RANDOM.standard_normal((n, 6))) for n in (37, 50))
+    queries, documents = (l2_normalize(RANDOM.standard_normal((n, 6))) for n in (37, 50))
     documents[20:30] = documents[0]  # ties
     whole, _ = top_k(queries, documents, 7)
     rows, wanted = np.repeat(np.arange(37), 50), np.tile(np.arange(50), 37)
@@ -57,10 +57,10 @@ def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_zero_vector_stays_zero_and_others_get_length_one() -> None:
-    rows = unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    rows = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
-    assert unit(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
-    assert unit(np.zeros(2)).tolist() == [0.0, 0.0]
+    assert l2_normalize(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
+    assert l2_normalize(np.zeros(2)).tolist() == [0.0, 0.0]
 
 
 def test_vectors_are_checked_at_the_border() -> None:
@@ -105,7 +105,7 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
     queries = np.array(
         [documents[relevance.relevant_to(row)].mean(axis=0) for row in range(len(data))]
     )
-    ranked, _ = top_k(unit(queries), unit(documents), 100)
+    ranked, _ = top_k(l2_normalize(queries), l2_normalize(documents), 100)
     names = list(place)
     qrels = {q: {d: int(data.grade(q, d)) for d in docs} for q, docs in data.relevant_docs.items()}
     runs = {

@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted import (
     mine_hard_negatives,
 )
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
@@ -105,10 +105,10 @@ def test_numbers_out_of_range_are_refused(
 @pytest.mark.parametrize("loss", ["queried", "mnr"])
 def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> None:
     random = np.random.default_rng(0)
-    documents = unit(random.standard_normal((40, 8)))
+    documents = l2_normalize(random.standard_normal((40, 8)))
     rows = np.arange(20)
     # Each query lies between its document and one that nobody asks for.
-    queries = unit(documents[rows] + 0.95 * documents[rows + 20])
+    queries = l2_normalize(documents[rows] + 0.95 * documents[rows + 20])
     data = encoded(queries, documents, [[int(row)] for row in rows])
     mined = replace(data, negatives=Qrels.from_lists([[int(row) + 20] for row in rows]))
     options = TrainingOptions(
@@ -122,7 +122,7 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> No
     for train in (data, mined):
         adapter = refit(train, LinearAdapter.identity(8), options, epochs=15, show_progress=False)
         assert adapter is not None
-        scores = unit(adapter.apply(queries)) @ documents.T
+        scores = l2_normalize(adapter.apply(queries)) @ documents.T
         leads.append(float(np.mean(scores[rows, rows] - scores[rows, rows + 20])))
     assert leads[1] > leads[0] + 0.02
 

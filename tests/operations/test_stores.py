@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted import (
     adapt_index,
     check_similarity,
 )
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import StoreError
 from tests.conftest import CountingEmbedding
@@ -98,7 +98,7 @@ def documents(base: CountingEmbedding) -> Vectors:
 
 def exact(query: Vectors, corpus: Vectors) -> list[str]:
     """Ids of the first 10 by cosine."""
-    order = np.argsort(-unit(corpus) @ unit(query))[:10]
+    order = np.argsort(-l2_normalize(corpus) @ l2_normalize(query))[:10]
     return [nodes()[row].node_id for row in order]
 
 

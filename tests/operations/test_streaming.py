@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted import (
     adapt_vectors,
     embed_corpus,
 )
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
 from tests.support.stores import chroma, faiss_ip, lancedb
@@ -73,7 +73,7 @@ def test_a_stream_of_nodes_is_found_by_the_vectors_of_the_adapted_model(
     with engine(tmp_path) as stores:
         store = stores("new", DIM)
         assert adapt_nodes(nodes(), model, store, batch_size=8, **quiet) == 30
-        vectors = unit(expected(model))
+        vectors = l2_normalize(expected(model))
         for row in (0, 7, 29):
             assert found(store, vectors[row], 1)[0][-2:].lstrip("0") == (str(row) if row else "")
     assert len(model.base_embed_model.asked) == asked  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted import (
     upgrade_adapter,
 )
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.operations.upgrade import procrustes, ridge_map
@@ -37,14 +37,14 @@ class Turned(CountingEmbedding):
 
 
 def cosines(adapter: LinearAdapter, new: np.ndarray, old: np.ndarray) -> np.ndarray:
-    return np.sum(adapter.apply(np.float32(new)) * unit(old), axis=1)
+    return np.sum(adapter.apply(np.float32(new)) * l2_normalize(old), axis=1)
 
 
 @pytest.mark.parametrize(("new_dim", "old_dim"), [(8, 8), (12, 8), (8, 12)])
 def test_a_rotation_is_undone_by_either_fit(new_dim: int, old_dim: int) -> None:
     random = np.random.default_rng(0)
     turn, _ = np.linalg.qr(random.standard_normal((new_dim, new_dim)))
-    known = unit(random.standard_normal((100, 8)))
+    known = l2_normalize(random.standard_normal((100, 8)))
     old = np.pad(known, ((0, 0), (0, old_dim - 8)))
     new = np.float32(np.pad(known, ((0, 0), (0, new_dim - 8))) @ turn)
     for adapter in (procrustes(new, old), ridge_map(new, old, 1e-6)):
@@ -54,7 +54,7 @@ def test_a_rotation_is_undone_by_either_fit(new_dim: int, old_dim: int) -> None:
 
 def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation() -> None:
     random = np.random.default_rng(1)
-    new, old = (unit(random.standard_normal((50, 6))) for _ in range(2))
+    new, old = (l2_normalize(random.standard_normal((50, 6))) for _ in range(2))
     weight = procrustes(new, old).weight
     assert np.allclose(weight @ weight.T, np.eye(6), atol=1e-5)
     assert np.allclose(ridge_map(new, old, 1e9).weight, weight, atol=1e-4)

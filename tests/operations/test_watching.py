@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted.adapters.sketch import (
     MOST_QUERIES,
     QuerySketch,
 )
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
 from llama_index_embeddings_adapted.operations.monitoring import compare, drift, wilson
 from tests.conftest import CountingEmbedding
@@ -31,7 +31,7 @@ QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.ndarray:
     """Unit vectors around one axis."""
     random = np.random.default_rng(seed)
-    return unit(0.3 * random.standard_normal((count, dim)) + np.eye(dim)[around])
+    return l2_normalize(0.3 * random.standard_normal((count, dim)) + np.eye(dim)[around])
 
 
 def test_queries_of_the_same_kind_raise_no_alarm() -> None:
@@ -91,7 +91,7 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 
 
 def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:
-    wide = unit(np.random.default_rng(0).standard_normal((5000, 3072)))
+    wide = l2_normalize(np.random.default_rng(0).standard_normal((5000, 3072)))
     sketch = QuerySketch.of(wide)
     assert sketch.points.shape == (MOST_QUERIES, MOST_DIRECTIONS)
     assert sketch.points.nbytes == 32_768
@@ -100,7 +100,9 @@ def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:
     assert (restored.dim, restored.queries) == (3072, 5000)
     placed = sketch.place(np.stack([wide[0], wide[1], (wide[0] + 0.1 * wide[1])]))
     near, far = np.linalg.norm(placed[0] - placed[2]), np.linalg.norm(placed[0] - placed[1])
-    assert near == pytest.approx(np.linalg.norm(wide[0] - unit(wide[0] + 0.1 * wide[1])), rel=0.3)
+    assert near == pytest.approx(
+        np.linalg.norm(wide[0] - l2_normalize(wide[0] + 0.1 * wide[1])), rel=0.3
+    )
     assert far == pytest.approx(2**0.5, rel=0.3)
 
 

@@ -18,7 +18,13 @@ from llama_index_embeddings_adapted import (
     evaluate_retrieval,
 )
 from llama_index_embeddings_adapted.core import arrays
-from llama_index_embeddings_adapted.core.arrays import UnitRows, empty_vectors, ranks, top_k, unit
+from llama_index_embeddings_adapted.core.arrays import (
+    NormalizedRows,
+    empty_vectors,
+    l2_normalize,
+    ranks,
+    top_k,
+)
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
 from llama_index_embeddings_adapted.evaluation.held_out import divide
@@ -35,7 +41,7 @@ DIM = 12
 @pytest.fixture
 def corpus() -> np.ndarray:
     random = np.random.default_rng(0)
-    rows = unit(random.standard_normal((230, DIM)))
+    rows = l2_normalize(random.standard_normal((230, DIM)))
     rows[40:45] = rows[200:205] = rows[7]  # ties within a block and across blocks
     return rows
 
@@ -54,10 +60,10 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_search_in_blocks_finds_what_search_in_one_piece_finds(
     corpus: np.ndarray, k: int, request: pytest.FixtureRequest
 ) -> None:
-    queries = unit(np.random.default_rng(1).standard_normal((17, DIM)))
+    queries = l2_normalize(np.random.default_rng(1).standard_normal((17, DIM)))
     whole = top_k(queries, corpus, k)
     request.getfixturevalue("in_blocks")
-    rows, scores = top_k(queries, UnitRows(corpus), k)
+    rows, scores = top_k(queries, NormalizedRows(corpus), k)
     assert np.allclose(scores, whole[1], atol=1e-6)
     # Blocks of other sizes may be added up in another order, so near ties may change places.
     for mine, theirs, found in zip(rows, whole[0], scores, strict=True):
@@ -70,11 +76,11 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(
 def test_ranks_in_blocks_are_those_in_one_piece(
     corpus: np.ndarray, request: pytest.FixtureRequest
 ) -> None:
-    queries = unit(corpus[[7, 7, 120, 3]] + 0.1)
+    queries = l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
     entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
     whole = ranks(queries, corpus, entries, wanted)
     request.getfixturevalue("in_blocks")
-    assert np.array_equal(ranks(queries, UnitRows(corpus), entries, wanted), whole)
+    assert np.array_equal(ranks(queries, NormalizedRows(corpus), entries, wanted), whole)
 
 
 def test_the_directions_of_many_documents_are_found_a_block_at_a_time(
@@ -109,7 +115,7 @@ def test_documents_left_in_their_file_are_taken_as_unit_rows(corpus: np.ndarray)
 
 def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus: np.ndarray) -> None:
     keys = np.arange(230, dtype=np.uint64)
-    rows = UnitRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
+    rows = NormalizedRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
     assert np.allclose(rows[10:20], corpus[10:20])
     assert np.allclose(rows[np.array([5, 4])], corpus[[5, 4]])
 

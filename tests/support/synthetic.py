@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Recipe
 from llama_index_embeddings_adapted.training.auto.selection import Evidence, Expectation
@@ -37,10 +37,10 @@ def rotated_corpus(
     """
     random = np.random.default_rng(seed)
     rotation, _ = np.linalg.qr(random.standard_normal((dim, dim)))
-    corpus = unit(random.standard_normal((documents, dim)))
+    corpus = l2_normalize(random.standard_normal((documents, dim)))
     answers = np.repeat(np.arange(documents), per_document)
     noise = 0.1 * random.standard_normal((len(answers), dim))
-    queries = unit(corpus[answers] @ rotation.T + noise)
+    queries = l2_normalize(corpus[answers] @ rotation.T + noise)
     return encoded(queries, corpus, [[answer] for answer in answers]), rotation
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import ranks, unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation import metrics
@@ -52,9 +52,9 @@ def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
 
 def first(adapter: Adapter, data: EncodedDataset) -> float:
     """Share of queries whose document is found first."""
-    documents = unit(adapter.apply(data.documents, "document", data.keys))
+    documents = l2_normalize(adapter.apply(data.documents, "document", data.keys))
     relevance = data.relevance
-    queries = unit(adapter.apply(data.queries))
+    queries = l2_normalize(adapter.apply(data.queries))
     found = ranks(queries, documents, relevance.queries, relevance.documents)
     return float((found == 0).mean())
 
@@ -62,7 +62,7 @@ def first(adapter: Adapter, data: EncodedDataset) -> float:
 def shuffled(seed: int = 0) -> EncodedDataset:
     """Queries near a document, whose judgements say another one at random: nothing to learn."""
     random = np.random.default_rng(seed)
-    corpus = unit(random.standard_normal((40, 12)))
+    corpus = l2_normalize(random.standard_normal((40, 12)))
     queries = corpus[np.repeat(np.arange(40), 3)] + 0.3 * random.standard_normal((120, 12))
     return encoded(queries, corpus, [[int(row)] for row in random.integers(40, size=120)])
 
@@ -137,7 +137,7 @@ def test_against_the_verdict_the_base_model_is_served_unless_always(
 def asked_and_others() -> EncodedDataset:
     """20 documents with five queries each among 200 that nobody asks for."""
     random = np.random.default_rng(0)
-    corpus = unit(random.standard_normal((220, 64)))
+    corpus = l2_normalize(random.standard_normal((220, 64)))
     answers = np.repeat(np.arange(20), 5)
     queries = corpus[answers] + 0.3 * random.standard_normal((100, 64))
     return encoded(queries, corpus, [[answer] for answer in answers.tolist()])
@@ -146,7 +146,7 @@ def asked_and_others() -> EncodedDataset:
 def by_heart(kitchen: Kitchen, recipe: Recipe) -> Adapter:
     """Keep of a query what documents with training queries have in common: others are lost."""
     train = kitchen.train
-    asked = unit(train.documents[np.unique(train.relevance.documents)])
+    asked = l2_normalize(train.documents[np.unique(train.relevance.documents)])
     basis, _ = np.linalg.qr(asked.T)
     return LinearAdapter(basis @ basis.T)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.closed_form import (
@@ -60,7 +60,7 @@ def several() -> EncodedDataset:
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
 def test_ridge_solves_its_least_squares_problem(strength: float) -> None:
     data = several()
-    queries, documents = unit(data.queries), unit(data.documents)
+    queries, documents = l2_normalize(data.queries), l2_normalize(data.documents)
     targets = np.stack(
         [documents[data.relevance.relevant_to(row)].mean(axis=0) for row in range(40)]
     )
@@ -95,7 +95,7 @@ def test_ridge_works_with_fewer_queries_than_dimensions() -> None:
     random = np.random.default_rng(0)
     data = encoded(random.standard_normal((2, 8)), random.standard_normal((3, 8)), [[0], [2]])
     [(_, adapter)] = ridge(data, [1e-6])
-    targets = unit(data.documents)[[0, 2]]
+    targets = l2_normalize(data.documents)[[0, 2]]
     assert np.allclose(adapter.apply(data.queries), targets, atol=1e-3)
 
 
@@ -137,7 +137,7 @@ def test_memory_values_leave_out_what_all_documents_share_and_damp_what_varies_m
     documents = random.standard_normal((400, 3)) * [1.0, 0.1, 0.1] + [0, 0, 2.0]
     documents[0] = [1, 1, 20]
     [value] = memory_values(encoded(np.eye(3)[:1], documents, [[0]]))
-    [target] = unit(documents[:1]) - unit(documents).mean(axis=0)
+    [target] = l2_normalize(documents[:1]) - l2_normalize(documents).mean(axis=0)
     assert np.linalg.norm(value) == pytest.approx(1.0)
     assert abs(value[1] / value[0]) > abs(target[1] / target[0])
 
@@ -148,7 +148,7 @@ def test_memory_values_leave_out_what_all_documents_share_and_damp_what_varies_m
 def test_few_documents_give_the_power_of_the_whole_covariance() -> None:
     random = np.random.default_rng(1)
     few = np.float32(random.standard_normal((5, 12)))
-    rows = unit(few) - unit(few).mean(axis=0)
+    rows = l2_normalize(few) - l2_normalize(few).mean(axis=0)
     covariance = (rows.T @ rows).astype(np.float64) / 5
     mean = np.trace(covariance) / 12
     values, vectors = np.linalg.eigh(covariance + mean * np.eye(12))
@@ -162,8 +162,8 @@ def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map() -> None:
     few = encoded(
         random.standard_normal((4, 9)), random.standard_normal((6, 9)), [[0], [1], [2, 3], [4]]
     )
-    queries = unit(few.queries).astype(np.float64)
-    targets = mean_documents(few.relevance, unit(few.documents))
+    queries = l2_normalize(few.queries).astype(np.float64)
+    targets = mean_documents(few.relevance, l2_normalize(few.documents))
     penalty = 0.5 * (queries**2).sum() / 9
     solved = np.linalg.solve(
         queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import top_k, unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
@@ -193,7 +193,7 @@ def test_the_score_is_ndcg_where_nothing_is_hidden() -> None:
     data, _ = rotated_corpus(documents=60)
     adapter = LinearAdapter(np.random.default_rng(0).standard_normal((12, 12)))
     for fold in folds(data):
-        ranked, _ = top_k(adapter.apply(fold.judged.queries), unit(data.documents), 10)
+        ranked, _ = top_k(adapter.apply(fold.judged.queries), l2_normalize(data.documents), 10)
         expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=60)
         assert np.allclose(fold.score(adapter), expected)
 
@@ -206,7 +206,7 @@ def test_the_score_is_ndcg_for_many_and_for_graded_answers_too() -> None:
     data = replace(data, relevance=replace(data.relevance, grades=grades))
     identity = LinearAdapter.identity(4)
     for fold in folds(data):
-        ranked, _ = top_k(unit(fold.judged.queries), unit(data.documents), 10)
+        ranked, _ = top_k(l2_normalize(fold.judged.queries), l2_normalize(data.documents), 10)
         expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=70)
         assert np.allclose(fold.score(identity), expected)
 

@@ -6,7 +6,7 @@ import pytest
 from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.adapters.composites import TwoSidedAdapter
 from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter
-from llama_index_embeddings_adapted.core.arrays import unit
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.auto.pipelines import interpolated
 
@@ -23,7 +23,7 @@ def linear(seed: int, *, bias: bool = True, shared: bool = False) -> LinearAdapt
     )
 
 
-QUERIES = unit(array(5, DIM, seed=9))
+QUERIES = l2_normalize(array(5, DIM, seed=9))
 PAIRS: dict[str, tuple[Adapter, Adapter]] = {
     "linear": (linear(0), linear(1)),
     "shared": (linear(0, shared=True), linear(1, shared=True)),
@@ -57,7 +57,7 @@ def test_half_way_is_the_mean_before_it_is_scaled_to_unit_length() -> None:
     start, end = linear(0), linear(1, bias=False)
     half = interpolated(end, start, 0.5)
     expected = (QUERIES @ start.weight.T + start.bias + QUERIES @ end.weight.T) / 2
-    assert np.allclose(half.apply(QUERIES), unit(expected), atol=1e-6)
+    assert np.allclose(half.apply(QUERIES), l2_normalize(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["low rank", "two layers"])

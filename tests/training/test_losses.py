@@ -8,7 +8,7 @@ import torch
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll, score_drift
 
 
-def unit(*degrees: float) -> torch.Tensor:
+def l2_normalize(*degrees: float) -> torch.Tensor:
     """Vectors on the unit circle, so that cosines are plain to see."""
     radians = torch.tensor(degrees, dtype=torch.float64) * math.pi / 180
     return torch.stack([radians.cos(), radians.sin()], dim=1)
@@ -20,20 +20,24 @@ def targets(*entries: tuple[int, int, float]) -> Targets:
 
 
 def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates() -> None:
-    loss = ranking_nll(unit(0), unit(90, 270), targets((0, 0, 1.0)), temperature=0.05)
+    loss = ranking_nll(
+        l2_normalize(0), l2_normalize(90, 270), targets((0, 0, 1.0)), temperature=0.05
+    )
     assert loss.item() == pytest.approx(math.log(2))
 
 
 def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier() -> None:
     cosine = math.degrees(math.acos(0.95))
-    loss = ranking_nll(unit(0), unit(0, cosine), targets((0, 0, 1.0)), temperature=0.05)
+    loss = ranking_nll(
+        l2_normalize(0), l2_normalize(0, cosine), targets((0, 0, 1.0)), temperature=0.05
+    )
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
 def test_two_relevant_documents_share_the_target_and_neither_is_a_negative() -> None:
-    queries = unit(10).requires_grad_()
+    queries = l2_normalize(10).requires_grad_()
     both = targets((0, 0, 0.5), (0, 1, 0.5))
-    loss = ranking_nll(queries, unit(0, 20), both, temperature=1.0)
+    loss = ranking_nll(queries, l2_normalize(0, 20), both, temperature=1.0)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
     assert queries.grad is not None
@@ -42,22 +46,26 @@ def test_two_relevant_documents_share_the_target_and_neither_is_a_negative() -> 
 
 
 def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents() -> None:
-    one = ranking_nll(unit(0), unit(0, 90), targets((0, 0, 1.0)), temperature=1.0)
-    two = ranking_nll(unit(90), unit(0, 90), targets((0, 0, 0.5), (0, 1, 0.5)), temperature=1.0)
+    one = ranking_nll(l2_normalize(0), l2_normalize(0, 90), targets((0, 0, 1.0)), temperature=1.0)
+    two = ranking_nll(
+        l2_normalize(90), l2_normalize(0, 90), targets((0, 0, 0.5), (0, 1, 0.5)), temperature=1.0
+    )
     entries = targets((0, 0, 1.0), (1, 0, 0.5), (1, 1, 0.5))
-    together = ranking_nll(unit(0, 90), unit(0, 90), entries, temperature=1.0)
+    together = ranking_nll(l2_normalize(0, 90), l2_normalize(0, 90), entries, temperature=1.0)
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
 
 
 def test_a_candidate_that_stands_for_three_counts_as_three() -> None:
     both = targets((0, 0, 0.5), (0, 1, 0.5))  # relevant documents stand for themselves
-    sampled = ranking_nll(unit(5), unit(0, 20, 90), both, temperature=0.5, stands_for=3.0)
-    whole = ranking_nll(unit(5), unit(0, 20, 90, 90, 90), both, temperature=0.5)
+    sampled = ranking_nll(
+        l2_normalize(5), l2_normalize(0, 20, 90), both, temperature=0.5, stands_for=3.0
+    )
+    whole = ranking_nll(l2_normalize(5), l2_normalize(0, 20, 90, 90, 90), both, temperature=0.5)
     assert sampled.item() == pytest.approx(whole.item())
 
 
 def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents() -> None:
-    before, after, documents = unit(0, 90), unit(10, 60), unit(0, 30, 200)
+    before, after, documents = l2_normalize(0, 90), l2_normalize(10, 60), l2_normalize(0, 30, 200)
     changes = after @ documents.T - before @ documents.T
     drift = score_drift(after - before, documents.T @ documents / 3)
     assert drift.item() == pytest.approx(changes.square().mean().item())

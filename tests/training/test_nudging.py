@@ -8,7 +8,7 @@ import pytest
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Vectors, ranks, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.nudging import (
@@ -25,9 +25,9 @@ X, Y = np.eye(2, dtype=np.float32)
 def several(seed: int = 0) -> EncodedDataset:
     """60 queries with one to three answers among 40 documents, some asked by none."""
     random = np.random.default_rng(seed)
-    corpus = unit(random.standard_normal((40, 8)))
+    corpus = l2_normalize(random.standard_normal((40, 8)))
     answers = [random.choice(30, size=random.integers(1, 4), replace=False) for _ in range(60)]
-    queries = unit(
+    queries = l2_normalize(
         np.stack([corpus[a].sum(axis=0) for a in answers]) + random.standard_normal((60, 8))
     )
     return encoded(queries, corpus, [a.tolist() for a in answers])
@@ -52,7 +52,7 @@ def test_nudge_m_is_that_of_its_authors(distance: float) -> None:
         data.documents, asked, asked, gamma=distance
     )
     # Theirs are searched by inner product, ours by cosine: the direction is the same.
-    assert np.allclose(moved(nudge_m(data, distance), data), unit(theirs), atol=1e-5)
+    assert np.allclose(moved(nudge_m(data, distance), data), l2_normalize(theirs), atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.48, 1.0])
@@ -83,7 +83,7 @@ def test_nudge_n_turns_by_the_distance_arrives_or_stays() -> None:
     data = encoded(np.array([Y, near, -X]), np.array([X, X, X]), [[0], [1], [2]])
     found = moved(nudge_n(data, 1.0), data)
     assert np.allclose(found[0], at_60)  # half way
-    assert np.allclose(found[1], unit(near), atol=1e-6)  # it is nearer than that
+    assert np.allclose(found[1], l2_normalize(near), atol=1e-6)  # it is nearer than that
     assert np.allclose(found[2], X)  # on the far side
 
 
@@ -127,10 +127,10 @@ def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
     have no query.
     """
     random = np.random.default_rng(0)
-    corpus = unit(random.standard_normal((100, 16)))
-    seen_from = unit(corpus[:50] + 1.2 * unit(random.standard_normal((50, 16))))
+    corpus = l2_normalize(random.standard_normal((100, 16)))
+    seen_from = l2_normalize(corpus[:50] + 1.2 * l2_normalize(random.standard_normal((50, 16))))
     answers = np.repeat(np.arange(50), per_document)
-    queries = unit(seen_from[answers] + 0.1 * random.standard_normal((len(answers), 16)))
+    queries = l2_normalize(seen_from[answers] + 0.1 * random.standard_normal((len(answers), 16)))
     data = encoded(queries, corpus, [[answer] for answer in answers])
     last = np.arange(len(answers)) % per_document == 0
     return data.take(np.flatnonzero(~last)), data.take(np.flatnonzero(last))
@@ -139,7 +139,9 @@ def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
 def first(data: EncodedDataset, documents: Vectors) -> float:
     """Share of queries whose document is found first."""
     relevance = data.relevance
-    found = ranks(unit(data.queries), unit(documents), relevance.queries, relevance.documents)
+    found = ranks(
+        l2_normalize(data.queries), l2_normalize(documents), relevance.queries, relevance.documents
+    )
     return float((found == 0).mean())
 
 

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.composites import FEATURES, Features, Gate
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, top_k, unit
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
@@ -132,13 +132,13 @@ class Fold:
 
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each judgement."""
-        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
-        return self.judged.score(unit(adapter.apply(self.judged.queries)), documents)
+        documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
+        return self.judged.score(l2_normalize(adapter.apply(self.judged.queries)), documents)
 
     def ranked(self, adapter: Adapter, depth: int) -> Rows:
         """Return the rows of what each judgement finds first, ``(n, depth)``."""
-        documents = unit(adapter.apply(self.train.documents, "document", self.train.keys))
-        queries = unit(adapter.apply(self.judged.queries))
+        documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
+        queries = l2_normalize(adapter.apply(self.judged.queries))
         return self.judged.ranked(queries, documents, min(depth, len(documents)))
 
 
@@ -329,7 +329,9 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     """
     features, known = [], []
     for fold in folds(train, seed=seed):
-        features.append(Gate(**_memory(fold.train, seed)).features(unit(fold.judged.queries)))
+        features.append(
+            Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.judged.queries))
+        )
         known.append(fold.judged.known)
     seen = np.concatenate(features)
     return Gate(
@@ -347,13 +349,13 @@ def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:
     random = np.random.default_rng(seed)
     asked = np.unique(train.canonical_rows[train.relevance.documents])
     others = np.setdiff1d(np.unique(train.canonical_rows), asked)
-    documents = unit(train.documents)
+    documents = l2_normalize(train.documents)
     kept_asked, share_asked = _sample(asked, _MOST_DOCUMENTS, random)
     kept_others, share_others = _sample(others, _MOST_DOCUMENTS, random)
     kept_queries, _ = _sample(np.arange(len(train.queries)), _MOST_QUERIES, random)
     zero = np.zeros(len(FEATURES) + 1, dtype=np.float32)
     return {
-        "queries": unit(train.queries[kept_queries]),
+        "queries": l2_normalize(train.queries[kept_queries]),
         "asked": documents[kept_asked],
         "others": documents[kept_others],
         "shares": np.array([share_asked, share_others], dtype=np.float32),

@@ -32,7 +32,7 @@ from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
 )
-from llama_index_embeddings_adapted.core.arrays import Vectors, unit
+from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.auto.cross_fitting import fit_gate
@@ -241,7 +241,7 @@ class Kitchen:
         """Return the kitchen of the query side where documents are as ``ground`` maps them."""
         if ground not in self._facing:
             below = self.make(ground)
-            documents = unit(below.apply(self.train.documents, "document", self.train.keys))
+            documents = l2_normalize(below.apply(self.train.documents, "document", self.train.keys))
             mapped = replace(self.train, documents=documents)
             start, _ = sides(below)
             self._facing[ground] = Kitchen(mapped, self.options, start=start, base=self)
@@ -260,7 +260,7 @@ class Kitchen:
         """Return keys and coefficients of a kernel regression to the values of a memory."""
         if temperature not in self._kernels:
             self._kernels[temperature] = kernel_ridge(
-                unit(self.train.queries),
+                l2_normalize(self.train.queries),
                 self.memory_values,
                 temperature=temperature,
                 seed=self.options.seed,

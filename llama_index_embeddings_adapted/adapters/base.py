@@ -245,7 +245,7 @@ def _rebuild(cls: type[Adapter], arrays: Arrays, config: dict[str, Any]) -> Adap
     return cls.build(arrays, config)
 
 
-def frozen(value: Any, what: str, *, ndim: int) -> Vectors:
+def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
     """Return a finite float32 copy that nobody can write to.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
+from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, readonly_array
 from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
@@ -169,15 +169,18 @@ class Gate:
         low: Vectors,
         high: Vectors,
     ) -> None:
-        self.queries = frozen(queries, "queries", ndim=2)
-        self.asked = frozen(asked, "asked", ndim=2)
+        self.queries = readonly_array(queries, "queries", ndim=2)
+        self.asked = readonly_array(asked, "asked", ndim=2)
         dim, count = self.queries.shape[1], len(FEATURES)
         none = np.zeros((0, dim), dtype=np.float32)
         none.setflags(write=False)
-        self.others = frozen(others, "others", ndim=2) if np.size(others) else none
-        self.shares = frozen(shares, "shares", ndim=1)
-        self.coefficients = frozen(coefficients, "coefficients", ndim=1)
-        self.low, self.high = frozen(low, "low", ndim=1), frozen(high, "high", ndim=1)
+        self.others = readonly_array(others, "others", ndim=2) if np.size(others) else none
+        self.shares = readonly_array(shares, "shares", ndim=1)
+        self.coefficients = readonly_array(coefficients, "coefficients", ndim=1)
+        self.low, self.high = (
+            readonly_array(low, "low", ndim=1),
+            readonly_array(high, "high", ndim=1),
+        )
         for name, expected in {
             "asked": (len(self.asked), dim),
             "others": (len(self.others), dim),

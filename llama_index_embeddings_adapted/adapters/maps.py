@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, frozen
+from llama_index_embeddings_adapted.adapters.base import Adapter, readonly_array
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
@@ -35,8 +35,8 @@ class LinearAdapter(Adapter):
         normalize: bool = True,
         shared: bool = False,
     ) -> None:
-        self.weight = frozen(weight, "weight", ndim=2)
-        self.bias = None if bias is None else frozen(bias, "bias", ndim=1)
+        self.weight = readonly_array(weight, "weight", ndim=2)
+        self.bias = None if bias is None else readonly_array(bias, "bias", ndim=1)
         self.normalize, self.shared = bool(normalize), bool(shared)
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ShapeError("bias", expected=self.weight.shape[:1], actual=self.bias.shape)
@@ -90,9 +90,9 @@ class LowRankAdapter(Adapter):
     """
 
     def __init__(self, down: Vectors, up: Vectors, bias: Vectors) -> None:
-        self.down = frozen(down, "down", ndim=2)
-        self.up = frozen(up, "up", ndim=2)
-        self.bias = frozen(bias, "bias", ndim=1)
+        self.down = readonly_array(down, "down", ndim=2)
+        self.up = readonly_array(up, "up", ndim=2)
+        self.bias = readonly_array(bias, "bias", ndim=1)
         rank, dim = self.down.shape
         if self.up.shape != (dim, rank):
             raise ShapeError("up", expected=(dim, rank), actual=self.up.shape)
@@ -194,10 +194,10 @@ class TwoLayerAdapter(Adapter):
         residual: bool = True,
         normalize: bool = True,
     ) -> None:
-        self.hidden_weight = frozen(hidden_weight, "hidden_weight", ndim=2)
-        self.hidden_bias = frozen(hidden_bias, "hidden_bias", ndim=1)
-        self.output_weight = frozen(output_weight, "output_weight", ndim=2)
-        self.output_bias = frozen(output_bias, "output_bias", ndim=1)
+        self.hidden_weight = readonly_array(hidden_weight, "hidden_weight", ndim=2)
+        self.hidden_bias = readonly_array(hidden_bias, "hidden_bias", ndim=1)
+        self.output_weight = readonly_array(output_weight, "output_weight", ndim=2)
+        self.output_bias = readonly_array(output_bias, "output_bias", ndim=1)
         self.activation, self.residual, self.normalize = activation, bool(residual), bool(normalize)
         if activation not in _ACTIVATIONS:
             raise OptionError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, frozen
+from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, readonly_array
 from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.files import Arrays
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
@@ -47,8 +47,8 @@ class KernelAdapter(CompositeAdapter):
         temperature: float = 0.2,
     ) -> None:
         self.general = general
-        self.keys = frozen(keys, "keys", ndim=2)
-        self.coefficients = frozen(coefficients, "coefficients", ndim=2)
+        self.keys = readonly_array(keys, "keys", ndim=2)
+        self.coefficients = readonly_array(coefficients, "coefficients", ndim=2)
         if self.coefficients.shape != self.keys.shape:
             raise ShapeError(
                 "coefficients", expected=self.keys.shape, actual=self.coefficients.shape
@@ -114,7 +114,7 @@ class NudgeAdapter(Adapter):
 
     def __init__(self, keys: Keys, offsets: Vectors) -> None:
         self.keys = np.array(keys, dtype=np.uint64)
-        self.offsets = frozen(offsets, "offsets", ndim=2)
+        self.offsets = readonly_array(offsets, "offsets", ndim=2)
         if self.keys.shape != self.offsets.shape[:1]:
             raise ShapeError("keys", expected=self.offsets.shape[:1], actual=self.keys.shape)
         if (self.keys[1:] <= self.keys[:-1]).any():

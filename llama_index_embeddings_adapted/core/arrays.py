@@ -291,7 +291,7 @@ def _reserve(file: int, size: int) -> None:
         os.truncate(file, size)
 
 
-def empty_vectors(shape: tuple[int, int], folder: Path | None) -> Vectors:
+def allocate_vectors(shape: tuple[int, int], folder: Path | None) -> Vectors:
     """Return a float32 matrix to be filled.
 
     Args:

@@ -19,8 +19,8 @@ from llama_index_embeddings_adapted.core.arrays import (
     Role,
     Rows,
     Vectors,
+    allocate_vectors,
     content_hashes,
-    empty_vectors,
 )
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
@@ -222,7 +222,7 @@ class Encoder:
             [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
         )
         distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-        vectors = empty_vectors((len(texts), self.fingerprint.dim), self._folder)
+        vectors = allocate_vectors((len(texts), self.fingerprint.dim), self._folder)
         missing: list[int] = []
         for start in range(0, len(distinct), _LOOKED_UP):
             rows = distinct[start : start + _LOOKED_UP]

@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.core import arrays
 from llama_index_embeddings_adapted.core.arrays import (
     NormalizedRows,
-    empty_vectors,
+    allocate_vectors,
     l2_normalize,
     ranks,
     top_k,
@@ -142,12 +142,12 @@ def test_no_room_for_the_file_is_an_error_before_anything_is_written(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(CacheError, match=r"expected room for 0 MiB.*No space left on device"):
-        empty_vectors((3, 4), tmp_path)
+        allocate_vectors((3, 4), tmp_path)
 
 
 def test_vectors_without_a_folder_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
-    assert not isinstance(empty_vectors((3, 4), None), np.memmap)
+    assert not isinstance(allocate_vectors((3, 4), None), np.memmap)
 
 
 def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(

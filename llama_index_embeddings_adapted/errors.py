@@ -66,7 +66,7 @@ class EncodeError(AdaptedError, RuntimeError):
 
     def __init__(self, message: str, *, text: str) -> None:
         self.text = text
-        super().__init__(f"{message} Text: {shorten(text)!r}.")
+        super().__init__(f"{message} Text: {truncate(text)!r}.")
 
 
 class CacheError(AdaptedError, RuntimeError):
@@ -125,19 +125,19 @@ class MissingExtraError(AdaptedError, ImportError):
     """An optional dependency that is not installed."""
 
 
-def shorten(text: str, limit: int = 80) -> str:
+def truncate(text: str, limit: int = 80) -> str:
     """Return ``text`` cut to ``limit`` characters, for messages."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def examples(items: Iterable[object], limit: int = 3) -> str:
+def quote_some(items: Iterable[object], limit: int = 3) -> str:
     """Return the first few of ``items`` quoted, for messages that count and name."""
     shown = list(items)
-    quoted = ", ".join(f'"{shorten(str(item))}"' for item in shown[:limit])
+    quoted = ", ".join(f'"{truncate(str(item))}"' for item in shown[:limit])
     return quoted + (", …" if len(shown) > limit else "")
 
 
-def need(module: str, *, extra: str) -> ModuleType:
+def require_extra(module: str, *, extra: str) -> ModuleType:
     """Import an optional module, or answer with the command that installs it.
 
     Raises:

@@ -23,9 +23,9 @@ def run(names: list[str], seconds: int) -> dict[str, Any]:
     Raises:
         MissingExtraError: atheris is not installed.
     """
-    from llama_index_embeddings_adapted.errors import need
+    from llama_index_embeddings_adapted.errors import require_extra
 
-    need("atheris", extra="fuzz")
+    require_extra("atheris", extra="fuzz")
     return {name: _fed(name, seconds) for name in names}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors
 from llama_index_embeddings_adapted.core.files import Arrays
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError, shorten
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError, truncate
 
 _registry: dict[str, type[Adapter]] = {}
 
@@ -223,21 +223,21 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         raise FolderError(f"{where}: holds a {name}, which {RETIRED[name]}.")
     if cls is None:
         raise FolderError(
-            f"{where}: adapter class {shorten(repr(name))} is not known here (known: "
+            f"{where}: adapter class {truncate(repr(name))} is not known here (known: "
             f"{', '.join(sorted(_registry))}). Import the module that defines it first."
         )
     shapes = {key: list(array.shape) for key, array in arrays.items()}
     if shapes != description.get("shapes"):
         raise FolderError(
-            f"{where}: expected weights of shapes {shorten(str(description.get('shapes')), 500)}, "
-            f"found {shorten(str(shapes), 500)}."
+            f"{where}: expected weights of shapes {truncate(str(description.get('shapes')), 500)}, "
+            f"found {truncate(str(shapes), 500)}."
         )
     settings = description.get("config")
     try:
         return cls.build(arrays, settings if isinstance(settings, dict) else {})
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
             ValueError) as cause:  # fmt: skip
-        reason = shorten(str(cause), 500)
+        reason = truncate(str(cause), 500)
         raise FolderError(f"{where}: not a valid {name} ({reason}).") from cause
 
 

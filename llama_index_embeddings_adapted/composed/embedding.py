@@ -50,7 +50,7 @@ from llama_index_embeddings_adapted.encoding.serialize import (
     taken,
     without_url_secrets,
 )
-from llama_index_embeddings_adapted.errors import DiskError, FolderError, OptionError, examples
+from llama_index_embeddings_adapted.errors import DiskError, FolderError, OptionError, quote_some
 from llama_index_embeddings_adapted.serving.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.serving.embedding import savable
 
@@ -216,7 +216,7 @@ def _check_small(folder: Path, expected: object) -> None:
     if odd:
         raise FolderError(
             f"{folder}: {len(odd)} files are missing, new or not what was saved (first: "
-            f"{examples(odd)}). Copy the folder again, or train again."
+            f"{quote_some(odd)}). Copy the folder again, or train again."
         )
 
 

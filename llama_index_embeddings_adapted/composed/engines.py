@@ -39,7 +39,12 @@ from llama_index_embeddings_adapted.data.dataset import (
 from llama_index_embeddings_adapted.encoding.base_model import check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, NotTrainedError, OptionError, need
+from llama_index_embeddings_adapted.errors import (
+    DatasetError,
+    NotTrainedError,
+    OptionError,
+    require_extra,
+)
 from llama_index_embeddings_adapted.evaluation.held_out import (
     hold_out,
     known_documents,
@@ -143,9 +148,9 @@ class SmallModelEngine:
         """Encode, train, judge; leave the best weights in the small model and return λ."""
         began, options = time.perf_counter(), self._options
         for module in ("datasets", "accelerate"):
-            need(module, extra="composed")
+            require_extra(module, extra="composed")
         if options.lora_rank:
-            need("peft", extra="lora")
+            require_extra("peft", extra="lora")
         from llama_index_embeddings_adapted.composed.training import precision_on, train
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded

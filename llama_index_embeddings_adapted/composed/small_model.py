@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted.errors import (
     FolderError,
     OptionError,
     ShapeError,
-    need,
+    require_extra,
 )
 from llama_index_embeddings_adapted.evaluation.metrics import ideal_gain
 
@@ -92,7 +92,7 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
         OptionError: It cannot be loaded, or gives no vector per text.
         FolderError: Its folder asks for code or pickles to be loaded.
     """
-    library = need("sentence_transformers", extra="composed")
+    library = require_extra("sentence_transformers", extra="composed")
     path = Path(source)
     local = path.is_dir()
     if local:
@@ -113,7 +113,7 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep transformers from drawing a bar for the files of a small model, which take no time."""
-    logging = need("transformers", extra="composed").utils.logging
+    logging = require_extra("transformers", extra="composed").utils.logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

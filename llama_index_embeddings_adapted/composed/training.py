@@ -43,7 +43,7 @@ from transformers.trainer_callback import PrinterCallback
 from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_file, write_json
-from llama_index_embeddings_adapted.errors import OptionError, TrainingError, need
+from llama_index_embeddings_adapted.errors import OptionError, TrainingError, require_extra
 from llama_index_embeddings_adapted.evaluation.reports import ComposedEpoch, best_epoch
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives
 from llama_index_embeddings_adapted.training.options import ComposedOptions
@@ -67,7 +67,7 @@ def precision_on(device: str, options: ComposedOptions) -> str:
 
 def add_lora(model: Any, options: ComposedOptions) -> Callable[[], None]:
     """Freeze the body but for low-rank additions; return what merges them into it."""
-    peft = need("peft", extra="lora")
+    peft = require_extra("peft", extra="lora")
     body = model[0].model
     config = peft.LoraConfig(
         r=options.lora_rank, lora_alpha=2 * (options.lora_rank or 1), target_modules="all-linear"

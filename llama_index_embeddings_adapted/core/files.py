@@ -30,8 +30,8 @@ from llama_index_embeddings_adapted.errors import (
     AdaptedError,
     DiskError,
     FolderError,
-    examples,
-    shorten,
+    quote_some,
+    truncate,
 )
 
 T = TypeVar("T")
@@ -205,7 +205,7 @@ def unique(
     if twice:
         prefix = f"{where}: " if where else ""
         count = f"{len(twice)}{' or more' if len(twice) == _ENOUGH else ''}"
-        raise error(f"{prefix}{count} duplicate {what} ids (first: {examples(twice)}).")
+        raise error(f"{prefix}{count} duplicate {what} ids (first: {quote_some(twice)}).")
     return found
 
 
@@ -358,11 +358,11 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
         arrays: Arrays = parse_safetensors(data)
     # Of types that numpy lacks the library says so with errors of several kinds.
     except (SafetensorError, ArithmeticError, LookupError, TypeError, ValueError) as cause:
-        reason = shorten(str(cause), 300)
+        reason = truncate(str(cause), 300)
         raise FolderError(f"{where}: damaged or not safetensors ({reason}).") from cause
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FolderError(f'{where}: "{shorten(name)}" has NaN or infinity.')
+            raise FolderError(f'{where}: "{truncate(name)}" has NaN or infinity.')
     return arrays
 
 

@@ -20,7 +20,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.data import formats, splits
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, examples
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, quote_some
 
 
 class Parts(Protocol):
@@ -420,7 +420,7 @@ def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
     if without:
         raise DatasetError(
             f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
-            f"(first: {examples(without)}). Drop them with dataset.judged()."
+            f"(first: {quote_some(without)}). Drop them with dataset.judged()."
         )
     return dataset
 

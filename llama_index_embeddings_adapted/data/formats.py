@@ -22,7 +22,7 @@ from typing import Any
 
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.core.files import atomic_file, unique
-from llama_index_embeddings_adapted.errors import DatasetError, examples, shorten
+from llama_index_embeddings_adapted.errors import DatasetError, quote_some, truncate
 
 #: Characters: no document is as long, and no texts compress as well; what does was made to flood.
 _MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
@@ -51,7 +51,7 @@ def read_beir(folder: Path, split: str) -> BeirSplit:
     if strangers:
         raise DatasetError(
             f"{folder}: {len(strangers)} query ids of qrels/{split}.tsv are not in queries.jsonl "
-            f"(first: {examples(strangers)})."
+            f"(first: {quote_some(strangers)})."
         )
     relevant = {q: {d: g for d, g in judged.items() if g > 0} for q, judged in qrels.items()}
     graded = any(grade != 1 for judged in relevant.values() for grade in judged.values())
@@ -175,7 +175,7 @@ def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
     if not path.exists() and not path.with_name(path.name + ".gz").exists():
         found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.tsv*")})
         raise DatasetError(
-            f"{folder}: no split {path.stem!r}. Splits there: {examples(found, 9) or 'none'}."
+            f"{folder}: no split {path.stem!r}. Splits there: {quote_some(found, 9) or 'none'}."
         )
     qrels: dict[str, dict[str, float]] = {}
     with _open(path) as lines:
@@ -185,14 +185,14 @@ def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
             query, document, grade = _parse_judgement(row, where=f"{path}, line {number}")
             if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
                 raise DatasetError(
-                    f"{path}, line {number}: query {examples([query])} and document "
-                    f"{examples([document])} are judged twice, with different scores."
+                    f"{path}, line {number}: query {quote_some([query])} and document "
+                    f"{quote_some([document])} are judged twice, with different scores."
                 )
     irrelevant = [query for query, judged in qrels.items() if max(judged.values()) <= 0]
     if irrelevant:
         warnings.warn(
             f"{path}: {len(irrelevant)} queries have only irrelevant judgements and are left out "
-            f"(first: {examples(irrelevant)}).",
+            f"(first: {quote_some(irrelevant)}).",
             stacklevel=4,
         )
     return {query: judged for query, judged in qrels.items() if max(judged.values()) > 0}
@@ -245,9 +245,9 @@ def read_qa_json(path: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: mode: expected a string, got {type(data['mode']).__name__}.")
     if missing or unknown:
         raise DatasetError(
-            f"{path}: expected an object with the objects {examples(_OBJECTS)}; "
-            + (f"missing or not an object: {examples(missing)}. " if missing else "")
-            + (f"Unknown keys: {examples(unknown)}." if unknown else "")
+            f"{path}: expected an object with the objects {quote_some(_OBJECTS)}; "
+            + (f"missing or not an object: {quote_some(missing)}. " if missing else "")
+            + (f"Unknown keys: {quote_some(unknown)}." if unknown else "")
         )
     return data
 
@@ -281,7 +281,7 @@ def check_judged(queries: Mapping[str, str], relevant_docs: Mapping[str, Sequenc
     if unjudged:
         raise DatasetError(
             f"{len(unjudged)} of {len(queries)} queries have no relevant document "
-            f"(first: {examples(unjudged)}). Read the data with allow_unjudged=True and drop them "
+            f"(first: {quote_some(unjudged)}). Read the data with allow_unjudged=True and drop them "
             "with dataset.judged()."
         )
 
@@ -293,12 +293,12 @@ def _check_texts(what: str, texts: object) -> None:
     if odd:
         raise DatasetError(
             f"{what}: expected string ids and string texts; {len(odd)} of {len(texts)} are not "
-            f"(first: {examples(odd)})."
+            f"(first: {quote_some(odd)})."
         )
     empty = [key for key, text in texts.items() if not text.strip()]
     if empty:
         raise DatasetError(
-            f"{what}: {len(empty)} of {len(texts)} texts are empty (first: {examples(empty)}). "
+            f"{what}: {len(empty)} of {len(texts)} texts are empty (first: {quote_some(empty)}). "
             "Drop them, or give them text."
         )
     if not texts:
@@ -323,24 +323,24 @@ def _check_relevance(
     if odd:
         raise DatasetError(
             f"relevant_docs: expected lists of document ids; {len(odd)} of {len(relevant_docs)} "
-            f"are not (first: {examples(odd)})."
+            f"are not (first: {quote_some(odd)})."
         )
     strangers = [query for query in relevant_docs if query not in queries]
     if strangers:
         raise DatasetError(
             f"relevant_docs: {len(strangers)} query ids are not in queries "
-            f"(first: {examples(strangers)})."
+            f"(first: {quote_some(strangers)})."
         )
     unknown = [doc for docs in relevant_docs.values() for doc in docs if doc not in corpus]
     if unknown:
         raise DatasetError(
             f"relevant_docs: {len(unknown)} document ids are not in the corpus "
-            f"(first: {examples(dict.fromkeys(unknown))}). Add those documents, or drop the ids."
+            f"(first: {quote_some(dict.fromkeys(unknown))}). Add those documents, or drop the ids."
         )
     twice = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
     if twice:
         raise DatasetError(
-            f"relevant_docs: {len(twice)} queries name a document twice (first: {examples(twice)})."
+            f"relevant_docs: {len(twice)} queries name a document twice (first: {quote_some(twice)})."
         )
 
 
@@ -353,7 +353,7 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
         for document, grade in by_document.items():
             if document not in relevant_docs.get(query, ()):
                 raise DatasetError(
-                    f"grades: query {examples([query])} grades document {examples([document])}, "
+                    f"grades: query {quote_some([query])} grades document {quote_some([document])}, "
                     "which is not among its relevant_docs."
                 )
             if (
@@ -362,8 +362,8 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
                 or not (0 < grade < math.inf)
             ):
                 raise DatasetError(
-                    f'grades: query "{shorten(query)}", document "{shorten(document)}": expected a '
-                    f"number > 0, got {shorten(repr(grade))}."
+                    f'grades: query "{truncate(query)}", document "{truncate(document)}": expected a '
+                    f"number > 0, got {truncate(repr(grade))}."
                 )
 
 
@@ -383,17 +383,17 @@ def _check_negatives(
         ):
             raise DatasetError(
                 "hard_negatives: expected lists of document ids; that of query "
-                f"{examples([query])} is not."
+                f"{quote_some([query])} is not."
             )
         unknown = [document for document in documents if document not in corpus]
         if query not in queries or unknown:
             raise DatasetError(
-                f"hard_negatives: query {examples([query])} or its documents are not in the "
-                f"dataset ({examples(unknown) or 'the query'})."
+                f"hard_negatives: query {quote_some([query])} or its documents are not in the "
+                f"dataset ({quote_some(unknown) or 'the query'})."
             )
         relevant = [document for document in documents if document in relevant_docs.get(query, ())]
         if relevant:
             raise DatasetError(
-                f"hard_negatives: query {examples([query])} names {examples(relevant[:1])}, which "
+                f"hard_negatives: query {quote_some([query])} names {quote_some(relevant[:1])}, which "
                 "is relevant to it."
             )

@@ -35,7 +35,7 @@ from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
     EncodeError,
     OptionError,
-    need,
+    require_extra,
 )
 
 PIECE = 1024  # texts that go to an actor, and come back, together, at most
@@ -72,7 +72,7 @@ class RayExecutor:
         batch_size: int | None,
         options: Mapping[str, Any],
     ) -> None:
-        need("ray.data", extra="ray")
+        require_extra("ray.data", extra="ray")
         self._arguments = {
             "model": packed(model),
             "fingerprint": fingerprint,
@@ -89,7 +89,7 @@ class RayExecutor:
         """
         if not texts:
             return
-        arrow = need("pyarrow", extra="ray")
+        arrow = require_extra("pyarrow", extra="ray")
         tables = [
             arrow.table({"row": range(start, start + len(piece)), "text": piece})
             for start, piece in _pieces(texts, self._actors)
@@ -124,7 +124,10 @@ def results(
         error: Makes the error to raise where Ray cannot go on.
         options: Of an actor; see ``ray.data``'s ``map_batches``.
     """
-    data, exceptions = need("ray.data", extra="ray"), need("ray.exceptions", extra="ray")
+    data, exceptions = (
+        require_extra("ray.data", extra="ray"),
+        require_extra("ray.exceptions", extra="ray"),
+    )
     answers = data.from_arrow(list(tables)).map_batches(
         actor,
         fn_constructor_kwargs=dict(arguments),
@@ -181,7 +184,7 @@ def packed(value: object) -> bytes:
         OptionError: It cannot be pickled.
     """
     try:
-        return bytes(need("ray.cloudpickle", extra="ray").dumps(value))
+        return bytes(require_extra("ray.cloudpickle", extra="ray").dumps(value))
     except (TypeError, AttributeError, pickle.PicklingError) as cause:
         raise OptionError(
             f"{type(value).__name__} cannot be sent to other processes ({cause}). Pass a function "
@@ -191,7 +194,7 @@ def packed(value: object) -> bytes:
 
 def unpacked(content: bytes, kind: type[Any]) -> Any:
     """Return the object again; what a function builds, where it was one."""
-    value = need("ray.cloudpickle", extra="ray").loads(content)
+    value = require_extra("ray.cloudpickle", extra="ray").loads(content)
     return value if isinstance(value, kind) else value()
 
 

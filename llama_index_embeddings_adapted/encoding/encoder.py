@@ -35,7 +35,7 @@ from llama_index_embeddings_adapted.encoding.base_model import (
 )
 from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
 from llama_index_embeddings_adapted.encoding.serialize import without_keys
-from llama_index_embeddings_adapted.errors import EncodeError, shorten
+from llama_index_embeddings_adapted.errors import EncodeError, truncate
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
 LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
@@ -133,7 +133,7 @@ def embed_surviving(
     worth_it = len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES
     if worth_it and not still_is(model, calls, role, fingerprint):
         raise exchanged(name, len(rows))
-    return Answered(rows, vectors[rows], {row: shorten(why, 300) for row, why in failures.items()})
+    return Answered(rows, vectors[rows], {row: truncate(why, 300) for row, why in failures.items()})
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, examples
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, quote_some
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|pass(w|phrase)|credential|private_?key|access_?key|authori[sz]ation|headers"
@@ -162,7 +162,7 @@ def _refuse_code(settings: dict[str, Any]) -> None:
     asking = [name for name, value in settings.items() if _asks_for_code(name, value)]
     if asking:
         raise FolderError(
-            f"The base model's settings ask for code to be loaded ({examples(asking)}). Build it "
+            f"The base model's settings ask for code to be loaded ({quote_some(asking)}). Build it "
             "yourself if you trust that code, and pass base_embed_model=…."
         )
 
@@ -196,7 +196,7 @@ def _refuse_addresses(
     if strange:
         raise FolderError(
             f"The settings of the base model {cls.__name__} name an address that texts and keys "
-            f"would be sent to ({examples(f'{name}={named[name]}' for name in strange)}). If it "
+            f"would be sent to ({quote_some(f'{name}={named[name]}' for name in strange)}). If it "
             f"is yours, pass it again: from_pretrained(…, {strange[0]}=…).{hint} Or pass "
             "base_embed_model=…."
         )

@@ -20,7 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.errors import OptionError, shorten
+from llama_index_embeddings_adapted.errors import OptionError, truncate
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
 from llama_index_embeddings_adapted.evaluation.verdict import Interval
 
@@ -321,7 +321,7 @@ def _passages(
     return tuple(
         Passage(
             scores.document_ids[document],
-            shorten(texts.documents[document], MOST_CHARACTERS),
+            truncate(texts.documents[document], MOST_CHARACTERS),
             int(document) in relevant,
         )
         for document in documents

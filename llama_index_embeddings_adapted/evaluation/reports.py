@@ -19,7 +19,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.errors import OptionError, need
+from llama_index_embeddings_adapted.errors import OptionError, require_extra
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, PartReport
 from llama_index_embeddings_adapted.evaluation.page import Findings, write_page
 from llama_index_embeddings_adapted.evaluation.retrieval import (
@@ -119,7 +119,7 @@ def plot_bars(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure_module = need("matplotlib.figure", extra="plot")
+    figure_module = require_extra("matplotlib.figure", extra="plot")
     metrics = list(next(iter(models.values())))
     width = 0.8 / len(models)
     figure = figure_module.Figure(figsize=(2.6 + 1.9 * len(metrics), 4.2), layout="constrained")
@@ -167,7 +167,7 @@ def plot_history(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = need("matplotlib.figure", extra="plot").Figure(
+    figure = require_extra("matplotlib.figure", extra="plot").Figure(
         figsize=(6.4, 4.2), layout="constrained"
     )
     axes = figure.subplots()
@@ -300,7 +300,7 @@ class Comparison:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        pandas = need("pandas", extra="pandas")
+        pandas = require_extra("pandas", extra="pandas")
         columns = self._metrics(metrics)
         rows = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
         return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)

@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, examples
+from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, quote_some
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
 
@@ -164,7 +164,7 @@ class MoveReport:
             f"average and {self.farthest:.3f} at most"
         )
         if self.distances:
-            text += f" (farthest: {examples(self.distances)})"
+            text += f" (farthest: {quote_some(self.distances)})"
         if self.bound is not None:
             text += (
                 f"; {len(self.new)} are new, edited or never asked for and stay; {self.deleted} "

@@ -36,7 +36,12 @@ from llama_index_embeddings_adapted.encoding.serialize import (
     names_secret,
     without_url_secrets,
 )
-from llama_index_embeddings_adapted.errors import GenerationError, OptionError, need, shorten
+from llama_index_embeddings_adapted.errors import (
+    GenerationError,
+    OptionError,
+    require_extra,
+    truncate,
+)
 from llama_index_embeddings_adapted.questions.prompts import MOST_READ, Request
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
@@ -76,7 +81,7 @@ def useless_to_repeat(error: Exception) -> bool:
 def without_secrets(error: BaseException) -> str:
     """Return what an error says, on one line, unless it shows a key."""
     text = " ".join(f"{type(error).__name__}: {without_url_secrets(str(error))}".split())
-    return f"{type(error).__name__}." if looks_secret(text) else shorten(text, 300)
+    return f"{type(error).__name__}." if looks_secret(text) else truncate(text, 300)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -495,7 +500,7 @@ class RayLLMCalls:
         LLMCalls(llm, patience)  # refuses what is no LLM
         rate = patience.requests_per_minute
         share = None if rate is None else rate / actors
-        need("ray.data", extra="ray")
+        require_extra("ray.data", extra="ray")
         self._patience = replace(patience, requests_per_minute=share)
         self._llm, self._actors = packed(llm), actors
         self.calls = 0
@@ -522,7 +527,7 @@ class RayLLMCalls:
                 pieces.close()
 
     def _answers(self, requests: Sequence[Request]) -> Generator[Batch]:
-        arrow = need("pyarrow", extra="ray")
+        arrow = require_extra("pyarrow", extra="ray")
         size = _ROUNDS * self._patience.concurrency
         tables = []
         for start in range(0, len(requests), size):

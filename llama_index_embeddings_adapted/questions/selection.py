@@ -18,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import shorten
+from llama_index_embeddings_adapted.errors import truncate
 from llama_index_embeddings_adapted.questions.filters import Candidate, near_duplicates
 from llama_index_embeddings_adapted.questions.options import GenerationOptions
 
@@ -123,7 +123,7 @@ class QuestionReport:
         lines = ["| questions | number | share | for example |", "|---|---:|---:|---|"]
         for name, number, example in rows:
             share = number / self.written if self.written else 0.0
-            shown = shorten(example, 70).replace("|", "\\|")
+            shown = truncate(example, 70).replace("|", "\\|")
             lines.append(f"| {name} | {number:,} | {share:.0%} | {shown} |")
         return "\n".join(lines)
 

@@ -37,8 +37,8 @@ from llama_index_embeddings_adapted.errors import (
     FolderError,
     OptionError,
     ShapeError,
-    examples,
-    shorten,
+    quote_some,
+    truncate,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import DEFAULT_KS, RetrievalScores
 
@@ -319,11 +319,11 @@ def check_settings(
     ):
         raise OptionError(
             "Expected a finite weight >= 0, temperature > 0 and neighbours >= 1, got "
-            + " and ".join(shorten(repr(value)) for value in given)
+            + " and ".join(truncate(repr(value)) for value in given)
             + "."
         )
     if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
-        raise OptionError(f"top_k: expected a number >= 1 or None, got {shorten(repr(top_k))}.")
+        raise OptionError(f"top_k: expected a number >= 1 or None, got {truncate(repr(top_k))}.")
 
 
 def base_of(model: BaseEmbedding) -> BaseEmbedding:
@@ -407,7 +407,7 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
         fingerprint = Fingerprint(str(config["base_model"]["name"]), probes)
         _ = config["settings"].keys()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
-        reason = shorten(str(cause), 300)
+        reason = truncate(str(cause), 300)
         raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause
     return config, memory, fingerprint
 
@@ -433,5 +433,5 @@ def _check_folder(folder: Path) -> None:
     if strangers or (folder.exists() and not folder.is_dir()):
         raise FolderError(
             f"{folder}: expected an empty or new folder, or a saved memory; it "
-            + (f"holds other files ({examples(strangers)})." if strangers else "is a file.")
+            + (f"holds other files ({quote_some(strangers)})." if strangers else "is a file.")
         )

@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.core.files import CONFIG
 from llama_index_embeddings_adapted.encoding.base_model import Embedding
-from llama_index_embeddings_adapted.errors import OptionError, examples
+from llama_index_embeddings_adapted.errors import OptionError, quote_some
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
 
 DEFAULT_BYTES = 200_000_000
@@ -143,7 +143,7 @@ class AdapterPool:
             known = self.names()
             raise OptionError(
                 f"There is no adapter {name!r} in {self._root}, which has {len(known)}"
-                f" (first: {examples(known)})."
+                f" (first: {quote_some(known)})."
             )
         return folder
 

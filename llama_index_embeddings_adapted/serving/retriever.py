@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDatas
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting
 from llama_index_embeddings_adapted.encoding.serialize import rebuild_base
-from llama_index_embeddings_adapted.errors import OptionError, examples
+from llama_index_embeddings_adapted.errors import OptionError, quote_some
 from llama_index_embeddings_adapted.serving import memory as answer_store
 from llama_index_embeddings_adapted.serving.memory import (
     NEIGHBOURS,
@@ -328,6 +328,6 @@ def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]
         raise OptionError(
             f"{type(retriever).__name__}: expected a finite score for each node or for none; "
             f"{len(bad)} of {len(found)} nodes have {'NaN or infinity' if odd else 'no score'} "
-            f"(first: {examples(bad)}). A memory adds to scores: wrap a retriever that gives them."
+            f"(first: {quote_some(bad)}). A memory adds to scores: wrap a retriever that gives them."
         )
     return given

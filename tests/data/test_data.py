@@ -16,7 +16,7 @@ from llama_index.core.schema import MetadataMode, TextNode
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, need
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, require_extra
 from tests.conftest import real_data
 
 FAST = settings(
@@ -316,4 +316,4 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_answered_with_the_command_that_installs_it() -> None:
     with pytest.raises(ImportError, match=r'pip install "llama-index-embeddings-adapted\[plot\]"'):
-        need("a_module_that_does_not_exist", extra="plot")
+        require_extra("a_module_that_does_not_exist", extra="plot")

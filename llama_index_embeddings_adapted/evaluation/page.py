@@ -98,7 +98,7 @@ _FACTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class PageData:
     """Everything a page is made of; what is not known is left out of the page.
 
     Args:
@@ -120,61 +120,61 @@ class Findings:
     note: str = ""
 
 
-def write_page(path: str | Path, findings: Findings) -> Path:
+def write_page(path: str | Path, page_data: PageData) -> Path:
     """Write the page, atomically; return its path."""
     target = Path(path)
     with files.atomic_file(target) as temporary:
-        temporary.write_text(page(findings), encoding="utf-8")
+        temporary.write_text(page(page_data), encoding="utf-8")
     return target
 
 
-def page(findings: Findings) -> str:
+def page(page_data: PageData) -> str:
     """Return the page: HTML that needs no other file and no network."""
-    scores, models = findings.scores, list(findings.scores)
+    scores, models = page_data.scores, list(page_data.scores)
     others = models[1:]
     return render(
         {
-            "title": findings.title,
-            "subtitle": _subtitle(findings),
-            "verdict": _verdict(findings),
+            "title": page_data.title,
+            "subtitle": _subtitle(page_data),
+            "verdict": _verdict(page_data),
             "models": models,
-            "scores_note": findings.note or "Means over all judged queries, with 95 % intervals.",
+            "scores_note": page_data.note or "Means over all judged queries, with 95 % intervals.",
             "charts": [_bars(scores, metric) for metric in _fitting(scores, _BARS)],
             "curves": [_curve(scores, name) for name in _CURVES if scores],
             "metrics": _metrics(scores),
-            "trainings": [training_section(name, t) for name, t in findings.trained.items()],
+            "trainings": [training_section(name, t) for name, t in page_data.trained.items()],
             "pairs": [
                 wins_losses(
-                    (models[0], scores[models[0]]), (m, scores[m]), findings.texts, metric=METRIC
+                    (models[0], scores[models[0]]), (m, scores[m]), page_data.texts, metric=METRIC
                 )
                 for m in others
             ],
-            "data": _data(findings),
-            "cost": _cost(findings),
+            "data": _data(page_data),
+            "cost": _cost(page_data),
             "footer": f"llama-index-embeddings-adapted {library_version()}. "
             "This page holds queries and passages of yours; it sends nothing anywhere.",
         }
     )
 
 
-def _subtitle(findings: Findings) -> str:
+def _subtitle(page_data: PageData) -> str:
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    first = next(iter(findings.scores.values()), None)
+    first = next(iter(page_data.scores.values()), None)
     if first is None:
         return made
     return f"{len(first.query_ids):,} queries, {len(first.document_ids):,} documents, {made}"
 
 
 # --- the verdict ------------------------------------------------------------------------------
-def _verdict(findings: Findings) -> dict[str, Any]:
+def _verdict(page_data: PageData) -> dict[str, Any]:
     lines: list[str] = []
-    verdict = findings.verdict
+    verdict = page_data.verdict
     if verdict is None:
-        verdict, *others = _differences(findings.scores)
+        verdict, *others = _differences(page_data.scores)
         lines += others
         lines += [
             f"When {name} was trained, its verdict was: {report['verdict']}."
-            for name, report in findings.trained.items()
+            for name, report in page_data.trained.items()
         ]
     return {
         "tone": _TONES.get(verdict.decision, "even"),
@@ -237,11 +237,11 @@ def _metrics(scores: Mapping[str, RetrievalScores]) -> dict[str, Any]:
 
 
 # --- data and cost ----------------------------------------------------------------------------
-def _data(findings: Findings) -> list[dict[str, Any]]:
+def _data(page_data: PageData) -> list[dict[str, Any]]:
     blocks = []
-    known = {"judged on": findings.data} if findings.data else {}
+    known = {"judged on": page_data.data} if page_data.data else {}
     known |= {
-        f"{name}: trained on": r["data"] for name, r in findings.trained.items() if r.get("data")
+        f"{name}: trained on": r["data"] for name, r in page_data.trained.items() if r.get("data")
     }
     if known:
         rows = [[label, *(_cell(data, key) for data in known.values())] for key, label in _FACTS]
@@ -272,9 +272,9 @@ def _filters(title: str, questions: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cost(findings: Findings) -> dict[str, Any]:
+def _cost(page_data: PageData) -> dict[str, Any]:
     rows = []
-    for name, report in findings.trained.items():
+    for name, report in page_data.trained.items():
         asked = (report.get("data") or {}).get("questions")
         if asked:
             tokens = asked["prompt_tokens"] + asked["completion_tokens"]
@@ -290,7 +290,7 @@ def _cost(findings: Findings) -> dict[str, Any]:
                 *(report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens")),
             )
         )
-    for name, found in findings.scores.items():
+    for name, found in page_data.scores.items():
         if found.seconds:
             rows.append(
                 _row(

@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDatas
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.errors import OptionError, require_extra
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, PartReport
-from llama_index_embeddings_adapted.evaluation.page import Findings, write_page
+from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
 from llama_index_embeddings_adapted.evaluation.retrieval import (
     DEFAULT_KS,
     RetrievalScores,
@@ -339,7 +339,7 @@ class Comparison:
             The path written.
         """
         return write_page(
-            path, Findings(title, None, self.scores, self.texts, self.trained, self.data)
+            path, PageData(title, None, self.scores, self.texts, self.trained, self.data)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -562,7 +562,7 @@ class FinetuneReport:
         held_out = self.held_out or Comparison({})
         return write_page(
             path,
-            Findings(
+            PageData(
                 title,
                 self.verdict,
                 held_out.scores,

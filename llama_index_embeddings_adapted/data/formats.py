@@ -281,8 +281,8 @@ def check_judged(queries: Mapping[str, str], relevant_docs: Mapping[str, Sequenc
     if unjudged:
         raise DatasetError(
             f"{len(unjudged)} of {len(queries)} queries have no relevant document "
-            f"(first: {quote_some(unjudged)}). Read the data with allow_unjudged=True and drop them "
-            "with dataset.judged()."
+            f"(first: {quote_some(unjudged)}). Read the data with allow_unjudged=True and drop "
+            "them with dataset.judged()."
         )
 
 
@@ -340,7 +340,8 @@ def _check_relevance(
     twice = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
     if twice:
         raise DatasetError(
-            f"relevant_docs: {len(twice)} queries name a document twice (first: {quote_some(twice)})."
+            f"relevant_docs: {len(twice)} queries name a document twice "
+            f"(first: {quote_some(twice)})."
         )
 
 
@@ -353,8 +354,8 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
         for document, grade in by_document.items():
             if document not in relevant_docs.get(query, ()):
                 raise DatasetError(
-                    f"grades: query {quote_some([query])} grades document {quote_some([document])}, "
-                    "which is not among its relevant_docs."
+                    f"grades: query {quote_some([query])} grades document "
+                    f"{quote_some([document])}, which is not among its relevant_docs."
                 )
             if (
                 isinstance(grade, bool)
@@ -362,8 +363,8 @@ def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) ->
                 or not (0 < grade < math.inf)
             ):
                 raise DatasetError(
-                    f'grades: query "{truncate(query)}", document "{truncate(document)}": expected a '
-                    f"number > 0, got {truncate(repr(grade))}."
+                    f'grades: query "{truncate(query)}", document "{truncate(document)}": expected '
+                    f"a number > 0, got {truncate(repr(grade))}."
                 )
 
 
@@ -394,6 +395,6 @@ def _check_negatives(
         relevant = [document for document in documents if document in relevant_docs.get(query, ())]
         if relevant:
             raise DatasetError(
-                f"hard_negatives: query {quote_some([query])} names {quote_some(relevant[:1])}, which "
-                "is relevant to it."
+                f"hard_negatives: query {quote_some([query])} names {quote_some(relevant[:1])}, "
+                "which is relevant to it."
             )

@@ -126,7 +126,8 @@ class Prompting:
         unknown = [style for style in self.styles if style not in STYLES]
         if unknown or not self.styles:
             raise OptionError(
-                f"styles: expected some of {', '.join(STYLES)}, got {quote_some(unknown) or 'none'}."
+                f"styles: expected some of {', '.join(STYLES)}, "
+                f"got {quote_some(unknown) or 'none'}."
             )
         if self.template is not None:
             self._filled("passage")

@@ -328,6 +328,7 @@ def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]
         raise OptionError(
             f"{type(retriever).__name__}: expected a finite score for each node or for none; "
             f"{len(bad)} of {len(found)} nodes have {'NaN or infinity' if odd else 'no score'} "
-            f"(first: {quote_some(bad)}). A memory adds to scores: wrap a retriever that gives them."
+            f"(first: {quote_some(bad)}). A memory adds to scores: wrap a retriever that gives "
+            "them."
         )
     return given

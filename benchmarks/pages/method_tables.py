@@ -1,34 +1,58 @@
-"""Tables of methods: what each gains, where it can be proven, what it costs."""
+"""Tables of quality: what each method gains, where it can be proven, what questions are worth."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import environment, sets
+from benchmarks.pages.markdown import interval, table
 from benchmarks.quality import methods
 from benchmarks.quality.trust import HARM
 
 Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw nothing and have one
 
 _SHORT = 120  # characters of the recipes of several seeds that a table can take
+_METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
+_AUTO = ("auto, query", "auto, query, told", "auto, both", "auto, both, told")
+_PEERS = (
+    "llama-index-finetuning, as shipped",
+    "llama-index-finetuning, tuned",
+    "NUDGE-M",
+    "NUDGE-N",
+)
+
+
+def quality_table() -> str:
+    """NDCG@10 on every test set: base, default adapter, known and new documents apart."""
+    rows = []
+    for name, variants in environment.load("quality")["sets"].items():
+        runs = [run["tests"]["test"] for run in variants["default"]]
+        whole = [run["all"] for run in runs]
+        base, adapted = (mean(r[m]["ndcg@10"] for r in whole) for m in ("base", "adapted"))
+        rows.append(
+            (name, f"{whole[0]['queries']:,}", f"{base:.4f}", f"{adapted:.4f}",
+             f"{adapted / base - 1:+.1%}", gain(runs, "known"), gain(runs, "new"))
+        )  # fmt: skip
+    return table(
+        "data set | test queries | base | adapted | gain | known documents | new documents", rows
+    )
 
 
 def methods_table() -> str:
     """Gain in NDCG@10 over the base model on every test set: peers and ours."""
     found = _methods()
-    columns = [c for c in _COLUMNS if any(c in runs for runs in found.values())]
+    columns = [c for c in (*_PEERS, *_AUTO) if any(c in runs for runs in found.values())]
     rows = [
-        "| data set | base | " + " | ".join(columns) + " |",
-        "|---|---:|" + "---:|" * len(columns),
+        (name, f"{_base(runs):.4f}", *(_relative(runs.get(column, [])) for column in columns))
+        for name, runs in found.items()
     ]
-    for name, runs in found.items():
-        base = runs["auto, query"][0]["tests"]["test"]["all"]["base"]["ndcg@10"]
-        gains = [_relative(runs.get(column, [])) for column in columns]
-        rows.append(f"| {name} | {base:.4f} | " + " | ".join(gains) + " |")
-    return "\n".join(rows)
+    return table(" | ".join(["data set", "base", *columns]), rows)
+
+
+def _base(runs: dict[str, Runs]) -> float:
+    return float(runs["auto, query"][0]["tests"]["test"]["all"]["base"]["ndcg@10"])
 
 
 def _methods() -> dict[str, dict[str, Runs]]:
@@ -44,21 +68,24 @@ def _methods() -> dict[str, dict[str, Runs]]:
     }
 
 
-def parts_table() -> str:
-    """Every method on every test file: known and new documents, what was chosen, seconds."""
-    rows = [
-        "| data set | test file | method | all | known documents | new documents | chosen "
-        "| seconds |",
-        "|---|---|---|---|---|---|---|---:|",
-    ]
+def _each() -> Iterator[tuple[str, str, Runs]]:
     for name, found in _methods().items():
         for method, runs in found.items():
-            last = f"{_chosen(runs)} | {_seconds(runs):.0f}"
-            for split in runs[0]["tests"]:
-                tests = [run["tests"][split] for run in runs]
-                shown = " | ".join(gain(tests, part) for part in ("all", "known", "new"))
-                rows.append(f"| {name} | {split} | {method} | {shown} | {last} |")
-    return "\n".join(rows)
+            yield name, method, runs
+
+
+def parts_table() -> str:
+    """Every method on every test file: known and new documents, what was chosen, seconds."""
+    return table(
+        "data set | test file | method | all | known documents | new documents | chosen | seconds",
+        [
+            (name, split, method,
+             *(gain([run["tests"][split] for run in runs], p) for p in ("all", "known", "new")),
+             _chosen(runs), f"{_seconds(runs):.0f}")
+            for name, method, runs in _each()
+            for split in runs[0]["tests"]
+        ],
+    )  # fmt: skip
 
 
 def _seconds(runs: Runs) -> float:
@@ -73,75 +100,16 @@ def _chosen(runs: Runs) -> str:
     return shown if len(shown) <= _SHORT else chosen[0]
 
 
-def candidates_table() -> str:
-    """What cross-fitting found of the candidates of ``method="auto"``, on known / new documents."""
-    found = {name: runs["auto, query"] for name, runs in _methods().items()}
-    rows = ["| candidate | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    for label, pattern in _CANDIDATES.items():
-        cells = [_candidate(runs, re.compile(pattern)) for runs in found.values()]
-        rows.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def _candidate(runs: Runs, pattern: re.Pattern[str]) -> str:
-    """Return its gains on known / new documents, as means over the seeds that have it."""
-    named = [
-        [gains for name, gains in run["candidates"].items() if pattern.fullmatch(name)]
-        for run in runs
-    ]
-    last = [matching[-1] for matching in named if matching]
-    if not last:
-        return "–"
-    parts = ([gain for gain in part if gain is not None] for part in zip(*last, strict=True))
-    return " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
-
-
-_PART = r"{}\(epochs=\d+, share={}\)"
-_WHOLE = r"{}\(epochs=\d+\)"
-_KERNEL = r"kernel\(\w+(\([^()]*\))?, temperature={}, weight={}\)"
-_CANDIDATES = {
-    "label-free whitening": r"whitening\(.*",
-    **{
-        f"{method}, {share:.0%} of the way": _PART.format(method, f"{share:g}")
-        for method in ("mnr", "linear", "corpus")
-        for share in (0.5, 0.75)
-    },
-    **{method: _WHOLE.format(method) for method in ("mnr", "linear", "corpus")},
-    "mean of linear and corpus": rf"mean\({_WHOLE.format('linear')}, .*",
-    "kernel on a map, temperature .1, weight 1": _KERNEL.format("0.1", "1"),
-    "kernel on a map, temperature .2, weight 1": _KERNEL.format("0.2", "1"),
-    "kernel on a map, temperature .4, weight 2": _KERNEL.format("0.4", "2"),
-    "gate from base to the best by heart, log odds -4": r"gate\(identity, .*, odds=-4\)",
-    "gate from base to the best by heart, log odds 0": r"gate\(identity, .*, odds=0\)",
-}
-
-_COLUMNS = (
-    "llama-index-finetuning, as shipped",
-    "llama-index-finetuning, tuned",
-    "NUDGE-M",
-    "NUDGE-N",
-    "auto, query",
-    "auto, query, told",
-    "auto, both",
-    "auto, both, told",
-)
-
-
 def metrics_table() -> str:
     """Every method on every set: three metrics with intervals, seconds, base calls."""
-    rows = [
-        "| data set | method | NDCG@10 | MRR@10 | hit rate@5 | seconds | base calls |",
-        "|---|---|---|---|---|---:|---:|",
-    ]
-    for name, found in _methods().items():
-        for method, runs in found.items():
-            wholes = [run["tests"]["test"]["all"] for run in runs]
-            shown = " | ".join(
-                _with_interval(wholes, m) for m in ("ndcg@10", "mrr@10", "hit_rate@5")
-            )
-            calls = runs[0].get("base_calls", "–")
-            rows.append(f"| {name} | {method} | {shown} | {_seconds(runs):.0f} | {calls} |")
-    return "\n".join(rows)
+    rows = []
+    for name, method, runs in _each():
+        wholes = [run["tests"]["test"]["all"] for run in runs]
+        shown = (_with_interval(wholes, metric) for metric in reversed(_METRICS))
+        rows.append((name, method, *shown, f"{_seconds(runs):.0f}", runs[0].get("base_calls", "–")))
+    return table(
+        "data set | method | NDCG@10 | MRR@10 | hit rate@5 | seconds | base calls", rows
+    )  # fmt: skip
 
 
 def _with_interval(wholes: Runs, metric: str) -> str:
@@ -149,37 +117,28 @@ def _with_interval(wholes: Runs, metric: str) -> str:
     shown = f"{mean(one['adapted'][metric] - one['base'][metric] for one in wholes):+.3f}"
     if "intervals" not in wholes[0]:
         return shown
-    low, high = wholes[0]["intervals"][metric]
-    return f"{shown} [{low:+.3f}, {high:+.3f}]"
+    return f"{shown} {interval(*wholes[0]['intervals'][metric], digits=3)}"
 
 
 def targets_table() -> str:
     """What ``method="auto"`` gains where it is told what to expect, and where it is not."""
-    variants = ("auto, query", "auto, query, told", "auto, both", "auto, both, told")
-    rows = [
-        "| data set | " + " | ".join(variants) + " | known, not told | new, not told |",
-        "|---|" + "---:|" * len(variants) + "---|---|",
-    ]
+    rows = []
     for name, found in _methods().items():
-        gains = " | ".join(_relative(found.get(v, []), spread=True) for v in variants)
         tests = [run["tests"]["test"] for run in found.get("auto, both", found["auto, query"])]
-        parts = " | ".join(gain(tests, part) for part in ("known", "new"))
-        rows.append(f"| {name} | {gains} | {parts} |")
-    return "\n".join(rows)
+        gains = (_relative(found.get(variant, []), spread=True) for variant in _AUTO)
+        rows.append((name, *gains, gain(tests, "known"), gain(tests, "new")))
+    return table(" | ".join(["data set", *_AUTO, "known, not told", "new, not told"]), rows)
 
 
 def alone_table() -> str:
     """Each method alone: mean change in NDCG@10 on known / new documents, and its spread."""
     found = environment.load("alone")["sets"]
-    methods = dict.fromkeys(method for runs in found.values() for method in runs)
-    rows = ["| method | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    for method in methods:
-        cells = [_alone(runs.get(method, [])) for runs in found.values()]
-        rows.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    names = dict.fromkeys(method for runs in found.values() for method in runs)
+    rows = [(m, *(_alone(runs.get(m, [])) for runs in found.values())) for m in names]
+    return table(" | ".join(["method", *found]), rows)
 
 
-def _alone(runs: list[dict[str, Any]]) -> str:
+def _alone(runs: Runs) -> str:
     if not runs:
         return "–"
     parts = [[run[part]["difference"] for run in runs if part in run] for part in ("known", "new")]
@@ -188,132 +147,188 @@ def _alone(runs: list[dict[str, Any]]) -> str:
     return f"{shown} ± {spread:.3f}" if len(runs) > 1 else shown
 
 
-def tried_table() -> str:
-    """What was tried on top of the plain maps: known / new documents, in cross-fitting."""
-    found = environment.load("tried")["sets"]
-    variants = dict.fromkeys(name for run in found.values() for name in run["gains"])
-    rows = ["| variant | " + " | ".join(found) + " |", "|---|" + "---|" * len(found)]
-    for variant in variants:
-        gains = [run["gains"].get(variant, [None, None]) for run in found.values()]
-        cells = (
-            " / ".join("–" if gain is None else f"{gain:+.3f}" for gain in pair) for pair in gains
-        )
-        rows.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
 def calibration_table() -> str:
     """How often the verdict is "ship" where there is nothing to learn."""
-    rows = [
-        "| vectors | relevance | runs | ship | harm |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for key, runs in environment.load("calibration")["runs"].items():
-        shipped = [run for run in runs if run["ship"]]
-        harm = sum(run["gain"] < -HARM * run["base"] for run in shipped)
-        vectors, relevance = key.split(", ")
-        rows.append(f"| {vectors} | {relevance} | {len(runs)} | {len(shipped)} | {harm} |")
-    return "\n".join(rows)
+    return table(
+        "vectors | relevance | runs | ship | harm",
+        [
+            (*key.split(", "), len(runs), *_shipped(runs))
+            for key, runs in environment.load("calibration")["runs"].items()
+        ],
+    )
+
+
+def _shipped(runs: Runs) -> tuple[int, int]:
+    """Return how many runs would ship, and how many of those do harm."""
+    shipped = [run for run in runs if run["ship"]]
+    return len(shipped), sum(run["gain"] < -HARM * run["base"] for run in shipped)
 
 
 def power_table() -> str:
     """How often the verdict is "ship" where there is something to learn."""
-    rows = [
-        "| data set | pairs | runs | announced as provable | mean gain of the candidate on test | "
-        "ship | harm |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for key, runs in environment.load("power")["runs"].items():
         name, pairs = key.split(", ")
-        shipped = [run for run in runs if run["ship"]]
-        harm = sum(run["gain"] < -HARM * run["base"] for run in shipped)
+        shipped, harm = _shipped(runs)
+        announced, found = (mean(run[field] for run in runs) for field in ("announced", "gain"))
         rows.append(
-            f"| {name} | {int(pairs):,} | {len(runs)} | {mean(r['announced'] for r in runs):.4f} "
-            f"| {mean(r['gain'] for r in runs):+.4f} | {len(shipped) / len(runs):.0%} | {harm} |"
-        )
-    return "\n".join(rows)
+            (name, f"{int(pairs):,}", len(runs), f"{announced:.4f}", f"{found:+.4f}",
+             f"{shipped / len(runs):.0%}", harm)
+        )  # fmt: skip
+    return table(
+        "data set | pairs | runs | announced as provable | mean gain of the candidate on test | "
+        "ship | harm",
+        rows,
+    )
 
 
 def curves_table() -> str:
     """Change in NDCG@10 on test against the number of training pairs, and its figure."""
     found = environment.load("curves")["sets"]
-    methods = dict.fromkeys(m for sizes in found.values() for runs in sizes.values() for m in runs)
-    rows = ["| data set | pairs | " + " | ".join(methods) + " |"]
-    rows.append("|---|---:|" + "---:|" * len(methods))
-    for name, sizes in found.items():
-        for size, runs in sizes.items():
-            cells = [f"{runs[m]['all']['difference']:+.4f}" if m in runs else "–" for m in methods]
-            rows.append(f"| {name} | {int(size):,} | " + " | ".join(cells) + " |")
+    names = list(
+        dict.fromkeys(m for sizes in found.values() for runs in sizes.values() for m in runs)
+    )
+    rows = [
+        (name, f"{int(size):,}",
+         *(f"{runs[m]['all']['difference']:+.4f}" if m in runs else "–" for m in names))
+        for name, sizes in found.items()
+        for size, runs in sizes.items()
+    ]  # fmt: skip
     # Here, as the document is to have no link to a figure that has not been drawn.
     figure = "![Change in NDCG@10 against the number of training pairs](results/curves.svg)"
-    return "\n".join([*rows, "", figure])
+    return f"{table(' | '.join(['data set', 'pairs', *names]), rows)}\n\n{figure}"
 
 
 def unseen_table() -> str:
     """Peers and ours on sets that no choice was made on."""
     found = environment.load("unseen")["sets"]
-    methods = [m for m in _COLUMNS if any(m in measured for measured in found.values())]
-    rows = [
-        "| data set | train queries | test queries, of them new | base | "
-        + " | ".join(methods)
-        + " | known, both | new, both |",
-        "|---|---:|---:|---:|" + "---:|" * len(methods) + "---|---|",
-    ]
+    names = [m for m in (*_PEERS, *_AUTO) if any(m in measured for measured in found.values())]
+    rows = []
     for name, measured in found.items():
         ours = measured["auto, both"]
         test = ours["tests"]["test"]
         whole, new = test["all"], test.get("new", {"queries": 0})
-        gains = [_relative([measured[m]] if m in measured else []) for m in methods]
-        shown = [gain([test], part) for part in ("known", "new")]
         rows.append(
-            f"| {name} | {ours['train_queries']:,} | {whole['queries']:,}, {new['queries']:,} "
-            f"| {whole['base']['ndcg@10']:.4f} | " + " | ".join([*gains, *shown]) + " |"
+            (name, f"{ours['train_queries']:,}", f"{whole['queries']:,}, {new['queries']:,}",
+             f"{whole['base']['ndcg@10']:.4f}",
+             *(_relative([measured[m]] if m in measured else []) for m in names),
+             gain([test], "known"), gain([test], "new"))
+        )  # fmt: skip
+    head = ["data set", "train queries", "test queries, of them new", "base", *names]
+    return table(" | ".join([*head, "known, both", "new, both"]), rows)
+
+
+def composed_table() -> str:
+    """Every model on the test queries, and its gain in hit rate over the black box."""
+    shown = []
+    for name, found in environment.load("composed")["sets"].items():
+        counts, searched = found["queries"], f"{found['documents searched']:,}"
+        if found.get("documents in all", 0) > found["documents searched"]:
+            searched += f" of {found['documents in all']:,}"
+        head = (
+            f"{name}: {counts['train']:,} training, {counts['dev']:,} dev, {counts['test']:,} test "
+            f"queries, {searched} documents | hit rate@5 | MRR@10 | NDCG@10 | "
+            "hit rate@5 over the black box | 95 % interval"
         )
-    return "\n".join(rows)
+        rows = []
+        for model, scores in found["models"].items():
+            over = scores["against the black box"]["hit_rate@5"]
+            more = (f"{over['mean']:+.4f}", interval(*over["interval"]))
+            values = (f"{scores[metric]:.4f}" for metric in _METRICS)
+            rows.append((model, *values, *(("–", "–") if model == "black box" else more)))
+        shown.append(table(head, rows))
+    return "\n\n".join(shown)
 
 
-def speed_table() -> str:
-    """Speed on cached vectors."""
-    found = environment.load("speed")
-    rows = ["| what | measured |", "|---|---|"]
-    for name, run in found["old_loop"].items():
+def composed_runs_table() -> str:
+    """Validation scores by epoch."""
+    rows = []
+    for name, found in environment.load("composed")["sets"].items():
+        for model, run in found["runs"].items():
+            settings, history = run["settings"], run["history"]
+            weight = settings.get("tuned_weight")
+            rows.append(
+                (name, model, f"{settings['base_scores']['hit_rate@5']:.3f}",
+                 ", ".join(f"{line['scores']['hit_rate@5']:.3f}" for line in history),
+                 run["best_epoch"], "–" if weight is None else f"{weight:.2f}",
+                 settings["precision"].replace("auto", "float32"),  # on a CPU
+                 f"{mean(line['seconds'] for line in history[1:]):.0f}")
+            )  # fmt: skip
+    return table(
+        "set | trained | base model | hit rate@5 on dev, epochs 0, 1, … | kept | λ | "
+        "computed in | seconds per epoch",
+        rows,
+    )
+
+
+def questions_table() -> str:
+    """What was kept of what SmolLM2 wrote, and why the rest was not."""
+    found = environment.load("questions")["sets"]
+    judged = [each["questions"] for each in found.values()]
+    reports = [each["report"] for each in judged]
+    rows: dict[str, list[object]] = {
+        "passages asked about": [report["passages"] for report in reports],
+        "questions written": [report["written"] for report in reports],
+        "kept": [f"{q['report']['kept']} ({q['kept_share']:.0%})" for q in judged],
+        "kept, passage in the base model's top 5": [f"{q['kept_in_top_5']:.0%}" for q in judged],
+        "kept, passage first": [f"{q['kept_first']:.0%}" for q in judged],
+        "of so many passages": [f"{q['searched']:,}" for q in judged],
+    }
+    for reason in dict.fromkeys(reason for report in reports for reason in report["dropped"]):
+        dropped = [report["dropped"].get(reason, 0) for report in reports]
+        rows[f"dropped: {reason.replace('_', ' ')}"] = dropped
+    return table(" | ".join(["", *found]), [(name, *cells) for name, cells in rows.items()])
+
+
+def synthetic_table() -> str:
+    """Adapters trained on nothing but what SmolLM2 wrote, on questions of other writers."""
+    return table(
+        "test set | trained on | queries | base | adapted | difference | 95 % interval | verdict",
+        [
+            (name, variant, run["train_queries"], f"{run['base']['ndcg@10']:.4f}",
+             f"{run['adapted']['ndcg@10']:.4f}", f"{run['difference']:+.4f}",
+             interval(*run["interval"]), run["verdict"])
+            for name, found in environment.load("questions")["sets"].items()
+            for variant, run in found.items()
+            if variant != "questions"
+        ],
+    )  # fmt: skip
+
+
+def upgrade_table() -> str:
+    """New queries over the old index, beside the old model and a real re-embedding."""
+    rows = []
+    for run in environment.load("upgrade")["runs"]:
+        found = run["test"]
+        models = [v for n, v in found.items() if "model" in n and isinstance(v, dict)]
         rows.append(
-            f"| {name}: linear fit until dev is as good as the old loop's "
-            f"| {run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
-            f"{run['ratio']:.0f} times as long) |"
-        )
-        rows.append(
-            f"| {name}: ridge, dev {run['ridge_dev']:.4f} (old loop {run['old_dev']:.4f}) "
-            f"| {run['ridge_seconds']:.3f} s (old loop {run['ridge_ratio']:.0f} times as long) |"
-        )
-    products = found["products"]
-    rows += [
-        f"| ridge at 6,000 × 384, {found['ridge_strengths']} strengths "
-        f"| {found['ridge_seconds']:.2f} s |",
-        f"| listwise nudge, nfcorpus | {found['nudge_nfcorpus_seconds']:.1f} s |",
-        *(
-            f'| `method="auto"`, {name}, adapts="{adapts}" | {seconds:.0f} s |'
-            for name in ("nfcorpus", "nl2bash")
-            for adapts, seconds in found[f"auto_{name}_seconds"].items()
-        ),
-        f"| scoring 1,600 × 10,000 × 384, speed over `torch.mm` "
-        f"| {products['share_of_torch_mm']:.0%} |",
-    ]
-    return "\n".join(rows)
+            (run["old"], run["new"], run["method"], *(f"{v['ndcg@10']:.4f}" for v in models),
+             f"{found['kept']['ndcg@10']:.1%}", interval(*found["against re-embedding"][1:]))
+        )  # fmt: skip
+    return table(
+        "index | queries | map | old model | through the map | re-embedded | kept "
+        "| lost, 95 % interval",
+        rows,
+    )
 
 
-def growth_table() -> str:
-    """Seconds and peak memory against pairs and documents."""
-    rows = [
-        "| work | pairs | documents | seconds | peak memory, vectors included |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    rows += [
-        f"| {run['work']} | {run['pairs']:,} | {run['documents']:,} | {run['seconds']:.1f} "
-        f"| {run['peak_memory_mib'] / 1024:.1f} GiB |"
-        for run in environment.load("growth")["rows"]
-    ]
-    return "\n".join(rows)
+def watching_table() -> str:
+    """Alarms on queries like those of training, on test queries, and on those of other sets."""
+    rows = []
+    found = environment.load("watching")["rows"]
+    for name in dict.fromkeys(row["trained on"] for row in found):
+        mine = {row["live"]: row for row in found if row["trained on"] == name}
+        cells = [cell for kind in ("the same", "test") for cell in _far(mine.pop(kind))]
+        shares = [row["far_share"] for row in mine.values()]
+        alarms = f"{sum(row['retrain'] for row in mine.values())} of {len(mine)}"
+        rows.append((name, *cells, f"{min(shares):.0%} to {max(shares):.0%}", alarms))
+    return table(
+        "trained on | the same: far | alarm | test: far | alarm | other sets: far | alarms", rows
+    )
+
+
+def _far(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['far_share']:.1%}", "yes" if row["retrain"] else "no"
 
 
 def gain(runs: list[Any], part: str) -> str:
@@ -335,17 +350,20 @@ def _relative(runs: Runs, *, spread: bool = False) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "quality": quality_table,
     "methods": methods_table,
     "parts": parts_table,
-    "candidates": candidates_table,
     "metrics": metrics_table,
     "targets": targets_table,
     "alone": alone_table,
-    "tried": tried_table,
     "calibration": calibration_table,
     "power": power_table,
     "curves": curves_table,
     "unseen": unseen_table,
-    "speed": speed_table,
-    "growth": growth_table,
+    "composed": composed_table,
+    "composed_runs": composed_runs_table,
+    "questions": questions_table,
+    "synthetic": synthetic_table,
+    "upgrade": upgrade_table,
+    "watching": watching_table,
 }

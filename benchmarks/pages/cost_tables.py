@@ -1,0 +1,246 @@
+"""Tables of seconds and memory, up to a million documents, and what follows for more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from benchmarks import environment
+from benchmarks.pages.markdown import table
+
+STEPS = {
+    "encode": "encode, a base model that costs nothing",
+    "read": "read into arrays",
+    "train": "train, one epoch of all pairs",
+    "evaluate": "evaluate, 1,000 queries, reading included",
+    "finetune": "`finetune()`, two epochs, judging included",
+    "rebuild, vectors": "rebuild into a file",
+    "rebuild, LanceDB": "rebuild into LanceDB",
+}
+PLANNED = 100_000_000
+CORE_HOUR, GB_MONTH, TOKENS = 0.05, 0.08, 0.02  # assumed USD; tokens: of an API, per million
+TOKENS_PER_WORD = 1.3
+ASKED, PROMPT, ANSWER = 200_000, 400, 40  # passages asked about, tokens of each call
+PROMPT_PRICE, ANSWER_PRICE = 0.15, 0.60  # assumed USD per million tokens of a small hosted LLM
+
+
+def old_table() -> str:
+    """The engine of llama-index-finetuning and ours, side by side."""
+    found = environment.load("old")
+    rows: list[tuple[object, ...]] = [("base model", "", "", "", *_scores(found["test"]["base"]))]
+    for name, run in found["runs"].items():
+        scores = _scores(found["test"]["ours" if name.startswith("ours") else name])
+        rows.append(
+            (name, f"{run['texts']:,}", f"{run['calls']:,}", f"{run['seconds']:.1f}", *scores)
+        )
+    return table(" | texts embedded | calls | seconds | NDCG@10 | MRR@10 | hit rate@5", rows)
+
+
+def _scores(values: dict[str, float]) -> list[str]:
+    return [f"{values[metric]:.4f}" for metric in ("ndcg@10", "mrr@10", "hit_rate@5")]
+
+
+def serving_table() -> str:
+    """What serving costs."""
+    found = environment.load("serving")
+    speed, over = found["evaluator_queries_per_second"], found["overhead_us"]
+    return table(
+        "what | measured",
+        [
+            ("adapter step, 384 dimensions", f"{found['adapter_step_us']:.0f} µs"),
+            ("a query, over calling the base model",
+             f"{over['ours']:.0f} µs (`AdapterEmbeddingModel`: {over['old']:.0f} µs)"),
+            ("import, over `import llama_index.core`", f"{found['import_ratio'] - 1:+.1%}"),
+            (f"evaluation, {found['evaluator_documents']:,} documents",
+             f"{speed['evaluate_retrieval']:,.0f} queries/s (`RetrieverEvaluator`: "
+             f"{speed['RetrieverEvaluator']:.0f})"),
+        ],
+    )  # fmt: skip
+
+
+def throughput_table() -> str:
+    """Both functions on one local server."""
+    return table(
+        "client | llama-index-finetuning | ours, median | times as fast | over the ideal",
+        [
+            (name, f"{run['old_seconds']:.1f} s",
+             f"{run['old_seconds'] / run['times_as_fast']:.2f} s",
+             f"{run['times_as_fast']:.0f}", f"{run['over_ideal']:.2f} ×")
+            for name, run in environment.load("throughput")["clients"].items()
+        ],
+    )  # fmt: skip
+
+
+def composed_costs_table() -> str:
+    """Time of an epoch beside the original's loop, and memory of a step."""
+    found = environment.load("composed")
+    memory = found["memory"]
+    peaks = {size: batch["peak_mib"] for size, batch in memory["batches"].items()}
+    shown = ", ".join(f"batch {size}: {peak:,.0f} MiB" for size, peak in peaks.items())
+    return table(
+        "what | measured",
+        [
+            *(_epoch_rows(found["time"]) if "time" in found else []),
+            ("peak memory of a process that takes one step", shown),
+            ("ratio", f"{memory['ratio of peaks']:.2f}"),
+        ],
+    )
+
+
+def _epoch_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name in ("original's loop", "ours"):
+        run = found[name]
+        dev = ", ".join(f"{score:.3f}" for score in run["dev"])
+        shown = (
+            f"{run['seconds per epoch']:.0f} processor s an epoch; hit rate@5 on dev {dev}, "
+            f"on test {run['test hit_rate@5']:.4f}, NDCG@10 {run['test ndcg@10']:.4f}"
+        )
+        rows.append((name, shown))
+    rounds = len(found["ratios"])
+    label = "times as fast" + (f", median of {rounds} rounds" if rounds > 1 else "")
+    return [*rows, (label, f"{found['ratio']:.2f}")]
+
+
+def speed_table() -> str:
+    """Speed on cached vectors."""
+    found = environment.load("speed")
+    rows = []
+    for name, run in found["old_loop"].items():
+        rows += [
+            (f"{name}: linear fit until dev is as good as the old loop's",
+             f"{run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
+             f"{run['ratio']:.0f} times as long)"),
+            (f"{name}: ridge, dev {run['ridge_dev']:.4f} (old loop {run['old_dev']:.4f})",
+             f"{run['ridge_seconds']:.3f} s (old loop {run['ridge_ratio']:.0f} times as long)"),
+        ]  # fmt: skip
+    share = found["products"]["share_of_torch_mm"]
+    rows += [
+        (f"ridge at 6,000 × 384, {found['ridge_strengths']} strengths",
+         f"{found['ridge_seconds']:.2f} s"),
+        ("listwise nudge, nfcorpus", f"{found['nudge_nfcorpus_seconds']:.1f} s"),
+        *((f'`method="auto"`, {name}, adapts="{adapts}"', f"{seconds:.0f} s")
+          for name in ("nfcorpus", "nl2bash")
+          for adapts, seconds in found[f"auto_{name}_seconds"].items()),
+        ("scoring 1,600 × 10,000 × 384, speed over `torch.mm`", f"{share:.0%}"),
+    ]  # fmt: skip
+    return table("what | measured", rows)
+
+
+def growth_table() -> str:
+    """Seconds and peak memory against pairs and documents."""
+    return table(
+        "work | pairs | documents | seconds | peak memory, vectors included",
+        [
+            (run["work"], f"{run['pairs']:,}", f"{run['documents']:,}", f"{run['seconds']:.1f}",
+             f"{run['peak_memory_mib'] / 1024:.1f} GiB")
+            for run in environment.load("growth")["rows"]
+        ],
+    )  # fmt: skip
+
+
+def scale_table() -> str:
+    """Every step at every size: processor seconds, documents per second, memory, bytes."""
+    return table(
+        "step | documents | pairs | processor seconds | documents per second | peak memory "
+        "| bytes per document",
+        [
+            (STEPS[run["work"]], f"{run['documents']:,}", f"{run['pairs']:,}",
+             f"{run['cpu_seconds']:.1f}", f"{run['documents_per_second']:,.0f}",
+             f"{run['peak_memory_mib'] / 1024:.2f} GiB",
+             f"{run['bytes_per_document']:,.0f}" if "bytes_per_document" in run else "")
+            for run in environment.load("scale")["rows"]
+        ],
+    )  # fmt: skip
+
+
+def ray_table() -> str:
+    """One embedding job, in this process and on a local Ray."""
+    found = environment.load("ray")
+    rows = []
+    for actors in dict.fromkeys(run["actors"] for run in found["rows"]):
+        runs = [run for run in found["rows"] if run["actors"] == actors]
+        seconds = median(run["seconds"] for run in runs)
+        start = median(run["start_seconds"] for run in runs)
+        loads = [run["load_average"] for run in runs]
+        rows.append(
+            (f"Ray, {actors} actor{'s' * (actors > 1)}" if actors else "this process",
+             f"{seconds:.0f}", f"{found['texts'] / seconds:.1f}",
+             f"{start:.0f}" if actors else "", f"{min(loads):.0f} to {max(loads):.0f}")
+        )  # fmt: skip
+    return table(
+        "who embeds | seconds, median | texts per second | start of Ray, seconds | load average",
+        rows,
+    )
+
+
+def plan_table() -> str:
+    """A hundred million documents: where, what was measured, what follows from it."""
+    runs = environment.load("scale")["rows"]
+    largest = {run["work"]: run for run in runs if run["documents"] == 1_000_000}
+    questions = ASKED * (PROMPT * PROMPT_PRICE + ANSWER * ANSWER_PRICE) / 1e6
+    return table(
+        "step | where | measured | 100 million, arithmetic",
+        [
+            *_embed_rows(),
+            _disk_row(largest["encode"]),
+            _linear_row("bookkeeping of that", "the process that calls", largest["encode"]),
+            ("write questions", "a hosted LLM", "",
+             f"a sample of {ASKED:,} passages, {PROMPT} + {ANSWER} tokens each: ${questions:,.0f}"),
+            _sample_row("train and judge", largest["finetune"]),
+            _sample_row("evaluate", largest["evaluate"]),
+            _linear_row("rebuild into files", "one core", largest["rebuild, vectors"]),
+            _linear_row("rebuild into LanceDB", "one process", largest["rebuild, LanceDB"]),
+        ],
+    )  # fmt: skip
+
+
+def _embed_rows() -> list[tuple[str, ...]]:
+    found = environment.load("ray")
+    alone = [run for run in found["rows"] if not run["actors"] and "cpu_seconds_here" in run]
+    rate = median(found["texts"] / run["cpu_seconds_here"] for run in alone)
+    hours, words = PLANNED / rate / 3600, found["rows"][0]["words_per_text"]
+    tokens = PLANNED * words * TOKENS_PER_WORD
+    return [
+        ("embed, MiniLM", "Ray actors, a core each",
+         f"{rate:.1f} texts of {alone[0]['words_per_text']:.0f} words per processor second",
+         f"{hours:,.0f} core-hours: {hours / 1000:,.1f} hours on 1,000 cores, "
+         f"${hours * CORE_HOUR:,.0f}"),
+        ("or embed, an API", "its provider", "",
+         f"{tokens / 1e9:,.0f}·10⁹ tokens, ${tokens / 1e6 * TOKENS:,.0f}"),
+    ]  # fmt: skip
+
+
+def _disk_row(run: dict[str, Any]) -> tuple[str, ...]:
+    size = run["bytes_per_document"] * PLANNED / 1e9
+    measured = f"{run['bytes_per_document']:,.0f} bytes per document"
+    return "keep", "disk", measured, f"{size:,.0f} GB, ${size * GB_MONTH:,.0f} a month"
+
+
+def _linear_row(step: str, where: str, run: dict[str, Any]) -> tuple[str, ...]:
+    hours = PLANNED / run["documents_per_second"] / 3600
+    measured = (
+        f"{run['documents_per_second']:,.0f} documents per second, "
+        f"{run['peak_memory_mib'] / 1024:.1f} GiB, at a million"
+    )
+    return step, where, measured, f"{hours:,.1f} core-hours, ${hours * CORE_HOUR:,.2f}"
+
+
+def _sample_row(step: str, run: dict[str, Any]) -> tuple[str, ...]:
+    minutes, memory = run["cpu_seconds"] / 60, run["peak_memory_mib"] / 1024
+    measured = f"{minutes:.1f} minutes of a core, {memory:.1f} GiB, at a million"
+    return step, "one process", measured, "the same: on a sample of a million"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "old": old_table,
+    "serving": serving_table,
+    "throughput": throughput_table,
+    "composed_costs": composed_costs_table,
+    "speed": speed_table,
+    "growth": growth_table,
+    "scale": scale_table,
+    "ray": ray_table,
+    "plan": plan_table,
+}

@@ -1,6 +1,6 @@
 """Adapters for LlamaIndex embedding models: train, judge, serve.
 
-Importing this package loads neither torch nor transformers: what trains is loaded on first use.
+Importing this package loads nothing: names are found on first use, and only training loads torch.
 """
 
 from __future__ import annotations
@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.maps import (
-    LinearAdapter,
-    LowRankAdapter,
-    TwoLayerAdapter,
-)
-from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import AdaptedError
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding, resolve_embed_model
 
 if TYPE_CHECKING:
+    from llama_index_embeddings_adapted.adapters.base import Adapter
+    from llama_index_embeddings_adapted.adapters.maps import (
+        LinearAdapter,
+        LowRankAdapter,
+        TwoLayerAdapter,
+    )
+    from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
     from llama_index_embeddings_adapted.composed.engines import (
         ComposedFinetuneEngine,
         SentenceTransformersFinetuneEngine,
     )
+    from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
     from llama_index_embeddings_adapted.encoding.corpus import EmbeddedCorpus, embed_corpus
     from llama_index_embeddings_adapted.evaluation.reports import (
         Comparison,
@@ -72,6 +71,10 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.questions.selection import QuestionReport
     from llama_index_embeddings_adapted.questions.structure import pairs_from_structure
     from llama_index_embeddings_adapted.questions.writing import hold_out_documents
+    from llama_index_embeddings_adapted.serving.embedding import (
+        AdaptedEmbedding,
+        resolve_embed_model,
+    )
     from llama_index_embeddings_adapted.serving.pool import AdapterPool
     from llama_index_embeddings_adapted.serving.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.training.engine import EmbeddingAdapterFinetuneEngine
@@ -128,23 +131,30 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AdaptedEmbedding": "serving.embedding",
+    "Adapter": "adapters.base",
     "AdapterPool": "serving.pool",
     "Candidate": "questions.filters",
     "Comparison": "evaluation.reports",
+    "ComposedEmbedding": "composed.embedding",
     "ComposedFinetuneEngine": "composed.engines",
     "Decision": "evaluation.verdict",
     "DriftReport": "operations.monitoring",
     "EmbeddedCorpus": "encoding.corpus",
     "EmbeddingAdapterFinetuneEngine": "training.engine",
+    "EmbeddingQAFinetuneDataset": "data.dataset",
     "Estimate": "questions.generate",
     "FinetuneReport": "evaluation.reports",
+    "LinearAdapter": "adapters.maps",
     "LocalLlama": "questions.local_llama",
+    "LowRankAdapter": "adapters.maps",
     "MemoryRetriever": "serving.retriever",
     "MoveReport": "operations.monitoring",
     "QuestionReport": "questions.selection",
     "RetrievalScores": "evaluation.retrieval",
     "SentenceTransformersFinetuneEngine": "composed.engines",
     "SimilarityCheck": "operations.similarity",
+    "TwoLayerAdapter": "adapters.maps",
     "Upgrade": "operations.upgrade",
     "UpgradeScores": "operations.upgrade",
     "Verdict": "evaluation.verdict",
@@ -165,13 +175,17 @@ _LAZY = {
     "mine_hard_negatives": "evaluation.retrieval",
     "moved_documents": "operations.monitoring",
     "pairs_from_structure": "questions.structure",
+    "resolve_embed_model": "serving.embedding",
     "undo_nudges": "operations.monitoring",
     "upgrade_adapter": "operations.upgrade",
 }
+_MODELS = ("serving.embedding", "composed.embedding")  # which say what their folders hold
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        for module in _MODELS:
+            import_module(f"{__name__}.{module}")
         value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
         globals()[name] = value
         return value
@@ -183,6 +197,9 @@ def __dir__() -> list[str]:
 
 
 def _register(loading: Any) -> None:
+    from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
+    from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+
     for ours in (AdaptedEmbedding, ComposedEmbedding):
         loading.RECOGNIZED_EMBEDDINGS[ours.class_name()] = ours
 

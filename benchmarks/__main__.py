@@ -9,9 +9,6 @@ from pathlib import Path
 from benchmarks import environment, sets
 from benchmarks.cost import (
     against_old,
-    composed_memory,
-    composed_time,
-    growth,
     ray_job,
     scale,
     serving,
@@ -20,7 +17,6 @@ from benchmarks.cost import (
 )
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
-    alone,
     composed,
     curves,
     methods,
@@ -89,22 +85,18 @@ def _unseen(given: argparse.Namespace) -> None:
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "quality": _quality,
     "methods": _methods,
-    "alone": lambda g: alone.run(g.data, g.cache, tuple(g.sets), g.seeds),
     "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
     "unseen": _unseen,
     "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
     "speed": lambda g: speed.run(g.data, g.cache),
-    "growth": lambda g: growth.run(g.data, g.cache),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),
     "questions": lambda g: _saved("questions", {"sets": questions.run(g.data, g.cache)}),
     "throughput": lambda g: _saved("throughput", throughput.run()),
     "recovery": lambda g: _saved("recovery", recovery.run()),
     "composed": _composed,
-    "composed_time": lambda g: composed_time.run(g.data, g.cache, g.black_box, 1, g.runs or 1),
-    "composed_memory": lambda g: composed_memory.run(),
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
@@ -134,7 +126,7 @@ def main() -> None:
     parser.add_argument(
         "--runs",
         type=int,
-        help="of calibration (200), power (50 per size), composed_time (1), kills (60), "
+        help="of calibration (200), power (50 per size), kills (60), "
         "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")

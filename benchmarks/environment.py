@@ -65,6 +65,31 @@ def update(name: str, command: str, change: Callable[[dict[str, Any]], Any]) -> 
         return _write(name, command, results)
 
 
+def add(
+    name: str, command: str, keys: tuple[str, ...], row: dict[str, Any], *, seeded: bool = False
+) -> None:
+    """Put a row into a result file, below these keys; among those of other seeds if it has one."""
+
+    def change(results: dict[str, Any]) -> None:
+        place = results
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        if seeded:
+            put(place.setdefault(keys[-1], []), row)
+        else:
+            place[keys[-1]] = row
+
+    update(name, command, change)
+
+
+def found(name: str, *keys: str) -> Any:
+    """Return what a result file has below these keys; an empty dict where it has nothing."""
+    place = load(name) if exists(name) else {}
+    for key in keys:
+        place = place.get(key, {})
+    return place
+
+
 def put(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
     """Add the row of a seed in its place; it takes that of an earlier row of this seed."""
     others = [other for other in rows if other["seed"] != row["seed"]]

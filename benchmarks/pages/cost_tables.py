@@ -72,37 +72,6 @@ def throughput_table() -> str:
     )  # fmt: skip
 
 
-def composed_costs_table() -> str:
-    """Time of an epoch beside the original's loop, and memory of a step."""
-    found = environment.load("composed")
-    memory = found["memory"]
-    peaks = {size: batch["peak_mib"] for size, batch in memory["batches"].items()}
-    shown = ", ".join(f"batch {size}: {peak:,.0f} MiB" for size, peak in peaks.items())
-    return table(
-        "what | measured",
-        [
-            *(_epoch_rows(found["time"]) if "time" in found else []),
-            ("peak memory of a process that takes one step", shown),
-            ("ratio", f"{memory['ratio of peaks']:.2f}"),
-        ],
-    )
-
-
-def _epoch_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name in ("original's loop", "ours"):
-        run = found[name]
-        dev = ", ".join(f"{score:.3f}" for score in run["dev"])
-        shown = (
-            f"{run['seconds per epoch']:.0f} processor s an epoch; hit rate@5 on dev {dev}, "
-            f"on test {run['test hit_rate@5']:.4f}, NDCG@10 {run['test ndcg@10']:.4f}"
-        )
-        rows.append((name, shown))
-    rounds = len(found["ratios"])
-    label = "times as fast" + (f", median of {rounds} rounds" if rounds > 1 else "")
-    return [*rows, (label, f"{found['ratio']:.2f}")]
-
-
 def speed_table() -> str:
     """Speed on cached vectors."""
     found = environment.load("speed")
@@ -126,18 +95,6 @@ def speed_table() -> str:
         ("scoring 1,600 × 10,000 × 384, speed over `torch.mm`", f"{share:.0%}"),
     ]  # fmt: skip
     return table("what | measured", rows)
-
-
-def growth_table() -> str:
-    """Seconds and peak memory against pairs and documents."""
-    return table(
-        "work | pairs | documents | seconds | peak memory, vectors included",
-        [
-            (run["work"], f"{run['pairs']:,}", f"{run['documents']:,}", f"{run['seconds']:.1f}",
-             f"{run['peak_memory_mib'] / 1024:.1f} GiB")
-            for run in environment.load("growth")["rows"]
-        ],
-    )  # fmt: skip
 
 
 def scale_table() -> str:
@@ -237,9 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "old": old_table,
     "serving": serving_table,
     "throughput": throughput_table,
-    "composed_costs": composed_costs_table,
     "speed": speed_table,
-    "growth": growth_table,
     "scale": scale_table,
     "ray": ray_table,
     "plan": plan_table,

@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks import environment, sets
 from benchmarks.pages.markdown import interval, table
-from benchmarks.quality import methods
 from benchmarks.quality.trust import HARM
 
 Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw nothing and have one
@@ -61,7 +60,7 @@ def _methods() -> dict[str, dict[str, Runs]]:
     return {
         name: {
             **{peer: [run] for peer, run in peers.get(name, {}).items()},
-            **{variant: methods.rows(found) for variant, found in ours[name].items()},
+            **ours[name],
         }
         for name in sets.NAMES
         if name in ours
@@ -128,23 +127,6 @@ def targets_table() -> str:
         gains = (_relative(found.get(variant, []), spread=True) for variant in _AUTO)
         rows.append((name, *gains, gain(tests, "known"), gain(tests, "new")))
     return table(" | ".join(["data set", *_AUTO, "known, not told", "new, not told"]), rows)
-
-
-def alone_table() -> str:
-    """Each method alone: mean change in NDCG@10 on known / new documents, and its spread."""
-    found = environment.load("alone")["sets"]
-    names = dict.fromkeys(method for runs in found.values() for method in runs)
-    rows = [(m, *(_alone(runs.get(m, [])) for runs in found.values())) for m in names]
-    return table(" | ".join(["method", *found]), rows)
-
-
-def _alone(runs: Runs) -> str:
-    if not runs:
-        return "–"
-    parts = [[run[part]["difference"] for run in runs if part in run] for part in ("known", "new")]
-    shown = " / ".join(f"{mean(part):+.3f}" if part else "–" for part in parts)
-    spread = max(stdev(part) if len(part) > 1 else 0.0 for part in parts)
-    return f"{shown} ± {spread:.3f}" if len(runs) > 1 else shown
 
 
 def calibration_table() -> str:
@@ -355,7 +337,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "parts": parts_table,
     "metrics": metrics_table,
     "targets": targets_table,
-    "alone": alone_table,
     "calibration": calibration_table,
     "power": power_table,
     "curves": curves_table,

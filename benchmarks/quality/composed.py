@@ -274,5 +274,5 @@ def keep(part: dict[str, Any]) -> None:
     results = {**found, **part}
     for written in ("command", "environment"):
         results.pop(written, None)
-    command = "python -m benchmarks composed composed_time composed_memory --black-box FOLDER"
+    command = "python -m benchmarks composed --black-box FOLDER"
     environment.save("composed", command, {k: v for k, v in results.items() if v is not None})

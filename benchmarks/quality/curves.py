@@ -76,15 +76,10 @@ def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> peers.Mapped:
 
 
 def _there(name: str, size: int) -> set[str]:
-    if not environment.exists("curves"):
-        return set()
-    return set(environment.load("curves")["sets"].get(name, {}).get(str(size), {}))
+    return set(environment.found("curves", "sets", name, str(size)))
 
 
 def _keep(name: str, size: int, method: str, row: dict[str, Any]) -> None:
-    def change(results: dict[str, Any]) -> None:
-        sizes = results.setdefault("sets", {}).setdefault(name, {})
-        sizes.setdefault(str(size), {})[method] = row
-
-    environment.update("curves", "python -m benchmarks curves", change)
+    keys = ("sets", name, str(size), method)
+    environment.add("curves", "python -m benchmarks curves", keys, row)
     print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}", flush=True)

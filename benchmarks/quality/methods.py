@@ -56,7 +56,7 @@ def run(
             continue
         row = {"seed": seed, "version": present}
         row |= one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
-        _keep(name, variant, row)
+        environment.add("methods", COMMAND, ("sets", name, variant), row, seeded=True)
         _tell(name, variant, row)
 
 
@@ -66,11 +66,6 @@ def version() -> str:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip()
-
-
-def rows(found: Row | list[Row]) -> list[Row]:
-    """Return the runs of a variant, by seed; an earlier version kept one, of seed 0, in no list."""
-    return [{"seed": 0, "version": "earlier", **found}] if isinstance(found, dict) else found
 
 
 def _order(
@@ -84,18 +79,8 @@ def _order(
 
 def _there(name: str, variant: str, seed: int, present: str) -> bool:
     # Read anew before each run, as another process may have added it.
-    found = environment.load("methods")["sets"] if environment.exists("methods") else {}
-    kept = rows(found.get(name, {}).get(variant, []))
+    kept = environment.found("methods", "sets", name, variant)
     return any((row["seed"], row["version"]) == (seed, present) for row in kept)
-
-
-def _keep(name: str, variant: str, row: Row) -> None:
-    def change(results: dict[str, Any]) -> None:
-        runs = results.setdefault("sets", {}).setdefault(name, {})
-        runs[variant] = rows(runs.get(variant, []))
-        environment.put(runs[variant], row)
-
-    environment.update("methods", COMMAND, change)
 
 
 def _tell(name: str, variant: str, row: Row) -> None:

@@ -41,7 +41,7 @@ def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...])
     encoder = Encoder(base, cache_dir=cache, show_progress=False)
     for name in names:
         for peer, row in measured(encoder, sets.load(data, name), peers):
-            _keep(name, peer, row)
+            environment.add("peers", "python -m benchmarks peers", ("sets", name, peer), row)
             whole = row["tests"]["test"]["all"]
             print(f"{name}, {peer} ({row['setting']}): {whole['base']['ndcg@10']:.4f} → "
                   f"{whole['adapted']['ndcg@10']:.4f}; {row['seconds']:.0f} s",
@@ -65,13 +65,6 @@ def measured(
             }
             row["tests"][split] = quality.by_part(scores, real, split)
         yield peer, row
-
-
-def _keep(name: str, peer: str, row: dict[str, Any]) -> None:
-    def change(results: dict[str, Any]) -> None:
-        results.setdefault("sets", {}).setdefault(name, {})[peer] = row
-
-    environment.update("peers", "python -m benchmarks peers", change)
 
 
 def fits(

@@ -30,6 +30,7 @@ def run(
     Each run is saved as it ends, in place of the earlier one of the same set, variant and seed.
     """
     base = environment.minilm(embed_batch_size=32)
+    command = f"python -m benchmarks quality --seeds {seeds}"
     for name in names:
         real = sets.load(data, name)
         for variant in variants:
@@ -41,18 +42,10 @@ def run(
                 row["tests"] = {
                     split: judge(base, model, real, split, cache) for split in real.tests
                 }
-                _keep(name, variant, row, seeds)
+                environment.add("quality", command, ("sets", name, variant), row, seeded=True)
                 gain = row["tests"]["test"]["all"]
                 print(f"{name} {variant} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
                       f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
-
-
-def _keep(name: str, variant: str, row: dict[str, Any], seeds: int) -> None:
-    def change(results: dict[str, Any]) -> None:
-        runs = results.setdefault("sets", {}).setdefault(name, {}).setdefault(variant, [])
-        environment.put(runs, row)
-
-    environment.update("quality", f"python -m benchmarks quality --seeds {seeds}", change)
 
 
 def _train(

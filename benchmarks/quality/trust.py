@@ -127,15 +127,11 @@ def _score(adapter: Adapter, test: EncodedDataset) -> float:
 
 
 def _missing(result: str, key: str, runs: int) -> Iterator[int]:
-    done = environment.load(result)["runs"] if environment.exists(result) else {}
-    there = {row["seed"] for row in done.get(key, [])}
+    there = {row["seed"] for row in environment.found(result, "runs", key)}
     yield from (seed for seed in range(runs) if seed not in there)
 
 
 def _keep(result: str, key: str, row: Row) -> None:
-    def change(results: dict[str, Any]) -> None:
-        environment.put(results.setdefault("runs", {}).setdefault(key, []), row)
-
-    environment.update(result, f"python -m benchmarks {result}", change)
+    environment.add(result, f"python -m benchmarks {result}", ("runs", key), row, seeded=True)
     print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -45,10 +45,8 @@ def split(name: str, whole: Dataset) -> RealSet:
 
 
 def _keep(name: str, method: str, row: dict[str, Any]) -> None:
-    def change(results: dict[str, Any]) -> None:
-        results.setdefault("sets", {}).setdefault(name, {})[method] = row
-
-    environment.update("unseen", "python -m benchmarks unseen --packages packages", change)
+    command = "python -m benchmarks unseen --packages packages"
+    environment.add("unseen", command, ("sets", name, method), row)
     whole = row["tests"]["test"]["all"]
     print(f"{name}, {method}: {whole['base']['ndcg@10']:.4f} → {whole['adapted']['ndcg@10']:.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

@@ -75,20 +75,16 @@ def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results: Path) -
     assert (results / "some.json").read_text(encoding="utf-8") == before
 
 
-def test_a_run_replaces_that_of_its_seed_and_an_old_file_counts_as_seed_0() -> None:
-    old = run(0, 0.6)
-    del old["seed"], old["version"]
-    keep(old)
-    assert not methods._there("scifact", "auto, query", 0, "abc")
+def test_a_run_replaces_that_of_its_seed() -> None:
     for seed, adapted in ((2, 0.7), (1, 0.8), (1, 0.9)):
-        methods._keep("scifact", "auto, query", run(seed, adapted))
-    rows = environment.load("methods")["sets"]["scifact"]["auto, query"]
-    assert [(row["seed"], row["version"]) for row in rows] == [
-        (0, "earlier"), (1, "abc"), (2, "abc")
-    ]  # fmt: skip
-    assert rows[1]["tests"]["test"]["all"]["adapted"]["ndcg@10"] == 0.9
+        keys = ("sets", "scifact", "auto, query")
+        environment.add("methods", "command", keys, run(seed, adapted), seeded=True)
+    rows = environment.found("methods", "sets", "scifact", "auto, query")
+    assert [row["seed"] for row in rows] == [1, 2]
+    assert rows[0]["tests"]["test"]["all"]["adapted"]["ndcg@10"] == 0.9
     assert methods._there("scifact", "auto, query", 2, "abc")
     assert not methods._there("scifact", "auto, query", 2, "def")
+    assert not methods._there("scifact", "auto, both", 0, "abc")
 
 
 def test_every_set_has_a_seed_before_any_has_the_next() -> None:

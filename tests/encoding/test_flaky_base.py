@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks.robustness import cheap
-from benchmarks.robustness.flaky_server import Flaky, Reply, Vectors, client, serving
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import EncodeError, ShapeError
+from tests.support.flaky_server import Flaky, Reply, Vectors, client, serving
 
 openai = pytest.importorskip("openai", reason="extra 'dev' is missing")
 

@@ -21,7 +21,7 @@ from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.vector_stores import SimpleVectorStore
 from typer.testing import CliRunner
 
-from benchmarks.robustness import flaky_server, recovery
+from benchmarks.robustness import recovery
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     AdapterPool,
@@ -35,6 +35,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.cli.app import app, facts_as_text, folder_facts
 from llama_index_embeddings_adapted.errors import GenerationError
+from tests.support import flaky_server
 
 pytest.importorskip("llama_index.embeddings.openai", reason="extra 'dev' is missing")
 pytest.importorskip("llama_index.llms.openai_like", reason="extra 'dev' is missing")

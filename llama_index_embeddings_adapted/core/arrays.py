@@ -1,10 +1,7 @@
-"""Arrays: unit rows, shape and finiteness checks, exact search in blocks.
+"""Arrays: rows of length 1, checks of shapes, exact search in blocks, room for vectors.
 
-Exact search in more documents than should lie in memory: a block of rows at a time.
-
-Document vectors of length 1 that are made when they are read, so that no copy of them exists.
-
-Room for vectors: in memory, or in a file without a name that the system pages in and out.
+Documents may be more than lie in memory: their rows are then read, adapted and scaled a block at a
+time, and vectors that are made lie in a file without a name that the system pages in and out.
 """
 
 from __future__ import annotations
@@ -24,121 +21,12 @@ from llama_index_embeddings_adapted.errors import CacheError, ShapeError
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
-
-DOCUMENTS_PER_BLOCK = 65_536  # 100 MB of them at 384 dimensions
-SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
-_NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differently
-
-
-class RowSource(Protocol):
-    """What can be searched: a matrix, or rows that are made when they are asked for."""
-
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> Vectors:
-        """Return a slice of rows, or chosen ones, in memory."""
-        ...
-
-
-def top_k_in_blocks(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors]:
-    """Return what :func:`top_k` does, for any number.
-
-    Each block is read once and scored against all queries, and only what beats a query's ``k``-th
-    best so far is looked at.
-
-    Args:
-        queries: ``(n, dim)``.
-        documents: ``m`` rows of ``dim``.
-        k: How many, from 1 to ``m``.
-
-    Returns:
-        Rows into ``documents`` and scores, both ``(n, k)``, best first.
-    """
-    rows = np.empty((len(queries), k), dtype=np.int64)
-    scores = np.empty((len(queries), k), dtype=np.float32)
-    size = max(DOCUMENTS_PER_BLOCK, k)
-    step = max(1, SCORES_PER_BLOCK // size)
-    for start in range(0, len(documents), size):
-        block = documents[start : start + size]
-        for first in range(0, len(queries), step):
-            part = slice(first, first + step)
-            found = queries[part] @ block.T
-            if start == 0:
-                rows[part] = first_k(found, k)
-                scores[part] = np.take_along_axis(found, rows[part], axis=1)
-            else:
-                _merge(rows[part], scores[part], found, start)
-    return rows, scores
-
-
-def ranks_in_blocks(queries: Vectors, documents: RowSource, rows: Rows, wanted: Rows) -> Rows:
-    """Return what :func:`ranks` does, for any number.
-
-    Scores within ``1e-6`` count as equal, so vectors are to be of length 1.
-
-    Args:
-        queries: ``(n, dim)``.
-        documents: ``m`` rows of ``dim``.
-        rows: ``(entries,)``, rows of queries, ascending.
-        wanted: ``(entries,)``, the document to rank for each.
-
-    Returns:
-        ``(entries,)``, 0 is first.
-    """
-    ranks = np.zeros(len(rows), dtype=np.int64)
-    own = np.einsum("ij,ij->i", queries[rows], documents[wanted])
-    step = max(1, SCORES_PER_BLOCK // DOCUMENTS_PER_BLOCK)
-    for start in range(0, len(documents), DOCUMENTS_PER_BLOCK):
-        block = documents[start : start + DOCUMENTS_PER_BLOCK]
-        before = np.clip(wanted - start, 0, len(block))
-        for first in range(0, len(queries), step):
-            found = queries[first : first + step] @ block.T
-            for entry in range(*np.searchsorted(rows, [first, first + step])):
-                line, cut, score = found[rows[entry] - first], before[entry], own[entry]
-                ties = np.count_nonzero(line[:cut] >= score - _NOISE)
-                ranks[entry] += ties + np.count_nonzero(line[cut:] > score + _NOISE)
-    return ranks
-
-
-def first_k(block: Vectors, k: int) -> Rows:
-    """Return the columns of the ``k`` largest values of each row, ties by column."""
-    if k < block.shape[1]:
-        part = np.argpartition(-block, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(block, part, axis=1)
-        floor = values.min(axis=1, keepdims=True)
-        # A tie that straddles the cut: argpartition picked arbitrarily, so sort those rows in full.
-        straddles = (block == floor).sum(axis=1) > (values == floor).sum(axis=1)
-        order = np.lexsort((part, -values), axis=1)
-        chosen = np.take_along_axis(part, order, axis=1)
-        for row in np.flatnonzero(straddles):
-            chosen[row] = np.argsort(-block[row], kind="stable")[:k]
-        return chosen.astype(np.int64)
-    return np.argsort(-block, axis=1, kind="stable").astype(np.int64)
-
-
-def _merge(rows: Rows, scores: Vectors, found: Vectors, start: int) -> None:
-    """Let what a block has replace what is worse, in place; at a tie the earlier row stays."""
-    line, column = np.nonzero(found > scores[:, -1:])
-    if not len(line):
-        return
-    count, k = rows.shape
-    lines = np.concatenate([np.repeat(np.arange(count), k), line])
-    candidates = np.concatenate([rows.ravel(), column + start])
-    values = np.concatenate([scores.ravel(), found[line, column]])
-    order = np.lexsort((candidates, -values, lines))
-    firsts = np.arange(count) * k + np.searchsorted(line, np.arange(count))
-    best = order[firsts[:, None] + np.arange(k)]
-    rows[:], scores[:] = candidates[best], values[best]
-
-
-__all__ = ("Keys", "Role", "RowSource", "Rows", "Vectors")  # names that others take from here
-
 Keys = NDArray[np.uint64]
 Role = Literal["query", "document"]
+Adapt = Callable[[Vectors, Keys | None], Vectors]
 
 
+# --- vectors ----------------------------------------------------------------------------------
 def as_vectors(value: ArrayLike, *, what: str, dim: int | None = None) -> Vectors:
     """Return ``value`` as a finite float32 matrix.
 
@@ -179,70 +67,6 @@ def content_hashes(texts: Sequence[str]) -> Keys:
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
-def top_k(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors]:
-    """Return the ``k`` documents with the highest dot product for each query, exactly.
-
-    Ties go to the document that stands first, so that a ranking is reproducible.
-
-    Many documents are searched in blocks, of which one at a time is in memory.
-
-    Args:
-        queries: ``(n, dim)``; unit rows for cosine.
-        documents: ``(m, dim)``; unit rows for cosine.
-        k: How many, ``>= 1``; at most ``m`` come back.
-
-    Returns:
-        Rows into ``documents`` and scores, both ``(n, min(k, m))``, best first.
-    """
-    count, total = len(queries), len(documents)
-    k = min(k, total)
-    if total > DOCUMENTS_PER_BLOCK:
-        return top_k_in_blocks(queries, documents, k)
-    matrix = documents[:]
-    rows = np.empty((count, k), dtype=np.int64)
-    scores = np.empty((count, k), dtype=np.float32)
-    step = max(1, SCORES_PER_BLOCK // max(total, 1))
-    for start in range(0, count, step):
-        block = queries[start : start + step] @ matrix.T
-        chosen = first_k(block, k)
-        rows[start : start + step] = chosen
-        scores[start : start + step] = np.take_along_axis(block, chosen, axis=1)
-    return rows, scores
-
-
-def ranks(queries: Vectors, documents: RowSource, rows: Rows, wanted: Rows) -> Rows:
-    """Return the rank of single documents among all, much cheaper than sorting.
-
-    Ties go to the document that stands first, as in :func:`top_k`.
-
-    Args:
-        queries: ``(n, dim)``.
-        documents: ``(m, dim)``.
-        rows: ``(entries,)``, rows of queries, ascending.
-        wanted: ``(entries,)``, the document to rank for each.
-
-    Returns:
-        ``(entries,)``, 0 is first.
-    """
-    if len(documents) > DOCUMENTS_PER_BLOCK:
-        return ranks_in_blocks(queries, documents, rows, wanted)
-    matrix = documents[:]
-    found = np.empty(len(rows), dtype=np.int64)
-    step = max(1, SCORES_PER_BLOCK // max(len(documents), 1))
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step] @ matrix.T
-        first, last = np.searchsorted(rows, [start, start + step])
-        for entry in range(first, last):
-            scores, document = block[rows[entry] - start], wanted[entry]
-            ahead = np.count_nonzero(scores > scores[document])
-            ties = np.count_nonzero(scores[:document] == scores[document])
-            found[entry] = ahead + ties
-    return found
-
-
-Adapt = Callable[[Vectors, Keys | None], Vectors]
-
-
 @dataclass(frozen=True, eq=False)
 class NormalizedRows:
     """Rows of a matrix, in memory or mapped from a file, adapted and scaled to length 1.
@@ -281,6 +105,183 @@ def normalized_blocks(vectors: Vectors) -> Iterator[Vectors]:
         yield rows[start : start + DOCUMENTS_PER_BLOCK]
 
 
+# --- exact search -------------------------------------------------------------------------------
+DOCUMENTS_PER_BLOCK = 65_536  # 100 MB of them at 384 dimensions
+SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
+_NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differently
+_FEW = 4  # documents per query that are ranked faster one by one
+
+
+class RowSource(Protocol):
+    """What can be searched: a matrix, or rows that are made when they are asked for."""
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Vectors:
+        """Return a slice of rows, or chosen ones, in memory."""
+        ...
+
+
+def score_blocks(
+    queries: Vectors, documents: RowSource, *, width: int | None = None
+) -> Iterator[tuple[slice, slice, Vectors]]:
+    """Yield dot products of some queries and some documents at a time; a document is read once.
+
+    Args:
+        queries: ``(n, dim)``.
+        documents: ``m`` rows of ``dim``.
+        width: Documents at a time; 65,536 by default.
+
+    Yields:
+        Which queries, which documents, and their scores, free to be changed.
+    """
+    width = width or DOCUMENTS_PER_BLOCK
+    step = max(1, SCORES_PER_BLOCK // max(1, min(width, len(documents))))
+    for start in range(0, len(documents), width):
+        block = documents[start : start + width]
+        for first in range(0, len(queries), step):
+            part = slice(first, min(first + step, len(queries)))
+            yield part, slice(start, start + len(block)), queries[part] @ block.T
+
+
+def top_k(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors]:
+    """Return the ``k`` documents with the highest dot product for each query, exactly.
+
+    Ties go to the document that stands first, so that a ranking is reproducible.
+
+    Args:
+        queries: ``(n, dim)``; unit rows for cosine.
+        documents: ``(m, dim)``; unit rows for cosine.
+        k: How many, ``>= 1``; at most ``m`` come back.
+
+    Returns:
+        Rows into ``documents`` and scores, both ``(n, min(k, m))``, best first.
+    """
+    k = min(k, len(documents))
+    rows = np.zeros((len(queries), k), dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    for part, block, found in score_blocks(queries, documents):
+        if block.start == 0 and k <= block.stop:
+            rows[part] = _first_k(found, k)
+            scores[part] = np.take_along_axis(found, rows[part], axis=1)
+        else:
+            _merge(rows[part], scores[part], found, block.start)
+    return rows, scores
+
+
+def ranks(
+    queries: Vectors,
+    documents: RowSource,
+    rows: Rows,
+    wanted: Rows,
+    *,
+    depth: int | None = None,
+    hidden: tuple[Rows, Rows] | None = None,
+) -> Rows:
+    """Return the rank of single documents among all, much cheaper than sorting.
+
+    Ties go to the document that stands first, as in :func:`top_k`. Where documents are more than a
+    block, scores within ``1e-6`` count as equal, so vectors are to be of length 1.
+
+    Args:
+        queries: ``(n, dim)``.
+        documents: ``(m, dim)``.
+        rows: ``(entries,)``, rows of queries, ascending.
+        wanted: ``(entries,)``, the document to rank for each.
+        depth: Ranks from here on need not be exact, only at least this; None for exact ones.
+        hidden: Rows of queries, ascending, and for each a document that does not compete.
+
+    Returns:
+        ``(entries,)``, 0 is first.
+    """
+    found = np.zeros(len(rows), dtype=np.int64)
+    whole = len(documents) <= DOCUMENTS_PER_BLOCK
+    own = None if whole else np.einsum("ij,ij->i", queries[rows], documents[wanted])
+    for part, block, scores in score_blocks(queries, documents):
+        if hidden is not None:
+            _hide(scores, part, block, *hidden)
+        entries = slice(*np.searchsorted(rows, [part.start, part.stop]))
+        lines, places = rows[entries] - part.start, wanted[entries] - block.start
+        if own is not None:
+            found[entries] += _ahead(scores, lines, places, own[entries], depth, _NOISE)
+        else:
+            found[entries] = _ahead(scores, lines, places, scores[lines, places], depth, 0.0)
+    return found
+
+
+def _hide(scores: Vectors, part: slice, block: slice, rows: Rows, documents: Rows) -> None:
+    """Let some documents of a block score lower than all others, in place."""
+    entries = slice(*np.searchsorted(rows, [part.start, part.stop]))
+    lines, places = rows[entries] - part.start, documents[entries] - block.start
+    inside = (places >= 0) & (places < scores.shape[1])
+    scores[lines[inside], places[inside]] = -np.inf
+
+
+def _ahead(
+    scores: Vectors, lines: Rows, places: Rows, own: Vectors, depth: int | None, noise: float
+) -> Rows:
+    """Return for each entry how many documents of a block stand before its own.
+
+    Args:
+        scores: ``(b, m)``.
+        lines: ``(entries,)``, rows of ``scores``.
+        places: ``(entries,)``, the document of each, which may lie before or behind the block.
+        own: ``(entries,)``, its score.
+        depth: See :func:`ranks`.
+        noise: How far equal scores may be apart.
+    """
+    count = scores.shape[1]
+    if depth is not None and len(lines) > _FEW * len(scores):
+        least = max(0, count - depth)
+        best = np.partition(scores, least, axis=1)[:, least:]
+        found: Rows = np.count_nonzero(best[lines] > own[:, None] + noise, axis=1)
+    else:
+        pairs = zip(lines, own, strict=True)
+        ahead = [np.count_nonzero(scores[line] > score + noise) for line, score in pairs]
+        found = np.array(ahead, dtype=np.int64)
+    for entry in np.flatnonzero(found < (depth or count)):
+        before = scores[lines[entry], : max(0, places[entry])]
+        if noise:
+            found[entry] += np.count_nonzero(np.abs(before - own[entry]) <= noise)
+        else:
+            found[entry] += np.count_nonzero(before == own[entry])
+    return found
+
+
+def _first_k(block: Vectors, k: int) -> Rows:
+    """Return the columns of the ``k`` largest values of each row, ties by column."""
+    if k < block.shape[1]:
+        part = np.argpartition(-block, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(block, part, axis=1)
+        floor = values.min(axis=1, keepdims=True)
+        # A tie that straddles the cut: argpartition picked arbitrarily, so sort those rows in full.
+        straddles = (block == floor).sum(axis=1) > (values == floor).sum(axis=1)
+        order = np.lexsort((part, -values), axis=1)
+        chosen = np.take_along_axis(part, order, axis=1)
+        for row in np.flatnonzero(straddles):
+            chosen[row] = np.argsort(-block[row], kind="stable")[:k]
+        return chosen.astype(np.int64)
+    return np.argsort(-block, axis=1, kind="stable").astype(np.int64)
+
+
+def _merge(rows: Rows, scores: Vectors, found: Vectors, start: int) -> None:
+    """Let what a block has replace what is worse, in place; at a tie the earlier row stays."""
+    line, column = np.nonzero(found > scores[:, -1:])
+    if not len(line):
+        return
+    count, k = rows.shape
+    lines = np.concatenate([np.repeat(np.arange(count), k), line])
+    candidates = np.concatenate([rows.ravel(), column + start])
+    values = np.concatenate([scores.ravel(), found[line, column]])
+    order = np.lexsort((candidates, -values, lines))
+    firsts = np.arange(count) * k + np.searchsorted(line, np.arange(count))
+    best = order[firsts[:, None] + np.arange(k)]
+    rows[:], scores[:] = candidates[best], values[best]
+
+
+# --- room for vectors ---------------------------------------------------------------------------
 MOST_IN_MEMORY = 256 * 2**20  # bytes
 
 

@@ -14,6 +14,9 @@ from llama_index_embeddings_adapted.core.arrays import (
     Vectors,
 )
 
+#: Stands in a ranking of a corpus that is smaller than others where no document is left.
+NO_DOCUMENT = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Qrels:
@@ -88,7 +91,7 @@ class Qrels:
         """Return the grade of each ranked document, 0 where it is not relevant.
 
         Args:
-            ranked: ``(n, k)``, document rows per query.
+            ranked: ``(n, k)``, document rows per query, or :data:`NO_DOCUMENT`.
 
         Returns:
             ``(n, k)``.
@@ -100,7 +103,7 @@ class Qrels:
         if not len(keys):
             return np.zeros(ranked.shape)
         at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-        hit = keys[order[at]] == wanted
+        hit = (keys[order[at]] == wanted) & (ranked != NO_DOCUMENT)
         return np.where(hit, self.grades[order[at]], 0.0)
 
 

@@ -92,7 +92,7 @@ class Validation:
         for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
             relevance = part.data.relevance
             queries = l2_normalize(adapter.apply(part.data.queries))
-            found = ranks(queries, documents, relevance.queries, relevance.documents)
+            found = ranks(queries, documents, relevance.queries, relevance.documents, depth=_DEPTH)
             values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
         return np.concatenate(values)
 

@@ -20,6 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from llama_index_embeddings_adapted.core.arrays import Rows
+from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT
 from llama_index_embeddings_adapted.errors import OptionError, truncate
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
 from llama_index_embeddings_adapted.evaluation.verdict import Interval
@@ -325,7 +326,7 @@ def _passages(
             int(document) in relevant,
         )
         for document in documents
-        if document < len(texts.documents)
+        if document != NO_DOCUMENT
     )
 
 

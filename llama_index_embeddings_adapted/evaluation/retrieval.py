@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.core.arrays import (
     normalized_rows,
     top_k,
 )
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
+from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
@@ -42,7 +42,8 @@ class RetrievalScores:
     up to the depth retrieved (100, or the largest of ``ks``) can be asked for.
 
     Args:
-        ranked: ``(n, depth)``, document rows per query, best first.
+        ranked: ``(n, depth)``, document rows per query, best first; where parts were joined, they
+            may end with :data:`NO_DOCUMENT`.
         relevance: Of the ``n`` queries.
         query_ids: Their ids.
         document_ids: Ids of the documents searched.
@@ -106,9 +107,7 @@ class RetrievalScores:
         """Return the ids of the first ``k`` documents for a query."""
         row = self.query_ids.index(query_id)
         found = [int(document) for document in self.ranked[row, :k]]
-        return [
-            self.document_ids[document] for document in found if document < len(self.document_ids)
-        ]
+        return [self.document_ids[document] for document in found if document != NO_DOCUMENT]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the means and what they were computed on, as JSON knows it."""
@@ -234,8 +233,7 @@ def search(
 def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     """Return the scores of several lists of queries as one, whatever corpus each searched.
 
-    A ranking of a whole corpus that is smaller than others goes on with the row after the last
-    document, which stands for nothing.
+    A ranking of a whole corpus that is smaller than others ends with :data:`NO_DOCUMENT`.
 
     Args:
         parts: At least one. Corpora are the same where ``document_ids`` are the same object.
@@ -252,9 +250,7 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     pairs = list(zip(parts, shifts, strict=True))
     counts = np.concatenate([scores.relevance.counts for scores in parts])
     return RetrievalScores(
-        np.concatenate(
-            [_filled(scores.ranked + shift, depth, len(document_ids)) for scores, shift in pairs]
-        ),
+        np.concatenate([_filled(scores.ranked + shift, depth) for scores, shift in pairs]),
         Qrels(
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
@@ -266,9 +262,9 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     )
 
 
-def _filled(ranked: Rows, depth: int, nothing: int) -> Rows:
+def _filled(ranked: Rows, depth: int) -> Rows:
     missing = max(0, depth - ranked.shape[1])
-    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=nothing)[:, :depth]
+    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=NO_DOCUMENT)[:, :depth]
 
 
 def known_to(

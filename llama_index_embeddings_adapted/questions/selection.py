@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize
+from llama_index_embeddings_adapted.core.arrays import (
+    Rows,
+    Vectors,
+    l2_normalize,
+    score_blocks,
+)
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import truncate
@@ -160,7 +165,6 @@ def _grouped(failed: Mapping[str, str]) -> str:
 
 
 _ABOUT_AS_WELL = 0.9
-_SCORES_PER_BLOCK = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,12 +220,8 @@ def round_trip(
 
 
 def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:
-    ranks = np.empty(len(queries), dtype=np.int64)
-    rivals = np.empty(len(queries), dtype=np.int64)
-    step = max(1, _SCORES_PER_BLOCK // max(len(documents), 1))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        scores = queries[part] @ documents.T
+    ranks, rivals = np.empty((2, len(queries)), dtype=np.int64)
+    for part, _, scores in score_blocks(queries, documents, width=len(documents)):
         mine = np.take_along_axis(scores, own[part, None], axis=1)
         ranks[part] = (scores > mine).sum(axis=1)
         near = scores >= np.where(mine > 0, _ABOUT_AS_WELL * mine, mine)

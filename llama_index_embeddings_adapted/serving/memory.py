@@ -18,7 +18,13 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, as_vectors, l2_normalize
+from llama_index_embeddings_adapted.core.arrays import (
+    Rows,
+    Vectors,
+    as_vectors,
+    l2_normalize,
+    score_blocks,
+)
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_object
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
@@ -45,7 +51,6 @@ from llama_index_embeddings_adapted.evaluation.retrieval import DEFAULT_KS, Retr
 TEMPERATURE, NEIGHBOURS = 0.1, 10
 
 _DEPTH = 100
-_SCORES_PER_BLOCK = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,13 +296,11 @@ def search_with_memory(
     left, right = l2_normalize(queries), l2_normalize(documents)
     depth = min(max(_DEPTH, *ks), len(right))
     ranked = np.empty((len(left), depth), dtype=np.int64)
-    step = max(1, _SCORES_PER_BLOCK // max(len(right), 1))
-    for start in range(0, len(left), step):
-        rows = slice(start, start + step)
+    for rows, _, scores in score_blocks(left, right, width=len(right)):
         boosts = memory.boosts(
             data.queries[rows], data.document_ids, temperature=temperature, neighbours=neighbours
         )
-        scores = left[rows] @ right.T + np.float32(weight) * boosts
+        scores += np.float32(weight) * boosts
         ranked[rows] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks)
 

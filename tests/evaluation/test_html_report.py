@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.core.encoded import Qrels
+from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page_parts
@@ -303,14 +303,14 @@ def test_models_scored_on_other_queries_are_not_compared() -> None:
 def test_joined_scores_keep_corpora_apart_unless_they_are_one() -> None:
     one, other = scores([0, 1], [1, 0]), scores([1, 0], relevant=[[1]])
     found = joined([one, other])
-    nothing = 4
     assert found.ranked.tolist() == [
-        [0, 1, nothing, nothing],
-        [1, 0, nothing, nothing],
-        [3, 2, nothing, nothing],
+        [0, 1, NO_DOCUMENT, NO_DOCUMENT],
+        [1, 0, NO_DOCUMENT, NO_DOCUMENT],
+        [3, 2, NO_DOCUMENT, NO_DOCUMENT],
     ]
     assert found.retrieved("q1", 3) == ["d1", "d0"]
     assert found.values("hit_rate@1").tolist() == [1.0, 0.0, 1.0]
+    assert found.values("precision@4").tolist() == [0.25, 0.25, 0.25]
     assert len(found.document_ids) == 4
     same = RetrievalScores(one.ranked, one.relevance, one.query_ids, one.document_ids)
     assert joined([one, same]).document_ids == one.document_ids

@@ -54,6 +54,8 @@ def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(ranks(queries, documents, rows, wanted), ranked)
     order = np.argsort(ranked.reshape(37, 50), axis=1)  # ranks say where each document stands
     assert np.array_equal(order[:, :7], whole)
+    near = ranks(queries, documents, rows, wanted, depth=7)  # exact where they are below 7
+    assert np.array_equal(np.minimum(near, 7), np.minimum(ranked, 7))
 
 
 def test_a_zero_vector_stays_zero_and_others_get_length_one() -> None:

@@ -49,8 +49,7 @@ def corpus() -> np.ndarray:
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 32 documents be a block, and 64 scores be many."""
-    for module in (arrays, arrays, arrays):
-        monkeypatch.setattr(module, "DOCUMENTS_PER_BLOCK", 32)
+    monkeypatch.setattr(arrays, "DOCUMENTS_PER_BLOCK", 32)
     monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 64)
     monkeypatch.setattr(trainer, "MOST_BYTES", 1)
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
@@ -78,9 +77,14 @@ def test_ranks_in_blocks_are_those_in_one_piece(
 ) -> None:
     queries = l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
     entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
+    hidden = np.array([0, 1, 1]), np.array([40, 7, 200])
     whole = ranks(queries, corpus, entries, wanted)
+    competing = ranks(queries, corpus, entries, wanted, hidden=hidden)
+    assert (whole - competing).tolist() == [0, 2, 1, 0, 0]  # of equal ones, those before
     request.getfixturevalue("in_blocks")
-    assert np.array_equal(ranks(queries, NormalizedRows(corpus), entries, wanted), whole)
+    rows = NormalizedRows(corpus)
+    assert np.array_equal(ranks(queries, rows, entries, wanted), whole)
+    assert np.array_equal(ranks(queries, rows, entries, wanted, hidden=hidden), competing)
 
 
 def test_the_directions_of_many_documents_are_found_a_block_at_a_time(
@@ -160,8 +164,7 @@ def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(
     model = AdaptedEmbedding(base, LinearAdapter(weight, shared=True))
     options = {"cache_dir": False, "show_progress": False}
     whole = evaluate_retrieval(model, small, **options)
-    for module in (arrays, arrays, arrays):
-        monkeypatch.setattr(module, "DOCUMENTS_PER_BLOCK", 2)
+    monkeypatch.setattr(arrays, "DOCUMENTS_PER_BLOCK", 2)
     parts = evaluate_retrieval(model, small, **options)
     assert np.array_equal(parts.ranked[:, :2], whole.ranked[:, :2])
 

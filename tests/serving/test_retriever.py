@@ -23,6 +23,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.core import arrays
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
@@ -32,7 +33,6 @@ from llama_index_embeddings_adapted.errors import (
     ShapeError,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import search
-from llama_index_embeddings_adapted.serving import memory as answers_module
 from llama_index_embeddings_adapted.serving.memory import (
     AnswerMemory,
     attention_weights,
@@ -210,7 +210,7 @@ def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch
     data, _ = rotated_corpus(documents=30)
     kept = AnswerMemory.of_encoded(data)
     whole = search_with_memory(data, data.queries, data.documents, kept)
-    monkeypatch.setattr(answers_module, "_SCORES_PER_BLOCK", 100)
+    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 100)
     blocks = search_with_memory(data, data.queries, data.documents, kept)
     assert np.array_equal(blocks.ranked, whole.ranked)
 

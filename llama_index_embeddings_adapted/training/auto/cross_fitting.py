@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.composites import FEATURES, Features, Gate
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
+from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
@@ -26,8 +26,6 @@ from llama_index_embeddings_adapted.evaluation import metrics
 PerQuery = NDArray[np.float64]
 
 _DEPTH = 10
-_SCORES_PER_BLOCK = 16_000_000
-_FEW = 4  # documents per query that are ranked faster one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +57,15 @@ class Judged:
             queries: ``(n, dim)``, adapted, unit rows.
             documents: ``(m, dim)``, adapted, unit rows.
         """
-        ranks = np.empty(len(self.relevance.documents), dtype=np.int64)
-        step = max(1, _SCORES_PER_BLOCK // max(1, len(documents)))
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
-            scores = queries[start:stop] @ documents.T
-            _, lines, hidden = _entries(self.hidden, start, stop)
-            scores[lines, hidden] = -np.inf
-            part, lines, wanted = _entries(self.relevance, start, stop)
-            ranks[part] = _places(scores, lines, wanted)
-        return self.relevance.discounted_gain(ranks, _DEPTH) / self._ideal
+        found = ranks(
+            queries,
+            documents,
+            self.relevance.queries,
+            self.relevance.documents,
+            depth=_DEPTH,
+            hidden=(self.hidden.queries, self.hidden.documents),
+        )
+        return self.relevance.discounted_gain(found, _DEPTH) / self._ideal
 
     @cached_property
     def _ideal(self) -> PerQuery:
@@ -87,40 +84,6 @@ class Judged:
         hidden = self.hidden.grades_at(found) > 0
         order = np.argsort(hidden, axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)[:, :depth]
-
-
-def _entries(relevance: Qrels, start: int, stop: int) -> tuple[slice, Rows, Rows]:
-    """Return which entries some queries own, and of each its query, from 0, and its document."""
-    part = slice(int(relevance.offsets[start]), int(relevance.offsets[stop]))
-    lines = np.repeat(np.arange(stop - start), relevance.counts[start:stop])
-    return part, lines, relevance.documents[part]
-
-
-def _places(scores: Vectors, lines: Rows, wanted: Rows) -> Rows:
-    """Return the ranks of some documents; ties go to the document that stands first.
-
-    Ranks that are not among the first ten are only told to be so.
-
-    Args:
-        scores: ``(b, m)``.
-        lines: ``(entries,)``, rows of scores.
-        wanted: ``(entries,)``, a document for each.
-
-    Returns:
-        ``(entries,)``, 0 is first.
-    """
-    own = scores[lines, wanted]
-    if len(lines) <= _FEW * len(scores):
-        ahead = [np.count_nonzero(scores[at] > score) for at, score in zip(lines, own, strict=True)]
-        ranks = np.array(ahead, dtype=np.int64)
-    else:
-        least = max(0, scores.shape[1] - _DEPTH)
-        first = np.partition(scores, least, axis=1)[:, least:]
-        ranks = np.count_nonzero(first[lines] > own[:, None], axis=1)
-    for entry in np.flatnonzero(ranks < _DEPTH):
-        before = scores[lines[entry], : wanted[entry]]
-        ranks[entry] += np.count_nonzero(before == own[entry])
-    return ranks
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
     without_shared_questions,
 )
 from llama_index_embeddings_adapted.evaluation.reports import (
-    ComposedEpoch,
+    Epoch,
     FinetuneReport,
     plot_history,
 )
@@ -103,13 +103,13 @@ class SmallModelEngine:
         return self._report
 
     @property
-    def history(self) -> Sequence[ComposedEpoch]:
+    def history(self) -> Sequence[Epoch]:
         """One entry per epoch, epoch 0 included.
 
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        return [line for line in self.report.history if isinstance(line, ComposedEpoch)]
+        return self.report.history
 
     def save_history(self, path: str | Path) -> None:
         """Write the history as JSON: metric, scores of the base model, one object per epoch."""
@@ -249,7 +249,7 @@ class SmallModelEngine:
         if self._verbose:
             metric = self._options.metric
             for line in self.history:
-                print(f"epoch {line.epoch}: {metric} {line.scores[metric]:.4f}")
+                print(f"epoch {line.number}: {metric} {line.scores[metric]:.4f}")
             print(self.report)
 
     def _training(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_file, write_json
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError, require_extra
-from llama_index_embeddings_adapted.evaluation.reports import ComposedEpoch, best_epoch
+from llama_index_embeddings_adapted.evaluation.reports import Epoch, best_epoch
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives
 from llama_index_embeddings_adapted.training.options import ComposedOptions
 
@@ -308,7 +308,7 @@ class Progress(TrainerCallback):
                  folder: Path, *, show_progress: bool) -> None:  # fmt: skip
         self.model, self.loss, self.score = model, loss, score
         self.options, self.folder = options, folder
-        self.history: list[ComposedEpoch] = []
+        self.history: list[Epoch] = []
         self.bar = tqdm(total=0, desc="Training", unit="step", disable=not show_progress)
         self._began = time.perf_counter()
 
@@ -319,7 +319,7 @@ class Progress(TrainerCallback):
         done: int = round(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["epoch"])
         lines = json.loads((self.folder / _HISTORY).read_text(encoding="utf-8"))
         # Of an epoch whose checkpoint is not whole, only the score is known: it is trained again.
-        self.history = [ComposedEpoch.from_dict(line) for line in lines if line["epoch"] <= done]
+        self.history = [Epoch.from_dict(line) for line in lines if line["epoch"] <= done]
         return done
 
     @property
@@ -328,7 +328,7 @@ class Progress(TrainerCallback):
         if not self.history or self.options.patience is None:
             return False
         return (
-            self.history[-1].epoch - best_epoch(self.history, self.options.metric)
+            self.history[-1].number - best_epoch(self.history, self.options.metric)
             >= self.options.patience
         )
 
@@ -375,7 +375,7 @@ class Progress(TrainerCallback):
         scores = self.score()
         self.model.train(training)
         seconds = time.perf_counter() - self._began
-        self.history.append(ComposedEpoch(number, loss, scores, seconds))
+        self.history.append(Epoch(number, loss, scores, seconds))
         self._began = time.perf_counter()
         shown = f"{scores[self.options.metric]:.4f}"
         self.bar.set_postfix({"epoch": number, self.options.metric: shown})
@@ -429,7 +429,7 @@ class ComposedFit:
     """
 
     best_epoch: int
-    history: tuple[ComposedEpoch, ...]
+    history: tuple[Epoch, ...]
     interrupted: bool = False
     resumed_from: int = 0
 

@@ -169,6 +169,12 @@ class Gain:
     overall: float
     harmless: bool
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """Part → gain, of the parts that have queries."""
+        gains = {"overall": self.overall, "known": self.known, "new": self.new}
+        return {part: gain for part, gain in gains.items() if not math.isnan(gain)}
+
     @classmethod
     def of(cls, validation: Validation, scores: PerQuery) -> Gain:
         """Summarise per-query scores."""

@@ -390,9 +390,9 @@ def _lines(report: Mapping[str, Any], history: list[Any]) -> list[str]:
 
 def _gains(history: list[Any]) -> dict[str, list[float]]:
     """Return the change per epoch of each part that has held-out queries."""
+    scores = [epoch.get("gain") or epoch["scores"] for epoch in history]  # 0.1 called them gain
     lines = {
-        part: [_number(epoch.get("gain", {}).get(part)) for epoch in history]
-        for part in ("overall", "known", "new")
+        part: [_number(line.get(part)) for line in scores] for part in ("overall", "known", "new")
     }
     return {part: line for part, line in lines.items() if any(v == v for v in line)}
 
@@ -403,7 +403,7 @@ def _charts(
     epochs = [epoch["epoch"] for epoch in history]
     best = report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
-    if "scores" in history[0]:
+    if not gains:
         title, lines, level = _scores(report, history)
     else:
         title, level = "Change in NDCG@10 on held-out queries", 0.0

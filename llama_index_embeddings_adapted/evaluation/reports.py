@@ -4,7 +4,7 @@ What a fine-tuning run found, in numbers and in words.
 
 Figures, drawn with matplotlib (extra ``plot``) and written to a file.
 
-What every epoch of a composed training brought, and where training stands after a kill.
+What every epoch of a training brought.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.errors import OptionError, require_extra
-from llama_index_embeddings_adapted.evaluation.held_out import Gain, PartReport
+from llama_index_embeddings_adapted.evaluation.held_out import PartReport
 from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
 from llama_index_embeddings_adapted.evaluation.retrieval import (
     DEFAULT_KS,
@@ -82,22 +82,6 @@ class Choice:
             "gains": {name: list(gain) for name, gain in self.gains.items()},
             "failed": dict(self.failed),
         }
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the training history; epoch 0 is the base model."""
-
-    epoch: int
-    loss: float
-    gain: Gain
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the epoch as JSON knows it."""
-        gain = {
-            name: None if math.isnan(value) else value for name, value in asdict(self.gain).items()
-        }
-        return {"epoch": self.epoch, "loss": self.loss, "gain": gain}
 
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
@@ -198,33 +182,40 @@ _LEAST_GAIN = 1e-9  # below this, two scores are the same
 
 
 @dataclass(frozen=True)
-class ComposedEpoch:
-    """One line of the training history; epoch 0 is the small model before training.
+class Epoch:
+    """One line of a training history; epoch 0 is the model before training.
 
     Args:
-        epoch: Its number.
-        loss: Mean training loss; NaN for epoch 0.
-        scores: Metric → mean over the validation queries.
+        number: Of the epoch.
+        loss: Mean training loss; NaN where there is none.
+        scores: On held-out queries. Of an adapter: part of the queries ("overall", "known", "new")
+            → change in NDCG@10 over the base model, as far as the part has queries. Of a small
+            model: metric → mean.
         seconds: Training and validation of this epoch.
     """
 
-    epoch: int
+    number: int
     loss: float
-    scores: dict[str, float]
+    scores: Mapping[str, float]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the epoch as JSON knows it."""
-        return {**asdict(self), "loss": None if self.loss != self.loss else self.loss}
+        return {
+            "epoch": self.number,
+            "loss": None if math.isnan(self.loss) else self.loss,
+            "scores": dict(self.scores),
+            "seconds": self.seconds,
+        }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ComposedEpoch:
+    def from_dict(cls, data: Mapping[str, Any]) -> Epoch:
         """Rebuild what :meth:`to_dict` gave."""
-        loss = data["loss"]
-        return cls(**{**data, "loss": float("nan") if loss is None else loss})
+        loss = math.nan if data["loss"] is None else data["loss"]
+        return cls(data["epoch"], loss, data["scores"], data["seconds"])
 
 
-def best_epoch(history: Sequence[ComposedEpoch], metric: str) -> int:
+def best_epoch(history: Sequence[Epoch], metric: str) -> int:
     """Return the number of the best epoch.
 
     A hit rate moves in steps of one query, so that epochs are often equal in it: among those the
@@ -237,7 +228,7 @@ def best_epoch(history: Sequence[ComposedEpoch], metric: str) -> int:
             if abs(change) > _LEAST_GAIN:
                 best = line if change > 0 else best
                 break
-    return best.epoch
+    return best.number
 
 
 DEFAULT_METRIC = "ndcg@10"
@@ -461,7 +452,7 @@ class FinetuneReport:
     new: PartReport | None
     train_queries: int
     best_epoch: int = 0
-    history: tuple[Epoch, ...] | tuple[ComposedEpoch, ...] = ()
+    history: tuple[Epoch, ...] = ()
     seconds: float = 0.0
     base_calls: int = 0
     base_texts: int = 0

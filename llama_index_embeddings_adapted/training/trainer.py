@@ -206,13 +206,15 @@ def fit(
     began = time.perf_counter()
     run = _Run(train, start, options, on_step)
     best = _Best(start, validation)
-    history = [Epoch(0, run.loss_now(), best.gain)]
-    interrupted = False
+    history = [Epoch(0, run.loss_now(), best.gain.parts, time.perf_counter() - began)]
+    interrupted, last = False, time.perf_counter()
     try:
         for number, loss in run.epochs(show_progress=show_progress):
             _check_progress(loss, history, options)
             gain = best.consider(run.module.export(), number)
-            history.append(Epoch(number, loss, gain))
+            ended = time.perf_counter()
+            history.append(Epoch(number, loss, gain.parts, ended - last))
+            last = ended
             if options.patience is not None and number - best.epoch >= options.patience:
                 break
     except KeyboardInterrupt:

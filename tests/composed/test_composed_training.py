@@ -94,7 +94,7 @@ def test_history_begins_before_training_and_the_best_epoch_is_kept(
     trained: ComposedFinetuneEngine, tmp_path: Path
 ) -> None:
     scores = [line.scores["hit_rate@5"] for line in trained.history]
-    assert [line.epoch for line in trained.history] == list(range(len(scores)))
+    assert [line.number for line in trained.history] == list(range(len(scores)))
     assert np.isnan(trained.history[0].loss)
     assert all(line.loss > 0 for line in trained.history[1:])
     assert scores[trained.report.best_epoch] == max(scores)

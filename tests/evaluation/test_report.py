@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, Gain, PartReport
+from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
 from llama_index_embeddings_adapted.evaluation.verdict import (
     Decision,
@@ -27,13 +27,13 @@ def part(*change: float, queries: int = 200) -> PartReport:
 
 
 def report(overall: PartReport, **changes: Any) -> FinetuneReport:
-    gain = Gain(float("nan"), 0.1, 0.1, True)
+    gain = {"overall": 0.1, "new": 0.1}
     fields: dict[str, Any] = {
         "overall": overall,
         "known": None,
         "new": None,
         "best_epoch": 1,
-        "history": (Epoch(0, 2.0, gain), Epoch(1, 1.0, gain)),
+        "history": (Epoch(0, float("nan"), gain, 0.5), Epoch(1, 1.0, gain, 0.5)),
         "train_queries": 100,
         "seconds": 1.5,
         "base_calls": 7,
@@ -97,8 +97,11 @@ def test_the_report_is_json_without_nan_and_reads_well() -> None:
     assert data["history"][1] == {
         "epoch": 1,
         "loss": 1.0,
-        "gain": {"known": None, "new": 0.1, "overall": 0.1, "harmless": True},
+        "scores": {"overall": 0.1, "new": 0.1},
+        "seconds": 0.5,
     }
+    assert data["history"][0]["loss"] is None
+    assert Epoch.from_dict(data["history"][1]) == found.history[1]
     assert data["new"] is None
     assert "all: NDCG@10 0.5000 → 0.7000" in str(found)
     assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)

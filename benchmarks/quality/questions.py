@@ -22,7 +22,6 @@ from llama_index_embeddings_adapted import (
     compare_retrieval,
     generate_qa_embedding_pairs,
 )
-from llama_index_embeddings_adapted.questions.generate import query_id
 from llama_index_embeddings_adapted.questions.selection import round_trip
 
 PASSAGES = {"uberlyft_10k": 100, "scifact": 120}
@@ -117,8 +116,8 @@ def _variants(dataset: EmbeddingQAFinetuneDataset) -> dict[str, EmbeddingQAFinet
     """Return what to train on: the kept questions, everything written, and nonsense."""
     report = dataset.report
     everything = [*report.kept, *(d.candidate for d in report.dropped)]
-    queries = {query_id(c): c.text for c in everything}
-    relevant = {query_id(c): [c.document] for c in everything}
+    queries = {c.query_id: c.text for c in everything}
+    relevant = {c.query_id: [c.document] for c in everything}
     shuffled = list(dataset.relevant_docs.values())
     random.Random(0).shuffle(shuffled)
     wrong = dict(zip(dataset.queries, shuffled, strict=True))

@@ -45,8 +45,8 @@ from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
-from llama_index_embeddings_adapted.questions.llm import Answer, Journal
-from llama_index_embeddings_adapted.questions.prompts import read_questions
+from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
+from llama_index_embeddings_adapted.questions.answers import read_questions
 from llama_index_embeddings_adapted.serving import memory as answer_store
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 
@@ -193,17 +193,15 @@ def _read_config(folder: Path) -> object:
 
 
 def _keep(folder: Path) -> None:
-    journal = Journal(folder, {"model": "m"})
-    for number in range(5):
-        journal.put(journal.key(number), Answer(f"1. What is {number}?", 3, 4, 0.1))
-    journal.close()
+    with AnswerCache(folder, {"model": "m"}) as cache:
+        for number in range(5):
+            cache.put(cache.key(number), CachedAnswer(f"1. What is {number}?", 3, 4, 0.1))
 
 
 def _read_journal(folder: Path) -> object:
-    journal = Journal(folder, {"model": "m"})
-    answers = [journal.get(journal.key(number)) for number in range(5)]
-    journal.put("new", Answer("text"))
-    journal.close()
+    with AnswerCache(folder, {"model": "m"}) as cache:
+        answers = [cache.get(cache.key(number)) for number in range(5)]
+        cache.put("new", CachedAnswer("text"))
     billed = sum((a.prompt_tokens or 0) + (a.completion_tokens or 0) for a in answers if a)
     return billed, [read_questions(a.text, limit=3) for a in answers if a]
 

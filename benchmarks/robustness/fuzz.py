@@ -16,7 +16,7 @@ from benchmarks.robustness import mutations
 from benchmarks.robustness.formats import ANSWERS, FORMATS, Format
 from benchmarks.robustness.mutations import Tree
 from benchmarks.robustness.watched import outcome
-from llama_index_embeddings_adapted.questions.prompts import read_questions
+from llama_index_embeddings_adapted.questions.answers import read_questions
 
 ANSWER = "answer of an LLM"
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)

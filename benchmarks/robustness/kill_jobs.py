@@ -15,6 +15,7 @@ from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from benchmarks.robustness import cheap
+from benchmarks.robustness.recovery import kept_answers
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     Adapter,
@@ -187,10 +188,7 @@ class Generate:
         return EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
 
     def paid(self, folder: Path) -> Paid:
-        text = "".join(file.read_text() for file in folder.glob("cache/questions/*"))
-        whole = text[: text.rfind("\n") + 1].splitlines()
-        lines = [line for line in whole if line.endswith("}")]
-        return Paid(cheap.noted(folder / "log"), {json.loads(line)["text"] for line in lines})
+        return Paid(cheap.noted(folder / "log"), kept_answers(folder))
 
 
 class Rebuild:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llama_index.llms.openai_like import OpenAILike
 
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, generate_qa_embedding_pairs
+from llama_index_embeddings_adapted.questions.answer_cache import FILE, AnswerCache
 
 CONCURRENCY = 4
 
@@ -35,11 +37,11 @@ def run(*, kills: int = 20, passages: int = 60, latency_s: float = 0.2) -> dict[
         randomness = random.Random(0)
         alive = paid_twice = 0
         for _ in range(kills):
-            kept = _kept(folder)
+            kept = kept_answers(folder)
             earlier = Counter(server.started)
             alive += _killed(server, folder, passages, 2 * share * randomness.random())
             paid_twice += _asked_again(kept, server.started - earlier)
-        kept, earlier = _kept(folder), Counter(server.started)
+        kept, earlier = kept_answers(folder), Counter(server.started)
         _start(server, folder, passages).wait()
         paid_twice += _asked_again(kept, server.started - earlier)
         killed = EmbeddingQAFinetuneDataset.from_json(folder / "killed.json")
@@ -57,11 +59,13 @@ def run(*, kills: int = 20, passages: int = 60, latency_s: float = 0.2) -> dict[
     }
 
 
-def _kept(folder: Path) -> set[str]:
+def kept_answers(folder: Path) -> set[str]:
     """Return the answers on disk."""
-    text = "".join(file.read_text() for file in folder.glob("cache/questions/*"))
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return {json.loads(line)["text"] for line in whole}
+    place = folder / "cache" / "questions"
+    if not (place / FILE).exists():
+        return set()
+    with AnswerCache(place, {}), closing(sqlite3.connect(place / FILE)) as database:
+        return {text for (text,) in database.execute("SELECT text FROM answers")}
 
 
 def _asked_again(kept: set[str], started: Counter[str]) -> int:

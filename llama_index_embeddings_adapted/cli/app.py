@@ -278,7 +278,7 @@ def generate(
     concurrency: o.Concurrency = None,
     round_trip_k: o.RoundTrip = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what it would cost, from one call.")
+        bool, typer.Option("--estimate", help="Only say what it would cost, from a few calls.")
     ] = False,
     cache_dir: o.CacheDir = None,
     seed: o.Seed = 0,

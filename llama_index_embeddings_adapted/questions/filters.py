@@ -19,6 +19,7 @@ import functools
 import math
 import re
 import unicodedata
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,11 @@ class Candidate:
     passage: str
     style: str | None = None
     prompt: str = ""
+
+    @property
+    def query_id(self) -> str:
+        """The id of the question: the same for the same text about the same document."""
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.document}\0{self.text}"))
 
 
 def words(text: str) -> list[str]:

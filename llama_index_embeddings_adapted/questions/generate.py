@@ -1,36 +1,46 @@
 """Questions from documents: an LLM writes, filters judge, every answer is on disk at once.
 
-What a run will cost, before it is paid for.
+Passages become requests, requests answers, answers candidates, candidates a dataset: each step
+takes the former's list. What a run will cost is said before it is paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
+import hashlib
+import sys
 import time
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from llama_index.core import Settings
+from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode
+from tqdm import tqdm
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding import base_model
+from llama_index_embeddings_adapted.encoding.cache import cache_folder
 from llama_index_embeddings_adapted.errors import GenerationError, OptionError
-from llama_index_embeddings_adapted.questions.filters import Candidate
-from llama_index_embeddings_adapted.questions.llm import Answer
+from llama_index_embeddings_adapted.questions import passages
+from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
+from llama_index_embeddings_adapted.questions.answers import first_keywords, read_questions
+from llama_index_embeddings_adapted.questions.filters import Candidate, is_remark, words
+from llama_index_embeddings_adapted.questions.llm import LLMCalls, identity, without_secrets
 from llama_index_embeddings_adapted.questions.options import GenerationOptions
-from llama_index_embeddings_adapted.questions.prompts import Request
-from llama_index_embeddings_adapted.questions.selection import QuestionReport, select
-from llama_index_embeddings_adapted.questions.writing import (
+from llama_index_embeddings_adapted.questions.passages import (
     TOKENS_PER_QUESTION,
-    Call,
-    Writing,
+    Passage,
     count_tokens,
 )
+from llama_index_embeddings_adapted.questions.prompts import PromptConfig, Request
+from llama_index_embeddings_adapted.questions.selection import QuestionReport, select
 
 
 def generate_qa_embedding_pairs(
@@ -66,9 +76,8 @@ def generate_qa_embedding_pairs(
         save_every: Accepted for old scripts; every answer is saved.
         output_path: Where to save the dataset as JSON, if anywhere. It is written, never read.
         verbose: Print the report.
-        options: Fields of
-            :class:`GenerationOptions`:
-            ``max_chunks``, ``embed_model``, ``styles``, ``concurrency``, ….
+        options: Fields of :class:`GenerationOptions`: ``max_chunks``, ``embed_model``,
+            ``styles``, ``concurrency``, ….
 
     Returns:
         The dataset. Its ``report`` says how many questions were written and kept, and why the
@@ -80,123 +89,20 @@ def generate_qa_embedding_pairs(
         GenerationError: The LLM refuses the key, does not exist or cannot be reached; or not one
             question was kept.
     """
-    job = _Job(
-        nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit, on_failure,
-        output_path, verbose, options,
-    )  # fmt: skip
-    try:
-        base_model.run(job.writing.write())
-        return job.finish()
-    finally:
-        job.writing.close()
+    given = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit)
+    with GenerationRun.of(*given, on_failure, save_every, output_path, verbose, **options) as run:
+        base_model.run(run.ask(run.missing))
+        return run.dataset()
 
 
+@functools.wraps(generate_qa_embedding_pairs, assigned=(), updated=())
 async def agenerate_qa_embedding_pairs(
-    nodes: Sequence[BaseNode],
-    llm: LLM | None = None,
-    qa_generate_prompt_tmpl: Any | None = None,
-    num_questions_per_chunk: int = 2,
-    retry_limit: int = 3,
-    on_failure: str = "continue",
-    save_every: int = 500,
-    output_path: str | Path | None = None,
-    verbose: bool = False,
-    **options: Any,
+    *arguments: Any, **options: Any
 ) -> EmbeddingQAFinetuneDataset:
-    """Do what :func:`generate_qa_embedding_pairs` does in the running event loop."""
-    job = _Job(
-        nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit, on_failure,
-        output_path, verbose, options,
-    )  # fmt: skip
-    try:
-        await job.writing.write()
-        return await asyncio.to_thread(job.finish)
-    finally:
-        job.writing.close()
-
-
-class _Job:
-    """One call of ``generate_qa_embedding_pairs``."""
-
-    def __init__(
-        self,
-        nodes: Sequence[BaseNode],
-        llm: LLM | None,
-        template: Any | None,
-        questions: int,
-        attempts: int,
-        on_failure: str,
-        output_path: str | Path | None,
-        verbose: bool,
-        options: dict[str, Any],
-    ) -> None:
-        if on_failure not in ("continue", "fail"):
-            raise OptionError(f'on_failure: expected "continue" or "fail", got {on_failure!r}.')
-        self._began = time.perf_counter()
-        self._questions = questions
-        self._options = GenerationOptions.of(options)
-        self._fail = on_failure == "fail"
-        self._output = None if output_path is None else Path(output_path)
-        self._verbose = verbose
-        self.writing = Writing(
-            nodes,
-            llm,
-            self._options.prompting(questions, template),
-            self._options.patience(attempts=attempts),
-            self._options,
-        )
-
-    def finish(self) -> EmbeddingQAFinetuneDataset:
-        """Judge what was written and make the dataset."""
-        writing = self.writing
-        if writing.failed and self._fail:
-            node, reason = next(iter(writing.failed.items()))
-            raise GenerationError(
-                f"{len(writing.failed)} of {len(writing.passages)} passages failed (first: "
-                f'"{node}", {reason}). What is finished is kept; call again, or pass '
-                'on_failure="continue" to go on without them.'
-            )
-        kept, dropped, cost = select(
-            writing.candidates(), writing.corpus, self._options, most=self._questions
-        )
-        report = QuestionReport(
-            tuple(kept),
-            tuple(dropped),
-            passages=len(writing.passages),
-            failed=writing.failed,
-            cut=writing.cut,
-            calls=writing.calls,
-            calls_saved=writing.calls_saved,
-            prompt_tokens=writing.billed[0],
-            completion_tokens=writing.billed[1],
-            seconds=time.perf_counter() - self._began,
-            base=cost,
-        )
-        if not kept:
-            raise GenerationError(
-                f"Not one question was kept of {report.written} written.\n{report}\n"
-                "Read the examples; try another model or prompt, or looser filters."
-            )
-        dataset = self._dataset(kept).reported(report, synthetic=True)
-        if self._output is not None:
-            dataset.save_json(self._output)
-        if self._verbose:
-            print(report)
-        return dataset
-
-    def _dataset(self, kept: Sequence[Candidate]) -> EmbeddingQAFinetuneDataset:
-        twins = {passage.nodes[0]: passage.nodes for passage in self.writing.passages}
-        ids = [query_id(candidate) for candidate in kept]
-        return EmbeddingQAFinetuneDataset(
-            {query: candidate.text for query, candidate in zip(ids, kept, strict=True)},
-            self.writing.corpus,
-            {q: list(twins[c.document]) for q, c in zip(ids, kept, strict=True)},
-        )
-
-
-def query_id(candidate: Candidate) -> str:
-    """Return the id of a question: the same for the same text about the same document."""
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{candidate.document}\0{candidate.text}"))
+    """Do what :func:`generate_qa_embedding_pairs` does, with its arguments, in the running loop."""
+    with GenerationRun.of(*arguments, **options) as run:
+        await run.ask(run.missing)
+        return await asyncio.to_thread(run.dataset)
 
 
 @dataclass(frozen=True)
@@ -208,8 +114,10 @@ class Estimate:
         calls: Still to be made.
         prompt_tokens: Of those calls.
         completion_tokens: Of those calls.
-        seconds: Of those calls, at the concurrency asked for; None without a probe.
-        probed: Whether a call was made to find out; its answer is kept and is not paid for again.
+        seconds: Of those calls, at the concurrency asked for; None where no answer is known yet.
+        probed: Whether calls were made to find out; their answers are kept, not paid for again.
+        cut: Passages that are sent only up to ``sent_tokens``.
+        sent_tokens: Of a passage, at most: what the LLM's context and the embedding model allow.
     """
 
     passages: int
@@ -218,6 +126,8 @@ class Estimate:
     completion_tokens: int
     seconds: float | None
     probed: bool
+    cut: int = 0
+    sent_tokens: int | None = None
 
     def price(self, prompt: float, completion: float) -> float:
         """Return what the calls cost.
@@ -229,11 +139,18 @@ class Estimate:
         return (self.prompt_tokens * prompt + self.completion_tokens * completion) / 1e6
 
     def __str__(self) -> str:
-        time = "" if self.seconds is None else f", about {self.seconds:,.0f} s"
-        return (
+        text = (
             f"{self.passages:,} passages, {self.calls:,} calls to make: about "
-            f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens{time}"
+            f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
         )
+        if self.seconds is not None:
+            text += f", about {self.seconds:,.0f} s"
+        if self.cut:
+            text += (
+                f". {self.cut:,} of {self.passages:,} passages are longer than what is read: chunk "
+                f"at {self.sent_tokens:,} tokens"
+            )
+        return text
 
 
 def estimate(
@@ -247,70 +164,276 @@ def estimate(
 ) -> Estimate:
     """Say what ``generate_qa_embedding_pairs`` with these arguments would cost.
 
-    One call is made to see how long it takes, how many tokens come back, and by how much the
-    provider's count of tokens differs from ours. Its answer is kept on disk like any other.
+    One call is made to warm up, then as many as are under way at once: how long they take, how many
+    tokens come back, and by how much the provider's count of tokens differs from ours. The answers
+    are kept like any others.
 
     Args:
-        nodes: See :func:`generate_qa_embedding_pairs`;
-            so for all others.
+        nodes: See :func:`generate_qa_embedding_pairs`; so for all others.
         llm: Who would be asked.
         qa_generate_prompt_tmpl: Likewise.
         num_questions_per_chunk: Likewise.
-        probe: Make that call; without it nothing is paid, and time is not known.
+        probe: Make those calls; without them nothing is paid, and time is known from answers on
+            disk only.
         options: Likewise.
 
     Raises:
         OptionError: An argument out of range.
         GenerationError: The probe failed.
     """
-    chosen = GenerationOptions.of(options)
-    writing = Writing(
-        nodes,
-        llm,
-        chosen.prompting(num_questions_per_chunk, qa_generate_prompt_tmpl),
-        chosen.patience(attempts=1),
-        chosen,
-    )
-    try:
-        return _estimate(writing, chosen.concurrency, probe=probe and bool(writing.missing))
-    finally:
-        writing.close()
+    given = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
+    with GenerationRun.of(*given, **options) as run:
+        return run.probe() if probe and run.missing else run.estimate()
 
 
-def _estimate(writing: Writing, concurrency: int, *, probe: bool) -> Estimate:
-    left = writing.missing
-    ratio, completion = 1.0, float(TOKENS_PER_QUESTION // 2)
-    seconds: float | None = 0.0 if not left else None
-    if probe:
-        first, left = _typical(left), [call for call in left if call is not _typical(left)]
-        answer = _probed(writing, first)
-        counted = _prompt_tokens(first.request)
-        ratio = (answer.prompt_tokens or counted) / counted
-        completion = float(answer.completion_tokens or count_tokens(answer.text))
-        seconds = math.ceil(len(left) / concurrency) * answer.seconds
-    else:
-        completion *= len(left[0].request.styles) if left else 0
-    return Estimate(
-        passages=len(writing.passages),
-        calls=len(left),
-        prompt_tokens=round(ratio * sum(_prompt_tokens(call.request) for call in left)),
-        completion_tokens=round(completion * len(left)),
-        seconds=seconds,
-        probed=probe,
-    )
+@dataclass(frozen=True)
+class PendingCall:
+    """One request about one passage, and where its answer is kept."""
+
+    passage: Passage
+    sent: str
+    request: Request
+    key: str
+
+    def candidates(self, answer: CachedAnswer) -> Iterator[Candidate]:
+        """Yield the questions of an answer, remarks around them included: filters count those."""
+        styles = self.request.styles
+        # A problem is told in several sentences on one line: that line is not taken apart.
+        wanted = 0 if "problem" in styles else len(styles)
+        row = 0
+        for line in read_questions(answer.text, limit=2 * len(styles) + 2, wanted=wanted):
+            style = styles[min(row, len(styles) - 1)]
+            row += not is_remark(line)
+            text = first_keywords(line) if style == "keywords" else line
+            yield Candidate(text, self.passage.nodes[0], self.sent, style, self.request.frame)
 
 
-def _typical(calls: Sequence[Call]) -> Call:
-    """Return the call of median length."""
-    return sorted(calls, key=lambda call: len(call.sent))[len(calls) // 2]
+@dataclass
+class GenerationRun:
+    """One run, a context manager: its passages, the calls about them, and the answers so far.
+
+    Fields are the arguments of :func:`generate_qa_embedding_pairs`, which says what they mean.
+    """
+
+    nodes: Sequence[BaseNode]
+    llm: LLM | None = None
+    qa_generate_prompt_tmpl: Any | None = None
+    num_questions_per_chunk: int = 2
+    retry_limit: int = 3
+    on_failure: str = "continue"
+    save_every: int = 500
+    output_path: str | Path | None = None
+    verbose: bool = False
+    options: GenerationOptions = field(default_factory=GenerationOptions, kw_only=True)
+
+    @classmethod
+    def of(cls, *arguments: Any, **options: Any) -> GenerationRun:
+        """Take the arguments of a run apart from the options.
+
+        Raises:
+            OptionError: An unknown name, or a value outside its range.
+        """
+        own = {each.name for each in fields(cls)} & set(options)
+        chosen = {name: options.pop(name) for name in own}
+        return cls(*arguments, **chosen, options=GenerationOptions.of(options))
+
+    def __enter__(self) -> GenerationRun:
+        """Plan: which passages, which requests about them, and which of those are answered.
+
+        Raises:
+            OptionError: An argument out of range.
+            DatasetError: Nodes without text, or with one id.
+            GenerationError: Answers cannot be kept.
+        """
+        self._began = time.perf_counter()
+        if self.on_failure not in ("continue", "fail"):
+            raise OptionError(
+                f'on_failure: expected "continue" or "fail", got {self.on_failure!r}.'
+            )
+        options = self.options
+        prompts = options.prompts(self.num_questions_per_chunk, self.qa_generate_prompt_tmpl)
+        llm = Settings.llm if self.llm is None else self.llm
+        self._calls = LLMCalls(llm, options.policy(attempts=self.retry_limit))
+        nodes = list(self.nodes)
+        self.corpus = passages.corpus_of(nodes)
+        self.passages = passages.sample(
+            passages.passages_of(nodes, self.corpus), options.max_chunks, seed=options.seed
+        )
+        self.failed: dict[str, str] = {}
+        self.answers: dict[str, CachedAnswer] = {}
+        self._billed: list[CachedAnswer] = []
+        sent = self._texts_sent(llm.metadata, prompts)
+        folder = cache_folder(options.cache_dir)
+        self._cache = AnswerCache(
+            None if folder is None else folder / "questions",
+            {**identity(llm), **prompts.to_dict()},
+        )
+        self._cache.__enter__()
+        self.plan = [
+            PendingCall(passage, text, request, self._cache.key(request.turns))
+            for passage, text in zip(self.passages, sent, strict=True)
+            for request in prompts.requests(text, _turn_of(text))
+        ]
+        found = ((call.key, self._cache.get(call.key)) for call in self.plan)
+        self.answers = {key: answer for key, answer in found if answer is not None}
+        self.calls_saved = len(self.plan) - len(self.missing)
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._cache.close()
+
+    def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
+        context = passages.passage_budget(llm, prompts)
+        read = (self.options.max_passage_tokens, passages.embedded_tokens(self.options.embed_model))
+        self.sent_tokens = min([context, *(tokens for tokens in read if tokens is not None)])
+        sent = [passages.truncate_to_tokens(p.text, self.sent_tokens) for p in self.passages]
+        whole = [len(words(passage.text)) for passage in self.passages]
+        self.cut = sum(len(words(t)) < all_ for t, all_ in zip(sent, whole, strict=True))
+        if self.cut and self.sent_tokens == context:
+            warnings.warn(
+                f"{self.cut} of {len(sent)} passages are longer than the LLM's context of "
+                f"{llm.context_window} tokens leaves room for, and are sent up to about {context} "
+                "tokens.",
+                stacklevel=4,
+            )
+        return sent
+
+    @property
+    def missing(self) -> list[PendingCall]:
+        """The calls that have no answer yet."""
+        return [call for call in self.plan if call.key not in self.answers]
+
+    async def ask(self, calls: Sequence[PendingCall]) -> None:
+        """Ask; every answer is kept the moment it arrives.
+
+        Raises:
+            GenerationError: No call can succeed.
+        """
+        show = self.options.show_progress and bool(calls)
+        if show:
+            tqdm.write(str(self.estimate()), file=sys.stderr)
+        done = len(self.plan) - len(self.missing)
+        bar = tqdm(
+            desc="Writing questions",
+            total=len(self.plan),
+            initial=done,
+            unit="call",
+            disable=not show,
+        )
+
+        def keep(row: int, answer: CachedAnswer) -> None:
+            self._cache.put(calls[row].key, answer)
+            self.answers[calls[row].key] = answer
+            self._billed.append(answer)
+            bar.update()
+
+        def fail(row: int, error: Exception) -> None:
+            self.failed.setdefault(calls[row].passage.nodes[0], without_secrets(error))
+            bar.update()
+
+        with bar:
+            if calls:
+                await self._calls.ask_all([call.request for call in calls], keep, fail)
+
+    def estimate(self, basis: Sequence[PendingCall] | None = None) -> Estimate:
+        """Say what the missing calls will cost, judging by answers that are there.
+
+        Args:
+            basis: Calls that are answered; all of those by default.
+        """
+        left = self.missing
+        done = [call for call in self.plan if call.key in self.answers] if basis is None else basis
+        known = [self.answers[call.key] for call in done]
+        counted = sum(_prompt_tokens(call.request) for call in done)
+        billed = sum(answer.prompt_tokens or 0 for answer in known)
+        ratio = billed / counted if billed else 1.0
+        written = sum(a.completion_tokens or count_tokens(a.text) for a in known)
+        questions = TOKENS_PER_QUESTION // 2 * len(left[0].request.styles) if left else 0
+        seconds = sum(answer.seconds for answer in known) / max(len(known), 1)
+        return Estimate(
+            passages=len(self.passages),
+            calls=len(left),
+            prompt_tokens=round(ratio * sum(_prompt_tokens(call.request) for call in left)),
+            completion_tokens=round(len(left) * (written / len(known) if known else questions)),
+            seconds=seconds * len(left) / self._calls.workers if known or not left else None,
+            probed=basis is not None,
+            cut=self.cut,
+            sent_tokens=self.sent_tokens,
+        )
+
+    def probe(self) -> Estimate:
+        """Make a few of the missing calls, and say what the others will cost.
+
+        The first call is slower than all others: weights are loaded, a prompt is read anew. Where
+        it is not the only one, only calls after it count.
+
+        Raises:
+            GenerationError: They failed.
+        """
+        missing = self.missing
+        step = max(1, len(missing) // (self._calls.workers + 1))
+        probes = sorted(missing, key=lambda call: len(call.sent))[step // 2 :: step]
+        first, others = probes[:1], probes[1 : self._calls.workers + 1]
+        base_model.run(self.ask(first))
+        base_model.run(self.ask(others))
+        answered = [call for call in others or first if call.key in self.answers]
+        if not answered:
+            raise GenerationError(f"The probe failed: {next(iter(self.failed.values()))}")
+        return self.estimate(answered)
+
+    def dataset(self) -> EmbeddingQAFinetuneDataset:
+        """Judge what was written and make the dataset.
+
+        Raises:
+            GenerationError: Passages failed and ``on_failure="fail"``, or nothing was kept.
+        """
+        if self.failed and self.on_failure == "fail":
+            node, reason = next(iter(self.failed.items()))
+            raise GenerationError(
+                f"{len(self.failed)} of {len(self.passages)} passages failed (first: "
+                f'"{node}", {reason}). What is finished is kept; call again, or pass '
+                'on_failure="continue" to go on without them.'
+            )
+        answered = [call for call in self.plan if call.key in self.answers]
+        candidates = [c for call in answered for c in call.candidates(self.answers[call.key])]
+        most = self.num_questions_per_chunk
+        kept, dropped, cost = select(candidates, self.corpus, self.options, most=most)
+        report = QuestionReport(
+            tuple(kept),
+            tuple(dropped),
+            passages=len(self.passages),
+            failed=self.failed,
+            cut=self.cut,
+            calls=self._calls.calls,
+            calls_saved=self.calls_saved,
+            prompt_tokens=sum(answer.prompt_tokens or 0 for answer in self._billed),
+            completion_tokens=sum(answer.completion_tokens or 0 for answer in self._billed),
+            seconds=time.perf_counter() - self._began,
+            base=cost,
+        )
+        if not kept:
+            raise GenerationError(
+                f"Not one question was kept of {report.written} written.\n{report}\n"
+                "Read the examples; try another model or prompt, or looser filters."
+            )
+        relevant = {passage.nodes[0]: list(passage.nodes) for passage in self.passages}
+        dataset = EmbeddingQAFinetuneDataset(
+            {candidate.query_id: candidate.text for candidate in kept},
+            self.corpus,
+            {candidate.query_id: relevant[candidate.document] for candidate in kept},
+        ).reported(report, synthetic=True)
+        if self.output_path is not None:
+            dataset.save_json(self.output_path)
+        if self.verbose:
+            print(report)
+        return dataset
 
 
-def _probed(writing: Writing, call: Call) -> Answer:
-    base_model.run(writing.write([call]))
-    answer = writing.answer(call)
-    if answer is None:
-        raise GenerationError(f"The probe failed: {next(iter(writing.failed.values()))}")
-    return answer
+def _turn_of(text: str) -> int:
+    """Return a number that depends on the passage only, whatever else is in the run."""
+    return int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16)
 
 
 def _prompt_tokens(request: Request) -> int:

@@ -1,36 +1,21 @@
 """How we speak to an LLM: any of LlamaIndex's, several calls at a time, patient but not blind.
 
-What an error of an LLM client means: wait, skip, or give up. Clients differ; signs decide.
-
-Answers that were paid for: appended to a file the moment they arrive, found again by content.
-
-One JSON object per line. A line is written by a single call, so a kill leaves at most a torn last
-line, which is skipped on reading and closed before anything is appended. Nothing is ever rewritten.
-
-The LLM is asked by actors of Ray, each with the same loop; answers come back to be kept here.
+What an error of a client means: wait, skip, or give up. Clients differ; signs decide.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import json
-import os
+import inspect
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from llama_index_embeddings_adapted.core.files import read_bytes
-from llama_index_embeddings_adapted.encoding import base_model
-from llama_index_embeddings_adapted.encoding.corpus import Batch, packed, results, unpacked
 from llama_index_embeddings_adapted.encoding.serialize import (
     looks_secret,
     names_secret,
@@ -39,10 +24,12 @@ from llama_index_embeddings_adapted.encoding.serialize import (
 from llama_index_embeddings_adapted.errors import (
     GenerationError,
     OptionError,
-    require_extra,
+    check_whole,
     truncate,
 )
-from llama_index_embeddings_adapted.questions.prompts import MOST_READ, Request
+from llama_index_embeddings_adapted.questions.answer_cache import CachedAnswer
+from llama_index_embeddings_adapted.questions.answers import MOST_READ
+from llama_index_embeddings_adapted.questions.prompts import Request
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -52,11 +39,11 @@ _REFUSED = {
     403: "forbids this",
     404: "was not found",
 }
-_USELESS_TO_REPEAT = (400, 413, 422)
+_PERMANENT = (400, 413, 422)
 _DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
 
 
-def hopeless(error: Exception, *, reached: bool) -> str | None:
+def fatal_reason(error: Exception, *, reached: bool) -> str | None:
     """Say why no call can succeed, and what to do; None where another one may.
 
     Args:
@@ -73,9 +60,9 @@ def hopeless(error: Exception, *, reached: bool) -> str | None:
     return None
 
 
-def useless_to_repeat(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Return whether the server will refuse the same request again, whatever it is."""
-    return _status(error) in _USELESS_TO_REPEAT
+    return _status(error) in _PERMANENT
 
 
 def without_secrets(error: BaseException) -> str:
@@ -111,9 +98,9 @@ def _is_unreachable(error: Exception) -> bool:
     )
 
 
-def pause_s(error: Exception, attempt: int) -> float:
+def backoff_s(state: RetryCallState) -> float:
     """Return how long to wait: as the server asks, or longer each time, with some chance in it."""
-    for cause in _chain(error):
+    for cause in _chain(state.outcome.exception() if state.outcome else None):
         headers = getattr(getattr(cause, "response", None), "headers", None) or {}
         try:
             asked = float(headers.get("retry-after", ""))
@@ -121,139 +108,8 @@ def pause_s(error: Exception, attempt: int) -> float:
             continue
         if asked >= 0:  # a server may say anything, NaN included
             return min(asked, LONGEST_PAUSE_S)
-    pause = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
+    pause = min(FIRST_PAUSE_S * 2.0 ** (state.attempt_number - 1), LONGEST_PAUSE_S)
     return pause * random.uniform(0.5, 1.0)
-
-
-FORMAT = 1
-_SYNC_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back from one call.
-
-    Args:
-        text: As the LLM wrote it, at most what is read of it.
-        prompt_tokens: As the provider billed them, None where it did not say.
-        completion_tokens: Likewise.
-        seconds: How long it took.
-    """
-
-    text: str
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    seconds: float = 0.0
-
-
-class Journal:
-    """The answers of one model to one way of asking.
-
-    After a kill nothing that :meth:`put` returned from is lost; after a power cut, at most the last
-    second.
-
-    Args:
-        folder: Where journals live; None keeps answers in memory only.
-        settings: What, besides the text sent, an answer depends on; each has a file of its own.
-
-    Raises:
-        GenerationError: The file cannot be read or written.
-    """
-
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        self._answers: dict[str, Answer] = {}
-        self._handle: int | None = None
-        self._synced = time.monotonic()
-        self._settings = _digest(settings)
-        self.path: Path | None = None
-        if folder is not None:
-            self.path = folder / f"questions-{FORMAT}-{self._settings[:16]}.jsonl"
-            self._open(self.path)
-
-    def __len__(self) -> int:
-        """Return the number of answers."""
-        return len(self._answers)
-
-    def key(self, request: object) -> str:
-        """Return the key of a request: a hash of all that was sent and of the settings."""
-        return _digest([self._settings, request])
-
-    def get(self, key: str) -> Answer | None:
-        """Return the answer to a request, None if there is none yet."""
-        return self._answers.get(key)
-
-    def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; when this returns it survives a kill."""
-        self._answers[key] = answer
-        if self._handle is None:
-            return
-        line = json.dumps({"key": key, **vars(answer)}) + "\n"
-        with _explained(self.path):
-            _write(self._handle, line.encode("ascii"))
-            if time.monotonic() - self._synced > _SYNC_EVERY_S:
-                os.fsync(self._handle)
-                self._synced = time.monotonic()
-
-    def close(self) -> None:
-        """Release the file."""
-        if self._handle is not None:
-            os.fsync(self._handle)
-            os.close(self._handle)
-            self._handle = None
-
-    def _open(self, path: Path) -> None:
-        with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
-            self._handle = os.open(path, flags, 0o600)
-            data = read_bytes(path, error=GenerationError)
-            if data and not data.endswith(b"\n"):
-                _write(self._handle, b"\n")
-        for line in data.split(b"\n"):
-            entry = _parse(line)
-            if entry is not None:
-                self._answers.setdefault(*entry)
-
-
-@contextmanager
-def _explained(path: Path | None) -> Iterator[None]:
-    """Turn errors of the file system into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise GenerationError(
-            f"The journal {path} cannot be used ({error.strerror}). Pass another cache_dir, or "
-            "cache_dir=False to keep answers in memory only."
-        ) from error
-
-
-def _write(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
-
-
-def _parse(line: bytes) -> tuple[str, Answer] | None:
-    """Read a line; None for one that a kill has torn."""
-    try:
-        entry = json.loads(line)
-        key = entry.pop("key")
-        answer = Answer(**entry)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return None
-    sound = isinstance(key, str) and isinstance(answer.text, str) and _counts(answer)
-    return (key, answer) if sound else None
-
-
-def _counts(answer: Answer) -> bool:
-    billed = (answer.prompt_tokens, answer.completion_tokens)
-    return isinstance(answer.seconds, (int, float)) and all(
-        tokens is None or isinstance(tokens, int) for tokens in billed
-    )
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 _HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
@@ -267,7 +123,7 @@ _DECIDING = (
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How hard to try.
 
     Args:
@@ -286,9 +142,8 @@ class Patience:
     timeout_s: float | None = 300.0
 
     def __post_init__(self) -> None:
-        for shown, value in (("retry_limit", self.attempts), ("concurrency", self.concurrency)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{shown}: expected a whole number >= 1, got {value!r}.")
+        check_whole("retry_limit", self.attempts)
+        check_whole("concurrency", self.concurrency)
         for name in ("requests_per_minute", "timeout_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -303,17 +158,23 @@ class LLMCalls:
 
     Args:
         llm: Any LlamaIndex LLM.
-        patience: How hard to try.
+        policy: How hard to try.
     """
 
-    def __init__(self, llm: LLM, patience: Patience) -> None:
+    def __init__(self, llm: LLM, policy: RetryPolicy) -> None:
         if not isinstance(llm, LLM):
             raise OptionError(f"llm: expected a LlamaIndex LLM, got {type(llm).__name__}.")
         self._llm = llm
-        self._patience = patience
+        self._policy = policy
         self._chat = llm.metadata.is_chat_model
         self._synchronous = _is_synchronous(llm, self._chat)
         self._heard = False
+        self._attempts = AsyncRetrying(
+            stop=stop_after_attempt(policy.attempts),
+            wait=backoff_s,
+            retry=retry_if_exception(self._may_repeat),
+            reraise=True,
+        )
         self._next_start = 0.0
         self.calls = 0
 
@@ -322,10 +183,15 @@ class LLMCalls:
         """Class and model, for messages."""
         return f"{type(self._llm).__name__}({without_url_secrets(self._llm.metadata.model_name)})"
 
+    @property
+    def workers(self) -> int:
+        """Calls under way at once."""
+        return 1 if self._synchronous else self._policy.concurrency
+
     async def ask_all(
         self,
         requests: Sequence[Request],
-        keep: Callable[[int, Answer], None],
+        keep: Callable[[int, CachedAnswer], None],
         fail: Callable[[int, Exception], None],
     ) -> None:
         """Ask everything, a bounded number of calls at a time.
@@ -340,7 +206,7 @@ class LLMCalls:
                 server cannot be reached.
         """
         rows = iter(range(len(requests)))
-        workers = 1 if self._synchronous else min(self._patience.concurrency, len(requests))
+        workers = min(self.workers, len(requests))
         tasks: list[asyncio.Task[None]] = []
         try:
             for number in range(workers):
@@ -357,7 +223,7 @@ class LLMCalls:
         self,
         rows: Iterator[int],
         requests: Sequence[Request],
-        keep: Callable[[int, Answer], None],
+        keep: Callable[[int, CachedAnswer], None],
         fail: Callable[[int, Exception], None],
     ) -> None:
         for row in rows:
@@ -370,20 +236,21 @@ class LLMCalls:
             else:
                 keep(row, answer)
 
-    async def _patiently(self, request: Request) -> Answer:
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await self._once(request)
-            except Exception as error:
-                last = attempt >= self._patience.attempts or useless_to_repeat(error)
-                self._give_up_if_hopeless(error, last=last)
-                if last:
-                    raise
-                await asyncio.sleep(pause_s(error, attempt))
+    async def _patiently(self, request: Request) -> CachedAnswer:
+        try:
+            return await self._attempts.copy()(self._once, request)
+        except Exception as error:
+            self._give_up_if_fatal(error)
+            raise
 
-    async def _once(self, request: Request) -> Answer:
+    def _may_repeat(self, error: BaseException) -> bool:
+        return (
+            isinstance(error, Exception)
+            and not is_permanent(error)
+            and fatal_reason(error, reached=self._heard) is None
+        )
+
+    async def _once(self, request: Request) -> CachedAnswer:
         await self._turn()
         began = time.perf_counter()
         self.calls += 1
@@ -391,17 +258,17 @@ class LLMCalls:
         self._heard = True
         text = str(self._text(response) or "")[:MOST_READ]
         prompt, completion = _usage(response)
-        return Answer(text, prompt, completion, time.perf_counter() - began)
+        return CachedAnswer(text, prompt, completion, time.perf_counter() - began)
 
     async def _in_time(self, call: Coroutine[Any, Any, Any]) -> Any:
         # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
         task = asyncio.ensure_future(call)
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._patience.timeout_s)
+            done, _ = await asyncio.wait({task}, timeout=self._policy.timeout_s)
         finally:
             task.cancel()
         if not done:
-            raise TimeoutError(f"no answer within {self._patience.timeout_s:g} s")
+            raise TimeoutError(f"no answer within {self._policy.timeout_s:g} s")
         return task.result()
 
     async def _send(self, request: Request) -> Any:
@@ -430,20 +297,19 @@ class LLMCalls:
 
     async def _turn(self) -> None:
         """Wait for our turn where the calls per minute are limited."""
-        if self._patience.requests_per_minute is None:
+        if self._policy.requests_per_minute is None:
             return
         now = time.monotonic()
         start = max(now, self._next_start)
-        self._next_start = start + 60.0 / self._patience.requests_per_minute
+        self._next_start = start + 60.0 / self._policy.requests_per_minute
         await asyncio.sleep(start - now)
 
-    def _give_up_if_hopeless(self, error: Exception, *, last: bool) -> None:
-        told = hopeless(error, reached=self._heard and not last)
-        if told is None:
-            return
-        raise GenerationError(
-            f"{self.name} {told} What is finished is kept; the same call continues there."
-        ) from error
+    def _give_up_if_fatal(self, error: Exception) -> None:
+        reason = fatal_reason(error, reached=False)  # this was the last attempt
+        if reason is not None:
+            raise GenerationError(
+                f"{self.name} {reason} What is finished is kept; the same call continues there."
+            ) from error
 
 
 def identity(llm: LLM) -> dict[str, Any]:
@@ -466,7 +332,8 @@ def _messages(request: Request) -> list[ChatMessage]:
 def _is_synchronous(llm: LLM, chat: bool) -> bool:
     """Return whether the asynchronous method is that of CustomLLM, which blocks the loop."""
     name = "achat" if chat else "acomplete"
-    return getattr(type(llm), name, None) is getattr(CustomLLM, name)
+    # LlamaIndex wraps the methods of every class anew.
+    return inspect.unwrap(getattr(type(llm), name)) is inspect.unwrap(getattr(CustomLLM, name))
 
 
 def _usage(response: Any) -> tuple[int | None, int | None]:
@@ -478,114 +345,3 @@ def _usage(response: Any) -> tuple[int | None, int | None]:
         value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
         found.append(value if isinstance(value, int) else None)
     return found[0], found[1]
-
-
-_ROUNDS = 8  # of calls under way at once that make up a piece
-
-
-class RayLLMCalls:
-    """Asks one LLM through actors; a drop-in for :class:`LLMCalls`.
-
-    Args:
-        llm: Any LlamaIndex LLM that can be pickled. Its key goes to the actors with it.
-        patience: How hard each actor tries; the calls per minute are shared out among them.
-        actors: How many.
-
-    Raises:
-        OptionError: The LLM cannot be pickled.
-        MissingExtraError: Ray is not installed.
-    """
-
-    def __init__(self, llm: LLM, patience: Patience, actors: int) -> None:
-        LLMCalls(llm, patience)  # refuses what is no LLM
-        rate = patience.requests_per_minute
-        share = None if rate is None else rate / actors
-        require_extra("ray.data", extra="ray")
-        self._patience = replace(patience, requests_per_minute=share)
-        self._llm, self._actors = packed(llm), actors
-        self.calls = 0
-
-    async def ask_all(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[int, Answer], None],
-        fail: Callable[[int, Exception], None],
-    ) -> None:
-        """Ask everything; see :meth:`LLMCalls.ask_all`.
-
-        Raises:
-            GenerationError: No call can succeed, or Ray cannot go on.
-        """
-        pieces = self._answers(requests)
-        try:
-            # Waiting for actors blocks: in a thread, so that the caller's event loop lives on.
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                self.calls += int(sum(piece["calls"]))
-                sort_out(piece, keep, fail)
-        finally:
-            with contextlib.suppress(ValueError):  # a wait that was cancelled is still under way
-                pieces.close()
-
-    def _answers(self, requests: Sequence[Request]) -> Generator[Batch]:
-        arrow = require_extra("pyarrow", extra="ray")
-        size = _ROUNDS * self._patience.concurrency
-        tables = []
-        for start in range(0, len(requests), size):
-            piece = [json.dumps(asdict(request)) for request in requests[start : start + size]]
-            rows = range(start, start + len(piece))
-            tables.append(arrow.table({"row": rows, "request": piece}))
-        arguments = {"llm": self._llm, "patience": self._patience}
-        yield from results(tables, QuestionActor, arguments, self._actors, error=GenerationError)
-
-
-class QuestionActor:
-    """Lives in a Ray worker with an LLM of its own; arguments are those of the caller."""
-
-    def __init__(self, llm: bytes, patience: Patience) -> None:
-        self._calls = LLMCalls(unpacked(llm, LLM), patience)
-
-    def __call__(self, batch: Batch) -> Batch:
-        """Ask a piece; an outcome is JSON of an answer, an error, or why no call can succeed."""
-        requests = [_request(json.loads(text)) for text in batch["request"]]
-        outcomes: list[dict[str, Any]] = [{} for _ in requests]
-        before = self._calls.calls
-
-        def keep(row: int, answer: Answer) -> None:
-            outcomes[row] = {"answer": asdict(answer)}
-
-        def fail(row: int, error: Exception) -> None:
-            outcomes[row] = {"error": without_secrets(error)}
-
-        try:
-            base_model.run(self._calls.ask_all(requests, keep, fail))
-        except GenerationError as cause:
-            outcomes = [outcome or {"hopeless": str(cause)} for outcome in outcomes]
-        calls = np.zeros(len(requests), dtype=np.int64)
-        calls[0] = self._calls.calls - before
-        texts = np.array([json.dumps(outcome) for outcome in outcomes])
-        return {"row": batch["row"], "outcome": texts, "calls": calls}
-
-
-def sort_out(
-    piece: Batch, keep: Callable[[int, Answer], None], fail: Callable[[int, Exception], None]
-) -> None:
-    """Keep the answers of a piece, and report its errors.
-
-    Raises:
-        GenerationError: No call can succeed.
-    """
-    hopeless = ""
-    for row, outcome in zip(piece["row"], map(json.loads, piece["outcome"]), strict=True):
-        if "answer" in outcome:
-            keep(int(row), Answer(**outcome["answer"]))
-        elif "error" in outcome:
-            fail(int(row), RuntimeError(outcome["error"]))
-        else:
-            hopeless = outcome["hopeless"]
-    if hopeless:
-        raise GenerationError(hopeless)
-
-
-def _request(found: dict[str, Any]) -> Request:
-    turns = tuple((role, text) for role, text in found["turns"])
-    return Request(turns, tuple(found["styles"]), found["frame"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,10 +12,10 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.encoding.base_model import check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.errors import OptionError, check_whole
 from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Filter
-from llama_index_embeddings_adapted.questions.llm import Patience
-from llama_index_embeddings_adapted.questions.prompts import STYLES, Prompting
+from llama_index_embeddings_adapted.questions.llm import RetryPolicy
+from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,6 @@ class GenerationOptions:
         requests_per_minute: None for as many as the server takes. A ``rate_limiter`` of the LLM
             applies besides.
         timeout_s: After which a call counts as failed; None for never.
-        executor: ``"local"``, or ``"ray"``: actors on a Ray cluster ask, ``concurrency`` calls at
-            once each; answers are kept by this process.
-        actors: How many, ``>= 1``; of no effect with ``"local"``.
         cache_dir: Where answers and vectors are kept; ``None`` is LlamaIndex's cache folder,
             ``False`` keeps them in memory only, and an interrupted run starts again.
         show_progress: Show bars with an estimate.
@@ -70,22 +68,14 @@ class GenerationOptions:
     concurrency: int = 8
     requests_per_minute: float | None = None
     timeout_s: float | None = 300.0
-    executor: str = "local"
-    actors: int = 2
     cache_dir: CacheDir = None
     show_progress: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_chunks", "max_passage_tokens", "generic_matches", "round_trip_k"):
             value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                raise OptionError(f"{name}: expected a whole number >= 1 or None, got {value!r}.")
-        if self.executor not in ("local", "ray"):
-            raise OptionError(f"executor: expected one of local, ray, got {self.executor!r}.")
-        if isinstance(self.actors, bool) or not isinstance(self.actors, int) or self.actors < 1:
-            raise OptionError(f"actors: expected a whole number >= 1, got {self.actors!r}.")
+            if value is not None:
+                check_whole(name, value)
         if not 0.0 < self.near_duplicate <= 1.0:
             raise OptionError(
                 f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."
@@ -97,7 +87,7 @@ class GenerationOptions:
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")
-        self.patience(attempts=1)
+        self.policy(attempts=1)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
@@ -106,6 +96,14 @@ class GenerationOptions:
         Raises:
             OptionError: An unknown name, or a value outside its range.
         """
+        if {"executor", "actors"} & set(options):
+            warnings.warn(
+                "executor and actors have no effect any more: an LLM is bound by the network, and "
+                "one process asks as fast as many. Raise concurrency instead.",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            options = {k: v for k, v in options.items() if k not in ("executor", "actors")}
         known = sorted(field.name for field in fields(cls))
         for name in options:
             if name not in known:
@@ -116,10 +114,10 @@ class GenerationOptions:
                 )
         return cls(**options)
 
-    def prompting(self, questions: int, template: Any | None) -> Prompting:
+    def prompts(self, questions: int, template: Any | None) -> PromptConfig:
         """Return what is asked about each passage."""
-        return Prompting(questions, tuple(self.styles), self.questions_per_call, template)
+        return PromptConfig(questions, tuple(self.styles), self.questions_per_call, template)
 
-    def patience(self, *, attempts: int) -> Patience:
+    def policy(self, *, attempts: int) -> RetryPolicy:
         """Return how hard to try."""
-        return Patience(attempts, self.concurrency, self.requests_per_minute, self.timeout_s)
+        return RetryPolicy(attempts, self.concurrency, self.requests_per_minute, self.timeout_s)

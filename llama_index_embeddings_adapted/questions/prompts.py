@@ -1,18 +1,12 @@
-"""How an LLM is asked for questions: few-shot turns, several styles, or a prompt of the user's.
-
-What an LLM answered, as a list of questions: never an error, whatever the answer.
-"""
+"""How an LLM is asked for questions: few-shot turns, several styles, or a prompt of the user's."""
 
 from __future__ import annotations
 
-import json
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_index_embeddings_adapted.errors import OptionError, quote_some, truncate
+from llama_index_embeddings_adapted.errors import OptionError, check_whole, quote_some, truncate
 
 #: Style → what is asked for. Real users do not quote the passage, and few ask in full sentences.
 STYLES: Mapping[str, str] = {
@@ -93,7 +87,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Prompting:
+class PromptConfig:
     """What is asked about each passage.
 
     Args:
@@ -120,9 +114,7 @@ class Prompting:
             value = getattr(self, name)
             if value is None and name == "questions_per_call":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                shown = "num_questions_per_chunk" if name == "questions" else name
-                raise OptionError(f"{shown}: expected a whole number >= 1, got {value!r}.")
+            check_whole("num_questions_per_chunk" if name == "questions" else name, value)
         unknown = [style for style in self.styles if style not in STYLES]
         if unknown or not self.styles:
             raise OptionError(
@@ -183,134 +175,19 @@ class Prompting:
 
 def few_shot(passage: str, styles: Sequence[str]) -> Request:
     """Return the turns that ask for one query of each style."""
-    wish = _wish(styles)
-    frame = [_SYSTEM, wish]
+    instruction = _instruction(styles)
+    frame = [_SYSTEM, instruction]
     turns = [("system", _SYSTEM)]
     for example, answers in _EXAMPLES:
         answer = "\n".join(answers[style] for style in styles)
-        turns += [("user", f"Passage: {example}\n\n{wish}"), ("assistant", answer)]
+        turns += [("user", f"Passage: {example}\n\n{instruction}"), ("assistant", answer)]
         frame += [example, answer]
-    turns.append(("user", f"Passage: {passage}\n\n{wish}"))
+    turns.append(("user", f"Passage: {passage}\n\n{instruction}"))
     return Request(tuple(turns), tuple(styles), "\n".join(frame))
 
 
-def _wish(styles: Sequence[str]) -> str:
+def _instruction(styles: Sequence[str]) -> str:
     if len(styles) == 1:
         return f"Write one {STYLES[styles[0]]}, that this passage answers."
     lines = [f"Line {number}: a {STYLES[style]}." for number, style in enumerate(styles, start=1)]
     return "\n".join([f"Write {len(styles)} queries that this passage answers.", *lines])
-
-
-#: Characters of an answer that are read; more is not an answer to what was asked.
-MOST_READ = 20_000
-
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"^\s*(?:```|~~~)[\w+-]*\s*$")
-_LABELS = (
-    "questions?|quer(?:y|ies)|q|keywords?|search (?:query|keywords?)|paraphrase|problem|output"
-    "|answer|pregunta|pergunta|frage|domanda|vraag|fråga|spørgsmål|pytanie|вопрос|запрос"
-    "|prompt|问题|問題|質問|질문|سؤال|السؤال|שאלה|प्रश्न"
-)
-_LIST_MARKS = re.compile(
-    r"""\A\s*(?:
-        [-*+•‣◦▪●·–—]\s+                                            # bullets
-      | \#{1,6}\s+ | >\s+                                           # headings, quotations
-      | [(（\[]?\d{1,3}\s*(?:[.)）\]:：、．]|\s-\s)(?!\d)\s*          # 1. 1) (1) ١. 1、, any digits
-      | [一二三四五六七八九十]{1,3}[、.．:：]\s*
-      | [(（][a-zA-Z一二三四五六七八九十][)）]\s* | [a-zA-Z]\)\s+
-      | (?:\*\*|__)?(?:LABELS)(?:\s*\#?\d{1,3})?(?:\*\*|__)?\s*[:：.)](?:\*\*|__)?\s*
-    )""".replace("LABELS", _LABELS),
-    re.VERBOSE | re.IGNORECASE,
-)
-_QUOTES = "\"'`“”„‟‘’‚«»‹›「」『』*_ "
-_PAIRED = tuple(zip("([{（【《", ")]}）】》", strict=True))
-_QUESTION_KEY = re.compile(r"quest|quer|text|prompt|pregunt|frag|keyword", re.IGNORECASE)
-
-
-def read_questions(answer: object, *, limit: int) -> list[str]:
-    """Return the lines of an answer that may be questions, cleaned, in order.
-
-    JSON (bare, fenced, with or without names), Markdown and numbered lists in several languages,
-    quotes, labels and the thoughts of a reasoning model are taken off. Whether a line is a question
-    is not judged here.
-
-    Args:
-        answer: What the LLM gave; anything but text counts as empty.
-        limit: Most lines returned, ``>= 0``.
-    """
-    if not isinstance(answer, str):
-        return []
-    text = _THOUGHT.sub(" ", answer[:MOST_READ])
-    lines = _from_json(text)
-    if lines is None:
-        lines = [line for line in text.splitlines() if not _FENCE.match(line)]
-    cleaned = (clean(line) for line in lines)
-    return [line for line in cleaned if line][: max(limit, 0)]
-
-
-def clean(line: str) -> str:
-    """Return a line without list marks, labels, quotes, emphasis and invisible characters."""
-    line = " ".join("".join(map(_visible, unicodedata.normalize("NFC", line))).split())
-    for _ in range(4):  # "- **Question 1:** …" has several
-        shorter = _LIST_MARKS.sub("", line, count=1).strip()
-        if shorter == line:
-            break
-        line = shorter
-    return _unwrapped(line)
-
-
-def _visible(character: str) -> str:
-    category = unicodedata.category(character)
-    if category in ("Cc", "Zl", "Zp", "Zs"):
-        return " "
-    # Joiners spell words in Persian and Indic scripts; direction marks and the like spell nothing.
-    return (
-        ""
-        if category in ("Cf", "Co", "Cs", "Cn") and character not in "\u200c\u200d"
-        else character
-    )
-
-
-def _unwrapped(line: str) -> str:
-    line = line.strip().rstrip(",").strip(_QUOTES)
-    for left, right in _PAIRED:
-        if line.startswith(left) and line.endswith(right):
-            return line[1:-1].strip(_QUOTES)
-    return line
-
-
-def _from_json(text: str) -> list[str] | None:
-    """Return the strings of a JSON answer, None where it is not JSON."""
-    body = "\n".join(line for line in text.splitlines() if not _FENCE.match(line)).strip()
-    start = re.search(r"[\[{]", body)
-    if start is None or (start.start() > 0 and not _introduces(body[: start.start()])):
-        return None
-    try:
-        value, _ = json.JSONDecoder().raw_decode(body[start.start() :])
-    except (ValueError, RecursionError):
-        return None
-    found: list[str] = []
-    _collect(value, found, named=True)
-    return [line for item in found for line in item.splitlines()]
-
-
-def _introduces(text: str) -> bool:
-    """Return whether the text before a bracket announces a list."""
-    return text.rstrip().endswith(":")
-
-
-def _collect(value: Any, found: list[str], *, named: bool, depth: int = 0) -> None:
-    """Gather strings of lists, and those of objects under keys that name a question."""
-    if depth > 6:
-        return
-    if isinstance(value, str):
-        if named:
-            found.append(value)
-    elif isinstance(value, list):
-        for item in value:
-            _collect(item, found, named=named, depth=depth + 1)
-    elif isinstance(value, dict):
-        single = len(value) == 1
-        for key, item in value.items():
-            named = single or _QUESTION_KEY.search(str(key)) is not None
-            _collect(item, found, named=named, depth=depth + 1)

@@ -13,6 +13,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.questions.answers import clean
 from llama_index_embeddings_adapted.questions.filters import (
     QUESTION_MARKS,
     Candidate,
@@ -22,9 +23,7 @@ from llama_index_embeddings_adapted.questions.filters import (
     too_short,
     words,
 )
-from llama_index_embeddings_adapted.questions.generate import query_id
 from llama_index_embeddings_adapted.questions.options import GenerationOptions
-from llama_index_embeddings_adapted.questions.prompts import clean
 from llama_index_embeddings_adapted.questions.selection import Dropped, QuestionReport, select
 
 TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name")
@@ -86,7 +85,7 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
         for query, documents in _pairs(node, corpus):
             candidate = Candidate(query, documents[0], corpus[documents[0]])
             candidates.append(candidate)
-            relevant[query_id(candidate)] = documents
+            relevant[candidate.query_id] = documents
     if not candidates:
         raise DatasetError(
             f"None of {len(nodes)} nodes has a title, heading, question or summary line above a "
@@ -107,7 +106,7 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
     )
     if not kept:
         raise DatasetError(f"Not one pair was kept of {report.written} found.\n{report}")
-    queries = {query_id(candidate): candidate.text for candidate in kept}
+    queries = {candidate.query_id: candidate.text for candidate in kept}
     dataset = EmbeddingQAFinetuneDataset(queries, corpus, {q: relevant[q] for q in queries})
     return dataset.reported(report)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import warnings
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.llms import ChatMessage, ChatResponse, CustomLLM, LLMMetadata
 from llama_index.core.schema import TextNode
 
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     LinearAdapter,
     embed_corpus,
-    generate_qa_embedding_pairs,
 )
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.corpus import EmbeddingActor, packed
@@ -28,11 +25,9 @@ from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
     EncodeError,
-    GenerationError,
     MissingExtraError,
     OptionError,
 )
-from llama_index_embeddings_adapted.questions.llm import Patience, QuestionActor, sort_out
 from tests.conftest import CountingEmbedding
 
 TEXTS = [f"text {number} of many" for number in range(3000)]
@@ -158,67 +153,6 @@ def test_without_ray_the_error_says_how_to_install_it(
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
     with pytest.raises(MissingExtraError, match=r"adapted\[ray\]"):
         embedded(TEXTS, base, tmp_path)
-
-
-class ScriptedLLM(CustomLLM):
-    """Asks about the number in a passage; refuses one of them, or the key."""
-
-    key: str = "right"
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(is_chat_model=True, model_name="scripted")
-
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
-        if self.key == "wrong":
-            raise ConnectionRefusedError("no server")
-        number = messages[-1].content.rsplit("cave number ", 1)[1].split()[0]
-        if number == "13":
-            raise RuntimeError("unlucky")
-        asked = f"What lives in the deep cave number {number} of the north?"
-        return ChatResponse(message=ChatMessage(role="assistant", content=asked))
-
-    def complete(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-
-def test_actors_write_questions_with_the_same_loop_and_answers_are_kept_here(
-    tmp_path: Path,
-) -> None:
-    caves = [
-        TextNode(id_=f"n{row}", text=f"A bear of age {row} lives in cave number {row} up there.")
-        for row in range(20)
-    ]
-    options: dict[str, Any] = {
-        "styles": ["question"],
-        "concurrency": 1,
-        "retry_limit": 1,
-        "near_duplicate": 1.0,
-        "cache_dir": tmp_path,
-        "show_progress": False,
-    }
-    found = generate_qa_embedding_pairs(
-        caves, ScriptedLLM(), None, 1, executor="ray", actors=2, **options
-    )
-    assert {text.split()[-4] for text in found.queries.values()} == set(map(str, range(20))) - {
-        "13"
-    }
-    assert "unlucky" in found.report.failed["n13"]
-    assert found.report.calls == 20
-    again = generate_qa_embedding_pairs(caves, ScriptedLLM(), None, 1, **options)
-    assert (again.report.calls, again.queries) == (1, found.queries)
-
-
-def test_where_no_call_can_succeed_the_actor_says_so_and_nothing_else_is_asked() -> None:
-    actor = QuestionActor(packed(ScriptedLLM(key="wrong")), Patience(attempts=1, concurrency=1))
-    request = json.dumps({"turns": [["user", "cave number 1 up"]], "styles": [None], "frame": ""})
-    outcomes = actor({"row": [0, 1], "request": [request, request]})
-    with pytest.raises(GenerationError, match="cannot be reached"):
-        sort_out(outcomes, lambda *_: None, lambda *_: None)
-    assert outcomes["calls"].sum() == 1
 
 
 def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline() -> None:

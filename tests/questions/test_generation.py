@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
@@ -34,10 +35,15 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
+from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.filters import Candidate
-from llama_index_embeddings_adapted.questions.llm import Answer, Journal
+from llama_index_embeddings_adapted.questions.passages import (
+    corpus_of,
+    passages_of,
+    sample,
+    truncate_to_tokens,
+)
 from llama_index_embeddings_adapted.questions.selection import BaseCost
-from llama_index_embeddings_adapted.questions.writing import corpus_of, fitted, passages_of, sample
 from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"show_progress": False}
@@ -204,13 +210,20 @@ def test_one_question_per_call_sends_the_passage_once_for_each(cache: Path) -> N
     assert len(data) <= 4
 
 
+def test_actors_of_old_scripts_are_ignored_with_a_word(cache: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
+        generate_qa_embedding_pairs(
+            towns(1), DoubleLLM(), executor="ray", actors=4, cache_dir=cache, **QUIET
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"concurency": 4}, 'Unknown argument "concurency". Did you mean "concurrency"'),
         ({"concurrency": 0}, "concurrency: expected a whole number >= 1, got 0"),
         ({"retry_limit": 0}, "retry_limit: expected a whole number >= 1, got 0"),
-        ({"max_chunks": 0}, "max_chunks: expected a whole number >= 1 or None, got 0"),
+        ({"max_chunks": 0}, "max_chunks: expected a whole number >= 1, got 0"),
         ({"near_duplicate": 0.0}, r"near_duplicate: expected a share in \(0, 1\], got 0.0"),
         ({"styles": "question"}, "styles: expected a list of names, got 'question'"),
         ({"embed_model": "local:x"}, "embed_model: expected .* got str.*resolve_embed_model"),
@@ -264,16 +277,16 @@ def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(cache:
     assert len(_SENT) == 6
 
 
-def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long() -> None:
-    def count(text: str) -> int:
-        return len(text.split())
-
-    assert fitted("a  b\u00a0c\n\n\n\nd", tokens=99, count=count) == "a b c\n\nd"
-    cut = fitted("word " * 500, tokens=100, count=count)
-    assert 60 <= count(cut) <= 80
-    assert fitted("x" * 5000, tokens=100, count=len) == "x" * len(
-        fitted("x" * 5000, tokens=100, count=len)
-    )
+def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llama_index.core.global_tokenizer", str.split)
+    assert truncate_to_tokens("a  b\u00a0c\n\n\n\nd", 99) == "a b c\n\nd"
+    cut = truncate_to_tokens("word " * 500, 100)
+    assert 60 <= len(cut.split()) <= 80
+    monkeypatch.setattr("llama_index.core.global_tokenizer", list)
+    assert set(truncate_to_tokens("x" * 5000, 100)) == {"x"}
+    assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
 
 
 def test_a_passage_longer_than_the_context_is_cut_with_a_warning(cache: Path) -> None:
@@ -472,32 +485,41 @@ def test_a_killed_run_continues_where_it_ended() -> None:
     assert found["in_flight_when_killed"] <= found["in_flight_at_most"]
 
 
-def test_a_torn_last_line_is_nobodys(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, {"model": "m"})
-    journal.put("one", Answer("first"))
-    journal.put("two", Answer("second\nline", 1, 2, 0.5))
-    journal.close()
-    assert journal.path is not None
-    whole = journal.path.read_bytes()
-    for size in range(len(whole)):
-        journal.path.write_bytes(whole[:size])
-        again = Journal(tmp_path, {"model": "m"})
-        assert len(again) == (size >= whole.index(b"\n")) + (size >= len(whole) - 1)
-        again.put("three", Answer("third"))
-        again.close()
-        reread = Journal(tmp_path, {"model": "m"})
-        assert reread.get("three") == Answer("third")
-        reread.close()
-    assert len(Journal(tmp_path, {"model": "another"})) == 0
+def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Path) -> None:
+    settings = {"model": "m"}
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    old = tmp_path / f"questions-1-{name}.jsonl"
+    lines = [
+        {
+            "key": "one",
+            "text": "first",
+            "prompt_tokens": None,
+            "completion_tokens": 2,
+            "seconds": 0.5,
+        },
+        {"key": "two", "text": "half \ud83d\nline"},
+        {"key": "none", "text": 7},
+    ]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    for torn in ("", '{"key": "three", "te'):
+        old.write_text(whole + torn)
+        with AnswerCache(tmp_path, settings) as cache:
+            assert len(cache) == 2
+            assert cache.get("one") == CachedAnswer("first", None, 2, 0.5)
+            assert cache.get("two") == CachedAnswer("half \nline")
+    old.write_text(whole + json.dumps({"key": "four", "text": "written by 0.1 since"}) + "\n")
+    with AnswerCache(tmp_path, settings) as cache:
+        assert cache.get("four") == CachedAnswer("written by 0.1 since")
+        assert cache.key("x") != AnswerCache(None, {"model": "another"}).key("x")
 
 
-def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_answers_that_cannot_be_kept_say_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GenerationError, match=r"journal .* cannot be used .*cache_dir=False"):
-        Journal(tmp_path / "file", {})
+    with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
+        AnswerCache(tmp_path / "file", {}).__enter__()
 
 
-def test_the_journal_holds_no_key_and_only_its_owner_reads_it(
+def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
     server: ScriptedServer, cache: Path
 ) -> None:
     llm = recovery.llm(server.api_base)
@@ -505,31 +527,57 @@ def test_the_journal_holds_no_key_and_only_its_owner_reads_it(
     llm.additional_kwargs = {"extra_headers": {"Authorization": "Bearer hidden"}}
     generate_qa_embedding_pairs(towns(2), llm, cache_dir=cache, **QUIET)
     (file,) = (cache / "questions").iterdir()
-    assert "secret" not in file.read_text()
+    assert b"secret" not in file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
 
 
 # --- cost, report, filters over all -----------------------------------------------------------
 
 
-def test_the_estimate_agrees_with_the_bill_and_its_probe_is_not_paid_twice(
-    server: ScriptedServer, cache: Path
+def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(
+    cache: Path,
 ) -> None:
-    llm = recovery.llm(server.api_base)
-    before = estimate(towns(20), llm, cache_dir=cache, **QUIET)
-    assert (before.passages, before.calls, before.probed) == (20, 19, True)
-    bill = generate_qa_embedding_pairs(towns(20), llm, cache_dir=cache, **QUIET).report
-    assert bill.calls == 19
-    assert before.prompt_tokens == pytest.approx(bill.prompt_tokens, rel=0.1)
-    assert before.completion_tokens == pytest.approx(bill.completion_tokens, rel=0.1)
-    assert before.price(1.0, 2.0) == pytest.approx(
-        (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
-    )
-    after = estimate(towns(20), llm, cache_dir=cache, **QUIET)
-    assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
-    assert "0 calls to make" in str(after)
-    unprobed = estimate(towns(30), llm, probe=False, cache_dir=cache, **QUIET)
-    assert (unprobed.calls, unprobed.seconds) == (10, None)
+    options = {"concurrency": 4, "retry_limit": 2, "cache_dir": cache, **QUIET}
+    with ScriptedServer(latency_s=0.1) as server:
+        llm = recovery.llm(server.api_base)
+        unprobed = estimate(towns(30), llm, probe=False, **options)
+        assert (unprobed.calls, unprobed.seconds, unprobed.probed) == (30, None, False)
+        before = estimate(towns(30), llm, **options)
+        assert (before.passages, before.calls, before.probed) == (30, 25, True)
+        bill = generate_qa_embedding_pairs(towns(30), llm, **options).report
+        assert (bill.calls, bill.calls_saved) == (25, 5)
+        assert 25 * 0.1 / 4 <= (before.seconds or 0) < 25 * 0.1  # a busy machine adds to it
+        assert before.prompt_tokens == pytest.approx(bill.prompt_tokens, rel=0.1)
+        assert before.completion_tokens == pytest.approx(bill.completion_tokens, rel=0.1)
+        assert before.price(1.0, 2.0) == pytest.approx(
+            (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
+        )
+        after = estimate(towns(30), llm, **options)
+        assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
+        assert "0 calls to make" in str(after)
+        more = estimate(towns(40), llm, probe=False, **options)
+        assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
+
+
+def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(cache: Path) -> None:
+    class Slow(DoubleLLM):
+        def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+            time.sleep(0.05)
+            return super().chat(messages, **kwargs)
+
+    found = estimate(towns(22), Slow(), cache_dir=cache, **QUIET)
+    assert found.calls == 20
+    assert (found.seconds or 0) >= 20 * 0.05
+
+
+def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
+    generate_qa_embedding_pairs(nodes, DoubleLLM(), max_passage_tokens=64, cache_dir=cache)
+    plan = capsys.readouterr().err.splitlines()[0]
+    assert plan.startswith("3 passages, 3 calls to make: about ")
+    assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
 
 def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llama_index.core import PromptTemplate
 
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions.answers import clean, read_questions
 from llama_index_embeddings_adapted.questions.filters import (
     TEXT_FILTERS,
     Candidate,
@@ -28,10 +29,8 @@ from llama_index_embeddings_adapted.questions.filters import (
 )
 from llama_index_embeddings_adapted.questions.prompts import (
     STYLES,
-    Prompting,
-    clean,
+    PromptConfig,
     few_shot,
-    read_questions,
 )
 
 PASSAGE = (
@@ -301,12 +300,12 @@ def test_ten_thousand_questions_are_compared_in_seconds() -> None:
 
 
 def test_passages_take_turns_so_that_every_style_is_used() -> None:
-    prompting = Prompting(2)
+    prompting = PromptConfig(2)
     used = [
         style for turn in range(2) for r in prompting.requests("text", turn) for style in r.styles
     ]
     assert used == list(STYLES)
-    one_each = Prompting(3, ("question", "keywords"), questions_per_call=1).requests("text", 0)
+    one_each = PromptConfig(3, ("question", "keywords"), questions_per_call=1).requests("text", 0)
     assert [request.styles for request in one_each] == [("question",), ("keywords",), ("question",)]
 
 
@@ -330,7 +329,7 @@ def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked
     ids=["string", "PromptTemplate"],
 )
 def test_a_custom_prompt_is_sent_as_it_is(template: object) -> None:
-    (request,) = Prompting(3, template=template).requests("The passage.", 0)
+    (request,) = PromptConfig(3, template=template).requests("The passage.", 0)
     assert request.turns == (("user", "Write 3 questions on:\nThe passage."),)
     assert request.text == "Write 3 questions on:\nThe passage."
 
@@ -346,7 +345,7 @@ def test_a_custom_prompt_is_sent_as_it_is(template: object) -> None:
 )
 def test_a_prompt_that_cannot_be_filled_in_is_refused(template: object, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Prompting(2, template=template)
+        PromptConfig(2, template=template)
 
 
 @pytest.mark.parametrize(
@@ -358,6 +357,6 @@ def test_a_prompt_that_cannot_be_filled_in_is_refused(template: object, message:
         ({"styles": ()}, "got none"),
     ],
 )
-def test_a_prompting_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
+def test_prompts_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Prompting(**arguments)  # type: ignore[arg-type]
+        PromptConfig(**arguments)  # type: ignore[arg-type]

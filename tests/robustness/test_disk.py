@@ -36,7 +36,7 @@ from llama_index_embeddings_adapted.errors import (
     FolderError,
     GenerationError,
 )
-from llama_index_embeddings_adapted.questions.llm import Answer, Journal
+from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from tests.conftest import CountingEmbedding
 
 Dataset = EmbeddingQAFinetuneDataset
@@ -143,24 +143,22 @@ def test_encoding_goes_on_where_the_disk_was_full(small_disk: Path, tmp_path: Pa
 
 
 def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk: Path) -> None:
-    journal = Journal(small_disk, {})
-    ballast = fill(small_disk)
     kept: list[int] = []
 
-    def write_for_ever() -> None:
+    def write_for_ever(cache: AnswerCache) -> None:
         while True:
-            journal.put(f"{len(kept)}", Answer("y" * 1000))
+            cache.put(f"{len(kept)}", CachedAnswer("y" * 1000))
             kept.append(len(kept))
 
-    with pytest.raises(GenerationError, match="No space left"):
-        write_for_ever()
-    ballast.unlink()
-    journal.put("after", Answer("z"))
-    journal.close()
-    again = Journal(small_disk, {})
-    assert [again.get(str(each)) for each in kept] == [Answer("y" * 1000)] * len(kept)
-    assert again.get("after") == Answer("z")
-    again.close()
+    with AnswerCache(small_disk, {}) as cache:
+        ballast = fill(small_disk)
+        with pytest.raises(GenerationError, match=r"is full|disk I/O"):
+            write_for_ever(cache)
+        ballast.unlink()
+        cache.put("after", CachedAnswer("z"))
+    with AnswerCache(small_disk, {}) as again:
+        assert [again.get(str(each)) for each in kept] == [CachedAnswer("y" * 1000)] * len(kept)
+        assert again.get("after") == CachedAnswer("z")
 
 
 @pytest.mark.parametrize("job", ["train", "generate"])
@@ -202,7 +200,7 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(
     with pytest.raises(DiskError, match="Read-only file system"):
         small.save_json(place / "pairs.json")
     with pytest.raises(GenerationError, match="Read-only file system"):
-        Journal(place, {})
+        AnswerCache(place, {}).__enter__()
 
 
 def test_a_read_only_folder_is_served_from(
@@ -220,23 +218,23 @@ def test_a_read_only_folder_is_served_from(
 WRITER = """
 import sys
 from pathlib import Path
-from llama_index_embeddings_adapted.questions.llm import Answer, Journal
-journal = Journal(Path(sys.argv[1]), {})
-for number in range(300):
-    journal.put(f"{sys.argv[2]}-{number}", Answer(f"{sys.argv[2]} " + "x" * (number * 7 % 900)))
+from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
+with AnswerCache(Path(sys.argv[1]), {}) as cache:
+    for number in range(300):
+        answer = CachedAnswer(f"{sys.argv[2]} " + "x" * (number * 7 % 900))
+        cache.put(f"{sys.argv[2]}-{number}", answer)
 """
 
 
-def test_two_processes_write_one_journal_and_lose_no_answer(tmp_path: Path) -> None:
+def test_two_processes_write_one_cache_and_lose_no_answer(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("one", "two")]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    journal = Journal(tmp_path, {})
-    assert len(journal) == 600
-    found = journal.get("two-299")
+    with AnswerCache(tmp_path, {}) as cache:
+        assert len(cache) == 600
+        found = cache.get("two-299")
     assert found is not None
     assert found.text.startswith("two xxx")
-    journal.close()
 
 
 def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""What a question is asked about: the text of nodes, as it will be embedded, and which of them.
+
+How much text fits: tokens counted roughly, because every model has its own.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.types import LLMMetadata
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.utils import get_tokenizer
+
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.data import splits
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, check_whole
+from llama_index_embeddings_adapted.questions.prompts import PromptConfig
+
+#: Reserved for the answer, per question.
+TOKENS_PER_QUESTION = 80
+_FEWEST = 32
+
+
+def count_tokens(text: str) -> int:
+    """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
+    return len(get_tokenizer()(text))
+
+
+def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
+    """Return how many tokens of a passage an LLM can be sent.
+
+    Args:
+        metadata: Of the LLM.
+        prompts: What is asked, which takes room itself.
+
+    Raises:
+        OptionError: The context is too small for the prompt alone.
+    """
+    frame = max(count_tokens(request.frame) for request in prompts.requests("", 0))
+    left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
+    if left < _FEWEST:
+        raise OptionError(
+            f"llm: a context of {metadata.context_window} tokens has no room for a passage beside "
+            f"the prompt of about {frame}. Give the LLM a larger context_window."
+        )
+    return left
+
+
+def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
+    """Return how many tokens of a text the model embeds, None where it does not say."""
+    length = getattr(embed_model, "max_length", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+_MARGIN = 0.8  # our tokens are not the model's
+_SPACES = re.compile(r"[^\S\n]+")
+_EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One distinct text and the nodes that have it.
+
+    Args:
+        nodes: Ids, at least one.
+        text: As it is embedded.
+        source: Id of the document that the first node is a part of; its own id if of none.
+    """
+
+    nodes: tuple[str, ...]
+    text: str
+    source: str
+
+
+def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
+    """Return node id → text as an index embeds it (``MetadataMode.EMBED``), empty ones left out.
+
+    Raises:
+        DatasetError: Two nodes with one id, or no node with text.
+    """
+    pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
+    corpus = files.unique(pairs, what="node", error=DatasetError)
+    kept = {node: text for node, text in corpus.items() if text.strip()}
+    if not kept:
+        raise DatasetError(f"nodes: expected at least one with text, got {len(corpus)} without.")
+    if len(kept) < len(corpus):
+        warnings.warn(
+            f"Left out {len(corpus) - len(kept)} of {len(corpus)} nodes: no text.", stacklevel=4
+        )
+    return kept
+
+
+def source_of(node: BaseNode) -> str:
+    """Return the id of the document that a node is a part of; its own where there is none."""
+    return node.ref_doc_id or node.node_id
+
+
+def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Passage]:
+    """Group the nodes of a corpus by text: what is the same is asked about once."""
+    sources = {node.node_id: source_of(node) for node in nodes}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for node, text in corpus.items():
+        groups[text].append(node)
+    return [Passage(tuple(ids), text, sources[ids[0]]) for text, ids in groups.items()]
+
+
+def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[Passage]:
+    """Choose passages so that every source document gives about the same number.
+
+    Documents take turns, each giving a random passage of its own until it has none left.
+
+    Args:
+        passages: To choose from.
+        most: How many, None for all.
+        seed: Of the choice. A larger sample contains the smaller one with the same seed.
+
+    Returns:
+        At most ``most`` passages, in their given order.
+
+    Raises:
+        OptionError: ``most`` is not a whole number ``>= 1``.
+    """
+    if most is None:
+        return list(passages)
+    check_whole("max_chunks", most)
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for row, passage in enumerate(passages):
+        by_source[passage.source].append(row)
+    randomness = random.Random(seed)
+    order = sorted(by_source)
+    randomness.shuffle(order)
+    for source in order:
+        randomness.shuffle(by_source[source])
+    turns = ((depth, turn) for turn, s in enumerate(order) for depth in range(len(by_source[s])))
+    chosen = [by_source[order[turn]][depth] for depth, turn in sorted(turns)[:most]]
+    return [passages[row] for row in sorted(chosen)]
+
+
+def truncate_to_tokens(text: str, tokens: int) -> str:
+    """Return a text with single, plain spaces, cut at a word to at most about ``tokens`` tokens.
+
+    Tokens are counted only where the text could be too long, as none is shorter than a byte.
+
+    Args:
+        text: Any.
+        tokens: The limit, ``>= 1``, by :func:`count_tokens`.
+    """
+    plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
+    if len(plain.encode("utf-8", "replace")) <= tokens:
+        return plain
+    needed = count_tokens(plain)
+    while needed > _MARGIN * tokens:
+        keep = int(len(plain) * min(0.95, _MARGIN * tokens / needed))
+        shorter = plain[:keep].rsplit(None, 1)[0] or plain[:keep]
+        if not shorter:
+            break
+        plain, needed = shorter, count_tokens(shorter)
+    return plain
+
+
+def hold_out_documents(
+    dataset: EmbeddingQAFinetuneDataset,
+    nodes: Iterable[BaseNode],
+    test_size: float | int = 0.2,
+    *,
+    seed: int = 0,
+) -> tuple[EmbeddingQAFinetuneDataset, EmbeddingQAFinetuneDataset]:
+    """Split questions so that no source document is asked about in both parts.
+
+    ``train_test_split(by="document")`` keeps passages apart; here whole documents are kept apart,
+    as neighbouring passages of one document often answer each other's questions. Both parts keep
+    the whole corpus to search in.
+
+    Args:
+        dataset: Questions about nodes.
+        nodes: The nodes, which know the documents they are parts of (``node.ref_doc_id``).
+        test_size: Share of the questions in (0, 1), or their number, about.
+        seed: Same seed and ids, same split.
+
+    Raises:
+        OptionError: ``test_size`` out of range.
+        DatasetError: A part would be empty, for instance because there is one document only.
+    """
+    sources = {node.node_id: source_of(node) for node in nodes}
+    unknown = [document for document in dataset.corpus if document not in sources]
+    if unknown:
+        raise DatasetError(
+            f"nodes: expected the nodes of all {len(dataset.corpus)} documents, {len(unknown)} are "
+            f'missing (first: "{unknown[0]}"). Pass the nodes that the questions were written from.'
+        )
+    texts = {query: splits.normalise(text) for query, text in dataset.queries.items()}
+    relevant = {q: [sources[d] for d in docs] for q, docs in dataset.relevant_docs.items()}
+    train, test, dropped = splits.split(
+        texts, relevant, test_size=test_size, by="document", seed=seed
+    )
+    if dropped:
+        warnings.warn(
+            f"{dropped} of {len(dataset)} queries ask for documents of both parts and were "
+            "dropped.",
+            stacklevel=2,
+        )
+    return dataset.subset(train), dataset.subset(test)

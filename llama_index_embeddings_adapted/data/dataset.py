@@ -1,88 +1,23 @@
-"""Questions, documents and which answers which: the text side of the house.
-
-Queries and documents of two datasets put together, so that no id stands for two things.
-
-What a dataset consists of, in numbers that go into a report.
-"""
+"""Queries, documents and which answers which; what a dataset consists of, in numbers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.data import formats, splits
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, quote_some
+from llama_index_embeddings_adapted.data import contents, formats, records, splits
+from llama_index_embeddings_adapted.data.contents import data_statistics as data_statistics
+from llama_index_embeddings_adapted.data.reading import Omissions, read_file
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
-
-class Parts(Protocol):
-    """What of a dataset is merged."""
-
-    queries: dict[str, str]
-    corpus: dict[str, str]
-    relevant_docs: dict[str, list[str]]
-    hard_negatives: dict[str, list[str]] | None
-
-    def grade(self, query_id: str, document_id: str) -> float:
-        """Return how relevant a document is."""
-        ...
-
-
-def merged(first: Parts, second: Parts) -> dict[str, Any]:
-    """Return the arguments of a dataset of both; see ``EmbeddingQAFinetuneDataset.merged``.
-
-    Raises:
-        DatasetError: A document id stands for two texts.
-    """
-    clash = [d for d, text in second.corpus.items() if first.corpus.get(d, text) != text]
-    if clash:
-        raise DatasetError(
-            f"{len(clash)} document ids stand for different texts in the two datasets "
-            f"(first: {clash[0]!r})."
-        )
-    queries, relevant = dict(first.queries), dict(first.relevant_docs)
-    grades = {query: _grades(first, query) for query in relevant}
-    negatives = dict(first.hard_negatives or {})
-    for query, text in second.queries.items():
-        name = _free(query, (text, second.relevant_docs[query]), queries, relevant)
-        queries[name], relevant[name] = text, second.relevant_docs[query]
-        grades[name] = _grades(second, query)
-        if query in (second.hard_negatives or {}):
-            negatives[name] = (second.hard_negatives or {})[query]
-    return {
-        "queries": queries,
-        "corpus": {**first.corpus, **second.corpus},
-        "relevant_docs": relevant,
-        "grades": grades,
-        "hard_negatives": negatives or None,
-    }
-
-
-def _grades(dataset: Parts, query: str) -> dict[str, float]:
-    return {document: dataset.grade(query, document) for document in dataset.relevant_docs[query]}
-
-
-def _free(
-    query: str,
-    judged: tuple[str, Sequence[str]],
-    queries: Mapping[str, str],
-    relevant: Mapping[str, Sequence[str]],
-) -> str:
-    """Return an id that is nobody else's: the query's own, with as many primes as it takes."""
-    while query in queries and (queries[query], relevant[query]) != judged:
-        query += "'"
-    return query
-
-
-_HASHED_AT_ONCE = 10_000
+_FIELDS = ("queries", "corpus", *splits.PER_QUERY)
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -95,12 +30,15 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     Args:
         queries: Query id → text.
         corpus: Document id → text.
-        relevant_docs: Query id → ids of its relevant documents, at least one.
+        relevant_docs: Query id → its relevant documents, at least one: a list or set of ids, or
+            ids with their grades, of which 0 and less count as not relevant.
         mode: Kept for the JSON of the old class; always ``"text"``.
         grades: Query id → document id → grade ``> 0``, where relevance is graded. Documents
             without a grade count 1.
         hard_negatives: Query id → ids of documents that look relevant and are not, where they were
             mined.
+        provenance: Query id → where the query is from: ``"human"``, ``"llm"``, ``"structure"`` (of
+            the documents) or ``"feedback"`` (of users), as far as known.
         allow_unjudged: Accept queries without a relevant document, so that :meth:`judged` can drop
             them.
 
@@ -117,32 +55,36 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     mode: str = "text"
     grades: dict[str, dict[str, float]] | None = None
     hard_negatives: dict[str, list[str]] | None = None
+    provenance: dict[str, str] | None = None
     _report: Any = PrivateAttr(default=None)
-    _synthetic: bool = PrivateAttr(default=False)
 
     def __init__(
         self,
         queries: Mapping[str, str],
         corpus: Mapping[str, str],
-        relevant_docs: Mapping[str, Sequence[str]],
+        relevant_docs: Mapping[str, Iterable[str] | Mapping[str, float]],
         mode: str = "text",
         *,
         grades: Mapping[str, Mapping[str, float]] | None = None,
         hard_negatives: Mapping[str, Sequence[str]] | None = None,
+        provenance: Mapping[str, str] | None = None,
         allow_unjudged: bool = False,
     ) -> None:
-        formats.check(queries, corpus, relevant_docs, grades, hard_negatives)
+        lists, grades = records.as_lists(relevant_docs, grades)
+        contents.check(queries, corpus, lists, grades, hard_negatives, provenance)
         if not allow_unjudged:
-            formats.check_judged(queries, relevant_docs)
+            hint = "Read the data with allow_unjudged=True. "
+            contents.check_judged(queries, lists, hint=hint)
         super().__init__(
             queries=dict(queries),
             corpus=dict(corpus),
-            relevant_docs={query: list(docs) for query, docs in relevant_docs.items()},
+            relevant_docs={query: list(docs) for query, docs in lists.items()},
             mode=mode,
             grades=None if grades is None else {q: dict(g) for q, g in grades.items()},
             hard_negatives=None
             if hard_negatives is None
-            else {query: list(docs) for query, docs in hard_negatives.items()},
+            else {q: list(docs) for q, docs in hard_negatives.items()},
+            provenance=dict(provenance) if provenance else None,
         )
 
     def __len__(self) -> int:
@@ -166,25 +108,40 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def report(self) -> Any:
         """What became of every question that was written for this dataset.
 
-        A :class:`QuestionReport` where the dataset
-        comes from ``generate_qa_embedding_pairs`` or ``pairs_from_structure``; None for any other,
-        parts of such a dataset and what was read from a file included.
+        A :class:`QuestionReport` where the dataset comes from ``generate_qa_embedding_pairs`` or
+        ``pairs_from_structure``; None for any other, for parts and for what was read from a file.
         """
         return self._report
 
     @property
     def synthetic(self) -> bool:
-        """Whether an LLM wrote the queries; parts of such a dataset know, files do not.
+        """Whether an LLM wrote all queries: such ones held out do not prove a gain for users."""
+        return bool(self.sources) and set(self.sources) == {"llm"}
 
-        Held-out questions of the same writer do not prove a gain on those of users.
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many queries come from where; ``"unknown"`` where nothing was said of some."""
+        if not self.provenance:
+            return {}
+        return dict(Counter(self.provenance.get(query, "unknown") for query in self.queries))
+
+    def with_provenance(self, source: str) -> EmbeddingQAFinetuneDataset:
+        """Return the same dataset, of whose queries all are from ``source``.
+
+        Raises:
+            DatasetError: Not ``"human"``, ``"llm"``, ``"structure"`` or ``"feedback"``.
         """
-        return self._synthetic
+        return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
     def reported(self, report: object, *, synthetic: bool = False) -> EmbeddingQAFinetuneDataset:
-        """Return the same dataset with a report, marked as written by an LLM or not."""
-        found = self.model_copy()
-        found._report, found._synthetic = report, synthetic
+        """Return the same dataset with a report; ``synthetic`` marks all queries as by an LLM."""
+        found = self.with_provenance("llm") if synthetic else self.model_copy()
+        found._report = report
         return found
+
+    def _but(self, **changes: Any) -> EmbeddingQAFinetuneDataset:
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, "allow_unjudged": True, **changes})
 
     @property
     def query_docid_pairs(self) -> list[tuple[str, list[str]]]:
@@ -194,13 +151,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     @property
     def fingerprint(self) -> str:
         """A hash of all ids, texts and judgements, to tell datasets apart."""
-        hashed = hashlib.sha256(b"[")
-        for number, part in enumerate((self.queries, self.corpus, self.relevant_docs, self.grades)):
-            hashed.update(b", " if number else b"")
-            for piece in _json_pieces(part):
-                hashed.update(piece.encode("ascii"))
-        hashed.update(b"]")
-        return hashed.hexdigest()[:16]
+        return contents.fingerprint(self.queries, self.corpus, self.relevant_docs, self.grades)
 
     def grade(self, query_id: str, document_id: str) -> float:
         """Return how relevant the document is to the query: 0 when it is not."""
@@ -213,41 +164,142 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def save_json(self, path: str | Path) -> None:
         """Write the JSON of the old class, atomically.
 
-        ``grades`` and ``hard_negatives`` are added where there are any.
+        ``grades``, ``hard_negatives`` and ``provenance`` are added where there are any.
         """
         formats.write_qa_json(Path(path), self.model_dump())
 
     @classmethod
     def from_json(
-        cls, path: str | Path, *, allow_unjudged: bool = False
+        cls, path: str | Path, *, strict: bool = False, allow_unjudged: bool = False
     ) -> EmbeddingQAFinetuneDataset:
         """Read a dataset that this class, or its predecessor, has written.
 
+        Args:
+            path: Of the file, in any encoding.
+            strict: Refuse what does not fit together, instead of leaving it out with a warning
+                that counts it.
+            allow_unjudged: Keep queries without a relevant document.
+
         Raises:
-            DatasetError: Not JSON, JSON of another shape, or bad data (see the class).
+            DatasetError: Not JSON, JSON of another shape, or nothing is left.
         """
-        return cls(**formats.read_qa_json(Path(path)), allow_unjudged=allow_unjudged)
+        omissions = Omissions(path, strict=strict)
+        data = formats.read_qa_json(Path(path), omissions)
+        parts = records.mended_qa(data, omissions, allow_unjudged=allow_unjudged)
+        omissions.tell()
+        return cls(**parts, allow_unjudged=allow_unjudged)
 
     @classmethod
     def from_beir(
-        cls, folder: str | Path, split: str = "train", *, allow_unjudged: bool = False
+        cls,
+        folder: str | Path,
+        split: str = "train",
+        *,
+        strict: bool = False,
+        allow_unjudged: bool = False,
     ) -> EmbeddingQAFinetuneDataset:
-        """Read one split of a BEIR folder; files may be gzipped.
+        """Read one split of a BEIR folder, as they are published; files may be gzipped.
 
         A document's text is its title and text joined by a space. Only queries with a judgement in
-        ``qrels/<split>.tsv`` are kept; a grade of 0 means judged irrelevant.
+        ``qrels/<split>.tsv`` (also TREC's four columns, or JSON lines) are kept; a grade of 0 means
+        judged irrelevant.
+
+        Args:
+            folder: With ``corpus.jsonl``, ``queries.jsonl`` and ``qrels``.
+            split: Such as ``"train"`` or ``"test"``.
+            strict: Refuse judgements of unknown documents, empty texts and the like, instead of
+                leaving them out with a warning that counts them.
+            allow_unjudged: Keep queries without a relevant document.
 
         Raises:
-            DatasetError: A file is missing or malformed, or the data is bad (see the class).
+            DatasetError: A file is missing or damaged, or nothing is left.
         """
-        parts = formats.read_beir(Path(folder), split)
-        return cls(
-            parts.queries,
-            parts.corpus,
-            parts.relevant_docs,
-            grades=parts.grades,
-            allow_unjudged=allow_unjudged,
+        omissions = Omissions(folder, strict=strict)
+        parts = formats.read_beir(Path(folder), split, omissions, allow_unjudged=allow_unjudged)
+        omissions.tell()
+        return cls(**parts, allow_unjudged=allow_unjudged)
+
+    @classmethod
+    def from_records(
+        cls,
+        rows: Any,
+        *,
+        query: str | None = None,
+        document: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | None = None,
+        grade: str | None = None,
+        query_id: str | None = None,
+        document_id: str | None = None,
+        queries: Mapping[Any, str] | None = None,
+        corpus: Mapping[Any, str] | None = None,
+        provenance: str | None = None,
+        strict: bool = False,
+    ) -> EmbeddingQAFinetuneDataset:
+        """Read rows as people have them; columns are found by their usual names, or named.
+
+        Pairs; triplets (anchor, positive, negative); ``{query, pos, neg}``; graded rows, where 0
+        and less make hard negatives; logs with a column of clicks or thumbs, which add up; test
+        sets of Ragas; LlamaIndex's labelled RAG dataset; qrels; dicts of query → documents. Equal
+        texts are one query or one document.
+
+        Args:
+            rows: Dicts, tuples, or what holds them: a data frame, an Arrow table, an object with a
+                list or columns in it, the :class:`~pathlib.Path` of a file.
+            query: Column of the query's text.
+            document: Column or columns of the relevant passages: a text or an id, or several.
+            negative: Column or columns of passages that look relevant and are not.
+            grade: Column of how relevant the passage is.
+            query_id: Column of the query's id, made from the text by default.
+            document_id: Column of the passage's id, likewise.
+            queries: Id → text, where rows name queries by id.
+            corpus: Id → text: passages that rows name by id, and others to search in.
+            provenance: Of all queries, see the class; by default what the rows say of it.
+            strict: Refuse rows that cannot be used, instead of leaving them out with a warning
+                that counts them.
+
+        Raises:
+            DatasetError: No column is known to hold queries or documents, or nothing is left.
+        """
+        columns = {
+            "query": query,
+            "document": document,
+            "negative": negative,
+            "grade": grade,
+            "query_id": query_id,
+            "document_id": document_id,
+        }
+        omissions = Omissions(rows if isinstance(rows, Path) else "rows", strict=strict)
+        if isinstance(rows, Path):
+            rows = read_file(rows, omissions)
+        parts = records.parts_of(
+            rows,
+            columns=columns,
+            queries=queries,
+            corpus=corpus,
+            provenance=provenance,
+            omissions=omissions,
         )
+        omissions.tell()
+        return cls(**parts)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **arguments: Any) -> EmbeddingQAFinetuneDataset:
+        """Read rows from a file, whatever it is by what is inside: JSON, JSON lines, CSV, parquet.
+
+        The JSON of this class is read, too.
+
+        Args:
+            path: Of the file, in any encoding.
+            arguments: Those of :meth:`from_records`.
+
+        Raises:
+            DatasetError: It is damaged, or see :meth:`from_records`.
+            MissingExtraError: Parquet needs pyarrow.
+        """
+        return cls.from_records(Path(path), **arguments)
+
+    from_csv = from_jsonl = from_parquet = from_file  # one reader, which looks inside
+    from_dataframe = from_records
 
     def to_beir(self, folder: str | Path, split: str = "train") -> None:
         """Write ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``.
@@ -258,7 +310,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             query: {document: self.grade(query, document) for document in documents}
             for query, documents in self.relevant_docs.items()
         }
-        formats.write_beir(Path(folder), split, self.queries, self.corpus, qrels)
+        formats.write_beir(Path(folder), split, self.queries, self.corpus, qrels, self.provenance)
 
     @classmethod
     def from_nodes(
@@ -294,18 +346,12 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def subset(self, query_ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
         """Keep these queries, in this order, and the whole corpus."""
         chosen = list(query_ids)
-        grades, negatives = self.grades, self.hard_negatives
-        part = type(self)(
-            {query: self.queries[query] for query in chosen},
-            self.corpus,
-            {query: self.relevant_docs[query] for query in chosen},
-            self.mode,
-            grades=None if grades is None else {q: grades[q] for q in chosen if q in grades},
-            hard_negatives=None
-            if negatives is None
-            else {q: negatives[q] for q in chosen if q in negatives},
-        )
-        return part.reported(None, synthetic=self._synthetic)
+        parts = {name: getattr(self, name) for name in ("queries", *splits.PER_QUERY)}
+        found = {
+            name: part and {query: part[query] for query in chosen if query in part}
+            for name, part in parts.items()
+        }
+        return self._but(**found, allow_unjudged=False)
 
     def with_hard_negatives(
         self, negatives: Mapping[str, Sequence[str]]
@@ -315,16 +361,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: Unknown ids, or a document that is relevant to its query.
         """
-        found = type(self)(
-            self.queries,
-            self.corpus,
-            self.relevant_docs,
-            self.mode,
-            grades=self.grades,
-            hard_negatives=negatives,
-            allow_unjudged=True,
-        )
-        return found.reported(self._report, synthetic=self._synthetic)
+        return self._but(hard_negatives=negatives).reported(self._report)
 
     def merged(self, other: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
         """Return a dataset of the queries and documents of both.
@@ -335,7 +372,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        return EmbeddingQAFinetuneDataset(**merged(self, other))
+        mine, theirs = ({name: getattr(part, name) for name in _FIELDS} for part in (self, other))
+        return EmbeddingQAFinetuneDataset(**splits.merged(mine, theirs))
 
     def train_test_split(
         self,
@@ -373,20 +411,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return self.subset(train), self.subset(test)
 
 
-def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the JSON of an object with sorted keys, a part of it at a time."""
-    if part is None:
-        yield "null"
-        return
-    yield "{"
-    names = sorted(part)
-    for start in range(0, len(names), _HASHED_AT_ONCE):
-        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
-        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
-        yield (", " if start else "") + text[1:-1]
-    yield "}"
-
-
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
     """Accept our dataset, and objects of the old package's class.
 
@@ -416,52 +440,5 @@ def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
         OptionError: No dataset.
     """
     dataset = as_dataset(value, name)
-    without = [query for query in dataset.queries if not dataset.relevant_docs.get(query)]
-    if without:
-        raise DatasetError(
-            f"{name}: {len(without)} of {len(dataset.queries)} queries have no relevant document "
-            f"(first: {quote_some(without)}). Drop them with dataset.judged()."
-        )
+    contents.check_judged(dataset.queries, dataset.relevant_docs, what=f"{name}: ")
     return dataset
-
-
-MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
-
-
-def data_statistics(dataset: EmbeddingQAFinetuneDataset) -> dict[str, Any]:
-    """Return counts and lengths as JSON knows them, without any text of the dataset.
-
-    Returns:
-        ``queries``, ``documents``, ``distinct_documents``, ``judgements``, ``documents_asked_for``,
-        ``graded``, ``synthetic``, ``query_words`` and ``document_words`` (least, median, most), and
-        ``questions``: what the filters kept and dropped, None where no report is known.
-    """
-    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
-    return {
-        "queries": len(dataset.queries),
-        "documents": len(dataset.corpus),
-        "distinct_documents": len(set(dataset.corpus.values())),
-        "judgements": sum(map(len, dataset.relevant_docs.values())),
-        "documents_asked_for": len(asked),
-        "graded": dataset.grades is not None,
-        "synthetic": dataset.synthetic,
-        "query_words": _lengths(list(dataset.queries.values())),
-        "document_words": _lengths(list(dataset.corpus.values())),
-        "questions": _questions(dataset.report),
-    }
-
-
-def _lengths(texts: list[str]) -> list[float]:
-    step = -(-len(texts) // MOST_MEASURED)
-    words = [len(text.split()) for text in texts[:: step or 1]]
-    return [float(min(words)), float(median(words)), float(max(words))] if words else []
-
-
-def _questions(report: Any) -> dict[str, Any] | None:
-    """Return the counts of a report on questions: no question and no passage id."""
-    if report is None:
-        return None
-    found = dict(report.to_dict())
-    found.pop("examples", None)
-    found["failed"] = len(found.get("failed", ()))
-    return found

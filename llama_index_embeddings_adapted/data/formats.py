@@ -1,66 +1,114 @@
 """BEIR folders: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/<split>.tsv``, plain or gzipped.
 
 The JSON of ``EmbeddingQAFinetuneDataset``: that of the old class, and what ours adds.
-
-What a dataset is refused for; every message counts and names what is wrong.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 import math
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.core.files import atomic_file, unique
-from llama_index_embeddings_adapted.errors import DatasetError, quote_some, truncate
+from llama_index_embeddings_adapted.data.reading import (
+    Omissions,
+    decode,
+    json_object,
+    open_lines,
+    plain_id,
+)
+from llama_index_embeddings_adapted.errors import DatasetError, quote_some
 
-#: Characters: no document is as long, and no texts compress as well; what does was made to flood.
-_MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
+_MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
+SOURCES = ("human", "llm", "structure", "feedback")
+
+Judged = Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class BeirSplit:
-    """What one split of a BEIR folder holds. ``grades`` is None where every grade is 1."""
+# --- BEIR -----------------------------------------------------------------------------------------
 
-    queries: dict[str, str]
-    corpus: dict[str, str]
-    relevant_docs: dict[str, list[str]]
-    grades: dict[str, dict[str, float]] | None
+ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 
 
-def read_beir(folder: Path, split: str) -> BeirSplit:
-    """Read one split.
+def read_beir(
+    folder: Path, split: str, omissions: Omissions, *, allow_unjudged: bool
+) -> dict[str, Any]:
+    """Return the arguments of a dataset: one split of a folder.
 
     Raises:
-        DatasetError: A missing or malformed file; the message gives file and line.
+        DatasetError: A missing or damaged file, or one of which nothing can be used.
     """
-    qrels = _read_qrels(_qrels_file(folder, split), folder)
-    corpus = _read_texts(folder / "corpus.jsonl", _document_text)
-    texts = _read_texts(folder / "queries.jsonl", lambda line: line.get("text"))
-    strangers = [query for query in qrels if query not in texts]
-    if strangers:
+    qrels = _qrels_file(folder, split)
+    if not _exists(qrels):
+        found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
         raise DatasetError(
-            f"{folder}: {len(strangers)} query ids of qrels/{split}.tsv are not in queries.jsonl "
-            f"(first: {quote_some(strangers)})."
+            f"{folder}: no split {split!r}. Splits there: {quote_some(found, 9) or 'none'}."
         )
-    relevant = {q: {d: g for d, g in judged.items() if g > 0} for q, judged in qrels.items()}
-    graded = any(grade != 1 for judged in relevant.values() for grade in judged.values())
-    return BeirSplit(
-        queries={query: texts[query] for query in qrels},
-        corpus=corpus,
-        relevant_docs={query: list(judged) for query, judged in relevant.items()},
-        grades=relevant if graded else None,
-    )
+    corpus = read_corpus(folder / "corpus.jsonl", omissions)
+    texts, sources = _read_texts(folder / "queries.jsonl", _text_of, omissions)
+    judged = _read_qrels(qrels, texts, corpus, omissions)
+    queries = {query: texts[query] for query in judged if query in texts}
+    parts = fitted(queries, corpus, judged, omissions, allow_unjudged=allow_unjudged)
+    sources = {query: source for query, source in sources.items() if query in parts["queries"]}
+    return {**parts, "hard_negatives": None, "provenance": sources or None}
+
+
+def fitted(
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    judged: Judged,
+    omissions: Omissions,
+    *,
+    allow_unjudged: bool = False,
+) -> dict[str, Any]:
+    """Return the arguments of a dataset, without what does not fit together.
+
+    Args:
+        queries: Query id → text.
+        corpus: Document id → text.
+        judged: Query id → document id → grade; one of 0 or less means judged irrelevant.
+        omissions: Take note of what is left out.
+        allow_unjudged: Keep queries without a relevant document.
+
+    Raises:
+        DatasetError: No query is left.
+    """
+    relevant: dict[str, dict[str, float]] = {query: {} for query in queries}
+    for query, grades in judged.items():
+        if query not in queries:
+            omissions.add("judged queries without a text", query)
+            continue
+        for document, grade in grades.items():
+            if document not in corpus:
+                omissions.add("judgements of documents that are not in the corpus", document)
+            elif grade > 0:
+                relevant[query][document] = grade
+    kept = {query: text for query, text in queries.items() if relevant[query] or allow_unjudged}
+    for query in queries:
+        if query not in kept:
+            omissions.add("queries without a relevant document", query)
+    if not kept:
+        raise DatasetError(f"No query with a text and a relevant document is left: {omissions}.")
+    graded = any(grade != 1 for grades in relevant.values() for grade in grades.values())
+    return {
+        "queries": kept,
+        "corpus": dict(corpus),
+        "relevant_docs": {query: list(relevant[query]) for query in kept},
+        "grades": {query: relevant[query] for query in kept if relevant[query]} if graded else None,
+    }
+
+
+def read_corpus(path: Path, omissions: Omissions) -> dict[str, str]:
+    """Return id → text of a ``corpus.jsonl``; a document's text is its title and its text.
+
+    Raises:
+        DatasetError: It cannot be read, or holds no document.
+    """
+    return _read_texts(path, _document_text, omissions)[0]
 
 
 def write_beir(
@@ -68,7 +116,8 @@ def write_beir(
     split: str,
     queries: Mapping[str, str],
     corpus: Mapping[str, str],
-    qrels: Mapping[str, Mapping[str, float]],
+    qrels: Judged,
+    provenance: Mapping[str, str] | None = None,
 ) -> None:
     """Write one split; queries of other splits already in the folder are kept."""
     judged_in = _qrels_file(folder, split)
@@ -76,9 +125,11 @@ def write_beir(
         if not name.isprintable():
             _check_writable(name)
     known = folder / "queries.jsonl"
-    merged = _read_texts(known, lambda line: line.get("text")) if known.exists() else {}
-    _write_texts(known, {**merged, **queries})
-    _write_texts(folder / "corpus.jsonl", corpus)
+    others: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    if known.exists():
+        others = _read_texts(known, _text_of, Omissions(known, strict=True))
+    _write_texts(known, {**others[0], **queries}, {**others[1], **(provenance or {})})
+    _write_texts(folder / "corpus.jsonl", corpus, {})
     with (
         atomic_file(judged_in) as path,
         path.open("w", encoding="utf-8", newline="") as stream,
@@ -91,11 +142,18 @@ def write_beir(
                 writer.writerow([query, document, score])
 
 
+def _exists(path: Path) -> bool:
+    return path.exists() or path.with_name(path.name + ".gz").exists()
+
+
 def _qrels_file(folder: Path, split: str) -> Path:
     """Return where a split's judgements are, which is always below the folder."""
     if not split or Path(split).name != split:
         raise DatasetError(f"split: expected a name such as train or test, got {split!r}.")
-    return folder / "qrels" / f"{split}.tsv"
+    names = [
+        folder / "qrels" / f"{split}.{end}" for end in ("tsv", "jsonl", "txt", "qrels", "trec")
+    ]
+    return next(filter(_exists, names), names[0])
 
 
 def _check_writable(name: str) -> None:
@@ -105,296 +163,167 @@ def _check_writable(name: str) -> None:
         raise DatasetError(f"The id {name!r} is no text that a file can hold ({cause}).") from cause
 
 
+def _text_of(line: Mapping[str, Any]) -> object:
+    return next((line[name] for name in ("text", "query", "question") if name in line), None)
+
+
 def _document_text(line: Mapping[str, Any]) -> object:
-    text, title = line.get("text"), line.get("title") or ""
-    if not isinstance(text, str) or not isinstance(title, str):
-        return None
-    return f"{title} {text}".strip()
+    parts = [line.get("title"), line.get("text", line.get("contents"))]
+    told = [part for part in parts if part not in (None, "")]
+    return " ".join(told).strip() if all(isinstance(part, str) for part in told) else None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Iterator[str]]:
-    """Give the lines of a file, plain or gzipped, of which neither one nor all are without end.
-
-    Raises:
-        DatasetError: No such file, or it cannot be read.
-    """
-    zipped = path.with_name(path.name + ".gz")
-    found = path if path.exists() or not zipped.exists() else zipped
-    if not found.exists():
-        raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
-    if not found.is_file():
-        raise DatasetError(f"{found}: expected a file.")
-    try:
-        if found is path:
-            with path.open(encoding="utf-8", newline="") as plain:
-                yield _lines(plain, found, most=None)
-        else:
-            most = max(_MOST_UNZIPPED, _MOST_RATIO * zipped.stat().st_size)
-            with gzip.open(zipped, "rt", encoding="utf-8", newline="") as stream:
-                yield _lines(stream, found, most=most)
-    except (UnicodeDecodeError, EOFError, OSError, zlib.error, csv.Error) as cause:
-        raise DatasetError(f"{found}: cannot be read ({cause}).") from cause
-
-
-def _lines(stream: io.TextIOBase, path: Path, *, most: int | None) -> Iterator[str]:
-    read_beir = 0
-    while line := stream.readline(_MOST_IN_LINE):
-        read_beir += len(line)
-        if len(line) == _MOST_IN_LINE or (most is not None and read_beir > most):
-            raise DatasetError(
-                f"{path}: expected lines of fewer than {_MOST_IN_LINE:,} characters"
-                + ("." if most is None else f", and fewer than {most:,} in all.")
-            )
-        yield line
-
-
-def _read_texts(path: Path, text_of: Any) -> dict[str, str]:
-    with _open(path) as lines:
-        pairs = (
-            _parse_line(raw, text_of, where=f"{path}, line {number}")
-            for number, raw in enumerate(lines, start=1)
-            if raw.strip()
-        )
-        return unique(pairs, what="_id", error=DatasetError, where=path)
-
-
-def _parse_line(raw: str, text_of: Any, *, where: str) -> tuple[str, str]:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError) as cause:
-        raise DatasetError(f"{where}: expected a JSON object ({cause}).") from cause
-    key = line.get("_id") if isinstance(line, dict) else None
-    text = text_of(line) if isinstance(line, dict) else None
-    if not isinstance(key, str) or not isinstance(text, str):
-        raise DatasetError(f'{where}: expected an object with strings "_id" and "text".')
-    return key, text
-
-
-def _read_qrels(path: Path, folder: Path) -> dict[str, dict[str, float]]:
-    if not path.exists() and not path.with_name(path.name + ".gz").exists():
-        found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.tsv*")})
-        raise DatasetError(
-            f"{folder}: no split {path.stem!r}. Splits there: {quote_some(found, 9) or 'none'}."
-        )
-    qrels: dict[str, dict[str, float]] = {}
-    with _open(path) as lines:
-        for number, row in enumerate(csv.reader(lines, delimiter="\t"), start=1):
-            if (number == 1 and row[:1] == ["query-id"]) or not row:
+def _read_texts(
+    path: Path, text_of: Callable[[Mapping[str, Any]], object], omissions: Omissions
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return id → text, and id → provenance where a line says it."""
+    texts: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    name, repeated = path.name, 0
+    with open_lines(path, omissions) as lines:
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
                 continue
-            query, document, grade = _parse_judgement(row, where=f"{path}, line {number}")
-            if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
-                raise DatasetError(
-                    f"{path}, line {number}: query {quote_some([query])} and document "
-                    f"{quote_some([document])} are judged twice, with different scores."
-                )
-    irrelevant = [query for query, judged in qrels.items() if max(judged.values()) <= 0]
-    if irrelevant:
-        warnings.warn(
-            f"{path}: {len(irrelevant)} queries have only irrelevant judgements and are left out "
-            f"(first: {quote_some(irrelevant)}).",
-            stacklevel=4,
-        )
-    return {query: judged for query, judged in qrels.items() if max(judged.values()) > 0}
-
-
-def _parse_judgement(row: list[str], *, where: str) -> tuple[str, str, float]:
-    try:
-        query, document, score = row
-        grade = float(score)
-        if not math.isfinite(grade):
-            raise ValueError(score)
-        return query, document, grade
-    except ValueError as cause:
+            line = json_object(raw)
+            key = plain_id(next((line[k] for k in ID if k in line), None))
+            text = text_of(line)
+            if key is None or not isinstance(text, str):
+                omissions.add(f"lines of {name} without an id and a text", f"line {number}")
+            elif not text.strip():
+                omissions.add(f"texts of {name} that are empty", key)
+            elif key in texts:
+                repeated += 1
+                if repeated > max(_MOST_REPEATED, len(texts)):
+                    raise DatasetError(f"{path}: {_MOST_REPEATED} or more duplicate ids ({key!r}).")
+                same = texts[key] == text
+                omissions.add(f"ids of {name} given twice{'' if same else ', with two texts'}", key)
+            else:
+                texts[key] = text
+                about = line.get("metadata")
+                if isinstance(about, dict) and about.get("provenance") in SOURCES:
+                    sources[key] = about["provenance"]
+    if not texts:
         raise DatasetError(
-            f"{where}: expected query-id, corpus-id and a numeric score, tab-separated."
-        ) from cause
+            f"{path}: expected at least one text with an id, found none: {omissions}."
+        )
+    return texts, sources
 
 
-def _write_texts(path: Path, texts: Mapping[str, str]) -> None:
+def _read_qrels(
+    path: Path, queries: Mapping[str, str], corpus: Mapping[str, str], omissions: Omissions
+) -> dict[str, dict[str, float]]:
+    with open_lines(path, omissions) as stream:
+        lines = [line for line in stream if line.strip()]
+        if lines and lines[0].lstrip().startswith("{"):
+            rows = [list(json_object(line).values()) for line in lines]
+        else:
+            rows = _split_rows(lines, queries, corpus)
+    qrels: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(rows, start=1):
+        judgement = _judgement(row)
+        if judgement is None and number > 1:
+            omissions.add(f"lines of {path.name} that are no judgement", f"line {number}")
+        if judgement is None:  # a header, where it is the first line
+            continue
+        query, document, grade = judgement
+        before = qrels.setdefault(query, {}).setdefault(document, grade)
+        if before != grade:
+            omissions.add("pairs judged twice, of which the higher grade counts", document)
+            qrels[query][document] = max(before, grade)
+    return qrels
+
+
+def _split_rows(
+    lines: list[str], queries: Mapping[str, str], corpus: Mapping[str, str]
+) -> list[list[Any]]:
+    """Split lines at tabs, else at spaces; quotes mark ids or belong to them, as the ids know."""
+    if not any("\t" in line for line in lines):
+        return [line.split() for line in lines]
+    plain = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not any('"' in line for line in lines):
+        return cast(list[list[Any]], plain)
+    quoted = list(csv.reader(lines, delimiter="\t"))
+    known = [
+        sum(row[0] in queries and row[-2] in corpus for row in rows if len(row) > 2)
+        for rows in (plain, quoted)
+    ]
+    return cast(list[list[Any]], plain if known[0] >= known[1] else quoted)
+
+
+def _judgement(row: list[Any]) -> tuple[str, str, float] | None:
+    """Return query, document and grade; of TREC's four columns the second says nothing."""
+    if len(row) not in (3, 4):
+        return None
+    query, document = plain_id(row[0]), plain_id(row[-2])
+    try:
+        grade = float(row[-1])
+    except (TypeError, ValueError):
+        return None
+    if query is None or document is None or not math.isfinite(grade):
+        return None
+    return query, document, grade
+
+
+def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, str]) -> None:
     with (
         atomic_file(path) as temporary,
         # What UTF-8 has no bytes for becomes an escape, which JSON reads back as what it was.
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream,
     ):
         for key, text in texts.items():
-            stream.write(json.dumps({"_id": key, "text": text}, ensure_ascii=False) + "\n")
+            line: dict[str, Any] = {"_id": key, "text": text}
+            if key in provenance:
+                line["metadata"] = {"provenance": provenance[key]}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-_OBJECTS = ("queries", "corpus", "relevant_docs")
-_OLD = (*_OBJECTS, "mode")
-_ADDED = ("grades", "hard_negatives")
+# --- the JSON of our class ------------------------------------------------------------------------
+
+OBJECTS = ("queries", "corpus", "relevant_docs")
+OLD = (*OBJECTS, "mode")
+ADDED = ("grades", "hard_negatives", "provenance")
 
 
 def write_qa_json(path: Path, dataset: Mapping[str, Any]) -> None:
     """Write the fields of a dataset, atomically; what ours adds only where there is any."""
-    added = {key: dataset[key] for key in _ADDED if dataset[key] is not None}
-    files.write_json(path, {key: dataset[key] for key in _OLD} | added)
+    added = {key: dataset[key] for key in ADDED if dataset[key] is not None}
+    files.write_json(path, {key: dataset[key] for key in OLD} | added)
 
 
-def read_qa_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, omissions: Omissions) -> Any:
+    """Read JSON of any encoding.
+
+    Raises:
+        DatasetError: No such file, not JSON, or a key given twice.
+    """
+    try:
+        return json.loads(
+            decode(files.read_bytes(path, error=DatasetError), omissions),
+            object_pairs_hook=lambda pairs: unique(
+                pairs, what="key", error=DatasetError, where=path
+            ),
+        )
+    except (ValueError, RecursionError, MemoryError) as cause:
+        if isinstance(cause, DatasetError):
+            raise
+        raise DatasetError(f"{path}: expected JSON ({cause}).") from cause
+
+
+def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
     """Read the fields of a dataset.
 
     Raises:
         DatasetError: Not JSON, or JSON of another shape.
     """
-    data = files.read_json_object(path, error=DatasetError)
-    missing = [key for key in _OBJECTS if not isinstance(data.get(key), dict)]
-    unknown = sorted(set(data) - {*_OLD, *_ADDED})
+    data = read_json(path, omissions)
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: expected a JSON object, got {type(data).__name__}.")
+    missing = [key for key in OBJECTS if not isinstance(data.get(key), dict)]
+    if missing:
+        raise DatasetError(
+            f"{path}: expected an object with the objects {quote_some(OBJECTS)}; "
+            f"missing or not an object: {quote_some(missing)}."
+        )
     if not isinstance(data.get("mode", "text"), str):
         raise DatasetError(f"{path}: mode: expected a string, got {type(data['mode']).__name__}.")
-    if missing or unknown:
-        raise DatasetError(
-            f"{path}: expected an object with the objects {quote_some(_OBJECTS)}; "
-            + (f"missing or not an object: {quote_some(missing)}. " if missing else "")
-            + (f"Unknown keys: {quote_some(unknown)}." if unknown else "")
-        )
     return data
-
-
-def check(
-    queries: Mapping[str, str],
-    corpus: Mapping[str, str],
-    relevant_docs: Mapping[str, Sequence[str]],
-    grades: object,
-    hard_negatives: object,
-) -> None:
-    """Refuse texts, judgements, grades and hard negatives that do not fit together.
-
-    Raises:
-        DatasetError: The first thing found.
-    """
-    _check_texts("queries", queries)
-    _check_texts("corpus", corpus)
-    _check_relevance(queries, corpus, relevant_docs)
-    _check_grades(relevant_docs, grades)
-    _check_negatives(queries, corpus, relevant_docs, hard_negatives)
-
-
-def check_judged(queries: Mapping[str, str], relevant_docs: Mapping[str, Sequence[str]]) -> None:
-    """Refuse queries without a relevant document.
-
-    Raises:
-        DatasetError: There are some.
-    """
-    unjudged = [query for query in queries if not relevant_docs.get(query)]
-    if unjudged:
-        raise DatasetError(
-            f"{len(unjudged)} of {len(queries)} queries have no relevant document "
-            f"(first: {quote_some(unjudged)}). Read the data with allow_unjudged=True and drop "
-            "them with dataset.judged()."
-        )
-
-
-def _check_texts(what: str, texts: object) -> None:
-    if not isinstance(texts, Mapping):
-        raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")
-    odd = [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)]
-    if odd:
-        raise DatasetError(
-            f"{what}: expected string ids and string texts; {len(odd)} of {len(texts)} are not "
-            f"(first: {quote_some(odd)})."
-        )
-    empty = [key for key, text in texts.items() if not text.strip()]
-    if empty:
-        raise DatasetError(
-            f"{what}: {len(empty)} of {len(texts)} texts are empty (first: {quote_some(empty)}). "
-            "Drop them, or give them text."
-        )
-    if not texts:
-        raise DatasetError(f"{what}: expected at least one text, got none.")
-
-
-def _check_relevance(
-    queries: Mapping[str, str], corpus: Mapping[str, str], relevant_docs: object
-) -> None:
-    if not isinstance(relevant_docs, Mapping):
-        raise DatasetError(
-            "relevant_docs: expected a dict of query id → list of document ids, "
-            f"got {type(relevant_docs).__name__}."
-        )
-    odd = [
-        query
-        for query, docs in relevant_docs.items()
-        if isinstance(docs, str)
-        or not isinstance(docs, Sequence)
-        or not all(isinstance(doc, str) for doc in docs)
-    ]
-    if odd:
-        raise DatasetError(
-            f"relevant_docs: expected lists of document ids; {len(odd)} of {len(relevant_docs)} "
-            f"are not (first: {quote_some(odd)})."
-        )
-    strangers = [query for query in relevant_docs if query not in queries]
-    if strangers:
-        raise DatasetError(
-            f"relevant_docs: {len(strangers)} query ids are not in queries "
-            f"(first: {quote_some(strangers)})."
-        )
-    unknown = [doc for docs in relevant_docs.values() for doc in docs if doc not in corpus]
-    if unknown:
-        raise DatasetError(
-            f"relevant_docs: {len(unknown)} document ids are not in the corpus "
-            f"(first: {quote_some(dict.fromkeys(unknown))}). Add those documents, or drop the ids."
-        )
-    twice = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
-    if twice:
-        raise DatasetError(
-            f"relevant_docs: {len(twice)} queries name a document twice "
-            f"(first: {quote_some(twice)})."
-        )
-
-
-def _check_grades(relevant_docs: Mapping[str, Sequence[str]], grades: object) -> None:
-    if grades is None:
-        return
-    if not isinstance(grades, Mapping) or not all(isinstance(g, Mapping) for g in grades.values()):
-        raise DatasetError("grades: expected a dict of query id → dict of document id → grade.")
-    for query, by_document in grades.items():
-        for document, grade in by_document.items():
-            if document not in relevant_docs.get(query, ()):
-                raise DatasetError(
-                    f"grades: query {quote_some([query])} grades document "
-                    f"{quote_some([document])}, which is not among its relevant_docs."
-                )
-            if (
-                isinstance(grade, bool)
-                or not isinstance(grade, (int, float))
-                or not (0 < grade < math.inf)
-            ):
-                raise DatasetError(
-                    f'grades: query "{truncate(query)}", document "{truncate(document)}": expected '
-                    f"a number > 0, got {truncate(repr(grade))}."
-                )
-
-
-def _check_negatives(
-    queries: Mapping[str, str],
-    corpus: Mapping[str, str],
-    relevant_docs: Mapping[str, Sequence[str]],
-    negatives: object,
-) -> None:
-    if negatives is None:
-        return
-    if not isinstance(negatives, Mapping):
-        raise DatasetError("hard_negatives: expected a dict of query id → list of document ids.")
-    for query, documents in negatives.items():
-        if not isinstance(documents, (list, tuple)) or not all(
-            isinstance(document, str) for document in documents
-        ):
-            raise DatasetError(
-                "hard_negatives: expected lists of document ids; that of query "
-                f"{quote_some([query])} is not."
-            )
-        unknown = [document for document in documents if document not in corpus]
-        if query not in queries or unknown:
-            raise DatasetError(
-                f"hard_negatives: query {quote_some([query])} or its documents are not in the "
-                f"dataset ({quote_some(unknown) or 'the query'})."
-            )
-        relevant = [document for document in documents if document in relevant_docs.get(query, ())]
-        if relevant:
-            raise DatasetError(
-                f"hard_negatives: query {quote_some([query])} names {quote_some(relevant[:1])}, "
-                "which is relevant to it."
-            )

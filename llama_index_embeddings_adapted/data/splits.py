@@ -1,11 +1,11 @@
-"""Which queries train and which judge, by query or by document, without leaks."""
+"""Which queries train and which judge, without leaks; two datasets put together."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
@@ -131,3 +131,34 @@ def _count(test_size: float | int, total: int) -> int:
             f"got {test_size!r}."
         )
     return max(1, round(test_size * total)) if isinstance(test_size, float) else int(test_size)
+
+
+#: Fields of a dataset that are dicts by query, beside the queries.
+PER_QUERY = ("relevant_docs", "grades", "hard_negatives", "provenance")
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dataset of both; see ``EmbeddingQAFinetuneDataset.merged``.
+
+    Raises:
+        DatasetError: A document id stands for two texts.
+    """
+    clash = [d for d, text in second["corpus"].items() if first["corpus"].get(d, text) != text]
+    if clash:
+        raise DatasetError(
+            f"{len(clash)} document ids stand for different texts in the two datasets "
+            f"(first: {clash[0]!r})."
+        )
+    queries = dict(first["queries"])
+    parts = {name: dict(first[name] or {}) for name in PER_QUERY}
+    for query, text in second["queries"].items():
+        name, judged = query, (text, second["relevant_docs"][query])
+        while name in queries and judged != (queries[name], parts["relevant_docs"][name]):
+            name += "'"  # nobody else's id
+        queries[name] = text
+        for field, part in parts.items():
+            if query in (second[field] or {}):
+                part[name] = second[field][query]
+    corpus = {**first["corpus"], **second["corpus"]}
+    optional = {name: part or None for name, part in parts.items()}
+    return {"queries": queries, "corpus": corpus, **optional}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,128 @@ def test_json_and_beir_round_trips_give_back_the_same(tmp_path: Path, data: Data
         ("[1, 2]", "expected a JSON object, got list"),
         ("{", "expected JSON"),
         ('{"queries": {}, "corpus": []}', 'missing or not an object: "corpus", "relevant_docs"'),
-        ('{"queries": {}, "corpus": {}, "relevant_docs": {}, "x": 1}', 'Unknown keys: "x"'),
+        (
+            '{"queries": {}, "corpus": {}, "relevant_docs": {}, "x": 1}',
+            'is left: 1 unknown keys.*"x"',
+        ),
         ('{"queries": {"a": "b", "a": "c"}}', 'duplicate key ids .first: "a"'),
-        ('{"queries": {"a": 1}, "corpus": {"d": "t"}, "relevant_docs": {}}', "1 of 1 are not"),
+        (
+            '{"queries": {"a": 1}, "corpus": {"d": "t"}, "relevant_docs": {}}',
+            "1 queries without text",
+        ),
     ],
 )
 def test_json_of_another_shape_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(DatasetError, match=message):
-        Dataset.from_json(tmp_path / "data.json")
+        Dataset.from_json(tmp_path / "data.json", strict=True)
+
+
+QA = {
+    "queries": {"q": "wie heißt es?"},
+    "corpus": {"d": "so", "e": "no"},
+    "relevant_docs": {"q": ["d"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relevant_docs": {"q": "d"}}, None),
+        ({"relevant_docs": {"q": {"d": 1, "e": 0}}}, None),
+        ({"relevant_docs": {"q": [1]}, "corpus": {"1": "so", "e": "no"}}, None),
+        ({"negative_docs": {"q": ["e"]}}, None),
+        ({"relevant_docs": {"q": ["d", "d"]}}, '1 documents named twice.*"d"'),
+        ({"relevant_docs": {"q": ["d", "x"]}}, '1 judgements of documents that are not.*"x"'),
+        ({"queries": {**QA["queries"], "r": "why?"}}, '1 queries without a relevant.*"r"'),
+        ({"queries": {**QA["queries"], "r": " "}}, '1 queries without text.*"r"'),
+        ({"reference_answers": {}}, '1 unknown keys .first: "reference_answers"'),
+        ({"grades": {"q": {"d": "high"}}}, '1 grades that are no numbers.*"high"'),
+        ({"hard_negatives": {"q": ["d", "e"]}}, '1 hard negatives that are relevant.*"d"'),
+    ],
+)
+def test_json_as_others_write_it_is_read_and_what_is_left_out_is_counted(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({**QA, **change}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = Dataset.from_json(path)
+    assert (list(data.queries), [len(docs) for docs in data.relevant_docs.values()]) == (["q"], [1])
+    assert data.hard_negatives == ({"q": ["e"]} if "neg" in str(change) else None)
+    if message is None:
+        assert not caught
+        assert Dataset.from_json(path, strict=True) == data
+    else:
+        assert re.search(message, str(caught[0].message))
+        with pytest.raises(DatasetError, match=message):
+            Dataset.from_json(path, strict=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_marks_and_wide_characters_are_no_fault(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(QA, ensure_ascii=False), encoding=encoding)
+    assert Dataset.from_json(tmp_path / "data.json", strict=True).queries == QA["queries"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "wie heißt es?"),
+        ("cp1252", "¿cómo reinicio el señalador del año?"),
+        ("cp1252", "hvordan nulstiller jeg på færgen, og hvad gør den?"),
+        ("cp1251", "как сбросить пароль устройства"),
+        ("cp1250", "jak zresetować hasło, gdy żółty świeci"),
+        ("cp932", "パスワードをリセットする方法は何ですか"),
+    ],
+)
+def test_windows_code_pages_are_read_and_named(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "data.json"
+    data = {**QA, "queries": {"q": text}}
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding=encoding)
+    with pytest.warns(UserWarning, match="not all UTF-8, read as cp"):
+        assert Dataset.from_json(path).queries == data["queries"]
+    with pytest.raises(DatasetError, match="not all UTF-8, read as cp"):
+        Dataset.from_json(path, strict=True)
+
+
+def test_a_damaged_byte_does_not_make_utf_8_another_encoding(tmp_path: Path) -> None:
+    text = json.dumps({**QA, "queries": {"q": "größte Höhe übersät"}}, ensure_ascii=False)
+    (tmp_path / "data.json").write_bytes(text.encode().replace("Höhe".encode(), b"H\xf6he"))
+    with pytest.warns(UserWarning, match="read as utf-8"):
+        data = Dataset.from_json(tmp_path / "data.json")
+    assert data.queries == {"q": "größte H\N{REPLACEMENT CHARACTER}he übersät"}
+
+
+def test_provenance_is_kept_through_files_parts_and_merges(tmp_path: Path, small: Dataset) -> None:
+    written = small.with_provenance("llm")
+    written.save_json(tmp_path / "data.json")
+    written.to_beir(tmp_path / "beir")
+    for read in (Dataset.from_json(tmp_path / "data.json"), Dataset.from_beir(tmp_path / "beir")):
+        assert read.provenance == written.provenance == dict.fromkeys(small.queries, "llm")
+        assert read.synthetic
+    train, test = written.train_test_split(3)
+    assert (train.sources, test.sources) == ({"llm": 9}, {"llm": 3})
+    asked = Dataset(
+        {"h": "who?"}, {"d0": small.corpus["d0"]}, {"h": ["d0"]}, provenance={"h": "human"}
+    )
+    both = train.merged(asked).merged(test)
+    assert both.sources == {"llm": 12, "human": 1}
+    assert not both.synthetic
+    assert small.merged(asked).sources == {"unknown": 12, "human": 1}
+    assert written.fingerprint == small.fingerprint  # the same texts and judgements
+    with pytest.raises(
+        DatasetError, match=r'expected one of human, .*; 12 are not .first: "robot"'
+    ):
+        small.with_provenance("robot")
+
+
+def test_relevance_may_be_sets_or_dicts_of_grades() -> None:
+    parts = ({"q": "?"}, {"a": "1", "b": "2"})
+    assert Dataset(*parts, {"q": {"b", "a"}}).relevant_docs == {"q": ["a", "b"]}  # type: ignore[dict-item]
+    graded = Dataset(*parts, {"q": {"a": 2, "b": 0}})
+    assert (graded.relevant_docs, graded.grades) == ({"q": ["a"]}, {"q": {"a": 2}})
 
 
 # --- bad data ---------------------------------------------------------------------------------
@@ -106,6 +220,12 @@ GOOD: dict[str, Any] = {
         ({"relevant_docs": {**GOOD["relevant_docs"], "q3": ["d1"]}}, r'1 query ids.*"q3"'),
         ({"relevant_docs": {"q1": ["d1", "d1"], "q2": ["d1"]}}, 'name a document twice.*"q1"'),
         ({"relevant_docs": {"q1": "d1", "q2": ["d1"]}}, 'expected lists.*1 of 2.*"q1"'),
+        ({"hard_negatives": {"q1": ["d9"]}}, 'hard_negatives: 1 document ids.*"d9"'),
+        (
+            {"hard_negatives": {"q1": ["d1"]}},
+            r"hard_negatives: 1 pairs .* are relevant.*q1 → d1",
+        ),
+        ({"provenance": {"q9": "llm"}}, 'provenance: 1 query ids are not in queries.*"q9"'),
         ({"relevant_docs": [("q1", "d1")]}, "expected a dict of query id .*got list"),
         ({"queries": {"q1": " ", "q2": ""}}, 'queries: 2 of 2 texts are empty.*"q1", "q2"'),
         ({"corpus": {"d1": "", "d2": "b"}}, 'corpus: 1 of 2 texts are empty.*"d1"'),
@@ -113,8 +233,11 @@ GOOD: dict[str, Any] = {
         ({"corpus": {1: "a", "d2": "b"}}, "string ids and string texts; 1 of 2"),
         ({"queries": ["one"]}, "queries: expected a dict of id → text, got list"),
         ({"queries": {}, "relevant_docs": {}}, "queries: expected at least one text"),
-        ({"grades": {"q1": {"d2": 1.0}}}, 'grades document "d2", which is not among'),
-        ({"grades": {"q1": {"d1": 0}}}, "expected a number > 0, got 0"),
+        (
+            {"grades": {"q1": {"d2": 1.0}}},
+            "grades: 1 pairs .* are not among relevant_docs.*q1 → d2",
+        ),
+        ({"grades": {"q1": {"d1": 0}}}, "grades: expected numbers > 0; 1 are not .*q1 → d1: 0"),
     ],
 )
 def test_bad_data_is_refused_with_numbers_and_names(change: dict[str, Any], message: str) -> None:
@@ -170,33 +293,81 @@ def test_plain_and_gzipped_files_titles_and_grades_are_read(tmp_path: Path) -> N
     assert data.grade("q1", "d2") == 0
 
 
-def test_queries_judged_irrelevant_throughout_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    folder = beir_folder(tmp_path / "b", qrels="q1\td1\t1\nq2\td2\t0\n")
-    with pytest.warns(UserWarning, match='1 queries have only irrelevant.*"q2"'):
-        assert list(Dataset.from_beir(folder, "test").queries) == ["q1"]
+LINES = {name: json.dumps({"_id": name, "text": name}) + "\n" for name in ("d1", "q1")}
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"qrels": "q1\td1\n"}, r"test.tsv, line 2: expected query-id, corpus-id and a numeric"),
-        ({"qrels": "q1\td1\thigh\n"}, r"test.tsv, line 2: expected query-id"),
-        ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"line 3: .* judged twice, with different scores"),
-        ({"qrels": "q1\td9\t1\n"}, r'1 document ids are not in the corpus.*"d9"'),
-        ({"qrels": "q7\td1\t1\n"}, r'1 query ids of qrels/test.tsv are not in queries.*"q7"'),
-        ({"qrels": "", "corpus": '{"_id": 1, "text": ""}'}, r"line 1: expected an object with str"),
-        ({"qrels": "", "corpus": "{oops"}, r"corpus.jsonl, line 1: expected a JSON object"),
-        (
-            {"qrels": "q1\td1\t1\n", "queries": '{"_id": "q1", "text": "a"}\n' * 2},
-            r'queries.jsonl: 1 duplicate _id ids .first: "q1"',
-        ),
+        ({"qrels": "q1\td1\t1\nq2\td2\t0\n"}, r'1 queries without a relevant document.*"q2"'),
+        ({"qrels": "q1\td1\t1\nq1\td2\n"}, r'1 lines of test.tsv that are no judgement.*"line 3"'),
+        ({"qrels": "q1\td1\t1\nq1\td2\thigh\n"}, r"1 lines of test.tsv that are no judgement"),
+        ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, r"1 pairs judged twice, .* higher grade"),
+        ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, r'1 judgements of documents that are not .*"d9"'),
+        ({"qrels": "q1\td1\t1\nq7\td1\t1\n"}, r'1 judged queries without a text .first: "q7"'),
+        ({"corpus": LINES["d1"] + '{"_id": "d2", "text": ""}'}, r'1 texts of corpus.*empty.*"d2"'),
+        ({"corpus": LINES["d1"] + "{oops"}, r'1 lines of corpus.jsonl without an id.*"line 2"'),
+        ({"corpus": LINES["d1"] * 2}, r'1 ids of corpus.jsonl given twice .first: "d1"'),
+        ({"queries": LINES["q1"] + '{"_id": "q1", "text": "b"}'}, r"given twice, with two texts"),
     ],
 )
-def test_malformed_folders_are_refused_with_file_and_line(
+def test_what_published_folders_have_too_much_is_left_out_and_counted_or_refused(
+    tmp_path: Path, parts: dict[str, str], message: str
+) -> None:
+    folder = beir_folder(tmp_path / "b", **{"qrels": "q1\td1\t1\n", **parts})
+    with pytest.warns(UserWarning, match=message):
+        data = Dataset.from_beir(folder, "test")
+    assert (list(data.queries), data.relevant_docs) == (["q1"], {"q1": ["d1"]})
+    with pytest.raises(DatasetError, match=message):
+        Dataset.from_beir(folder, "test", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "qrels"),
+    [
+        ("test.tsv", "query_id\tcorpus_id\tscore\r\nq1\td1\t1\r\nq2\td2\t1\r\n"),
+        ("test.tsv", "q1 0 d1 1\nq2 0 d2 1\n"),
+        ("test.trec", "q1\t0\td1\t1\nq2\t0\td2\t1\n"),
+        ("test.tsv", "q1\td1\t1\nq1\td1\t1\nq2\td2\t1\nq2\td1\t-1\n"),
+        ("test.jsonl", '{"query-id": "q1", "corpus-id": "d1", "score": 1}\n'
+                       '{"query-id": "q2", "corpus-id": "d2", "score": 1}\n'),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_shapes_of_qrels_that_circulate_are_one(
+    tmp_path: Path, name: str, qrels: str, encoding: str
+) -> None:
+    folder = beir_folder(tmp_path / "b", qrels="")
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / name).write_text(qrels, encoding=encoding, newline="")
+    data = Dataset.from_beir(folder, "test", strict=True)
+    assert data.relevant_docs == {"q1": ["d1"], "q2": ["d2"]}
+    assert data.grades is None
+
+
+def test_ids_are_numbers_have_another_name_or_quotes(tmp_path: Path) -> None:
+    corpus = '{"id": 1, "title": null, "text": "t"}\n'
+    corpus += '{"_id": "\\"Weird Al\\"", "title": "only", "text": null}'
+    qrels = 'q1\t1\t1\nq1\t"Weird Al"\t1\n'
+    data = Dataset.from_beir(beir_folder(tmp_path / "b", qrels=qrels, corpus=corpus), "test")
+    assert data.corpus == {"1": "t", '"Weird Al"': "only"}
+    assert data.relevant_docs == {"q1": ["1", '"Weird Al"']}
+    data.to_beir(tmp_path / "again")  # where quotes mark
+    assert Dataset.from_beir(tmp_path / "again", strict=True) == data
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"qrels": "q9\td9\t1\n"}, r"No query .* is left: 1 judged queries without a text"),
+        ({"corpus": "{oops"}, r"corpus.jsonl: expected at least one text.*\"line 1\""),
+    ],
+)
+def test_folders_of_which_nothing_is_left_are_refused(
     tmp_path: Path, parts: dict[str, str], message: str
 ) -> None:
     with pytest.raises(DatasetError, match=message):
-        Dataset.from_beir(beir_folder(tmp_path / "b", **parts), "test")
+        Dataset.from_beir(beir_folder(tmp_path / "b", **{"qrels": "q1\td1\t1\n", **parts}), "test")
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from benchmarks.robustness.watched import Misdeed, outcome
 from llama_index_embeddings_adapted import AdapterPool, EmbeddingQAFinetuneDataset, LinearAdapter
 from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.data.formats import _MOST_IN_LINE
+from llama_index_embeddings_adapted.data.reading import _MOST_IN_LINE
 from llama_index_embeddings_adapted.encoding.serialize import describe_base, rebuild_base
 from llama_index_embeddings_adapted.errors import (
     AdaptedError,

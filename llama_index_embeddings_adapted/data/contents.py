@@ -1,0 +1,237 @@
+"""What is in a dataset: what it is refused for, its hash, its lengths.
+
+Every message counts and names what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from llama_index_embeddings_adapted.data.formats import SOURCES
+from llama_index_embeddings_adapted.errors import DatasetError, quote_some
+
+Lists = Mapping[str, Sequence[str]]
+
+
+def check(
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    relevant_docs: Lists,
+    grades: object,
+    hard_negatives: Any,
+    provenance: object,
+) -> None:
+    """Refuse texts, judgements, grades, hard negatives and sources that do not fit together.
+
+    Raises:
+        DatasetError: The first thing found.
+    """
+    _check_texts("queries", queries)
+    _check_texts("corpus", corpus)
+    _check_lists("relevant_docs", relevant_docs, queries, corpus)
+    _refuse(
+        [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)],
+        "relevant_docs: {} queries name a document twice",
+    )
+    if grades is not None:
+        _check_grades(relevant_docs, grades)
+    if hard_negatives is not None:
+        _check_lists("hard_negatives", hard_negatives, queries, corpus)
+        _check_negatives(relevant_docs, hard_negatives)
+    if provenance is not None:
+        _check_provenance(queries, provenance)
+
+
+def check_judged(
+    queries: Mapping[str, str], relevant_docs: Lists, *, what: str = "", hint: str = ""
+) -> None:
+    """Refuse queries without a relevant document.
+
+    Raises:
+        DatasetError: There are some.
+    """
+    _refuse(
+        [query for query in queries if not relevant_docs.get(query)],
+        f"{what}{{}} of {len(queries)} queries have no relevant document",
+        f"{hint}Drop them with dataset.judged().",
+    )
+
+
+def _refuse(faults: Iterable[object], told: str, advice: str = "") -> None:
+    found = list(faults)
+    if found:
+        first = quote_some(dict.fromkeys(found))
+        raise DatasetError(f"{told.format(len(found))} (first: {first}). {advice}".rstrip())
+
+
+def _check_texts(what: str, texts: object) -> None:
+    if not isinstance(texts, Mapping):
+        raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")
+    _refuse(
+        [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)],
+        f"{what}: expected string ids and string texts; {{}} of {len(texts)} are not",
+    )
+    _refuse(
+        [key for key, text in texts.items() if not text.strip()],
+        f"{what}: {{}} of {len(texts)} texts are empty",
+        "Drop them, or give them text.",
+    )
+    if not texts:
+        raise DatasetError(f"{what}: expected at least one text, got none.")
+
+
+def _check_lists(
+    what: str, lists: object, queries: Mapping[str, str], corpus: Mapping[str, str]
+) -> None:
+    if not isinstance(lists, Mapping):
+        raise DatasetError(
+            f"{what}: expected a dict of query id → list of document ids, "
+            f"got {type(lists).__name__}."
+        )
+    _refuse(
+        [query for query, documents in lists.items() if not _are_ids(documents)],
+        f"{what}: expected lists of document ids; {{}} of {len(lists)} are not",
+    )
+    _refuse(
+        [query for query in lists if query not in queries],
+        f"{what}: {{}} query ids are not in queries",
+    )
+    _refuse(
+        [
+            document
+            for documents in lists.values()
+            for document in documents
+            if document not in corpus
+        ],
+        f"{what}: {{}} document ids are not in the corpus",
+        "Add those documents, or drop the ids.",
+    )
+
+
+def _are_ids(documents: object) -> bool:
+    listed = isinstance(documents, Sequence) and not isinstance(documents, str)
+    return listed and all(isinstance(document, str) for document in documents)  # type: ignore[attr-defined]
+
+
+def _check_grades(relevant_docs: Lists, grades: object) -> None:
+    if not isinstance(grades, Mapping) or not all(isinstance(g, Mapping) for g in grades.values()):
+        raise DatasetError("grades: expected a dict of query id → dict of document id → grade.")
+    pairs = [(q, d, grade) for q, graded in grades.items() for d, grade in graded.items()]
+    _refuse(
+        [f"{q} → {d}" for q, d, _ in pairs if d not in relevant_docs.get(q, ())],
+        "grades: {} pairs of query and document are not among relevant_docs",
+    )
+    _refuse(
+        [f"{q} → {d}: {grade!r}" for q, d, grade in pairs if not _is_grade(grade)],
+        "grades: expected numbers > 0; {} are not",
+    )
+
+
+def _is_grade(grade: object) -> bool:
+    number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
+    return number and 0 < grade < math.inf  # type: ignore[operator]
+
+
+def _check_negatives(relevant_docs: Lists, negatives: Lists) -> None:
+    _refuse(
+        [
+            f"{q} → {d}"
+            for q, docs in negatives.items()
+            for d in docs
+            if d in relevant_docs.get(q, ())
+        ],
+        "hard_negatives: {} pairs of query and document are relevant",
+    )
+
+
+def _check_provenance(queries: Mapping[str, str], provenance: object) -> None:
+    if not isinstance(provenance, Mapping):
+        raise DatasetError(
+            f"provenance: expected a dict of query id → source, got {type(provenance).__name__}."
+        )
+    _refuse(
+        [query for query in provenance if query not in queries],
+        "provenance: {} query ids are not in queries",
+    )
+    _refuse(
+        [source for source in provenance.values() if source not in SOURCES],
+        f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not",
+    )
+
+
+_HASHED_AT_ONCE = 10_000
+MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
+
+
+def fingerprint(*parts: Mapping[str, Any] | None) -> str:
+    """Return a hash of ids, texts and judgements, to tell datasets apart."""
+    hashed = hashlib.sha256(b"[")
+    for number, part in enumerate(parts):
+        hashed.update(b", " if number else b"")
+        for piece in _json_pieces(part):
+            hashed.update(piece.encode("ascii"))
+    hashed.update(b"]")
+    return hashed.hexdigest()[:16]
+
+
+def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the JSON of an object with sorted keys, a part of it at a time."""
+    if part is None:
+        yield "null"
+        return
+    yield "{"
+    names = sorted(part)
+    for start in range(0, len(names), _HASHED_AT_ONCE):
+        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
+        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
+        yield (", " if start else "") + text[1:-1]
+    yield "}"
+
+
+def _lengths(texts: list[str]) -> list[float]:
+    step = -(-len(texts) // MOST_MEASURED)
+    words = [len(text.split()) for text in texts[:: step or 1]]
+    return [float(min(words)), float(median(words)), float(max(words))] if words else []
+
+
+def _question_counts(report: Any) -> dict[str, Any] | None:
+    """Return the counts of a report on questions: no question and no passage id."""
+    if report is None:
+        return None
+    found = dict(report.to_dict())
+    found.pop("examples", None)
+    found["failed"] = len(found.get("failed", ()))
+    return found
+
+
+def data_statistics(dataset: Any) -> dict[str, Any]:
+    """Return counts and lengths as JSON knows them, without any text of the dataset.
+
+    Args:
+        dataset: An ``EmbeddingQAFinetuneDataset``.
+
+    Returns:
+        ``queries``, ``documents``, ``distinct_documents``, ``judgements``, ``documents_asked_for``,
+        ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and ``document_words``
+        (least, median, most), and ``questions``: what the filters kept and dropped, None where no
+        report is known.
+    """
+    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
+    return {
+        "queries": len(dataset.queries),
+        "documents": len(dataset.corpus),
+        "distinct_documents": len(set(dataset.corpus.values())),
+        "judgements": sum(map(len, dataset.relevant_docs.values())),
+        "documents_asked_for": len(asked),
+        "graded": dataset.grades is not None,
+        "synthetic": dataset.synthetic,
+        "provenance": dataset.sources,
+        "query_words": _lengths(list(dataset.queries.values())),
+        "document_words": _lengths(list(dataset.corpus.values())),
+        "questions": _question_counts(dataset.report),
+    }

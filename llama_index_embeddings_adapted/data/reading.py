@@ -1,0 +1,296 @@
+"""Files as people save them: any encoding, plain or gzipped; JSON, JSON lines, tables, parquet.
+
+What a lenient reader leaves out is counted and said once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import warnings
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.errors import DatasetError, quote_some, require_extra
+
+#: Characters: no document is as long, and no texts compress as well; what does was made to flood.
+_MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+#: Code pages that office software writes; of others charset-normalizer finds lookalikes.
+_PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp932", "cp949",
+          "gb18030", "big5"]  # fmt: skip
+_LATIN = ("cp1252", "cp1250")
+_SAMPLE = 1 << 16  # bytes
+
+
+class Omissions:
+    """What a reader leaves out, counted by reason; said in one warning, or refused.
+
+    Args:
+        where: File or rows, for the message.
+        strict: Refuse rather than leave out.
+    """
+
+    def __init__(self, where: object, *, strict: bool = False) -> None:
+        self._where, self._strict = where, strict
+        self._counts: Counter[str] = Counter()
+        self._first: defaultdict[str, list[object]] = defaultdict(list)
+
+    def add(self, reason: str, example: object) -> None:
+        """Count something that is left out."""
+        self._counts[reason] += 1
+        if len(self._first[reason]) < 4:
+            self._first[reason].append(example)
+
+    def __str__(self) -> str:
+        told = (
+            f"{n:,} {why} (first: {quote_some(self._first[why])})"
+            for why, n in self._counts.items()
+        )
+        return "; ".join(told)
+
+    def tell(self) -> None:
+        """Warn of everything that was left out.
+
+        Raises:
+            DatasetError: Something was, and the reader is strict.
+        """
+        if self._counts and self._strict:
+            raise DatasetError(f"{self._where}: {self}. Without strict=True they are left out.")
+        if self._counts:
+            warnings.warn(f"{self._where}: left out or mended: {self}.", stacklevel=3)
+
+
+def repaired(text: str) -> str:
+    """Join surrogate pairs that stand apart; a half one becomes the replacement character."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def encoding_of(pieces: Iterator[bytes]) -> tuple[str, str]:
+    """Return the encoding of a text and how faults are to be handled.
+
+    A byte order mark decides; else UTF-8 where it fits; else UTF-16 where every other byte is zero;
+    else the Windows code page that charset-normalizer finds likeliest.
+
+    Args:
+        pieces: Of the bytes, in order; read as far as needed.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for number, piece in enumerate(pieces):
+        marked = [name for mark, name in _MARKS if number == 0 and piece.startswith(mark)]
+        if marked:
+            return marked[0], "strict"
+        zeros = piece[:_SAMPLE].count(0) if number == 0 else 0
+        if zeros > len(piece[:_SAMPLE]) // 4:
+            return ("utf-16-le" if piece[1:2] == b"\0" else "utf-16-be"), "strict"
+        try:
+            decoder.decode(piece)
+        except UnicodeDecodeError as fault:
+            around = piece[max(0, fault.start - _SAMPLE) : fault.start + _SAMPLE]
+            text = around.decode("utf-8", "replace")
+            broken = text.count("\N{REPLACEMENT CHARACTER}")
+            if sum(not character.isascii() for character in text) > 2 * broken:
+                return "utf-8", "replace"  # UTF-8, with some bytes damaged
+            return _page_of(around), "replace"
+    return "utf-8", "strict"
+
+
+def _page_of(sample: bytes) -> str:
+    try:
+        from charset_normalizer import from_bytes  # comes with requests, and so with LlamaIndex
+    except ImportError:
+        return "cp1252"
+    best = from_bytes(sample, cp_isolation=_PAGES).best()
+    found = "cp1252" if best is None else str(best.encoding)
+    # Of short texts in Latin letters it confuses these two; signs inside words tell.
+    return min(_LATIN, key=lambda page: _odd(sample, page)) if found in _LATIN else found
+
+
+def _odd(sample: bytes, page: str) -> int:
+    text = sample.decode(page, "replace")
+    inside = zip(text, text[1:], text[2:], strict=False)
+    return sum(a.isalpha() and b > "\x7f" and not b.isalpha() and c.isalpha() for a, b, c in inside)
+
+
+def decode(data: bytes, omissions: Omissions) -> str:
+    """Return bytes as text, whatever their encoding; anything but UTF-8 and UTF-16 is noted."""
+    encoding, errors = encoding_of(iter([data]))
+    _note_encoding(encoding, errors, omissions)
+    return data.decode(encoding, errors)
+
+
+def _note_encoding(encoding: str, errors: str, omissions: Omissions) -> None:
+    if errors != "strict":
+        omissions.add(f"file that is not all UTF-8, read as {encoding}", encoding)
+
+
+@contextmanager
+def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
+    """Give the lines of a file, plain or gzipped, of which neither one nor all are without end.
+
+    Raises:
+        DatasetError: No such file, or it cannot be read.
+    """
+    zipped = path.with_name(path.name + ".gz")
+    found = path if path.exists() or not zipped.exists() else zipped
+    if not found.exists():
+        raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
+    if not found.is_file():
+        raise DatasetError(f"{found}: expected a file.")
+    size = found.stat().st_size
+    most = max(_MOST_UNZIPPED, _MOST_RATIO * size) if found.suffix == ".gz" else None
+    encoding = "unknown"
+    try:
+        with _bytes_of(found) as raw:
+            encoding, errors = encoding_of(_blocks(raw, most))
+        _note_encoding(encoding, errors, omissions)
+        with (
+            _bytes_of(found) as raw,
+            io.TextIOWrapper(cast(Any, raw), encoding, errors, newline="") as stream,
+        ):
+            yield _lines(stream, found, most=most)
+    except (UnicodeError, EOFError, OSError, zlib.error, csv.Error) as cause:
+        raise DatasetError(f"{found}: cannot be read as {encoding} ({cause}).") from cause
+
+
+def _bytes_of(path: Path) -> io.BufferedIOBase:
+    return cast(
+        io.BufferedIOBase, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    )
+
+
+def _blocks(stream: io.BufferedIOBase, most: int | None) -> Iterator[bytes]:
+    read = 0
+    while (block := stream.read(1 << 20)) and (most is None or read <= 4 * most):
+        read += len(block)
+        yield block
+
+
+def _lines(stream: io.TextIOBase, path: Path, *, most: int | None) -> Iterator[str]:
+    read = 0
+    while line := stream.readline(_MOST_IN_LINE):
+        read += len(line)
+        if len(line) == _MOST_IN_LINE or (most is not None and read > most):
+            raise DatasetError(
+                f"{path}: expected lines of fewer than {_MOST_IN_LINE:,} characters"
+                + ("." if most is None else f", and fewer than {most:,} in all.")
+            )
+        yield line
+
+
+def json_object(raw: str) -> dict[str, Any]:
+    """Return the object that a line holds; an empty one where it holds none."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def plain_id(value: object) -> str | None:
+    """Return an id as a string; a whole number is one, too."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def read_file(path: Path, omissions: Omissions) -> Any:
+    """Return what a file holds, by looking inside: rows, or an object around them.
+
+    Parquet needs pandas or pyarrow. JSON, JSON lines and tables with commas, semicolons or tabs
+    need nothing.
+
+    Raises:
+        DatasetError: No such file, or it is damaged.
+        MissingExtraError: Parquet, and no pyarrow.
+    """
+    data = files.read_bytes(path, error=DatasetError)
+    if data[:4] == b"PAR1":
+        return read_parquet(path)
+    text = decode(data, omissions)
+    return (
+        parse_json(text, path, omissions)
+        if text.lstrip().startswith(("[", "{"))
+        else parse_table(text, path)
+    )
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a parquet file.
+
+    Raises:
+        DatasetError: No such file, or it is damaged.
+        MissingExtraError: No pyarrow.
+    """
+    arrow = require_extra("pyarrow", extra="pandas")
+    parquet = require_extra("pyarrow.parquet", extra="pandas")
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file.")
+    try:
+        return list(parquet.read_table(path).to_pylist())
+    except (OSError, arrow.ArrowException) as cause:
+        raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
+
+
+def parse_json(text: str, path: Path, omissions: Omissions) -> Any:
+    """Return what JSON holds, or the rows of JSON lines.
+
+    Raises:
+        DatasetError: Neither.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            row = json_object(line)
+            if row:
+                rows.append(row)
+            else:
+                omissions.add("lines that are no JSON objects", f"line {number}")
+    if not rows:
+        raise DatasetError(f"{path}: expected JSON or JSON lines: {omissions}.")
+    return rows
+
+
+def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table whose first line names its columns.
+
+    Raises:
+        DatasetError: Fewer than two columns.
+    """
+    csv.field_size_limit(1 << 25)
+    head = text.lstrip().split("\n", 1)[0]
+    delimiter = max("\t;,|", key=head.count)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter))
+    except csv.Error as cause:
+        raise DatasetError(f"{path}: expected a table ({cause}).") from cause
+    if not rows or len(rows[0]) < 2:
+        raise DatasetError(
+            f"{path}: expected a table whose first line names at least two columns, "
+            f"got {quote_some([head])}."
+        )
+    return [{str(name): value for name, value in row.items() if name is not None} for row in rows]

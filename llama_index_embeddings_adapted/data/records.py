@@ -1,0 +1,487 @@
+"""Rows as people have them become a dataset: pairs, triplets, grades, logs, test sets, qrels.
+
+Columns are found by their usual names. A passage is given by its text, or by its id where a corpus
+comes with the rows. Equal texts are one query or one document.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index_embeddings_adapted.data import formats
+from llama_index_embeddings_adapted.data.reading import Omissions, plain_id, repaired
+from llama_index_embeddings_adapted.errors import DatasetError, quote_some
+
+Row = Mapping[str, Any]
+
+#: What columns are called, by role, the likeliest first; case, spaces and hyphens do not count.
+NAMES: dict[str, tuple[str, ...]] = {
+    "query": ("query", "question", "anchor", "user_input", "query_text", "search_query", "search",
+              "q", "input", "prompt", "sentence1", "sentence_1", "text1", "premise"),
+    "document": ("document", "positive", "pos", "positives", "positive_passages", "passage",
+                 "passages", "positive_ctxs", "reference_contexts", "contexts", "context", "chunk",
+                 "doc", "document_text", "relevant_docs", "documents", "content", "text", "answer",
+                 "response", "output", "completion", "sentence2", "sentence_2", "text2",
+                 "hypothesis"),
+    "negative": ("negative", "neg", "negatives", "hard_negative", "hard_negatives",
+                 "negative_passages", "hard_negative_ctxs", "negative_docs"),
+    "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity"),
+    "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful", "clicked"),
+    "clicks": ("clicks", "click_count", "count"),
+    "query_id": ("query_id", "qid", "queryid", "query-id"),
+    "document_id": ("document_id", "doc_id", "docid", "corpus_id", "corpus-id", "passage_id", "pid",
+                    "node_id", "chunk_id"),
+    "title": ("title",),
+    "provenance": ("provenance",),
+}  # fmt: skip
+_UP = {"up", "yes", "true", "positive", "good", "like", "liked", "helpful", "👍", "+1"}
+_DOWN = {"down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎", "-1"}
+_LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
+_HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
+
+
+@dataclass
+class _Gathered:
+    """What has been read of the rows so far; ids are those given, or made from the text."""
+
+    omissions: Omissions
+    queries: dict[str, str] = field(default_factory=dict)
+    corpus: dict[str, str] = field(default_factory=dict)
+    grades: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    negatives: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    sources: dict[str, str] = field(default_factory=dict)
+    votes: bool = False  # which add up, and of which none is no judgement
+
+    def judge(self, query: str, document: str, grade: float) -> None:
+        """Add a grade to what is known of a pair: votes add up, of grades the highest counts."""
+        before = self.grades[query].get(document)
+        if before is not None:
+            grade = before + grade if self.votes else max(before, grade)
+        self.grades[query][document] = grade
+
+    def keep(self, texts: dict[str, str], key: str | None, text: str, mark: str) -> str:
+        """Keep a text under its id; one id for two texts keeps both, the second under its own."""
+        text = repaired(text)
+        if key is None or texts.get(key, text) != text:
+            if key is not None:
+                self.omissions.add("ids that stand for two texts", key)
+            key = f"{mark}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        texts[key] = text
+        return key
+
+    def document(self, value: object, key: str | None = None, title: object = None) -> str | None:
+        """Return the id of a passage given by text, by id, or as an object with both."""
+        if isinstance(value, Mapping):
+            key = plain_id(next((value[n] for n in formats.ID if n in value), key))
+            title, value = (
+                value.get("title"),
+                next(
+                    (value[n] for n in ("text", "contents", "content", "passage") if n in value),
+                    None,
+                ),
+            )
+        named = plain_id(value)
+        if key is None and named is not None and named in self.corpus:
+            return named
+        if not isinstance(value, str) or not value.strip():
+            return key if key in self.corpus else None
+        text = _HOP.sub("", value).strip()
+        if isinstance(title, str) and title.strip():
+            text = f"{title.strip()} {text}"
+        return self.keep(self.corpus, key, text, "d")
+
+
+def parts_of(
+    rows: Any,
+    *,
+    columns: Mapping[str, str | Sequence[str] | None],
+    queries: Mapping[Any, str] | None,
+    corpus: Mapping[Any, str] | None,
+    provenance: str | None,
+    omissions: Omissions,
+) -> dict[str, Any]:
+    """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``.
+
+    Raises:
+        DatasetError: No columns of queries and documents are found, or nothing is left.
+    """
+    if _is_qa(rows):
+        return mended_qa(rows, omissions)
+    found = _Gathered(omissions)
+    for texts, given, mark in ((found.queries, queries, "q"), (found.corpus, corpus, "d")):
+        for key, text in (given or {}).items():
+            if isinstance(text, str) and text.strip():
+                found.keep(texts, str(key), text, mark)
+            else:
+                omissions.add("given texts that are empty", key)
+    table = list(rows_of(rows))
+    roles = _roles(table, columns, by_id=(queries is not None, corpus is not None))
+    found.votes = bool(roles["thumbs"] or roles["clicks"])
+    for number, row in enumerate(table, start=1):
+        _read_row(row, roles, found, f"row {number}", provenance)
+    return _finished(found)
+
+
+def mended_qa(
+    data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
+) -> dict[str, Any]:
+    """Return the arguments of a dataset from its parts as others write them.
+
+    Ids may be numbers; the documents of a query a list, a set, one id, or a dict with grades.
+
+    Raises:
+        DatasetError: Nothing is left.
+    """
+    texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
+    for part, found in texts.items():
+        for key, text in data[part].items():
+            if plain_id(key) is None or not isinstance(text, str) or not text.strip():
+                omissions.add(f"{part} without text", key)
+            else:
+                found[str(plain_id(key))] = text
+    given, lists, sources = (
+        _mapping(data, name, omissions) for name in ("grades", "hard_negatives", "provenance")
+    )
+    if lists is None:
+        lists = _mapping(data, "negative_docs", omissions)
+    judged: dict[str, dict[str, float]] = {}
+    for key, documents in data["relevant_docs"].items():
+        own = (given or {}).get(key)
+        judged[str(plain_id(key))] = {
+            document: _number(
+                own.get(document, grade) if isinstance(own, Mapping) else grade, omissions
+            )
+            for document, grade in graded(documents, omissions).items()
+        }
+    for key in set(data) - {*formats.OLD, *formats.ADDED, "negative_docs"}:
+        omissions.add("unknown keys", key)
+    parts = formats.fitted(
+        texts["queries"], texts["corpus"], judged, omissions, allow_unjudged=allow_unjudged
+    )
+    if given is not None:  # only those that were given: the others count 1
+        parts["grades"] = {
+            q: {d: judged[q][d] for d in parts["relevant_docs"][q] if d in given[q]}
+            for q in parts["queries"]
+            if isinstance(given.get(q), Mapping)
+        }
+    return {
+        **parts,
+        "mode": data.get("mode", "text"),
+        "hard_negatives": None if lists is None else _mined(lists, parts, omissions),
+        "provenance": sources and {q: s for q, s in sources.items() if q in parts["queries"]},
+    }
+
+
+def _mapping(data: Mapping[str, Any], name: str, omissions: Omissions) -> Mapping[str, Any] | None:
+    value = data.get(name)
+    if value is None or isinstance(value, Mapping):
+        return value
+    omissions.add("parts that are no objects", name)
+    return None
+
+
+def _mined(
+    lists: Mapping[str, Any], parts: Mapping[str, Any], omissions: Omissions
+) -> dict[str, list[str]]:
+    mined: dict[str, list[str]] = {}
+    for key, documents in lists.items():
+        query = str(plain_id(key))
+        fitting = []
+        for document in graded(documents, omissions):
+            relevant = document in parts["relevant_docs"].get(query, ())
+            if relevant or document not in parts["corpus"] or query not in parts["queries"]:
+                omissions.add("hard negatives that are relevant or unknown", document)
+            else:
+                fitting.append(document)
+        if query in parts["queries"]:
+            mined[query] = fitting
+    return mined
+
+
+def graded(documents: object, omissions: Omissions) -> dict[str, Any]:
+    """Return document id → grade of a list, a set, one id, or a dict with grades."""
+    if isinstance(documents, Mapping):
+        return {str(plain_id(key)): grade for key, grade in documents.items()}
+    if isinstance(documents, (set, frozenset)):
+        documents = sorted(documents, key=str)
+    if isinstance(documents, (str, int)):
+        documents = [documents]
+    listed: Sequence[Any] = documents if isinstance(documents, Sequence) else ()
+    found: dict[str, Any] = {}
+    for document in listed:
+        name = plain_id(document)
+        if name is None or name in found:
+            omissions.add("documents named twice by a query, or no ids", document)
+        else:
+            found[name] = 1.0
+    return found
+
+
+def as_lists(
+    relevant: Any, grades: Mapping[str, Mapping[str, float]] | None
+) -> tuple[Any, Mapping[str, Mapping[str, float]] | None]:
+    """Return relevance as lists, and the grades, where sets or dicts of grades were given."""
+    if not isinstance(relevant, Mapping):
+        return relevant, grades
+    found = {q: docs for q, docs in relevant.items() if isinstance(docs, Mapping)}
+    graded = {q: {d: g for d, g in docs.items() if g > 0} for q, docs in found.items()}
+    lists = {
+        q: list(graded[q]) if q in graded else sorted(docs) if isinstance(docs, Set) else docs
+        for q, docs in relevant.items()
+    }
+    return lists, {**graded, **(grades or {})} if graded else grades
+
+
+def _number(value: object, omissions: Omissions) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    omissions.add("grades that are no numbers, read as 1", value)
+    return 1.0
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def rows_of(data: Any) -> Iterator[Row]:
+    """Yield rows of whatever holds them: lists, data frames, tables, LlamaIndex's and Ragas' sets.
+
+    Raises:
+        DatasetError: It holds none.
+    """
+    for method in ("to_pylist", "to_list"):  # Arrow, Ragas
+        if callable(getattr(data, method, None)):
+            return rows_of(getattr(data, method)())
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, polars
+        frame = data.to_pandas() if hasattr(data, "to_pandas") else data
+        return rows_of(frame.astype(object).where(frame.notna(), None).to_dict("records"))
+    if not isinstance(data, Mapping) and hasattr(data, "examples"):  # LabelledRagDataset
+        return rows_of([example.model_dump(mode="json") for example in data.examples])
+    if isinstance(data, Mapping):
+        return _rows_of_mapping(data)
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise DatasetError(f"rows: expected dicts, one per row, got {type(data).__name__}.")
+    return (_row(row, number) for number, row in enumerate(data, start=1))
+
+
+def _row(row: Any, number: int) -> Row:
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, (list, tuple)) and len(row) in (2, 3):
+        third = (
+            {} if len(row) == 2 else {"negative" if isinstance(row[2], str) else "grade": row[2]}
+        )
+        return {"query": row[0], "document": row[1], **third}
+    if hasattr(row, "model_dump"):
+        return dict(row.model_dump(mode="json"))
+    raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
+
+
+def _rows_of_mapping(data: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield one row, the rows of an object around a list, of columns, or of query → documents."""
+    inside = next((data[name] for name in _LISTS if isinstance(data.get(name), list)), None)
+    if inside is not None:
+        return rows_of(inside)
+    asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
+    if asked and isinstance(asked[0], str):
+        return iter([data])
+    if asked:
+        columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
+        if len({len(column) for column in columns.values()}) == 1:
+            return (
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+            )
+    return ({"query": query, "document": documents} for query, documents in data.items())
+
+
+def _is_qa(data: object) -> bool:
+    return isinstance(data, Mapping) and all(
+        isinstance(data.get(name), Mapping) for name in formats.OBJECTS
+    )
+
+
+def _plain(name: object) -> str:
+    return re.sub(r"[\s\-]+", "_", str(name).strip().lower())
+
+
+def _roles(
+    rows: Sequence[Row],
+    columns: Mapping[str, str | Sequence[str] | None],
+    *,
+    by_id: tuple[bool, bool],
+) -> dict[str, list[str]]:
+    """Return which columns have which role.
+
+    Raises:
+        DatasetError: A column named is not there, or none is known for queries or documents.
+    """
+    present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    roles: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for role, named in columns.items():
+        if named is not None:
+            roles[role] = [named] if isinstance(named, str) else list(named)
+            absent = [name for name in roles[role] if name not in present]
+            if absent:
+                raise DatasetError(
+                    f"{role}: no column {quote_some(absent)}. Columns: {quote_some(present, 20)}."
+                )
+            taken.update(roles[role])
+    for role in ("query_id", "document_id", *NAMES):
+        if role not in roles:
+            free = {_plain(name): name for name in present if name not in taken}
+            found = [free[_plain(name)] for name in NAMES[role] if _plain(name) in free][:1]
+            if role == "negative":  # negative_1, negative_2, … of mined triplets
+                found += [n for p, n in free.items() if re.fullmatch(r"neg(ative)?_?\d+", p)]
+            roles[role] = list(dict.fromkeys(found))
+            taken.update(found)
+    if by_id[0] and not roles["query"]:
+        roles["query"] = roles["query_id"]
+    if by_id[1] and not roles["document"]:
+        roles["document"] = roles["document_id"]
+    for role in ("query", "document"):
+        if not roles[role]:
+            raise DatasetError(
+                f"No column is known to hold {'queries' if role == 'query' else 'documents'}. "
+                f"Name it: {role}=…. Columns: {quote_some(present, 20) or 'none'}."
+            )
+    return roles
+
+
+def _read_row(
+    row: Row, roles: Mapping[str, list[str]], found: _Gathered, where: str, provenance: str | None
+) -> None:
+    query = _query_of(row, roles, found)
+    if query is None:
+        found.omissions.add("rows without a query", where)
+        return
+    grade = _grade_of(row, roles)
+    if grade is None:
+        found.omissions.add("rows whose grade, vote or count is no number", where)
+        return
+    key = plain_id(_first(row, roles["document_id"]))
+    title = _first(row, roles["title"])
+    values = [v for name in roles["document"] for v in _values(row.get(name))]
+    documents = [
+        (found.document(v, key if len(values) == 1 else None, title), g) for v, g in values
+    ]
+    for document, own in documents:
+        if document is not None:
+            found.judge(query, document, grade * own)
+    if not any(document for document, _ in documents):
+        found.omissions.add("rows without a document", where)
+    for name in roles["negative"]:
+        for value, _ in _values(row.get(name)):
+            document = found.document(value)
+            if document is not None:
+                found.negatives[query][document] = None
+    source = provenance or _source_of(row, roles)
+    if source is not None:
+        found.sources[query] = source
+
+
+def _query_of(row: Row, roles: Mapping[str, list[str]], found: _Gathered) -> str | None:
+    key, value = plain_id(_first(row, roles["query_id"])), _first(row, roles["query"])
+    if key is None and plain_id(value) in found.queries:
+        return plain_id(value)
+    if roles["query"] == roles["query_id"]:
+        return key if key in found.queries else None
+    if not isinstance(value, str) or not value.strip():
+        return key if key in found.queries else None
+    return found.keep(found.queries, key, value.strip(), "q")
+
+
+def _first(row: Row, names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _values(value: Any) -> list[tuple[Any, float]]:
+    """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _listed(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if isinstance(value, Mapping) and not any(n in value for n in ("text", "contents", "passage")):
+        return [
+            (key, float(grade)) for key, grade in value.items() if isinstance(grade, (int, float))
+        ]
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [(v, 1.0) for v in value] if isinstance(value, (list, tuple)) else [(value, 1.0)]
+
+
+def _listed(text: str) -> Any:
+    """Return the list that a cell of a table holds as JSON or as Python writes it."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and all(isinstance(item, (str, dict)) for item in value):
+            return value
+    return text
+
+
+def _grade_of(row: Row, roles: Mapping[str, list[str]]) -> float | None:
+    """Return the grade of a row: 1 where it says nothing, below 0 where it was voted down."""
+    for role in ("thumbs", "clicks", "grade"):
+        value = _first(row, roles[role])
+        if value is None or value == "":
+            continue
+        word = str(value).strip().lower()
+        if word in _UP | _DOWN and not _is_number(word):
+            return 1.0 if word in _UP else -1.0
+        if not _is_number(word):
+            return None
+        number = float(word)
+        if role == "thumbs":  # 1 and 0, or 1 and -1
+            return 1.0 if number > 0 else -1.0
+        return number
+    return 1.0
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def _source_of(row: Row, roles: Mapping[str, list[str]]) -> str | None:
+    """Return where a query comes from, as far as a row says it."""
+    told = _first(row, roles["provenance"])
+    if told in formats.SOURCES:
+        return str(told)
+    author = row.get("query_by")  # LlamaIndex
+    if isinstance(author, Mapping):
+        return {"ai": "llm", "human": "human"}.get(str(author.get("type")))
+    if "synthesizer_name" in row or "evolution_type" in row:  # Ragas
+        return "llm"
+    return "feedback" if roles["thumbs"] or roles["clicks"] else None
+
+
+def _finished(found: _Gathered) -> dict[str, Any]:
+    """Return the arguments of a dataset; what was said not to be relevant is a hard negative."""
+    judged = {
+        query: {d: 1.0 if found.votes and grade > 0 else grade for d, grade in grades.items()}
+        for query, grades in found.grades.items()
+    }
+    parts = formats.fitted(found.queries, found.corpus, judged, found.omissions)
+    negatives: dict[str, list[str]] = {}
+    for query in parts["queries"]:
+        refused = [d for d, g in judged[query].items() if g < 0 or (g == 0 and not found.votes)]
+        wrong = dict.fromkeys([*found.negatives.get(query, ()), *refused])
+        mined = [d for d in wrong if d not in parts["relevant_docs"][query]]
+        if mined:
+            negatives[query] = mined
+    sources = {q: s for q, s in found.sources.items() if q in parts["queries"]}
+    return {**parts, "hard_negatives": negatives or None, "provenance": sources or None}

@@ -1,0 +1,209 @@
+"""Rows as people have them, in memory and in files of any kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from llama_index.core.bridge.pydantic import BaseModel
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.errors import DatasetError
+
+PAIRS = [("how do I reset it?", "Hold the button."), ("who signs?", "The inspector signs.")]
+
+
+class Example(BaseModel):
+    """As in LlamaIndex's labelled RAG datasets, which later versions of its core lack."""
+
+    query: str
+    reference_contexts: list[str]
+
+
+def texts(data: Dataset) -> list[tuple[str, list[str]]]:
+    """Return each query's text with those of its documents."""
+    return [
+        (text, [data.corpus[d] for d in documents]) for text, documents in data.query_docid_pairs
+    ]
+
+
+WRONG = "Sold in blue."
+LABELLED = [(q, text, g) for q, d in PAIRS for text, g in ((d, 1), (WRONG, 0))]
+EXPECTED = [(query, [document]) for query, document in PAIRS]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        PAIRS,
+        [{"query": q, "document": d} for q, d in PAIRS],
+        [{"Question": q, "Passage": d} for q, d in PAIRS],
+        [{"anchor": q, "positive": d} for q, d in PAIRS],
+        [{"query": q, "pos": [d], "neg": []} for q, d in PAIRS],
+        [{"user_input": q, "reference_contexts": [f"<1-hop>\n\n{d}"]} for q, d in PAIRS],
+        [{"query": q, "positive_passages": [{"docid": q, "text": d}]} for q, d in PAIRS],
+        {"examples": [{"query": q, "reference_contexts": [d]} for q, d in PAIRS]},
+        {"question": [q for q, _ in PAIRS], "context": [d for _, d in PAIRS]},
+        {q: {d} for q, d in PAIRS},
+        {q: {d: 1} for q, d in PAIRS},
+        {
+            "queries": {row: q for row, (q, _) in enumerate(PAIRS)},
+            "corpus": {row: d for row, (_, d) in enumerate(PAIRS)},
+            "relevant_docs": {0: [0], 1: [1]},
+        },
+        SimpleNamespace(examples=[Example(query=q, reference_contexts=[d]) for q, d in PAIRS]),
+    ],
+    ids=[
+        *("tuples", "pairs", "capitals", "anchors", "lists", "ragas", "objects", "examples"),
+        *("columns", "sets", "grades", "parts", "models"),
+    ],
+)
+def test_pairs_in_every_shape_are_the_same_pairs(rows: Any) -> None:
+    assert texts(Dataset.from_records(rows, strict=True)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(*pair, WRONG) for pair in PAIRS],
+        [{"anchor": q, "positive": d, "negative": WRONG} for q, d in PAIRS],
+        [{"query": q, "pos": [d], "neg": [WRONG]} for q, d in PAIRS],
+        [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
+        [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
+        [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
+    ],
+    ids=["tuples", "triplets", "lists", "numbered", "labels", "thumbs"],
+)  # fmt: skip
+def test_negatives_in_every_shape_are_hard_negatives(rows: Any) -> None:
+    data = Dataset.from_records(rows, strict=True)
+    assert texts(data) == EXPECTED
+    assert data.hard_negatives is not None
+    found = [[data.corpus[d] for d in documents] for documents in data.hard_negatives.values()]
+    assert found == [[WRONG]] * 2
+
+
+def test_grades_are_kept_and_the_highest_counts() -> None:
+    rows = [("q", "a", 2), ("q", "b", 1), ("q", "a", 1), ("q", "c", 0)]
+    data = Dataset.from_records(rows)
+    assert sorted((data.grades or {})[next(iter(data.queries))].values()) == [1, 2]
+
+
+def test_clicks_and_votes_add_up_and_none_says_nothing() -> None:
+    clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
+    rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
+    data = Dataset.from_records(rows)
+    assert texts(data) == [("a", ["x"]), ("b", ["y"])]
+    assert (data.grades, data.hard_negatives) == (None, None)
+    assert data.sources == {"feedback": 2}
+    votes = [("a", "x", True), ("a", "x", False), ("a", "x", True), ("a", "y", -1)]
+    rows = [dict(zip(("query", "document", "feedback"), row, strict=True)) for row in votes]
+    assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
+
+
+def test_passages_and_queries_may_be_named_by_id() -> None:
+    corpus = {1: "one", 2: "two", 3: "three"}
+    rows = [{"qid": 7, "docid": 2, "rel": 2}, {"qid": 7, "docid": 9, "rel": 1}]
+    with pytest.warns(UserWarning, match="1 rows without a document .first: .row 2"):
+        data = Dataset.from_records(rows, queries={7: "?"}, corpus=corpus)
+    assert (data.queries, data.relevant_docs) == ({"7": "?"}, {"7": ["2"]})
+    assert data.corpus == {"1": "one", "2": "two", "3": "three"}
+    assert Dataset.from_records([{"query": "?", "pos": ["3"]}], corpus=corpus).corpus == data.corpus
+
+
+def test_equal_texts_are_one_and_ids_do_not_depend_on_order() -> None:
+    rows = [("a", "x"), ("a", "y"), ("b", "x")]
+    data, turned = Dataset.from_records(rows), Dataset.from_records(rows[::-1])
+    assert (len(data.queries), len(data.corpus)) == (2, 2)
+    assert (data.queries, data.corpus) == (turned.queries, turned.corpus)
+
+
+def test_columns_of_other_names_are_named() -> None:
+    rows = [{"frage": "q", "abschnitt": "d", "nicht": "n"}]
+    with pytest.raises(DatasetError, match=r'hold queries. Name it: query=….*"frage", "abschnitt"'):
+        Dataset.from_records(rows)
+    data = Dataset.from_records(rows, query="frage", document=["abschnitt"], negative="nicht")
+    assert texts(data) == [("q", ["d"])]
+    assert data.hard_negatives is not None
+    with pytest.raises(DatasetError, match=r'query: no column "fragen". Columns: "frage"'):
+        Dataset.from_records(rows, query="fragen", document="abschnitt")
+
+
+def test_rows_that_cannot_be_used_are_counted_or_refused() -> None:
+    rows = [{"q": "a", "pos": "x"}, {"q": "", "pos": "x"}, {"q": "b", "pos": None}]
+    with pytest.warns(
+        UserWarning, match=r'1 rows without a query .first: "row 2".; 1 rows without a d'
+    ):
+        assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
+    with pytest.raises(DatasetError, match="1 rows without a query"):
+        Dataset.from_records(rows, strict=True)
+    with pytest.raises(DatasetError, match="rows: expected dicts, one per row, got str"):
+        Dataset.from_records("text")
+
+
+def test_provenance_is_what_rows_say_or_what_is_said_of_them() -> None:
+    ragas = [{"user_input": "q", "reference_contexts": ["d"], "synthesizer_name": "single_hop"}]
+    assert Dataset.from_records(ragas).sources == {"llm": 1}
+    by = {"query": "q", "reference_contexts": ["d"], "query_by": {"type": "human"}}
+    assert Dataset.from_records({"examples": [by]}).sources == {"human": 1}
+    assert Dataset.from_records(PAIRS, provenance="human").sources == {"human": 2}
+    assert Dataset.from_records(PAIRS).sources == {}
+
+
+def test_half_a_surrogate_is_repaired() -> None:
+    data = Dataset.from_records([("what is \ud83d\ude00?", "half \ud83d")])
+    assert texts(data) == [("what is 😀?", ["half \N{REPLACEMENT CHARACTER}"])]
+
+
+ROWS = [{"query": q, "pos": [d]} for q, d in PAIRS]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", "\n".join(map(json.dumps, ROWS))),
+        ("rows.json", json.dumps(ROWS, indent=1)),
+        ("one.json", json.dumps({"data": ROWS})),
+        ("rows.csv", "query,document\r\n" + "\r\n".join(f'"{q}","{d}"' for q, d in PAIRS)),
+        ("rows.csv", "query;document\n" + "\n".join(f"{q};{d}" for q, d in PAIRS)),
+        ("rows.tsv", "query\tpos\n" + "\n".join(f"{q}\t{[d]}" for q, d in PAIRS)),
+    ],
+    ids=["lines", "list", "object", "commas", "semicolons", "tabs"],
+)
+def test_files_are_read_by_what_is_inside(
+    tmp_path: Path, name: str, content: str, encoding: str
+) -> None:
+    for ending in (name, "misnamed.txt"):
+        (tmp_path / ending).write_text(content, encoding=encoding, newline="")
+        assert texts(Dataset.from_file(tmp_path / ending, strict=True)) == EXPECTED
+
+
+def test_frames_tables_and_parquet_are_read(tmp_path: Path, small: Dataset) -> None:
+    pandas = pytest.importorskip("pandas", reason="extra 'pandas' is missing")
+    pytest.importorskip("pyarrow", reason="extra 'pandas' is missing")
+    frame = pandas.DataFrame(PAIRS, columns=["anchor", "positive"])
+    frame["negative"] = [None, WRONG]
+    frame.to_parquet(tmp_path / "rows.parquet")
+    for data in (Dataset.from_dataframe(frame), Dataset.from_parquet(tmp_path / "rows.parquet")):
+        assert texts(data) == EXPECTED
+        assert len(data.hard_negatives or {}) == 1
+    small.save_json(tmp_path / "ours.json")
+    assert Dataset.from_file(tmp_path / "ours.json") == small
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1 and no more", "expected parquet"),
+        (b"only prose, or one column", "expected a table whose first line names|known to hold"),
+        (b"[{oops", "expected JSON or JSON lines"),
+        (b"", "expected a table"),
+    ],
+)
+def test_files_that_hold_no_rows_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        Dataset.from_file(tmp_path / "file")

@@ -46,10 +46,10 @@ from llama_index_embeddings_adapted.errors import (
     require_extra,
 )
 from llama_index_embeddings_adapted.evaluation.held_out import (
+    check_queries_differ,
+    drop_leaked_queries,
     hold_out,
-    known_documents,
-    refuse_one_vector,
-    without_shared_questions,
+    known_mask,
 )
 from llama_index_embeddings_adapted.evaluation.reports import (
     Epoch,
@@ -162,7 +162,7 @@ class SmallModelEngine:
         finally:
             encoder.close()
         source = self.dataset if self._given is None else self._given
-        known = known_documents(data, judged)
+        known = known_mask(data, judged)
         validation = ComposedValidation(
             judged, Texts.of(source, judged), known, composed=self._composed
         )
@@ -205,10 +205,10 @@ class SmallModelEngine:
 
     def _divided(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset]:
         data = encoder.dataset(self.dataset)
-        refuse_one_vector(data)
+        check_queries_differ(data)
         if self._given is not None:
             given = encoder.dataset(self._given)
-            train, judged = without_shared_questions(data, given), given
+            train, judged = drop_leaked_queries(data, given), given
         else:
             rows, held = hold_out(
                 data, queries=_HELD_OUT, documents=_HELD_OUT, seed=self._options.seed

@@ -16,9 +16,9 @@ from llama_index_embeddings_adapted.composed.small_model import (
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport, part_report
+from llama_index_embeddings_adapted.evaluation.held_out import PartReport, compare_by_part
 from llama_index_embeddings_adapted.evaluation.reports import Comparison
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, search
+from llama_index_embeddings_adapted.evaluation.retrieval import Texts, search
 
 _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
@@ -104,24 +104,11 @@ class ComposedValidation:
             weight = best_weight(Cosines(frozen, own @ theirs.T, self.data.relevance), weight)
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents, documents, weight)
-        scores = {
-            "base": search(self.data, self._queries, self._documents),
-            "adapted": search(self.data, queries, documents),
-        }
-        return Judged(weight, *self._parts(scores), Comparison(scores, self._texts))
-
-    def _parts(
-        self, scores: dict[str, RetrievalScores]
-    ) -> tuple[PartReport, PartReport | None, PartReport | None]:
-        base, adapted = (
-            {name: found.values(name) for name in REPORTED} for found in scores.values()
-        )
-        overall = part_report(base, adapted, np.ones(len(self), dtype=bool))
-        known, new = (
-            part_report(base, adapted, keep) if keep.any() else None
-            for keep in (self._known, ~self._known)
-        )
-        return overall, known, new
+        base = search(self.data, self._queries, self._documents)
+        adapted = search(self.data, queries, documents)
+        parts = compare_by_part(base, adapted, self._known)
+        held_out = Comparison({"base": base, "adapted": adapted}, self._texts)
+        return Judged(weight, *parts, held_out)
 
     def _embedded(self, small: SmallModel, pool: Rows) -> tuple[Vectors, Vectors]:
         documents = [self._texts.documents[row] for row in pool]

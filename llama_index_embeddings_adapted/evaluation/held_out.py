@@ -1,126 +1,47 @@
-"""What is held out of training, and how a candidate adapter is scored on it.
+"""Held-out queries: which ones, how each epoch fares on them, and how the adapter does in the end.
 
 Known and new documents are scored apart. A query is *known* when one of its relevant documents is
 relevant to a training query too, else *new*. Held-out queries about known documents look fine for
 adapters that merely learn to prefer those documents; only new ones show the harm that does to the
 rest of a corpus.
-
-Dividing the queries at hand in those that train and those that decide when to stop.
-
-Base and adapted model on the queries that training held out, ready to be looked at.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import (
-    Rows,
-    l2_normalize,
-    normalized_rows,
-    ranks,
-    top_k,
-)
+from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize, normalized_rows, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.data.splits import hold_out_documents
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.retrieval import (
-    RetrievalScores,
-    Texts,
-    joined,
-    search,
-)
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, joined, search
 from llama_index_embeddings_adapted.evaluation.verdict import Difference, paired_difference
 
 PerQuery = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 METRIC = "ndcg@10"
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10
 _FEWEST = 20
 _MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
+_HELD_OUT_QUERIES = 0.1
+_HELD_OUT_DOCUMENTS = 0.1
+_SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
+_FEWEST_JUDGES = 500
+_ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Queries that training does not see.
-
-    Args:
-        data: The queries, with everything they are searched in.
-        known: ``(n,)``, whether training has queries for one of their documents.
-    """
-
-    data: EncodedDataset
-    known: NDArray[np.bool_]
-
-
-class Validation:
-    """Scores adapters on held-out queries.
-
-    Args:
-        parts: What was held out; parts may be searched in different corpora.
-        expect: The share of live queries that will ask for known documents, in [0, 1], if it is
-            known; candidates are then judged by that mixture.
-    """
-
-    def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
-        self.expect = expect
-        self.parts = [part for part in parts if len(part.known)]
-        self.known: NDArray[np.bool_] = np.concatenate([part.known for part in self.parts])
-        self._documents = [normalized_rows(part.data.documents) for part in self.parts]
-        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
-        self._base = self._values(None)
-        self.base: PerQuery = self._base[METRIC]
-
-    def __len__(self) -> int:
-        """Return the number of held-out queries."""
-        return len(self.known)
-
-    def score(self, adapter: Adapter) -> PerQuery:
-        """Return NDCG@10 of each held-out query, ``(n,)``."""
-        values = []
-        for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
-            relevance = part.data.relevance
-            queries = l2_normalize(adapter.apply(part.data.queries))
-            found = ranks(queries, documents, relevance.queries, relevance.documents, depth=_DEPTH)
-            values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
-        return np.concatenate(values)
-
-    def report(self, adapter: Adapter) -> tuple[PartReport, PartReport | None, PartReport | None]:
-        """Compare base and adapter in full: on all held-out queries, the known and the new."""
-        base, adapted = self._base, self._values(adapter)
-        everything = np.ones(len(self), dtype=bool)
-        overall = part_report(base, adapted, everything)
-        known, new = (
-            part_report(base, adapted, keep) if keep.any() else None
-            for keep in (self.known, ~self.known)
-        )
-        return overall, known, new
-
-    def _values(self, adapter: Adapter | None) -> dict[str, PerQuery]:
-        depth = max(metrics.parse(name)[1] for name in REPORTED)
-        values: dict[str, list[PerQuery]] = {name: [] for name in REPORTED}
-        for part, documents in zip(self.parts, self._documents, strict=True):
-            data = part.data
-            queries = data.queries if adapter is None else adapter.apply(data.queries)
-            ranked, _ = top_k(l2_normalize(queries), documents, depth)
-            for name in REPORTED:
-                values[name].append(
-                    metrics.compute(name, ranked, data.relevance, corpus_size=len(documents))
-                )
-        return {name: np.concatenate(found) for name, found in values.items()}
-
-
+# --- scores on held-out queries -----------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PartReport:
     """Base and adapted model on the same held-out queries.
@@ -148,6 +69,101 @@ class PartReport:
             "adapted": dict(self.adapted),
             "difference": {**asdict(self.difference), "verdict": self.difference.verdict},
         }
+
+
+class Parts(NamedTuple):
+    """Base and adapted model on all queries, and on those about known and about new documents.
+
+    A part without queries is None.
+    """
+
+    overall: PartReport
+    known: PartReport | None
+    new: PartReport | None
+
+
+def by_part(base: Mapping[str, PerQuery], adapted: Mapping[str, PerQuery], known: Mask) -> Parts:
+    """Compare two models on all queries, on the known and on the new.
+
+    Args:
+        base: Metric → value of each query, ``(n,)``, of the base model; NDCG@10 among them.
+        adapted: Likewise, of the other.
+        known: ``(n,)``.
+    """
+
+    def part(keep: Mask) -> PartReport:
+        return PartReport(
+            {name: float(values[keep].mean()) for name, values in base.items()},
+            {name: float(values[keep].mean()) for name, values in adapted.items()},
+            paired_difference(base[METRIC][keep], adapted[METRIC][keep], metric=METRIC),
+        )
+
+    known_part, new_part = (part(keep) if keep.any() else None for keep in (known, ~known))
+    return Parts(part(np.ones(len(known), dtype=bool)), known_part, new_part)
+
+
+def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask) -> Parts:
+    """Compare two models in the reported metrics, see :func:`by_part`."""
+    first, second = ({name: found.values(name) for name in REPORTED} for found in (base, adapted))
+    return by_part(first, second, known)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Queries that training does not see.
+
+    Args:
+        data: The queries, with everything they are searched in.
+        known: ``(n,)``, whether training has queries for one of their documents.
+    """
+
+    data: EncodedDataset
+    known: Mask
+
+
+class Validation:
+    """Scores adapters on held-out queries.
+
+    Args:
+        parts: What was held out; parts may be searched in different corpora.
+        expect: The share of live queries that will ask for known documents, in [0, 1], if it is
+            known; candidates are then judged by that mixture.
+
+    Attributes:
+        base_scores: What the base model finds.
+        base: ``(n,)``, its NDCG@10.
+    """
+
+    def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
+        self.expect = expect
+        self.parts = [part for part in parts if len(part.known)]
+        self.known: Mask = np.concatenate([part.known for part in self.parts])
+        self._documents = [normalized_rows(part.data.documents) for part in self.parts]
+        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
+        self.base_scores = self.judge(None)
+        self.base: PerQuery = self.base_scores.values(METRIC)
+
+    def __len__(self) -> int:
+        """Return the number of held-out queries."""
+        return len(self.known)
+
+    def score(self, adapter: Adapter) -> PerQuery:
+        """Return NDCG@10 of each held-out query, ``(n,)``."""
+        values = []
+        for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
+            relevance = part.data.relevance
+            queries = l2_normalize(adapter.apply(part.data.queries))
+            found = ranks(queries, documents, relevance.queries, relevance.documents)
+            values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
+        return np.concatenate(values)
+
+    def judge(self, adapter: Adapter | None) -> RetrievalScores:
+        """Return what an adapter finds, or the base model, for all held-out queries."""
+        found = []
+        for data in (part.data for part in self.parts):
+            queries = data.queries if adapter is None else adapter.apply(data.queries)
+            found.append(search(data, queries, data.documents))
+        return joined(found)
 
 
 @dataclass(frozen=True)
@@ -192,6 +208,44 @@ class Gain:
         return cls(known, new, float(change.mean()), bool(harmless))
 
 
+def _standard_error(values: PerQuery) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+# --- which queries are held out -----------------------------------------------------------------
+def hold_out_split(
+    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
+) -> tuple[EncodedDataset, Validation]:
+    """Decide what to train on and what to validate on.
+
+    Args:
+        data: Queries to learn from.
+        given: Queries to validate on, if there are any; complemented where few of them are new.
+        expect: See :class:`Validation`.
+        seed: Of the choice.
+
+    Raises:
+        DatasetError: Too few queries, or all have the same vector.
+    """
+    check_queries_differ(data)
+    most = _most_held_out(data)
+    by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
+    by_document = min(_HELD_OUT_DOCUMENTS, most)
+    if expect == 1.0 or (given is not None and (~known_mask(data, given)).sum() >= _ENOUGH_NEW):
+        by_document = 0.0
+    rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
+    train = data.take(rows)
+    judges = [part for part in (given, data.take(held)) if part is not None and len(part.relevance)]
+    if not len(rows) or not judges:
+        raise DatasetError(
+            f"Training needs queries to learn from and queries to validate on; "
+            f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
+            "val_dataset."
+        )
+    parts = (HeldOut(part, known_mask(train, part)) for part in judges)
+    return train, Validation(*parts, expect=expect)
+
+
 def hold_out(
     data: EncodedDataset,
     *,
@@ -234,7 +288,7 @@ def hold_out(
     return train, np.array(sorted(chosen), dtype=int)
 
 
-def known_documents(train: EncodedDataset, other: EncodedDataset) -> NDArray[np.bool_]:
+def known_mask(train: EncodedDataset, other: EncodedDataset) -> NDArray[np.bool_]:
     """Return which queries of ``other`` ask for a document that a query of ``train`` asks for.
 
     Documents are compared by id, so that the two may hold different corpora.
@@ -258,70 +312,13 @@ def _same_question(data: EncodedDataset) -> dict[int, list[int]]:
     return {members[0]: members for members in groups.values()}
 
 
-def part_report(
-    base: dict[str, PerQuery], adapted: dict[str, PerQuery], keep: NDArray[np.bool_]
-) -> PartReport:
-    """Compare two models on some of the queries.
-
-    Args:
-        base: Metric → value of each query, of the base model.
-        adapted: Likewise, of the other.
-        keep: ``(n,)``, which queries.
-    """
-    return PartReport(
-        {name: float(values[keep].mean()) for name, values in base.items()},
-        {name: float(values[keep].mean()) for name, values in adapted.items()},
-        paired_difference(base[METRIC][keep], adapted[METRIC][keep], metric=METRIC),
-    )
-
-
-def _standard_error(values: PerQuery) -> float:
-    return float(values.std(ddof=1) / len(values) ** 0.5)
-
-
-_HELD_OUT_QUERIES = 0.1
-_HELD_OUT_DOCUMENTS = 0.1
-_SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
-_FEWEST_JUDGES = 500
-_ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
-
-
-def divide(
-    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
-) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on and what to validate on."""
-    parts: list[HeldOut] = []
-    most = _most_held_out(data)
-    by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
-    by_document = min(_HELD_OUT_DOCUMENTS, most)
-    if expect == 1.0 or (
-        given is not None and (~known_documents(data, given)).sum() >= _ENOUGH_NEW
-    ):
-        by_document = 0.0
-    refuse_one_vector(data)
-    rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
-    train = data.take(rows)
-    if given is not None:
-        parts.append(HeldOut(given, known_documents(train, given)))
-    if len(held):
-        own = data.take(held)
-        parts.append(HeldOut(own, known_documents(train, own)))
-    if not len(rows) or not parts:
-        raise DatasetError(
-            f"Training needs queries to learn from and queries to validate on; "
-            f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
-            "val_dataset."
-        )
-    return train, Validation(*parts, expect=expect)
-
-
 def _most_held_out(data: EncodedDataset) -> float:
     """Return the share of queries worth holding out: judging takes queries times documents."""
     queries = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
     return queries / max(1, len(data.relevance))
 
 
-def refuse_one_vector(data: EncodedDataset) -> None:
+def check_queries_differ(data: EncodedDataset) -> None:
     """Refuse a base model that tells no query from another.
 
     Raises:
@@ -333,7 +330,7 @@ def refuse_one_vector(data: EncodedDataset) -> None:
         )
 
 
-def without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
+def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
     """Leave out training queries that are also in the validation set: they would prove nothing."""
     judged = {vector.tobytes() for vector in given.queries}
     own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
@@ -344,31 +341,3 @@ def without_shared_questions(train: EncodedDataset, given: EncodedDataset) -> En
             stacklevel=5,
         )
     return train.take(np.array(own, dtype=np.int64))
-
-
-Source = tuple[EncodedDataset, EmbeddingQAFinetuneDataset]
-
-
-def held_out_scores(
-    validation: Validation, adapter: Adapter, sources: Sequence[Source]
-) -> tuple[dict[str, RetrievalScores], Texts]:
-    """Search for the held-out queries again, and keep what was found.
-
-    Args:
-        validation: The held-out queries.
-        adapter: Of queries, as it was judged.
-        sources: The datasets that the held-out queries are from, encoded and in words.
-    """
-    scores: dict[str, list[RetrievalScores]] = {"base": [], "adapted": []}
-    queries: list[str] = []
-    documents: dict[int, list[str]] = {}
-    for part in validation.parts:
-        data = part.data
-        words = next(d for encoded, d in sources if encoded.document_ids is data.document_ids)
-        scores["base"].append(search(data, data.queries, data.documents))
-        adapted = adapter.apply(data.queries)
-        scores["adapted"].append(search(data, adapted, data.documents))
-        queries += [words.queries[query] for query in data.query_ids]
-        documents[id(data.document_ids)] = [words.corpus[name] for name in data.document_ids]
-    texts = tuple(text for found in documents.values() for text in found)
-    return {name: joined(parts) for name, parts in scores.items()}, Texts(tuple(queries), texts)

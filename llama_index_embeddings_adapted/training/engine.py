@@ -19,7 +19,6 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.data.dataset import (
     EmbeddingQAFinetuneDataset,
@@ -29,12 +28,18 @@ from llama_index_embeddings_adapted.data.dataset import (
 from llama_index_embeddings_adapted.encoding.base_model import check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import (
+    NotTrainedError,
+    OptionError,
+    ShapeError,
+    check_whole,
+)
 from llama_index_embeddings_adapted.evaluation.held_out import (
-    divide,
-    held_out_scores,
-    refuse_one_vector,
-    without_shared_questions,
+    Validation,
+    check_queries_differ,
+    compare_by_part,
+    drop_leaked_queries,
+    hold_out_split,
 )
 from llama_index_embeddings_adapted.evaluation.reports import Comparison, FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
@@ -42,183 +47,20 @@ from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.training.auto.tune import stages, tune
 from llama_index_embeddings_adapted.training.closed_form import whitening
 from llama_index_embeddings_adapted.training.options import (
-    TrainingOptions,
+    AdapterOptions,
     known_options,
     settings_of,
 )
-from llama_index_embeddings_adapted.training.trainer import Fit, fit, refit
-
-ADAPTS = ("query", "both")
-SHIP = ("proven", "always")
-STARTS = ("whitening", "identity")
+from llama_index_embeddings_adapted.training.trainer import fit, refit
 
 
 @dataclass(frozen=True, eq=False)
-class Obtained:
-    """What a job found: the adapter to serve, the one it would rather serve, and why."""
+class _Found:
+    """What a training found: the model to serve, the one it would rather serve, and why."""
 
-    adapter: Adapter
-    candidate: Adapter
+    model: AdaptedEmbedding
+    candidate: AdaptedEmbedding
     report: FinetuneReport
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterJob:
-    """What to train on and how to choose; the fields are those of the engine, checked at once.
-
-    Raises:
-        OptionError: A value outside its range.
-    """
-
-    dataset: EmbeddingQAFinetuneDataset
-    val_dataset: EmbeddingQAFinetuneDataset | None
-    method: str | list[str]
-    adapts: str
-    ship: str
-    expect: float | None
-    start: str
-    given_start: Adapter | None
-    bias: bool
-    dim: int | None
-    refit: bool
-    show_progress: bool
-    on_step: Callable[[int, Callable[[], Adapter]], None] | None
-
-    def __post_init__(self) -> None:
-        choices = {"adapts": ADAPTS, "ship": SHIP, "start": STARTS}
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-        stages(self.method, self.adapts, 1)  # refuses unknown methods
-        if self.expect is not None and not 0.0 <= self.expect <= 1.0:
-            raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
-
-    def run(self, encoder: Encoder, options: TrainingOptions) -> Obtained:
-        """Encode, train and judge.
-
-        Raises:
-            DatasetError: Too few queries to hold some out.
-            EncodeError: The base model gave no usable vector.
-            ShapeError: ``dim`` or the adapter to start from is not as the base model.
-            TrainingError: Training diverged.
-        """
-        self._check_start(encoder.fingerprint.dim)
-        if self.method == "linear":
-            return self._stop_early(*self._encoded(encoder), options)
-        return self._cross_fit(encoder, options)
-
-    def _stop_early(
-        self, data: EncodedDataset, given: EncodedDataset | None, options: TrainingOptions
-    ) -> Obtained:
-        start = self.given_start or self._default_start(data)
-        train, validation = divide(data, given, expect=self.expect, seed=options.seed)
-        found = fit(
-            train,
-            validation,
-            start,
-            options,
-            show_progress=self.show_progress,
-            on_step=self.on_step,
-        )
-        adapter = self._refitted(found, data, start, options)
-        overall, known, new = validation.report(found.adapter)
-        sources = [(data, self.dataset)]
-        if given is not None and self.val_dataset is not None:
-            sources.append((given, self.val_dataset))
-        report = FinetuneReport(
-            overall=overall,
-            known=known,
-            new=new,
-            best_epoch=found.best_epoch,
-            history=found.history,
-            train_queries=len(data.relevance if self.refit else train.relevance),
-            interrupted=found.interrupted,
-            settings={
-                **settings_of(options),
-                "method": "linear",
-                "start": self.start,
-                "refit": self.refit,
-                "expect": self.expect,
-                "judged_on_synthetic": (self.val_dataset or self.dataset).synthetic,
-            },
-            held_out=Comparison(*held_out_scores(validation, found.adapter, sources)),
-        )
-        return Obtained(adapter, adapter, report)
-
-    def _cross_fit(self, encoder: Encoder, options: TrainingOptions) -> Obtained:
-        if self.given_start is not None:
-            raise OptionError(
-                f'adapter_model: method="{self.method}" starts where it sees fit; use '
-                'method="linear" to continue from an adapter.'
-            )
-        given = self.val_dataset
-        everything = self.dataset if given is None else self.dataset.merged(given)
-        data = encoder.dataset(everything)
-        refuse_one_vector(data)
-        tuned = tune(
-            data,
-            options,
-            method=self.method,
-            adapts=self.adapts,
-            expect=self.expect,
-            always=self.ship == "always",
-            show_progress=self.show_progress,
-        )
-        settings = {
-            "method": self.method,
-            "adapts": self.adapts,
-            "expect": self.expect,
-            "judged_on_synthetic": any(d.synthetic for d in (self.dataset, given) if d),
-        }
-        judged = tuned.judged["base"]
-        texts = Texts(
-            tuple(everything.queries[query] for query in judged.query_ids),
-            tuple(everything.corpus[name] for name in judged.document_ids),
-        )
-        report = FinetuneReport(
-            overall=tuned.overall,
-            known=tuned.known,
-            new=tuned.new,
-            train_queries=len(data.relevance),
-            settings={**settings, "seed": options.seed},
-            choice=tuned.choice,
-            held_out=Comparison(tuned.judged, texts),
-        )
-        return Obtained(tuned.adapter, tuned.candidate, report)
-
-    def _encoded(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset | None]:
-        data = encoder.dataset(self.dataset)
-        if self.val_dataset is None:
-            return data, None
-        given = encoder.dataset(self.val_dataset)
-        return without_shared_questions(data, given), given
-
-    def _check_start(self, dim: int) -> None:
-        if self.dim is not None and self.dim != dim:
-            raise ShapeError("dim", expected=f"{dim}, as the base model gives", actual=self.dim)
-        start = self.given_start
-        if start is not None and (start.input_dim, start.output_dim) != (dim, dim):
-            raise ShapeError(
-                "adapter_model",
-                expected=f"{dim} → {dim}, as the base model gives",
-                actual=f"{start.input_dim} → {start.output_dim}",
-            )
-
-    def _default_start(self, data: EncodedDataset) -> Adapter:
-        if self.start == "identity":
-            return LinearAdapter.identity(data.queries.shape[1], bias=self.bias)
-        return whitening(data.documents, bias=self.bias)
-
-    def _refitted(
-        self, found: Fit, data: EncodedDataset, start: Adapter, options: TrainingOptions
-    ) -> Adapter:
-        if not self.refit or found.interrupted or found.best_epoch == 0:
-            return found.adapter
-        adapter = refit(
-            data, start, options, epochs=found.best_epoch, show_progress=self.show_progress
-        )
-        return found.adapter if adapter is None else adapter
 
 
 class EmbeddingAdapterFinetuneEngine:
@@ -311,44 +153,33 @@ class EmbeddingAdapterFinetuneEngine:
         **train_kwargs: Any,
     ) -> None:
         check_base(embed_model, "embed_model")
-        if checkpoint_save_steps < 1:
-            raise OptionError(
-                f"checkpoint_save_steps: expected at least 1, got {checkpoint_save_steps}."
-            )
+        check_whole("checkpoint_save_steps", checkpoint_save_steps)
         self.dataset = answered(dataset, "dataset")
         self.embed_model = embed_model
-        self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
-        self._checkpoint_steps = checkpoint_save_steps
-        self._job = AdapterJob(
-            dataset=self.dataset,
-            val_dataset=None if val_dataset is None else answered(val_dataset, "val_dataset"),
+        self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
+        self._start = None if adapter_model is None else _as_adapter(adapter_model)
+        self._options = AdapterOptions(
+            batch_size=batch_size,
+            epochs=epochs,
+            dim=dim,
+            device=device,
+            bias=bias,
             method=method if isinstance(method, str) else list(method),
             adapts=adapts,
             ship=ship,
             expect=expect,
             start=start,
-            given_start=None if adapter_model is None else _as_adapter(adapter_model),
-            bias=bias,
-            dim=dim,
             refit=refit,
-            show_progress=show_progress,
-            on_step=None if model_checkpoint_path is None else self._checkpoint,
+            seed=seed,
+            **known_options(train_kwargs),
         )
+        _check_method(self._options, self._start)
         self._output = Path(model_output_path)
-        self._candidate_output = self._output.with_name(f"{self._output.name}.candidate")
+        self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
+        self._checkpoint_steps = checkpoint_save_steps
         self._report_path = None if report_path is None else Path(report_path)
         self._verbose, self._show_progress, self._cache_dir = verbose, show_progress, cache_dir
-        self._options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "device": device,
-            "seed": seed,
-            **known_options(train_kwargs),
-        }
-        TrainingOptions(**self._options)  # refuse bad values before anything is embedded
-        self._model: AdaptedEmbedding | None = None
-        self._candidate: AdaptedEmbedding | None = None
-        self._report: FinetuneReport | None = None
+        self._found: _Found | None = None
 
     @classmethod
     def from_model_path(
@@ -382,48 +213,138 @@ class EmbeddingAdapterFinetuneEngine:
             DatasetError: Too few queries to hold some out.
             FolderError: ``model_output_path`` cannot be written, or holds something else.
             EncodeError: The base model gave no usable vector.
+            ShapeError: ``dim`` or the adapter to start from is not as the base model.
             TrainingError: Training diverged; what was saved before is untouched.
         """
-        options = TrainingOptions(**{**self._options, **known_options(train_kwargs)})
-        folders.check_target_folder(self._output)
+        options = replace(self._options, **known_options(train_kwargs))
+        _check_method(options, self._start)
+        candidate_output = self._output.with_name(f"{self._output.name}.candidate")
+        files.check_target_folder(self._output)
+        if options.method != "linear":
+            files.check_target_folder(candidate_output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
-        if self._job.method != "linear":
-            folders.check_target_folder(self._candidate_output)
         began = time.perf_counter()
-        encoder = Encoder(
+        with Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        )
-        try:
-            found = self._job.run(encoder, options)
-            sketch = self._sketch(encoder)
-        finally:
-            encoder.close()
-        self._report = replace(
-            found.report,
-            seconds=time.perf_counter() - began,
-            base_calls=encoder.base_calls,
-            base_texts=encoder.base_texts,
-            base_tokens=encoder.base_tokens,
-            data=data_statistics(self.dataset),
-        )
-        training = {"data": self.dataset.fingerprint, "report": self._report.to_dict()}
-        known: dict[str, Any] = {"training": training, "sketch": sketch}
-        self._model = AdaptedEmbedding(self.embed_model, found.adapter, **known)
-        self._candidate = AdaptedEmbedding(self.embed_model, found.candidate, **known)
-        self._model.save_pretrained(self._output)
-        if found.candidate is not found.adapter:
-            self._candidate.save_pretrained(self._candidate_output)
+        ) as encoder:
+            _check_dim(encoder.fingerprint.dim, options.dim, self._start)
+            train = self._stop_early if options.method == "linear" else self._cross_fit
+            self._found = found = train(encoder, options, began)
+        found.model.save_pretrained(self._output)
+        if found.candidate is not found.model:
+            found.candidate.save_pretrained(candidate_output)
         if self._report_path is not None:
-            self._report.to_html(self._report_path)
+            found.report.to_html(self._report_path)
         if self._verbose:
-            print(self._report)
+            print(found.report)
 
-    def _sketch(self, encoder: Encoder) -> QuerySketch:
-        """Keep what the training queries looked like; their vectors are cached by now."""
-        texts = self.dataset.queries
-        groups = [next(iter(self.dataset.relevant_docs[query]), query) for query in texts]
-        return QuerySketch.of(encoder.encode(list(texts.values()), "query"), groups)
+    def _stop_early(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
+        """Train with early stopping, then on everything for as many epochs."""
+        own = encoder.dataset(self.dataset)
+        given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
+        data = own if given is None else drop_leaked_queries(own, given)
+        start = self._start or _default_start(data, options)
+        train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
+        shown = self._show_progress
+        on_step = None if self._checkpoints is None else self._checkpoint
+        fitted = fit(train, validation, start, options, show_progress=shown, on_step=on_step)
+        adapter: Adapter | None = None
+        if options.refit and fitted.best_epoch and not fitted.interrupted:
+            adapter = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
+        base, adapted = validation.base_scores, validation.judge(fitted.adapter)
+        report = FinetuneReport(
+            *compare_by_part(base, adapted, validation.known),
+            train_queries=len((data if options.refit else train).relevance),
+            best_epoch=fitted.best_epoch,
+            history=fitted.history,
+            interrupted=fitted.interrupted,
+            settings=settings_of(options) | self._judged_on(self._val_dataset or self.dataset),
+            held_out=Comparison({"base": base, "adapted": adapted}, self._texts(validation, given)),
+            **self._cost(encoder, began),
+        )
+        return self._serving(adapter or fitted.adapter, None, report, own)
+
+    def _cross_fit(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
+        """Let methods compete on all queries, each judged by what has not seen it."""
+        given = self._val_dataset
+        everything = self.dataset if given is None else self.dataset.merged(given)
+        data = encoder.dataset(everything)
+        check_queries_differ(data)
+        tuned = tune(
+            data,
+            options,
+            method=options.method,
+            adapts=options.adapts,
+            expect=options.expect,
+            always=options.ship == "always",
+            show_progress=self._show_progress,
+        )
+        judged = tuned.judged["base"]
+        texts = Texts(
+            tuple(everything.queries[query] for query in judged.query_ids),
+            tuple(everything.corpus[name] for name in judged.document_ids),
+        )
+        kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
+        report = FinetuneReport(
+            overall=tuned.overall,
+            known=tuned.known,
+            new=tuned.new,
+            train_queries=len(data.relevance),
+            settings=kept | self._judged_on(self.dataset, given),
+            choice=tuned.choice,
+            held_out=Comparison(tuned.judged, texts),
+            **self._cost(encoder, began),
+        )
+        return self._serving(tuned.adapter, tuned.candidate, report, data)
+
+    def _serving(
+        self,
+        adapter: Adapter,
+        candidate: Adapter | None,
+        report: FinetuneReport,
+        data: EncodedDataset,
+    ) -> _Found:
+        """Put adapter and candidate on the base model; ``data`` begins with this dataset's."""
+        count = len(self.dataset.queries)
+        asked = data.relevance.documents[data.relevance.offsets[:count]]
+        known: dict[str, Any] = {
+            "training": {"data": self.dataset.fingerprint, "report": report.to_dict()},
+            "sketch": QuerySketch.of(data.queries[:count], asked.tolist()),
+        }
+        model = AdaptedEmbedding(self.embed_model, adapter, **known)
+        if candidate is None or candidate is adapter:
+            return _Found(model, model, report)
+        return _Found(model, AdaptedEmbedding(self.embed_model, candidate, **known), report)
+
+    def _texts(self, validation: Validation, given: EncodedDataset | None) -> Texts:
+        """Return the texts behind the scores of the parts, in their order."""
+        parts = []
+        for part in validation.parts:
+            is_given = given is not None and part.data.document_ids is given.document_ids
+            source = self._val_dataset if is_given and self._val_dataset else self.dataset
+            parts.append(Texts.of(source, part.data))
+        return Texts(
+            tuple(text for part in parts for text in part.queries),
+            tuple(text for part in parts for text in part.documents),
+        )
+
+    def _cost(self, encoder: Encoder, began: float) -> dict[str, Any]:
+        return {
+            "seconds": time.perf_counter() - began,
+            "base_calls": encoder.base_calls,
+            "base_texts": encoder.base_texts,
+            "base_tokens": encoder.base_tokens,
+            "data": data_statistics(self.dataset),
+        }
+
+    @staticmethod
+    def _judged_on(*datasets: EmbeddingQAFinetuneDataset | None) -> dict[str, bool]:
+        return {"judged_on_synthetic": any(d.synthetic for d in datasets if d is not None)}
+
+    def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
+        if self._checkpoints is not None and step % self._checkpoint_steps == 0:
+            export().save(self._checkpoints / f"step_{step}")
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
         """Return the base model with the trained adapter.
@@ -435,17 +356,14 @@ class EmbeddingAdapterFinetuneEngine:
             NotTrainedError: Before ``finetune()``. A folder that an earlier run left behind is not
                 this engine's; load it with ``AdaptedEmbedding.from_pretrained``.
         """
-        if self._model is None:
+        if self._found is None:
             raise NotTrainedError(
                 "There is no model before finetune(). To load an earlier one: "
                 f'AdaptedEmbedding.from_pretrained("{self._output}", embed_model).'
             )
-        model = self._model
-        return AdaptedEmbedding(
-            model.base_embed_model,
-            model.adapter,
-            **{"training": model.training, "sketch": model.sketch, **model_kwargs},
-        )
+        model = self._found.model
+        known = {"training": model.training, "sketch": model.sketch}
+        return AdaptedEmbedding(model.base_embed_model, model.adapter, **{**known, **model_kwargs})
 
     @property
     def candidate(self) -> AdaptedEmbedding:
@@ -454,9 +372,9 @@ class EmbeddingAdapterFinetuneEngine:
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._candidate is None:
+        if self._found is None:
             raise NotTrainedError("There is no candidate before finetune().")
-        return self._candidate
+        return self._found.candidate
 
     @property
     def report(self) -> FinetuneReport:
@@ -465,13 +383,36 @@ class EmbeddingAdapterFinetuneEngine:
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._report is None:
+        if self._found is None:
             raise NotTrainedError("There is no report before finetune().")
-        return self._report
+        return self._found.report
 
-    def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
-        if self._checkpoints is not None and step % self._checkpoint_steps == 0:
-            export().save(self._checkpoints / f"step_{step}")
+
+def _check_method(options: AdapterOptions, start: Adapter | None) -> None:
+    """Refuse an unknown method, and an adapter to start from where none is taken."""
+    stages(options.method, options.adapts, 1)
+    if start is not None and options.method != "linear":
+        raise OptionError(
+            f'adapter_model: method="{options.method}" starts where it sees fit; use '
+            'method="linear" to continue from an adapter.'
+        )
+
+
+def _check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
+    if dim is not None and dim != base:
+        raise ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
+    if start is not None and (start.input_dim, start.output_dim) != (base, base):
+        raise ShapeError(
+            "adapter_model",
+            expected=f"{base} → {base}, as the base model gives",
+            actual=f"{start.input_dim} → {start.output_dim}",
+        )
+
+
+def _default_start(data: EncodedDataset, options: AdapterOptions) -> Adapter:
+    if options.start == "identity":
+        return LinearAdapter.identity(data.queries.shape[1], bias=options.bias)
+    return whitening(data.documents, bias=options.bias)
 
 
 def _as_adapter(value: Any) -> Adapter:

@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normali
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
-from llama_index_embeddings_adapted.training.trainer import threads_for
+from llama_index_embeddings_adapted.training.trainer import limit_threads
 
 
 def nudge_m(
@@ -154,7 +154,7 @@ class _Listwise:
             others = others[torch.from_numpy(kept)]
         order = self._random.permutation(len(self._relevance))
         scored = min(len(self._asked), options.max_candidates) + len(others)
-        with threads_for(options.batch_size * scored * self._asked.shape[1]):
+        with limit_threads(options.batch_size * scored * self._asked.shape[1]):
             for start in range(0, len(order), options.batch_size):
                 self._step(order[start : start + options.batch_size], others)
 

@@ -21,6 +21,11 @@ from llama_index_embeddings_adapted.evaluation.metrics import parse
 Loss = Literal["queried", "mnr", "corpus"]
 
 _OPTIONAL = ("patience", "steps_per_epoch")
+_CHOICES = {
+    "adapts": ("query", "both"),
+    "ship": ("proven", "always"),
+    "start": ("whitening", "identity"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,51 @@ class TrainingOptions:
             check_number(name, getattr(self, name), least=0.0)
 
 
+@dataclass(frozen=True)
+class AdapterOptions(TrainingOptions):
+    """All that decides what the fine-tuning of an adapter finds, beside data and base model.
+
+    Args:
+        method: See :class:`EmbeddingAdapterFinetuneEngine`, as for all others.
+        adapts: ``"query"`` or ``"both"``.
+        ship: ``"proven"`` or ``"always"``.
+        expect: In [0, 1], or None.
+        start: ``"whitening"`` or ``"identity"``.
+        bias: Of the map to start from.
+        dim: Expected of the base model, or None.
+        refit: Train on everything in the end.
+
+    Raises:
+        OptionError: A value outside its range.
+    """
+
+    method: str | list[str] = "linear"
+    adapts: str = "query"
+    ship: str = "proven"
+    expect: float | None = None
+    start: str = "whitening"
+    bias: bool = True
+    dim: int | None = None
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise OptionError(
+                    f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}."
+                )
+        if self.expect is not None and not 0.0 <= self.expect <= 1.0:
+            raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
+
+
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments, if all are fields of :class:`TrainingOptions`.
+    """Return keyword arguments, if all are fields of :class:`AdapterOptions`.
 
     Raises:
         OptionError: An unknown one; the message has what was perhaps meant.
     """
-    check_known(options, (field.name for field in fields(TrainingOptions)))
+    check_known(options, (field.name for field in fields(AdapterOptions)))
     return options
 
 

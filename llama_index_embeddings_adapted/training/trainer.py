@@ -96,7 +96,7 @@ _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 
 
 @contextmanager
-def threads_for(multiplications: int) -> Iterator[None]:
+def limit_threads(multiplications: int) -> Iterator[None]:
     """Keep small steps on one thread: waiting for a second one costs more than it saves, and on a
     busy machine ten times as much."""
     before = torch.get_num_threads()
@@ -108,7 +108,7 @@ def threads_for(multiplications: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
+def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
     """Exhaust iterators, several at once, with torch's threads divided among them.
 
     Two trainings on a thread each are done sooner than one after the other on two threads. An error
@@ -339,7 +339,7 @@ class _Run:
         bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
         with bar:
             for number in bar:
-                with threads_for(self._multiplications):
+                with limit_threads(self._multiplications):
                     loss = float(np.mean([self.step(batch) for batch in self.batches()]))
                 bar.set_postfix(loss=f"{loss:.3f}")
                 yield number, loss

@@ -27,7 +27,7 @@ from llama_index_embeddings_adapted.core.arrays import (
 )
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
-from llama_index_embeddings_adapted.evaluation.held_out import divide
+from llama_index_embeddings_adapted.evaluation.held_out import hold_out_split
 from llama_index_embeddings_adapted.training import trainer
 from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -173,12 +173,12 @@ def test_where_judging_would_take_long_fewer_queries_are_held_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, _ = rotated_corpus()
-    _, usual = divide(data, None, expect=None, seed=0)
+    _, usual = hold_out_split(data, None, expect=None, seed=0)
     monkeypatch.setattr(
         "llama_index_embeddings_adapted.evaluation.held_out._SCORES_PER_JUDGEMENT", 1
     )
     monkeypatch.setattr("llama_index_embeddings_adapted.evaluation.held_out._FEWEST_JUDGES", 10)
-    train, capped = divide(data, None, expect=None, seed=0)
+    train, capped = hold_out_split(data, None, expect=None, seed=0)
     assert len(usual) > 100
     assert len(capped) < 30
     assert len(train.relevance) + len(capped) == len(data.relevance)

@@ -30,7 +30,7 @@ from llama_index_embeddings_adapted.errors import (
     ShapeError,
     TrainingError,
 )
-from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import selection, tune
 from llama_index_embeddings_adapted.training.auto.pipelines import BOTH_SIDES, METHODS
@@ -333,7 +333,7 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train maps for a few steps only."""
     monkeypatch.setattr(tune, "_STEPS", 60)
-    monkeypatch.setattr(metrics, "RESAMPLES", 999)
+    monkeypatch.setattr(verdict, "RESAMPLES", 999)
 
 
 @pytest.mark.usefixtures("quick")
@@ -473,11 +473,10 @@ def test_a_model_that_moves_documents_serves_an_index(
 def test_an_adapter_to_start_from_is_for_the_linear_method_only(
     things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
 ) -> None:
-    engine = EmbeddingAdapterFinetuneEngine(
-        things, base, method="ridge", adapter_model=LinearAdapter.identity(16), **options
-    )
     with pytest.raises(OptionError, match='method="ridge" starts where it sees fit'):
-        engine.finetune()
+        EmbeddingAdapterFinetuneEngine(
+            things, base, method="ridge", adapter_model=LinearAdapter.identity(16), **options
+        )
 
 
 # --- errors ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from llama_index_embeddings_adapted.training.trainer import side_by_side, threads_for
+from llama_index_embeddings_adapted.training.trainer import limit_threads, run_in_threads
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +19,9 @@ def two_threads() -> Iterator[None]:
 
 
 def test_small_steps_have_one_thread_and_large_ones_what_there_is() -> None:
-    with threads_for(10**6):
+    with limit_threads(10**6):
         assert torch.get_num_threads() == 1
-    with threads_for(10**9):
+    with limit_threads(10**9):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 2
 
@@ -35,7 +35,7 @@ def test_works_wait_for_each_other_only_if_they_run_side_by_side() -> None:
         seen.append(torch.get_num_threads())
         yield
 
-    side_by_side([work(), work()])
+    run_in_threads([work(), work()])
     assert seen == [1, 1]  # two threads, shared by two works
     assert torch.get_num_threads() == 2
 
@@ -48,9 +48,9 @@ def test_one_at_a_time_is_in_order_and_in_this_thread() -> None:
             done.append((number, threading.get_ident()))
             yield
 
-    side_by_side([work(0), work(1)], most=1)
+    run_in_threads([work(0), work(1)], most=1)
     assert done == [(number, threading.get_ident()) for number in (0, 0, 1, 1)]
-    side_by_side([])
+    run_in_threads([])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -69,6 +69,6 @@ def test_an_error_ends_all_of_them_and_is_raised(error: type[BaseException]) -> 
             yield
 
     with pytest.raises(error, match="no"):
-        side_by_side([fails(), goes_on(), goes_on()])
+        run_in_threads([fails(), goes_on(), goes_on()])
     assert steps < 1000
     assert torch.get_num_threads() == 2

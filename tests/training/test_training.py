@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
     HeldOut,
     Validation,
     hold_out,
-    known_documents,
+    known_mask,
 )
 from llama_index_embeddings_adapted.training import trainer as training_module
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -27,7 +27,7 @@ from tests.support.synthetic import encoded, rotated_corpus
 def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, Validation]:
     rows, held = hold_out(data, queries=0.2, documents=0.2, seed=seed)
     train, other = data.take(rows), data.take(held)
-    return train, Validation(HeldOut(other, known_documents(train, other)))
+    return train, Validation(HeldOut(other, known_mask(train, other)))
 
 
 def learn(data: EncodedDataset, **options: object) -> Fit:
@@ -290,7 +290,7 @@ import resource
 import numpy as np
 import torch
 from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.evaluation.held_out import HeldOut, Validation, known_documents
+from llama_index_embeddings_adapted.evaluation.held_out import HeldOut, Validation, known_mask
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import fit
 from tests.support.synthetic import encoded
@@ -306,10 +306,10 @@ data = encoded(queries, documents, [[int(a)] for a in answers])
 train, held = data.take(np.arange(512)), data.take(np.arange(512, 640))
 options = TrainingOptions(loss="corpus", epochs=1, max_candidates=10_000)
 tiny = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
-small = Validation(HeldOut(tiny, known_documents(tiny, tiny)))
+small = Validation(HeldOut(tiny, known_mask(tiny, tiny)))
 fit(tiny, small, LinearAdapter.identity(4), options, show_progress=False)  # loads what torch needs
 before = peak()
-validation = Validation(HeldOut(held, known_documents(train, held)))
+validation = Validation(HeldOut(held, known_mask(train, held)))
 fit(train, validation, LinearAdapter.identity(256), options, show_progress=False)
 print((peak() - before) / documents.nbytes)
 """

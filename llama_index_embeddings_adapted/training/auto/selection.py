@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, Per
 from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Kitchen, Recipe
 from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from llama_index_embeddings_adapted.training.trainer import device_for, side_by_side
+from llama_index_embeddings_adapted.training.trainer import device_for, run_in_threads
 
 Mask = NDArray[np.bool_]
 
@@ -305,7 +305,7 @@ class _Search:
                 yield
 
         with bar:
-            side_by_side([judge(k) for k in range(len(self._folds))], self._at_once)
+            run_in_threads([judge(k) for k in range(len(self._folds))], self._at_once)
         for recipe, why in failed.items():
             warnings.warn(f"{recipe} cannot be fitted and is left out: {why}", stacklevel=2)
         self._failed.update(failed)

@@ -85,8 +85,23 @@ def _entry(name: str, found: griffe.Object) -> Iterator[str]:
             yield "Extends " + ", ".join(f"`{base}`" for base in bases) + "."
     yield from _docstring(found)
     if isinstance(found, griffe.Class):
-        for member in found.members.values():
+        for member in _members(found).values():
             yield from _member(name, _resolved(member))
+
+
+def _members(found: griffe.Class) -> dict[str, griffe.Object | griffe.Alias]:
+    """Return the members of a class, and those of its bases that have no entry of their own."""
+    exported = found.package.exports or []
+    bases = [
+        base
+        for base in found.resolved_bases
+        if isinstance(base, griffe.Class) and base.package is found.package
+    ]
+    inherited = [_members(base) for base in bases if base.name not in map(str, exported)]
+    members = dict(found.members)
+    for theirs in inherited:
+        members |= {name: one for name, one in theirs.items() if name not in members}
+    return members
 
 
 def _member(owner: str, found: griffe.Object) -> Iterator[str]:

@@ -9,16 +9,15 @@ import asyncio
 import errno
 import hashlib
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from safetensors import SafetensorError
 
@@ -26,10 +25,8 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.adapters.saving import scores_table
 from llama_index_embeddings_adapted.composed.small_model import (
     SmallModel,
-    check_pooled,
     check_weight,
     compose,
-    load_sentence_transformer,
     no_bars,
     refuse_code,
 )
@@ -40,19 +37,12 @@ from llama_index_embeddings_adapted.encoding.base_model import (
     Embedding,
     Fingerprint,
     base_name,
-    check_base,
     fingerprint_of,
-    forget_events,
 )
-from llama_index_embeddings_adapted.encoding.serialize import (
-    base_or_rebuilt,
-    describe_base,
-    taken,
-    without_url_secrets,
-)
+from llama_index_embeddings_adapted.encoding.serialize import describe_base
 from llama_index_embeddings_adapted.errors import DiskError, FolderError, OptionError, quote_some
-from llama_index_embeddings_adapted.serving.base_vectors import BaseVectors
 from llama_index_embeddings_adapted.serving.embedding import savable
+from llama_index_embeddings_adapted.serving.wrapped import Saved, ServedEmbedding
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
@@ -104,11 +94,6 @@ def check_small_target(folder: Path) -> None:
     model = folder.is_dir() and (folder / "modules.json").is_file()
     ours = frozenset(path.name for path in folder.iterdir()) if model else frozenset()
     folders.check_target_folder(folder, ours)
-
-
-def is_composed(folder: Path) -> bool:
-    """Return whether a folder says that it holds a composed model."""
-    return folder.is_dir() and "composed" in folders.read_config(folder)
 
 
 def save(
@@ -184,27 +169,6 @@ def save_small(model: Any, folder: Path) -> None:
             raise DiskError(folder, OSError(errno.EIO, str(cause))) from cause
 
 
-def as_files(model: Any) -> dict[str, bytes]:
-    """Return the files that a small model would be saved as, by relative path."""
-    with tempfile.TemporaryDirectory() as name:
-        save_small(model, Path(name))
-        return {
-            path.relative_to(name).as_posix(): path.read_bytes()
-            for path in sorted(Path(name).rglob("*"))
-            if path.is_file()
-        }
-
-
-def from_files(files: Mapping[str, bytes], *, device: str | None = None) -> Any:
-    """Load a small model from what :func:`as_files` returned."""
-    with tempfile.TemporaryDirectory() as name:
-        for relative, content in files.items():
-            path = Path(name) / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        return load_sentence_transformer(name, device=device)
-
-
 def _check_small(folder: Path, expected: object) -> None:
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder; the small model is missing.")
@@ -251,8 +215,8 @@ def _card(base: BaseEmbedding, weight: float, training: Mapping[str, Any], folde
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-@savable
-class ComposedEmbedding(BaseEmbedding):
+@savable("composed")
+class ComposedEmbedding(ServedEmbedding):
     """Vectors of two models in one: ``e(x) = normalise([b(x) ; λ·a(x)])``.
 
     Documents have to be embedded with it too: an index built with the black box alone has other
@@ -282,12 +246,12 @@ class ComposedEmbedding(BaseEmbedding):
     """
 
     weight: float = Field(default=0.5, description="λ, the say of the small model.")
-    base_embed_model: BaseEmbedding = Field(exclude=True, description="The black box.")
 
     _small: SmallModel = PrivateAttr()
-    _vectors: BaseVectors = PrivateAttr()
-    _training: dict[str, Any] = PrivateAttr(default_factory=dict)
-    _device: str | None = PrivateAttr(default=None)
+
+    _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, "weight", "device")
+    _OPTIONS: ClassVar[tuple[str, ...]] = (*ServedEmbedding._OPTIONS, "weight", "device")
+    _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "weight")
 
     def __init__(
         self,
@@ -302,22 +266,18 @@ class ComposedEmbedding(BaseEmbedding):
         device: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        check_base(base_embed_model, "base_embed_model")
         check_weight(weight)
-        if not isinstance(augment_model, (str, Path)):
-            check_pooled(augment_model)
         super().__init__(
-            model_name=model_name or f"composed:{without_url_secrets(base_embed_model.model_name)}",
-            embed_batch_size=embed_batch_size or base_embed_model.embed_batch_size,
-            callback_manager=callback_manager or base_embed_model.callback_manager,
-            num_workers=num_workers or base_embed_model.num_workers,
-            weight=float(weight),  # type: ignore[call-arg]
-            base_embed_model=base_embed_model,
+            base_embed_model,
+            "composed:",
+            training=training,
+            embed_batch_size=embed_batch_size,
+            callback_manager=callback_manager,
+            num_workers=num_workers,
+            model_name=model_name,
+            weight=float(weight),
         )
-        self._small = SmallModel(augment_model, device=device)
-        self._vectors = BaseVectors(base_embed_model)
-        self._training = dict(training or {})
-        self._device = device
+        self._small = SmallModel.of(augment_model, device=device)
 
     @classmethod
     def class_name(cls) -> str:
@@ -330,71 +290,39 @@ class ComposedEmbedding(BaseEmbedding):
         return self._small.model
 
     @property
-    def training(self) -> dict[str, Any]:
-        """What is known of the training: data, scores, settings."""
-        return self._training
+    def device(self) -> str | None:
+        """Where the small model computes, as it was given."""
+        return self._small.device
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._composed([self._vectors.query(query)], [query], "query")[0]
-
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        small, answer = await asyncio.gather(
-            asyncio.to_thread(self._encoded, [query], "query"), self._vectors.aquery(query)
-        )
-        return self._joined([answer], small)[0]
-
-    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        answers = self._vectors.queries(queries, self.embed_batch_size)
-        return self._composed(answers, queries, "query")
-
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._get_text_embeddings([text])[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await self._aget_text_embeddings([text]))[0]
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        answers = self._vectors.documents(texts, self.embed_batch_size)
-        return self._composed(answers, texts, "document")
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
         # The small model computes in a thread while the black box is awaited.
         small, answers = await asyncio.gather(
-            asyncio.to_thread(self._encoded, texts, "document"),
-            self._vectors.adocuments(texts, self.embed_batch_size),
+            asyncio.to_thread(self._encoded, texts, role),
+            self._vectors.aembed(texts, role, self.embed_batch_size),
         )
         return self._joined(answers, small)
 
-    def _composed(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
+    def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
         return self._joined(answers, self._encoded(texts, role))
 
-    def _encoded(self, texts: Sequence[str], role: Role) -> Vectors:
-        if self.weight == 0:
+    def _encoded(self, texts: list[str], role: Role) -> Vectors:
+        if self.weight == 0 or not texts:
             return np.empty((len(texts), 0), dtype=np.float32)
         return self._small.encode(texts, role, batch_size=self.embed_batch_size)
 
     def _joined(self, answers: list[Embedding], small: Vectors) -> list[Embedding]:
-        forget_events(self.callback_manager)
         if not answers:
             return answers
-        array = np.array(answers, dtype=np.float32)
-        joined: list[Embedding] = compose(array, small, self.weight).tolist()
+        joined: list[Embedding] = compose(
+            np.array(answers, np.float32), small, self.weight
+        ).tolist()
         return joined
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "base_embed_model":
-            self._vectors = BaseVectors(value)
-
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Show the models and λ, not the black box's settings: keys are among them."""
-        return [
-            ("base_embed_model", base_name(self.base_embed_model)),
-            ("augment_model", str(self._small.source or "in memory")),
-            *((name, getattr(self, name)) for name in ("weight", "model_name", "embed_batch_size")),
-        ]
+        """Show the small model besides."""
+        return [*super().__repr_args__(), ("augment_model", str(self._small.source or "in memory"))]
 
     # --- saving, copying, sending -------------------------------------------------------------
 
@@ -406,135 +334,37 @@ class ComposedEmbedding(BaseEmbedding):
         """
         save(Path(folder), self.augment_model, self.weight, self.base_embed_model, self._training)
 
-    @staticmethod
-    def holds(folder: Path) -> bool:
-        """Return whether a folder says that it holds a composed model."""
-        return is_composed(folder)
-
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        base_embed_model: BaseEmbedding | None = None,
-        *,
-        verify: bool = True,
-        **kwargs: Any,
-    ) -> ComposedEmbedding:
-        """Load a saved model. Nothing in the folder is executed.
+    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
+        saved = load(folder)
+        names = ("augment_model", "weight", "training")
+        return saved, {name: getattr(saved, name) for name in names}
 
-        Args:
-            folder: A folder of :meth:`save_pretrained`.
-            base_embed_model: The black box; None builds it from what the folder says.
-            verify: Ask the black box for a few probe vectors, and refuse it if they are not those
-                of the one trained beside.
-            kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
-                the black box, for instance ``api_key``.
-
-        Raises:
-            FolderError: The folder is missing, damaged, changed, foreign or too new, or the black
-                box cannot be built.
-            BaseModelMismatchError: The black box is another one.
-        """
-        path = Path(folder)
-        saved = load(path)
-        own = taken(kwargs, _CONSTRUCTOR)
-        base = base_or_rebuilt(base_embed_model, saved.base, kwargs)
-        if verify:
-            saved.verify(base, where=path)
-        options = {"weight": saved.weight, "training": saved.training, **own}
-        return cls(base, saved.augment_model, **options)
-
-    @model_serializer(mode="wrap")
-    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Give what :meth:`from_dict` needs, as JSON knows it, without the black box's secrets.
-
-        The small model is named by its folder; one that was never saved is not in the dict.
-        """
+    def _described(self) -> dict[str, Any]:
+        # The small model is named by its folder; one that was never saved is not in the dict.
         source = self._small.source
         return {
-            "class_name": self.class_name(),
-            "model_name": self.model_name,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
             "weight": self.weight,
             "base_model": describe_base(self.base_embed_model),
             "augment_model": None if source is None else str(source),
         }
 
     @classmethod
-    def from_dict(
-        cls,
-        data: dict[str, Any],
-        base_embed_model: BaseEmbedding | None = None,
-        **kwargs: Any,
-    ) -> ComposedEmbedding:
-        """Rebuild what :meth:`to_dict` gave.
-
-        Args:
-            data: The dict.
-            base_embed_model: Use this black box instead of building the one described.
-            kwargs: As for :meth:`from_pretrained`.
-
-        Raises:
-            FolderError: The dict has no small model, or the black box cannot be built.
-        """
-        own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= taken(kwargs, _CONSTRUCTOR)
-        kwargs |= {key: data[key] for key in data if key not in (*own, *_DUMPED)}
+    def _restore(cls, data: dict[str, Any]) -> dict[str, Any]:
         small = data.get("augment_model")
         if not isinstance(small, str):
             raise FolderError(
                 "This dict of a ComposedEmbedding names no small model: it was not saved. Use "
                 "save_pretrained and from_pretrained."
             )
-        base = base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs)
-        return cls(base, small, **own)
+        return {"augment_model": small}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Limiters, callbacks and torch modules stay behind; a small model that has no folder
-        # travels as the files it would be saved as.
-        source = self._small.source
-        return {
-            "base_embed_model": self.base_embed_model,
-            "augment_model": source or as_files(self._small.model),
-            "weight": self.weight,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
-            "model_name": self.model_name,
-            "device": self._device,
-            "training": self._training,
-        }
+        small = self._small.source or self._small.model
+        return {**super().__getstate__(), "augment_model": small}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        small = state["augment_model"]
-        if isinstance(small, dict):
-            small = from_files(small, device=state["device"])
-        self.__init__(**{**state, "augment_model": small})  # type: ignore[misc]
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ComposedEmbedding:
-        """Copy the model; both models, which do not change, are shared."""
-        copy = type(self)(
-            self.base_embed_model,
-            self._small.source or self._small.model,
-            self.weight,
-            embed_batch_size=self.embed_batch_size,
-            callback_manager=self.callback_manager,
-            num_workers=self.num_workers,
-            model_name=self.model_name,
-            device=self._device,
-            training=self._training,
-        )
-        copy._small = self._small
-        return copy
+    def _shared(self) -> dict[str, Any]:
+        return {**super()._shared(), "augment_model": self._small}
 
 
-_CONSTRUCTOR = (
-    "weight",
-    "embed_batch_size",
-    "num_workers",
-    "model_name",
-    "callback_manager",
-    "device",
-    "training",
-)
-_DUMPED = ("class_name", "base_model", "augment_model", *_CONSTRUCTOR)
+ComposedEmbedding.__module__ = "llama_index_embeddings_adapted"  # as that of AdaptedEmbedding

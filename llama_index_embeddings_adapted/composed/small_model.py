@@ -44,8 +44,19 @@ class SmallModel:
     def __init__(self, model: Any, *, device: str | None = None) -> None:
         self.source = model if isinstance(model, (str, Path)) else None
         self._model = None if self.source is not None else model
-        self._device = device
+        self.device = device
         self._lock = threading.Lock()  # tokenizers and modules are not safe in threads
+
+    @classmethod
+    def of(cls, model: Any, *, device: str | None = None) -> SmallModel:
+        """Return a small model as it is; make one of a loaded model, a name or a folder.
+
+        Raises:
+            OptionError: A loaded model that gives no vector per text.
+        """
+        if isinstance(model, SmallModel):
+            return model
+        return cls(model if isinstance(model, (str, Path)) else check_pooled(model), device=device)
 
     @property
     def model(self) -> Any:
@@ -57,7 +68,7 @@ class SmallModel:
         """
         with self._lock:
             if self._model is None:
-                self._model = load_sentence_transformer(self.source, device=self._device)
+                self._model = load_sentence_transformer(self.source, device=self.device)
             return self._model
 
     @property

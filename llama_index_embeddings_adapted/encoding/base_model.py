@@ -166,7 +166,7 @@ class BaseModelCalls:
 
     def embed(self, role: str, texts: Sequence[str]) -> Iterator[Embedding]:
         """Yield the answers of the model for at most one batch of texts, as they arrive."""
-        forget_events(self._model.callback_manager)
+        clear_trace_map(self._model.callback_manager)
         self.texts += len(texts)
         self.characters += sum(map(len, texts))
         if role == "document":
@@ -285,7 +285,7 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
     return None
 
 
-def forget_events(manager: CallbackManager) -> None:
+def clear_trace_map(manager: CallbackManager) -> None:
     """Drop LlamaIndex's notes of past events where no handler is there to be given them.
 
     A manager notes every event until the next trace begins; a model that is asked on its own, and

@@ -255,12 +255,12 @@ def _without_secrets(value: Any) -> Any:
     return value
 
 
-def taken(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+def pop_known(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Take the arguments of these names out of others, and return them."""
     return {name: arguments.pop(name) for name in list(arguments) if name in names}
 
 
-def base_or_rebuilt(
+def resolve_base(
     model: BaseEmbedding | None, description: object, settings: dict[str, Any]
 ) -> BaseEmbedding:
     """Return the model given, or else the one described.

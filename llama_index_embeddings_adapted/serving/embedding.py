@@ -1,8 +1,6 @@
 """AdaptedEmbedding: a base model and an adapter, used wherever LlamaIndex takes an embed_model.
 
-What LlamaIndex calls on an adapted model: queries and texts in, adapted vectors out.
-
-Adapter versions of one serving model: which came before, and what may follow.
+Earlier adapters of one serving model, and what may follow.
 
 ``resolve_embed_model`` that also knows ``"adapted:<folder>"``.
 """
@@ -14,17 +12,13 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
-from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
-    DISPATCHER_SPAN_DECORATED_ATTR,
-)
-from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.adapters.base import Adapter, describe, restore
@@ -33,130 +27,16 @@ from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors, content_hashes
-from llama_index_embeddings_adapted.encoding.base_model import (
-    Embedding,
-    base_name,
-    check_base,
-    forget_events,
-)
+from llama_index_embeddings_adapted.encoding.base_model import Embedding, check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.serialize import (
-    base_or_rebuilt,
-    describe_base,
-    taken,
-    without_url_secrets,
-)
+from llama_index_embeddings_adapted.encoding.serialize import describe_base
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
-from llama_index_embeddings_adapted.serving.base_vectors import BaseVectors, DocumentEmbedding
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _without_span(method: Method) -> Method:
-    """Keep LlamaIndex from opening a second span inside that of the public method.
-
-    It would trace nothing new, and cost more than the adapter.
-    """
-    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
-    return method
-
-
-class AdaptedCalls(BaseEmbedding):
-    """The six ways in which LlamaIndex asks for vectors, each through the adapter.
-
-    Abstract: :class:`AdaptedEmbedding` is the one model, and says what the fields are.
-    """
-
-    transform_query: bool = Field(default=True, description="Apply the adapter to queries.")
-
-    # Fields, not private attributes: pydantic takes 50 times as long to look those up.
-    base_embed_model: BaseEmbedding = Field(exclude=True, description="Whose vectors are adapted.")
-    adapter: Adapter = Field(exclude=True, description="What adapts them.")
-
-    _vectors: BaseVectors = PrivateAttr()
-
-    @_without_span
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(self._vectors.query(query))
-
-    @_without_span
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(await self._vectors.aquery(query))
-
-    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        answers = self._vectors.queries(queries, self.embed_batch_size)
-        return self._adapted_batch(answers) if self.transform_query else answers
-
-    @_without_span
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._get_text_embeddings([text])[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return (await self._aget_text_embeddings([text]))[0]
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        answers = self._vectors.documents(texts, self.embed_batch_size)
-        return self._adapted_documents(answers, texts)
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        answers = await self._vectors.adocuments(texts, self.embed_batch_size)
-        return self._adapted_documents(answers, texts)
-
-    def _adapted(self, vector: Embedding) -> Embedding:
-        forget_events(self.callback_manager)
-        if not self.transform_query:
-            return vector
-        array = np.fromiter(vector, dtype=np.float32, count=len(vector))
-        adapted: Embedding = self.adapter.apply(array).tolist()
-        return adapted
-
-    def _adapted_batch(self, vectors: list[Embedding]) -> list[Embedding]:
-        forget_events(self.callback_manager)
-        if not vectors:
-            return vectors
-        adapted: list[Embedding] = self.adapter.apply(np.array(vectors, dtype=np.float32)).tolist()
-        return adapted
-
-    def _adapted_documents(self, vectors: list[Embedding], texts: list[str]) -> list[Embedding]:
-        forget_events(self.callback_manager)
-        adapter = self.adapter  # read once: another may be swapped in meanwhile
-        if not vectors or not adapter.adapts_documents:
-            return vectors
-        array = np.array(vectors, dtype=np.float32)
-        adapted: list[Embedding] = adapter.apply(array, "document", content_hashes(texts)).tolist()
-        return adapted
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # LlamaIndex's cache knows neither role nor adapter: base vectors go there, by our keys.
-        if name == "embeddings_cache":
-            self._vectors = base_vectors(self.base_embed_model, value)
-            return
-        if name == "adapter":
-            check_adapter(value)
-        super().__setattr__(name, value)
-        if name == "base_embed_model":
-            self._vectors = BaseVectors(value, self._vectors.cache)
-
-    def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Show which model is adapted, not its settings: keys are among them."""
-        shown = ("model_name", "embed_batch_size", "transform_query", "adapter")
-        return [
-            ("base_embed_model", base_name(self.base_embed_model)),
-            *((name, getattr(self, name)) for name in shown),
-        ]
-
-
-def base_vectors(model: BaseEmbedding, cache: object) -> BaseVectors:
-    """Return the way to a base model's vectors, through a key-value store where there is one.
-
-    Raises:
-        OptionError: The cache is something else.
-    """
-    if cache is not None and not isinstance(cache, BaseKVStore):
-        raise OptionError(
-            f"embeddings_cache: expected a LlamaIndex key-value store, got {type(cache).__name__}."
-        )
-    return BaseVectors(model, cache)
+from llama_index_embeddings_adapted.serving.wrapped import (
+    DocumentEmbedding,
+    Saved,
+    ServedEmbedding,
+    without_span,
+)
 
 
 def check_adapter(adapter: object) -> None:
@@ -197,30 +77,17 @@ class Version:
     training: dict[str, Any] = field(default_factory=dict)
     sketch: QuerySketch | None = None
 
-
-class Versions:
-    """The earlier versions of a model, latest last; at most :data:`DEPTH`."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._past: list[Version] = []
-
-    def keep(self, version: Version) -> None:
-        """Remember a version that is about to be replaced; the oldest is forgotten."""
-        self._past = [*self._past, version][-DEPTH:]
-
-    def take_back(self) -> Version:
-        """Return the version before, and forget it.
-
-        Raises:
-            OptionError: There is none.
-        """
-        if not self._past:
-            raise OptionError(
-                f"There is no earlier adapter to roll back to; the last {DEPTH} swaps are kept."
-            )
-        *self._past, latest = self._past
-        return latest
+    @classmethod
+    def of(cls, adapter: Adapter | str | Path, base: BaseEmbedding, *, verify: bool) -> Version:
+        """Take an adapter, or the folder of one, which may be that of another base model."""
+        if not isinstance(adapter, (str, Path)):
+            check_adapter(adapter)
+            return cls(adapter)
+        saved = saving.load(Path(adapter))
+        if verify:
+            saved.verify(base, where=adapter)
+        check_adapter(saved.adapter)
+        return cls(saved.adapter, saved.training, saved.sketch)
 
 
 def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> None:
@@ -250,7 +117,7 @@ def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> N
         )
 
 
-class AdaptedEmbedding(AdaptedCalls):
+class AdaptedEmbedding(ServedEmbedding):
     """A base model whose query vectors (or all vectors) pass through a trained adapter.
 
     Documents keep the vectors of the base model unless the adapter says otherwise
@@ -281,9 +148,27 @@ class AdaptedEmbedding(AdaptedCalls):
         OptionError: ``base_embed_model`` or ``adapter`` is something else.
     """
 
-    _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+    transform_query: bool = Field(default=True, description="Apply the adapter to queries.")
+    adapter: Adapter = Field(exclude=True, description="What adapts the base model's vectors.")
+
     _sketch: QuerySketch | None = PrivateAttr(default=None)
-    _versions: Versions = PrivateAttr(default_factory=Versions)
+    _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
+    _past: list[Version] = PrivateAttr(default_factory=list)
+
+    _STATE: ClassVar[tuple[str, ...]] = (
+        *ServedEmbedding._STATE,
+        "adapter",
+        "transform_query",
+        "sketch",
+    )
+    _OPTIONS: ClassVar[tuple[str, ...]] = (
+        *ServedEmbedding._OPTIONS,
+        "transform_query",
+        "sketch",
+        "embeddings_cache",
+        "rate_limiter",
+    )
+    _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "transform_query", "adapter")
 
     def __init__(
         self,
@@ -300,22 +185,24 @@ class AdaptedEmbedding(AdaptedCalls):
         training: Mapping[str, Any] | None = None,
         sketch: QuerySketch | None = None,
     ) -> None:
-        check_base(base_embed_model, "base_embed_model")
         if isinstance(adapter, (str, Path)):
             adapter = saving.load(Path(adapter)).adapter
+        check_base(base_embed_model, "base_embed_model")
         check_adapter(adapter)
         super().__init__(
-            model_name=model_name or f"adapted:{without_url_secrets(base_embed_model.model_name)}",
-            embed_batch_size=embed_batch_size or base_embed_model.embed_batch_size,
-            callback_manager=callback_manager or base_embed_model.callback_manager,
+            base_embed_model,
+            "adapted:",
+            training=training,
+            cache=embeddings_cache,
+            embed_batch_size=embed_batch_size,
+            callback_manager=callback_manager,
             rate_limiter=rate_limiter,
-            num_workers=num_workers or base_embed_model.num_workers,
+            num_workers=num_workers,
+            model_name=model_name,
             transform_query=transform_query,
-            base_embed_model=base_embed_model,
             adapter=adapter,
         )
-        self._training, self._sketch = dict(training or {}), sketch
-        self._vectors = base_vectors(base_embed_model, embeddings_cache)
+        self._sketch = sketch
 
     @classmethod
     def class_name(cls) -> str:
@@ -323,14 +210,42 @@ class AdaptedEmbedding(AdaptedCalls):
         return "AdaptedEmbedding"
 
     @property
-    def training(self) -> dict[str, Any]:
-        """What is known of the training: data, scores, settings."""
-        return self._training
-
-    @property
     def sketch(self) -> QuerySketch | None:
         """What the training queries looked like, if that was kept."""
         return self._sketch
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    @without_span
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._adapted(self._vectors.query(query))
+
+    @without_span
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return self._adapted(await self._vectors.aquery(query))
+
+    def _adapted(self, vector: Embedding) -> Embedding:
+        if not self.transform_query:
+            return vector
+        array = np.fromiter(vector, dtype=np.float32, count=len(vector))
+        adapted: Embedding = self.adapter.apply(array).tolist()
+        return adapted
+
+    def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
+        adapter = self.adapter  # read once: another may be swapped in meanwhile
+        applies = self.transform_query if role == "query" else adapter.adapts_documents
+        if not answers or not applies:
+            return answers
+        keys = content_hashes(texts) if role == "document" else None
+        mapped: list[Embedding] = adapter.apply(np.array(answers, np.float32), role, keys).tolist()
+        return mapped
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "adapter":
+            check_adapter(value)
+        super().__setattr__(name, value)
+
+    # --- versions -----------------------------------------------------------------------------
 
     def swap(
         self, adapter: Adapter | str | Path, *, verify: bool = True, index_rebuilt: bool = False
@@ -353,18 +268,11 @@ class AdaptedEmbedding(AdaptedCalls):
             OptionError: It treats documents otherwise than the adapter in service.
             BaseModelMismatchError: It was trained on another base model.
         """
-        if isinstance(adapter, (str, Path)):
-            saved = saving.load(Path(adapter))
-            if verify:
-                saved.verify(self.base_embed_model, where=adapter)
-            new = Version(saved.adapter, saved.training, saved.sketch)
-        else:
-            new = Version(adapter)
-        check_adapter(new.adapter)
-        with self._versions.lock:
+        new = Version.of(adapter, self.base_embed_model, verify=verify)
+        with self._lock:
             before = Version(self.adapter, self._training, self._sketch)
             check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)
-            self._versions.keep(before)
+            self._past = [*self._past, before][-DEPTH:]
             self._serve(new)
         return before.adapter
 
@@ -374,8 +282,13 @@ class AdaptedEmbedding(AdaptedCalls):
         Raises:
             OptionError: Nothing was swapped, or all of it is undone.
         """
-        with self._versions.lock:
-            self._serve(self._versions.take_back())
+        with self._lock:
+            if not self._past:
+                raise OptionError(
+                    f"There is no earlier adapter to roll back to; the last {DEPTH} swaps are kept."
+                )
+            *self._past, latest = self._past
+            self._serve(latest)
             return self.adapter
 
     def _serve(self, version: Version) -> None:
@@ -433,9 +346,7 @@ class AdaptedEmbedding(AdaptedCalls):
         Raises:
             FolderError: The folder exists and holds something else.
         """
-        from llama_index_embeddings_adapted.adapters.saving import model_card
-
-        with self._versions.lock:
+        with self._lock:
             adapter, training, sketch = self.adapter, self._training, self._sketch
         saving.save(
             Path(folder),
@@ -444,153 +355,60 @@ class AdaptedEmbedding(AdaptedCalls):
             transform_query=self.transform_query,
             training=training,
             sketch=sketch,
-            card=model_card(adapter, self.base_embed_model, training, Path(folder).name),
+            card=saving.model_card(adapter, self.base_embed_model, training, Path(folder).name),
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        base_embed_model: BaseEmbedding | None = None,
-        *,
-        verify: bool = True,
-        **kwargs: Any,
-    ) -> AdaptedEmbedding:
-        """Load a saved adapter, also one of ``llama-index-finetuning``.
+    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
+        saved = saving.load(folder)
+        names = ("adapter", "transform_query", "training", "sketch")
+        return saved, {name: getattr(saved, name) for name in names}
 
-        Args:
-            folder: A folder of :meth:`save_pretrained`.
-            base_embed_model: The model to adapt; None builds it from what the folder says.
-            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
-                the model the adapter was trained on. Folders of the old package know no model.
-            kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
-                the base model, for instance ``api_key``.
-
-        Raises:
-            FolderError: The folder is missing, damaged, foreign or too new, or the base model
-                cannot be built.
-            BaseModelMismatchError: The model is not the one the adapter was trained on.
-        """
-        path = Path(folder)
-        saved = saving.load(path)
-        own = taken(kwargs, _CONSTRUCTOR)
-        base_embed_model = base_or_rebuilt(base_embed_model, saved.base, kwargs)
-        if verify:
-            saved.verify(base_embed_model, where=path)
-        known = {"training": saved.training, "sketch": saved.sketch}
-        options = {"transform_query": saved.transform_query, **known, **own}
-        return cls(base_embed_model, saved.adapter, **options)
-
-    @model_serializer(mode="wrap")
-    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Give what :meth:`from_dict` needs, as JSON knows it, without the base model's secrets."""
+    def _described(self) -> dict[str, Any]:
+        weights = folders.to_bytes(self.adapter.arrays())
         return {
-            "class_name": self.class_name(),
-            "model_name": self.model_name,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
             "transform_query": self.transform_query,
             "base_model": describe_base(self.base_embed_model),
             "adapter": describe(self.adapter),
-            "weights": base64.b64encode(folders.to_bytes(self.adapter.arrays())).decode("ascii"),
+            "weights": base64.b64encode(weights).decode("ascii"),
             "training": self._training,
         }
 
     @classmethod
-    def from_dict(
-        cls,
-        data: dict[str, Any],
-        base_embed_model: BaseEmbedding | None = None,
-        **kwargs: Any,
-    ) -> AdaptedEmbedding:
-        """Rebuild what :meth:`to_dict` gave.
-
-        Args:
-            data: The dict.
-            base_embed_model: Use this model instead of building the one described.
-            kwargs: As for :meth:`from_pretrained`.
-
-        Raises:
-            FolderError: The dict is damaged, or the base model cannot be built.
-            OptionError: Settings of a base model besides the base model itself.
-        """
+    def _restore(cls, data: dict[str, Any]) -> dict[str, Any]:
         try:
             weights = base64.b64decode(data["weights"], validate=True)
         except (KeyError, TypeError, ValueError) as cause:
             raise FolderError(f"Not the dict of an AdaptedEmbedding ({cause!r}).") from cause
         arrays = folders.from_bytes(weights, where="weights")
-        own = {key: data[key] for key in _CONSTRUCTOR if data.get(key) is not None}
-        own |= taken(kwargs, _CONSTRUCTOR)
-        return cls(
-            base_or_rebuilt(base_embed_model, data.get("base_model"), kwargs),
-            restore(data.get("adapter"), arrays, where="adapter"),
-            **own,
-        )
+        return {"adapter": restore(data.get("adapter"), arrays, where="adapter")}
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Caches, limiters and callbacks hold locks and connections: they stay behind.
+    def _shared(self) -> dict[str, Any]:
         return {
-            "base_embed_model": self.base_embed_model,
-            "adapter": self.adapter,
-            "training": self._training,
-            "sketch": self._sketch,
-            "transform_query": self.transform_query,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
-            "model_name": self.model_name,
+            **super()._shared(),
+            "rate_limiter": self.rate_limiter,
+            "embeddings_cache": self._vectors.cache,
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> AdaptedEmbedding:
-        """Copy the model; the adapter cannot change, the base model and its limits are shared."""
-        return type(self)(
-            **self.__getstate__(),
-            callback_manager=self.callback_manager,
-            rate_limiter=self.rate_limiter,
-            embeddings_cache=self._vectors.cache,
-        )
-
-
-_CONSTRUCTOR = (
-    "transform_query",
-    "embed_batch_size",
-    "num_workers",
-    "model_name",
-    "callback_manager",
-    "embeddings_cache",
-    "rate_limiter",
-    "training",
-    "sketch",
-)
-
+# Saved folders and pickles name a class by its module: one that stays, wherever the class moves.
+AdaptedEmbedding.__module__ = "llama_index_embeddings_adapted"
 
 PREFIX = "adapted:"
 
 
-class SavedModel(Protocol):
-    """A kind of model that a folder can hold."""
-
-    @staticmethod
-    def holds(folder: Path) -> bool:
-        """Return whether the folder says that it holds a model of this kind."""
-        ...
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Any:
-        """Load a folder."""
-        ...
+_Kind = TypeVar("_Kind", bound=type[ServedEmbedding])
+_KINDS: dict[str, type[ServedEmbedding]] = {}
 
 
-_Kind = TypeVar("_Kind", bound=type[SavedModel])
-_KINDS: list[type[SavedModel]] = []
+def savable(mark: str) -> Callable[[_Kind], _Kind]:
+    """Have :func:`resolve_embed_model` load folders whose ``config.json`` has this key."""
 
+    def register(kind: _Kind) -> _Kind:
+        _KINDS[mark] = kind
+        return kind
 
-def savable(kind: _Kind) -> _Kind:
-    """Have :func:`resolve_embed_model` load folders that hold this kind of model."""
-    _KINDS.append(kind)
-    return kind
+    return register
 
 
 def resolve_embed_model(
@@ -606,6 +424,7 @@ def resolve_embed_model(
     """
     if isinstance(embed_model, str) and embed_model.startswith(PREFIX):
         folder = Path(embed_model.removeprefix(PREFIX))
-        kind = next((kind for kind in _KINDS if kind.holds(folder)), AdaptedEmbedding)
+        marks = folders.read_config(folder)
+        kind = next((kind for mark, kind in _KINDS.items() if mark in marks), AdaptedEmbedding)
         embed_model = kind.from_pretrained(folder)
     return core_resolve(embed_model, callback_manager)

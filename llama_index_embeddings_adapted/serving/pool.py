@@ -16,10 +16,12 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import Role
 from llama_index_embeddings_adapted.core.files import CONFIG
 from llama_index_embeddings_adapted.encoding.base_model import Embedding
-from llama_index_embeddings_adapted.errors import OptionError, quote_some
+from llama_index_embeddings_adapted.errors import OptionError, check_number, quote_some
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from llama_index_embeddings_adapted.serving.wrapped import WrappedEmbedding, without_span
 
 DEFAULT_BYTES = 200_000_000
 
@@ -51,8 +53,7 @@ class AdapterPool:
         max_bytes: int = DEFAULT_BYTES,
         verify: bool = True,
     ) -> None:
-        if max_bytes <= 0:
-            raise OptionError(f"max_bytes: expected a number above 0, got {max_bytes!r}.")
+        check_number("max_bytes", max_bytes, above=0)
         self._root, self._base = Path(root), base_embed_model
         self._default, self._max_bytes, self._verify = default, max_bytes, verify
         self._plain = AdaptedEmbedding(base_embed_model, _NOTHING, transform_query=False)
@@ -169,7 +170,7 @@ class AdapterPool:
 _NOTHING = LinearAdapter.identity(1)
 
 
-class PooledEmbedding(BaseEmbedding):
+class PooledEmbedding(WrappedEmbedding):
     """The model of an :class:`AdapterPool`: which adapter answers is chosen per call.
 
     Args:
@@ -179,13 +180,7 @@ class PooledEmbedding(BaseEmbedding):
     _pool: AdapterPool = PrivateAttr()
 
     def __init__(self, pool: AdapterPool) -> None:
-        base = pool.base_embed_model
-        super().__init__(
-            model_name=f"pool:{base.model_name}",
-            embed_batch_size=base.embed_batch_size,
-            callback_manager=base.callback_manager,
-            num_workers=base.num_workers,
-        )
+        super().__init__(pool.base_embed_model, "pool:")
         self._pool = pool
 
     @classmethod
@@ -204,26 +199,19 @@ class PooledEmbedding(BaseEmbedding):
             "use pool.current().for_documents()."
         )
 
+    @without_span
     def _get_query_embedding(self, query: str) -> Embedding:
         return self._pool.current()._get_query_embedding(query)
 
+    @without_span
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await self._pool.current()._aget_query_embedding(query)
 
-    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
-        return self._pool.current()._get_query_embeddings(queries)
+    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
+        return self._pool.current()._embed(texts, role)
 
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._pool.current()._get_text_embedding(text)
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await self._pool.current()._aget_text_embedding(text)
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._pool.current()._get_text_embeddings(texts)
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await self._pool.current()._aget_text_embeddings(texts)
+    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
+        return await self._pool.current()._aembed(texts, role)
 
 
 def _nbytes(adapter: Adapter) -> int:

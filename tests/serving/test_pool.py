@@ -150,7 +150,7 @@ def test_what_does_not_belong_in_a_pool_is_refused(
     with pytest.raises(FolderError, match="damaged"):
         pool["torn"]
     assert AdapterPool(root, base, verify=False)["other"].adapter == adapter_of(1)
-    with pytest.raises(OptionError, match="max_bytes: expected a number above 0"):
+    with pytest.raises(OptionError, match="max_bytes: expected a number > 0"):
         AdapterPool(root, base, max_bytes=0)
 
 

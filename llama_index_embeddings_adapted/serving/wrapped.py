@@ -1,0 +1,420 @@
+"""Models around a base model: how LlamaIndex asks them, how they are saved, copied and sent.
+
+What embeds documents for an adapted model, so that no new adapter makes anybody embed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
+    DISPATCHER_SPAN_DECORATED_ATTR,
+)
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from typing_extensions import Self
+
+from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted.core.arrays import Role, as_vectors, content_hashes
+from llama_index_embeddings_adapted.core.files import from_bytes, to_bytes
+from llama_index_embeddings_adapted.encoding.base_model import (
+    Embedding,
+    Fingerprint,
+    base_name,
+    check_base,
+    fingerprint_of,
+)
+from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
+from llama_index_embeddings_adapted.encoding.serialize import (
+    pop_known,
+    resolve_base,
+    without_url_secrets,
+)
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.serving.base_vectors import (
+    BaseVectors,
+    Steps,
+    arun_steps,
+    run_steps,
+)
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def without_span(method: Method) -> Method:
+    """Keep LlamaIndex from opening a second span inside that of the public method.
+
+    It would trace nothing new, and cost more than the adapter.
+    """
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
+
+
+class WrappedEmbedding(BaseEmbedding):
+    """A model that answers by way of a base model, whose settings it has unless told otherwise.
+
+    Abstract: :meth:`_embed` and :meth:`_aembed` are where LlamaIndex's ways to ask lead.
+
+    Args:
+        base: The base model.
+        prefix: Of the name for logs, before that of the base model.
+        fields: Of :class:`BaseEmbedding` and of the subclass; None is as good as absent.
+    """
+
+    def __init__(self, base: BaseEmbedding, prefix: str, **fields: Any) -> None:
+        settings = {
+            "model_name": f"{prefix}{without_url_secrets(base.model_name)}",
+            "embed_batch_size": base.embed_batch_size,
+            "callback_manager": base.callback_manager,
+            "num_workers": base.num_workers,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
+        super().__init__(**{**settings, **given})
+
+    @abstractmethod
+    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
+        """Embed texts."""
+
+    @abstractmethod
+    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
+        """Embed texts, asynchronously."""
+
+    @without_span
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._embed([query], "query")[0]
+
+    @without_span
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return (await self._aembed([query], "query"))[0]
+
+    def _get_query_embeddings(self, queries: list[str]) -> list[Embedding]:
+        return self._embed(queries, "query")
+
+    @without_span
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._embed([text], "document")[0]
+
+    @without_span
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aembed([text], "document"))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._embed(texts, "document")
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await self._aembed(texts, "document")
+
+
+class Saved(Protocol):
+    """What a folder says of a model."""
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """How to build the base model."""
+        ...
+
+    def verify(self, model: BaseEmbedding, *, where: object) -> None:
+        """Refuse another base model than that of the folder."""
+        ...
+
+
+class ServedEmbedding(WrappedEmbedding):
+    """A base model and something trained beside it, which can be saved, copied and sent.
+
+    Abstract: a subclass says how vectors are made of those of the base model, what its folders and
+    dicts hold, and names the arguments of its constructor.
+
+    Args:
+        base: The base model.
+        prefix: Of the name for logs.
+        training: What is known of the training, to be saved along.
+        cache: A LlamaIndex key-value store for vectors of the base model.
+        fields: See :class:`WrappedEmbedding`.
+    """
+
+    # Fields, not private attributes: pydantic takes 50 times as long to look those up.
+    base_embed_model: BaseEmbedding = Field(exclude=True, description="The base model.")
+
+    _vectors: BaseVectors = PrivateAttr()
+    _training: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    #: Arguments of the constructor that a copy is made with; locks and connections stay behind.
+    _STATE: ClassVar[tuple[str, ...]] = (
+        "base_embed_model",
+        "embed_batch_size",
+        "num_workers",
+        "model_name",
+        "training",
+    )
+    #: Arguments that are taken out of those for the base model.
+    _OPTIONS: ClassVar[tuple[str, ...]] = (*_STATE[1:], "callback_manager")
+    _SHOWN: ClassVar[tuple[str, ...]] = ("model_name", "embed_batch_size")
+
+    def __init__(
+        self,
+        base: BaseEmbedding,
+        prefix: str,
+        *,
+        training: Mapping[str, Any] | None,
+        cache: object = None,
+        **fields: Any,
+    ) -> None:
+        check_base(base, "base_embed_model")
+        super().__init__(base, prefix, base_embed_model=base, **fields)
+        self._training = dict(training or {})
+        self._ask_base(cache)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What is known of the training: data, scores, settings."""
+        return self._training
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
+        return self._mapped(self._vectors.embed(texts, role, self.embed_batch_size), texts, role)
+
+    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
+        answers = await self._vectors.aembed(texts, role, self.embed_batch_size)
+        return self._mapped(answers, texts, role)
+
+    @abstractmethod
+    def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
+        """Return the vectors of this model, given those of the base model."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # LlamaIndex's cache knows neither role nor training: base vectors go there, by our keys.
+        if name == "embeddings_cache":
+            self._ask_base(value)
+            return
+        super().__setattr__(name, value)
+        if name in ("base_embed_model", "callback_manager"):
+            self._ask_base(self._vectors.cache)
+
+    def _ask_base(self, cache: object) -> None:
+        if cache is not None and not isinstance(cache, BaseKVStore):
+            raise OptionError(
+                "embeddings_cache: expected a LlamaIndex key-value store, got "
+                f"{type(cache).__name__}."
+            )
+        self._vectors = BaseVectors(self.base_embed_model, self.callback_manager, cache)
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Show which model is served, not its settings: keys are among them."""
+        base = ("base_embed_model", base_name(self.base_embed_model))
+        return [base, *((name, getattr(self, name)) for name in self._SHOWN)]
+
+    # --- saving, copying, sending -------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
+        """Read a folder; return what it says of the base model, and arguments."""
+
+    @classmethod
+    @abstractmethod
+    def _restore(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that a dict holds besides :attr:`_OPTIONS`."""
+
+    @abstractmethod
+    def _described(self) -> dict[str, Any]:
+        """Return what a dict holds of this model besides its name and settings."""
+
+    def _shared(self) -> dict[str, Any]:
+        """Return the arguments that a copy in this process has besides its state."""
+        return {"callback_manager": self.callback_manager}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        base_embed_model: BaseEmbedding | None = None,
+        *,
+        verify: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a saved model. Nothing in the folder is executed.
+
+        Args:
+            folder: A folder of :meth:`save_pretrained`, or of ``llama-index-finetuning``.
+            base_embed_model: The base model; None builds it from what the folder says.
+            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
+                the base model of the training. Folders of the old package know no model.
+            kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
+                the base model, for instance ``api_key``.
+
+        Raises:
+            FolderError: The folder is missing, damaged, changed, foreign or too new, or the base
+                model cannot be built.
+            BaseModelMismatchError: The model is not the one of the training.
+        """
+        path = Path(folder)
+        saved, arguments = cls._load(path)
+        own = pop_known(kwargs, cls._OPTIONS)
+        base = resolve_base(base_embed_model, saved.base, kwargs)
+        if verify:
+            saved.verify(base, where=path)
+        return cls(base, **{**arguments, **own})
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
+        """Give what :meth:`from_dict` needs, as JSON knows it, without the base model's secrets."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+            "num_workers": self.num_workers,
+            **self._described(),
+        }
+
+    @classmethod
+    def from_dict(
+        cls, data: dict[str, Any], base_embed_model: BaseEmbedding | None = None, **kwargs: Any
+    ) -> Self:
+        """Rebuild what :meth:`to_dict` gave.
+
+        Args:
+            data: The dict.
+            base_embed_model: Use this model instead of building the one described.
+            kwargs: As for :meth:`from_pretrained`.
+
+        Raises:
+            FolderError: The dict is damaged, or the base model cannot be built.
+            OptionError: Settings of a base model besides the base model itself.
+        """
+        arguments = cls._restore(data)
+        own = {key: data[key] for key in cls._OPTIONS if data.get(key) is not None}
+        own |= pop_known(kwargs, cls._OPTIONS)
+        return cls(
+            resolve_base(base_embed_model, data.get("base_model"), kwargs), **arguments, **own
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy the model; what does not change is shared: the base model, its limits, weights."""
+        return type(self)(**{**self.__getstate__(), **self._shared()})
+
+
+class DocumentEmbedding(WrappedEmbedding):
+    """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
+
+    A pipeline keeps nodes by the dict of the transformation that made them. That of an adapted
+    model names the adapter; this one's names what document vectors depend on, and nothing else.
+    Vectors of the base model are kept on disk, by model and text, and taken from there.
+
+    Made by :meth:`AdaptedEmbedding.for_documents`.
+
+    Args:
+        base: The base model.
+        adapter: What moves its document vectors; None leaves them as they are.
+        description: The dict that names both.
+        cache_dir: Where the base model's vectors are kept; ``False`` keeps them in memory.
+    """
+
+    _vectors: BaseVectors = PrivateAttr()
+    _adapter: Adapter | None = PrivateAttr()
+    _cache: VectorCache = PrivateAttr()
+    _description: dict[str, Any] = PrivateAttr()
+
+    def __init__(
+        self,
+        base: BaseEmbedding,
+        adapter: Adapter | None,
+        description: dict[str, Any],
+        *,
+        cache_dir: CacheDir = None,
+    ) -> None:
+        super().__init__(base, "", model_name=base.model_name)
+        fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
+        self._vectors, self._adapter = BaseVectors(base, self.callback_manager), adapter
+        self._cache = VectorCache(folder, fingerprint)
+        self._description = dict(description)
+        if adapter is not None or not _is_first(description, fingerprint, folder):
+            self._description["fingerprint"] = fingerprint.digest
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows this class by."""
+        return "DocumentEmbedding"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the dict of the base model, where the adapter leaves documents alone.
+
+        A second base model with the dict of the first but with other vectors has its fingerprint in
+        it, too; so has every adapter that moves documents.
+        """
+        return dict(self._description)
+
+    def close(self) -> None:
+        """Release the files of the vector cache."""
+        self._cache.close()
+
+    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
+        return run_steps(self._steps(texts, role))
+
+    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
+        return await arun_steps(self._steps(texts, role))
+
+    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        if role == "query":
+            raise OptionError(
+                "This model embeds documents only; ask the adapted model for queries."
+            )
+        if not texts:
+            return []
+        distinct = list(dict.fromkeys(texts))
+        rows, found = self._cache.get(role, distinct)
+        vectors = {distinct[row]: vector for row, vector in zip(rows, found, strict=True)}
+        missing = [text for text in distinct if text not in vectors]
+        if missing:
+            answers = yield from self._vectors.steps(missing, role, self.embed_batch_size)
+            new = as_vectors(np.array(answers), what="document vectors of the base model")
+            self._cache.put(role, missing, new)
+            vectors.update(zip(missing, new, strict=True))
+        moved = np.stack([vectors[text] for text in texts])
+        if self._adapter is not None:
+            moved = self._adapter.apply(moved, role, content_hashes(texts))
+        embedded: list[Embedding] = moved.tolist()
+        return embedded
+
+
+_first_seen: dict[str, Fingerprint] = {}
+
+
+def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | None) -> bool:
+    """Return whether a model is the first with this dict, or has the vectors of the first."""
+    key = hashlib.sha256(str(description).encode(errors="surrogatepass")).hexdigest()
+    if folder is None:
+        return model.agrees_with(_first_seen.setdefault(key, model))
+    path = folder / "ingestion" / f"{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        _claim(path, to_bytes({"probes": model.probes}))
+    probes: Any = from_bytes(path.read_bytes(), where=str(path))["probes"]
+    return model.agrees_with(Fingerprint(model.name, probes))
+
+
+def _claim(path: Path, content: bytes) -> None:
+    """Write a file, whole, unless somebody else was first."""
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.link(name, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(name)

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     )
     from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
     from llama_index_embeddings_adapted.encoding.corpus import EmbeddedCorpus, embed_corpus
-    from llama_index_embeddings_adapted.evaluation.reports import (
-        Comparison,
-        FinetuneReport,
-        compare_retrieval,
-    )
+    from llama_index_embeddings_adapted.evaluation.comparison import Comparison, compare_retrieval
+    from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
     from llama_index_embeddings_adapted.evaluation.retrieval import (
         RetrievalScores,
         evaluate_retrieval,
@@ -135,7 +132,7 @@ _LAZY = {
     "Adapter": "adapters.base",
     "AdapterPool": "serving.pool",
     "Candidate": "questions.filters",
-    "Comparison": "evaluation.reports",
+    "Comparison": "evaluation.comparison",
     "ComposedEmbedding": "composed.embedding",
     "ComposedFinetuneEngine": "composed.engines",
     "Decision": "evaluation.verdict",
@@ -164,7 +161,7 @@ _LAZY = {
     "agenerate_qa_embedding_pairs": "questions.generate",
     "bound_nudges": "operations.monitoring",
     "check_similarity": "operations.similarity",
-    "compare_retrieval": "evaluation.reports",
+    "compare_retrieval": "evaluation.comparison",
     "embed_corpus": "encoding.corpus",
     "estimate": "questions.generate",
     "evaluate_retrieval": "evaluation.retrieval",

@@ -144,6 +144,7 @@ def scores_table(report: Mapping[str, Any]) -> str:
         "",
         f"Verdict: {report['verdict']}.",
         "",
+        *([f"This folder holds {report['holds']}.", ""] if report.get("holds") else []),
         "| queries | model | " + " | ".join(metrics) + " |",
         "|---" * (len(metrics) + 2) + "|",
     ]

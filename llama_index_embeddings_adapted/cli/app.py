@@ -151,6 +151,8 @@ def folder_facts(folder: str | Path) -> dict[str, Any]:
         "bytes": {file.name: file.lstat().st_size for file in sorted(path.iterdir())},
         "moved_documents": _moved(saved.adapter),
         "verdict": report.get("verdict"),
+        "saved": report.get("saved"),
+        "holds": report.get("holds"),
         "scores": {key: report[key] for key, _ in _PARTS if report.get(key)} or None,
         "data": report.get("data") or None,
         "settings": report.get("settings"),
@@ -196,11 +198,12 @@ def facts_as_text(facts: Mapping[str, Any]) -> str:
         ("trained on", data and f"{data['queries']:,} queries, {data['documents']:,} documents"
          + (", written by an LLM" if data.get("synthetic") else "")),
         ("verdict", facts["verdict"]),
+        ("holds", facts["holds"]),
         *((name, _score(facts["scores"][key])) for key, name in _PARTS
           if key in (facts["scores"] or {})),
     ]  # fmt: skip
     return "\n".join(f"{name}: {'unknown' if text is None else text}" for name, text in lines
-                     if text or name not in ("moved documents", "trained on"))  # fmt: skip
+                     if text or name not in ("moved documents", "trained on", "holds"))  # fmt: skip
 
 
 def _score(part: Mapping[str, Any]) -> str:
@@ -420,12 +423,12 @@ def compare(
         from llama_index_embeddings_adapted.cli import inputs
         from llama_index_embeddings_adapted.cli import inputs as model_specs
         from llama_index_embeddings_adapted.core import files
-        from llama_index_embeddings_adapted.evaluation import reports
+        from llama_index_embeddings_adapted.evaluation import comparison
 
         page = _page(report, Path("comparison.html"))
         if page is not None:
             files.check_target(page, error=OptionError)
-        found = reports.compare_retrieval(
+        found = comparison.compare_retrieval(
             model_specs.named_models(models),
             inputs.read_pairs(data, split),
             **_search(ks, cache_dir, quiet),

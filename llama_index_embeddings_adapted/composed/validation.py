@@ -16,8 +16,8 @@ from llama_index_embeddings_adapted.composed.small_model import (
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.evaluation.held_out import PartReport, compare_by_part
-from llama_index_embeddings_adapted.evaluation.reports import Comparison
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts, search
 
 _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")

@@ -104,6 +104,7 @@ class PageData:
     Args:
         title: Of the page.
         verdict: None takes it from the scores.
+        holds: What the folder holds, in words.
         scores: Model name → scores of the same queries, the model to compare with first.
         texts: Of those queries and documents.
         trained: Model name → ``FinetuneReport.to_dict()``.
@@ -113,6 +114,7 @@ class PageData:
 
     title: str
     verdict: Verdict | None = None
+    holds: str = ""
     scores: Mapping[str, RetrievalScores] = field(default_factory=dict)
     texts: Texts | None = None
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -167,7 +169,7 @@ def _subtitle(page_data: PageData) -> str:
 
 # --- the verdict ------------------------------------------------------------------------------
 def _verdict(page_data: PageData) -> dict[str, Any]:
-    lines: list[str] = []
+    lines = [f"Saved: {page_data.holds}."] if page_data.holds else []
     verdict = page_data.verdict
     if verdict is None:
         verdict, *others = _differences(page_data.scores)

@@ -34,6 +34,7 @@ from llama_index_embeddings_adapted.errors import (
     ShapeError,
     check_whole,
 )
+from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.evaluation.held_out import (
     Validation,
     check_queries_differ,
@@ -41,7 +42,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
     drop_leaked_queries,
     hold_out_split,
 )
-from llama_index_embeddings_adapted.evaluation.reports import Comparison, FinetuneReport
+from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
 from llama_index_embeddings_adapted.training.auto.tune import stages, tune
@@ -308,14 +309,19 @@ class EmbeddingAdapterFinetuneEngine:
         """Put adapter and candidate on the base model; ``data`` begins with this dataset's."""
         count = len(self.dataset.queries)
         asked = data.relevance.documents[data.relevance.offsets[:count]]
-        known: dict[str, Any] = {
-            "training": {"data": self.dataset.fingerprint, "report": report.to_dict()},
-            "sketch": QuerySketch.of(data.queries[:count], asked.tolist()),
-        }
-        model = AdaptedEmbedding(self.embed_model, adapter, **known)
+        sketch = QuerySketch.of(data.queries[:count], asked.tolist())
+
+        def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
+            training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
+            return AdaptedEmbedding(self.embed_model, adapter, training=training, sketch=sketch)
+
         if candidate is None or candidate is adapter:
-            return _Found(model, model, report)
-        return _Found(model, AdaptedEmbedding(self.embed_model, candidate, **known), report)
+            unchanged = report.choice is None and report.best_epoch == 0
+            report = replace(report, saved="base" if unchanged else "candidate")
+            served = model(adapter, report)
+            return _Found(served, served, report)
+        aside = replace(report, saved="base", candidate=f"{self._output.name}.candidate")
+        return _Found(model(adapter, aside), model(candidate, report), aside)
 
     def _texts(self, validation: Validation, given: EncodedDataset | None) -> Texts:
         """Return the texts behind the scores of the parts, in their order."""

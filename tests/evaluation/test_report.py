@@ -54,6 +54,10 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
         ),
         (report(part(0.3, 0.1), new=part(-0.3, -0.1), settings={"expect": 0.9}), "^ship"),
         (
+            report(part(0.3, 0.1), new=part(-0.3, -0.1, queries=6), known=part(0.3, 0.1)),
+            r"^ship: .*; too few queries to show a loss: 6 on new documents$",
+        ),
+        (
             report(part(0.3, 0.1), settings={"judged_on_synthetic": True}),
             r"^promising: judge on real queries before shipping; those of an LLM gain \+0.2000",
         ),
@@ -104,4 +108,8 @@ def test_the_report_is_json_without_nan_and_reads_well() -> None:
     assert Epoch.from_dict(data["history"][1]) == found.history[1]
     assert data["new"] is None
     assert "all: NDCG@10 0.5000 → 0.7000" in str(found)
+    assert "saved: the candidate that was judged" in str(found)
+    kept_aside = report(part(0.0), saved="base", candidate="out.candidate")
+    assert "saved: the base model, unchanged; the candidate is in out.candidate" in str(kept_aside)
+    assert kept_aside.to_dict()["saved"] == "base"
     assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)

@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError
-from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation import verdict as verdict_module
 from llama_index_embeddings_adapted.training.auto import tune as stages_module
 from llama_index_embeddings_adapted.training.auto.pipelines import METHODS, Kitchen, Recipe
 from llama_index_embeddings_adapted.training.auto.tune import Tuned, tune
@@ -112,7 +112,7 @@ TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero quest
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages_module, "_STEPS", 3)
-    monkeypatch.setattr(metrics, "RESAMPLES", 99)
+    monkeypatch.setattr(verdict_module, "RESAMPLES", 99)
 
 
 def tuned(given: EncodedDataset, method: str) -> Tuned:

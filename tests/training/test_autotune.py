@@ -11,7 +11,7 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation import verdict as verdict_module
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import tune as autotune
 from llama_index_embeddings_adapted.training.auto import tune as stages_module
@@ -31,7 +31,7 @@ CHOSEN = Recipe.of("chosen")
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "RESAMPLES", 999)
+    monkeypatch.setattr(verdict_module, "RESAMPLES", 999)
 
 
 @pytest.fixture

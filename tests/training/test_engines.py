@@ -354,7 +354,7 @@ def test_auto_embeds_each_text_once_reports_saves_and_serves(
     assert report.verdict.startswith("ship: held-out queries gain")
     assert report.train_queries == len(things)
     assert report.settings["method"] == "auto"
-    assert f"kept: {report.choice.recipe} of {len(report.choice.gains)} candidates" in str(report)
+    assert f"chosen: {report.choice.recipe} of {len(report.choice.gains)} candidates" in str(report)
     told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert told["choice"]["recipe"] == report.choice.recipe
 
@@ -382,6 +382,10 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
     kept = AdaptedEmbedding.from_pretrained(folder.with_name("adapter.candidate"), base)
     assert served.adapter == engine.get_finetuned_model().adapter == LinearAdapter.identity(16)
     assert kept.adapter == engine.candidate.adapter != served.adapter
+    holds = "the base model, unchanged; the candidate is in adapter.candidate"
+    assert engine.report.holds == served.training["report"]["holds"] == holds
+    assert kept.training["report"]["holds"] == "the candidate that was judged"
+    assert f"This folder holds {holds}." in (folder / "README.md").read_text("utf-8")
 
     always = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", ship="always", **options)
     always.finetune()

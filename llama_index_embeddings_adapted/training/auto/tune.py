@@ -25,6 +25,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import METRIC, PartRepor
 from llama_index_embeddings_adapted.evaluation.reports import Choice
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
 from llama_index_embeddings_adapted.evaluation.verdict import (
+    FEWEST,
     LOOKS_RANDOM,
     SATURATED,
     Decision,
@@ -34,6 +35,7 @@ from llama_index_embeddings_adapted.evaluation.verdict import (
     gaining,
     inconclusive,
     paired_difference,
+    with_small_parts,
 )
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
@@ -488,14 +490,15 @@ def _judge(
             "no candidate gained on held-out queries without harm; more queries about more of the "
             "documents may change that",
         )
-    if not selection.evidence.expectation.told:
-        if known is not None and _harms(known):
-            return dropping("known", known.difference)
-        if new is not None and _harms(new):
-            return dropping("new", new.difference)
-    if difference.mean > 0 and difference.p_value <= 2 * _LEVEL:
-        return gaining(difference)
-    return inconclusive(difference)
+    gains = difference.mean > 0 and difference.p_value <= 2 * _LEVEL
+    verdict = gaining(difference) if gains else inconclusive(difference)
+    if selection.evidence.expectation.told:
+        return verdict
+    if known is not None and _harms(known):
+        return dropping("known", known.difference)
+    if new is not None and _harms(new):
+        return dropping("new", new.difference)
+    return with_small_parts(verdict, *(0 if p is None else p.queries for p in (known, new)))
 
 
 def _beyond_luck(difference: Difference) -> bool:
@@ -507,7 +510,8 @@ def _beyond_luck(difference: Difference) -> bool:
 def _harms(part: PartReport) -> bool:
     difference = part.difference
     noise = difference.deviation / difference.queries**0.5
-    return bool(difference.mean < -max(noise, _TOLERANCE * part.base[METRIC]))
+    loses = difference.mean < -max(noise, _TOLERANCE * part.base[METRIC])
+    return bool(loses and part.queries >= FEWEST)
 
 
 def _mean_gains(evidence: Evidence, recipe: Any) -> tuple[float | None, float | None]:

@@ -1,0 +1,256 @@
+"""Models side by side: tables, a figure, a page, and whether the difference is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.errors import OptionError, require_extra
+from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
+from llama_index_embeddings_adapted.evaluation.retrieval import (
+    DEFAULT_KS,
+    RetrievalScores,
+    Texts,
+    evaluate_retrieval,
+)
+from llama_index_embeddings_adapted.evaluation.verdict import (
+    Difference,
+    Interval,
+    mean_interval,
+    paired_difference,
+)
+
+DEFAULT_METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scores of several models on the same queries; ``comparison["base"]`` is one of them.
+
+    Args:
+        scores: Model name → scores.
+        texts: Of the queries and documents, for :meth:`to_html`; None shows none.
+        data: Numbers about the dataset, see
+            :func:`data_statistics`.
+        trained: Model name → what is known of its training, as ``FinetuneReport.to_dict()``.
+    """
+
+    scores: Mapping[str, RetrievalScores]
+    texts: Texts | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> RetrievalScores:
+        """Return the scores of one model."""
+        self._check(name)
+        return self.scores[name]
+
+    def significance(
+        self, base: str, adapted: str, *, metric: str = DEFAULT_METRIC, seed: int = 0
+    ) -> Difference:
+        """Compare two models query by query: interval, p-value and verdict.
+
+        Args:
+            base: Name of the model to compare with.
+            adapted: Name of the model that should be better.
+            metric: Such as ``"hit_rate@5"``.
+            seed: Of the resampling.
+        """
+        return paired_difference(
+            self[base].values(metric), self[adapted].values(metric), metric=metric, seed=seed
+        )
+
+    def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
+        """Return a table with a row per model, best value of each column in bold."""
+        columns = self._metrics(metrics)
+        values = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        best = [max(row[i] for row in values.values()) for i in range(len(columns))]
+        lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in values.items():
+            cells = [
+                f"**{value:.4f}**" if value == top else f"{value:.4f}"
+                for value, top in zip(row, best, strict=True)
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def to_dataframe(self, metrics: Sequence[str] | None = None) -> Any:
+        """Return a pandas data frame, models by metrics.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = require_extra("pandas", extra="pandas")
+        columns = self._metrics(metrics)
+        rows = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+    def plot(
+        self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
+    ) -> Path:
+        """Draw bars with 95 % intervals, models side by side for each metric.
+
+        Args:
+            path: Where to write; the suffix chooses the format.
+            metrics: Which.
+            title: Above the figure.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        bars = {
+            name: {metric: mean_interval(scores.values(metric)) for metric in metrics}
+            for name, scores in self.scores.items()
+        }
+        return plot_bars(bars, path, title=title)
+
+    def to_html(self, path: str | Path, *, title: str = "Comparison of embedding models") -> Path:
+        """Write a page to look at: one file that needs no other and no network.
+
+        It has the verdict, hit rate and MRR with intervals, metrics at every cut-off, how the
+        adapters among the models were trained, wins and losses against the first model with the
+        passages, what the data are, and what it cost. It holds texts of yours.
+
+        Args:
+            path: Where to write.
+            title: Of the page.
+
+        Returns:
+            The path written.
+        """
+        return write_page(
+            path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return scores and differences to the first model as JSON knows them."""
+        first, *others = self.scores
+        differences = {name: self.significance(first, name) for name in others}
+        return {
+            "models": {name: scores.to_dict() for name, scores in self.scores.items()},
+            "differences": {
+                name: {
+                    "against": first,
+                    **asdict(found),
+                    "verdict": found.verdict,
+                    "decision": found.verdict.decision.value,
+                }
+                for name, found in differences.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _metrics(self, metrics: Sequence[str] | None) -> list[str]:
+        return list(metrics if metrics is not None else next(iter(self.scores.values())).headline)
+
+    def _check(self, name: str) -> None:
+        if name not in self.scores:
+            raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
+
+
+def compare_retrieval(
+    models: Mapping[str, BaseEmbedding],
+    dataset: EmbeddingQAFinetuneDataset,
+    *,
+    ks: tuple[int, ...] = DEFAULT_KS,
+    batch_size: int | None = None,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> Comparison:
+    """Score several models on one dataset.
+
+    Args:
+        models: Name → any LlamaIndex embedding model, such as ``{"base": …, "adapted": …}``.
+        dataset: Queries, corpus and relevance.
+        ks: Cut-offs that tables show.
+        batch_size: See :func:`evaluate_retrieval`.
+        cache_dir: See :func:`evaluate_retrieval`.
+        show_progress: See :func:`evaluate_retrieval`.
+
+    Raises:
+        OptionError: No model given.
+    """
+    if not models:
+        raise OptionError('models: expected at least one, such as {"base": model}.')
+    scores = {
+        name: evaluate_retrieval(
+            model,
+            dataset,
+            ks=ks,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        )
+        for name, model in models.items()
+    }
+    trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
+    return Comparison(
+        scores,
+        Texts(tuple(dataset.queries.values()), tuple(dataset.corpus.values())),
+        data_statistics(dataset),
+        {name: report for name, report in trained.items() if report},
+    )
+
+
+_COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
+
+
+def plot_bars(
+    models: Mapping[str, Mapping[str, Interval]], path: str | Path, *, title: str = ""
+) -> Path:
+    """Draw one group of bars per metric, one bar with its interval per model.
+
+    Args:
+        models: Model name → metric → mean and interval, in [0, 1].
+        path: Where to write; the suffix chooses the format.
+        title: Above the figure.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure_module = require_extra("matplotlib.figure", extra="plot")
+    metrics = list(next(iter(models.values())))
+    width = 0.8 / len(models)
+    figure = figure_module.Figure(figsize=(2.6 + 1.9 * len(metrics), 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(models.items()):
+        places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(metrics))]
+        means = [values[metric][0] for metric in metrics]
+        bars = axes.bar(
+            places,
+            means,
+            width * 0.92,
+            yerr=_error_bars([values[metric] for metric in metrics]),
+            label=name,
+            color=_COLOURS[number % len(_COLOURS)],
+            ecolor="#333333",
+            capsize=3,
+        )
+        axes.bar_label(bars, labels=[f"{mean:.3f}" for mean in means], padding=3, fontsize=8)
+    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_ylim(0, min(1.08, 1.2 * max(v[2] for m in models.values() for v in m.values()) + 0.02))
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    return target
+
+
+def _error_bars(values: Sequence[Interval]) -> list[list[float]]:
+    return [
+        [max(0.0, mean - low) for mean, low, _ in values],
+        [max(0.0, high - mean) for mean, _, high in values],
+    ]

@@ -1,10 +1,4 @@
-"""Gradient training of a query-side adapter on cached vectors.
-
-The documents that training scores: on the device where they fit, else taken as they are asked
-for.
-
-Threads: how many a training step is worth, and trainings side by side.
-"""
+"""Gradient training of an adapter on cached vectors."""
 
 from __future__ import annotations
 
@@ -12,6 +6,7 @@ import math
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -89,7 +84,7 @@ class TrainingDocuments:
         return self._tensor((total / len(self)).astype(np.float32))
 
     def _tensor(self, array: Vectors | Rows) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return _tensor(array, self._device)
 
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
@@ -97,8 +92,7 @@ _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 
 @contextmanager
 def limit_threads(multiplications: int) -> Iterator[None]:
-    """Keep small steps on one thread: waiting for a second one costs more than it saves, and on a
-    busy machine ten times as much."""
+    """Keep small steps on one thread: waiting for a second one costs more than it saves."""
     before = torch.get_num_threads()
     if multiplications < _WORTH_TWO_THREADS:
         torch.set_num_threads(1)
@@ -125,26 +119,23 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
     workers = min(len(works), most or threads)
     if workers < 2:
         for work in works:
-            for _ in work:
-                pass
+            deque(work, maxlen=0)
         return
     ended = threading.Event()
 
     def exhaust(work: Iterator[Any]) -> None:
-        for _ in work:
-            if ended.is_set():
-                return
+        while not ended.is_set() and next(work, ended) is not ended:
+            pass
 
     share = max(1, threads // workers)
     try:
-        with ThreadPoolExecutor(workers, "side", torch.set_num_threads, (share,)) as pool:
+        with ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,)) as pool:
             tasks = [pool.submit(exhaust, work) for work in works]
             try:
                 for task in as_completed(tasks):
                     task.result()
             except BaseException:
                 ended.set()
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise
     finally:
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
@@ -166,14 +157,12 @@ class Fit:
         adapter: The best one; an identity where nothing beat the base model.
         best_epoch: When it was found; 0 is the base model.
         history: One entry per epoch, epoch 0 included.
-        seconds: Wall time.
         interrupted: Whether it was stopped from the keyboard.
     """
 
     adapter: Adapter
     best_epoch: int
     history: tuple[Epoch, ...]
-    seconds: float
     interrupted: bool = False
 
 
@@ -205,25 +194,27 @@ def fit(
     """
     began = time.perf_counter()
     run = _Run(train, start, options, on_step)
-    best = _Best(start, validation)
-    history = [Epoch(0, run.loss_now(), best.gain.parts, time.perf_counter() - began)]
-    interrupted, last = False, time.perf_counter()
+    best: Adapter = LinearAdapter.identity(start.input_dim)
+    best_epoch, best_gain = 0, Gain.of(validation, validation.base)
+    history = [Epoch(0, run.loss_now(), best_gain.parts, time.perf_counter() - began)]
+    interrupted, began = False, time.perf_counter()
     try:
         for number, loss in run.epochs(show_progress=show_progress):
             _check_progress(loss, history, options)
-            gain = best.consider(run.module.export(), number)
-            ended = time.perf_counter()
-            history.append(Epoch(number, loss, gain.parts, ended - last))
-            last = ended
-            if options.patience is not None and number - best.epoch >= options.patience:
+            adapter = run.module.export()
+            gain = Gain.of(validation, validation.score(adapter))
+            if gain.harmless and gain.overall > best_gain.overall:
+                best, best_epoch, best_gain = adapter, number, gain
+            history.append(Epoch(number, loss, gain.parts, time.perf_counter() - began))
+            if options.patience is not None and number - best_epoch >= options.patience:
                 break
+            began = time.perf_counter()
     except KeyboardInterrupt:
         interrupted = True
         warnings.warn(
-            f"Training was interrupted; the adapter of epoch {best.epoch} is kept.", stacklevel=2
+            f"Training was interrupted; the adapter of epoch {best_epoch} is kept.", stacklevel=2
         )
-    seconds = time.perf_counter() - began
-    return Fit(best.adapter, best.epoch, tuple(history), seconds, interrupted)
+    return Fit(best, best_epoch, tuple(history), interrupted)
 
 
 def refit(
@@ -265,21 +256,94 @@ def states(
         yield number, run.module.export
 
 
-class _Best:
-    """The best adapter so far; at first one that changes nothing."""
+class _Competition:
+    """Which documents compete in a step, and which of them each query should rank first.
 
-    def __init__(self, start: Adapter, validation: Validation) -> None:
-        self._validation = validation
-        self.adapter: Adapter = LinearAdapter.identity(start.input_dim)
-        self.epoch = 0
-        self.gain = Gain.of(validation, validation.base)
+    Args:
+        train: Queries to learn from.
+        options: Loss and bounds.
+        device: Where tensors go.
+        moves_documents: Whether the adapter maps documents too.
+        random: Of what is drawn.
+    """
 
-    def consider(self, adapter: Adapter, epoch: int) -> Gain:
-        """Score an adapter and keep it if it is better; return its gain."""
-        gain = Gain.of(self._validation, self._validation.score(adapter))
-        if gain.harmless and gain.overall > self.gain.overall:
-            self.adapter, self.epoch, self.gain = adapter, epoch, gain
-        return gain
+    def __init__(
+        self,
+        train: EncodedDataset,
+        options: TrainingOptions,
+        device: torch.device,
+        random: np.random.Generator,
+        *,
+        moves_documents: bool,
+    ) -> None:
+        self._options, self._device, self._random = options, device, random
+        self._moves_documents = moves_documents
+        self.documents = TrainingDocuments(train.documents, device)
+        first = train.canonical_rows
+        self.relevance = replace(train.relevance, documents=first[train.relevance.documents])
+        # Hard negatives compete like the documents that queries ask for.
+        mined = train.negatives or Qrels.from_lists([[]] * len(train.relevance))
+        self._negatives = replace(mined, documents=first[mined.documents])
+        asked = np.concatenate([self.relevance.documents, self._negatives.documents])
+        self._candidates = np.unique(first if options.loss == "corpus" else asked)
+        # Gathered once where every step scores the same documents.
+        self._vectors: Tensor | None = None
+        if options.loss != "mnr" and len(self._candidates) <= options.max_candidates:
+            self._vectors = self.documents.take(self._candidates)
+        self.scored = min(len(self._candidates), options.max_candidates)
+
+    def candidates(self, batch: Rows) -> tuple[Rows, Tensor]:
+        """Return the documents that compete in this step, sorted, and their vectors."""
+        relevant = self.relevance.take(batch)
+        if self._options.loss == "mnr":
+            # One relevant document per query, as each (query, document) pair is one example; the
+            # others are drawn in other epochs. Those of the batch's other queries compete.
+            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
+            chosen = _union(relevant.documents[place], self._hard(batch))
+        elif self._vectors is not None:
+            return self._candidates, self._vectors
+        else:
+            own = _union(self.competing(relevant), self._hard(batch))
+            more = max(0, self._options.max_candidates - len(own))
+            others = self._random.choice(self._candidates, size=more, replace=False)
+            chosen = _union(own, others)
+        return chosen, self.documents.take(chosen)
+
+    def stands_for(self, candidates: Rows) -> float:
+        """Return how many documents a candidate stands for; in a batch of pairs, itself."""
+        return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
+
+    def competing(self, relevant: Qrels) -> Rows:
+        """Return the relevant documents of a batch; where documents move, a limited number.
+
+        There a step maps every candidate, and dozens per query would be nearly all of its cost.
+        Those left out that come in by chance, or by another query, are targets as ever.
+        """
+        most = max(self._options.max_candidates // 2, len(relevant))
+        if not self._moves_documents or len(_union(relevant.documents)) <= most:
+            return relevant.documents
+        shuffled = np.lexsort((self._random.random(len(relevant.documents)), relevant.queries))
+        # One of each query, then a second of each that has one, until there are enough.
+        place = np.arange(len(shuffled)) - relevant.offsets[relevant.queries]
+        return relevant.documents[shuffled[np.argsort(place, kind="stable")[:most]]]
+
+    def targets(self, batch: Rows, candidates: Rows) -> Targets:
+        """Return the relevant documents of each query of a batch among the candidates."""
+        relevant = self.relevance.take(batch)
+        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
+        there = candidates[place] == relevant.documents
+        queries = relevant.queries[there]
+        shares = np.float32(1.0 / np.bincount(queries, minlength=len(batch))[queries])
+        arrays = (queries, place[there], shares)
+        return Targets(*(_tensor(array, self._device) for array in arrays))
+
+    def anchors(self) -> Tensor:
+        """Draw the documents whose scores should stay."""
+        count = self._options.anchor_documents
+        return self.documents.take(self._random.integers(len(self.documents), size=count))
+
+    def _hard(self, batch: Rows) -> Rows:
+        return self._negatives.take(batch).documents
 
 
 class _Run:
@@ -292,44 +356,27 @@ class _Run:
         options: TrainingOptions,
         on_step: OnStep | None,
     ) -> None:
-        self._options = options
-        self._on_step = on_step
-        self._steps = 0
-        self._device = device_for(options)
+        self._options, self._on_step, self._steps = options, on_step, 0
+        device = device_for(options)
         self._random = np.random.default_rng(options.seed)
         module = start if isinstance(start, TrainableAdapter) else trainable(start)
-        self.module: TrainableAdapter = module.to(self._device)
+        self.module: TrainableAdapter = module.to(device)
         self._log_temperature = nn.Parameter(
-            torch.tensor(math.log(options.temperature), device=self._device),
+            torch.tensor(math.log(options.temperature), device=device),
             requires_grad=options.learn_temperature,
         )
-        self._base = train.queries
-        self._unit_base = self._tensor(l2_normalize(train.queries))
-        self._queries = self._tensor(self._base)
-        self._documents = TrainingDocuments(train.documents, self._device)
-        self._moment = self._moment_of_documents() if options.anchor else None
-        self._relevance = replace(
-            train.relevance, documents=train.canonical_rows[train.relevance.documents]
+        self._queries = _tensor(train.queries, device)
+        self._unit_queries = _tensor(l2_normalize(train.queries), device)
+        self._competition = _Competition(
+            train, options, device, self._random, moves_documents=module.moves_documents
         )
-        # Hard negatives compete like the documents that queries ask for.
-        self._negatives = (
-            None
-            if train.negatives is None
-            else replace(train.negatives, documents=train.canonical_rows[train.negatives.documents])
-        )
-        asked = self._relevance.documents
-        mined = asked[:0] if self._negatives is None else self._negatives.documents
-        self._candidates = np.unique(
-            train.canonical_rows if options.loss == "corpus" else np.concatenate([asked, mined])
-        )
-        # Gathered once where every step scores the same documents.
-        self._all_candidates = (
-            None
-            if options.loss == "mnr" or len(self._candidates) > options.max_candidates
-            else self._documents.take(self._candidates)
-        )
-        scored = min(len(self._candidates), options.max_candidates) + options.anchor_documents
-        self._multiplications = options.batch_size * scored * train.documents.shape[1]
+        documents = self._competition.documents
+        # The drift of all scores, where that is cheaper than a sample: not where vectors are long.
+        # Where documents move too it is not possible.
+        exact = not module.moves_documents and documents.dim <= options.anchor_documents
+        self._moment = documents.moment() if options.anchor and exact else None
+        scored = self._competition.scored + options.anchor_documents
+        self._multiplications = options.batch_size * scored * documents.dim
         self._optimizer = self._make_optimizer()
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
 
@@ -346,7 +393,7 @@ class _Run:
 
     def batches(self) -> list[Rows]:
         """Return the rows of each step of one epoch, shuffled."""
-        order = self._random.permutation(len(self._relevance))
+        order = self._random.permutation(len(self._queries))
         size = self._options.batch_size
         steps = [order[start : start + size] for start in range(0, len(order), size)]
         return steps[: self._steps_per_epoch]
@@ -388,96 +435,34 @@ class _Run:
 
     @property
     def _steps_per_epoch(self) -> int:
-        steps = math.ceil(len(self._relevance) / self._options.batch_size)
+        steps = math.ceil(len(self._queries) / self._options.batch_size)
         return min(steps, self._options.steps_per_epoch or steps)
 
     def _loss(self, batch: Rows) -> Tensor:
         options = self._options
-        rows = self._tensor(batch)
+        rows = _tensor(batch, self._queries.device)
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
-        candidates, documents = self._candidates_for(batch)
+        candidates, documents = self._competition.candidates(batch)
         loss = ranking_nll(
             adapted,
             self.module.documents(documents),
-            self._targets(batch, candidates),
+            self._competition.targets(batch, candidates),
             temperature=self._log_temperature.exp(),
-            stands_for=self._stands_for(candidates),
+            stands_for=self._competition.stands_for(candidates),
         )
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
         if options.anchor:
-            loss = loss + options.anchor * self._drift(adapted, self._unit_base[rows])
+            loss = loss + options.anchor * self._drift(adapted, self._unit_queries[rows])
         return loss
 
     def _drift(self, adapted: Tensor, base: Tensor) -> Tensor:
         """Return how far the scores of documents have moved, of all of them or of a sample."""
         if self._moment is not None:
             return score_drift(adapted - base, self._moment)
-        sample = self._random.integers(len(self._documents), size=self._options.anchor_documents)
-        anchors = self._documents.take(sample)
+        anchors = self._competition.anchors()
         moved = adapted @ self.module.documents(anchors).T
         return (moved - base @ anchors.T).square().mean()
-
-    def _moment_of_documents(self) -> Tensor | None:
-        """Return what the drift of all scores is computed from, where it is cheaper than a sample.
-
-        It is not where vectors are long, and not possible where documents move too.
-        """
-        dim = self._documents.dim
-        if self.module.moves_documents or dim > self._options.anchor_documents:
-            return None
-        return self._documents.moment()
-
-    def _candidates_for(self, batch: Rows) -> tuple[Rows, Tensor]:
-        """Return the documents that compete in this step, sorted, and their vectors."""
-        relevant = self._relevance.take(batch)
-        if self._options.loss == "mnr":
-            # One relevant document per query, as each (query, document) pair is one example; the
-            # others are drawn in other epochs. Those of the batch's other queries compete.
-            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            chosen = _union(relevant.documents[place], self._hard(batch))
-        elif self._all_candidates is not None:
-            return self._candidates, self._all_candidates
-        else:
-            own = _union(self._competing(relevant), self._hard(batch))
-            more = max(0, self._options.max_candidates - len(own))
-            others = self._random.choice(self._candidates, size=more, replace=False)
-            chosen = _union(own, others)
-        return chosen, self._documents.take(chosen)
-
-    def _stands_for(self, candidates: Rows) -> float:
-        """Return how many documents a candidate stands for; in a batch of pairs, itself."""
-        return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
-
-    def _competing(self, relevant: Qrels) -> Rows:
-        """Return the relevant documents of a batch; where documents move, a limited number.
-
-        There a step maps every candidate, and dozens per query would be nearly all of its cost.
-        Those left out that come in by chance, or by another query, are targets as ever.
-        """
-        most = max(self._options.max_candidates // 2, len(relevant))
-        if not self.module.moves_documents or len(_union(relevant.documents)) <= most:
-            return relevant.documents
-        shuffled = np.lexsort((self._random.random(len(relevant.documents)), relevant.queries))
-        # One of each query, then a second of each that has one, until there are enough.
-        place = np.arange(len(shuffled)) - relevant.offsets[relevant.queries]
-        return relevant.documents[shuffled[np.argsort(place, kind="stable")[:most]]]
-
-    def _hard(self, batch: Rows) -> Rows:
-        """Return the hard negatives of a batch."""
-        if self._negatives is None:
-            return np.empty(0, dtype=np.int64)
-        return self._negatives.take(batch).documents
-
-    def _targets(self, batch: Rows, candidates: Rows) -> Targets:
-        relevant = self._relevance.take(batch)
-        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
-        there = candidates[place] == relevant.documents
-        queries = relevant.queries[there]
-        shares = 1.0 / np.bincount(queries, minlength=len(batch))[queries]
-        return Targets(
-            self._tensor(queries), self._tensor(place[there]), self._tensor(np.float32(shares))
-        )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options = self._options
@@ -494,8 +479,9 @@ class _Run:
                 f"{cause}"
             ) from cause
 
-    def _tensor(self, array: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+def _tensor(array: Any, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _union(*rows: Rows) -> Rows:

@@ -136,9 +136,9 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     )
     options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
-    candidates, _ = run._candidates_for(np.arange(4))
+    candidates, _ = run._competition.candidates(np.arange(4))
     assert candidates.tolist() == [0, 2, 3]
-    found = run._targets(np.arange(4), candidates)
+    found = run._competition.targets(np.arange(4), candidates)
     assert found.documents.tolist() == [0, 0, 1, 1]
 
 
@@ -148,8 +148,8 @@ def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query() ->
     options = TrainingOptions(loss="mnr", batch_size=2)
     run = training_module._Run(data, LinearAdapter.identity(3), options, None)
     for _ in range(10):  # whichever document of query 0 is drawn
-        candidates, _ = run._candidates_for(np.arange(2))
-        found = run._targets(np.arange(2), candidates)
+        candidates, _ = run._competition.candidates(np.arange(2))
+        found = run._competition.targets(np.arange(2), candidates)
         shares = dict(zip(found.queries.tolist(), found.shares.tolist(), strict=False))
         count = found.queries.tolist().count(0)
         assert count == len(candidates)  # all that is drawn is relevant to query 0
@@ -163,11 +163,11 @@ def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documen
     data = encoded(random.standard_normal((64, 4)), documents, relevant)
     options = TrainingOptions(loss="corpus", max_candidates=500)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
-    candidates, vectors = run._candidates_for(np.arange(64))
+    candidates, vectors = run._competition.candidates(np.arange(64))
     assert len(candidates) <= 500 + 64
     assert vectors.shape == (len(candidates), 4)
     assert set(np.unique(data.relevance.documents)) <= set(candidates.tolist())
-    assert len(run._targets(np.arange(64), candidates).queries) == 64
+    assert len(run._competition.targets(np.arange(64), candidates).queries) == 64
 
 
 def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
@@ -192,14 +192,14 @@ def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negati
     def candidates(*, shared: bool, seed: int = 0) -> list[int]:
         start = LinearAdapter(np.eye(4), shared=shared)
         run = training_module._Run(data, start, replace(options, seed=seed), None)
-        found, _ = run._candidates_for(batch)
-        targets = run._targets(batch, found)
+        found, _ = run._competition.candidates(batch)
+        targets = run._competition.targets(batch, found)
         there = [set(rows) & set(found.tolist()) for rows in relevant]
         found_of = np.bincount(targets.queries.cpu(), minlength=32)
         assert found_of.tolist() == [len(rows) for rows in there]
         assert all(there)  # at least one of each
         assert set(relevant[1]) <= there[1]  # who has few keeps them
-        drawn = run._competing(run._relevance)
+        drawn = run._competition.competing(run._competition.relevance)
         assert len(drawn) == (100 if shared else len(data.relevance.documents))
         return found.tolist()
 

@@ -23,9 +23,11 @@ from markupsafe import Markup
 
 from llama_index_embeddings_adapted.adapters.saving import library_version
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.evaluation import metrics, page_parts
+from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.evaluation.page_parts import (
     COLOURS,
+    Bars,
+    Curves,
     training_section,
     wins_losses,
 )
@@ -48,19 +50,25 @@ def render(content: Mapping[str, Any]) -> str:
         content: What ``templates/report.html.j2`` names; a name that is missing is an error.
     """
     style, script = (_part(f"report.{suffix}") for suffix in ("css", "js"))
-    own = {"style": Markup(style), "script": Markup(script), "colours": COLOURS}
+    own = {"style": Markup(style), "script": Markup(script)}
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return _template().render({**content, **own, **hashes})
+    return _template("report").render({**content, **own, **hashes})
+
+
+def draw(chart: Bars | Curves) -> str:
+    """Return one chart, as the page has it."""
+    return str(_template("charts").module.figure(chart))  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader(_PACKAGE, _TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("report.html.j2")
+    environment.globals["colours"] = COLOURS
+    return environment.get_template(f"{name}.html.j2")
 
 
 @functools.cache
@@ -110,6 +118,7 @@ class PageData:
         trained: Model name → ``FinetuneReport.to_dict()``.
         data: What was judged on, as ``data_statistics`` gives it.
         note: How the scores came about.
+        queries: How many they are, where some are judged more than once.
     """
 
     title: str
@@ -120,6 +129,7 @@ class PageData:
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    queries: int = 0
 
 
 def write_page(path: str | Path, page_data: PageData) -> Path:
@@ -133,7 +143,6 @@ def write_page(path: str | Path, page_data: PageData) -> Path:
 def page(page_data: PageData) -> str:
     """Return the page: HTML that needs no other file and no network."""
     scores, models = page_data.scores, list(page_data.scores)
-    others = models[1:]
     return render(
         {
             "title": page_data.title,
@@ -147,9 +156,13 @@ def page(page_data: PageData) -> str:
             "trainings": [training_section(name, t) for name, t in page_data.trained.items()],
             "pairs": [
                 wins_losses(
-                    (models[0], scores[models[0]]), (m, scores[m]), page_data.texts, metric=METRIC
+                    (models[0], scores[models[0]]),
+                    (name, scores[name]),
+                    page_data.texts,
+                    metric=METRIC,
+                    counted="judgements" if _judged_twice(page_data) else "queries",
                 )
-                for m in others
+                for name in models[1:]
             ],
             "data": _data(page_data),
             "cost": _cost(page_data),
@@ -164,7 +177,16 @@ def _subtitle(page_data: PageData) -> str:
     first = next(iter(page_data.scores.values()), None)
     if first is None:
         return made
-    return f"{len(first.query_ids):,} queries, {len(first.document_ids):,} documents, {made}"
+    judged = len(first.query_ids)
+    queries = f"{judged:,} queries"
+    if _judged_twice(page_data):
+        queries = f"{page_data.queries:,} queries, judged {judged:,} times"
+    return f"{queries}, {len(first.document_ids):,} documents, {made}"
+
+
+def _judged_twice(page_data: PageData) -> bool:
+    judged = max((len(scores.query_ids) for scores in page_data.scores.values()), default=0)
+    return 0 < page_data.queries < judged
 
 
 # --- the verdict ------------------------------------------------------------------------------
@@ -214,13 +236,13 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Sequence[str]) -> lis
     return [name for name in names if all(metrics.parse(name)[1] <= depth for depth in cut)]
 
 
-def _bars(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:
+def _bars(scores: Mapping[str, RetrievalScores], metric: str) -> Bars:
     name, cut = metrics.parse(metric)
     values = {model: mean_interval(found.values(metric)) for model, found in scores.items()}
-    return page_parts.bars(f"{_LABELS[name]}@{cut}", values)
+    return Bars(f"{_LABELS[name]}@{cut}", values)
 
 
-def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:
+def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Curves:
     deepest = min(found.ranked.shape[1] for found in scores.values())
     cuts = [cut for cut in _CUTS if cut <= deepest]
     lines = {}
@@ -228,7 +250,7 @@ def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Markup:
         grades = found.relevance.grades_at(found.ranked)
         of = metrics.METRICS[metric]
         lines[model] = [float(of(grades, found.relevance, cut).mean()) for cut in cuts]
-    return page_parts.curves(f"{_LABELS[metric]} at k", cuts, lines, horizontal="k")
+    return Curves(f"{_LABELS[metric]} at k", cuts, lines, horizontal="k")
 
 
 def _metrics(scores: Mapping[str, RetrievalScores]) -> dict[str, Any]:

@@ -1,23 +1,18 @@
-"""The part of a page that says how training went: the base model is the line to compare with.
+"""The parts of a page: charts, wins and losses against another model, how training went.
 
-Which queries a model wins and loses against another, with the passages that each finds.
-
-Charts as inline SVG: no script, no style of their own, colours by class.
-
-A drawing is about as wide as a telephone, so that its letters keep their size on one; a page puts
-several side by side. What is drawn is also said in words, for those who do not see it.
+Charts are described here and drawn by ``templates/charts.html.j2``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from llama_index_embeddings_adapted.core.arrays import Rows
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT
@@ -26,60 +21,50 @@ from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores,
 from llama_index_embeddings_adapted.evaluation.verdict import Interval
 
 COLOURS = 6  #: classes ``m0`` … ``m5``; more models share them
-
-_WIDTH = 340
-_LEFT, _RIGHT = 44, 14
 _numbers = count()
 
 
-def bars(title: str, values: Mapping[str, Interval]) -> Markup:
-    """Draw a bar with its interval for each model.
+@dataclass(frozen=True)
+class Bars:
+    """A bar with its interval for each model, as ``charts.html.j2`` draws it.
 
     Args:
         title: What is measured.
-        values: Model → mean and interval, in [0, 1].
+        intervals: Model → mean and interval, in [0, 1].
     """
-    row = 40
-    top = max((high for _, _, high in values.values()), default=0.0)
-    scale = (_WIDTH - 2 * _RIGHT) / max(top, 1e-9)
-    parts, said = [], []
-    for number, (name, (mean, low, high)) in enumerate(values.items()):
-        y = 8 + number * row
-        parts.append(
-            Markup(
-                '<text x="14" y="{ty}">{name}</text>'
-                '<text x="326" y="{ty}" class="value">{mean}</text>'
-                '<rect class="bar m{colour}" x="14" y="{y}" width="{width}" height="14"/>'
-                '<path class="whisker" d="M{low} {mid}H{high}M{low} {up}V{down}'
-                'M{high} {up}V{down}"/>'
-            ).format(
-                ty=y + 10,
-                y=y + 16,
-                name=_cut(name, 34),
-                mean=f"{mean:.3f}",
-                colour=number % COLOURS,
-                width=_px(mean * scale),
-                low=_px(14 + low * scale),
-                high=_px(14 + high * scale),
-                mid=y + 23,
-                up=y + 19,
-                down=y + 27,
-            )
+
+    title: str
+    intervals: Mapping[str, Interval]
+    number: int = field(default_factory=lambda: next(_numbers))
+    kind = "bars"
+
+    @property
+    def rows(self) -> list[tuple[str, float, float, float]]:
+        """Name, mean, lower and upper end of each model."""
+        return [(name, *interval) for name, interval in self.intervals.items()]
+
+    @property
+    def height(self) -> int:
+        """Of the drawing, which is 340 wide."""
+        return 12 + 40 * len(self.intervals)
+
+    @property
+    def said(self) -> str:
+        """What is drawn, for those who do not see it."""
+        return "; ".join(
+            f"{name} {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+            for name, mean, low, high in self.rows
         )
-        said.append(f"{name} {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
-    return _drawing(title, "; ".join(said), Markup("").join(parts), height=12 + row * len(values))
+
+    def width(self, value: float) -> float:
+        """Return the length of a bar."""
+        top = max((high for *_, high in self.rows), default=0.0)
+        return 312 * value / max(top, 1e-9)
 
 
-def curves(
-    title: str,
-    places: Sequence[object],
-    lines: Mapping[str, Sequence[float]],
-    *,
-    horizontal: str = "",
-    level: tuple[float, str] | None = None,
-    mark: tuple[int, str] | None = None,
-) -> Markup:
-    """Draw a line for each series over places that stand at equal distances.
+@dataclass(frozen=True)
+class Curves:
+    """A line for each series over places at equal distances, as ``charts.html.j2`` draws it.
 
     Args:
         title: What is measured.
@@ -89,99 +74,53 @@ def curves(
         level: A horizontal line to compare with, and its name.
         mark: A place to mark by a vertical line, and its name.
     """
-    height, top, bottom = 210, 14, 172
-    known = [value for line in lines.values() for value in line if value == value]
-    known += [level[0]] if level else []
-    ticks = _ticks(min(known, default=0.0), max(known, default=1.0))
-    low, high = ticks[0], ticks[-1]
-    step = (_WIDTH - _LEFT - _RIGHT) / max(1, len(places) - 1)
 
-    def x(place: int) -> float:
-        return _LEFT + place * step
+    title: str
+    places: Sequence[object]
+    lines: Mapping[str, Sequence[float]]
+    horizontal: str = ""
+    level: tuple[float, str] | None = None
+    mark: tuple[int, str] | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    kind, height = "curves", 210
 
-    def y(value: float) -> float:
-        return bottom - (value - low) / (high - low) * (bottom - top)
+    @cached_property
+    def ticks(self) -> list[float]:
+        """Round numbers of the vertical axis, between which all values lie."""
+        known = [value for line in self.lines.values() for value in line if value == value]
+        known += [self.level[0]] if self.level else []
+        return _ticks(min(known, default=0.0), max(known, default=1.0))
 
-    parts = [_levels(ticks, y), _places(places, x, bottom)]
-    parts.append(Markup('<text x="192" y="204" class="axis middle">{}</text>').format(horizontal))
-    if level:
-        parts.append(_level(y(level[0]), level[1]))
-    if mark:
-        parts.append(_mark(x(mark[0]), mark[1], top, bottom))
-    for number, line in enumerate(lines.values()):
-        at = [(x(place), y(value)) for place, value in enumerate(line) if value == value]
-        parts.append(_line(at, number))
-    said = "; ".join(
-        f"{name}: " + ", ".join(f"{p} {v:.3f}" for p, v in zip(places, line, strict=True))
-        for name, line in lines.items()
-    )
-    return _drawing(title, said, Markup("").join(parts), height=height)
+    @property
+    def every(self) -> int:
+        """Which places have a label: nine at most."""
+        return -(-len(self.places) // 9)
 
-
-def _level(y: float, name: str) -> Markup:
-    return Markup(
-        '<path class="level" d="M{left} {y}H{right}"/>'
-        '<text x="{right}" y="{above}" class="axis end">{name}</text>'
-    ).format(left=_LEFT, right=_WIDTH - _RIGHT, y=_px(y), above=_px(y - 4), name=name)
-
-
-def _mark(x: float, name: str, top: float, bottom: float) -> Markup:
-    return Markup(
-        '<path class="mark" d="M{x} {top}V{bottom}"/>'
-        '<text x="{x}" y="10" class="axis {anchor}">{name}</text>'
-    ).format(
-        x=_px(x), top=top, bottom=bottom, name=name, anchor="end" if x > _WIDTH / 2 else "start"
-    )
-
-
-def _line(at: Sequence[tuple[float, float]], number: int) -> Markup:
-    points = " ".join(f"{_px(x)},{_px(y)}" for x, y in at)
-    dots = Markup("").join(
-        Markup('<circle class="dot m{}" cx="{}" cy="{}" r="2.4"/>').format(
-            number % COLOURS, _px(x), _px(y)
+    @property
+    def said(self) -> str:
+        """What is drawn, for those who do not see it."""
+        return "; ".join(
+            f"{name}: " + ", ".join(f"{p} {v:.3f}" for p, v in zip(self.places, line, strict=True))
+            for name, line in self.lines.items()
         )
-        for x, y in (at if len(at) <= 15 else ())
-    )
-    line = Markup('<polyline class="line m{}" points="{}"/>').format(number % COLOURS, points)
-    return line + dots
 
+    def x(self, place: int) -> float:
+        """Return where a place lies."""
+        return 44 + 282 * place / max(1, len(self.places) - 1)
 
-def _levels(ticks: Sequence[float], y: Callable[[float], float]) -> Markup:
-    """Draw the horizontal lines and say what they stand for."""
-    return Markup("").join(
-        Markup(
-            '<path class="grid" d="M{left} {y}H{right}"/>'
-            '<text x="{end}" y="{ty}" class="axis end">{value}</text>'
-        ).format(
-            left=_LEFT,
-            right=_WIDTH - _RIGHT,
-            end=_LEFT - 6,
-            y=_px(y(tick)),
-            ty=_px(y(tick) + 4),
-            value=f"{tick:.{_digits(ticks[1] - ticks[0])}f}",
-        )
-        for tick in ticks
-    )
+    def y(self, value: float) -> float:
+        """Return where a value lies."""
+        low, high = self.ticks[0], self.ticks[-1]
+        return 172 - 158 * (value - low) / (high - low)
 
+    def points(self, line: Sequence[float]) -> list[tuple[float, float]]:
+        """Return where the values of a line lie that are known."""
+        return [(self.x(n), self.y(value)) for n, value in enumerate(line) if value == value]
 
-def _places(places: Sequence[object], x: Callable[[int], float], bottom: float) -> Markup:
-    every = -(-len(places) // 9)
-    return Markup("").join(
-        Markup('<text x="{}" y="{}" class="axis middle">{}</text>').format(
-            _px(x(place)), bottom + 16, label
-        )
-        for place, label in enumerate(places)
-        if place % every == 0
-    )
-
-
-def _drawing(title: str, said: str, body: Markup, *, height: int) -> Markup:
-    number = next(_numbers)
-    return Markup(
-        '<figure><figcaption>{title}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        'aria-labelledby="c{n}t c{n}d"><title id="c{n}t">{title}</title>'
-        '<desc id="c{n}d">{said}</desc>{body}</svg></figure>'
-    ).format(title=title, width=_WIDTH, height=height, n=number, said=said, body=body)
+    def label(self, tick: float) -> str:
+        """Return a tick with as many digits as all need."""
+        digits = max(0, -math.floor(math.log10(self.ticks[1] - self.ticks[0]) + 1e-9))
+        return f"{tick:.{digits}f}"
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -192,18 +131,6 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(first + 1, math.ceil(high / step - 1e-9))
     return [tick * step for tick in range(first, last + 1)]
-
-
-def _digits(step: float) -> int:
-    return max(0, -math.floor(math.log10(step) + 1e-9))
-
-
-def _px(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 MOST_ROWS = 100  #: wins, and as many losses; the largest
@@ -261,6 +188,7 @@ def wins_losses(
     texts: Texts | None,
     *,
     metric: str,
+    counted: str = "queries",
 ) -> WinsLosses:
     """Compare two models query by query.
 
@@ -269,6 +197,7 @@ def wins_losses(
         new: Name and scores, of the same queries in the same order.
         texts: Of the queries and documents; None gives counts only.
         metric: Such as ``"ndcg@10"``.
+        counted: What the scores are of; "judgements" where a query is judged more than once.
 
     Raises:
         OptionError: The models were scored on other queries.
@@ -281,7 +210,7 @@ def wins_losses(
     losses = order[change[order] < -_NIL][::-1]
     shown = [*wins[:MOST_ROWS], *losses[:MOST_ROWS]]
     summary = (
-        f"{len(wins):,} of {len(change):,} queries win, {len(losses):,} lose and "
+        f"{len(wins):,} of {len(change):,} {counted} win, {len(losses):,} lose and "
         f"{len(change) - len(wins) - len(losses):,} stay as they are, by {metric}."
     )
     if texts is None:
@@ -409,8 +338,8 @@ def _charts(
         title, level = "Change in NDCG@10 on held-out queries", 0.0
         lines = {_PARTS[part]: line for part, line in gains.items()}
     return [
-        curves(title, epochs, lines, horizontal="epoch", level=(level, "base model"), mark=mark),
-        curves(
+        Curves(title, epochs, lines, horizontal="epoch", level=(level, "base model"), mark=mark),
+        Curves(
             "Training loss",
             epochs,
             {"loss": [_number(epoch["loss"]) for epoch in history]},
@@ -439,7 +368,7 @@ def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Any]
     gains = {part: line for part, line in gains.items() if any(v == v for v in line)}
     names = list(choice["gains"])
     mark = (names.index(choice["recipe"]), "chosen") if choice["recipe"] in names else None
-    drawn = curves(
+    drawn = Curves(
         "Change in NDCG@10 of what was tried",
         range(1, len(pairs) + 1),
         {_PARTS[part]: line for part, line in gains.items()},
@@ -463,7 +392,11 @@ def _parts(report: Mapping[str, Any]) -> dict[str, Any]:
                 f"{part['difference']['p_value']:.4f}",
             ])  # fmt: skip
     head = ["queries about", "number", "base NDCG@10", "adapted", "change", "95 % interval", "p"]
-    return {"head": head, "rows": rows}
+    counts = [report[key]["queries"] if report.get(key) else 0 for key in _PARTS]
+    caption = "Held-out queries"
+    if sum(counts[1:]) > counts[0]:
+        caption += f": {counts[0]:,}, judged {sum(counts[1:]):,} times, on known or new documents"
+    return {"caption": caption, "head": head, "rows": rows}
 
 
 def _candidates(choice: Mapping[str, Any] | None) -> dict[str, Any] | None:

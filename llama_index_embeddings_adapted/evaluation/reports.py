@@ -333,6 +333,7 @@ class FinetuneReport:
                 held_out.texts,
                 {"adapted": self.to_dict()},
                 note=_CROSS_FITTED if self.choice else _HELD_OUT,
+                queries=self.overall.queries,
             ),
         )
 

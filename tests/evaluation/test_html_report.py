@@ -21,6 +21,7 @@ from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page_parts
+from llama_index_embeddings_adapted.evaluation.page import draw
 from llama_index_embeddings_adapted.evaluation.page_parts import MOST_ROWS, wins_losses
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
@@ -183,6 +184,9 @@ def test_every_method_writes_a_page_with_history_passages_data_and_cost(
     assert "base model</text>" in text  # the line to compare with
     assert ("Training loss" in text) == (method == "linear")
     assert ("candidates competed" in text) == (method == "ridge")
+    judged = len(found.held_out["base"].query_ids) if found.held_out else 0
+    twice = f"{found.overall.queries:,} queries, judged {judged:,} times, "
+    assert (twice in text) == (judged > found.overall.queries) == (method == "ridge")
     assert f"<td>{found.base_calls:,}</td>" in text
     assert found.data["queries"] == len(small)
     assert found.held_out is not None
@@ -327,7 +331,7 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
 
 def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
     drawn = Reader(
-        str(page_parts.bars("Hit rate", {"a": (0.5, 0.4, 0.6), "<b>": (0.25, 0.2, 0.3)}))
+        draw(page_parts.Bars("Hit rate", {"a": (0.5, 0.4, 0.6), "<b>": (0.25, 0.2, 0.3)}))
     )
     one, other = (float(str(bar["width"])) for bar in drawn.all("rect"))
     assert other == pytest.approx(one / 2, abs=0.1)
@@ -337,8 +341,8 @@ def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
 
 def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() -> None:
     drawn = Reader(
-        str(page_parts.curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
-                          level=(0.0, "base model"), mark=(2, "kept")))
+        draw(page_parts.Curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
+                               level=(0.0, "base model"), mark=(2, "kept")))
     )  # fmt: skip
     [line] = drawn.all("polyline")
     points = [tuple(map(float, point.split(","))) for point in str(line["points"]).split()]

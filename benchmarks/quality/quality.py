@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     compare_retrieval,
 )
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, known_to, part
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
@@ -120,3 +120,28 @@ def means(kept: dict[str, RetrievalScores]) -> dict[str, Any]:
         **{model: {metric: one[metric] for metric in METRICS} for model, one in kept.items()},
         "difference": kept["adapted"]["ndcg@10"] - kept["base"]["ndcg@10"],
     }
+
+
+def known_to(
+    train: EmbeddingQAFinetuneDataset, dataset: EmbeddingQAFinetuneDataset
+) -> dict[str, bool]:
+    """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
+    asked = {document for documents in train.relevant_docs.values() for document in documents}
+    return {
+        query: not asked.isdisjoint(documents) for query, documents in dataset.relevant_docs.items()
+    }
+
+
+def part(scores: RetrievalScores, keep: np.ndarray) -> RetrievalScores:
+    """Return the scores of some of the queries.
+
+    Args:
+        scores: Of all queries.
+        keep: ``(n,)``, booleans.
+    """
+    rows = np.flatnonzero(keep)
+    query_ids = tuple(scores.query_ids[row] for row in rows)
+    relevance = scores.relevance.take(rows)
+    return RetrievalScores(
+        scores.ranked[rows], relevance, query_ids, scores.document_ids, scores.ks
+    )

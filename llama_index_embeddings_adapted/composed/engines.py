@@ -45,6 +45,7 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     require_extra,
 )
+from llama_index_embeddings_adapted.evaluation.comparison import plot_history
 from llama_index_embeddings_adapted.evaluation.held_out import (
     check_queries_differ,
     drop_leaked_queries,
@@ -54,7 +55,6 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
 from llama_index_embeddings_adapted.evaluation.reports import (
     Epoch,
     FinetuneReport,
-    plot_history,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options

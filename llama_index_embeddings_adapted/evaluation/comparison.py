@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
@@ -219,19 +220,17 @@ def plot_bars(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure_module = require_extra("matplotlib.figure", extra="plot")
     metrics = list(next(iter(models.values())))
     width = 0.8 / len(models)
-    figure = figure_module.Figure(figsize=(2.6 + 1.9 * len(metrics), 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes = _axes(2.6 + 1.9 * len(metrics))
     for number, (name, values) in enumerate(models.items()):
-        places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(metrics))]
-        means = [values[metric][0] for metric in metrics]
+        shift = (number - (len(models) - 1) / 2) * width
+        means, lows, highs = np.array([values[metric] for metric in metrics]).T
         bars = axes.bar(
-            places,
+            np.arange(len(metrics)) + shift,
             means,
             width * 0.92,
-            yerr=_error_bars([values[metric] for metric in metrics]),
+            yerr=np.maximum(0.0, [means - lows, highs - means]),
             label=name,
             color=_COLOURS[number % len(_COLOURS)],
             ecolor="#333333",
@@ -241,16 +240,49 @@ def plot_bars(
     axes.set_xticks(range(len(metrics)), metrics)
     axes.set_ylim(0, min(1.08, 1.2 * max(v[2] for m in models.values() for v in m.values()) + 0.02))
     axes.set_title(title, fontsize=10)
+    return _written(axes, path, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def plot_history(
+    scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
+) -> Path:
+    """Draw validation scores by epoch, and the base model as a horizontal line.
+
+    Args:
+        scores: Of epoch 0, 1, …, in [0, 1].
+        base: Of the base model.
+        path: Where to write; the suffix chooses the format.
+        metric: What the scores are.
+        best: The epoch that was kept.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    axes = _axes(6.4)
+    axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")
+    axes.plot(range(len(scores)), scores, color=_COLOURS[1], marker="o", label="composed")
+    axes.plot([best], [scores[best]], color=_COLOURS[2], marker="o", linestyle="", label="kept")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{metric} on validation queries")
+    axes.set_xticks(range(len(scores)))
+    return _written(axes, path)
+
+
+def _axes(width: float) -> Any:
+    figure = require_extra("matplotlib.figure", extra="plot").Figure(
+        figsize=(width, 4.2), layout="constrained"
+    )
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def _written(axes: Any, path: str | Path, **legend: Any) -> Path:
+    axes.legend(frameon=False, **legend)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    axes.figure.savefig(target, dpi=150)
     return target
-
-
-def _error_bars(values: Sequence[Interval]) -> list[list[float]]:
-    return [
-        [max(0.0, mean - low) for mean, low, _ in values],
-        [max(0.0, high - mean) for mean, _, high in values],
-    ]

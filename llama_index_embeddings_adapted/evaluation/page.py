@@ -308,23 +308,13 @@ def _cost(page_data: PageData) -> dict[str, Any]:
             if asked.get("base_texts"):
                 spent = (asked[f"base_{what}"] for what in ("calls", "texts", "tokens"))
                 rows.append(_row(f"{name}: questions filtered", None, *spent))
-        rows.append(
-            _row(
-                f"{name}: training",
-                *(report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens")),
-            )
-        )
-    for name, found in page_data.scores.items():
-        if found.seconds:
-            rows.append(
-                _row(
-                    f"{name}: judging",
-                    found.seconds,
-                    found.base_calls,
-                    found.base_texts,
-                    found.base_tokens,
-                )
-            )
+        spent = (report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens"))
+        rows.append(_row(f"{name}: training", *spent))
+    rows += [
+        _row(f"{name}: judging", s.seconds, s.base_calls, s.base_texts, s.base_tokens)
+        for name, s in page_data.scores.items()
+        if s.seconds
+    ]
     return {
         "head": ["step", "seconds", "calls", "texts sent", "tokens"],
         "rows": rows,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_index_embeddings_adapted.errors import require_extra
 from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.evaluation.held_out import PartReport
 from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
@@ -64,45 +63,6 @@ class Choice:
             "gains": {name: list(gain) for name, gain in self.gains.items()},
             "failed": dict(self.failed),
         }
-
-
-_COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e")
-
-
-def plot_history(
-    scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
-) -> Path:
-    """Draw validation scores by epoch, and the base model as a horizontal line.
-
-    Args:
-        scores: Of epoch 0, 1, …, in [0, 1].
-        base: Of the base model.
-        path: Where to write; the suffix chooses the format.
-        metric: What the scores are.
-        best: The epoch that was kept.
-
-    Returns:
-        The path written.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    figure = require_extra("matplotlib.figure", extra="plot").Figure(
-        figsize=(6.4, 4.2), layout="constrained"
-    )
-    axes = figure.subplots()
-    axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")
-    axes.plot(range(len(scores)), scores, color=_COLOURS[1], marker="o", label="composed")
-    axes.plot([best], [scores[best]], color=_COLOURS[2], marker="o", linestyle="", label="kept")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"{metric} on validation queries")
-    axes.set_xticks(range(len(scores)))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
-    return target
 
 
 #: What decides between epochs that are equal in the metric asked for.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -177,28 +177,21 @@ def evaluate_retrieval(
     cuts = metrics.check_ks(ks)
     began = time.perf_counter()
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
-    encoder = Encoder(base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress)
-    try:
+    with Encoder(
+        base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+    ) as encoder:
         data = encoder.dataset(dataset)
-    finally:
-        encoder.close()
     queries, documents = data.queries, NormalizedRows(data.documents)
     if isinstance(embed_model, Adapting):
         adapt = embed_model.adapt
         queries = adapt(queries, "query")
         documents = NormalizedRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
-    scores = search(data, queries, documents, ks=cuts)
-    seconds = time.perf_counter() - began
-    return RetrievalScores(
-        scores.ranked,
-        scores.relevance,
-        scores.query_ids,
-        scores.document_ids,
-        cuts,
-        seconds,
-        encoder.base_calls,
-        encoder.base_texts,
-        encoder.base_tokens,
+    return replace(
+        search(data, queries, documents, ks=cuts),
+        seconds=time.perf_counter() - began,
+        base_calls=encoder.base_calls,
+        base_texts=encoder.base_texts,
+        base_tokens=encoder.base_tokens,
     )
 
 
@@ -220,14 +213,8 @@ def search(
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
     ranked, _ = top_k(l2_normalize(queries), rows, max(DEPTH, *ks))
-    return RetrievalScores(
-        ranked,
-        data.relevance,
-        data.query_ids,
-        data.document_ids,
-        ks,
-        time.perf_counter() - began,
-    )
+    seconds = time.perf_counter() - began
+    return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks, seconds)
 
 
 def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
@@ -265,37 +252,6 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
 def _filled(ranked: Rows, depth: int) -> Rows:
     missing = max(0, depth - ranked.shape[1])
     return np.pad(ranked, ((0, 0), (0, missing)), constant_values=NO_DOCUMENT)[:, :depth]
-
-
-def known_to(
-    train: EmbeddingQAFinetuneDataset, dataset: EmbeddingQAFinetuneDataset
-) -> dict[str, bool]:
-    """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
-    asked = {document for documents in train.relevant_docs.values() for document in documents}
-    return {
-        query: not asked.isdisjoint(documents) for query, documents in dataset.relevant_docs.items()
-    }
-
-
-def part(scores: RetrievalScores, keep: PerQuery | np.ndarray[Any, Any]) -> RetrievalScores:
-    """Return the scores of some of the queries.
-
-    Args:
-        scores: Of all queries.
-        keep: ``(n,)``, booleans.
-    """
-    rows = np.flatnonzero(keep)
-    return RetrievalScores(
-        scores.ranked[rows],
-        scores.relevance.take(rows),
-        tuple(scores.query_ids[row] for row in rows),
-        scores.document_ids,
-        scores.ks,
-        scores.seconds,
-        scores.base_calls,
-        scores.base_texts,
-        scores.base_tokens,
-    )
 
 
 _DEEPER = 4  # times k are looked at, as many of the first are relevant or too close
@@ -342,13 +298,10 @@ def mine_hard_negatives(
         Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.
     """
     _check(k, most_of_positive, skip)
-    encoder = Encoder(
+    with Encoder(
         embed_model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
-    )
-    try:
+    ) as encoder:
         data = encoder.dataset(dataset)
-    finally:
-        encoder.close()
     rows = hard_negatives(data, k=k, most_of_positive=most_of_positive, skip=skip)
     found = {
         query: [data.document_ids[row] for row in documents]

@@ -12,6 +12,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.schema import TextNode
 
+from benchmarks.quality.quality import known_to, part
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     LinearAdapter,
@@ -24,7 +25,7 @@ from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize,
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
-from llama_index_embeddings_adapted.evaluation.retrieval import known_to, part, search
+from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from tests.conftest import CountingEmbedding, real_data
 from tests.support.synthetic import encoded

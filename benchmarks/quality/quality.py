@@ -15,6 +15,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     compare_retrieval,
 )
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 

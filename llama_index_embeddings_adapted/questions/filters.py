@@ -1,16 +1,8 @@
 """Which questions are no good, told from their text: each filter is a function, its name a reason.
 
-A filter takes a :class:`Candidate` and returns whether
-to drop it. ``generate_qa_embedding_pairs(filters=[*TEXT_FILTERS, mine])`` adds one of your own; its
-name is counted in the report.
-
-What LLMs say instead of a question, and how they point at a passage, in the usual languages.
-
-Is a question in the language of its passage? By script, and by the little words of each.
-
-A question as an LLM or a document gave it, before it is known to be any good.
-
-Which questions say the same as an earlier one, in nearly the same words.
+A filter takes a :class:`Candidate` and returns whether to drop it.
+``generate_qa_embedding_pairs(filters=[*TEXT_FILTERS, mine])`` adds one of your own; its name is
+counted in the report. What stands in the passage is never held against a question.
 """
 
 from __future__ import annotations
@@ -24,12 +16,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from llama_index_embeddings_adapted.questions.answers import is_question
+
 #: At the beginning of an answer: refusals, offers to help, introductions.
 _OPENINGS = (
     # English
     r"(?:i\s?['’]?\s?a?m|we\s?['’]?\s?a?re) (?:so |very )?(?:sorry|afraid|unable|ready|happy|glad)",
     r"(?:i\s?['’]?\s?a?m) (?:an ai|here to)|sorry[,.! ]|(?:i|we) apologi[sz]e",
-    r"(?:i|we) (?:can(?:no|['’])t|can not|could not|would need|need more)",
+    r"(?:i|we) (?:can(?:no|['’])t|can not|could not) (?:\w+ ){0,3}?(?:answer|assist|comply|create"
+    r"|do that|fulfil\w*|generate|help|provide|write)\b",
+    r"(?:i|we) (?:would need|need more)",
     r"(?:i|we) (?:do not|don['’]t) (?:have|see|know)|as an? (?:ai|language model|assistant)",
     r"(?:sure|certainly|of course|absolutely|okay|ok|yes|no|great)[,!.:](?: |\Z)",
     r"here(?:['’]s| is| are)\b|(?:let me|i['’]ll|i will|i['’]d)\b|(?:hello|hi|hey)(?: there)?[,!.]",
@@ -60,6 +56,7 @@ _REMARKS = (
     r"\bmy (?:next )?(?:response|answer|instructions)\b|\bmore concise\b",
     r"\b(?:write|generate|create|rephrase|rewrite|summari[sz]e|translate|paraphrase)\b"
     r".*\b(?:question|query|queries|keyword|sentence|passage|paragraph|text)",
+    r"\b(?:avoid|ensure|make sure|focus on|do not|don['’]t)\b.*\b(?:questions?|queries|passage)\b",
 )
 
 _ENGLISH_PARTS = (
@@ -103,14 +100,31 @@ _REFERENCES = (
 )
 
 
-def is_remark(text: str) -> bool:
-    """Return whether a text is a refusal, an introduction or a remark about the task."""
-    return _OPENING.match(text) is not None or _REMARK.search(text) is not None
+def is_remark(text: str, passage: str = "") -> bool:
+    """Return whether a text is a refusal, an introduction or a remark about the task.
+
+    Words of the passage are no remark: it may be about language models.
+    """
+    own = set(words(passage))
+    remarks = (words(match[0]) for match in _REMARK.finditer(text))
+    return _OPENING.match(text) is not None or not all(map(own.issuperset, remarks))
 
 
-def refers_to_text(text: str) -> bool:
-    """Return whether a text points at a passage that its reader does not have."""
-    return _REFERENCE.search(text) is not None
+def refers_to_text(text: str, passage: str = "") -> bool:
+    """Return whether a text points at a passage that its reader does not have.
+
+    The passage may itself speak of a passage, or a document.
+    """
+    own = f" {' '.join(words(passage))} "
+    for match in _REFERENCE.finditer(text):
+        said = words(match[0])
+        said = said[1:] if said[0] in _BEFORE_REFERENCES else said
+        if f" {' '.join(said)} " not in own:
+            return True
+    return False
+
+
+_BEFORE_REFERENCES = frozenset("in of from to by does do is can with for about".split())
 
 
 def _any(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -120,13 +134,12 @@ def _any(patterns: Iterable[str]) -> re.Pattern[str]:
 _OPENING, _REMARK, _REFERENCE = map(_any, (_OPENINGS, _REMARKS, _REFERENCES))
 
 
-#: Scripts that put no space between words: each character counts as one.
+#: Scripts that put no space between words, or none that helps: each character counts as one.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-
-QUESTION_MARKS = "?？؟;՞፧⁇‽"
+_UNSPACED_RUN = re.compile(rf"[{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -158,17 +171,45 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-#: Words that are frequent in one language and rare in the others.
+def is_unspaced(text: str) -> bool:
+    """Return whether most letters of a text are of scripts without spaces between words."""
+    return sum(map(len, _UNSPACED_RUN.findall(text))) > sum(map(str.isalpha, text)) / 2
+
+
+def _shingles(text: str) -> frozenset[str]:
+    """Return the words of a text; in scripts without spaces, runs of three characters."""
+    found = set(re.findall(rf"[^\W{_UNSPACED}]+", text.casefold()))
+    for run in _UNSPACED_RUN.findall(text):
+        found |= {run[start : start + 3] for start in range(max(1, len(run) - 2))}
+    return frozenset(found)
+
+
+#: Frequent words of two letters and more; what two languages share tells nothing between them.
 _LITTLE_WORDS: Mapping[str, frozenset[str]] = {
     language: frozenset(text.split())
     for language, text in {
-        "en": "the of and is what how does to are was which with for on why when who that by did",
-        "es": "el los las qué cuál cómo es son para por una del y con se cuáles dónde cuándo quién",
-        "fr": "le les des est quel quelle comment pour une du et dans sont quelles avec où qui",
-        "de": "der die das ist was wie und für ein eine den von mit wird welche sind warum wer zu",
-        "it": "il gli è quale come per una di che della con sono nel perché dove quando chi cosa",
-        "pt": "os qual como é são para uma do da com não quais onde quando quem por que em ao",
-        "nl": "het een van is wat hoe voor de zijn met welke waarom wie wordt en op niet naar",
+        "en": "the of and is what how does to are was which with for on why when who that by did "
+        "an can be do if must should from where it at not has have or my you in as this these its "
+        "into about all so no new only any me us am up but than then will would their they we he "
+        "she his her were been one per de la en du des den der die man war era",
+        "es": "el los las qué cuál cómo es son para por una del con se cuáles dónde cuándo quién "
+        "la de en que un si puede hay no su más al antes lo le como esta este desde entre",
+        "fr": "le les des est quel quelle comment pour une du et dans sont quelles avec où qui la "
+        "de que un en si peut faut au par sur ne pas on ou il elle ce cette aux plus",
+        "de": "der die das ist was wie und für ein eine den von mit wird welche sind warum wer zu "
+        "im in dem des man kann wo wann nicht auf es bei nach ich oder aus als an",
+        "it": "il gli è quale come per una di che della con sono nel perché dove quando chi cosa "
+        "la le un si può in del quanto non da più al dei alla delle lo se",
+        "pt": "os qual como é são para uma do da com não quais onde quando quem por que em ao se um "
+        "de no na pode as dos mais ou pelo pela seu sua",
+        "nl": "het een van is wat hoe voor de zijn met welke waarom wie wordt en op niet naar in ik "
+        "waar moet kan of te dan als bij door uit aan om",
+        "da": "og er det på hva hvad hvordan hvor med til en et som for av af ikke kan jeg der den "
+        "når hvilken skal fra hvis om at de",
+        "sv": "och är det på vad hur var med till en ett som för av inte kan jag den när vilken ska "
+        "från om att de",
+        "pl": "na jak jest co gdzie do się nie kiedy jaki dlaczego czy po od jeśli dla oraz",
+        "tr": "ve bir bu ne nasıl nerede için ile mi mı hangi kim neden ise olan da de",
     }.items()
 }
 _CLEAR = 2  # little words of one language that are no chance
@@ -177,25 +218,22 @@ _CLEAR = 2  # little words of one language that are no chance
 def same_language(text: str, other: str) -> bool:
     """Return whether two texts may be in one language; in doubt, yes.
 
-    They are not where most of their letters belong to different scripts, or where one has little
-    words of a language, at least two and more than of any other, of which the other has none.
+    They are not where most of their letters belong to different scripts, words that both have
+    aside; or where the first has little words of a language that the other's does not have, at
+    least two and over twice as many as of the other's own.
     """
-    if _script(text) != _script(other):
-        return not (_script(text) and _script(other))
-    mine, theirs = _little_words(text), _little_words(other)
-    if not mine or not theirs:
+    counts = Counter(words(other))
+    own = " ".join(word for word in words(text) if word not in counts)
+    if _script(own) != _script(other):
+        return not (_script(own) and _script(other))
+    totals = {name: sum(counts[w] for w in known) for name, known in _LITTLE_WORDS.items()}
+    expected = max(totals, key=lambda name: totals[name])
+    if totals[expected] < 2 * _CLEAR:
         return True
-    language, count = mine.most_common(1)[0]
-    expected = theirs.most_common(1)[0][0]
-    return count < _CLEAR or language == expected or count <= mine[expected]
-
-
-def _little_words(text: str) -> Counter[str]:
-    counts = Counter(words(text))
-    found = Counter(
-        {name: sum(counts[word] for word in known) for name, known in _LITTLE_WORDS.items()}
-    )
-    return +found
+    home, mine = _LITTLE_WORDS[expected], set(words(text))
+    foreign = {name: (len(mine & known - home), len(mine & home - known))
+               for name, known in _LITTLE_WORDS.items()}  # fmt: skip
+    return not any(away >= _CLEAR and away > 2 * here for away, here in foreign.values())
 
 
 def _script(text: str) -> str:
@@ -227,7 +265,7 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
         Candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough, the
         rarest words cannot all differ. Work grows about linearly with the number of texts.
     """
-    sets = [frozenset(words(text)) for text in texts]
+    sets = [_shingles(text) for text in texts]
     frequency = Counter(word for each in sets for word in each)
     index: dict[tuple[frozenset[str], str], list[int]] = defaultdict(list)
     found: dict[int, int] = {}
@@ -258,12 +296,14 @@ Filter = Callable[[Candidate], bool]
 FEWEST_WORDS, MOST_WORDS = 2, 60
 MOST_KEYWORDS = 12
 MOST_CHARACTERS = 400
+_CHARACTERS_PER_WORD = 5
 _SHINGLE = 5  # words in a row that are no chance
 _COPIED_RUN = 6
 _COPIED_SHARE = 0.8
 
 _CODE = re.compile(r"[{}<>\\|`=;$^~\[\]]")
-_STATEMENT_ENDS = tuple(".。．।!！:：,、;…")
+_SENTENCE_MARKS = ".,:;!?\"'“”„‘’«»()`…。？！؟"
+_STATEMENT_ENDS = tuple(".။។。．।!！:：,、;…")
 
 
 def not_a_query(candidate: Candidate) -> bool:
@@ -271,27 +311,47 @@ def not_a_query(candidate: Candidate) -> bool:
 
     Code, markup, mostly digits or signs, a phrase repeated over and over, and statements: text
     without a question mark that ends like a sentence or is longer than keywords are. A problem
-    description may be a statement, if it is long enough to describe one.
+    description may be a statement, if it is long enough to describe one. Code and numbers that
+    stand in the passage belong to the question. Where no spaces are between words, none are
+    counted.
     """
-    text, tokens = candidate.text, words(candidate.text)
-    solid = [character for character in text if not character.isspace()]
+    text = candidate.text.replace("`", "")
+    if not any(character.isalpha() for character in text):
+        return True
+    parts = [part for part in text.split() if not _stands_in(part, candidate.passage)]
+    solid = "".join(parts)
     letters = sum(
         character.isalpha() or unicodedata.category(character)[0] == "M" for character in solid
     )
-    if not solid or letters < 0.6 * len(solid) or len(_CODE.findall(text)) >= 2:
+    marked = sum(_CODE.search(part) is not None for part in parts)
+    if letters < 0.5 * len(solid) or marked > max(1, len(text.split()) // 3):
         return True
-    if len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens):
+    tokens = words(text)
+    counted = not is_unspaced(text)
+    if counted and len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens):
         return True
-    if text[-1] in QUESTION_MARKS:
+    if is_question(text):
         return False
-    if candidate.style == "problem" and len(tokens) >= 8:
+    if candidate.style == "problem" and (len(tokens) >= 8):
         return False
-    return text.endswith(_STATEMENT_ENDS) or len(tokens) > MOST_KEYWORDS
+    return text.endswith(_STATEMENT_ENDS) or _count_words(text) > MOST_KEYWORDS
+
+
+def _stands_in(part: str, passage: str) -> bool:
+    """Return whether a sign, a number or code of a question is the passage's own."""
+    bare = part.strip(_SENTENCE_MARKS)
+    return not bare.isalpha() and bool(bare) and bare.casefold() in passage.casefold()
+
+
+def _count_words(text: str) -> float:
+    """Return the number of words; in scripts without spaces, about: five characters are one."""
+    runs = sum(map(len, _UNSPACED_RUN.findall(text)))
+    return len(words(text)) - runs + runs / _CHARACTERS_PER_WORD
 
 
 def refusal(candidate: Candidate) -> bool:
     """A refusal, an offer to help, or a remark about the task instead of an answer to it."""
-    return is_remark(candidate.text)
+    return is_remark(candidate.text, candidate.passage)
 
 
 def leaked(candidate: Candidate) -> bool:
@@ -305,6 +365,9 @@ def leaked(candidate: Candidate) -> bool:
     lines, runs = _prompt_words(candidate.prompt)
     tokens = words(candidate.text)
     common = (_runs(tokens) & runs) - _runs(words(candidate.passage))
+    if is_unspaced(candidate.text):
+        text = candidate.text.casefold()
+        return text in candidate.prompt.casefold() and text not in candidate.passage.casefold()
     telling = any(sum(len(word) > 4 for word in run) >= 2 for run in common)
     said = set(tokens)
     return telling or any(len(said & line) > 0.7 * len(said | line) for line in lines)
@@ -321,7 +384,7 @@ def copied(candidate: Candidate) -> bool:
 
 def refers_to_passage(candidate: Candidate) -> bool:
     """ "This passage", "the context": nobody who has not seen the passage would ask that."""
-    return refers_to_text(candidate.text)
+    return refers_to_text(candidate.text, candidate.passage)
 
 
 def other_language(candidate: Candidate) -> bool:
@@ -339,7 +402,7 @@ def too_short(candidate: Candidate) -> bool:
 def too_long(candidate: Candidate) -> bool:
     """More than 60 words or 400 characters; keywords, more than 12 words."""
     most = MOST_KEYWORDS if candidate.style == "keywords" else MOST_WORDS
-    return len(candidate.text) > MOST_CHARACTERS or len(words(candidate.text)) > most
+    return len(candidate.text) > MOST_CHARACTERS or _count_words(candidate.text) > most
 
 
 #: Applied in this order; the first that objects is the reason.

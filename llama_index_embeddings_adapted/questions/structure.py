@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.questions.answers import clean
+from llama_index_embeddings_adapted.questions.answers import QUESTION_MARKS, clean
 from llama_index_embeddings_adapted.questions.filters import (
-    QUESTION_MARKS,
     Candidate,
     copied,
     refers_to_passage,
@@ -30,14 +33,28 @@ TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name
 SUMMARY_KEYS = ("summary", "section_summary", "description", "abstract", "subtitle")
 STRUCTURE_FILTERS = (too_long, too_short, refers_to_passage, copied)
 
-_HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(?P<text>\S.*?)[ \t]*#*[ \t]*$", re.MULTILINE)
-_UNDERLINED = re.compile(r"^(?P<text>\S[^\n]{1,120})\n(?:={3,}|-{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _QUESTION_LINE = re.compile(
     rf"^[ \t]*(?:\*\*|__)?(?:\d+[.)]|[QF]\s*\d*[:.])?\s*(?P<text>[^\n]{{8,200}}?[{QUESTION_MARKS}])"
-    r"(?:\*\*|__)?[ \t]*$",
+    r"(?:\*\*|__)?[ \t]*$"
+)
+#: Headings of reStructuredText, AsciiDoc, wikis and Textile, which Markdown does not know.
+_OTHER_HEADINGS = re.compile(
+    r"^(?:={1,6}[ \t]+(?P<equals>\S.*?)(?:[ \t]+=+)?|h[1-6]\.[ \t]+(?P<textile>\S.*)"
+    r"|(?P<under>\S.{1,118}\S)\n(?P<mark>[~^\"'*+#])(?P=mark){2,})[ \t]*$",
     re.MULTILINE,
 )
-_MARKS = (_HEADING, _UNDERLINED, _QUESTION_LINE)
+_FRONT_MATTER = re.compile(
+    r"\A\ufeff?(---|\+\+\+)[ \t]*\n(?P<fields>.*?)\n\1[ \t]*(?:\n|\Z)", re.DOTALL
+)
+_FIELD = re.compile(
+    r"^(?P<key>\w+)\s*[:=]\s*(?P<quote>[\"']?)(?P<value>\S.*?)(?P=quote)\s*$", re.MULTILINE
+)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+_WHOLE_PAGE = re.compile(r"\A\s*<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
+_ANCHOR = re.compile(r"\s*(?:\{[#.:][^}]*\}|:\w+:)\s*$")
+_SECTION_NUMBER = re.compile(r"^(?:§\s*)?\d{1,3}(?:\.\d{1,3})+\.?\s+(?=[^\W\d_])")
+_LONGEST_HEADING = 200
+_MARKDOWN = MarkdownIt("commonmark").enable("table")
 _ANSWER_LABEL = re.compile(
     r"\A\s*(?:A|Answer|R|Antwort|Réponse|Respuesta)\s*[:.]\s*", re.IGNORECASE
 )
@@ -139,22 +156,125 @@ def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
     bare = node.model_copy()
     hidden = [*bare.excluded_embed_metadata_keys, *TITLE_KEYS, *SUMMARY_KEYS]
     bare.excluded_embed_metadata_keys = hidden
+    text = bare.get_content(MetadataMode.NONE)
+    front = _FRONT_MATTER.match(text)
+    if front:
+        fields = {match["key"]: match["value"] for match in _FIELD.finditer(front["fields"])}
+        title = title or next((fields[key] for key in TITLE_KEYS if key in fields), "")
+        summary = summary or next((fields[key] for key in SUMMARY_KEYS if key in fields), "")
+        text = text[front.end() :]
+    text = _OTHER_HEADINGS.sub(_as_markdown, _COMMENT.sub("", text))
+    bare.set_content(text)
     return title, summary, bare.get_content(MetadataMode.EMBED)
+
+
+def _as_markdown(match: re.Match[str]) -> str:
+    return f"## {match['equals'] or match['textile'] or match['under']}\n"
 
 
 def _sections(text: str) -> Iterator[_Section]:
     """Split a text at its headings and question lines."""
-    marks = sorted(
-        (match for form in _MARKS for match in form.finditer(text)), key=lambda m: m.start()
+    heading, body = "", [""]
+    for found, line in _lines(text):
+        if not found:
+            body.append(line)
+            continue
+        if heading or "".join(body).strip():
+            yield _Section(heading, _body("\n".join(body)))
+        heading, body = found, []
+    yield _Section(heading, _body("\n".join(body)))
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (heading, "") for headings and questions, ("", line) for every other line."""
+    if _WHOLE_PAGE.match(text):
+        yield from _html_lines(text)
+        return
+    lines = text.split("\n")
+    tokens = _MARKDOWN.parse(text)
+    done = 0
+    for place, token in enumerate(tokens):
+        if token.level or token.map is None or token.map[0] < done:
+            continue
+        start, done = token.map
+        if token.type == "heading_open":
+            heading = _heading_text(tokens[place + 1])
+            short = 0 < len(heading) <= _LONGEST_HEADING
+            yield from [(heading, "")] if short else [("", line) for line in lines[start:done]]
+        elif token.type == "html_block":
+            yield from _html_lines(token.content)
+        elif token.type in ("fence", "code_block"):
+            yield from (("", line) for line in lines[start:done])
+        else:
+            yield from map(_asked, lines[start:done])
+        yield "", ""
+
+
+def _asked(line: str) -> tuple[str, str]:
+    match = _QUESTION_LINE.match(line)
+    return (match["text"], "") if match else ("", line)
+
+
+def _heading_text(inline: Token) -> str:
+    """Return a heading without links, emphasis, anchors, numbers and pictograms."""
+    parts = (
+        child.content
+        if child.type in ("text", "code_inline")
+        else " " * child.type.endswith("break")
+        for child in inline.children or ()
     )
-    begin, heading = 0, ""
-    for mark in marks:
-        if mark.start() < begin:
-            continue  # inside the heading before
-        if heading or text[begin : mark.start()].strip():
-            yield _Section(heading, _body(text[begin : mark.start()]))
-        begin, heading = mark.end(), mark["text"].strip()
-    yield _Section(heading, _body(text[begin:]))
+    text = _ANCHOR.sub("", "".join(parts)).strip()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("So", "Sk") and c != "\ufe0f")
+    return _SECTION_NUMBER.sub("", " ".join(text.split()))
+
+
+class _Html(HTMLParser):
+    """Reads HTML as lines, headings apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+        self._text = ""
+        self._heading = self._hidden = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._hidden = self._hidden or tag in _HIDDEN
+        if tag in _BLOCKS or tag in _HEADINGS:
+            self.flush()
+            self._heading = tag in _HEADINGS
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = self._hidden and tag not in _HIDDEN
+        if tag in _BLOCKS or tag in _HEADINGS:
+            self.flush()
+            self._heading = False
+
+    def handle_data(self, data: str) -> None:
+        self._text += "" if self._hidden else data
+
+    def flush(self) -> None:
+        """End a line."""
+        text, self._text = self._text, ""
+        if self._heading and text.strip():
+            self.lines.append((" ".join(text.split()), ""))
+        else:
+            self.lines += map(_asked, text.split("\n"))
+
+
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "title"))
+_HIDDEN = frozenset(("script", "style", "nav", "template"))
+_BLOCKS = frozenset(
+    "p div section article li ul ol dl dd br tr table pre body head main header footer details "
+    "blockquote html".split()
+)
+
+
+def _html_lines(text: str) -> list[tuple[str, str]]:
+    parser = _Html()
+    parser.feed(text)
+    parser.close()
+    parser.flush()
+    return parser.lines
 
 
 def _body(text: str) -> str:

@@ -583,7 +583,7 @@ def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(
 def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> None:
     def script(message: str) -> tuple[int, str]:
         if "Town0 " in message:
-            return 200, "Here are two questions:\n1. Where is the market of Town0?\n2. Fees?"
+            return 200, "Here are two questions:\nWhere is the market of Town0?\nFees?"
         if "Town1 " in message:
             return 200, "Where is the market of Town1?\nWhat does this passage say?\n{a: 1, b: [2]}"
         return 200, "Where is the market of Town2?\nWhere is the market of Town2 please?"

@@ -89,6 +89,77 @@ def test_two_questions_are_read_whatever_their_wrapping(answer: str) -> None:
     assert read_questions(answer.format(*GOOD), limit=9) == GOOD
 
 
+ASKED = ["Which bacteria show pollution?", "How fast are samples tested?"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Q1: {0}\nA1: Bacteroides\nQ2: {1}\nA2: Within six hours",
+        "**Question:** {0}\n\n**Answer:** Bacteroides,\nas said\n\n**Question:** {1}\n\n**Answer:** 6",
+        "问题1：{0}\n答案1：每周\n问题2：{1}\n答案2：五年",
+        "1. {0}\nA) Bacteroides\nB) Fish\nAnswer: A\n2. {1}\nA) one hour\nB) six\nAnswer: B",
+        "1. {0}\n   - Explanation: tests recall\n2. {1}\n   Reasoning: numbers",
+        "Two of them about wells\n\n1. {0}\n2. {1}\n\nBoth are covered by it",
+        "Question 1\n{0}\n\nQuestion 2\n{1}",
+        "**1. Definition**\n{0}\n\n**2. Testing**\n{1}\n\nThese cover it.",
+        "- **Indicator:** {0}\n- **Time**: {1}",
+        "questions:\n  - question: {0}\n    answer: Bacteroides\n  - question: {1}\n    answer: 6",
+        "{0} {1}",
+        "1. {0} 2. {1}",
+        '"{0}", "{1}"',
+        "['{0}', '{1}']",
+        "[“{0}”, “{1}”]",
+        '[{{"question": "{0}", "answer": "B"}}, {{"question": "{1}", "answer": "six hours"}},]',
+        '{{"{0}": "Bacteroides", "{1}": "six hours"}}',
+        'Sure! Here is the JSON\n\n{{"questions": ["{0}", "{1}"]}}',
+        '{{"question": "{0}"}}\n{{"question": "{1}"}}',
+        '{{"questions": ["{0}", "{1}", "How fast must samp',
+        "{{'questions': [{{'q': '{0}', 'a': 'it's six'}}, {{'q': '{1}', 'level': None}}]}}",
+        '{{\n  // two\n  "question": "{0}",\n  "question2": "{1}",\n}}',
+        '{{questions: [{{text: "{0}"}}, {{text: "{1}"}}]}}',
+        "| # | Question | Answer |\n|---|:---|---|\n| 1 | {0} | B |\n| 2 | {1} | 6 |",
+        '"question","answer"\n"{0}","Bacteroides"\n"{1}","six, about"',
+        "<ol>\n<li>{0}</li>\n<li>{1}</li>\n</ol>",
+        "<qa>\n<question>{0}</question>\n<answer>B</answer>\n<question>{1}</question>\n</qa>",
+        "Okay, two questions. Which?\n</think>\n\n1. {0}\n2. {1}",
+        "<|channel|>analysis<|message|>Why?<|end|><|channel|>final<|message|>{0}\n{1}<|return|>",
+    ],
+)
+def test_questions_are_told_from_answers_remarks_and_thoughts(answer: str) -> None:
+    assert read_questions(answer.format(*ASKED), limit=9, wanted=2) == ASKED
+
+
+def test_quotes_within_json_and_escapes_are_read() -> None:
+    answer = (
+        '{"questions": ["What does "faecal" mean?", "He said \\"yes\\"?", "What\\u2019s it?\\n"]}'
+    )
+    assert read_questions(answer, limit=9) == [
+        'What does "faecal" mean?', 'He said "yes"?', "What’s it?",
+    ]  # fmt: skip
+
+
+def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_for() -> None:
+    problem = "My loaves are crisp. What am I doing wrong?"
+    assert read_questions(problem, limit=9, wanted=2) == [problem]
+    assert read_questions(" ".join(ASKED), limit=9) == [" ".join(ASKED)]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("What does the `axis` of `np.mean` do?", "What does the axis of np.mean do?"),
+        ("How is [the kit](https://x.org/a) **ordered**?", "How is the kit ordered?"),
+        ("'What is a dog?'", "What is a dog?"),
+        ("What is the dogs' home?", "What is the dogs' home?"),
+        ("What does __init__ do?", "What does __init__ do?"),
+        ("What is a[0] of b(1)?", "What is a[0] of b(1)?"),
+    ],
+)
+def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line: str, expected: str) -> None:
+    assert clean(line) == expected
+
+
 @pytest.mark.parametrize(
     "line",
     ["10-K filing date", "3.5 million riders in 2021?", "2021 revenue", "C++ or Rust for drivers?"],
@@ -205,6 +276,44 @@ def test_the_first_filter_that_objects_is_the_reason(text: str, expected: str | 
 )
 def test_good_questions_in_many_languages_are_kept(passage: str, question: str) -> None:
     assert reason(question, passage=passage) is None
+
+
+@pytest.mark.parametrize(
+    ("passage", "question"),
+    [
+        ("หากหลอดไฟเสีย ให้เปิดฝาครอบแล้วหมุนขั้วไปทางซ้าย", "เปลี่ยนหลอดไฟของเครื่องฉายอย่างไร?"),
+        ("จากนั้นใส่หลอดสำรองที่อยู่ในกล่องอุปกรณ์", "หลอดสำรองอยู่ที่ไหน"),
+        ("អំពូលខូច សូមបើកគម្រប ហើយបង្វិលរន្ធទៅខាងឆ្វេង។", "តើត្រូវប្តូរអំពូលយ៉ាងដូចម្តេច?"),
+        ("မီးသီးပျက်ပါက အဖုံးကိုဖွင့်၍ ဘယ်ဘက်သို့လှည့်ပါ။", "မီးသီးကို ဘယ်လိုလဲရမလဲ။"),
+        ("作業は電源を切ってから、ランプを取り付けてください。", "作業の前に何をすべきですか。"),
+        ("램프가 고장 나면 덮개를 열고 왼쪽으로 돌리십시오.", "램프는 어떻게 교체하나요?"),
+        ("Αν χαλάσει η λάμπα, ανοίξτε το καπάκι.", "Πώς αλλάζω τη λάμπα του προβολέα;"),
+        ("新手机 iPhone 15 Pro Max 的价格是九千元。", "iPhone 15 Pro Max 价格"),
+        ("Use git rebase -i HEAD~3 to squash.", "How do I squash with `git rebase -i HEAD~3`?"),
+        ("List<String> and Map<String, Integer>", "When is Map<String, Integer> a good choice?"),
+        ("PX-2210-B/7 needs kit 99-4471.", "How often does PX-2210-B/7 need 99-4471?"),
+        ("PX-2210-B/7 needs kit 99-4471.", "99-4471 PX-2210-B/7"),
+        ("Group by date_trunc('day', t).", "How do I GROUP BY date_trunc('day', t) in SQL?"),
+        ("BERT is a language model of 2018.", "Which language model came in 2018?"),
+        ("The passage of the strait takes a day.", "How long does the passage of the strait take?"),
+        ("Chip cards may fail at the till.", "I cannot pay with my new card at the till?"),
+    ],
+)
+def test_what_stands_in_the_passage_and_scripts_without_spaces_are_no_reason(
+    passage: str, question: str
+) -> None:
+    assert reason(clean(question), passage=passage) is None
+
+
+def test_an_english_question_about_a_passage_in_another_language_goes() -> None:
+    passage = "La solicitud de aplazamiento se envía por la sede electrónica antes del último día."
+    assert reason("How can a deferral be requested?", passage=passage) == "other_language"
+    assert reason("¿Cómo pido un aplazamiento?", passage=passage) is None
+
+
+def test_thai_questions_of_the_same_letters_are_no_duplicates() -> None:
+    texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
+    assert near_duplicates(texts) == {2: 0}
 
 
 def test_each_filter_objects_to_its_own_kind_only() -> None:

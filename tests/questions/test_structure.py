@@ -49,6 +49,36 @@ def test_headings_ask_for_their_sections(text: str) -> None:
     assert data.report.written == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"---\nid: start\ntitle: How otters rest\n---\n\n{KELP}\n",
+        f'+++\ntitle = "How otters rest"\n+++\n{KELP}',
+        f"# How otters rest\n\n{KELP}\n\n```bash\n# log in to the machine first of all\nls -l\n```",
+        f"# How otters rest\n<!--\n## An older heading\n-->\n{KELP}",
+        f"## [How otters](https://x.org) *rest* {{#rest}}\n{KELP}",
+        f"## 🦦 3.2 How otters rest\n{KELP}",
+        f"== How otters rest ==\n\n{KELP}",
+        f"How otters rest\n~~~~~~~~~~~~~~~\n{KELP}",
+        f"h2. How otters rest\n\n{KELP}",
+        f"<h2 class='a'>How <b>otters</b> rest</h2>\n<p>{KELP}</p>",
+        f"<details>\n<summary>How otters rest</summary>\n\n{KELP}\n</details>",
+        f"<!DOCTYPE html>\n<html><head><style>a {{}}</style></head><body>\n    <h1>How otters rest"
+        f"</h1>\n\n    <p>{KELP}</p></body></html>",
+    ],
+    ids=[
+        "YAML", "TOML", "code", "comment", "link", "number", "AsciiDoc", "reStructuredText",
+        "Textile", "HTML", "details", "page",
+    ],
+)  # fmt: skip
+def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text: str) -> None:
+    found = pairs(Document(text=text))
+    assert list(found) == ["How otters rest"]
+    [[body]] = found.values()
+    assert KELP in body
+    assert not any(sign in body for sign in ("title", "older", "<p>", "</details>"))
+
+
 def test_the_heading_of_a_page_asks_for_all_its_sections() -> None:
     text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
     assert pairs(Document(text=text)) == {

@@ -124,7 +124,20 @@ def refers_to_text(text: str, passage: str = "") -> bool:
     return False
 
 
-_BEFORE_REFERENCES = frozenset("in of from to by does do is can with for about".split())
+_BEFORE_REFERENCES = (
+    "in",
+    "of",
+    "from",
+    "to",
+    "by",
+    "does",
+    "do",
+    "is",
+    "can",
+    "with",
+    "for",
+    "about",
+)
 
 
 def _any(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -200,14 +213,14 @@ _LITTLE_WORDS: Mapping[str, frozenset[str]] = {
         "im in dem des man kann wo wann nicht auf es bei nach ich oder aus als an",
         "it": "il gli è quale come per una di che della con sono nel perché dove quando chi cosa "
         "la le un si può in del quanto non da più al dei alla delle lo se",
-        "pt": "os qual como é são para uma do da com não quais onde quando quem por que em ao se um "
-        "de no na pode as dos mais ou pelo pela seu sua",
-        "nl": "het een van is wat hoe voor de zijn met welke waarom wie wordt en op niet naar in ik "
-        "waar moet kan of te dan als bij door uit aan om",
+        "pt": "os qual como é são para uma do da com não quais onde quando quem por que em ao se "
+        "um de no na pode as dos mais ou pelo pela seu sua",
+        "nl": "het een van is wat hoe voor de zijn met welke waarom wie wordt en op niet naar in "
+        "ik waar moet kan of te dan als bij door uit aan om",
         "da": "og er det på hva hvad hvordan hvor med til en et som for av af ikke kan jeg der den "
         "når hvilken skal fra hvis om at de",
-        "sv": "och är det på vad hur var med till en ett som för av inte kan jag den när vilken ska "
-        "från om att de",
+        "sv": "och är det på vad hur var med till en ett som för av inte kan jag den när vilken "
+        "ska från om att de",
         "pl": "na jak jest co gdzie do się nie kiedy jaki dlaczego czy po od jeśli dla oraz",
         "tr": "ve bir bu ne nasıl nerede için ile mi mı hangi kim neden ise olan da de",
     }.items()

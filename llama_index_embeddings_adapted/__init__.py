@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         mine_hard_negatives,
     )
     from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
+    from llama_index_embeddings_adapted.operations.folder import ship_candidate
     from llama_index_embeddings_adapted.operations.monitoring import (
         DriftReport,
         MoveReport,
@@ -123,6 +124,7 @@ __all__ = [
     "moved_documents",
     "pairs_from_structure",
     "resolve_embed_model",
+    "ship_candidate",
     "undo_nudges",
     "upgrade_adapter",
 ]
@@ -173,6 +175,7 @@ _LAZY = {
     "moved_documents": "operations.monitoring",
     "pairs_from_structure": "questions.structure",
     "resolve_embed_model": "serving.embedding",
+    "ship_candidate": "operations.folder",
     "undo_nudges": "operations.monitoring",
     "upgrade_adapter": "operations.upgrade",
 }

@@ -36,7 +36,6 @@ from llama_index_embeddings_adapted.adapters.nonparametric import (
     NudgeAdapter,
 )
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.cli.app import facts_as_text, folder_facts
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.composed import embedding
@@ -45,6 +44,7 @@ from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
+from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.answers import read_questions
 from llama_index_embeddings_adapted.serving import memory as answer_store
@@ -130,7 +130,7 @@ def _save(adapter: Any) -> Callable[[Path], None]:
 
 
 def _use_adapter(folder: Path) -> object:
-    facts_as_text(folder_facts(folder))
+    as_text(inspect_adapter(folder))
     AdaptedEmbedding.from_pretrained(folder, BASE).get_query_embedding("a boat")
     model = AdaptedEmbedding.from_pretrained(folder)
     return model.get_text_embedding("a boat"), repr(model), model.to_dict()
@@ -184,7 +184,6 @@ def _use_memory(folder: Path) -> object:
 
 OPTIONS = {"finetune": ["source", "base", "epochs", "method"], "evaluate": ["source", "base", "ks"]}
 _TOML = 'base = "minilm"\n[finetune]\nepochs = 3\nmethod = "auto"\n[evaluate]\nks = [1, 5]\n'
-_YAML = "base: minilm\nfinetune:\n  epochs: 3\n  method: auto\nevaluate:\n  ks: [1, 5]\n"
 
 
 def _read_config(folder: Path) -> object:
@@ -258,15 +257,12 @@ FORMATS = {
                 linear2__bias=_random(4),
             ),
         ),
-        lambda folder: folder_facts(folder) and saving.load(folder).adapter.apply(_random(4)),
+        lambda folder: inspect_adapter(folder) and saving.load(folder).adapter.apply(_random(4)),
     ),
     "composed folder": Format((_compose,), embedding.load),
     "memory folder": Format((_remember,), _use_memory),
     "run configuration": Format(
-        (
-            lambda folder: _written(folder / "run.toml", _TOML),
-            lambda folder: _written(folder / "run.yaml", _YAML),
-        ),
+        (lambda folder: _written(folder / "run.toml", _TOML),),
         _read_config,
     ),
     "journal of answers": Format((_keep,), _read_journal),

@@ -44,6 +44,11 @@ class Adapter(ABC):
         """Whether document vectors change too, so that an index has to be rebuilt."""
         return False
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is known to leave all vectors as they are, but for their length."""
+        return False
+
     @abstractmethod
     def arrays(self) -> Arrays:
         """Return the weights by the name of their constructor argument."""

@@ -59,6 +59,11 @@ class LinearAdapter(Adapter):
     def adapts_documents(self) -> bool:
         return self.shared
 
+    @property
+    def is_identity(self) -> bool:
+        still = self.bias is None or not self.bias.any()
+        return still and np.array_equal(self.weight, np.eye(*self.weight.shape))
+
     def arrays(self) -> Arrays:
         return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
 

@@ -113,13 +113,11 @@ def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> 
 _METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
 
 
-def model_card(
-    adapter: Adapter, base: BaseEmbedding, training: Mapping[str, Any], folder: str
-) -> str:
+def model_card(adapter: Adapter, base: str, training: Mapping[str, Any], folder: str) -> str:
     """Return ``README.md``: what the adapter belongs to, how it scored, how to load it."""
     report = training.get("report") or {}
     sections = [
-        f"# Adapter for {base_name(base)}",
+        f"# Adapter for {base}",
         f"`{adapter!r}`, applied to "
         + (
             "queries and documents."

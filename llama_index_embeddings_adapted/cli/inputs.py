@@ -1,21 +1,18 @@
 """What a user points at: a file of pairs, a BEIR folder, or documents to be cut into passages.
 
-Models named by a line of text, as a command line or a configuration file has them.
-
-Keys are read from the environment only, by the classes that need them.
-
-From a path to a dataset: read as it is, or asked for about the documents that are there.
+Models named by a line of text, as a command line or a configuration file has them; keys are read
+from the environment only, by the classes that need them.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import json
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode
 
+from llama_index_embeddings_adapted.cli.options import EMBEDDINGS, LLMS
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.errors import (
     DatasetError,
@@ -41,18 +38,10 @@ from llama_index_embeddings_adapted.serving.embedding import (
 )
 
 _CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
+_QUERIES = ("qrels", "queries.jsonl", "queries.jsonl.gz")
+_ROWS = (".jsonl", ".ndjson", ".parquet")  # never prose
+_RECORDS = (".json", ".csv", ".tsv", *_ROWS)
 _LOOKED_AT = 8192  # bytes that tell text from other files
-
-
-class FiledReport:
-    """A report on questions as it was kept beside the pairs: counts, no questions."""
-
-    def __init__(self, counts: dict[str, Any]) -> None:
-        self._counts = counts
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts."""
-        return self._counts
 
 
 def holds_pairs(path: Path) -> bool:
@@ -63,18 +52,27 @@ def holds_pairs(path: Path) -> bool:
     """
     if not path.exists():
         raise OptionError(
-            f"{path}: no such file or folder. Expected a dataset (JSON, or a BEIR folder) or "
-            "documents."
+            f"{path}: no such file or folder. Expected a dataset (a file of rows, or a BEIR "
+            "folder) or documents."
         )
     if path.is_dir():
-        return any((path / name).is_file() for name in _CORPUS)
-    return path.suffix == ".json"
+        return _corpus_in(path) is not None and any((path / name).exists() for name in _QUERIES)
+    return path.suffix in _RECORDS and not is_corpus(path)
+
+
+def _corpus_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _CORPUS if (folder / name).is_file()), None)
+
+
+def is_corpus(file: Path) -> bool:
+    """Return whether a file holds documents as BEIR has them: a JSON line each, and no query."""
+    return file.name in _CORPUS
 
 
 def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
-    """Read a dataset: JSON, or one split of a BEIR folder.
+    """Read a dataset: rows of any usual shape in a file, or one split of a BEIR folder.
 
-    Questions that an LLM wrote are known as such where :func:`save_pairs` left its note.
+    What the filters made of questions is known where :func:`save_pairs` left its note.
 
     Raises:
         OptionError: There is nothing at the path, or something else.
@@ -82,28 +80,30 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     """
     if not holds_pairs(path):
         raise OptionError(
-            f"{path}: expected a dataset, that is a .json file or a folder with corpus.jsonl. "
-            "Documents become one with: llama-index-adapted generate"
+            f"{path}: expected a dataset, that is a file of rows ({', '.join(_RECORDS)}) or a "
+            "folder with corpus.jsonl and qrels. Documents become one with: llama-index-adapted "
+            "generate"
         )
     if path.is_dir():
         return EmbeddingQAFinetuneDataset.from_beir(path, split)
-    dataset = EmbeddingQAFinetuneDataset.from_json(path)
+    dataset = EmbeddingQAFinetuneDataset.from_file(path)
     note = _note(path)
     if not note.is_file():
         return dataset
     found = files.read_json_object(note, error=DatasetError)
     if found.get("data") != dataset.fingerprint:
         return dataset  # the file was edited or replaced: the note is about another one
-    report = FiledReport(found["report"]) if isinstance(found.get("report"), dict) else None
-    return dataset.reported(report, synthetic=bool(found.get("synthetic")))
+    report = found.get("report")
+    return dataset.reported(  # version 0.1 said only in its note that an LLM wrote the questions
+        report if isinstance(report, dict) else None, synthetic=bool(found.get("synthetic"))
+    )
 
 
 def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
-    """Write a dataset as JSON, and beside it what is known of where its questions are from."""
+    """Write a dataset as JSON, and beside it what the filters made of its questions."""
     dataset.save_json(path)
     report = None if dataset.report is None else dataset.report.to_dict()
-    found = {"data": dataset.fingerprint, "synthetic": dataset.synthetic, "report": report}
-    files.write_json(_note(path), found)
+    files.write_json(_note(path), {"data": dataset.fingerprint, "report": report})
 
 
 def read_lines(path: Path) -> list[str]:
@@ -162,7 +162,9 @@ def read_passages(path: Path, *, chunk_size: int = 512, chunk_overlap: int = 50)
 def read_documents(path: Path) -> list[BaseNode]:
     """Read documents as LlamaIndex does, one or more per file; ids are relative paths.
 
-    Files that are not text are left out with a warning, unless LlamaIndex has a reader for them.
+    Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
+    and so are files of records. A BEIR ``corpus.jsonl`` without queries is read as the documents
+    that it holds, with their ids.
 
     Raises:
         OptionError: There is nothing at the path.
@@ -170,7 +172,9 @@ def read_documents(path: Path) -> list[BaseNode]:
     """
     from llama_index.core import SimpleDirectoryReader
 
-    holds_pairs(path)  # refuses a path with nothing at it
+    corpus = _corpus_in(path) if path.is_dir() else path
+    if corpus is not None and is_corpus(corpus):
+        return _corpus_documents(corpus)
     root = path if path.is_dir() else path.parent
     documents = SimpleDirectoryReader(input_files=_readable(path, root)).load_data()
     parts: defaultdict[str, int] = defaultdict(int)
@@ -183,6 +187,25 @@ def read_documents(path: Path) -> list[BaseNode]:
     return list(documents)
 
 
+def _corpus_documents(file: Path) -> list[BaseNode]:
+    from llama_index.core import Document
+
+    opened = gzip.open if file.suffix == ".gz" else open
+    found: list[BaseNode] = []
+    try:
+        with opened(file, "rt", encoding="utf-8-sig") as stream:
+            for line in filter(str.strip, stream):
+                row = json.loads(line)
+                text = f"{row.get('title') or ''} {row['text']}".strip()
+                found.append(Document(id_=str(row["_id"]), text=text))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as cause:
+        raise DatasetError(
+            f"{file}: expected a JSON object with _id and text per line, line {len(found) + 1} "
+            f"is none ({cause!r})."
+        ) from cause
+    return found
+
+
 def _readable(path: Path, root: Path) -> list[Path]:
     from llama_index.core import SimpleDirectoryReader
 
@@ -192,13 +215,18 @@ def _readable(path: Path, root: Path) -> list[Path]:
         for file in (sorted(root.rglob("*")) if path.is_dir() else [path])
         if file.is_file() and not any(part[0] == "." for part in file.relative_to(root).parts)
     ]
-    readable = [file for file in wanted if file.suffix.lower() in readers or _is_text(file)]
+    readable = [
+        file
+        for file in wanted
+        if file.suffix.lower() not in _ROWS and (file.suffix.lower() in readers or _is_text(file))
+    ]
     if not readable:
         raise DatasetError(f"{path}: no file of text in it ({len(wanted)} files).")
     if len(readable) < len(wanted):
         left = [str(f.relative_to(root)) for f in wanted if f not in readable]
         warnings.warn(
-            f"Left out {len(left)} of {len(wanted)} files that are not text: {quote_some(left)}. "
+            f"Left out {len(left)} of {len(wanted)} files that are not text or hold records: "
+            f"{quote_some(left)}. "
             "pip install llama-index-readers-file reads PDF, DOCX and others.",
             stacklevel=3,
         )
@@ -211,30 +239,22 @@ def _is_text(file: Path) -> bool:
     return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
 
 
-LLMS = (
-    '"smollm2", "gguf:<file>", "ollama:<model>[@<url>]", "openai:<model>" or '
-    '"openai-like:<model>@<url>"'
-)
-EMBEDDINGS = (
-    '"minilm" (the packaged all-MiniLM-L6-v2), "local:<name or folder>", "openai:<model>", '
-    '"ollama:<model>[@<url>]", "adapted:<folder>", or the folder of a saved adapter'
-)
 _SMALL = {"questions_per_call": 1, "styles": ("question", "keywords"), "concurrency": 1}
 
 
 @dataclass(frozen=True)
-class Writer:
+class ResolvedLLM:
     """An LLM, and the settings of generation that suit it unless others are given."""
 
     llm: LLM
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve_writer(spec: str) -> Writer:
+def resolve_writer(spec: str) -> ResolvedLLM:
     """Build the LLM that a text names.
 
     Args:
-        spec: One of :data:`LLMS`.
+        spec: One of ``LLMS``.
 
     Raises:
         OptionError: It names none.
@@ -243,21 +263,21 @@ def resolve_writer(spec: str) -> Writer:
     kind, _, rest = spec.partition(":")
     model, _, url = rest.partition("@")
     if spec == "smollm2":
-        return Writer(LocalLlama(max_tokens=48, stop=["\n"]), dict(_SMALL))
+        return ResolvedLLM(LocalLlama(max_tokens=48, stop=["\n"]), dict(_SMALL))
     if kind == "gguf" and rest:
-        return Writer(LocalLlama(path=rest), {"concurrency": 1})
+        return ResolvedLLM(LocalLlama(path=rest), {"concurrency": 1})
     if kind == "ollama" and model:
         settings = {"base_url": url} if url else {}
         made = _class("llms.ollama", "Ollama")(model=model, request_timeout=300.0, **settings)
-        return Writer(made, {"concurrency": 2})
+        return ResolvedLLM(made, {"concurrency": 2})
     if kind == "openai" and rest:
-        return Writer(_class("llms.openai", "OpenAI")(model=rest, temperature=0.0))
+        return ResolvedLLM(_class("llms.openai", "OpenAI")(model=rest, temperature=0.0))
     if kind == "openai-like" and model and url:
         key = os.environ.get("OPENAI_API_KEY", "none")
         made = _class("llms.openai_like", "OpenAILike")(
             model=model, api_base=url, api_key=key, is_chat_model=True, context_window=8192
         )
-        return Writer(made)
+        return ResolvedLLM(made)
     raise OptionError(f"llm: expected {LLMS}, got {spec!r}.")
 
 
@@ -265,7 +285,7 @@ def resolve_model(spec: str) -> BaseEmbedding:
     """Build the embedding model that a text names.
 
     Args:
-        spec: One of :data:`EMBEDDINGS`; anything else goes to LlamaIndex's ``resolve_embed_model``.
+        spec: One of ``EMBEDDINGS``; anything else goes to LlamaIndex's ``resolve_embed_model``.
 
     Raises:
         OptionError: It names none.
@@ -292,7 +312,7 @@ def resolve_model(spec: str) -> BaseEmbedding:
 
 def is_adapter_folder(spec: str) -> bool:
     """Return whether a text is the path of a saved adapter."""
-    return (Path(spec) / folders.CONFIG).is_file()
+    return (Path(spec) / files.CONFIG).is_file()
 
 
 def named_models(specs: list[str]) -> dict[str, BaseEmbedding]:
@@ -339,131 +359,3 @@ def _class(module: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         package = "llama-index-" + module.replace(".", "-").replace("_", "-")
         raise MissingExtraError(f"{name} is not installed. pip install {package}") from error
-
-
-@dataclass(frozen=True)
-class QuestionJob:
-    """What to ask about which documents, as a command line says it.
-
-    Args:
-        source: Documents, or a dataset.
-        llm: See :func:`resolve_writer`.
-        structure: Take questions from titles and headings instead.
-        base: See :func:`resolve_model`; None leaves
-            out the filters that need a model.
-        questions_per_chunk: At most.
-        max_chunks: None for all.
-        chunk_size: Tokens.
-        chunk_overlap: Tokens.
-        styles: None for those that suit the LLM; so for the three below.
-        questions_per_call: At once.
-        concurrency: Calls at once.
-        round_trip_k: See ``GenerationOptions``.
-        cache_dir: None for LlamaIndex's.
-        seed: Of the choice of passages.
-        quiet: Show no bars.
-    """
-
-    source: Path
-    llm: str | None = None
-    structure: bool = False
-    base: str | None = None
-    questions_per_chunk: int = 2
-    max_chunks: int | None = None
-    chunk_size: int = 512
-    chunk_overlap: int = 50
-    styles: list[str] | None = None
-    questions_per_call: int | None = None
-    concurrency: int | None = None
-    round_trip_k: int | None = None
-    cache_dir: str | None = None
-    seed: int = 0
-    quiet: bool = False
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> QuestionJob:
-        """Take what concerns it from the options of a command, and leave the rest."""
-        return cls(**{each.name: options[each.name] for each in fields(cls)})
-
-    @cached_property
-    def model(self) -> BaseEmbedding | None:
-        """The embedding model; None where none is named."""
-        return None if self.base is None else resolve_model(self.base)
-
-    def check(self) -> None:
-        """Check that there is a way from the source to questions, before anything is loaded.
-
-        Raises:
-            OptionError: Documents, and neither an LLM nor ``structure``; or both; or an LLM that
-                nothing is known by.
-            MissingExtraError: The package of the LLM is not installed.
-        """
-        if holds_pairs(self.source):
-            if self.llm is not None or self.structure:
-                raise OptionError(
-                    f"{self.source} is a dataset: it has questions. Leave out --llm and "
-                    "--structure, or point at documents."
-                )
-        elif (self.llm is None) != self.structure:
-            raise OptionError(
-                f"{self.source} holds documents: pass --llm to have questions written, or "
-                f"--structure to take them from headings, and not both. --llm takes {LLMS}."
-            )
-        elif self.llm is not None:
-            self._writer  # noqa: B018  # builds it, which asks nothing
-
-    def dataset(self, split: str = "train") -> EmbeddingQAFinetuneDataset:
-        """Read the dataset, or make one of the documents.
-
-        Raises:
-            OptionError: See :meth:`check`.
-            DatasetError: Nothing usable at the source.
-            GenerationError: The LLM cannot be asked, or wrote nothing usable.
-        """
-        from llama_index_embeddings_adapted.questions.generate import generate_qa_embedding_pairs
-        from llama_index_embeddings_adapted.questions.structure import pairs_from_structure
-
-        self.check()
-        if holds_pairs(self.source):
-            return read_pairs(self.source, split)
-        if self.structure:
-            return pairs_from_structure(read_documents(self.source), **self._filters())
-        nodes, llm = self.asked()
-        return generate_qa_embedding_pairs(nodes, llm, **self.options())
-
-    def asked(self) -> tuple[list[BaseNode], LLM]:
-        """Return the passages and the LLM that is asked about them."""
-        nodes = read_passages(
-            self.source, chunk_size=self.chunk_size, chunk_overlap=self.chunk_overlap
-        )
-        return nodes, self._writer.llm
-
-    def options(self) -> dict[str, Any]:
-        """Return keyword arguments for generation; what is not given suits the LLM."""
-        given = {
-            "styles": self.styles,
-            "questions_per_call": self.questions_per_call,
-            "concurrency": self.concurrency,
-        }
-        return {
-            **self._writer.settings,
-            **{name: value for name, value in given.items() if value is not None},
-            **self._filters(),
-            "num_questions_per_chunk": self.questions_per_chunk,
-            "max_chunks": self.max_chunks,
-        }
-
-    @cached_property
-    def _writer(self) -> Writer:
-        if self.llm is None:
-            raise OptionError(f"llm: expected {LLMS}, got none.")
-        return resolve_writer(self.llm)
-
-    def _filters(self) -> dict[str, Any]:
-        found = {
-            "embed_model": self.model,
-            "seed": self.seed,
-            "cache_dir": self.cache_dir,
-            "show_progress": not self.quiet,
-        }
-        return found if self.round_trip_k is None else {**found, "round_trip_k": self.round_trip_k}

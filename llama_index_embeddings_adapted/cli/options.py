@@ -14,30 +14,37 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_index_embeddings_adapted.cli.inputs import EMBEDDINGS, LLMS
-from llama_index_embeddings_adapted.core.files import read_bytes
 from llama_index_embeddings_adapted.errors import OptionError, truncate
 from llama_index_embeddings_adapted.questions.prompts import STYLES
 
-_MOST_BYTES, _MOST_DEPTH = 1 << 16, 8  # of an honest file; YAML takes its time with others
+LLMS = (
+    '"smollm2", "gguf:<file>", "ollama:<model>[@<url>]", "openai:<model>" or '
+    '"openai-like:<model>@<url>"'
+)
+EMBEDDINGS = (
+    '"minilm" (the packaged all-MiniLM-L6-v2), "local:<name or folder>", "openai:<model>", '
+    '"ollama:<model>[@<url>]", "adapted:<folder>", or the folder of a saved adapter'
+)
+
+_MOST_BYTES = 1 << 16  # of an honest file
 
 
 def read_run_config(
     path: Path, command: str, options: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Return what a TOML or YAML file says about one command.
+    """Return what a TOML file says about one command.
 
     Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
     commands share: each takes what it knows.
 
     Args:
-        path: Of the file; ``.toml``, ``.yaml`` or ``.yml``.
+        path: Of the file, ``.toml``.
         command: Such as ``"finetune"``.
         options: Command → names of its options.
 
     Raises:
-        OptionError: No such file, not TOML or YAML, or a key that no command has; the message
-            names the nearest one.
+        OptionError: No such file, not TOML, or a key that no command has; the message names the
+            nearest one.
     """
     data = {str(key).replace("-", "_"): value for key, value in _read(path).items()}
     shared = {key: value for key, value in data.items() if key not in options}
@@ -66,43 +73,23 @@ def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> Non
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.suffix not in (".toml", ".yaml", ".yml"):
-        raise OptionError(f"{path}: expected .toml, .yaml or .yml.")
-    data = read_bytes(path, error=OptionError, most=_MOST_BYTES)
-    try:
-        text = data.decode("utf-8")
-        found = _toml(text) if path.suffix == ".toml" else _yaml(text)
-    except (ValueError, RecursionError) as cause:
-        reason = truncate(" ".join(str(cause).split()), 500)
-        raise OptionError(f"{path}: cannot be read ({reason}).") from cause
-    if not isinstance(found, dict):
-        raise OptionError(f"{path}: expected options, got {type(found).__name__}.")
-    return found
+    from llama_index_embeddings_adapted.core.files import read_bytes
 
-
-def _toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(text)  # its error is a ValueError
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
+    if path.suffix in (".yaml", ".yml", ".json"):
+        raise OptionError(
+            f"{path}: expected TOML. Convert it to {path.with_suffix('.toml').name}: a line "
+            "'epochs = 3' per option, below a line '[finetune]' what belongs to one command."
+        )
+    data = read_bytes(path, error=OptionError, most=_MOST_BYTES)
     try:
-        depth = 0
-        for event in yaml.parse(text, yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):  # a few of these make an object of any size
-                raise ValueError("references (*) are not supported")
-            if depth > _MOST_DEPTH:
-                raise ValueError(f"lists and tables more than {_MOST_DEPTH} deep")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise ValueError(str(cause)) from cause
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as cause:  # TOML's own error is a ValueError
+        reason = truncate(" ".join(str(cause).split()), 500)
+        raise OptionError(f"{path}: cannot be read as TOML ({reason}).") from cause
 
 
 def _from_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -134,9 +121,12 @@ def _quiet(quiet: bool) -> bool:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from llama_index_embeddings_adapted.adapters.saving import library_version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(library_version())
+        try:
+            print(version("llama-index-embeddings-adapted"))
+        except PackageNotFoundError:  # run from a bare checkout
+            print("unknown")
         raise typer.Exit
 
 
@@ -151,7 +141,7 @@ Config = Annotated[
         "--config",
         is_eager=True,
         callback=_from_file,
-        help="A TOML or YAML file with options of a whole run: a table per command, shared ones "
+        help="A TOML file with options of a whole run: a table per command, shared ones "
         "above. Keys are the names of options; the command line wins.",
     ),
 ]
@@ -176,10 +166,19 @@ Llm = Annotated[
 ]  # fmt: skip
 Source = Annotated[
     Path,
-    typer.Argument(help="Documents (a file or a folder), or a dataset: JSON, or a BEIR folder."),
+    typer.Argument(
+        help="Documents (a file or a folder), or a dataset: a file of rows (JSON, JSON lines, CSV, "
+        "parquet), or a BEIR folder."
+    ),
 ]
 Documents = Annotated[Path, typer.Argument(help="A file or a folder of documents.")]
-Pairs = Annotated[Path, typer.Argument(help="A dataset: JSON, or a BEIR folder.")]
+Folder = Annotated[Path, typer.Argument(help="A saved adapter.")]
+Pairs = Annotated[
+    Path,
+    typer.Argument(
+        help="A dataset: a file of rows (JSON, JSON lines, CSV, parquet), or a BEIR folder."
+    ),
+]
 
 ChunkSize = Annotated[int, typer.Option(min=1, help="Tokens of a passage, at most.")]
 ChunkOverlap = Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share.")]

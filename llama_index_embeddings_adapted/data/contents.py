@@ -203,7 +203,7 @@ def _question_counts(report: Any) -> dict[str, Any] | None:
     """Return the counts of a report on questions: no question and no passage id."""
     if report is None:
         return None
-    found = dict(report.to_dict())
+    found = dict(report if isinstance(report, Mapping) else report.to_dict())
     found.pop("examples", None)
     found["failed"] = len(found.get("failed", ()))
     return found

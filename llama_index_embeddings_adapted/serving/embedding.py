@@ -27,7 +27,7 @@ from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors, content_hashes
-from llama_index_embeddings_adapted.encoding.base_model import Embedding, check_base
+from llama_index_embeddings_adapted.encoding.base_model import Embedding, base_name, check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.serialize import describe_base
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
@@ -355,7 +355,9 @@ class AdaptedEmbedding(ServedEmbedding):
             transform_query=self.transform_query,
             training=training,
             sketch=sketch,
-            card=saving.model_card(adapter, self.base_embed_model, training, Path(folder).name),
+            card=saving.model_card(
+                adapter, base_name(self.base_embed_model), training, Path(folder).name
+            ),
         )
 
     @classmethod

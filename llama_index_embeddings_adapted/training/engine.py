@@ -174,7 +174,7 @@ class EmbeddingAdapterFinetuneEngine:
             seed=seed,
             **known_options(train_kwargs),
         )
-        _check_method(self._options, self._start)
+        check_method(self._options, self._start)
         self._output = Path(model_output_path)
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._checkpoint_steps = checkpoint_save_steps
@@ -218,7 +218,7 @@ class EmbeddingAdapterFinetuneEngine:
             TrainingError: Training diverged; what was saved before is untouched.
         """
         options = replace(self._options, **known_options(train_kwargs))
-        _check_method(options, self._start)
+        check_method(options, self._start)
         candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         files.check_target_folder(self._output)
         if options.method != "linear":
@@ -394,7 +394,7 @@ class EmbeddingAdapterFinetuneEngine:
         return self._found.report
 
 
-def _check_method(options: AdapterOptions, start: Adapter | None) -> None:
+def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
     """Refuse an unknown method, and an adapter to start from where none is taken."""
     stages(options.method, options.adapts, 1)
     if start is not None and options.method != "linear":

@@ -30,24 +30,26 @@ from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     EmbeddingQAFinetuneDataset,
     LinearAdapter,
+    ship_candidate,
 )
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.cli import inputs
-from llama_index_embeddings_adapted.cli.app import (
-    Outcome,
-    app,
-    conclude,
-    facts_as_text,
-    folder_facts,
-)
+from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.cli.inputs import read_documents, read_pairs, read_passages
 from llama_index_embeddings_adapted.cli.options import read_run_config
-from llama_index_embeddings_adapted.errors import MissingExtraError, OptionError
+from llama_index_embeddings_adapted.cli.running import CommandResult, Job, run_command
+from llama_index_embeddings_adapted.errors import (
+    DatasetError,
+    FolderError,
+    MissingExtraError,
+    OptionError,
+)
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
+from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from tests.conftest import CountingEmbedding
 from tests.questions.test_generation import DoubleLLM
 
-COMMANDS = ("generate", "finetune", "evaluate", "compare", "inspect")
+COMMANDS = ("generate", "finetune", "evaluate", "compare", "inspect", "ship")
 PAGES = (
     json.dumps, textwrap.wrap, shutil.copytree, statistics.quantiles, random.sample, os.walk,
     itertools.groupby, functools.lru_cache, difflib.get_close_matches, bisect.bisect_left,
@@ -123,7 +125,7 @@ def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path
 def test_every_option_is_explained(command: str) -> None:
     shown = Ran(command, "--help").out
     options = re.findall(r"^  (--[\w-]+)[^\n]*?(?:\s{2,}(\S.*))?$\n?(\s{10,}\S)?", shown, re.M)
-    assert len(options) >= 4
+    assert len(options) >= 3
     assert not [name for name, text, below in options if not text and not below]
     assert "Exit codes: 0 done" in shown
 
@@ -133,7 +135,7 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         "import sys\nfrom llama_index_embeddings_adapted.cli.app import main\n"
         "sys.argv = ['llama-index-adapted', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'llama_index', 'yaml'} & set(sys.modules)"
     )
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -153,9 +155,16 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         (["finetune", "pairs.json", "--base", "local:./none"], 2, "no such folder: ./none"),
         (["finetune", "pairs.json", "--epochs", "0"], 2, "Invalid value for '--epochs'"),
         (["finetune", "pairs.json", "--base", "counting", "--method", "magic"], 2, "magic"),
-        (["finetune", "pairs.json", "--base", "counting", "--out", "docs"], 1, "docs: holds other"),
+        (["finetune", "pairs.json", "--base", "bge", "--out", "docs"], 1, "docs: holds other"),
+        (["finetune", "pairs.json", "--base", "bge", "--report", "docs"], 2, "the path of a file"),
+        (["finetune", "damaged.json", "--base", "bge"], 1, "damaged.json"),
+        (["evaluate", "damaged.json", "bge"], 1, "damaged.json"),
+        (["compare", "damaged.json", "bge"], 1, "damaged.json"),
+        (["generate", "rows.jsonl", "--structure"], 2, "rows.jsonl is a dataset: it has questions"),
+        (["generate", "docs", "--structure", "--estimate"], 2, "cost nothing"),
+        (["ship", "docs"], 1, "there is no docs.candidate beside it"),
         (["generate", "pairs.json", "--llm", "smollm2"], 2, "it has questions. Point at documents"),
-        (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a .json file"),
+        (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a file of rows"),
         (["compare", "pairs.json", "counting", "counting"], 2, "two are named 'counting'"),
         (["inspect", "nothing-here"], 1, "nothing-here: no such folder"),
     ],
@@ -168,6 +177,8 @@ def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
     pairs: Path,
     documents: Path,
 ) -> None:
+    Path("damaged.json").write_text("{")
+    Path("rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
     ran = Ran(*arguments)
     assert ran.code == code, ran.err
     assert said in ran.err
@@ -184,13 +195,15 @@ def test_an_error_is_json_too_and_debug_shows_where() -> None:
 
 def test_exit_codes_tell_proven_from_refused_and_open() -> None:
     done, against, unproven = 0, 3, 4
-    codes = {decision.value: Outcome("", {}, Verdict(decision, "")).code for decision in Decision}
+    codes = {
+        decision.value: CommandResult("", {}, Verdict(decision, "")).code for decision in Decision
+    }
     assert codes == {
         **dict.fromkeys(("ship", "better", "keep", "watch"), done),
         **dict.fromkeys(("keep_base", "saturated", "do_not_ship", "worse", "retrain"), against),
         **dict.fromkeys(("inconclusive", "promising"), unproven),
     }
-    assert Outcome("").code == done
+    assert CommandResult("").code == done
 
 
 def test_an_interrupt_and_an_unknown_error_end_with_one_line(
@@ -203,12 +216,13 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(
         (ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"),
     ):
 
-        def work(error: BaseException = error) -> Outcome:
-            print("progress")  # goes to standard error with everything that is not the result
-            raise error
+        class Failing(Job):
+            def run(self, error: BaseException = error) -> CommandResult:
+                print("progress")  # goes to standard error with all that is not the result
+                raise error
 
         with pytest.raises(typer.Exit) as end:
-            conclude(work, as_json=False, debug=False)
+            run_command(Failing())
         shown = capsys.readouterr()
         assert end.value.exit_code == code
         assert said in shown.err
@@ -264,7 +278,7 @@ def test_wrong_options_are_refused_before_an_llm_is_asked(
     llm = DoubleLLM()
     monkeypatch.setattr(
         "llama_index_embeddings_adapted.cli.inputs.resolve_writer",
-        lambda spec: inputs.Writer(llm),
+        lambda spec: inputs.ResolvedLLM(llm),
     )
     sent = len(llm.sent)
     ran = Ran("finetune", "docs", "--llm", "double", "--base", "counting", *wrong)
@@ -287,24 +301,26 @@ def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
     assert "| **kept** |" in ran.out
     found = read_pairs(Path("made.json"), "train")
     assert found.synthetic
-    assert found.report.to_dict()["passages"] == 4
+    assert found.report["passages"] == 4
     assert set(found.corpus) == {f"{'more/' * (n % 2)}{t}.md#0" for n, t in enumerate(TOPICS)}
     edited = json.loads(Path("made.json").read_text())
     edited["queries"] = dict.fromkeys(found.queries, "other")
     Path("made.json").write_text(json.dumps(edited))
-    assert not read_pairs(Path("made.json"), "train").synthetic  # the note is about another file
+    again = read_pairs(Path("made.json"), "train")
+    assert again.report is None  # the note is about another file
+    assert again.synthetic  # the file itself says where its queries are from
 
 
 def test_an_estimate_asks_once_and_writes_nothing(
     documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = inputs.Writer(DoubleLLM())
+    writer = inputs.ResolvedLLM(DoubleLLM())
     monkeypatch.setattr(
         "llama_index_embeddings_adapted.cli.inputs.resolve_writer", lambda spec: writer
     )
     ran = Ran("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
     assert ran.code == 0, ran.err
-    assert ran.data["estimate"]["calls"] == len(TOPICS) - 1  # one was asked as a probe
+    assert ran.data["estimate"]["calls"] == len(TOPICS) - 2  # two were asked as probes
     assert not Path("pairs.json").exists()
 
 
@@ -397,6 +413,45 @@ def test_inspect_says_whether_live_queries_have_moved(
     assert "expected a text file, one query per line" in ran.err
 
 
+def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
+    counting: CountingEmbedding, tmp_path: Path
+) -> None:
+    part = {
+        "base": {"ndcg@10": 0.5},
+        "adapted": {"ndcg@10": 0.6},
+        "difference": {"low": -0.1, "high": 0.3},
+        "queries": 9,
+    }
+    report = {"verdict": "do not ship: NDCG@10 drops on new documents", "overall": part}
+    for name, holds, weight in (
+        ("served", "the base model, unchanged", np.eye(16)),
+        ("served.candidate", "the candidate that was judged", -np.eye(16)),
+    ):
+        training = {"report": {**report, "holds": holds}}
+        model = AdaptedEmbedding(counting, LinearAdapter(weight), training=training)
+        model.save_pretrained(tmp_path / name)
+    card = tmp_path / "served" / "README.md"
+    shown = Ran("inspect", "served").out
+    assert "holds: the base model, unchanged; the candidate is in served.candidate" in shown
+    assert "\ncandidate, all held-out queries: NDCG@10 0.5000 → 0.6000" in shown
+    assert "holds the base model, unchanged" in card.read_text()
+    before = len(counting.asked)
+    ran = Ran("ship", "served")
+    assert ran.code == 0, ran.err
+    assert "holds: the adapter, shipped 20" in ran.out
+    assert "\nall held-out queries: NDCG@10 0.5000" in ran.out
+    assert "unchanged" not in card.read_text()
+    assert 'from_pretrained("served"' in card.read_text()
+    assert len(counting.asked) == before
+    served = AdaptedEmbedding.from_pretrained(tmp_path / "served", counting)
+    assert np.array_equal(served.adapter.weight, -np.eye(16))  # type: ignore[attr-defined]
+    assert ship_candidate("served") == Path("served")  # again: the candidate stays
+    other = AdaptedEmbedding(CountingEmbedding(seed=1), LinearAdapter(np.eye(16)))
+    other.save_pretrained(tmp_path / "served")
+    with pytest.raises(FolderError, match="trained on another base model"):
+        ship_candidate("served")
+
+
 def test_moved_documents_are_counted_with_how_far_they_went(
     counting: CountingEmbedding, tmp_path: Path
 ) -> None:
@@ -404,12 +459,12 @@ def test_moved_documents_are_counted_with_how_far_they_went(
     offsets[0, 0], offsets[1, 1] = 0.3, 0.1
     nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), offsets)
     AdaptedEmbedding(counting, nudges).save_pretrained(tmp_path / "nudged")
-    found = folder_facts(tmp_path / "nudged")
+    found = inspect_adapter(tmp_path / "nudged")
     moved = found["moved_documents"]
     assert moved["documents"] == 2
     assert moved["mean_drift"] == pytest.approx(0.2)
     assert moved["largest_drift"] == pytest.approx(0.3)
-    assert "moved documents: 2, by 0.200 on average and 0.300 at most" in facts_as_text(found)
+    assert "moved documents: 2, by 0.200 on average and 0.300 at most" in as_text(found)
 
 
 # --- what users point at ------------------------------------------------------------------------
@@ -427,11 +482,25 @@ def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(
 
 def test_files_that_are_not_text_are_left_out_by_name(documents: Path) -> None:
     (documents / "picture.bin").write_bytes(bytes(range(256)))
+    (documents / "rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
     with pytest.warns(
-        UserWarning, match=r'Left out 1 of 13 files that are not text: "picture.bin"'
+        UserWarning, match=r'Left out 2 of 14 files that are not text or hold records: "p.+"rows'
     ):
         assert len(read_documents(documents)) == len(TOPICS)
     assert len(read_documents(documents / "dumps.md")) == 1
+
+
+def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path: Path) -> None:
+    lines = [json.dumps({"_id": str(n), "title": "Valve", "text": f"opens at {n}"}) for n in (1, 2)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(lines))
+    for path in (tmp_path, corpus):
+        found = {node.node_id: node.get_content("embed") for node in read_documents(path)}
+        assert found == {"1": "Valve opens at 1", "2": "Valve opens at 2"}
+        assert [node.node_id for node in read_passages(path)] == ["1#0", "2#0"]
+    corpus.write_text(lines[0] + '\n{"text": 3}')
+    with pytest.raises(DatasetError, match="with _id and text per line, line 2 is none"):
+        read_documents(corpus)
 
 
 def test_models_are_named_by_texts() -> None:
@@ -457,18 +526,14 @@ def test_a_provider_that_is_not_installed_is_named_with_its_command(
 OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["data", "cache_dir"]}
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("run.toml", 'cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"'),
-        ("run.yaml", "cache-dir: c\nbase: b\nfinetune: {epochs: 3}\ncompare: {data: d}"),
-    ],
-)
-def test_a_file_holds_a_whole_run(name: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    found = read_run_config(tmp_path / name, "finetune", OPTIONS)
+def test_a_file_holds_a_whole_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"')
+    found = read_run_config(path, "finetune", OPTIONS)
     assert found == {"cache_dir": "c", "base": "b", "epochs": 3}
-    assert read_run_config(tmp_path / name, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
+    assert read_run_config(path, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
+    with pytest.raises(OptionError, match=r"expected TOML\. Convert it to run\.toml: a line 'epo"):
+        read_run_config(path.with_suffix(".yaml"), "compare", OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,6 @@ def changed(name: str, seed: int = 0, **files: bytes | Path) -> tuple[str, mutat
 TERABYTE = struct.pack("<Q", 1 << 40) + b"{}"
 LYING = json.dumps({"weight": {"dtype": "F32", "shape": [1 << 20, 1 << 18],
                                "data_offsets": [0, 1 << 40]}}).encode()  # fmt: skip
-BOMB = "a: &a [x, x]\n" + "".join(
-    f"{name}: &{name} [*{before}, *{before}]\n"
-    for before, name in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True)
-)
 LINE = gzip.compress(b'{"_id": "d0", "text": "' + b"x" * _MOST_IN_LINE)
 SAME = gzip.compress(b'{"_id": "d0", "text": "x"}\n' * 100_000)
 ENDLESS: dict[str, tuple[tuple[str, mutations.Tree], str]] = {
@@ -139,16 +135,8 @@ ENDLESS: dict[str, tuple[tuple[str, mutations.Tree], str]] = {
         changed("run configuration", run__toml=b"a = " + b"[" * 50_000),
         "cannot be read",
     ),
-    "lists in lists, YAML": (
-        changed("run configuration", 1, run__yaml=b"a: " + b"[" * 50_000),
-        "more than 8 deep",
-    ),
-    "references to references": (
-        changed("run configuration", 1, run__yaml=BOMB.encode()),
-        "references",
-    ),
     "a configuration of a megabyte": (
-        changed("run configuration", 1, run__yaml=b"# " + b"x" * 1_000_000),
+        changed("run configuration", run__toml=b"# " + b"x" * 1_000_000),
         "expected at most 65,536 bytes",
     ),
     "one line without end, zipped": (
@@ -247,18 +235,19 @@ def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path:
 
 @pytest.mark.parametrize("key", ["source", "epochs", "method", "expect", "out", "styles", "seed"])
 @pytest.mark.parametrize(
-    "value", ["[]", "{a: 1}", "-1", ".nan", '"a\\0b"', "[[1]]", "!!binary aGk="]
+    "value", ["[]", "{a = 1}", "-1", "nan", '"a\\u0000b"', "[[1]]", "1979-05-27"]
 )
 def test_a_value_of_another_kind_is_one_line_on_the_command_line(
     key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text(f"finetune:\n  source: nowhere\n  {key}: {value}\n")
-    done = CliRunner().invoke(app, ["finetune", "--config", "run.yaml"])
+    source = "" if key == "source" else 'source = "nowhere"\n'
+    (tmp_path / "run.toml").write_text(f"[finetune]\n{source}{key} = {value}\n")
+    done = CliRunner().invoke(app, ["finetune", "--config", "run.toml"])
     assert isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code in (1, 2)
     assert "Traceback" not in done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
 
 # --- base models that a folder describes --------------------------------------------------------

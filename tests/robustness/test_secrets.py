@@ -33,8 +33,9 @@ from llama_index_embeddings_adapted import (
     generate_qa_embedding_pairs,
     inspect_queries,
 )
-from llama_index_embeddings_adapted.cli.app import app, facts_as_text, folder_facts
+from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.errors import GenerationError
+from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from tests.support import flaky_server
 
 pytest.importorskip("llama_index.embeddings.openai", reason="extra 'dev' is missing")
@@ -208,7 +209,7 @@ def served(base: BaseEmbedding) -> list[object]:
     inspected = CliRunner().invoke(app, ["inspect", "model", "--json"])
     with pytest.raises(GenerationError, match="reach") as failed:
         generate_qa_embedding_pairs(recovery.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET)
-    return [facts_as_text(folder_facts("model")), inspected.output, failed.value]
+    return [as_text(inspect_adapter("model")), inspected.output, failed.value]
 
 
 def test_no_key_is_in_anything_that_a_run_leaves(

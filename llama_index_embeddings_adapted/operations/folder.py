@@ -1,0 +1,220 @@
+"""What the folder of a saved adapter says, without asking any model, and shipping a candidate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter
+from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.errors import FolderError
+
+_PARTS = (
+    ("overall", "all held-out queries"),
+    ("known", "about documents with training queries"),
+    ("new", "about documents without"),
+)
+
+
+def inspect_adapter(folder: str | Path) -> dict[str, Any]:
+    """Return what is known of a saved adapter, as JSON knows it.
+
+    Returns:
+        ``adapter`` (class, shape, roles), ``saved`` (``"base"`` where the adapter changes nothing,
+        else ``"candidate"``), ``candidate`` (the folder of the one that was kept aside, or None),
+        ``holds`` (both in words),
+        ``base_model`` (name, dimension, fingerprint), ``saved_at``, ``age_days``,
+        ``library_version``, ``format_version``, ``bytes`` per file, ``moved_documents`` (how many,
+        how far; None for an adapter that moves none), ``verdict``, ``scores``, ``data`` and
+        ``settings`` of the training, each None where the folder does not say.
+
+    Raises:
+        FolderError: Missing, damaged, foreign, or newer than this library.
+    """
+    path = Path(folder)
+    found = saving.load(path)
+    config = files.read_config(path) if (path / files.CONFIG).is_file() else {}
+    report = _report(found.training, path)
+    base = found.base or {}
+    candidate = candidate_of(path)
+    facts = {
+        "folder": str(path),
+        "adapter": {
+            "description": repr(found.adapter),
+            "input_dim": found.adapter.input_dim,
+            "output_dim": found.adapter.output_dim,
+            "roles": ["query", "document"] if found.adapter.adapts_documents else ["query"],
+        },
+        "saved": "base" if found.adapter.is_identity else "candidate",
+        "candidate": str(candidate) if (candidate / files.CONFIG).is_file() else None,
+        "shipped_at": found.training.get("shipped_at"),
+        "base_model": {key: base.get(key) for key in ("name", "dim", "fingerprint")},
+        "saved_at": config.get("saved_at"),
+        "age_days": _age(config.get("saved_at")),
+        "library_version": config.get("library_version"),
+        "format_version": config.get("format_version"),
+        "bytes": {file.name: file.lstat().st_size for file in sorted(path.iterdir())},
+        "moved_documents": _moved(found.adapter),
+        "verdict": report.get("verdict"),
+        "scores": {key: report[key] for key, _ in _PARTS if report.get(key)} or None,
+        "data": report.get("data") or None,
+        "settings": report.get("settings"),
+    }
+    return {**facts, "holds": _holding(facts)}
+
+
+def candidate_of(folder: Path) -> Path:
+    """Return where the candidate of a folder is kept, if there is one."""
+    return folder.with_name(f"{folder.name}.candidate")
+
+
+def ship_candidate(folder: str | Path) -> Path:
+    """Put the candidate that training kept beside a folder into the folder.
+
+    Training with ``method="auto"`` saves the base model, unchanged, where the verdict is against
+    the candidate, and the candidate in ``<folder>.candidate``. Judge it on queries of your own with
+    :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays.
+
+    Args:
+        folder: The ``model_output_path`` of the training.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FolderError: There is no candidate, it is damaged, or it belongs to another base model than
+            what the folder holds.
+    """
+    path = Path(folder)
+    source = candidate_of(path)
+    if not (source / files.CONFIG).is_file():
+        raise FolderError(
+            f"{path}: no candidate to ship: there is no {source.name} beside it. Training with "
+            'method="auto" keeps one where the verdict is against it.'
+        )
+    candidate, now = saving.load(source), saving.load(path)
+    if (candidate.base or {}).get("fingerprint") != (now.base or {}).get("fingerprint"):
+        raise FolderError(f"{source}: was trained on another base model than {path} holds.")
+    files.check_target_folder(path)
+    config = files.read_config(source)
+    moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    config["training"] = {**candidate.training, "shipped_at": moment}
+    with files.atomic_folder(path) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        (temporary / files.CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        card = saving.model_card(
+            candidate.adapter,
+            str((candidate.base or {}).get("name", "unknown")),
+            config["training"],
+            path.name,
+        )
+        (temporary / files.CARD).write_text(card, encoding="utf-8")
+    return path
+
+
+def _holding(facts: Mapping[str, Any]) -> str:
+    """Return what a folder holds, in words."""
+    if facts["saved"] == "candidate":
+        at = facts["shipped_at"]
+        return "the adapter" + (f", shipped {at} though the verdict was not to" if at else "")
+    text = "the base model, unchanged"
+    if facts["candidate"]:
+        text += (
+            f"; the candidate is in {facts['candidate']}; to put it here: llama-index-adapted "
+            f"ship {facts['folder']}"
+        )
+    return text
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """Return what :func:`inspect_adapter` found as lines to read."""
+    adapter, base, age = facts["adapter"], facts["base_model"], facts["age_days"]
+    moved, data = facts["moved_documents"], facts["data"] or {}
+    of = "candidate, " if facts["saved"] == "base" else ""  # whose scores these are
+    lines = [
+        ("holds", facts["holds"]),
+        ("adapter", f"{adapter['description']}, applied to {' and '.join(adapter['roles'])}"),
+        ("dimensions", f"{adapter['input_dim']} → {adapter['output_dim']}"),
+        ("base model", base["name"] and f"{base['name']}, fingerprint {base['fingerprint']}"),
+        ("saved", facts["saved_at"] and str(facts["saved_at"])
+         + ("" if age is None else f", {age:.1f} days ago")),
+        ("by version", facts["library_version"]),
+        ("size", f"{sum(facts['bytes'].values()):,} bytes in {len(facts['bytes'])} files"),
+        ("moved documents", moved and f"{moved['documents']:,}, by {moved['mean_drift']:.3f} on "
+         f"average and {moved['largest_drift']:.3f} at most"),
+        ("trained on", data and f"{data['queries']:,} queries, {data['documents']:,} documents"
+         + (", written by an LLM" if data.get("synthetic") else "")),
+        ("verdict", facts["verdict"]),
+        *((of + name, _score(facts["scores"][key])) for key, name in _PARTS
+          if key in (facts["scores"] or {})),
+    ]  # fmt: skip
+    return "\n".join(f"{name}: {'unknown' if text is None else text}" for name, text in lines
+                     if text or name not in ("moved documents", "trained on"))  # fmt: skip
+
+
+def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what is known of the training, in a form that can be shown.
+
+    Raises:
+        FolderError: It has another form.
+    """
+    report = training.get("report") or {}
+    try:
+        for key, _ in _PARTS:
+            if report.get(key):
+                _score(report[key])
+        data = report.get("data") or {}
+        sound = not data or all(isinstance(data[key], int) for key in ("queries", "documents"))
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise FolderError(
+            f"{folder}: what it says of its training is damaged ({cause!r})."
+        ) from cause
+    if not sound:
+        raise FolderError(f"{folder}: what it says of its training data is damaged.")
+    return dict(report)
+
+
+def _score(part: Mapping[str, Any]) -> str:
+    found = part["difference"]
+    return (
+        f"NDCG@10 {part['base']['ndcg@10']:.4f} → {part['adapted']['ndcg@10']:.4f} "
+        f"[{found['low']:+.4f}, {found['high']:+.4f}], {part['queries']:,} queries"
+    )
+
+
+def _age(saved_at: object) -> float | None:
+    try:
+        moment = datetime.fromisoformat(str(saved_at))
+        days = (datetime.now(timezone.utc) - moment).total_seconds() / 86_400
+    except (TypeError, ValueError):  # no date, or one without a time zone
+        return None
+    return days if days >= 0 else None  # saved by a clock that was ahead of this one
+
+
+def _moved(adapter: Adapter) -> dict[str, Any] | None:
+    drifts = [
+        np.linalg.norm(part.offsets, axis=1)
+        for part in _parts(adapter)
+        if isinstance(part, NudgeAdapter)
+    ]
+    if not drifts:
+        return None
+    lengths = np.concatenate(drifts)
+    moved = lengths[lengths > 0]
+    mean, largest = (float(moved.mean()), float(moved.max())) if len(moved) else (0.0, 0.0)
+    return {"documents": len(moved), "mean_drift": mean, "largest_drift": largest}
+
+
+def _parts(adapter: Adapter) -> Iterator[Adapter]:
+    yield adapter
+    if isinstance(adapter, CompositeAdapter):
+        for part in adapter.parts().values():
+            yield from _parts(part)

@@ -23,9 +23,12 @@ from llama_index_embeddings_adapted.core.arrays import (
 )
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import truncate
+from llama_index_embeddings_adapted.errors import quote_some, truncate
 from llama_index_embeddings_adapted.questions.filters import Candidate, near_duplicates
 from llama_index_embeddings_adapted.questions.options import GenerationOptions
+
+
+_KEPT_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,9 @@ class QuestionReport:
         if self.cut:
             facts.append(f"{self.cut:,} passages sent only in part")
         text = f"{self.to_markdown()}\n{'; '.join(facts)}"
+        if self.kept:
+            shown = quote_some([candidate.text for candidate in self.kept], limit=_KEPT_SHOWN)
+            text += f"\nKept: {shown}"
         if self.failed:
             text += f"\nNo answer about {len(self.failed):,} passages: {_grouped(self.failed)}"
         return text

@@ -264,9 +264,9 @@ class _Html(HTMLParser):
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "title"))
 _HIDDEN = frozenset(("script", "style", "nav", "template"))
 _BLOCKS = frozenset(
-    "p div section article li ul ol dl dd br tr table pre body head main header footer details "
-    "blockquote html".split()
-)
+    ("p", "div", "section", "article", "li", "ul", "ol", "dl", "dd", "br", "tr", "table", "pre",
+     "body", "head", "main", "header", "footer", "details", "blockquote", "html")
+)  # fmt: skip
 
 
 def _html_lines(text: str) -> list[tuple[str, str]]:

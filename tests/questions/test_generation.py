@@ -601,6 +601,7 @@ def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> Non
     }  # fmt: skip
     assert report.kept_fraction == 3 / 8
     assert "| refers to passage | 1 | 12% | What does this passage say? |" in str(report)
+    assert 'Kept: "Where is the market of Town0?", "Where' in str(report)
     assert report.to_dict()["dropped"] == report.reasons
     assert repr(report) == "QuestionReport(3 of 8 questions kept)"
     assert data.subset(list(data.queries)).report is None

@@ -96,7 +96,7 @@ ASKED = ["Which bacteria show pollution?", "How fast are samples tested?"]
     "answer",
     [
         "Q1: {0}\nA1: Bacteroides\nQ2: {1}\nA2: Within six hours",
-        "**Question:** {0}\n\n**Answer:** Bacteroides,\nas said\n\n**Question:** {1}\n\n**Answer:** 6",
+        "**Question:** {0}\n\n**Answer:** Some,\nas said\n\n**Question:** {1}\n\n**Answer:** 6",
         "问题1：{0}\n答案1：每周\n问题2：{1}\n答案2：五年",
         "1. {0}\nA) Bacteroides\nB) Fish\nAnswer: A\n2. {1}\nA) one hour\nB) six\nAnswer: B",
         "1. {0}\n   - Explanation: tests recall\n2. {1}\n   Reasoning: numbers",

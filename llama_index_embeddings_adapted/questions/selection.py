@@ -27,7 +27,6 @@ from llama_index_embeddings_adapted.errors import quote_some, truncate
 from llama_index_embeddings_adapted.questions.filters import Candidate, near_duplicates
 from llama_index_embeddings_adapted.questions.options import GenerationOptions
 
-
 _KEPT_SHOWN = 5
 
 

@@ -175,9 +175,9 @@ class NudgeAdapter(Adapter):
             raise OptionError("No nudge would remain: use the adapter below it, or the base model.")
         return NudgeAdapter(self.keys[keep], self.offsets[keep])
 
-    def scaled(self, share: float) -> NudgeAdapter:
-        """Return the same with every offset a share as long."""
-        return NudgeAdapter(self.keys, np.float32(share) * self.offsets)
+    def scaled(self, alpha: float) -> NudgeAdapter:
+        """Return the same with every offset ``alpha`` times as long."""
+        return NudgeAdapter(self.keys, np.float32(alpha) * self.offsets)
 
     def map(self, vectors: Vectors) -> Vectors:
         return vectors

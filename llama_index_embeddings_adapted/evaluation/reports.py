@@ -23,8 +23,8 @@ from llama_index_embeddings_adapted.evaluation.verdict import (
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
-    """How a recipe was chosen, and what became of it.
+class SelectionReport:
+    """How a pipeline was chosen, and what became of it.
 
     Args:
         recipe: The chosen one, in words.
@@ -176,7 +176,7 @@ class FinetuneReport:
     base_tokens: int = 0
     interrupted: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    choice: Choice | None = None
+    choice: SelectionReport | None = None
     saved: Literal["base", "candidate"] = "candidate"
     candidate: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -1,14 +1,8 @@
-"""Adapters that are computed, not trained by gradients.
-
-In which directions vectors vary, found once and used by everything that whitens.
-
-Fitting kernel regression from queries to what favours their documents.
-"""
+"""What is computed, not trained by gradients: whitening, ridge, and kernel ridge regression."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +132,6 @@ def whitening(
     power: float = 0.25,
     shrinkage: float = 1.0,
     bias: bool = True,
-    shared: bool = False,
 ) -> LinearAdapter:
     """Damp the directions in which all documents agree; needs no label.
 
@@ -151,7 +144,6 @@ def whitening(
         power: 0 changes nothing, 0.5 on both sides would whiten.
         shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
         bias: Give the adapter a bias, zero to begin with.
-        shared: Map documents too.
 
     Raises:
         OptionError: ``power`` or ``shrinkage`` out of range.
@@ -166,74 +158,41 @@ def whitening(
     spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
     weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None
-    return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
+    return LinearAdapter(weight.astype(np.float32), zero)
 
 
-def centering(documents: Vectors) -> LinearAdapter:
-    """Take the mean direction of the documents out of queries; needs no label.
-
-    Args:
-        documents: ``(m, dim)``, vectors of the base model.
-
-    Source:
-        Mu and Viswanath 2018, arXiv:1702.01417 ("all-but-the-top"), for the mean alone.
-    """
-    mean = l2_normalize(Spectrum(documents).mean)
-    return LinearAdapter(np.eye(len(mean), dtype=np.float32) - np.outer(mean, mean))
-
-
-def ridge(
-    train: EncodedDataset, strengths: Sequence[float]
-) -> Iterator[tuple[float, LinearAdapter]]:
-    """Yield the linear maps that take queries to their mean relevant document, for each strength.
+def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
+    """Return the linear map that takes queries to their mean relevant document.
 
     ``W = argmin Σ ‖W q_i - t_i‖² + λ ‖W - I‖²``, with ``t_i`` the mean of the unit vectors of the
-    relevant documents. One eigendecomposition serves all strengths.
+    relevant documents.
 
     Args:
         train: Queries and their documents.
-        strengths: λ, in units of the mean eigenvalue of ``QᵀQ``, ``> 0``. Large ones stay at the
+        strength: λ, in units of the mean eigenvalue of ``QᵀQ``, ``> 0``. A large one stays at the
             identity.
 
     Raises:
-        OptionError: A strength out of range.
+        OptionError: The strength is out of range.
 
     Source:
         Hoerl and Kennard 1970, shrunk to the identity instead of zero.
     """
-    if not all(strength > 0 for strength in strengths):
-        raise OptionError(f"strengths: expected numbers > 0, got {list(strengths)!r}.")
-    solve = Ridge(train)
-    for strength in strengths:
-        yield strength, solve(strength)
+    if not strength > 0:
+        raise OptionError(f"strength: expected a number > 0, got {strength!r}.")
+    queries = l2_normalize(train.queries).astype(np.float64)
+    missing = mean_documents(train.relevance, train.documents) - queries  # what the identity lacks
+    count, dim = queries.shape
+    penalty = strength * max(float(np.square(queries).sum()) / dim, 1e-12)
+    if count < dim:
+        kernel = queries @ queries.T + penalty * np.eye(count)
+        step = queries.T @ np.linalg.solve(kernel, missing)
+    else:
+        step = np.linalg.solve(queries.T @ queries + penalty * np.eye(dim), queries.T @ missing)
+    return LinearAdapter((np.eye(dim) + step.T).astype(np.float32))
 
 
-class Ridge:
-    """See :func:`ridge`; the decomposition is made once, of the smaller of ``QᵀQ`` and ``QQᵀ``."""
-
-    def __init__(self, train: EncodedDataset) -> None:
-        queries = l2_normalize(train.queries).astype(np.float64)
-        targets = mean_documents(train.relevance, train.documents).astype(np.float64)
-        missing = targets - queries  # what the identity leaves to be done
-        self._dim = queries.shape[1]
-        if len(queries) < self._dim:
-            self._values, vectors = np.linalg.eigh(queries @ queries.T)
-            self._left, self._right = queries.T @ vectors, vectors.T @ missing
-        else:
-            self._values, vectors = np.linalg.eigh(queries.T @ queries)
-            self._left, self._right = vectors, vectors.T @ (queries.T @ missing)
-        self._values = np.maximum(self._values, 0.0)
-        self._scale = max(float(self._values.sum()) / self._dim, 1e-12)
-
-    def __call__(self, strength: float) -> LinearAdapter:
-        """Return the map of one strength."""
-        step = (self._left / (self._values + strength * self._scale)) @ self._right
-        weight = step.T.astype(np.float32)
-        weight[np.diag_indices(self._dim)] += 1.0
-        return LinearAdapter(weight)
-
-
-def memory_values(train: EncodedDataset, spectrum: Spectrum | None = None) -> Vectors:
+def answer_directions(train: EncodedDataset, spectrum: Spectrum | None = None) -> Vectors:
     """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
 
     The mean of its relevant documents, less the mean of all documents and whitened: of all vectors

@@ -45,7 +45,8 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
-from llama_index_embeddings_adapted.training.auto.tune import stages, tune
+from llama_index_embeddings_adapted.training.auto.search_space import check_methods
+from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.closed_form import whitening
 from llama_index_embeddings_adapted.training.options import (
     AdapterOptions,
@@ -96,7 +97,7 @@ class EmbeddingAdapterFinetuneEngine:
             compete in cross-fitting; what wins is refitted on everything, and served only if its
             gain is proven and nothing is harmed. Or another method alone, with the same proof:
             ``"whitening"``, ``"kernel"``, ``"gate"``, ``"nudge"``, …. Or a list of names that
-            compete, such as ``["auto", "psd"]``.
+            compete, such as ``["auto", "ridge"]``.
         adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
             methods that move documents compete too, and the index has to be rebuilt, which costs
             no call of the base model where its vectors are cached.
@@ -396,7 +397,7 @@ class EmbeddingAdapterFinetuneEngine:
 
 def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
     """Refuse an unknown method, and an adapter to start from where none is taken."""
-    stages(options.method, options.adapts, 1)
+    check_methods(options.method, options.adapts)
     if start is not None and options.method != "linear":
         raise OptionError(
             f'adapter_model: method="{options.method}" starts where it sees fit; use '

@@ -95,23 +95,6 @@ class TwoSidedMap(TrainableAdapter):
         return TwoSidedAdapter(self.query_side.export(), self.document_side.export())
 
 
-class PsdMap(_Linear):
-    """``W = Mᵀ M``: a shared map folded into the query, so that documents keep their vectors.
-
-    Source:
-        Xing et al. 2002, distance metric learning: a metric is positive semi-definite.
-    """
-
-    def forward(self, queries: Tensor) -> Tensor:
-        # Never the product of the matrices: with thousands of dimensions that is all the work.
-        halfway = nn.functional.linear(queries, self.weight)
-        return nn.functional.linear(halfway, self.weight.T, self.bias)
-
-    def export(self) -> LinearAdapter:
-        factor = _array(self.weight)
-        return LinearAdapter(factor.T @ factor, None if self.bias is None else _array(self.bias))
-
-
 class _LowRank(TrainableAdapter):
     def __init__(self, start: LowRankAdapter) -> None:
         super().__init__()

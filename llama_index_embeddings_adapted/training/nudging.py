@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
@@ -18,25 +16,6 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
 from llama_index_embeddings_adapted.training.trainer import limit_threads
-
-
-def nudge_m(
-    train: EncodedDataset, distance: float, *, below: Adapter | None = None
-) -> NudgeAdapter:
-    """Move each document by one distance towards the sum of its training queries.
-
-    Args:
-        train: Queries and their documents.
-        distance: γ, the length of each offset, in units of the documents' length 1, ``>= 0``.
-        below: The adapter that is applied before; by default none.
-
-    Source:
-        NUDGE-M, Zeighami et al. 2024, arXiv:2409.02343, theorem 1. There, vectors are not
-        normalised afterwards and searched by inner product; ours are, as similarity is cosine.
-    """
-    _check_distance(distance)
-    asked, _, pull = _pull(train, below)
-    return NudgeAdapter.of(train.keys[asked], np.float32(distance) * l2_normalize(pull))
 
 
 def nudge_n(
@@ -53,7 +32,8 @@ def nudge_n(
     Source:
         NUDGE-N, Zeighami et al. 2024, arXiv:2409.02343, theorem 2.
     """
-    _check_distance(distance, most=2.0)
+    if not 0 <= distance <= 2:
+        raise OptionError(f"distance: expected a number in [0, 2], got {distance!r}.")
     asked, documents, pull = _pull(train, below)
     along = np.einsum("ij,ij->i", documents, pull)[:, None]
     aside = l2_normalize(pull - along * documents)
@@ -96,9 +76,8 @@ def listwise_nudges(
     options: NudgeOptions | None = None,
     *,
     below: Adapter | None = None,
-    show_progress: bool = False,
-) -> Iterator[tuple[int, NudgeAdapter]]:
-    """Fit offsets by a softmax over the whole corpus; yield them after each epoch.
+) -> NudgeAdapter:
+    """Fit offsets by a softmax over the whole corpus.
 
     Unlike NUDGE, which draws each document towards its own queries and nothing else, this also
     draws it away from queries that it wrongly wins. Documents without training queries compete and
@@ -109,14 +88,11 @@ def listwise_nudges(
         epochs: Passes over the queries.
         options: How to fit.
         below: The adapter that is applied before; by default none.
-        show_progress: Show a bar.
     """
     run = _Listwise(train, options or NudgeOptions(), below)
-    for epoch in tqdm(
-        range(1, epochs + 1), desc="Nudging", unit="epoch", disable=not show_progress
-    ):
+    for _ in range(epochs):
         run.epoch()
-        yield epoch, run.export()
+    return run.export()
 
 
 class _Listwise:
@@ -212,8 +188,3 @@ def _mapped(train: EncodedDataset, below: Adapter | None) -> tuple[Vectors, Vect
         l2_normalize(below.apply(train.queries)),
         l2_normalize(below.apply(train.documents, "document", train.keys)),
     )
-
-
-def _check_distance(distance: float, most: float = math.inf) -> None:
-    if not 0 <= distance <= most:
-        raise OptionError(f"distance: expected a number in [0, {most:g}], got {distance!r}.")

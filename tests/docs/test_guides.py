@@ -15,7 +15,7 @@ import pytest
 from llama_index.core import Settings
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.training.auto.pipelines import METHODS
+from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.support.model_server import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_no_script_goes_untested() -> None:
 def test_the_table_of_methods_has_every_method() -> None:
     table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
     named = re.findall(r'`"(\w+)"`', " ".join(table))
-    assert sorted(named) == sorted({"auto", *METHODS} - {"identity"})
+    assert sorted(named) == sorted({"auto", *SPECS})
 
 
 def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:

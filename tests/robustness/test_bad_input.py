@@ -23,10 +23,14 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError
-from llama_index_embeddings_adapted.evaluation import verdict as verdict_module
-from llama_index_embeddings_adapted.training.auto import tune as stages_module
-from llama_index_embeddings_adapted.training.auto.pipelines import METHODS, Kitchen, Recipe
-from llama_index_embeddings_adapted.training.auto.tune import Tuned, tune
+from llama_index_embeddings_adapted.evaluation import verdict
+from llama_index_embeddings_adapted.training.auto import search_space
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    SPECS,
+    PipelineFitter,
+    PipelineSpec,
+)
+from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded
 
@@ -111,11 +115,11 @@ TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero quest
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", 3)
-    monkeypatch.setattr(verdict_module, "RESAMPLES", 99)
+    monkeypatch.setattr(search_space, "_STEPS", 3)
+    monkeypatch.setattr(verdict, "RESAMPLES", 99)
 
 
-def tuned(given: EncodedDataset, method: str) -> Tuned:
+def tuned(given: EncodedDataset, method: str) -> AutoResult:
     """Tune; candidates may fail with a warning, but numpy may not."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -123,10 +127,9 @@ def tuned(given: EncodedDataset, method: str) -> Tuned:
         return tune(given, TrainingOptions(), method=method, adapts="both", show_progress=False)
 
 
-def simplest(method: str) -> Recipe:
-    """The recipe that a method tries first, with one epoch where it has any."""
-    [stage] = stages_module.stages(method, "both", 1)
-    return next(iter(stage(None)))  # type: ignore[arg-type]
+def simplest(method: str) -> PipelineSpec:
+    """The spec that a method tries first, with one epoch where it has any."""
+    return search_space.alone(method, 1)[0]
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name not in TOO_LITTLE])
@@ -143,35 +146,37 @@ def test_auto_works_on_odd_data_and_serves_finite_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TOO_LITTLE))
 def test_where_nothing_can_be_learned_it_says_what_is_missing(name: str) -> None:
-    message = "needs at least 5 queries, got 1" if name == "one pair" else "none to learn from"
+    message = (
+        "needs at least 5 queries, got 1" if name == "one pair" else "cannot be cross-validated"
+    )
     with pytest.raises(DatasetError, match=message):
         tuned(ODD[name](), "auto")
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"identity"}))
+@pytest.mark.parametrize("method", SPECS)
 @pytest.mark.parametrize("name", ODD)
 def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, method: str) -> None:
     given = ODD[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
+            adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
         except AdaptedError:
             return
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"identity"}))
+@pytest.mark.parametrize("method", SPECS)
 def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method: str) -> None:
     given = data(each(12), dim=4096)
-    adapter = Kitchen(given, TrainingOptions()).make(simplest(method))
+    adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
     assert (adapter.input_dim, adapter.output_dim) == (4096, 4096)
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
 
 
-@pytest.mark.parametrize("method", ["centering", "nudge_n"])
+@pytest.mark.parametrize("method", ["whitening", "nudge_n"])
 def test_tuning_bears_thousands_of_dimensions(method: str) -> None:
     assert tuned(data(each(12), dim=4096), method).candidate.input_dim == 4096
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Recipe
-from llama_index_embeddings_adapted.training.auto.selection import Evidence, Expectation
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    IDENTITY,
+    PipelineFitter,
+    PipelineSpec,
+)
+from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
 
 
 def encoded(
@@ -45,7 +50,21 @@ def rotated_corpus(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Named(PipelineSpec):
+    """A spec with nothing but a name; it changes nothing."""
+
+    method = "named"
+    name: str
+
+    def fit(self, fitter: PipelineFitter) -> Adapter:
+        return fitter.fit(IDENTITY)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class _TestFold:
     known: np.ndarray
     rows: np.ndarray
 
@@ -55,23 +74,23 @@ class _Judged:
 
 @dataclass(frozen=True)
 class _Fold:
-    judged: _Judged
+    test: _TestFold
 
 
-def evidence(
+def cross_fitted(
     known: Iterable[bool],
     *,
     expect: float = 0.5,
-    told: bool = False,
+    given: bool = False,
     rows: np.ndarray | None = None,
     base: float = 0.5,
     **scores: Any,
-) -> Evidence:
+) -> CrossFittedScores:
     """Judgements of one fold with scores by hand; the base model has the same everywhere."""
     flags = np.array(list(known), dtype=bool)
-    judged = _Judged(flags, np.arange(len(flags)) if rows is None else rows)
-    found = Evidence([_Fold(judged)], Expectation(expect, told))  # type: ignore[list-item]
+    fold = _Fold(_TestFold(flags, np.arange(len(flags)) if rows is None else rows))
+    found = CrossFittedScores([fold], QueryMix(expect, given))  # type: ignore[list-item]
     found.scores = {IDENTITY: np.full(len(flags), base)}
     for name, values in scores.items():
-        found.scores[Recipe.of(name)] = np.broadcast_to(values, flags.shape).astype(float)
+        found.scores[Named(name)] = np.broadcast_to(values, flags.shape).astype(float)
     return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -10,38 +11,47 @@ from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.evaluation import verdict as verdict_module
+from llama_index_embeddings_adapted.errors import TrainingError
+from llama_index_embeddings_adapted.evaluation import verdict as verdicts
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
+from llama_index_embeddings_adapted.training.auto import search_space
 from llama_index_embeddings_adapted.training.auto import tune as autotune
-from llama_index_embeddings_adapted.training.auto import tune as stages_module
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
-    METHODS,
-    Kitchen,
-    Recipe,
+    GateSpec,
+    LinearSpec,
+    PipelineFitter,
+    PipelineSpec,
+    RidgeSpec,
+    WhiteningSpec,
 )
 from llama_index_embeddings_adapted.training.auto.selection import Selection
-from llama_index_embeddings_adapted.training.auto.tune import Tuned, tune
+from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import encoded, evidence, rotated_corpus
+from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
-CHOSEN = Recipe.of("chosen")
+CHOSEN = Named("chosen")
 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict_module, "RESAMPLES", 999)
+    monkeypatch.setattr(verdicts, "RESAMPLES", 999)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", 30)
+    monkeypatch.setattr(search_space, "_STEPS", 30)
 
 
-def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> Tuned:
+def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoResult:
     options = TrainingOptions(learning_rate=0.01, seed=settings.pop("seed", 0))
     return tune(data, options, method=method, **{"show_progress": False, **settings})
+
+
+def refitted(found: AutoResult, data: EncodedDataset) -> Adapter:
+    """The ridge that was chosen, on everything."""
+    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
+    return PipelineFitter(data, TrainingOptions()).fit(RidgeSpec(strength))
 
 
 def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
@@ -104,10 +114,7 @@ def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships() -> None:
 def test_the_candidate_is_fitted_on_everything() -> None:
     data, _ = rotated_corpus(documents=60)
     found = tuned(data)
-    options = TrainingOptions(learning_rate=0.01)
-    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
-    recipe = Recipe.of("ridge", strength=strength)
-    assert found.candidate == Kitchen(data, options).make(recipe)
+    assert found.candidate == refitted(found, data)
 
 
 def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
@@ -143,18 +150,18 @@ def asked_and_others() -> EncodedDataset:
     return encoded(queries, corpus, [[answer] for answer in answers.tolist()])
 
 
-def by_heart(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+def memorise(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
     """Keep of a query what documents with training queries have in common: others are lost."""
-    train = kitchen.train
+    train = fitter.train
     asked = l2_normalize(train.documents[np.unique(train.relevance.documents)])
     basis, _ = np.linalg.qr(asked.T)
     return LinearAdapter(basis @ basis.T)
 
 
-def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
+def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(METHODS, "ridge", by_heart)
+    monkeypatch.setattr(RidgeSpec, "fit", memorise)
     data = asked_and_others()
     found = {expect: tuned(data, expect=expect) for expect in (None, 1.0, 0.0)}
     known, new = found[None].choice.gains["ridge(strength=1)"]
@@ -171,13 +178,13 @@ def test_a_gain_by_heart_ships_only_where_the_user_expects_known_documents(
 # --- what is said ---------------------------------------------------------------------------
 
 
-def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> Verdict:
+def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> Verdict:
     """Of a candidate that changes 50 known and 50 new judgements, in turn, by these numbers."""
     flags = np.arange(100) < 50
     change = np.concatenate([np.resize(known, 50), np.resize(new, 50)])
-    found = evidence(flags, base=base, told=told, chosen=base + change)
-    recipe = IDENTITY if not change.any() else CHOSEN
-    selection = Selection(recipe, found, found.scores[CHOSEN], (IDENTITY, CHOSEN), {})
+    found = cross_fitted(flags, base=base, given=given, chosen=base + change)
+    spec = CHOSEN if change.any() else IDENTITY
+    selection = Selection(spec, found, found.scores[CHOSEN], {})
     return autotune._judge(selection, *autotune._parts(selection))
 
 
@@ -189,7 +196,7 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> V
         ([0.0], [0.0], {"base": 0.97}, False, "^saturated: the base model is near its ceiling"),
         ([0.3], [-0.1], {}, False, "^do not ship: NDCG@10 drops on new documents$"),
         ([-0.1], [0.3], {}, False, "^do not ship: NDCG@10 drops on known documents$"),
-        ([0.3], [-0.1], {"told": True}, True, r"^ship: held-out queries gain \+0.1000"),
+        ([0.3], [-0.1], {"given": True}, True, r"^ship: held-out queries gain \+0.1000"),
         ([0.31, -0.29], [0.31, -0.29], {}, False, "^inconclusive: no significant gain or loss$"),
         ([-0.29, 0.28], [0.29, -0.28], {}, False, "^inconclusive: no significant gain or loss$"),
     ],
@@ -197,8 +204,6 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, told: bool = False) -> V
 def test_the_verdict_says_what_was_found_and_what_would_change_it(
     known: Any, new: Any, settings: dict[str, Any], ships: bool, words: str
 ) -> None:
-    import re
-
     said = verdict(known, new, **settings)
     assert (said.decision is Decision.SHIP) == ships
     assert re.search(words, said), said
@@ -207,8 +212,8 @@ def test_the_verdict_says_what_was_found_and_what_would_change_it(
 def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected() -> None:
     flags = np.array([True] * 4 + [False] * 4)
     change = np.array([0.4, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0])
-    found = evidence(flags, expect=0.75, rows=np.tile(np.arange(4), 2), chosen=0.5 + change)
-    selection = Selection(CHOSEN, found, found.scores[CHOSEN], (IDENTITY, CHOSEN), {})
+    found = cross_fitted(flags, expect=0.75, rows=np.tile(np.arange(4), 2), chosen=0.5 + change)
+    selection = Selection(CHOSEN, found, found.scores[CHOSEN], {})
     overall, known, new = autotune._parts(selection)
     assert overall.queries == 4
     assert overall.base["ndcg@10"] == pytest.approx(0.5)
@@ -242,11 +247,11 @@ def test_what_the_data_can_prove_is_said_before_anything_is_trained(
 
 @pytest.mark.usefixtures("quick")
 def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
+    def broken(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
         raise TrainingError("no luck")
 
-    for name in ("whitening", "linear", "gate"):
-        monkeypatch.setitem(METHODS, name, broken)
+    for spec in (WhiteningSpec, LinearSpec, GateSpec):
+        monkeypatch.setattr(spec, "fit", broken)
     data, _ = rotated_corpus(documents=40)
     with pytest.warns(UserWarning, match="cannot be fitted and is left out: no luck"):
         found = tuned(data, "auto")
@@ -259,14 +264,14 @@ def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, _ = rotated_corpus(documents=60)
-    ridge = METHODS["ridge"]
+    fit = RidgeSpec.fit
 
-    def failing(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        if len(kitchen.train.relevance) == len(data.relevance):
+    def failing(spec: RidgeSpec, fitter: PipelineFitter) -> Adapter:
+        if len(fitter.train.relevance) == len(data.relevance):
             raise MemoryError("Unable to allocate 9 GiB")
-        return ridge(kitchen, recipe)
+        return fit(spec, fitter)
 
-    monkeypatch.setitem(METHODS, "ridge", failing)
+    monkeypatch.setattr(RidgeSpec, "fit", failing)
     with pytest.warns(
         UserWarning, match="The base model is kept, as ridge.* fails on all pairs: Un"
     ):
@@ -292,9 +297,7 @@ def test_a_large_set_is_sampled_and_it_says_so(
     # What is served learned from all of them.
     names = list(found.choice.gains)
     assert found.choice.recipe in names
-    strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
-    recipe = Recipe.of("ridge", strength=strength)
-    assert found.candidate == Kitchen(data, TrainingOptions()).make(recipe)
+    assert found.candidate == refitted(found, data)
 
 
 def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,8 +329,3 @@ def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatc
 def test_small_sets_are_not_sampled() -> None:
     data, _ = rotated_corpus(documents=20)
     assert autotune._sampled(data, seed=0) == (data, "")
-
-
-def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(OptionError, match="method: expected one of auto"):
-        tuned(rotated_corpus(documents=20)[0], "magic")

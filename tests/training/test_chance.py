@@ -9,7 +9,7 @@ import pytest
 
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from llama_index_embeddings_adapted.training.auto.tune import _beyond_luck, at_chance, tune
+from llama_index_embeddings_adapted.training.auto.tune import _beyond_luck, labels_look_random, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -23,19 +23,19 @@ def noisy(noise: float = 0.5, seed: int = 0) -> EncodedDataset:
     return encoded(queries, corpus, [[int(row)] for row in asked])
 
 
-def dealt(data: EncodedDataset, seed: int = 0) -> EncodedDataset:
+def shuffled(data: EncodedDataset, seed: int = 0) -> EncodedDataset:
     relevance = data.relevance
     documents = np.random.default_rng(seed).permutation(relevance.documents)
     return replace(data, relevance=Qrels(relevance.offsets, documents, relevance.grades))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 2.0])
-def test_queries_near_their_documents_are_not_at_chance(noise: float) -> None:
-    assert not at_chance(noisy(noise))
+def test_queries_near_their_documents_do_not_look_random(noise: float) -> None:
+    assert not labels_look_random(noisy(noise))
 
 
-def test_shuffled_judgements_are_at_chance() -> None:
-    found = [at_chance(dealt(noisy(), seed)) for seed in range(20)]
+def test_shuffled_judgements_look_random() -> None:
+    found = [labels_look_random(shuffled(noisy(), seed)) for seed in range(20)]
     assert sum(found) >= 18
 
 
@@ -45,32 +45,32 @@ def test_a_document_that_suits_every_query_is_no_evidence() -> None:
     corpus = random.standard_normal((40, 8))
     queries = corpus[0] + 0.3 * random.standard_normal((100, 8))
     relevant = np.where(random.random(100) < 0.7, 0, random.integers(40, size=100))
-    assert at_chance(encoded(queries, corpus, [[int(row)] for row in relevant]))
+    assert labels_look_random(encoded(queries, corpus, [[int(row)] for row in relevant]))
 
 
 def test_a_few_pairs_are_not_enough_to_tell() -> None:
-    assert at_chance(noisy().take(np.arange(3)))
+    assert labels_look_random(noisy().take(np.arange(3)))
 
 
 def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tuned = tune(dealt(noisy()), TrainingOptions(), method="ridge", show_progress=True)
+    tuned = tune(shuffled(noisy()), TrainingOptions(), method="ridge", show_progress=True)
     assert not tuned.choice.ship
     assert "mismatched ids" in tuned.choice.verdict
     assert "mismatched ids" in "".join(capsys.readouterr())
 
 
-def test_a_gain_on_new_documents_is_believed_although_the_base_model_is_at_chance() -> None:
+def test_a_gain_on_new_documents_is_believed_although_the_labels_look_random() -> None:
     data, _ = rotated_corpus(documents=100)
-    assert at_chance(data)
+    assert labels_look_random(data)
     tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
     assert tuned.new is not None
     assert tuned.new.difference.low > 0
     assert tuned.choice.ship
 
 
-def test_what_outweighs_judgements_at_chance_is_a_gain_of_one_in_a_thousand() -> None:
+def test_what_outweighs_labels_that_look_random_is_a_gain_of_one_in_a_thousand() -> None:
     scatter = np.resize([1.0, -1.0], 400)  # its standard error is 1 / 20
 
     def outweighs(errors: float) -> bool:

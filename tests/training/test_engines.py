@@ -32,8 +32,8 @@ from llama_index_embeddings_adapted.errors import (
 )
 from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.training.auto import selection, tune
-from llama_index_embeddings_adapted.training.auto.pipelines import BOTH_SIDES, METHODS
+from llama_index_embeddings_adapted.training.auto import search_space, selection, tune
+from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.conftest import CountingEmbedding
 
 NOUNS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "lamp")
@@ -332,7 +332,7 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train maps for a few steps only."""
-    monkeypatch.setattr(tune, "_STEPS", 60)
+    monkeypatch.setattr(search_space, "_STEPS", 60)
     monkeypatch.setattr(verdict, "RESAMPLES", 999)
 
 
@@ -374,7 +374,7 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tune, "_judge", lambda *_: Verdict(Decision.INCONCLUSIVE, "better not"))
-    monkeypatch.setattr(selection.Evidence, "choose", lambda self, recipes, among: recipes[-1])
+    monkeypatch.setattr(selection.CrossFittedScores, "choose", lambda self, specs, among: specs[-1])
     engine = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", **options)
     engine.finetune()
     folder = options["model_output_path"]
@@ -406,12 +406,12 @@ def test_what_stands_in_the_place_of_the_candidate_is_not_written_over(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("identity", "linear")])
+@pytest.mark.parametrize("method", sorted({*SPECS} - {"linear"}))
 def test_every_method_can_be_asked_for_by_name(
     things: EmbeddingQAFinetuneDataset, options: dict[str, Any], method: str
 ) -> None:
     base = Skewed(embed_batch_size=64)
-    adapts = "both" if method in BOTH_SIDES else "query"
+    adapts = "both" if SPECS[method].moves_documents else "query"
     engine = EmbeddingAdapterFinetuneEngine(
         things, base, method=method, adapts=adapts, ship="always", **options
     )
@@ -425,7 +425,7 @@ def test_every_method_can_be_asked_for_by_name(
     assert loaded.adapter == model.adapter
 
 
-@pytest.mark.parametrize("method", sorted(BOTH_SIDES))
+@pytest.mark.parametrize("method", [name for name in SPECS if SPECS[name].moves_documents])
 def test_a_method_that_moves_documents_needs_leave_to(
     things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, method: str
 ) -> None:
@@ -450,10 +450,10 @@ def test_a_model_that_moves_documents_serves_an_index(
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
-    monkeypatch.setattr(selection.Evidence, "choose", lambda self, recipes, among: recipes[-1])
+    monkeypatch.setattr(selection.CrossFittedScores, "choose", lambda self, specs, among: specs[-1])
     base = Skewed(embed_batch_size=64)
     engine = EmbeddingAdapterFinetuneEngine(
-        things, base, method="nudge_m", adapts="both", ship="always", **options
+        things, base, method="nudge_n", adapts="both", ship="always", **options
     )
     engine.finetune()
     model = engine.get_finetuned_model()

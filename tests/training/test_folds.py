@@ -13,7 +13,8 @@ from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, Judged, folds
+from llama_index_embeddings_adapted.training.auto import cross_fitting
+from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, folds
 from tests.support.synthetic import encoded, rotated_corpus
 
 
@@ -34,7 +35,9 @@ def pairs(data: EncodedDataset) -> set[tuple[str, int]]:
     return set(zip(names, data.relevance.documents.tolist(), strict=True))
 
 
-def judged_pairs(data: EncodedDataset, judged: Judged, *, known: bool) -> set[tuple[str, int]]:
+def judged_pairs(
+    data: EncodedDataset, judged: cross_fitting.TestFold, *, known: bool
+) -> set[tuple[str, int]]:
     entries = zip(judged.relevance.queries, judged.relevance.documents.tolist(), strict=True)
     return {
         (data.query_ids[judged.rows[row]], document)
@@ -46,20 +49,20 @@ def judged_pairs(data: EncodedDataset, judged: Judged, *, known: bool) -> set[tu
 def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
     """No fold judges by what it trained on, and no query is judged twice in one way."""
     for kind in (True, False):
-        rows = np.concatenate([fold.judged.rows[fold.judged.known == kind] for fold in parts])
+        rows = np.concatenate([fold.test.rows[fold.test.known == kind] for fold in parts])
         assert len(rows) == len(set(rows.tolist()))
     for fold in parts:
         trained = pairs(fold.train)
-        known = judged_pairs(data, fold.judged, known=True)
-        new = judged_pairs(data, fold.judged, known=False)
+        known = judged_pairs(data, fold.test, known=True)
+        new = judged_pairs(data, fold.test, known=False)
         vectors = {vector.tobytes() for vector in fold.train.queries}
-        assert not any(vector.tobytes() in vectors for vector in fold.judged.queries)
+        assert not any(vector.tobytes() in vectors for vector in fold.test.queries)
         assert not {query for query, _ in trained} & {query for query, _ in known | new}
         assert not {document for _, document in trained} & {document for _, document in new}
         assert {document for _, document in known} <= {document for _, document in trained}
 
 
-# --- the deal -------------------------------------------------------------------------------
+# --- the assignment -------------------------------------------------------------------------------
 
 
 def test_every_query_is_judged_once_as_new_and_once_as_known() -> None:
@@ -68,7 +71,7 @@ def test_every_query_is_judged_once_as_new_and_once_as_known() -> None:
     assert len(parts) == 5
     check_honest(data, parts)
     for kind in (True, False):
-        rows = np.concatenate([fold.judged.rows[fold.judged.known == kind] for fold in parts])
+        rows = np.concatenate([fold.test.rows[fold.test.known == kind] for fold in parts])
         assert sorted(rows.tolist()) == list(range(300))
 
 
@@ -78,8 +81,8 @@ def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
                    documents=110)  # fmt: skip
     parts = list(folds(data))
     check_honest(data, parts)
-    known = np.concatenate([fold.judged.rows[fold.judged.known] for fold in parts])
-    new = np.concatenate([fold.judged.rows[~fold.judged.known] for fold in parts])
+    known = np.concatenate([fold.test.rows[fold.test.known] for fold in parts])
+    new = np.concatenate([fold.test.rows[~fold.test.known] for fold in parts])
     assert sorted(known.tolist()) == list(range(200))
     assert sorted(new.tolist()) == list(range(300))
 
@@ -87,7 +90,7 @@ def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
 def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document() -> None:
     for fold in folds(single()):
         assert 0.5 < len(fold.train.relevance) / 60 < 0.8  # 0.64, on average
-        new = fold.judged.relevance.take(np.flatnonzero(~fold.judged.known)).documents
+        new = fold.test.relevance.take(np.flatnonzero(~fold.test.known)).documents
         assert len(new) == 12  # a fifth of the documents, three queries each
         assert not np.isin(new, fold.train.relevance.documents).any()
 
@@ -109,9 +112,9 @@ def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(
     check_honest(data, list(folds(data, seed=seed)))
 
 
-def test_one_seed_gives_one_deal_and_another_seed_another() -> None:
+def test_one_seed_gives_one_assignment_and_another_seed_another() -> None:
     one, again, other = (
-        [fold.judged.rows.tolist() for fold in folds(single(), seed=seed)] for seed in (1, 1, 2)
+        [fold.test.rows.tolist() for fold in folds(single(), seed=seed)] for seed in (1, 1, 2)
     )
     assert one == again != other
 
@@ -122,8 +125,8 @@ def test_documents_that_share_queries_stay_together() -> None:
     parts = list(folds(data))
     check_honest(data, parts)
     for fold in parts:
-        assert (fold.judged.relevance.counts == 2).all()
-        assert not len(fold.judged.hidden.documents)
+        assert (fold.test.relevance.counts == 2).all()
+        assert not len(fold.test.excluded.documents)
         assert (fold.train.relevance.counts == 2).all()
 
 
@@ -135,7 +138,7 @@ def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
     parts = list(folds(data))
     check_honest(data, parts)
     for fold in parts:
-        rows = fold.judged.rows[~fold.judged.known]
+        rows = fold.test.rows[~fold.test.known]
         assert set(rows // 2 * 2) == set(rows[rows % 2 == 0])  # always both of them
         assert len(rows) == 2 * len(set(rows // 2))
 
@@ -145,22 +148,24 @@ def test_documents_of_one_text_are_new_together() -> None:
     twins = np.arange(20) // 2 * 2
     parts = list(folds(replace(apart, canonical_rows=twins)))
     for fold in parts:
-        new = fold.judged.relevance.take(np.flatnonzero(~fold.judged.known)).documents
+        new = fold.test.relevance.take(np.flatnonzero(~fold.test.known)).documents
         assert not set(twins[new]) & set(twins[fold.train.relevance.documents])
 
 
-def test_with_dozens_of_answers_per_query_single_documents_are_dealt_and_the_rest_hidden() -> None:
+def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_rest_excluded() -> (
+    None
+):
     random = np.random.default_rng(0)
     relevant = [random.choice(50, size=25, replace=False).tolist() for _ in range(40)]
     data = dataset(relevant, documents=50)
     parts = list(folds(data))
     check_honest(data, parts)
-    rows = np.concatenate([fold.judged.rows[~fold.judged.known] for fold in parts])
+    rows = np.concatenate([fold.test.rows[~fold.test.known] for fold in parts])
     assert len(rows) == 40
     for fold in parts:
-        judged = fold.judged
+        judged = fold.test
         for place, row in enumerate(judged.rows):
-            shown, hidden = judged.relevance.relevant_to(place), judged.hidden.relevant_to(place)
+            shown, hidden = judged.relevance.relevant_to(place), judged.excluded.relevant_to(place)
             assert sorted([*shown, *hidden]) == sorted(relevant[row])
             assert len(shown) == pytest.approx(20 if judged.known[place] else 5, abs=6)
 
@@ -170,8 +175,8 @@ def test_questions_about_one_document_only_are_judged_as_known_only() -> None:
     parts = list(folds(data))
     check_honest(data, parts)
     assert all(len(fold.train.relevance) for fold in parts)
-    assert all(fold.judged.known.all() for fold in parts)
-    assert sum(len(fold.judged) for fold in parts) == 30
+    assert all(fold.test.known.all() for fold in parts)
+    assert sum(len(fold.test) for fold in parts) == 30
 
 
 def test_too_few_queries_are_an_error_that_says_how_many_it_takes() -> None:
@@ -182,19 +187,19 @@ def test_too_few_queries_are_an_error_that_says_how_many_it_takes() -> None:
 def test_one_question_asked_many_times_is_an_error_that_says_so() -> None:
     once = dataset([[row % 3] for row in range(20)], documents=3)
     data = replace(once, queries=np.repeat(once.queries[:1], 20, axis=0))
-    with pytest.raises(DatasetError, match="20 queries leaves none to learn from while"):
+    with pytest.raises(DatasetError, match="20 queries cannot be cross-validated: every"):
         list(folds(data))
 
 
 # --- the score ------------------------------------------------------------------------------
 
 
-def test_the_score_is_ndcg_where_nothing_is_hidden() -> None:
+def test_the_score_is_ndcg_where_nothing_is_excluded() -> None:
     data, _ = rotated_corpus(documents=60)
     adapter = LinearAdapter(np.random.default_rng(0).standard_normal((12, 12)))
     for fold in folds(data):
-        ranked, _ = top_k(adapter.apply(fold.judged.queries), l2_normalize(data.documents), 10)
-        expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=60)
+        ranked, _ = top_k(adapter.apply(fold.test.queries), l2_normalize(data.documents), 10)
+        expected = metrics.compute("ndcg@10", ranked, fold.test.relevance, corpus_size=60)
         assert np.allclose(fold.score(adapter), expected)
 
 
@@ -206,18 +211,18 @@ def test_the_score_is_ndcg_for_many_and_for_graded_answers_too() -> None:
     data = replace(data, relevance=replace(data.relevance, grades=grades))
     identity = LinearAdapter.identity(4)
     for fold in folds(data):
-        ranked, _ = top_k(l2_normalize(fold.judged.queries), l2_normalize(data.documents), 10)
-        expected = metrics.compute("ndcg@10", ranked, fold.judged.relevance, corpus_size=70)
+        ranked, _ = top_k(l2_normalize(fold.test.queries), l2_normalize(data.documents), 10)
+        expected = metrics.compute("ndcg@10", ranked, fold.test.relevance, corpus_size=70)
         assert np.allclose(fold.score(identity), expected)
 
 
-def test_hidden_documents_do_not_compete() -> None:
+def test_excluded_documents_do_not_compete() -> None:
     documents = np.float32([[1, 0], [0.8, 0.6], [0, 1]])
     query = np.float32([[1, 0]])
 
     def score(hidden: list[int]) -> float:
         relevance, kept_out = Qrels.from_lists([[1]]), Qrels.from_lists([hidden])
-        judged = Judged(query, np.array([0]), relevance, kept_out, np.array([True]))
+        judged = cross_fitting.TestFold(query, np.array([0]), relevance, kept_out, np.array([True]))
         return float(judged.score(query, documents)[0])
 
     assert score([]) == pytest.approx(1 / np.log2(3))  # second, behind document 0
@@ -228,7 +233,7 @@ def test_hidden_documents_do_not_compete() -> None:
 @pytest.mark.parametrize("answers", [[3], [3, 4], [3, 4, 5, 6, 7]])
 def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> None:
     documents = np.eye(8, dtype=np.float32)
-    judged = Judged(
+    judged = cross_fitting.TestFold(
         documents[:1],
         np.array([0]),
         Qrels.from_lists([answers]),
@@ -246,7 +251,9 @@ def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> 
 
 @pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way
 @pytest.mark.parametrize("seed", range(6))
-def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_hidden(most: int, seed: int) -> None:
+def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_excluded(
+    most: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     documents = random.integers(-1, 2, size=(60, 3)).astype(np.float32)  # 27 different ones
     queries = random.integers(-1, 2, size=(30, 3)).astype(np.float32)  # the zero vector too
@@ -256,7 +263,9 @@ def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_hidden(most: int, 
     hidden = [row[count : count + 15].tolist() for row, count in zip(rows, counts, strict=True)]
     grades = [random.integers(1, 4, size=count).tolist() for count in counts]
     relevance, kept_out = Qrels.from_lists(shown, grades), Qrels.from_lists(hidden)
-    judged = Judged(queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool))
+    judged = cross_fitting.TestFold(
+        queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool)
+    )
 
     scores = queries @ documents.T
     for line, out in zip(scores, hidden, strict=True):
@@ -272,5 +281,5 @@ def test_documents_are_scored_as_the_adapter_moves_them() -> None:
     data = encoded(queries, corpus, [[row] for row in range(10)])
     nudges = NudgeAdapter(data.keys, 99 * np.eye(10))
     for fold in folds(data):
-        assert fold.score(nudges).tolist() == [1.0] * len(fold.judged)
+        assert fold.score(nudges).tolist() == [1.0] * len(fold.test)
         assert fold.score(LinearAdapter.identity(10)).max() < 1.0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,34 +13,44 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.training.auto import pipelines as recipes
-from llama_index_embeddings_adapted.training.auto import tune as stages_module
+from llama_index_embeddings_adapted.training.auto import pipelines
+from llama_index_embeddings_adapted.training.auto import search_space as space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
-    BOTH_SIDES,
     IDENTITY,
-    METHODS,
-    TRAINED,
-    Kitchen,
-    Recipe,
+    SPECS,
+    CorpusSpec,
+    GateSpec,
+    KernelSpec,
+    LinearSpec,
+    MnrSpec,
+    NudgeSpec,
+    PipelineFitter,
+    PipelineSpec,
+    QueryOnMappedSpec,
+    RidgeSpec,
+    TrainedSpec,
+    TwoSidedSpec,
+    WhiteningSpec,
+)
+from llama_index_embeddings_adapted.training.auto.search_space import (
+    check_methods,
+    epochs_for,
+    search_space,
 )
 from llama_index_embeddings_adapted.training.auto.selection import (
-    Candidates,
-    Evidence,
-    Expectation,
+    CrossFittedScores,
+    MeanGains,
+    QueryMix,
+    SearchState,
     Selection,
     select,
     weighted_error,
 )
-from llama_index_embeddings_adapted.training.auto.tune import epochs_for, stages
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import encoded, evidence, rotated_corpus
+from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
-of = Recipe.of
-SIMPLE, RICH = of("simple"), of("rich")
-
-
-def everything(found: Evidence) -> np.ndarray:
-    return np.ones(len(found.known), dtype=bool)
+SIMPLE, RICH = Named("simple"), Named("rich")
+LINEAR, CORPUS, TWO_SIDED = LinearSpec(1), CorpusSpec(1), TwoSidedSpec(1)
 
 
 # --- what is expected -----------------------------------------------------------------------
@@ -48,42 +58,48 @@ def everything(found: Evidence) -> np.ndarray:
 
 def test_what_the_user_says_about_live_queries_is_believed() -> None:
     data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
-    assert Expectation.of(0.9, data) == Expectation(0.9, True)
-    assert Expectation.of(0.0, data) == Expectation(0.0, True)
+    assert QueryMix.of(0.9, data) == QueryMix(0.9, True)
+    assert QueryMix.of(0.0, data) == QueryMix(0.0, True)
 
 
-def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones() -> None:
-    def share(relevant: list[list[int]], **changes: Any) -> float:
-        data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
-        found = Expectation.of(None, replace(data, **changes))
-        assert not found.told
-        return found.share
+@pytest.mark.parametrize(
+    ("relevant", "share"),
+    [
+        # Of eight judgements six are about documents that are asked for once.
+        ([[0], [0], [1], [2], [3], [4], [5], [6]], 0.25),
+        ([[0, 1], [0, 2], [3, 4], [5, 6]], 0.25),  # not queries
+        ([[0], [1], [2], [3]], 0.0),
+        # Four of five are asked for twice or more, but one half is the most that is trusted.
+        ([[0], [0], [1], [1], [2]], 0.5),
+    ],
+)
+def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones(
+    relevant: list[list[int]], share: float
+) -> None:
+    data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
+    assert QueryMix.of(None, data) == QueryMix(pytest.approx(share), False)
 
-    # Of eight judgements six are about documents that are asked for once.
-    assert share([[0], [0], [1], [2], [3], [4], [5], [6]]) == pytest.approx(0.25)
-    assert share([[0, 1], [0, 2], [3, 4], [5, 6]]) == pytest.approx(0.25)  # not queries
-    assert share([[0], [1], [2], [3]]) == 0.0
-    # Four of five are asked for twice or more, but one half is the most that is trusted.
-    assert share([[0], [0], [1], [1], [2]]) == 0.5
-    # Two documents of one text are one.
-    assert share([[0], [1], [2], [3]], canonical_rows=np.array([0, 0, 2, 3, 4, 5, 6, 7, 8])) == 0.5
+
+def test_two_documents_of_one_text_are_asked_for_as_one() -> None:
+    data = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
+    same = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
+    assert QueryMix.of(None, same).known_share == 0.5
 
 
 # --- weighing -------------------------------------------------------------------------------
 
 
 def test_known_and_new_documents_weigh_as_expected_however_many_were_judged() -> None:
-    found = evidence([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
-    weights = found.weights(everything(found))
+    found = cross_fitted([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
+    weights = found.weights(found.everything)
     assert weights == pytest.approx([0.7, 0.1, 0.1, 0.1])
-    assert weights @ found.gain(of("better")) == pytest.approx(0.7 * 0.1 + 0.1 * 0.3)
+    assert weights @ found.gain(Named("better")) == pytest.approx(0.7 * 0.1 + 0.1 * 0.3)
 
 
-def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it() -> None:
-    found = evidence([True, True], expect=0.2)
-    assert found.weights(everything(found)) == pytest.approx([0.5, 0.5])
-    found = evidence([False, False], expect=1.0)
-    assert found.weights(everything(found)) == pytest.approx([0.5, 0.5])
+@pytest.mark.parametrize("known", [True, False])
+def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it(known: bool) -> None:
+    found = cross_fitted([known, known], expect=0.2)
+    assert found.weights(found.everything) == pytest.approx([0.5, 0.5])
 
 
 def test_the_error_of_a_plain_mean_is_its_standard_error() -> None:
@@ -95,165 +111,159 @@ def test_the_error_of_a_plain_mean_is_its_standard_error() -> None:
 
 # --- choosing -------------------------------------------------------------------------------
 
-
-def test_the_best_wins() -> None:
-    found = evidence([True, False] * 10, simple=0.6, rich=0.7)
-    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
+KNOWN = np.array([True, False] * 10)
 
 
-def test_the_simpler_wins_within_one_standard_error() -> None:
-    # Rich is better by 0.01 in the mean, by 0.11 here and -0.09 there: an error of 0.1 / √20.
-    by_turns = np.resize([0.11, 0.11, -0.09, -0.09], 20)
-    found = evidence([True, False] * 10, simple=0.6, rich=0.6 + by_turns)
-    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == SIMPLE
-    # By 0.05 in the mean it is not.
-    found = evidence([True, False] * 10, simple=0.6, rich=0.6 + by_turns + 0.04)
-    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
+@pytest.mark.parametrize(("ahead", "chosen"), [(0.1, RICH), (0.05, RICH), (0.01, SIMPLE)])
+def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(
+    ahead: float, chosen: PipelineSpec
+) -> None:
+    # Rich is better in the mean, by .1 more here and less there: an error of 0.1 / √20.
+    by_turns = np.resize([0.1, 0.1, -0.1, -0.1], 20)
+    found = cross_fitted(KNOWN, simple=0.6, rich=0.6 + ahead + by_turns)
+    assert found.choose([IDENTITY, SIMPLE, RICH], found.everything) == chosen
 
 
 def test_what_is_as_good_as_the_base_model_is_not_chosen() -> None:
-    found = evidence([True, False] * 10, simple=0.5)
-    assert found.choose([IDENTITY, SIMPLE], everything(found)) == IDENTITY
+    found = cross_fitted(KNOWN, simple=0.5)
+    assert found.choose([IDENTITY, SIMPLE], found.everything) == IDENTITY
 
 
 def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect() -> None:
-    known = np.array([True, False] * 10)
-    scores = {"simple": np.where(known, 0.9, 0.49), "rich": np.where(known, 0.6, 0.5)}
-    found = evidence(known, expect=0.5, **scores)
-    assert not found.harmless(SIMPLE, everything(found))
-    assert found.choose([IDENTITY, SIMPLE, RICH], everything(found)) == RICH
-    told = evidence(known, expect=0.5, told=True, **scores)
-    assert told.choose([IDENTITY, SIMPLE, RICH], everything(told)) == SIMPLE
+    scores = {"simple": np.where(KNOWN, 0.9, 0.49), "rich": np.where(KNOWN, 0.6, 0.5)}
+    found = cross_fitted(KNOWN, expect=0.5, **scores)
+    assert not found.no_regression(SIMPLE, found.everything)
+    assert found.choose([IDENTITY, SIMPLE, RICH], found.everything) == RICH
+    given = cross_fitted(KNOWN, expect=0.5, given=True, **scores)
+    assert given.choose([IDENTITY, SIMPLE, RICH], given.everything) == SIMPLE
 
 
 def test_any_loss_in_the_mean_is_harm_however_small_or_noisy() -> None:
-    known = np.array([True, False] * 10)
-    noisy = np.where(known, 0.5, 0.49 + np.resize([0.2, 0.2, -0.2, -0.2], 20))
-    small = np.where(known, 0.5, 0.499)
-    found = evidence(known, noisy=noisy, small=small, none=np.where(known, 0.6, 0.5))
-    assert not found.harmless(of("noisy"), everything(found))
-    assert not found.harmless(of("small"), everything(found))
-    assert found.harmless(of("none"), everything(found))
+    noisy = np.where(KNOWN, 0.5, 0.49 + np.resize([0.2, 0.2, -0.2, -0.2], 20))
+    small = np.where(KNOWN, 0.5, 0.499)
+    found = cross_fitted(KNOWN, noisy=noisy, small=small, none=np.where(KNOWN, 0.6, 0.5))
+    allowed = [found.no_regression(Named(n), found.everything) for n in ("noisy", "small", "none")]
+    assert allowed == [False, False, True]
 
 
 def test_only_judgements_that_may_be_looked_at_are() -> None:
-    known = np.array([True, False] * 10)
     first = np.arange(20) < 10
-    found = evidence(known, simple=np.where(first, 0.9, 0.1))
+    found = cross_fitted(KNOWN, simple=np.where(first, 0.9, 0.1))
     assert found.choose([IDENTITY, SIMPLE], first) == SIMPLE
     assert found.choose([IDENTITY, SIMPLE], ~first) == IDENTITY
+    assert found.choose([IDENTITY, SIMPLE], np.zeros(20, dtype=bool)) == IDENTITY
 
 
-def test_stages_build_on_the_best_that_does_no_harm_and_on_the_best_by_heart() -> None:
-    known = np.array([True, False] * 10)
-    found = evidence(known, careful=0.6, by_heart=np.where(known, 0.9, 0.2))
-    tried = [IDENTITY, of("careful"), of("by_heart")]
-    so_far = Candidates(found, tried, everything(found))
-    assert so_far.highest(tried) == of("careful")
-    assert so_far.best_known(tried) == of("by_heart")
-    assert so_far.best_new(tried) == so_far.best_expected(tried) == of("careful")
-    assert so_far.highest([]) == so_far.best_known([]) == so_far.best_new([]) == IDENTITY
+def test_the_state_of_a_search_is_the_mean_gain_of_each_spec() -> None:
+    found = cross_fitted(KNOWN, expect=0.25, memorised=np.where(KNOWN, 0.9, 0.2))
+    gains = SearchState.of(found).gains
+    assert gains[IDENTITY] == MeanGains(0.0, 0.0, 0.0, True)
+    expected = pytest.approx(0.25 * 0.4 - 0.75 * 0.3)
+    memorised = gains[Named("memorised")]
+    assert memorised == MeanGains(pytest.approx(0.4), pytest.approx(-0.3), expected, False)
+    one_kind = SearchState.of(cross_fitted([True], better=0.6)).gains[Named("better")]
+    assert one_kind == MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
+
+
+def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part() -> None:
+    found = cross_fitted(KNOWN, careful=0.6, memorised=np.where(KNOWN, 0.9, 0.2))
+    state, tried = SearchState.of(found), [Named("careful"), Named("memorised")]
+    assert state.best(tried) == Named("careful")
+    assert state.best_known(tried) == Named("memorised")
+    assert state.best_new(tried) == state.best_expected(tried) == Named("careful")
+    assert state.best([]) == state.best_known([]) == state.best_new([]) == IDENTITY
 
 
 # --- the search -----------------------------------------------------------------------------
 
 
-def search(data: EncodedDataset, *proposed: Recipe, expect: float | None = None) -> Selection:
-    return select(
-        data,
-        [lambda _: list(proposed)],
-        Expectation.of(expect, data),
-        TrainingOptions(batch_size=16),
-        show_progress=False,
-    )
+@dataclass(frozen=True)
+class Broken(PipelineSpec):
+    method = "broken"
+
+    def fit(self, fitter: PipelineFitter) -> Adapter:
+        FITTED.append(self)
+        raise TrainingError("no luck")
+
+
+@dataclass(frozen=True)
+class Counted(PipelineSpec):
+    method = "counted"
+
+    def fit(self, fitter: PipelineFitter) -> Adapter:
+        FITTED.append(self)
+        return LinearAdapter.identity(12)
+
+
+FITTED: list[PipelineSpec] = []
+
+
+@pytest.fixture
+def fitted() -> list[PipelineSpec]:
+    FITTED.clear()
+    return FITTED
+
+
+def search(data: EncodedDataset, *proposed: PipelineSpec) -> Selection:
+    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    return select(data, [lambda _: list(proposed)], mix, options, show_progress=False)
 
 
 def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing() -> None:
-    data, _ = rotated_corpus()
-    found = search(data, of("ridge", strength=10.0), of("ridge", strength=0.1))
-    assert found.recipe == of("ridge", strength=0.1)
-    gain = found.chosen - found.evidence.scores[IDENTITY]
-    assert gain.mean() > 0.5
+    found = search(rotated_corpus()[0], RidgeSpec(10.0), RidgeSpec(0.1))
+    assert found.spec == RidgeSpec(0.1)
+    assert (found.chosen - found.scores.scores[IDENTITY]).mean() > 0.5
     # Every fold chose the same.
-    assert np.array_equal(found.chosen, found.evidence.scores[found.recipe])
+    assert np.array_equal(found.chosen, found.scores.scores[found.spec])
 
 
 def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = rotated_corpus(documents=60)
-    base = search(data).evidence
+    base = search(data).scores
     fold = base.fold
 
-    class Lucky(Evidence):
+    def lucky(self: CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
         """One candidate is perfect on fold 0 and useless on the others."""
+        return np.where(fold == 0, 1.0, -1.0) if spec == SIMPLE else np.zeros(len(fold))
 
-        def gain(self, recipe: Recipe) -> np.ndarray:
-            return np.where(fold == 0, 1.0, -1.0) if recipe == SIMPLE else np.zeros(len(fold))
-
-    monkeypatch.setattr("llama_index_embeddings_adapted.training.auto.selection.Evidence", Lucky)
-    monkeypatch.setitem(METHODS, "simple", METHODS["identity"])
-    found = search(data, SIMPLE)
-    assert np.array_equal(found.chosen, base.scores[IDENTITY])
+    monkeypatch.setattr(CrossFittedScores, "gain", lucky)
+    assert np.array_equal(search(data, SIMPLE).chosen, base.scores[IDENTITY])
 
 
-def test_a_recipe_that_fails_is_dropped_with_a_warning_and_the_rest_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(
+    fitted: list[PipelineSpec],
 ) -> None:
-    tried = 0
-
-    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        nonlocal tried
-        tried += 1
-        raise TrainingError("no luck")
-
-    monkeypatch.setitem(METHODS, "broken", broken)
     data, _ = rotated_corpus(documents=60)
-    with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck"):
-        found = search(data, of("broken"), of("ridge", strength=0.1))
-    assert 1 <= tried <= torch.get_num_threads()  # one failure is enough; folds are side by side
-    assert found.failed == {of("broken"): "no luck"}
-    assert found.recipes == (IDENTITY, of("ridge", strength=0.1))
-    assert found.recipe == of("ridge", strength=0.1)
+    seen = []
+
+    def again(state: SearchState) -> list[PipelineSpec]:
+        seen.append((len(fitted), Broken() in state.gains))
+        return [Broken(), RidgeSpec(0.1)]
+
+    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
+        found = select(data, [lambda _: [Broken()], again], mix, options, show_progress=False)
+    assert len(w) == 1
+    assert seen == [(len(fitted), False)]
+    assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once
+    assert found.failed == {Broken(): "no luck"}
+    assert list(found.scores.scores) == [IDENTITY, RidgeSpec(0.1)]
+    assert found.spec == RidgeSpec(0.1)
 
 
-def test_what_failed_in_one_stage_is_not_tried_in_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tried = []
-
-    def broken(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        tried.append(recipe)
-        raise TrainingError("no luck")
-
-    monkeypatch.setitem(METHODS, "broken", broken)
+def test_folds_at_once_find_what_they_find_one_by_one() -> None:
     data, _ = rotated_corpus(documents=60)
-    stage = [of("broken")]
-    seen_after = []
-
-    def again(found: Candidates) -> list[Recipe]:
-        seen_after.append(len(tried))
-        return stage
-
-    expectation, options = Expectation.of(None, data), TrainingOptions(batch_size=16)
-    with pytest.warns(UserWarning, match="no luck") as warned:
-        select(data, [lambda _: stage, again], expectation, options, show_progress=False)
-    assert len(warned) == 1
-    assert seen_after == [len(tried)]
-
-
-def test_folds_side_by_side_find_what_they_find_one_by_one() -> None:
-    data, _ = rotated_corpus(documents=60)
-    recipes = [of("linear", epochs=4), of("gate", of("linear", epochs=4), IDENTITY, odds=0.0)]
-    found, before = {}, torch.get_num_threads()
+    linear = LinearSpec(4)
+    found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            found[threads] = search(data, *recipes)
+            found.append(search(data, linear, GateSpec(linear, IDENTITY, 0.0)).scores)
     finally:
         torch.set_num_threads(before)
-    for recipe in recipes:
-        scores = [one.evidence.scores[recipe] for one in found.values()]
-        assert np.array_equal(*scores)
-    assert found[1].evidence.gain(recipes[0]).any()
+    for spec in found[0].scores:
+        assert np.array_equal(found[0].scores[spec], found[1].scores[spec])
+    assert found[0].gain(linear).any()
 
 
 @pytest.mark.parametrize(
@@ -265,265 +275,218 @@ def test_folds_side_by_side_find_what_they_find_one_by_one() -> None:
     ],
     ids=["singular", "no memory", "no memory for torch"],
 )
-def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_recipe_too(
+def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec_too(
     broken: Callable[[], Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METHODS, "broken", lambda kitchen, recipe: LinearAdapter(broken()))
-    with pytest.warns(UserWarning, match=f"broken cannot be fitted and is left out: .*{why}"):
-        found = search(rotated_corpus(documents=60)[0], of("broken"))
-    assert found.recipe == IDENTITY
+    monkeypatch.setattr(RidgeSpec, "fit", lambda *_: LinearAdapter(broken()))
+    with pytest.warns(UserWarning, match=rf"ridge\(.*\) cannot be fitted and is left out: .*{why}"):
+        found = search(rotated_corpus(documents=60)[0], RidgeSpec(1.0))
+    assert found.spec == IDENTITY
 
 
-def test_a_recipe_proposed_twice_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def counted(kitchen: Kitchen, recipe: Recipe) -> Adapter:
-        made.append(recipe)
-        return LinearAdapter.identity(12)
-
-    monkeypatch.setitem(METHODS, "counted", counted)
-    found = search(rotated_corpus(documents=60)[0], of("counted"), of("counted"), IDENTITY)
-    assert len(made) == 5  # once a fold
-    assert found.recipes == (IDENTITY, of("counted"))
+def test_a_spec_proposed_twice_is_tried_once(fitted: list[PipelineSpec]) -> None:
+    found = search(rotated_corpus(documents=60)[0], Counted(), Counted(), IDENTITY)
+    assert len(fitted) == 5  # once a fold
+    assert list(found.scores.scores) == [IDENTITY, Counted()]
 
 
-# --- recipes --------------------------------------------------------------------------------
+# --- specs ----------------------------------------------------------------------------------
 
 
-def test_a_recipe_reads_well_and_knows_whether_it_moves_documents() -> None:
-    ridge = of("ridge", strength=0.5)
-    assert str(of("kernel", ridge, weight=2.0, temperature=0.1)) == (
-        "kernel(ridge(strength=0.5), temperature=0.1, weight=2)"
-    )
-    assert ridge["strength"] == 0.5
-    assert not of("kernel", ridge).adapts_documents
-    assert of("kernel", of("shared")).adapts_documents
-    assert of("nudge", ridge, ridge).adapts_documents
+def test_a_spec_reads_well_and_knows_whether_it_moves_documents() -> None:
+    kernel = KernelSpec(LinearSpec(9, 0.5), temperature=0.1, weight=2.0)
+    assert str(kernel) == "kernel(linear(epochs=9, alpha=0.5), temperature=0.1, weight=2)"
+    assert str(LinearSpec(9)) == "linear(epochs=9)"
+    assert str(IDENTITY) == "identity"
+    assert LinearSpec(9) != CorpusSpec(9)
+    assert not kernel.adapts_documents
+    assert replace(kernel, base=TWO_SIDED).adapts_documents
+    assert NudgeSpec(kernel, 1).adapts_documents
 
 
 def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = rotated_corpus(documents=40)
     runs = []
-    states = recipes.states
-    monkeypatch.setattr(recipes, "states", lambda *a, **k: runs.append(1) or states(*a, **k))
-    kitchen = Kitchen(data, TrainingOptions())
-    one, two = (of("linear", epochs=count) for count in (1, 2))
-    assert kitchen.make(one) == kitchen.make(one) != kitchen.make(two)
-    assert len(runs) == 2
-    half = kitchen.make(of("linear", epochs=1, share=0.5))  # half of the way to the first
-    start = kitchen.make(of("whitening", power=0.25))
-    assert np.allclose(2 * half.weight, start.weight + kitchen.make(one).weight)  # type: ignore[attr-defined]
-    assert len(runs) == 2
-    kitchen.make(of("kernel", one, weight=1.0, temperature=0.1))
+    states = pipelines.states
+    monkeypatch.setattr(pipelines, "states", lambda *a, **k: runs.append(1) or states(*a, **k))
+    fitter = PipelineFitter(data, TrainingOptions())
+    one, two = LinearSpec(1), LinearSpec(2)
+    assert fitter.fit(one) == fitter.fit(one) != fitter.fit(two)
+    half, start = fitter.fit(LinearSpec(1, alpha=0.5)), fitter.fit(WhiteningSpec(0.25))
+    assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)  # type: ignore[attr-defined]
+    fitter.fit(KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
 
 
-def test_what_faces_a_map_learns_from_documents_as_it_leaves_them() -> None:
+def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:
     data, _ = rotated_corpus(documents=40)
-    kitchen = Kitchen(data, TrainingOptions(batch_size=16))
-    for ground in (of("two_sided", epochs=2), of("shared", epochs=2)):
-        below = kitchen.make(ground)
-        # Nothing on top changes nothing.
-        plain = kitchen.make(of("facing", ground, IDENTITY))
-        assert np.allclose(plain.apply(data.queries), below.apply(data.queries), atol=1e-6)
-        moved = below.apply(data.documents, "document")
-        assert np.allclose(plain.apply(data.documents, "document"), moved, atol=1e-6)
-        # A map by heart starts there and finds what it was shown among the moved documents.
-        by_heart = kitchen.make(of("facing", ground, of("corpus", epochs=40)))
-        again = by_heart.apply(data.documents, "document")
-        assert np.array_equal(again, plain.apply(data.documents, "document"))
-        right = data.relevance.documents
+    fitter, mapped = PipelineFitter(data, TrainingOptions(batch_size=16)), TwoSidedSpec(2)
+    below = fitter.fit(mapped)
+    # Nothing on top changes nothing.
+    plain = fitter.fit(QueryOnMappedSpec(mapped, IDENTITY))
+    assert np.allclose(plain.apply(data.queries), below.apply(data.queries), atol=1e-6)
+    moved = below.apply(data.documents, "document")
+    assert np.allclose(plain.apply(data.documents, "document"), moved, atol=1e-6)
+    # A map that memorises starts there and finds what it was shown among the moved documents.
+    memorising = fitter.fit(QueryOnMappedSpec(mapped, CorpusSpec(40)))
+    assert np.array_equal(memorising.apply(data.documents, "document"), moved)
 
-        def found(adapter: Adapter, moved: Any = moved, right: Any = right) -> float:
-            return float(((adapter.apply(data.queries) @ moved.T).argmax(axis=1) == right).mean())
+    def found(adapter: Adapter) -> float:
+        first = (adapter.apply(data.queries) @ moved.T).argmax(axis=1)
+        return float((first == data.relevance.documents).mean())
 
-        assert found(by_heart) > found(plain)
-        # A gate compares vectors of the base model, whatever became of documents.
-        assert kitchen.facing(ground).gate is kitchen.gate
+    assert found(memorising) > found(plain)
+    # A gate compares vectors of the base model, whatever became of documents.
+    assert fitter.on_mapped(mapped).gate is fitter.gate
 
 
-def test_only_linear_maps_of_both_sides_can_be_faced() -> None:
-    kitchen = Kitchen(rotated_corpus(documents=40)[0], TrainingOptions())
-    with pytest.raises(OptionError, match="Expected linear maps of both sides, got LinearAdapter"):
-        kitchen.make(of("facing", of("whitening", power=0.25), IDENTITY))
-
-
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", SPECS)
 def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method: str) -> None:
     data, _ = rotated_corpus(documents=40)
-    kitchen = Kitchen(data, TrainingOptions(batch_size=16))
-    proposed = [] if method == "identity" else stages(method, "both", 1)[0](None)  # type: ignore[arg-type]
-    for recipe in proposed:
-        adapter = kitchen.make(recipe)
+    fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
+    moves = SPECS[method].moves_documents
+    for spec in space.alone(method, 1):
+        adapter = fitter.fit(spec)
         assert (adapter.input_dim, adapter.output_dim) == (12, 12)
         documents = adapter.apply(data.documents, "document", data.keys)
         assert np.isfinite(documents).all()
-        assert np.array_equal(documents, data.documents) == (method not in BOTH_SIDES)
-        assert recipe.adapts_documents == adapter.adapts_documents == (method in BOTH_SIDES)
+        assert np.array_equal(documents, data.documents) != moves
+        assert spec.adapts_documents == adapter.adapts_documents == moves
 
 
-def test_the_nudge_recipe_puts_its_nudges_on_top() -> None:
+def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates() -> None:
     data, _ = rotated_corpus(documents=40)
-    ridge = of("ridge", strength=1.0)
-    kitchen = Kitchen(data, TrainingOptions())
-    adapter = kitchen.make(of("nudge", ridge, ridge, epochs=1))
-    below, nudges = adapter.adapters  # type: ignore[attr-defined]
-    assert below == kitchen.make(ridge)
+    ridge = RidgeSpec(1.0)
+    fitter = PipelineFitter(data, TrainingOptions())
+    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0), 1)).adapters  # type: ignore[attr-defined]
+    assert below == fitter.fit(KernelSpec(ridge, 0.1, 1.0))
     assert isinstance(nudges, NudgeAdapter)
+    assert nudges == fitter.nudges(ridge, 1)
 
 
-# --- stages ---------------------------------------------------------------------------------
+def test_the_lowest_map_lies_below_kernels_and_gates() -> None:
+    kernel = KernelSpec(CORPUS, 0.1, 1.0)
+    assert GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
+    assert GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
+    assert QueryOnMappedSpec(TWO_SIDED, kernel).lowest_map == QueryOnMappedSpec(TWO_SIDED, CORPUS)
+    assert TWO_SIDED.lowest_map == TWO_SIDED
+
+
+# --- the search space -----------------------------------------------------------------------
 
 
 def test_maps_are_trained_for_the_same_number_of_steps_whatever_the_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stages_module, "_STEPS", 400)
+    monkeypatch.setattr(space, "_STEPS", 400)
     assert epochs_for(640, 64) == 40  # of ten steps each
     assert epochs_for(64, 64) == 400
     assert epochs_for(10**6, 64) == 1
 
 
-def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(
-        OptionError, match=r"one of auto, centering.*nudge, or several, got 'magic'"
-    ):
-        stages("magic", "query", 1)
+def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused() -> None:
+    assert check_methods("auto", "query") == ["auto"]
+    assert check_methods(["ridge", "nudge"], "both") == ["ridge", "nudge"]
+    with pytest.raises(OptionError, match=r"one of auto, whiten.*nudge, or several, got 'magic'"):
+        check_methods(["auto", "magic"], "query")
     with pytest.raises(OptionError, match="expected one of auto"):
-        stages("identity", "query", 1)
+        check_methods("identity", "query")
+    with pytest.raises(OptionError, match="'psd' is no longer there; use \"linear\""):
+        check_methods("psd", "query")
+    with pytest.raises(OptionError, match=r"use method=\"linear\" with adapter_model=LowRank"):
+        check_methods("low_rank", "query")
+    with pytest.warns(DeprecationWarning, match='"facing" is now called "query_on_mapped"'):
+        assert check_methods("facing", "both") == ["query_on_mapped"]
+    for name in (name for name, spec in SPECS.items() if spec.moves_documents):
+        with pytest.raises(OptionError, match=f"{name!r} moves documents, which needs adapts="):
+            check_methods([name], "query")
 
 
-@pytest.mark.parametrize("method", sorted(BOTH_SIDES))
-def test_methods_that_move_documents_need_leave_to(method: str) -> None:
-    with pytest.raises(OptionError, match=f"{method!r} moves documents, which needs adapts="):
-        stages(method, "query", 1)
-    assert stages(method, "both", 1)
+def state(**gains: float) -> SearchState:
+    """After maps of one epoch that gain as much on known as on new documents."""
+    specs = {SPECS[name](1): gain for name, gain in gains.items()}  # type: ignore[call-arg]
+    return state_of({IDENTITY: 0.0, **specs})
+
+
+def state_of(gains: dict[PipelineSpec, Any]) -> SearchState:
+    """Gains on known and on new documents, or one for both."""
+    pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in gains.items()}
+    return SearchState(
+        {s: MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
+    )
+
+
+def proposed(after: SearchState, place: int, adapts: str = "both") -> list[Any]:
+    return search_space(["auto"], adapts, 1)[place](after)
 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) -> None:
-    known = np.array([True, False] * 10)
-    found = evidence(known)
-    so_far: list[Recipe] = [IDENTITY]
-    for stage in stages("auto", adapts, 1):
-        for recipe in stage(Candidates(found, list(so_far), everything(found))):
-            found.scores[recipe] = np.full(20, 0.5 + 0.001 * len(so_far))
-            so_far.append(recipe)
-    assert any(recipe.adapts_documents for recipe in so_far) == (adapts == "both")
-    assert {"whitening", "linear", "mean", "kernel", "gate"} <= {r.method for r in so_far}
-
-
-def proposed(found: Evidence, stage: int) -> list[Recipe]:
-    """What a stage proposes on the query side after everything that has scores."""
-    so_far = Candidates(found, list(found.scores), everything(found))
-    return list(stages("auto", "query", 1)[stage](so_far))
+    gains: dict[PipelineSpec, Any] = {IDENTITY: 0.0}
+    for propose in search_space(["auto"], adapts, 1):
+        for spec in propose(state_of(gains)):
+            gains[spec] = 0.001 * len(gains)
+    assert any(spec.adapts_documents for spec in gains) == (adapts == "both")
+    assert {"whitening", "linear", "kernel", "gate"} <= {spec.method for spec in gains}
 
 
 def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training() -> None:
-    maps = proposed(evidence([True, False] * 4), 0)
-    shares = [recipe.get("share", 1.0) for recipe in maps if recipe.method == "linear"]
-    assert shares == [0.25, 0.5, 0.75, 1.0]
-    trained = {recipe.without("share") for recipe in maps if recipe.method in TRAINED}
-    assert trained == {of(method, epochs=1) for method in ("mnr", "linear", "corpus")}
-    assert [recipe.on for recipe in maps if recipe.method == "mean"][-1] == (
-        of("linear", epochs=1),
-        of("corpus", epochs=1),
-    )
+    maps = proposed(state(), 0, "query")
+    assert [spec.alpha for spec in maps if isinstance(spec, LinearSpec)] == [0.5, 0.75, 1.0]
+    trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, TrainedSpec)}
+    assert trained == {MnrSpec(1), LINEAR, CORPUS}
 
 
-def test_kernels_lie_on_what_generalises_best_and_on_what_gains_most_by_heart() -> None:
-    found = evidence([True, False] * 4)
-    found.scores[of("linear", epochs=1)] = np.full(8, 0.6)
-    found.scores[of("mean", of("linear", epochs=1), of("corpus", epochs=1))] = np.full(8, 0.55)
-    found.scores[of("corpus", epochs=1)] = np.tile([0.8, 0.2], 4)
-    kernels = proposed(found, 1)
-    assert {recipe.method for recipe in kernels} == {"kernel"}
-    assert {recipe.on for recipe in kernels} == {
-        (of("linear", epochs=1),),
-        (of("corpus", epochs=1),),
+def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best() -> None:
+    kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
+    assert {type(spec) for spec in kernels} == {KernelSpec}
+    assert {spec.base for spec in kernels} == {LINEAR, CORPUS}
+    # No document has two questions: nothing is known about what memorises.
+    kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: (0.0, 0.1)}), 1)
+    assert {spec.base for spec in kernels} == {LINEAR, IDENTITY}
+
+
+def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced() -> None:
+    gates = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 2)
+    assert {(spec.general, spec.special) for spec in gates} == {
+        (LINEAR, CORPUS),
+        (IDENTITY, CORPUS),
     }
 
 
-def test_without_known_documents_kernels_lie_on_what_generalises() -> None:
-    found = evidence([False] * 8)  # no document has two questions
-    found.scores[of("linear", epochs=1)] = np.full(8, 0.6)
-    assert {recipe.on[0] for recipe in proposed(found, 1)} == {of("linear", epochs=1), IDENTITY}
-    nothing = np.zeros(8, dtype=bool)
-    assert found.choose([IDENTITY, of("linear", epochs=1)], nothing) == IDENTITY
-
-
-def seen_by(stage: int, **scores: float) -> list[Recipe]:
-    """What a stage proposes where documents may move, after maps of some scores."""
-    found = evidence([True, False] * 4)
-    for method, value in scores.items():
-        found.scores[of(method, epochs=1)] = np.full(8, value)
-    seen = Candidates(found, list(found.scores), everything(found))
-    return list(stages("auto", "both", 1)[stage](seen))
-
-
 def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
-    ground = of("two_sided", epochs=1)
-    maps = seen_by(3, linear=0.9, shared=0.6, two_sided=0.7)
-    assert {recipe.on[0] for recipe in maps} == {ground}
-    assert {recipe.on[1].without("share") for recipe in maps} == {of("corpus", epochs=1)}
-    assert seen_by(4, two_sided=0.7) == []  # no kernel was worth anything yet
-    for stage in (3, 4, 5):  # where no map of both sides gains, nothing faces any
-        assert seen_by(stage, linear=0.9, shared=0.4, two_sided=0.3) == []
+    maps = proposed(state(linear=0.4, two_sided=0.2), 3)
+    assert {spec.document_map for spec in maps} == {TWO_SIDED}
+    assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
+    assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
+    for place in (3, 4, 5):  # where no map of both sides gains, nothing is put in front of it
+        assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
 
 
-def test_kernels_face_a_map_with_the_settings_that_were_best_without_it() -> None:
-    known = np.array([True, False] * 4)
-    found = evidence(known)
-    ground, linear = of("two_sided", epochs=1), of("linear", epochs=1)
-    found.scores[ground] = np.full(8, 0.7)
-    shapes = {0.5: (0.6, 0.7), 1.0: (0.9, 0.1), 2.0: (0.6, 0.6)}  # weight: known and new
-    for weight, (old, new) in shapes.items():
-        kernel = of("kernel", linear, weight=weight, temperature=0.1)
-        found.scores[kernel] = np.where(known, old, new)
-    seen = Candidates(found, list(found.scores), everything(found))
-    facing = list(stages("auto", "both", 1)[4](seen))
-    assert [recipe.on[1]["weight"] for recipe in facing] == [0.5, 1.0]
-    assert {(recipe.on[0], recipe.on[1].on[0]) for recipe in facing} == {(ground, IDENTITY)}
+def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without() -> None:
+    shapes = {0.5: (0.1, 0.2), 1.0: (0.4, -0.4), 2.0: (0.1, 0.1)}  # weight: known and new
+    kernels = {KernelSpec(LINEAR, 0.1, weight): gains for weight, gains in shapes.items()}
+    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
+    assert [spec.query_side.weight for spec in found] == [0.5, 1.0]
+    assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
 
 
-def test_nudges_lie_on_the_map_below_kernels_and_gates() -> None:
-    ground, corpus = of("two_sided", epochs=1), of("corpus", epochs=1)
-    memory = of("kernel", corpus, weight=1.0, temperature=0.1)
-    lowest = stages_module._lowest
-    assert lowest(of("gate", of("linear", epochs=1), memory, odds=0.0)) == of("linear", epochs=1)
-    assert lowest(of("facing", ground, memory)) == of("facing", ground, corpus)
-    mean = of("mean", of("linear", epochs=1), corpus)
-    assert lowest(of("kernel", mean, weight=1.0, temperature=0.1)) == mean
-    assert lowest(ground) == ground
+def test_gates_on_mapped_documents_lead_to_what_memorises_there() -> None:
+    memorising = QueryOnMappedSpec(TWO_SIDED, CORPUS)
+    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
+    assert {(spec.query_side.general, spec.query_side.special) for spec in found} == {
+        (IDENTITY, CORPUS)
+    }
 
 
 def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves() -> None:
-    known = np.array([True, False] * 4)
-    kernel = of("kernel", of("linear", epochs=1), weight=1.0, temperature=0.1)
-    ground = of("two_sided", epochs=1)
-    found = evidence(known)
-    found.scores[kernel], found.scores[ground] = np.full(8, 0.6), np.full(8, 0.7)
-    seen = Candidates(found, list(found.scores), everything(found))
-    nudges = list(stages("auto", "both", 1)[-1](seen))
-    assert [recipe.on[0] for recipe in nudges] == [kernel] * 4 + [ground] * 4
-
-
-def test_the_highest_does_no_harm_and_need_not_be_the_simplest() -> None:
-    known = np.array([True, False] * 4)
-    close = np.resize([0.71, 0.70, 0.70, 0.71], 8)
-    found = evidence(known, simple=0.7, rich=close, by_heart=np.where(known, 2.0, 0.2))
-    seen = Candidates(found, list(found.scores), everything(found))
-    assert seen.highest(seen.recipes) == RICH
-    assert seen.highest([]) == IDENTITY
+    kernel = KernelSpec(LINEAR, 0.1, 1.0)
+    nudges = proposed(state_of({IDENTITY: 0.0, kernel: 0.1, TWO_SIDED: 0.2}), -1)
+    assert [spec.base for spec in nudges] == [kernel] * 3 + [TWO_SIDED] * 3
 
 
 def test_several_methods_compete_with_auto_or_without() -> None:
-    names = [recipe.method for recipe in stages(["ridge", "psd"], "query", 1)[0](None)]  # type: ignore[arg-type]
-    assert list(dict.fromkeys(names)) == ["ridge", "psd"]
-    assert len(stages(["ridge", "psd"], "query", 1)) == 1
-    both = stages(["auto", "psd"], "query", 1)
-    assert len(both) == 1 + len(stages("auto", "query", 1))
-    with pytest.raises(OptionError, match="'magic'"):
-        stages(["auto", "magic"], "query", 1)
-    with pytest.raises(OptionError, match="'nudge' moves documents"):
-        stages(["auto", "nudge"], "query", 1)
+    [named] = search_space(["ridge", "mnr"], "query", 1)
+    assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
+    both = search_space(["auto", "mnr"], "query", 1)
+    assert len(both) == 1 + len(search_space(["auto"], "query", 1))

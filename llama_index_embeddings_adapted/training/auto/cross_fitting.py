@@ -1,7 +1,5 @@
 """Cross-fitting: every query judged by adapters that saw neither it nor, for the new part, its
-documents.
-
-Fitting the gate: which queries ask for documents that training knows.
+documents. A gate learns from the same folds which queries ask for documents that training knows.
 """
 
 from __future__ import annotations
@@ -29,21 +27,21 @@ _DEPTH = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class TestFold:
     """Queries judged apart from training, each on its known or on its new documents.
 
     Args:
         queries: ``(n, dim)``, base vectors.
         rows: ``(n,)``, their rows in the whole dataset.
         relevance: Over the rows of the documents: of each query the relevant documents of its kind.
-        hidden: Likewise: its relevant documents of the other kind, which do not compete.
+        excluded: Likewise: its relevant documents of the other kind, which do not compete.
         known: ``(n,)``, whether the judged documents have training queries.
     """
 
     queries: Vectors
     rows: Rows
     relevance: Qrels
-    hidden: Qrels
+    excluded: Qrels
     known: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -63,7 +61,7 @@ class Judged:
             self.relevance.queries,
             self.relevance.documents,
             depth=_DEPTH,
-            hidden=(self.hidden.queries, self.hidden.documents),
+            hidden=(self.excluded.queries, self.excluded.documents),
         )
         return self.relevance.discounted_gain(found, _DEPTH) / self._ideal
 
@@ -72,17 +70,17 @@ class Judged:
         return metrics.ideal_gain(self.relevance, _DEPTH)
 
     def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
-        """Return the first documents of each judgement, ``(n, depth)``; hidden ones come last.
+        """Return the first documents of each judgement, ``(n, depth)``; excluded ones come last.
 
         Args:
             queries: ``(n, dim)``, adapted, unit rows.
             documents: ``(m, dim)``, adapted, unit rows.
             depth: How many, at most ``m``.
         """
-        most = int(self.hidden.counts.max(initial=0))
+        most = int(self.excluded.counts.max(initial=0))
         found, _ = top_k(queries, documents, min(depth + most, len(documents)))
-        hidden = self.hidden.grades_at(found) > 0
-        order = np.argsort(hidden, axis=1, kind="stable")
+        excluded = self.excluded.grades_at(found) > 0
+        order = np.argsort(excluded, axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)[:, :depth]
 
 
@@ -91,35 +89,35 @@ class Fold:
     """What one adapter is trained on, and what judges it."""
 
     train: EncodedDataset
-    judged: Judged
+    test: TestFold
 
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each judgement."""
         documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
-        return self.judged.score(l2_normalize(adapter.apply(self.judged.queries)), documents)
+        return self.test.score(l2_normalize(adapter.apply(self.test.queries)), documents)
 
     def ranked(self, adapter: Adapter, depth: int) -> Rows:
         """Return the rows of what each judgement finds first, ``(n, depth)``."""
         documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
-        queries = l2_normalize(adapter.apply(self.judged.queries))
-        return self.judged.ranked(queries, documents, min(depth, len(documents)))
+        queries = l2_normalize(adapter.apply(self.test.queries))
+        return self.test.ranked(queries, documents, min(depth, len(documents)))
 
 
 def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fold]:
     """Divide the relevance judgements so that each query is judged as known and as new.
 
-    Documents are dealt into ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
+    Documents are assigned to ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
     which neither the query nor the document is in part ``k``. It judges the queries of part ``k``
     on those of their documents that it trains on with other queries (*known*), and all queries it
     does not train on by their documents of part ``k`` (*new*). Where documents form groups by
     shared queries, groups stay together; where all hang together, as with dozens of relevant
-    documents per query, single documents are dealt and a query's other relevant documents do not
+    documents per query, single documents are assigned and a query's other relevant documents do not
     compete. A fold that would train on nothing or judge nothing is left out.
 
     Args:
         data: The training set.
         count: How many folds, ``>= 2``.
-        seed: Of the deal.
+        seed: Of the assignment.
 
     Raises:
         DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
@@ -132,18 +130,19 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         )
     random = np.random.default_rng(seed)
     same = _first_equal(data.queries)
-    document_part = _deal_documents(relevance, same, len(data.documents), count, random)
-    query_part = _deal_queries(same, relevance, document_part, count, random)
+    document_part = _assign_documents(relevance, same, len(data.documents), count, random)
+    query_part = _assign_queries(same, relevance, document_part, count, random)
     usable = 0
     for k in range(count):
         fold = _fold(data, relevance, same, document_part == k, query_part == k)
-        if len(fold.train.relevance) and len(fold.judged):
+        if len(fold.train.relevance) and len(fold.test):
             usable += 1
             yield fold
     if not usable:
         raise DatasetError(
-            f"Cross-fitting {len(relevance)} queries leaves none to learn from while others judge: "
-            "they are all the same, or few and about one document. Add other queries."
+            f"{len(relevance)} queries cannot be cross-validated: every split leaves an empty "
+            "training or test fold, as they are all the same, or few and about one document. Add "
+            "other queries."
         )
 
 
@@ -154,7 +153,7 @@ def _first_equal(queries: Vectors) -> Rows:
     return np.array(rows, dtype=np.int64)
 
 
-def _deal_documents(
+def _assign_documents(
     relevance: Qrels, same: Rows, total: int, count: int, random: np.random.Generator
 ) -> Rows:
     asked = np.unique(relevance.documents)
@@ -168,9 +167,9 @@ def _deal_documents(
     for one in order:  # the largest first, each to the emptiest part
         part[one] = load.argmin()
         load[part[one]] += size[one]
-    dealt = np.full(total, -1, dtype=np.int64)
-    dealt[asked] = part[group]
-    return dealt
+    assigned = np.full(total, -1, dtype=np.int64)
+    assigned[asked] = part[group]
+    return assigned
 
 
 def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
@@ -188,14 +187,14 @@ def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows
     return group, size
 
 
-def _deal_queries(
+def _assign_queries(
     same: Rows,
     relevance: Qrels,
     document_part: Rows,
     count: int,
     random: np.random.Generator,
 ) -> Rows:
-    """Deal queries, equal ones together, each to another part than its first document."""
+    """Assign queries, equal ones together, each to another part than its first document."""
     groups: dict[int, list[int]] = {}
     for row, first in enumerate(same.tolist()):
         groups.setdefault(first, []).append(row)
@@ -215,51 +214,55 @@ def _fold(
 ) -> Fold:
     new = new_document[relevance.documents]
     held = held_query[relevance.queries]
-    train_rows, train = _select(relevance, ~new & ~held)
+    kept = _where(relevance, ~new & ~held)
+    train_rows = np.flatnonzero(kept.counts)
+    train = kept.take(train_rows)
     trained = np.zeros(len(relevance), dtype=bool)
     trained[same[train_rows]] = True
     # A document all of whose queries are held out is not known, and is judged in its own part.
-    is_on_known = held & ~new & np.isin(relevance.documents, train.documents)
-    # Equal queries of which one is trained on judge nothing, as they would judge by heart.
-    is_on_new = new & ~trained[same[relevance.queries]]
-    (known_rows, known), (new_rows, on_new) = (
-        _select(relevance, entries) for entries in (is_on_known, is_on_new)
+    on_known = held & ~new & np.isin(relevance.documents, train.documents)
+    # Equal queries of which one is trained on judge nothing, as they memorised the answer.
+    on_new = new & ~trained[same[relevance.queries]]
+    test = _joined(
+        _test_fold(data, relevance, on_known, known=True),
+        _test_fold(data, relevance, on_new, known=False),
     )
-    rows = np.concatenate([known_rows, new_rows])
-    is_known = np.arange(len(rows)) < len(known_rows)
-    hidden = _hidden(relevance, rows, is_known, np.where(is_on_known, 1, np.where(is_on_new, 2, 0)))
-    return Fold(
-        replace(data.take(train_rows), relevance=train),
-        Judged(data.queries[rows], rows, _concatenate(known, on_new), hidden, is_known),
+    return Fold(replace(data.take(train_rows), relevance=train), test)
+
+
+def _test_fold(
+    data: EncodedDataset, relevance: Qrels, judged: NDArray[np.bool_], *, known: bool
+) -> TestFold:
+    """Judge the queries that own some entries by these; their other documents are excluded."""
+    relevant = _where(relevance, judged)
+    rows = np.flatnonzero(relevant.counts)
+    return TestFold(
+        data.queries[rows],
+        rows,
+        relevant.take(rows),
+        _where(relevance, ~judged).take(rows),
+        np.full(len(rows), known),
     )
 
 
-def _select(relevance: Qrels, keep: NDArray[np.bool_]) -> tuple[Rows, Qrels]:
-    """Keep some entries; return the queries that have any left, and their relevance."""
+def _joined(first: TestFold, second: TestFold) -> TestFold:
+    return TestFold(
+        np.concatenate([first.queries, second.queries]),
+        np.concatenate([first.rows, second.rows]),
+        _concatenated(first.relevance, second.relevance),
+        _concatenated(first.excluded, second.excluded),
+        np.concatenate([first.known, second.known]),
+    )
+
+
+def _where(relevance: Qrels, keep: NDArray[np.bool_]) -> Qrels:
+    """Keep some entries, and all queries, of which some may have none left."""
     counts = np.bincount(relevance.queries[keep], minlength=len(relevance))
-    rows = np.flatnonzero(counts)
-    offsets = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
-    return rows, Qrels(offsets, relevance.documents[keep], relevance.grades[keep])
-
-
-def _hidden(relevance: Qrels, rows: Rows, is_known: NDArray[np.bool_], kinds: Rows) -> Qrels:
-    """Return for each judgement the relevant documents it is not about; none for most.
-
-    Args:
-        relevance: Of all queries.
-        rows: ``(n,)``, the judged queries.
-        is_known: ``(n,)``, whether a judgement is about known documents.
-        kinds: ``(entries,)``: 1 where known documents are judged, 2 where new ones are, else 0.
-    """
-    of_rows = relevance.take(rows)
-    kind = Qrels(relevance.offsets, relevance.documents, kinds.astype(float)).take(rows).grades
-    other = kind != np.where(is_known, 1, 2)[of_rows.queries]
-    counts = np.bincount(of_rows.queries[other], minlength=len(rows))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Qrels(offsets, of_rows.documents[other], of_rows.grades[other])
+    return Qrels(offsets, relevance.documents[keep], relevance.grades[keep])
 
 
-def _concatenate(first: Qrels, second: Qrels) -> Qrels:
+def _concatenated(first: Qrels, second: Qrels) -> Qrels:
     return Qrels(
         np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
         np.concatenate([first.documents, second.documents]),
@@ -292,10 +295,8 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     """
     features, known = [], []
     for fold in folds(train, seed=seed):
-        features.append(
-            Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.judged.queries))
-        )
-        known.append(fold.judged.known)
+        features.append(Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.test.queries)))
+        known.append(fold.test.known)
     seen = np.concatenate(features)
     return Gate(
         **{

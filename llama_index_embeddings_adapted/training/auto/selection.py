@@ -1,10 +1,10 @@
-"""Choosing a recipe by cross-fitting, and judging the choice on queries that took no part in it."""
+"""Choosing a pipeline by cross-fitting, and judging the choice on queries without a part in it."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,11 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import AdaptedError
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores, joined
 from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, PerQuery, folds
-from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, Kitchen, Recipe
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    IDENTITY,
+    PipelineFitter,
+    PipelineSpec,
+)
 from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import device_for, run_in_threads
@@ -28,20 +32,20 @@ FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class Expectation:
+class QueryMix:
     """Which queries will come.
 
     Args:
-        share: Of live queries about documents that training has questions for, in [0, 1].
-        told: Whether the user said so; then a loss on the other documents is accepted if the
+        known_share: Of live queries about documents that training has questions for, in [0, 1].
+        given: Whether the user said so; then a loss on the other documents is accepted if the
             mixture gains.
     """
 
-    share: float
-    told: bool
+    known_share: float
+    given: bool
 
     @classmethod
-    def of(cls, told: float | None, data: EncodedDataset) -> Expectation:
+    def of(cls, given: float | None, data: EncodedDataset) -> QueryMix:
         """Take what the user said, or estimate it.
 
         The estimate is the Good-Turing one: the share of relevance judgements whose document is
@@ -51,37 +55,50 @@ class Expectation:
         Source:
             Good 1953, The population frequencies of species.
         """
-        if told is not None:
-            return cls(float(told), True)
+        if given is not None:
+            return cls(float(given), True)
         documents = data.canonical_rows[data.relevance.documents]
         asked = np.bincount(documents)
         return cls(float(min(0.5, 1.0 - (asked == 1).sum() / len(documents))), False)
 
 
-class Evidence:
+class CrossFittedScores:
     """NDCG@10 of candidates on cross-fitted judgements.
 
     Args:
-        parts: The folds, judged.
-        expectation: Weighs known against new documents.
+        parts: The folds.
+        mix: Weighs known against new documents.
     """
 
-    def __init__(self, parts: Sequence[Fold], expectation: Expectation) -> None:
-        self.expectation = expectation
-        self.known: Mask = np.concatenate([fold.judged.known for fold in parts])
-        self.rows = np.concatenate([fold.judged.rows for fold in parts])
-        sizes = [len(fold.judged) for fold in parts]
+    def __init__(self, parts: Sequence[Fold], mix: QueryMix) -> None:
+        self.mix = mix
+        self.known: Mask = np.concatenate([fold.test.known for fold in parts])
+        self.rows = np.concatenate([fold.test.rows for fold in parts])
+        sizes = [len(fold.test) for fold in parts]
         self.fold = np.repeat(np.arange(len(parts)), sizes)
-        self.scores: dict[Recipe, PerQuery] = {}
+        self.scores: dict[PipelineSpec, PerQuery] = {}
 
-    def gain(self, recipe: Recipe) -> PerQuery:
+    @property
+    def everything(self) -> Mask:
+        """All judgements."""
+        return np.ones(len(self.known), dtype=bool)
+
+    def gain(self, spec: PipelineSpec) -> PerQuery:
         """Return the change of each judgement over the base model."""
-        return self.scores[recipe] - self.scores[IDENTITY]
+        return self.scores[spec] - self.scores[IDENTITY]
+
+    def mean_gains(self, spec: PipelineSpec) -> tuple[float | None, float | None]:
+        """Return the mean gain on known and on new documents; None where none was judged."""
+        gain = self.gain(spec)
+        known, new = (
+            float(gain[part].mean()) if part.any() else None for part in (self.known, ~self.known)
+        )
+        return known, new
 
     def weights(self, among: Mask) -> PerQuery:
         """Return what each judgement weighs, so that the weighted sum is the expected gain."""
         weights = np.zeros(len(self.known))
-        shares = [self.expectation.share, 1.0 - self.expectation.share]
+        shares = [self.mix.known_share, 1.0 - self.mix.known_share]
         parts = [among & self.known, among & ~self.known]
         there = [bool(part.any()) for part in parts]
         if not all(there):  # one kind cannot be judged: the other speaks for it
@@ -91,22 +108,22 @@ class Evidence:
                 weights[part] = share / part.sum()
         return weights
 
-    def harmless(self, recipe: Recipe, among: Mask) -> bool:
-        """Whether no part loses, in the mean.
+    def no_regression(self, spec: PipelineSpec, among: Mask) -> bool:
+        """Whether no part loses, in the mean; where the mix was given, either may.
 
         Noise is no excuse here, nor is a loss small enough: of dozens of candidates, the best by
         the mixture is mostly the one that loses as much as is allowed.
         """
-        if self.expectation.told:
+        if self.mix.given or spec == IDENTITY:
             return True
-        gain, parts = self.gain(recipe), (among & self.known, among & ~self.known)
+        gain, parts = self.gain(spec), (among & self.known, among & ~self.known)
         return all(gain[part].mean() >= 0 for part in parts if part.any())
 
-    def choose(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
-        """Return the simplest recipe that is as good as the best within one standard error.
+    def choose(self, specs: Sequence[PipelineSpec], among: Mask) -> PipelineSpec:
+        """Return the simplest spec that is as good as the best within one standard error.
 
         Args:
-            recipes: Simplest first; the identity among them.
+            specs: Simplest first; the identity among them.
             among: Which judgements may be looked at; where there is none, nothing is better
                 than the identity.
 
@@ -116,67 +133,78 @@ class Evidence:
         if not among.any():
             return IDENTITY
         weights = self.weights(among)
-        best = self.highest(recipes, among)
-        for recipe in recipes:
-            if recipe != IDENTITY and not self.harmless(recipe, among):
-                continue
-            behind = self.gain(best) - self.gain(recipe)
+        allowed = [spec for spec in specs if self.no_regression(spec, among)]
+        best = max(allowed, key=lambda spec: float(weights @ self.gain(spec)))
+        for spec in allowed:
+            behind = self.gain(best) - self.gain(spec)
             if float(weights @ behind) <= weighted_error(behind, weights):
-                return recipe
+                return spec
         return best
 
-    def highest(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
-        """Return the recipe of highest expected gain that does no harm; arguments as above."""
-        weights = self.weights(among)
-        allowed = [r for r in recipes if r == IDENTITY or self.harmless(r, among)]
-        return max(allowed, key=lambda r: float(weights @ self.gain(r)))
 
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """What is known so far, from the point of view of some of the judgements.
+@dataclass(frozen=True)
+class MeanGains:
+    """Mean gains in NDCG@10 of a spec over the base model, 0 where no such query was judged.
 
     Args:
-        evidence: Scores.
-        recipes: All candidates so far, simplest first.
-        among: Which judgements may be looked at.
+        known: On known documents.
+        new: On new ones.
+        expected: In the mixture.
+        no_regression: Whether neither part loses, or the user has given the mixture.
     """
 
-    evidence: Evidence
-    recipes: list[Recipe]
-    among: Mask
+    known: float
+    new: float
+    expected: float
+    no_regression: bool
 
-    def best_known(self, recipes: Sequence[Recipe]) -> Recipe:
+
+@dataclass(frozen=True)
+class SearchState:
+    """What is known so far: all that proposers see.
+
+    Args:
+        gains: Of each candidate so far, simplest first, the identity among them.
+    """
+
+    gains: Mapping[PipelineSpec, MeanGains]
+
+    @classmethod
+    def of(cls, scores: CrossFittedScores) -> SearchState:
+        """Average the scores of all candidates."""
+        weights = scores.weights(scores.everything)
+        found = {}
+        for spec in scores.scores:
+            known, new = scores.mean_gains(spec)
+            expected = float(weights @ scores.gain(spec))
+            allowed = scores.no_regression(spec, scores.everything)
+            found[spec] = MeanGains(known or 0.0, new or 0.0, expected, allowed)
+        return cls(found)
+
+    def best_known(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
         """Return the one that gains most on known documents, whatever it does to others."""
-        return self._highest(recipes, self.among & self.evidence.known)
+        return self._best(specs, lambda gains: gains.known)
 
-    def best_new(self, recipes: Sequence[Recipe]) -> Recipe:
+    def best_new(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
         """Return the one that gains most on new documents, whatever it does to others."""
-        return self._highest(recipes, self.among & ~self.evidence.known)
+        return self._best(specs, lambda gains: gains.new)
 
-    def highest(self, recipes: Sequence[Recipe]) -> Recipe:
-        """Return the one of highest gain that does no harm, however little simpler ones lack."""
-        return self.evidence.highest(self._with_identity(recipes), self.among)
-
-    def best_expected(self, recipes: Sequence[Recipe]) -> Recipe:
+    def best_expected(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
         """Return the one that gains most in the mixture, whatever it does to either part."""
-        weights = self.evidence.weights(self.among)
-        return max(
-            self._with_identity(recipes), key=lambda r: float(weights @ self.evidence.gain(r))
-        )
+        return self._best(specs, lambda gains: gains.expected)
 
-    def _highest(self, recipes: Sequence[Recipe], among: Mask) -> Recipe:
-        if not among.any():
-            return IDENTITY
-        return max(
-            self._with_identity(recipes), key=lambda r: float(self.evidence.gain(r)[among].mean())
-        )
+    def best(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
+        """Return the one of highest expected gain among those by which no part loses."""
+        return self.best_expected(spec for spec in specs if self.gains[spec].no_regression)
 
-    def _with_identity(self, recipes: Sequence[Recipe]) -> list[Recipe]:
-        return [IDENTITY, *(recipe for recipe in recipes if recipe != IDENTITY)]
+    def _best(
+        self, specs: Iterable[PipelineSpec], by: Callable[[MeanGains], float]
+    ) -> PipelineSpec:
+        return max([IDENTITY, *specs], key=lambda spec: by(self.gains[spec]))
 
 
-Stage = Callable[[Candidates], Iterable[Recipe]]
+#: Takes what is known so far and proposes specs, simplest first.
+Proposer = Callable[[SearchState], list[PipelineSpec]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,132 +212,131 @@ class Selection:
     """What cross-fitting chose, and the gain it proves.
 
     Args:
-        recipe: Chosen on all judgements; to be followed on everything.
-        evidence: Scores of all candidates.
-        chosen: ``(n,)``: the score of each judgement by the recipe that the other folds chose.
-        recipes: All candidates, simplest first.
+        spec: Chosen on all judgements; to be fitted on everything.
+        scores: Of all candidates, simplest first.
+        chosen: ``(n,)``: the score of each judgement by the spec that the other folds chose.
         failed: Candidates that could not be fitted, and why.
         judged: ``"base"`` and ``"adapted"``: what each judgement found, in the order of ``chosen``
-            and with those recipes.
+            and with those specs.
     """
 
-    recipe: Recipe
-    evidence: Evidence
+    spec: PipelineSpec
+    scores: CrossFittedScores
     chosen: PerQuery
-    recipes: tuple[Recipe, ...]
-    failed: dict[Recipe, str]
+    failed: dict[PipelineSpec, str]
     judged: dict[str, RetrievalScores] = field(default_factory=dict)
 
 
 def select(
     data: EncodedDataset,
-    stages: Sequence[Stage],
-    expectation: Expectation,
+    search_space: Sequence[Proposer],
+    mix: QueryMix,
     options: TrainingOptions,
     *,
     seed: int = 0,
     show_progress: bool = True,
 ) -> Selection:
-    """Choose a recipe in stages and judge the choice.
+    """Choose a spec and judge the choice.
 
-    Each stage proposes recipes on top of what is best so far. In the end, every fold is judged by
-    the recipe that the *other* folds find best, so that a judgement never takes part in the choice
-    it judges (only in which recipes are proposed at all); the recipe to follow is chosen on all.
+    Each proposer builds on what is best so far. In the end, every fold is judged by the spec that
+    the *other* folds find best, so that a judgement never takes part in the choice it judges (only
+    in which specs are proposed at all); the spec to follow is chosen on all.
 
-    On processors, folds are fitted side by side, on as many threads as torch has; see
+    On processors, folds are fitted at once, on as many threads as torch has; see
     ``torch.set_num_threads``.
 
     Args:
         data: The training set.
-        stages: Each takes what is known so far and proposes recipes, simplest first.
-        expectation: Which queries will come.
+        search_space: In the order in which proposers are asked.
+        mix: Which queries will come.
         options: Of everything trained by gradients.
         seed: Of the folds.
         show_progress: Show a bar.
     """
-    return _Search(data, stages, expectation, options, seed, show_progress).run()
+    search = _Search(data, mix, options, seed, show_progress)
+    search.score([IDENTITY])
+    for propose in search_space:
+        search.score(propose(SearchState.of(search.scores)))
+    return search.conclude()
 
 
 class _Search:
+    """Folds, what is fitted on each, and the scores so far."""
+
     def __init__(
         self,
         data: EncodedDataset,
-        stages: Sequence[Stage],
-        expectation: Expectation,
+        mix: QueryMix,
         options: TrainingOptions,
         seed: int,
         show_progress: bool,
     ) -> None:
-        self._data = data
+        self._data, self._show_progress = data, show_progress
         self._folds = list(folds(data, seed=seed))
         spectrum = Spectrum(data.documents)  # the same in all folds
-        self._kitchens = [Kitchen(fold.train, options, spectrum) for fold in self._folds]
-        self._stages, self._show_progress = stages, show_progress
-        # Side by side on processor cores; a GPU is busy with one.
+        self._fitters = [PipelineFitter(fold.train, options, spectrum) for fold in self._folds]
+        # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
-        self._evidence = Evidence(self._folds, expectation)
-        self._failed: dict[Recipe, str] = {}
+        self.scores = CrossFittedScores(self._folds, mix)
+        self._failed: dict[PipelineSpec, str] = {}
 
-    def run(self) -> Selection:
-        everything = np.ones(len(self._evidence.known), dtype=bool)
-        recipes = [IDENTITY]
-        self._score(recipes)
-        for stage in self._stages:
-            proposed = dict.fromkeys(stage(Candidates(self._evidence, list(recipes), everything)))
-            new = [recipe for recipe in proposed if recipe not in recipes]
-            self._score(new)
-            recipes += [recipe for recipe in new if recipe in self._evidence.scores]
-        chosen = np.empty(len(everything))
-        picks = []
-        for k in range(len(self._folds)):
-            mine = self._evidence.fold == k
-            picks.append(self._evidence.choose(recipes, ~mine))
-            chosen[mine] = self._evidence.scores[picks[k]][mine]
-        best = self._evidence.choose(recipes, everything)
-        judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
-        return Selection(best, self._evidence, chosen, tuple(recipes), self._failed, judged)
-
-    def _found(self, picks: Sequence[Recipe]) -> RetrievalScores:
-        """Return what the judgements of each fold find with its recipe."""
-        parts = []
-        for fold, kitchen, recipe in zip(self._folds, self._kitchens, picks, strict=True):
-            ranked = fold.ranked(kitchen.make(recipe), DEPTH)
-            ids = tuple(self._data.query_ids[row] for row in fold.judged.rows)
-            parts.append(
-                RetrievalScores(ranked, fold.judged.relevance, ids, self._data.document_ids)
-            )
-        return joined(parts)
-
-    def _score(self, recipes: Sequence[Recipe]) -> None:
-        recipes = [recipe for recipe in recipes if recipe not in self._failed]
-        scores = {recipe: np.zeros(len(self._evidence.known)) for recipe in recipes}
-        failed: dict[Recipe, str] = {}
+    def score(self, proposed: Sequence[PipelineSpec]) -> None:
+        """Cross-fit specs, but for those that have scores or failed."""
+        specs = [
+            spec
+            for spec in dict.fromkeys(proposed)
+            if spec not in self.scores.scores and spec not in self._failed
+        ]
+        scores = {spec: np.zeros(len(self.scores.known)) for spec in specs}
+        failed: dict[PipelineSpec, str] = {}
         bar = tqdm(
-            total=len(recipes) * len(self._folds),
+            total=len(specs) * len(self._folds),
             desc="Cross-fitting",
             unit="fit",
-            disable=not self._show_progress or len(recipes) < 2,
+            disable=not self._show_progress or len(specs) < 2,
         )
         lock = threading.Lock()  # a bar counts for one thread
 
         def judge(k: int) -> Iterator[None]:
-            fold, kitchen, mine = self._folds[k], self._kitchens[k], self._evidence.fold == k
-            for recipe in recipes:
-                if recipe not in failed:
+            fold, fitter, mine = self._folds[k], self._fitters[k], self.scores.fold == k
+            for spec in specs:
+                if spec not in failed:
                     try:
-                        scores[recipe][mine] = fold.score(kitchen.make(recipe))
+                        scores[spec][mine] = fold.score(fitter.fit(spec))
                     except FAILURES as cause:
-                        failed.setdefault(recipe, str(cause))
+                        failed.setdefault(spec, str(cause))
                 with lock:
                     bar.update()
                 yield
 
         with bar:
             run_in_threads([judge(k) for k in range(len(self._folds))], self._at_once)
-        for recipe, why in failed.items():
-            warnings.warn(f"{recipe} cannot be fitted and is left out: {why}", stacklevel=2)
+        for spec, why in failed.items():
+            warnings.warn(f"{spec} cannot be fitted and is left out: {why}", stacklevel=3)
         self._failed.update(failed)
-        self._evidence.scores.update({r: s for r, s in scores.items() if r not in failed})
+        self.scores.scores.update({s: found for s, found in scores.items() if s not in failed})
+
+    def conclude(self) -> Selection:
+        """Choose for each fold on the others, and on all."""
+        scores, specs = self.scores, list(self.scores.scores)
+        chosen = np.empty(len(scores.known))
+        picks = []
+        for k in range(len(self._folds)):
+            mine = scores.fold == k
+            picks.append(scores.choose(specs, ~mine))
+            chosen[mine] = scores.scores[picks[k]][mine]
+        judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
+        best = scores.choose(specs, scores.everything)
+        return Selection(best, scores, chosen, self._failed, judged)
+
+    def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:
+        """Return what the judgements of each fold find with its spec."""
+        parts = []
+        for fold, fitter, spec in zip(self._folds, self._fitters, picks, strict=True):
+            ranked = fold.ranked(fitter.fit(spec), DEPTH)
+            ids = tuple(self._data.query_ids[row] for row in fold.test.rows)
+            parts.append(RetrievalScores(ranked, fold.test.relevance, ids, self._data.document_ids))
+        return joined(parts)
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

@@ -1,0 +1,230 @@
+"""Which pipelines are tried: those of the methods asked for, or those that ``"auto"`` builds up."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    IDENTITY,
+    SPECS,
+    CorpusSpec,
+    GateSpec,
+    KernelSpec,
+    LinearSpec,
+    MnrSpec,
+    NudgeNSpec,
+    NudgeSpec,
+    PipelineSpec,
+    QueryOnMappedSpec,
+    RidgeSpec,
+    TrainedSpec,
+    TwoSidedSpec,
+    WhiteningSpec,
+)
+from llama_index_embeddings_adapted.training.auto.selection import Proposer, SearchState
+
+_GONE = {
+    "memory": '"kernel"',
+    "psd": '"linear"',
+    "mean": '"gate"',
+    "centering": '"whitening"',
+    "shared": '"two_sided"',
+    "nudge_m": '"nudge_n"',
+    "low_rank": 'method="linear" with adapter_model=LowRankAdapter.identity(dim)',
+    "two_layer": 'method="linear" with adapter_model=TwoLayerAdapter.identity(dim)',
+}
+_RENAMED = {"facing": "query_on_mapped"}
+
+
+def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
+    """Return the names of the methods that compete.
+
+    Args:
+        method: ``"auto"``, a key of :data:`SPECS`, or several of these.
+        adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
+
+    Raises:
+        OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
+    """
+    return [_checked(name, adapts) for name in ([method] if isinstance(method, str) else method)]
+
+
+def _checked(name: str, adapts: str) -> str:
+    if name in _GONE:
+        raise OptionError(f"method: {name!r} is no longer there; use {_GONE[name]}.")
+    if name in _RENAMED:
+        warnings.warn(
+            f'method="{name}" is now called "{_RENAMED[name]}".', DeprecationWarning, stacklevel=4
+        )
+        name = _RENAMED[name]
+    if name not in ("auto", *SPECS):
+        known = ", ".join(["auto", *SPECS])
+        raise OptionError(f"method: expected one of {known}, or several, got {name!r}.")
+    if adapts == "query" and name != "auto" and SPECS[name].moves_documents:
+        raise OptionError(f'method: {name!r} moves documents, which needs adapts="both".')
+    return name
+
+
+_STEPS = 200  # of training, at a rate that falls to zero; more gain little
+_ALPHAS = (0.5, 0.75, 1.0)  # from where training starts to where it ends
+_NUDGE_EPOCHS = 3  # 6 and 12 gave the same
+
+
+def epochs_for(queries: int, batch_size: int) -> int:
+    """Return for how many epochs maps are trained: about 200 steps.
+
+    In steps, because a map moves as far in 200 steps on 500 queries as on 50,000; so the cost of a
+    fit hardly depends on their number.
+    """
+    return max(1, round(_STEPS * batch_size / max(1, queries)))
+
+
+def search_space(methods: Sequence[str], adapts: str, epochs: int) -> list[Proposer]:
+    """Return what proposes specs, in turn.
+
+    Args:
+        methods: As :func:`check_methods` returns them.
+        adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
+        epochs: For which maps are trained.
+    """
+    named = [spec for name in methods if name != "auto" for spec in alone(name, epochs)]
+    space: list[Proposer] = [lambda _: named] if named else []
+    if "auto" not in methods:
+        return space
+    space += [functools.partial(_maps, epochs, adapts), _kernels, _gates]
+    if adapts == "both":
+        on_mapped = functools.partial(_on_mapped, epochs)
+        space += [on_mapped, _kernels_on_mapped, _gates_on_mapped, _nudges]
+    return space
+
+
+def alone(method: str, epochs: int) -> list[PipelineSpec]:
+    """Return the specs to choose from where one method is asked for by name, simplest first."""
+    spec = SPECS[method]
+    if issubclass(spec, TrainedSpec):
+        return [spec(epochs, alpha) for alpha in _ALPHAS]
+    specs: dict[str, list[PipelineSpec]] = {
+        "whitening": [WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
+        "ridge": [RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
+        "kernel": _kernels_on(IDENTITY),
+        "gate": _gates_between(LinearSpec(epochs), CorpusSpec(epochs)),
+        "query_on_mapped": _maps_on(TwoSidedSpec(epochs), epochs),
+        "nudge_n": [NudgeNSpec(distance) for distance in (0.05, 0.1, 0.2, 0.4)],
+        "nudge": _nudges_on(IDENTITY),
+    }
+    return specs[method]
+
+
+def _maps(epochs: int, adapts: str, state: SearchState) -> list[PipelineSpec]:
+    """Maps that treat all queries, or all vectors, alike; those that move least first."""
+    kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
+    if adapts == "both":
+        kinds.append(TwoSidedSpec)
+    trained = [kind(epochs, alpha) for alpha in _ALPHAS for kind in kinds]
+    return [WhiteningSpec(0.25), *trained]
+
+
+def _kernels(state: SearchState) -> list[PipelineSpec]:
+    """Kernels on the map that generalises best, and on the one that memorises most usefully."""
+    maps = _query_maps(state)
+    return [
+        kernel
+        for base in dict.fromkeys([state.best_new(maps), state.best_known(maps)])
+        for kernel in _kernels_on(base)
+    ]
+
+
+def _gates(state: SearchState) -> list[PipelineSpec]:
+    """Gates from what does no harm to what gains most on known documents, or in the mixture."""
+    staying = [spec for spec in state.gains if not spec.adapts_documents]
+    memorising, balanced = state.best_known(staying), state.best_expected(staying)
+    general = state.best_new(_query_maps(state))
+    ends = [(general, memorising), (general, balanced), (IDENTITY, memorising)]
+    return [gate for pair in dict.fromkeys(ends) for gate in _gates_between(*pair)]
+
+
+def _on_mapped(epochs: int, state: SearchState) -> list[PipelineSpec]:
+    """Maps that memorise, of queries to documents as the best map of both sides has them."""
+    mapped = _document_map(state)
+    return [] if mapped is None else _maps_on(mapped, epochs)
+
+
+def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
+    """Kernels that were best in front of documents that nothing had moved, now where it has."""
+    mapped = _document_map(state)
+    if mapped is None:
+        return []
+    kernels = [spec for spec in state.gains if isinstance(spec, KernelSpec)]
+    best = [choose(kernels) for choose in (state.best, state.best_new, state.best_known)]
+    settings = dict.fromkeys((k.temperature, k.weight) for k in best if isinstance(k, KernelSpec))
+    return [
+        QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
+        for base in dict.fromkeys([IDENTITY, _memorising_on(mapped, state)])
+        for kept in settings
+    ]
+
+
+def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
+    mapped = _document_map(state)
+    if mapped is None:
+        return []
+    gates = _gates_between(IDENTITY, _memorising_on(mapped, state))
+    return [QueryOnMappedSpec(mapped, gate) for gate in gates]
+
+
+def _nudges(state: SearchState) -> list[PipelineSpec]:
+    """Nudges on the best so far, the best on known documents, and the kernel kindest to new ones.
+
+    What moves documents once comes before what moves them twice, as simpler.
+    """
+    kernels = [spec for spec in state.gains if isinstance(_query_side(spec), KernelSpec)]
+    bases = [state.best(state.gains), state.best_new(kernels), state.best_known(state.gains)]
+    in_order = sorted(dict.fromkeys(bases), key=lambda spec: spec.adapts_documents)
+    return [nudge for base in in_order for nudge in _nudges_on(base)]
+
+
+def _query_side(spec: PipelineSpec) -> PipelineSpec:
+    """Return what is done to queries last."""
+    return spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
+
+
+def _document_map(state: SearchState) -> TwoSidedSpec | None:
+    """Return the best map of both sides; None where none gains."""
+    best = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
+    return best if isinstance(best, TwoSidedSpec) else None
+
+
+def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
+    """Return the query side that gains most on known documents there; the identity if none does."""
+    there = [
+        spec
+        for spec in state.gains
+        if isinstance(spec, QueryOnMappedSpec) and spec.document_map == mapped
+    ]
+    return _query_side(state.best_known(there))
+
+
+def _query_maps(state: SearchState) -> list[PipelineSpec]:
+    return [spec for spec in state.gains if not spec.adapts_documents and not spec.parts]
+
+
+def _maps_on(mapped: TwoSidedSpec, epochs: int) -> list[PipelineSpec]:
+    return [QueryOnMappedSpec(mapped, CorpusSpec(epochs, alpha)) for alpha in _ALPHAS]
+
+
+def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
+    shapes = {0.1: (0.5, 1.0), 0.2: (1.0, 2.0), 0.4: (2.0, 4.0)}  # temperature: weights
+    return [KernelSpec(base, t, weight) for t, weights in shapes.items() for weight in weights]
+
+
+def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[PipelineSpec]:
+    if general == special:
+        return []
+    return [GateSpec(general, special, log_odds) for log_odds in (-4.0, -2.0, 0.0, 2.0)]
+
+
+def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
+    return [NudgeSpec(base, _NUDGE_EPOCHS, alpha) for alpha in _ALPHAS]

@@ -28,6 +28,7 @@ from llama_index_embeddings_adapted.evaluation.page_parts import (
     COLOURS,
     Bars,
     Curves,
+    Table,
     training_section,
     wins_losses,
 )
@@ -166,6 +167,9 @@ def page(page_data: PageData) -> str:
             ],
             "data": _data(page_data),
             "cost": _cost(page_data),
+            "cost_note": "Calls of filtering, training and judging go to the base model; a text "
+            "that was embedded before costs none. Its tokens are about a fourth of the characters "
+            "sent.",
             "footer": f"llama-index-embeddings-adapted {library_version()}. "
             "This page holds queries and passages of yours; it sends nothing anywhere.",
         }
@@ -190,7 +194,17 @@ def _judged_twice(page_data: PageData) -> bool:
 
 
 # --- the verdict ------------------------------------------------------------------------------
-def _verdict(page_data: PageData) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Headline:
+    """The verdict as the page shows it: its colour, its words, and what else is to be said."""
+
+    tone: str
+    word: str
+    text: str
+    lines: list[str]
+
+
+def _verdict(page_data: PageData) -> Headline:
     lines = [f"Saved: {page_data.holds}."] if page_data.holds else []
     verdict = page_data.verdict
     if verdict is None:
@@ -200,12 +214,8 @@ def _verdict(page_data: PageData) -> dict[str, Any]:
             f"When {name} was trained, its verdict was: {report['verdict']}."
             for name, report in page_data.trained.items()
         ]
-    return {
-        "tone": _TONES.get(verdict.decision, "even"),
-        "word": f"{verdict.decision.words.capitalize()}:",
-        "text": f"{verdict.reason}.",
-        "lines": lines,
-    }
+    tone, word = _TONES.get(verdict.decision, "even"), verdict.decision.words.capitalize()
+    return Headline(tone, f"{word}:", f"{verdict.reason}.", lines)
 
 
 def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
@@ -253,27 +263,27 @@ def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Curves:
     return Curves(f"{_LABELS[metric]} at k", cuts, lines, horizontal="k")
 
 
-def _metrics(scores: Mapping[str, RetrievalScores]) -> dict[str, Any]:
+def _metrics(scores: Mapping[str, RetrievalScores]) -> Table:
     first = next(iter(scores.values()), None)
     columns = () if first is None else _fitting(scores, first.headline)
     rows = [[name, *(f"{found[c]:.4f}" for c in columns)] for name, found in scores.items()]
-    return {"head": ["model", *columns], "rows": rows}
+    return Table("Means over all judged queries", ["model", *columns], rows)
 
 
 # --- data and cost ----------------------------------------------------------------------------
-def _data(page_data: PageData) -> list[dict[str, Any]]:
-    blocks = []
+def _data(page_data: PageData) -> list[Table]:
+    tables = []
     known = {"judged on": page_data.data} if page_data.data else {}
     known |= {
         f"{name}: trained on": r["data"] for name, r in page_data.trained.items() if r.get("data")
     }
     if known:
         rows = [[label, *(_cell(data, key) for data in known.values())] for key, label in _FACTS]
-        blocks.append({"caption": "Queries and documents", "head": ["", *known], "rows": rows})
+        tables.append(Table("Queries and documents", ["", *known], rows, numbers=False))
     for title, data in known.items():
         if data.get("questions"):
-            blocks.append(_filters(title, data["questions"]))
-    return blocks
+            tables.append(_filters(title, data["questions"]))
+    return tables
 
 
 def _cell(data: Mapping[str, Any], key: str) -> str:
@@ -285,18 +295,16 @@ def _cell(data: Mapping[str, Any], key: str) -> str:
     return f"{value:,}" if isinstance(value, int) else "unknown"
 
 
-def _filters(title: str, questions: Mapping[str, Any]) -> dict[str, Any]:
+def _filters(title: str, questions: Mapping[str, Any]) -> Table:
     written = questions["written"]
     counts = {"written": written, "kept": questions["kept"]}
     counts |= {f"dropped: {r.replace('_', ' ')}": n for r, n in questions["dropped"].items()}
-    return {
-        "caption": f"Questions that were written and filtered ({title})",
-        "head": ["questions", "number", "share"],
-        "rows": [[name, f"{n:,}", f"{n / (written or 1):.0%}"] for name, n in counts.items()],
-    }
+    caption = f"Questions that were written and filtered ({title})"
+    rows = [[name, f"{n:,}", f"{n / (written or 1):.0%}"] for name, n in counts.items()]
+    return Table(caption, ["questions", "number", "share"], rows, numbers=False)
 
 
-def _cost(page_data: PageData) -> dict[str, Any]:
+def _cost(page_data: PageData) -> Table:
     rows = []
     for name, report in page_data.trained.items():
         asked = (report.get("data") or {}).get("questions")
@@ -315,12 +323,8 @@ def _cost(page_data: PageData) -> dict[str, Any]:
         for name, s in page_data.scores.items()
         if s.seconds
     ]
-    return {
-        "head": ["step", "seconds", "calls", "texts sent", "tokens"],
-        "rows": rows,
-        "note": "Calls of filtering, training and judging go to the base model; a text that was "
-        "embedded before costs none. Its tokens are about a fourth of the characters sent.",
-    }
+    head = ["step", "seconds", "calls", "texts sent", "tokens"]
+    return Table("Seconds, calls and tokens", head, rows)
 
 
 def _row(name: str, seconds: Any, *numbers: Any) -> list[str]:

@@ -92,11 +92,6 @@ class Curves:
         return _ticks(min(known, default=0.0), max(known, default=1.0))
 
     @property
-    def every(self) -> int:
-        """Which places have a label: nine at most."""
-        return -(-len(self.places) // 9)
-
-    @property
     def said(self) -> str:
         """What is drawn, for those who do not see it."""
         return "; ".join(
@@ -131,6 +126,16 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(first + 1, math.ceil(high / step - 1e-9))
     return [tick * step for tick in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown, the first of each row its heading."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: bool = True
 
 
 MOST_ROWS = 100  #: wins, and as many losses; the largest
@@ -267,30 +272,44 @@ _PARTS = {
 }
 
 
-def training_section(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the template shows of one training.
+@dataclass(frozen=True)
+class Training:
+    """What the page shows of one training."""
+
+    name: str
+    lines: list[str]
+    charts: list[Curves]
+    legend: list[str]
+    tables: list[Table]
+    settings: Table
+
+
+def training_section(name: str, report: Mapping[str, Any]) -> Training:
+    """Return what the page shows of one training.
 
     Args:
         name: Of the model.
         report: ``FinetuneReport.to_dict()``, of this or an earlier version.
     """
-    history = report.get("history") or []
+    history, choice = report.get("history") or [], report.get("choice")
     gains = _gains(history)
     drawn = _charts(report, history, gains) if len(history) > 1 else []
-    if report.get("choice"):
-        gains, drawn = _tried(report["choice"])
-    return {
-        "name": name,
-        "lines": _lines(report, history),
-        "charts": drawn,
-        "legend": [_PARTS[part] for part in gains] if drawn else [],
-        "parts": _parts(report),
-        "candidates": _candidates(report.get("choice")),
-        "settings": [
-            [key, "–" if value is None else str(value)]
-            for key, value in (report.get("settings") or {}).items()
-        ],
-    }
+    tables = [_parts(report)]
+    if choice:
+        gains, drawn = _tried(choice)
+        tables.append(_candidates(choice))
+    settings = [
+        [key, "–" if value is None else str(value)]
+        for key, value in (report.get("settings") or {}).items()
+    ]
+    return Training(
+        name,
+        _lines(report, history),
+        drawn,
+        [_PARTS[part] for part in gains] if drawn else [],
+        tables,
+        Table("Settings", ["setting", "value"], settings, numbers=False),
+    )
 
 
 def _lines(report: Mapping[str, Any], history: list[Any]) -> list[str]:
@@ -328,7 +347,7 @@ def _gains(history: list[Any]) -> dict[str, list[float]]:
 
 def _charts(
     report: Mapping[str, Any], history: list[Any], gains: dict[str, list[float]]
-) -> list[Any]:
+) -> list[Curves]:
     epochs = [epoch["epoch"] for epoch in history]
     best = report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
@@ -358,7 +377,7 @@ def _scores(
     return f"{metric} while training", {metric: line}, report["settings"]["base_scores"][metric]
 
 
-def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Any]]:
+def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Curves]]:
     """Draw the gain of each candidate in the order they were tried."""
     pairs = list(choice["gains"].values())
     gains = {
@@ -379,7 +398,7 @@ def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Any]
     return gains, [drawn]
 
 
-def _parts(report: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(report: Mapping[str, Any]) -> Table:
     rows = []
     for key, label in _PARTS.items():
         part = report.get(key)
@@ -396,12 +415,10 @@ def _parts(report: Mapping[str, Any]) -> dict[str, Any]:
     caption = "Held-out queries"
     if sum(counts[1:]) > counts[0]:
         caption += f": {counts[0]:,}, judged {sum(counts[1:]):,} times, on known or new documents"
-    return {"caption": caption, "head": head, "rows": rows}
+    return Table(caption, head, rows)
 
 
-def _candidates(choice: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not choice:
-        return None
+def _candidates(choice: Mapping[str, Any]) -> Table:
     share = choice["expect"]
 
     def expected(gains: list[float | None]) -> float:
@@ -420,7 +437,7 @@ def _candidates(choice: Mapping[str, Any] | None) -> dict[str, Any] | None:
     caption = "Change in NDCG@10 over the base model, cross-fitted; the best expected first"
     if len(rows) < len(ranked):
         caption += f" ({len(rows)} of {len(ranked)} shown)"
-    return {"caption": caption, "head": head, "rows": rows}
+    return Table(caption, head, rows)
 
 
 def _signed(gain: float | None) -> str:

@@ -25,8 +25,8 @@ from llama_index_embeddings_adapted.composed.small_model import (
     SmallModel,
     check_pooled,
     load_sentence_transformer,
+    precision_on,
 )
-from llama_index_embeddings_adapted.composed.training import Collator, places
 from llama_index_embeddings_adapted.composed.validation import ComposedValidation
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
@@ -151,7 +151,11 @@ class SmallModelEngine:
             require_extra(module, extra="composed")
         if options.lora_rank:
             require_extra("peft", extra="lora")
-        from llama_index_embeddings_adapted.composed.training import precision_on, train
+        from llama_index_embeddings_adapted.composed.training import (
+            Collator,
+            train,
+            training_groups,
+        )
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
         encoder = Encoder(
@@ -171,7 +175,9 @@ class SmallModelEngine:
         own = Texts.of(self.dataset, data)
         fitted = train(
             small.model,
-            places(data, per_place=options.queries_per_document, negatives=options.hard_negatives),
+            training_groups(
+                data, per_group=options.queries_per_document, negatives=options.hard_negatives
+            ),
             Collator(small.model, data, own, frozen=self._composed),
             lambda: validation.scores(small, options.weight, options.metric, pool),
             options,
@@ -271,7 +277,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
     The black box embeds each distinct text once, ever, through the vector cache. The small model
     learns by the ranking loss on the composed cosine. After every epoch the composition is scored
     on held-out queries, before the first epoch too; training stops when they stop gaining, and the
-    best epoch is kept. In the end λ is tuned on them, exactly, λ = 0 among the candidates: the
+    best epoch is kept. In the end λ is tuned on them, λ = 0 among the candidates: the
     model returned is never worse than the black box on them.
 
     Every finished epoch is kept beside ``model_output_path`` until training is done: the same call

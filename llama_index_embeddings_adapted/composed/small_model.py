@@ -1,21 +1,21 @@
 """The small model beside a black box; loading it runs no code of its folder.
 
-Two vectors of one text made one, ``[b ; λ·a]``, and the best λ for cosines at hand.
+Two vectors of one text made one, ``[b ; λ·a]``, and the best λ for vectors at hand.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize
+from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.core.files import read_json, read_json_object
 from llama_index_embeddings_adapted.errors import (
@@ -26,6 +26,7 @@ from llama_index_embeddings_adapted.errors import (
     require_extra,
 )
 from llama_index_embeddings_adapted.evaluation.metrics import ideal_gain
+from llama_index_embeddings_adapted.training.options import ComposedOptions
 
 _MODULES = "modules.json"
 _CONFIGS = ("config.json", "tokenizer_config.json")
@@ -203,8 +204,61 @@ def _safe_weights_beside(path: Path) -> bool:
     return path.name == "training_args.bin" or (path.parent / "model.safetensors").is_file()
 
 
-#: λ beyond which nothing is searched: the small model then has 16 times the say of the black box.
-WEIGHT_MAX = 4.0
+def precision_on(device: str, options: ComposedOptions) -> str:
+    """Return in which numbers a kind of device trains.
+
+    Raises:
+        OptionError: It cannot train in those asked for.
+    """
+    wanted = options.precision
+    if wanted == "auto":
+        if device != "cuda":
+            return "float32"
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if wanted == "float16" and device == "cpu":
+        raise OptionError('precision: "float16" does not train on a CPU; use "bfloat16".')
+    return wanted
+
+
+def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
+    """Set a small model up for training; return what is to be called when it has ended.
+
+    With ``lora_rank`` the body is frozen but for low-rank additions, which are merged into it in
+    the end.
+    """
+    if options.gradient_checkpointing:
+        enable_gradient_checkpointing(model[0].model)
+    if not options.lora_rank:
+        return lambda: None
+    peft = require_extra("peft", extra="lora")
+    config = peft.LoraConfig(
+        r=options.lora_rank, lora_alpha=2 * options.lora_rank, target_modules="all-linear"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+        model[0].model = peft.get_peft_model(model[0].model, config)
+
+    def merge() -> None:
+        model[0].model = model[0].model.merge_and_unload()
+        model.requires_grad_(True)
+
+    return merge
+
+
+def enable_gradient_checkpointing(body: Any) -> None:
+    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
+    # transformers renamed it in its version 5.
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        enable = getattr(body, f"{name}_enable", None)
+        if enable is not None:
+            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+            return
+
+
+#: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
+WEIGHTS = tuple(step / 10 for step in range(41))
 _DEPTH = 10
 
 
@@ -248,93 +302,37 @@ def check_weight(weight: object) -> None:
         raise OptionError(f"weight: expected a number >= 0, got {weight!r}.")
 
 
-@dataclass(frozen=True, eq=False)
-class Cosines:
-    """Cosines of the same queries and documents under two models.
-
-    Args:
-        black_box: ``(n, m)``.
-        small: ``(n, m)``.
-        relevance: Of the ``n`` queries over the ``m`` documents.
-    """
-
-    black_box: Vectors
-    small: Vectors
-    relevance: Qrels
-
-    def ndcg(self, weight: float) -> NDArray[np.float64]:
-        """Return NDCG@10 of each query at λ, ``(n,)``; ties count against the relevant document."""
-        scores = self.black_box.astype(np.float64) + weight**2 * self.small.astype(np.float64)
-        found = np.empty(len(self.relevance.documents), dtype=np.int64)
-        for entry, (query, document) in enumerate(
-            zip(self.relevance.queries, self.relevance.documents, strict=True)
-        ):
-            found[entry] = np.count_nonzero(scores[query] >= scores[query, document]) - 1
-        return self.relevance.discounted_gain(found, _DEPTH) / ideal_gain(self.relevance, _DEPTH)
-
-
-def best_weight(cosines: Cosines, trained: float) -> float:
-    """Find the λ in [0, 4] with the highest mean NDCG@10, exactly.
-
-    A score is ``cos_b + λ²·cos_a`` but for a factor that all documents share: linear in λ². The
-    rank of a relevant document therefore changes only where its line crosses that of another
-    document. All crossings sorted, the mean NDCG is known for every λ at once.
+def tune_weight(
+    queries: tuple[Vectors, Vectors],
+    documents: tuple[Vectors, Vectors],
+    relevance: Qrels,
+    trained: float,
+) -> float:
+    """Find the λ of :data:`WEIGHTS` with the highest mean NDCG@10, the smallest of equals.
 
     The λ of the training stays unless another is better by more than the standard error of the
     difference, and is never kept where it is worse than λ = 0.
 
     Args:
-        cosines: Of held-out queries.
+        queries: Of black box and small model, ``(n, dim_b)`` and ``(n, dim_a)``, any length.
+        documents: Likewise, ``(m, dim_b)`` and ``(m, dim_a)``.
+        relevance: Of the ``n`` queries over the ``m`` documents.
         trained: The λ trained with.
     """
-    best = sweep(cosines)
-    at_best, at_trained, at_zero = (cosines.ndcg(weight) for weight in (best, trained, 0.0))
-    gain = at_best - at_trained
+    frozen, small = map(l2_normalize, queries)
+    joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
+    ideal = ideal_gain(relevance, _DEPTH)
+
+    def ndcg(weight: float) -> NDArray[np.float64]:
+        parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
+        asked = np.asarray(np.concatenate(parts, axis=1) / (1 + weight**2), dtype=np.float32)
+        found = ranks(asked, joined, relevance.queries, relevance.documents, depth=_DEPTH)
+        return relevance.discounted_gain(found, _DEPTH) / ideal
+
+    scores = {weight: ndcg(weight) for weight in (*WEIGHTS, trained)}
+    best = max(WEIGHTS, key=lambda weight: scores[weight].mean())
+    gain = scores[best] - scores[trained]
     noise = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
-    if gain.mean() <= noise and at_trained.mean() > at_zero.mean():
+    if gain.mean() <= noise and scores[trained].mean() > scores[0.0].mean():
         return trained
-    return best if at_best.mean() > at_zero.mean() else 0.0
-
-
-def sweep(cosines: Cosines) -> float:
-    """Return the λ with the highest mean NDCG@10 in [0, 4], exactly.
-
-    It is the middle of the best interval between two crossings, the first of equals; 0 where that
-    is the interval that begins at 0.
-    """
-    relevance = cosines.relevance
-    share = relevance.grades / ideal_gain(relevance, _DEPTH)[relevance.queries] / len(relevance)
-    places: list[NDArray[np.float64]] = []
-    changes: list[NDArray[np.float64]] = []
-    for entry, (query, document) in enumerate(
-        zip(relevance.queries, relevance.documents, strict=True)
-    ):
-        where, change = _changes(cosines.black_box[query], cosines.small[query], int(document))
-        places.append(where)
-        changes.append(change * share[entry])
-    where = np.concatenate(places)
-    order = np.argsort(where, kind="stable")
-    where = where[order]
-    height = np.concatenate([[0.0], np.cumsum(np.concatenate(changes)[order])])
-    edges = np.concatenate([[0.0], where, [WEIGHT_MAX**2]])
-    wide = edges[1:] > edges[:-1]
-    best = int(np.argmax(np.where(wide, np.round(height, 12), -np.inf)))
-    return float(np.sqrt((edges[best] + edges[best + 1]) / 2)) if best else 0.0
-
-
-def _changes(
-    black_box: Vectors, small: Vectors, document: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the λ² at which a document's discount changes, ascending, and by how much."""
-    lead = black_box[document].astype(np.float64) - np.delete(black_box, document)
-    slope = small[document].astype(np.float64) - np.delete(small, document)
-    behind = np.count_nonzero((lead < 0) | ((lead == 0) & (slope <= 0)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = -lead / slope
-    crosses = (crossing > 0) & (crossing < WEIGHT_MAX**2)
-    crossing, gains = crossing[crosses], np.where(slope[crosses] > 0, -1, 1)
-    order = np.argsort(crossing, kind="stable")
-    rank = behind + np.concatenate([[0], np.cumsum(gains[order])])
-    discount = np.where(rank < _DEPTH, 1.0 / np.log2(rank + 2.0), 0.0)
-    change = np.diff(discount)
-    return crossing[order][change != 0], change[change != 0]
+    return best

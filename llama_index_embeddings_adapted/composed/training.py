@@ -11,8 +11,6 @@ From an encoded dataset to batches of tokens and frozen cosines.
 
 The ranking loss on composed cosines, with gradients cached where a batch outgrows memory.
 
-What is done to a small model before it trains: numbers, low-rank additions, activations.
-
 What a composed training does after every epoch: score, keep the best on disk, stop or go on.
 """
 
@@ -40,58 +38,14 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from llama_index_embeddings_adapted.composed.small_model import precision_on, prepare_model
 from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_file, write_json
-from llama_index_embeddings_adapted.errors import OptionError, TrainingError, require_extra
+from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, best_epoch
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives
 from llama_index_embeddings_adapted.training.options import ComposedOptions
-
-
-def precision_on(device: str, options: ComposedOptions) -> str:
-    """Return in which numbers a kind of device trains.
-
-    Raises:
-        OptionError: It cannot train in those asked for.
-    """
-    wanted = options.precision
-    if wanted == "auto":
-        if device != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    if wanted == "float16" and device == "cpu":
-        raise OptionError('precision: "float16" does not train on a CPU; use "bfloat16".')
-    return wanted
-
-
-def add_lora(model: Any, options: ComposedOptions) -> Callable[[], None]:
-    """Freeze the body but for low-rank additions; return what merges them into it."""
-    peft = require_extra("peft", extra="lora")
-    body = model[0].model
-    config = peft.LoraConfig(
-        r=options.lora_rank, lora_alpha=2 * (options.lora_rank or 1), target_modules="all-linear"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-        model[0].model = peft.get_peft_model(body, config)
-
-    def merge() -> None:
-        model[0].model = model[0].model.merge_and_unload()
-        model.requires_grad_(True)
-
-    return merge
-
-
-def recompute_activations(model: Any) -> None:
-    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
-    body = model[0].model
-    # transformers renamed it in its version 5.
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        enable = getattr(body, f"{name}_enable", None)
-        if enable is not None:
-            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
-            return
 
 
 def composed_nll(
@@ -199,16 +153,18 @@ class ComposedLoss(CachedLossMixin, nn.Module):
 _MOST_OF_POSITIVE = 0.95
 
 
-def places(data: EncodedDataset, *, per_place: int, negatives: int) -> list[dict[str, list[int]]]:
+def training_groups(
+    data: EncodedDataset, *, per_group: int, negatives: int
+) -> list[dict[str, list[int]]]:
     """Return what an epoch passes over: a document, queries it answers, and hard negatives.
 
-    Documents with the same text are one document. A document with more than ``per_place`` queries
-    has several places.
+    Documents with the same text are one document. A document with more than ``per_group`` queries
+    has several groups.
 
     Args:
         data: Training queries.
-        per_place: Queries per place, at most.
-        negatives: Hard negatives per place, at most.
+        per_group: Queries per group, at most.
+        negatives: Hard negatives per group, at most.
     """
     asked: dict[int, list[int]] = {}
     documents = data.canonical_rows[data.relevance.documents]
@@ -219,8 +175,8 @@ def places(data: EncodedDataset, *, per_place: int, negatives: int) -> list[dict
     mined = _mined(data, negatives) if negatives else none
     found = []
     for document, queries in asked.items():
-        for start in range(0, len(queries), per_place):
-            own = queries[start : start + per_place]
+        for start in range(0, len(queries), per_group):
+            own = queries[start : start + per_group]
             hard = dict.fromkeys(int(row) for query in own for row in mined[query])
             found.append({"document": [document], "queries": own, "hard": [*hard][:negatives]})
     return found
@@ -234,7 +190,7 @@ def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
 
 
 class Collator:
-    """Makes a batch of places: tokens of queries and documents, and how they are judged.
+    """Makes a batch of groups: tokens of queries and documents, and how they are judged.
 
     Args:
         model: The small model, which tokenises with the prompts it has for the two roles.
@@ -259,12 +215,12 @@ class Collator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Return ``query_…`` and ``document_…`` tokens, and the judgements as ``label``."""
-        queries = list(dict.fromkeys(q for place in features for q in place["queries"]))
-        answers = [document for place in features for document in place["document"]]
-        hard = [document for place in features for document in place["hard"]]
+        queries = list(dict.fromkeys(q for group in features for q in group["queries"]))
+        answers = [document for group in features for document in group["document"]]
+        hard = [document for group in features for document in group["hard"]]
         documents = list(dict.fromkeys([*answers, *hard]))
         relevant = np.array([[d in self._relevant[q] for d in documents] for q in queries])
-        drawn = {(q, d) for place in features for d in place["document"] for q in place["queries"]}
+        drawn = {(q, d) for group in features for d in group["document"] for q in group["queries"]}
         row = {query: number for number, query in enumerate(queries)}
         column = {document: number for number, document in enumerate(documents)}
         label = {
@@ -436,7 +392,7 @@ class ComposedFit:
 
 def train(
     model: Any,
-    places: list[dict[str, list[int]]],
+    groups: list[dict[str, list[int]]],
     collate: Any,
     score: Score,
     options: ComposedOptions,
@@ -452,8 +408,8 @@ def train(
 
     Args:
         model: A ``SentenceTransformer``; its weights change.
-        places: What an epoch passes over.
-        collate: Makes a batch of places.
+        groups: What an epoch passes over.
+        collate: Makes a batch of groups.
         score: Scores the model as it is on the validation queries: metric → mean.
         options: How to train.
         folder: For checkpoints, of this training alone.
@@ -464,21 +420,19 @@ def train(
         MissingExtraError: ``lora_rank`` is given and peft is not installed.
     """
     with _own_randomness():
-        return _train(model, places, collate, score, options, folder, show_progress)
+        return _train(model, groups, collate, score, options, folder, show_progress)
 
 
 def _train(
     model: Any,
-    places: list[dict[str, list[int]]],
+    groups: list[dict[str, list[int]]],
     collate: Any,
     score: Score,
     options: ComposedOptions,
     folder: Path,
     show_progress: bool,
 ) -> ComposedFit:
-    if options.gradient_checkpointing:
-        recompute_activations(model)
-    merge = add_lora(model, options) if options.lora_rank else None
+    finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
     progress = Progress(model, loss, score, options, folder, show_progress=show_progress)
     checkpoint = last_checkpoint(folder)
@@ -486,7 +440,7 @@ def _train(
     trainer = _Trainer(
         model=model,
         args=_arguments(model, options, folder),
-        train_dataset=Dataset.from_list(places),
+        train_dataset=Dataset.from_list(groups),
         loss=loss,
         data_collator=collate,
         callbacks=[progress],
@@ -504,8 +458,7 @@ def _train(
     finally:
         progress.bar.close()
     best = progress.load_best()
-    if merge is not None:
-        merge()
+    finish()
     model.eval()
     return ComposedFit(best, tuple(progress.history), interrupted, resumed_from)
 

@@ -7,12 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.composed.small_model import (
-    Cosines,
-    SmallModel,
-    best_weight,
-    compose,
-)
+from llama_index_embeddings_adapted.composed.small_model import SmallModel, compose, tune_weight
 from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation import metrics
@@ -99,9 +94,8 @@ class ComposedValidation:
         queries, documents = self._embedded(small, np.arange(len(self._documents)))
         weight = trained_weight
         if self._composed:
-            own, theirs = l2_normalize(queries), l2_normalize(documents)
-            frozen = self._queries @ self._documents.T
-            weight = best_weight(Cosines(frozen, own @ theirs.T, self.data.relevance), weight)
+            pairs = (self._queries, queries), (self._documents, documents)
+            weight = tune_weight(*pairs, self.data.relevance, weight)
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents, documents, weight)
         base = search(self.data, self._queries, self._documents)

@@ -1,4 +1,4 @@
-"""What answered similar training queries, as boosts on the scores of documents.
+"""What answered similar training queries, as scores of documents.
 
 A memory of answers on disk: ``memory.json`` and ``memory.safetensors``.
 """
@@ -6,17 +6,15 @@ A memory of answers on disk: ``memory.json`` and ``memory.safetensors``.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters.saving import library_version
+from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import (
     Rows,
@@ -30,20 +28,16 @@ from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_o
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.base_model import (
     Fingerprint,
-    base_name,
     check_base,
     fingerprint_of,
 )
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.encoding.serialize import describe_base
 from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
     DatasetError,
     FolderError,
-    OptionError,
     ShapeError,
-    quote_some,
+    check_number,
     truncate,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import DEFAULT_KS, RetrievalScores
@@ -158,16 +152,13 @@ class AnswerMemory:
                 for query, documents in zip(dataset.queries, answers, strict=True)
             ],
         )
-        encoder = Encoder(
+        with Encoder(
             base_of(embed_model),
             batch_size=batch_size,
             cache_dir=cache_dir,
             show_progress=show_progress,
-        )
-        try:
+        ) as encoder:
             queries = encoder.encode(list(dataset.queries.values()), "query")
-        finally:
-            encoder.close()
         return cls.of(queries, relevance, tuple(rows))
 
     @property
@@ -175,7 +166,7 @@ class AnswerMemory:
         """Dimension of the base model's vectors."""
         return int(self.queries.shape[1])
 
-    def recall(
+    def lookup(
         self, query: Vectors, *, temperature: float = TEMPERATURE, neighbours: int = NEIGHBOURS
     ) -> dict[str, float]:
         """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
@@ -191,13 +182,13 @@ class AnswerMemory:
         Raises:
             ShapeError: Another dimension, or values that are not finite.
         """
-        _, documents, amounts = self._attended(np.atleast_2d(query), temperature, neighbours)
+        _, documents, amounts = self._answers(np.atleast_2d(query), temperature, neighbours)
         rows, place = np.unique(documents, return_inverse=True)
         total = np.bincount(place, weights=amounts)
         order = np.argsort(-total, kind="stable")
         return {self.document_ids[rows[at]]: float(total[at]) for at in order}
 
-    def boosts(
+    def scores(
         self,
         queries: Vectors,
         document_ids: Sequence[str],
@@ -205,7 +196,7 @@ class AnswerMemory:
         temperature: float = TEMPERATURE,
         neighbours: int = NEIGHBOURS,
     ) -> Vectors:
-        """Return what :meth:`recall` gives as a matrix, ``(n, len(document_ids))``.
+        """Return what :meth:`lookup` gives as a matrix, ``(n, len(document_ids))``.
 
         Args:
             queries: ``(n, dim)``, of the base model.
@@ -218,13 +209,13 @@ class AnswerMemory:
         """
         column = {document: at for at, document in enumerate(document_ids)}
         columns = np.array([column.get(document, -1) for document in self.document_ids])
-        asked, documents, amounts = self._attended(queries, temperature, neighbours)
+        asked, documents, amounts = self._answers(queries, temperature, neighbours)
         found = np.zeros((len(queries), len(document_ids)), dtype=np.float32)
         here = columns[documents] >= 0
         np.add.at(found, (asked[here], columns[documents[here]]), amounts[here])
         return found
 
-    def _attended(
+    def _answers(
         self, queries: Vectors, temperature: float, neighbours: int
     ) -> tuple[Rows, Rows, Vectors]:
         """Return query row, document row and ``w_i y_ij``, each ``(entries,)``, not yet summed."""
@@ -297,10 +288,10 @@ def search_with_memory(
     depth = min(max(_DEPTH, *ks), len(right))
     ranked = np.empty((len(left), depth), dtype=np.int64)
     for rows, _, scores in score_blocks(left, right, width=len(right)):
-        boosts = memory.boosts(
+        remembered = memory.scores(
             data.queries[rows], data.document_ids, temperature=temperature, neighbours=neighbours
         )
-        scores += np.float32(weight) * boosts
+        scores += np.float32(weight) * remembered
         ranked[rows] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks)
 
@@ -313,20 +304,14 @@ def check_settings(
     Raises:
         OptionError: One is.
     """
-    given = (weight, temperature, neighbours)
-    if (
-        not all(isinstance(value, Real) for value in given)
-        or not 0 <= weight < math.inf
-        or not temperature > 0
-        or not 1 <= neighbours < math.inf
-    ):
-        raise OptionError(
-            "Expected a finite weight >= 0, temperature > 0 and neighbours >= 1, got "
-            + " and ".join(truncate(repr(value)) for value in given)
-            + "."
-        )
-    if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
-        raise OptionError(f"top_k: expected a number >= 1 or None, got {truncate(repr(top_k))}.")
+    limits = {
+        "weight": (weight, {"least": 0.0}),
+        "temperature": (temperature, {"above": 0.0}),
+        "neighbours": (neighbours, {"least": 1.0}),
+        "top_k": (1 if top_k is None else top_k, {"least": 1.0}),
+    }
+    for name, (value, limit) in limits.items():
+        check_number(name, value.item() if isinstance(value, np.generic) else value, **limit)
 
 
 def base_of(model: BaseEmbedding) -> BaseEmbedding:
@@ -340,7 +325,6 @@ def base_of(model: BaseEmbedding) -> BaseEmbedding:
 
 
 CONFIG, ARRAYS = "memory.json", "memory.safetensors"
-FORMAT_VERSION = 1
 
 
 def write(
@@ -351,19 +335,14 @@ def write(
     Raises:
         FolderError: The folder exists and holds something else.
     """
-    _check_folder(folder)
+    folders.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
     fingerprint = fingerprint_of(base)
     config = {
-        "format_version": FORMAT_VERSION,
+        "format_version": folders.FORMAT_VERSION,
         "library": "llama-index-embeddings-adapted",
-        "library_version": library_version(),
+        "library_version": saving.library_version(),
         "settings": dict(settings),
-        "base_model": {
-            **describe_base(base),
-            "name": fingerprint.name,
-            "dim": fingerprint.dim,
-            "fingerprint": fingerprint.digest,
-        },
+        "base_model": saving.identity_of(base, fingerprint),
         "document_ids": list(memory.document_ids),
     }
     arrays: folders.Arrays = {
@@ -387,12 +366,7 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
     config = read_json_object(folder / CONFIG, error=FolderError, most=folders.MOST_CONFIG_BYTES)
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise FolderError(
-            f"{folder}: saved in format {version}; this version reads up to {FORMAT_VERSION}. "
-            'pip install --upgrade "llama-index-embeddings-adapted"'
-        )
+    folders.check_version(config, folder)
     if not (folder / ARRAYS).is_file():
         raise FolderError(f"{folder}: no {ARRAYS}.")
     arrays = folders.read_arrays(folder / ARRAYS)
@@ -406,35 +380,10 @@ def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
         if not all(isinstance(name, str) for name in ids):
             raise TypeError("document ids that are no strings")
         memory = AnswerMemory(arrays["queries"], answers, ids)
-        probes = as_vectors(arrays[folders.PROBES], what="probe vectors", dim=memory.dim)
-        fingerprint = Fingerprint(str(config["base_model"]["name"]), probes)
+        base = {**config["base_model"], "dim": memory.dim}
+        fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
         _ = config["settings"].keys()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
         reason = truncate(str(cause), 300)
         raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause
     return config, memory, fingerprint
-
-
-def verify(model: BaseEmbedding, expected: Fingerprint, *, where: Path) -> None:
-    """Refuse a model whose query vectors are not those that are remembered.
-
-    Raises:
-        BaseModelMismatchError: It is another one, or has changed.
-    """
-    actual = fingerprint_of(model)
-    if not actual.agrees_with(expected):
-        raise BaseModelMismatchError(
-            f"{where} remembers query vectors of {expected.name} ({expected.dim} dimensions); the "
-            f"model at hand, {base_name(model)} ({actual.dim} dimensions), gives others for the "
-            "probe texts. Load the original model, or make the memory again with from_dataset."
-        )
-
-
-def _check_folder(folder: Path) -> None:
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    strangers = sorted(found - {CONFIG, ARRAYS})
-    if strangers or (folder.exists() and not folder.is_dir()):
-        raise FolderError(
-            f"{folder}: expected an empty or new folder, or a saved memory; it "
-            + (f"holds other files ({quote_some(strangers)})." if strangers else "is a file.")
-        )

@@ -15,12 +15,14 @@ from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
+from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting
 from llama_index_embeddings_adapted.encoding.serialize import rebuild_base
 from llama_index_embeddings_adapted.errors import OptionError, quote_some
 from llama_index_embeddings_adapted.serving import memory as answer_store
+from llama_index_embeddings_adapted.serving.base_vectors import Steps, arun_steps, run_steps
 from llama_index_embeddings_adapted.serving.memory import (
     NEIGHBOURS,
     TEMPERATURE,
@@ -33,7 +35,7 @@ Match = Literal["node_id", "ref_doc_id"]
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 _SETTINGS = ("weight", "temperature", "neighbours", "top_k", "match")
-_LEAST_RECALL = 0.01  # less than this share of ``weight`` brings no document in
+_LEAST_SCORE = 0.01  # less than this share of ``weight`` brings no document in
 
 
 class MemoryRetriever(BaseRetriever):
@@ -51,7 +53,7 @@ class MemoryRetriever(BaseRetriever):
     Let the wrapped retriever give more nodes than are needed, 30 or 100, and set ``top_k``: what it
     does not give, the memory cannot lift. ``nodes`` lets the memory bring such documents in. What
     the retriever would have scored them is unknown, but no more than the lowest score it gave, so
-    that is their score without memory (0 if it gave no node); a document whose boost is below
+    that is their score without memory (0 if it gave no node); a document whose memory is below
     1 % of ``weight`` is not brought in. **The retriever's filters do not apply to them:** pass only
     nodes that anyone who may ask may see.
 
@@ -153,20 +155,27 @@ class MemoryRetriever(BaseRetriever):
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = self._given_vector(query_bundle)
-        if vector is None and query_bundle.query_str:
-            vector = self._base.get_query_embedding(query_bundle.query_str)
-        found = self.retriever.retrieve(self._handed_on(query_bundle, vector))
-        boosts = self._boosts(vector)
-        return self._ranked(found, boosts, self._fetch(self._absent(found, boosts)))
+        return run_steps(self._steps(query_bundle))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = self._given_vector(query_bundle)
-        if vector is None and query_bundle.query_str:
-            vector = await self._base.aget_query_embedding(query_bundle.query_str)
-        found = await self.retriever.aretrieve(self._handed_on(query_bundle, vector))
-        boosts = self._boosts(vector)
-        return self._ranked(found, boosts, await self._afetch(self._absent(found, boosts)))
+        return await arun_steps(self._steps(query_bundle))
+
+    def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
+        """Embed the query, retrieve, bring remembered documents in, rank."""
+        vector = self._given_vector(bundle)
+        if vector is None and bundle.query_str:
+            base = self._base
+            vector = yield base.get_query_embedding, base.aget_query_embedding, (bundle.query_str,)
+        handed_on = self._handed_on(bundle, vector)
+        found = yield self.retriever.retrieve, self.retriever.aretrieve, (handed_on,)
+        remembered = self._remembered(vector)
+        absent, nodes = self._absent(found, remembered), self._nodes
+        if isinstance(nodes, BaseDocumentStore):
+            stored = yield nodes.get_nodes, nodes.aget_nodes, (absent, False)
+            added = [(node.node_id, node) for node in stored]
+        else:
+            added = [(name, nodes[name]) for name in absent if nodes and name in nodes]
+        return self._ranked(found, remembered, added)
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"retriever": self.retriever}
@@ -187,58 +196,45 @@ class MemoryRetriever(BaseRetriever):
             vector = self._embed_model.adapt(np.asarray(vector, np.float32), "query").tolist()
         return replace(bundle, embedding=vector)
 
-    def _boosts(self, vector: list[float] | None) -> dict[str, float]:
+    def _remembered(self, vector: list[float] | None) -> dict[str, float]:
         if vector is None:
             return {}
-        return self.memory.recall(
-            np.asarray(vector, np.float32),
-            temperature=self.temperature,
-            neighbours=self.neighbours,
-        )
+        query = np.asarray(vector, np.float32)
+        return self.memory.lookup(query, temperature=self.temperature, neighbours=self.neighbours)
 
     # --- the nodes ----------------------------------------------------------------------------
 
     def _limit(self, found: Sequence[NodeWithScore]) -> int:
         return len(found) if self.top_k is None else self.top_k
 
-    def _absent(self, found: list[NodeWithScore], boosts: dict[str, float]) -> list[str]:
+    def _absent(self, found: list[NodeWithScore], remembered: dict[str, float]) -> list[str]:
         """Return the ids of the documents to bring in, best first, no more than can rank."""
         if self._nodes is None:
             return []
         present = {node.node_id for node in found}
-        absent = [d for d, b in boosts.items() if b >= _LEAST_RECALL and d not in present]
+        absent = [
+            d for d, share in remembered.items() if share >= _LEAST_SCORE and d not in present
+        ]
         return absent[: self._limit(found)]
-
-    def _fetch(self, ids: list[str]) -> list[tuple[str, BaseNode]]:
-        if isinstance(self._nodes, BaseDocumentStore):
-            stored = self._nodes.get_nodes(ids, raise_error=False)
-            return [(node.node_id, node) for node in stored]
-        return [(name, self._nodes[name]) for name in ids if self._nodes and name in self._nodes]
-
-    async def _afetch(self, ids: list[str]) -> list[tuple[str, BaseNode]]:
-        if isinstance(self._nodes, BaseDocumentStore):
-            stored = await self._nodes.aget_nodes(ids, raise_error=False)
-            return [(node.node_id, node) for node in stored]
-        return self._fetch(ids)
 
     def _ranked(
         self,
         found: list[NodeWithScore],
-        boosts: dict[str, float],
+        remembered: dict[str, float],
         added: list[tuple[str, BaseNode]],
     ) -> list[NodeWithScore]:
         scores = _scores(found, self.retriever)
         floor = min(scores, default=0.0)
         scored = [
-            (score + self.weight * boosts.get(self._document(node.node), 0.0), node)
+            (score + self.weight * remembered.get(getattr(node.node, self.match) or "", 0.0), node)
             for score, node in zip(scores, found, strict=True)
-        ] + [(floor + self.weight * boosts[name], NodeWithScore(node=node)) for name, node in added]
+        ] + [
+            (floor + self.weight * remembered[name], NodeWithScore(node=node))
+            for name, node in added
+        ]
         scored.sort(key=lambda pair: -pair[0])
         best = scored[: self._limit(found)]
         return [node.model_copy(update={"score": score}) for score, node in best]
-
-    def _document(self, node: BaseNode) -> str:
-        return node.node_id if self.match == "node_id" else node.ref_doc_id or ""
 
     # --- saving -------------------------------------------------------------------------------
 
@@ -284,7 +280,7 @@ class MemoryRetriever(BaseRetriever):
         if embed_model is None:
             embed_model = rebuild_base(config.get("base_model"))
         if verify:
-            answer_store.verify(base_of(embed_model), fingerprint, where=path)
+            saving.verify(fingerprint, base_of(embed_model), where=path)
         saved = config["settings"]
         kept = {name: saved[name] for name in _SETTINGS if name in saved}
         return cls(retriever, memory, embed_model=embed_model, **{**kept, **settings})

@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.composed.training import (
     Collator,
     ComposedLoss,
     composed_nll,
-    places,
+    training_groups,
 )
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
@@ -78,7 +78,7 @@ def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, A
 
 
 def test_an_epoch_visits_each_document_once_with_its_queries() -> None:
-    found = places(shared_documents(), per_place=4, negatives=0)
+    found = training_groups(shared_documents(), per_group=4, negatives=0)
     assert found == [
         {"document": [0], "queries": [0, 1, 2], "hard": []},
         {"document": [2], "queries": [2], "hard": []},
@@ -86,14 +86,14 @@ def test_an_epoch_visits_each_document_once_with_its_queries() -> None:
     ]
 
 
-def test_a_document_with_many_queries_has_several_places() -> None:
-    found = places(shared_documents(), per_place=2, negatives=0)
+def test_a_document_with_many_queries_has_several_groups() -> None:
+    found = training_groups(shared_documents(), per_group=2, negatives=0)
     assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
 
 
 def test_hard_negatives_are_mined_and_never_relevant() -> None:
     data = shared_documents()
-    found = places(data, per_place=4, negatives=2)
+    found = training_groups(data, per_group=4, negatives=2)
     assert any(place["hard"] for place in found)
     for place in found:
         answers = {
@@ -105,7 +105,7 @@ def test_hard_negatives_are_mined_and_never_relevant() -> None:
 
 
 def test_a_batch_holds_every_text_once_and_knows_what_answers_what() -> None:
-    batch = collated(places(shared_documents(), per_place=2, negatives=0))
+    batch = collated(training_groups(shared_documents(), per_group=2, negatives=0))
     assert batch["query_input_ids"].shape[0] == 6
     assert batch["document_input_ids"].shape[0] == 3
     label = batch["label"]
@@ -116,7 +116,7 @@ def test_a_batch_holds_every_text_once_and_knows_what_answers_what() -> None:
 
 
 def test_without_a_black_box_the_batch_holds_no_cosines_of_one() -> None:
-    batch = collated(places(shared_documents(), per_place=4, negatives=0), frozen=False)
+    batch = collated(training_groups(shared_documents(), per_group=4, negatives=0), frozen=False)
     assert "frozen" not in batch["label"]
 
 

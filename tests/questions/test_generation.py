@@ -186,7 +186,7 @@ def test_old_calls_work_as_they_are(cache: Path, tmp_path: Path) -> None:
     assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
     assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
     saved = json.loads((tmp_path / "pairs.json").read_text())
-    assert list(saved) == ["queries", "corpus", "relevant_docs", "mode"]
+    assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
 
 
 def test_the_text_sent_is_the_text_that_is_embedded(cache: Path) -> None:

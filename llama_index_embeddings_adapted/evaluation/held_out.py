@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.data.splits import hold_out_documents
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, joined, search
-from llama_index_embeddings_adapted.evaluation.verdict import Difference, paired_difference
+from llama_index_embeddings_adapted.evaluation.verdict import FEWEST, Difference, paired_difference
 
 PerQuery = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -32,7 +32,6 @@ Mask = NDArray[np.bool_]
 METRIC = "ndcg@10"
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10
-_FEWEST = 20
 _MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
 _HELD_OUT_QUERIES = 0.1
 _HELD_OUT_DOCUMENTS = 0.1
@@ -153,7 +152,7 @@ class Validation:
         for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
             relevance = part.data.relevance
             queries = l2_normalize(adapter.apply(part.data.queries))
-            found = ranks(queries, documents, relevance.queries, relevance.documents)
+            found = ranks(queries, documents, relevance.queries, relevance.documents, depth=_DEPTH)
             values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
         return np.concatenate(values)
 
@@ -203,7 +202,7 @@ class Gain:
             weight = sum(share for share, _ in mixed)
             overall = sum(share * gain for share, gain in mixed) / weight if weight else 0.0
             return cls(known, new, overall, harmless=True)
-        telling = [part for part in parts if len(part) >= _FEWEST]
+        telling = [part for part in parts if len(part) >= FEWEST]
         harmless = all(part.mean() >= -_standard_error(part) for part in telling)
         return cls(known, new, float(change.mean()), bool(harmless))
 

@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     )
     from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
     from llama_index_embeddings_adapted.operations.folder import ship_candidate
-    from llama_index_embeddings_adapted.operations.monitoring import (
-        DriftReport,
+    from llama_index_embeddings_adapted.operations.monitoring import DriftReport, inspect_queries
+    from llama_index_embeddings_adapted.operations.moves import (
         MoveReport,
         bound_nudges,
-        inspect_queries,
         moved_documents,
         undo_nudges,
     )
@@ -148,7 +147,7 @@ _LAZY = {
     "LocalLlama": "questions.local_llama",
     "LowRankAdapter": "adapters.maps",
     "MemoryRetriever": "serving.retriever",
-    "MoveReport": "operations.monitoring",
+    "MoveReport": "operations.moves",
     "QuestionReport": "questions.selection",
     "RetrievalScores": "evaluation.retrieval",
     "SentenceTransformersFinetuneEngine": "composed.engines",
@@ -161,7 +160,7 @@ _LAZY = {
     "adapt_nodes": "operations.rebuild",
     "adapt_vectors": "operations.rebuild",
     "agenerate_qa_embedding_pairs": "questions.generate",
-    "bound_nudges": "operations.monitoring",
+    "bound_nudges": "operations.moves",
     "check_similarity": "operations.similarity",
     "compare_retrieval": "evaluation.comparison",
     "embed_corpus": "encoding.corpus",
@@ -172,11 +171,11 @@ _LAZY = {
     "hold_out_documents": "questions.passages",
     "inspect_queries": "operations.monitoring",
     "mine_hard_negatives": "evaluation.retrieval",
-    "moved_documents": "operations.monitoring",
+    "moved_documents": "operations.moves",
     "pairs_from_structure": "questions.structure",
     "resolve_embed_model": "serving.embedding",
     "ship_candidate": "operations.folder",
-    "undo_nudges": "operations.monitoring",
+    "undo_nudges": "operations.moves",
     "upgrade_adapter": "operations.upgrade",
 }
 _MODELS = ("serving.embedding", "composed.embedding")  # which say what their folders hold

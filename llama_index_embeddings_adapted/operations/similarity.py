@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
 _AGREEMENT = 0.9  # least share of the first 10 that a store has in common with cosine
 _FIRST = 10
+_FEWEST = 30  # queries, to say how their scores shift
 
 Numbers = NDArray[np.float64]
 Ask = Callable[[Vectors], list[NodeWithScore]]
@@ -45,6 +46,8 @@ class SimilarityCheck:
         agreement: Share of the first 10 that the index has in common with exact search by cosine,
             in [0, 1], among the documents sampled.
         documents: How many were sampled.
+        best_scores: Of each of ``queries``, the score of the best document with the base model and
+            with the adapter; empty where no queries were given, or there is no adapter.
     """
 
     similarity: str
@@ -55,6 +58,30 @@ class SimilarityCheck:
     query_length: float
     agreement: float
     documents: int
+    best_scores: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def shift(self) -> float | None:
+        """How much higher the best scores are with the adapter, on average; None if not asked."""
+        return float(np.diff(self.best_scores).mean()) if self.best_scores else None
+
+    def equivalent_cutoff(self, cutoff: float) -> float:
+        """Return the cut-off that as many queries pass with the adapter as ``cutoff`` without.
+
+        By quantiles of the best scores, between which it is interpolated; beyond them the cut-off
+        moves as the nearest does.
+
+        Args:
+            cutoff: Chosen for the base model, in the store's scores.
+
+        Raises:
+            OptionError: No queries were given to :func:`check_similarity`.
+        """
+        if not self.best_scores:
+            raise OptionError("cutoff: pass queries=… to check_similarity, at least 30.")
+        base, adapted = np.sort(np.asarray(self.best_scores), axis=0).T
+        inside = np.clip(cutoff, base[0], base[-1])
+        return float(np.interp(inside, base, adapted) + cutoff - inside)
 
     @property
     def problems(self) -> list[str]:
@@ -107,18 +134,37 @@ class SimilarityCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""
-        return {**asdict(self), "problems": self.problems, "note": self.note}
+        scores = [list(pair) for pair in self.best_scores]
+        return {
+            **asdict(self),
+            "best_scores": scores,
+            "shift": self.shift,
+            "problems": self.problems,
+            "note": self.note,
+        }
 
     def __str__(self) -> str:
         found = self.problems or ["No problem found."]
+        if self.shift is not None:
+            found = [*found, self._shifted]
         lengths = f"{self.documents} documents of length {self.shortest:.3g} to {self.longest:.3g}"
         return "\n".join([f"{self.similarity}; {self.note} {lengths}.", *found])
+
+    @property
+    def _shifted(self) -> str:
+        middle = float(np.median(np.asarray(self.best_scores)[:, 0]))
+        return (
+            f"The best score of a query is {self.shift:+.3f} with the adapter, on average over "
+            f"{len(self.best_scores)} queries: a cut-off of {middle:.3f} for the base model "
+            f"is one of {self.equivalent_cutoff(middle):.3f} now; for others: equivalent_cutoff(…)."
+        )
 
 
 def check_similarity(
     index: VectorStoreIndex,
     embed_model: BaseEmbedding,
     *,
+    queries: Sequence[str] = (),
     sample: int = 100,
     cache_dir: CacheDir = None,
     show_progress: bool = True,
@@ -133,26 +179,49 @@ def check_similarity(
     Args:
         index: Any vector index.
         embed_model: The model that is to query it.
+        queries: Live queries, at least 30: an adapter shifts the scores, and
+            :meth:`SimilarityCheck.equivalent_cutoff` then says which cut-off lets as many of them
+            pass as before. Only for adapters that leave documents alone.
         sample: Documents per vector, at least 10.
         cache_dir: See :class:`Encoder`.
         show_progress: Show a bar while embedding.
 
     Raises:
-        OptionError: The index is empty or none of vectors, or ``sample`` is too small.
+        OptionError: The index is empty or none of vectors, ``sample`` is too small, or ``queries``
+            are too few or given for an adapter that moves documents.
     """
     if sample < _FIRST:
         raise OptionError(f"sample: expected at least {_FIRST}, got {sample!r}.")
+    if 0 < len(queries) < _FEWEST:
+        raise OptionError(f"queries: expected at least {_FEWEST} or none, got {len(queries)}.")
+    if queries and getattr(getattr(embed_model, "adapter", None), "adapts_documents", False):
+        raise OptionError(
+            "queries: expected none, as the adapter moves documents: this index has no scores of "
+            "the base model to compare with."
+        )
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
-    encoder = Encoder(base, cache_dir=cache_dir, show_progress=show_progress)
+    with Encoder(base, cache_dir=cache_dir, show_progress=show_progress) as encoder:
 
-    def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
-        texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        return document_vectors(embed_model, encoder.encode(texts, "document"), texts)
+        def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
+            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            return document_vectors(embed_model, encoder.encode(texts, "document"), texts)
 
-    try:
-        return examine(index, query_probes(embed_model), vectors_of, sample=sample)
-    finally:
-        encoder.close()
+        check = examine(index, query_probes(embed_model), vectors_of, sample=sample)
+        if not queries or not isinstance(embed_model, Adapting):
+            return check
+        asked = encoder.encode(list(queries), "query")
+    pairs = zip(
+        _best_scores(index, asked),
+        _best_scores(index, embed_model.adapt(asked, "query")),
+        strict=True,
+    )
+    return replace(check, best_scores=tuple(pairs))
+
+
+def _best_scores(index: VectorStoreIndex, queries: Vectors) -> list[float]:
+    retrieve = index.as_retriever(similarity_top_k=1).retrieve
+    found = (retrieve(QueryBundle("", embedding=query.tolist())) for query in queries)
+    return [float(item[0].score or 0.0) for item in found]
 
 
 def query_probes(embed_model: BaseEmbedding) -> Vectors:

@@ -132,6 +132,38 @@ def test_a_plain_model_is_checked_too(
     assert "No problem found." in str(check)
 
 
+def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(
+    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
+) -> None:
+    random = np.random.default_rng(1)
+    model = AdaptedEmbedding(base, LinearAdapter(np.eye(DIM) + random.standard_normal((DIM, DIM))))
+    queries = [f"a question {number} about thing {number % 7}" for number in range(40)]
+    check = check_similarity(old, model, queries=queries, **quiet)
+    best = [
+        [old.as_retriever(embed_model=each).retrieve(text)[0].score for text in queries]
+        for each in (base, model)
+    ]
+    assert check.shift == pytest.approx(np.mean(best[1]) - np.mean(best[0]), abs=1e-5)
+    assert abs(check.shift) > 0.01
+    for cutoff in (0.4, 0.5, 0.6, float(np.median(best[0]))):
+        passing = [np.sum(np.array(best[0]) >= cutoff),
+                   np.sum(np.array(best[1]) >= check.equivalent_cutoff(cutoff))]  # fmt: skip
+        assert abs(passing[0] - passing[1]) <= 1
+    assert check.equivalent_cutoff(2.0) == pytest.approx(
+        max(best[1]) + 2.0 - max(best[0]), abs=1e-5
+    )
+    assert f"{check.shift:+.3f} with the adapter" in str(check)
+    assert len(check.to_dict()["best_scores"]) == 40
+    plain = check_similarity(old, model, **quiet)
+    assert plain.shift is None
+    with pytest.raises(OptionError, match="pass queries=… to check_similarity"):
+        plain.equivalent_cutoff(0.5)
+    with pytest.raises(OptionError, match="queries: expected at least 30 or none, got 1"):
+        check_similarity(old, model, queries=["one"], **quiet)
+    with pytest.raises(OptionError, match="the adapter moves documents"):
+        check_similarity(old, AdaptedEmbedding(base, SHARED), queries=queries, **quiet)
+
+
 def test_bad_arguments_are_refused(
     old: VectorStoreIndex, model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any]
 ) -> None:

@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.adapters.sketch import (
 )
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
-from llama_index_embeddings_adapted.operations.monitoring import compare, drift, wilson
+from llama_index_embeddings_adapted.operations.monitoring import compare, drift
 from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
@@ -83,11 +83,6 @@ def test_the_energy_distance_is_scipys() -> None:
     cross = np.abs(one[:, None] - other).mean()
     theirs = stats.energy_distance(one, other) ** 2
     assert found.distance == pytest.approx(theirs / (2 * cross), rel=1e-4)
-
-
-def test_the_interval_of_a_share_is_wilsons() -> None:
-    theirs = stats.binomtest(7, 50).proportion_ci(method="wilson")
-    assert wilson(7 / 50, 50) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
 def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:

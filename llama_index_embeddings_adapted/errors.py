@@ -62,10 +62,12 @@ class EncodeError(AdaptedError, RuntimeError):
     Args:
         message: What is wrong with the answer.
         text: The first text concerned.
+        texts: All of them, where they are known.
     """
 
-    def __init__(self, message: str, *, text: str) -> None:
-        self.text = text
+    def __init__(self, message: str, *, text: str, texts: tuple[str, ...] = ()) -> None:
+        self.text, self.texts = text, texts
+        self.ids: tuple[str, ...] = ()  # of those texts, where a dataset was embedded
         super().__init__(f"{message} Text: {truncate(text)!r}.")
 
 

@@ -353,6 +353,15 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         }
         return self._but(**found, allow_unjudged=False)
 
+    def without(self, ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
+        """Drop documents and queries, and queries that are left without a relevant document."""
+        gone = set(ids)
+        corpus = {document: text for document, text in self.corpus.items() if document not in gone}
+        left = {name: _left(getattr(self, name), corpus) for name in ("grades", "hard_negatives")}
+        relevant = _left(self.relevant_docs, corpus) or {}
+        smaller = self._but(corpus=corpus, relevant_docs=relevant, **left)
+        return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
+
     def with_hard_negatives(
         self, negatives: Mapping[str, Sequence[str]]
     ) -> EmbeddingQAFinetuneDataset:
@@ -409,6 +418,18 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 stacklevel=2,
             )
         return self.subset(train), self.subset(test)
+
+
+def _left(by_query: Mapping[str, Any] | None, corpus: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return lists or dicts by document without the documents that are gone."""
+    if by_query is None:
+        return None
+    return {
+        query: {d: own[d] for d in own if d in corpus}
+        if isinstance(own, Mapping)
+        else [d for d in own if d in corpus]
+        for query, own in by_query.items()
+    }
 
 
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

@@ -11,22 +11,33 @@ import asyncio
 import functools
 import hashlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import tenacity
 from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import (
+    EmbeddingEndEvent,
+    EmbeddingStartEvent,
+)
 
 from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, l2_normalize
+from llama_index_embeddings_adapted.data.reading import repaired
 from llama_index_embeddings_adapted.encoding.serialize import without_url_secrets
-from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError, truncate
+
+_dispatcher = get_dispatcher(__name__)
 
 #: Embedded as documents and as queries; never change them, saved adapters depend on it.
 PROBE_TEXTS = (
@@ -110,6 +121,37 @@ QueryBatch = Callable[[list[str]], list[Embedding]]
 _State = dict[str, object]
 
 
+TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of a client carries, if any."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+    return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether no answer came: a connection that broke, or time that ran out."""
+    names = (cls.__name__ for cls in type(error).__mro__)
+    return any("Connect" in name or "Timeout" in name for name in names)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return whether the same request may succeed a little later."""
+    return is_unreachable(error) or status_of(error) in _PASSING
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether other texts would fail alike: no access, no such model, no connection."""
+    return is_unreachable(error) or status_of(error) in _FATAL
+
+
 def check_base(model: object, name: str) -> None:
     """Refuse what is no LlamaIndex embedding model.
 
@@ -156,7 +198,9 @@ class BaseModelCalls:
         if batch_size is not None and batch_size != model.embed_batch_size:
             changes["embed_batch_size"] = batch_size
         self._model = model.model_copy(update=changes) if changes else model
-        self._queries = _QueryBatches.of(self._model)
+        self._embed_queries = query_batch(self._model)
+        # A client that tries again itself is not made to do so once more.
+        self._tries = 1 if getattr(model, "max_retries", None) else TRIES
         self._only_async = False
 
     @property
@@ -169,24 +213,42 @@ class BaseModelCalls:
         clear_trace_map(self._model.callback_manager)
         self.texts += len(texts)
         self.characters += sum(map(len, texts))
+        texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
         if role == "document":
-            yield from self._documents(list(texts))
-        elif self._queries is not None:
+            yield from self._patiently(lambda: self._documents(list(texts)))
+        elif (embed := self._embed_queries) is not None:
             self.calls += 1
-            answers = self._queries.get_text_embedding_batch(list(texts))
+            answers = self._patiently(lambda: _embed_queries(self._model, embed, list(texts)))
             yield from whole_batch(self._model, answers, texts)
         elif (self._model.num_workers or 1) > 1 or self._only_async:
-            yield from self._queries_at_once(list(texts))
+            yield from self._patiently(lambda: self._queries_at_once(list(texts)))
         else:
             for done, text in enumerate(texts):
                 try:
-                    answer = self._model.get_query_embedding(text)
+                    answer = self._patiently(partial(self._model.get_query_embedding, text))
                 except NotImplementedError:
                     self._only_async = True
                     yield from self._queries_at_once(list(texts[done:]))
                     return
                 self.calls += 1
                 yield answer
+
+    def batches(self, role: str) -> bool:
+        """Whether texts of a role are asked for together."""
+        return role == "document" or self._embed_queries is not None
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask, and again where a fault passes: a server that is busy, a line that broke."""
+        if self._tries == 1:
+            return ask()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_passing),
+            stop=tenacity.stop_after_attempt(self._tries),
+            wait=tenacity.wait_exponential(FIRST_WAIT_S, MOST_WAIT_S)
+            + tenacity.wait_random(0, FIRST_WAIT_S),
+            reraise=True,
+        )
+        return retrying(ask)
 
     def _documents(self, texts: list[str]) -> list[Embedding]:
         self.calls += 1
@@ -227,45 +289,19 @@ def whole_batch(
     return answers
 
 
-class _QueryBatches(BaseEmbedding):
-    """Shows the query path of a model as a text path, because only texts have a batch method.
-
-    Events, callbacks and the rate limiter come from :class:`BaseEmbedding`, once per batch.
-    """
-
-    _embed: QueryBatch = PrivateAttr()
-    _payload: dict[str, Any] = PrivateAttr()
-
-    @classmethod
-    def of(cls, model: BaseEmbedding) -> _QueryBatches | None:
-        """Return the view, or None where the model cannot batch queries."""
-        embed = query_batch(model)
-        if embed is None:
-            return None
-        view = cls(
-            model_name=model.model_name,
-            embed_batch_size=model.embed_batch_size,
-            callback_manager=model.callback_manager,
-            rate_limiter=model.rate_limiter,
-        )
-        view._embed = embed
-        view._payload = model.to_payload()
-        return view
-
-    def to_payload(self) -> dict[str, Any]:
-        return self._payload
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._embed(texts)
-
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._embed([text])[0]
-
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embed([query])[0]
-
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return self._embed([query])[0]
+def _embed_queries(model: BaseEmbedding, embed: QueryBatch, queries: list[str]) -> list[Embedding]:
+    """Ask for a batch of queries as LlamaIndex asks for texts: with its events and rate limit."""
+    payload = model.to_payload()
+    _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
+    with model.callback_manager.event(
+        CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
+    ) as event:
+        if model.rate_limiter is not None:
+            model.rate_limiter.acquire()
+        answers = embed(queries)
+        event.on_end(payload={EventPayload.CHUNKS: queries, EventPayload.EMBEDDINGS: answers})
+    _dispatcher.event(EmbeddingEndEvent(chunks=queries, embeddings=answers))
+    return answers
 
 
 def query_batch(model: BaseEmbedding) -> QueryBatch | None:
@@ -277,12 +313,14 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
     own = getattr(model, "_get_query_embeddings", None)
     if callable(own):
         return cast(QueryBatch, own)
-    path = type(model)._get_query_embedding
-    if path.__qualname__ == "HuggingFaceEmbedding._get_query_embedding":
-        embed = getattr(model, "_embed", None)
-        if callable(embed):
-            return lambda texts: cast(list[Embedding], embed(texts, prompt_name="query"))
-    return None
+    # Not imported here: a model of that class has imported it.
+    module = sys.modules.get("llama_index.embeddings.huggingface.base")
+    cls = getattr(module, "HuggingFaceEmbedding", None)
+    path = "_get_query_embedding"
+    if cls is None or getattr_static(type(model), path) is not getattr_static(cls, path, None):
+        return None
+    embed: Any = getattr(model, "_embed")  # noqa: B009  (its own, and without a public name)
+    return lambda texts: cast(list[Embedding], embed(texts, prompt_name="query"))
 
 
 def clear_trace_map(manager: CallbackManager) -> None:
@@ -337,17 +375,20 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
         return entry[2]
     calls = calls or BaseModelCalls(model)
     answers: list[Embedding] = []
-    for role in ("document", "query"):
-        for start in range(0, len(PROBE_TEXTS), calls.batch_size):
-            answers += calls.embed(role, PROBE_TEXTS[start : start + calls.batch_size])
     try:
+        for role in ("document", "query"):
+            for start in range(0, len(PROBE_TEXTS), calls.batch_size):
+                answers += calls.embed(role, PROBE_TEXTS[start : start + calls.batch_size])
         probes = as_vectors(cast(Any, answers), what="probe vectors of the base model")
         if probes.shape[0] != 2 * len(PROBE_TEXTS) or probes.shape[1] == 0:
             raise ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
     except (TypeError, ValueError) as cause:
+        if isinstance(cause, EncodeError) or status_of(cause) is not None:
+            raise
+        reason = " ".join(truncate(str(cause), 200).split())
         raise EncodeError(
             f"{base_name(model)} did not answer {len(PROBE_TEXTS)} probe texts with finite vectors "
-            f"of one length, as documents and as queries ({cause})",
+            f"of one length, as documents and as queries ({reason}).",
             text=PROBE_TEXTS[0],
         ) from cause
     found = Fingerprint(base_name(model), np.ascontiguousarray(probes))
@@ -356,13 +397,47 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     return found
 
 
-def still_is(model: BaseEmbedding, calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
-    """Ask for one probe text again; where the answer is another one, forget the fingerprint."""
+_ORDER_CHECKED = 32  # texts
+
+
+def is_unchanged(
+    model: BaseEmbedding, calls: BaseModelCalls, role: str, known: Fingerprint
+) -> bool:
+    """Ask for probe texts again, as they were asked for; forget a fingerprint that is another now.
+
+    A model whose vectors depend on the batch is compared in the same batch. One that differs from
+    itself from call to call is asked twice: as far as its two answers are apart, it may be off.
+    """
+    count = min(len(PROBE_TEXTS), calls.batch_size) if calls.batches(role) else 1
     row = len(PROBE_TEXTS) if role == "query" else 0
-    answer = np.array(list(calls.embed(role, PROBE_TEXTS[:1])), dtype=np.float32)
-    if Fingerprint(known.name, answer).agrees_with(
-        Fingerprint(known.name, known.probes[row : row + 1])
-    ):
+    before = Fingerprint(known.name, known.probes[row : row + count])
+
+    def ask() -> Fingerprint:
+        answers = list(calls.embed(role, PROBE_TEXTS[:count]))
+        return Fingerprint(known.name, np.array(answers, dtype=np.float32))
+
+    now = ask()
+    if now.agrees_with(before):
+        return True
+    spread = 1.0 - now.cosine(ask())
+    if 0.0 < spread < _MOST_SPREAD and 1.0 - now.cosine(before) <= 3.0 * spread:
         return True
     _known.pop(id(model), None)
     return False
+
+
+_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
+
+
+def keeps_order(calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
+    """Return whether a batch comes back in the order it was given, by probes in one."""
+    count = min(calls.batch_size, _ORDER_CHECKED)
+    if count < 2 or not calls.batches(role):
+        return True
+    wanted = [number % len(PROBE_TEXTS) for number in range(count)]
+    answers = np.array(list(calls.embed(role, [PROBE_TEXTS[n] for n in wanted])), dtype=np.float32)
+    row = len(PROBE_TEXTS) if role == "query" else 0
+    probes = l2_normalize(known.probes[row : row + len(PROBE_TEXTS)])
+    own = l2_normalize(answers) @ probes.T
+    nearest = own.max(axis=1)
+    return bool((own[np.arange(count), wanted] >= nearest - _MOST_SPREAD).all())

@@ -29,12 +29,13 @@ from llama_index_embeddings_adapted.encoding.base_model import (
     fingerprint_of,
 )
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Answered, Encoder, embed_surviving
+from llama_index_embeddings_adapted.encoding.encoder import Encoder, PartialResult, embed_tolerant
 from llama_index_embeddings_adapted.encoding.serialize import without_keys
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
     EncodeError,
     OptionError,
+    check_whole,
     require_extra,
 )
 
@@ -81,7 +82,7 @@ class RayExecutor:
         }
         self._actors, self._options = actors, dict(options)
 
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
         """Yield pieces as actors finish them.
 
         Raises:
@@ -163,7 +164,7 @@ class EmbeddingActor:
     def __call__(self, batch: Batch) -> Batch:
         """Embed a piece; a text that failed has a reason and zeros."""
         texts = [str(text) for text in batch["text"]]
-        answered = embed_surviving(
+        answered = embed_tolerant(
             self._model,
             self._calls,
             self._role,
@@ -203,12 +204,12 @@ def _pieces(texts: Sequence[str], actors: int) -> Iterator[tuple[int, Sequence[s
     return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
 
 
-def _answered(texts: Sequence[str], batch: Batch) -> tuple[Sequence[str], Answered]:
+def _answered(texts: Sequence[str], batch: Batch) -> tuple[Sequence[str], PartialResult]:
     piece = [texts[row] for row in batch["row"]]
     reasons = [str(reason) for reason in batch["failure"]]
     good = np.array([row for row, reason in enumerate(reasons) if not reason], dtype=np.int64)
     failures = {row: reason for row, reason in enumerate(reasons) if reason}
-    return piece, Answered(good, np.asarray(batch["vector"], dtype=np.float32)[good], failures)
+    return piece, PartialResult(good, np.asarray(batch["vector"], dtype=np.float32)[good], failures)
 
 
 EXECUTORS = ("local", "ray")
@@ -248,7 +249,7 @@ class EmbeddedCorpus:
 class Executor(Protocol):
     """Asks a base model for vectors."""
 
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
         """Yield pieces of the texts, in any order, with what became of them."""
         ...
 
@@ -269,24 +270,17 @@ def embed_corpus(
 ) -> EmbeddedCorpus:
     """Put the vectors of a corpus into the cache, from which everything else takes them.
 
-    Texts are read a window at a time; those whose vectors are cached, under any id, are passed
-    over. This process alone writes, a piece of 1,024 texts at a time, so after an error, an
-    interrupt or a kill the same call goes on where it ended. A text on which the base model fails
-    does not stop the others; a base model that is exchanged behind its name does, and nothing of
-    the piece that was under way is kept.
-
-    With ``executor="ray"`` actors of Ray Data embed, on the cluster of ``ray.init()`` or a local
-    one that is started. An actor loads the model once per window. An actor that dies is replaced
-    and its piece embedded again, up to three times.
+    This process alone writes, 1,024 texts at a time: after an error, an interrupt or a kill the
+    same call goes on where it ended. A text on which the model fails does not stop the others; a
+    model that changes behind its name does. Ray Data's actors embed on the cluster of
+    ``ray.init()``, or a local one; what one that dies was at is tried again, three times.
 
     Args:
-        texts: A dataset, of which the corpus is taken; a mapping of id → text; or texts, also from
-            a generator.
-        embed_model: The base model, or a function without arguments that builds it. Actors build
-            their own: they get the function, or else a pickled copy of the model.
+        texts: A dataset, whose corpus is taken; a mapping of id → text; or texts, of any iterable.
+        embed_model: The base model, or a function without arguments that builds it, as actors do.
         role: ``"document"`` or ``"query"``.
         executor: ``"local"`` or ``"ray"``.
-        actors: Ray actors, ``>= 1``; of no effect with ``"local"``.
+        actors: Ray actors, ``>= 1``.
         batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
         window: Texts in memory at a time.
         on_failure: ``"raise"`` raises after all texts are tried, ``"continue"`` reports them.
@@ -294,26 +288,19 @@ def embed_corpus(
         show_progress: Show a bar.
         ray_options: Of an actor, such as ``{"num_gpus": 1}``; see ``ray.data``'s ``map_batches``.
 
-    Returns:
-        Counts, seconds and failures.
-
     Raises:
         OptionError: An argument out of range, or ``cache_dir=False``.
-        EncodeError: Texts failed, and the message counts them; the model is no longer the same; or
-            Ray cannot go on. What succeeded before is kept.
+        EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
     _check(role, executor, actors, window, on_failure, cache_dir)
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
-    encoder = Encoder(
+    with Encoder(
         model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
-    )
-    try:
+    ) as encoder:
         work: Executor = _Local(encoder, role)
         if executor == "ray":
-            pass
-
             work = RayExecutor(
                 embed_model,
                 encoder.fingerprint,
@@ -322,21 +309,22 @@ def embed_corpus(
                 batch_size=batch_size,
                 options=ray_options or {},
             )
-        given, embedded, failures = _embedded(
-            _texts_of(texts), encoder, work, role, window, show_progress
-        )
-    finally:
-        encoder.close()
+        some = _texts_of(texts)
+        given, embedded, failures = _embedded(some, encoder, work, role, window, show_progress)
     if failures and on_failure == "raise":
-        text, reason = next(iter(failures.items()))
-        raise EncodeError(
-            f"{len(failures):,} of {given:,} texts have no vector (first: {reason}). The others "
-            'are kept; call again to try these, or pass on_failure="continue".',
-            text=text,
-        )
-    seconds = time.perf_counter() - began
-    used = actors if executor == "ray" else 1
+        raise _failed(given, failures)
+    used, seconds = actors if executor == "ray" else 1, time.perf_counter() - began
     return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
+
+
+def _failed(given: int, failures: Mapping[str, str]) -> EncodeError:
+    text, reason = next(iter(failures.items()))
+    return EncodeError(
+        f"{len(failures):,} of {given:,} texts have no vector (first: {reason}). The others "
+        'are kept; call again to try these, or pass on_failure="continue".',
+        text=text,
+        texts=tuple(failures),
+    )
 
 
 class _Local:
@@ -345,10 +333,10 @@ class _Local:
     def __init__(self, encoder: Encoder, role: Role) -> None:
         self._encoder, self._role = encoder, role
 
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], Answered]]:
+    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
         for start in range(0, len(texts), _COMMITTED_LOCALLY):
             piece = texts[start : start + _COMMITTED_LOCALLY]
-            yield piece, self._encoder.embed_surviving(piece, self._role)
+            yield piece, self._encoder.embed_tolerant(piece, self._role)
 
 
 def _embedded(
@@ -395,9 +383,8 @@ def _check(
     ):
         if value not in known:
             raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-    for name, number in (("actors", actors), ("window", window)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise OptionError(f"{name}: expected a whole number >= 1, got {number!r}.")
+    check_whole("actors", actors)
+    check_whole("window", window)
     if cache_dir is False:
         raise OptionError(
             "cache_dir: expected a folder or None, got False. The cache is where the vectors go."

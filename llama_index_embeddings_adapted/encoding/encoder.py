@@ -1,14 +1,14 @@
 """Texts become vectors here, each distinct one exactly once, and nowhere else.
 
-Batches that survive a text which a model cannot embed: halved until it stands alone.
+Batches that outlive a text which a model cannot embed: halved until it stands alone.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -31,18 +31,21 @@ from llama_index_embeddings_adapted.encoding.base_model import (
     Fingerprint,
     base_name,
     fingerprint_of,
-    still_is,
+    is_fatal,
+    is_passing,
+    is_unchanged,
+    keeps_order,
 )
 from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
 from llama_index_embeddings_adapted.encoding.serialize import without_keys
-from llama_index_embeddings_adapted.errors import EncodeError, truncate
+from llama_index_embeddings_adapted.errors import EncodeError, quote_some, truncate
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
 LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class PartialResult:
     """What became of some texts.
 
     Args:
@@ -56,12 +59,13 @@ class Answered:
     failures: dict[int, str]
 
 
-def checked(answer: Embedding, *, dim: int, name: str, text: str) -> Vectors:
+def checked(answer: Embedding, *, known: Fingerprint, name: str, text: str) -> Vectors:
     """Return an answer as a vector, ``(dim,)``.
 
     Raises:
-        EncodeError: Another length, NaN or infinity.
+        EncodeError: Another length, NaN or infinity; zeros of a model that gives none for probes.
     """
+    dim = known.dim
     vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
     if vector.shape != (dim,):
         raise EncodeError(
@@ -69,20 +73,22 @@ def checked(answer: Embedding, *, dim: int, name: str, text: str) -> Vectors:
         )
     if not np.isfinite(vector).all():
         raise EncodeError(f"{name} gave a vector with NaN or infinity.", text=text)
+    if not vector.any() and known.probes.any(axis=1).all():
+        raise EncodeError(f"{name} gave a vector of zeros, which is near to nothing.", text=text)
     return vector
 
 
-def exchanged(name: str, count: int) -> EncodeError:
+def model_changed(name: str, count: int) -> EncodeError:
     """Return the error of a model that is another one now than when its texts were embedded."""
     return EncodeError(
-        f"{name} was exchanged while it was asked: a probe text has another vector now than "
+        f"The model behind the name {name} has changed: a probe text has another vector now than "
         f"before. The vectors of the last {count} texts are not kept. Find out what answers under "
         "this name, and run again.",
         text=PROBE_TEXTS[0],
     )
 
 
-def embed_surviving(
+def embed_tolerant(
     model: BaseEmbedding,
     calls: BaseModelCalls,
     role: Role,
@@ -90,7 +96,7 @@ def embed_surviving(
     *,
     fingerprint: Fingerprint,
     name: str,
-) -> Answered:
+) -> PartialResult:
     """Embed texts, and set aside those that fail.
 
     After eight in a row that fail alone the rest counts as failed without being tried: then it is
@@ -120,7 +126,7 @@ def embed_surviving(
                 continue
             try:
                 for row, answer in enumerate(calls.embed(role, texts[low:high]), low):
-                    vectors[row] = checked(answer, dim=dim, name=name, text=texts[row])
+                    vectors[row] = checked(answer, known=fingerprint, name=name, text=texts[row])
                 in_a_row = 0
             except Exception as cause:  # models raise what they like
                 if high - low == 1:
@@ -131,9 +137,11 @@ def embed_surviving(
                     waiting += [(middle, high), (low, middle)]
     rows = np.array([row for row in range(len(texts)) if row not in failures], dtype=np.int64)
     worth_it = len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES
-    if worth_it and not still_is(model, calls, role, fingerprint):
-        raise exchanged(name, len(rows))
-    return Answered(rows, vectors[rows], {row: truncate(why, 300) for row, why in failures.items()})
+    if worth_it and not is_unchanged(model, calls, role, fingerprint):
+        raise model_changed(name, len(rows))
+    return PartialResult(
+        rows, vectors[rows], {row: truncate(why, 300) for row, why in failures.items()}
+    )
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -190,6 +198,9 @@ class Encoder:
         self._folder = cache_folder(cache_dir)
         self._cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
+        self._in_order: set[Role] = set()  # as whose batches are known to come back in order
+        self._refused: dict[str, str] = {}
+        self._refused_in_a_row = 0
 
     @property
     def base_calls(self) -> int:
@@ -234,6 +245,7 @@ class Encoder:
         for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
             vectors[asked] = answers
         self._check_model(role, after=LEAST_CHECKED)
+        self._tell_refused(len(distinct))
         repeated = np.flatnonzero(origin != np.arange(len(texts)))
         vectors[repeated] = vectors[origin[repeated]]
         return vectors
@@ -251,9 +263,9 @@ class Encoder:
         """Return the distinct texts that the cache does not hold."""
         return self._cache.missing(role, list(dict.fromkeys(texts)))
 
-    def embed_surviving(self, texts: Sequence[str], role: Role) -> Answered:
+    def embed_tolerant(self, texts: Sequence[str], role: Role) -> PartialResult:
         """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
-        return embed_surviving(
+        return embed_tolerant(
             self._model, self._calls, role, texts, fingerprint=self.fingerprint, name=self._name
         )
 
@@ -275,6 +287,10 @@ class Encoder:
             EncodeError: See :meth:`encode`.
         """
         dataset = answered(dataset, "dataset")
+        queries, documents = (
+            self._encode_named(texts, role)
+            for texts, role in ((dataset.queries, "query"), (dataset.corpus, "document"))
+        )
         document_row = {document: row for row, document in enumerate(dataset.corpus)}
         first_with_text: dict[str, int] = {}
         twins = [
@@ -283,8 +299,8 @@ class Encoder:
         ]
         relevant = [dataset.relevant_docs[query] for query in dataset.queries]
         return EncodedDataset(
-            self.encode(list(dataset.queries.values()), "query"),
-            self.encode(list(dataset.corpus.values()), "document"),
+            queries,
+            documents,
             Qrels.from_lists(
                 [[document_row[document] for document in documents] for documents in relevant],
                 [
@@ -298,6 +314,17 @@ class Encoder:
             content_hashes(list(dataset.corpus.values())),
             _negatives(dataset, document_row),
         )
+
+    def _encode_named(self, texts: Mapping[str, str], role: Any) -> Vectors:
+        """Embed texts; an error about some of them has their ids."""
+        try:
+            return self.encode(list(texts.values()), role)
+        except EncodeError as error:
+            concerned = set(error.texts or (error.text,))
+            error.ids = tuple(key for key, text in texts.items() if text in concerned)
+            if error.ids:
+                error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
+            raise
 
     def close(self) -> None:
         """Release the cache's files; leaving a ``with`` block does so too."""
@@ -322,33 +349,85 @@ class Encoder:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
                 batch = [texts[row] for row in rows]
-                yield rows, self._ask_batch(batch, role)
+                for low, high, vectors in self._ask_batch(batch, role):
+                    yield rows[low:high], vectors
+                    self._unchecked[role] += batch[low:high]
                 bar.update(len(rows))
-                self._unchecked[role] += batch
                 self._check_model(role, after=_MOST_UNCHECKED)
 
-    def _ask_batch(self, batch: list[str], role: Role) -> Vectors:
-        good: list[Vectors] = []
-        try:
-            for answer in self._calls.embed(role, batch):
-                text = batch[len(good)]
-                good.append(checked(answer, dim=self.fingerprint.dim, name=self._name, text=text))
-        finally:
+    def _ask_batch(self, batch: list[str], role: Role) -> Iterator[tuple[int, int, Vectors]]:
+        """Yield from, to and vectors of what is answered; a batch that is refused is halved."""
+        waiting = [(0, len(batch))]
+        while waiting:
+            low, high = waiting.pop()
+            good: list[Vectors] = []
+            try:
+                for answer in self._calls.embed(role, batch[low:high]):
+                    text = batch[low + len(good)]
+                    good.append(checked(answer, known=self.fingerprint, name=self._name, text=text))
+            except Exception as cause:  # models raise what they like
+                at = low + len(good)  # which is refused, if it is known which
+                if isinstance(cause, EncodeError) or is_fatal(cause):
+                    raise
+                if good or high - low == 1:
+                    if is_passing(cause):
+                        raise
+                    self._refuse(batch[at], cause)
+                    waiting += [(at + 1, high)] if at + 1 < high else []
+                else:
+                    middle = (low + high) // 2
+                    waiting += [(middle, high), (low, middle)]
+            finally:
+                if good:
+                    self._cache.put(role, batch[low : low + len(good)], np.stack(good))
             if good:
-                self._cache.put(role, batch[: len(good)], np.stack(good))
-        return np.stack(good)
+                self._refused_in_a_row = 0
+                yield low, low + len(good), np.stack(good)
+
+    def _refuse(self, text: str, cause: Exception) -> None:
+        """Note a text that the model refuses; of many in a row it is the model that is at fault."""
+        self._refused[text] = truncate(without_keys(f"{type(cause).__name__}: {cause}"), 300)
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= MOST_FAILURES:
+            raise cause
+
+    def _tell_refused(self, count: int) -> None:
+        """Raise if texts were refused.
+
+        Raises:
+            EncodeError: With those texts.
+        """
+        refused, self._refused = self._refused, {}
+        if refused:
+            text, reason = next(iter(refused.items()))
+            raise EncodeError(
+                f"{self._name} refuses {len(refused)} of {count} texts (first: of {len(text):,} "
+                f"characters; it says: {reason}). The vectors of the others are kept. Shorten "
+                "these texts or leave them out: dataset.without(ids).",
+                text=text,
+                texts=tuple(refused),
+            )
 
     def _check_model(self, role: Role, *, after: int) -> None:
         """Drop what the model gave since it was last known to be the same, if it is another now."""
         unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
         if count < after:
             return
-        same = still_is(self._model, self._calls, role, self.fingerprint)
+        same = is_unchanged(self._model, self._calls, role, self.fingerprint)
+        order = role in self._in_order or keeps_order(self._calls, role, self.fingerprint)
+        self._in_order.add(role)
         self._unchecked = defaultdict(list)
-        if not same:
-            for asked_as, texts in unchecked.items():
-                self._cache.forget(asked_as, texts)
-            raise exchanged(self._name, count)
+        if same and order:
+            return
+        for asked_as, texts in unchecked.items():
+            self._cache.forget(asked_as, texts)
+        if same:
+            raise EncodeError(
+                f"{self._name} gives the vectors of a batch in another order than its texts. The "
+                f"last {count} are not kept. Ask it for one text at a time: batch_size=1.",
+                text=PROBE_TEXTS[0],
+            )
+        raise model_changed(self._name, count)
 
 
 def _negatives(dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]) -> Qrels | None:

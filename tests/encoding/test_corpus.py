@@ -128,7 +128,7 @@ class Exchanged(CountingEmbedding):
 def test_nothing_is_kept_of_a_piece_in_which_the_model_was_exchanged(tmp_path: Path) -> None:
     texts = [f"text {number:04d}" for number in range(1500)]
     model = Exchanged(embed_batch_size=100, moment=texts[1200])
-    with pytest.raises(EncodeError, match=r"exchanged while it was asked.*last 476 texts"):
+    with pytest.raises(EncodeError, match=r"has changed: a probe text.*last 476 texts"):
         embedded(texts, model, tmp_path)
     encoder = Encoder(Exchanged(), cache_dir=tmp_path, show_progress=False)
     rows, vectors = encoder.known(texts, "document")

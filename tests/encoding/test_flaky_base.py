@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llama_index.core.bridge.pydantic import PrivateAttr
 
 from benchmarks.robustness import cheap
-from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingQAFinetuneDataset,
+    LinearAdapter,
+)
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import EncodeError, ShapeError
+from tests.conftest import CountingEmbedding
 from tests.support.flaky_server import Flaky, Reply, Vectors, client, serving
 
 openai = pytest.importorskip("openai", reason="extra 'dev' is missing")
@@ -152,7 +158,7 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path: Path) 
     with serving(script) as server:
         server.exchanged = False  # type: ignore[attr-defined]
         work = encoder(server, tmp_path)
-        with pytest.raises(EncodeError, match=r"exchanged while it was asked.*last 256 texts"):
+        with pytest.raises(EncodeError, match=r"has changed: a probe text.*last 256 texts"):
             work.encode(texts, "document")
         rows, found = work.known(texts, "document")
         assert rows.tolist() == list(range(256))
@@ -165,13 +171,116 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path: Path) 
         new.close()
 
 
-def test_looking_costs_a_text_in_256(tmp_path: Path) -> None:
+def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(tmp_path: Path) -> None:
     with serving() as server:
         work = encoder(server, tmp_path)
         work.encode([f"text {number}" for number in range(600)], "document")
         work.close()
     probes = sum(text in PROBE_TEXTS for texts in server.requests for text in texts)
-    assert probes == 2 * len(PROBE_TEXTS) + 3
+    assert probes == 2 * len(PROBE_TEXTS) + 3 * len(PROBE_TEXTS) + BATCH
+
+
+# --- one text, one moment, one order --------------------------------------------------------------
+
+
+def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    data = EmbeddingQAFinetuneDataset(
+        {"q": "text 000 of many"},
+        {f"p{row}": text for row, text in enumerate(TEXTS)},
+        {"q": ["p0", "p20"]},
+    )
+    with serving(always(MOMENT, Reply(400))) as server:
+        work = encoder(server, tmp_path, max_retries=0)
+        message = r"refuses 1 of 40 texts .first: of 16 characters; it says: .*400.*Ids: .p20."
+        with pytest.raises(EncodeError, match=message) as caught:
+            work.dataset(data)
+        assert (caught.value.texts, caught.value.ids) == ((MOMENT,), ("p20",))
+        assert len(work.known(TEXTS, "document")[0]) == len(TEXTS) - 1
+        smaller = data.without(caught.value.ids)
+        assert smaller.relevant_docs == {"q": ["p0"]}
+        assert work.dataset(smaller).documents.shape == (39, 32)
+        work.close()
+
+
+def test_of_many_refusals_in_a_row_the_model_is_at_fault(tmp_path: Path) -> None:
+    with serving() as server:
+        work = encoder(server, tmp_path, max_retries=0)
+        server.script = lambda texts, number: Reply(400)
+        before = len(server.requests)
+        with pytest.raises(openai.BadRequestError):
+            work.encode(TEXTS, "document")
+        assert len(server.requests) - before < 2 * BATCH
+        work.close()
+
+
+@pytest.mark.parametrize("reply", [Reply(503), Reply(429), Reply(hang_up=True)], ids=str)
+def test_faults_that_pass_are_waited_for_where_the_client_does_not(
+    reply: Reply, tmp_path: Path
+) -> None:
+    with serving(lambda texts, number: reply if number % 4 == 3 else Reply()) as server:
+        work = encoder(server, tmp_path, max_retries=0)
+        assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
+        assert len(work.encode(TEXTS, "query")) == len(TEXTS)
+        work.close()
+
+
+def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(tmp_path: Path) -> None:
+    texts = [f"text {number:03d} of many" for number in range(80)]
+    script = lambda given, number: Reply(  # noqa: E731
+        vectors=lambda vs: vs[::-1] if len(vs) > 3 else vs
+    )
+    with serving(script) as server:
+        work = encoder(server, tmp_path)
+        with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
+            work.encode(texts, "document")
+        assert len(work.known(texts, "document")[0]) == 0
+        work.close()
+
+
+def test_zeros_are_refused_with_their_text(tmp_path: Path) -> None:
+    zeros = Reply(vectors=lambda vs: [[0.0] * len(v) for v in vs])
+    with serving(always(MOMENT, zeros)) as server:
+        work = encoder(server, tmp_path)
+        with pytest.raises(EncodeError, match="vector of zeros"):
+            work.encode(TEXTS, "document")
+        work.close()
+
+
+def test_half_a_surrogate_is_sent_as_a_whole_character(tmp_path: Path) -> None:
+    with serving() as server:
+        work = encoder(server, tmp_path)
+        assert len(work.encode(["Let \ud835 be a vector."], "document")) == 1
+        assert "Let \N{REPLACEMENT CHARACTER} be a vector." in server.requests[-1]
+        work.close()
+
+
+class Noisy(CountingEmbedding):
+    """Gives other vectors for a text in another batch, as quantised models do, and from call to
+    call."""
+
+    by_batch: float = 0.0
+    by_call: float = 0.0
+    _calls: int = PrivateAttr(default=0)
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self._calls += 1
+        moves = np.random.default_rng(len(texts)).standard_normal(self.dim) * self.by_batch
+        moves += np.random.default_rng(self._calls).standard_normal(self.dim) * self.by_call
+        return (np.array(super()._answer(role, texts)) + moves).tolist()
+
+
+@pytest.mark.parametrize("noise", [{"by_batch": 0.02}, {"by_call": 0.02}], ids=str)
+def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(
+    noise: dict[str, float], tmp_path: Path
+) -> None:
+    model = Noisy(embed_batch_size=20, **noise)
+    with Encoder(model, cache_dir=tmp_path, show_progress=False) as work:
+        assert len(work.encode([f"word{n} here" for n in range(600)], "document")) == 600
+    changed = Noisy(embed_batch_size=20, **noise)
+    with Encoder(changed, cache_dir=tmp_path / "other", show_progress=False) as work:
+        changed.seed = 7  # behind its name
+        with pytest.raises(EncodeError, match="has changed"):
+            work.encode([f"word{n} here" for n in range(100)], "document")
 
 
 # --- what the cache itself refuses ----------------------------------------------------------------

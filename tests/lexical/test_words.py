@@ -1,0 +1,147 @@
+"""Tokens of any language, and BM25 against its formula."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
+from llama_index_embeddings_adapted.lexical import tokens as tokens_module
+from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, BM25Index
+from llama_index_embeddings_adapted.lexical.tokens import LONGEST, tokenize
+
+CORPUS = {
+    "cat": "The cat sat on the mat, the cat of the house.",
+    "dog": "A dog sat.",
+    "code": "def parse_http_header(rawText): ...",
+    "tokyo": "東京都の天気",
+    "emoji": "😀🎉",
+}
+
+
+@pytest.fixture(scope="module")
+def index() -> BM25Index:
+    return BM25Index.of(CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Uber's 10-K, again: uber", ["uber", "s", "10", "k", "again", "uber"]),
+        ("parseHTTPHeader", ["parsehttpheader", "parse", "http", "header"]),
+        ("parse_http_header", ["parse_http_header", "parse", "http", "header"]),
+        ("__init__ MP3 Hello mp3", ["init", "mp3", "hello", "mp3"]),
+        ("Straße STRASSE ﬁle Größe_neu", ["strasse", "strasse", "file", "grösse", "neu"]),
+        ("हिन्दी की किताब", ["हिन्दी", "की", "किताब"]),  # vowel signs do not cut words
+        ("مرحبا بالعالم", ["مرحبا", "بالعالم"]),
+        ("東京都 go", ["東", "京", "都", "東京", "京都", "go"]),
+        ("ไทย", ["ไ", "ท", "ย", "ไท", "ทย"]),
+        ("😀 🎉 … !! __", []),
+        ("", []),
+    ],
+)
+def test_tokens(text: str, expected: list[str]) -> None:
+    assert tokenize(text) == expected
+
+
+def test_long_words_are_cut_and_long_texts_are_not() -> None:
+    assert tokenize("x" * 100_000) == ["x" * LONGEST]
+    assert tokenize("aB" * 100_000)[0] == "ab" * (LONGEST // 2)
+    assert len(tokenize("word " * 40_000)) == 40_000
+    chinese = "".join(chr(0x4E00 + at % 5_000) for at in range(200_000))
+    kept = tokens_module._known_pieces.cache_info().currsize
+    assert len(tokenize(chinese)) == 2 * 200_000 - 1
+    assert tokens_module._known_pieces.cache_info().currsize == kept
+
+
+def test_scores_are_those_of_the_formula(index: BM25Index) -> None:
+    bags = [Counter(tokenize(text)) for text in CORPUS.values()]
+    lengths = [sum(bag.values()) for bag in bags]
+    mean = sum(lengths) / len(lengths)
+
+    def score(query: str, bag: Counter[str], length: int) -> float:
+        total = 0.0
+        for token in tokenize(query):
+            df = sum(token in other for other in bags)
+            idf = math.log(1 + (len(bags) - df + 0.5) / (df + 0.5))
+            norm = 1.2 * (1 - 0.75 + 0.75 * length / mean)
+            total += idf * bag[token] / (bag[token] + norm)
+        return total
+
+    for query in ("the cat", "sat sat", "header of a dog", "天気"):
+        expected = [score(query, bag, n) for bag, n in zip(bags, lengths, strict=True)]
+        assert index.scores(query) == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_shares_are_relative_to_the_best_allowed_document(index: BM25Index) -> None:
+    shares = index.shares("the cat sat")
+    assert index.ids[int(shares.argmax())] == "cat"
+    assert shares.max() == 1.0
+    assert 0 < shares[1] < 1
+    without_cat = np.array([name != "cat" for name in index.ids])
+    assert index.shares("the cat sat", without_cat).tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("query", ["", "😀", "zebra", "…"])
+def test_a_query_without_a_known_word_scores_nothing(index: BM25Index, query: str) -> None:
+    assert index.scores(query).tolist() == [0.0] * len(CORPUS)
+    assert index.shares(query).tolist() == [0.0] * len(CORPUS)
+
+
+def test_a_corpus_without_a_word_is_an_index_all_the_same(tmp_path: Path) -> None:
+    empty = BM25Index.of({"a": "😀", "b": ""})
+    empty.save(tmp_path / "words")
+    assert BM25Index.load(tmp_path / "words").scores("cat").tolist() == [0.0, 0.0]
+
+
+def test_saved_and_loaded_it_scores_the_same(index: BM25Index, tmp_path: Path) -> None:
+    index.save(tmp_path / "words")
+    index.save(tmp_path / "words")  # its own files are replaced
+    again = BM25Index.load(tmp_path / "words")
+    assert again.ids == index.ids
+    assert np.array_equal(again.scores("the cat sat"), index.scores("the cat sat"))
+    assert sorted(path.name for path in (tmp_path / "words").iterdir()) == [CONFIG, ARRAYS]
+    assert "sat on the mat" not in (tmp_path / "words" / CONFIG).read_text()
+
+
+def test_a_folder_of_others_is_left_alone(index: BM25Index, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(FolderError, match="holds other files"):
+        index.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format_version": 2},
+        {"document_ids": ["a", "a", "b", "c", "d"]},
+        {"document_ids": ["a"]},
+        {"vocabulary": ["one"]},
+        {"vocabulary": None},
+    ],
+)
+def test_a_damaged_folder_is_refused(
+    index: BM25Index, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    index.save(tmp_path / "words")
+    path = tmp_path / "words" / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(FolderError, match=r"damaged|expected format 1"):
+        BM25Index.load(tmp_path / "words")
+    (tmp_path / "words" / ARRAYS).unlink()
+    with pytest.raises(FolderError, match="words"):
+        BM25Index.load(tmp_path / "words")
+
+
+def test_what_makes_no_index_is_refused() -> None:
+    with pytest.raises(DatasetError, match="at least one document"):
+        BM25Index.of({})
+    with pytest.raises(OptionError, match="k1: expected a number >= 0"):
+        BM25Index.of({"a": "b"}, k1=-1)
+    with pytest.raises(OptionError, match="b: expected a number >= 0"):
+        BM25Index.of({"a": "b"}, b=2)

@@ -16,7 +16,7 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters import composites, maps, nonparametric
+from llama_index_embeddings_adapted.adapters import composites, maps, nonparametric, prior
 from llama_index_embeddings_adapted.adapters.base import Adapter, describe, restore
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
@@ -164,7 +164,7 @@ def scores_table(report: Mapping[str, Any]) -> str:
 
 
 #: A folder may hold any of their classes, which are recognised once they are defined.
-RECOGNISED = (composites, maps, nonparametric)
+RECOGNISED = (composites, maps, nonparametric, prior)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from llama_index_embeddings_adapted.adapters.nonparametric import (
     KernelAdapter,
     NudgeAdapter,
 )
+from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 
@@ -84,6 +85,14 @@ def nudges() -> NudgeAdapter:
     return NudgeAdapter(np.array([10, 30, 99]), random_array(3, DIM, seed=7))
 
 
+def prior() -> DocumentPrior:
+    """With a source for one query, and a value of its own for the second of KEYS."""
+    sources = np.array([0, 0, 30, 0], dtype=np.uint64)
+    return DocumentPrior(
+        random_array(4, DIM, seed=8), sources, KEYS[1:2], np.float32([0.9]), neighbours=2
+    )
+
+
 def linear(seed: int = 0, *, shared: bool = False) -> LinearAdapter:
     return LinearAdapter(
         random_array(DIM, DIM, seed=seed), random_array(DIM, seed=seed), shared=shared
@@ -140,6 +149,8 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
         StackedAdapter(GatedAdapter(linear(), kernel(linear(1)), gate()), nudges()), linear(2)
     ),
     "stack that leaves documents": lambda: StackedAdapter(linear(), kernel(linear(1))),
+    "prior": prior,
+    "prior behind a map": lambda: StackedAdapter(linear(), prior()),
     "of a user": lambda: Turned(np.array([1, -1, 1, -1, 1, -1]), shift=2),
 }
 
@@ -171,7 +182,7 @@ def test_a_batch_equals_single_vectors(adapter: Adapter) -> None:
 
 
 def test_an_empty_batch_stays_empty(adapter: Adapter) -> None:
-    assert adapter.apply(np.empty((0, DIM), dtype=np.float32)).shape == (0, DIM)
+    assert adapter.apply(np.empty((0, DIM), dtype=np.float32)).shape == (0, adapter.output_dim)
 
 
 def test_results_are_float32_and_the_input_is_left_alone(adapter: Adapter) -> None:
@@ -255,7 +266,7 @@ def test_arrays_are_read_only(adapter: Adapter) -> None:
 def test_the_repr_names_class_dimensions_and_settings(adapter: Adapter) -> None:
     shown = repr(adapter)
     assert shown.startswith(f"{type(adapter).__name__}(")
-    assert "6 → 6" in shown
+    assert f"6 → {adapter.output_dim}" in shown
     assert all(f"{name}=" in shown for name in adapter.config() if name != "parts")
 
 

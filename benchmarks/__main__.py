@@ -27,6 +27,7 @@ from benchmarks.quality import (
     trust,
     unseen,
     upgrade,
+    views,
     watching,
 )
 from benchmarks.robustness import frozen, fuzz, guided, kills, recovery, soak
@@ -101,6 +102,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "composed": _composed,
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
+    "views": lambda g: views.run(g.data, g.cache, tuple(g.sets)),
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),

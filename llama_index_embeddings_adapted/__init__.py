@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LowRankAdapter,
         TwoLayerAdapter,
     )
+    from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
     from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
     from llama_index_embeddings_adapted.composed.engines import (
         ComposedFinetuneEngine,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         mine_hard_negatives,
     )
     from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
+    from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+    from llama_index_embeddings_adapted.lexical.mixture import Mixture
     from llama_index_embeddings_adapted.operations.folder import ship_candidate
     from llama_index_embeddings_adapted.operations.monitoring import DriftReport, inspect_queries
     from llama_index_embeddings_adapted.operations.moves import (
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         SimilarityCheck,
         check_similarity,
     )
+    from llama_index_embeddings_adapted.operations.unlabelled import adapt_without_labels
     from llama_index_embeddings_adapted.operations.upgrade import (
         Upgrade,
         UpgradeScores,
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
         AdaptedEmbedding,
         resolve_embed_model,
     )
+    from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
     from llama_index_embeddings_adapted.serving.pool import AdapterPool
     from llama_index_embeddings_adapted.serving.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.training.engine import EmbeddingAdapterFinetuneEngine
@@ -81,21 +86,25 @@ __all__ = [
     "AdaptedError",
     "Adapter",
     "AdapterPool",
+    "BM25Index",
     "Candidate",
     "Comparison",
     "ComposedEmbedding",
     "ComposedFinetuneEngine",
     "Decision",
+    "DocumentPrior",
     "DriftReport",
     "EmbeddedCorpus",
     "EmbeddingAdapterFinetuneEngine",
     "EmbeddingQAFinetuneDataset",
     "Estimate",
     "FinetuneReport",
+    "HybridRetriever",
     "LinearAdapter",
     "LocalLlama",
     "LowRankAdapter",
     "MemoryRetriever",
+    "Mixture",
     "MoveReport",
     "QuestionReport",
     "RetrievalScores",
@@ -108,6 +117,7 @@ __all__ = [
     "adapt_index",
     "adapt_nodes",
     "adapt_vectors",
+    "adapt_without_labels",
     "agenerate_qa_embedding_pairs",
     "bound_nudges",
     "check_similarity",
@@ -132,21 +142,25 @@ _LAZY = {
     "AdaptedEmbedding": "serving.embedding",
     "Adapter": "adapters.base",
     "AdapterPool": "serving.pool",
+    "BM25Index": "lexical.bm25",
     "Candidate": "questions.filters",
     "Comparison": "evaluation.comparison",
     "ComposedEmbedding": "composed.embedding",
     "ComposedFinetuneEngine": "composed.engines",
     "Decision": "evaluation.verdict",
+    "DocumentPrior": "adapters.prior",
     "DriftReport": "operations.monitoring",
     "EmbeddedCorpus": "encoding.corpus",
     "EmbeddingAdapterFinetuneEngine": "training.engine",
     "EmbeddingQAFinetuneDataset": "data.dataset",
     "Estimate": "questions.generate",
     "FinetuneReport": "evaluation.reports",
+    "HybridRetriever": "serving.hybrid",
     "LinearAdapter": "adapters.maps",
     "LocalLlama": "questions.local_llama",
     "LowRankAdapter": "adapters.maps",
     "MemoryRetriever": "serving.retriever",
+    "Mixture": "lexical.mixture",
     "MoveReport": "operations.moves",
     "QuestionReport": "questions.selection",
     "RetrievalScores": "evaluation.retrieval",
@@ -159,6 +173,7 @@ _LAZY = {
     "adapt_index": "operations.rebuild",
     "adapt_nodes": "operations.rebuild",
     "adapt_vectors": "operations.rebuild",
+    "adapt_without_labels": "operations.unlabelled",
     "agenerate_qa_embedding_pairs": "questions.generate",
     "bound_nudges": "operations.moves",
     "check_similarity": "operations.similarity",

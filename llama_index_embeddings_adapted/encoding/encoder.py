@@ -297,17 +297,10 @@ class Encoder:
             first_with_text.setdefault(text, row)
             for row, text in enumerate(dataset.corpus.values())
         ]
-        relevant = [dataset.relevant_docs[query] for query in dataset.queries]
         return EncodedDataset(
             queries,
             documents,
-            Qrels.from_lists(
-                [[document_row[document] for document in documents] for documents in relevant],
-                [
-                    [dataset.grade(query, document) for document in documents]
-                    for query, documents in zip(dataset.queries, relevant, strict=True)
-                ],
-            ),
+            qrels_of(dataset, document_row),
             tuple(dataset.queries),
             tuple(dataset.corpus),
             np.array(twins, dtype=np.int64),
@@ -428,6 +421,18 @@ class Encoder:
                 text=PROBE_TEXTS[0],
             )
         raise model_changed(self._name, count)
+
+
+def qrels_of(dataset: EmbeddingQAFinetuneDataset, document_row: Mapping[str, int]) -> Qrels:
+    """Return which rows of the documents answer each query, and how well."""
+    relevant = [dataset.relevant_docs[query] for query in dataset.queries]
+    return Qrels.from_lists(
+        [[document_row[document] for document in documents] for documents in relevant],
+        [
+            [dataset.grade(query, document) for document in documents]
+            for query, documents in zip(dataset.queries, relevant, strict=True)
+        ],
+    )
 
 
 def _negatives(dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]) -> Qrels | None:

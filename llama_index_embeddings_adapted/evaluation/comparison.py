@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
@@ -17,6 +16,7 @@ from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
 from llama_index_embeddings_adapted.evaluation.retrieval import (
     DEFAULT_KS,
     RetrievalScores,
+    Retrieving,
     Texts,
     evaluate_retrieval,
 )
@@ -158,7 +158,7 @@ class Comparison:
 
 
 def compare_retrieval(
-    models: Mapping[str, BaseEmbedding],
+    models: Mapping[str, Retrieving],
     dataset: EmbeddingQAFinetuneDataset,
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
@@ -169,7 +169,8 @@ def compare_retrieval(
     """Score several models on one dataset.
 
     Args:
-        models: Name → any LlamaIndex embedding model, such as ``{"base": …, "adapted": …}``.
+        models: Name → whatever :func:`evaluate_retrieval` scores, such as
+            ``{"base": …, "adapted": …, "words": BM25Index.of(dataset.corpus)}``.
         dataset: Queries, corpus and relevance.
         ks: Cut-offs that tables show.
         batch_size: See :func:`evaluate_retrieval`.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.core.arrays import (
@@ -23,12 +24,17 @@ from llama_index_embeddings_adapted.core.arrays import (
     top_k,
 )
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder, qrels_of
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError, quote_some
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.evaluation.metrics import PerQuery
+from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+from llama_index_embeddings_adapted.lexical.mixture import Mixture
+
+#: What can be scored: see :func:`evaluate_retrieval`.
+Retrieving = BaseEmbedding | Mixture | BaseRetriever | BM25Index
 
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
@@ -148,7 +154,7 @@ class Texts:
 
 
 def evaluate_retrieval(
-    embed_model: BaseEmbedding,
+    embed_model: Retrieving,
     dataset: EmbeddingQAFinetuneDataset,
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
@@ -162,7 +168,10 @@ def evaluate_retrieval(
     one base cost one embedding run.
 
     Args:
-        embed_model: Any LlamaIndex embedding model.
+        embed_model: Any LlamaIndex embedding model; a :class:`Mixture` of one with words and a
+            prior; a :class:`BM25Index` of the corpus; or any LlamaIndex retriever whose node ids
+            are document ids: it is asked query by query, and what it does not give counts as not
+            found.
         dataset: Queries, corpus and relevance.
         ks: Cut-offs that tables show.
         batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
@@ -171,11 +180,16 @@ def evaluate_retrieval(
 
     Raises:
         OptionError: ``ks`` or ``batch_size`` out of range.
-        DatasetError: A query without a relevant document.
+        DatasetError: A query without a relevant document, or a retriever of other documents.
         EncodeError: The model gave no usable vector.
     """
     cuts = metrics.check_ks(ks)
     began = time.perf_counter()
+    if isinstance(embed_model, (BaseRetriever, BM25Index)):
+        return _asked(embed_model, answered(dataset, "dataset"), cuts)
+    mixture = embed_model if isinstance(embed_model, Mixture) else None
+    if isinstance(embed_model, Mixture):
+        embed_model = embed_model.embed_model
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
     with Encoder(
         base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
@@ -186,13 +200,47 @@ def evaluate_retrieval(
         adapt = embed_model.adapt
         queries = adapt(queries, "query")
         documents = NormalizedRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
+    scores = search(data, queries, documents, ks=cuts)
+    if mixture is not None:
+        texts, unit_queries = list(dataset.queries.values()), l2_normalize(queries)
+        depth = scores.ranked.shape[1]
+        ranked = mixture.rank(
+            texts, dataset.corpus, unit_queries, documents, data.keys, depth=depth
+        )
+        scores = replace(scores, ranked=ranked)
     return replace(
-        search(data, queries, documents, ks=cuts),
+        scores,
         seconds=time.perf_counter() - began,
         base_calls=encoder.base_calls,
         base_texts=encoder.base_texts,
         base_tokens=encoder.base_tokens,
     )
+
+
+def _asked(
+    model: BaseRetriever | BM25Index, dataset: EmbeddingQAFinetuneDataset, ks: tuple[int, ...]
+) -> RetrievalScores:
+    """Score what a retriever gives, query by query."""
+    began = time.perf_counter()
+    rows = {document: row for row, document in enumerate(dataset.corpus)}
+    depth = min(max(DEPTH, *ks), len(rows))
+    ranked = np.full((len(dataset.queries), depth), NO_DOCUMENT, dtype=np.int64)
+    for place, query in enumerate(dataset.queries.values()):
+        if isinstance(model, BM25Index):
+            found = model.first(query, depth)
+        else:
+            found = [node.node_id for node in model.retrieve(query)]
+        strangers = [name for name in found if name not in rows]
+        if strangers:
+            raise DatasetError(
+                "The retriever has to search the corpus of the dataset, with document ids as node "
+                f"ids; it gave {quote_some(strangers)}."
+            )
+        given = list(dict.fromkeys(found))[:depth]
+        ranked[place, : len(given)] = [rows[name] for name in given]
+    seconds = time.perf_counter() - began
+    qrels = qrels_of(dataset, rows)
+    return RetrievalScores(ranked, qrels, tuple(dataset.queries), tuple(rows), ks, seconds)
 
 
 def search(

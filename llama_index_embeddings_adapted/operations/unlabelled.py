@@ -1,0 +1,117 @@
+"""Better retrieval without a single label: words, and a prior from queries nobody has judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.indices.vector_store import VectorStoreIndex
+from llama_index.core.schema import BaseNode, MetadataMode
+
+from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
+from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
+from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes
+from llama_index_embeddings_adapted.encoding.cache import CacheDir
+from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
+from llama_index_embeddings_adapted.operations.rebuild import nodes_of
+from llama_index_embeddings_adapted.questions.generate import generate_qa_embedding_pairs
+from llama_index_embeddings_adapted.serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
+from llama_index_embeddings_adapted.serving.views import base_model_of, nodes_by_id
+
+
+def adapt_without_labels(
+    index_or_nodes: VectorStoreIndex | Iterable[BaseNode],
+    base: BaseEmbedding,
+    *,
+    queries: Sequence[str] | None = None,
+    llm: Any = None,
+    weight: float = WEIGHT,
+    penalty: float = PENALTY,
+    top_k: int = TOP_K,
+    candidates: int = CANDIDATES,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+    **writing: Any,
+) -> HybridRetriever:
+    """Return a retriever with words and a prior at weights that are safe without labels.
+
+    The prior needs queries as users ask them: those of a log, or questions that an LLM writes about
+    the documents. Documents in their place can do harm and are not taken. Without either, words are
+    all that is added. Nothing is trained and nothing proven: see
+    :meth:`HybridRetriever.moved_documents` for what changes, and judge it with :class:`Mixture` as
+    soon as some queries are judged.
+
+    Args:
+        index_or_nodes: An index over vectors of ``base``, which stays as it is; or nodes, which go
+            into a new index in memory.
+        base: Any LlamaIndex embedding model, adapted or not.
+        queries: Of a log; more than 2,000 distinct ones are sampled.
+        llm: Writes questions; those do not count for the document they were written about.
+        weight: Of words, in cosine units.
+        penalty: Of the prior, in cosine units.
+        top_k: How many nodes come back.
+        candidates: Per side, see :class:`HybridRetriever`.
+        cache_dir: Where vectors are kept, see :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+        writing: Passed to :func:`generate_qa_embedding_pairs`, with ``llm`` only.
+
+    Raises:
+        OptionError: No node, or ``queries`` without a query.
+        StoreError: The index cannot list its nodes; pass them, and make the retriever with
+            :meth:`HybridRetriever.from_nodes`.
+        EncodeError: The model gave no usable vector.
+    """
+    if writing and llm is None:
+        raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
+    if isinstance(index_or_nodes, VectorStoreIndex):
+        index, nodes = index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
+    else:
+        nodes = nodes_by_id(index_or_nodes)
+        index = VectorStoreIndex(list(nodes.values()), embed_model=base)
+    texts, sources = _queries(queries, nodes, llm, writing)
+    found = HybridRetriever.from_nodes(
+        index,
+        nodes,
+        embed_model=base,
+        weight=weight,
+        top_k=top_k,
+        candidates=candidates,
+        cache_dir=cache_dir,
+        show_progress=show_progress,
+    )
+    if texts:
+        bank = _query_vectors(base, texts, cache_dir, show_progress)
+        views = found.views
+        found.views = views.changed(
+            prior=DocumentPrior.of(bank, views.vectors, views.keys, sources=sources, weight=penalty)
+        )
+    return found
+
+
+def _queries(
+    queries: Sequence[str] | None, nodes: dict[str, BaseNode], llm: Any, writing: dict[str, Any]
+) -> tuple[list[str], Keys]:
+    """Return the texts of the bank, and the content key of what each was written about."""
+    if queries is not None and (isinstance(queries, str) or not any(queries)):
+        raise OptionError(f"queries: expected a list of texts with at least one, got {queries!r}.")
+    logged = list(dict.fromkeys(query for query in queries or () if query.strip()))
+    texts, sources = logged, np.zeros(len(logged), dtype=np.uint64)
+    if llm is not None:
+        written = generate_qa_embedding_pairs(list(nodes.values()), llm, **writing)
+        about = [written.relevant_docs[query][0] for query in written.queries]
+        own = [nodes[name].get_content(metadata_mode=MetadataMode.EMBED) for name in about]
+        texts = logged + list(written.queries.values())
+        sources = np.concatenate([sources, content_hashes(own)])
+    return texts, sources
+
+
+def _query_vectors(
+    model: BaseEmbedding, texts: list[str], cache_dir: CacheDir, show_progress: bool
+) -> Vectors:
+    with Encoder(base_model_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
+        vectors = encoder.encode(texts, "query")
+    return model.adapt(vectors, "query") if isinstance(model, Adapting) else vectors

@@ -1,0 +1,85 @@
+"""Words and a prior without labels: over an index, over nodes, with a log or with an LLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import MetadataMode, TextNode
+
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted import adapt_without_labels
+from llama_index_embeddings_adapted.core.arrays import content_hashes
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.operations import unlabelled
+from tests.conftest import CountingEmbedding
+
+QUIET: Any = {"cache_dir": False, "show_progress": False}
+
+
+@pytest.fixture
+def nodes(small: Dataset) -> list[TextNode]:
+    return [TextNode(id_=name, text=text) for name, text in small.corpus.items()]
+
+
+def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(
+    small: Dataset, nodes: list[TextNode], base: CountingEmbedding
+) -> None:
+    index = VectorStoreIndex(nodes, embed_model=base)
+    before = dict(index.vector_store.data.embedding_dict)  # type: ignore[attr-defined]
+    log = [*small.queries.values(), next(iter(small.queries.values())), " "]
+    found = adapt_without_labels(index, base, queries=log, **QUIET)
+    assert index.vector_store.data.embedding_dict == before  # type: ignore[attr-defined]
+    prior = found.views.prior
+    assert prior is not None
+    assert len(prior.bank) == len(small.queries)
+    assert (found.views.weight, prior.weight) == (0.1, 0.2)
+    assert not prior.sources.any()
+    moved = found.moved_documents(3)
+    assert len(moved) == 3
+    assert abs(next(iter(moved.values()))) == pytest.approx(abs(found.views.taken_off).max())
+    assert found.retrieve("tell me of the deep sea")[0].node_id == "d3"
+
+
+def test_nodes_alone_are_enough_and_without_queries_words_are_all(
+    nodes: list[TextNode], base: CountingEmbedding
+) -> None:
+    found = adapt_without_labels(nodes, base, **QUIET)
+    assert found.views.prior is None
+    assert found.moved_documents() == {}
+    assert found.retrieve("fast car")[0].node_id == "d5"
+
+
+def test_written_questions_do_not_count_for_their_own_document(
+    nodes: list[TextNode], base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def write(given: list[Any], llm: Any, **options: Any) -> Dataset:
+        asked.update(options, llm=llm)
+        corpus = {node.node_id: node.get_content(MetadataMode.EMBED) for node in given}
+        return Dataset({"w": "what flies early"}, corpus, {"w": ["d4"]})
+
+    monkeypatch.setattr(unlabelled, "generate_qa_embedding_pairs", write)
+    found = adapt_without_labels(
+        nodes, base, queries=["one of a log"], llm="an LLM", num_questions_per_chunk=1, **QUIET
+    )
+    assert asked == {"llm": "an LLM", "num_questions_per_chunk": 1}
+    prior = found.views.prior
+    assert prior is not None
+    assert prior.sources.tolist() == [0, *content_hashes([nodes[4].text]).tolist()]
+    vectors, keys = found.views.vectors, found.views.keys
+    assert prior.nearness(vectors, keys)[4] == pytest.approx(float(vectors[4] @ prior.bank[0]))
+    assert prior.nearness(vectors, keys)[3] == pytest.approx(np.mean(prior.bank @ vectors[3]))
+
+
+def test_what_cannot_be_meant_is_refused(nodes: list[TextNode], base: CountingEmbedding) -> None:
+    for queries in ([], ["", ""], "one text"):
+        with pytest.raises(OptionError, match="queries: expected a list of texts"):
+            adapt_without_labels(nodes, base, queries=queries, **QUIET)
+    with pytest.raises(OptionError, match="max_chunks: of use with llm"):
+        adapt_without_labels(nodes, base, max_chunks=3, **QUIET)
+    with pytest.raises(OptionError, match="got none"):
+        adapt_without_labels([], base, **QUIET)

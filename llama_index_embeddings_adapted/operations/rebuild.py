@@ -1,26 +1,21 @@
 """A new collection beside the old one, for adapters that move documents: vectors are mapped.
 
-Document vectors of an adapted model, a batch at a time: for more documents than memory holds.
-
-What LlamaIndex's vector stores hold, by whichever of their ways of listing it works.
+A batch at a time, so that there may be more documents than memory holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    MetadataFilters,
-    VectorStoreQuery,
 )
 from numpy.lib import format as npy
 from tqdm import tqdm
@@ -28,97 +23,23 @@ from tqdm import tqdm
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.files import to_bytes
-from llama_index_embeddings_adapted.encoding.base_model import base_name, fingerprint_of
+from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.cache import CacheDir, cache_folder
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import OptionError, StoreError
+from llama_index_embeddings_adapted.errors import OptionError, StoreError, check_whole
 from llama_index_embeddings_adapted.operations.similarity import (
-    SimilarityCheck,
     document_vectors,
-    examine,
+    examine_written,
     query_probes,
 )
+from llama_index_embeddings_adapted.operations.stores import (
+    answers_queries,
+    delete_nodes,
+    holds_vectors_of,
+    name_of,
+    nodes_of,
+)
 from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
-
-_PER_QUERY = 500
-_NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
-_PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
-
-
-def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, from its document store or else from its vector store.
-
-    Raises:
-        StoreError: Neither can list them.
-    """
-    ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
-    if ids and all(index.docstore.document_exists(node) for node in ids):
-        return index.docstore.get_nodes(ids)
-    store = index.vector_store
-    try:
-        return _all(store)
-    except Exception as cause:  # stores raise what they like; the advice is the same
-        raise StoreError(
-            f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
-        ) from cause
-
-
-def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
-    try:
-        return store.get_nodes(node_ids=None)
-    except AssertionError:  # PostgreSQL's takes an empty list for all
-        return store.get_nodes(node_ids=[])
-    except ValueError:  # Milvus' an empty filter
-        return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
-
-
-def ids_in(store: BasePydanticVectorStore, ids: Sequence[str]) -> set[str] | None:
-    """Return which of these nodes a store holds; None where it cannot tell."""
-    found: set[str] = set()
-    try:
-        for start in range(0, len(ids), _PER_QUERY):
-            part = list(ids[start : start + _PER_QUERY])
-            found.update(node.node_id for node in store.get_nodes(node_ids=part))
-    except Exception:  # LanceDB quotes ids in a way that it does not understand itself
-        try:
-            found = {node.node_id for node in _all(store)}
-        except Exception:  # cannot list, or its collection is made with the first node
-            return None
-    return found & set(ids)
-
-
-def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:
-    """Delete nodes, whether a store holds them or not.
-
-    Raises:
-        NotImplementedError: The store cannot.
-    """
-    if type(store).__name__ != "LanceDBVectorStore":
-        store.delete_nodes(list(ids))
-        return
-    lance: Any = store  # whose own method quotes ids as if they were columns
-    for start in range(0, len(ids), _PER_QUERY):
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
-        lance.table.delete(f"id in ({quoted})")
-
-
-def name_of(store: BasePydanticVectorStore) -> str | None:
-    """Return class, place and name of a store's collection; None where it has no name.
-
-    Never shown or saved: there may be a password in it.
-    """
-    client: Any = getattr(store, "client", None) if _is_chroma(store) else None
-    names = [getattr(client, "name", None), *(getattr(store, name, None) for name in _NAMES)]
-    name = next((str(name) for name in names if name), None)
-    if name is None:
-        return None
-    places = [str(value) for place in _PLACES if (value := getattr(store, place, None))]
-    tenant = [str(getattr(client, "id", ""))]
-    return "|".join([type(store).__qualname__, name, *places, *tenant])
-
-
-def _is_chroma(store: BasePydanticVectorStore) -> bool:
-    return type(store).class_name() == "ChromaVectorStore"
 
 
 def adapt_index(
@@ -140,8 +61,7 @@ def adapt_index(
     store returns them, from there; the adapter maps them. The old index is only read: it serves
     until the call returns, and is yours to drop.
 
-    After an error or a kill the same call goes on where it ended: what the new store already holds
-    is kept, provided that it came from this adapter.
+    After an error or a kill the same call goes on after the last batch, see :func:`adapt_nodes`.
 
     Args:
         index: The old index.
@@ -164,73 +84,32 @@ def adapt_index(
             holds something else, or it does not find what was written.
         OptionError: An argument of another type or out of range.
     """
-    _check_arguments(index, embed_model, vector_store, batch_size)
-    all_nodes = nodes_of(index) if nodes is None else list(nodes)
-    base = embed_model.base_embed_model
-    encoder = Encoder(base, cache_dir=cache_dir, show_progress=show_progress)
-    try:
-        present = _resumed(embed_model, vector_store, all_nodes, cache_folder(cache_dir))
-        stored = _holds_base_vectors(index, base)
-        found = _base_vectors(encoder, all_nodes, stored=stored, embed_missing=embed_missing)
-    finally:
-        encoder.close()
-    texts = [_text(node) for node in all_nodes]
-    vectors = document_vectors(embed_model, found, texts)
-    new = _written(
-        embed_model, vector_store, all_nodes, vectors, present, batch_size, show_progress
-    )
-    if check and all_nodes:
-        _examined(new, embed_model, all_nodes, vectors).warn(stacklevel=2)
+    _check_arguments(index, vector_store)
+    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
+    with source:
+        all_nodes = nodes_of(index) if nodes is None else list(nodes)
+        source.stored = holds_vectors_of(index, embed_model.base_embed_model)
+        source.prepare(all_nodes)
+        storage = StorageContext.from_defaults(vector_store=vector_store)
+        new = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
+        _write(all_nodes, source, vector_store, new.insert_nodes, total=len(all_nodes))
+        if check and all_nodes:
+            examine_written(new, source.model, all_nodes, source.vectors_of).warn(stacklevel=2)
     return new
 
 
-def _check_arguments(index: Any, embed_model: Any, vector_store: Any, batch_size: int) -> None:
+def _check_arguments(index: Any, vector_store: Any) -> None:
     if not isinstance(index, VectorStoreIndex):
         raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
-    if not isinstance(embed_model, AdaptedEmbedding):
-        raise OptionError(
-            f"embed_model: expected an AdaptedEmbedding, got {type(embed_model).__name__}."
-        )
     if not isinstance(vector_store, BasePydanticVectorStore):
         raise OptionError(
             f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
         )
-    if batch_size < 1:
-        raise OptionError(f"batch_size: expected at least 1, got {batch_size!r}.")
     if index.vector_store is vector_store:
         raise StoreError(
             "vector_store: expected a new, empty collection beside the old one, got the one of the "
             "index. The old one keeps serving until the new one is complete."
         )
-
-
-def _resumed(
-    embed_model: AdaptedEmbedding,
-    store: BasePydanticVectorStore,
-    nodes: Sequence[BaseNode],
-    cache: Path | None,
-) -> set[str]:
-    """Return which nodes an earlier call wrote, and leave a mark for a later one.
-
-    Raises:
-        StoreError: The store holds nodes, and no earlier call with this adapter put them there.
-    """
-    marks = {"rebuild": digest_of(embed_model)}
-    place = hashlib.sha256(str(name_of(store) or type(store).__qualname__).encode()).hexdigest()
-    mark = None if cache is None else cache / "rebuilds" / f"{place[:32]}.json"
-    present = ids_in(store, [node.node_id for node in nodes])
-    occupied = bool(present) or (present is None and answers_queries(store, embed_model))
-    begun = mark is not None and mark.is_file()
-    ours = begun and files.read_json_object(mark, error=StoreError) == marks  # type: ignore[arg-type]
-    if occupied and (present is None or not ours):
-        held = "nodes" if present is None else f"{len(present)} of these {len(nodes)} nodes"
-        raise StoreError(
-            f"The new store already holds {held}, and not from a call with this adapter that can "
-            "be resumed. Pass an empty collection."
-        )
-    if mark is not None and not ours:
-        files.write_json(mark, marks)
-    return present or set()
 
 
 def digest_of(embed_model: AdaptedEmbedding) -> str:
@@ -242,115 +121,6 @@ def digest_of(embed_model: AdaptedEmbedding) -> str:
         to_bytes(adapter.arrays()),
     ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
-
-def answers_queries(store: BasePydanticVectorStore, embed_model: AdaptedEmbedding) -> bool:
-    """Return whether a store that cannot list its nodes has any."""
-    probe = query_probes(embed_model)[0].tolist()
-    try:
-        found = store.query(VectorStoreQuery(query_embedding=probe, similarity_top_k=1))
-    except Exception:  # stores whose collection is made with the first node raise what they like
-        return False
-    return bool(found.ids)
-
-
-def _holds_base_vectors(index: VectorStoreIndex, base: BaseEmbedding) -> bool:
-    """Return whether the old index was built with the document vectors of this base model."""
-    model = index._embed_model
-    if isinstance(model, AdaptedEmbedding) and not model.adapter.adapts_documents:
-        model = model.base_embed_model
-    if model is base:
-        return True
-    # Another object may be the same model; asking an unrelated one would cost its probes.
-    return base_name(model) == base_name(base) and fingerprint_of(model).agrees_with(
-        fingerprint_of(base)
-    )
-
-
-def _base_vectors(
-    encoder: Encoder, nodes: Sequence[BaseNode], *, stored: bool, embed_missing: bool
-) -> Vectors:
-    """Return the base model's vectors of all nodes, ``(n, dim)``.
-
-    Raises:
-        StoreError: Some are found nowhere, and the base model is not to be asked.
-    """
-    texts = [_text(node) for node in nodes]
-    vectors = np.zeros((len(nodes), encoder.fingerprint.dim), dtype=np.float32)
-    rows, known = encoder.known(texts, "document")
-    vectors[rows] = known
-    missing = np.setdiff1d(np.arange(len(nodes)), rows)
-    if stored:
-        given = [row for row in missing if nodes[row].embedding is not None]
-        if given:
-            vectors[given] = np.array([nodes[row].embedding for row in given], dtype=np.float32)
-        missing = np.setdiff1d(missing, given)
-    if len(missing) and not embed_missing:
-        raise StoreError(
-            f"{len(missing)} of {len(nodes)} nodes have no vector of the base model, neither in "
-            "the cache nor in the old store. Pass embed_missing=True to ask the base model for "
-            "them, or the cache_dir that has them."
-        )
-    if len(missing):
-        vectors[missing] = encoder.encode([texts[row] for row in missing], "document")
-    return vectors
-
-
-def _written(
-    embed_model: AdaptedEmbedding,
-    store: BasePydanticVectorStore,
-    nodes: Sequence[BaseNode],
-    vectors: Vectors,
-    present: set[str],
-    batch_size: int,
-    show_progress: bool,
-) -> VectorStoreIndex:
-    """Write what the store does not hold yet; return the index over all of it."""
-    storage = StorageContext.from_defaults(vector_store=store)
-    index = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
-    rows = [row for row, node in enumerate(nodes) if node.node_id not in present]
-    with tqdm(
-        total=len(nodes), initial=len(present), desc="Writing nodes", disable=not show_progress
-    ) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            copies = [nodes[row].model_copy() for row in batch]
-            for copy, row in zip(copies, batch, strict=True):
-                copy.embedding = vectors[row].tolist()
-            index.insert_nodes(copies)
-            bar.update(len(batch))
-    return index
-
-
-def _examined(
-    index: VectorStoreIndex,
-    embed_model: AdaptedEmbedding,
-    nodes: Sequence[BaseNode],
-    vectors: Vectors,
-) -> SimilarityCheck:
-    """Search the new index.
-
-    Raises:
-        StoreError: It does not hold the vectors that were to be written.
-    """
-    place = {node.node_id: row for row, node in enumerate(nodes)}
-
-    def vectors_of(found: Sequence[BaseNode]) -> Vectors:
-        strangers = [node.node_id for node in found if node.node_id not in place]
-        if strangers:
-            raise StoreError(
-                f"The new store holds nodes that the index does not have (first: {strangers[0]}). "
-                "Pass an empty collection."
-            )
-        return vectors[[place[node.node_id] for node in found]]
-
-    check = examine(index, query_probes(embed_model), vectors_of)
-    if check.similarity == "unknown":
-        raise StoreError(
-            "The new store's scores are not those of the vectors written to it. Pass an empty "
-            "collection, or check=False for a store that scores in a way of its own."
-        )
-    return check
 
 
 def _text(node: BaseNode) -> str:
@@ -372,11 +142,11 @@ def adapt_nodes(
 ) -> int:
     """Write nodes with their vectors to a store, from a stream of any length.
 
-    What :func:`adapt_index` does for an index that fits in
-    memory. Vectors of the base model come from the cache, the adapter maps them, and one batch is
-    in memory at a time; what the store keeps there is the store's own affair. After an error or a
-    kill the same call with the same nodes goes on after the last batch, where the store has a name
-    and can delete nodes; the batch that was under way is written anew.
+    What :func:`adapt_index` does, without an old index. Vectors of the base model come from the
+    cache, the adapter maps them, and one batch is in memory at a time; what the store keeps there
+    is the store's own affair. After an error or a kill the same call with the same nodes goes on
+    after the last batch, where the store has a name and can delete nodes; the batch that was under
+    way is written anew.
 
     Args:
         nodes: In any order, the same at each call; a generator will do.
@@ -395,20 +165,29 @@ def adapt_nodes(
             before stays.
         OptionError: An argument of another type or out of range.
     """
-    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
-    try:
-        progress = _Progress(embed_model, vector_store, cache_folder(cache_dir), batch_size)
-        with tqdm(desc="Writing nodes", unit="node", disable=not show_progress) as bar:
-            for batch in _batches(nodes, batch_size):
-                if progress.starts(batch):
-                    vectors = source.vectors([_text(node) for node in batch])
-                    progress.clear(batch)
-                    vector_store.add(_with(batch, vectors))
-                    progress.save()
-                bar.update(len(batch))
-        return progress.finish()
-    finally:
-        source.close()
+    with _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress) as source:
+        return _write(nodes, source, vector_store, vector_store.add)
+
+
+def _write(
+    nodes: Iterable[BaseNode],
+    source: _Source,
+    store: BasePydanticVectorStore,
+    add: Callable[[list[BaseNode]], object],
+    *,
+    total: int | None = None,
+) -> int:
+    """Write nodes with their vectors, a batch at a time, from where an earlier call ended."""
+    progress = _Progress(source, store)
+    with tqdm(desc="Writing nodes", unit="node", total=total, disable=source.quiet) as bar:
+        for batch in _batches(nodes, source.batch_size):
+            if progress.starts(batch):
+                vectors = source.vectors_of(batch)
+                progress.clear(batch)
+                add(_with(batch, vectors))
+                progress.save()
+            bar.update(len(batch))
+    return progress.finish()
 
 
 def adapt_vectors(
@@ -442,27 +221,31 @@ def adapt_vectors(
         StoreError: Vectors are missing.
         OptionError: An argument of another type or out of range, or no text.
     """
-    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
-    try:
-        with files.atomic_file(Path(path)) as temporary, temporary.open("r+b") as stream:
-            dim, rows = embed_model.adapter.output_dim, 0
-            _header(stream, rows, dim)
-            with tqdm(desc="Writing vectors", unit="text", disable=not show_progress) as bar:
-                for batch in _batches(texts, batch_size):
-                    stream.write(np.ascontiguousarray(source.vectors(batch), "<f4").tobytes())
-                    rows += len(batch)
-                    bar.update(len(batch))
-            if not rows:
-                raise OptionError("texts: expected at least one, got none.")
-            _header(stream, rows, dim)
-    finally:
-        source.close()
+    with (
+        _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress) as source,
+        files.atomic_file(Path(path)) as temporary,
+        temporary.open("r+b") as stream,
+        tqdm(desc="Writing vectors", unit="text", disable=source.quiet) as bar,
+    ):
+        dim, rows = embed_model.adapter.output_dim, 0
+        _header(stream, rows, dim)
+        for batch in _batches(texts, batch_size):
+            stream.write(np.ascontiguousarray(source.vectors(batch), "<f4").tobytes())
+            rows += len(batch)
+            bar.update(len(batch))
+        if not rows:
+            raise OptionError("texts: expected at least one, got none.")
+        _header(stream, rows, dim)
     mapped: Vectors = np.load(path, mmap_mode="r")
     return mapped
 
 
 class _Source:
-    """Vectors of an adapted model, from the cache of its base model's."""
+    """Vectors of an adapted model, from the cache of its base model's, or from an old store.
+
+    Attributes:
+        stored: Whether the vectors that nodes bring along are those of the base model.
+    """
 
     def __init__(
         self,
@@ -476,27 +259,75 @@ class _Source:
             raise OptionError(
                 f"embed_model: expected an AdaptedEmbedding, got {type(embed_model).__name__}."
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size: expected a whole number >= 1, got {batch_size!r}.")
-        self._model, self._embed_missing = embed_model, embed_missing
+        check_whole("batch_size", batch_size)
+        self.model, self.batch_size, self.quiet = embed_model, batch_size, not show_progress
+        self.folder, self.stored = cache_folder(cache_dir), False
+        self._embed_missing = embed_missing
         self._encoder = Encoder(
             embed_model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
         )
 
-    def vectors(self, texts: list[str]) -> Vectors:
-        """Return the document vectors of texts, ``(n, dim)``."""
-        if not self._embed_missing:
-            missing = self._encoder.missing(texts, "document")
-            if missing:
-                raise StoreError(
-                    f"{len(missing)} of {len(texts)} texts of a batch have no vector in the cache. "
-                    "Call embed_corpus first, or pass embed_missing=True."
-                )
-        return document_vectors(self._model, self._encoder.encode(texts, "document"), texts)
+    def __enter__(self) -> _Source:
+        """Return itself; the files of the cache are released at the end."""
+        return self
 
-    def close(self) -> None:
-        """Release the files of the cache."""
+    def __exit__(self, *_: object) -> None:
         self._encoder.close()
+
+    def vectors_of(self, nodes: Sequence[BaseNode]) -> Vectors:
+        """Return the document vectors of nodes, ``(n, dim)``."""
+        return self.vectors([_text(node) for node in nodes], self._brought(nodes))
+
+    def vectors(self, texts: list[str], brought: Sequence[Any] | None = None) -> Vectors:
+        """Return the document vectors of texts, ``(n, dim)``.
+
+        Args:
+            texts: ``n``.
+            brought: For each the base model's vector, or None; for those that no cache holds.
+
+        Raises:
+            StoreError: Some are found nowhere, and the base model is not to be asked.
+        """
+        brought = [None] * len(texts) if brought is None else brought
+        found = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
+        rows, known = self._encoder.known(texts, "document")
+        found[rows] = known
+        missing = []
+        for row in np.setdiff1d(np.arange(len(texts)), rows):
+            if brought[row] is None:
+                missing.append(row)
+            else:
+                found[row] = brought[row]
+        if missing and not self._embed_missing:
+            raise _nowhere(len(missing), len(texts))
+        if missing:
+            found[missing] = self._encoder.encode([texts[row] for row in missing], "document")
+        return document_vectors(self.model, found, texts)
+
+    def prepare(self, nodes: Sequence[BaseNode]) -> None:
+        """See to it that all vectors are at hand, before anything is written.
+
+        Raises:
+            StoreError: Some are not, and the base model is not to be asked.
+        """
+        brought = self._brought(nodes)
+        texts = [_text(node) for node, vector in zip(nodes, brought, strict=True) if vector is None]
+        missing = self._encoder.missing(texts, "document")
+        if missing and not self._embed_missing:
+            raise _nowhere(len(missing), len(nodes))
+        if missing:
+            self._encoder.encode(missing, "document")
+
+    def _brought(self, nodes: Sequence[BaseNode]) -> list[Any]:
+        return [node.embedding if self.stored else None for node in nodes]
+
+
+def _nowhere(missing: int, count: int) -> StoreError:
+    return StoreError(
+        f"{missing} of {count} texts have no vector of the base model, neither in the cache nor in "
+        "an old store. Call embed_corpus first, pass the cache_dir that has them, or pass "
+        "embed_missing=True to ask the base model."
+    )
 
 
 class _Progress:
@@ -509,14 +340,9 @@ class _Progress:
         StoreError: The store holds nodes, and no earlier call with this adapter put them there.
     """
 
-    def __init__(
-        self,
-        embed_model: AdaptedEmbedding,
-        store: BasePydanticVectorStore,
-        folder: Path | None,
-        batch_size: int,
-    ) -> None:
-        self._store, self._digest, self._batch_size = store, digest_of(embed_model), batch_size
+    def __init__(self, source: _Source, store: BasePydanticVectorStore) -> None:
+        self._store, self._digest = store, digest_of(source.model)
+        self._batch_size, folder = source.batch_size, source.folder
         self._count, self._trail = 0, hashlib.sha256()
         self._mark: Path | None = None
         self._before: dict[str, Any] = {}
@@ -527,7 +353,7 @@ class _Progress:
             if self._mark.is_file():
                 self._before = files.read_json_object(self._mark, error=StoreError)
         begun = self._before.get("rebuild") == self._digest
-        occupied = answers_queries(store, embed_model)
+        occupied = answers_queries(store, query_probes(source.model)[0])
         if occupied and not begun:
             raise StoreError(
                 "The store already holds nodes, and not from a call with this adapter that can go "

@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, 
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.errors import OptionError, StoreError
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
@@ -280,6 +280,43 @@ def examine(
 
 
 Answer = tuple[Numbers, Vectors]
+
+
+def examine_written(
+    index: VectorStoreIndex,
+    embed_model: BaseEmbedding,
+    nodes: Sequence[BaseNode],
+    vectors_of: VectorsOf,
+) -> SimilarityCheck:
+    """Search an index that was just written.
+
+    Args:
+        index: The index.
+        embed_model: That is to query it.
+        nodes: All that were written.
+        vectors_of: See :func:`examine`.
+
+    Raises:
+        StoreError: It does not hold the vectors that were to be written.
+    """
+    written = {node.node_id: node for node in nodes}
+
+    def checked(found: Sequence[BaseNode]) -> Vectors:
+        strangers = [node.node_id for node in found if node.node_id not in written]
+        if strangers:
+            raise StoreError(
+                f"The new store holds nodes that the index does not have (first: {strangers[0]}). "
+                "Pass an empty collection."
+            )
+        return vectors_of([written[node.node_id] for node in found])
+
+    check = examine(index, query_probes(embed_model), checked)
+    if check.similarity == "unknown":
+        raise StoreError(
+            "The new store's scores are not those of the vectors written to it. Pass an empty "
+            "collection, or check=False for a store that scores in a way of its own."
+        )
+    return check
 
 
 def _answer(

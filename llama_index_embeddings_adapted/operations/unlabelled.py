@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
-from llama_index_embeddings_adapted.operations.rebuild import nodes_of
+from llama_index_embeddings_adapted.operations.stores import nodes_of
 from llama_index_embeddings_adapted.questions.generate import generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
 from llama_index_embeddings_adapted.serving.views import base_model_of, nodes_by_id

@@ -132,6 +132,7 @@ def whitening(
     power: float = 0.25,
     shrinkage: float = 1.0,
     bias: bool = True,
+    shared: bool = False,
 ) -> LinearAdapter:
     """Damp the directions in which all documents agree; needs no label.
 
@@ -144,6 +145,7 @@ def whitening(
         power: 0 changes nothing, 0.5 on both sides would whiten.
         shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
         bias: Give the adapter a bias, zero to begin with.
+        shared: Map documents too.
 
     Raises:
         OptionError: ``power`` or ``shrinkage`` out of range.
@@ -158,7 +160,7 @@ def whitening(
     spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
     weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None
-    return LinearAdapter(weight.astype(np.float32), zero)
+    return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
 
 
 def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:

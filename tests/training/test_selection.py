@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted.training.auto import search_space as space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
     SPECS,
+    BothSidesSpec,
     CorpusSpec,
     GateSpec,
     KernelSpec,
@@ -28,6 +29,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     PipelineSpec,
     QueryOnMappedSpec,
     RidgeSpec,
+    SharedSpec,
     TrainedSpec,
     TwoSidedSpec,
     WhiteningSpec,
@@ -318,9 +320,10 @@ def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(runs) == 2
 
 
-def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:
+@pytest.mark.parametrize("mapped", [SharedSpec(2), TwoSidedSpec(2)], ids=str)
+def test_what_is_in_front_of_mapped_documents_learns_from_these(mapped: BothSidesSpec) -> None:
     data, _ = rotated_corpus(documents=40)
-    fitter, mapped = PipelineFitter(data, TrainingOptions(batch_size=16)), TwoSidedSpec(2)
+    fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
     below = fitter.fit(mapped)
     # Nothing on top changes nothing.
     plain = fitter.fit(QueryOnMappedSpec(mapped, IDENTITY))
@@ -455,12 +458,12 @@ def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced() -> 
 
 
 def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
-    maps = proposed(state(linear=0.4, two_sided=0.2), 3)
+    maps = proposed(state(linear=0.4, shared=0.1, two_sided=0.2), 3)
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
     assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
     for place in (3, 4, 5):  # where no map of both sides gains, nothing is put in front of it
-        assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
+        assert proposed(state(linear=0.4, shared=-0.1, two_sided=-0.2), place) == []
 
 
 def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without() -> None:

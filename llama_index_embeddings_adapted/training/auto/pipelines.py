@@ -161,13 +161,28 @@ class CorpusSpec(TrainedSpec):
     method, loss = "corpus", "corpus"
 
 
-class TwoSidedSpec(TrainedSpec):
+class BothSidesSpec(TrainedSpec):
+    """A map that moves queries and documents."""
+
+    moves_documents = True
+
+
+class SharedSpec(BothSidesSpec):
+    """One map for both sides: half the weights of two, and more gain from fewer pairs."""
+
+    method = "shared"
+
+    def start(self, fitter: PipelineFitter) -> Adapter:
+        # Half the power on each side gives the scores of the whole power on one.
+        return whitening(fitter.directions, power=0.125, shared=True)
+
+
+class TwoSidedSpec(BothSidesSpec):
     """A map for each side."""
 
-    method, moves_documents = "two_sided", True
+    method = "two_sided"
 
     def start(self, fitter: PipelineFitter) -> TrainableAdapter:
-        # Half the power on each side gives the scores of the whole power on one.
         return TwoSidedMap(whitening(fitter.directions, power=0.125))
 
 
@@ -223,7 +238,7 @@ class QueryOnMappedSpec(PipelineSpec):
     """
 
     method, moves_documents = "query_on_mapped", True
-    document_map: TwoSidedSpec
+    document_map: BothSidesSpec
     query_side: PipelineSpec
 
     @property
@@ -231,9 +246,8 @@ class QueryOnMappedSpec(PipelineSpec):
         return QueryOnMappedSpec(self.document_map, self.query_side.lowest_map)
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        below = cast(TwoSidedAdapter, fitter.fit(self.document_map))
         query = fitter.on_mapped(self.document_map).fit(self.query_side)
-        return TwoSidedAdapter(query, below.document)
+        return TwoSidedAdapter(query, fitter.sides(self.document_map).document)
 
 
 @dataclass(frozen=True)
@@ -270,7 +284,7 @@ SPECS: dict[str, type[PipelineSpec]] = {
     spec.method: spec
     for spec in (
         WhiteningSpec, RidgeSpec, LinearSpec, MnrSpec, CorpusSpec, KernelSpec, GateSpec,
-        TwoSidedSpec, QueryOnMappedSpec, NudgeNSpec, NudgeSpec,
+        SharedSpec, TwoSidedSpec, QueryOnMappedSpec, NudgeNSpec, NudgeSpec,
     )
 }  # fmt: skip
 """The methods by name."""
@@ -296,7 +310,7 @@ class PipelineFitter:
     _trained: dict[TrainedSpec, tuple[Adapter, Adapter]] = field(default_factory=dict)
     _kernels: dict[float, tuple[Vectors, Vectors]] = field(default_factory=dict)
     _nudges: dict[tuple[PipelineSpec, int], NudgeAdapter] = field(default_factory=dict)
-    _on_mapped: dict[TwoSidedSpec, PipelineFitter] = field(default_factory=dict)
+    _on_mapped: dict[BothSidesSpec, PipelineFitter] = field(default_factory=dict)
 
     def fit(self, spec: PipelineSpec) -> Adapter:
         """Return the adapter of a spec.
@@ -349,10 +363,10 @@ class PipelineFitter:
             options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
         return options
 
-    def on_mapped(self, document_map: TwoSidedSpec) -> PipelineFitter:
+    def on_mapped(self, document_map: BothSidesSpec) -> PipelineFitter:
         """Return the fitter of the query side where documents are as a map leaves them."""
         if document_map not in self._on_mapped:
-            below = cast(TwoSidedAdapter, self.fit(document_map))
+            below = self.sides(document_map)
             documents = l2_normalize(below.apply(self.train.documents, "document", self.train.keys))
             mapped = replace(self.train, documents=documents)
             start = cast(LinearAdapter, below.query)
@@ -360,6 +374,14 @@ class PipelineFitter:
                 mapped, self.options, start=start, base=self
             )
         return self._on_mapped[document_map]
+
+    def sides(self, document_map: BothSidesSpec) -> TwoSidedAdapter:
+        """Return what a map does to queries and what to documents."""
+        adapter = self.fit(document_map)
+        if isinstance(adapter, LinearAdapter):
+            plain = LinearAdapter(adapter.weight, adapter.bias)
+            return TwoSidedAdapter(plain, plain)
+        return cast(TwoSidedAdapter, adapter)
 
     def nudges(self, below: PipelineSpec, epochs: int) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""

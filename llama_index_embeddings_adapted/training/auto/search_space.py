@@ -10,6 +10,7 @@ from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
     SPECS,
+    BothSidesSpec,
     CorpusSpec,
     GateSpec,
     KernelSpec,
@@ -20,6 +21,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     PipelineSpec,
     QueryOnMappedSpec,
     RidgeSpec,
+    SharedSpec,
     TrainedSpec,
     TwoSidedSpec,
     WhiteningSpec,
@@ -31,7 +33,6 @@ _GONE = {
     "psd": '"linear"',
     "mean": '"gate"',
     "centering": '"whitening"',
-    "shared": '"two_sided"',
     "nudge_m": '"nudge_n"',
     "low_rank": 'method="linear" with adapter_model=LowRankAdapter.identity(dim)',
     "two_layer": 'method="linear" with adapter_model=TwoLayerAdapter.identity(dim)',
@@ -122,7 +123,7 @@ def _maps(epochs: int, adapts: str, state: SearchState) -> list[PipelineSpec]:
     """Maps that treat all queries, or all vectors, alike; those that move least first."""
     kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
     if adapts == "both":
-        kinds.append(TwoSidedSpec)
+        kinds += [SharedSpec, TwoSidedSpec]
     trained = [kind(epochs, alpha) for alpha in _ALPHAS for kind in kinds]
     return [WhiteningSpec(0.25), *trained]
 
@@ -191,13 +192,13 @@ def _query_side(spec: PipelineSpec) -> PipelineSpec:
     return spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
 
 
-def _document_map(state: SearchState) -> TwoSidedSpec | None:
+def _document_map(state: SearchState) -> BothSidesSpec | None:
     """Return the best map of both sides; None where none gains."""
-    best = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
-    return best if isinstance(best, TwoSidedSpec) else None
+    best = state.best(spec for spec in state.gains if isinstance(spec, BothSidesSpec))
+    return best if isinstance(best, BothSidesSpec) else None
 
 
-def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
+def _memorising_on(mapped: BothSidesSpec, state: SearchState) -> PipelineSpec:
     """Return the query side that gains most on known documents there; the identity if none does."""
     there = [
         spec
@@ -211,7 +212,7 @@ def _query_maps(state: SearchState) -> list[PipelineSpec]:
     return [spec for spec in state.gains if not spec.adapts_documents and not spec.parts]
 
 
-def _maps_on(mapped: TwoSidedSpec, epochs: int) -> list[PipelineSpec]:
+def _maps_on(mapped: BothSidesSpec, epochs: int) -> list[PipelineSpec]:
     return [QueryOnMappedSpec(mapped, CorpusSpec(epochs, alpha)) for alpha in _ALPHAS]
 
 

@@ -1,16 +1,14 @@
-"""Adapters as torch modules, while they are trained.
-
-Loss functions, pure in their tensors.
-"""
+"""What a training is made of: adapters as torch modules, documents as tensors, losses."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
@@ -20,7 +18,13 @@ from llama_index_embeddings_adapted.adapters.maps import (
     LowRankAdapter,
     TwoLayerAdapter,
 )
-from llama_index_embeddings_adapted.core.arrays import Vectors
+from llama_index_embeddings_adapted.core.arrays import (
+    NormalizedRows,
+    Rows,
+    Vectors,
+    l2_normalize,
+    normalized_blocks,
+)
 from llama_index_embeddings_adapted.errors import OptionError
 
 
@@ -29,13 +33,21 @@ class TrainableAdapter(nn.Module):
 
     moves_documents = False
 
+    def pull_back(self, *parameters: nn.Parameter | None) -> None:
+        """Name the weights that :meth:`shrinkage` draws back to what they are now."""
+        self._pulled = [p for p in parameters if p is not None]
+        self._start = nn.ParameterList(
+            nn.Parameter(p.detach().clone(), requires_grad=False) for p in self._pulled
+        )
+
     def documents(self, documents: Tensor) -> Tensor:
         """Map documents, ``(n, dim)`` unit rows to unit rows; most adapters leave them."""
         return documents
 
-    @abstractmethod
     def shrinkage(self) -> Tensor:
         """Return the squared distance of the weights from where they started, ``()``."""
+        pairs = zip(self._pulled, self._start, strict=True)
+        return torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
 
     @abstractmethod
     def export(self) -> Adapter:
@@ -47,14 +59,10 @@ class _Linear(TrainableAdapter):
         super().__init__()
         self.weight = _parameter(start.weight)
         self.bias = None if start.bias is None else _parameter(start.bias)
-        self.start = _copies(list(self.parameters()))
+        self.pull_back(self.weight, self.bias)
 
     def forward(self, queries: Tensor) -> Tensor:
         return nn.functional.linear(queries, self.weight, self.bias)
-
-    def shrinkage(self) -> Tensor:
-        moved = [self.weight] if self.bias is None else [self.weight, self.bias]
-        return _distance(moved, self.start)
 
     def export(self) -> LinearAdapter:
         return LinearAdapter(_array(self.weight), None if self.bias is None else _array(self.bias))
@@ -101,14 +109,11 @@ class _LowRank(TrainableAdapter):
         self.down = _parameter(start.down)
         self.up = _parameter(start.up)
         self.bias = _parameter(start.bias)
-        self.start = _copies([self.up, self.bias])
+        self.pull_back(self.up, self.bias)
 
     def forward(self, queries: Tensor) -> Tensor:
         low = nn.functional.linear(queries, self.down)
         return queries + nn.functional.linear(low, self.up, self.bias)
-
-    def shrinkage(self) -> Tensor:
-        return _distance([self.up, self.bias], self.start)
 
     def export(self) -> LowRankAdapter:
         return LowRankAdapter(_array(self.down), _array(self.up), _array(self.bias))
@@ -130,17 +135,14 @@ class _TwoLayer(TrainableAdapter):
         self.hidden_bias = _parameter(start.hidden_bias)
         self.output_weight = _parameter(start.output_weight)
         self.output_bias = _parameter(start.output_bias)
-        self.start = _copies([self.output_weight, self.output_bias])
+        # The output layer alone: from a zero output layer that is the distance from the identity.
+        self.pull_back(self.output_weight, self.output_bias)
 
     def forward(self, queries: Tensor) -> Tensor:
         hidden = nn.functional.linear(queries, self.hidden_weight, self.hidden_bias)
         hidden = _TORCH_ACTIVATIONS[self._config["activation"]](hidden)
         mapped = nn.functional.linear(hidden, self.output_weight, self.output_bias)
         return mapped + queries if self._config["residual"] else mapped
-
-    def shrinkage(self) -> Tensor:
-        # The output layer alone: from a zero output layer that is the distance from the identity.
-        return _distance([self.output_weight, self.output_bias], self.start)
 
     def export(self) -> TwoLayerAdapter:
         return TwoLayerAdapter(
@@ -170,22 +172,65 @@ def trainable(adapter: Adapter) -> TrainableAdapter:
     )
 
 
-def _copies(parameters: list[nn.Parameter]) -> nn.ParameterList:
-    return nn.ParameterList(
-        nn.Parameter(p.detach().clone(), requires_grad=False) for p in parameters
-    )
-
-
-def _distance(now: list[nn.Parameter], start: nn.ParameterList) -> Tensor:
-    return torch.stack([(p - p0).square().sum() for p, p0 in zip(now, start, strict=True)]).sum()
-
-
 def _parameter(array: Vectors) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(array.copy()))
 
 
 def _array(parameter: Tensor) -> Vectors:
     return np.asarray(parameter.detach().cpu().numpy(), dtype=np.float32)
+
+
+def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+MOST_BYTES = 512 * 2**20  # held as one tensor
+
+
+class TrainingDocuments:
+    """Unit rows of documents as tensors.
+
+    Up to 512 MiB of them are held on the device. More stay where they are, in memory or mapped
+    from a file, and only those that a step scores are copied.
+
+    Args:
+        vectors: ``(m, dim)``, of the base model.
+        device: Where tensors go.
+    """
+
+    def __init__(self, vectors: Vectors, device: torch.device) -> None:
+        self._vectors, self._device = vectors, device
+        self._rows = NormalizedRows(vectors)
+        self._all = (
+            None if vectors.nbytes > MOST_BYTES else as_tensor(l2_normalize(vectors), device)
+        )
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self._vectors)
+
+    @property
+    def dim(self) -> int:
+        """Their dimension."""
+        return int(self._vectors.shape[1])
+
+    def take(self, rows: Rows) -> Tensor:
+        """Return these rows, ``(n, dim)``."""
+        if self._all is None:
+            return as_tensor(self._rows[rows], self._device)
+        return self._all.index_select(
+            0, as_tensor(rows, self._device)
+        )  # three times as fast as brackets
+
+    def moment(self) -> Tensor:
+        """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
+        if self._all is not None:
+            return self._all.T @ self._all / len(self)
+        total = np.zeros((self.dim, self.dim))
+        for block in normalized_blocks(self._vectors):
+            total += block.T @ block
+        return as_tensor((total / len(self)).astype(np.float32), self._device)
 
 
 class Targets(NamedTuple):

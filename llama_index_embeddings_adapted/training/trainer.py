@@ -15,18 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import (
-    NormalizedRows,
-    Rows,
-    Vectors,
-    l2_normalize,
-    normalized_blocks,
-)
+from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation.held_out import Gain, Validation
@@ -34,58 +29,13 @@ from llama_index_embeddings_adapted.evaluation.reports import Epoch
 from llama_index_embeddings_adapted.training.modules import (
     Targets,
     TrainableAdapter,
+    TrainingDocuments,
+    as_tensor,
     ranking_nll,
     score_drift,
     trainable,
 )
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-
-MOST_BYTES = 512 * 2**20  # held as one tensor
-
-
-class TrainingDocuments:
-    """Unit rows of documents as tensors.
-
-    Up to 512 MiB of them are held on the device. More stay where they are, in memory or mapped
-    from a file, and only those that a step scores are copied.
-
-    Args:
-        vectors: ``(m, dim)``, of the base model.
-        device: Where tensors go.
-    """
-
-    def __init__(self, vectors: Vectors, device: torch.device) -> None:
-        self._vectors, self._device = vectors, device
-        self._rows = NormalizedRows(vectors)
-        self._all = None if vectors.nbytes > MOST_BYTES else self._tensor(l2_normalize(vectors))
-
-    def __len__(self) -> int:
-        """Return the number of documents."""
-        return len(self._vectors)
-
-    @property
-    def dim(self) -> int:
-        """Their dimension."""
-        return int(self._vectors.shape[1])
-
-    def take(self, rows: Rows) -> Tensor:
-        """Return these rows, ``(n, dim)``."""
-        if self._all is None:
-            return self._tensor(self._rows[rows])
-        return self._all.index_select(0, self._tensor(rows))  # three times as fast as brackets
-
-    def moment(self) -> Tensor:
-        """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
-        if self._all is not None:
-            return self._all.T @ self._all / len(self)
-        total = np.zeros((self.dim, self.dim))
-        for block in normalized_blocks(self._vectors):
-            total += block.T @ block
-        return self._tensor((total / len(self)).astype(np.float32))
-
-    def _tensor(self, array: Vectors | Rows) -> Tensor:
-        return _tensor(array, self._device)
-
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 
@@ -141,8 +91,6 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
 
 
-OptimizerClass = Callable[..., torch.optim.Optimizer]
-State = tuple[int, Callable[[], Adapter]]
 OnStep = Callable[[int, Callable[[], Adapter]], None]
 
 _TEMPERATURE_RANGE = (0.005, 1.0)
@@ -177,9 +125,8 @@ def fit(
 ) -> Fit:
     """Train an adapter, stopping early, and keep the best state, the base model included.
 
-    An epoch is better when its mean gain over all held-out queries is higher, and neither the
-    queries about known documents nor those about new ones lose more than their standard error.
-    Interrupting from the keyboard keeps the best so far.
+    An epoch is better when its :class:`Gain` is higher and harmless. Interrupting from the keyboard
+    keeps the best so far.
 
     Args:
         train: Queries to learn from.
@@ -226,10 +173,9 @@ def refit(
     show_progress: bool = True,
 ) -> Adapter | None:
     """Train for a known number of epochs, on everything; None when interrupted."""
-    run = _Run(train, start, replace(options, epochs=epochs), None)
+    run = _Run(train, start, replace(options, epochs=epochs))
     try:
-        for _ in run.epochs(show_progress=show_progress):
-            pass
+        deque(run.epochs(show_progress=show_progress), maxlen=0)
     except KeyboardInterrupt:
         warnings.warn("Training on all queries was interrupted.", stacklevel=2)
         return None
@@ -242,7 +188,7 @@ def states(
     options: TrainingOptions,
     *,
     show_progress: bool = False,
-) -> Iterator[State]:
+) -> Iterator[tuple[int, Callable[[], Adapter]]]:
     """Train, and yield after each epoch its number and a function that exports the adapter.
 
     Args:
@@ -251,7 +197,7 @@ def states(
         options: How to train; ``patience`` has no effect, as nothing is validated.
         show_progress: Show a bar.
     """
-    run = _Run(train, start, options, None)
+    run = _Run(train, start, options)
     for number, _ in run.epochs(show_progress=show_progress):
         yield number, run.module.export
 
@@ -333,9 +279,9 @@ class _Competition:
         place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
         there = candidates[place] == relevant.documents
         queries = relevant.queries[there]
-        shares = np.float32(1.0 / np.bincount(queries, minlength=len(batch))[queries])
-        arrays = (queries, place[there], shares)
-        return Targets(*(_tensor(array, self._device) for array in arrays))
+        shares = (1.0 / np.bincount(queries, minlength=len(batch))[queries]).astype(np.float32)
+        arrays: tuple[NDArray[Any], ...] = (queries, place[there], shares)
+        return Targets(*(as_tensor(array, self._device) for array in arrays))
 
     def anchors(self) -> Tensor:
         """Draw the documents whose scores should stay."""
@@ -354,7 +300,7 @@ class _Run:
         train: EncodedDataset,
         start: Adapter | TrainableAdapter,
         options: TrainingOptions,
-        on_step: OnStep | None,
+        on_step: OnStep | None = None,
     ) -> None:
         self._options, self._on_step, self._steps = options, on_step, 0
         device = device_for(options)
@@ -365,8 +311,8 @@ class _Run:
             torch.tensor(math.log(options.temperature), device=device),
             requires_grad=options.learn_temperature,
         )
-        self._queries = _tensor(train.queries, device)
-        self._unit_queries = _tensor(l2_normalize(train.queries), device)
+        self._queries = as_tensor(train.queries, device)
+        self._unit_queries = as_tensor(l2_normalize(train.queries), device)
         self._competition = _Competition(
             train, options, device, self._random, moves_documents=module.moves_documents
         )
@@ -440,7 +386,7 @@ class _Run:
 
     def _loss(self, batch: Rows) -> Tensor:
         options = self._options
-        rows = _tensor(batch, self._queries.device)
+        rows = as_tensor(batch, self._queries.device)
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
         candidates, documents = self._competition.candidates(batch)
         loss = ranking_nll(
@@ -466,7 +412,7 @@ class _Run:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options = self._options
-        make: OptimizerClass = options.optimizer_class or torch.optim.Adam
+        make: Callable[..., torch.optim.Optimizer] = options.optimizer_class or torch.optim.Adam
         params: dict[str, Any] = dict(options.optimizer_params)
         if options.optimizer_class is None or make in (torch.optim.Adam, torch.optim.AdamW):
             params.setdefault("lr", options.learning_rate)
@@ -474,14 +420,10 @@ class _Run:
         try:
             return make([p for p in parameters if p.requires_grad], **params)
         except (TypeError, ValueError) as cause:
+            name = getattr(make, "__name__", make)
             raise OptionError(
-                f"optimizer_class={getattr(make, '__name__', make)}, optimizer_params={params}: "
-                f"{cause}"
+                f"optimizer_class={name}, optimizer_params={params}: {cause}"
             ) from cause
-
-
-def _tensor(array: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _union(*rows: Rows) -> Rows:
@@ -495,11 +437,8 @@ def _union(*rows: Rows) -> Rows:
 def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:
     start = history[0].loss
     if loss > 10 * max(start, 1.0):
-        raise TrainingError(
-            _diverged(
-                options, f"the loss went from {start:.3g} to {loss:.3g} in {len(history)} epochs"
-            )
-        )
+        what = f"the loss went from {start:.3g} to {loss:.3g} in {len(history)} epochs"
+        raise TrainingError(_diverged(options, what))
 
 
 def _diverged(options: TrainingOptions, what: str) -> str:

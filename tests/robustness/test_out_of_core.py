@@ -28,10 +28,11 @@ from llama_index_embeddings_adapted.core.arrays import (
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
 from llama_index_embeddings_adapted.evaluation.held_out import hold_out_split
-from llama_index_embeddings_adapted.training import trainer
+from llama_index_embeddings_adapted.training import modules
 from llama_index_embeddings_adapted.training.closed_form import Spectrum
+from llama_index_embeddings_adapted.training.modules import TrainingDocuments
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from llama_index_embeddings_adapted.training.trainer import TrainingDocuments, states
+from llama_index_embeddings_adapted.training.trainer import states
 from tests.conftest import CountingEmbedding
 from tests.support.synthetic import rotated_corpus
 
@@ -51,7 +52,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 32 documents be a block, and 64 scores be many."""
     monkeypatch.setattr(arrays, "DOCUMENTS_PER_BLOCK", 32)
     monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 64)
-    monkeypatch.setattr(trainer, "MOST_BYTES", 1)
+    monkeypatch.setattr(modules, "MOST_BYTES", 1)
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
 
 

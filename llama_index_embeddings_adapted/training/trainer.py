@@ -240,23 +240,23 @@ class _Competition:
 
     def candidates(self, batch: Rows) -> tuple[Rows, Tensor]:
         """Return the documents that compete in this step, sorted, and their vectors."""
-        relevant = self.relevance.take(batch)
+        relevant, hard = self.relevance.take(batch), self._negatives.take(batch).documents
         if self._options.loss == "mnr":
             # One relevant document per query, as each (query, document) pair is one example; the
             # others are drawn in other epochs. Those of the batch's other queries compete.
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            chosen = _union(relevant.documents[place], self._hard(batch))
+            chosen = _union(relevant.documents[place], hard)
         elif self._vectors is not None:
             return self._candidates, self._vectors
         else:
-            own = _union(self.competing(relevant), self._hard(batch))
+            own = _union(self.competing(relevant), hard)
             more = max(0, self._options.max_candidates - len(own))
             others = self._random.choice(self._candidates, size=more, replace=False)
             chosen = _union(own, others)
         return chosen, self.documents.take(chosen)
 
     def stands_for(self, candidates: Rows) -> float:
-        """Return how many documents a candidate stands for; in a batch of pairs, itself."""
+        """Return how many documents a candidate stands for."""
         return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
 
     def competing(self, relevant: Qrels) -> Rows:
@@ -288,9 +288,6 @@ class _Competition:
         count = self._options.anchor_documents
         return self.documents.take(self._random.integers(len(self.documents), size=count))
 
-    def _hard(self, batch: Rows) -> Rows:
-        return self._negatives.take(batch).documents
-
 
 class _Run:
     """The moving parts of one training run."""
@@ -317,8 +314,7 @@ class _Run:
             train, options, device, self._random, moves_documents=module.moves_documents
         )
         documents = self._competition.documents
-        # The drift of all scores, where that is cheaper than a sample: not where vectors are long.
-        # Where documents move too it is not possible.
+        # Cheaper than a sample where vectors are short; impossible where documents move too.
         exact = not module.moves_documents and documents.dim <= options.anchor_documents
         self._moment = documents.moment() if options.anchor and exact else None
         scored = self._competition.scored + options.anchor_documents

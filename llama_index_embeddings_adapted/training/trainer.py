@@ -96,7 +96,6 @@ OnStep = Callable[[int, Callable[[], Adapter]], None]
 _TEMPERATURE_RANGE = (0.005, 1.0)
 _PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
-
 @dataclass(frozen=True, eq=False)
 class Fit:
     """What training found.
@@ -193,7 +192,7 @@ def states(
 
     Args:
         train: Queries to learn from.
-        start: Where to start.
+        start: As above.
         options: How to train; ``patience`` has no effect, as nothing is validated.
         show_progress: Show a bar.
     """
@@ -240,14 +239,14 @@ class _Competition:
 
     def candidates(self, batch: Rows) -> tuple[Rows, Tensor]:
         """Return the documents that compete in this step, sorted, and their vectors."""
+        if self._vectors is not None:
+            return self._candidates, self._vectors
         relevant, hard = self.relevance.take(batch), self._negatives.take(batch).documents
         if self._options.loss == "mnr":
             # One relevant document per query, as each (query, document) pair is one example; the
             # others are drawn in other epochs. Those of the batch's other queries compete.
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
             chosen = _union(relevant.documents[place], hard)
-        elif self._vectors is not None:
-            return self._candidates, self._vectors
         else:
             own = _union(self.competing(relevant), hard)
             more = max(0, self._options.max_candidates - len(own))

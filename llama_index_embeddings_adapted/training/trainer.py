@@ -96,6 +96,7 @@ OnStep = Callable[[int, Callable[[], Adapter]], None]
 _TEMPERATURE_RANGE = (0.005, 1.0)
 _PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """What training found.

@@ -14,6 +14,14 @@ Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw not
 
 _SHORT = 120  # characters of the recipes of several seeds that a table can take
 _METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
+_VIEWS = {
+    "BM25 alone": "words alone",
+    "LlamaIndex's rank fusion": "rank fusion",
+    "words": "words .1",
+    "prior": "prior .2",
+    "words and prior": "both, no label",
+    "two weights on dev": "both, dev",
+}
 _AUTO = ("auto, query", "auto, query, told", "auto, both", "auto, both, told")
 _PEERS = (
     "llama-index-finetuning, as shipped",
@@ -313,6 +321,22 @@ def _far(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['far_share']:.1%}", "yes" if row["retrain"] else "no"
 
 
+def views_table() -> str:
+    """What words and a document prior add to the base model, with no map trained."""
+    rows = []
+    for name, found in environment.load("views")["sets"].items():
+        base = found["views"]["base"]["ndcg@10"]
+        cells = (_of_base(base, found["views"][view]) for view in _VIEWS.values())
+        rows.append((name, f"{base:.4f}", *cells))
+    return table(" | ".join(["data set", "base", *_VIEWS]), rows)
+
+
+def _of_base(base: float, view: dict[str, Any]) -> str:
+    """Return a gain relative to the base model, with its 95 % interval."""
+    low, high = (f"{bound / base:+.0%}" for bound in view["interval"])
+    return f"{view['ndcg@10'] / base - 1:+.1%} [{low}, {high}]"
+
+
 def gain(runs: list[Any], part: str) -> str:
     """Return the mean scores of the base model and the adapted one, as text."""
     if part not in runs[0]:
@@ -347,4 +371,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "synthetic": synthetic_table,
     "upgrade": upgrade_table,
     "watching": watching_table,
+    "views": views_table,
 }

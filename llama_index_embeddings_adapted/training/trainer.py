@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,14 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
     threads = torch.get_num_threads()
     workers = min(len(works), most or threads)
     if workers < 2:
-        for work in works:
-            deque(work, maxlen=0)
+        deque(chain.from_iterable(works), maxlen=0)
         return
-    ended = threading.Event()
+    ended, share = threading.Event(), max(1, threads // workers)
 
     def exhaust(work: Iterator[Any]) -> None:
         while not ended.is_set() and next(work, ended) is not ended:
             pass
 
-    share = max(1, threads // workers)
     try:
         with ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,)) as pool:
             tasks = [pool.submit(exhaust, work) for work in works]
@@ -410,7 +409,7 @@ class _Run:
         options = self._options
         make: Callable[..., torch.optim.Optimizer] = options.optimizer_class or torch.optim.Adam
         params: dict[str, Any] = dict(options.optimizer_params)
-        if options.optimizer_class is None or make in (torch.optim.Adam, torch.optim.AdamW):
+        if make in (torch.optim.Adam, torch.optim.AdamW):
             params.setdefault("lr", options.learning_rate)
         parameters = [*self.module.parameters(), self._log_temperature]
         try:

@@ -6,30 +6,28 @@ What the engines that train a whole small model share: data, validation, trainin
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from llama_index_embeddings_adapted.composed import embedding
-from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
-from llama_index_embeddings_adapted.composed.small_model import (
-    SmallModel,
-    check_pooled,
-    load_sentence_transformer,
-    precision_on,
+from llama_index_embeddings_adapted.composed.data import (
+    Collator,
+    ComposedValidation,
+    first_answers,
+    held_out_split,
+    training_groups,
 )
-from llama_index_embeddings_adapted.composed.validation import ComposedValidation
+from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
+from llama_index_embeddings_adapted.composed.small_model import SmallModel, loaded, precision_on
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_folder
 from llama_index_embeddings_adapted.data.dataset import (
     EmbeddingQAFinetuneDataset,
@@ -40,16 +38,12 @@ from llama_index_embeddings_adapted.encoding.base_model import check_base
 from llama_index_embeddings_adapted.encoding.cache import CacheDir
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import (
-    DatasetError,
     NotTrainedError,
     OptionError,
     require_extra,
 )
 from llama_index_embeddings_adapted.evaluation.comparison import plot_history
 from llama_index_embeddings_adapted.evaluation.held_out import (
-    check_queries_differ,
-    drop_leaked_queries,
-    hold_out,
     known_mask,
 )
 from llama_index_embeddings_adapted.evaluation.reports import (
@@ -59,17 +53,17 @@ from llama_index_embeddings_adapted.evaluation.reports import (
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options
 
-_HELD_OUT = 0.1
 
-
-class SmallModelEngine:
+class SmallModelEngine(ABC):
     """What both engines share: data, validation, training, report."""
 
-    _composed: bool
+    _composed: ClassVar[bool]
+    _check_target: ClassVar[staticmethod[[Path], None]]
 
     def __init__(
         self,
         dataset: EmbeddingQAFinetuneDataset,
+        small_model: Any,
         embed_model: BaseEmbedding,
         options: ComposedOptions,
         *,
@@ -81,7 +75,7 @@ class SmallModelEngine:
         verbose: bool,
     ) -> None:
         self.dataset = answered(dataset, "dataset")
-        self.embed_model = embed_model
+        self.embed_model, self._small = embed_model, small_model
         self._given = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._options = options
         self._output = Path(model_output_path)
@@ -104,11 +98,7 @@ class SmallModelEngine:
 
     @property
     def history(self) -> Sequence[Epoch]:
-        """One entry per epoch, epoch 0 included.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
-        """
+        """One entry per epoch, epoch 0 included, once ``finetune()`` is done."""
         return self.report.history
 
     def save_history(self, path: str | Path) -> None:
@@ -135,14 +125,27 @@ class SmallModelEngine:
             best=self.report.best_epoch,
         )
 
-    def _check_report_path(self) -> None:
-        """Refuse a page that cannot be written, before anything is paid for.
+    def finetune(self) -> None:
+        """Embed what is not cached, train, and save the model to ``model_output_path``.
 
         Raises:
-            OptionError: It cannot.
+            DatasetError: Too few queries to hold some out.
+            FolderError: ``model_output_path`` cannot be written, or holds something else.
+            OptionError: ``report_path`` cannot be written.
+            EncodeError: The base model gave no usable vector.
+            TrainingError: Training diverged; what was saved before is untouched.
         """
+        self._check_target(self._output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
+        small = SmallModel(copy.deepcopy(self._small))
+        weight = self._train(small)
+        self._save(small.model, weight)
+        self._finished()
+
+    @abstractmethod
+    def _save(self, model: Any, weight: float) -> None:
+        """Write the trained model to ``model_output_path``."""
 
     def _train(self, small: SmallModel) -> float:
         """Encode, train, judge; leave the best weights in the small model and return λ."""
@@ -151,20 +154,13 @@ class SmallModelEngine:
             require_extra(module, extra="composed")
         if options.lora_rank:
             require_extra("peft", extra="lora")
-        from llama_index_embeddings_adapted.composed.training import (
-            Collator,
-            train,
-            training_groups,
-        )
+        from llama_index_embeddings_adapted.composed.training import checkpoint_folder, train
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
-        encoder = Encoder(
+        with Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        )
-        try:
-            data, judged = self._divided(encoder)
-        finally:
-            encoder.close()
+        ) as encoder:
+            data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
         source = self.dataset if self._given is None else self._given
         known = known_mask(data, judged)
         validation = ComposedValidation(
@@ -181,14 +177,19 @@ class SmallModelEngine:
             Collator(small.model, data, own, frozen=self._composed),
             lambda: validation.scores(small, options.weight, options.metric, pool),
             options,
-            folder=self._checkpoints(encoder, small),
+            folder=checkpoint_folder(self._output, self._identity(encoder, small)),
             show_progress=self._show_progress,
         )
         found = validation.judge(small, options.weight)
+        settings = {
+            **asdict(options),
+            **({"tuned_weight": found.weight} if self._composed else {}),
+            "base_scores": self._base_scores,
+            "resumed_from": fitted.resumed_from,
+            "judged_on_synthetic": source.synthetic,
+        }
         self._report = FinetuneReport(
-            overall=found.overall,
-            known=found.known,
-            new=found.new,
+            **found.parts._asdict(),
             best_epoch=fitted.best_epoch,
             history=fitted.history,
             train_queries=len(data.relevance),
@@ -197,54 +198,21 @@ class SmallModelEngine:
             base_texts=encoder.base_texts,
             base_tokens=encoder.base_tokens,
             interrupted=fitted.interrupted,
-            settings={
-                **asdict(options),
-                **({"tuned_weight": found.weight} if self._composed else {}),
-                "base_scores": self._base_scores,
-                "resumed_from": fitted.resumed_from,
-                "judged_on_synthetic": source.synthetic,
-            },
+            settings=settings,
             data=data_statistics(self.dataset),
             held_out=found.held_out,
         )
         return found.weight
 
-    def _divided(self, encoder: Encoder) -> tuple[EncodedDataset, EncodedDataset]:
-        data = encoder.dataset(self.dataset)
-        check_queries_differ(data)
-        if self._given is not None:
-            given = encoder.dataset(self._given)
-            train, judged = drop_leaked_queries(data, given), given
-        else:
-            rows, held = hold_out(
-                data, queries=_HELD_OUT, documents=_HELD_OUT, seed=self._options.seed
-            )
-            train, judged = data.take(rows), data.take(held)
-        if not len(train.relevance) or not len(judged.relevance):
-            raise DatasetError(
-                "Training needs queries to learn from and queries to validate on; "
-                f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
-                "Add queries, or pass val_dataset."
-            )
-        return train, judged
-
-    def _checkpoints(self, encoder: Encoder, small: SmallModel) -> Path:
-        """Return the folder of this very training; what another one left there is deleted."""
-        folder = self._output.with_name(f"{self._output.name}.checkpoints")
-        identity = {
+    def _identity(self, encoder: Encoder, small: SmallModel) -> dict[str, Any]:
+        """Return what tells this training from any other."""
+        return {
             "options": asdict(self._options),
             "data": [self.dataset.fingerprint, self._given.fingerprint if self._given else None],
             "hard_negatives": self.dataset.hard_negatives,
             "base_model": encoder.fingerprint.digest,
-            "augment_model": _digest(small.model),
+            "augment_model": small.digest,
         }
-        run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        if folder.exists():
-            for other in folder.iterdir():
-                if other.name != run:
-                    shutil.rmtree(other)
-        (folder / run).mkdir(parents=True, exist_ok=True)
-        return folder / run
 
     def _finished(self) -> None:
         """Write and print the report; drop the checkpoints, unless training may go on."""
@@ -257,18 +225,6 @@ class SmallModelEngine:
             for line in self.history:
                 print(f"epoch {line.number}: {metric} {line.scores[metric]:.4f}")
             print(self.report)
-
-    def _training(self) -> dict[str, Any]:
-        return {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
-
-
-def _digest(model: Any) -> str:
-    """Return a hash of the weights, which tells a training from that of another small model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = value.detach().cpu().float().numpy()
-        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class ComposedFinetuneEngine(SmallModelEngine):
@@ -295,16 +251,12 @@ class ComposedFinetuneEngine(SmallModelEngine):
         patience: Epochs without a better validation score before training stops; None: never.
         batch_size: Documents per step, each with its queries.
         model_output_path: Where ``finetune()`` saves the model.
-        cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
-            keeps vectors in memory only.
-        report_path: Where ``finetune()`` writes a page about what it found, such as
-            ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
+        cache_dir: Folder of the vector cache, see :class:`Encoder`.
+        report_path: Where ``finetune()`` writes a page about what it found, if anywhere.
         seed: Same seed, same machine, same weights.
         show_progress: Show bars.
         verbose: Print the score of every epoch and the report.
-        train_kwargs: Fields of
-            :class:`ComposedOptions`:
-            ``learning_rate``, ``mini_batch_size``, ``hard_negatives``, ``lora_rank``, ….
+        train_kwargs: Fields of :class:`ComposedOptions`: ``learning_rate``, ``lora_rank``, ….
 
     Raises:
         OptionError: An argument out of range, an unknown keyword, or a small model that gives no
@@ -316,6 +268,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
     """
 
     _composed = True
+    _check_target = staticmethod(embedding.check_target)
 
     def __init__(
         self,
@@ -341,6 +294,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
         super().__init__(
             dataset,
+            loaded(augment_model, device=options.device),
             embed_model,
             options,
             val_dataset=val_dataset,
@@ -350,28 +304,10 @@ class ComposedFinetuneEngine(SmallModelEngine):
             show_progress=show_progress,
             verbose=verbose,
         )
-        self._small = _fresh(augment_model, options.device)
-        self._model: ComposedEmbedding | None = None
 
-    def finetune(self) -> None:
-        """Embed what is not cached, train, and save the model to ``model_output_path``.
-
-        Raises:
-            DatasetError: Too few queries to hold some out.
-            FolderError: ``model_output_path`` cannot be written, or holds something else.
-            OptionError: ``report_path`` cannot be written.
-            EncodeError: The black box gave no usable vector.
-            TrainingError: Training diverged; what was saved before is untouched.
-        """
-        embedding.check_target(self._output)
-        self._check_report_path()
-        small = SmallModel(copy.deepcopy(self._small))
-        weight = self._train(small)
-        embedding.save(self._output, small.model, weight, self.embed_model, self._training())
-        self._model = ComposedEmbedding.from_pretrained(
-            self._output, self.embed_model, verify=False, device=self._options.device
-        )
-        self._finished()
+    def _save(self, model: Any, weight: float) -> None:
+        training = {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
+        embedding.save(self._output, model, weight, self.embed_model, training)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
         """Return the black box with the small model beside it.
@@ -382,7 +318,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._model is None:
+        if self._report is None:
             raise NotTrainedError(
                 "There is no model before finetune(). To load an earlier one: "
                 f'ComposedEmbedding.from_pretrained("{self._output}", embed_model).'
@@ -393,12 +329,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         )
 
 
-_OLD = (
-    "save_checkpoints",
-    "resume_from_checkpoint",
-    "checkpoint_save_steps",
-    "checkpoint_save_total_limit",
-)
+_OLD = ("save_checkpoints", "resume_from_checkpoint")
 
 
 class SentenceTransformersFinetuneEngine(SmallModelEngine):
@@ -428,8 +359,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         report_path: Of a page about what was found, see :class:`ComposedFinetuneEngine`.
         seed: Same seed, same machine, same weights.
         verbose: Print the score of every epoch and the report.
-        train_kwargs: Fields of
-            :class:`ComposedOptions`.
+        train_kwargs: Fields of :class:`ComposedOptions`.
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.
@@ -437,6 +367,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     """
 
     _composed = False
+    _check_target = staticmethod(embedding.check_small_target)
 
     def __init__(
         self,
@@ -466,13 +397,17 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
                 "loss and trust_remote_code are not taken: the ranking loss is the one there is, "
                 "and no folder's code is run. Leave them out."
             )
-        train_kwargs = {k: v for k, v in train_kwargs.items() if k not in _OLD}
+        train_kwargs = {
+            name: value
+            for name, value in train_kwargs.items()
+            if name not in _OLD and not name.startswith("checkpoint_save_")
+        }
         settings = {"epochs": epochs, "batch_size": batch_size, "device": device, "seed": seed}
         options = composed_options({"label_smoothing": 0.0, **settings, **train_kwargs})
-        self._small = _fresh(model_id, device)
         whole = answered(dataset, "dataset")
         super().__init__(
-            whole if use_all_docs else _first_only(whole),
+            whole if use_all_docs else first_answers(whole),
+            loaded(model_id, device=device),
             HuggingFaceEmbedding(model_id, device=device),
             options,
             val_dataset=val_dataset,
@@ -483,15 +418,9 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             verbose=verbose,
         )
 
-    def finetune(self) -> None:
-        """Train and save; see :meth:`ComposedFinetuneEngine.finetune`."""
-        embedding.check_small_target(self._output)
-        self._check_report_path()
-        small = SmallModel(copy.deepcopy(self._small))
-        self._train(small)
+    def _save(self, model: Any, weight: float) -> None:
         with atomic_folder(self._output) as temporary:
-            embedding.save_small(small.model, temporary)
-        self._finished()
+            embedding.save_small(model, temporary)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
         """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
@@ -510,18 +439,6 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             str(self._output), **{"device": self._options.device, **model_kwargs}
         )
         return model
-
-
-def _fresh(model: Any, device: str | None) -> Any:
-    if isinstance(model, (str, Path)):
-        return load_sentence_transformer(model, device=device)
-    return check_pooled(model if device is None else model.to(device))
-
-
-def _first_only(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
-    first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
-    found = EmbeddingQAFinetuneDataset(dataset.queries, dataset.corpus, first)
-    return found.reported(None, synthetic=dataset.synthetic)
 
 
 def _register(types: Any) -> None:

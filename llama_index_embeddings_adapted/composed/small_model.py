@@ -5,6 +5,7 @@ Two vectors of one text made one, ``[b ; λ·a]``, and the best λ for vectors a
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -73,9 +74,13 @@ class SmallModel:
             return self._model
 
     @property
-    def dim(self) -> int:
-        """The dimension of its vectors."""
-        return int(self.model.get_embedding_dimension())
+    def digest(self) -> str:
+        """A hash of its weights, which tells a training from that of another small model."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            array = value.detach().cpu().float().numpy()
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Vectors:
         """Embed texts with the prompt of their role, ``(len(texts), dim)``, of any length.
@@ -120,6 +125,18 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
             f"({type(cause).__name__}: {cause})."
         ) from cause
     return check_pooled(model)
+
+
+def loaded(model: Any, *, device: str | None) -> Any:
+    """Return a small model on its device, given one, or the name or folder of one.
+
+    Raises:
+        OptionError: It cannot be loaded, or gives no vector per text.
+        FolderError: Its folder asks for code or pickles to be loaded.
+    """
+    if isinstance(model, (str, Path)):
+        return load_sentence_transformer(model, device=device)
+    return check_pooled(model if device is None else model.to(device))
 
 
 @contextmanager

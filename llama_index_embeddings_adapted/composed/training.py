@@ -7,8 +7,6 @@ queries and documents, and hands the black box's cosines and the judgements of t
 gradient caching, optimizer, schedule, mixed precision, gradient checkpointing and checkpoints are
 the library's.
 
-From an encoded dataset to batches of tokens and frozen cosines.
-
 The ranking loss on composed cosines, with gradients cached where a batch outgrows memory.
 
 What a composed training does after every epoch: score, keep the best on disk, stop or go on.
@@ -16,12 +14,14 @@ What a composed training does after every epoch: score, keep the best on disk, s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from llama_index_embeddings_adapted.composed.small_model import precision_on, prepare_model
-from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.core.files import atomic_file, write_json
 from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, best_epoch
-from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives
 from llama_index_embeddings_adapted.training.options import ComposedOptions
 
 
@@ -150,98 +147,6 @@ class ComposedLoss(CachedLossMixin, nn.Module):
         return float(torch.stack(seen).mean()) if seen else float("nan")
 
 
-_MOST_OF_POSITIVE = 0.95
-
-
-def training_groups(
-    data: EncodedDataset, *, per_group: int, negatives: int
-) -> list[dict[str, list[int]]]:
-    """Return what an epoch passes over: a document, queries it answers, and hard negatives.
-
-    Documents with the same text are one document. A document with more than ``per_group`` queries
-    has several groups.
-
-    Args:
-        data: Training queries.
-        per_group: Queries per group, at most.
-        negatives: Hard negatives per group, at most.
-    """
-    asked: dict[int, list[int]] = {}
-    documents = data.canonical_rows[data.relevance.documents]
-    for query, document in zip(data.relevance.queries, documents, strict=True):
-        if int(query) not in asked.setdefault(int(document), []):
-            asked[int(document)].append(int(query))
-    none: Sequence[Rows] = [np.empty(0, dtype=np.int64)] * len(data.relevance)
-    mined = _mined(data, negatives) if negatives else none
-    found = []
-    for document, queries in asked.items():
-        for start in range(0, len(queries), per_group):
-            own = queries[start : start + per_group]
-            hard = dict.fromkeys(int(row) for query in own for row in mined[query])
-            found.append({"document": [document], "queries": own, "hard": [*hard][:negatives]})
-    return found
-
-
-def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
-    if data.negatives is None:
-        return hard_negatives(data, k=count, most_of_positive=_MOST_OF_POSITIVE)
-    given = data.negatives
-    return [data.canonical_rows[given.relevant_to(query)][:count] for query in range(len(given))]
-
-
-class Collator:
-    """Makes a batch of groups: tokens of queries and documents, and how they are judged.
-
-    Args:
-        model: The small model, which tokenises with the prompts it has for the two roles.
-        data: Training queries, with the vectors of the black box.
-        texts: Theirs.
-        frozen: Whether there is a black box whose cosines count.
-    """
-
-    #: The trainer asks for it: no column of the dataset holds labels.
-    valid_label_columns: tuple[str, ...] = ()
-
-    def __init__(self, model: Any, data: EncodedDataset, texts: Texts, *, frozen: bool) -> None:
-        self._model = model
-        self._texts = texts
-        self._vectors = (
-            (l2_normalize(data.queries), l2_normalize(data.documents)) if frozen else None
-        )
-        relevant = data.canonical_rows[data.relevance.documents]
-        self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
-        for query, document in zip(data.relevance.queries, relevant, strict=True):
-            self._relevant[query].add(int(document))
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return ``query_…`` and ``document_…`` tokens, and the judgements as ``label``."""
-        queries = list(dict.fromkeys(q for group in features for q in group["queries"]))
-        answers = [document for group in features for document in group["document"]]
-        hard = [document for group in features for document in group["hard"]]
-        documents = list(dict.fromkeys([*answers, *hard]))
-        relevant = np.array([[d in self._relevant[q] for d in documents] for q in queries])
-        drawn = {(q, d) for group in features for d in group["document"] for q in group["queries"]}
-        row = {query: number for number, query in enumerate(queries)}
-        column = {document: number for number, document in enumerate(documents)}
-        label = {
-            "relevant": torch.from_numpy(relevant),
-            "pairs": torch.tensor(sorted((row[q], column[d]) for q, d in drawn)),
-        }
-        if self._vectors is not None:
-            own, theirs = self._vectors
-            label["frozen"] = torch.from_numpy(own[queries] @ theirs[documents].T)
-        return {
-            **self._tokens("query", [self._texts.queries[query] for query in queries]),
-            **self._tokens("document", [self._texts.documents[one] for one in documents]),
-            "label": label,
-        }
-
-    def _tokens(self, role: str, texts: list[str]) -> dict[str, Any]:
-        prompt = self._model.prompts.get(role) or None
-        found = self._model.preprocess(texts, prompt=prompt)
-        return {f"{role}_{name}": value for name, value in found.items()}
-
-
 Score = Callable[[], dict[str, float]]
 
 _STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
@@ -342,6 +247,23 @@ class Progress(TrainerCallback):
 
     def _best_file(self, number: int) -> Path:
         return self.folder / f"best-{number}.safetensors"
+
+
+def checkpoint_folder(output: Path, identity: dict[str, Any]) -> Path:
+    """Return the folder of one training; what another one left there is deleted.
+
+    Args:
+        output: Where the trained model goes; checkpoints lie beside it.
+        identity: What tells this training from any other, as JSON knows it.
+    """
+    folder = output.with_name(f"{output.name}.checkpoints")
+    run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    if folder.exists():
+        for other in folder.iterdir():
+            if other.name != run:
+                shutil.rmtree(other)
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    return folder / run
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -29,11 +29,13 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     AdaptedError,
+    ComposedEmbedding,
     LinearAdapter,
     TwoLayerAdapter,
 )
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import EncodeError, FolderError, OptionError, ShapeError
+from llama_index_embeddings_adapted.serving.pool import PooledEmbedding
 from tests.adapters.test_adapters import Turned
 from tests.conftest import CountingEmbedding
 from tests.encoding.test_encode import Asynchronous, Limiter
@@ -381,6 +383,12 @@ def test_copies_keep_weights_and_settings(
         assert (other.model_name, other.training) == ("mine", {"seed": 1})
         assert other.get_query_embedding("why?") == model.get_query_embedding("why?")
         assert other.get_text_embedding_batch(TEXTS) == model.get_text_embedding_batch(TEXTS)
+
+
+@pytest.mark.parametrize("kind", [AdaptedEmbedding, ComposedEmbedding, PooledEmbedding])
+def test_no_span_is_opened_inside_that_of_the_call(kind: type) -> None:
+    for name in ("_embed", "_aembed", "_mapped", "_get_query_embedding", "_get_text_embedding"):
+        assert not hasattr(getattr(kind, name, None), "__wrapped__"), name
 
 
 class Own(AdaptedEmbedding):

@@ -121,6 +121,7 @@ class Train:
         report = dict(read_config(folder / "model")["training"]["report"])
         for changing in ("seconds", "base_calls", "base_texts", "base_tokens"):
             report.pop(changing)
+        report["history"] = [{**epoch, "seconds": 0.0} for epoch in report["history"]]
         arrays = Adapter.load(folder / "model").arrays()
         weights = {name: _digest(array) for name, array in arrays.items()}
         return weights, json.dumps(report, sort_keys=True)

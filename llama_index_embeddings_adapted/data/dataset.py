@@ -71,6 +71,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         allow_unjudged: bool = False,
     ) -> None:
         lists, grades = records.as_lists(relevant_docs, grades)
+        if not isinstance(mode, str):
+            raise DatasetError(f"mode: expected a string such as 'text', got {mode!r}.")
         contents.check(queries, corpus, lists, grades, hard_negatives, provenance)
         if not allow_unjudged:
             hint = "Read the data with allow_unjudged=True. "

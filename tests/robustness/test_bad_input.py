@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError
+from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError, EncodeError
 from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.training.auto import search_space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
@@ -223,7 +223,9 @@ REFUSED = {
     "five questions": "5 leave 5 and 0. Add queries",
     "all questions equal": ONE_VECTOR,
     "everything equal": ONE_VECTOR,
-    "zero questions": ONE_VECTOR,
+    "zero questions": "gave a vector of zeros",
+    "zero documents": "gave a vector of zeros",
+    "some zero vectors": "gave a vector of zeros",
 }
 
 
@@ -255,7 +257,7 @@ def test_the_default_trains_saves_and_serves_on_odd_data(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_default_says_where_nothing_can_be_learned(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=REFUSED[name]):
+    with pytest.raises((DatasetError, EncodeError), match=REFUSED[name]):
         engine(name, tmp_path).finetune()
     assert not (tmp_path / "adapter").exists()
 

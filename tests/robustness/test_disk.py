@@ -25,7 +25,6 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
 )
 from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.cli import app
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -36,6 +35,7 @@ from llama_index_embeddings_adapted.errors import (
     FolderError,
     GenerationError,
 )
+from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from tests.conftest import CountingEmbedding
 
@@ -210,7 +210,7 @@ def test_a_read_only_folder_is_served_from(
     place = read_only()
     found = AdaptedEmbedding.from_pretrained(place / "model", base)
     assert found.get_query_embedding("why") == pytest.approx(base.vector("query", "why"))
-    assert app.folder_facts(place / "model")["adapter"]["input_dim"] == 16
+    assert saved_folder.inspect_adapter(place / "model")["adapter"]["input_dim"] == 16
 
 
 # --- neighbours, other versions -------------------------------------------------------------------
@@ -283,7 +283,7 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(time, "time", lambda: start - 86_400 * next(days))
     monkeypatch.setattr(time, "time_ns", lambda: int((start - 86_400 * next(days)) * 1e9))
-    for module in (saving, app):
+    for module in (saving, saved_folder):
         monkeypatch.setattr(module, "datetime", Jumping)
 
 
@@ -312,6 +312,6 @@ def test_a_folder_saved_in_the_future_has_no_age(base: CountingEmbedding, tmp_pa
          "a2/adapter.safetensors": (tmp_path / "a" / "adapter.safetensors").read_bytes()},
         tmp_path,
     )  # fmt: skip
-    facts = app.folder_facts(tmp_path / "a2")
+    facts = saved_folder.inspect_adapter(tmp_path / "a2")
     assert facts["age_days"] is None
-    assert "saved: 2999-01-01T00:00:00+00:00\n" in app.facts_as_text(facts)
+    assert "saved: 2999-01-01T00:00:00+00:00\n" in saved_folder.as_text(facts)

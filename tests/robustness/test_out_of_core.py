@@ -188,6 +188,6 @@ def test_where_judging_would_take_long_fewer_queries_are_held_out(
 def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(
     small: EmbeddingQAFinetuneDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama_index_embeddings_adapted.data.dataset._HASHED_AT_ONCE", 5)
+    monkeypatch.setattr("llama_index_embeddings_adapted.data.contents._HASHED_AT_ONCE", 5)
     whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
     assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]

@@ -237,7 +237,7 @@ def test_no_key_is_in_anything_that_a_run_leaves(
             *callbacks.said, *(text for kind in listening for text in kind)]  # fmt: skip
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
-    assert kinds >= {".html", ".json", ".jsonl", ".md", ".safetensors", ".sqlite", ".f32"}
+    assert kinds >= {".html", ".json", ".md", ".safetensors", ".sqlite", ".f32"}
     assert min(map(len, [callbacks.said, *listening])) > 20
     for name, key in KEYS.items():
         assert not [path for path in files if key.encode() in path.read_bytes()], name

@@ -131,7 +131,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Return the same dataset, of whose queries all are from ``source``.
 
         Raises:
-            DatasetError: Not ``"human"``, ``"llm"``, ``"structure"`` or ``"feedback"``.
+            DatasetError: Not one of :data:`formats.SOURCES`.
         """
         return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
@@ -187,7 +187,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         omissions = Omissions(path, strict=strict)
         data = formats.read_qa_json(Path(path), omissions)
-        parts = records.mended_qa(data, omissions, allow_unjudged=allow_unjudged)
+        parts = formats.mended_qa(data, omissions, allow_unjudged=allow_unjudged)
         omissions.tell()
         return cls(**parts, allow_unjudged=allow_unjudged)
 
@@ -209,8 +209,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Args:
             folder: With ``corpus.jsonl``, ``queries.jsonl`` and ``qrels``.
             split: Such as ``"train"`` or ``"test"``.
-            strict: Refuse judgements of unknown documents, empty texts and the like, instead of
-                leaving them out with a warning that counts them.
+            strict: Refuse what does not fit together, instead of leaving it out with a warning.
             allow_unjudged: Keep queries without a relevant document.
 
         Raises:
@@ -256,20 +255,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             queries: Id → text, where rows name queries by id.
             corpus: Id → text: passages that rows name by id, and others to search in.
             provenance: Of all queries, see the class; by default what the rows say of it.
-            strict: Refuse rows that cannot be used, instead of leaving them out with a warning
-                that counts them.
+            strict: Refuse rows that cannot be used, instead of leaving them out with a warning.
 
         Raises:
             DatasetError: No column is known to hold queries or documents, or nothing is left.
         """
-        columns = {
-            "query": query,
-            "document": document,
-            "negative": negative,
-            "grade": grade,
-            "query_id": query_id,
-            "document_id": document_id,
-        }
+        columns = {"query": query, "document": document, "negative": negative, "grade": grade}
+        columns |= {"query_id": query_id, "document_id": document_id}
         omissions = Omissions(rows if isinstance(rows, Path) else "rows", strict=strict)
         if isinstance(rows, Path):
             rows = read_file(rows, omissions)
@@ -359,8 +351,11 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Drop documents and queries, and queries that are left without a relevant document."""
         gone = set(ids)
         corpus = {document: text for document, text in self.corpus.items() if document not in gone}
-        left = {name: _left(getattr(self, name), corpus) for name in ("grades", "hard_negatives")}
-        relevant = _left(self.relevant_docs, corpus) or {}
+        left = {
+            name: splits.kept_of(getattr(self, name), corpus)
+            for name in ("grades", "hard_negatives")
+        }
+        relevant = splits.kept_of(self.relevant_docs, corpus) or {}
         smaller = self._but(corpus=corpus, relevant_docs=relevant, **left)
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
@@ -420,18 +415,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 stacklevel=2,
             )
         return self.subset(train), self.subset(test)
-
-
-def _left(by_query: Mapping[str, Any] | None, corpus: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return lists or dicts by document without the documents that are gone."""
-    if by_query is None:
-        return None
-    return {
-        query: {d: own[d] for d in own if d in corpus}
-        if isinstance(own, Mapping)
-        else [d for d in own if d in corpus]
-        for query, own in by_query.items()
-    }
 
 
 def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -327,3 +327,105 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
     if not isinstance(data.get("mode", "text"), str):
         raise DatasetError(f"{path}: mode: expected a string, got {type(data['mode']).__name__}.")
     return data
+
+
+def mended_qa(
+    data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
+) -> dict[str, Any]:
+    """Return the arguments of a dataset from its parts as others write them.
+
+    Ids may be numbers; the documents of a query a list, a set, one id, or a dict with grades.
+
+    Raises:
+        DatasetError: Nothing is left.
+    """
+    texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
+    for part, found in texts.items():
+        for key, text in data[part].items():
+            if plain_id(key) is None or not isinstance(text, str) or not text.strip():
+                omissions.add(f"{part} without text", key)
+            else:
+                found[str(plain_id(key))] = text
+    given, lists, sources = (
+        _mapping(data, name, omissions) for name in ("grades", "hard_negatives", "provenance")
+    )
+    if lists is None:
+        lists = _mapping(data, "negative_docs", omissions)
+    judged: dict[str, dict[str, float]] = {}
+    for key, documents in data["relevant_docs"].items():
+        own = (given or {}).get(key)
+        judged[str(plain_id(key))] = {
+            document: _number(
+                own.get(document, grade) if isinstance(own, Mapping) else grade, omissions
+            )
+            for document, grade in graded(documents, omissions).items()
+        }
+    for key in set(data) - {*OLD, *ADDED, "negative_docs"}:
+        omissions.add("unknown keys", key)
+    parts = fitted(
+        texts["queries"], texts["corpus"], judged, omissions, allow_unjudged=allow_unjudged
+    )
+    if given is not None:  # only those that were given: the others count 1
+        parts["grades"] = {
+            q: {d: judged[q][d] for d in parts["relevant_docs"][q] if d in given[q]}
+            for q in parts["queries"]
+            if isinstance(given.get(q), Mapping)
+        }
+    return {
+        **parts,
+        "mode": data.get("mode", "text"),
+        "hard_negatives": None if lists is None else _mined(lists, parts, omissions),
+        "provenance": sources and {q: s for q, s in sources.items() if q in parts["queries"]},
+    }
+
+
+def _mapping(data: Mapping[str, Any], name: str, omissions: Omissions) -> Mapping[str, Any] | None:
+    value = data.get(name)
+    if value is None or isinstance(value, Mapping):
+        return value
+    omissions.add("parts that are no objects", name)
+    return None
+
+
+def _mined(
+    lists: Mapping[str, Any], parts: Mapping[str, Any], omissions: Omissions
+) -> dict[str, list[str]]:
+    mined: dict[str, list[str]] = {}
+    for key, documents in lists.items():
+        query = str(plain_id(key))
+        fitting = []
+        for document in graded(documents, omissions):
+            relevant = document in parts["relevant_docs"].get(query, ())
+            if relevant or document not in parts["corpus"] or query not in parts["queries"]:
+                omissions.add("hard negatives that are relevant or unknown", document)
+            else:
+                fitting.append(document)
+        if query in parts["queries"]:
+            mined[query] = fitting
+    return mined
+
+
+def graded(documents: object, omissions: Omissions) -> dict[str, Any]:
+    """Return document id → grade of a list, a set, one id, or a dict with grades."""
+    if isinstance(documents, Mapping):
+        return {str(plain_id(key)): grade for key, grade in documents.items()}
+    if isinstance(documents, (set, frozenset)):
+        documents = sorted(documents, key=str)
+    if isinstance(documents, (str, int)):
+        documents = [documents]
+    listed: Sequence[Any] = documents if isinstance(documents, Sequence) else ()
+    found: dict[str, Any] = {}
+    for document in listed:
+        name = plain_id(document)
+        if name is None or name in found:
+            omissions.add("documents named twice by a query, or no ids", document)
+        else:
+            found[name] = 1.0
+    return found
+
+
+def _number(value: object, omissions: Omissions) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    omissions.add("grades that are no numbers, read as 1", value)
+    return 1.0

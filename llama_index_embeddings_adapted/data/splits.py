@@ -162,3 +162,15 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     corpus = {**first["corpus"], **second["corpus"]}
     optional = {name: part or None for name, part in parts.items()}
     return {"queries": queries, "corpus": corpus, **optional}
+
+
+def kept_of(by_query: Mapping[str, Any] | None, corpus: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return lists or dicts by document without the documents that are gone."""
+    if by_query is None:
+        return None
+    return {
+        query: {d: own[d] for d in own if d in corpus}
+        if isinstance(own, Mapping)
+        else [d for d in own if d in corpus]
+        for query, own in by_query.items()
+    }

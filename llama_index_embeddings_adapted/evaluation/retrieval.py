@@ -188,8 +188,7 @@ def evaluate_retrieval(
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
         return _asked(embed_model, answered(dataset, "dataset"), cuts)
     mixture = embed_model if isinstance(embed_model, Mixture) else None
-    if isinstance(embed_model, Mixture):
-        embed_model = embed_model.embed_model
+    embed_model = embed_model.embed_model if isinstance(embed_model, Mixture) else embed_model
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
     with Encoder(
         base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
@@ -202,12 +201,9 @@ def evaluate_retrieval(
         documents = NormalizedRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
     scores = search(data, queries, documents, ks=cuts)
     if mixture is not None:
-        texts, unit_queries = list(dataset.queries.values()), l2_normalize(queries)
-        depth = scores.ranked.shape[1]
-        ranked = mixture.rank(
-            texts, dataset.corpus, unit_queries, documents, data.keys, depth=depth
-        )
-        scores = replace(scores, ranked=ranked)
+        texts, unit = list(dataset.queries.values()), l2_normalize(queries)
+        given = (texts, dataset.corpus, unit, documents, data.keys)
+        scores = replace(scores, ranked=mixture.rank(*given, depth=scores.ranked.shape[1]))
     return replace(
         scores,
         seconds=time.perf_counter() - began,

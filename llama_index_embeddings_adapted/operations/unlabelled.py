@@ -39,11 +39,10 @@ def adapt_without_labels(
 ) -> HybridRetriever:
     """Return a retriever with words and a prior at weights that are safe without labels.
 
-    The prior needs queries as users ask them: those of a log, or questions that an LLM writes about
-    the documents. Documents in their place can do harm and are not taken. Without either, words are
-    all that is added. Nothing is trained and nothing proven: see
-    :meth:`HybridRetriever.moved_documents` for what changes, and judge it with :class:`Mixture` as
-    soon as some queries are judged.
+    The prior needs queries as users ask them: those of a log, or questions that an LLM writes;
+    documents in their place can do harm. Without either, words are all that is added. Nothing is
+    trained and nothing proven: :meth:`HybridRetriever.moved_documents` shows what changes, and
+    :class:`Mixture` lets it be judged as soon as some queries are.
 
     Args:
         index_or_nodes: An index over vectors of ``base``, which stays as it is; or nodes, which go
@@ -67,11 +66,7 @@ def adapt_without_labels(
     """
     if writing and llm is None:
         raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
-    if isinstance(index_or_nodes, VectorStoreIndex):
-        index, nodes = index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
-    else:
-        nodes = nodes_by_id(index_or_nodes)
-        index = VectorStoreIndex(list(nodes.values()), embed_model=base)
+    index, nodes = _index_of(index_or_nodes, base)
     texts, sources = _queries(queries, nodes, llm, writing)
     found = HybridRetriever.from_nodes(
         index,
@@ -84,12 +79,20 @@ def adapt_without_labels(
         show_progress=show_progress,
     )
     if texts:
-        bank = _query_vectors(base, texts, cache_dir, show_progress)
-        views = found.views
-        found.views = views.changed(
-            prior=DocumentPrior.of(bank, views.vectors, views.keys, sources=sources, weight=penalty)
-        )
+        bank, views = _query_vectors(base, texts, cache_dir, show_progress), found.views
+        prior = DocumentPrior.of(bank, views.vectors, views.keys, sources=sources, weight=penalty)
+        found.views = views.changed(prior=prior)
     return found
+
+
+def _index_of(
+    index_or_nodes: VectorStoreIndex | Iterable[BaseNode], base: BaseEmbedding
+) -> tuple[VectorStoreIndex, dict[str, BaseNode]]:
+    """Return an index and its nodes by id; where nodes were given, an index in memory."""
+    if isinstance(index_or_nodes, VectorStoreIndex):
+        return index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
+    nodes = nodes_by_id(index_or_nodes)
+    return VectorStoreIndex(list(nodes.values()), embed_model=base), nodes
 
 
 def _queries(

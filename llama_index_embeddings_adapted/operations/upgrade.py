@@ -161,16 +161,7 @@ def upgrade_adapter(
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
-    if not 0 < holdout < 1:
-        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < FEWEST_TEXTS:
-        raise DatasetError(
-            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
-            "sample of what the index holds."
-        )
+    distinct = _checked(texts, method, holdout)
     old_base, after = _old(old_model)
     theirs, ours = (
         _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
@@ -186,6 +177,21 @@ def upgrade_adapter(
     cosine = np.sum(_fitted(best, theirs, ours, held) * ours[held], axis=1).mean()
     adapter = found if after is None else StackedAdapter(found, after)
     return Upgrade(adapter, best, len(theirs), tried[best], float(cosine), tried)
+
+
+def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
+    """Return the distinct texts, if an upgrade can be made with them and these options."""
+    if method not in METHODS:
+        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    if not 0 < holdout < 1:
+        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
+        raise DatasetError(
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
+        )
+    return distinct
 
 
 def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:

@@ -271,8 +271,8 @@ def embed_corpus(
     """Put the vectors of a corpus into the cache, from which everything else takes them.
 
     This process alone writes, 1,024 texts at a time: after an error or a kill the same call goes on
-    where it ended. A text on which the model fails does not stop the others. Ray Data's actors embed
-    on the cluster of ``ray.init()``, or a local one; what one that dies was at is tried again.
+    where it ended. A text on which the model fails does not stop the others. Actors of Ray Data
+    embed on the cluster of ``ray.init()``, or a local one; what one dies at is tried again.
 
     Args:
         texts: A dataset, whose corpus is taken; a mapping of id → text; or texts, of any iterable.

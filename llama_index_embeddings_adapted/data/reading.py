@@ -167,7 +167,9 @@ def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
             io.TextIOWrapper(cast(Any, raw), encoding, errors, newline="") as stream,
         ):
             yield _lines(stream, found, most=most)
-    except (UnicodeError, EOFError, OSError, zlib.error, csv.Error) as cause:
+    except csv.Error as cause:
+        raise DatasetError(f"{found}: cannot be read ({cause}).") from cause
+    except (UnicodeError, EOFError, OSError, zlib.error) as cause:
         raise DatasetError(f"{found}: cannot be read as {encoding} ({cause}).") from cause
 
 
@@ -281,13 +283,15 @@ def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
     Raises:
         DatasetError: Fewer than two columns.
     """
-    csv.field_size_limit(1 << 25)
+    usual = csv.field_size_limit(_MOST_IN_FIELD)  # of the whole process, so it is given back
     head = text.lstrip().split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)
     try:
         rows = list(csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter))
     except csv.Error as cause:
         raise DatasetError(f"{path}: expected a table ({cause}).") from cause
+    finally:
+        csv.field_size_limit(usual)
     if not rows or len(rows[0]) < 2:
         raise DatasetError(
             f"{path}: expected a table whose first line names at least two columns, "

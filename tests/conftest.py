@@ -23,8 +23,24 @@ if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_workers))))
 
 
+#: Whole files, and what needs these fixtures: real models, servers, stores and kills take minutes.
+_SLOW_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "readme", "guides", "notebooks", "ray", "kills", "llama", "composed_training", "browser",
+        "stores", "rebuild", "streaming", "hybrid", "import", "serialize", "soak", "disk", "cli",
+        "flaky_base", "bad_input", "hostile", "secrets", "frozen", "autotune",
+    )
+)  # fmt: skip
+_SLOW_FIXTURES = frozenset(("minilm", "model_server", "page_cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest, so that nobody waits for it when all others are done."""
+    """Mark what is slow; begin with the longest, so that nobody waits for it in the end."""
+    for item in items:
+        needed = set(getattr(item, "fixturenames", ()))
+        if item.path.name in _SLOW_FILES or needed & _SLOW_FIXTURES:
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 

@@ -23,6 +23,7 @@ from llama_index_embeddings_adapted.errors import DatasetError, quote_some, requ
 
 #: Characters: no document is as long, and no texts compress as well; what does was made to flood.
 _MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
+_MOST_IN_FIELD = 1 << 25  # characters of a cell of a table
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),

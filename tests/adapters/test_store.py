@@ -151,6 +151,7 @@ assert seen == {0, 1}, seen
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_old_adapter_or_the_new_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "adapter")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)

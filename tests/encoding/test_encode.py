@@ -182,6 +182,7 @@ def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
     return np.float32(json.loads(out))
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_batch_in_flight(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(300)]
     for round_ in range(3):  # each continues where the one before was killed
@@ -204,6 +205,7 @@ def test_a_kill_loses_at_most_the_batch_in_flight(tmp_path: Path) -> None:
     assert np.array_equal(vectors, uninterrupted)
 
 
+@pytest.mark.slow
 def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(150)]
     together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(3)]

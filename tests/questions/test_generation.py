@@ -477,6 +477,7 @@ def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(
     assert set(train.queries).isdisjoint(validation.queries)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_where_it_ended() -> None:
     found = recovery.run(kills=2, passages=10, latency_s=0.1)
     assert found["same_dataset"]

@@ -598,6 +598,7 @@ THEIRS = "from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine"
 
 
 @pytest.mark.parametrize("order", [(OURS, THEIRS), (THEIRS, OURS)])
+@pytest.mark.slow
 def test_an_engine_is_a_base_embedding_finetune_engine(order: tuple[str, str]) -> None:
     pytest.importorskip("llama_index.embeddings.adapter", reason="the old package is missing")
     code = ISINSTANCE.format(imports="\n".join(order))
@@ -606,6 +607,7 @@ def test_an_engine_is_a_base_embedding_finetune_engine(order: tuple[str, str]) -
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_everything_works_where_the_old_package_cannot_be_imported(tmp_path: Path) -> None:
     code = f"""
 import sys

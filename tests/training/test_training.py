@@ -315,6 +315,7 @@ print((peak() - before) / documents.nbytes)
 """
 
 
+@pytest.mark.slow
 def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(

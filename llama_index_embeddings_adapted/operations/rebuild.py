@@ -92,7 +92,7 @@ def adapt_index(
         source.prepare(all_nodes)
         storage = StorageContext.from_defaults(vector_store=vector_store)
         new = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
-        _write(all_nodes, source, vector_store, new.insert_nodes, total=len(all_nodes))
+        _write(all_nodes, source, vector_store, new.insert_nodes, whole=len(all_nodes))
         if check and all_nodes:
             examine_written(new, source.model, all_nodes, source.vectors_of).warn(stacklevel=2)
     return new
@@ -175,11 +175,14 @@ def _write(
     store: BasePydanticVectorStore,
     add: Callable[[list[BaseNode]], object],
     *,
-    total: int | None = None,
+    whole: int | None = None,
 ) -> int:
-    """Write nodes with their vectors, a batch at a time, from where an earlier call ended."""
+    """Write nodes with their vectors, a batch at a time, from where an earlier call ended.
+
+    With ``whole``, the number of all nodes there will ever be, a call after the last does nothing.
+    """
     progress = _Progress(source, store)
-    with tqdm(desc="Writing nodes", unit="node", total=total, disable=source.quiet) as bar:
+    with tqdm(desc="Writing nodes", unit="node", total=whole, disable=source.quiet) as bar:
         for batch in _batches(nodes, source.batch_size):
             if progress.starts(batch):
                 vectors = source.vectors_of(batch)
@@ -187,7 +190,7 @@ def _write(
                 add(_with(batch, vectors))
                 progress.save()
             bar.update(len(batch))
-    return progress.finish()
+    return progress.finish(keep=whole is not None)
 
 
 def adapt_vectors(
@@ -359,7 +362,8 @@ class _Progress:
                 "The store already holds nodes, and not from a call with this adapter that can go "
                 "on. Pass an empty collection."
             )
-        self._written = int(self._before["written"]) if begun else 0
+        # A collection that was dropped since holds nothing, whatever was written once.
+        self._written = int(self._before["written"]) if begun and occupied else 0
         self._certain_from = self._written + int(self._before["batch"]) if occupied else 0
         if not begun:
             self.save()
@@ -403,9 +407,9 @@ class _Progress:
             known = {"rebuild": self._digest, "batch": self._batch_size}
             files.write_json(self._mark, {**known, **done})
 
-    def finish(self) -> int:
-        """Forget the mark; return the number of nodes."""
-        if self._mark is not None:
+    def finish(self, *, keep: bool) -> int:
+        """Forget the mark, unless it is to be kept; return the number of nodes."""
+        if self._mark is not None and not keep:
             self._mark.unlink(missing_ok=True)
         return self._count
 

@@ -222,6 +222,20 @@ with qdrant(folder) as stores:
 """
 
 
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+def test_a_call_after_the_last_writes_nothing_and_a_dropped_collection_is_filled_anew(
+    model: AdaptedEmbedding, old: VectorStoreIndex, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    with qdrant(tmp_path) as stores:
+        for _ in range(2):
+            new = adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
+            found = new.as_retriever(similarity_top_k=100).retrieve("town")
+            assert sorted(hit.node_id for hit in found) == sorted(n.node_id for n in nodes())
+        stores("new", DIM).client.delete_collection("new")
+        again = adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
+        assert len(again.as_retriever(similarity_top_k=100).retrieve("town")) == len(nodes())
+
+
 # Local Qdrant opens a database that it leaves to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -13,7 +13,7 @@ from llama_index_embeddings_adapted.core.arrays import Keys, Rows, RowSource, Ve
 from llama_index_embeddings_adapted.errors import check_number
 from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
 
-WEIGHT = 0.1  # gains on all of seven sets without a label; larger ones lose on sets of code
+WEIGHT = 0.1  # without a label it lost on none of the sets in `benchmarks/README.md`
 
 _SCORES_PER_BLOCK = 16_000_000
 

@@ -7,14 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import environment, sets
-from benchmarks.cost import (
-    against_old,
-    ray_job,
-    scale,
-    serving,
-    speed,
-    throughput,
-)
+from benchmarks.cost import against_old, ray_job, scale, serving, speed, throughput
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
     composed,

@@ -29,12 +29,7 @@ def prepare(data: Path, cache: Path, folder: Path) -> Path:
     encoder.close()
     path = folder / "real.npz"
     asked = [real.relevance.relevant_to(row)[0] for row in range(len(real.relevance))]
-    np.savez(
-        path,
-        queries=real.queries,
-        documents=real.documents,
-        asked=np.array(asked),
-    )
+    np.savez(path, queries=real.queries, documents=real.documents, asked=np.array(asked))
     texts = {"queries": list(train.queries.values()), "documents": list(train.corpus.values())}
     path.with_suffix(".json").write_text(json.dumps(texts), encoding="utf-8")
     return path

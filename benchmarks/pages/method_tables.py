@@ -66,10 +66,7 @@ def _methods() -> dict[str, dict[str, Runs]]:
     """Set → method → runs, the peers first."""
     ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
     return {
-        name: {
-            **{peer: [run] for peer, run in peers.get(name, {}).items()},
-            **ours[name],
-        }
+        name: {**{peer: [run] for peer, run in peers.get(name, {}).items()}, **ours[name]}
         for name in sets.NAMES
         if name in ours
     }

@@ -82,12 +82,7 @@ class _Bench:
     """One data set; every method adds rows to the result file, unless they are there."""
 
     def __init__(
-        self,
-        real: sets.RealSet,
-        base: HuggingFaceEmbedding,
-        cache: Path,
-        epochs: int,
-        corpus: int,
+        self, real: sets.RealSet, base: HuggingFaceEmbedding, cache: Path, epochs: int, corpus: int
     ) -> None:
         self._real, self._base, self._cache, self._epochs = real, base, cache, epochs
         self._corpus = corpus

@@ -105,11 +105,7 @@ def _some(items: Sequence[Any], randomness: random.Random) -> list[Any]:
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "question": candidate.text,
-        "style": candidate.style,
-        "passage": candidate.document,
-    }
+    return {"question": candidate.text, "style": candidate.style, "passage": candidate.document}
 
 
 def _variants(dataset: EmbeddingQAFinetuneDataset) -> dict[str, EmbeddingQAFinetuneDataset]:

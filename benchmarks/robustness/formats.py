@@ -31,10 +31,7 @@ from llama_index_embeddings_adapted.adapters.composites import (
     StackedAdapter,
 )
 from llama_index_embeddings_adapted.adapters.maps import TwoLayerAdapter, UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import (
-    KernelAdapter,
-    NudgeAdapter,
-)
+from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, NudgeAdapter
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
@@ -239,10 +236,7 @@ FORMATS = {
         lambda folder: _used(read_pairs(folder / "pairs.json", "train"), folder),
     ),
     "BEIR folder": Format(
-        (
-            lambda folder: pairs().to_beir(folder),
-            lambda folder: _zipped(folder),
-        ),
+        (lambda folder: pairs().to_beir(folder), lambda folder: _zipped(folder)),
         lambda folder: _used(EmbeddingQAFinetuneDataset.from_beir(folder), folder),
     ),
     "adapter folder": Format(tuple(map(_save, _adapters())), _use_adapter),
@@ -262,8 +256,7 @@ FORMATS = {
     "composed folder": Format((_compose,), embedding.load),
     "memory folder": Format((_remember,), _use_memory),
     "run configuration": Format(
-        (lambda folder: _written(folder / "run.toml", _TOML),),
-        _read_config,
+        (lambda folder: _written(folder / "run.toml", _TOML),), _read_config
     ),
     "journal of answers": Format((_keep,), _read_journal),
     "vector cache": Format((_fill,), _use_cache),

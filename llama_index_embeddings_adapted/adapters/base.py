@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors
-from llama_index_embeddings_adapted.core.files import Arrays
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError, truncate
+from ..core import files as folders
+from ..core.arrays import Keys, Role, Vectors
+from ..core.files import Arrays
+from ..errors import FolderError, OptionError, ShapeError, truncate
 
 _registry: dict[str, type[Adapter]] = {}
 

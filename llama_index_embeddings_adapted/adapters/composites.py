@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter, readonly_array
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
-from llama_index_embeddings_adapted.core.files import Arrays
-from llama_index_embeddings_adapted.errors import OptionError, ShapeError
+from ..core.arrays import Keys, Vectors, l2_normalize
+from ..core.files import Arrays
+from ..errors import OptionError, ShapeError
+from .base import Adapter, CompositeAdapter, readonly_array
 
 
 class StackedAdapter(CompositeAdapter):

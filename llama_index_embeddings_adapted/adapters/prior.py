@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, readonly_array
-from llama_index_embeddings_adapted.core.arrays import (
+from ..core.arrays import (
     DOCUMENTS_PER_BLOCK,
     SCORES_PER_BLOCK,
     Keys,
@@ -17,8 +16,9 @@ from llama_index_embeddings_adapted.core.arrays import (
     as_vectors,
     l2_normalize,
 )
-from llama_index_embeddings_adapted.core.files import Arrays
-from llama_index_embeddings_adapted.errors import OptionError, ShapeError, check_number, check_whole
+from ..core.files import Arrays
+from ..errors import OptionError, ShapeError, check_number, check_whole
+from .base import Adapter, readonly_array
 
 WEIGHT, NEIGHBOURS = 0.2, 10
 MOST_QUERIES = 2_000  # of a bank that are kept

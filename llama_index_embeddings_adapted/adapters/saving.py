@@ -16,27 +16,16 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters import composites, maps, nonparametric, prior
-from llama_index_embeddings_adapted.adapters.base import Adapter, describe, restore
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter, TwoLayerAdapter
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import as_vectors
-from llama_index_embeddings_adapted.core.files import WEIGHTS, read_config
-from llama_index_embeddings_adapted.encoding.base_model import (
-    MIN_COSINE,
-    PROBE_TEXTS,
-    Fingerprint,
-    base_name,
-    fingerprint_of,
-)
-from llama_index_embeddings_adapted.encoding.serialize import describe_base
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    FolderError,
-    OptionError,
-    ShapeError,
-)
+from ..core import files as folders
+from ..core.arrays import as_vectors
+from ..core.files import WEIGHTS, read_config
+from ..encoding.base_model import MIN_COSINE, PROBE_TEXTS, Fingerprint, base_name, fingerprint_of
+from ..encoding.serialize import describe_base
+from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError
+from . import composites, maps, nonparametric, prior
+from .base import Adapter, describe, restore
+from .maps import LinearAdapter, TwoLayerAdapter
+from .sketch import QuerySketch
 
 OLD_WEIGHTS = "pytorch_model.bin"
 

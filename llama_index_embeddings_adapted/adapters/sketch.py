@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
-from llama_index_embeddings_adapted.core.files import Arrays
-from llama_index_embeddings_adapted.errors import FolderError, ShapeError
+from ..core.arrays import Vectors, l2_normalize
+from ..core.files import Arrays
+from ..errors import FolderError, ShapeError
 
 #: A sketch holds at most so many queries, in so many directions, one byte each: 32 KB.
 MOST_QUERIES, MOST_DIRECTIONS = 256, 128

@@ -1,5 +1,5 @@
 """``python -m llama_index_embeddings_adapted.cli``."""
 
-from llama_index_embeddings_adapted.cli.app import main
+from .app import main
 
 main()

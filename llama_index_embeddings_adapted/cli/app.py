@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_index_embeddings_adapted.cli import options as o
-from llama_index_embeddings_adapted.cli.running import EXIT_CODES, CommandResult, Job, command
-from llama_index_embeddings_adapted.errors import OptionError
+from ..errors import OptionError
+from . import options as o
+from .running import EXIT_CODES, CommandResult, Job, command
 
 if TYPE_CHECKING:
-    from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+    from ..data.dataset import EmbeddingQAFinetuneDataset
 
 app = typer.Typer(
     name="llama-index-adapted",
@@ -66,7 +66,7 @@ class QuestionJob(EmbeddingJob):
             OptionError: None, or both; or an LLM that nothing is known by.
             MissingExtraError: The package of the LLM is not installed.
         """
-        from llama_index_embeddings_adapted.cli import inputs
+        from . import inputs
 
         if (self.llm is None) != self.structure:
             raise OptionError(
@@ -78,7 +78,7 @@ class QuestionJob(EmbeddingJob):
 
     def _passages(self, source: Path) -> Any:
         """Return the documents, cut into passages where an LLM is to be asked about them."""
-        from llama_index_embeddings_adapted.cli import inputs
+        from . import inputs
 
         if self.structure:
             return inputs.read_documents(source)
@@ -88,8 +88,8 @@ class QuestionJob(EmbeddingJob):
 
     def _written(self, passages: Any, model: Any, *, estimate: bool = False) -> Any:
         """Return a dataset of questions about passages, or the estimate of what one would cost."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.questions import generate, structure
+        from ..questions import generate, structure
+        from . import inputs
 
         filters: dict[str, Any] = {"embed_model": model, "seed": self.seed, **self._encoding}
         if self.round_trip_k is not None:
@@ -129,8 +129,8 @@ class Generate(QuestionJob):
 
     def run(self) -> CommandResult:
         """Check, then read the documents, then load the model, then ask."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.core import files
+        from ..core import files
+        from . import inputs
 
         if inputs.holds_pairs(self.source):
             raise OptionError(f"{self.source} is a dataset: it has questions. Point at documents.")
@@ -180,9 +180,9 @@ class Finetune(QuestionJob):
 
     def run(self) -> CommandResult:
         """Check, then read the data, then load the model, then train."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.operations.folder import inspect_adapter
-        from llama_index_embeddings_adapted.training.engine import EmbeddingAdapterFinetuneEngine
+        from ..operations.folder import inspect_adapter
+        from ..training.engine import EmbeddingAdapterFinetuneEngine
+        from . import inputs
 
         dataset, passages = self._data()
         page = _page(self.report, self.out.with_name(f"{self.out.name}.report.html"))
@@ -208,16 +208,12 @@ class Finetune(QuestionJob):
         if facts["saved"] == "base" and facts["candidate"]:
             lines.append(f"to put the candidate there: llama-index-adapted ship {self.out}")
         lines += [f"report: {page}"] if page else []
-        data = {
-            "out": str(self.out),
-            "report_path": page and str(page),
-            **found.to_dict(),
-        }
+        data = {"out": str(self.out), "report_path": page and str(page), **found.to_dict()}
         return CommandResult("\n".join(lines), data, found.verdict)
 
     def _data(self) -> tuple[EmbeddingQAFinetuneDataset | None, Any]:
         """Return the dataset, or the documents to make one of."""
-        from llama_index_embeddings_adapted.cli import inputs
+        from . import inputs
 
         if not inputs.holds_pairs(self.source):
             self._check_way(self.source)
@@ -230,7 +226,7 @@ class Finetune(QuestionJob):
         return inputs.read_pairs(self.source, self.split), None
 
     def _check_targets(self, page: Path | None) -> None:
-        from llama_index_embeddings_adapted.core import files
+        from ..core import files
 
         files.check_target_folder(self.out)
         if self.method != "linear":
@@ -240,8 +236,8 @@ class Finetune(QuestionJob):
 
     def _training(self) -> dict[str, Any]:
         """Return the options of the training, checked."""
-        from llama_index_embeddings_adapted.training.engine import check_method
-        from llama_index_embeddings_adapted.training.options import AdapterOptions
+        from ..training.engine import check_method
+        from ..training.options import AdapterOptions
 
         options = {name: getattr(self, name) for name in _OF_TRAINING}
         options["method"] = self.method.split(",") if "," in self.method else self.method
@@ -266,8 +262,8 @@ class Evaluate(EmbeddingJob):
 
     def run(self) -> CommandResult:
         """Read the data, then load the model."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.evaluation.retrieval import evaluate_retrieval
+        from ..evaluation.retrieval import evaluate_retrieval
+        from . import inputs
 
         dataset = inputs.read_pairs(self.data, self.split)
         model = inputs.resolve_model(self.model)
@@ -296,9 +292,9 @@ class Compare(EmbeddingJob):
 
     def run(self) -> CommandResult:
         """Check the page's place, read the data, then load the models."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.core import files
-        from llama_index_embeddings_adapted.evaluation.comparison import compare_retrieval
+        from ..core import files
+        from ..evaluation.comparison import compare_retrieval
+        from . import inputs
 
         page = _page(self.report, Path("comparison.html"))
         if page is not None:
@@ -334,8 +330,8 @@ class Inspect(EmbeddingJob):
 
     def run(self) -> CommandResult:
         """Read the folder, and ask its base model only where that is asked for."""
-        from llama_index_embeddings_adapted.cli import inputs
-        from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
+        from ..operations.folder import as_text, inspect_adapter
+        from . import inputs
 
         facts, verdict = inspect_adapter(self.folder), None
         text = as_text(facts)
@@ -345,7 +341,7 @@ class Inspect(EmbeddingJob):
             facts["verified"] = True
             text += "\nverified: the base model gives the vectors it gave in training"
         if live is not None:
-            from llama_index_embeddings_adapted.operations.monitoring import inspect_queries
+            from ..operations.monitoring import inspect_queries
 
             drift = inspect_queries(self.folder, live, **self._encoding)
             facts["live_queries"], verdict = drift.to_dict(), drift.verdict
@@ -365,11 +361,7 @@ class Ship(Job):
 
     def run(self) -> CommandResult:
         """Promote the candidate."""
-        from llama_index_embeddings_adapted.operations.folder import (
-            as_text,
-            inspect_adapter,
-            ship_candidate,
-        )
+        from ..operations.folder import as_text, inspect_adapter, ship_candidate
 
         ship_candidate(self.folder)
         facts = inspect_adapter(self.folder)

@@ -20,22 +20,12 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode
 
-from llama_index_embeddings_adapted.cli.options import EMBEDDINGS, LLMS
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    MissingExtraError,
-    OptionError,
-    quote_some,
-    require_extra,
-)
-from llama_index_embeddings_adapted.questions.local_llama import LocalLlama
-from llama_index_embeddings_adapted.serving.embedding import (
-    PREFIX,
-    AdaptedEmbedding,
-    resolve_embed_model,
-)
+from ..core import files
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..errors import DatasetError, MissingExtraError, OptionError, quote_some, require_extra
+from ..questions.local_llama import LocalLlama
+from ..serving.embedding import PREFIX, AdaptedEmbedding, resolve_embed_model
+from .options import EMBEDDINGS, LLMS
 
 _CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
 _QUERIES = ("qrels", "queries.jsonl", "queries.jsonl.gz")

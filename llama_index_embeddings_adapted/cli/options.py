@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_index_embeddings_adapted.errors import OptionError, truncate
-from llama_index_embeddings_adapted.questions.prompts import STYLES
+from ..errors import OptionError, truncate
+from ..questions.prompts import STYLES
 
 LLMS = (
     '"smollm2", "gguf:<file>", "ollama:<model>[@<url>]", "openai:<model>" or '
@@ -73,7 +73,7 @@ def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> Non
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from llama_index_embeddings_adapted.core.files import read_bytes
+    from ..core.files import read_bytes
 
     if sys.version_info >= (3, 11):
         import tomllib
@@ -131,8 +131,7 @@ def _show_version(wanted: bool) -> None:
 
 
 Version = Annotated[
-    bool,
-    typer.Option("--version", is_eager=True, callback=_show_version, help="Show it and exit."),
+    bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it and exit.")
 ]
 
 Config = Annotated[
@@ -192,8 +191,7 @@ Styles = Annotated[
     typer.Option("--style", help=f"Kind of questions, repeatable: {', '.join(STYLES)}."),
 ]
 PerCall = Annotated[
-    int | None,
-    typer.Option(min=1, help="Questions to ask for at once; small models need 1."),
+    int | None, typer.Option(min=1, help="Questions to ask for at once; small models need 1.")
 ]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Calls to the LLM at once.")]
 RoundTrip = Annotated[
@@ -211,8 +209,7 @@ Ks = Annotated[
     list[int] | None, typer.Option("--k", min=1, help="Cut-off, repeatable; 1, 5 and 10 if none.")
 ]
 Report = Annotated[
-    str | None,
-    typer.Option("--report", help='Where to write the HTML page; "none" for nowhere.'),
+    str | None, typer.Option("--report", help='Where to write the HTML page; "none" for nowhere.')
 ]
 
 Val = Annotated[

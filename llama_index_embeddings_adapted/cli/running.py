@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from llama_index_embeddings_adapted.cli import options as o
-from llama_index_embeddings_adapted.errors import AdaptedError, OptionError
+from ..errors import AdaptedError, OptionError
+from . import options as o
 
 if TYPE_CHECKING:
-    from llama_index_embeddings_adapted.evaluation.verdict import Stance, Verdict
+    from ..evaluation.verdict import Stance, Verdict
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.composed.small_model import SmallModel, compose, tune_weight
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, top_k
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.comparison import Comparison
-from llama_index_embeddings_adapted.evaluation.held_out import (
+from ..core.arrays import Rows, Vectors, l2_normalize, top_k
+from ..core.encoded import EncodedDataset
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding.encoder import Encoder
+from ..errors import DatasetError
+from ..evaluation import metrics
+from ..evaluation.comparison import Comparison
+from ..evaluation.held_out import (
     Parts,
     check_queries_differ,
     compare_by_part,
     drop_leaked_queries,
     hold_out,
 )
-from llama_index_embeddings_adapted.evaluation.retrieval import Texts, hard_negatives, search
+from ..evaluation.retrieval import Texts, hard_negatives, search
+from .small_model import SmallModel, compose, tune_weight
 
 _HELD_OUT = 0.1
 _MOST_OF_POSITIVE = 0.95
@@ -119,10 +119,7 @@ class ComposedValidation:
 
     def _embedded(self, small: SmallModel, pool: Rows) -> tuple[Vectors, Vectors]:
         documents = [self._texts.documents[row] for row in pool]
-        return (
-            small.encode(self._texts.queries, "query"),
-            small.encode(documents, "document"),
-        )
+        return (small.encode(self._texts.queries, "query"), small.encode(documents, "document"))
 
     def _scores(
         self, metric: str, queries: Vectors, documents: Vectors, pool: Rows

@@ -21,28 +21,17 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from safetensors import SafetensorError
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.saving import scores_table
-from llama_index_embeddings_adapted.composed.small_model import (
-    SmallModel,
-    check_weight,
-    compose,
-    no_bars,
-    refuse_code,
-)
-from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Role, Vectors
-from llama_index_embeddings_adapted.core.files import atomic_folder
-from llama_index_embeddings_adapted.encoding.base_model import (
-    Embedding,
-    Fingerprint,
-    base_name,
-    fingerprint_of,
-)
-from llama_index_embeddings_adapted.encoding.serialize import describe_base
-from llama_index_embeddings_adapted.errors import DiskError, FolderError, OptionError, quote_some
-from llama_index_embeddings_adapted.serving.embedding import savable
-from llama_index_embeddings_adapted.serving.wrapped import Saved, ServedEmbedding
+from ..adapters import saving
+from ..adapters.saving import scores_table
+from ..core import files as folders
+from ..core.arrays import Role, Vectors
+from ..core.files import atomic_folder
+from ..encoding.base_model import Embedding, Fingerprint, base_name, fingerprint_of
+from ..encoding.serialize import describe_base
+from ..errors import DiskError, FolderError, OptionError, quote_some
+from ..serving.embedding import savable
+from ..serving.wrapped import Saved, ServedEmbedding
+from .small_model import SmallModel, check_weight, compose, no_bars, refuse_code
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"

@@ -17,41 +17,22 @@ from typing import Any, ClassVar
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.composed import embedding
-from llama_index_embeddings_adapted.composed.data import (
-    Collator,
-    ComposedValidation,
-    first_answers,
-    held_out_split,
-    training_groups,
-)
-from llama_index_embeddings_adapted.composed.embedding import ComposedEmbedding
-from llama_index_embeddings_adapted.composed.small_model import SmallModel, loaded, precision_on
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.files import atomic_folder
-from llama_index_embeddings_adapted.data.dataset import (
-    EmbeddingQAFinetuneDataset,
-    answered,
-    data_statistics,
-)
-from llama_index_embeddings_adapted.encoding.base_model import check_base
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import (
-    NotTrainedError,
-    OptionError,
-    require_extra,
-)
-from llama_index_embeddings_adapted.evaluation.comparison import plot_history
-from llama_index_embeddings_adapted.evaluation.held_out import (
-    known_mask,
-)
-from llama_index_embeddings_adapted.evaluation.reports import (
-    Epoch,
-    FinetuneReport,
-)
-from llama_index_embeddings_adapted.evaluation.retrieval import Texts
-from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options
+from ..core import files
+from ..core.files import atomic_folder
+from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
+from ..encoding.base_model import check_base
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import NotTrainedError, OptionError, require_extra
+from ..evaluation.comparison import plot_history
+from ..evaluation.held_out import known_mask
+from ..evaluation.reports import Epoch, FinetuneReport
+from ..evaluation.retrieval import Texts
+from ..training.options import ComposedOptions, composed_options
+from . import embedding
+from .data import Collator, ComposedValidation, first_answers, held_out_split, training_groups
+from .embedding import ComposedEmbedding
+from .small_model import SmallModel, loaded, precision_on
 
 
 class SmallModelEngine(ABC):
@@ -154,7 +135,7 @@ class SmallModelEngine(ABC):
             require_extra(module, extra="composed")
         if options.lora_rank:
             require_extra("peft", extra="lora")
-        from llama_index_embeddings_adapted.composed.training import checkpoint_folder, train
+        from .training import checkpoint_folder, train
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
         with Encoder(

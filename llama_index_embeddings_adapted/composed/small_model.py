@@ -16,18 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize, ranks
-from llama_index_embeddings_adapted.core.encoded import Qrels
-from llama_index_embeddings_adapted.core.files import read_json, read_json_object
-from llama_index_embeddings_adapted.errors import (
-    EncodeError,
-    FolderError,
-    OptionError,
-    ShapeError,
-    require_extra,
-)
-from llama_index_embeddings_adapted.evaluation.metrics import ideal_gain
-from llama_index_embeddings_adapted.training.options import ComposedOptions
+from ..core.arrays import Role, Vectors, l2_normalize, ranks
+from ..core.encoded import Qrels
+from ..core.files import read_json, read_json_object
+from ..errors import EncodeError, FolderError, OptionError, ShapeError, require_extra
+from ..evaluation.metrics import ideal_gain
+from ..training.options import ComposedOptions
 
 _MODULES = "modules.json"
 _CONFIGS = ("config.json", "tokenizer_config.json")
@@ -96,8 +90,7 @@ class SmallModel:
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
             raise EncodeError(
-                "The small model gave a vector with NaN or infinity.",
-                text=texts[int(bad.argmax())],
+                "The small model gave a vector with NaN or infinity.", text=texts[int(bad.argmax())]
             )
         return vectors
 

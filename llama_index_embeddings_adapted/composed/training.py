@@ -38,11 +38,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from llama_index_embeddings_adapted.composed.small_model import precision_on, prepare_model
-from llama_index_embeddings_adapted.core.files import atomic_file, write_json
-from llama_index_embeddings_adapted.errors import TrainingError
-from llama_index_embeddings_adapted.evaluation.reports import Epoch, best_epoch
-from llama_index_embeddings_adapted.training.options import ComposedOptions
+from ..core.files import atomic_file, write_json
+from ..errors import TrainingError
+from ..evaluation.reports import Epoch, best_epoch
+from ..training.options import ComposedOptions
+from .small_model import precision_on, prepare_model
 
 
 def composed_nll(

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_index_embeddings_adapted.errors import CacheError, ShapeError
+from ..errors import CacheError, ShapeError
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import (
-    Keys,
-    Rows,
-    Vectors,
-)
+from .arrays import Keys, Rows, Vectors
 
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1

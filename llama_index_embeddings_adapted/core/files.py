@@ -26,13 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from llama_index_embeddings_adapted.errors import (
-    AdaptedError,
-    DiskError,
-    FolderError,
-    quote_some,
-    truncate,
-)
+from ..errors import AdaptedError, DiskError, FolderError, quote_some, truncate
 
 T = TypeVar("T")
 _OF_THE_DISK = frozenset(

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from llama_index_embeddings_adapted.data.formats import SOURCES
-from llama_index_embeddings_adapted.errors import DatasetError, quote_some
+from ..errors import DatasetError, quote_some
+from .formats import SOURCES
 
 Lists = Mapping[str, Sequence[str]]
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.data import contents, formats, records, splits
-from llama_index_embeddings_adapted.data.contents import data_statistics as data_statistics
-from llama_index_embeddings_adapted.data.reading import Omissions, read_file
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from ..core import files
+from ..errors import DatasetError, OptionError
+from . import contents, formats, records, splits
+from .contents import data_statistics as data_statistics
+from .reading import Omissions, read_file
 
 _FIELDS = ("queries", "corpus", *splits.PER_QUERY)
 

@@ -12,16 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.files import atomic_file, unique
-from llama_index_embeddings_adapted.data.reading import (
-    Omissions,
-    decode,
-    json_object,
-    open_lines,
-    plain_id,
-)
-from llama_index_embeddings_adapted.errors import DatasetError, quote_some
+from ..core import files
+from ..core.files import atomic_file, unique
+from ..errors import DatasetError, quote_some
+from .reading import Omissions, decode, json_object, open_lines, plain_id
 
 _MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
 SOURCES = ("human", "llm", "structure", "feedback")
@@ -130,10 +124,7 @@ def write_beir(
         others = _read_texts(known, _text_of, Omissions(known, strict=True))
     _write_texts(known, {**others[0], **queries}, {**others[1], **(provenance or {})})
     _write_texts(folder / "corpus.jsonl", corpus, {})
-    with (
-        atomic_file(judged_in) as path,
-        path.open("w", encoding="utf-8", newline="") as stream,
-    ):
+    with atomic_file(judged_in) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(["query-id", "corpus-id", "score"])
         for query, judged in qrels.items():

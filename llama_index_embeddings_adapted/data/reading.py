@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.errors import DatasetError, quote_some, require_extra
+from ..core import files
+from ..errors import DatasetError, quote_some, require_extra
 
 #: Characters: no document is as long, and no texts compress as well; what does was made to flood.
 _MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama_index_embeddings_adapted.data import formats
-from llama_index_embeddings_adapted.data.reading import Omissions, plain_id, repaired
-from llama_index_embeddings_adapted.errors import DatasetError, quote_some
+from ..errors import DatasetError, quote_some
+from . import formats
+from .reading import Omissions, plain_id, repaired
 
 Row = Mapping[str, Any]
 

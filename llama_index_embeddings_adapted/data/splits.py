@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from ..errors import DatasetError, OptionError
 
 Query = TypeVar("Query", bound=Hashable)
 Document = TypeVar("Document", bound=Hashable)

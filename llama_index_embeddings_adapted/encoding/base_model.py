@@ -27,15 +27,12 @@ from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.events.embedding import (
-    EmbeddingEndEvent,
-    EmbeddingStartEvent,
-)
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, as_vectors, l2_normalize
-from llama_index_embeddings_adapted.data.reading import repaired
-from llama_index_embeddings_adapted.encoding.serialize import without_url_secrets
-from llama_index_embeddings_adapted.errors import EncodeError, OptionError, ShapeError, truncate
+from ..core.arrays import Vectors, as_vectors, l2_normalize
+from ..data.reading import repaired
+from ..errors import EncodeError, OptionError, ShapeError, truncate
+from .serialize import without_url_secrets
 
 _dispatcher = get_dispatcher(__name__)
 

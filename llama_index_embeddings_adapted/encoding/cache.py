@@ -20,15 +20,9 @@ from typing import Literal
 
 import numpy as np
 
-from llama_index_embeddings_adapted.core.arrays import (
-    Rows,
-    Vectors,
-    as_vectors,
-)
-from llama_index_embeddings_adapted.encoding.base_model import (
-    Fingerprint,
-)
-from llama_index_embeddings_adapted.errors import AdaptedError, CacheError, ShapeError
+from ..core.arrays import Rows, Vectors, as_vectors
+from ..errors import AdaptedError, CacheError, ShapeError
+from .base_model import Fingerprint
 
 CacheDir = str | Path | None | Literal[False]
 

@@ -20,24 +20,13 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.core.arrays import Role
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.base_model import (
-    BaseModelCalls,
-    Fingerprint,
-    base_name,
-    fingerprint_of,
-)
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder, PartialResult, embed_tolerant
-from llama_index_embeddings_adapted.encoding.serialize import without_keys
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    EncodeError,
-    OptionError,
-    check_whole,
-    require_extra,
-)
+from ..core.arrays import Role
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
+from .base_model import BaseModelCalls, Fingerprint, base_name, fingerprint_of
+from .cache import CacheDir
+from .encoder import Encoder, PartialResult, embed_tolerant
+from .serialize import without_keys
 
 PIECE = 1024  # texts that go to an actor, and come back, together, at most
 _DEATHS = 3  # of actors over one piece, before it is what kills them

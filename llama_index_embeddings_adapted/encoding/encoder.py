@@ -14,17 +14,11 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.core.arrays import (
-    Keys,
-    Role,
-    Rows,
-    Vectors,
-    allocate_vectors,
-    content_hashes,
-)
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
-from llama_index_embeddings_adapted.encoding.base_model import (
+from ..core.arrays import Keys, Role, Rows, Vectors, allocate_vectors, content_hashes
+from ..core.encoded import EncodedDataset, Qrels
+from ..data.dataset import EmbeddingQAFinetuneDataset, answered
+from ..errors import EncodeError, quote_some, truncate
+from .base_model import (
     PROBE_TEXTS,
     BaseModelCalls,
     Embedding,
@@ -36,9 +30,8 @@ from llama_index_embeddings_adapted.encoding.base_model import (
     is_unchanged,
     keeps_order,
 )
-from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
-from llama_index_embeddings_adapted.encoding.serialize import without_keys
-from llama_index_embeddings_adapted.errors import EncodeError, quote_some, truncate
+from .cache import CacheDir, VectorCache, cache_folder
+from .serialize import without_keys
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
 LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call

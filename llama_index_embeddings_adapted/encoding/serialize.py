@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, quote_some
+from ..errors import FolderError, OptionError, quote_some
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|pass(w|phrase)|credential|private_?key|access_?key|authori[sz]ation|headers"

@@ -9,23 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, data_statistics
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.errors import OptionError, require_extra
-from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
-from llama_index_embeddings_adapted.evaluation.retrieval import (
-    DEFAULT_KS,
-    RetrievalScores,
-    Retrieving,
-    Texts,
-    evaluate_retrieval,
-)
-from llama_index_embeddings_adapted.evaluation.verdict import (
-    Difference,
-    Interval,
-    mean_interval,
-    paired_difference,
-)
+from ..data.dataset import EmbeddingQAFinetuneDataset, data_statistics
+from ..encoding.cache import CacheDir
+from ..errors import OptionError, require_extra
+from .page import PageData, write_page
+from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
+from .verdict import Difference, Interval, mean_interval, paired_difference
 
 DEFAULT_METRIC = "ndcg@10"
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize, normalized_rows, ranks
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.data.splits import hold_out_documents
-from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, joined, search
-from llama_index_embeddings_adapted.evaluation.verdict import FEWEST, Difference, paired_difference
+from ..adapters.base import Adapter
+from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks
+from ..core.encoded import EncodedDataset
+from ..data.splits import hold_out_documents
+from ..errors import DatasetError
+from . import metrics
+from .retrieval import RetrievalScores, joined, search
+from .verdict import FEWEST, Difference, paired_difference
 
 PerQuery = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -246,11 +246,7 @@ def hold_out_split(
 
 
 def hold_out(
-    data: EncodedDataset,
-    *,
-    queries: float,
-    documents: float,
-    seed: int,
+    data: EncodedDataset, *, queries: float, documents: float, seed: int
 ) -> tuple[Rows, Rows]:
     """Choose training queries to hold out, some of them with all their documents.
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.core.encoded import Qrels
-from llama_index_embeddings_adapted.errors import MetricError, OptionError
+from ..core.arrays import Rows
+from ..core.encoded import Qrels
+from ..errors import MetricError, OptionError
 
 PerQuery = NDArray[np.float64]
 Metric = Callable[[PerQuery, Qrels, int], PerQuery]

@@ -21,24 +21,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from llama_index_embeddings_adapted.adapters.saving import library_version
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.page_parts import (
-    COLOURS,
-    Bars,
-    Curves,
-    Table,
-    training_section,
-    wins_losses,
-)
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
-from llama_index_embeddings_adapted.evaluation.verdict import (
-    Decision,
-    Verdict,
-    mean_interval,
-    paired_difference,
-)
+from ..adapters.saving import library_version
+from ..core import files
+from . import metrics
+from .page_parts import COLOURS, Bars, Curves, Table, training_section, wins_losses
+from .retrieval import RetrievalScores, Texts
+from .verdict import Decision, Verdict, mean_interval, paired_difference
 
 _PACKAGE = "llama_index_embeddings_adapted"
 _TEMPLATES = "evaluation/templates"
@@ -64,9 +52,7 @@ def draw(chart: Bars | Curves) -> str:
 @functools.cache
 def _template(name: str) -> Template:
     environment = Environment(
-        loader=PackageLoader(_PACKAGE, _TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
+        loader=PackageLoader(_PACKAGE, _TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     environment.globals["colours"] = COLOURS
     return environment.get_template(f"{name}.html.j2")

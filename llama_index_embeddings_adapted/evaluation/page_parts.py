@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT
-from llama_index_embeddings_adapted.errors import OptionError, truncate
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts
-from llama_index_embeddings_adapted.evaluation.verdict import Interval
+from ..core.arrays import Rows
+from ..core.encoded import NO_DOCUMENT
+from ..errors import OptionError, truncate
+from .retrieval import RetrievalScores, Texts
+from .verdict import Interval
 
 COLOURS = 6  #: classes ``m0`` … ``m5``; more models share them
 _numbers = count()

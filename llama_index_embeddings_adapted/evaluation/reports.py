@@ -8,18 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llama_index_embeddings_adapted.evaluation.comparison import Comparison
-from llama_index_embeddings_adapted.evaluation.held_out import PartReport
-from llama_index_embeddings_adapted.evaluation.page import PageData, write_page
-from llama_index_embeddings_adapted.evaluation.verdict import (
-    FEWEST,
-    Decision,
-    Verdict,
-    dropping,
-    gaining,
-    inconclusive,
-    with_small_parts,
-)
+from .comparison import Comparison
+from .held_out import PartReport
+from .page import PageData, write_page
+from .verdict import FEWEST, Decision, Verdict, dropping, gaining, inconclusive, with_small_parts
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.core.arrays import (
+from ..core.arrays import (
     NormalizedRows,
     Rows,
     RowSource,
@@ -23,15 +23,15 @@ from llama_index_embeddings_adapted.core.arrays import (
     normalized_rows,
     top_k,
 )
-from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset, answered
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder, qrels_of
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, quote_some
-from llama_index_embeddings_adapted.evaluation import metrics
-from llama_index_embeddings_adapted.evaluation.metrics import PerQuery
-from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
-from llama_index_embeddings_adapted.lexical.mixture import Mixture
+from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
+from ..data.dataset import EmbeddingQAFinetuneDataset, answered
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting, Encoder, qrels_of
+from ..errors import DatasetError, OptionError, quote_some
+from ..lexical.bm25 import BM25Index
+from ..lexical.mixture import Mixture
+from . import metrics
+from .metrics import PerQuery
 
 #: What can be scored: see :func:`evaluate_retrieval`.
 Retrieving = BaseEmbedding | Mixture | BaseRetriever | BM25Index

@@ -234,15 +234,7 @@ def paired_difference(
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return Difference(
-        metric,
-        count,
-        mean,
-        low,
-        high,
-        float(test.pvalue),
-        deviation,
-    )
+    return Difference(metric, count, mean, low, high, float(test.pvalue), deviation)
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:

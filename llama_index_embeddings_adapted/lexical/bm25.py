@@ -10,15 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    FolderError,
-    check_number,
-    truncate,
-)
-from llama_index_embeddings_adapted.lexical.tokens import tokenize
+from ..core import files
+from ..core.arrays import Rows, Vectors
+from ..errors import DatasetError, FolderError, check_number, truncate
+from .tokens import tokenize
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
 FORMAT_VERSION = 1

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
-from llama_index_embeddings_adapted.core.arrays import Keys, Rows, RowSource, Vectors
-from llama_index_embeddings_adapted.errors import check_number
-from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+from ..adapters.prior import DocumentPrior
+from ..core.arrays import Keys, Rows, RowSource, Vectors
+from ..errors import check_number
+from .bm25 import BM25Index
 
 WEIGHT = 0.1  # without a label it lost on none of the sets in `benchmarks/README.md`
 

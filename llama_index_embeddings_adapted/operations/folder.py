@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.base import Adapter, CompositeAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.errors import FolderError
+from ..adapters import saving
+from ..adapters.base import Adapter, CompositeAdapter
+from ..adapters.nonparametric import NudgeAdapter
+from ..core import files
+from ..errors import FolderError
 
 _PARTS = (
     ("overall", "all held-out queries"),

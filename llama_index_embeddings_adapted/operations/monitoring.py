@@ -11,13 +11,13 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core.arrays import Vectors
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, FolderError
-from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from ..adapters.sketch import QuerySketch
+from ..core.arrays import Vectors
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import DatasetError, FolderError
+from ..evaluation.verdict import Decision, Verdict
+from ..serving.embedding import AdaptedEmbedding
 
 #: The neighbour whose distance says how far a query is from all others.
 NEIGHBOUR = 3

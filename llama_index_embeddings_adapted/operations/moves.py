@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes, l2_normalize
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import OptionError, quote_some
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from ..adapters.base import Adapter
+from ..adapters.composites import StackedAdapter
+from ..adapters.maps import LinearAdapter
+from ..adapters.nonparametric import NudgeAdapter
+from ..core.arrays import Keys, Vectors, content_hashes, l2_normalize
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import OptionError, quote_some
+from ..serving.embedding import AdaptedEmbedding
 
 _MOVED = 1e-4  # distance below which a unit vector has only been rounded
 

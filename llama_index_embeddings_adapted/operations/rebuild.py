@@ -14,32 +14,20 @@ from typing import Any, TypeVar
 import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.vector_stores.types import (
-    BasePydanticVectorStore,
-)
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from numpy.lib import format as npy
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.arrays import Vectors
-from llama_index_embeddings_adapted.core.files import to_bytes
-from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
-from llama_index_embeddings_adapted.encoding.cache import CacheDir, cache_folder
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import OptionError, StoreError, check_whole
-from llama_index_embeddings_adapted.operations.similarity import (
-    document_vectors,
-    examine_written,
-    query_probes,
-)
-from llama_index_embeddings_adapted.operations.stores import (
-    answers_queries,
-    delete_nodes,
-    holds_vectors_of,
-    name_of,
-    nodes_of,
-)
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from ..core import files
+from ..core.arrays import Vectors
+from ..core.files import to_bytes
+from ..encoding.base_model import fingerprint_of
+from ..encoding.cache import CacheDir, cache_folder
+from ..encoding.encoder import Encoder
+from ..errors import OptionError, StoreError, check_whole
+from ..serving.embedding import AdaptedEmbedding
+from .similarity import document_vectors, examine_written, query_probes
+from .stores import answers_queries, delete_nodes, holds_vectors_of, name_of, nodes_of
 
 
 def adapt_index(

@@ -13,11 +13,11 @@ from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
-from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import OptionError, StoreError
+from ..core.arrays import Vectors, content_hashes, l2_normalize
+from ..encoding.base_model import fingerprint_of
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting, Encoder
+from ..errors import OptionError, StoreError
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise

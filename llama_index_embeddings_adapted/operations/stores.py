@@ -14,10 +14,10 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
 )
 
-from llama_index_embeddings_adapted.core.arrays import Vectors
-from llama_index_embeddings_adapted.encoding.base_model import base_name, fingerprint_of
-from llama_index_embeddings_adapted.errors import StoreError
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from ..core.arrays import Vectors
+from ..encoding.base_model import base_name, fingerprint_of
+from ..errors import StoreError
+from ..serving.embedding import AdaptedEmbedding
 
 _PER_QUERY = 500
 _NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")

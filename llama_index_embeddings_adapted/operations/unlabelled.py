@@ -10,17 +10,17 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode
 
-from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
-from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, content_hashes
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
-from llama_index_embeddings_adapted.operations.stores import nodes_of
-from llama_index_embeddings_adapted.questions.generate import generate_qa_embedding_pairs
-from llama_index_embeddings_adapted.serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
-from llama_index_embeddings_adapted.serving.views import base_model_of, nodes_by_id
+from ..adapters.prior import WEIGHT as PENALTY
+from ..adapters.prior import DocumentPrior
+from ..core.arrays import Keys, Vectors, content_hashes
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting, Encoder
+from ..errors import OptionError
+from ..lexical.mixture import WEIGHT
+from ..questions.generate import generate_qa_embedding_pairs
+from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
+from ..serving.views import base_model_of, nodes_by_id
+from .stores import nodes_of
 
 
 def adapt_without_labels(

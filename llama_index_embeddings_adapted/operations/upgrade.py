@@ -13,16 +13,16 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, top_k
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
+from ..adapters.base import Adapter
+from ..adapters.composites import StackedAdapter
+from ..adapters.maps import LinearAdapter
+from ..core.arrays import Vectors, l2_normalize, top_k
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import DatasetError, OptionError
+from ..evaluation.retrieval import RetrievalScores, search
+from ..serving.embedding import AdaptedEmbedding
 
 Matrix = NDArray[np.float64]
 STRENGTHS = (1.0, 3.0, 10.0, 30.0)

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from llama_index_embeddings_adapted.core.files import read_bytes
-from llama_index_embeddings_adapted.errors import GenerationError
+from ..core.files import read_bytes
+from ..errors import GenerationError
 
 FILE = "answers.sqlite"
 _SCHEMA = """

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from llama_index_embeddings_adapted.questions.answers import is_question
+from .answers import is_question
 
 #: At the beginning of an answer: refusals, offers to help, introductions.
 _OPENINGS = (

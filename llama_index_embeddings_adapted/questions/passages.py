@@ -17,11 +17,11 @@ from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tokenizer
 
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.data import splits
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, check_whole
-from llama_index_embeddings_adapted.questions.prompts import PromptConfig
+from ..core import files
+from ..data import splits
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..errors import DatasetError, OptionError, check_whole
+from .prompts import PromptConfig
 
 #: Reserved for the answer, per question.
 TOKENS_PER_QUESTION = 80

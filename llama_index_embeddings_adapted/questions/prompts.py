@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama_index_embeddings_adapted.errors import OptionError, check_whole, quote_some, truncate
+from ..errors import OptionError, check_whole, quote_some, truncate
 
 #: Style → what is asked for. Real users do not quote the passage, and few ask in full sentences.
 STYLES: Mapping[str, str] = {

@@ -15,17 +15,12 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.core.arrays import (
-    Rows,
-    Vectors,
-    l2_normalize,
-    score_blocks,
-)
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import quote_some, truncate
-from llama_index_embeddings_adapted.questions.filters import Candidate, near_duplicates
-from llama_index_embeddings_adapted.questions.options import GenerationOptions
+from ..core.arrays import Rows, Vectors, l2_normalize, score_blocks
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import quote_some, truncate
+from .filters import Candidate, near_duplicates
+from .options import GenerationOptions
 
 _KEPT_SHOWN = 5
 

@@ -15,19 +15,12 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.questions.answers import QUESTION_MARKS, clean
-from llama_index_embeddings_adapted.questions.filters import (
-    Candidate,
-    copied,
-    refers_to_passage,
-    too_long,
-    too_short,
-    words,
-)
-from llama_index_embeddings_adapted.questions.options import GenerationOptions
-from llama_index_embeddings_adapted.questions.selection import Dropped, QuestionReport, select
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..errors import DatasetError
+from .answers import QUESTION_MARKS, clean
+from .filters import Candidate, copied, refers_to_passage, too_long, too_short, words
+from .options import GenerationOptions
+from .selection import Dropped, QuestionReport, select
 
 TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name")
 SUMMARY_KEYS = ("summary", "section_summary", "description", "abstract", "subtitle")

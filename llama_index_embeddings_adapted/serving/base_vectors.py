@@ -18,8 +18,8 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 
-from llama_index_embeddings_adapted.core.arrays import Role
-from llama_index_embeddings_adapted.encoding.base_model import (
+from ..core.arrays import Role
+from ..encoding.base_model import (
     Embedding,
     base_name,
     clear_trace_map,
@@ -27,7 +27,7 @@ from llama_index_embeddings_adapted.encoding.base_model import (
     query_batch,
     whole_batch,
 )
-from llama_index_embeddings_adapted.errors import EncodeError
+from ..errors import EncodeError
 
 T = TypeVar("T")
 

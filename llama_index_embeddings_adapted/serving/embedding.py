@@ -20,23 +20,18 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.base import Adapter, describe, restore
-from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
-from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import Keys, Role, Vectors, content_hashes
-from llama_index_embeddings_adapted.encoding.base_model import Embedding, base_name, check_base
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.serialize import describe_base
-from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
-from llama_index_embeddings_adapted.serving.wrapped import (
-    DocumentEmbedding,
-    Saved,
-    ServedEmbedding,
-    without_span,
-)
+from ..adapters import saving
+from ..adapters.base import Adapter, describe, restore
+from ..adapters.composites import StackedAdapter
+from ..adapters.maps import UnitAdapter
+from ..adapters.sketch import QuerySketch
+from ..core import files as folders
+from ..core.arrays import Keys, Role, Vectors, content_hashes
+from ..encoding.base_model import Embedding, base_name, check_base
+from ..encoding.cache import CacheDir
+from ..encoding.serialize import describe_base
+from ..errors import FolderError, OptionError, ShapeError
+from .wrapped import DocumentEmbedding, Saved, ServedEmbedding, without_span
 
 
 def check_adapter(adapter: object) -> None:

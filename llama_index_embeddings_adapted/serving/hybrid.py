@@ -17,22 +17,16 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
-from llama_index_embeddings_adapted.core.arrays import Keys, Vectors, l2_normalize
-from llama_index_embeddings_adapted.encoding.base_model import check_base
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.errors import OptionError, ShapeError, check_whole
-from llama_index_embeddings_adapted.lexical.bm25 import BM25Index, best_rows
-from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
-from llama_index_embeddings_adapted.serving import views as documents_views
-from llama_index_embeddings_adapted.serving.views import (
-    Nodes,
-    Views,
-    base_model_of,
-    document_vectors,
-    nodes_by_id,
-)
+from ..adapters import saving
+from ..adapters.prior import DocumentPrior
+from ..core.arrays import Keys, Vectors, l2_normalize
+from ..encoding.base_model import check_base
+from ..encoding.cache import CacheDir
+from ..errors import OptionError, ShapeError, check_whole
+from ..lexical.bm25 import BM25Index, best_rows
+from ..lexical.mixture import WEIGHT
+from . import views as documents_views
+from .views import Nodes, Views, base_model_of, document_vectors, nodes_by_id
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")

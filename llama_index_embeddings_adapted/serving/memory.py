@@ -14,33 +14,17 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.core import files as folders
-from llama_index_embeddings_adapted.core.arrays import (
-    Rows,
-    Vectors,
-    as_vectors,
-    l2_normalize,
-    score_blocks,
-)
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.core.files import atomic_folder, read_json_object
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.base_model import (
-    Fingerprint,
-    check_base,
-    fingerprint_of,
-)
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    FolderError,
-    ShapeError,
-    check_number,
-    truncate,
-)
-from llama_index_embeddings_adapted.evaluation.retrieval import DEFAULT_KS, RetrievalScores
+from ..adapters import saving
+from ..core import files as folders
+from ..core.arrays import Rows, Vectors, as_vectors, l2_normalize, score_blocks
+from ..core.encoded import EncodedDataset, Qrels
+from ..core.files import atomic_folder, read_json_object
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding.base_model import Fingerprint, check_base, fingerprint_of
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting, Encoder
+from ..errors import DatasetError, FolderError, ShapeError, check_number, truncate
+from ..evaluation.retrieval import DEFAULT_KS, RetrievalScores
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
 

@@ -13,15 +13,15 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Role
-from llama_index_embeddings_adapted.core.files import CONFIG
-from llama_index_embeddings_adapted.encoding.base_model import Embedding
-from llama_index_embeddings_adapted.errors import OptionError, check_number, quote_some
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
-from llama_index_embeddings_adapted.serving.wrapped import WrappedEmbedding, without_span
+from ..adapters import saving
+from ..adapters.base import Adapter
+from ..adapters.maps import LinearAdapter
+from ..core.arrays import Role
+from ..core.files import CONFIG
+from ..encoding.base_model import Embedding
+from ..errors import OptionError, check_number, quote_some
+from .embedding import AdaptedEmbedding
+from .wrapped import WrappedEmbedding, without_span
 
 DEFAULT_BYTES = 200_000_000
 

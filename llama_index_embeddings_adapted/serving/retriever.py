@@ -15,21 +15,15 @@ from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting
-from llama_index_embeddings_adapted.encoding.serialize import rebuild_base
-from llama_index_embeddings_adapted.errors import OptionError, quote_some
-from llama_index_embeddings_adapted.serving import memory as answer_store
-from llama_index_embeddings_adapted.serving.base_vectors import Steps, arun_steps, run_steps
-from llama_index_embeddings_adapted.serving.memory import (
-    NEIGHBOURS,
-    TEMPERATURE,
-    AnswerMemory,
-    base_of,
-    check_settings,
-)
+from ..adapters import saving
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting
+from ..encoding.serialize import rebuild_base
+from ..errors import OptionError, quote_some
+from . import memory as answer_store
+from .base_vectors import Steps, arun_steps, run_steps
+from .memory import NEIGHBOURS, TEMPERATURE, AnswerMemory, base_of, check_settings
 
 Match = Literal["node_id", "ref_doc_id"]
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore

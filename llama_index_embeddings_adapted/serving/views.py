@@ -13,30 +13,18 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.base import describe, restore
-from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.arrays import (
-    Keys,
-    Rows,
-    Vectors,
-    content_hashes,
-    l2_normalize,
-)
-from llama_index_embeddings_adapted.encoding.base_model import Fingerprint, fingerprint_of
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Adapting, Encoder
-from llama_index_embeddings_adapted.errors import (
-    FolderError,
-    OptionError,
-    ShapeError,
-    check_number,
-    truncate,
-)
-from llama_index_embeddings_adapted.lexical import bm25
-from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
-from llama_index_embeddings_adapted.lexical.mixture import WEIGHT
+from ..adapters import saving
+from ..adapters.base import describe, restore
+from ..adapters.prior import DocumentPrior
+from ..core import files
+from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
+from ..encoding.base_model import Fingerprint, fingerprint_of
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Adapting, Encoder
+from ..errors import FolderError, OptionError, ShapeError, check_number, truncate
+from ..lexical import bm25
+from ..lexical.bm25 import BM25Index
+from ..lexical.mixture import WEIGHT
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 

@@ -16,35 +16,18 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
-from llama_index.core.instrumentation.dispatcher import (  # type: ignore[attr-defined]
-    DISPATCHER_SPAN_DECORATED_ATTR,
-)
+from llama_index.core.instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR  # type: ignore[attr-defined]
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from typing_extensions import Self
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import Role, as_vectors, content_hashes
-from llama_index_embeddings_adapted.core.files import from_bytes, to_bytes
-from llama_index_embeddings_adapted.encoding.base_model import (
-    Embedding,
-    Fingerprint,
-    base_name,
-    check_base,
-    fingerprint_of,
-)
-from llama_index_embeddings_adapted.encoding.cache import CacheDir, VectorCache, cache_folder
-from llama_index_embeddings_adapted.encoding.serialize import (
-    pop_known,
-    resolve_base,
-    without_url_secrets,
-)
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.serving.base_vectors import (
-    BaseVectors,
-    Steps,
-    arun_steps,
-    run_steps,
-)
+from ..adapters.base import Adapter
+from ..core.arrays import Role, as_vectors, content_hashes
+from ..core.files import from_bytes, to_bytes
+from ..encoding.base_model import Embedding, Fingerprint, base_name, check_base, fingerprint_of
+from ..encoding.cache import CacheDir, VectorCache, cache_folder
+from ..encoding.serialize import pop_known, resolve_base, without_url_secrets
+from ..errors import OptionError
+from .base_vectors import BaseVectors, Steps, arun_steps, run_steps
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import gaussian
-from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, normalized_blocks
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.errors import OptionError
+from ..adapters.maps import LinearAdapter
+from ..adapters.nonparametric import gaussian
+from ..core.arrays import Vectors, l2_normalize, normalized_blocks
+from ..core.encoded import EncodedDataset, Qrels
+from ..errors import OptionError
 
 Matrix = NDArray[np.float64]
 

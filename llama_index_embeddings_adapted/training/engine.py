@@ -14,46 +14,33 @@ from typing import Any
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.data.dataset import (
-    EmbeddingQAFinetuneDataset,
-    answered,
-    data_statistics,
-)
-from llama_index_embeddings_adapted.encoding.base_model import check_base
-from llama_index_embeddings_adapted.encoding.cache import CacheDir
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import (
-    NotTrainedError,
-    OptionError,
-    ShapeError,
-    check_whole,
-)
-from llama_index_embeddings_adapted.evaluation.comparison import Comparison
-from llama_index_embeddings_adapted.evaluation.held_out import (
+from ..adapters import saving
+from ..adapters.base import Adapter
+from ..adapters.maps import LinearAdapter
+from ..adapters.sketch import QuerySketch
+from ..core import files
+from ..core.encoded import EncodedDataset
+from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
+from ..encoding.base_model import check_base
+from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
+from ..errors import NotTrainedError, OptionError, ShapeError, check_whole
+from ..evaluation.comparison import Comparison
+from ..evaluation.held_out import (
     Validation,
     check_queries_differ,
     compare_by_part,
     drop_leaked_queries,
     hold_out_split,
 )
-from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
-from llama_index_embeddings_adapted.evaluation.retrieval import Texts
-from llama_index_embeddings_adapted.serving.embedding import AdaptedEmbedding
-from llama_index_embeddings_adapted.training.auto.search_space import check_methods
-from llama_index_embeddings_adapted.training.auto.tune import tune
-from llama_index_embeddings_adapted.training.closed_form import whitening
-from llama_index_embeddings_adapted.training.options import (
-    AdapterOptions,
-    known_options,
-    settings_of,
-)
-from llama_index_embeddings_adapted.training.trainer import fit, refit
+from ..evaluation.reports import FinetuneReport
+from ..evaluation.retrieval import Texts
+from ..serving.embedding import AdaptedEmbedding
+from .auto.search_space import check_methods
+from .auto.tune import tune
+from .closed_form import whitening
+from .options import AdapterOptions, known_options, settings_of
+from .trainer import fit, refit
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,21 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.composites import TwoSidedAdapter
-from llama_index_embeddings_adapted.adapters.maps import (
-    LinearAdapter,
-    LowRankAdapter,
-    TwoLayerAdapter,
-)
-from llama_index_embeddings_adapted.core.arrays import (
-    NormalizedRows,
-    Rows,
-    Vectors,
-    l2_normalize,
-    normalized_blocks,
-)
-from llama_index_embeddings_adapted.errors import OptionError
+from ..adapters.base import Adapter
+from ..adapters.composites import TwoSidedAdapter
+from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
+from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
+from ..errors import OptionError
 
 
 class TrainableAdapter(nn.Module):

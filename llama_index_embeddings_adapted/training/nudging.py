@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
-from llama_index_embeddings_adapted.training.trainer import limit_threads
+from ..adapters.base import Adapter
+from ..adapters.nonparametric import NudgeAdapter
+from ..core.arrays import Rows, Vectors, l2_normalize
+from ..core.encoded import EncodedDataset, Qrels
+from ..errors import OptionError
+from .modules import Targets, ranking_nll
+from .trainer import limit_threads
 
 
 def nudge_n(

@@ -9,14 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from llama_index_embeddings_adapted.errors import (
-    MetricError,
-    OptionError,
-    check_known,
-    check_number,
-    check_whole,
-)
-from llama_index_embeddings_adapted.evaluation.metrics import parse
+from ..errors import MetricError, OptionError, check_known, check_number, check_whole
+from ..evaluation.metrics import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
 

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Rows, l2_normalize
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.evaluation.held_out import Gain, Validation
-from llama_index_embeddings_adapted.evaluation.reports import Epoch
-from llama_index_embeddings_adapted.training.modules import (
+from ..adapters.base import Adapter
+from ..adapters.maps import LinearAdapter
+from ..core.arrays import Rows, l2_normalize
+from ..core.encoded import EncodedDataset, Qrels
+from ..errors import OptionError, TrainingError
+from ..evaluation.held_out import Gain, Validation
+from ..evaluation.reports import Epoch
+from .modules import (
     Targets,
     TrainableAdapter,
     TrainingDocuments,
@@ -36,7 +36,7 @@ from llama_index_embeddings_adapted.training.modules import (
     score_drift,
     trainable,
 )
-from llama_index_embeddings_adapted.training.options import TrainingOptions
+from .options import TrainingOptions
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 

@@ -19,10 +19,7 @@ from llama_index_embeddings_adapted.adapters.composites import (
     TwoSidedAdapter,
 )
 from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter, UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import (
-    KernelAdapter,
-    NudgeAdapter,
-)
+from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, NudgeAdapter
 from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError

@@ -470,9 +470,7 @@ def test_moved_documents_are_counted_with_how_far_they_went(
 # --- what users point at ------------------------------------------------------------------------
 
 
-def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(
-    documents: Path,
-) -> None:
+def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents: Path) -> None:
     first, again = (read_passages(documents, chunk_size=20, chunk_overlap=0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]
     assert {"dumps.md#0", "more/wrap.md#1"} <= {node.node_id for node in first}

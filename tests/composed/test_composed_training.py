@@ -304,9 +304,7 @@ def test_the_example_trains_prints_and_saves_the_history(
     assert (tmp_path / "out" / "history.png").stat().st_size > 5_000
 
 
-def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(
-    tmp_path: Path,
-) -> None:
+def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_path: Path) -> None:
     answers = {
         data.queries[query]: data.corpus[documents[0]]
         for data in (coded(), coded("please"))

@@ -3,11 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.composed.small_model import (
-    WEIGHTS,
-    compose,
-    tune_weight,
-)
+from llama_index_embeddings_adapted.composed.small_model import WEIGHTS, compose, tune_weight
 from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError

@@ -221,10 +221,7 @@ GOOD: dict[str, Any] = {
         ({"relevant_docs": {"q1": ["d1", "d1"], "q2": ["d1"]}}, 'name a document twice.*"q1"'),
         ({"relevant_docs": {"q1": "d1", "q2": ["d1"]}}, 'expected lists.*1 of 2.*"q1"'),
         ({"hard_negatives": {"q1": ["d9"]}}, 'hard_negatives: 1 document ids.*"d9"'),
-        (
-            {"hard_negatives": {"q1": ["d1"]}},
-            r"hard_negatives: 1 pairs .* are relevant.*q1 → d1",
-        ),
+        ({"hard_negatives": {"q1": ["d1"]}}, r"hard_negatives: 1 pairs .* are relevant.*q1 → d1"),
         ({"provenance": {"q9": "llm"}}, 'provenance: 1 query ids are not in queries.*"q9"'),
         ({"relevant_docs": [("q1", "d1")]}, "expected a dict of query id .*got list"),
         ({"queries": {"q1": " ", "q2": ""}}, 'queries: 2 of 2 texts are empty.*"q1", "q2"'),

@@ -14,11 +14,7 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    embed_corpus,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, embed_corpus
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.corpus import EmbeddingActor, packed
 from llama_index_embeddings_adapted.encoding.encoder import Encoder

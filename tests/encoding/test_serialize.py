@@ -89,10 +89,7 @@ def test_what_is_no_secret_is_kept(provider: Provider) -> None:
         "num_workers": 2,
         "dim": 16,
         "seed": 0,
-        "additional_kwargs": {
-            "extra": {"depth": 2},
-            "proxies": ["http://proxy:8080/", 3],
-        },
+        "additional_kwargs": {"extra": {"depth": 2}, "proxies": ["http://proxy:8080/", 3]},
         "api_base": "https://api.example.org/v1",
         "max_tokens": 100,
         "instruction": "Answer like https://host/x does? Yes.",

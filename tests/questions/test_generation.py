@@ -59,9 +59,7 @@ class DoubleLLM(CustomLLM):
     @property
     def metadata(self) -> LLMMetadata:
         return LLMMetadata(
-            is_chat_model=self.chat_model,
-            context_window=self.context_window,
-            model_name=self.model,
+            is_chat_model=self.chat_model, context_window=self.context_window, model_name=self.model
         )
 
     @property
@@ -535,9 +533,7 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
 # --- cost, report, filters over all -----------------------------------------------------------
 
 
-def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(
-    cache: Path,
-) -> None:
+def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(cache: Path) -> None:
     options = {"concurrency": 4, "retry_limit": 2, "cache_dir": cache, **QUIET}
     with ScriptedServer(latency_s=0.1) as server:
         llm = recovery.llm(server.api_base)

@@ -27,11 +27,7 @@ from llama_index_embeddings_adapted.questions.filters import (
     too_short,
     words,
 )
-from llama_index_embeddings_adapted.questions.prompts import (
-    STYLES,
-    PromptConfig,
-    few_shot,
-)
+from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig, few_shot
 
 PASSAGE = (
     "Riders pay a service fee and a commission on each trip. The commission rose from 18 to 20 "

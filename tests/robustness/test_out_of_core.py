@@ -156,9 +156,7 @@ def test_vectors_without_a_folder_stay_in_memory(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(
-    small: EmbeddingQAFinetuneDataset,
-    base: CountingEmbedding,
-    monkeypatch: pytest.MonkeyPatch,
+    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dim = len(base.vector("document", "a"))
     weight = np.float32(np.random.default_rng(2).standard_normal((dim, dim)))

@@ -11,11 +11,7 @@ from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.nudging import (
-    NudgeOptions,
-    listwise_nudges,
-    nudge_n,
-)
+from llama_index_embeddings_adapted.training.nudging import NudgeOptions, listwise_nudges, nudge_n
 from tests.support.synthetic import encoded
 
 X, Y = np.eye(2, dtype=np.float32)

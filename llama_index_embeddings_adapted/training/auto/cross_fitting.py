@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.composites import FEATURES, Features, Gate
-from llama_index_embeddings_adapted.core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.evaluation import metrics
+from ...adapters.base import Adapter
+from ...adapters.composites import FEATURES, Features, Gate
+from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
+from ...core.encoded import EncodedDataset, Qrels
+from ...errors import DatasetError
+from ...evaluation import metrics
 
 PerQuery = NDArray[np.float64]
 
@@ -188,11 +188,7 @@ def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows
 
 
 def _assign_queries(
-    same: Rows,
-    relevance: Qrels,
-    document_part: Rows,
-    count: int,
-    random: np.random.Generator,
+    same: Rows, relevance: Qrels, document_part: Rows, count: int, random: np.random.Generator
 ) -> Rows:
     """Assign queries, equal ones together, each to another part than its first document."""
     groups: dict[int, list[int]] = {}

@@ -11,30 +11,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, cast
 
-from llama_index_embeddings_adapted.adapters.base import Adapter, describe
-from llama_index_embeddings_adapted.adapters.composites import (
-    Gate,
-    GatedAdapter,
-    StackedAdapter,
-    TwoSidedAdapter,
-)
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.auto.cross_fitting import fit_gate
-from llama_index_embeddings_adapted.training.closed_form import (
-    Spectrum,
-    answer_directions,
-    kernel_ridge,
-    ridge,
-    whitening,
-)
-from llama_index_embeddings_adapted.training.modules import TrainableAdapter, TwoSidedMap
-from llama_index_embeddings_adapted.training.nudging import NudgeOptions, listwise_nudges, nudge_n
-from llama_index_embeddings_adapted.training.options import Loss, TrainingOptions
-from llama_index_embeddings_adapted.training.trainer import states
+from ...adapters.base import Adapter, describe
+from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedAdapter
+from ...adapters.maps import LinearAdapter
+from ...adapters.nonparametric import KernelAdapter, NudgeAdapter
+from ...core.arrays import Vectors, l2_normalize
+from ...core.encoded import EncodedDataset
+from ...errors import OptionError
+from ..closed_form import Spectrum, answer_directions, kernel_ridge, ridge, whitening
+from ..modules import TrainableAdapter, TwoSidedMap
+from ..nudging import NudgeOptions, listwise_nudges, nudge_n
+from ..options import Loss, TrainingOptions
+from ..trainer import states
+from .cross_fitting import fit_gate
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
 

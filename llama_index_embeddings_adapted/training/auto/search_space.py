@@ -6,8 +6,8 @@ import functools
 import warnings
 from collections.abc import Sequence
 
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.auto.pipelines import (
+from ...errors import OptionError
+from .pipelines import (
     IDENTITY,
     SPECS,
     BothSidesSpec,
@@ -26,7 +26,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     TwoSidedSpec,
     WhiteningSpec,
 )
-from llama_index_embeddings_adapted.training.auto.selection import Proposer, SearchState
+from .selection import Proposer, SearchState
 
 _GONE = {
     "memory": '"kernel"',

@@ -11,18 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.errors import AdaptedError
-from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores, joined
-from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, PerQuery, folds
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    PipelineFitter,
-    PipelineSpec,
-)
-from llama_index_embeddings_adapted.training.closed_form import Spectrum
-from llama_index_embeddings_adapted.training.options import TrainingOptions
-from llama_index_embeddings_adapted.training.trainer import device_for, run_in_threads
+from ...core.encoded import EncodedDataset
+from ...errors import AdaptedError
+from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
+from ..closed_form import Spectrum
+from ..options import TrainingOptions
+from ..trainer import device_for, run_in_threads
+from .cross_fitting import Fold, PerQuery, folds
+from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 
 Mask = NDArray[np.bool_]
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
-from llama_index_embeddings_adapted.core.arrays import Rows
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.evaluation.held_out import METRIC, PartReport
-from llama_index_embeddings_adapted.evaluation.reports import SelectionReport
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
-from llama_index_embeddings_adapted.evaluation.verdict import (
+from ...adapters.base import Adapter
+from ...adapters.maps import LinearAdapter
+from ...core.arrays import Rows
+from ...core.encoded import EncodedDataset, Qrels
+from ...evaluation.held_out import METRIC, PartReport
+from ...evaluation.reports import SelectionReport
+from ...evaluation.retrieval import RetrievalScores, search
+from ...evaluation.verdict import (
     FEWEST,
     LOOKS_RANDOM,
     SATURATED,
@@ -30,23 +30,10 @@ from llama_index_embeddings_adapted.evaluation.verdict import (
     paired_difference,
     with_small_parts,
 )
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    PipelineFitter,
-    PipelineSpec,
-)
-from llama_index_embeddings_adapted.training.auto.search_space import (
-    check_methods,
-    epochs_for,
-    search_space,
-)
-from llama_index_embeddings_adapted.training.auto.selection import (
-    FAILURES,
-    QueryMix,
-    Selection,
-    select,
-)
-from llama_index_embeddings_adapted.training.options import TrainingOptions
+from ..options import TrainingOptions
+from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
+from .search_space import check_methods, epochs_for, search_space
+from .selection import FAILURES, QueryMix, Selection, select
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000

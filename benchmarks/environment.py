@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 RESULTS = Path(__file__).parent / "results"
+_LONG = 600  # characters of a record that takes a line of its own
 PACKAGES = (
     "llama-index-embeddings-adapted",
     "llama-index-core",
@@ -111,8 +112,29 @@ def _write(name: str, command: str, results: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     data = {"command": command, "environment": describe(), **results}
-    replace(path, json.dumps(data, indent=1) + "\n")
+    replace(path, written(data) + "\n")
     return path
+
+
+def written(value: Any, indent: int = 0) -> str:
+    """Return JSON with one run, or one short record, per line, and numbers of six digits."""
+    short = json.dumps(_rounded(value))
+    if isinstance(value, dict) and len(short) > _LONG:
+        ends, parts = "{}", [f"{json.dumps(k)}: {written(v, indent + 1)}" for k, v in value.items()]
+    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        ends, parts = "[]", [json.dumps(_rounded(row)) for row in value]
+    else:
+        return short
+    margin = "\n" + " " * (indent + 1)
+    return f"{ends[0]}{margin}{f',{margin}'.join(parts)}{margin[:-1]}{ends[1]}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def replace(path: Path, text: str) -> None:

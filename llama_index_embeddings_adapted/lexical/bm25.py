@@ -13,20 +13,22 @@ import numpy as np
 from ..core import files
 from ..core.arrays import Rows, Vectors
 from ..errors import DatasetError, FolderError, check_number, truncate
-from .tokens import tokenize
+from .tokens import numbered_tokens, tokenize
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
 FORMAT_VERSION = 1
 _ARRAYS = ("data", "indices", "indptr")
+_FREQUENT = 8  # a token in an eighth of the documents is
+_BLOCK = 64
 
 
 class BM25Index:
     """Scores the documents of a corpus by the words they share with a query.
 
     ``score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))`` over the tokens of
-    the query, with ``idf(t) = log(1 + (n - df + ½) / (df + ½))``. The work is done by ``bm25s``,
-    which keeps one number per document and distinct token: 8 bytes each, so about 1 KB for a
-    document of 150 words. The words themselves are kept, the texts are not.
+    the query, with ``idf(t) = log(1 + (n - df + ½) / (df + ½))``. The score of each token in each
+    document is kept, by token: 8 bytes, so about 1 KB for a document of 150 words. The words
+    themselves are kept, the texts are not.
 
     Documents are added by building the index anew: idf and mean length depend on all of them.
 
@@ -38,7 +40,8 @@ class BM25Index:
 
     Source:
         Robertson and Zaragoza 2009, DOI 10.1561/1500000019, in the form of Lucene (Kamphuis et al.
-        2020, DOI 10.1007/978-3-030-45442-5_4). ``bm25s``: Lù 2024, arXiv:2407.03618.
+        2020, DOI 10.1007/978-3-030-45442-5_4); scores made when the index is: Lù 2024,
+        arXiv:2407.03618.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class BM25Index:
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
         _check(self.ids, self._vocabulary, vocabulary, self._arrays)
+        self._whole: dict[int, Vectors] = {}  # token → its score in every document
 
     @classmethod
     def of(cls, corpus: Mapping[str, str], *, k1: float = 1.2, b: float = 0.75) -> BM25Index:
@@ -66,12 +70,8 @@ class BM25Index:
         check_number("b", b, least=0.0, below=1.0 + 1e-9)
         if not corpus:
             raise DatasetError("corpus: expected at least one document, got none.")
-        numbers: dict[str, int] = {}
-        tokens = [
-            [numbers.setdefault(token, len(numbers)) for token in tokenize(text)]
-            for text in corpus.values()
-        ]
-        return cls(tuple(corpus), tuple(numbers), _scored(tokens, len(numbers), k1, b))
+        vocabulary, tokens, starts = numbered_tokens(corpus.values())
+        return cls(tuple(corpus), vocabulary, _scored(tokens, starts, len(vocabulary), k1, b))
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -82,21 +82,24 @@ class BM25Index:
         """Document id → row."""
         return {name: row for row, name in enumerate(self.ids)}
 
-    @cached_property
-    def _scorer(self) -> Any:
-        import bm25s
-
-        scorer = bm25s.BM25()
-        scorer.scores = {**self._arrays, "num_docs": len(self.ids)}
-        scorer.nonoccurrence_array = None
-        return scorer
-
     def scores(self, query: str) -> Vectors:
         """Return the score of every document, ``(m,)``, ``>= 0``; all 0 if no word is known."""
-        known = [self._vocabulary[t] for t in tokenize(query) if t in self._vocabulary]
-        if not known:
-            return np.zeros(len(self.ids), dtype=np.float32)
-        return np.asarray(self._scorer.get_scores_from_ids(known), dtype=np.float32)
+        total = np.zeros(len(self.ids), dtype=np.float32)
+        data, indices, indptr = (self._arrays[name] for name in _ARRAYS)
+        for token in tokenize(query):
+            number = self._vocabulary.get(token)
+            if number is None:
+                continue
+            entries = slice(indptr[number], indptr[number + 1])
+            if (entries.stop - entries.start) * _FREQUENT < len(total):
+                total[indices[entries]] += data[entries]
+                continue
+            if number not in self._whole:  # as a row, it is added ten times as fast
+                row = np.zeros_like(total)
+                row[indices[entries]] = data[entries]
+                self._whole[number] = row
+            total += self._whole[number]
+        return total
 
     def shares(self, query: str, allowed: Any = None) -> Vectors:
         """Return the scores divided by the best one, ``(m,)``, in [0, 1].
@@ -168,25 +171,40 @@ class BM25Index:
             raise FolderError(f"{path}: not an index of words, or damaged ({reason}).") from cause
 
 
-def best_rows(shares: Vectors, count: int) -> Rows:
+def best_rows(scores: Vectors, count: int) -> Rows:
     """Return the documents with the highest scores above 0, at most ``count``, in no order."""
-    rows = np.flatnonzero(shares > 0)
+    least = np.float32(0.0)
+    if len(scores) > _BLOCK * count:  # as many blocks as that have a maximum that is no lower
+        whole = len(scores) - len(scores) % _BLOCK
+        highest = scores[:whole].reshape(-1, _BLOCK).max(axis=1)
+        least = np.partition(highest, -count)[-count]
+    rows = np.flatnonzero((scores >= least) & (scores > 0) if least > 0 else scores > 0)
     if len(rows) > count:
-        rows = rows[np.argpartition(-shares[rows], count - 1)[:count]]
+        rows = rows[np.argpartition(-scores[rows], count - 1)[:count]]
     return rows
 
 
-def _scored(tokens: list[list[int]], words: int, k1: float, b: float) -> dict[str, Any]:
-    if not words:  # emoji, punctuation, empty texts: bm25s would divide by a mean length of 0
-        empty = np.zeros(0, dtype=np.int32)
-        return {"data": empty.astype(np.float32), "indices": empty, "indptr": np.zeros(1, np.int64)}
-    import bm25s
+def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict[str, Any]:
+    """Return the arrays of an index.
 
-    builder = bm25s.BM25(k1=k1, b=b, method="lucene")
-    scores: dict[str, Any] = builder.build_index_from_ids(
-        list(range(words)), tokens, show_progress=False
-    )
-    return scores
+    Args:
+        tokens: Of all documents, one after the other, as numbers.
+        starts: ``(m + 1,)``, where each document begins.
+        words: How many distinct tokens there are.
+        k1: See :meth:`BM25Index.of`.
+        b: Likewise.
+    """
+    from scipy.sparse import csr_matrix  # serving needs no scipy
+
+    lengths = np.diff(starts)
+    ones = np.ones(len(tokens), dtype=np.float32)
+    counts = csr_matrix((ones, tokens, starts), shape=(len(lengths), words)).tocsc()
+    counts.sum_duplicates()  # of a token, the documents stand in order
+    found, tf = np.diff(counts.indptr), counts.data
+    idf = np.log1p((len(lengths) - found + 0.5) / (found + 0.5)).astype(np.float32)
+    norm = k1 * (1.0 - b + b * lengths / max(1.0, lengths.mean())).astype(np.float32)
+    data = np.repeat(idf, found) * tf / (tf + norm[counts.indices])
+    return {"data": data.astype(np.float32), "indices": counts.indices, "indptr": counts.indptr}
 
 
 def _check(

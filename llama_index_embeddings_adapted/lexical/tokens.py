@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
+
+from ..core.arrays import Rows
+
 #: Of longer words, such as hashes and encoded files, this many characters count.
 LONGEST = 64
+_LONGEST_KEPT = 16  # of words that are perhaps a clause of Chinese, each another
 
 _ASCII_WORDS = re.compile(r"[A-Za-z0-9_]+")
 _HUMPS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
@@ -42,6 +48,43 @@ def tokenize(text: str) -> list[str]:
         else:
             found.extend(_known_pieces(word))
     return found
+
+
+def numbered_tokens(texts: Iterable[str]) -> tuple[tuple[str, ...], Rows, Rows]:
+    """Tokenize many texts, what stands between two spaces once.
+
+    Returns:
+        The distinct tokens; those of all texts, one text after the other, as numbers of these; and
+        ``(n + 1,)``, where each text begins.
+    """
+    numbers: dict[str, int] = {}
+    pieces, sizes = array("i"), array("i")  # of each distinct word
+
+    class Words(dict[str, int]):
+        def __missing__(self, word: str) -> int:
+            tokens = tokenize(word)
+            pieces.extend([numbers.setdefault(token, len(numbers)) for token in tokens])
+            sizes.append(len(tokens))
+            if len(word) <= (LONGEST if word.isascii() else _LONGEST_KEPT):
+                self[word] = len(sizes) - 1
+            return len(sizes) - 1
+
+    number_of = Words().__getitem__
+    words, ends = array("i"), array("q", [0])
+    for text in texts:
+        words.extend(map(number_of, text.split()))
+        ends.append(len(words))
+    found = _spread(*map(np.array, (words, ends, pieces, sizes)))
+    return tuple(numbers), *found
+
+
+def _spread(words: Rows, ends: Rows, pieces: Rows, sizes: Rows) -> tuple[Rows, Rows]:
+    """Put in place of each word its tokens."""
+    starts, found = np.cumsum(sizes) - sizes, sizes[words]
+    before = np.concatenate([[0], np.cumsum(found)])
+    at = np.repeat(starts[words] - before[:-1], found)
+    at += np.arange(len(at))
+    return pieces[at], before[ends]
 
 
 @lru_cache(maxsize=65_536)

@@ -10,8 +10,11 @@ from benchmarks import environment
 from benchmarks.pages import cost_tables, method_tables, robustness_tables
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "scale.md")
+_PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
 _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+#: Pages that have tables of results.
+DOCUMENTS = [page for page in _PAGES if "<!-- results:" in page.read_text(encoding="utf-8")]
 
 TABLES: dict[str, Callable[[], str]] = {
     **method_tables.TABLES,

@@ -58,6 +58,30 @@ def methods_table() -> str:
     return table(" | ".join(["data set", "base", *columns]), rows)
 
 
+def front_table() -> str:
+    """What a user would switch on instead, the best peer, and ours, on every set."""
+    found = _methods()
+    for name, measured in environment.load("unseen")["sets"].items():
+        found[name] = {method: [run] for method, run in measured.items()}
+    rows = []
+    for name, runs in found.items():
+        peers = [_relative(runs[peer]) for peer in _PEERS if peer in runs]
+        best = max(peers, key=lambda shown: float(shown.rstrip("%")), default="–")
+        views = environment.found("views", "sets", name, "views")
+        beside = [_gain_of(views, view) for view in ("rank fusion", "both, no label")]
+        ours = [_relative(runs.get(method, [])) for method in ("auto, query", "auto, both")]
+        rows.append((name, f"{_base(runs):.4f}", beside[0], best, beside[1], *ours))
+    return table(
+        "data set | base | LlamaIndex's rank fusion | best peer, tuned | ours, no labels | "
+        "ours, queries | ours, both sides",
+        rows,
+    )
+
+
+def _gain_of(views: dict[str, Any], view: str) -> str:
+    return f"{views[view]['ndcg@10'] / views['base']['ndcg@10'] - 1:+.1%}" if views else "–"
+
+
 def _base(runs: dict[str, Runs]) -> float:
     return float(runs["auto, query"][0]["tests"]["test"]["all"]["base"]["ndcg@10"])
 
@@ -353,6 +377,7 @@ def _relative(runs: Runs, *, spread: bool = False) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "front": front_table,
     "quality": quality_table,
     "methods": methods_table,
     "parts": parts_table,

@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-quick check bench clean
+.PHONY: demo test test-quick check docs bench clean
 
 $(VENV)/.demo: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/house.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict --quiet -f .ci/mkdocs.yml
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks all --data $(DATA)

@@ -1,1 +1,0 @@
-"""Guides, and the reference that is written from docstrings."""

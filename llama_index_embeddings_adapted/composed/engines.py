@@ -198,7 +198,7 @@ class SmallModelEngine(ABC):
     def _finished(self) -> None:
         """Write and print the report; drop the checkpoints, unless training may go on."""
         if self._report_path is not None:
-            self.report.to_html(self._report_path, title="Training of a small model")
+            self.report.to_html(self._report_path, title=f"Small model {self._output.name}")
         if not self.report.interrupted:
             shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
         if self._verbose:

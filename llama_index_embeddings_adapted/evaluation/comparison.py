@@ -100,20 +100,21 @@ class Comparison:
         }
         return plot_bars(bars, path, title=title)
 
-    def to_html(self, path: str | Path, *, title: str = "Comparison of embedding models") -> Path:
+    def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
 
-        It has the verdict, hit rate and MRR with intervals, metrics at every cut-off, how the
+        It has the verdict and what it means to who decides, scores with intervals, how the
         adapters among the models were trained, wins and losses against the first model with the
         passages, what the data are, and what it cost. It holds texts of yours.
 
         Args:
             path: Where to write.
-            title: Of the page.
+            title: Of the page; by default the names of the models.
 
         Returns:
             The path written.
         """
+        title = title or " and ".join(self.scores) + " compared"
         return write_page(
             path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data)
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import resources
@@ -24,7 +24,7 @@ from markupsafe import Markup
 from ..adapters.saving import library_version
 from ..core import files
 from . import metrics
-from .page_parts import COLOURS, Bars, Curves, Table, training_section, wins_losses
+from .page_parts import COLOURS, Curves, Dots, Table, WinsLosses, training_section, wins_losses
 from .retrieval import RetrievalScores, Texts
 from .verdict import Decision, Verdict, mean_interval, paired_difference
 
@@ -44,7 +44,7 @@ def render(content: Mapping[str, Any]) -> str:
     return _template("report").render({**content, **own, **hashes})
 
 
-def draw(chart: Bars | Curves) -> str:
+def draw(chart: Curves | Dots) -> str:
     """Return one chart, as the page has it."""
     return str(_template("charts").module.figure(chart))  # type: ignore[attr-defined]
 
@@ -69,10 +69,12 @@ def _hash(text: str) -> str:
 
 
 METRIC = "ndcg@10"
-_BARS = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10")
-_CURVES = ("hit_rate", "mrr", "ndcg", "recall")
-_CUTS = (1, 2, 3, 5, 10, 20, 50, 100)
-_LABELS = {"hit_rate": "Hit rate", "mrr": "MRR", "ndcg": "NDCG", "recall": "Recall"}
+_SHOWN = {"hit_rate@5": "Hit rate@5", "mrr@10": "MRR@10", "ndcg@10": "NDCG@10, which decides"}
+_MEANING = (
+    "NDCG@10 decides: 1 where the right documents come first, less the lower they stand, 0 where "
+    "none is among the first ten. Hit rate@5 is the share of queries with a right document among "
+    "the first five, MRR@10 the mean of 1 / place of the first right one."
+)
 _TONES = {
     Decision.SHIP: "good",
     Decision.BETTER: "good",
@@ -82,11 +84,8 @@ _TONES = {
 _FACTS = (
     ("queries", "queries"),
     ("documents", "documents"),
-    ("distinct_documents", "documents of different text"),
     ("judgements", "relevance judgements"),
     ("documents_asked_for", "documents relevant to a query"),
-    ("graded", "graded"),
-    ("synthetic", "queries written by an LLM"),
     ("query_words", "words of a query (least / median / most)"),
     ("document_words", "words of a document (least / median / most)"),
 )
@@ -130,27 +129,24 @@ def write_page(path: str | Path, page_data: PageData) -> Path:
 def page(page_data: PageData) -> str:
     """Return the page: HTML that needs no other file and no network."""
     scores, models = page_data.scores, list(page_data.scores)
+    verdict, *others = [page_data.verdict] if page_data.verdict else _differences(scores)
+    pairs = [_wins_losses(page_data, name) for name in models[1:]]
     return render(
         {
             "title": page_data.title,
             "subtitle": _subtitle(page_data),
-            "verdict": _verdict(page_data),
+            "tone": _TONES.get(verdict.decision, "even"),
+            "word": verdict.decision.words.capitalize(),
+            "reason": verdict.reason,
+            "others": others,
+            "summary": _summary(page_data, verdict, pairs),
             "models": models,
             "scores_note": page_data.note or "Means over all judged queries, with 95 % intervals.",
-            "charts": [_bars(scores, metric) for metric in _fitting(scores, _BARS)],
-            "curves": [_curve(scores, name) for name in _CURVES if scores],
+            "meaning": _MEANING,
+            "charts": [_chart(scores, metric) for metric in _fitting(scores, tuple(_SHOWN))],
             "metrics": _metrics(scores),
             "trainings": [training_section(name, t) for name, t in page_data.trained.items()],
-            "pairs": [
-                wins_losses(
-                    (models[0], scores[models[0]]),
-                    (name, scores[name]),
-                    page_data.texts,
-                    metric=METRIC,
-                    counted="judgements" if _judged_twice(page_data) else "queries",
-                )
-                for name in models[1:]
-            ],
+            "pairs": pairs,
             "data": _data(page_data),
             "cost": _cost(page_data),
             "cost_note": "Calls of filtering, training and judging go to the base model; a text "
@@ -160,6 +156,13 @@ def page(page_data: PageData) -> str:
             "This page holds queries and passages of yours; it sends nothing anywhere.",
         }
     )
+
+
+def _wins_losses(page_data: PageData, name: str) -> WinsLosses:
+    (base, before), *_ = page_data.scores.items()
+    counted = "judgements" if _judged_twice(page_data) else "queries"
+    new, texts = (name, page_data.scores[name]), page_data.texts
+    return wins_losses((base, before), new, texts, metric=METRIC, counted=counted)
 
 
 def _subtitle(page_data: PageData) -> str:
@@ -179,29 +182,111 @@ def _judged_twice(page_data: PageData) -> bool:
     return 0 < page_data.queries < judged
 
 
-# --- the verdict ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Headline:
-    """The verdict as the page shows it: its colour, its words, and what else is to be said."""
+# --- the verdict, and what it means to who decides ----------------------------------------------
+_SOURCES = {
+    "human": "written by people",
+    "feedback": "from users' feedback",
+    "llm": "written by an LLM",
+    "structure": "taken from the documents' headings",
+    "unknown": "of unknown origin",
+}
+_JUDGE = "judge it on queries of your own: llama-index-adapted compare judged.json"
+_NEXT = {
+    Decision.SHIP: f"Before all users get it, {_JUDGE}",
+    Decision.PROMISING: f"Collect 50 queries of users or more and {_JUDGE}",
+    Decision.INCONCLUSIVE: "Keep the base model for now. Add judged queries and train again",
+    Decision.KEEP_BASE: "Keep the base model. Train again with queries about more documents, or "
+    "with method auto",
+    Decision.SATURATED: "Keep the base model: there is little left to gain",
+    Decision.DO_NOT_SHIP: "Keep the base model. Look at the losses below: wrong labels show there",
+    Decision.BETTER: "Use it, and judge it again on new queries now and then",
+    Decision.WORSE: "Do not use it. Look at the losses below: wrong labels show there",
+}
 
-    tone: str
-    word: str
-    text: str
-    lines: list[str]
+
+def _summary(
+    page_data: PageData, verdict: Verdict, pairs: Sequence[WinsLosses]
+) -> list[tuple[str, str]]:
+    """Return label and sentence of each thing that who decides should know."""
+    base, *others = page_data.scores.items() or [("base", None)]
+    new = max(others, key=lambda item: item[1][METRIC])[0] if others else "adapted"
+    report = page_data.trained.get(new, {})
+    found = [page_data.scores[name] for name in (base[0], new) if others]
+    lost = next((pair for pair in pairs if pair.new == new), None)
+    facts = {
+        "In short": _of_hundred(
+            found, "this" if page_data.verdict else new, open_=verdict.decision.stance == "open"
+        ),
+        "Saved": page_data.holds,
+        "Earlier verdict": "" if page_data.verdict else report.get("verdict", ""),
+        "Judged by": _judges(page_data, report),
+        "Cost per query": _cost_per_query(report.get("deployment")),
+        "What could go wrong": " ".join(_risks(page_data, report, lost)),
+        "Next step": _NEXT[verdict.decision] if others or page_data.verdict else "",
+        "To undo": _undo(report.get("deployment")) if report.get("saved") != "base" else "",
+    }
+    return [
+        (label, f"{text[0].upper()}{text[1:].rstrip('.')}.")
+        for label, text in facts.items()
+        if text
+    ]
 
 
-def _verdict(page_data: PageData) -> Headline:
-    lines = [f"Saved: {page_data.holds}."] if page_data.holds else []
-    verdict = page_data.verdict
-    if verdict is None:
-        verdict, *others = _differences(page_data.scores)
-        lines += others
-        lines += [
-            f"When {name} was trained, its verdict was: {report['verdict']}."
-            for name, report in page_data.trained.items()
-        ]
-    tone, word = _TONES.get(verdict.decision, "even"), verdict.decision.words.capitalize()
-    return Headline(tone, f"{word}:", f"{verdict.reason}.", lines)
+def _of_hundred(found: Sequence[RetrievalScores], new: str, *, open_: bool) -> str:
+    if not found:
+        return ""
+    before, after = (round(100 * scores["hit_rate@5"]) for scores in found)
+    chance = "; that may be chance" if open_ else ""
+    return (
+        f"Of 100 queries, {before} find a right document among the first five today, "
+        f"{after} with {new}{chance}"
+    )
+
+
+def _judges(page_data: PageData, report: Mapping[str, Any]) -> str:
+    """Say how many queries judged, and whose they are."""
+    data = page_data.data or report.get("data") or {}
+    sources = data.get("provenance") or {"unknown": data.get("queries", 0)}
+    whose = ", ".join(f"{n:,} {_SOURCES.get(source, source)}" for source, n in sources.items())
+    judged = page_data.queries or len(next(iter(page_data.scores.values())).query_ids)
+    if judged == sum(sources.values()):
+        return f"{judged:,} queries: {whose}"
+    return f"{judged:,} of {sum(sources.values()):,} queries, held out: {whose}"
+
+
+def _cost_per_query(deployment: Mapping[str, Any] | None) -> str:
+    if not deployment:
+        return ""
+    step = deployment["query_us"]
+    calls = "no extra call; documents keep their vectors"
+    if deployment["moves_documents"]:
+        calls = "no extra call; documents need an index of their own, built once"
+    return f"{step:,.0f} µs after the base model's call, {calls}" if step else calls
+
+
+def _risks(
+    page_data: PageData, report: Mapping[str, Any], lost: WinsLosses | None
+) -> Iterator[str]:
+    new = report.get("new")
+    if new:
+        before, after = (new[model][METRIC] for model in ("base", "adapted"))
+        yield f"On documents without training queries, NDCG@10 goes {before:.3f} → {after:.3f}."
+    elif report:
+        yield "Documents without training queries were not judged."
+    if lost is not None and lost.lost:
+        yield f"{lost.lost:,} queries rank lower than before; they are listed below."
+    if (page_data.data or report.get("data") or {}).get("provenance", {}).get("llm"):
+        yield "An LLM wrote queries: users may ask otherwise."
+    if report:
+        yield "Users' queries change: llama-index-adapted inspect --queries says when."
+
+
+def _undo(deployment: Mapping[str, Any] | None) -> str:
+    if not deployment:
+        return ""
+    if deployment["moves_documents"]:
+        return f"Keep the old index, and go back to it with {deployment['base']}"
+    return f"Set {deployment['base']} as the embedding model again; the index is unchanged"
 
 
 def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
@@ -232,21 +317,9 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Sequence[str]) -> lis
     return [name for name in names if all(metrics.parse(name)[1] <= depth for depth in cut)]
 
 
-def _bars(scores: Mapping[str, RetrievalScores], metric: str) -> Bars:
-    name, cut = metrics.parse(metric)
-    values = {model: mean_interval(found.values(metric)) for model, found in scores.items()}
-    return Bars(f"{_LABELS[name]}@{cut}", values)
-
-
-def _curve(scores: Mapping[str, RetrievalScores], metric: str) -> Curves:
-    deepest = min(found.ranked.shape[1] for found in scores.values())
-    cuts = [cut for cut in _CUTS if cut <= deepest]
-    lines = {}
-    for model, found in scores.items():
-        grades = found.relevance.grades_at(found.ranked)
-        of = metrics.METRICS[metric]
-        lines[model] = [float(of(grades, found.relevance, cut).mean()) for cut in cuts]
-    return Curves(f"{_LABELS[metric]} at k", cuts, lines, horizontal="k")
+def _chart(scores: Mapping[str, RetrievalScores], metric: str) -> Dots:
+    values = {model: [mean_interval(found.values(metric))] for model, found in scores.items()}
+    return Dots(_SHOWN[metric], values)
 
 
 def _metrics(scores: Mapping[str, RetrievalScores]) -> Table:

@@ -25,41 +25,57 @@ _numbers = count()
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A bar with its interval for each model, as ``charts.html.j2`` draws it.
+class Dots:
+    """Dots with intervals, a row for each name, as ``charts.html.j2`` draws it; 0 is a line.
 
     Args:
         title: What is measured.
-        intervals: Model → mean and interval, in [0, 1].
+        rows: Name → means and their intervals, the first drawn highest; None is not known.
+        form: Of the figures beside a row.
     """
 
     title: str
-    intervals: Mapping[str, Interval]
+    rows: Mapping[str, Sequence[Interval | None]]
+    form: str = ".3f"
     number: int = field(default_factory=lambda: next(_numbers))
-    kind = "bars"
+    kind = "dots"
 
-    @property
-    def rows(self) -> list[tuple[str, float, float, float]]:
-        """Name, mean, lower and upper end of each model."""
-        return [(name, *interval) for name, interval in self.intervals.items()]
+    @cached_property
+    def ticks(self) -> list[float]:
+        """Round numbers of the horizontal axis, between which all intervals and 0 lie."""
+        ends = [end for row in self.rows.values() for dot in row if dot for end in dot[1:]]
+        return _ticks(min([0.0, *ends]), max([0.0, *ends]))
 
     @property
     def height(self) -> int:
         """Of the drawing, which is 340 wide."""
-        return 12 + 40 * len(self.intervals)
+        return 34 + 36 * len(self.rows)
 
     @property
     def said(self) -> str:
         """What is drawn, for those who do not see it."""
         return "; ".join(
-            f"{name} {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-            for name, mean, low, high in self.rows
+            f"{name} "
+            + " and ".join(
+                f"{mean:{self.form}} ({low:.3f} to {high:.3f})" for mean, low, high in dots
+            )
+            for name, row in self.rows.items()
+            if (dots := [dot for dot in row if dot])
         )
 
-    def width(self, value: float) -> float:
-        """Return the length of a bar."""
-        top = max((high for *_, high in self.rows), default=0.0)
-        return 312 * value / max(top, 1e-9)
+    def values(self, name: str) -> str:
+        """Return the means of a row in figures."""
+        dots = self.rows[name]
+        return " / ".join("–" if dot is None else format(dot[0], self.form) for dot in dots)
+
+    def x(self, value: float) -> float:
+        """Return where a value lies."""
+        low, high = self.ticks[0], self.ticks[-1]
+        return 20 + 300 * (value - low) / (high - low)
+
+    def label(self, tick: float) -> str:
+        """Return a tick with as many digits as all need."""
+        return _label(tick, self.ticks)
 
 
 @dataclass(frozen=True)
@@ -114,8 +130,12 @@ class Curves:
 
     def label(self, tick: float) -> str:
         """Return a tick with as many digits as all need."""
-        digits = max(0, -math.floor(math.log10(self.ticks[1] - self.ticks[0]) + 1e-9))
-        return f"{tick:.{digits}f}"
+        return _label(tick, self.ticks)
+
+
+def _label(tick: float, ticks: Sequence[float]) -> str:
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return f"{tick:.{digits}f}"
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -183,6 +203,7 @@ class WinsLosses:
 
     base: str
     new: str
+    lost: int
     summary: str
     rows: tuple[Row, ...]
 
@@ -219,7 +240,7 @@ def wins_losses(
         f"{len(change) - len(wins) - len(losses):,} stay as they are, by {metric}."
     )
     if texts is None:
-        return WinsLosses(base[0], new[0], summary, ())
+        return WinsLosses(base[0], new[0], len(losses), summary, ())
     if len(shown) < len(wins) + len(losses):
         summary += f" Shown are the {MOST_ROWS} largest of each; the search looks through those."
     ranks = _first_relevant(base[1]), _first_relevant(new[1])
@@ -236,7 +257,7 @@ def wins_losses(
         )
         for row in map(int, shown)
     ]
-    return WinsLosses(base[0], new[0], summary, tuple(rows))
+    return WinsLosses(base[0], new[0], len(losses), summary, tuple(rows))
 
 
 def _first_relevant(scores: RetrievalScores) -> Rows:
@@ -264,12 +285,9 @@ def _passages(
     )
 
 
-MOST_CANDIDATES = 20  #: rows of the table of what competed; the best
-_PARTS = {
-    "overall": "all",
-    "known": "documents with training questions",
-    "new": "documents without",
-}
+MOST_CANDIDATES = 12  #: drawn of what competed; the best
+_KNOWN = "Known documents are those with training queries, new ones all others."
+_PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
 
 
 @dataclass(frozen=True)
@@ -278,9 +296,9 @@ class Training:
 
     name: str
     lines: list[str]
-    charts: list[Curves]
+    charts: Sequence[Curves] | Sequence[Dots]
     legend: list[str]
-    tables: list[Table]
+    parts: Table
     settings: Table
 
 
@@ -292,12 +310,12 @@ def training_section(name: str, report: Mapping[str, Any]) -> Training:
         report: ``FinetuneReport.to_dict()``, of this or an earlier version.
     """
     history, choice = report.get("history") or [], report.get("choice")
-    gains = _gains(history)
-    drawn = _charts(report, history, gains) if len(history) > 1 else []
-    tables = [_parts(report)]
+    legend: list[str] = []
+    drawn: list[Curves] | list[Dots] = []
     if choice:
-        gains, drawn = _tried(choice)
-        tables.append(_candidates(choice))
+        legend, drawn = [_PARTS["known"], _PARTS["new"]], [_candidates(choice)]
+    elif len(history) > 1:
+        legend, drawn = _history(report, history)
     settings = [
         [key, "–" if value is None else str(value)]
         for key, value in (report.get("settings") or {}).items()
@@ -306,8 +324,8 @@ def training_section(name: str, report: Mapping[str, Any]) -> Training:
         name,
         _lines(report, history),
         drawn,
-        [_PARTS[part] for part in gains] if drawn else [],
-        tables,
+        legend,
+        _parts(report),
         Table("Settings", ["setting", "value"], settings, numbers=False),
     )
 
@@ -316,17 +334,17 @@ def _lines(report: Mapping[str, Any], history: list[Any]) -> list[str]:
     queries = report.get("train_queries", 0)
     choice = report.get("choice")
     if choice:
-        share = f"{choice['expect']:.0%} of live queries are taken to ask for documents with "
         told = "as you said" if choice["expect_told"] else "an estimate"
         kept = f"{len(choice['gains'])} candidates competed; chosen: {choice['recipe']}."
-        return [kept, f"{queries:,} training queries. {share}training questions ({told})."]
+        share = f"{choice['expect']:.0%} of live queries are taken to ask for known documents"
+        return [kept, f"{queries:,} training queries. {share} ({told}). {_KNOWN}"]
     best = report.get("best_epoch", 0)
     weight = (report.get("settings") or {}).get("tuned_weight")
     untrained = " (the base model)" if weight is None else " (the small model before training)"
     kept = f"Epoch {best} of {len(history) - 1} was kept" if history else "Trained in one step"
     stopped = "; training was stopped from the keyboard" if report.get("interrupted") else ""
     lines = [f"{kept}{untrained if history and not best else ''}{stopped}. "
-             f"{queries:,} training queries."]  # fmt: skip
+             f"{queries:,} training queries. {_KNOWN}"]  # fmt: skip
     if weight is not None:
         lines.append(
             f"λ = {weight:.2f}, the say of the small model, is best on the held-out queries."
@@ -345,27 +363,19 @@ def _gains(history: list[Any]) -> dict[str, list[float]]:
     return {part: line for part, line in lines.items() if any(v == v for v in line)}
 
 
-def _charts(
-    report: Mapping[str, Any], history: list[Any], gains: dict[str, list[float]]
-) -> list[Curves]:
-    epochs = [epoch["epoch"] for epoch in history]
+def _history(report: Mapping[str, Any], history: list[Any]) -> tuple[list[str], list[Curves]]:
+    """Draw gain and loss of every epoch; return the names of the lines, too."""
+    epochs, gains = [epoch["epoch"] for epoch in history], _gains(history)
     best = report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
+    title, level = "Change in NDCG@10 on held-out queries", 0.0
+    lines = {_PARTS[part]: line for part, line in gains.items()}
     if not gains:
         title, lines, level = _scores(report, history)
-    else:
-        title, level = "Change in NDCG@10 on held-out queries", 0.0
-        lines = {_PARTS[part]: line for part, line in gains.items()}
-    return [
-        Curves(title, epochs, lines, horizontal="epoch", level=(level, "base model"), mark=mark),
-        Curves(
-            "Training loss",
-            epochs,
-            {"loss": [_number(epoch["loss"]) for epoch in history]},
-            horizontal="epoch",
-            mark=mark,
-        ),
-    ]
+    losses = {"loss": [_number(epoch["loss"]) for epoch in history]}
+    gain = Curves(title, epochs, lines, horizontal="epoch", level=(level, "base model"), mark=mark)
+    loss = Curves("Training loss", epochs, losses, horizontal="epoch", mark=mark)
+    return [_PARTS[part] for part in gains], [gain, loss]
 
 
 def _scores(
@@ -375,27 +385,6 @@ def _scores(
     metric = report["settings"]["metric"]
     line = [_number(epoch["scores"][metric]) for epoch in history]
     return f"{metric} while training", {metric: line}, report["settings"]["base_scores"][metric]
-
-
-def _tried(choice: Mapping[str, Any]) -> tuple[dict[str, list[float]], list[Curves]]:
-    """Draw the gain of each candidate in the order they were tried."""
-    pairs = list(choice["gains"].values())
-    gains = {
-        part: [_number(pair[place]) for pair in pairs]
-        for place, part in enumerate(("known", "new"))
-    }
-    gains = {part: line for part, line in gains.items() if any(v == v for v in line)}
-    names = list(choice["gains"])
-    mark = (names.index(choice["recipe"]), "chosen") if choice["recipe"] in names else None
-    drawn = Curves(
-        "Change in NDCG@10 of what was tried",
-        range(1, len(pairs) + 1),
-        {_PARTS[part]: line for part, line in gains.items()},
-        horizontal="candidate, as tried; the first is the base model",
-        level=(0.0, "base model"),
-        mark=mark,
-    )
-    return gains, [drawn]
 
 
 def _parts(report: Mapping[str, Any]) -> Table:
@@ -418,30 +407,28 @@ def _parts(report: Mapping[str, Any]) -> Table:
     return Table(caption, head, rows)
 
 
-def _candidates(choice: Mapping[str, Any]) -> Table:
-    share = choice["expect"]
+def _candidates(choice: Mapping[str, Any]) -> Dots:
+    """Draw what competed, the best expected first, and what was chosen in any case."""
+    gains, margins = choice["gains"], choice.get("margins") or {}
 
-    def expected(gains: list[float | None]) -> float:
-        known, new = (_number(gain) for gain in gains)
+    def expected(name: str) -> float:
+        known, new = (_number(gain) for gain in gains[name])
         if math.isnan(known) or math.isnan(new):
             return new if math.isnan(known) else known
-        return float(share * known + (1 - share) * new)
+        return float(choice["expect"] * known + (1 - choice["expect"]) * new)
 
-    ranked = sorted(choice["gains"].items(), key=lambda item: -expected(item[1]))
-    rows = [
-        [recipe + (" (chosen)" if recipe == choice["recipe"] else ""), *map(_signed, gains)]
-        for recipe, gains in ranked
-        if recipe == choice["recipe"] or recipe in dict(ranked[:MOST_CANDIDATES])
-    ]
-    head = ["candidate", "documents with training questions", "documents without"]
-    caption = "Change in NDCG@10 over the base model, cross-fitted; the best expected first"
-    if len(rows) < len(ranked):
-        caption += f" ({len(rows)} of {len(ranked)} shown)"
-    return Table(caption, head, rows)
-
-
-def _signed(gain: float | None) -> str:
-    return "–" if gain is None else f"{gain:+.4f}"
+    ranked = sorted(gains, key=lambda name: -expected(name))
+    best = ranked[:MOST_CANDIDATES]
+    rows = {
+        name + (" (chosen)" if name == choice["recipe"] else ""): [
+            None if gain is None else (gain, gain - (margin or 0.0), gain + (margin or 0.0))
+            for gain, margin in zip(gains[name], margins.get(name, (0.0, 0.0)), strict=True)
+        ]
+        for name in ranked
+        if name in best or name == choice["recipe"]
+    }
+    title = f"Change in NDCG@10, cross-fitted, of the best {len(rows)} of {len(ranked)} candidates"
+    return Dots(title, rows, "+.3f")
 
 
 def _number(value: float | None) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ class SelectionReport:
         sampled: What was left out of cross-fitting, in words; empty if nothing.
         gains: Candidate → mean change in NDCG@10 on known and on new documents.
         failed: Candidate → why it could not be fitted.
+        margins: Candidate → half the 95 % interval of each of its gains.
     """
 
     recipe: str
@@ -37,6 +38,7 @@ class SelectionReport:
     sampled: str
     gains: Mapping[str, tuple[float | None, float | None]]
     failed: Mapping[str, str]
+    margins: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
     def ship(self) -> bool:
@@ -54,7 +56,25 @@ class SelectionReport:
             "sampled": self.sampled,
             "gains": {name: list(gain) for name, gain in self.gains.items()},
             "failed": dict(self.failed),
+            "margins": {name: list(margin) for name, margin in self.margins.items()},
         }
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What serving the candidate means.
+
+    Args:
+        folder: Name of the folder it is saved to.
+        base: Class and name of the base model.
+        moves_documents: Whether documents need an index of their own.
+        query_us: Microseconds per query on top of the base model's call; 0 if not measured.
+    """
+
+    folder: str
+    base: str
+    moves_documents: bool
+    query_us: float = 0.0
 
 
 #: What decides between epochs that are equal in the metric asked for.
@@ -152,6 +172,7 @@ class FinetuneReport:
         candidate: The folder that holds the candidate, where the other holds the base model.
         data: What was trained on, in numbers, see
             :func:`data_statistics`.
+        deployment: What serving it means; None where that is not known.
         held_out: Base and adapted model on the held-out queries, one by one; None where that was
             not kept. Not part of :meth:`to_dict`, as it holds texts.
     """
@@ -172,6 +193,7 @@ class FinetuneReport:
     saved: Literal["base", "candidate"] = "candidate"
     candidate: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    deployment: Deployment | None = None
     held_out: Comparison | None = None
 
     @property
@@ -258,27 +280,29 @@ class FinetuneReport:
             "settings": dict(self.settings),
             "choice": None if self.choice is None else self.choice.to_dict(),
             "data": dict(self.data),
+            "deployment": None if self.deployment is None else asdict(self.deployment),
         }
 
-    def to_html(self, path: str | Path, *, title: str = "Training of an adapter") -> Path:
+    def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
 
-        It has the verdict, hit rate and MRR of the held-out queries with intervals, metrics at
-        every cut-off, the history of the training, wins and losses with the passages, what the
+        It has the verdict and what it means to who decides, the scores of the held-out queries
+        with intervals, the history of the training, wins and losses with the passages, what the
         data are, and what it cost. It holds texts of yours.
 
         Args:
             path: Where to write.
-            title: Of the page.
+            title: Of the page; by default the names of adapter and base model.
 
         Returns:
             The path written.
         """
-        held_out = self.held_out or Comparison({})
+        held_out, made = self.held_out or Comparison({}), self.deployment
+        named = f"Adapter {made.folder} for {made.base}" if made else "Training of an adapter"
         return write_page(
             path,
             PageData(
-                title,
+                title or named,
                 self.verdict,
                 self.holds,
                 held_out.scores,

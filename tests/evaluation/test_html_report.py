@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,10 @@ def test_the_verdict_stands_first_and_says_who_is_better(
 ) -> None:
     found = compare_retrieval({"base": base, "upside": reversing(base)}, small, cache_dir=False)
     text = found.to_html(tmp_path / "page.html").read_text("utf-8")
-    assert text.index("Verdict</h2>") < text.index("Hit rate and MRR</h2>")
+    assert text.index("Verdict</h2>") < text.index("first five today") < text.index("Scores</h2>")
     assert '<section class="verdict bad"' in text
     assert "<strong>Worse:</strong> upside against base" in text
-    for heading in ("Metrics at every cut-off", "Wins and losses", "Data", "What it cost"):
+    for heading in ("NDCG@10, which decides", "Wins and losses", "Data", "What it cost"):
         assert heading in text
 
 
@@ -154,7 +155,7 @@ def test_headings_descend_and_every_drawing_is_said_in_words(
     drawings = [a for a in page.all("svg") if a.get("role") == "img"]
     ids = [a.get("id") for _, a in page.tags if a.get("id")]
     assert len(ids) == len(set(ids))
-    assert len(drawings) == 8
+    assert len(drawings) == 3
     for drawing in drawings:
         assert all(name in ids for name in str(drawing["aria-labelledby"]).split())
     assert page.all("html") == [{"lang": "en"}]
@@ -181,7 +182,14 @@ def test_every_method_writes_a_page_with_history_passages_data_and_cost(
     found, text = engine.report, (tmp_path / "report.html").read_text("utf-8")
     assert found.verdict.partition(":")[0].partition(";")[0].capitalize() in text
     assert "Training of adapted" in text
-    assert "base model</text>" in text  # the line to compare with
+    assert "<title>Adapter adapter for CountingEmbedding</title>" in text
+    assert 'class="level"' in text  # the line to compare with
+    said = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert re.match(r"Of 100 queries, \d+ find a right document .* \d+ with this", said["In short"])
+    assert re.match(r"\d+ µs after the base model&#39;s call", said["Cost per query"])
+    assert said["Judged by"].endswith(f"{len(small)} of unknown origin.")
+    assert {"Saved", "Next step", "What could go wrong"} <= set(said)
+    assert ("To undo" in said) == (found.saved == "candidate")
     assert ("Training loss" in text) == (method == "linear")
     assert ("candidates competed" in text) == (method == "ridge")
     judged = len(found.held_out["base"].query_ids) if found.held_out else 0
@@ -238,7 +246,7 @@ def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(
 ) -> None:
     text = report(part(0.3, 0.1)).to_html(tmp_path / "page.html").read_text("utf-8")
     assert "<strong>Ship:</strong>" in text
-    assert "Hit rate and MRR" not in text
+    assert "Scores</h2>" not in text
     assert "Epoch 1 of 1 was kept" in text
     nothing_new: dict[str, Any] = {"settings": {}, "choice": None, "history": ()}
     assert report(part(0.0), best_epoch=0, **nothing_new).to_html(tmp_path / "old.html").exists()
@@ -329,14 +337,24 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
     assert mean_interval(np.array([1.0])) == (1.0, 0.0, 1.0)
 
 
-def test_bars_start_at_zero_and_are_as_long_as_their_values() -> None:
-    drawn = Reader(
-        draw(page_parts.Bars("Hit rate", {"a": (0.5, 0.4, 0.6), "<b>": (0.25, 0.2, 0.3)}))
-    )
-    one, other = (float(str(bar["width"])) for bar in drawn.all("rect"))
-    assert other == pytest.approx(one / 2, abs=0.1)
-    assert {bar["x"] for bar in drawn.all("rect")} == {"14"}
-    assert "<b> 0.250, 95 % interval 0.200 to 0.300" in "".join(drawn.inside["desc"])
+def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words() -> None:
+    rows = {"a": [(0.5, 0.4, 0.6), None], "<b>": [(-0.25, -0.3, 0.1), (0.1, 0.0, 0.2)]}
+    drawn = Reader(draw(page_parts.Dots("Change", rows, "+.2f")))
+    places = [float(str(dot["cx"])) for dot in drawn.all("circle")]
+    assert len(places) == 3
+    assert (places[0] - places[2]) / (places[2] - places[1]) == pytest.approx(0.4 / 0.35, abs=0.01)
+    assert {"+0.50 / –", "-0.25 / +0.10", "<b>"} <= set(drawn.inside["text"])
+    assert "<b> -0.25 (-0.300 to 0.100) and +0.10" in "".join(drawn.inside["desc"])
+
+
+def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> None:
+    gains = {f"c{n}": (n / 100, None) for n in range(30)}
+    choice = {"gains": gains, "recipe": "c3", "expect": 0.5, "margins": {"c29": (0.02, None)}}
+    found = page_parts._candidates(choice)
+    assert list(found.rows) == [*(f"c{n}" for n in range(29, 17, -1)), "c3 (chosen)"]
+    assert found.rows["c29"] == [(0.29, pytest.approx(0.27), pytest.approx(0.31)), None]
+    assert found.rows["c3 (chosen)"][0] == (0.03, 0.03, 0.03)
+    assert "best 13 of 30" in found.title
 
 
 def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() -> None:

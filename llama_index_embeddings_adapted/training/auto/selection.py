@@ -91,6 +91,15 @@ class CrossFittedScores:
         )
         return known, new
 
+    def margins(self, spec: PipelineSpec) -> tuple[float | None, float | None]:
+        """Return half the 95 % interval of both means, by the normal distribution."""
+        gain = self.gain(spec)
+        known, new = (
+            float(1.96 * gain[part].std(ddof=1) / part.sum() ** 0.5) if part.sum() > 1 else None
+            for part in (self.known, ~self.known)
+        )
+        return known, new
+
     def weights(self, among: Mask) -> PerQuery:
         """Return what each judgement weighs, so that the weighted sum is the expected gain."""
         weights = np.zeros(len(self.known))

@@ -124,6 +124,7 @@ def tune(
         sampled,
         {str(spec): selection.scores.mean_gains(spec) for spec in selection.scores.scores},
         {str(spec): why for spec, why in selection.failed.items()},
+        {str(spec): selection.scores.margins(spec) for spec in selection.scores.scores},
     )
     served = candidate if choice.ship or always else identity
     return AutoResult(served, candidate, choice, overall, known, new, selection.judged)

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import OptionError
 from . import options as o
+from .commands import Show, Split, Upgrade
 from .running import EXIT_CODES, CommandResult, Job, command
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ app = typer.Typer(
     help="Train a small adapter on top of an embedding model, and know whether it helps.\n\n"
     + EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -194,16 +194,12 @@ class Finetune(QuestionJob):
             dataset = self._written(passages, model)
             inputs.save_pairs(dataset, self.out.with_name(f"{self.out.name}.pairs.json"))
         engine = EmbeddingAdapterFinetuneEngine(
-            dataset,
-            model,
-            model_output_path=self.out,
-            val_dataset=val,
-            report_path=page,
-            **options,
-            **self._encoding,
+            dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
         )
         engine.finetune()
         found, facts = engine.report, inspect_adapter(self.out)
+        if page is not None:
+            found.to_html(page, title=f"Adapter {self.out.name}: {self.base} on {self.source.name}")
         lines = [str(found), f"adapter: {self.out}"]
         if facts["saved"] == "base" and facts["candidate"]:
             lines.append(f"to put the candidate there: llama-index-adapted ship {self.out}")
@@ -274,7 +270,10 @@ class Evaluate(EmbeddingJob):
 @command(app, "Score models side by side, with significance tests.")
 @dataclass(frozen=True, kw_only=True)
 class Compare(EmbeddingJob):
-    """Score models side by side, test whether the difference is chance, and write a page."""
+    """Score models side by side, and test whether the difference is chance.
+
+    Nothing is written, unless --report names a page.
+    """
 
     data: o.Pairs
     models: Annotated[
@@ -286,8 +285,10 @@ class Compare(EmbeddingJob):
     ]
     split: o.Split = "test"
     ks: o.Ks = None
-    report: o.Report = "comparison.html"
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Comparison of embedding models"
+    report: o.Report = None
+    title: Annotated[
+        str | None, typer.Option(help="Of the page; names of models and data if none.")
+    ] = None
     exit_zero: o.ExitZero = False
 
     def run(self) -> CommandResult:
@@ -296,7 +297,7 @@ class Compare(EmbeddingJob):
         from ..evaluation.comparison import compare_retrieval
         from . import inputs
 
-        page = _page(self.report, Path("comparison.html"))
+        page = _page(self.report, None)
         if page is not None:
             files.check_target(page, error=OptionError)
         dataset = inputs.read_pairs(self.data, self.split)
@@ -307,7 +308,8 @@ class Compare(EmbeddingJob):
         differences = {name: found.significance(first, name) for name in others}
         lines = [str(found), *(f"{name}: {each}" for name, each in differences.items())]
         if page is not None:
-            lines.append(f"report: {found.to_html(page, title=self.title)}")
+            title = self.title or f"{' and '.join(found.scores)} on {self.data.name}"
+            lines.append(f"report: {found.to_html(page, title=title)}")
         verdict = differences[others[-1]].verdict if others else None
         data = {**facts, "verdict": verdict or "", "report": page and str(page)}
         return CommandResult("\n".join(lines), data, verdict)
@@ -368,12 +370,17 @@ class Ship(Job):
         return CommandResult(as_text(facts), facts)
 
 
+command(app, "Show queries of a dataset with their documents.")(Show)
+command(app, "Cut a dataset into one to train on and one to test on.")(Split)
+command(app, "Let a new base model ask an old index.")(Upgrade)
+
+
 def main() -> None:
     """Run the command line."""
     app()
 
 
-def _page(report: str | None, default: Path) -> Path | None:
+def _page(report: str | None, default: Path | None) -> Path | None:
     """Return where the page goes, None for nowhere."""
     if report is not None and report.lower() == "none":
         return None

@@ -18,7 +18,7 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import LLM
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
@@ -94,6 +94,18 @@ def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
     dataset.save_json(path)
     report = None if dataset.report is None else dataset.report.to_dict()
     files.write_json(_note(path), {"data": dataset.fingerprint, "report": report})
+
+
+def read_texts(path: Path, split: str) -> list[str]:
+    """Return the texts that an index holds: the corpus of a dataset, or documents as passages.
+
+    Raises:
+        OptionError: There is nothing at the path.
+        DatasetError: No text in it.
+    """
+    if holds_pairs(path):
+        return list(read_pairs(path, split).corpus.values())
+    return [node.get_content(MetadataMode.EMBED) for node in read_passages(path)]
 
 
 def read_lines(path: Path) -> list[str]:

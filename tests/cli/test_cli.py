@@ -49,7 +49,9 @@ from llama_index_embeddings_adapted.operations.folder import as_text, inspect_ad
 from tests.conftest import CountingEmbedding
 from tests.questions.test_generation import DoubleLLM
 
-COMMANDS = ("generate", "finetune", "evaluate", "compare", "inspect", "ship")
+COMMANDS = (
+    "show", "split", "generate", "finetune", "evaluate", "compare", "inspect", "ship", "upgrade",
+)  # fmt: skip
 PAGES = (
     json.dumps, textwrap.wrap, shutil.copytree, statistics.quantiles, random.sample, os.walk,
     itertools.groupby, functools.lru_cache, difflib.get_close_matches, bisect.bisect_left,
@@ -166,6 +168,10 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         (["generate", "pairs.json", "--llm", "smollm2"], 2, "it has questions. Point at documents"),
         (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a file of rows"),
         (["compare", "pairs.json", "counting", "counting"], 2, "two are named 'counting'"),
+        (["show", "docs"], 2, "docs: expected a dataset, that is a file of rows"),
+        (["split", "pairs.json", "--share", "1"], 2, "above 0 and below 1"),
+        (["split", "pairs.json", "--test", "pairs.json"], 2, "pairs.json is there already"),
+        (["upgrade", "counting", "counting", "docs", "--out", "docs"], 1, "docs: holds other"),
         (["inspect", "nothing-here"], 1, "nothing-here: no such folder"),
     ],
 )
@@ -348,25 +354,87 @@ def test_compare_gates_on_the_last_model_and_writes_a_page(
     counting: CountingEmbedding, pairs: Path, tmp_path: Path
 ) -> None:
     good, bad = (adapter(tmp_path / n, counting, sign=s) for n, s in (("good", 1.0), ("bad", -1.0)))
-    ran = Ran("compare", pairs, bad, "--quiet", "--json")
+    ran = Ran("compare", pairs, bad, "--quiet", "--json", "--report", "comparison.html")
     assert ran.code == 3, ran.err
     assert list(ran.data["models"]) == ["base", "bad"]
     assert ran.data["verdict"].startswith("worse")
-    assert "Wins and losses: bad against base" in Path("comparison.html").read_text("utf-8")
-    assert Ran("compare", pairs, f"a={bad}", f"b={good}", "--quiet", "--report", "none").code == 0
-    assert Ran("compare", pairs, good, "--quiet", "--report", "none").code == 4
-    assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "x.html").code == 0
-    assert Path("x.html").exists()
+    page = Path("comparison.html").read_text("utf-8")
+    assert "Wins and losses: bad against base" in page
+    assert "<title>base and bad on pairs.json</title>" in page
+    assert Ran("compare", pairs, f"a={bad}", f"b={good}", "--quiet").code == 0
+    assert Ran("compare", pairs, good, "--quiet").code == 4
+    assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
 
 
 def test_compare_reads_a_split_of_a_beir_folder(
     counting: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
 ) -> None:
     small.to_beir(tmp_path / "beir", split="test")
-    ran = Ran("compare", "beir", "counting", "--quiet", "--report", "none")
+    ran = Ran("compare", "beir", "counting", "--quiet")
     assert ran.code == 0, ran.err
     assert "| counting |" in ran.out
     assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
+
+
+def test_show_draws_queries_with_their_documents(
+    pairs: Path, small: EmbeddingQAFinetuneDataset
+) -> None:
+    ran = Ran("show", pairs, "--number", 2, "--seed", 1)
+    assert ran.code == 0
+    assert "12 queries" in ran.out
+    data = Ran("show", pairs, "--number", 2, "--seed", 1, "--json").data
+    assert data["statistics"]["documents"] == 6
+    assert len(data["queries"]) == 2
+    for drawn in data["queries"]:
+        assert drawn["query"] == small.queries[drawn["query_id"]]
+        assert list(drawn["documents"]) == list(small.relevant_docs[drawn["query_id"]])
+        assert drawn["query"] in ran.out
+
+
+def test_split_cuts_by_document_and_overwrites_nothing(pairs: Path) -> None:
+    ran = Ran("split", pairs, "--share", 0.4, "--json")
+    assert ran.code == 0, ran.err
+    train, test = (read_pairs(Path(f"{part}.json"), "train") for part in ("train", "test"))
+    assert ran.data["test"] == {"path": "test.json", "queries": len(test)}
+    assert len(train) + len(test) == 12
+    asked = [{d for docs in part.relevant_docs.values() for d in docs} for part in (train, test)]
+    assert not asked[0] & asked[1]
+    again = Ran("split", pairs)
+    assert (again.code, "train.json is there already" in again.err) == (2, True)
+
+
+def test_upgrade_maps_a_new_model_into_the_old_index(
+    counting: CountingEmbedding, documents: Path, tmp_path: Path
+) -> None:
+    names = [f"document {n} about {topic}" for n in range(3) for topic in TOPICS]
+    dataset = EmbeddingQAFinetuneDataset(
+        {"q": TOPICS[0]}, {f"d{n}": text for n, text in enumerate(names)}, {"q": ["d0"]}
+    )
+    dataset.save_json("many.json")
+    ran = Ran("upgrade", "counting", "counting", "many.json", "--judged", "many.json", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.data["agreement"] == 1.0  # the same model, so the map is the identity
+    assert ran.data["scores"]["kept"]["ndcg@10"] == 1.0
+    assert AdaptedEmbedding.from_pretrained(tmp_path / "upgrade", counting).adapter is not None
+    few = Ran("upgrade", "counting", "counting", documents, "--out", "other")
+    assert (few.code, "at least 20 distinct" in few.err) == (1, True)
+
+
+def test_a_read_only_folder_is_enough_to_look_and_to_compare(
+    counting: CountingEmbedding, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for command in (["show", pairs], ["compare", pairs, "a=counting", "b=counting", "--exit-zero"]):
+        ran = Ran(*command)
+        assert ran.code == 0, ran.err
+    assert list(here.iterdir()) == []
+
+
+def test_a_shell_can_complete_commands() -> None:
+    shown = Ran("--show-completion", "bash", process=True)
+    assert (shown.code, "complete -o default" in shown.out) == (0, True)
 
 
 def test_inspect_says_what_the_folder_says(

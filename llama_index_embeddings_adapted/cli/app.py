@@ -308,7 +308,7 @@ class Compare(EmbeddingJob):
         differences = {name: found.significance(first, name) for name in others}
         lines = [str(found), *(f"{name}: {each}" for name, each in differences.items())]
         if page is not None:
-            title = self.title or f"{' and '.join(found.scores)} on {self.data.name}"
+            title = self.title or f"{', '.join(found.scores)} on {self.data.name}"
             lines.append(f"report: {found.to_html(page, title=title)}")
         verdict = differences[others[-1]].verdict if others else None
         data = {**facts, "verdict": verdict or "", "report": page and str(page)}

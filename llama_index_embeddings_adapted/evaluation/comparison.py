@@ -114,7 +114,7 @@ class Comparison:
         Returns:
             The path written.
         """
-        title = title or " and ".join(self.scores) + " compared"
+        title = title or ", ".join(self.scores) + " compared"
         return write_page(
             path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data)
         )

@@ -218,7 +218,7 @@ def _summary(
             found, "this" if page_data.verdict else new, open_=verdict.decision.stance == "open"
         ),
         "Saved": page_data.holds,
-        "Earlier verdict": "" if page_data.verdict else report.get("verdict", ""),
+        "In training": "" if page_data.verdict else report.get("verdict", ""),
         "Judged by": _judges(page_data, report),
         "Cost per query": _cost_per_query(report.get("deployment")),
         "What could go wrong": " ".join(_risks(page_data, report, lost)),
@@ -236,11 +236,9 @@ def _of_hundred(found: Sequence[RetrievalScores], new: str, *, open_: bool) -> s
     if not found:
         return ""
     before, after = (round(100 * scores["hit_rate@5"]) for scores in found)
-    chance = "; that may be chance" if open_ else ""
-    return (
-        f"Of 100 queries, {before} find a right document among the first five today, "
-        f"{after} with {new}{chance}"
-    )
+    chance = "; that may be chance" if open_ and before != after else ""
+    today = f"Of 100 queries, {before} find a right document among the first five today"
+    return f"{today}, {after if before != after else 'as many'} with {new}{chance}"
 
 
 def _judges(page_data: PageData, report: Mapping[str, Any]) -> str:

@@ -65,8 +65,7 @@ class Dots:
 
     def values(self, name: str) -> str:
         """Return the means of a row in figures."""
-        dots = self.rows[name]
-        return " / ".join("–" if dot is None else format(dot[0], self.form) for dot in dots)
+        return " / ".join(format(dot[0], self.form) for dot in self.rows[name] if dot)
 
     def x(self, value: float) -> float:
         """Return where a value lies."""

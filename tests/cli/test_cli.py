@@ -360,7 +360,7 @@ def test_compare_gates_on_the_last_model_and_writes_a_page(
     assert ran.data["verdict"].startswith("worse")
     page = Path("comparison.html").read_text("utf-8")
     assert "Wins and losses: bad against base" in page
-    assert "<title>base and bad on pairs.json</title>" in page
+    assert "<title>base, bad on pairs.json</title>" in page
     assert Ran("compare", pairs, f"a={bad}", f"b={good}", "--quiet").code == 0
     assert Ran("compare", pairs, good, "--quiet").code == 4
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0

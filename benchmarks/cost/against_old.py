@@ -109,6 +109,7 @@ def _new(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any,
         model_output_path=folder / "new",
         cache_dir=folder / "cache",
         show_progress=False,
+        method="linear",
     )
     engine.finetune()
     seconds = time.perf_counter() - began

@@ -19,7 +19,11 @@ def run(data: Path, cache: Path) -> Path:
     base, scifact = environment.minilm(embed_batch_size=32), sets.load(data, "scifact")
     with tempfile.TemporaryDirectory() as folder:
         engine = EmbeddingAdapterFinetuneEngine(
-            scifact.train, base, model_output_path=Path(folder) / "adapter", cache_dir=cache
+            scifact.train,
+            base,
+            model_output_path=Path(folder) / "adapter",
+            cache_dir=cache,
+            method="linear",
         )
         engine.finetune()
         models = {"base": base, "adapted": engine.get_finetuned_model()}

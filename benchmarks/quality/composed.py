@@ -118,6 +118,7 @@ class _Bench:
                 cache_dir=self._cache,
                 show_progress=False,
                 model_output_path=Path(folder) / "adapter",
+                method="linear",
             )
             engine.finetune()
         adapted = engine.get_finetuned_model().adapt(self._frozen.queries)

@@ -19,7 +19,10 @@ from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDatas
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
-VARIANTS: dict[str, dict[str, Any]] = {"default": {}, "corpus": {"loss": "corpus"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {"method": "linear"},
+    "corpus": {"method": "linear", "loss": "corpus"},
+}
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
 

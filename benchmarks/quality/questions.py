@@ -133,7 +133,12 @@ def _trained(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         engine = EmbeddingAdapterFinetuneEngine(
-            train, base, model_output_path=Path(folder) / "a", cache_dir=cache, show_progress=False
+            train,
+            base,
+            model_output_path=Path(folder) / "a",
+            cache_dir=cache,
+            show_progress=False,
+            method="linear",
         )
         engine.finetune()
         adapted: AdaptedEmbedding = engine.get_finetuned_model()

@@ -159,7 +159,7 @@ class Finetune(QuestionJob):
     """Train and save an adapter, from a dataset or, with --llm, from documents.
 
     Questions that were written are kept in <out>.pairs.json; the page about what training found is
-    written to <out>.report.html. Where the verdict is against the adapter that --method auto chose,
+    written to <out>.report.html. Where the verdict is against the adapter that was chosen,
     <out> holds the base model, and the adapter is kept in <out>.candidate: see ship.
     """
 
@@ -167,12 +167,12 @@ class Finetune(QuestionJob):
     base: o.Base = "minilm"
     out: Annotated[Path, typer.Option(help="Folder of the adapter.")] = Path("adapter")
     val: o.Val = None
-    method: o.Method = "linear"
+    method: o.Method = None
     adapts: o.Adapts = "query"
     ship: o.Ship = "proven"
     expect: o.Expect = None
-    epochs: o.Epochs = 40
-    batch_size: o.BatchSize = 64
+    epochs: o.Epochs = None
+    batch_size: o.BatchSize = None
     learning_rate: o.LearningRate = None
     split: o.Split = "train"
     report: o.Report = None
@@ -225,25 +225,27 @@ class Finetune(QuestionJob):
         from ..core import files
 
         files.check_target_folder(self.out)
-        if self.method != "linear":
+        if self._training()["method"] != "linear":
             files.check_target_folder(self.out.with_name(f"{self.out.name}.candidate"))
         if page is not None:
             files.check_target(page, error=OptionError)
 
     def _training(self) -> dict[str, Any]:
         """Return the options of the training, checked."""
-        from ..training.engine import check_method
+        from ..training.engine import check_method, implied_method
         from ..training.options import AdapterOptions
 
-        options = {name: getattr(self, name) for name in _OF_TRAINING}
-        options["method"] = self.method.split(",") if "," in self.method else self.method
-        if self.learning_rate is not None:
-            options["learning_rate"] = self.learning_rate
+        named = {name: getattr(self, name) for name in _OF_TRAINING}
+        options = {name: value for name, value in named.items() if value is not None}
+        method = self.method or implied_method(options)
+        options["method"] = method.split(",") if "," in method else method
         check_method(AdapterOptions(**options))
         return options
 
 
-_OF_TRAINING = ("adapts", "ship", "expect", "epochs", "batch_size", "seed")
+_OF_TRAINING = (
+    "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed",
+)  # fmt: skip
 
 
 @command(app, "Score one model.")

@@ -216,9 +216,10 @@ Val = Annotated[
     Path | None, typer.Option(help="A dataset to hold out, instead of a part of the source.")
 ]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help='"linear"; "auto" lets methods compete; or a method, or several with commas.'
+        help='"auto": candidates compete, the gain is proven or the base model kept; "linear": one '
+        "map, the default with --epochs, --batch-size or --learning-rate; or others, with commas."
     ),
 ]
 Adapts = Annotated[
@@ -239,6 +240,8 @@ Expect = Annotated[
         help="Share of live queries about documents with training questions, if known.",
     ),
 ]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the queries, at most.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Queries per step.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Passes over the queries, at most; 40 if not given.")
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Queries per step; 64 if not given.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of Adam; the library's if not given.")]

@@ -41,6 +41,12 @@ class Spectrum:
             total += block.mean(axis=0).astype(np.float64) * len(block)
         return np.asarray(total / len(self._documents), dtype=np.float32)
 
+    @functools.cached_property
+    def moment(self) -> Vectors:
+        """Mean of ``d dᵀ`` of the unit vectors, ``(dim, dim)``."""
+        total = sum(block.T @ block for block in normalized_blocks(self._documents))
+        return np.asarray(total / np.float32(len(self._documents)), dtype=np.float32)
+
     def power(self, power: float, shrinkage: float) -> Matrix:
         """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
         values, vectors = self._pairs

@@ -1,12 +1,12 @@
 """``finetune()`` and ``get_finetuned_model()``: thin shells over the floors below.
 
-Two ways to an adapter: one trained with early stopping, or one that won in cross-fitting.
+Two ways to an adapter: one that won in cross-fitting, or one map trained with early stopping.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from ..serving.embedding import AdaptedEmbedding
 from .auto.search_space import check_methods
 from .auto.tune import tune
 from .closed_form import whitening
-from .options import AdapterOptions, known_options, settings_of
+from .options import LOOP, AdapterOptions, known_options, settings_of
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one
@@ -62,17 +62,20 @@ class EmbeddingAdapterFinetuneEngine:
     The successor of the engine of the same name in ``llama-index-finetuning``, with its arguments.
     Each distinct text is embedded once, ever; training runs on the cached vectors.
 
-    Without a validation set, a tenth of the queries is held out at random and another tenth
-    together with all its documents, to see what training does to queries about documents that it
-    has no questions for. A validation set without such queries is complemented in the same way.
-    Training stops when held-out queries stop gaining, and keeps the best epoch, the base model
-    included; then, with ``refit``, all training queries are trained on for as many epochs.
+    By default, candidates compete in cross-fitting: every query is judged by adapters that saw
+    neither it nor, once, its documents. What wins is fitted on everything, and served if its gain
+    is proven and nothing is harmed; else the model is the base model.
+
+    With ``method="linear"``, a tenth of the queries is held out at random and another tenth
+    together with all its documents. A validation set without such queries is complemented in the
+    same way. Training stops when held-out queries stop gaining, and keeps the best epoch, the base
+    model included; then, with ``refit``, all training queries are trained on for as many epochs.
 
     Args:
         dataset: Queries to learn from.
         embed_model: Any LlamaIndex embedding model.
-        batch_size: Queries per step.
-        epochs: Passes over the queries, at most.
+        batch_size: Queries per step; 64 by default.
+        epochs: Passes over the queries of ``"linear"``, at most; 40 by default.
         adapter_model: Where to start: an :class:`Adapter`, or a ``LinearLayer`` or ``TwoLayerNN``
             of ``llama-index-embeddings-adapter``. By default a linear map.
         dim: Dimension of the model's vectors, checked if given.
@@ -84,11 +87,12 @@ class EmbeddingAdapterFinetuneEngine:
         bias: Give the linear map a bias.
         val_dataset: Queries that decide when to stop; never trained on by ``"linear"``. Other
             methods hold out every query in turn, these too, and learn from all in the end.
-        method: ``"linear"``: trained with early stopping, as above. ``"auto"``: many methods
-            compete in cross-fitting; what wins is refitted on everything, and served only if its
-            gain is proven and nothing is harmed. Or another method alone, with the same proof:
-            ``"whitening"``, ``"kernel"``, ``"gate"``, ``"nudge"``, …. Or a list of names that
-            compete, such as ``["auto", "ridge"]``.
+        method: ``"auto"``: candidates compete in cross-fitting, as above. ``"linear"``: one linear
+            map, trained with early stopping. Another method alone, with the same proof as
+            ``"auto"``: ``"whitening"``, ``"kernel"``, ``"gate"``, …, or a list of names that
+            compete. None: ``"linear"`` where an argument speaks of a training loop (``epochs``,
+            ``batch_size``, ``adapter_model``, ``optimizer_class``, ``learning_rate``, …), as
+            scripts of the old package do; else ``"auto"``.
         adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
             methods that move documents compete too, and the index has to be rebuilt, which costs
             no call of the base model where its vectors are cached.
@@ -121,8 +125,8 @@ class EmbeddingAdapterFinetuneEngine:
         self,
         dataset: EmbeddingQAFinetuneDataset,
         embed_model: BaseEmbedding,
-        batch_size: int = 64,
-        epochs: int = 40,
+        batch_size: int | None = None,
+        epochs: int | None = None,
         adapter_model: Any | None = None,
         dim: int | None = None,
         device: str | None = None,
@@ -133,12 +137,12 @@ class EmbeddingAdapterFinetuneEngine:
         bias: bool = True,
         *,
         val_dataset: EmbeddingQAFinetuneDataset | None = None,
-        method: str | Sequence[str] = "linear",
+        method: str | Sequence[str] | None = None,
         adapts: str = "query",
         ship: str = "proven",
         expect: float | None = None,
-        start: str = "whitening",
-        refit: bool = True,
+        start: str | None = None,
+        refit: bool | None = None,
         seed: int = 0,
         cache_dir: CacheDir = None,
         report_path: str | Path | None = None,
@@ -151,24 +155,16 @@ class EmbeddingAdapterFinetuneEngine:
         self.embed_model = embed_model
         self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._start = None if adapter_model is None else _as_adapter(adapter_model)
-        self._options = AdapterOptions(
-            batch_size=batch_size,
-            epochs=epochs,
-            dim=dim,
-            device=device,
-            bias=bias,
-            method=method if isinstance(method, str) else list(method),
-            adapts=adapts,
-            ship=ship,
-            expect=expect,
-            start=start,
-            refit=refit,
-            seed=seed,
-            **known_options(train_kwargs),
-        )
-        check_method(self._options, self._start)
-        self._output = Path(model_output_path)
+        loop = {"batch_size": batch_size, "epochs": epochs, "start": start, "refit": refit}
+        given = {name: value for name, value in loop.items() if value is not None}
+        self._settings: dict[str, Any] = known_options(train_kwargs) | given
+        self._settings |= {
+            "dim": dim, "device": device, "bias": bias, "adapts": adapts, "ship": ship,
+            "expect": expect, "seed": seed, "method": method,
+        }  # fmt: skip
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
+        self._options_for({})
+        self._output = Path(model_output_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._report_path = None if report_path is None else Path(report_path)
         self._verbose, self._show_progress, self._cache_dir = verbose, show_progress, cache_dir
@@ -209,8 +205,7 @@ class EmbeddingAdapterFinetuneEngine:
             ShapeError: ``dim`` or the adapter to start from is not as the base model.
             TrainingError: Training diverged; what was saved before is untouched.
         """
-        options = replace(self._options, **known_options(train_kwargs))
-        check_method(options, self._start)
+        options = self._options_for(known_options(train_kwargs))
         candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         files.check_target_folder(self._output)
         if options.method != "linear":
@@ -231,6 +226,18 @@ class EmbeddingAdapterFinetuneEngine:
             found.report.to_html(self._report_path)
         if self._verbose:
             print(found.report)
+
+    def _options_for(self, more: dict[str, Any]) -> AdapterOptions:
+        """Return the options of a call, checked."""
+        settings = {**self._settings, **more}
+        if settings["method"] is None:
+            in_mind = self._start is not None or self._checkpoints is not None
+            settings["method"] = implied_method(settings, training_loop=in_mind)
+        elif not isinstance(settings["method"], str):
+            settings["method"] = list(settings["method"])
+        options = AdapterOptions(**settings)
+        check_method(options, self._start)
+        return options
 
     def _stop_early(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
         """Train with early stopping, then on everything for as many epochs."""
@@ -399,6 +406,17 @@ def _microseconds(adapter: Adapter, queries: Vectors) -> float:
         adapter.apply(query)
         taken.append(time.perf_counter() - began)
     return 1e6 * float(np.median(taken))
+
+
+def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
+    """Return the method of a call that names none: who speaks of a training loop means one.
+
+    Args:
+        settings: What was given.
+        training_loop: Whether something else speaks of it.
+    """
+    spoken = training_loop or not LOOP.isdisjoint(settings)
+    return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
 
 
 def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:

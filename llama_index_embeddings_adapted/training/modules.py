@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..adapters.base import Adapter
-from ..adapters.composites import TwoSidedAdapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
 from ..errors import OptionError
@@ -21,18 +20,12 @@ from ..errors import OptionError
 class TrainableAdapter(nn.Module):
     """An adapter whose weights can be trained."""
 
-    moves_documents = False
-
     def pull_back(self, *parameters: nn.Parameter | None) -> None:
         """Name the weights that :meth:`shrinkage` draws back to what they are now."""
         self._pulled = [p for p in parameters if p is not None]
         self._start = nn.ParameterList(
             nn.Parameter(p.detach().clone(), requires_grad=False) for p in self._pulled
         )
-
-    def documents(self, documents: Tensor) -> Tensor:
-        """Map documents, ``(n, dim)`` unit rows to unit rows; most adapters leave them."""
-        return documents
 
     def shrinkage(self) -> Tensor:
         """Return the squared distance of the weights from where they started, ``()``."""
@@ -56,41 +49,6 @@ class _Linear(TrainableAdapter):
 
     def export(self) -> LinearAdapter:
         return LinearAdapter(_array(self.weight), None if self.bias is None else _array(self.bias))
-
-
-class _Shared(_Linear):
-    """One map on both sides."""
-
-    moves_documents = True
-
-    def documents(self, documents: Tensor) -> Tensor:
-        return nn.functional.normalize(self(documents), dim=1)
-
-    def export(self) -> LinearAdapter:
-        plain = super().export()
-        return LinearAdapter(plain.weight, plain.bias, shared=True)
-
-
-class TwoSidedMap(TrainableAdapter):
-    """A map for each side, both starting from the same."""
-
-    moves_documents = True
-
-    def __init__(self, start: LinearAdapter) -> None:
-        super().__init__()
-        self.query_side, self.document_side = _Linear(start), _Linear(start)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        return cast(Tensor, self.query_side(queries))
-
-    def documents(self, documents: Tensor) -> Tensor:
-        return nn.functional.normalize(self.document_side(documents), dim=1)
-
-    def shrinkage(self) -> Tensor:
-        return self.query_side.shrinkage() + self.document_side.shrinkage()
-
-    def export(self) -> TwoSidedAdapter:
-        return TwoSidedAdapter(self.query_side.export(), self.document_side.export())
 
 
 class _LowRank(TrainableAdapter):
@@ -151,7 +109,7 @@ def trainable(adapter: Adapter) -> TrainableAdapter:
         OptionError: No training is known for its class.
     """
     if isinstance(adapter, LinearAdapter):
-        return _Shared(adapter) if adapter.shared else _Linear(adapter)
+        return _Linear(adapter)
     if isinstance(adapter, LowRankAdapter):
         return _LowRank(adapter)
     if isinstance(adapter, TwoLayerAdapter):

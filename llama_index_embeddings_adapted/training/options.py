@@ -44,13 +44,11 @@ class TrainingOptions:
         anchor: Weight of the mean squared change in the scores of the whole corpus, which keeps
             documents without training questions where they were.
         anchor_documents: How many documents a step draws to estimate it, where vectors are longer
-            than that or documents move too; elsewhere all of them count.
+            than that; elsewhere all of them count.
         patience: Epochs without a better validation score before training stops; None: never.
         max_candidates: Most documents a step scores. Beyond, a step takes the relevant ones of its
             batch and a random sample of the rest, which stands for all of it, so a step needs about
-            ``16 * batch_size * max_candidates`` bytes, and the same again for the documents. Where
-            documents move, relevant ones that would be more than half of them are drawn too, at
-            least one per query.
+            ``16 * batch_size * max_candidates`` bytes, and the same again for the documents.
         max_grad_norm: Gradients are clipped to this norm.
         warmup_steps: Steps over which the learning rate rises to its value.
         steps_per_epoch: Steps per epoch, at most; None for one pass over the queries.
@@ -115,7 +113,7 @@ class AdapterOptions(TrainingOptions):
         OptionError: A value outside its range.
     """
 
-    method: str | list[str] = "linear"
+    method: str | list[str] = "auto"
     adapts: str = "query"
     ship: str = "proven"
     expect: float | None = None
@@ -133,6 +131,12 @@ class AdapterOptions(TrainingOptions):
                 )
         if self.expect is not None and not 0.0 <= self.expect <= 1.0:
             raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
+
+
+#: What only a training loop has; who names one of these and no method means ``"linear"``.
+LOOP = frozenset(field.name for field in fields(TrainingOptions)) - {"device", "seed"} | {
+    "start", "refit",
+}  # fmt: skip
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:

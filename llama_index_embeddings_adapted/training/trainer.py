@@ -208,7 +208,6 @@ class _Competition:
         train: Queries to learn from.
         options: Loss and bounds.
         device: Where tensors go.
-        moves_documents: Whether the adapter maps documents too.
         random: Of what is drawn.
     """
 
@@ -218,11 +217,8 @@ class _Competition:
         options: TrainingOptions,
         device: torch.device,
         random: np.random.Generator,
-        *,
-        moves_documents: bool,
     ) -> None:
         self._options, self._device, self._random = options, device, random
-        self._moves_documents = moves_documents
         self.documents = TrainingDocuments(train.documents, device)
         first = train.canonical_rows
         self.relevance = replace(train.relevance, documents=first[train.relevance.documents])
@@ -248,7 +244,7 @@ class _Competition:
             place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
             chosen = _union(relevant.documents[place], hard)
         else:
-            own = _union(self.competing(relevant), hard)
+            own = _union(relevant.documents, hard)
             more = max(0, self._options.max_candidates - len(own))
             others = self._random.choice(self._candidates, size=more, replace=False)
             chosen = _union(own, others)
@@ -257,20 +253,6 @@ class _Competition:
     def stands_for(self, candidates: Rows) -> float:
         """Return how many documents a candidate stands for."""
         return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
-
-    def competing(self, relevant: Qrels) -> Rows:
-        """Return the relevant documents of a batch; where documents move, a limited number.
-
-        There a step maps every candidate, and dozens per query would be nearly all of its cost.
-        Those left out that come in by chance, or by another query, are targets as ever.
-        """
-        most = max(self._options.max_candidates // 2, len(relevant))
-        if not self._moves_documents or len(_union(relevant.documents)) <= most:
-            return relevant.documents
-        shuffled = np.lexsort((self._random.random(len(relevant.documents)), relevant.queries))
-        # One of each query, then a second of each that has one, until there are enough.
-        place = np.arange(len(shuffled)) - relevant.offsets[relevant.queries]
-        return relevant.documents[shuffled[np.argsort(place, kind="stable")[:most]]]
 
     def targets(self, batch: Rows, candidates: Rows) -> Targets:
         """Return the relevant documents of each query of a batch among the candidates."""
@@ -309,12 +291,9 @@ class _Run:
         )
         self._queries = as_tensor(train.queries, device)
         self._unit_queries = as_tensor(l2_normalize(train.queries), device)
-        self._competition = _Competition(
-            train, options, device, self._random, moves_documents=module.moves_documents
-        )
+        self._competition = _Competition(train, options, device, self._random)
         documents = self._competition.documents
-        # Cheaper than a sample where vectors are short; impossible where documents move too.
-        exact = not module.moves_documents and documents.dim <= options.anchor_documents
+        exact = documents.dim <= options.anchor_documents  # and cheaper than a sample
         self._moment = documents.moment() if options.anchor and exact else None
         scored = self._competition.scored + options.anchor_documents
         self._multiplications = options.batch_size * scored * documents.dim
@@ -386,7 +365,7 @@ class _Run:
         candidates, documents = self._competition.candidates(batch)
         loss = ranking_nll(
             adapted,
-            self.module.documents(documents),
+            documents,
             self._competition.targets(batch, candidates),
             temperature=self._log_temperature.exp(),
             stands_for=self._competition.stands_for(candidates),
@@ -402,8 +381,7 @@ class _Run:
         if self._moment is not None:
             return score_drift(adapted - base, self._moment)
         anchors = self._competition.anchors()
-        moved = adapted @ self.module.documents(anchors).T
-        return (moved - base @ anchors.T).square().mean()
+        return ((adapted - base) @ anchors.T).square().mean()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options = self._options

@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation import verdict as verdicts
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.training.auto import search_space
+from llama_index_embeddings_adapted.training.auto import descent
 from llama_index_embeddings_adapted.training.auto import tune as autotune
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
@@ -40,7 +40,7 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_space, "_STEPS", 30)
+    monkeypatch.setattr(descent, "_STEPS", 30)
 
 
 def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoResult:

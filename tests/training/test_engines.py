@@ -32,7 +32,7 @@ from llama_index_embeddings_adapted.errors import (
 )
 from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.training.auto import search_space, selection, tune
+from llama_index_embeddings_adapted.training.auto import descent, selection, tune
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.conftest import CountingEmbedding
 
@@ -333,7 +333,7 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train maps for a few steps only."""
-    monkeypatch.setattr(search_space, "_STEPS", 60)
+    monkeypatch.setattr(descent, "_STEPS", 60)
     monkeypatch.setattr(verdict, "RESAMPLES", 999)
 
 
@@ -566,7 +566,40 @@ def test_too_few_queries_are_an_error_that_says_what_to_do(
 ) -> None:
     one = EmbeddingQAFinetuneDataset({"q": "why?"}, {"d": "because"}, {"q": ["d"]})
     with pytest.raises(DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
-        EmbeddingAdapterFinetuneEngine(one, base, **options).finetune()
+        EmbeddingAdapterFinetuneEngine(one, base, method="linear", **options).finetune()
+
+
+def test_too_few_queries_to_cross_fit_keep_the_base_model_and_say_so(
+    base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    one = EmbeddingQAFinetuneDataset({"q": "why?"}, {"d": "because"}, {"q": ["d"]})
+    engine = EmbeddingAdapterFinetuneEngine(one, base, **options)
+    engine.finetune()
+    assert engine.report.verdict == (
+        "keep the base model: Cross-fitting in 5 folds needs at least 5 queries, got 1."
+    )
+    assert engine.get_finetuned_model().adapter == LinearAdapter.identity(16)
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({}, "auto"),
+        ({"seed": 3, "ship": "always", "bias": False}, "auto"),
+        ({"epochs": 4}, "linear"),
+        ({"optimizer_params": {"lr": 0.1}}, "linear"),
+        ({"adapter_model": LinearAdapter.identity(16)}, "linear"),
+        ({"model_checkpoint_path": "there"}, "linear"),
+        ({"epochs": 4, "method": "auto"}, "auto"),
+        ({"epochs": 4, "adapts": "both"}, "auto"),
+        ({"method": ("auto", "nudge"), "adapts": "both"}, ["auto", "nudge"]),
+    ],
+)
+def test_who_speaks_of_a_training_loop_means_linear_and_all_others_auto(
+    given: dict[str, Any], method: Any, things: EmbeddingQAFinetuneDataset, base: CountingEmbedding
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(things, base, **given)
+    assert engine._options_for({}).method == method
 
 
 def test_diverging_training_leaves_what_was_saved_before(

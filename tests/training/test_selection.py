@@ -18,7 +18,6 @@ from llama_index_embeddings_adapted.training.auto import search_space as space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
     SPECS,
-    BothSidesSpec,
     CorpusSpec,
     GateSpec,
     KernelSpec,
@@ -29,16 +28,11 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     PipelineSpec,
     QueryOnMappedSpec,
     RidgeSpec,
-    SharedSpec,
     TrainedSpec,
     TwoSidedSpec,
     WhiteningSpec,
 )
-from llama_index_embeddings_adapted.training.auto.search_space import (
-    check_methods,
-    epochs_for,
-    search_space,
-)
+from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
 from llama_index_embeddings_adapted.training.auto.selection import (
     CrossFittedScores,
     MeanGains,
@@ -52,7 +46,7 @@ from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
 SIMPLE, RICH = Named("simple"), Named("rich")
-LINEAR, CORPUS, TWO_SIDED = LinearSpec(1), CorpusSpec(1), TwoSidedSpec(1)
+LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
 
 
 # --- what is expected -----------------------------------------------------------------------
@@ -255,7 +249,7 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(
 
 def test_folds_at_once_find_what_they_find_one_by_one() -> None:
     data, _ = rotated_corpus(documents=60)
-    linear = LinearSpec(4)
+    linear = LinearSpec()
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 4):
@@ -296,32 +290,32 @@ def test_a_spec_proposed_twice_is_tried_once(fitted: list[PipelineSpec]) -> None
 
 
 def test_a_spec_reads_well_and_knows_whether_it_moves_documents() -> None:
-    kernel = KernelSpec(LinearSpec(9, 0.5), temperature=0.1, weight=2.0)
-    assert str(kernel) == "kernel(linear(epochs=9, alpha=0.5), temperature=0.1, weight=2)"
-    assert str(LinearSpec(9)) == "linear(epochs=9)"
+    kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
+    assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
+    assert str(LINEAR) == "linear"
     assert str(IDENTITY) == "identity"
-    assert LinearSpec(9) != CorpusSpec(9)
+    assert LINEAR != CORPUS
     assert not kernel.adapts_documents
     assert replace(kernel, base=TWO_SIDED).adapts_documents
-    assert NudgeSpec(kernel, 1).adapts_documents
+    assert NudgeSpec(kernel).adapts_documents
 
 
 def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = rotated_corpus(documents=40)
     runs = []
-    states = pipelines.states
-    monkeypatch.setattr(pipelines, "states", lambda *a, **k: runs.append(1) or states(*a, **k))
+    once = pipelines.descend
+    monkeypatch.setattr(pipelines, "descend", lambda *a, **k: runs.append(1) or once(*a, **k))
     fitter = PipelineFitter(data, TrainingOptions())
-    one, two = LinearSpec(1), LinearSpec(2)
+    one, two = LINEAR, CORPUS
     assert fitter.fit(one) == fitter.fit(one) != fitter.fit(two)
-    half, start = fitter.fit(LinearSpec(1, alpha=0.5)), fitter.fit(WhiteningSpec(0.25))
+    half, start = fitter.fit(LinearSpec(alpha=0.5)), fitter.fit(WhiteningSpec(0.25))
     assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)  # type: ignore[attr-defined]
     fitter.fit(KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
 
 
-@pytest.mark.parametrize("mapped", [SharedSpec(2), TwoSidedSpec(2)], ids=str)
-def test_what_is_in_front_of_mapped_documents_learns_from_these(mapped: BothSidesSpec) -> None:
+def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:
+    mapped = TWO_SIDED
     data, _ = rotated_corpus(documents=40)
     fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
     below = fitter.fit(mapped)
@@ -331,7 +325,7 @@ def test_what_is_in_front_of_mapped_documents_learns_from_these(mapped: BothSide
     moved = below.apply(data.documents, "document")
     assert np.allclose(plain.apply(data.documents, "document"), moved, atol=1e-6)
     # A map that memorises starts there and finds what it was shown among the moved documents.
-    memorising = fitter.fit(QueryOnMappedSpec(mapped, CorpusSpec(40)))
+    memorising = fitter.fit(QueryOnMappedSpec(mapped, CORPUS))
     assert np.array_equal(memorising.apply(data.documents, "document"), moved)
 
     def found(adapter: Adapter) -> float:
@@ -348,7 +342,7 @@ def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(m
     data, _ = rotated_corpus(documents=40)
     fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
     moves = SPECS[method].moves_documents
-    for spec in space.alone(method, 1):
+    for spec in space.alone(method):
         adapter = fitter.fit(spec)
         assert (adapter.input_dim, adapter.output_dim) == (12, 12)
         documents = adapter.apply(data.documents, "document", data.keys)
@@ -361,10 +355,10 @@ def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates() -
     data, _ = rotated_corpus(documents=40)
     ridge = RidgeSpec(1.0)
     fitter = PipelineFitter(data, TrainingOptions())
-    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0), 1)).adapters  # type: ignore[attr-defined]
+    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0))).adapters  # type: ignore[attr-defined]
     assert below == fitter.fit(KernelSpec(ridge, 0.1, 1.0))
     assert isinstance(nudges, NudgeAdapter)
-    assert nudges == fitter.nudges(ridge, 1)
+    assert nudges == fitter.nudges(ridge)
 
 
 def test_the_lowest_map_lies_below_kernels_and_gates() -> None:
@@ -376,15 +370,6 @@ def test_the_lowest_map_lies_below_kernels_and_gates() -> None:
 
 
 # --- the search space -----------------------------------------------------------------------
-
-
-def test_maps_are_trained_for_the_same_number_of_steps_whatever_the_pairs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(space, "_STEPS", 400)
-    assert epochs_for(640, 64) == 40  # of ten steps each
-    assert epochs_for(64, 64) == 400
-    assert epochs_for(10**6, 64) == 1
 
 
 def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused() -> None:
@@ -406,8 +391,8 @@ def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused() 
 
 
 def state(**gains: float) -> SearchState:
-    """After maps of one epoch that gain as much on known as on new documents."""
-    specs = {SPECS[name](1): gain for name, gain in gains.items()}  # type: ignore[call-arg]
+    """After maps that gain as much on known as on new documents."""
+    specs = {SPECS[name](): gain for name, gain in gains.items()}  # type: ignore[call-arg]
     return state_of({IDENTITY: 0.0, **specs})
 
 
@@ -420,13 +405,13 @@ def state_of(gains: dict[PipelineSpec, Any]) -> SearchState:
 
 
 def proposed(after: SearchState, place: int, adapts: str = "both") -> list[Any]:
-    return search_space(["auto"], adapts, 1)[place](after)
+    return search_space(["auto"], adapts)[place](after)
 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) -> None:
     gains: dict[PipelineSpec, Any] = {IDENTITY: 0.0}
-    for propose in search_space(["auto"], adapts, 1):
+    for propose in search_space(["auto"], adapts):
         for spec in propose(state_of(gains)):
             gains[spec] = 0.001 * len(gains)
     assert any(spec.adapts_documents for spec in gains) == (adapts == "both")
@@ -437,7 +422,7 @@ def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_trainin
     maps = proposed(state(), 0, "query")
     assert [spec.alpha for spec in maps if isinstance(spec, LinearSpec)] == [0.5, 0.75, 1.0]
     trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, TrainedSpec)}
-    assert trained == {MnrSpec(1), LINEAR, CORPUS}
+    assert trained == {MnrSpec(), LINEAR, CORPUS}
 
 
 def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best() -> None:
@@ -458,12 +443,12 @@ def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced() -> 
 
 
 def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
-    maps = proposed(state(linear=0.4, shared=0.1, two_sided=0.2), 3)
+    maps = proposed(state(linear=0.4, two_sided=0.2), 3)
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
     assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
     for place in (3, 4, 5):  # where no map of both sides gains, nothing is put in front of it
-        assert proposed(state(linear=0.4, shared=-0.1, two_sided=-0.2), place) == []
+        assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
 
 
 def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without() -> None:
@@ -489,7 +474,7 @@ def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map
 
 
 def test_several_methods_compete_with_auto_or_without() -> None:
-    [named] = search_space(["ridge", "mnr"], "query", 1)
+    [named] = search_space(["ridge", "mnr"], "query")
     assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
-    both = search_space(["auto", "mnr"], "query", 1)
-    assert len(both) == 1 + len(search_space(["auto"], "query", 1))
+    both = search_space(["auto", "mnr"], "query")
+    assert len(both) == 1 + len(search_space(["auto"], "query"))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,32 +179,6 @@ def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
         return training_module._Run(data, LinearAdapter.identity(8), options, None).loss_now()
 
     assert loss(500) == pytest.approx(loss(5_000), abs=0.1)  # off by log(10) if it stood for itself
-
-
-def test_where_documents_move_part_of_many_answers_competes_and_none_is_a_negative() -> None:
-    random = np.random.default_rng(0)
-    counts = [1, 2, *[40] * 30]
-    relevant = [random.choice(2_000, size=count, replace=False).tolist() for count in counts]
-    data = encoded(np.ones((32, 4)), random.standard_normal((2_000, 4)), relevant)
-    batch, options = np.arange(32), TrainingOptions(max_candidates=200)
-
-    def candidates(*, shared: bool, seed: int = 0) -> list[int]:
-        start = LinearAdapter(np.eye(4), shared=shared)
-        run = training_module._Run(data, start, replace(options, seed=seed), None)
-        found, _ = run._competition.candidates(batch)
-        targets = run._competition.targets(batch, found)
-        there = [set(rows) & set(found.tolist()) for rows in relevant]
-        found_of = np.bincount(targets.queries.cpu(), minlength=32)
-        assert found_of.tolist() == [len(rows) for rows in there]
-        assert all(there)  # at least one of each
-        assert set(relevant[1]) <= there[1]  # who has few keeps them
-        drawn = run._competition.competing(run._competition.relevance)
-        assert len(drawn) == (100 if shared else len(data.relevance.documents))
-        return found.tolist()
-
-    assert 100 < len(candidates(shared=True)) <= 200
-    assert candidates(shared=True) == candidates(shared=True) != candidates(shared=True, seed=1)
-    assert candidates(shared=False) == np.unique(data.relevance.documents).tolist()
 
 
 def test_the_optimizer_of_the_user_is_used_with_its_parameters() -> None:

@@ -4,7 +4,6 @@ documents. A gate learns from the same folds which queries ask for documents tha
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
 
 from ...adapters.base import Adapter
 from ...adapters.composites import FEATURES, Features, Gate
@@ -24,6 +24,10 @@ from ...evaluation import metrics
 PerQuery = NDArray[np.float64]
 
 _DEPTH = 10
+
+
+class TooLittleError(DatasetError):
+    """Too few queries, or too much alike, to hold some of them out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +67,11 @@ class TestFold:
             depth=_DEPTH,
             hidden=(self.excluded.queries, self.excluded.documents),
         )
-        return self.relevance.discounted_gain(found, _DEPTH) / self._ideal
+        return self.relevance.discounted_gain(found, _DEPTH) / self.ideal
 
     @cached_property
-    def _ideal(self) -> PerQuery:
+    def ideal(self) -> PerQuery:
+        """What the best order of each judgement gains."""
         return metrics.ideal_gain(self.relevance, _DEPTH)
 
     def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
@@ -91,15 +96,18 @@ class Fold:
     train: EncodedDataset
     test: TestFold
 
+    def adapted(self, adapter: Adapter) -> tuple[Vectors, Vectors]:
+        """Return the judged queries and all documents as an adapter has them, unit rows."""
+        documents = adapter.apply(self.train.documents, "document", self.train.keys)
+        return l2_normalize(adapter.apply(self.test.queries)), l2_normalize(documents)
+
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each judgement."""
-        documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
-        return self.test.score(l2_normalize(adapter.apply(self.test.queries)), documents)
+        return self.test.score(*self.adapted(adapter))
 
     def ranked(self, adapter: Adapter, depth: int) -> Rows:
         """Return the rows of what each judgement finds first, ``(n, depth)``."""
-        documents = l2_normalize(adapter.apply(self.train.documents, "document", self.train.keys))
-        queries = l2_normalize(adapter.apply(self.test.queries))
+        queries, documents = self.adapted(adapter)
         return self.test.ranked(queries, documents, min(depth, len(documents)))
 
 
@@ -120,12 +128,12 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         seed: Of the assignment.
 
     Raises:
-        DatasetError: Fewer queries than folds, or queries so alike that every fold is left out.
+        TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
     relevance = data.relevance
     relevance = Qrels(relevance.offsets, data.canonical_rows[relevance.documents], relevance.grades)
     if len(relevance) < count:
-        raise DatasetError(
+        raise TooLittleError(
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
         )
     random = np.random.default_rng(seed)
@@ -139,7 +147,7 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
             usable += 1
             yield fold
     if not usable:
-        raise DatasetError(
+        raise TooLittleError(
             f"{len(relevance)} queries cannot be cross-validated: every split leaves an empty "
             "training or test fold, as they are all the same, or few and about one document. Add "
             "other queries."
@@ -269,11 +277,7 @@ def _concatenated(first: Qrels, second: Qrels) -> Qrels:
 _MOST_QUERIES = 4096
 _MOST_DOCUMENTS = 2048  # with training queries, and as many without
 _REGULARISATION = 1.0
-
-
-# scikit-learn sets the warning filters of the whole process while it checks its input, and puts
-# back those it found: out of turn, other threads would leave theirs.
-_one_at_a_time = threading.Lock()
+_NEWTON_STEPS = 15
 
 
 def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
@@ -332,16 +336,23 @@ def _sample(rows: Rows, most: int, random: np.random.Generator) -> tuple[Rows, f
 
 
 def _logistic(features: Features, known: NDArray[np.bool_]) -> Vectors:
-    """Return coefficients of a logistic regression with both classes weighing the same."""
-    from sklearn.linear_model import LogisticRegression  # a second to import
+    """Return coefficients of a logistic regression with both classes weighing the same.
 
+    Newton's method on ``Σ w log(1 + exp(-y f)) + ½ ‖slopes‖²`` over standardised features.
+    """
     zero = np.zeros(len(FEATURES) + 1, dtype=np.float32)
     if known.all() or not known.any():
         return zero  # nothing to tell apart: one half for every query
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = np.where(deviation > 1e-6, deviation, 1.0)
-    model = LogisticRegression(C=_REGULARISATION, class_weight="balanced", max_iter=1000)
-    with _one_at_a_time:
-        model.fit((features - mean) / deviation, known)
-    slopes = model.coef_[0] / deviation
-    return np.append(slopes, model.intercept_[0] - slopes @ mean).astype(np.float32)
+    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(known))])
+    weights = np.where(known, 0.5 / known.mean(), 0.5 / (~known).mean())
+    penalty = np.diag([_REGULARISATION] * len(FEATURES) + [0.0])
+    found = np.zeros(len(penalty))
+    for _ in range(_NEWTON_STEPS):
+        chance = expit(inputs @ found)
+        slope = inputs.T @ (weights * (chance - known)) + penalty @ found
+        curvature = (inputs * (weights * chance * (1 - chance))[:, None]).T @ inputs + penalty
+        found -= np.linalg.solve(curvature + 1e-9 * np.eye(len(found)), slope)
+    slopes = found[:-1] / deviation
+    return np.append(slopes, found[-1] - slopes @ mean).astype(np.float32)

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
 from ...adapters.base import Adapter, describe
 from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedAdapter
 from ...adapters.maps import LinearAdapter
-from ...adapters.nonparametric import KernelAdapter, NudgeAdapter
+from ...adapters.nonparametric import KernelAdapter, NudgeAdapter, gaussian
 from ...core.arrays import Vectors, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import OptionError
 from ..closed_form import Spectrum, answer_directions, kernel_ridge, ridge, whitening
-from ..modules import TrainableAdapter, TwoSidedMap
 from ..nudging import NudgeOptions, listwise_nudges, nudge_n
 from ..options import Loss, TrainingOptions
-from ..trainer import states
-from .cross_fitting import fit_gate
+from .cross_fitting import Fold, PerQuery, TestFold, fit_gate
+from .descent import descend
+from .shortlist import Mixture, QueryBasis, mixed
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
+_NUDGE_EPOCHS = 3  # 6 and 12 gave the same
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class PipelineSpec(ABC):
         Raises:
             AdaptedError: The method cannot work on this training set.
         """
+
+    def mixture(self, view: QueryView) -> Mixture:
+        """Return what becomes of the queries of a fold, where documents stay."""
+        adapter = self.fit(view.fitter)
+        return view.vector(self, lambda: adapter.apply(view.queries))
 
     @property
     def parts(self) -> tuple[PipelineSpec, ...]:
@@ -81,6 +92,10 @@ class IdentitySpec(PipelineSpec):
     def fit(self, fitter: PipelineFitter) -> Adapter:
         return fitter.start or LinearAdapter.identity(fitter.train.queries.shape[1])
 
+    def mixture(self, view: QueryView) -> Mixture:
+        start = view.fitter.start
+        return view.vector(self, lambda: view.queries if start is None else view.mapped(start))
+
 
 @dataclass(frozen=True)
 class WhiteningSpec(PipelineSpec):
@@ -91,6 +106,9 @@ class WhiteningSpec(PipelineSpec):
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         return whitening(fitter.directions, power=self.power)
+
+    def mixture(self, view: QueryView) -> Mixture:
+        return view.vector(self, lambda: view.mapped(self.fit(view.fitter)))
 
 
 @dataclass(frozen=True)
@@ -106,10 +124,9 @@ class RidgeSpec(PipelineSpec):
 
 @dataclass(frozen=True)
 class TrainedSpec(PipelineSpec):
-    """A map trained by gradients; by the loss of ``"linear"`` where a subclass says nothing else.
+    """A map trained by gradients, see :func:`descend`.
 
     Args:
-        epochs: For how long.
         alpha: How far to go from the weights where training starts, 0, to those where it ends, 1.
             Training goes far in directions that a few hundred queries seem to ask for. Part of the
             way, most of the gain on known documents is there, and most harm to others is not.
@@ -120,16 +137,22 @@ class TrainedSpec(PipelineSpec):
     """
 
     loss: ClassVar[Loss] = "queried"
-    epochs: int
     alpha: float = 1.0
 
-    def start(self, fitter: PipelineFitter) -> Adapter | TrainableAdapter:
+    def start(self, fitter: PipelineFitter) -> LinearAdapter:
         """Return what training starts from."""
         return fitter.start or whitening(fitter.directions)
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         initial, trained = fitter.trained(replace(self, alpha=1.0))
         return trained if self.alpha == 1.0 else interpolated(initial, trained, self.alpha)
+
+    def mixture(self, view: QueryView) -> Mixture:
+        whole = replace(self, alpha=1.0)
+        _, trained = view.fitter.trained(whole)
+        end = view.vector(whole, lambda: view.mapped(cast(LinearAdapter, trained)))
+        start = IDENTITY if view.fitter.start else WhiteningSpec(0.25)
+        return mixed([(1.0 - self.alpha, start.mixture(view)), (self.alpha, end)])
 
 
 class LinearSpec(TrainedSpec):
@@ -156,23 +179,14 @@ class BothSidesSpec(TrainedSpec):
     moves_documents = True
 
 
-class SharedSpec(BothSidesSpec):
-    """One map for both sides: half the weights of two, and more gain from fewer pairs."""
-
-    method = "shared"
-
-    def start(self, fitter: PipelineFitter) -> Adapter:
-        # Half the power on each side gives the scores of the whole power on one.
-        return whitening(fitter.directions, power=0.125, shared=True)
-
-
 class TwoSidedSpec(BothSidesSpec):
     """A map for each side."""
 
     method = "two_sided"
 
-    def start(self, fitter: PipelineFitter) -> TrainableAdapter:
-        return TwoSidedMap(whitening(fitter.directions, power=0.125))
+    def start(self, fitter: PipelineFitter) -> LinearAdapter:
+        # Half the power on each side gives the scores of the whole power on one.
+        return whitening(fitter.directions, power=0.125)
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,21 @@ class KernelSpec(PipelineSpec):
             temperature=self.temperature,
         )
 
+    def mixture(self, view: QueryView) -> Mixture:
+        general = view.unit(self.base.mixture(view))
+        keys, coefficients = view.fitter.kernel(self.temperature)
+
+        def added() -> Vectors:
+            return gaussian(l2_normalize(view.queries), keys, self.temperature) @ coefficients
+
+        beside = mixed([(0.5, general)])
+        return mixed(
+            [
+                (1.0, general),
+                (self.weight, view.vector(("kernel", self.temperature), added, beside)),
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class GateSpec(PipelineSpec):
@@ -215,6 +244,11 @@ class GateSpec(PipelineSpec):
     def fit(self, fitter: PipelineFitter) -> Adapter:
         gate = fitter.gate.with_odds(self.prior_log_odds)
         return GatedAdapter(fitter.fit(self.general), fitter.fit(self.special), gate)
+
+    def mixture(self, view: QueryView) -> Mixture:
+        known = expit(view.log_odds + self.prior_log_odds)
+        general, special = (view.unit(end.mixture(view)) for end in (self.general, self.special))
+        return mixed([(1.0 - known, general), (known, special)])
 
 
 @dataclass(frozen=True)
@@ -249,11 +283,10 @@ class NudgeSpec(PipelineSpec):
 
     method, moves_documents = "nudge", True
     base: PipelineSpec
-    epochs: int
     alpha: float = 1.0
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        nudges = fitter.nudges(self.base.lowest_map, self.epochs)
+        nudges = fitter.nudges(self.base.lowest_map)
         return StackedAdapter(fitter.fit(self.base), nudges.scaled(self.alpha))
 
 
@@ -273,10 +306,59 @@ SPECS: dict[str, type[PipelineSpec]] = {
     spec.method: spec
     for spec in (
         WhiteningSpec, RidgeSpec, LinearSpec, MnrSpec, CorpusSpec, KernelSpec, GateSpec,
-        SharedSpec, TwoSidedSpec, QueryOnMappedSpec, NudgeNSpec, NudgeSpec,
+        TwoSidedSpec, QueryOnMappedSpec, NudgeNSpec, NudgeSpec,
     )
 }  # fmt: skip
 """The methods by name."""
+
+
+class QueryView(QueryBasis):
+    """The queries of a fold in front of documents that stay, or that one map has moved."""
+
+    def __init__(self, fitter: PipelineFitter, test: TestFold, documents: Vectors) -> None:
+        super().__init__(test, documents)
+        self.fitter, self.queries = fitter, test.queries
+
+    def mapped(self, adapter: LinearAdapter) -> Vectors:
+        """Map the queries, and leave their length as it is."""
+        return self.queries @ adapter.weight.T + (0.0 if adapter.bias is None else adapter.bias)
+
+    @functools.cached_property
+    def log_odds(self) -> NDArray[np.float32]:
+        """Of each query asking for a known document, ``(n,)``."""
+        gate = self.fitter.gate
+        features = np.clip(gate.features(l2_normalize(self.queries)), gate.low, gate.high)
+        return features @ gate.coefficients[:-1] + gate.coefficients[-1]
+
+
+class FoldJudge:
+    """Scores specs on a fold.
+
+    Args:
+        fold: What judges.
+        fitter: Of its training set.
+    """
+
+    def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
+        self._fold, self._fitter = fold, fitter
+        self._views: dict[BothSidesSpec | None, QueryView] = {}
+
+    def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
+        """Fit a spec, and return what scores it; many are best prepared before one is scored."""
+        if isinstance(spec, QueryOnMappedSpec):
+            view, spec = self._view(spec.document_map), spec.query_side
+        elif spec.adapts_documents:
+            return functools.partial(self._fold.score, spec.fit(self._fitter))
+        else:
+            view = self._view(None)
+        return functools.partial(view.score, spec.mixture(view))
+
+    def _view(self, document_map: BothSidesSpec | None) -> QueryView:
+        if document_map not in self._views:
+            fitter = self._fitter if document_map is None else self._fitter.on_mapped(document_map)
+            documents = l2_normalize(fitter.train.documents)
+            self._views[document_map] = QueryView(fitter, self._fold.test, documents)
+        return self._views[document_map]
 
 
 @dataclass(eq=False)
@@ -298,7 +380,7 @@ class PipelineFitter:
     base: PipelineFitter | None = None
     _trained: dict[TrainedSpec, tuple[Adapter, Adapter]] = field(default_factory=dict)
     _kernels: dict[float, tuple[Vectors, Vectors]] = field(default_factory=dict)
-    _nudges: dict[tuple[PipelineSpec, int], NudgeAdapter] = field(default_factory=dict)
+    _nudges: dict[PipelineSpec, NudgeAdapter] = field(default_factory=dict)
     _on_mapped: dict[BothSidesSpec, PipelineFitter] = field(default_factory=dict)
 
     def fit(self, spec: PipelineSpec) -> Adapter:
@@ -337,20 +419,15 @@ class PipelineFitter:
     def trained(self, spec: TrainedSpec) -> tuple[Adapter, Adapter]:
         """Return a map where training starts and where it ends."""
         if spec not in self._trained:
-            start = spec.start(self)
-            initial = start.export() if isinstance(start, TrainableAdapter) else start
-            *_, (_, export) = states(self.train, start, self._options_of(spec))
-            self._trained[spec] = initial, export()
+            start, both = spec.start(self), spec.adapts_documents
+            options = replace(self.options, loss=spec.loss)
+            if both:  # every step maps the documents too
+                most = min(options.max_candidates, _MOST_MAPPED)
+                options = replace(options, max_candidates=most)
+            moment = None if both else self.directions.moment
+            end = descend(self.train, start, options, both=both, moment=moment)
+            self._trained[spec] = TwoSidedAdapter(start, start) if both else start, end
         return self._trained[spec]
-
-    def _options_of(self, spec: TrainedSpec) -> TrainingOptions:
-        options = replace(self.options, loss=spec.loss, epochs=spec.epochs, decay=True)
-        if spec.loss == "corpus":  # a map that is to memorise is not held to the base model
-            options = replace(options, anchor=0.0)
-        if spec.adapts_documents:  # every step maps the documents too
-            most = min(options.max_candidates, _MOST_MAPPED)
-            options = replace(options, max_candidates=most, anchor_documents=_MOST_MAPPED // 4)
-        return options
 
     def on_mapped(self, document_map: BothSidesSpec) -> PipelineFitter:
         """Return the fitter of the query side where documents are as a map leaves them."""
@@ -366,20 +443,16 @@ class PipelineFitter:
 
     def sides(self, document_map: BothSidesSpec) -> TwoSidedAdapter:
         """Return what a map does to queries and what to documents."""
-        adapter = self.fit(document_map)
-        if isinstance(adapter, LinearAdapter):
-            plain = LinearAdapter(adapter.weight, adapter.bias)
-            return TwoSidedAdapter(plain, plain)
-        return cast(TwoSidedAdapter, adapter)
+        return cast(TwoSidedAdapter, self.fit(document_map))
 
-    def nudges(self, below: PipelineSpec, epochs: int) -> NudgeAdapter:
+    def nudges(self, below: PipelineSpec) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""
-        if (below, epochs) not in self._nudges:
+        if below not in self._nudges:
             options = NudgeOptions(seed=self.options.seed)
-            self._nudges[below, epochs] = listwise_nudges(
-                self.train, epochs, options, below=self.fit(below)
+            self._nudges[below] = listwise_nudges(
+                self.train, _NUDGE_EPOCHS, options, below=self.fit(below)
             )
-        return self._nudges[below, epochs]
+        return self._nudges[below]
 
 
 def interpolated(initial: Adapter, trained: Adapter, alpha: float) -> Adapter:

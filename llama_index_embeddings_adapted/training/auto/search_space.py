@@ -21,7 +21,6 @@ from .pipelines import (
     PipelineSpec,
     QueryOnMappedSpec,
     RidgeSpec,
-    SharedSpec,
     TrainedSpec,
     TwoSidedSpec,
     WhiteningSpec,
@@ -32,6 +31,7 @@ _GONE = {
     "memory": '"kernel"',
     "psd": '"linear"',
     "mean": '"gate"',
+    "shared": '"two_sided"',
     "centering": '"whitening"',
     "nudge_m": '"nudge_n"',
     "low_rank": 'method="linear" with adapter_model=LowRankAdapter.identity(dim)',
@@ -69,62 +69,49 @@ def _checked(name: str, adapts: str) -> str:
     return name
 
 
-_STEPS = 200  # of training, at a rate that falls to zero; more gain little
 _ALPHAS = (0.5, 0.75, 1.0)  # from where training starts to where it ends
-_NUDGE_EPOCHS = 3  # 6 and 12 gave the same
 
 
-def epochs_for(queries: int, batch_size: int) -> int:
-    """Return for how many epochs maps are trained: about 200 steps.
-
-    In steps, because a map moves as far in 200 steps on 500 queries as on 50,000; so the cost of a
-    fit hardly depends on their number.
-    """
-    return max(1, round(_STEPS * batch_size / max(1, queries)))
-
-
-def search_space(methods: Sequence[str], adapts: str, epochs: int) -> list[Proposer]:
+def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
     """Return what proposes specs, in turn.
 
     Args:
         methods: As :func:`check_methods` returns them.
         adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
-        epochs: For which maps are trained.
     """
-    named = [spec for name in methods if name != "auto" for spec in alone(name, epochs)]
+    named = [spec for name in methods if name != "auto" for spec in alone(name)]
     space: list[Proposer] = [lambda _: named] if named else []
     if "auto" not in methods:
         return space
-    space += [functools.partial(_maps, epochs, adapts), _kernels, _gates]
+    space += [functools.partial(_maps, adapts), _kernels, _gates]
     if adapts == "both":
-        on_mapped = functools.partial(_on_mapped, epochs)
-        space += [on_mapped, _kernels_on_mapped, _gates_on_mapped, _nudges]
+        space += [_on_mapped, _kernels_on_mapped, _gates_on_mapped, _nudges]
     return space
 
 
-def alone(method: str, epochs: int) -> list[PipelineSpec]:
+def alone(method: str) -> list[PipelineSpec]:
     """Return the specs to choose from where one method is asked for by name, simplest first."""
     spec = SPECS[method]
     if issubclass(spec, TrainedSpec):
-        return [spec(epochs, alpha) for alpha in _ALPHAS]
+        return [spec(alpha) for alpha in _ALPHAS]
     specs: dict[str, list[PipelineSpec]] = {
         "whitening": [WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
         "ridge": [RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
         "kernel": _kernels_on(IDENTITY),
-        "gate": _gates_between(LinearSpec(epochs), CorpusSpec(epochs)),
-        "query_on_mapped": _maps_on(TwoSidedSpec(epochs), epochs),
+        "gate": _gates_between(LinearSpec(), CorpusSpec()),
+        "query_on_mapped": _maps_on(TwoSidedSpec()),
         "nudge_n": [NudgeNSpec(distance) for distance in (0.05, 0.1, 0.2, 0.4)],
         "nudge": _nudges_on(IDENTITY),
     }
     return specs[method]
 
 
-def _maps(epochs: int, adapts: str, state: SearchState) -> list[PipelineSpec]:
+def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     """Maps that treat all queries, or all vectors, alike; those that move least first."""
     kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
     if adapts == "both":
-        kinds += [SharedSpec, TwoSidedSpec]
-    trained = [kind(epochs, alpha) for alpha in _ALPHAS for kind in kinds]
+        kinds += [TwoSidedSpec]
+    trained = [kind(alpha) for alpha in _ALPHAS for kind in kinds]
     return [WhiteningSpec(0.25), *trained]
 
 
@@ -147,10 +134,10 @@ def _gates(state: SearchState) -> list[PipelineSpec]:
     return [gate for pair in dict.fromkeys(ends) for gate in _gates_between(*pair)]
 
 
-def _on_mapped(epochs: int, state: SearchState) -> list[PipelineSpec]:
+def _on_mapped(state: SearchState) -> list[PipelineSpec]:
     """Maps that memorise, of queries to documents as the best map of both sides has them."""
     mapped = _document_map(state)
-    return [] if mapped is None else _maps_on(mapped, epochs)
+    return [] if mapped is None else _maps_on(mapped)
 
 
 def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
@@ -212,8 +199,8 @@ def _query_maps(state: SearchState) -> list[PipelineSpec]:
     return [spec for spec in state.gains if not spec.adapts_documents and not spec.parts]
 
 
-def _maps_on(mapped: BothSidesSpec, epochs: int) -> list[PipelineSpec]:
-    return [QueryOnMappedSpec(mapped, CorpusSpec(epochs, alpha)) for alpha in _ALPHAS]
+def _maps_on(mapped: BothSidesSpec) -> list[PipelineSpec]:
+    return [QueryOnMappedSpec(mapped, CorpusSpec(alpha)) for alpha in _ALPHAS]
 
 
 def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
@@ -228,4 +215,4 @@ def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[Pipelin
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
-    return [NudgeSpec(base, _NUDGE_EPOCHS, alpha) for alpha in _ALPHAS]
+    return [NudgeSpec(base, alpha) for alpha in _ALPHAS]

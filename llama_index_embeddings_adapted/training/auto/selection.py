@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
+from ...evaluation.held_out import METRIC
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
 from .cross_fitting import Fold, PerQuery, folds
-from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
+from .pipelines import IDENTITY, FoldJudge, PipelineFitter, PipelineSpec
 
 Mask = NDArray[np.bool_]
 
@@ -221,8 +222,8 @@ class Selection:
         scores: Of all candidates, simplest first.
         chosen: ``(n,)``: the score of each judgement by the spec that the other folds chose.
         failed: Candidates that could not be fitted, and why.
-        judged: ``"base"`` and ``"adapted"``: what each judgement found, in the order of ``chosen``
-            and with those specs.
+        judged: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement, with
+            the spec that the other folds chose.
     """
 
     spec: PipelineSpec
@@ -238,7 +239,6 @@ def select(
     mix: QueryMix,
     options: TrainingOptions,
     *,
-    seed: int = 0,
     show_progress: bool = True,
 ) -> Selection:
     """Choose a spec and judge the choice.
@@ -254,11 +254,10 @@ def select(
         data: The training set.
         search_space: In the order in which proposers are asked.
         mix: Which queries will come.
-        options: Of everything trained by gradients.
-        seed: Of the folds.
+        options: Of everything trained by gradients; the seed is also that of the folds.
         show_progress: Show a bar.
     """
-    search = _Search(data, mix, options, seed, show_progress)
+    search = _Search(data, mix, options, show_progress)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
@@ -269,17 +268,15 @@ class _Search:
     """Folds, what is fitted on each, and the scores so far."""
 
     def __init__(
-        self,
-        data: EncodedDataset,
-        mix: QueryMix,
-        options: TrainingOptions,
-        seed: int,
-        show_progress: bool,
+        self, data: EncodedDataset, mix: QueryMix, options: TrainingOptions, show_progress: bool
     ) -> None:
         self._data, self._show_progress = data, show_progress
-        self._folds = list(folds(data, seed=seed))
+        self._folds = list(folds(data, seed=options.seed))
         spectrum = Spectrum(data.documents)  # the same in all folds
         self._fitters = [PipelineFitter(fold.train, options, spectrum) for fold in self._folds]
+        self._judges = [
+            FoldJudge(fold, fitter) for fold, fitter in zip(self._folds, self._fitters, strict=True)
+        ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
         self.scores = CrossFittedScores(self._folds, mix)
@@ -303,15 +300,21 @@ class _Search:
         lock = threading.Lock()  # a bar counts for one thread
 
         def judge(k: int) -> Iterator[None]:
-            fold, fitter, mine = self._folds[k], self._fitters[k], self.scores.fold == k
+            judge, mine, prepared = self._judges[k], self.scores.fold == k, {}
             for spec in specs:
                 if spec not in failed:
                     try:
-                        scores[spec][mine] = fold.score(fitter.fit(spec))
+                        prepared[spec] = judge.prepared(spec)
                     except FAILURES as cause:
                         failed.setdefault(spec, str(cause))
                 with lock:
                     bar.update()
+                yield
+            for spec, score in prepared.items():
+                try:
+                    scores[spec][mine] = score()
+                except FAILURES as cause:
+                    failed.setdefault(spec, str(cause))
                 yield
 
         with bar:
@@ -324,14 +327,10 @@ class _Search:
     def conclude(self) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
-        chosen = np.empty(len(scores.known))
-        picks = []
-        for k in range(len(self._folds)):
-            mine = scores.fold == k
-            picks.append(scores.choose(specs, ~mine))
-            chosen[mine] = scores.scores[picks[k]][mine]
+        picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._folds))]
         judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
         best = scores.choose(specs, scores.everything)
+        chosen = judged["adapted"].values(METRIC)
         return Selection(best, scores, chosen, self._failed, judged)
 
     def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:

@@ -31,16 +31,14 @@ from ...evaluation.verdict import (
     with_small_parts,
 )
 from ..options import TrainingOptions
+from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
-from .search_space import check_methods, epochs_for, search_space
+from .search_space import check_methods, search_space
 from .selection import FAILURES, QueryMix, Selection, select
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
-_TRAINED_SHARE = 0.64  # of the pairs, in each of five folds
 _CANDIDATES = 1_024  # documents that compete in a training step
-_BATCH = 192  # queries per step where there are many: 200 such steps teach as much as 900 of 64
-_BATCHES = 8  # per epoch, at least; with few queries smaller batches teach as much, and cost less
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
 _RANDOM_LEVEL = 0.01  # one-sided
@@ -87,8 +85,7 @@ def tune(
     Args:
         data: Queries to learn from and to judge on; none is judged by what saw it.
         options: Of everything trained by gradients; ``epochs`` and ``loss`` are chosen here,
-            ``batch_size`` is larger where there are many queries, and ``max_candidates`` at most
-            1,024.
+            and ``max_candidates`` is at most 1,024.
         method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
         adapts: ``"query"`` or ``"both"``.
         expect: Share of live queries about known documents, if the user knows it.
@@ -104,10 +101,13 @@ def tune(
         tqdm.write(_announcement(len(sample.relevance), provable, mix, sampled))
         if looks_random:
             tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.")
-    options, epochs = _trainings(options, round(_TRAINED_SHARE * len(sample.relevance)))
-    space = search_space(methods, adapts, epochs)
-    selection = select(sample, space, mix, options, seed=options.seed, show_progress=show_progress)
+    options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
+    space = search_space(methods, adapts)
     identity = LinearAdapter.identity(data.queries.shape[1])
+    try:
+        selection = select(sample, space, mix, options, show_progress=show_progress)
+    except TooLittleError as cause:
+        return _base_kept(data, identity, str(cause), mix, provable)
     candidate, failure = refit_on_all(selection.spec, PipelineFitter(data, options))
     overall, known, new = _parts(selection)
     verdict = _judge(selection, overall, known, new)
@@ -130,14 +130,18 @@ def tune(
     return AutoResult(served, candidate, choice, overall, known, new, selection.judged)
 
 
-def _trainings(options: TrainingOptions, queries: int) -> tuple[TrainingOptions, int]:
-    """Return how maps are trained on so many queries, and for how many epochs."""
-    options = replace(
-        options,
-        max_candidates=min(options.max_candidates, _CANDIDATES),
-        batch_size=max(options.batch_size, min(_BATCH, queries // _BATCHES)),
-    )
-    return options, epochs_for(queries, options.batch_size)
+def _base_kept(
+    data: EncodedDataset, base: Adapter, why: str, mix: QueryMix, provable: float
+) -> AutoResult:
+    """Keep the base model where nothing can be judged, and say what is missing."""
+    found = search(data, data.queries, data.documents)
+    values = found.values(METRIC)
+    choice = SelectionReport(
+        str(IDENTITY), Verdict(Decision.KEEP_BASE, why), mix.known_share, mix.given, provable,
+        "", {}, {},
+    )  # fmt: skip
+    judged = {"base": found, "adapted": found}
+    return AutoResult(base, base, choice, _part(values, values), None, None, judged)
 
 
 def refit_on_all(spec: PipelineSpec, fitter: PipelineFitter) -> tuple[Adapter | None, str]:
@@ -218,16 +222,17 @@ def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
 
 
 def _parts(selection: Selection) -> tuple[PartReport, PartReport | None, PartReport | None]:
-    scores, base = selection.scores, selection.scores.scores[IDENTITY]
+    scores, chosen = selection.scores, selection.chosen
+    base = scores.scores[IDENTITY]  # exact, as what it finds is on every shortlist
     known, new = (
-        _part(base[keep], selection.chosen[keep]) if keep.any() else None
+        _part(base[keep], chosen[keep]) if keep.any() else None
         for keep in (scores.known, ~scores.known)
     )
     # A query that is judged twice is one observation, so that the interval is not too narrow.
     rows, query = np.unique(scores.rows, return_inverse=True)
     weights = scores.weights(scores.everything) * len(rows)
     base_sum, chosen_sum = (
-        np.bincount(query, weights=weights * values) for values in (base, selection.chosen)
+        np.bincount(query, weights=weights * values) for values in (base, chosen)
     )
     return _part(base_sum, chosen_sum), known, new
 

@@ -1,0 +1,221 @@
+"""Training linear maps in a few dozen steps, with gradients written out.
+
+Cross-fitting fits dozens of maps to a few hundred queries each. There, what automatic
+differentiation does around a step costs more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...adapters.base import Adapter
+from ...adapters.composites import TwoSidedAdapter
+from ...adapters.maps import LinearAdapter
+from ...core.arrays import Rows, Vectors, l2_normalize
+from ...core.encoded import EncodedDataset, Qrels
+from ...errors import TrainingError
+from ..closed_form import Spectrum
+from ..options import TrainingOptions
+
+_STEPS = 80  # more gain little
+_RATE = 8.0  # times that of the options, where it starts; it falls to zero
+_MOMENTS = (0.9, 0.999)  # of Adam
+_ANCHORS = 128  # documents that a step draws to hold scores, where documents move
+_TEMPERATURES = (math.log(0.005), math.log(1.0))
+
+Matrix = NDArray[np.float32]
+
+
+def descend(
+    train: EncodedDataset,
+    start: LinearAdapter,
+    options: TrainingOptions,
+    *,
+    both: bool = False,
+    moment: Matrix | None = None,
+) -> Adapter:
+    """Return the linear map, or one for each side, that ranks the relevant documents first.
+
+    The loss is that of :func:`ranking_nll`, with the shrinkage and the anchor of the options; a
+    step scores a batch of queries against ``max_candidates`` documents.
+
+    Args:
+        train: Queries to learn from.
+        start: Where both sides start, and what they are drawn back to.
+        options: Loss, batch size, rates and weights; ``epochs`` has no effect, as 80 steps are
+            taken however many queries there are.
+        both: Map documents too.
+        moment: Mean of ``d dᵀ`` over all documents, ``(dim, dim)``, if it is at hand.
+
+    Source:
+        Kingma and Ba 2015, arXiv:1412.6980, for the steps.
+    """
+    run = _Descent(train, start, options, both, moment)
+    for step in range(_STEPS):
+        run.step(1.0 - step / _STEPS)
+    return run.export()
+
+
+class _Weights:
+    """What Adam moves, and its moments."""
+
+    def __init__(self, value: Matrix) -> None:
+        self.value, self.start = value, value.copy()
+        self._mean, self._square = np.zeros_like(value), np.zeros_like(value)
+
+    def move(self, gradient: Matrix, rate: float, step: int) -> None:
+        first, second = _MOMENTS
+        self._mean += np.float32(1 - first) * (gradient - self._mean)
+        self._square += np.float32(1 - second) * (np.square(gradient) - self._square)
+        scale = np.sqrt(self._square)
+        scale *= np.float32((1 - second**step) ** -0.5)
+        scale += np.float32(1e-8)
+        self.value -= np.float32(rate / (1 - first**step)) * (self._mean / scale)
+
+
+class _Side(_Weights):
+    """A map with its bias as last column: ``(dim, dim + 1)``."""
+
+    def __init__(self, start: LinearAdapter) -> None:
+        bias = np.zeros(start.output_dim) if start.bias is None else start.bias
+        super().__init__(np.column_stack([start.weight, bias]).astype(np.float32))
+
+    def forward(self, vectors: Vectors) -> Vectors:
+        """Map vectors, ``(n, dim)``, to unit rows."""
+        self._vectors = vectors
+        mapped = vectors @ self.value[:, :-1].T
+        mapped += self.value[:, -1]
+        self._lengths = np.sqrt(np.einsum("ij,ij->i", mapped, mapped))[:, None]
+        self._units = mapped / self._lengths
+        return self._units
+
+    def backward(self, gradient: Vectors, shrinkage: float) -> Matrix:
+        """Return the gradient of the weights from that of the unit rows."""
+        along = np.einsum("ij,ij->i", gradient, self._units)[:, None]
+        mapped = (gradient - along * self._units) / self._lengths
+        weights = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
+        return weights + np.float32(2 * shrinkage) * (self.value - self.start)
+
+    def export(self) -> LinearAdapter:
+        return LinearAdapter(self.value[:, :-1].copy(), self.value[:, -1].copy())
+
+
+class _Descent:
+    """The state of one training; ``D`` are documents that compete, ``A`` those held in place."""
+
+    def __init__(
+        self,
+        train: EncodedDataset,
+        start: LinearAdapter,
+        options: TrainingOptions,
+        both: bool,
+        moment: Matrix | None,
+    ) -> None:
+        self._options, self._random = options, np.random.default_rng(options.seed)
+        self._anchor = 0.0 if options.loss == "corpus" else options.anchor  # that is to memorise
+        self._queries, self._units = train.queries, l2_normalize(train.queries)
+        self._documents = l2_normalize(train.documents)
+        first = train.canonical_rows
+        self._relevance = replace(train.relevance, documents=first[train.relevance.documents])
+        mined = train.negatives or Qrels.from_lists([[]] * len(train.relevance))
+        self._negatives = replace(mined, documents=first[mined.documents])
+        asked = np.concatenate([self._relevance.documents, self._negatives.documents])
+        self._pool = np.unique(first if options.loss == "corpus" else asked)
+        self._query = _Side(start)
+        self._document = _Side(start) if both else None
+        self._log_temperature = _Weights(np.array([math.log(options.temperature)], np.float32))
+        if self._anchor and not both:
+            self._moment = Spectrum(train.documents).moment if moment is None else moment
+        self._waiting: Rows = np.zeros(0, dtype=np.int64)
+        self._steps = 0
+
+    def step(self, pace: float) -> None:
+        """Take one step, ``pace`` times as long as the first."""
+        batch = self._next_batch()
+        candidates = self._candidates(batch)
+        units, base = self._query.forward(self._queries[batch]), self._units[batch]
+        if self._document is None:
+            fixed = self._documents[candidates]
+            excess, temperature = self._excess(batch, candidates, units, fixed)
+            towards = excess @ fixed
+            if self._anchor:
+                towards += np.float32(2 * self._anchor / len(batch)) * (
+                    (units - base) @ self._moment
+                )
+            self._move({self._query: towards}, temperature, pace)
+            return
+        count = len(candidates)
+        anchors = self._random.integers(len(self._documents), size=_ANCHORS)
+        rows = self._documents[np.concatenate([candidates, anchors])]
+        moved = self._document.forward(rows)
+        excess, temperature = self._excess(batch, candidates, units, moved[:count])
+        drift = units @ moved[count:].T - base @ rows[count:].T
+        drift *= np.float32(2 * self._anchor / drift.size)
+        weights = np.concatenate([excess, drift], axis=1)
+        gradients = {self._query: weights @ moved, self._document: weights.T @ units}
+        self._move(gradients, temperature, pace)
+
+    def _next_batch(self) -> Rows:
+        size = min(self._options.batch_size, len(self._units))
+        if len(self._waiting) < size:
+            self._waiting = self._random.permutation(len(self._units))
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        return batch
+
+    def _candidates(self, batch: Rows) -> Rows:
+        """Return the documents that compete, sorted."""
+        relevant, hard = self._relevance.take(batch), self._negatives.take(batch).documents
+        if self._options.loss == "mnr":  # a relevant document of each query, drawn anew
+            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
+            return np.union1d(relevant.documents[place], hard)
+        most = self._options.max_candidates
+        if len(self._pool) <= most:
+            return self._pool
+        own = np.union1d(relevant.documents, hard)
+        own = self._random.permutation(own)[: most // 2]
+        return np.union1d(own, self._random.choice(self._pool, most - len(own), replace=False))
+
+    def _excess(
+        self, batch: Rows, candidates: Rows, units: Vectors, documents: Vectors
+    ) -> tuple[Vectors, float]:
+        """Return the gradient of the loss by cosines, ``(batch, candidates)``, and by log T."""
+        relevant = self._relevance.take(batch)
+        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
+        there = candidates[place] == relevant.documents
+        entries = relevant.queries[there], place[there]
+        targets = np.bincount(entries[0], minlength=len(batch))
+        temperature = np.float32(np.exp(self._log_temperature.value[0]))
+        logits = (units / temperature) @ documents.T
+        if self._options.loss != "mnr":  # each candidate stands for several documents
+            logits[entries] -= np.float32(math.log(len(self._pool) / len(candidates)))
+        excess = np.exp(logits - logits.max(axis=1, keepdims=True))
+        excess /= excess.sum(axis=1, keepdims=True)
+        excess[entries] -= (1.0 / targets[entries[0]]).astype(np.float32)
+        excess[targets == 0] = 0.0
+        slope = -float(np.vdot(excess, logits)) / len(batch)
+        excess /= temperature * np.float32(len(batch))
+        return excess, slope
+
+    def _move(self, gradients: dict[_Side, Vectors], temperature: float, pace: float) -> None:
+        options = self._options
+        found: dict[_Weights, Matrix] = {
+            side: side.backward(gradient, options.shrinkage) for side, gradient in gradients.items()
+        }
+        if options.learn_temperature:
+            found[self._log_temperature] = np.array([temperature], dtype=np.float32)
+        length = math.sqrt(sum(float(np.vdot(g, g)) for g in found.values()))
+        if not math.isfinite(length):
+            raise TrainingError("Training diverged. Lower the learning rate.")
+        clip = np.float32(min(1.0, options.max_grad_norm / max(length, 1e-12)))
+        self._steps += 1
+        for weights, gradient in found.items():
+            weights.move(clip * gradient, pace * _RATE * options.learning_rate, self._steps)
+        np.clip(self._log_temperature.value, *_TEMPERATURES, out=self._log_temperature.value)
+
+    def export(self) -> Adapter:
+        query = self._query.export()
+        return query if self._document is None else TwoSidedAdapter(query, self._document.export())

@@ -1,0 +1,135 @@
+"""Gradients written out are those of automatic differentiation; mixtures score as adapters do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.training.auto import descent
+from llama_index_embeddings_adapted.training.auto.cross_fitting import folds
+from llama_index_embeddings_adapted.training.auto.pipelines import (
+    IDENTITY,
+    CorpusSpec,
+    FoldJudge,
+    GateSpec,
+    KernelSpec,
+    LinearSpec,
+    MnrSpec,
+    PipelineFitter,
+    PipelineSpec,
+    QueryOnMappedSpec,
+    TwoSidedSpec,
+    WhiteningSpec,
+)
+from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.support.synthetic import encoded, rotated_corpus
+
+
+def several() -> EncodedDataset:
+    """40 queries with one to three relevant documents of 30."""
+    random = np.random.default_rng(3)
+    relevant = [random.choice(20, 1 + row % 3, replace=False).tolist() for row in range(40)]
+    return encoded(random.standard_normal((40, 6)), random.standard_normal((30, 6)), relevant)
+
+
+def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) -> list[np.ndarray]:
+    """The same step by torch: gradients of the maps, bias in the last column."""
+    parts = [run._query, run._document][: 1 + both]
+    maps = [torch.tensor(side.value, requires_grad=True) for side in parts]
+    queries, base = torch.tensor(data.queries), torch.tensor(l2_normalize(data.queries))
+    documents = torch.tensor(l2_normalize(data.documents))
+
+    def applied(weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(vectors @ weights[:, :-1].T + weights[:, -1], dim=1)
+
+    adapted, moved = applied(maps[0], queries), documents
+    if both:
+        moved = applied(maps[1], documents)
+    shares = torch.tensor(np.repeat(1.0 / data.relevance.counts, data.relevance.counts))
+    targets = Targets(
+        torch.tensor(data.relevance.queries), torch.tensor(data.relevance.documents), shares
+    )
+    loss = ranking_nll(adapted, moved, targets, temperature=0.05)
+    loss = loss + anchor * (adapted @ moved.T - base @ documents.T).square().mean()
+    for weights, side in zip(maps, parts, strict=True):
+        loss = loss + 0.01 * (weights - torch.tensor(side.start)).square().sum()
+    torch.autograd.backward(loss)
+    return [weights.grad.numpy() for weights in maps if weights.grad is not None]
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["query", "both"])
+def test_a_step_follows_the_gradient_of_the_loss(
+    both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = several()
+    random = np.random.default_rng(0)
+    start = LinearAdapter(np.eye(6) + 0.2 * random.standard_normal((6, 6)), np.full(6, 0.1))
+    anchor = 0.0 if both else 30.0  # where documents move, it is estimated from a sample
+    options = TrainingOptions(batch_size=40, loss="corpus", max_grad_norm=1e9)
+    run = descent._Descent(data, start, options, both, None)
+    run._anchor = anchor
+    run._moment = np.asarray(l2_normalize(data.documents).T @ l2_normalize(data.documents) / 30)
+    run._query.value += np.float32(0.05)
+    found: dict[int, np.ndarray] = {}
+    monkeypatch.setattr(
+        descent._Weights, "move", lambda self, gradient, *_: found.update({id(self): gradient})
+    )
+    run.step(1.0)
+    sides = [run._query, run._document][: 1 + both]
+    expected = differentiated(data, run, both, anchor)
+    for side, gradient in zip(sides, expected, strict=True):
+        assert np.allclose(found[id(side)], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
+def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss: Any) -> None:
+    data, _ = rotated_corpus(documents=200)
+    options = TrainingOptions(
+        loss=loss, max_candidates=50, learning_rate=0.01, anchor=0.0, shrinkage=0.0
+    )
+    adapter = descent.descend(data, LinearAdapter.identity(12), options)
+
+    def found(queries: np.ndarray) -> float:
+        first = (queries @ l2_normalize(data.documents).T).argmax(axis=1)
+        return float((first == data.relevance.documents).mean())
+
+    assert found(adapter.apply(data.queries)) > found(data.queries) + 0.5
+    again = descent.descend(data, LinearAdapter.identity(12), options)
+    assert adapter == again
+
+
+MAPPED = TwoSidedSpec()
+KERNEL = KernelSpec(LinearSpec(0.5), 0.2, 1.0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        IDENTITY,
+        WhiteningSpec(0.25),
+        WhiteningSpec(0.4),
+        MnrSpec(0.75),
+        LinearSpec(),
+        KERNEL,
+        GateSpec(MnrSpec(), KERNEL, -2.0),
+        MAPPED,
+        QueryOnMappedSpec(MAPPED, GateSpec(IDENTITY, KernelSpec(CorpusSpec(0.5), 0.4, 2.0), 0.0)),
+    ],
+    ids=str,
+)
+def test_what_a_mixture_scores_is_what_its_adapter_finds(spec: PipelineSpec) -> None:
+    data, _ = rotated_corpus(documents=60)
+    fold = next(iter(folds(data)))
+    fitter = PipelineFitter(fold.train, TrainingOptions(learning_rate=0.003))
+    judge = FoldJudge(fold, fitter)
+    scores = [judge.prepared(other) for other in (IDENTITY, spec)][-1]()
+    exact = fold.score(fitter.fit(spec))
+    assert np.allclose(scores, exact, atol=1e-9)
+    assert 0 < exact.mean() < 1

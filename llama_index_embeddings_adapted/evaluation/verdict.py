@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,7 +231,8 @@ def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
     """Return twice the share of sign changes whose sum is as far on the rarer side, at most 1."""
     count = len(differences)
     total, slack = differences.sum(), 1e-12 * np.abs(differences).sum()
-    above, below = 0, 0
+    above = below = 0
+    kept: NDArray[Any]
     exact = 2**count <= RESAMPLES
     random, resamples = np.random.default_rng(seed), 2**count if exact else RESAMPLES
     step = max(1, _VALUES_PER_BATCH // count)
@@ -244,8 +245,8 @@ def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
                 np.frombuffer(random.bytes(-(-size * count // 8)), np.uint8), count=size * count
             )
         sums = 2.0 * (kept.reshape(size, count).astype(np.float32) @ differences) - total
-        above += np.count_nonzero(sums >= total - slack)
-        below += np.count_nonzero(sums <= total + slack)
+        above += int(np.count_nonzero(sums >= total - slack))
+        below += int(np.count_nonzero(sums <= total + slack))
     self_too = not exact  # a random sample counts the data themselves, too
     return min(1.0, 2.0 * (min(above, below) + self_too) / (resamples + self_too))
 

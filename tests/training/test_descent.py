@@ -16,7 +16,6 @@ from llama_index_embeddings_adapted.training.auto.cross_fitting import folds
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
     CorpusSpec,
-    FoldJudge,
     GateSpec,
     KernelSpec,
     LinearSpec,
@@ -27,6 +26,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     TwoSidedSpec,
     WhiteningSpec,
 )
+from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus

@@ -87,18 +87,20 @@ class _Side(_Weights):
     def forward(self, vectors: Vectors) -> Vectors:
         """Map vectors, ``(n, dim)``, to unit rows."""
         self._vectors = vectors
-        mapped = vectors @ self.value[:, :-1].T
+        mapped: Matrix = vectors @ self.value[:, :-1].T
         mapped += self.value[:, -1]
         self._lengths = np.sqrt(np.einsum("ij,ij->i", mapped, mapped))[:, None]
-        self._units = mapped / self._lengths
-        return self._units
+        units: Vectors = mapped / self._lengths
+        self._units = units
+        return units
 
     def backward(self, gradient: Vectors, shrinkage: float) -> Matrix:
         """Return the gradient of the weights from that of the unit rows."""
         along = np.einsum("ij,ij->i", gradient, self._units)[:, None]
         mapped = (gradient - along * self._units) / self._lengths
-        weights = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
-        return weights + np.float32(2 * shrinkage) * (self.value - self.start)
+        weights: Matrix = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
+        weights += np.float32(2 * shrinkage) * (self.value - self.start)
+        return weights
 
     def export(self) -> LinearAdapter:
         return LinearAdapter(self.value[:, :-1].copy(), self.value[:, -1].copy())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, cast
 
@@ -26,7 +25,7 @@ from ...errors import OptionError
 from ..closed_form import Spectrum, answer_directions, kernel_ridge, ridge, whitening
 from ..nudging import NudgeOptions, listwise_nudges, nudge_n
 from ..options import Loss, TrainingOptions
-from .cross_fitting import Fold, PerQuery, TestFold, fit_gate
+from .cross_fitting import TestFold, fit_gate
 from .descent import descend
 from .shortlist import Mixture, QueryBasis, mixed
 
@@ -104,7 +103,7 @@ class WhiteningSpec(PipelineSpec):
     method = "whitening"
     power: float
 
-    def fit(self, fitter: PipelineFitter) -> Adapter:
+    def fit(self, fitter: PipelineFitter) -> LinearAdapter:
         return whitening(fitter.directions, power=self.power)
 
     def mixture(self, view: QueryView) -> Mixture:
@@ -321,44 +320,16 @@ class QueryView(QueryBasis):
 
     def mapped(self, adapter: LinearAdapter) -> Vectors:
         """Map the queries, and leave their length as it is."""
-        return self.queries @ adapter.weight.T + (0.0 if adapter.bias is None else adapter.bias)
+        mapped: Vectors = self.queries @ adapter.weight.T
+        return mapped if adapter.bias is None else mapped + adapter.bias
 
     @functools.cached_property
     def log_odds(self) -> NDArray[np.float32]:
         """Of each query asking for a known document, ``(n,)``."""
         gate = self.fitter.gate
         features = np.clip(gate.features(l2_normalize(self.queries)), gate.low, gate.high)
-        return features @ gate.coefficients[:-1] + gate.coefficients[-1]
-
-
-class FoldJudge:
-    """Scores specs on a fold.
-
-    Args:
-        fold: What judges.
-        fitter: Of its training set.
-    """
-
-    def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
-        self._fold, self._fitter = fold, fitter
-        self._views: dict[BothSidesSpec | None, QueryView] = {}
-
-    def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
-        """Fit a spec, and return what scores it; many are best prepared before one is scored."""
-        if isinstance(spec, QueryOnMappedSpec):
-            view, spec = self._view(spec.document_map), spec.query_side
-        elif spec.adapts_documents:
-            return functools.partial(self._fold.score, spec.fit(self._fitter))
-        else:
-            view = self._view(None)
-        return functools.partial(view.score, spec.mixture(view))
-
-    def _view(self, document_map: BothSidesSpec | None) -> QueryView:
-        if document_map not in self._views:
-            fitter = self._fitter if document_map is None else self._fitter.on_mapped(document_map)
-            documents = l2_normalize(fitter.train.documents)
-            self._views[document_map] = QueryView(fitter, self._fold.test, documents)
-        return self._views[document_map]
+        slopes, intercept = gate.coefficients[:-1], gate.coefficients[-1]
+        return np.asarray(features @ slopes + intercept, dtype=np.float32)
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ...core.arrays import l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.held_out import METRIC
@@ -19,7 +21,14 @@ from ..closed_form import Spectrum
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
 from .cross_fitting import Fold, PerQuery, folds
-from .pipelines import IDENTITY, FoldJudge, PipelineFitter, PipelineSpec
+from .pipelines import (
+    IDENTITY,
+    BothSidesSpec,
+    PipelineFitter,
+    PipelineSpec,
+    QueryOnMappedSpec,
+    QueryView,
+)
 
 Mask = NDArray[np.bool_]
 
@@ -262,6 +271,36 @@ def select(
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
     return search.conclude()
+
+
+class FoldJudge:
+    """Scores specs on a fold.
+
+    Args:
+        fold: What judges.
+        fitter: Of its training set.
+    """
+
+    def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
+        self._fold, self._fitter = fold, fitter
+        self._views: dict[BothSidesSpec | None, QueryView] = {}
+
+    def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
+        """Fit a spec, and return what scores it; many are best prepared before one is scored."""
+        if isinstance(spec, QueryOnMappedSpec):
+            view, spec = self._view(spec.document_map), spec.query_side
+        elif spec.adapts_documents:
+            return functools.partial(self._fold.score, spec.fit(self._fitter))
+        else:
+            view = self._view(None)
+        return functools.partial(view.score, spec.mixture(view))
+
+    def _view(self, document_map: BothSidesSpec | None) -> QueryView:
+        if document_map not in self._views:
+            fitter = self._fitter if document_map is None else self._fitter.on_mapped(document_map)
+            documents = l2_normalize(fitter.train.documents)
+            self._views[document_map] = QueryView(fitter, self._fold.test, documents)
+        return self._views[document_map]
 
 
 class _Search:

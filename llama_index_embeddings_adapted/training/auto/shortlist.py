@@ -8,6 +8,7 @@ any of them finds is a shortlist, and a candidate costs a weighted sum over that
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from .cross_fitting import PerQuery, TestFold
 
 #: What a query becomes, up to its length: the weight of each vector, one number per query or one
 #: for all.
-Mixture = Mapping[Hashable, "NDArray[np.float32] | float"]
+Mixture = Mapping[Hashable, "NDArray[Any] | float"]
 
 _DEPTH = 10
 _FOUND = 32  # documents that each vector brings to the shortlist
@@ -71,7 +72,8 @@ class QueryBasis:
     @staticmethod
     def _sum(mixture: Mixture, parts: Mapping[Hashable, Vectors]) -> Vectors:
         weighted = [_column(weight) * parts[name] for name, weight in mixture.items()]
-        return np.sum(weighted, axis=0, dtype=np.float32)
+        total: Vectors = np.sum(weighted, axis=0, dtype=np.float32)
+        return total
 
     def score(self, mixture: Mixture) -> PerQuery:
         """Return NDCG@10 of each judgement."""
@@ -103,16 +105,16 @@ class QueryBasis:
         }
 
 
-def mixed(parts: Sequence[tuple[NDArray[np.float32] | float, Mixture]]) -> Mixture:
+def mixed(parts: Sequence[tuple[NDArray[Any] | float, Mixture]]) -> Mixture:
     """Return the weighted sum of mixtures."""
-    total: dict[Hashable, NDArray[np.float32] | float] = {}
+    total: dict[Hashable, NDArray[Any] | float] = {}
     for share, mixture in parts:
         for name, weight in mixture.items():
             total[name] = total.get(name, 0.0) + share * weight
     return total
 
 
-def _column(weight: NDArray[np.float32] | float) -> NDArray[np.float32]:
+def _column(weight: NDArray[Any] | float) -> NDArray[np.float32]:
     return np.asarray(weight, dtype=np.float32).reshape(-1, 1)
 
 

@@ -34,11 +34,16 @@ def load(folder: Path, name: str) -> RealSet:
     """Read a set. Tests of uberlyft_10k search among the Uber documents only."""
     path = folder / name
     splits = sorted(file.stem for file in (path / "qrels").glob("*.tsv"))
-    tests = {s: Dataset.from_beir(path, s) for s in splits if s.startswith("test")}
+    tests = {s: _published(path, s) for s in splits if s.startswith("test")}
     if name == "uberlyft_10k":
         tests = {split: _only_uber(path, test) for split, test in tests.items()}
-    dev = Dataset.from_beir(path, "dev") if "dev" in splits else None
-    return RealSet(name, Dataset.from_beir(path, "train"), dev, tests)
+    dev = _published(path, "dev") if "dev" in splits else None
+    return RealSet(name, _published(path, "train"), dev, tests)
+
+
+def _published(path: Path, split: str) -> Dataset:
+    """Read a split, to be scored as others score it: by id, whatever the texts."""
+    return Dataset.from_beir(path, split).scored(twins_count=False)
 
 
 def _only_uber(path: Path, test: Dataset) -> Dataset:
@@ -46,4 +51,4 @@ def _only_uber(path: Path, test: Dataset) -> Dataset:
         lines = [json.loads(line) for line in stream]
     uber = {line["_id"] for line in lines if line["metadata"]["source"] == "uber"}
     corpus = {document: text for document, text in test.corpus.items() if document in uber}
-    return Dataset(test.queries, corpus, test.relevant_docs)
+    return Dataset(test.queries, corpus, test.relevant_docs, twins_count=False)

@@ -153,6 +153,19 @@ def require_extra(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def integration(module: str, name: str) -> Any:
+    """Import a class of one of LlamaIndex's integration packages, such as ``llms.ollama``.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    try:
+        return getattr(importlib.import_module(f"llama_index.{module}"), name)
+    except ModuleNotFoundError as error:
+        package = "llama-index-" + module.replace(".", "-").replace("_", "-")
+        raise MissingExtraError(f"{name} is not installed. pip install {package}") from error
+
+
 def check_whole(name: str, value: object) -> None:
     """Refuse what is not a whole number ``>= 1``.
 

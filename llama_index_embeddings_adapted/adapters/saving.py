@@ -14,14 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..core import files as folders
-from ..core.arrays import as_vectors
+from ..core.arrays import as_vectors, l2_normalize
 from ..core.files import WEIGHTS, read_config
 from ..encoding.base_model import MIN_COSINE, PROBE_TEXTS, Fingerprint, base_name, fingerprint_of
 from ..encoding.serialize import describe_base
-from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError
+from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
 from . import composites, maps, nonparametric, prior
 from .base import Adapter, describe, restore
 from .maps import LinearAdapter, TwoLayerAdapter
@@ -56,19 +57,33 @@ def read_old_folder(folder: Path) -> Adapter:
 
 
 def from_module(module: Any) -> Adapter:
-    """Convert a ``LinearLayer`` or ``TwoLayerNN`` object.
+    """Convert a ``LinearLayer`` or ``TwoLayerNN`` object, and whatever computes what those do.
 
     Raises:
-        OptionError: Anything else.
+        OptionError: Anything else, also a network whose tensors have the same names.
     """
+    refused = (
+        "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
+        f"TwoLayerNN of llama-index-embeddings-adapter, got {type(module).__name__} ({{}}). "
+        "Networks of your own: subclass Adapter."
+    )
     try:
-        return from_state(module.get_config_dict(), module.state_dict(), where="adapter_model")
-    except (AttributeError, FolderError) as cause:
-        raise OptionError(
-            "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
-            f"TwoLayerNN of llama-index-embeddings-adapter, got {type(module).__name__} ({cause}). "
-            "Other shapes of adapter: subclass Adapter."
-        ) from cause
+        found = from_state(module.get_config_dict(), module.state_dict(), where="adapter_model")
+        import torch
+
+        vectors = np.random.default_rng(0).standard_normal((8, found.input_dim), dtype=np.float32)
+        with torch.no_grad():
+            theirs = module(torch.from_numpy(vectors)).cpu().numpy()
+    except (AttributeError, FolderError, TypeError, RuntimeError) as cause:
+        raise OptionError(refused.format(cause)) from cause
+    same = np.sum(l2_normalize(theirs) * l2_normalize(found.apply(vectors)), axis=1)
+    if theirs.shape != (8, found.output_dim) or same.min() < 1 - 1e-3:
+        raise OptionError(refused.format("its forward computes something else"))
+    return found
+
+
+_OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
+               "add_residual"}  # fmt: skip
 
 
 def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> Adapter:
@@ -77,6 +92,9 @@ def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> 
     Raises:
         FolderError: Tensors that are neither those of a ``LinearLayer`` nor of a ``TwoLayerNN``.
     """
+    strange = sorted(set(config) - _OLD_CONFIG)
+    if strange:  # a class of somebody's own, whose forward nobody knows
+        raise FolderError(f"{where}: no LinearLayer and no TwoLayerNN has {quote_some(strange)}.")
     arrays = {name: tensor.detach().cpu().float().numpy() for name, tensor in state.items()}
     try:
         if set(arrays) <= {"linear.weight", "linear.bias"} and arrays:

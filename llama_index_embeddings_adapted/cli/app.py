@@ -225,8 +225,7 @@ class Finetune(QuestionJob):
         from ..core import files
 
         files.check_target_folder(self.out)
-        if self._training()["method"] != "linear":
-            files.check_target_folder(self.out.with_name(f"{self.out.name}.candidate"))
+        files.check_target_folder(self.out.with_name(f"{self.out.name}.candidate"))
         if page is not None:
             files.check_target(page, error=OptionError)
 

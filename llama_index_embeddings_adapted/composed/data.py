@@ -108,7 +108,8 @@ class ComposedValidation:
         weight = trained_weight
         if self._composed:
             pairs = (self._queries, queries), (self._documents, documents)
-            weight = tune_weight(*pairs, self.data.relevance, weight)
+            hidden = self.data.hidden_entries
+            weight = tune_weight(*pairs, self.data.relevance, weight, hidden=hidden)
             queries = compose(self._queries, queries, weight)
             documents = compose(self._documents, documents, weight)
         base = search(self.data, self._queries, self._documents)
@@ -127,7 +128,9 @@ class ComposedValidation:
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
         names = dict.fromkeys((metric, *_ALWAYS))
-        ranked, _ = top_k(queries, documents, max(metrics.parse(name)[1] for name in names))
+        hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
+        ranked, _ = top_k(queries, documents, depth + (hidden is not None))
+        ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
         return {
             name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
             for name in names
@@ -137,8 +140,8 @@ class ComposedValidation:
 def first_answers(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
     """Return a dataset with the first relevant document of each query alone."""
     first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
-    found = EmbeddingQAFinetuneDataset(dataset.queries, dataset.corpus, first)
-    return found.reported(None, synthetic=dataset.synthetic)
+    changes = {"relevant_docs": first, "grades": None, "hard_negatives": None}
+    return dataset.model_copy(update=changes).reported(None)
 
 
 def held_out_split(

@@ -25,7 +25,7 @@ from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import NotTrainedError, OptionError, require_extra
 from ..evaluation.comparison import plot_history
-from ..evaluation.held_out import known_mask
+from ..evaluation.held_out import known_mask, labels_look_random
 from ..evaluation.reports import Epoch, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..training.options import ComposedOptions, composed_options
@@ -142,6 +142,7 @@ class SmallModelEngine(ABC):
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
         ) as encoder:
             data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
+        looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         source = self.dataset if self._given is None else self._given
         known = known_mask(data, judged)
         validation = ComposedValidation(
@@ -167,7 +168,9 @@ class SmallModelEngine(ABC):
             **({"tuned_weight": found.weight} if self._composed else {}),
             "base_scores": self._base_scores,
             "resumed_from": fitted.resumed_from,
-            "judged_on_synthetic": source.synthetic,
+            "judged_on": source.subset(judged.query_ids).sources,
+            "looks_random": looks_random,
+            "notes": list(judged.notes),
         }
         self._report = FinetuneReport(
             **found.parts._asdict(),
@@ -270,7 +273,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         verbose: bool = False,
         **train_kwargs: Any,
     ) -> None:
-        check_base(embed_model, "embed_model")
+        embed_model = check_base(embed_model, "embed_model")
         settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
         super().__init__(

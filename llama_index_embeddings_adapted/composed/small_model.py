@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.arrays import Role, Vectors, l2_normalize, ranks
+from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks
 from ..core.encoded import Qrels
 from ..core.files import read_json, read_json_object
 from ..errors import EncodeError, FolderError, OptionError, ShapeError, require_extra
@@ -317,6 +317,8 @@ def tune_weight(
     documents: tuple[Vectors, Vectors],
     relevance: Qrels,
     trained: float,
+    *,
+    hidden: tuple[Rows, Rows] | None = None,
 ) -> float:
     """Find the λ of :data:`WEIGHTS` with the highest mean NDCG@10, the smallest of equals.
 
@@ -328,6 +330,7 @@ def tune_weight(
         documents: Likewise, ``(m, dim_b)`` and ``(m, dim_a)``.
         relevance: Of the ``n`` queries over the ``m`` documents.
         trained: The λ trained with.
+        hidden: Rows of queries, and for each a document that does not compete.
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
@@ -336,7 +339,8 @@ def tune_weight(
     def ndcg(weight: float) -> NDArray[np.float64]:
         parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
         asked = np.asarray(np.concatenate(parts, axis=1) / (1 + weight**2), dtype=np.float32)
-        found = ranks(asked, joined, relevance.queries, relevance.documents, depth=_DEPTH)
+        wanted = relevance.queries, relevance.documents
+        found = ranks(asked, joined, *wanted, depth=_DEPTH, hidden=hidden)
         return relevance.discounted_gain(found, _DEPTH) / ideal
 
     scores = {weight: ndcg(weight) for weight in (*WEIGHTS, trained)}

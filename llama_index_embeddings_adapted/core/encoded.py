@@ -69,6 +69,47 @@ class Qrels:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Qrels(offsets, self.documents[entries], self.grades[entries])
 
+    def plus(self, other: Qrels) -> Qrels:
+        """Return the entries of both for each query, those of ``other`` last."""
+        order = np.argsort(np.concatenate([self.queries, other.queries]), kind="stable")
+        documents = np.concatenate([self.documents, other.documents])[order]
+        grades = np.concatenate([self.grades, other.grades])[order]
+        return Qrels(self.offsets + other.offsets, documents, grades)
+
+    def with_twins(self, first: Rows) -> Qrels:
+        """Return these and every document of equal text, once per query, with its highest grade.
+
+        Args:
+            first: ``(m,)``, the row of the first document with the same text.
+        """
+        size = np.bincount(first, minlength=len(first))
+        own = first[self.documents]
+        if (size[own] == 1).all():
+            return self
+        alike, starts = np.argsort(first, kind="stable"), np.cumsum(size) - size
+        entries = np.repeat(np.arange(len(own)), size[own])
+        within = np.arange(len(entries)) - np.searchsorted(entries, entries)
+        queries, documents = self.queries[entries], alike[starts[own[entries]] + within]
+        order = np.lexsort((-self.grades[entries], documents, queries))
+        _, once = np.unique(np.stack([queries, documents])[:, order], axis=1, return_index=True)
+        kept = order[once]
+        counts = np.bincount(queries[kept], minlength=len(self))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Qrels(offsets, documents[kept], self.grades[entries][kept])
+
+    def among(self, rows: Rows) -> Qrels:
+        """Keep the documents of these rows, ascending, and count them anew."""
+        place = np.minimum(np.searchsorted(rows, self.documents), len(rows) - 1)
+        kept = rows[place] == self.documents
+        counts = np.bincount(self.queries[kept], minlength=len(self))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Qrels(offsets, place[kept], self.grades[kept])
+
+    def last(self, ranked: Rows) -> Rows:
+        """Return rankings, ``(n, k)``, with these documents at their end."""
+        order = np.argsort(self.grades_at(ranked) > 0, axis=1, kind="stable")
+        return np.take_along_axis(ranked, order, axis=1)
+
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
         """Return the discounted gain of the entries that rank among the first ``k``.
 
@@ -116,6 +157,8 @@ class EncodedDataset:
         canonical_rows: ``(m,)``, the row of the first document with the same text, mostly its own.
         keys: ``(m,)``, the content keys of the documents.
         negatives: Documents mined as hard negatives, over the rows of both; None where none were.
+        hidden: Documents that a query does not compete with, such as its own text; None if none.
+        twins_count: Whether a document of a relevant one's text counts as relevant in scores.
     """
 
     queries: Vectors
@@ -126,6 +169,33 @@ class EncodedDataset:
     canonical_rows: Rows
     keys: Keys
     negatives: Qrels | None = None
+    hidden: Qrels | None = None
+    twins_count: bool = False
+
+    @property
+    def scored(self) -> Qrels:
+        """What scores count as relevant."""
+        return (
+            self.relevance.with_twins(self.canonical_rows) if self.twins_count else self.relevance
+        )
+
+    @property
+    def hidden_entries(self) -> tuple[Rows, Rows] | None:
+        """Rows of queries, ascending, and of the documents hidden from them."""
+        return None if self.hidden is None else (self.hidden.queries, self.hidden.documents)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is scored otherwise than ids and judgements alone would have it, in words."""
+        own = 0 if self.hidden is None else int((self.hidden.counts > 0).sum())
+        twins = len(self.scored.documents) - len(self.relevance.documents)
+        told = (
+            (own, f"{own:,} queries stand in the corpus under their own id, and are not searched "
+             "for themselves (ignore_identical_ids)"),
+            (twins, f"{twins:,} documents have the text of a relevant one, and count as relevant "
+             "(twins_count)"),
+        )  # fmt: skip
+        return tuple(words for count, words in told if count)
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
@@ -137,5 +207,6 @@ class EncodedDataset:
             self.document_ids,
             self.canonical_rows,
             self.keys,
-            None if self.negatives is None else self.negatives.take(queries),
+            *(part and part.take(queries) for part in (self.negatives, self.hidden)),
+            self.twins_count,
         )

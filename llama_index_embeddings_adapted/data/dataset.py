@@ -17,8 +17,6 @@ from . import contents, formats, records, splits
 from .contents import data_statistics as data_statistics
 from .reading import Omissions, read_file
 
-_FIELDS = ("queries", "corpus", *splits.PER_QUERY)
-
 
 class EmbeddingQAFinetuneDataset(BaseModel):
     """Queries, a corpus, and the documents that answer each query.
@@ -39,6 +37,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             mined.
         provenance: Query id → where the query is from: ``"human"``, ``"llm"``, ``"structure"`` (of
             the documents) or ``"feedback"`` (of users), as far as known.
+        ignore_identical_ids: A document with the id of a query does not compete for it, unless it
+            is relevant: where queries stand in the corpus, as in ArguAna and Quora, they would find
+            themselves. As BEIR and MTEB score.
+        twins_count: A document of the same text as a relevant one counts as relevant in scores.
         allow_unjudged: Accept queries without a relevant document, so that :meth:`judged` can drop
             them.
 
@@ -56,6 +58,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     grades: dict[str, dict[str, float]] | None = None
     hard_negatives: dict[str, list[str]] | None = None
     provenance: dict[str, str] | None = None
+    ignore_identical_ids: bool = True
+    twins_count: bool = True
     _report: Any = PrivateAttr(default=None)
 
     def __init__(
@@ -68,6 +72,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         grades: Mapping[str, Mapping[str, float]] | None = None,
         hard_negatives: Mapping[str, Sequence[str]] | None = None,
         provenance: Mapping[str, str] | None = None,
+        ignore_identical_ids: bool = True,
+        twins_count: bool = True,
         allow_unjudged: bool = False,
     ) -> None:
         lists, grades = records.as_lists(relevant_docs, grades)
@@ -82,11 +88,11 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             corpus=dict(corpus),
             relevant_docs={query: list(docs) for query, docs in lists.items()},
             mode=mode,
-            grades=None if grades is None else {q: dict(g) for q, g in grades.items()},
-            hard_negatives=None
-            if hard_negatives is None
-            else {q: list(docs) for q, docs in hard_negatives.items()},
+            grades=grades and {query: dict(own) for query, own in grades.items()},
+            hard_negatives=hard_negatives and {q: list(own) for q, own in hard_negatives.items()},
             provenance=dict(provenance) if provenance else None,
+            ignore_identical_ids=ignore_identical_ids,
+            twins_count=twins_count,
         )
 
     def __len__(self) -> int:
@@ -135,6 +141,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
+    def scored(
+        self, *, ignore_identical_ids: bool = True, twins_count: bool = True
+    ) -> EmbeddingQAFinetuneDataset:
+        """Return the same dataset, to be scored and trained on otherwise, see the class."""
+        same = self._but(ignore_identical_ids=ignore_identical_ids, twins_count=twins_count)
+        return same.reported(self._report)
+
     def reported(self, report: object, *, synthetic: bool = False) -> EmbeddingQAFinetuneDataset:
         """Return the same dataset with a report; ``synthetic`` marks all queries as by an LLM."""
         found = self.with_provenance("llm") if synthetic else self.model_copy()
@@ -142,8 +155,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return found
 
     def _but(self, **changes: Any) -> EmbeddingQAFinetuneDataset:
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**fields, "allow_unjudged": True, **changes})
+        return type(self)(**{**vars(self), "allow_unjudged": True, **changes})
 
     @property
     def query_docid_pairs(self) -> list[tuple[str, list[str]]]:
@@ -222,19 +234,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
     @classmethod
     def from_records(
-        cls,
-        rows: Any,
-        *,
-        query: str | None = None,
-        document: str | Sequence[str] | None = None,
-        negative: str | Sequence[str] | None = None,
-        grade: str | None = None,
-        query_id: str | None = None,
-        document_id: str | None = None,
-        queries: Mapping[Any, str] | None = None,
-        corpus: Mapping[Any, str] | None = None,
-        provenance: str | None = None,
-        strict: bool = False,
+        cls, rows: Any, *, strict: bool = False, **options: Any
     ) -> EmbeddingQAFinetuneDataset:
         """Read rows as people have them; columns are found by their usual names, or named.
 
@@ -246,33 +246,24 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Args:
             rows: Dicts, tuples, or what holds them: a data frame, an Arrow table, an object with a
                 list or columns in it, the :class:`~pathlib.Path` of a file.
-            query: Column of the query's text.
-            document: Column or columns of the relevant passages: a text or an id, or several.
-            negative: Column or columns of passages that look relevant and are not.
-            grade: Column of how relevant the passage is.
-            query_id: Column of the query's id, made from the text by default.
-            document_id: Column of the passage's id, likewise.
-            queries: Id → text, where rows name queries by id.
-            corpus: Id → text: passages that rows name by id, and others to search in.
-            provenance: Of all queries, see the class; by default what the rows say of it.
             strict: Refuse rows that cannot be used, instead of leaving them out with a warning.
+            options: ``query=``, ``document=``, ``negative=``, ``grade=``, ``query_id=``,
+                ``document_id=``: the column of the query's text, of the relevant passages (texts or
+                ids; or several columns), of passages that look relevant and are not (likewise), of
+                how relevant the passage is, of ids. ``queries=``, ``corpus=``: id → text, where
+                rows name them by id, and others to search in. ``provenance=`` of all queries, see
+                the class; by default what the rows say of it.
 
         Raises:
             DatasetError: No column is known to hold queries or documents, or nothing is left.
         """
-        columns = {"query": query, "document": document, "negative": negative, "grade": grade}
-        columns |= {"query_id": query_id, "document_id": document_id}
+        return cls._of_rows(rows, strict=strict, **options)
+
+    @classmethod
+    def _of_rows(cls, rows: Any, *, strict: bool, **options: Any) -> EmbeddingQAFinetuneDataset:
         omissions = Omissions(rows if isinstance(rows, Path) else "rows", strict=strict)
-        if isinstance(rows, Path):
-            rows = read_file(rows, omissions)
-        parts = records.parts_of(
-            rows,
-            columns=columns,
-            queries=queries,
-            corpus=corpus,
-            provenance=provenance,
-            omissions=omissions,
-        )
+        table = read_file(rows, omissions) if isinstance(rows, Path) else rows
+        parts = records.parts_of(table, omissions=omissions, **options)
         omissions.tell()
         return cls(**parts)
 
@@ -291,6 +282,29 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             MissingExtraError: Parquet needs pyarrow.
         """
         return cls.from_records(Path(path), **arguments)
+
+    @classmethod
+    def from_feedback(
+        cls, rows: Any, *, strict: bool = False, **options: Any
+    ) -> EmbeddingQAFinetuneDataset:
+        """Read a log of what users were shown and clicked, or voted for: a row per document shown.
+
+        What stands first is looked at most, so a click at position k, counted from 1, weighs
+        ``k ** bias``. Documents of at least half the weight of a query's best are relevant; those
+        that stood above a click and were never clicked are hard negatives, as are those voted down.
+
+        Args:
+            rows: See :meth:`from_records`.
+            strict: Likewise.
+            options: Those of :meth:`from_records`, the columns ``position=`` and ``session=``
+                (where a query is shown several lists), and fields of :class:`Feedback`:
+                ``bias``, ``min_clicks``, ….
+
+        Source:
+            Joachims, Swaminathan and Schnabel 2017, arXiv:1608.04468, section 3 (inverse
+            propensity); Joachims 2002, section 3 (skipped above a click).
+        """
+        return cls._of_rows(rows, strict=strict, feedback=True, **options)
 
     from_csv = from_jsonl = from_parquet = from_file  # one reader, which looks inside
     from_dataframe = from_records
@@ -340,10 +354,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def subset(self, query_ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
         """Keep these queries, in this order, and the whole corpus."""
         chosen = list(query_ids)
-        parts = {name: getattr(self, name) for name in ("queries", *splits.PER_QUERY)}
         found = {
-            name: part and {query: part[query] for query in chosen if query in part}
-            for name, part in parts.items()
+            name: (part := getattr(self, name))
+            and {query: part[query] for query in chosen if query in part}
+            for name in ("queries", *splits.PER_QUERY)
         }
         return self._but(**found, allow_unjudged=False)
 
@@ -378,8 +392,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        mine, theirs = ({name: getattr(part, name) for name in _FIELDS} for part in (self, other))
-        return EmbeddingQAFinetuneDataset(**splits.merged(mine, theirs))
+        return EmbeddingQAFinetuneDataset(**splits.merged(vars(self), vars(other)))
 
     def train_test_split(
         self,
@@ -417,34 +430,19 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return self.subset(train), self.subset(test)
 
 
-def as_dataset(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Accept our dataset, and objects of the old package's class.
-
-    Args:
-        value: What was given.
-        name: Of the argument, for the error.
-
-    Raises:
-        OptionError: Anything else.
-        DatasetError: Bad data, see :class:`EmbeddingQAFinetuneDataset`.
-    """
-    if isinstance(value, EmbeddingQAFinetuneDataset):
-        return value
-    try:
-        return EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
-    except AttributeError:
-        raise OptionError(
-            f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
-        ) from None
-
-
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset whose every query has an answer.
+    """Return a dataset whose every query has an answer; the old package's class will do.
 
     Raises:
-        DatasetError: One has none.
+        DatasetError: A query has none, or see :class:`EmbeddingQAFinetuneDataset`.
         OptionError: No dataset.
     """
-    dataset = as_dataset(value, name)
-    contents.check_judged(dataset.queries, dataset.relevant_docs, what=f"{name}: ")
-    return dataset
+    if not isinstance(value, EmbeddingQAFinetuneDataset):
+        try:
+            value = EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
+        except AttributeError:
+            raise OptionError(
+                f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
+            ) from None
+    contents.check_judged(value.queries, value.relevant_docs, what=f"{name}: ")
+    return value

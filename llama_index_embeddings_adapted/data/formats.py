@@ -273,11 +273,13 @@ def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, 
 OBJECTS = ("queries", "corpus", "relevant_docs")
 OLD = (*OBJECTS, "mode")
 ADDED = ("grades", "hard_negatives", "provenance")
+FLAGS = ("ignore_identical_ids", "twins_count")
 
 
 def write_qa_json(path: Path, dataset: Mapping[str, Any]) -> None:
     """Write the fields of a dataset, atomically; what ours adds only where there is any."""
     added = {key: dataset[key] for key in ADDED if dataset[key] is not None}
+    added |= {key: False for key in FLAGS if not dataset[key]}
     files.write_json(path, {key: dataset[key] for key in OLD} | added)
 
 
@@ -351,7 +353,7 @@ def mended_qa(
             )
             for document, grade in graded(documents, omissions).items()
         }
-    for key in set(data) - {*OLD, *ADDED, "negative_docs"}:
+    for key in set(data) - {*OLD, *ADDED, *FLAGS, "negative_docs"}:
         omissions.add("unknown keys", key)
     parts = fitted(
         texts["queries"], texts["corpus"], judged, omissions, allow_unjudged=allow_unjudged
@@ -367,6 +369,7 @@ def mended_qa(
         "mode": data.get("mode", "text"),
         "hard_negatives": None if lists is None else _mined(lists, parts, omissions),
         "provenance": sources and {q: s for q, s in sources.items() if q in parts["queries"]},
+        **{flag: False for flag in FLAGS if data.get(flag) is False},
     }
 
 

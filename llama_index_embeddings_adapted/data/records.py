@@ -13,11 +13,12 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import DatasetError, quote_some
 from . import formats
+from .contents import Feedback, Shown
 from .reading import Omissions, plain_id, repaired
 
 Row = Mapping[str, Any]
@@ -35,7 +36,9 @@ NAMES: dict[str, tuple[str, ...]] = {
                  "negative_passages", "hard_negative_ctxs", "negative_docs"),
     "grade": ("grade", "score", "relevance", "label", "rating", "rel", "similarity"),
     "thumbs": ("thumbs", "thumb", "feedback", "vote", "helpful", "clicked"),
-    "clicks": ("clicks", "click_count", "count"),
+    "clicks": ("clicks", "click_count", "count", "click"),
+    "position": ("position", "rank", "shown_at"),
+    "session": ("session", "session_id", "impression", "impression_id", "request_id"),
     "query_id": ("query_id", "qid", "queryid", "query-id"),
     "document_id": ("document_id", "doc_id", "docid", "corpus_id", "corpus-id", "passage_id", "pid",
                     "node_id", "chunk_id"),
@@ -102,19 +105,31 @@ class _Gathered:
 def parts_of(
     rows: Any,
     *,
-    columns: Mapping[str, str | Sequence[str] | None],
-    queries: Mapping[Any, str] | None,
-    corpus: Mapping[Any, str] | None,
-    provenance: str | None,
+    queries: Mapping[Any, str] | None = None,
+    corpus: Mapping[Any, str] | None = None,
+    provenance: str | None = None,
     omissions: Omissions,
+    feedback: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``.
+
+    Args:
+        rows: What holds them.
+        queries: Id → text.
+        corpus: Id → text.
+        provenance: Of all queries.
+        omissions: Take note of what is left out.
+        feedback: Whether rows say what was shown; those with clicks and positions do.
+        options: Role → column or columns; fields of :class:`Feedback`.
 
     Raises:
         DatasetError: No columns of queries and documents are found, or nothing is left.
     """
     if _is_qa(rows):
         return formats.mended_qa(rows, omissions)
+    known = {each.name for each in fields(Feedback)}
+    reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
     found = _Gathered(omissions)
     for texts, given, mark in ((found.queries, queries, "q"), (found.corpus, corpus, "d")):
         for key, text in (given or {}).items():
@@ -123,8 +138,11 @@ def parts_of(
             else:
                 omissions.add("given texts that are empty", key)
     table = list(rows_of(rows))
-    roles = _roles(table, columns, by_id=(queries is not None, corpus is not None))
+    roles = _roles(table, options, by_id=(queries is not None, corpus is not None))
     found.votes = bool(roles["thumbs"] or roles["clicks"])
+    if feedback or (found.votes and roles["position"]):
+        _read_feedback(table, roles, found, reading)
+        return _finished(found)
     for number, row in enumerate(table, start=1):
         _read_row(row, roles, found, f"row {number}", provenance)
     return _finished(found)
@@ -285,6 +303,27 @@ def _read_row(
         found.sources[query] = source
 
 
+def _read_feedback(
+    rows: Sequence[Row], roles: Mapping[str, list[str]], found: _Gathered, reading: Feedback
+) -> None:
+    """Judge documents by clicks, of which each counts the more the less its place is looked at."""
+    shown: dict[tuple[str, object], list[Shown]] = {}
+    for number, row in enumerate(rows, start=1):
+        query, votes = _query_of(row, roles, found), _grade_of(row, roles)
+        value = _first(row, roles["document"])
+        document = found.document(value, plain_id(_first(row, roles["document_id"])))
+        place = str(_first(row, roles["position"]) or 1)
+        if query is None or document is None or votes is None or not _is_number(place):
+            found.omissions.add("rows without query, document, clicks or position", f"row {number}")
+            continue
+        seen = shown.setdefault((query, _first(row, roles["session"])), [])
+        seen.append((float(place), document, votes))
+    for query, relevant, refused in reading.judged(shown, found.omissions):
+        found.grades[query] = relevant
+        found.negatives[query] = dict.fromkeys(refused)
+        found.sources[query] = "feedback"
+
+
 def _query_of(row: Row, roles: Mapping[str, list[str]], found: _Gathered) -> str | None:
     key, value = plain_id(_first(row, roles["query_id"])), _first(row, roles["query"])
     if key is None and plain_id(value) in found.queries:
@@ -370,7 +409,7 @@ def _source_of(row: Row, roles: Mapping[str, list[str]]) -> str | None:
 def _finished(found: _Gathered) -> dict[str, Any]:
     """Return the arguments of a dataset; what was said not to be relevant is a hard negative."""
     judged = {
-        query: {d: 1.0 if found.votes and grade > 0 else grade for d, grade in grades.items()}
+        query: {d: 1.0 if found.votes and grade >= 1 else grade for d, grade in grades.items()}
         for query, grades in found.grades.items()
     }
     parts = formats.fitted(found.queries, found.corpus, judged, found.omissions)

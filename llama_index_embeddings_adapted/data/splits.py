@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import DatasetError, OptionError
+from .formats import FLAGS
 
 Query = TypeVar("Query", bound=Hashable)
 Document = TypeVar("Document", bound=Hashable)
@@ -161,7 +162,8 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
                 part[name] = second[field][query]
     corpus = {**first["corpus"], **second["corpus"]}
     optional = {name: part or None for name, part in parts.items()}
-    return {"queries": queries, "corpus": corpus, **optional}
+    flags = {name: first[name] for name in FLAGS}
+    return {"queries": queries, "corpus": corpus, **optional, **flags}
 
 
 def kept_of(by_query: Mapping[str, Any] | None, corpus: Mapping[str, str]) -> dict[str, Any] | None:

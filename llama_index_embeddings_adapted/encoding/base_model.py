@@ -26,6 +26,7 @@ import tenacity
 from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
@@ -149,21 +150,30 @@ def is_fatal(error: BaseException) -> bool:
     return is_unreachable(error) or status_of(error) in _FATAL
 
 
-def check_base(model: object, name: str) -> None:
-    """Refuse what is no LlamaIndex embedding model.
+#: What makes a model of a string; a room above, which knows saved adapters, adds itself.
+resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
+
+
+def check_base(model: object, name: str) -> BaseEmbedding:
+    """Return a LlamaIndex embedding model, a string resolved; refuse what is neither.
 
     Args:
         model: What was given.
         name: Of the argument, for the error.
 
     Raises:
-        OptionError: It is none.
+        OptionError: It is none, or a string that names none.
     """
+    try:
+        model = resolvers[-1](model) if isinstance(model, str) else model
+    except (ValueError, ImportError) as cause:
+        raise OptionError(f"{name}: {model!r} names no model here ({cause}).") from cause
     if not isinstance(model, BaseEmbedding):
         raise OptionError(
-            f"{name}: expected a LlamaIndex embedding model, got {type(model).__name__}. "
-            "Strings: use resolve_embed_model first."
+            f"{name}: expected a LlamaIndex embedding model, or a string that names one such as "
+            f'"minilm", got {type(model).__name__}.'
         )
+    return model
 
 
 class BaseModelCalls:

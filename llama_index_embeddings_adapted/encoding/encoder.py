@@ -24,6 +24,7 @@ from .base_model import (
     Embedding,
     Fingerprint,
     base_name,
+    check_base,
     fingerprint_of,
     is_fatal,
     is_passing,
@@ -184,6 +185,7 @@ class Encoder:
         cache_dir: CacheDir = None,
         show_progress: bool = True,
     ) -> None:
+        model = check_base(model, "model")
         self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
@@ -284,22 +286,7 @@ class Encoder:
             self._encode_named(texts, role)
             for texts, role in ((dataset.queries, "query"), (dataset.corpus, "document"))
         )
-        document_row = {document: row for row, document in enumerate(dataset.corpus)}
-        first_with_text: dict[str, int] = {}
-        twins = [
-            first_with_text.setdefault(text, row)
-            for row, text in enumerate(dataset.corpus.values())
-        ]
-        return EncodedDataset(
-            queries,
-            documents,
-            qrels_of(dataset, document_row),
-            tuple(dataset.queries),
-            tuple(dataset.corpus),
-            np.array(twins, dtype=np.int64),
-            content_hashes(list(dataset.corpus.values())),
-            _negatives(dataset, document_row),
-        )
+        return with_rows(dataset, queries, documents)
 
     def _encode_named(self, texts: Mapping[str, str], role: Any) -> Vectors:
         """Embed texts; an error about some of them has their ids."""
@@ -416,16 +403,42 @@ class Encoder:
         raise model_changed(self._name, count)
 
 
-def qrels_of(dataset: EmbeddingQAFinetuneDataset, document_row: Mapping[str, int]) -> Qrels:
-    """Return which rows of the documents answer each query, and how well."""
+def with_rows(
+    dataset: EmbeddingQAFinetuneDataset, queries: Vectors, documents: Vectors
+) -> EncodedDataset:
+    """Return the vectors of a dataset with what else is known of their rows.
+
+    Args:
+        dataset: With ``n`` queries and ``m`` documents.
+        queries: ``(n, dim)``.
+        documents: ``(m, dim)``.
+    """
+    row = {document: number for number, document in enumerate(dataset.corpus)}
+    first: dict[str, int] = {}
+    twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]
     relevant = [dataset.relevant_docs[query] for query in dataset.queries]
-    return Qrels.from_lists(
-        [[document_row[document] for document in documents] for documents in relevant],
-        [
-            [dataset.grade(query, document) for document in documents]
-            for query, documents in zip(dataset.queries, relevant, strict=True)
-        ],
+    grades = [[dataset.grade(q, d) for d in dataset.relevant_docs[q]] for q in dataset.queries]
+    return EncodedDataset(
+        queries,
+        documents,
+        Qrels.from_lists([[row[document] for document in own] for own in relevant], grades),
+        tuple(dataset.queries),
+        tuple(dataset.corpus),
+        np.array(twins, dtype=np.int64),
+        content_hashes(list(dataset.corpus.values())),
+        _negatives(dataset, row),
+        _own(dataset, row) if dataset.ignore_identical_ids else None,
+        dataset.twins_count,
     )
+
+
+def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | None:
+    """Return the document of each query's own id, unless it or its text is an answer."""
+    corpus, found = dataset.corpus, []
+    for query in dataset.queries:
+        answers = {corpus[d] for d in dataset.relevant_docs[query]} if query in corpus else ()
+        found.append([row[query]] if query in corpus and corpus[query] not in answers else [])
+    return Qrels.from_lists(found) if any(found) else None
 
 
 def _negatives(dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]) -> Qrels | None:

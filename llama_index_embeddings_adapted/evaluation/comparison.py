@@ -115,8 +115,9 @@ class Comparison:
             The path written.
         """
         title = title or ", ".join(self.scores) + " compared"
+        notes = next((found.notes for found in self.scores.values()), ())
         return write_page(
-            path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data)
+            path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data, notes=notes)
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,13 +9,15 @@ rest of a corpus.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ..adapters.base import Adapter
 from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks
@@ -24,7 +26,7 @@ from ..data.splits import hold_out_documents
 from ..errors import DatasetError
 from . import metrics
 from .retrieval import RetrievalScores, joined, search
-from .verdict import FEWEST, Difference, paired_difference
+from .verdict import FEWEST, LOOKS_RANDOM, Difference, paired_difference
 
 PerQuery = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -37,6 +39,8 @@ _HELD_OUT_QUERIES = 0.1
 _HELD_OUT_DOCUMENTS = 0.1
 _SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
 _FEWEST_JUDGES = 500
+_RANDOM_LEVEL = 0.01  # one-sided, for labels that look random
+_MOST_LOOKED_AT = 1_000  # queries, for that
 _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
@@ -138,7 +142,8 @@ class Validation:
         self.parts = [part for part in parts if len(part.known)]
         self.known: Mask = np.concatenate([part.known for part in self.parts])
         self._documents = [normalized_rows(part.data.documents) for part in self.parts]
-        self._ideal = [metrics.ideal_gain(part.data.relevance, _DEPTH) for part in self.parts]
+        self._relevance = [part.data.scored for part in self.parts]
+        self._ideal = [metrics.ideal_gain(scored, _DEPTH) for scored in self._relevance]
         self.base_scores = self.judge(None)
         self.base: PerQuery = self.base_scores.values(METRIC)
 
@@ -149,10 +154,17 @@ class Validation:
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each held-out query, ``(n,)``."""
         values = []
-        for part, documents, ideal in zip(self.parts, self._documents, self._ideal, strict=True):
-            relevance = part.data.relevance
+        each = zip(self.parts, self._documents, self._relevance, self._ideal, strict=True)
+        for part, documents, relevance, ideal in each:
             queries = l2_normalize(adapter.apply(part.data.queries))
-            found = ranks(queries, documents, relevance.queries, relevance.documents, depth=_DEPTH)
+            found = ranks(
+                queries,
+                documents,
+                relevance.queries,
+                relevance.documents,
+                depth=_DEPTH,
+                hidden=part.data.hidden_entries,
+            )
             values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
         return np.concatenate(values)
 
@@ -323,6 +335,35 @@ def check_queries_differ(data: EncodedDataset) -> None:
         raise DatasetError(
             f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
         )
+
+
+def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = False) -> bool:
+    """Whether the base model ranks the relevant documents no better than randomly assigned ones.
+
+    Such judgements are nearly always a mistake: ids that do not belong together, or shuffled
+    columns. An adapter can still fit them, and even pass cross-fitting, as it learns which
+    documents are asked for at all; served, it ruins what the base model can do.
+
+    Args:
+        data: Queries with their relevant documents; 1,000 of them are looked at.
+        seed: Of the sample and of the assignment.
+        tell: Print it where they do.
+    """
+    random = np.random.default_rng(seed)
+    rows = np.sort(random.permutation(len(data.relevance))[:_MOST_LOOKED_AT])
+    sample = data.take(rows)
+    relevance = sample.relevance
+    # The same documents as often, so that one that suits every query is no advantage.
+    assigned = replace(relevance, documents=random.permutation(relevance.documents))
+    found, by_chance = (
+        search(replace(sample, relevance=truth), sample.queries, sample.documents).values("mrr@10")
+        for truth in (relevance, assigned)
+    )
+    difference = paired_difference(by_chance, found, metric="mrr@10", seed=seed)
+    random_looking = not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
+    if random_looking and tell:
+        tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.", file=sys.stderr)
+    return random_looking
 
 
 def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:

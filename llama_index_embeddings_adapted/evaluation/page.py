@@ -105,6 +105,7 @@ class PageData:
         data: What was judged on, as ``data_statistics`` gives it.
         note: How the scores came about.
         queries: How many they are, where some are judged more than once.
+        notes: What else is to be known of the scores.
     """
 
     title: str
@@ -116,6 +117,7 @@ class PageData:
     data: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     queries: int = 0
+    notes: Sequence[str] = ()
 
 
 def write_page(path: str | Path, page_data: PageData) -> Path:
@@ -220,6 +222,7 @@ def _summary(
         "Saved": page_data.holds,
         "In training": "" if page_data.verdict else report.get("verdict", ""),
         "Judged by": _judges(page_data, report),
+        "Scores": "; ".join(page_data.notes),
         "Cost per query": _cost_per_query(report.get("deployment")),
         "What could go wrong": " ".join(_risks(page_data, report, lost)),
         "Next step": _NEXT[verdict.decision] if others or page_data.verdict else "",

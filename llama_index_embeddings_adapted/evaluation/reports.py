@@ -11,7 +11,17 @@ from typing import Any, Literal
 from .comparison import Comparison
 from .held_out import PartReport
 from .page import PageData, write_page
-from .verdict import FEWEST, Decision, Verdict, dropping, gaining, inconclusive, with_small_parts
+from .verdict import (
+    FEWEST,
+    LOOKS_RANDOM,
+    MADE,
+    Decision,
+    Verdict,
+    dropping,
+    gaining,
+    inconclusive,
+    with_small_parts,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +235,14 @@ class FinetuneReport:
     def verdict(self) -> Verdict:
         """What to make of it."""
         difference = self.overall.difference
-        synthetic = bool(self.settings.get("judged_on_synthetic"))
+        judged: Mapping[str, int] = self.settings.get("judged_on") or {}
+        made = sum(judged.get(source, 0) for source in MADE)
+        real = sum(judged.values()) - made if judged else difference.queries
         if self.choice is not None:
-            ships = self.choice.ship and synthetic
-            return gaining(difference, synthetic=True) if ships else self.choice.verdict
+            return gaining(difference, real=real) if self.choice.ship else self.choice.verdict
+        generalises = self.new is not None and self.new.difference.beyond_luck
+        if self.settings.get("looks_random") and not generalises:
+            return LOOKS_RANDOM
         if self.weight == 0.0:
             return Verdict(
                 Decision.KEEP_BASE,
@@ -242,7 +256,7 @@ class FinetuneReport:
                 "returned changes nothing",
             )
         gains = difference.low > 0
-        verdict = gaining(difference, synthetic=synthetic) if gains else inconclusive(difference)
+        verdict = gaining(difference, real=real) if gains else inconclusive(difference)
         if self.settings.get("expect") is not None:
             return verdict
         known, new = (0 if part is None else part.queries for part in (self.known, self.new))
@@ -258,6 +272,15 @@ class FinetuneReport:
         elsewhere = f"; the candidate is in {self.candidate}" if self.candidate else ""
         return f"the base model, unchanged{elsewhere}"
 
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """What is to be known beside the verdict, in words."""
+        judged = self.settings.get("judged_on") or {}
+        sources = ", ".join(f"{count:,} {source}" for source, count in sorted(judged.items()))
+        notes = self.settings.get("notes") or ()
+        told = [f"judged on queries from: {sources}"] if set(judged) - {"unknown"} else []
+        return (f"saved: {self.holds}", *told, *notes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
         return {
@@ -266,6 +289,7 @@ class FinetuneReport:
             "saved": self.saved,
             "candidate": self.candidate or None,
             "holds": self.holds,
+            "headline": list(self.headline),
             "overall": self.overall.to_dict(),
             "known": None if self.known is None else self.known.to_dict(),
             "new": None if self.new is None else self.new.to_dict(),
@@ -310,11 +334,12 @@ class FinetuneReport:
                 {"adapted": self.to_dict()},
                 note=_CROSS_FITTED if self.choice else _HELD_OUT,
                 queries=self.overall.queries,
+                notes=self.settings.get("notes") or (),
             ),
         )
 
     def __str__(self) -> str:
-        lines = [f"Verdict: {self.verdict}.", f"  saved: {self.holds}"]
+        lines = [f"Verdict: {self.verdict}.", *(f"  {line}" for line in self.headline)]
         parts = (
             ("all", self.overall),
             ("documents with training questions", self.known),

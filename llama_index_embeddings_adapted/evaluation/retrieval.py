@@ -25,8 +25,9 @@ from ..core.arrays import (
 )
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
+from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder, qrels_of
+from ..encoding.encoder import Adapting, Encoder, with_rows
 from ..errors import DatasetError, OptionError, quote_some
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import Mixture
@@ -34,7 +35,7 @@ from . import metrics
 from .metrics import PerQuery
 
 #: What can be scored: see :func:`evaluate_retrieval`.
-Retrieving = BaseEmbedding | Mixture | BaseRetriever | BM25Index
+Retrieving = str | BaseEmbedding | Mixture | BaseRetriever | BM25Index
 
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
@@ -58,6 +59,7 @@ class RetrievalScores:
         base_calls: Calls to the embedding model; 0 where the cache held everything.
         base_texts: Texts sent to it.
         base_tokens: Tokens of those texts, about: a token for every four characters.
+        notes: What was scored otherwise than ids and judgements alone would have it.
     """
 
     ranked: Rows
@@ -69,6 +71,7 @@ class RetrievalScores:
     base_calls: int = 0
     base_texts: int = 0
     base_tokens: int = 0
+    notes: tuple[str, ...] = ()
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, metric: str) -> float:
@@ -125,11 +128,13 @@ class RetrievalScores:
             "base_calls": self.base_calls,
             "base_texts": self.base_texts,
             "base_tokens": self.base_tokens,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
-        return f"{len(self.query_ids)} queries, {len(self.document_ids)} documents: {shown}"
+        counts = f"{len(self.query_ids)} queries, {len(self.document_ids)} documents"
+        return "\n".join([f"{counts}: {shown}", *self.notes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +173,10 @@ def evaluate_retrieval(
     one base cost one embedding run.
 
     Args:
-        embed_model: Any LlamaIndex embedding model; a :class:`Mixture` of one with words and a
-            prior; a :class:`BM25Index` of the corpus; or any LlamaIndex retriever whose node ids
-            are document ids: it is asked query by query, and what it does not give counts as not
-            found.
+        embed_model: Any LlamaIndex embedding model, or what names one; a :class:`Mixture` of one
+            with words and a prior; a :class:`BM25Index` of the corpus; or any LlamaIndex retriever
+            whose node ids are document ids: it is asked query by query, and what it does not give
+            counts as not found.
         dataset: Queries, corpus and relevance.
         ks: Cut-offs that tables show.
         batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
@@ -187,6 +192,8 @@ def evaluate_retrieval(
     began = time.perf_counter()
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
         return _asked(embed_model, answered(dataset, "dataset"), cuts)
+    if isinstance(embed_model, str):
+        embed_model = check_base(embed_model, "embed_model")
     mixture = embed_model if isinstance(embed_model, Mixture) else None
     embed_model = embed_model.embed_model if isinstance(embed_model, Mixture) else embed_model
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
@@ -203,7 +210,8 @@ def evaluate_retrieval(
     if mixture is not None:
         texts, unit = list(dataset.queries.values()), l2_normalize(queries)
         given = (texts, dataset.corpus, unit, documents, data.keys)
-        scores = replace(scores, ranked=mixture.rank(*given, depth=scores.ranked.shape[1]))
+        ranked = mixture.rank(*given, depth=_depth(data, cuts))
+        scores = _scored(data, ranked, cuts, 0.0)
     return replace(
         scores,
         seconds=time.perf_counter() - began,
@@ -218,8 +226,10 @@ def _asked(
 ) -> RetrievalScores:
     """Score what a retriever gives, query by query."""
     began = time.perf_counter()
+    none = np.empty((0, 0), dtype=np.float32)
+    data = with_rows(dataset, none, none)
     rows = {document: row for row, document in enumerate(dataset.corpus)}
-    depth = min(max(DEPTH, *ks), len(rows))
+    depth = _depth(data, ks)
     ranked = np.full((len(dataset.queries), depth), NO_DOCUMENT, dtype=np.int64)
     for place, query in enumerate(dataset.queries.values()):
         if isinstance(model, BM25Index):
@@ -234,9 +244,7 @@ def _asked(
             )
         given = list(dict.fromkeys(found))[:depth]
         ranked[place, : len(given)] = [rows[name] for name in given]
-    seconds = time.perf_counter() - began
-    qrels = qrels_of(dataset, rows)
-    return RetrievalScores(ranked, qrels, tuple(dataset.queries), tuple(rows), ks, seconds)
+    return _scored(data, ranked, ks, time.perf_counter() - began)
 
 
 def search(
@@ -256,9 +264,23 @@ def search(
     """
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
-    ranked, _ = top_k(l2_normalize(queries), rows, max(DEPTH, *ks))
-    seconds = time.perf_counter() - began
-    return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks, seconds)
+    ranked, _ = top_k(l2_normalize(queries), rows, _depth(data, ks))
+    return _scored(data, ranked, ks, time.perf_counter() - began)
+
+
+def _scored(
+    data: EncodedDataset, ranked: Rows, ks: tuple[int, ...], seconds: float
+) -> RetrievalScores:
+    """Return the scores of rankings; documents hidden from a query are put behind all others."""
+    ranked = (ranked if data.hidden is None else data.hidden.last(ranked))[:, : max(DEPTH, *ks)]
+    ids = data.query_ids, data.document_ids
+    return RetrievalScores(ranked, data.scored, *ids, ks, seconds, notes=data.notes)
+
+
+def _depth(data: EncodedDataset, ks: tuple[int, ...]) -> int:
+    """Return how many documents to look for, so that enough are left without the hidden ones."""
+    hidden = 0 if data.hidden is None else int(data.hidden.counts.max(initial=0))
+    return min(max(DEPTH, *ks) + hidden, len(data.document_ids))
 
 
 def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
@@ -290,6 +312,7 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
         tuple(query for scores in parts for query in scores.query_ids),
         tuple(document_ids),
         parts[0].ks,
+        notes=tuple(dict.fromkeys(note for scores in parts for note in scores.notes)),
     )
 
 
@@ -371,9 +394,9 @@ def hard_negatives(
     for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
         relevant = data.canonical_rows[data.relevance.relevant_to(query)]
         allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
-        allowed &= ~np.isin(data.canonical_rows[rows], relevant) & (
-            data.canonical_rows[rows] == rows
-        )
+        own = [] if data.hidden is None else data.hidden.relevant_to(query)
+        allowed &= ~np.isin(data.canonical_rows[rows], relevant) & ~np.isin(rows, own)
+        allowed &= data.canonical_rows[rows] == rows
         found.append(rows[allowed][skip : skip + k])
     return found
 

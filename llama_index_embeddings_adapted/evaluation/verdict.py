@@ -88,21 +88,31 @@ LOOKS_RANDOM = Verdict(
 #: Queries on known, or on new, documents from which on they decide by themselves. In simulation, a
 #: loss of .15 NDCG@10 is then seen five times as often as one that is not there (benchmarks: parts)
 FEWEST = 20
+#: Judged queries from which on a gain may be shipped. Below, nothing learnt looks like a gain in
+#: more than 1 run of 100 (benchmarks: nulls)
+FEWEST_TO_SHIP = 20
+#: Sources of queries that no user asked: a gain on them alone proves nothing of live queries
+MADE = ("llm", "structure")
+_SURE = 3.1  # standard errors: one-sided, one in a thousand
 _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
 
 
-def gaining(difference: Difference, *, synthetic: bool = False) -> Verdict:
-    """Return the verdict on a significant gain; queries that an LLM wrote prove nothing of others.
+def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
+    """Return the verdict on a significant gain; too few queries of people prove nothing.
 
     Args:
         difference: The gain.
-        synthetic: Whether an LLM wrote the queries.
+        real: Judged queries that neither an LLM wrote nor documents contain; None for all.
     """
+    real = difference.queries if real is None else real
     numbers = f"{difference.mean:+.4f} NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}]"
-    if synthetic:
-        reason = f"judge on real queries before shipping; those of an LLM gain {numbers}"
-        return Verdict(Decision.PROMISING, reason, difference)
-    return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
+    if real >= FEWEST_TO_SHIP:
+        return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
+    asked = f"{real} of" if real else "none of"
+    few = (
+        f"{asked} those judged, at least {FEWEST_TO_SHIP} are needed; held-out ones gain {numbers}"
+    )
+    return Verdict(Decision.PROMISING, f"judge on real queries before shipping; {few}", difference)
 
 
 def dropping(documents: Literal["known", "new"], difference: Difference) -> Verdict:
@@ -170,6 +180,13 @@ class Difference:
     def provable(self) -> float:
         """The gain these queries can prove 9 times in 10 (one-sided 5 %): 2.93 · sd / √n."""
         return float(2.93 * self.deviation / self.queries**0.5)
+
+    @property
+    def beyond_luck(self) -> bool:
+        """Whether a gain is more than one in a thousand; of one in twenty, shuffled pairs have
+        many.
+        """
+        return self.low > 0 and self.mean > _SURE * self.deviation / self.queries**0.5
 
     @property
     def queries_needed(self) -> int:

@@ -83,7 +83,7 @@ class GenerationOptions:
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
         if self.embed_model is not None:
-            check_base(self.embed_model, "embed_model")
+            object.__setattr__(self, "embed_model", check_base(self.embed_model, "embed_model"))
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")

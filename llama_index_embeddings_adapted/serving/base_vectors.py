@@ -19,6 +19,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 
 from ..core.arrays import Role
+from ..data.reading import repaired
 from ..encoding.base_model import (
     Embedding,
     base_name,
@@ -81,7 +82,7 @@ class BaseVectors:
 
     def query(self, text: str) -> Embedding:
         """Embed one query."""
-        model = self._model
+        model, text = self._model, repaired(text)  # half a surrogate is no text to a server
         if self.cache is not None or model.embeddings_cache is not None:
             return self.embed([text], "query", 1)[0]
         self._count()
@@ -91,7 +92,7 @@ class BaseVectors:
 
     async def aquery(self, text: str) -> Embedding:
         """Embed one query, asynchronously."""
-        model = self._model
+        model, text = self._model, repaired(text)
         if self.cache is not None or model.embeddings_cache is not None:
             return (await self.aembed([text], "query", 1))[0]
         self._count()
@@ -112,6 +113,7 @@ class BaseVectors:
         self._count()
         store, collection = self._place(role)
         found: dict[str, Embedding] = {}
+        texts = [repaired(text) for text in texts]
         distinct = list(dict.fromkeys(texts))
         for text in distinct if store is not None else ():
             # LlamaIndex's stores keep one vector as {random id: vector}; so do we, to share them.

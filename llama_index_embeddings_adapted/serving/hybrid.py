@@ -101,8 +101,8 @@ class HybridRetriever(BaseRetriever):
         check_whole("candidates", candidates)
         self.dense, self.nodes, self.views = dense, nodes, views
         self.top_k, self.candidates = top_k, candidates
-        self.embed_model = embed_model or getattr(dense, "_embed_model", None)
-        check_base(self.embed_model, "embed_model")
+        embed_model = embed_model or getattr(dense, "_embed_model", None)
+        self.embed_model = check_base(embed_model, "embed_model")
         self._past: list[Views] = []
         self._lock = threading.Lock()
         self._allowed: tuple[BM25Index, Any] | None = None

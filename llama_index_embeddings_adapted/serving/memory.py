@@ -304,7 +304,7 @@ def base_of(model: BaseEmbedding) -> BaseEmbedding:
     Raises:
         OptionError: Not an embedding model.
     """
-    check_base(model, "embed_model")
+    model = check_base(model, "embed_model")
     return model.base_embed_model if isinstance(model, Adapting) else model
 
 

@@ -150,7 +150,7 @@ class ServedEmbedding(WrappedEmbedding):
         cache: object = None,
         **fields: Any,
     ) -> None:
-        check_base(base, "base_embed_model")
+        base = check_base(base, "base_embed_model")
         super().__init__(base, prefix, base_embed_model=base, **fields)
         self._training = dict(training or {})
         self._ask_base(cache)

@@ -6,7 +6,8 @@ Two ways to an adapter: one that won in cross-fitting, or one map trained with e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,11 @@ from ..evaluation.held_out import (
     compare_by_part,
     drop_leaked_queries,
     hold_out_split,
+    labels_look_random,
 )
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
+from ..evaluation.verdict import LOOKS_RANDOM
 from ..serving.embedding import AdaptedEmbedding
 from .auto.search_space import check_methods
 from .auto.tune import tune
@@ -73,7 +76,7 @@ class EmbeddingAdapterFinetuneEngine:
 
     Args:
         dataset: Queries to learn from.
-        embed_model: Any LlamaIndex embedding model.
+        embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
         batch_size: Queries per step; 64 by default.
         epochs: Passes over the queries of ``"linear"``, at most; 40 by default.
         adapter_model: Where to start: an :class:`Adapter`, or a ``LinearLayer`` or ``TwoLayerNN``
@@ -98,8 +101,8 @@ class EmbeddingAdapterFinetuneEngine:
             no call of the base model where its vectors are cached.
         ship: ``"proven"``: where the verdict is against it, the model returned is the base model,
             and the candidate is kept aside, in :attr:`candidate` and in the folder
-            ``<model_output_path>.candidate``. ``"always"``: the candidate is returned. Of no effect
-            with ``method="linear"``.
+            ``<model_output_path>.candidate``. ``"always"``: the candidate is returned.
+            ``method="linear"`` returns it unless the judgements look random.
         expect: The share of live queries, in [0, 1], about documents that training has questions
             for, if you know it: epochs are then chosen by that mixture, and a loss on the other
             documents is accepted if the mixture gains. None: no part may lose.
@@ -124,7 +127,7 @@ class EmbeddingAdapterFinetuneEngine:
     def __init__(
         self,
         dataset: EmbeddingQAFinetuneDataset,
-        embed_model: BaseEmbedding,
+        embed_model: BaseEmbedding | str,
         batch_size: int | None = None,
         epochs: int | None = None,
         adapter_model: Any | None = None,
@@ -149,10 +152,9 @@ class EmbeddingAdapterFinetuneEngine:
         show_progress: bool = True,
         **train_kwargs: Any,
     ) -> None:
-        check_base(embed_model, "embed_model")
         check_whole("checkpoint_save_steps", checkpoint_save_steps)
         self.dataset = answered(dataset, "dataset")
-        self.embed_model = embed_model
+        self.embed_model = check_base(embed_model, "embed_model")
         self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._start = None if adapter_model is None else _as_adapter(adapter_model)
         loop = {"batch_size": batch_size, "epochs": epochs, "start": start, "refit": refit}
@@ -208,8 +210,7 @@ class EmbeddingAdapterFinetuneEngine:
         options = self._options_for(known_options(train_kwargs))
         candidate_output = self._output.with_name(f"{self._output.name}.candidate")
         files.check_target_folder(self._output)
-        if options.method != "linear":
-            files.check_target_folder(candidate_output)
+        files.check_target_folder(candidate_output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
         began = time.perf_counter()
@@ -245,6 +246,7 @@ class EmbeddingAdapterFinetuneEngine:
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         data = own if given is None else drop_leaked_queries(own, given)
         start = self._start or _default_start(data, options)
+        looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
         shown = self._show_progress
         on_step = None if self._checkpoints is None else self._checkpoint
@@ -259,11 +261,16 @@ class EmbeddingAdapterFinetuneEngine:
             best_epoch=fitted.best_epoch,
             history=fitted.history,
             interrupted=fitted.interrupted,
-            settings=settings_of(options) | self._judged_on(self._val_dataset or self.dataset),
+            settings=settings_of(options)
+            | {"looks_random": looks_random, "notes": list(base.notes)}
+            | self._judged_on(base.query_ids),
             held_out=Comparison({"base": base, "adapted": adapted}, self._texts(validation, given)),
             **self._cost(encoder, began),
         )
-        return self._serving(adapter or fitted.adapter, None, report, own)
+        candidate = served = adapter or fitted.adapter
+        if report.verdict == LOOKS_RANDOM and options.ship != "always":
+            served = LinearAdapter.identity(start.input_dim)
+        return self._serving(served, candidate, report, own)
 
     def _cross_fit(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
         """Let methods compete on all queries, each judged by what has not seen it."""
@@ -291,7 +298,7 @@ class EmbeddingAdapterFinetuneEngine:
             known=tuned.known,
             new=tuned.new,
             train_queries=len(data.relevance),
-            settings=kept | self._judged_on(self.dataset, given),
+            settings=kept | {"notes": list(data.notes)} | self._judged_on(data.query_ids),
             choice=tuned.choice,
             held_out=Comparison(tuned.judged, texts),
             **self._cost(encoder, began),
@@ -348,9 +355,12 @@ class EmbeddingAdapterFinetuneEngine:
             "data": data_statistics(self.dataset),
         }
 
-    @staticmethod
-    def _judged_on(*datasets: EmbeddingQAFinetuneDataset | None) -> dict[str, bool]:
-        return {"judged_on_synthetic": any(d.synthetic for d in datasets if d is not None)}
+    def _judged_on(self, queries: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Return how many of these queries come from where."""
+        known = dict(self.dataset.provenance or {})
+        if self._val_dataset is not None:
+            known |= self._val_dataset.provenance or {}
+        return {"judged_on": dict(Counter(known.get(query, "unknown") for query in queries))}
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
         if self._checkpoints is not None and step % self._checkpoint_steps == 0:
@@ -371,6 +381,7 @@ class EmbeddingAdapterFinetuneEngine:
                 "There is no model before finetune(). To load an earlier one: "
                 f'AdaptedEmbedding.from_pretrained("{self._output}", embed_model).'
             )
+        model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._found.model
         known = {"training": model.training, "sketch": model.sketch}
         return AdaptedEmbedding(model.base_embed_model, model.adapter, **{**known, **model_kwargs})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
+from ..core.encoded import Qrels
 from ..errors import OptionError
 
 
@@ -181,6 +182,9 @@ class TrainingDocuments:
         return as_tensor((total / len(self)).astype(np.float32), self._device)
 
 
+_NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
+
+
 class Targets(NamedTuple):
     """Which candidates a query should rank first.
 
@@ -188,11 +192,26 @@ class Targets(NamedTuple):
         queries: ``(entries,)``, rows of the batch.
         documents: ``(entries,)``, rows of the candidates.
         shares: ``(entries,)``, ``> 0``; those of one query sum to 1.
+        askers: ``(hidden,)``, rows of the batch, and
+        hidden: for each the row of a candidate that does not compete for it.
     """
 
     queries: Tensor
     documents: Tensor
     shares: Tensor
+    askers: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def of(
+        cls, relevant: Qrels, hidden: Qrels, candidates: Rows, device: torch.device | None = None
+    ) -> Targets:
+        """Place the documents of a batch of queries among candidates, whose rows ascend."""
+        wanted, own = relevant.among(candidates), hidden.among(candidates)
+        shares = (1.0 / wanted.counts[wanted.queries]).astype(np.float32)
+        arrays: tuple[NDArray[Any], ...] = (wanted.queries, wanted.documents, shares)
+        arrays += (own.queries, own.documents)
+        return cls(*(as_tensor(array, device or torch.device("cpu")) for array in arrays))
 
 
 def ranking_nll(
@@ -232,6 +251,8 @@ def ranking_nll(
     if stands_for > 1.0:  # lowers the relevant ones, which is to raise all others
         lower = torch.full_like(targets.shares, -math.log(stands_for), dtype=logits.dtype)
         logits.index_put_(entries, lower, accumulate=True)
+    if len(targets.hidden):
+        logits = logits.index_put((targets.askers, targets.hidden), logits.new_tensor(_NEVER))
     wanted = torch.zeros_like(logits)
     wanted[entries] = targets.shares.to(logits.dtype)
     return nn.functional.cross_entropy(logits, wanted)

@@ -106,6 +106,8 @@ class _Listwise:
         self._relevance = Qrels(
             train.relevance.offsets, np.searchsorted(asked, relevant), train.relevance.grades
         )
+        nothing = Qrels.from_lists([[]] * len(train.relevance))
+        self._hidden = (train.hidden or nothing).among(asked)
         self._queries = torch.from_numpy(queries)
         self._asked = torch.from_numpy(documents[asked])
         self._others = torch.from_numpy(
@@ -140,15 +142,10 @@ class _Listwise:
         rows = torch.from_numpy(candidates)
         offsets = self._offsets(rows)
         moved = nn.functional.normalize(self._asked[rows] + offsets, dim=1)
-        shares = np.repeat(1.0 / relevant.counts, relevant.counts).astype(np.float32)
         loss = ranking_nll(
             self._queries[torch.from_numpy(batch)],
             torch.cat([moved, others]),
-            Targets(
-                torch.from_numpy(relevant.queries),
-                torch.from_numpy(np.searchsorted(candidates, relevant.documents)),
-                torch.from_numpy(shares),
-            ),
+            Targets.of(relevant, self._hidden.take(batch), candidates),
             temperature=self._log_temperature.exp(),
         )
         loss = loss + self._options.shrinkage * offsets.square().sum()

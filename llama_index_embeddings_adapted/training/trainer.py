@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -223,7 +222,8 @@ class _Competition:
         first = train.canonical_rows
         self.relevance = replace(train.relevance, documents=first[train.relevance.documents])
         # Hard negatives compete like the documents that queries ask for.
-        mined = train.negatives or Qrels.from_lists([[]] * len(train.relevance))
+        nothing = Qrels.from_lists([[]] * len(train.relevance))
+        mined, self._hidden = train.negatives or nothing, train.hidden or nothing
         self._negatives = replace(mined, documents=first[mined.documents])
         asked = np.concatenate([self.relevance.documents, self._negatives.documents])
         self._candidates = np.unique(first if options.loss == "corpus" else asked)
@@ -256,13 +256,8 @@ class _Competition:
 
     def targets(self, batch: Rows, candidates: Rows) -> Targets:
         """Return the relevant documents of each query of a batch among the candidates."""
-        relevant = self.relevance.take(batch)
-        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
-        there = candidates[place] == relevant.documents
-        queries = relevant.queries[there]
-        shares = (1.0 / np.bincount(queries, minlength=len(batch))[queries]).astype(np.float32)
-        arrays: tuple[NDArray[Any], ...] = (queries, place[there], shares)
-        return Targets(*(as_tensor(array, self._device) for array in arrays))
+        relevant, hidden = (own.take(batch) for own in (self.relevance, self._hidden))
+        return Targets.of(relevant, hidden, candidates, self._device)
 
     def anchors(self) -> Tensor:
         """Draw the documents whose scores should stay."""

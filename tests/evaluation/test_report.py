@@ -58,8 +58,19 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
             r"^ship: .*; too few queries to show a loss: 6 on new documents$",
         ),
         (
-            report(part(0.3, 0.1), settings={"judged_on_synthetic": True}),
-            r"^promising: judge on real queries before shipping; those of an LLM gain \+0.2000",
+            report(part(0.3, 0.1), settings={"judged_on": {"llm": 150, "structure": 50}}),
+            r"^promising: judge on real queries before shipping; none of .* gain \+0.2000",
+        ),
+        (
+            report(part(0.3, 0.1), settings={"judged_on": {"llm": 181, "human": 19}}),
+            "^promising: judge on real queries before shipping; 19 of those judged",
+        ),
+        (report(part(0.3, 0.1, queries=18)), "^promising: .* at least 20 are needed"),
+        (report(part(0.3, 0.1), settings={"judged_on": {"llm": 150, "human": 50}}), "^ship"),
+        (report(part(0.3, 0.1), settings={"looks_random": True}), "^do not ship: .*mismatched ids"),
+        (
+            report(part(0.3, 0.1), new=part(0.3, 0.1), settings={"looks_random": True}),
+            "^ship: held-out queries gain",
         ),
     ],
 )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
+from llama_index_embeddings_adapted.evaluation.held_out import labels_look_random
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from llama_index_embeddings_adapted.training.auto.tune import _beyond_luck, labels_look_random, tune
+from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -76,7 +77,7 @@ def test_what_outweighs_labels_that_look_random_is_a_gain_of_one_in_a_thousand()
     def outweighs(errors: float) -> bool:
         found = paired_difference(np.zeros(400), scatter + errors / 20, metric="ndcg@10")
         assert found.low > 0
-        return _beyond_luck(found)
+        return found.beyond_luck
 
     assert not outweighs(2.5)
     assert outweighs(4.0)

@@ -16,7 +16,9 @@ def l2_normalize(*degrees: float) -> torch.Tensor:
 
 def targets(*entries: tuple[int, int, float]) -> Targets:
     queries, documents, shares = zip(*entries, strict=True)
-    return Targets(torch.tensor(queries), torch.tensor(documents), torch.tensor(shares))
+    none = torch.empty(0, dtype=torch.int64)
+    given = (torch.tensor(values) for values in (queries, documents, shares))
+    return Targets(*given, none, none)
 
 
 def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates() -> None:

@@ -84,9 +84,7 @@ class TestFold:
         """
         most = int(self.excluded.counts.max(initial=0))
         found, _ = top_k(queries, documents, min(depth + most, len(documents)))
-        excluded = self.excluded.grades_at(found) > 0
-        order = np.argsort(excluded, axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1)[:, :depth]
+        return self.excluded.last(found)[:, :depth]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +236,14 @@ def _test_fold(
     data: EncodedDataset, relevance: Qrels, judged: NDArray[np.bool_], *, known: bool
 ) -> TestFold:
     """Judge the queries that own some entries by these; their other documents are excluded."""
-    relevant = _where(relevance, judged)
+    relevant, excluded = _where(relevance, judged), _where(relevance, ~judged)
+    excluded = excluded if data.hidden is None else excluded.plus(data.hidden)
     rows = np.flatnonzero(relevant.counts)
     return TestFold(
         data.queries[rows],
         rows,
         relevant.take(rows),
-        _where(relevance, ~judged).take(rows),
+        excluded.take(rows),
         np.full(len(rows), known),
     )
 

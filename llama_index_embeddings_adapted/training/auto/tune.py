@@ -14,7 +14,7 @@ from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset, Qrels
-from ...evaluation.held_out import METRIC, PartReport
+from ...evaluation.held_out import METRIC, PartReport, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
 from ...evaluation.verdict import (
@@ -22,7 +22,6 @@ from ...evaluation.verdict import (
     LOOKS_RANDOM,
     SATURATED,
     Decision,
-    Difference,
     Verdict,
     dropping,
     gaining,
@@ -41,9 +40,6 @@ MOST_DOCUMENTS = 20_000
 _CANDIDATES = 1_024  # documents that compete in a training step
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
-_RANDOM_LEVEL = 0.01  # one-sided
-_MOST_LOOKED_AT = 1_000  # queries, for labels that look random
-_SURE = 3.1  # standard errors: one-sided, one in a thousand
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
 
 
@@ -96,11 +92,9 @@ def tune(
     sample, sampled = _sampled(data, options.seed)
     mix = QueryMix.of(expect, data)
     provable = 2.93 * _LARGEST_DEVIATION / len(sample.relevance) ** 0.5
-    looks_random = labels_look_random(sample, seed=options.seed)
     if show_progress:
         tqdm.write(_announcement(len(sample.relevance), provable, mix, sampled))
-        if looks_random:
-            tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.")
+    looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
     space = search_space(methods, adapts)
     identity = LinearAdapter.identity(data.queries.shape[1])
@@ -113,7 +107,7 @@ def tune(
     verdict = _judge(selection, overall, known, new)
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
-    if looks_random and not (new and _beyond_luck(new.difference)):  # generalising is no artefact
+    if looks_random and not (new and new.difference.beyond_luck):  # generalising is no artefact
         verdict = LOOKS_RANDOM
     choice = SelectionReport(
         str(selection.spec),
@@ -152,31 +146,6 @@ def refit_on_all(spec: PipelineSpec, fitter: PipelineFitter) -> tuple[Adapter | 
         failure = f"{spec} fails on all pairs: {cause}"
         warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
         return None, failure
-
-
-def labels_look_random(data: EncodedDataset, *, seed: int = 0) -> bool:
-    """Whether the base model ranks the relevant documents no better than randomly assigned ones.
-
-    Such judgements are nearly always a mistake: ids that do not belong together, or shuffled
-    columns. An adapter can still fit them, and even pass cross-fitting, as it learns which
-    documents are asked for at all; served, it ruins what the base model can do.
-
-    Args:
-        data: Queries with their relevant documents; 1,000 of them are looked at.
-        seed: Of the sample and of the assignment.
-    """
-    random = np.random.default_rng(seed)
-    rows = np.sort(random.permutation(len(data.relevance))[:_MOST_LOOKED_AT])
-    sample = data.take(rows)
-    relevance = sample.relevance
-    # The same documents as often, so that one that suits every query is no advantage.
-    assigned = replace(relevance, documents=random.permutation(relevance.documents))
-    found, by_chance = (
-        search(replace(sample, relevance=truth), sample.queries, sample.documents).values("mrr@10")
-        for truth in (relevance, assigned)
-    )
-    difference = paired_difference(by_chance, found, metric="mrr@10", seed=seed)
-    return not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
 
 
 def _announcement(queries: int, provable: float, mix: QueryMix, sampled: str) -> str:
@@ -218,6 +187,7 @@ def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
         canonical_rows=np.arange(len(rows)),
         keys=data.keys[rows],
         negatives=None,  # they may be among the documents left out
+        hidden=None if data.hidden is None else data.hidden.among(rows),
     )
 
 
@@ -267,12 +237,6 @@ def _judge(
     if new is not None and _harms(new):
         return dropping("new", new.difference)
     return with_small_parts(verdict, *(0 if p is None else p.queries for p in (known, new)))
-
-
-def _beyond_luck(difference: Difference) -> bool:
-    """Whether a gain is more than one in a thousand; of one in twenty, shuffled pairs have many."""
-    noise = difference.deviation / difference.queries**0.5
-    return difference.low > 0 and difference.mean > _SURE * noise
 
 
 def _harms(part: PartReport) -> bool:

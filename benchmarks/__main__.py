@@ -83,6 +83,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
+    "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
     "unseen": _unseen,
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),
     "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),

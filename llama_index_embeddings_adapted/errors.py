@@ -27,6 +27,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class AdaptedError(Exception):

@@ -3,15 +3,21 @@ gain that the data can prove, it mostly does."""
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
 
 from benchmarks import environment, sets
+from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
@@ -33,6 +39,11 @@ SIZES = {
 WHOLE = 0.2  # of the runs asked for: with all pairs only the seed differs
 TEMPERATURE = 0.02  # of drawn relevance, in cosine units
 HARM = 0.005  # relative NDCG@10
+FAST = ("linear", "whitening", "ridge", "kernel")  # a second or less a run
+SMALL = (
+    *((method, "shuffled", 60) for method in FAST),
+    *(("linear", "drawn", pairs) for pairs in (25, 50, 100, 200)),
+)
 
 
 def shuffled(data: EncodedDataset, random: np.random.Generator) -> Qrels:
@@ -65,6 +76,67 @@ def calibrate(data: Path, cache: Path, runs: int) -> None:
             count = round(SHARES[null] * runs / len(CALIBRATED))
             for seed in _missing("calibration", f"{name}, {null}", count):
                 _keep("calibration", f"{name}, {null}", _null_run(train, test, null, seed))
+
+
+def nulls(data: Path, cache: Path, runs: int) -> None:
+    """Train with methods that take seconds where nothing can be learned, as users do."""
+    train, _ = _encoded(data, cache, CALIBRATED[0])
+    for method, null, pairs in SMALL:
+        key = f"{method}, {null}, {pairs} pairs"
+        if not environment.found("nulls", "runs", key):
+            found = Counter(
+                _decision(train, method, null, pairs, seed)
+                for seed in range(runs if null == "shuffled" else runs // 2)
+            )
+            environment.add("nulls", "python -m benchmarks nulls", ("runs", key), dict(found))
+            print(key, dict(found), flush=True)
+
+
+class _Known(BaseEmbedding):
+    """A model that knows the vectors of the queries and documents that it will be asked for."""
+
+    _vectors: dict[str, list[float]] = PrivateAttr()
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        rest = np.random.default_rng(len(text)).standard_normal(384)  # of probes
+        return self._vectors.get(text) or list(rest)
+
+    _get_query_embedding = _get_text_embedding
+
+    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
+        return [self._get_text_embedding(query) for query in queries]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+
+def _decision(data: EncodedDataset, method: str, null: str, pairs: int, seed: int) -> str:
+    random = np.random.default_rng(seed)
+    sample = _sample(data, pairs, random)
+    answers = NULLS[null](sample, random)
+    model = _Known(embed_batch_size=1000)
+    model._vectors = {
+        f"{mark} {row}": vector.tolist()
+        for mark, part in (("query", sample.queries), ("document", sample.documents))
+        for row, vector in enumerate(part)
+    }
+    texts = Dataset(
+        {f"q{row}": f"query {row}" for row in range(pairs)},
+        {f"d{row}": f"document {row}" for row in range(len(sample.documents))},
+        {f"q{row}": [f"d{d}" for d in answers.relevant_to(row)] for row in range(pairs)},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddingAdapterFinetuneEngine(
+            texts,
+            model,
+            method=method,
+            seed=seed,
+            model_output_path=Path(folder) / "adapter",
+            cache_dir=False,
+            show_progress=False,
+        )
+        engine.finetune()
+    return engine.report.verdict.decision.value
 
 
 def power(data: Path, cache: Path, names: tuple[str, ...], runs: int) -> None:

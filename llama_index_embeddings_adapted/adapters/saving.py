@@ -7,6 +7,7 @@ The model card of a saved adapter.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from ..core import files as folders
 from ..core.arrays import as_vectors, l2_normalize
 from ..core.files import WEIGHTS, read_config
 from ..encoding.base_model import MIN_COSINE, PROBE_TEXTS, Fingerprint, base_name, fingerprint_of
-from ..encoding.serialize import describe_base
+from ..encoding.serialize import describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
 from . import composites, maps, nonparametric, prior
 from .base import Adapter, describe, restore
@@ -261,8 +262,16 @@ def save(
 
 def identity_of(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
     """Return how to build a base model and which one it is, as JSON knows it."""
+    described = describe_base(base)
+    lost = unrecorded(base, [*described["settings"], *described["omitted"]])
+    if lost:
+        warnings.warn(
+            f"{fingerprint.name} was built with arguments that LlamaIndex keeps in no field: "
+            f"{', '.join(lost)}. The folder cannot build it again: pass base_embed_model=….",
+            stacklevel=5,
+        )
     return {
-        **describe_base(base),
+        **described,
         "name": fingerprint.name,
         "dim": fingerprint.dim,
         "fingerprint": fingerprint.digest,

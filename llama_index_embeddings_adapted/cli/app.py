@@ -51,43 +51,36 @@ class QuestionJob(EmbeddingJob):
     structure: o.Structure = False
     questions_per_chunk: o.PerChunk = 2
     max_chunks: o.MaxChunks = None
-    chunk_size: o.ChunkSize = 512
-    chunk_overlap: o.ChunkOverlap = 50
+    chunk_size: o.ChunkSize = None
+    chunk_overlap: o.ChunkOverlap = None
     styles: o.Styles = None
     questions_per_call: o.PerCall = None
     concurrency: o.Concurrency = None
     round_trip_k: o.RoundTrip = None
+    estimate: o.Estimate = False
     seed: o.Seed = 0
 
     def _check_way(self, source: Path) -> None:
-        """Check that exactly one way leads from documents to questions.
+        """Check that a way leads from documents to questions.
 
         Raises:
-            OptionError: None, or both; or an LLM that nothing is known by.
+            OptionError: None does; or an LLM that nothing is known by.
             MissingExtraError: The package of the LLM is not installed.
         """
         from . import inputs
 
-        if (self.llm is None) != self.structure:
+        if self.llm is None and not self.structure:
             raise OptionError(
-                f"{source} holds documents: pass --llm to have questions written, or --structure "
-                f"to take them from headings, and not both. --llm takes {o.LLMS}."
+                f"{source} holds documents: pass --llm to have questions written, --structure to "
+                f"take them from headings, or both. --llm takes {o.LLMS}."
             )
         if self.llm is not None:
             inputs.resolve_writer(self.llm)  # which asks nothing
+        if self.estimate and self.llm is None:
+            raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
 
-    def _passages(self, source: Path) -> Any:
-        """Return the documents, cut into passages where an LLM is to be asked about them."""
-        from . import inputs
-
-        if self.structure:
-            return inputs.read_documents(source)
-        return inputs.read_passages(
-            source, chunk_size=self.chunk_size, chunk_overlap=self.chunk_overlap
-        )
-
-    def _written(self, passages: Any, model: Any, *, estimate: bool = False) -> Any:
-        """Return a dataset of questions about passages, or the estimate of what one would cost."""
+    def _written(self, documents: Any, model: Any) -> Any:
+        """Return a dataset of questions about documents, or the estimate of what one would cost."""
         from ..questions import generate, structure
         from . import inputs
 
@@ -95,7 +88,8 @@ class QuestionJob(EmbeddingJob):
         if self.round_trip_k is not None:
             filters["round_trip_k"] = self.round_trip_k
         if self.llm is None:
-            return structure.pairs_from_structure(passages, **filters)
+            return structure.pairs_from_structure(documents, **filters)
+        passages = inputs.cut(documents, model, self.chunk_size, self.chunk_overlap)
         writer = inputs.resolve_writer(self.llm)
         given = {name: getattr(self, name) for name in _OF_WRITING}
         options = {
@@ -104,8 +98,9 @@ class QuestionJob(EmbeddingJob):
             **filters,
             "num_questions_per_chunk": self.questions_per_chunk,
             "max_chunks": self.max_chunks,
+            "structure": self.structure,
         }
-        make = generate.estimate if estimate else generate.generate_qa_embedding_pairs
+        make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
         return make(passages, writer.llm, **options)
 
 
@@ -123,9 +118,6 @@ class Generate(QuestionJob):
         str | None,
         typer.Option(help="The embedding model, for filters that need one; none if not given."),
     ] = None
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say what it would cost, from a few calls.")
-    ] = False
 
     def run(self) -> CommandResult:
         """Check, then read the documents, then load the model, then ask."""
@@ -135,16 +127,14 @@ class Generate(QuestionJob):
         if inputs.holds_pairs(self.source):
             raise OptionError(f"{self.source} is a dataset: it has questions. Point at documents.")
         self._check_way(self.source)
-        if self.estimate and self.llm is None:
-            raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
         if not self.estimate:
             files.check_target(self.out, error=OptionError)
-        passages = self._passages(self.source)
+        documents = inputs.read_documents(self.source)
+        inputs.check_cut(self.chunk_size, self.chunk_overlap)
         model = None if self.base is None else inputs.resolve_model(self.base)
+        dataset = self._written(documents, model)
         if self.estimate:
-            found = self._written(passages, model, estimate=True)
-            return CommandResult(str(found), {"estimate": vars(found)})
-        dataset = self._written(passages, model)
+            return CommandResult(str(dataset), {"estimate": vars(dataset)})
         inputs.save_pairs(dataset, self.out)
         data = {"out": str(self.out), "queries": len(dataset), "documents": len(dataset.corpus)}
         report = dataset.report
@@ -184,14 +174,16 @@ class Finetune(QuestionJob):
         from ..training.engine import EmbeddingAdapterFinetuneEngine
         from . import inputs
 
-        dataset, passages = self._data()
+        dataset, documents = self._data()
         page = _page(self.report, self.out.with_name(f"{self.out.name}.report.html"))
         self._check_targets(page)
         options = self._training()
         val = None if self.val is None else inputs.read_pairs(self.val, self.split)
         model = inputs.resolve_model(self.base)
         if dataset is None:
-            dataset = self._written(passages, model)
+            dataset = self._written(documents, model)
+            if self.estimate:
+                return CommandResult(str(dataset), {"estimate": vars(dataset)})
             inputs.save_pairs(dataset, self.out.with_name(f"{self.out.name}.pairs.json"))
         engine = EmbeddingAdapterFinetuneEngine(
             dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
@@ -213,11 +205,12 @@ class Finetune(QuestionJob):
 
         if not inputs.holds_pairs(self.source):
             self._check_way(self.source)
-            return None, self._passages(self.source)
-        if self.llm is not None or self.structure:
+            inputs.check_cut(self.chunk_size, self.chunk_overlap)
+            return None, inputs.read_documents(self.source)
+        if self.llm is not None or self.structure or self.estimate:
             raise OptionError(
-                f"{self.source} is a dataset: it has questions. Leave out --llm and --structure, "
-                "or point at documents."
+                f"{self.source} is a dataset: it has questions. Leave out --llm, --structure and "
+                "--estimate, or point at documents."
             )
         return inputs.read_pairs(self.source, self.split), None
 

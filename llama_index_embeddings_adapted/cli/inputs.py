@@ -6,8 +6,6 @@ from the environment only, by the classes that need them.
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import warnings
 from collections import defaultdict
@@ -21,9 +19,11 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..data.formats import read_corpus
 from ..data.reading import Omissions, open_lines, repaired
 from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
 from ..questions.local_llama import LocalLlama
+from ..questions.passages import embedded_tokens
 from ..serving.embedding import AdaptedEmbedding, resolve_embed_model
 from .options import EMBEDDINGS, LLMS
 
@@ -125,37 +125,50 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.report.json")
 
 
-def read_passages(path: Path, *, chunk_size: int = 512, chunk_overlap: int = 50) -> list[BaseNode]:
-    """Read documents with LlamaIndex's ``SimpleDirectoryReader`` and cut them into passages.
+_MOST_OF_A_CHUNK, _USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
 
-    Ids are relative paths and numbers, the same in every run. The path of a file is no part of the
-    text that is embedded or shown to an LLM.
 
-    Args:
-        path: A file, or a folder, with all folders in it.
-        chunk_size: Tokens of a passage, at most.
-        chunk_overlap: Tokens that neighbours share.
+def check_cut(size: int | None, overlap: int | None) -> None:
+    """Refuse passages that share more than they hold.
 
     Raises:
-        OptionError: There is nothing at the path, or sizes do not fit.
-        DatasetError: No text in it.
+        OptionError: They would.
+    """
+    if overlap is not None and overlap >= (size or _USUAL_CHUNK):
+        raise OptionError(
+            f"chunk_overlap: expected a number from 0 to below chunk_size "
+            f"({size or _USUAL_CHUNK}), got {overlap}."
+        )
+
+
+def cut(
+    documents: list[BaseNode], model: BaseEmbedding | None, size: int | None, overlap: int | None
+) -> list[BaseNode]:
+    """Cut documents into passages; ids are relative paths and numbers, the same in every run.
+
+    Args:
+        documents: What :func:`read_documents` returned.
+        model: That embeds them; by default passages are as long as it reads.
+        size: Tokens of a passage, at most.
+        overlap: Tokens that neighbours share; a tenth of the size by default.
+
+    Raises:
+        DatasetError: No text in them.
     """
     from llama_index.core.node_parser import SentenceSplitter
 
-    if not 0 <= chunk_overlap < chunk_size:
-        raise OptionError(
-            f"chunk_overlap: expected a number from 0 to below chunk_size ({chunk_size}), got "
-            f"{chunk_overlap}."
-        )
-    splitter = SentenceSplitter(chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    read = embedded_tokens(model)
+    size = size or (round(_MOST_OF_A_CHUNK * read) if read else _USUAL_CHUNK)
+    overlap = min(size - 1, size // 10 if overlap is None else overlap)
+    splitter = SentenceSplitter(chunk_size=size, chunk_overlap=overlap)
     counts: defaultdict[str, int] = defaultdict(int)
-    nodes = [node for node in splitter(read_documents(path)) if node.get_content().strip()]
+    nodes = [node for node in splitter(documents) if node.get_content().strip()]
     for node in nodes:
         source = str(node.ref_doc_id)
         node.id_ = f"{source}#{counts[source]}"
         counts[source] += 1
     if not nodes:
-        raise DatasetError(f"{path}: no text in any of its files.")
+        raise DatasetError("No text in any of the files.")
     return nodes
 
 
@@ -163,7 +176,8 @@ def read_documents(path: Path) -> list[BaseNode]:
     """Read documents as LlamaIndex does, one or more per file; ids are relative paths.
 
     Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
-    and so are files of records. A BEIR ``corpus.jsonl`` without queries is read as the documents
+    and so are files of records. The path of a file is no part of the text that is embedded or shown
+    to an LLM. A BEIR ``corpus.jsonl`` without queries is read as the documents
     that it holds, with their ids.
 
     Raises:
@@ -190,20 +204,10 @@ def read_documents(path: Path) -> list[BaseNode]:
 def _corpus_documents(file: Path) -> list[BaseNode]:
     from llama_index.core import Document
 
-    opened = gzip.open if file.suffix == ".gz" else open
-    found: list[BaseNode] = []
-    try:
-        with opened(file, "rt", encoding="utf-8-sig") as stream:
-            for line in filter(str.strip, stream):
-                row = json.loads(line)
-                text = f"{row.get('title') or ''} {row['text']}".strip()
-                found.append(Document(id_=str(row["_id"]), text=text))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as cause:
-        raise DatasetError(
-            f"{file}: expected a JSON object with _id and text per line, line {len(found) + 1} "
-            f"is none ({cause!r})."
-        ) from cause
-    return found
+    omissions = Omissions(file)
+    corpus = read_corpus(file.with_name(file.name.removesuffix(".gz")), omissions)
+    omissions.tell()
+    return [Document(id_=name, text=text) for name, text in corpus.items()]
 
 
 def _readable(path: Path, root: Path) -> list[Path]:

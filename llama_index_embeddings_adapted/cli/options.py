@@ -179,8 +179,17 @@ Pairs = Annotated[
     ),
 ]
 
-ChunkSize = Annotated[int, typer.Option(min=1, help="Tokens of a passage, at most.")]
-ChunkOverlap = Annotated[int, typer.Option(min=0, help="Tokens that neighbouring passages share.")]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a passage, at most; what the base model reads if none."),
+]
+ChunkOverlap = Annotated[
+    int | None,
+    typer.Option(min=0, help="Tokens that neighbouring passages share; a tenth if not given."),
+]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Only say what it would cost, from a few calls.")
+]
 PerChunk = Annotated[int, typer.Option(min=1, help="Questions per passage, at most.")]
 MaxChunks = Annotated[
     int | None,
@@ -202,7 +211,7 @@ RoundTrip = Annotated[
 Structure = Annotated[
     bool,
     typer.Option("--structure", help="Take questions from titles, headings and FAQs of the "
-                 "documents instead of an LLM; free."),
+                 "documents; free, alone or beside those of an LLM."),
 ]  # fmt: skip
 
 Ks = Annotated[

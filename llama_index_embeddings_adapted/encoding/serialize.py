@@ -5,10 +5,12 @@ What never leaves this process: secrets in names, values and addresses.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Collection
+from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -105,16 +107,94 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
         if names_secret(name) or clean is _OMIT:
             omitted.append(name)
             continue
-        settings[name] = clean
+        settings[name] = portable(clean) if name == "model_name" else clean
         if clean != value and not isinstance(value, tuple):  # a part of it is missing
             omitted.append(name)
     cls = type(model)
+    settings.update(_kept_aside(model))
     return {
         "class_name": cls.class_name(),
         "import_path": f"{cls.__module__}.{cls.__qualname__}",
         "settings": settings,
         "omitted": omitted,
     }
+
+
+_PACKAGE = "package:"
+#: Of the machine at hand, or never to be trusted from a folder.
+_NOT_KEPT = frozenset(
+    ("self", "async_http_client", "cache_dir", "cache_folder", "callback_manager", "device",
+     "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar",
+     "target_devices", "tokenizer", "trust_remote_code")
+)  # fmt: skip
+
+
+def portable(name: str) -> str:
+    """Return a model's path as other machines know it: in a package, or a name on the hub."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    for number, part in enumerate(path.parts):
+        if part.startswith("models--") and "snapshots" in path.parts[number:]:
+            return part.removeprefix("models--").replace("--", "/")
+        if part in ("site-packages", "dist-packages") and number + 1 < len(path.parts):
+            return _PACKAGE + "/".join(path.parts[number + 1 :])
+    return name
+
+
+def located(name: str) -> str:
+    """Return where this machine has what :func:`portable` named.
+
+    Raises:
+        FolderError: The package is not installed.
+    """
+    if not name.startswith(_PACKAGE):
+        return name
+    package, *parts = name.removeprefix(_PACKAGE).split("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations or ".." in parts:
+        raise FolderError(
+            f"The base model is in the package {package}, which is not installed. Install it, or "
+            "pass base_embed_model=…."
+        )
+    return str(Path(spec.submodule_search_locations[0], *parts))
+
+
+def _kept_aside(model: BaseEmbedding) -> dict[str, Any]:
+    """Return what a sentence-transformers model was built with and LlamaIndex has no field for."""
+    inner = getattr(model, "_model", None)
+    if not hasattr(inner, "truncate_dim"):
+        return {}
+    dtype = str(getattr(inner, "dtype", "torch.float32")).removeprefix("torch.")
+    backend = getattr(inner, "backend", "torch")
+    config = getattr(getattr(inner[0], "auto_model", None), "config", None)
+    found = {
+        "truncate_dim": inner.truncate_dim,
+        "backend": None if backend == "torch" else backend,
+        "revision": getattr(config, "_commit_hash", None),  # None for a folder
+        "model_kwargs": None if dtype == "float32" else {"dtype": dtype},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def unrecorded(model: BaseEmbedding, settings: Collection[str]) -> list[str]:
+    """Return the arguments of a model's constructor that no folder can say.
+
+    Those are arguments that have to be given and are no field of the class, and those kept in a
+    private attribute that is no plain value.
+
+    Args:
+        model: The base model.
+        settings: Names of those that are recorded.
+    """
+    missing = []
+    for name, parameter in signature(type(model).__init__).parameters.items():
+        plain = parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        kept = name in settings or name in type(model).model_fields or name in _NOT_KEPT
+        value = getattr(model, f"_{name}", None)
+        if plain and not kept and (parameter.default is Parameter.empty or value is not None):
+            missing.append(name)
+    return missing
 
 
 def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
@@ -144,6 +224,8 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
     _refuse_addresses(cls, saved, secrets, hint=hint)
     settings = {**saved, **secrets}
+    if isinstance(settings.get("model_name"), str):
+        settings["model_name"] = located(settings["model_name"])
     later = {name: settings.pop(name) for name in _SET_AFTERWARDS if name in settings}
     try:
         model = cls.from_dict(settings)

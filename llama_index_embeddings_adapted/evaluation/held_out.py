@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..adapters.base import Adapter
-from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks
+from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks, top_k
 from ..core.encoded import EncodedDataset
 from ..data.splits import hold_out_documents
 from ..errors import DatasetError
@@ -364,6 +364,16 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
     if random_looking and tell:
         tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.", file=sys.stderr)
     return random_looking
+
+
+def score_shift(data: EncodedDataset, adapter: Adapter) -> metrics.ScoreShift:
+    """Return how an adapter moves the best scores of queries; 1,000 of them are looked at."""
+    step = -(-len(data.queries) // _MOST_LOOKED_AT)
+    queries, best = data.queries[::step], []
+    documents = adapter.apply(data.documents, "document", data.keys)
+    for asked, found in ((queries, data.documents), (adapter.apply(queries), documents)):
+        best.append(top_k(l2_normalize(asked), normalized_rows(found), 1)[1][:, 0])
+    return metrics.ScoreShift.of(*best)
 
 
 def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:

@@ -1,4 +1,4 @@
-"""Retrieval metrics on ranked grades, one value per query.
+"""Retrieval metrics on ranked grades, one value per query; how scores shift.
 
 All follow the definitions of ``trec_eval``: NDCG with linear gain, recall and MAP over all relevant
 documents of the query, also those that were not retrieved.
@@ -6,7 +6,9 @@ documents of the query, also those that were not retrieved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,3 +129,49 @@ def check_ks(ks: tuple[int, ...]) -> tuple[int, ...]:
 
 def _discount(k: int) -> PerQuery:
     return np.asarray(1.0 / np.log2(np.arange(2, k + 2)))
+
+
+@dataclass(frozen=True)
+class ScoreShift:
+    """How an adapter moves the best scores of queries; cut-offs move with them.
+
+    Args:
+        base: Best scores of the same queries with the base model, ascending.
+        adapted: With the adapter, ascending.
+    """
+
+    base: tuple[float, ...]
+    adapted: tuple[float, ...]
+
+    @classmethod
+    def of(cls, base: Any, adapted: Any) -> ScoreShift:
+        """Take the best scores of at least one query, ``(n,)`` each; their percentiles are kept."""
+        steps = np.linspace(0.0, 1.0, min(len(base), 101))
+        return cls(*(tuple(np.quantile(own, steps).tolist()) for own in (base, adapted)))
+
+    @property
+    def mean(self) -> float:
+        """How much higher the best scores are with the adapter, on average."""
+        return float(np.mean(self.adapted) - np.mean(self.base))
+
+    def to_adapted(self, cutoff: float) -> float:
+        """Return the cut-off that as many queries pass with the adapter as ``cutoff`` without."""
+        return _moved(cutoff, self.base, self.adapted)
+
+    def to_base(self, score: float) -> float:
+        """Return a score with the adapter on the base model's scale; a higher one stays higher."""
+        return _moved(score, self.adapted, self.base)
+
+    def __str__(self) -> str:
+        middle = float(np.median(self.base))
+        moved = self.to_adapted(middle)
+        return (
+            f"the best score of a query is {self.mean:+.3f} with the adapter, on average: a "
+            f"cut-off of {middle:.3f} for the base model is one of {moved:.3f} now"
+        )
+
+
+def _moved(score: float, before: Sequence[float], after: Sequence[float]) -> float:
+    """Interpolate between quantiles; beyond them a score moves as the nearest does."""
+    inside = float(np.clip(score, before[0], before[-1]))
+    return float(np.interp(inside, before, after)) + score - inside

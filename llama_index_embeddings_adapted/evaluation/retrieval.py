@@ -192,10 +192,8 @@ def evaluate_retrieval(
     began = time.perf_counter()
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
         return _asked(embed_model, answered(dataset, "dataset"), cuts)
-    if isinstance(embed_model, str):
-        embed_model = check_base(embed_model, "embed_model")
     mixture = embed_model if isinstance(embed_model, Mixture) else None
-    embed_model = embed_model.embed_model if isinstance(embed_model, Mixture) else embed_model
+    embed_model = check_base(mixture.embed_model if mixture else embed_model, "embed_model")
     base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
     with Encoder(
         base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress

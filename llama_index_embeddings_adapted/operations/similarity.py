@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Adapting, Encoder
 from ..errors import OptionError, StoreError
+from ..evaluation.metrics import ScoreShift
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
@@ -77,11 +79,22 @@ class SimilarityCheck:
         Raises:
             OptionError: No queries were given to :func:`check_similarity`.
         """
+        return self._shift.to_adapted(cutoff)
+
+    def calibrated(self) -> CalibratedScores:
+        """Return a postprocessor that gives adapted scores the base model's scale.
+
+        Raises:
+            OptionError: No queries were given to :func:`check_similarity`.
+        """
+        shift = self._shift
+        return CalibratedScores(base=list(shift.base), adapted=list(shift.adapted))
+
+    @property
+    def _shift(self) -> ScoreShift:
         if not self.best_scores:
             raise OptionError("cutoff: pass queries=… to check_similarity, at least 30.")
-        base, adapted = np.sort(np.asarray(self.best_scores), axis=0).T
-        inside = np.clip(cutoff, base[0], base[-1])
-        return float(np.interp(inside, base, adapted) + cutoff - inside)
+        return ScoreShift.of(*np.transpose(self.best_scores))
 
     @property
     def problems(self) -> list[str]:
@@ -146,18 +159,35 @@ class SimilarityCheck:
     def __str__(self) -> str:
         found = self.problems or ["No problem found."]
         if self.shift is not None:
-            found = [*found, self._shifted]
+            found = [*found, f"{str(self._shift).capitalize()}; others: equivalent_cutoff(…)."]
         lengths = f"{self.documents} documents of length {self.shortest:.3g} to {self.longest:.3g}"
         return "\n".join([f"{self.similarity}; {self.note} {lengths}.", *found])
 
-    @property
-    def _shifted(self) -> str:
-        middle = float(np.median(np.asarray(self.best_scores)[:, 0]))
-        return (
-            f"The best score of a query is {self.shift:+.3f} with the adapter, on average over "
-            f"{len(self.best_scores)} queries: a cut-off of {middle:.3f} for the base model "
-            f"is one of {self.equivalent_cutoff(middle):.3f} now; for others: equivalent_cutoff(…)."
-        )
+
+class CalibratedScores(BaseNodePostprocessor):
+    """Gives the scores of an adapted model the base model's scale; the order stays.
+
+    Put before a ``SimilarityPostprocessor``, it lets a cut-off chosen for the base model keep as
+    many answers as before.
+
+    Args:
+        base: Best scores of the same queries with the base model, ascending.
+        adapted: With the adapter, ascending.
+    """
+
+    base: list[float]
+    adapted: list[float]
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        shift = ScoreShift(tuple(self.base), tuple(self.adapted))
+        return [
+            NodeWithScore(
+                node=item.node, score=None if item.score is None else shift.to_base(item.score)
+            )
+            for item in nodes
+        ]
 
 
 def check_similarity(

@@ -37,6 +37,7 @@ from .options import GenerationOptions
 from .passages import TOKENS_PER_QUESTION, Passage, count_tokens
 from .prompts import PromptConfig, Request
 from .selection import QuestionReport, select
+from .structure import with_structure
 
 
 def generate_qa_embedding_pairs(
@@ -72,8 +73,9 @@ def generate_qa_embedding_pairs(
         save_every: Accepted for old scripts; every answer is saved.
         output_path: Where to save the dataset as JSON, if anywhere. It is written, never read.
         verbose: Print the report.
-        options: Fields of :class:`GenerationOptions`: ``max_chunks``, ``embed_model``,
-            ``styles``, ``concurrency``, ….
+        options: Fields of :class:`GenerationOptions`: ``max_chunks``, ``embed_model``, ``styles``,
+            ``concurrency``, …; ``structure=True`` adds what titles and headings of the nodes ask,
+            see :func:`pairs_from_structure`.
 
     Returns:
         The dataset. Its ``report`` says how many questions were written and kept, and why the
@@ -220,6 +222,7 @@ class GenerationRun:
     save_every: int = 500
     output_path: str | Path | None = None
     verbose: bool = False
+    structure: bool = False
     options: GenerationOptions = field(default_factory=GenerationOptions, kw_only=True)
 
     @classmethod
@@ -419,6 +422,9 @@ class GenerationRun:
             self.corpus,
             {candidate.query_id: relevant[candidate.document] for candidate in kept},
         ).reported(report, synthetic=True)
+        if self.structure:
+            nodes = [node for node in self.nodes if node.node_id in self.corpus]
+            dataset = with_structure(dataset, nodes, self.options)
         if self.output_path is not None:
             dataset.save_json(self.output_path)
         if self.verbose:

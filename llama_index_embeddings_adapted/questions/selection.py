@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,16 @@ class QuestionReport:
     completion_tokens: int = 0
     seconds: float = 0.0
     base: BaseCost = BaseCost()
+
+    def plus(self, other: QuestionReport) -> QuestionReport:
+        """Return the questions of both, and the costs of this run and of judging the other's."""
+        cost = zip(asdict(self.base).values(), asdict(other.base).values(), strict=True)
+        return replace(
+            self,
+            kept=self.kept + other.kept,
+            dropped=self.dropped + other.dropped,
+            base=BaseCost(*map(sum, cost)),
+        )
 
     @property
     def written(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html.parser import HTMLParser
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import DatasetError
 from .answers import QUESTION_MARKS, clean
 from .filters import Candidate, copied, refers_to_passage, too_long, too_short, words
 from .options import GenerationOptions
+from .passages import corpus_of
 from .selection import Dropped, QuestionReport, select
 
 TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name")
@@ -64,7 +66,9 @@ class _Section:
     body: str
 
 
-def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> EmbeddingQAFinetuneDataset:
+def pairs_from_structure(
+    nodes: Sequence[BaseNode], *, keep_nodes: bool = False, **options: Any
+) -> EmbeddingQAFinetuneDataset:
     """Make pairs from what documents already contain, without an LLM.
 
     A title asks for the document's sections, a heading for its section, a question of an FAQ page
@@ -74,13 +78,15 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
     Args:
         nodes: Documents or nodes, best whole pages: Markdown, reStructuredText or plain text.
             Titles and summaries are also taken from metadata.
+        keep_nodes: The corpus is the nodes as they are, under their ids, so that the pairs combine
+            with others about them and fit an index of them.
         options: Fields of
             :class:`GenerationOptions` that concern
             filters: ``embed_model``, ``round_trip_k``, ``generic_matches``, ``near_duplicate``, ….
 
     Returns:
-        The dataset, with a ``report``. A document has its node's id, or that and ``#2``, ``#3``, …
-        for further sections.
+        The dataset, with a ``report`` and the provenance ``"structure"``. A document has its node's
+        id, or that and ``#2``, ``#3``, … for further sections.
 
     Raises:
         OptionError: An option out of range.
@@ -91,11 +97,12 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
     corpus: dict[str, str] = {}
     candidates: list[Candidate] = []
     relevant: dict[str, list[str]] = {}
+    whole = corpus_of(nodes) if keep_nodes else {}
     for node in nodes:
         for query, documents in _pairs(node, corpus):
             candidate = Candidate(query, documents[0], corpus[documents[0]])
             candidates.append(candidate)
-            relevant[candidate.query_id] = documents
+            relevant[candidate.query_id] = [node.node_id] if keep_nodes else documents
     if not candidates:
         raise DatasetError(
             f"None of {len(nodes)} nodes has a title, heading, question or summary line above a "
@@ -117,8 +124,23 @@ def pairs_from_structure(nodes: Sequence[BaseNode], **options: Any) -> Embedding
     if not kept:
         raise DatasetError(f"Not one pair was kept of {report.written} found.\n{report}")
     queries = {candidate.query_id: candidate.text for candidate in kept}
-    dataset = EmbeddingQAFinetuneDataset(queries, corpus, {q: relevant[q] for q in queries})
-    return dataset.reported(report)
+    found = {query: relevant[query] for query in queries}
+    dataset = EmbeddingQAFinetuneDataset(queries, whole or corpus, found)
+    return dataset.with_provenance("structure").reported(report)
+
+
+def with_structure(
+    dataset: EmbeddingQAFinetuneDataset, nodes: Sequence[BaseNode], options: GenerationOptions
+) -> EmbeddingQAFinetuneDataset:
+    """Add to questions about nodes what their titles and headings ask, where there are any."""
+    own = {each.name: getattr(options, each.name) for each in fields(options)}
+    own["filters"] = STRUCTURE_FILTERS
+    try:
+        found = pairs_from_structure(nodes, keep_nodes=True, **own)
+    except DatasetError as none:
+        warnings.warn(f"No pairs from structure: {none}", stacklevel=4)
+        return dataset
+    return dataset.merged(found).reported(dataset.report.plus(found.report))
 
 
 def _pairs(node: BaseNode, corpus: dict[str, str]) -> Iterator[tuple[str, list[str]]]:

@@ -415,10 +415,8 @@ def resolve_embed_model(
 
     Args:
         embed_model: ``"minilm"``, the packaged all-MiniLM-L6-v2; ``"openai:<model>"``;
-            ``"ollama:<model>[@<url>]"``; ``"adapted:<folder>"``, or the folder alone: what
-            :meth:`AdaptedEmbedding.from_pretrained` loads, or
-            :meth:`ComposedEmbedding.from_pretrained` where it holds a composed model. Anything else
-            goes to LlamaIndex unchanged.
+            ``"ollama:<model>[@<url>]"``; ``"adapted:<folder>"``, or the folder of a saved adapter
+            or composed model alone. Anything else goes to LlamaIndex unchanged.
         callback_manager: As in LlamaIndex.
 
     Raises:
@@ -426,9 +424,8 @@ def resolve_embed_model(
         FolderError: A saved adapter is damaged or does not know its base model.
         OptionError: A folder that is not there.
     """
-    if isinstance(embed_model, str):
-        embed_model = _named(embed_model)
-    return core_resolve(embed_model, callback_manager)
+    named = _named(embed_model) if isinstance(embed_model, str) else embed_model
+    return core_resolve(named, callback_manager)
 
 
 resolvers.append(resolve_embed_model)

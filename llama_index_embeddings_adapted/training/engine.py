@@ -36,6 +36,7 @@ from ..evaluation.held_out import (
     drop_leaked_queries,
     hold_out_split,
     labels_look_random,
+    score_shift,
 )
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
@@ -262,7 +263,8 @@ class EmbeddingAdapterFinetuneEngine:
             history=fitted.history,
             interrupted=fitted.interrupted,
             settings=settings_of(options)
-            | {"looks_random": looks_random, "notes": list(base.notes)}
+            | {"looks_random": looks_random}
+            | self._notes(validation.parts[0].data, adapter or fitted.adapter)
             | self._judged_on(base.query_ids),
             held_out=Comparison({"base": base, "adapted": adapted}, self._texts(validation, given)),
             **self._cost(encoder, began),
@@ -298,7 +300,7 @@ class EmbeddingAdapterFinetuneEngine:
             known=tuned.known,
             new=tuned.new,
             train_queries=len(data.relevance),
-            settings=kept | {"notes": list(data.notes)} | self._judged_on(data.query_ids),
+            settings=kept | self._notes(data, tuned.candidate) | self._judged_on(data.query_ids),
             choice=tuned.choice,
             held_out=Comparison(tuned.judged, texts),
             **self._cost(encoder, began),
@@ -354,6 +356,12 @@ class EmbeddingAdapterFinetuneEngine:
             "base_tokens": encoder.base_tokens,
             "data": data_statistics(self.dataset),
         }
+
+    @staticmethod
+    def _notes(data: EncodedDataset, adapter: Adapter) -> dict[str, list[str]]:
+        """Return what the report says of the scoring, and of what becomes of cut-offs."""
+        shift = [] if adapter.is_identity else [str(score_shift(data, adapter))]
+        return {"notes": [*data.notes, *shift]}
 
     def _judged_on(self, queries: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return how many of these queries come from where."""

@@ -35,7 +35,7 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
 from llama_index_embeddings_adapted.cli import inputs
 from llama_index_embeddings_adapted.cli.app import app
-from llama_index_embeddings_adapted.cli.inputs import read_documents, read_pairs, read_passages
+from llama_index_embeddings_adapted.cli.inputs import cut, read_documents, read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.cli.running import CommandResult, Job, run_command
 from llama_index_embeddings_adapted.errors import (
@@ -539,7 +539,7 @@ def test_moved_documents_are_counted_with_how_far_they_went(
 
 
 def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents: Path) -> None:
-    first, again = (read_passages(documents, chunk_size=20, chunk_overlap=0) for _ in range(2))
+    first, again = (cut(read_documents(documents), None, 20, 0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]
     assert {"dumps.md#0", "more/wrap.md#1"} <= {node.node_id for node in first}
     assert not any(str(documents) in node.get_content("embed") for node in first)
@@ -563,7 +563,10 @@ def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path: Path) -> No
     for path in (tmp_path, corpus):
         found = {node.node_id: node.get_content("embed") for node in read_documents(path)}
         assert found == {"1": "Valve opens at 1", "2": "Valve opens at 2"}
-        assert [node.node_id for node in read_passages(path)] == ["1#0", "2#0"]
+        assert [node.node_id for node in cut(read_documents(path), None, None, None)] == [
+            "1#0",
+            "2#0",
+        ]
     corpus.write_text(lines[0] + '\n{"text": 3}')
     with pytest.raises(DatasetError, match="with _id and text per line, line 2 is none"):
         read_documents(corpus)

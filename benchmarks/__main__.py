@@ -10,6 +10,7 @@ from benchmarks import environment, sets
 from benchmarks.cost import against_old, ray_job, scale, serving, speed, throughput
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
+    clicks,
     composed,
     curves,
     methods,
@@ -24,6 +25,8 @@ from benchmarks.quality import (
     watching,
 )
 from benchmarks.robustness import frozen, fuzz, guided, kills, recovery, soak
+
+_CLICKED = ("scifact", "nfcorpus")
 
 
 def _saved(name: str, results: dict[str, object], command: str = "") -> None:
@@ -83,6 +86,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
+    "clicks": lambda g: _saved("clicks", {"sets": clicks.run(g.data, g.cache, _CLICKED)}),
     "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
     "unseen": _unseen,
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),

@@ -175,6 +175,33 @@ def _shipped(runs: Runs) -> tuple[int, int]:
     return len(shipped), sum(run["gain"] < -HARM * run["base"] for run in shipped)
 
 
+def nulls_table() -> str:
+    """How often single methods would ship where there is nothing to learn."""
+    runs = environment.load("nulls")["runs"].items()
+    return table(
+        "method | relevance | pairs | runs | ship | do not ship | open",
+        [
+            (*key.removesuffix(" pairs").split(", "), sum(found.values()), found.get("ship", 0),
+             sum(found.get(name, 0) for name in ("do_not_ship", "keep_base", "saturated")),
+             sum(found.get(name, 0) for name in ("promising", "inconclusive")))
+            for key, found in runs
+        ],
+    )  # fmt: skip
+
+
+def clicks_table() -> str:
+    """What labels from simulated clicks are worth."""
+    rows = []
+    for name, found in environment.load("clicks")["sets"].items():
+        rows.append((name, "none (base model)", "", "", "", f"{found['base']:.4f}"))
+        rows += [
+            (name, labels, f"{own['queries']:,}", f"{own['pairs']:,}", f"{own['right']:.0%}",
+             f"{own['ndcg@10']:.4f}")
+            for labels, own in found.items() if labels != "base"
+        ]  # fmt: skip
+    return table("data set | labels | queries | pairs | of them right | NDCG@10 on test", rows)
+
+
 def power_table() -> str:
     """How often the verdict is "ship" where there is something to learn."""
     rows = []
@@ -384,6 +411,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "targets": targets_table,
     "calibration": calibration_table,
+    "nulls": nulls_table,
+    "clicks": clicks_table,
     "power": power_table,
     "curves": curves_table,
     "unseen": unseen_table,

@@ -105,7 +105,9 @@ def read_texts(path: Path, split: str) -> list[str]:
     """
     if holds_pairs(path):
         return list(read_pairs(path, split).corpus.values())
-    return [node.get_content(MetadataMode.EMBED) for node in read_passages(path)]
+    return [
+        node.get_content(MetadataMode.EMBED) for node in cut(read_documents(path), None, None, None)
+    ]
 
 
 def read_lines(path: Path) -> list[str]:

@@ -207,6 +207,7 @@ class EncodedDataset:
             self.document_ids,
             self.canonical_rows,
             self.keys,
-            *(part and part.take(queries) for part in (self.negatives, self.hidden)),
+            None if self.negatives is None else self.negatives.take(queries),
+            None if self.hidden is None else self.hidden.take(queries),
             self.twins_count,
         )

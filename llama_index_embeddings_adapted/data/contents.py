@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -204,7 +204,9 @@ class Feedback:
             shown: Query and list → what stood in it.
             omissions: Take note of what is left out.
         """
-        clicks, weights, skips = (defaultdict[str, Counter[str]](Counter) for _ in range(3))
+        clicks, weights, skips = (
+            defaultdict[str, defaultdict[str, float]](lambda: defaultdict(float)) for _ in range(3)
+        )
         for (query, _), documents in shown.items():
             deepest = max((place for place, _, votes in documents if votes > 0), default=0.0)
             for place, document, votes in documents:

@@ -117,7 +117,10 @@ class Comparison:
         title = title or ", ".join(self.scores) + " compared"
         notes = next((found.notes for found in self.scores.values()), ())
         return write_page(
-            path, PageData(title, None, "", self.scores, self.texts, self.trained, self.data, notes=notes)
+            path,
+            PageData(
+                title, None, "", self.scores, self.texts, self.trained, self.data, notes=notes
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -366,14 +366,16 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
     return random_looking
 
 
-def score_shift(data: EncodedDataset, adapter: Adapter) -> metrics.ScoreShift:
-    """Return how an adapter moves the best scores of queries; 1,000 of them are looked at."""
+def scoring_notes(data: EncodedDataset, adapter: Adapter) -> dict[str, list[str]]:
+    """Return what a report says of the scoring, and of what an adapter does to cut-offs."""
+    if adapter.is_identity:
+        return {"notes": list(data.notes)}
     step = -(-len(data.queries) // _MOST_LOOKED_AT)
     queries, best = data.queries[::step], []
     documents = adapter.apply(data.documents, "document", data.keys)
     for asked, found in ((queries, data.documents), (adapter.apply(queries), documents)):
         best.append(top_k(l2_normalize(asked), normalized_rows(found), 1)[1][:, 0])
-    return metrics.ScoreShift.of(*best)
+    return {"notes": [*data.notes, str(metrics.ScoreShift.of(*best))]}
 
 
 def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:

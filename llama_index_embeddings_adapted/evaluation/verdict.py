@@ -88,8 +88,8 @@ LOOKS_RANDOM = Verdict(
 #: Queries on known, or on new, documents from which on they decide by themselves. In simulation, a
 #: loss of .15 NDCG@10 is then seen five times as often as one that is not there (benchmarks: parts)
 FEWEST = 20
-#: Judged queries from which on a gain may be shipped. Below, nothing learnt looks like a gain in
-#: more than 1 run of 100 (benchmarks: nulls)
+#: Judged queries of people from which on a gain may be shipped. Below, an interval lies beside zero
+#: by chance nearly twice as often as it says (benchmarks: parts; whole runs: nulls)
 FEWEST_TO_SHIP = 20
 #: Sources of queries that no user asked: a gain on them alone proves nothing of live queries
 MADE = ("llm", "structure")

@@ -80,9 +80,8 @@ def pairs_from_structure(
             Titles and summaries are also taken from metadata.
         keep_nodes: The corpus is the nodes as they are, under their ids, so that the pairs combine
             with others about them and fit an index of them.
-        options: Fields of
-            :class:`GenerationOptions` that concern
-            filters: ``embed_model``, ``round_trip_k``, ``generic_matches``, ``near_duplicate``, ….
+        options: Fields of :class:`GenerationOptions` that concern filters: ``embed_model``,
+            ``round_trip_k``, ``generic_matches``, ``near_duplicate``, ….
 
     Returns:
         The dataset, with a ``report`` and the provenance ``"structure"``. A document has its node's

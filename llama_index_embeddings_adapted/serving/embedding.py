@@ -392,8 +392,6 @@ class AdaptedEmbedding(ServedEmbedding):
 AdaptedEmbedding.__module__ = "llama_index_embeddings_adapted"
 
 PREFIX = "adapted:"
-
-
 _Kind = TypeVar("_Kind", bound=type[ServedEmbedding])
 _KINDS: dict[str, type[ServedEmbedding]] = {}
 
@@ -415,14 +413,13 @@ def resolve_embed_model(
 
     Args:
         embed_model: ``"minilm"``, the packaged all-MiniLM-L6-v2; ``"openai:<model>"``;
-            ``"ollama:<model>[@<url>]"``; ``"adapted:<folder>"``, or the folder of a saved adapter
-            or composed model alone. Anything else goes to LlamaIndex unchanged.
+            ``"ollama:<model>[@<url>]"``; ``"adapted:<folder>"``, or that folder alone. Anything
+            else goes to LlamaIndex unchanged.
         callback_manager: As in LlamaIndex.
 
     Raises:
         MissingExtraError: A package is not installed.
         FolderError: A saved adapter is damaged or does not know its base model.
-        OptionError: A folder that is not there.
     """
     named = _named(embed_model) if isinstance(embed_model, str) else embed_model
     return core_resolve(named, callback_manager)
@@ -442,12 +439,11 @@ def _named(spec: str) -> Any:
     if kind == "ollama" and model:
         settings = {"base_url": url} if url else {}
         return integration("embeddings.ollama", "OllamaEmbedding")(model_name=model, **settings)
-    path = kind == "local" and rest.startswith(("/", "./", "../", "~"))
-    if path and not Path(rest).expanduser().exists():  # a hub would be asked for it in vain
+    here = kind == "local" and rest.startswith(("/", "./", "../", "~"))
+    if here and not Path(rest).expanduser().exists():  # a hub would be asked for it in vain
         raise OptionError(f"embedding model: no such folder: {rest}.")
     if spec.startswith(PREFIX) or (Path(spec) / folders.CONFIG).is_file():
-        folder = Path(spec.removeprefix(PREFIX))
-        marks = folders.read_config(folder)
+        marks = folders.read_config(folder := Path(spec.removeprefix(PREFIX)))
         found = next((kind for mark, kind in _KINDS.items() if mark in marks), AdaptedEmbedding)
         return found.from_pretrained(folder)
     return spec

@@ -36,7 +36,7 @@ from ..evaluation.held_out import (
     drop_leaked_queries,
     hold_out_split,
     labels_look_random,
-    score_shift,
+    scoring_notes,
 )
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
@@ -155,7 +155,6 @@ class EmbeddingAdapterFinetuneEngine:
     ) -> None:
         check_whole("checkpoint_save_steps", checkpoint_save_steps)
         self.dataset = answered(dataset, "dataset")
-        self.embed_model = check_base(embed_model, "embed_model")
         self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._start = None if adapter_model is None else _as_adapter(adapter_model)
         loop = {"batch_size": batch_size, "epochs": epochs, "start": start, "refit": refit}
@@ -167,6 +166,7 @@ class EmbeddingAdapterFinetuneEngine:
         }  # fmt: skip
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._options_for({})
+        self.embed_model = check_base(embed_model, "embed_model")  # last: a string loads a model
         self._output = Path(model_output_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._report_path = None if report_path is None else Path(report_path)
@@ -252,9 +252,10 @@ class EmbeddingAdapterFinetuneEngine:
         shown = self._show_progress
         on_step = None if self._checkpoints is None else self._checkpoint
         fitted = fit(train, validation, start, options, show_progress=shown, on_step=on_step)
-        adapter: Adapter | None = None
+        candidate = fitted.adapter
         if options.refit and fitted.best_epoch and not fitted.interrupted:
-            adapter = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
+            again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
+            candidate = again or candidate
         base, adapted = validation.base_scores, validation.judge(fitted.adapter)
         report = FinetuneReport(
             *compare_by_part(base, adapted, validation.known),
@@ -264,14 +265,13 @@ class EmbeddingAdapterFinetuneEngine:
             interrupted=fitted.interrupted,
             settings=settings_of(options)
             | {"looks_random": looks_random}
-            | self._notes(validation.parts[0].data, adapter or fitted.adapter)
+            | scoring_notes(validation.parts[0].data, candidate)
             | self._judged_on(base.query_ids),
             held_out=Comparison({"base": base, "adapted": adapted}, self._texts(validation, given)),
             **self._cost(encoder, began),
         )
-        candidate = served = adapter or fitted.adapter
-        if report.verdict == LOOKS_RANDOM and options.ship != "always":
-            served = LinearAdapter.identity(start.input_dim)
+        against = report.verdict == LOOKS_RANDOM and options.ship != "always"
+        served = LinearAdapter.identity(start.input_dim) if against else candidate
         return self._serving(served, candidate, report, own)
 
     def _cross_fit(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
@@ -300,7 +300,7 @@ class EmbeddingAdapterFinetuneEngine:
             known=tuned.known,
             new=tuned.new,
             train_queries=len(data.relevance),
-            settings=kept | self._notes(data, tuned.candidate) | self._judged_on(data.query_ids),
+            settings=kept | scoring_notes(data, tuned.candidate) | self._judged_on(data.query_ids),
             choice=tuned.choice,
             held_out=Comparison(tuned.judged, texts),
             **self._cost(encoder, began),
@@ -308,27 +308,23 @@ class EmbeddingAdapterFinetuneEngine:
         return self._serving(tuned.adapter, tuned.candidate, report, data)
 
     def _serving(
-        self,
-        adapter: Adapter,
-        candidate: Adapter | None,
-        report: FinetuneReport,
-        data: EncodedDataset,
+        self, adapter: Adapter, candidate: Adapter, report: FinetuneReport, data: EncodedDataset
     ) -> _Found:
         """Put adapter and candidate on the base model; ``data`` begins with this dataset's."""
         count = len(self.dataset.queries)
         asked = data.relevance.documents[data.relevance.offsets[:count]]
         sketch = QuerySketch.of(data.queries[:count], asked.tolist())
 
-        judged, base = candidate or adapter, base_name(self.embed_model)
-        took = _microseconds(judged, data.queries[:_TIMED])
-        made = Deployment(self._output.name, base, judged.adapts_documents, took)
+        took = _microseconds(candidate, data.queries[:_TIMED])
+        base = base_name(self.embed_model)
+        made = Deployment(self._output.name, base, candidate.adapts_documents, took)
         report = replace(report, deployment=made)
 
         def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
             training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
             return AdaptedEmbedding(self.embed_model, adapter, training=training, sketch=sketch)
 
-        if candidate is None or candidate is adapter:
+        if candidate is adapter:
             unchanged = report.choice is None and report.best_epoch == 0
             report = replace(report, saved="base" if unchanged else "candidate")
             served = model(adapter, report)
@@ -357,17 +353,10 @@ class EmbeddingAdapterFinetuneEngine:
             "data": data_statistics(self.dataset),
         }
 
-    @staticmethod
-    def _notes(data: EncodedDataset, adapter: Adapter) -> dict[str, list[str]]:
-        """Return what the report says of the scoring, and of what becomes of cut-offs."""
-        shift = [] if adapter.is_identity else [str(score_shift(data, adapter))]
-        return {"notes": [*data.notes, *shift]}
-
     def _judged_on(self, queries: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return how many of these queries come from where."""
-        known = dict(self.dataset.provenance or {})
-        if self._val_dataset is not None:
-            known |= self._val_dataset.provenance or {}
+        given = self._val_dataset.provenance if self._val_dataset else None
+        known = {**(self.dataset.provenance or {}), **(given or {})}
         return {"judged_on": dict(Counter(known.get(query, "unknown") for query in queries))}
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from llama_index.core.bridge.pydantic import BaseModel
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.errors import DatasetError
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
 PAIRS = [("how do I reset it?", "Hold the button."), ("who signs?", "The inspector signs.")]
 
@@ -207,3 +207,27 @@ def test_files_that_hold_no_rows_are_refused(tmp_path: Path, content: bytes, mes
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         Dataset.from_file(tmp_path / "file")
+
+
+def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer() -> None:
+    log = [
+        {"query": "reset", "document": text, "rank": place, "clicks": clicks, "session": session}
+        for session in range(3)
+        for text, place, clicks in (("first", 1, 0), ("second", 2, 1), ("fourth", 4, session < 2))
+    ]
+    log.append({"query": "other", "document": "first", "rank": 1, "clicks": 1, "session": 0})
+    with pytest.warns(UserWarning, match="1 pairs of fewer than 2 clicks"):
+        found = Dataset.from_feedback(log)
+    assert texts(found) == [("reset", ["second", "fourth"])]
+    (grades,) = (found.grades or {}).values()
+    assert list(grades.values()) == [6 / 8, 1.0]
+    ((hard,),) = (found.hard_negatives or {}).values()
+    assert found.corpus[hard] == "first"
+    assert found.sources == {"feedback": 1}
+    with pytest.warns(UserWarning, match="fewer than 2 clicks"):
+        assert Dataset.from_records(log) == found  # clicks with positions are read alike
+    with pytest.warns(UserWarning, match="without a relevant document"):
+        least = Dataset.from_feedback(log, least=1.0, bias=0.0, min_clicks=3)
+    assert texts(least) == [("reset", ["second"])]
+    with pytest.raises(OptionError, match="min_clicks >= 1"):
+        Dataset.from_feedback(log, min_clicks=0)

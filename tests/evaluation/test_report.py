@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport
+from llama_index_embeddings_adapted.evaluation.metrics import ScoreShift
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
 from llama_index_embeddings_adapted.evaluation.verdict import (
     Decision,
@@ -16,6 +18,7 @@ from llama_index_embeddings_adapted.evaluation.verdict import (
     inconclusive,
     paired_difference,
 )
+from llama_index_embeddings_adapted.operations.similarity import CalibratedScores
 
 
 def part(*change: float, queries: int = 200) -> PartReport:
@@ -124,3 +127,15 @@ def test_the_report_is_json_without_nan_and_reads_well() -> None:
     assert "saved: the base model, unchanged; the candidate is in out.candidate" in str(kept_aside)
     assert kept_aside.to_dict()["saved"] == "base"
     assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)
+
+
+def test_scores_move_to_the_base_models_scale_and_keep_their_order() -> None:
+    shift = ScoreShift.of(np.linspace(0.4, 0.6, 50), np.linspace(0.5, 0.8, 50))
+    assert shift.mean == pytest.approx(0.15)
+    assert shift.to_adapted(0.5) == pytest.approx(0.65)
+    assert shift.to_base(0.65) == pytest.approx(0.5)
+    nodes = [NodeWithScore(node=TextNode(text="t"), score=s) for s in (0.95, 0.8, 0.65, 0.2)]
+    given = CalibratedScores(base=list(shift.base), adapted=list(shift.adapted))
+    scores = [node.score for node in given.postprocess_nodes(nodes)]
+    assert scores == pytest.approx([0.75, 0.6, 0.5, 0.1])
+    assert "a cut-off of 0.500 for the base model is one of 0.650 now" in str(shift)

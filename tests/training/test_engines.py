@@ -664,3 +664,43 @@ engine.get_finetuned_model().get_query_embedding("x")
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_network_of_ones_own_is_not_taken_for_one_with_the_same_tensors(
+    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    from llama_index.embeddings.adapter import LinearLayer
+
+    class Squashed(LinearLayer):
+        def forward(self, embed: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(4 * super().forward(embed))
+
+    with pytest.raises(OptionError, match="its forward computes something else"):
+        EmbeddingAdapterFinetuneEngine(things, base, adapter_model=Squashed(16, 16), **options)
+
+
+def test_a_string_names_a_model(
+    things: EmbeddingQAFinetuneDataset, options: dict[str, Any]
+) -> None:
+    engine = EmbeddingAdapterFinetuneEngine(things, "minilm", **options)
+    assert isinstance(engine.embed_model, BaseEmbedding)
+    with pytest.raises(OptionError, match="names no model here"):
+        EmbeddingAdapterFinetuneEngine(things, "nonsense", **options)
+
+
+def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(
+    base: CountingEmbedding, options: dict[str, Any]
+) -> None:
+    words = [f"w{number} w{number + 1} w{number + 2} w{number * 7 % 50}" for number in range(60)]
+    corpus = {f"d{number}": text for number, text in enumerate(words)}
+    relevant = {name: [f"d{(number + 1) % 60}"] for number, name in enumerate(corpus)}
+    data = EmbeddingQAFinetuneDataset(corpus, corpus, relevant)
+    engine = EmbeddingAdapterFinetuneEngine(data, base, epochs=2, **options)
+    engine.finetune()
+    assert "60 queries" not in engine.report.verdict
+    assert "(ignore_identical_ids)" in str(engine.report)
+    plain = EmbeddingAdapterFinetuneEngine(
+        data.scored(ignore_identical_ids=False), base, epochs=2, **options
+    )
+    plain.finetune()
+    assert plain.report.base["hit_rate@1"] == 0.0 < engine.report.base["hit_rate@1"]

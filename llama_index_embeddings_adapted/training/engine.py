@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
@@ -21,7 +20,6 @@ from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..adapters.sketch import QuerySketch
 from ..core import files
-from ..core.arrays import Vectors
 from ..core.encoded import EncodedDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import base_name, check_base
@@ -315,10 +313,8 @@ class EmbeddingAdapterFinetuneEngine:
         asked = data.relevance.documents[data.relevance.offsets[:count]]
         sketch = QuerySketch.of(data.queries[:count], asked.tolist())
 
-        took = _microseconds(candidate, data.queries[:_TIMED])
-        base = base_name(self.embed_model)
-        made = Deployment(self._output.name, base, candidate.adapts_documents, took)
-        report = replace(report, deployment=made)
+        names = self._output.name, base_name(self.embed_model)
+        report = replace(report, deployment=Deployment.of(*names, candidate, data.queries[:_TIMED]))
 
         def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
             training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
@@ -373,13 +369,8 @@ class EmbeddingAdapterFinetuneEngine:
             NotTrainedError: Before ``finetune()``. A folder that an earlier run left behind is not
                 this engine's; load it with ``AdaptedEmbedding.from_pretrained``.
         """
-        if self._found is None:
-            raise NotTrainedError(
-                "There is no model before finetune(). To load an earlier one: "
-                f'AdaptedEmbedding.from_pretrained("{self._output}", embed_model).'
-            )
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
-        model = self._found.model
+        model = self._trained("model").model
         known = {"training": model.training, "sketch": model.sketch}
         return AdaptedEmbedding(model.base_embed_model, model.adapter, **{**known, **model_kwargs})
 
@@ -390,9 +381,7 @@ class EmbeddingAdapterFinetuneEngine:
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._found is None:
-            raise NotTrainedError("There is no candidate before finetune().")
-        return self._found.candidate
+        return self._trained("candidate").candidate
 
     @property
     def report(self) -> FinetuneReport:
@@ -401,19 +390,15 @@ class EmbeddingAdapterFinetuneEngine:
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
+        return self._trained("report").report
+
+    def _trained(self, what: str) -> _Found:
         if self._found is None:
-            raise NotTrainedError("There is no report before finetune().")
-        return self._found.report
-
-
-def _microseconds(adapter: Adapter, queries: Vectors) -> float:
-    """Return what the adapter takes for a query: the median, as a busy machine says too much."""
-    taken = []
-    for query in queries:
-        began = time.perf_counter()
-        adapter.apply(query)
-        taken.append(time.perf_counter() - began)
-    return 1e6 * float(np.median(taken))
+            raise NotTrainedError(
+                f"There is no {what} before finetune(). To load an earlier model: "
+                f'AdaptedEmbedding.from_pretrained("{self._output}", embed_model).'
+            )
+        return self._found
 
 
 def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:

@@ -106,6 +106,9 @@ class _Side(_Weights):
         return LinearAdapter(self.value[:, :-1].copy(), self.value[:, -1].copy())
 
 
+_NEVER = -1e4  # the logit of what does not compete
+
+
 class _Descent:
     """The state of one training; ``D`` are documents that compete, ``A`` those held in place."""
 
@@ -123,7 +126,8 @@ class _Descent:
         self._documents = l2_normalize(train.documents)
         first = train.canonical_rows
         self._relevance = replace(train.relevance, documents=first[train.relevance.documents])
-        mined = train.negatives or Qrels.from_lists([[]] * len(train.relevance))
+        nothing = Qrels.from_lists([[]] * len(train.relevance))
+        mined, self._hidden = train.negatives or nothing, train.hidden or nothing
         self._negatives = replace(mined, documents=first[mined.documents])
         asked = np.concatenate([self._relevance.documents, self._negatives.documents])
         self._pool = np.unique(first if options.loss == "corpus" else asked)
@@ -185,15 +189,16 @@ class _Descent:
         self, batch: Rows, candidates: Rows, units: Vectors, documents: Vectors
     ) -> tuple[Vectors, float]:
         """Return the gradient of the loss by cosines, ``(batch, candidates)``, and by log T."""
-        relevant = self._relevance.take(batch)
-        place = np.minimum(np.searchsorted(candidates, relevant.documents), len(candidates) - 1)
-        there = candidates[place] == relevant.documents
-        entries = relevant.queries[there], place[there]
+        relevant, hidden = (
+            q.take(batch).among(candidates) for q in (self._relevance, self._hidden)
+        )
+        entries = relevant.queries, relevant.documents
         targets = np.bincount(entries[0], minlength=len(batch))
         temperature = np.float32(np.exp(self._log_temperature.value[0]))
         logits = (units / temperature) @ documents.T
         if self._options.loss != "mnr":  # each candidate stands for several documents
             logits[entries] -= np.float32(math.log(len(self._pool) / len(candidates)))
+        logits[hidden.queries, hidden.documents] = _NEVER
         excess = np.exp(logits - logits.max(axis=1, keepdims=True))
         excess /= excess.sum(axis=1, keepdims=True)
         excess[entries] -= (1.0 / targets[entries[0]]).astype(np.float32)

@@ -312,7 +312,6 @@ class EmbeddingAdapterFinetuneEngine:
         count = len(self.dataset.queries)
         asked = data.relevance.documents[data.relevance.offsets[:count]]
         sketch = QuerySketch.of(data.queries[:count], asked.tolist())
-
         names = self._output.name, base_name(self.embed_model)
         report = replace(report, deployment=Deployment.of(*names, candidate, data.queries[:_TIMED]))
 
@@ -366,8 +365,7 @@ class EmbeddingAdapterFinetuneEngine:
             model_kwargs: Passed to :class:`AdaptedEmbedding`.
 
         Raises:
-            NotTrainedError: Before ``finetune()``. A folder that an earlier run left behind is not
-                this engine's; load it with ``AdaptedEmbedding.from_pretrained``.
+            NotTrainedError: Before ``finetune()``.
         """
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model

@@ -31,6 +31,10 @@ def root(version: o.Version = False) -> None:
     """Carry the options that belong to no command; its help is that of the program."""
 
 
+command(app, "Show queries of a dataset with their documents.")(Show)
+command(app, "Cut a dataset into one to train on and one to test on.")(Split)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingJob(Job):
     """The options of commands that embed texts."""
@@ -364,8 +368,6 @@ class Ship(Job):
         return CommandResult(as_text(facts), facts)
 
 
-command(app, "Show queries of a dataset with their documents.")(Show)
-command(app, "Cut a dataset into one to train on and one to test on.")(Split)
 command(app, "Let a new base model ask an old index.")(Upgrade)
 
 

@@ -34,7 +34,8 @@ class Show(Job):
         names = list(dataset.queries)
         drawn = random.Random(self.seed).sample(names, min(self.number, len(names)))
         sources = ", ".join(f"{n:,} {source}" for source, n in dataset.sources.items())
-        lines = [f"{dataset}{f' ({sources})' if sources else ''}"]
+        origin = f" ({sources})" if sources else ""
+        lines = [f"{len(names):,} queries{origin}, {len(dataset.corpus):,} documents"]
         shown = []
         for name in drawn:
             answers = {found: dataset.corpus[found] for found in dataset.relevant_docs[name]}
@@ -84,7 +85,10 @@ class Split(Job):
         parts = dataset.train_test_split(self.share, by=self.by, seed=self.seed)  # type: ignore[arg-type]
         for part, path in zip(parts, targets, strict=True):
             inputs.save_pairs(part, path)
-        lines = [f"{path}: {part}" for part, path in zip(parts, targets, strict=True)]
+        lines = [
+            f"{path}: {len(part):,} queries, {len(part.corpus):,} documents"
+            for part, path in zip(parts, targets, strict=True)
+        ]
         names = zip(("train", "test"), targets, parts, strict=True)
         data = {name: {"path": str(path), "queries": len(part)} for name, path, part in names}
         return CommandResult("\n".join(lines), data)

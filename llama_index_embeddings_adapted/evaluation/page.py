@@ -214,6 +214,7 @@ def _summary(
     new = max(others, key=lambda item: item[1][METRIC])[0] if others else "adapted"
     report = page_data.trained.get(new, {})
     found = [page_data.scores[name] for name in (base[0], new) if others]
+    sources = _sources(page_data, report)
     lost = next((pair for pair in pairs if pair.new == new), None)
     facts = {
         "In short": _of_hundred(
@@ -221,10 +222,10 @@ def _summary(
         ),
         "Saved": page_data.holds,
         "In training": "" if page_data.verdict else report.get("verdict", ""),
-        "Judged by": _judges(page_data, report),
+        "Judged by": _judges(page_data, sources),
         "Scores": "; ".join(page_data.notes),
         "Cost per query": _cost_per_query(report.get("deployment")),
-        "What could go wrong": " ".join(_risks(page_data, report, lost)),
+        "What could go wrong": " ".join(_risks(report, sources, lost)),
         "Next step": _NEXT[verdict.decision] if others or page_data.verdict else "",
         "To undo": _undo(report.get("deployment")) if report.get("saved") != "base" else "",
     }
@@ -244,15 +245,16 @@ def _of_hundred(found: Sequence[RetrievalScores], new: str, *, open_: bool) -> s
     return f"{today}, {after if before != after else 'as many'} with {new}{chance}"
 
 
-def _judges(page_data: PageData, report: Mapping[str, Any]) -> str:
-    """Say how many queries judged, and whose they are."""
-    data = page_data.data or report.get("data") or {}
-    sources = data.get("provenance") or {"unknown": data.get("queries", 0)}
-    whose = ", ".join(f"{n:,} {_SOURCES.get(source, source)}" for source, n in sources.items())
+def _sources(page_data: PageData, report: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return where the judging queries are from, as far as that is known."""
+    held_out = (report.get("settings") or {}).get("judged_on") if page_data.verdict else None
+    return held_out or page_data.data.get("provenance") or {}
+
+
+def _judges(page_data: PageData, sources: Mapping[str, int]) -> str:
     judged = page_data.queries or len(next(iter(page_data.scores.values())).query_ids)
-    if judged == sum(sources.values()):
-        return f"{judged:,} queries: {whose}"
-    return f"{judged:,} of {sum(sources.values()):,} queries, held out: {whose}"
+    whose = ", ".join(f"{n:,} {_SOURCES.get(source, source)}" for source, n in sources.items())
+    return f"{judged:,} queries{': ' * bool(whose)}{whose}"
 
 
 def _cost_per_query(deployment: Mapping[str, Any] | None) -> str:
@@ -266,7 +268,7 @@ def _cost_per_query(deployment: Mapping[str, Any] | None) -> str:
 
 
 def _risks(
-    page_data: PageData, report: Mapping[str, Any], lost: WinsLosses | None
+    report: Mapping[str, Any], sources: Mapping[str, int], lost: WinsLosses | None
 ) -> Iterator[str]:
     new = report.get("new")
     if new:
@@ -276,7 +278,7 @@ def _risks(
         yield "Documents without training queries were not judged."
     if lost is not None and lost.lost:
         yield f"{lost.lost:,} queries rank lower than before; they are listed below."
-    if (page_data.data or report.get("data") or {}).get("provenance", {}).get("llm"):
+    if sources.get("llm"):
         yield "An LLM wrote queries: users may ask otherwise."
     if report:
         yield "Users' queries change: llama-index-adapted inspect --queries says when."
@@ -370,12 +372,10 @@ def _cost(page_data: PageData) -> Table:
         asked = (report.get("data") or {}).get("questions")
         if asked:
             tokens = asked["prompt_tokens"] + asked["completion_tokens"]
-            rows.append(
-                _row(f"{name}: questions written", asked["seconds"], asked["calls"], None, tokens)
-            )
-            if asked.get("base_texts"):
-                spent = (asked[f"base_{what}"] for what in ("calls", "texts", "tokens"))
-                rows.append(_row(f"{name}: questions filtered", None, *spent))
+            spent = (asked["seconds"], asked["calls"], None, tokens)
+            rows.append(_row(f"{name}: questions written", *spent))
+            spent = (None, *(asked.get(f"base_{what}") for what in ("calls", "texts", "tokens")))
+            rows.append(_row(f"{name}: questions filtered", *spent))
         spent = (report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens"))
         rows.append(_row(f"{name}: training", *spent))
     rows += [

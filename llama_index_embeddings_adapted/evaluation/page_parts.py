@@ -298,7 +298,6 @@ class Training:
     charts: Sequence[Curves] | Sequence[Dots]
     legend: list[str]
     parts: Table
-    settings: Table
 
 
 def training_section(name: str, report: Mapping[str, Any]) -> Training:
@@ -315,18 +314,7 @@ def training_section(name: str, report: Mapping[str, Any]) -> Training:
         legend, drawn = [_PARTS["known"], _PARTS["new"]], [_candidates(choice)]
     elif len(history) > 1:
         legend, drawn = _history(report, history)
-    settings = [
-        [key, "–" if value is None else str(value)]
-        for key, value in (report.get("settings") or {}).items()
-    ]
-    return Training(
-        name,
-        _lines(report, history),
-        drawn,
-        legend,
-        _parts(report),
-        Table("Settings", ["setting", "value"], settings, numbers=False),
-    )
+    return Training(name, _lines(report, history), drawn, legend, _parts(report))
 
 
 def _lines(report: Mapping[str, Any], history: list[Any]) -> list[str]:

@@ -24,7 +24,7 @@ from benchmarks.quality import (
     views,
     watching,
 )
-from benchmarks.robustness import frozen, fuzz, guided, kills, recovery, soak
+from benchmarks.robustness import frozen, fuzz, guided, kills, soak
 
 _CLICKED = ("scifact", "nfcorpus")
 
@@ -96,7 +96,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "serving": lambda g: _saved("serving", serving.run()),
     "questions": lambda g: _saved("questions", {"sets": questions.run(g.data, g.cache)}),
     "throughput": lambda g: _saved("throughput", throughput.run()),
-    "recovery": lambda g: _saved("recovery", recovery.run()),
     "composed": _composed,
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment, sets
+from benchmarks.processes import in_a_process
 
 TEXTS = 512
 ACTORS = (0, 1, 2)  # 0 is this process alone
 REPEATS = 2
 SETTINGS = {
-    "OMP_NUM_THREADS": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_memory_monitor_refresh_ms": "0",  # what else runs on the machine must not kill workers
 }
@@ -29,14 +28,8 @@ def run(data: Path) -> dict[str, Any]:
     rows = []
     for repeat in range(REPEATS):
         for actors in ACTORS:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.ray_job", str(data), str(actors)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **SETTINGS},
-            )
-            rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
+            found = in_a_process("-m", __name__, data.resolve(), actors, **SETTINGS)
+            rows.append({"repeat": repeat, **found})
             print(rows[-1], flush=True)
     return {"texts": TEXTS, "threads_per_model": 1, "rows": rows}
 

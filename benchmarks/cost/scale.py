@@ -7,8 +7,6 @@ cache folder.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +16,7 @@ from typing import Any
 
 from benchmarks.cost import grown
 from benchmarks.cost.grown import CheapBase, Grown
-from benchmarks.cost.memory import peak_memory
+from benchmarks.processes import in_a_process, peak_memory
 
 SIZES = ((1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000))  # pairs, documents
 JUDGED = 1_000  # queries that are evaluated, at every size
@@ -193,7 +191,7 @@ def run(data: Path, cache: Path, most: int | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             grown.prepare(data, cache, Path(folder))
             for work in WORK:
-                rows.append(_in_a_process(work, pairs, documents, folder))
+                rows.append(in_a_process("-m", __name__, work, pairs, documents, folder))
                 print(rows[-1], flush=True)
                 if most is None:
                     environment.save("scale", "python -m benchmarks scale", _found(rows))
@@ -207,17 +205,6 @@ def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs": {"train": 1, "finetune": EPOCHS},
         "rows": rows,
     }
-
-
-def _in_a_process(work: str, pairs: int, documents: int, folder: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scale", work, str(pairs), str(documents), folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, Any]:

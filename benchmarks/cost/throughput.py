@@ -24,8 +24,7 @@ from llama_index.core.llms import (
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
-from benchmarks.robustness import recovery
-from benchmarks.robustness.scripted_server import in_a_process
+from benchmarks.robustness import scripted_server
 from llama_index_embeddings_adapted import generate_qa_embedding_pairs
 
 ROUNDS = 3
@@ -74,7 +73,7 @@ def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -
     """Time both functions with both clients in one run."""
     ideal = latency_s * passages / concurrency
     clients: dict[str, Callable[[str], Any]] = {
-        "OpenAILike": recovery.llm,
+        "OpenAILike": scripted_server.client,
         "a client without overhead": lambda address: LeanLLM(api_base=address),
     }
     found: dict[str, Any] = {
@@ -85,7 +84,7 @@ def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -
         "load_average_before": os.getloadavg()[0],
         "clients": {},
     }
-    with in_a_process(latency_s) as address:
+    with scripted_server.in_a_process(latency_s) as address:
         for name, client in clients.items():
             ours = [_ours(client(address), passages, concurrency) for _ in range(ROUNDS)]
             old = _old(client(address), passages)
@@ -101,7 +100,7 @@ def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -
 
 
 def _ours(llm: Any, passages: int, concurrency: int) -> float:
-    nodes = recovery.nodes(passages)
+    nodes = scripted_server.nodes(passages)
     with tempfile.TemporaryDirectory() as cache:
         generate_qa_embedding_pairs(nodes[:1], llm, cache_dir=False, show_progress=False)  # warm
         began = time.perf_counter()
@@ -118,7 +117,7 @@ def _old(llm: Any, passages: int) -> float:
         warnings.simplefilter("ignore")  # it warns that it is deprecated
         from llama_index.finetuning import generate_qa_embedding_pairs as old
 
-    nodes = recovery.nodes(passages)
+    nodes = scripted_server.nodes(passages)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         old(nodes, llm, output_path=str(Path(folder) / "qa.json"), verbose=False)

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.robustness.processes import ROOT
+from benchmarks.processes import ROOT
 
 _PACKAGE = "llama_index_embeddings_adapted"
 _NOTE_EVERY = 100

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from benchmarks.robustness import cheap
-from benchmarks.robustness.recovery import kept_answers
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     Adapter,
@@ -27,20 +27,11 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.core.files import read_config
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.questions.answer_cache import FILE, AnswerCache
 
 BATCH, CONCURRENCY = 10, 4
-TOPICS = [
-    "apple",
-    "boat",
-    "castle",
-    "desert",
-    "engine",
-    "forest",
-    "garden",
-    "harbour",
-    "island",
-    "jungle",
-]
+TOPICS = ["apple", "boat", "castle", "desert", "engine", "forest", "garden", "harbour", "island",
+          "jungle"]  # fmt: skip
 TEXTS = [
     f"{topic} number {n} has {TOPICS[n % 10]} and {TOPICS[n * 7 % 10]}s beside"
     for n in range(30)
@@ -189,7 +180,11 @@ class Generate:
         return EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
 
     def paid(self, folder: Path) -> Paid:
-        return Paid(cheap.noted(folder / "log"), kept_answers(folder))
+        place, kept = folder / "cache" / "questions", set()
+        if (place / FILE).exists():
+            with AnswerCache(place, {}), closing(sqlite3.connect(place / FILE)) as database:
+                kept = {text for (text,) in database.execute("SELECT text FROM answers")}
+        return Paid(cheap.noted(folder / "log"), kept)
 
 
 class Rebuild:

@@ -19,8 +19,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.processes import in_a_process
 from benchmarks.robustness.kill_jobs import JOBS, Paid
-from benchmarks.robustness.processes import in_a_process
 
 KILLS_PER_RUN = 2  # a run is killed so often before it may finish
 _COUNTED = (
@@ -54,7 +54,7 @@ class Job(Protocol):
 def run(kills: int = 60, *, seed: int = 0) -> dict[str, Any]:
     """Kill every job, all of them so often together."""
     each = -(-kills // len(JOBS))
-    return in_a_process(["-m", __name__, str(each), str(seed)])
+    return in_a_process("-m", __name__, each, seed)
 
 
 def experiment(job: Job, kills: int, *, seed: int = 0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat server on this machine that answers by script, with a latency."""
+"""An OpenAI-compatible chat server on this machine that answers by script, and its client."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from llama_index.core.schema import TextNode
+
 #: (status, content): what to answer to the last message of a conversation.
 Script = Callable[[str], tuple[int, str]]
 
@@ -22,6 +24,33 @@ def two_questions(message: str) -> tuple[int, str]:
     words = [word.strip(".,") for word in message.split("Passage:")[-1].split() if word.isalnum()]
     topic = " ".join(words[:3])
     return 200, f"What is known about {topic} these days?\n{' '.join(words[2:6])} facts"
+
+
+def nodes(passages: int) -> list[TextNode]:
+    """Return passages that differ, to ask about."""
+    return [
+        TextNode(id_=f"n{i}", text=f"Town{i} has market{i * 7} and river{i * 3} with a bridge.")
+        for i in range(passages)
+    ]
+
+
+def client(api_base: str) -> Any:
+    """Return a client of a scripted server; it leaves no connection open."""
+    import httpx
+    from llama_index.llms.openai_like import OpenAILike
+
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return OpenAILike(
+        async_http_client=httpx.AsyncClient(limits=limits),
+        model="scripted",
+        api_base=api_base,
+        api_key="none",
+        is_chat_model=True,
+        context_window=4096,
+        max_tokens=100,
+        temperature=0.0,
+        max_retries=0,
+    )
 
 
 class ScriptedServer:

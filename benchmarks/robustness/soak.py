@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from benchmarks.robustness.processes import in_a_process
+from benchmarks.processes import in_a_process
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 
 DIM, TEXTS = 384, [f"question number {number}" for number in range(500)]
@@ -159,7 +159,7 @@ def resident_mb() -> float:
 
 def run(queries: int = 200_000) -> dict[str, Any]:
     """Do it in a process that does nothing else."""
-    return in_a_process(["-m", __name__, str(queries)])
+    return in_a_process("-m", __name__, queries)
 
 
 if __name__ == "__main__":

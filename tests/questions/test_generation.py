@@ -23,7 +23,7 @@ from llama_index.core.llms import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
-from benchmarks.robustness import recovery
+from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
@@ -133,7 +133,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def towns(count: int = 6) -> list[TextNode]:
-    return recovery.nodes(count)
+    return scripted_server.nodes(count)
 
 
 # --- any LLM ----------------------------------------------------------------------------------
@@ -363,7 +363,11 @@ def test_a_refused_key_fails_at_once(cache: Path) -> None:
         pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
     ):
         generate_qa_embedding_pairs(
-            towns(50), recovery.llm(server.api_base), concurrency=8, cache_dir=cache, **QUIET
+            towns(50),
+            scripted_server.client(server.api_base),
+            concurrency=8,
+            cache_dir=cache,
+            **QUIET,
         )
     assert sum(server.started.values()) <= 8  # what was under way when the first refusal came
     assert "sk-aaaa" not in str(caught.value)
@@ -373,7 +377,7 @@ def test_an_unreachable_server_fails_at_once(cache: Path) -> None:
     began = time.perf_counter()
     with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
         generate_qa_embedding_pairs(
-            towns(50), recovery.llm("http://127.0.0.1:9/v1"), cache_dir=cache, **QUIET
+            towns(50), scripted_server.client("http://127.0.0.1:9/v1"), cache_dir=cache, **QUIET
         )
     assert time.perf_counter() - began < 5
 
@@ -389,7 +393,7 @@ def test_what_fails_for_a_while_is_asked_again(quick: None, cache: Path) -> None
 
     with ScriptedServer(script) as server:
         data = generate_qa_embedding_pairs(
-            towns(4), recovery.llm(server.api_base), cache_dir=cache, **QUIET
+            towns(4), scripted_server.client(server.api_base), cache_dir=cache, **QUIET
         )
     assert len(data) == 8
     assert data.report.calls == 7
@@ -405,7 +409,7 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
         return (500, "out of order") if broken and "Town1 " in message else two_questions(message)
 
     with ScriptedServer(script) as server:
-        llm = recovery.llm(server.api_base)
+        llm = scripted_server.client(server.api_base)
         data = generate_qa_embedding_pairs(towns(4), llm, cache_dir=cache, **QUIET)
         assert list(data.report.failed) == ["n1"]
         assert "out of order" in data.report.failed["n1"]
@@ -425,8 +429,8 @@ def test_a_call_that_hangs_is_given_up(quick: None, cache: Path) -> None:
         pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
     ):
         generate_qa_embedding_pairs(
-            towns(2), recovery.llm(server.api_base), retry_limit=1, timeout_s=0.3, cache_dir=cache,
-            **QUIET,
+            towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3,
+            cache_dir=cache, **QUIET,
         )  # fmt: skip
 
 
@@ -438,7 +442,7 @@ def test_useless_answers_end_in_an_error_that_shows_them(cache: Path) -> None:
         ),
     ):
         generate_qa_embedding_pairs(
-            towns(3), recovery.llm(server.api_base), cache_dir=cache, **QUIET
+            towns(3), scripted_server.client(server.api_base), cache_dir=cache, **QUIET
         )
 
 
@@ -473,15 +477,6 @@ def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(
     validation = generate_qa_embedding_pairs(towns(6)[3:], DoubleLLM(), **options)
     assert set(train.corpus).isdisjoint(validation.corpus)
     assert set(train.queries).isdisjoint(validation.queries)
-
-
-@pytest.mark.slow
-def test_a_killed_run_continues_where_it_ended() -> None:
-    found = recovery.run(kills=2, passages=10, latency_s=0.1)
-    assert found["same_dataset"]
-    assert found["same_requests"]
-    assert found["finished_passages_asked_again"] == 0
-    assert found["in_flight_when_killed"] <= found["in_flight_at_most"]
 
 
 def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Path) -> None:
@@ -521,7 +516,7 @@ def test_answers_that_cannot_be_kept_say_so(tmp_path: Path) -> None:
 def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
     server: ScriptedServer, cache: Path
 ) -> None:
-    llm = recovery.llm(server.api_base)
+    llm = scripted_server.client(server.api_base)
     llm.api_key = "sk-secretsecretsecretsecret"
     llm.additional_kwargs = {"extra_headers": {"Authorization": "Bearer hidden"}}
     generate_qa_embedding_pairs(towns(2), llm, cache_dir=cache, **QUIET)
@@ -536,7 +531,7 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
 def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(cache: Path) -> None:
     options = {"concurrency": 4, "retry_limit": 2, "cache_dir": cache, **QUIET}
     with ScriptedServer(latency_s=0.1) as server:
-        llm = recovery.llm(server.api_base)
+        llm = scripted_server.client(server.api_base)
         unprobed = estimate(towns(30), llm, probe=False, **options)
         assert (unprobed.calls, unprobed.seconds, unprobed.probed) == (30, None, False)
         before = estimate(towns(30), llm, **options)
@@ -587,7 +582,11 @@ def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> Non
 
     with ScriptedServer(script) as server:
         data = generate_qa_embedding_pairs(
-            towns(3), recovery.llm(server.api_base), near_duplicate=0.8, cache_dir=cache, **QUIET
+            towns(3),
+            scripted_server.client(server.api_base),
+            near_duplicate=0.8,
+            cache_dir=cache,
+            **QUIET,
         )
     report = data.report
     assert sorted(data.queries.values()) == [f"Where is the market of Town{i}?" for i in range(3)]
@@ -643,7 +642,7 @@ def test_generic_questions_and_those_that_miss_their_passage_go(
 
     options = {"embed_model": base, "filters": [], "round_trip_k": 1, "cache_dir": cache, **QUIET}
     with ScriptedServer(script) as server:
-        llm = recovery.llm(server.api_base)
+        llm = scripted_server.client(server.api_base)
         strict = generate_qa_embedding_pairs(nodes, llm, generic_matches=3, **options)
         loose = generate_qa_embedding_pairs(nodes, llm, generic_matches=None, **options)
     # The bee's own question repeats the ant's, which suits all but the bee no better than the ant.

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import in_a_process
 from benchmarks.robustness import kills
 from benchmarks.robustness.kill_jobs import JOBS, Paid
-from benchmarks.robustness.processes import in_a_process
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the work that is killed")
 
@@ -70,7 +70,7 @@ print(json.dumps(experiment(Careless(), 6)))
 
 
 def test_careless_work_is_seen_through() -> None:
-    counts = in_a_process(["-c", CARELESS])
+    counts = in_a_process("-c", CARELESS)
     assert counts["kills"] == 6
     assert counts["broken"] > 0
     assert counts["other_results"] > 0

@@ -21,7 +21,7 @@ from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.vector_stores import SimpleVectorStore
 from typer.testing import CliRunner
 
-from benchmarks.robustness import recovery
+from benchmarks.robustness import scripted_server
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     AdapterPool,
@@ -166,7 +166,7 @@ QUIET: dict[str, Any] = {"cache_dir": "cache"}
 def trained(base: BaseEmbedding, address: str) -> list[object]:
     """Write questions, train, save, evaluate and report; return what is shown on the way."""
     pairs = generate_qa_embedding_pairs(
-        recovery.nodes(30),
+        scripted_server.nodes(30),
         llm(address),
         output_path="pairs.json",
         embed_model=base,
@@ -204,11 +204,13 @@ def served(base: BaseEmbedding) -> list[object]:
     AdapterPool(".", base)["model"].get_query_embedding("a boat")
     shared = AdaptedEmbedding(base, LinearAdapter.identity(32, shared=True))
     shared.save_pretrained("shared")
-    index = VectorStoreIndex(recovery.nodes(30), embed_model=base)
+    index = VectorStoreIndex(scripted_server.nodes(30), embed_model=base)
     adapt_index(index, shared, SimpleVectorStore(), embed_missing=True, **QUIET)
     inspected = CliRunner().invoke(app, ["inspect", "model", "--json"])
     with pytest.raises(GenerationError, match="reach") as failed:
-        generate_qa_embedding_pairs(recovery.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET)
+        generate_qa_embedding_pairs(
+            scripted_server.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET
+        )
     return [as_text(inspect_adapter("model")), inspected.output, failed.value]
 
 
@@ -250,7 +252,7 @@ def test_a_server_that_repeats_the_key_is_not_quoted(
 ) -> None:
     """As OpenAI's does: "Incorrect API key provided: sk-…"."""
     script = flaky_server.Reply(401, says=f"Incorrect API key provided: {KEYS['embedding']}")
-    nodes = recovery.nodes(1)
+    nodes = scripted_server.nodes(1)
     with flaky_server.serving(lambda texts, number: script) as server:
         model = llm(server.address)
         model.api_key = KEYS["embedding"]

@@ -1,0 +1,31 @@
+"""Measurements that need a process of their own, and the memory it took; loads next to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_a_process(*arguments: object, **settings: str) -> dict[str, Any]:
+    """Run Python with these arguments and one thread; return the JSON of its last line."""
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=36_000
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak_memory() -> float:
+    """Return the peak resident memory of this process so far, mapped files included, in MiB.
+
+    Not ``ru_maxrss``: a child inherits that of the process that started it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
     from llama_index_embeddings_adapted.lexical.mixture import Mixture
     from llama_index_embeddings_adapted.operations.folder import ship_candidate
-    from llama_index_embeddings_adapted.operations.monitoring import DriftReport, inspect_queries
-    from llama_index_embeddings_adapted.operations.moves import (
+    from llama_index_embeddings_adapted.operations.monitoring import (
+        DriftReport,
         MoveReport,
         bound_nudges,
+        inspect_queries,
         moved_documents,
         undo_nudges,
     )
@@ -161,7 +162,7 @@ _LAZY = {
     "LowRankAdapter": "adapters.maps",
     "MemoryRetriever": "serving.retriever",
     "Mixture": "lexical.mixture",
-    "MoveReport": "operations.moves",
+    "MoveReport": "operations.monitoring",
     "QuestionReport": "questions.selection",
     "RetrievalScores": "evaluation.retrieval",
     "SentenceTransformersFinetuneEngine": "composed.engines",
@@ -175,7 +176,7 @@ _LAZY = {
     "adapt_vectors": "operations.rebuild",
     "adapt_without_labels": "operations.unlabelled",
     "agenerate_qa_embedding_pairs": "questions.generate",
-    "bound_nudges": "operations.moves",
+    "bound_nudges": "operations.monitoring",
     "check_similarity": "operations.similarity",
     "compare_retrieval": "evaluation.comparison",
     "embed_corpus": "encoding.corpus",
@@ -186,11 +187,11 @@ _LAZY = {
     "hold_out_documents": "questions.passages",
     "inspect_queries": "operations.monitoring",
     "mine_hard_negatives": "evaluation.retrieval",
-    "moved_documents": "operations.moves",
+    "moved_documents": "operations.monitoring",
     "pairs_from_structure": "questions.structure",
     "resolve_embed_model": "serving.embedding",
     "ship_candidate": "operations.folder",
-    "undo_nudges": "operations.moves",
+    "undo_nudges": "operations.monitoring",
     "upgrade_adapter": "operations.upgrade",
 }
 _MODELS = ("serving.embedding", "composed.embedding")  # which say what their folders hold

@@ -15,8 +15,6 @@ AdaptedError
  ├─ BaseModelMismatchError(ValueError)  another base model than the adapter was trained on
  ├─ MetricError(KeyError)           a metric that does not exist or was not computed deep enough
  └─ MissingExtraError(ImportError)  an optional dependency that is not installed
-
-What settings of any training are checked for.
 """
 
 from __future__ import annotations
@@ -204,8 +202,8 @@ def check_number(
         raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
 
 
-def check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keyword arguments that a training does not take.
+def check_known(names: Iterable[str], known: Iterable[str], *, what: str = "Training") -> None:
+    """Refuse keyword arguments that a training, or what else, does not take.
 
     Raises:
         OptionError: An unknown one; the message has what was perhaps meant.
@@ -213,9 +211,11 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
     taken = sorted(known)
     for name in names:
         if name not in taken:
-            close = difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
-            close = ["learning_rate"] if name == "lr" else close
-            hint = f' Did you mean "{close[0]}"?' if close else ""
-            raise OptionError(
-                f'Unknown argument "{name}".{hint} Training takes {", ".join(taken)}.'
-            )
+            hint = nearest("learning_rate" if name == "lr" else name, taken)
+            raise OptionError(f'Unknown argument "{name}".{hint} {what} takes {", ".join(taken)}.')
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a question for what was perhaps meant, with a space before it; empty if unknown."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f' Did you mean "{close[0]}"?' if close else ""

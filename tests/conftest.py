@@ -14,7 +14,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from tests.support.model_server import serving
+from tests.support.flaky_server import serving
 
 DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -99,8 +99,8 @@ def base() -> CountingEmbedding:
 @pytest.fixture(scope="session")
 def model_server() -> Iterator[str]:
     """The address of what answers as OpenAI and as Ollama do."""
-    with serving() as address:
-        yield address
+    with serving() as server:
+        yield server.address.removesuffix("/v1")
 
 
 @pytest.fixture(scope="session")

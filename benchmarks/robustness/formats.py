@@ -30,8 +30,12 @@ from llama_index_embeddings_adapted.adapters.composites import (
     GatedAdapter,
     StackedAdapter,
 )
-from llama_index_embeddings_adapted.adapters.maps import TwoLayerAdapter, UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import (
+    KernelAdapter,
+    NudgeAdapter,
+    TwoLayerAdapter,
+    UnitAdapter,
+)
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
@@ -121,7 +125,7 @@ def _save(adapter: Any) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         training, sketch = {"report": report}, QuerySketch.of(_random(9, DIM))
-        saving.save(folder, adapter, BASE, training=training, sketch=sketch, card="# A card")
+        saving.save(folder, adapter, BASE, training=training, sketch=sketch)
 
     return write
 

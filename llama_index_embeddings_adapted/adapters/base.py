@@ -35,9 +35,9 @@ class Adapter(ABC):
         """Dimension of the base model's vectors."""
 
     @property
-    @abstractmethod
     def output_dim(self) -> int:
-        """Dimension of the mapped vectors."""
+        """Dimension of the mapped vectors, that of the base model's unless a subclass says so."""
+        return self.input_dim
 
     @property
     def adapts_documents(self) -> bool:
@@ -133,7 +133,7 @@ class Adapter(ABC):
     __hash__ = object.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.arrays(), self.config())
+        return type(self).build, (self.arrays(), self.config())
 
     def __repr__(self) -> str:
         settings = "".join(f", {key}={value!r}" for key, value in self.config().items())
@@ -246,10 +246,6 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         raise FolderError(f"{where}: not a valid {name} ({reason}).") from cause
 
 
-def _rebuild(cls: type[Adapter], arrays: Arrays, config: dict[str, Any]) -> Adapter:
-    return cls.build(arrays, config)
-
-
 def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
     """Return a finite float32 copy that nobody can write to.
 
@@ -263,3 +259,32 @@ def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
         raise ShapeError(what, expected="finite numbers", actual="NaN or infinity")
     array.setflags(write=False)
     return array
+
+
+def check_shapes(owner: object, **expected: tuple[int, ...]) -> None:
+    """Refuse arrays of an object, by name, that have another shape.
+
+    Raises:
+        ShapeError: One has.
+    """
+    for name, shape in expected.items():
+        actual = getattr(owner, name).shape
+        if actual != shape:
+            raise ShapeError(name, expected=shape, actual=actual)
+
+
+def check_part(owner: object, name: str, part: Adapter, dims: tuple[int, int]) -> None:
+    """Refuse a part of an adapter that moves documents by itself, or has other dimensions.
+
+    Raises:
+        OptionError: It moves documents.
+        ShapeError: It takes or gives vectors of other dimensions.
+    """
+    if part.adapts_documents:
+        raise OptionError(
+            f"{name}: expected an adapter that leaves documents alone, got a "
+            f"{type(part).__name__}. Stack what moves documents after the {type(owner).__name__}."
+        )
+    if (part.input_dim, part.output_dim) != dims:
+        expected = f"{dims[0]} to {dims[1]} dimensions"
+        raise ShapeError(name, expected=expected, actual=repr(part))

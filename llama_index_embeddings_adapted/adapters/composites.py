@@ -1,9 +1,4 @@
-"""Adapters one after the other.
-
-Adapters that map queries in one way and documents in another.
-
-Adapters that act on queries about known documents more than on others.
-"""
+"""Adapters made of others: in turn, one per side, or mixed as a gate says."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..core.files import Arrays
 from ..errors import OptionError, ShapeError
-from .base import Adapter, CompositeAdapter, readonly_array
+from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
 
 
 class StackedAdapter(CompositeAdapter):
@@ -90,19 +85,8 @@ class TwoSidedAdapter(CompositeAdapter):
 
     def __init__(self, query: Adapter, document: Adapter) -> None:
         self.query, self.document = query, document
-        expected = (query.input_dim, query.output_dim)
-        if (document.input_dim, document.output_dim) != expected:
-            raise ShapeError(
-                "document",
-                expected=f"{expected[0]} to {expected[1]} dimensions, as query has",
-                actual=repr(document),
-            )
         for name, part in self.parts().items():
-            if part.adapts_documents:
-                raise OptionError(
-                    f"{name}: expected an adapter of one side, got {type(part).__name__}, which "
-                    "moves documents by itself."
-                )
+            check_part(self, name, part, (query.input_dim, query.output_dim))
 
     @property
     def input_dim(self) -> int:
@@ -177,20 +161,17 @@ class Gate:
         self.others = readonly_array(others, "others", ndim=2) if np.size(others) else none
         self.shares = readonly_array(shares, "shares", ndim=1)
         self.coefficients = readonly_array(coefficients, "coefficients", ndim=1)
-        self.low, self.high = (
-            readonly_array(low, "low", ndim=1),
-            readonly_array(high, "high", ndim=1),
+        self.low = readonly_array(low, "low", ndim=1)
+        self.high = readonly_array(high, "high", ndim=1)
+        check_shapes(
+            self,
+            asked=(len(self.asked), dim),
+            others=(len(self.others), dim),
+            shares=(2,),
+            coefficients=(count + 1,),
+            low=(count,),
+            high=(count,),
         )
-        for name, expected in {
-            "asked": (len(self.asked), dim),
-            "others": (len(self.others), dim),
-            "shares": (2,),
-            "coefficients": (count + 1,),
-            "low": (count,),
-            "high": (count,),
-        }.items():
-            if getattr(self, name).shape != expected:
-                raise ShapeError(name, expected=expected, actual=getattr(self, name).shape)
 
     def arrays(self) -> Arrays:
         """Return the constructor's arguments."""
@@ -252,13 +233,7 @@ class GatedAdapter(CompositeAdapter):
     def __init__(self, general: Adapter, special: Adapter, gate: Gate) -> None:
         self.general, self.special, self.gate = general, special, gate
         for name, part in self.parts().items():
-            if (part.input_dim, part.output_dim) != (self.input_dim, general.output_dim):
-                raise ShapeError(name, expected=f"{self.input_dim} dimensions", actual=repr(part))
-            if part.adapts_documents:
-                raise OptionError(
-                    f"{name}: expected an adapter that leaves documents alone; stack what moves "
-                    "documents after the gate."
-                )
+            check_part(self, name, part, (self.input_dim, general.output_dim))
 
     @classmethod
     def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> GatedAdapter:

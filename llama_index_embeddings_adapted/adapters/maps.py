@@ -1,4 +1,4 @@
-"""Adapters that map every vector in the same way: linear, low rank, two layers, unit length."""
+"""Single maps: linear, low rank, two layers, unit length, kernel regression, offsets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import Vectors, l2_normalize
+from ..core.arrays import Keys, Vectors, l2_normalize
 from ..core.files import Arrays
-from ..errors import OptionError, ShapeError
-from .base import Adapter, readonly_array
+from ..errors import OptionError
+from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
 
 
 class LinearAdapter(Adapter):
@@ -38,8 +38,8 @@ class LinearAdapter(Adapter):
         self.weight = readonly_array(weight, "weight", ndim=2)
         self.bias = None if bias is None else readonly_array(bias, "bias", ndim=1)
         self.normalize, self.shared = bool(normalize), bool(shared)
-        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
-            raise ShapeError("bias", expected=self.weight.shape[:1], actual=self.bias.shape)
+        if self.bias is not None:
+            check_shapes(self, bias=self.weight.shape[:1])
 
     @classmethod
     def identity(cls, dim: int, *, bias: bool = True, shared: bool = False) -> LinearAdapter:
@@ -99,10 +99,7 @@ class LowRankAdapter(Adapter):
         self.up = readonly_array(up, "up", ndim=2)
         self.bias = readonly_array(bias, "bias", ndim=1)
         rank, dim = self.down.shape
-        if self.up.shape != (dim, rank):
-            raise ShapeError("up", expected=(dim, rank), actual=self.up.shape)
-        if self.bias.shape != (dim,):
-            raise ShapeError("bias", expected=(dim,), actual=self.bias.shape)
+        check_shapes(self, up=(dim, rank), bias=(dim,))
 
     @classmethod
     def identity(cls, dim: int, *, rank: int = 32, seed: int = 0) -> LowRankAdapter:
@@ -117,10 +114,6 @@ class LowRankAdapter(Adapter):
     @property
     def input_dim(self) -> int:
         return int(self.down.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return self.input_dim
 
     def arrays(self) -> Arrays:
         return {"down": self.down, "up": self.up, "bias": self.bias}
@@ -143,10 +136,6 @@ class UnitAdapter(Adapter):
 
     @property
     def input_dim(self) -> int:
-        return self._dim
-
-    @property
-    def output_dim(self) -> int:
         return self._dim
 
     @property
@@ -208,14 +197,13 @@ class TwoLayerAdapter(Adapter):
             raise OptionError(
                 f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
             )
-        hidden, out = self.hidden_weight.shape[0], self.output_weight.shape[0]
-        for name, expected in {
-            "hidden_bias": (hidden,),
-            "output_weight": (self.input_dim if self.residual else out, hidden),
-            "output_bias": (out,),
-        }.items():
-            if getattr(self, name).shape != expected:
-                raise ShapeError(name, expected=expected, actual=getattr(self, name).shape)
+        hidden, out = len(self.hidden_weight), len(self.output_weight)
+        check_shapes(
+            self,
+            hidden_bias=(hidden,),
+            output_weight=(self.input_dim if self.residual else out, hidden),
+            output_bias=(out,),
+        )
 
     @classmethod
     def identity(cls, dim: int, *, hidden: int = 256, seed: int = 0) -> TwoLayerAdapter:
@@ -241,11 +229,8 @@ class TwoLayerAdapter(Adapter):
         return {name: getattr(self, name) for name in names}
 
     def config(self) -> dict[str, Any]:
-        return {
-            "activation": self.activation,
-            "residual": self.residual,
-            "normalize": self.normalize,
-        }
+        names = ("activation", "residual", "normalize")
+        return {name: getattr(self, name) for name in names}
 
     def map(self, vectors: Vectors) -> Vectors:
         hidden = _ACTIVATIONS[self.activation](vectors @ self.hidden_weight.T + self.hidden_bias)
@@ -253,3 +238,164 @@ class TwoLayerAdapter(Adapter):
         if self.residual:
             mapped = mapped + vectors
         return l2_normalize(mapped) if self.normalize else mapped
+
+
+class KernelAdapter(CompositeAdapter):
+    """``q' = normalise(G(q) + weight · Σ k(q, k_i) a_i)`` over all remembered queries.
+
+    With the Gaussian kernel ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)``, whose variance on
+    unit vectors is the temperature. Far from every remembered query it vanishes, and the query
+    stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what two similar
+    training queries teach is not counted twice.
+
+    Args:
+        general: ``G``, what is done to every query.
+        keys: ``(n, dim)``, unit rows: the remembered queries.
+        coefficients: ``(n, dim)``: ``a_i``, see :func:`kernel_ridge`.
+        weight: How much of it, ``>= 0``.
+        temperature: In cosine units, ``> 0``.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+        OptionError: A setting out of range, or a map that moves documents.
+
+    Source:
+        Kernel ridge regression: Saunders et al. 1998, Ridge regression learning algorithm in dual
+        variables.
+    """
+
+    def __init__(
+        self,
+        general: Adapter,
+        keys: Vectors,
+        coefficients: Vectors,
+        *,
+        weight: float = 1.0,
+        temperature: float = 0.2,
+    ) -> None:
+        self.general = general
+        self.keys = readonly_array(keys, "keys", ndim=2)
+        self.coefficients = readonly_array(coefficients, "coefficients", ndim=2)
+        check_shapes(self, coefficients=self.keys.shape)
+        check_part(self, "general", general, (self.input_dim, self.input_dim))
+        if not weight >= 0 or not temperature > 0:
+            raise OptionError(
+                f"Expected weight >= 0 and temperature > 0, got {weight!r} and {temperature!r}."
+            )
+        self.weight, self.temperature = float(weight), float(temperature)
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.keys.shape[1])
+
+    def parts(self) -> dict[str, Adapter]:
+        return {"general": self.general}
+
+    def own_arrays(self) -> Arrays:
+        return {"keys": self.keys, "coefficients": self.coefficients}
+
+    def own_config(self) -> dict[str, Any]:
+        return {"weight": self.weight, "temperature": self.temperature}
+
+    def map(self, vectors: Vectors) -> Vectors:
+        queries = l2_normalize(np.atleast_2d(vectors))
+        added = gaussian(queries, self.keys, self.temperature) @ self.coefficients
+        general = l2_normalize(np.atleast_2d(self.general.apply(vectors)))
+        return l2_normalize(general + np.float32(self.weight) * added).reshape(vectors.shape)
+
+
+def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
+    """Return ``exp((cosine - 1) / temperature)`` of all pairs of unit rows, ``(n, m)``."""
+    similar: Vectors = first @ second.T
+    similar -= 1.0
+    similar /= np.float32(temperature)
+    np.exp(similar, out=similar)
+    return similar
+
+
+class NudgeAdapter(Adapter):
+    """Adds an offset to the vectors of the documents it knows; leaves queries as they are.
+
+    Documents are known by the hash of their text. A new or an edited document has no offset and
+    keeps its vector; the offset of one that was deleted is never looked up. Without keys, as for
+    vectors whose texts are not at hand, nothing is moved.
+
+    Args:
+        keys: ``(n,)``, ascending, the content keys of the moved documents.
+        offsets: ``(n, dim)``, added to their unit vectors.
+
+    Raises:
+        ShapeError: Shapes that disagree.
+        OptionError: Keys out of order, or twice.
+    """
+
+    def __init__(self, keys: Keys, offsets: Vectors) -> None:
+        self.keys = np.array(keys, dtype=np.uint64)
+        self.offsets = readonly_array(offsets, "offsets", ndim=2)
+        check_shapes(self, keys=self.offsets.shape[:1])
+        if (self.keys[1:] <= self.keys[:-1]).any():
+            raise OptionError("keys: expected distinct content keys in ascending order.")
+        self.keys.setflags(write=False)
+
+    @classmethod
+    def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
+        """Build from keys in any order; of documents with equal text, the first counts.
+
+        Args:
+            keys: ``(n,)``.
+            offsets: ``(n, dim)``.
+            max_drift: Longest offset allowed, in units of the document vectors' length 1; longer
+                ones are scaled down.
+        """
+        distinct, first = np.unique(keys, return_index=True)
+        moved = np.asarray(offsets[first], dtype=np.float32)
+        if max_drift is not None:
+            lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+            moved = moved * np.minimum(1.0, max_drift / np.maximum(lengths, 1e-12))
+        return cls(distinct, moved)
+
+    @property
+    def input_dim(self) -> int:
+        return int(self.offsets.shape[1])
+
+    @property
+    def adapts_documents(self) -> bool:
+        return True
+
+    @property
+    def drift(self) -> float:
+        """The longest offset, in units of the document vectors' length 1."""
+        return float(np.linalg.norm(self.offsets, axis=1).max())
+
+    def arrays(self) -> Arrays:
+        return {"keys": self.keys, "offsets": self.offsets}
+
+    def without(self, keys: Keys) -> NudgeAdapter:
+        """Undo the nudges of these documents; at least one other must remain.
+
+        Args:
+            keys: Their content keys.
+
+        Raises:
+            OptionError: None would remain; serve without this adapter instead.
+        """
+        keep = ~np.isin(self.keys, keys)
+        if not keep.any():
+            raise OptionError("No nudge would remain: use the adapter below it, or the base model.")
+        return NudgeAdapter(self.keys[keep], self.offsets[keep])
+
+    def scaled(self, alpha: float) -> NudgeAdapter:
+        """Return the same with every offset ``alpha`` times as long."""
+        return NudgeAdapter(self.keys, np.float32(alpha) * self.offsets)
+
+    def map(self, vectors: Vectors) -> Vectors:
+        return vectors
+
+    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
+        if keys is None:
+            return vectors
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = self.keys[at] == keys
+        moved = np.array(np.atleast_2d(vectors))
+        moved[known] = l2_normalize(l2_normalize(moved[known]) + self.offsets[at[known]])
+        return moved.reshape(vectors.shape)

@@ -1,8 +1,6 @@
 """Saving an adapter with what it belongs to, and finding out on loading whether it still does.
 
-Folders written by ``llama-index-finetuning``: ``LinearLayer`` and ``TwoLayerNN``.
-
-The model card of a saved adapter.
+Folders of ``llama-index-finetuning``, ``LinearLayer`` and ``TwoLayerNN``, are read too.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from ..core.files import WEIGHTS, read_config
 from ..encoding.base_model import MIN_COSINE, PROBE_TEXTS, Fingerprint, base_name, fingerprint_of
 from ..encoding.serialize import describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
-from . import composites, maps, nonparametric, prior
+from . import composites, maps, prior
 from .base import Adapter, describe, restore
 from .maps import LinearAdapter, TwoLayerAdapter
 from .sketch import QuerySketch
@@ -123,27 +120,26 @@ _METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
 
 def model_card(adapter: Adapter, base: str, training: Mapping[str, Any], folder: str) -> str:
     """Return ``README.md``: what the adapter belongs to, how it scored, how to load it."""
+    applied = "queries; documents keep the vectors of the base model, so an existing index keeps "
+    applied = "queries and documents." if adapter.adapts_documents else f"{applied}working."
+    about = f"# Adapter for {base}\n\n`{adapter!r}`, applied to {applied}"
+    return card(about, training, "AdaptedEmbedding", folder)
+
+
+def card(about: str, training: Mapping[str, Any], kind: str, folder: str) -> str:
+    """Return a card: what a folder holds, how it scored, how its class loads it."""
     report = training.get("report") or {}
     sections = [
-        f"# Adapter for {base}",
-        f"`{adapter!r}`, applied to "
-        + (
-            "queries and documents."
-            if adapter.adapts_documents
-            else "queries; documents keep the "
-            "vectors of the base model, so an existing index keeps working."
-        ),
-        scores_table(report) if report else "",
-        "## Use\n\n```python\n"
-        "from llama_index_embeddings_adapted import AdaptedEmbedding\n\n"
-        f'embed_model = AdaptedEmbedding.from_pretrained("{folder}", base_embed_model)\n```\n\n'
-        "Loading checks that `base_embed_model` is the model this adapter was trained on.",
+        about,
+        _scores_table(report) if report else "",
+        f"## Use\n\n```python\nfrom llama_index_embeddings_adapted import {kind}\n\n"
+        f'embed_model = {kind}.from_pretrained("{folder}", base_embed_model)\n```\n\n'
+        "Loading checks that `base_embed_model` is the base model of the training.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def scores_table(report: Mapping[str, Any]) -> str:
-    """Return the scores of a report as a section of a card."""
+def _scores_table(report: Mapping[str, Any]) -> str:
     metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
     lines = [
         "## Scores on held-out queries",
@@ -172,7 +168,7 @@ def scores_table(report: Mapping[str, Any]) -> str:
 
 
 #: A folder may hold any of their classes, which are recognised once they are defined.
-RECOGNISED = (composites, maps, nonparametric, prior)
+RECOGNISED = (composites, maps, prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +177,7 @@ class Saved:
 
     Args:
         adapter: The adapter.
-        base: How to build its base model, see :mod:`serialize`;
-            None where the folder does not say.
+        base: How to build its base model, see :mod:`serialize`; None where the folder is silent.
         fingerprint: Of that model; None likewise.
         transform_query: Whether the adapter is applied to queries.
         training: Data, scores and settings of the training, as far as known.
@@ -196,22 +191,15 @@ class Saved:
     training: dict[str, Any] = field(default_factory=dict)
     sketch: QuerySketch | None = None
 
-    def verify(self, model: BaseEmbedding, *, where: object) -> None:
-        """Check that a model is the one the adapter was trained on. Asks it for probe vectors.
 
-        Raises:
-            BaseModelMismatchError: It is not.
-        """
-        if self.fingerprint is not None:
-            verify(self.fingerprint, model, where=where)
-
-
-def verify(expected: Fingerprint, model: BaseEmbedding, *, where: object) -> None:
+def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object) -> None:
     """Check that a model is the one that a fingerprint was taken of. Asks it for probe vectors.
 
     Raises:
         BaseModelMismatchError: It is not.
     """
+    if expected is None:
+        return
     actual = fingerprint_of(model)
     if actual.agrees_with(expected):
         return
@@ -237,27 +225,34 @@ def save(
     transform_query: bool = True,
     training: Mapping[str, Any] | None = None,
     sketch: QuerySketch | None = None,
-    card: str = "",
 ) -> None:
     """Write a folder, atomically; see :func:`load`."""
-    fingerprint = fingerprint_of(base)
+    fingerprint, training = fingerprint_of(base), dict(training or {})
     config = {
-        "library": "llama-index-embeddings-adapted",
-        "library_version": library_version(),
-        "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(base, fingerprint),
         "adapter": describe(adapter),
         "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
         "transform_query": transform_query,
-        "base_model": identity_of(base, fingerprint),
-        "training": dict(training or {}),
+        "training": training,
     }
     folders.write(
         folder,
         config,
         {**adapter.arrays(), folders.PROBES: fingerprint.probes},
         queries=None if sketch is None else sketch.arrays(),
-        card=card,
+        card=model_card(adapter, base_name(base), training, folder.name),
     )
+
+
+def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
+    """Return by what and when a folder is saved, and beside which base model."""
+    return {
+        "format_version": folders.FORMAT_VERSION,
+        "library": "llama-index-embeddings-adapted",
+        "library_version": folders.library_version(),
+        "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "base_model": identity_of(base, fingerprint),
+    }
 
 
 def identity_of(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -318,11 +313,3 @@ def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Finge
             f"{where}: the vectors that identify its base model are damaged ({cause})."
         ) from cause
     return Fingerprint(str(base.get("name", "unknown")), found)
-
-
-def library_version() -> str:
-    """Return the installed version of this package."""
-    try:
-        return version("llama-index-embeddings-adapted")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "unknown"

@@ -69,7 +69,7 @@ class QuerySketch:
         """The points as numbers, ``(n, directions)``."""
         return self.points.astype(np.float32) * np.float32(self.step)
 
-    def place(self, queries: Vectors) -> Vectors:
+    def project(self, queries: Vectors) -> Vectors:
         """Return where live queries lie among the points, ``(n, directions)``.
 
         Args:

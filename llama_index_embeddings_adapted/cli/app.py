@@ -11,7 +11,7 @@ import typer
 from ..errors import OptionError
 from . import options as o
 from .commands import Show, Split, Upgrade
-from .running import EXIT_CODES, CommandResult, Job, command
+from .options import EXIT_CODES, CommandResult, Job, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset

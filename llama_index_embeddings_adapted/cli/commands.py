@@ -11,7 +11,7 @@ import typer
 
 from ..errors import OptionError, truncate
 from . import options as o
-from .running import CommandResult, Job
+from .options import CommandResult, Job
 
 _SHOWN = 300  # characters of a passage
 

@@ -1,21 +1,28 @@
-"""The options of the command line, each with its help.
-
-The configuration file of a whole run: a table per command, and what they share above.
-"""
+"""What all commands share: options, the configuration file, output, errors and exit codes."""
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import json
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from inspect import Parameter, Signature, get_annotations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 
-from ..errors import OptionError, truncate
+from ..errors import AdaptedError, OptionError, nearest, truncate
 from ..questions.prompts import STYLES
+
+if TYPE_CHECKING:
+    from ..evaluation.verdict import Stance, Verdict
 
 LLMS = (
     '"smollm2", "gguf:<file>", "ollama:<model>[@<url>]", "openai:<model>" or '
@@ -67,8 +74,7 @@ def read_run_config(
 def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> None:
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f' Did you mean "{close[0]}"?' if close else f" Known: {', '.join(known)}."
+            hint = nearest(key, known) or f" Known: {', '.join(known)}."
             raise OptionError(f'{where}: unknown key "{truncate(key)}".{hint}')
 
 
@@ -121,12 +127,9 @@ def _quiet(quiet: bool) -> bool:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from ..core.files import library_version
 
-        try:
-            print(version("llama-index-embeddings-adapted"))
-        except PackageNotFoundError:  # run from a bare checkout
-            print("unknown")
+        print(library_version())
         raise typer.Exit
 
 
@@ -254,3 +257,134 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Queries per step; 64 if not given.")]
 LearningRate = Annotated[float | None, typer.Option(help="Of Adam; the library's if not given.")]
+
+
+# --- running ----------------------------------------------------------------------------------
+
+DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better
+(compare, of the last model) or to keep the adapter (inspect --queries); 1 an error; 2 wrong usage;
+3 done, and the verdict is against it; 4 done, and nothing is proven either way; 130 interrupted.
+With --exit-zero, 3 and 4 become 0."""
+_CODES: dict[Stance, int] = {"for": DONE, "against": AGAINST, "open": UNPROVEN}
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command found.
+
+    Args:
+        text: For people.
+        data: For ``--json``.
+        verdict: That decides the exit code; None where there is none.
+    """
+
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return DONE if self.verdict is None else _CODES[self.verdict.decision.stance]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """The options of every command."""
+
+    as_json: Json = False
+    debug: Debug = False
+    config: Config = None
+
+    @abstractmethod
+    def run(self) -> CommandResult:
+        """Do the work."""
+
+
+def run_command(job: Job) -> NoReturn:
+    """Do the work of a command, print what it found and exit.
+
+    Only the result is printed to standard output; progress, warnings and errors go to standard
+    error. An error is one line, unless ``debug`` asks for where it happened.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _warnings_as_lines():
+            found = job.run()
+    except KeyboardInterrupt:
+        print("Interrupted. What is finished is kept; run the same command again.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:  # whatever the libraries below raise, a user gets one line
+        print_error(error, as_json=job.as_json, debug=job.debug)
+        raise typer.Exit(USAGE if isinstance(error, OptionError) else ERROR) from None
+    code = found.code
+    if getattr(job, "exit_zero", False) and code in (AGAINST, UNPROVEN):
+        code = DONE
+    print(json.dumps({**found.data, "exit_code": code}, indent=2) if job.as_json else found.text)
+    raise typer.Exit(code)
+
+
+def print_error(error: Exception, *, as_json: bool, debug: bool) -> None:
+    """Print an error as one line to standard error, with ``as_json`` to standard output as well."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    name = type(error).__name__
+    message = " ".join(str(error).split("\n")) or name
+    if not isinstance(error, AdaptedError):
+        message = f"{name}: {message} (--debug shows where)"
+    print(f"Error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"type": name, "message": str(error)}}, indent=2))
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    def line(message: object, *_: object, **__: object) -> None:
+        print(f"Warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = line
+        # It misses readers of PDF at every start; which files that concerns is for us to say.
+        logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
+        yield
+
+
+_Kind = TypeVar("_Kind", bound=type[Job])
+
+
+def command(app: typer.Typer, summary: str) -> Callable[[_Kind], _Kind]:
+    """Make a command of a job: its fields are the options, its docstring is the help.
+
+    Args:
+        app: The program.
+        summary: For the list of commands.
+    """
+
+    def register(kind: _Kind) -> _Kind:
+        hints = get_type_hints(kind, include_extras=True)
+        defaults = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
+        owners = map(get_annotations, kind.__mro__)
+        names = [name for own in owners for name in own]  # a command's own options come first
+
+        def call(**given: Any) -> None:
+            run_command(kind(**given))
+
+        call.__signature__ = Signature(  # type: ignore[attr-defined]
+            [
+                Parameter(
+                    name,
+                    Parameter.KEYWORD_ONLY,
+                    default=defaults.get(name, Parameter.empty),
+                    annotation=hints[name],
+                )
+                for name in names
+            ]
+        )
+        call.__annotations__ = {name: hints[name] for name in names}
+        call.__doc__ = kind.__doc__
+        app.command(kind.__name__.lower(), epilog=EXIT_CODES, short_help=summary)(call)
+        return kind
+
+    return register

@@ -1,7 +1,4 @@
-"""ComposedEmbedding: a frozen black box and a small model beside it, as one embed_model.
-
-The saved folder of a composed model: a sentence-transformers folder, and what it belongs to.
-"""
+"""ComposedEmbedding: a frozen black box and a small model beside it, as one embed_model."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ import errno
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,47 +17,19 @@ from llama_index.core.callbacks import CallbackManager
 from safetensors import SafetensorError
 
 from ..adapters import saving
-from ..adapters.saving import scores_table
 from ..core import files as folders
 from ..core.arrays import Role, Vectors
 from ..core.files import atomic_folder
-from ..encoding.base_model import Embedding, Fingerprint, base_name, fingerprint_of
+from ..encoding.base_model import Embedding, base_name, fingerprint_of
 from ..encoding.serialize import describe_base
 from ..errors import DiskError, FolderError, OptionError, quote_some
 from ..serving.embedding import savable
-from ..serving.wrapped import Saved, ServedEmbedding
+from ..serving.wrapped import Loaded, ServedEmbedding
 from .small_model import SmallModel, check_weight, compose, no_bars, refuse_code
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
 _OURS = frozenset((folders.CONFIG, folders.CARD, PROBES, SMALL))
-
-
-@dataclass(frozen=True, eq=False)
-class SavedComposition:
-    """What a folder holds.
-
-    Args:
-        augment_model: The folder of the small model.
-        weight: λ.
-        base: How to build the black box.
-        fingerprint: Of the black box.
-        training: Data, scores and settings of the training, as far as known.
-    """
-
-    augment_model: Path
-    weight: float
-    base: dict[str, Any]
-    fingerprint: Fingerprint
-    training: dict[str, Any] = field(default_factory=dict)
-
-    def verify(self, model: BaseEmbedding, *, where: object) -> None:
-        """Check that a model is the black box trained beside. Asks it for probe vectors.
-
-        Raises:
-            BaseModelMismatchError: It is not.
-        """
-        saving.verify(self.fingerprint, model, where=where)
 
 
 def check_target(folder: Path) -> None:
@@ -104,21 +71,22 @@ def save(
         probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
         (temporary / PROBES).write_bytes(probes)
         config = {
-            "format_version": folders.FORMAT_VERSION,
-            "library": "llama-index-embeddings-adapted",
-            "library_version": saving.library_version(),
-            "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **saving.provenance(base, fingerprint),
             "composed": {"weight": weight, "files": _digests(temporary / SMALL)},
-            "base_model": saving.identity_of(base, fingerprint),
             "training": dict(training or {}),
         }
         text = json.dumps(config, indent=2) + "\n"
         (temporary / folders.CONFIG).write_text(text, encoding="utf-8")
-        card = _card(base, weight, training or {}, folder.name)
+        about = (
+            f"# A small model beside {base_name(base)}\n\n`normalise([black box ; {weight:.4g} · "
+            "small model])`, for queries and documents. The small model is the "
+            f"sentence-transformers folder `{SMALL}/`."
+        )
+        card = saving.card(about, config["training"], "ComposedEmbedding", folder.name)
         (temporary / folders.CARD).write_text(card, encoding="utf-8")
 
 
-def load(folder: Path) -> SavedComposition:
+def load(folder: Path) -> Loaded:
     """Read a folder; the small model stays on disk until it is needed.
 
     Raises:
@@ -140,13 +108,13 @@ def load(folder: Path) -> SavedComposition:
         raise FolderError(f"{folder}: no {PROBES}.")
     arrays = folders.read_arrays(folder / PROBES)
     training = config.get("training")
-    return SavedComposition(
-        folder / SMALL,
-        float(weight),  # type: ignore[arg-type]
-        base,
-        saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder),
-        training if isinstance(training, dict) else {},
-    )
+    fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
+    arguments = {
+        "augment_model": folder / SMALL,
+        "weight": float(weight),  # type: ignore[arg-type]
+        "training": training if isinstance(training, dict) else {},
+    }
+    return base, fingerprint, arguments
 
 
 def save_small(model: Any, folder: Path) -> None:
@@ -174,11 +142,8 @@ def _check_small(folder: Path, expected: object) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found[path.relative_to(folder).as_posix()] = _digest(path)
-    return found
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
 
 
 def _digest(path: Path) -> str:
@@ -187,21 +152,6 @@ def _digest(path: Path) -> str:
         while part := stream.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _card(base: BaseEmbedding, weight: float, training: Mapping[str, Any], folder: str) -> str:
-    report = training.get("report") or {}
-    sections = [
-        f"# A small model beside {base_name(base)}",
-        f"`normalise([black box ; {weight:.4g} · small model])`, for queries and documents. The "
-        f"small model is the sentence-transformers folder `{SMALL}/`.",
-        scores_table(report) if report else "",
-        "## Use\n\n```python\n"
-        "from llama_index_embeddings_adapted import ComposedEmbedding\n\n"
-        f'embed_model = ComposedEmbedding.from_pretrained("{folder}", base_embed_model)\n```\n\n'
-        "Loading checks that `base_embed_model` is the black box trained beside.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 @savable("composed")
@@ -324,10 +274,8 @@ class ComposedEmbedding(ServedEmbedding):
         save(Path(folder), self.augment_model, self.weight, self.base_embed_model, self._training)
 
     @classmethod
-    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
-        saved = load(folder)
-        names = ("augment_model", "weight", "training")
-        return saved, {name: getattr(saved, name) for name in names}
+    def _load(cls, folder: Path) -> Loaded:
+        return load(folder)
 
     def _described(self) -> dict[str, Any]:
         # The small model is named by its folder; one that was never saved is not in the dict.

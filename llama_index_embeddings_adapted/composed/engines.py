@@ -1,7 +1,4 @@
-"""Engines that train a whole small model: beside a black box, or on its own.
-
-What the engines that train a whole small model share: data, validation, training, report.
-"""
+"""Engines that train a whole small model: beside a black box, or on its own."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from ..training.options import ComposedOptions, composed_options
 from . import embedding
 from .data import Collator, ComposedValidation, first_answers, held_out_split, training_groups
 from .embedding import ComposedEmbedding
-from .small_model import SmallModel, loaded, precision_on
+from .small_model import SmallModel, precision_on
 
 
 class SmallModelEngine(ABC):
@@ -56,7 +53,9 @@ class SmallModelEngine(ABC):
         verbose: bool,
     ) -> None:
         self.dataset = answered(dataset, "dataset")
-        self.embed_model, self._small = embed_model, small_model
+        model = SmallModel.of(small_model, device=options.device).model
+        self._small = model if options.device is None else model.to(options.device)
+        self.embed_model = embed_model
         self._given = None if val_dataset is None else answered(val_dataset, "val_dataset")
         self._options = options
         self._output = Path(model_output_path)
@@ -278,7 +277,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
         super().__init__(
             dataset,
-            loaded(augment_model, device=options.device),
+            augment_model,
             embed_model,
             options,
             val_dataset=val_dataset,
@@ -391,7 +390,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         whole = answered(dataset, "dataset")
         super().__init__(
             whole if use_all_docs else first_answers(whole),
-            loaded(model_id, device=device),
+            model_id,
             HuggingFaceEmbedding(model_id, device=device),
             options,
             val_dataset=val_dataset,

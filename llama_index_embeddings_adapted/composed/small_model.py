@@ -1,7 +1,4 @@
-"""The small model beside a black box; loading it runs no code of its folder.
-
-Two vectors of one text made one, ``[b ; λ·a]``, and the best λ for vectors at hand.
-"""
+"""The small model beside a black box, loaded without running code; ``[b ; λ·a]`` and its best λ."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks
 from ..core.encoded import Qrels
 from ..core.files import read_json, read_json_object
-from ..errors import EncodeError, FolderError, OptionError, ShapeError, require_extra
+from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
 from ..evaluation.metrics import ideal_gain
 from ..training.options import ComposedOptions
 
@@ -118,18 +115,6 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
             f"({type(cause).__name__}: {cause})."
         ) from cause
     return check_pooled(model)
-
-
-def loaded(model: Any, *, device: str | None) -> Any:
-    """Return a small model on its device, given one, or the name or folder of one.
-
-    Raises:
-        OptionError: It cannot be loaded, or gives no vector per text.
-        FolderError: Its folder asks for code or pickles to be loaded.
-    """
-    if isinstance(model, (str, Path)):
-        return load_sentence_transformer(model, device=device)
-    return check_pooled(model if device is None else model.to(device))
 
 
 @contextmanager
@@ -308,8 +293,7 @@ def check_weight(weight: object) -> None:
     Raises:
         OptionError: It is not.
     """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < np.inf:
-        raise OptionError(f"weight: expected a number >= 0, got {weight!r}.")
+    check_number("weight", weight, least=0.0)
 
 
 def tune_weight(

@@ -5,11 +5,8 @@ answers, as row numbers; a collator of ours turns a batch of rows into the token
 queries and documents, and hands the black box's cosines and the judgements of the batch over as its
 "labels"; the loss adds the small model's cosines to the former and masks by the latter. Batching,
 gradient caching, optimizer, schedule, mixed precision, gradient checkpointing and checkpoints are
-the library's.
-
-The ranking loss on composed cosines, with gradients cached where a batch outgrows memory.
-
-What a composed training does after every epoch: score, keep the best on disk, stop or go on.
+the library's. Which epoch is best is ours to say: to the library, the model before training is
+none, and of epochs with equal hit rates the first is the best.
 """
 
 from __future__ import annotations
@@ -312,6 +309,19 @@ class ComposedFit:
     resumed_from: int = 0
 
 
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Give the caller's random numbers back: the trainer seeds all of them."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+@_own_randomness()
 def train(
     model: Any,
     groups: list[dict[str, list[int]]],
@@ -341,19 +351,6 @@ def train(
         TrainingError: The loss is not finite.
         MissingExtraError: ``lora_rank`` is given and peft is not installed.
     """
-    with _own_randomness():
-        return _train(model, groups, collate, score, options, folder, show_progress)
-
-
-def _train(
-    model: Any,
-    groups: list[dict[str, list[int]]],
-    collate: Any,
-    score: Score,
-    options: ComposedOptions,
-    folder: Path,
-    show_progress: bool,
-) -> ComposedFit:
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
     progress = Progress(model, loss, score, options, folder, show_progress=show_progress)
@@ -383,18 +380,6 @@ def _train(
     finish()
     model.eval()
     return ComposedFit(best, tuple(progress.history), interrupted, resumed_from)
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Give the caller's random numbers back: the trainer seeds all of them."""
-    before = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 class _Trainer(SentenceTransformerTrainer):

@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +225,14 @@ def _umask() -> int:
     return current
 
 
+def library_version() -> str:
+    """Return the installed version of this package."""
+    try:
+        return version("llama-index-embeddings-adapted")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "unknown"
+
+
 FORMAT_VERSION = 1
 
 #: More is no adapter: a file that claims to be larger is not read into memory.
@@ -254,7 +263,7 @@ def write(
 
     Args:
         folder: Where. A folder that holds anything but a saved adapter is not replaced.
-        config: JSON-able; the format version is added.
+        config: JSON-able; the format version is added where it is absent.
         arrays: Weights by name.
         queries: Of the sketch of training queries, if there is one.
         card: Text of ``README.md``.

@@ -21,8 +21,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from ..adapters.saving import library_version
 from ..core import files
+from ..core.files import library_version
 from . import metrics
 from .page_parts import COLOURS, Curves, Dots, Table, WinsLosses, training_section, wins_losses
 from .retrieval import RetrievalScores, Texts

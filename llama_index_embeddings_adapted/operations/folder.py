@@ -13,7 +13,7 @@ import numpy as np
 
 from ..adapters import saving
 from ..adapters.base import Adapter, CompositeAdapter
-from ..adapters.nonparametric import NudgeAdapter
+from ..adapters.maps import NudgeAdapter
 from ..core import files
 from ..errors import FolderError
 

@@ -1,8 +1,8 @@
-"""Watching an adapter in service: do live queries still look like those it was trained on?"""
+"""Watching an adapter in service: what it moves, and whether queries still look as in training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
+from ..adapters.base import Adapter
+from ..adapters.composites import StackedAdapter
+from ..adapters.maps import LinearAdapter, NudgeAdapter
 from ..adapters.sketch import QuerySketch
-from ..core.arrays import Vectors
+from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import DatasetError, FolderError
+from ..errors import DatasetError, FolderError, OptionError, quote_some
 from ..evaluation.verdict import Decision, Verdict
 from ..serving.embedding import AdaptedEmbedding
 
@@ -29,33 +32,19 @@ PERMUTATIONS = 999
 Distances = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Drift:
-    """How live queries lie relative to training queries.
-
-    Args:
-        distance: Energy distance of the two samples, as a share of their mean distance, in [0, 1]:
-            0 for equal distributions, 1 for two far-off points.
-        p_value: How often a random split of both samples has such a distance.
-        far: ``(n,)``, which live queries are farther from the training queries than all but 5 % of
-            those are from each other.
-        strangeness: ``(n,)``, distance to the third nearest training query, in units of the
-            distance at which a query counts as far.
-    """
-
-    distance: float
-    p_value: float
-    far: NDArray[np.bool_]
-    strangeness: Distances
-
-
-def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> Drift:
+def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, float, Distances]:
     """Compare live queries with training queries.
 
     Args:
         reference: ``(m, dim)``, at least 5.
         live: ``(n, dim)``, at least 2.
         seed: Of the permutations.
+
+    Returns:
+        The energy distance of the two samples, as a share of their mean distance, in [0, 1]: 0 for
+        equal distributions, 1 for two far-off points. How often a random split of both samples has
+        such a distance. ``(n,)``: how far each live query is from its third nearest training query,
+        in units of the distance that all but 5 % of those have from each other.
 
     Source:
         Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018: energy distance, its normalised
@@ -66,10 +55,9 @@ def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> Drift:
     within, across = cdist(reference, reference), cdist(live, reference)
     nearest = np.sort(within + np.diag(np.full(len(within), np.inf)), axis=1)[:, NEIGHBOUR - 1]
     limit = max(float(np.quantile(nearest, 1 - FAR)), 1e-9)
-    strangeness = np.sort(across, axis=1)[:, NEIGHBOUR - 1] / limit
+    novelty = np.sort(across, axis=1)[:, NEIGHBOUR - 1] / limit
     everything = np.block([[within, across.T], [across, cdist(live, live)]])
-    distance, p_value = _energy_test(everything, len(reference), seed)
-    return Drift(distance, p_value, strangeness > 1.0, strangeness)
+    return (*_energy_test(everything, len(reference), seed), novelty)
 
 
 def _energy_test(distances: Distances, count: int, seed: int) -> tuple[float, float]:
@@ -224,11 +212,10 @@ def inspect_queries(
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:MOST_QUERIES])
     texts = [distinct[row] for row in chosen]
-    encoder = Encoder(model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress)
-    try:
+    with Encoder(
+        model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
+    ) as encoder:
         vectors = encoder.encode(texts, "query")
-    finally:
-        encoder.close()
     return compare(sketch, vectors, texts, examples=examples, seed=seed)
 
 
@@ -259,17 +246,194 @@ def compare(
             f"The adapter was trained on {sketch.queries} queries; at least 5 different ones are "
             "needed to compare with."
         )
-    found = drift(sketch.reference, sketch.place(vectors), seed=seed)
-    interval = stats.binomtest(int(found.far.sum()), len(vectors)).proportion_ci(method="wilson")
-    order = np.argsort(-found.strangeness, kind="stable")[:examples]
+    distance, p_value, novelty = drift(sketch.reference, sketch.project(vectors), seed=seed)
+    far, count = int((novelty > 1.0).sum()), len(vectors)
+    interval = stats.binomtest(far, count).proportion_ci(method="wilson")
+    order = np.argsort(-novelty, kind="stable")[:examples]
     return DriftReport(
-        len(vectors),
-        sketch.queries,
-        len(sketch.points),
-        float(found.far.mean()),
-        float(interval.low),
-        float(interval.high),
-        found.distance,
-        found.p_value,
-        tuple(texts[row] for row in order) if texts else (),
+        queries=count,
+        trained_on=sketch.queries,
+        sketch=len(sketch.points),
+        far_share=far / count,
+        far_low=float(interval.low),
+        far_high=float(interval.high),
+        distance=distance,
+        p_value=p_value,
+        farthest=tuple(texts[row] for row in order) if texts else (),
     )
+
+
+# --- documents that move ----------------------------------------------------------------------
+
+_MOVED = 1e-4  # distance below which a unit vector has only been rounded
+
+
+@dataclass(frozen=True)
+class MoveReport:
+    """Documents of a corpus, as an adapter moves them.
+
+    Args:
+        distances: Document id → distance between its unit vectors before and after, in [0, 2], the
+            farthest first; documents that stay are not among them.
+        documents: How many documents there are.
+        new: Ids of documents without a nudge: new, edited, or never asked for. They keep their
+            vectors. Empty where the adapter has no nudges.
+        deleted: How many nudges belong to no document of the corpus; :func:`undo_nudges` with
+            ``keep`` drops them.
+        bound: The longest offset that the nudges can add; None where there are none.
+    """
+
+    distances: Mapping[str, float]
+    documents: int
+    new: tuple[str, ...] = ()
+    deleted: int = 0
+    bound: float | None = None
+
+    @property
+    def farthest(self) -> float:
+        """The largest distance; 0 where nothing moves."""
+        return max(self.distances.values(), default=0.0)
+
+    @property
+    def mean(self) -> float:
+        """Mean distance of the documents that move; 0 where nothing does."""
+        return float(np.mean(list(self.distances.values()))) if self.distances else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, as JSON knows it."""
+        return {
+            "documents": self.documents,
+            "moved": len(self.distances),
+            "mean": self.mean,
+            "farthest": self.farthest,
+            "distances": dict(self.distances),
+            "new": list(self.new),
+            "deleted": self.deleted,
+            "bound": self.bound,
+        }
+
+    def to_markdown(self, limit: int = 20) -> str:
+        """Return a table of the documents that move farthest."""
+        rows = [f"| {name} | {length:.3f} |" for name, length in self.distances.items()]
+        return "\n".join(["| document | moved by |", "|---|---:|", *rows[:limit]])
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.distances)} of {self.documents} documents move, by {self.mean:.3f} on "
+            f"average and {self.farthest:.3f} at most"
+        )
+        if self.distances:
+            text += f" (farthest: {quote_some(self.distances)})"
+        if self.bound is not None:
+            text += (
+                f"; {len(self.new)} are new, edited or never asked for and stay; {self.deleted} "
+                f"nudges belong to no document; offsets are at most {self.bound:.3f} long"
+            )
+        return text
+
+
+def moved_documents(
+    model: AdaptedEmbedding,
+    corpus: Mapping[str, str],
+    *,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+) -> MoveReport:
+    """Report which documents a model moves, and how far.
+
+    Args:
+        model: With an adapter that moves documents, or one that does not.
+        corpus: Document id → text, as it is embedded. Texts that are cached are not embedded again.
+        cache_dir: See :class:`Encoder`.
+        show_progress: Show a bar while embedding.
+
+    Raises:
+        OptionError: ``corpus`` is empty, or the adapter changes the dimension.
+    """
+    if not corpus:
+        raise OptionError("corpus: expected at least one document, got none.")
+    texts = list(corpus.values())
+    adapter, ids, keys = model.adapter, list(corpus), content_hashes(texts)
+    if adapter.input_dim != adapter.output_dim:
+        raise OptionError("An adapter that changes the dimension moves documents by no distance.")
+    with Encoder(
+        model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
+    ) as encoder:
+        vectors = encoder.encode(texts, "document")
+    after = l2_normalize(adapter.apply(vectors, "document", keys))
+    lengths = np.linalg.norm(after - l2_normalize(vectors), axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    distances = {ids[row]: float(lengths[row]) for row in order if lengths[row] > _MOVED}
+    nudges = _nudges_in(adapter)
+    if not nudges:
+        return MoveReport(distances, len(ids))
+    known = np.unique(np.concatenate([each.keys for each in nudges]))
+    new = tuple(name for name, old in zip(ids, np.isin(keys, known), strict=True) if not old)
+    deleted = int(np.sum(~np.isin(known, keys)))
+    return MoveReport(distances, len(ids), new, deleted, sum(each.drift for each in nudges))
+
+
+def undo_nudges(
+    adapter: Adapter, texts: Sequence[str] = (), *, keep: Sequence[str] | None = None
+) -> Adapter:
+    """Return an adapter without the nudges of some documents; all other parts stay.
+
+    Args:
+        adapter: Nudges, or a stack with nudges in it.
+        texts: Of the documents whose nudges are undone.
+        keep: Of all documents there are: nudges of any other text are dropped, too.
+
+    Raises:
+        OptionError: The adapter has no nudges.
+    """
+    return _changed(adapter, "undo", lambda nudges: _without(nudges, texts, keep))
+
+
+def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
+    """Return an adapter whose nudges are at most so long; shorter ones stay as they are.
+
+    Args:
+        adapter: Nudges, or a stack with nudges in it.
+        max_drift: Longest offset, in units of the documents' length 1, ``>= 0``.
+
+    Raises:
+        OptionError: The adapter has no nudges, or ``max_drift`` is negative.
+    """
+    if not max_drift >= 0:
+        raise OptionError(f"max_drift: expected a number >= 0, got {max_drift!r}.")
+    return _changed(
+        adapter,
+        "bound",
+        lambda nudges: NudgeAdapter.of(nudges.keys, nudges.offsets, max_drift=max_drift),
+    )
+
+
+def _nudges_in(adapter: Adapter) -> list[NudgeAdapter]:
+    if isinstance(adapter, NudgeAdapter):
+        return [adapter]
+    if isinstance(adapter, StackedAdapter):
+        return [nudges for part in adapter.adapters for nudges in _nudges_in(part)]
+    return []
+
+
+def _changed(adapter: Adapter, what: str, change: Callable[[NudgeAdapter], Adapter]) -> Adapter:
+    if not _nudges_in(adapter):
+        raise OptionError(f"{type(adapter).__name__} has no nudges to {what}.")
+
+    def each(part: Adapter) -> Adapter:
+        if isinstance(part, NudgeAdapter):
+            return change(part)
+        if isinstance(part, StackedAdapter):
+            return StackedAdapter(*map(each, part.adapters))
+        return part
+
+    return each(adapter)
+
+
+def _without(nudges: NudgeAdapter, texts: Sequence[str], keep: Sequence[str] | None) -> Adapter:
+    undone = np.isin(nudges.keys, content_hashes(texts))
+    if keep is not None:
+        undone |= ~np.isin(nudges.keys, content_hashes(keep))
+    if undone.all():  # nothing is left of it but a map that leaves everything as it is
+        return LinearAdapter(np.eye(nudges.input_dim, dtype=np.float32), normalize=False)
+    return nudges.without(nudges.keys[undone])

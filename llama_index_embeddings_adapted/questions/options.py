@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, check_whole
+from ..errors import OptionError, check_known, check_whole
 from .filters import TEXT_FILTERS, Filter
 from .llm import RetryPolicy
 from .prompts import STYLES, PromptConfig
@@ -104,14 +103,7 @@ class GenerationOptions:
                 stacklevel=4,
             )
             options = {k: v for k, v in options.items() if k not in ("executor", "actors")}
-        known = sorted(field.name for field in fields(cls))
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f' Did you mean "{close[0]}"?' if close else ""
-                raise OptionError(
-                    f'Unknown argument "{name}".{hint} Generation takes {", ".join(known)}.'
-                )
+        check_known(options, (field.name for field in fields(cls)), what="Generation")
         return cls(**options)
 
     def prompts(self, questions: int, template: Any | None) -> PromptConfig:

@@ -1,9 +1,4 @@
-"""AdaptedEmbedding: a base model and an adapter, used wherever LlamaIndex takes an embed_model.
-
-Earlier adapters of one serving model, and what may follow.
-
-``resolve_embed_model`` that also knows ``"adapted:<folder>"``.
-"""
+"""AdaptedEmbedding: a base model and an adapter, used wherever LlamaIndex takes an embed_model."""
 
 from __future__ import annotations
 
@@ -27,11 +22,11 @@ from ..adapters.maps import UnitAdapter
 from ..adapters.sketch import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, content_hashes
-from ..encoding.base_model import Embedding, base_name, check_base, resolvers
+from ..encoding.base_model import Embedding, check_base, resolvers
 from ..encoding.cache import CacheDir
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, integration, require_extra
-from .wrapped import DocumentEmbedding, Saved, ServedEmbedding, without_span
+from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding, without_span
 
 
 def check_adapter(adapter: object) -> None:
@@ -80,7 +75,7 @@ class Version:
             return cls(adapter)
         saved = saving.load(Path(adapter))
         if verify:
-            saved.verify(base, where=adapter)
+            saving.verify(saved.fingerprint, base, where=adapter)
         check_adapter(saved.adapter)
         return cls(saved.adapter, saved.training, saved.sketch)
 
@@ -350,16 +345,13 @@ class AdaptedEmbedding(ServedEmbedding):
             transform_query=self.transform_query,
             training=training,
             sketch=sketch,
-            card=saving.model_card(
-                adapter, base_name(self.base_embed_model), training, Path(folder).name
-            ),
         )
 
     @classmethod
-    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
+    def _load(cls, folder: Path) -> Loaded:
         saved = saving.load(folder)
         names = ("adapter", "transform_query", "training", "sketch")
-        return saved, {name: getattr(saved, name) for name in names}
+        return saved.base, saved.fingerprint, {name: getattr(saved, name) for name in names}
 
     def _described(self) -> dict[str, Any]:
         weights = folders.to_bytes(self.adapter.arrays())

@@ -288,14 +288,14 @@ def check_settings(
     Raises:
         OptionError: One is.
     """
-    limits = {
-        "weight": (weight, {"least": 0.0}),
-        "temperature": (temperature, {"above": 0.0}),
-        "neighbours": (neighbours, {"least": 1.0}),
-        "top_k": (1 if top_k is None else top_k, {"least": 1.0}),
-    }
-    for name, (value, limit) in limits.items():
-        check_number(name, value.item() if isinstance(value, np.generic) else value, **limit)
+    given = {"weight": weight, "neighbours": neighbours, "top_k": 1 if top_k is None else top_k}
+    for name, value in given.items():
+        check_number(name, _plain(value), least=0.0 if name == "weight" else 1.0)
+    check_number("temperature", _plain(temperature), above=0.0)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def base_of(model: BaseEmbedding) -> BaseEmbedding:
@@ -322,11 +322,8 @@ def write(
     folders.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
     fingerprint = fingerprint_of(base)
     config = {
-        "format_version": folders.FORMAT_VERSION,
-        "library": "llama-index-embeddings-adapted",
-        "library_version": saving.library_version(),
+        **saving.provenance(base, fingerprint),
         "settings": dict(settings),
-        "base_model": saving.identity_of(base, fingerprint),
         "document_ids": list(memory.document_ids),
     }
     arrays: folders.Arrays = {

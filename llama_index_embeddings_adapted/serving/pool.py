@@ -157,7 +157,7 @@ class AdapterPool:
                 "alone, over an index of its own."
             )
         if self._verify:
-            saved.verify(self._base, where=folder)
+            saving.verify(saved.fingerprint, self._base, where=folder)
         return AdaptedEmbedding(self._base, saved.adapter, transform_query=saved.transform_query)
 
     def _make_room(self) -> None:

@@ -152,7 +152,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
     fingerprint = fingerprint_of(base)
     config = {
         "format_version": FORMAT_VERSION,
-        "library_version": saving.library_version(),
+        "library_version": files.library_version(),
         "base_model": saving.identity_of(base, fingerprint),
         "weight": views.weight,
         "prior": None if views.prior is None else describe(views.prior),

@@ -1,7 +1,4 @@
-"""Models around a base model: how LlamaIndex asks them, how they are saved, copied and sent.
-
-What embeds documents for an adapted model, so that no new adapter makes anybody embed again.
-"""
+"""Models around a base model: how LlamaIndex asks them, how they are saved, copied and sent."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -20,6 +17,7 @@ from llama_index.core.instrumentation.dispatcher import DISPATCHER_SPAN_DECORATE
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from typing_extensions import Self
 
+from ..adapters import saving
 from ..adapters.base import Adapter
 from ..core.arrays import Role, as_vectors, content_hashes
 from ..core.files import from_bytes, to_bytes
@@ -96,17 +94,8 @@ class WrappedEmbedding(BaseEmbedding):
         return await self._aembed(texts, "document")
 
 
-class Saved(Protocol):
-    """What a folder says of a model."""
-
-    @property
-    def base(self) -> dict[str, Any] | None:
-        """How to build the base model."""
-        ...
-
-    def verify(self, model: BaseEmbedding, *, where: object) -> None:
-        """Refuse another base model than that of the folder."""
-        ...
+#: What a folder holds: how to build the base model, its fingerprint, and arguments.
+Loaded = tuple[dict[str, Any] | None, Fingerprint | None, dict[str, Any]]
 
 
 class ServedEmbedding(WrappedEmbedding):
@@ -199,8 +188,8 @@ class ServedEmbedding(WrappedEmbedding):
 
     @classmethod
     @abstractmethod
-    def _load(cls, folder: Path) -> tuple[Saved, dict[str, Any]]:
-        """Read a folder; return what it says of the base model, and arguments."""
+    def _load(cls, folder: Path) -> Loaded:
+        """Read a folder."""
 
     @classmethod
     @abstractmethod
@@ -240,11 +229,11 @@ class ServedEmbedding(WrappedEmbedding):
             BaseModelMismatchError: The model is not the one of the training.
         """
         path = Path(folder)
-        saved, arguments = cls._load(path)
+        described, fingerprint, arguments = cls._load(path)
         own = pop_known(kwargs, cls._OPTIONS)
-        base = resolve_base(base_embed_model, saved.base, kwargs)
+        base = resolve_base(base_embed_model, described, kwargs)
         if verify:
-            saved.verify(base, where=path)
+            saving.verify(fingerprint, base, where=path)
         return cls(base, **{**arguments, **own})
 
     @model_serializer(mode="wrap")

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
-from ..adapters.maps import LinearAdapter
-from ..adapters.nonparametric import gaussian
+from ..adapters.maps import LinearAdapter, gaussian
 from ..core.arrays import Vectors, l2_normalize, normalized_blocks
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError

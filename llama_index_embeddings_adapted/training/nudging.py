@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.base import Adapter
-from ..adapters.nonparametric import NudgeAdapter
+from ..adapters.maps import NudgeAdapter
 from ..core.arrays import Rows, Vectors, l2_normalize
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError

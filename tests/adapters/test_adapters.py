@@ -18,8 +18,12 @@ from llama_index_embeddings_adapted.adapters.composites import (
     StackedAdapter,
     TwoSidedAdapter,
 )
-from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter, UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import (
+    KernelAdapter,
+    LowRankAdapter,
+    NudgeAdapter,
+    UnitAdapter,
+)
 from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
@@ -413,7 +417,7 @@ def test_each_side_has_a_map_of_its_own() -> None:
 
 
 def test_sides_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions, as query"):
+    with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions"):
         TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
-    with pytest.raises(OptionError, match=r"query: .* one side, got NudgeAdapter, which moves"):
+    with pytest.raises(OptionError, match="query: expected an adapter that leaves documents"):
         TwoSidedAdapter(nudges(), linear())

@@ -100,7 +100,7 @@ def test_a_gate_or_maps_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"asked: expected \(1, 2\), got \(1, 3\)"):
         Gate(**{**arrays, "asked": np.ones((1, 3))})
     plain = LinearAdapter.identity(2)
-    with pytest.raises(ShapeError, match="special: expected 2 dimensions"):
+    with pytest.raises(ShapeError, match="special: expected 2 to 2 dimensions"):
         GatedAdapter(plain, LinearAdapter.identity(3), gate())
     with pytest.raises(OptionError, match="special: expected an adapter that leaves documents"):
         GatedAdapter(plain, LinearAdapter.identity(2, shared=True), gate())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import KernelAdapter, gaussian
+from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, gaussian
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import AdaptedError, OptionError, ShapeError
 from llama_index_embeddings_adapted.training.closed_form import kernel_ridge
@@ -64,11 +64,11 @@ def test_the_kernel_is_the_gaussian_of_its_name() -> None:
     ("make", "error", "message"),
     [
         (lambda: kernel(coefficients=(VALUE, FAR)), ShapeError, r"coefficients: expected \(1, 3\)"),
-        (lambda: kernel(general=LinearAdapter.identity(4)), ShapeError, "general: expected 3 dim"),
+        (lambda: kernel(general=LinearAdapter.identity(4)), ShapeError, "general: expected 3 to"),
         (
             lambda: kernel(general=LinearAdapter.identity(3, shared=True)),
             OptionError,
-            "expected a map that leaves documents alone",
+            "general: expected an adapter that leaves documents alone",
         ),
         (lambda: kernel(weight=-1), OptionError, "weight >= 0 .* got -1 and 0.2"),
         (lambda: kernel(temperature=0), OptionError, "temperature > 0"),

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,36 +124,6 @@ def test_a_failed_save_leaves_the_old_folder(saved: Path) -> None:
         folders.write(saved, {"adapter": object()}, {})
     assert isinstance(Adapter.load(saved), LinearAdapter)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
-
-
-KILLED_WHILE_SAVING = """
-import os, random, signal, sys, time
-import numpy as np
-from llama_index_embeddings_adapted import Adapter, LinearAdapter
-
-folder, seen, rounds, end = sys.argv[1], set(), 0, time.monotonic() + 30
-adapters = [LinearAdapter(np.full((64, 64), value, dtype=np.float32)) for value in (1, 2)]
-adapters[0].save(folder)
-while rounds < 30 or (seen != {0, 1} and time.monotonic() < end):
-    rounds += 1
-    child = os.fork()
-    if child == 0:
-        while True:
-            for adapter in adapters:
-                adapter.save(folder)
-    time.sleep(random.uniform(0.0005, 0.06))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    seen.add(adapters.index(Adapter.load(folder)))
-assert seen == {0, 1}, seen
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_while_saving_leaves_the_old_adapter_or_the_new_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "adapter")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 # --- is it the right model? -----------------------------------------------------------------

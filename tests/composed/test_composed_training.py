@@ -203,7 +203,7 @@ def test_the_model_given_is_not_changed(tmp_path: Path) -> None:
 def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> None:
     if "lora_rank" in options:
         pytest.importorskip("peft", reason="extra 'lora' is missing")
-    found = engine(tmp_path, CountingEmbedding(), epochs=8, patience=None, **options)
+    found = engine(tmp_path, CountingEmbedding(), epochs=4, patience=None, **options)
     found.finetune()
     losses = [line.loss for line in found.history[1:]]
     assert losses[-1] < losses[0]
@@ -355,24 +355,8 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path
 
 def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path: Path) -> None:
     small = str(saved_tiny(tmp_path / "small"))
-    SentenceTransformersFinetuneEngine(
-        coded(),
-        small,
-        "out",
-        10,
-        None,
-        None,
-        2,
-        False,
-        50,
-        False,
-        False,
-        "cpu",
-        False,
-        False,
-        500,
-        0,
-    )
+    old = ("out", 10, None, None, 2, False, 50, False, False, "cpu", False, False, 500, 0)
+    SentenceTransformersFinetuneEngine(coded(), small, *old)
     SentenceTransformersFinetuneEngine(coded(), small, device="cpu", save_checkpoints=True)
     for refused in ({"loss": object()}, {"trust_remote_code": True}):
         with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):

@@ -16,7 +16,7 @@ from llama_index.core import Settings
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
-from tests.support.model_server import remember_minilm, run_page, use
+from tests.support.pages import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.model_server import use
+from tests.support.pages import use
 
 nbformat = pytest.importorskip("nbformat", reason="extra 'dev' is missing")
 nbclient = pytest.importorskip("nbclient", reason="extra 'dev' is missing")

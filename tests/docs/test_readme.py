@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.pages import tables
 from llama_index_embeddings_adapted.questions import local_llama
-from tests.support.model_server import remember_minilm, run_page, use
+from tests.support.pages import remember_minilm, run_page, use
 
 ROOT = Path(__file__).parents[2]
 

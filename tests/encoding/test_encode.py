@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -180,29 +177,6 @@ def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
     return np.float32(json.loads(out))
-
-
-@pytest.mark.slow
-def test_a_kill_loses_at_most_the_batch_in_flight(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(300)]
-    for round_ in range(3):  # each continues where the one before was killed
-        log, batches = tmp_path / f"log{round_}", random.randint(1, 12)
-        process = worker(tmp_path, log.name, texts)
-        deadline = time.monotonic() + 60
-        while len(logged(log)) < batches and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    vectors = finished(worker(tmp_path, "log3", texts))
-
-    runs = [logged(tmp_path / f"log{number}") for number in range(4)]
-    asked = [text for run in runs for batch in run for text in batch]
-    in_flight = {text for run in runs[:3] for text in run[-1]}
-    assert set(asked) == set(texts)
-    assert {text for text in asked if asked.count(text) > 1} <= in_flight
-    uninterrupted = encoder(CountingEmbedding(embed_batch_size=5)).encode(texts, "document")
-    assert np.array_equal(vectors, uninterrupted)
 
 
 @pytest.mark.slow

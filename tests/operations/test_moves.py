@@ -15,8 +15,7 @@ from llama_index_embeddings_adapted import (
     undo_nudges,
 )
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
-from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
 from tests.conftest import CountingEmbedding

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,7 @@ from llama_index_embeddings_adapted import (
     adapt_index,
     check_similarity,
 )
-from llama_index_embeddings_adapted.adapters.maps import UnitAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
@@ -195,33 +192,6 @@ def test_nodes_that_a_store_cannot_list_have_to_be_given(
             adapt_index(bare, model, SimpleVectorStore(), **quiet)
 
 
-KILLED = """
-import os, signal, sys
-from llama_index.core import StorageContext, VectorStoreIndex
-from pathlib import Path
-from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_index
-from tests.conftest import CountingEmbedding
-from tests.support.stores import qdrant
-from tests.operations.test_rebuild import DIM, SHARED, nodes
-
-folder = Path(sys.argv[1])
-insert, batches = VectorStoreIndex.insert_nodes, []
-
-def dies(self, batch, **kwargs):
-    insert(self, batch, **kwargs)
-    batches.append(len(batch))
-    if len(batches) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-base = CountingEmbedding()
-with qdrant(folder) as stores:
-    old = VectorStoreIndex(nodes(), embed_model=base)
-    VectorStoreIndex.insert_nodes = dies
-    adapt_index(old, AdaptedEmbedding(base, SHARED), stores("new", DIM), batch_size=4,
-                embed_missing=True, cache_dir=folder / "cache", show_progress=False)
-"""
-
-
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 def test_a_call_after_the_last_writes_nothing_and_a_dropped_collection_is_filled_anew(
     model: AdaptedEmbedding, old: VectorStoreIndex, quiet: dict[str, Any], tmp_path: Path
@@ -237,29 +207,3 @@ def test_a_call_after_the_last_writes_nothing_and_a_dropped_collection_is_filled
 
 
 # Local Qdrant opens a database that it leaves to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
-def test_after_a_kill_the_same_call_writes_the_rest_and_asks_for_nothing(
-    old: VectorStoreIndex, base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("qdrant_client", reason="extra 'dev' is missing")
-    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=90)
-    assert killed.returncode == -9, killed.stderr.decode()
-    written: list[int] = []
-    insert = VectorStoreIndex.insert_nodes
-
-    def counts(self: VectorStoreIndex, batch: Any, **kwargs: Any) -> None:
-        written.append(len(batch))
-        insert(self, batch, **kwargs)
-
-    monkeypatch.setattr(VectorStoreIndex, "insert_nodes", counts)
-    asked = len(base.asked)
-    model = AdaptedEmbedding(base, SHARED)
-    with qdrant(tmp_path) as stores:
-        settings: dict[str, Any] = {"cache_dir": tmp_path / "cache", "show_progress": False}
-        new = adapt_index(old, model, stores("new", DIM), batch_size=4, **settings)
-        assert sum(written) == 30 - 8  # the batch that was under way is written anew
-        assert len(new.as_retriever(similarity_top_k=50).retrieve("thing")) == 30
-    assert {role for role, text in base.asked[asked:] if text in TEXTS} == set()

@@ -6,14 +6,12 @@ import pickle
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import pytest
-from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
-from llama_index.core import load_index_from_storage as load_index
+from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.callbacks import (
     CallbackManager,
     CBEventType,
@@ -444,42 +442,6 @@ def test_a_damaged_dict_is_refused(data: Any) -> None:
 # --- in an index ----------------------------------------------------------------------------
 
 DOCUMENTS = ["the apple is red", "the whale is blue", "the bus is late"]
-
-
-def index_of(model: CountingEmbedding | AdaptedEmbedding) -> VectorStoreIndex:
-    return VectorStoreIndex.from_documents([Document(text=t) for t in DOCUMENTS], embed_model=model)
-
-
-def documents_asked(base: CountingEmbedding) -> int:
-    return sum(role == "document" for role, _ in base.asked)
-
-
-def test_an_adapter_is_swapped_onto_an_index_without_embedding_a_document_again(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
-    index = index_of(base)
-    index.storage_context.persist(str(tmp_path))
-    before = documents_asked(base)
-    assert before == 3
-    opposite = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)))
-    storage = StorageContext.from_defaults(persist_dir=str(tmp_path))
-    for retriever in (
-        index.as_retriever(embed_model=opposite, similarity_top_k=3),
-        load_index(storage, embed_model=opposite).as_retriever(similarity_top_k=3),
-    ):
-        plain = index.as_retriever(similarity_top_k=3).retrieve("red apple")
-        found = retriever.retrieve("red apple")
-        assert [node.text for node in found] == [node.text for node in plain][::-1]
-        assert [node.score for node in found] == pytest.approx([-n.score for n in plain[::-1]])
-    assert documents_asked(base) == before
-
-
-async def test_an_index_is_built_and_asked_with_an_adapted_model(base: CountingEmbedding) -> None:
-    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
-    retriever = index_of(model).as_retriever(similarity_top_k=1)
-    assert base.batches == [3]
-    assert retriever.retrieve("a blue whale")[0].text == DOCUMENTS[1]
-    assert (await retriever.aretrieve("a late bus"))[0].text == DOCUMENTS[2]
 
 
 def test_settings_take_an_adapted_model(

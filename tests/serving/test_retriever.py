@@ -23,7 +23,6 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core import arrays
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
@@ -33,11 +32,7 @@ from llama_index_embeddings_adapted.errors import (
     ShapeError,
 )
 from llama_index_embeddings_adapted.evaluation.retrieval import search
-from llama_index_embeddings_adapted.serving.memory import (
-    AnswerMemory,
-    attention_weights,
-    search_with_memory,
-)
+from llama_index_embeddings_adapted.serving.memory import AnswerMemory, search_with_memory
 from tests.conftest import CountingEmbedding
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -145,16 +140,6 @@ def test_unjudged_queries_of_a_dataset_are_passed_over(base: CountingEmbedding) 
     assert np.allclose(kept.queries, [base.vector("query", "y")])
 
 
-def test_attention_goes_to_the_nearest_keys_and_how_near_they_are() -> None:
-    keys = np.float32([[1, 0], [0.6, 0.8], [0, 1]])
-    nearest, attention = attention_weights(np.float32([[1, 0]]), keys, 0.5, 2)
-    assert dict(zip(nearest[0].tolist(), attention[0].tolist(), strict=True)) == pytest.approx(
-        {0: 1.0, 1: np.exp(-0.4 / 0.5)}
-    )
-    nearest, _ = attention_weights(np.float32([[1, 0]]), keys, 0.5, 10)
-    assert sorted(nearest[0].tolist()) == [0, 1, 2]  # no more than there are
-
-
 def test_the_matrix_holds_what_single_queries_find(memory: AnswerMemory) -> None:
     queries = np.float32(np.random.default_rng(0).standard_normal((5, 2)))
     ids = ["c", "stranger", "a"]
@@ -204,15 +189,6 @@ def test_the_memory_finds_what_vectors_cannot() -> None:
     better = search_with_memory(asked, asked.queries, asked.documents, kept, weight=5.0)
     assert plain["ndcg@10"] < 0.2
     assert better["ndcg@10"] > 0.8
-
-
-def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, _ = rotated_corpus(documents=30)
-    kept = AnswerMemory.of_encoded(data)
-    whole = search_with_memory(data, data.queries, data.documents, kept)
-    monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 100)
-    blocks = search_with_memory(data, data.queries, data.documents, kept)
-    assert np.array_equal(blocks.ranked, whole.ranked)
 
 
 def test_the_memory_goes_by_base_vectors_and_the_search_by_those_given() -> None:

@@ -12,7 +12,7 @@ import pytest
 from llama_index.core import Document, VectorStoreIndex
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, Adapter, LinearAdapter
-from llama_index_embeddings_adapted.adapters.nonparametric import NudgeAdapter
+from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.embedding import DEPTH

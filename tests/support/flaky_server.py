@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that misbehaves on purpose."""
+"""A server on loopback that stands in for OpenAI and for Ollama, and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        given = body["messages"][-1]["content"] if "messages" in body else body["input"]
+        given = body["messages"][-1]["content"] if "messages" in body else body.get("input", [])
         texts = given if isinstance(given, list) else [given]
         number = len(self.state.requests)
         self.state.requests.append(texts)
@@ -89,16 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
         if reply.status != 200:
             message = reply.says or f"status {reply.status}"
             self._send(reply, {"error": {"message": message, "code": None}})
-            return
-        if "messages" in body:
-            self._send(reply, _chat(texts[0]))
-            return
-        vectors = [cheap.vector(text, "document") for text in texts]
-        vectors = vectors if reply.vectors is None else reply.vectors(vectors)
-        data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        self._send(reply, {"object": "list", "model": "m", "data": data, "usage": usage})
-        self.state.answered.update(texts)
+        elif self.path.endswith("/api/show"):
+            self._send(reply, {"model_info": {"llama.context_length": 8192}})
+        elif "messages" in body:
+            self._send(reply, _chat(body["model"], texts[0], ollama="/api/" in self.path))
+        else:
+            vectors = [cheap.vector(text, "document") for text in texts]
+            vectors = vectors if reply.vectors is None else reply.vectors(vectors)
+            self._send(reply, _embedded(body["model"], vectors, ollama="/api/" in self.path))
+            self.state.answered.update(texts)
 
     def _send(self, reply: Reply, answer: dict[str, Any]) -> None:
         payload = json.dumps(answer).encode()
@@ -117,16 +116,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def _chat(message: str) -> dict[str, Any]:
-    text = two_questions(message)[1]
-    choice = {
-        "index": 0,
-        "finish_reason": "stop",
-        "message": {"role": "assistant", "content": text},
-    }
+def _chat(model: str, message: str, *, ollama: bool) -> dict[str, Any]:
+    said = {"role": "assistant", "content": two_questions(message)[1]}
+    if ollama:
+        return {"model": model, "created_at": "", "message": said, "done": True}
+    choice = {"index": 0, "finish_reason": "stop", "message": said}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted"}
+    whole = {"id": "x", "object": "chat.completion", "created": 0, "model": model}
     return {**whole, "choices": [choice], "usage": usage}
+
+
+def _embedded(model: str, vectors: Vectors, *, ollama: bool) -> dict[str, Any]:
+    if ollama:
+        return {"model": model, "embeddings": vectors}
+    data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
+    usage = {"prompt_tokens": 1, "total_tokens": 1}
+    return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
 def client(address: str, **options: Any) -> Any:

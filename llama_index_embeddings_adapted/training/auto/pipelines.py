@@ -17,8 +17,7 @@ from scipy.special import expit
 
 from ...adapters.base import Adapter, describe
 from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedAdapter
-from ...adapters.maps import LinearAdapter
-from ...adapters.nonparametric import KernelAdapter, NudgeAdapter, gaussian
+from ...adapters.maps import KernelAdapter, LinearAdapter, NudgeAdapter, gaussian
 from ...core.arrays import Vectors, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import OptionError

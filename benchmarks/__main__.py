@@ -34,8 +34,7 @@ def _saved(name: str, results: dict[str, object], command: str = "") -> None:
 
 
 def _quality(given: argparse.Namespace) -> None:
-    names, variants = tuple(given.sets), tuple(quality.VARIANTS)
-    quality.run(given.data, given.cache, names, variants, given.seeds)
+    quality.run(given.data, given.cache, tuple(given.sets), given.seeds)
 
 
 def _methods(given: argparse.Namespace) -> None:

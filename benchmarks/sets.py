@@ -1,12 +1,15 @@
-"""The seven data sets, as BEIR folders below one folder."""
+"""The data sets, as BEIR folders below one folder, and an engine trained on one."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 
 NAMES = (
@@ -44,6 +47,24 @@ def load(folder: Path, name: str) -> RealSet:
 def _published(path: Path, split: str) -> Dataset:
     """Read a split, to be scored as others score it: by id, whatever the texts."""
     return Dataset.from_beir(path, split).scored(twins_count=False)
+
+
+def trained(
+    real: RealSet, base: Any, cache: Path, **options: Any
+) -> EmbeddingAdapterFinetuneEngine:
+    """Return an engine that has trained on train, with dev; the folder it saved to is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddingAdapterFinetuneEngine(
+            real.train,
+            base,
+            val_dataset=real.dev,
+            model_output_path=Path(folder) / "adapter",
+            cache_dir=cache,
+            show_progress=False,
+            **options,
+        )
+        engine.finetune()
+    return engine
 
 
 def _only_uber(path: Path, test: Dataset) -> Dataset:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 
 from benchmarks import environment, sets
 from benchmarks.quality import peers
-from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -113,19 +112,8 @@ def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
 
 
 def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
-    def work() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            EmbeddingAdapterFinetuneEngine(
-                real.train,
-                environment.minilm(),
-                val_dataset=real.dev,
-                model_output_path=Path(folder) / "adapter",
-                cache_dir=cache,
-                method="auto",
-                adapts=adapts,
-                show_progress=False,
-            ).finetune()
-
+    base = environment.minilm()
+    work = partial(sets.trained, real, base, cache, method="auto", adapts=adapts)
     return _seconds(work, repeats=1)
 
 

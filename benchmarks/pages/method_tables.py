@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,7 +12,6 @@ from benchmarks.quality.trust import HARM
 
 Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw nothing and have one
 
-_SHORT = 120  # characters of the recipes of several seeds that a table can take
 _METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
 _VIEWS = {
     "BM25 alone": "words alone",
@@ -96,58 +95,6 @@ def _methods() -> dict[str, dict[str, Runs]]:
     }
 
 
-def _each() -> Iterator[tuple[str, str, Runs]]:
-    for name, found in _methods().items():
-        for method, runs in found.items():
-            yield name, method, runs
-
-
-def parts_table() -> str:
-    """Every method on every test file: known and new documents, what was chosen, seconds."""
-    return table(
-        "data set | test file | method | all | known documents | new documents | chosen | seconds",
-        [
-            (name, split, method,
-             *(gain([run["tests"][split] for run in runs], p) for p in ("all", "known", "new")),
-             _chosen(runs), f"{_seconds(runs):.0f}")
-            for name, method, runs in _each()
-            for split in runs[0]["tests"]
-        ],
-    )  # fmt: skip
-
-
-def _seconds(runs: Runs) -> float:
-    """Return the mean over the runs that name no machine of their own, so were on the file's."""
-    return mean(run["seconds"] for run in runs if "machine" not in run)
-
-
-def _chosen(runs: Runs) -> str:
-    """Return what was chosen with every seed, or with the first where that is too long."""
-    chosen = list(dict.fromkeys(run.get("recipe") or run["setting"] for run in runs))
-    shown = "; ".join(chosen)
-    return shown if len(shown) <= _SHORT else chosen[0]
-
-
-def metrics_table() -> str:
-    """Every method on every set: three metrics with intervals, seconds, base calls."""
-    rows = []
-    for name, method, runs in _each():
-        wholes = [run["tests"]["test"]["all"] for run in runs]
-        shown = (_with_interval(wholes, metric) for metric in reversed(_METRICS))
-        rows.append((name, method, *shown, f"{_seconds(runs):.0f}", runs[0].get("base_calls", "–")))
-    return table(
-        "data set | method | NDCG@10 | MRR@10 | hit rate@5 | seconds | base calls", rows
-    )  # fmt: skip
-
-
-def _with_interval(wholes: Runs, metric: str) -> str:
-    """Return the mean difference over seeds, and the interval of the first."""
-    shown = f"{mean(one['adapted'][metric] - one['base'][metric] for one in wholes):+.3f}"
-    if "intervals" not in wholes[0]:
-        return shown
-    return f"{shown} {interval(*wholes[0]['intervals'][metric], digits=3)}"
-
-
 def targets_table() -> str:
     """What ``method="auto"`` gains where it is told what to expect, and where it is not."""
     rows = []
@@ -220,23 +167,6 @@ def power_table() -> str:
     )
 
 
-def curves_table() -> str:
-    """Change in NDCG@10 on test against the number of training pairs, and its figure."""
-    found = environment.load("curves")["sets"]
-    names = list(
-        dict.fromkeys(m for sizes in found.values() for runs in sizes.values() for m in runs)
-    )
-    rows = [
-        (name, f"{int(size):,}",
-         *(f"{runs[m]['all']['difference']:+.4f}" if m in runs else "–" for m in names))
-        for name, sizes in found.items()
-        for size, runs in sizes.items()
-    ]  # fmt: skip
-    # Here, as the document is to have no link to a figure that has not been drawn.
-    figure = "![Change in NDCG@10 against the number of training pairs](results/curves.svg)"
-    return f"{table(' | '.join(['data set', 'pairs', *names]), rows)}\n\n{figure}"
-
-
 def unseen_table() -> str:
     """Peers and ours on sets that no choice was made on."""
     found = environment.load("unseen")["sets"]
@@ -276,27 +206,6 @@ def composed_table() -> str:
             rows.append((model, *values, *(("–", "–") if model == "black box" else more)))
         shown.append(table(head, rows))
     return "\n\n".join(shown)
-
-
-def composed_runs_table() -> str:
-    """Validation scores by epoch."""
-    rows = []
-    for name, found in environment.load("composed")["sets"].items():
-        for model, run in found["runs"].items():
-            settings, history = run["settings"], run["history"]
-            weight = settings.get("tuned_weight")
-            rows.append(
-                (name, model, f"{settings['base_scores']['hit_rate@5']:.3f}",
-                 ", ".join(f"{line['scores']['hit_rate@5']:.3f}" for line in history),
-                 run["best_epoch"], "–" if weight is None else f"{weight:.2f}",
-                 settings["precision"].replace("auto", "float32"),  # on a CPU
-                 f"{mean(line['seconds'] for line in history[1:]):.0f}")
-            )  # fmt: skip
-    return table(
-        "set | trained | base model | hit rate@5 on dev, epochs 0, 1, … | kept | λ | "
-        "computed in | seconds per epoch",
-        rows,
-    )
 
 
 def questions_table() -> str:
@@ -407,17 +316,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "front": front_table,
     "quality": quality_table,
     "methods": methods_table,
-    "parts": parts_table,
-    "metrics": metrics_table,
     "targets": targets_table,
     "calibration": calibration_table,
     "nulls": nulls_table,
     "clicks": clicks_table,
     "power": power_table,
-    "curves": curves_table,
     "unseen": unseen_table,
     "composed": composed_table,
-    "composed_runs": composed_runs_table,
     "questions": questions_table,
     "synthetic": synthetic_table,
     "upgrade": upgrade_table,

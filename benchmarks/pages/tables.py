@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import environment
-from benchmarks.pages import cost_tables, method_tables, robustness_tables
+from benchmarks.pages import cost_tables, method_tables
 
 ROOT = Path(__file__).parents[2]
 _PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
@@ -16,11 +16,7 @@ _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Pages that have tables of results.
 DOCUMENTS = [page for page in _PAGES if "<!-- results:" in page.read_text(encoding="utf-8")]
 
-TABLES: dict[str, Callable[[], str]] = {
-    **method_tables.TABLES,
-    **cost_tables.TABLES,
-    **robustness_tables.TABLES,
-}
+TABLES: dict[str, Callable[[], str]] = {**method_tables.TABLES, **cost_tables.TABLES}
 
 
 def refresh() -> None:

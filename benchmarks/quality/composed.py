@@ -16,7 +16,6 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from benchmarks import environment, sets
 from llama_index_embeddings_adapted import (
     ComposedFinetuneEngine,
-    EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     SentenceTransformersFinetuneEngine,
 )
@@ -110,17 +109,7 @@ class _Bench:
         model = "linear adapter on the black box"
         if self._has(model):
             return
-        with tempfile.TemporaryDirectory() as folder:
-            engine = EmbeddingAdapterFinetuneEngine(
-                self._real.train,
-                self._base,
-                val_dataset=self._real.dev,
-                cache_dir=self._cache,
-                show_progress=False,
-                model_output_path=Path(folder) / "adapter",
-                method="linear",
-            )
-            engine.finetune()
+        engine = sets.trained(self._real, self._base, self._cache, method="linear")
         adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
         self._keep(model, search(self._frozen, adapted, self._frozen.documents))
 
@@ -174,27 +163,28 @@ class _Bench:
         }
 
     def _has(self, model: str) -> bool:
-        return model in _kept("sets").get(self._real.name, {}).get("models", {})
+        return model in environment.found("composed", "sets", self._real.name, "models")
 
     def _keep(self, model: str, scores: RetrievalScores, run: dict[str, Any] | None = None) -> None:
         counts = {"train": self._real.train, "dev": self._real.dev, "test": self._test}
-        known = _kept("sets")
-        found = known.setdefault(
-            self._real.name,
-            {
-                "set": self._real.name,
-                "queries": {part: len(dataset or ()) for part, dataset in counts.items()},
-                "documents searched": len(self._test.corpus),
-                "documents in all": self._corpus,
-                "epochs at most": self._epochs,
-                "models": {},
-                "runs": {},
-            },
-        )
-        found["models"][model] = self._row(scores)
-        if run is not None:
-            found["runs"][model] = run
-        keep({"sets": known})
+        new = {
+            "set": self._real.name,
+            "queries": {part: len(dataset or ()) for part, dataset in counts.items()},
+            "documents searched": len(self._test.corpus),
+            "documents in all": self._corpus,
+            "epochs at most": self._epochs,
+            "models": {},
+            "runs": {},
+        }
+
+        def change(results: dict[str, Any]) -> None:
+            found = results.setdefault("sets", {}).setdefault(self._real.name, new)
+            found["models"][model] = self._row(scores)
+            if run is not None:
+                found["runs"][model] = run
+
+        command = "python -m benchmarks composed --black-box FOLDER"
+        environment.update("composed", command, change)
 
     def _row(self, scores: RetrievalScores) -> dict[str, Any]:
         differences = {
@@ -257,18 +247,3 @@ def _searched_in(dataset: EmbeddingQAFinetuneDataset, others: int) -> EmbeddingQ
 def _lot(name: str) -> bytes:
     """Return what a sample is drawn by: the same for every split, so that texts are shared."""
     return hashlib.sha256(name.encode()).digest()
-
-
-def _kept(part: str) -> dict[str, Any]:
-    found = environment.load("composed") if environment.exists("composed") else {}
-    return dict(found.get(part) or {})
-
-
-def keep(part: dict[str, Any]) -> None:
-    """Add a part to the result file."""
-    found = environment.load("composed") if environment.exists("composed") else {}
-    results = {**found, **part}
-    for written in ("command", "environment"):
-        results.pop(written, None)
-    command = "python -m benchmarks composed --black-box FOLDER"
-    environment.save("composed", command, {k: v for k, v in results.items() if v is not None})

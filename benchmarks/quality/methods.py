@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from benchmarks import environment, sets
 from benchmarks.quality.quality import judge
-from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 
 Row = dict[str, Any]
 
@@ -97,17 +95,7 @@ def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> 
     if options.pop("told", False):
         options["expect"] = SEEN[real.name]
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            real.train,
-            base,
-            val_dataset=real.dev,
-            model_output_path=Path(folder) / "adapter",
-            cache_dir=cache,
-            show_progress=False,
-            **options,
-        )
-        engine.finetune()
+    engine = sets.trained(real, base, cache, **options)
     seconds = time.perf_counter() - began
     report = engine.report
     assert report.choice is not None

@@ -1,8 +1,7 @@
-"""What the default adapter, and the corpus loss, do to retrieval on real test sets."""
+"""What the linear adapter does to retrieval on real test sets."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,70 +9,39 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingAdapterFinetuneEngine,
-    compare_retrieval,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"method": "linear"},
-    "corpus": {"method": "linear", "loss": "corpus"},
-}
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
 
-def run(
-    data: Path, cache: Path, names: tuple[str, ...], variants: tuple[str, ...], seeds: int
-) -> None:
+def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
     """Train on train, choose on dev, test once; known and new documents apart.
 
-    Each run is saved as it ends, in place of the earlier one of the same set, variant and seed.
+    Each run is saved as it ends, in place of the earlier one of the same set and seed.
     """
     base = environment.minilm(embed_batch_size=32)
     command = f"python -m benchmarks quality --seeds {seeds}"
     for name in names:
         real = sets.load(data, name)
-        for variant in variants:
-            if variant == "corpus" and name != "nfcorpus":
-                continue  # the loss for sets whose every document has questions
-            for seed in range(seeds):
-                model, row = _train(base, real, cache, {**VARIANTS[variant], "seed": seed})
-                row = {"seed": seed, **row}
-                row["tests"] = {
-                    split: judge(base, model, real, split, cache) for split in real.tests
-                }
-                environment.add("quality", command, ("sets", name, variant), row, seeded=True)
-                gain = row["tests"]["test"]["all"]
-                print(f"{name} {variant} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
-                      f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
-
-
-def _train(
-    base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]
-) -> tuple[AdaptedEmbedding, dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            real.train,
-            base,
-            val_dataset=real.dev,
-            model_output_path=Path(folder) / "adapter",
-            cache_dir=cache,
-            show_progress=False,
-            **options,
-        )
-        engine.finetune()
-    report = engine.report
-    return engine.get_finetuned_model(), {
-        "verdict": report.verdict,
-        "epoch": report.best_epoch,
-        "seconds": report.seconds,
-        "base_texts": report.base_texts,
-        "train_queries": report.train_queries,
-    }
+        for seed in range(seeds):
+            engine = sets.trained(real, base, cache, method="linear", seed=seed)
+            report, model = engine.report, engine.get_finetuned_model()
+            row = {
+                "seed": seed,
+                "verdict": report.verdict,
+                "epoch": report.best_epoch,
+                "seconds": report.seconds,
+                "base_texts": report.base_texts,
+                "train_queries": report.train_queries,
+                "tests": {split: judge(base, model, real, split, cache) for split in real.tests},
+            }
+            environment.add("quality", command, ("sets", name, "default"), row, seeded=True)
+            gain = row["tests"]["test"]["all"]
+            print(f"{name} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
+                  f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
 
 
 def judge(

@@ -7,14 +7,12 @@ machine and the versions named in that file can promise, and by eight projection
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 
 NAMES = ("uberlyft_10k", "scifact")
 _TOLERANCE = 1e-4
@@ -35,8 +33,8 @@ def run(data: Path, cache: Path) -> list[str]:
 def found_on(data: Path, cache: Path, name: str) -> dict[str, Any]:
     """Return what training on a set gives now."""
     given = sets.load(data, name)
-    linear = _trained(given, cache, method="linear")
-    auto = _trained(given, cache, method="auto")
+    linear = sets.trained(given, environment.minilm(), cache, method="linear")
+    auto = sets.trained(given, environment.minilm(), cache, method="auto")
     arrays = linear.get_finetuned_model().adapter.arrays()
     choice = auto.report.choice
     assert choice is not None
@@ -70,21 +68,6 @@ def differing(found: Any, expected: Any, where: str = "") -> list[str]:
     if isinstance(expected, float) and isinstance(found, float):
         return [] if abs(found - expected) <= _TOLERANCE else [f"{where} {expected} → {found}"]
     return [] if found == expected else [f"{where} {expected} → {found}"]
-
-
-def _trained(given: sets.RealSet, cache: Path, *, method: str) -> EmbeddingAdapterFinetuneEngine:
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            given.train,
-            environment.minilm(),
-            val_dataset=given.dev,
-            method=method,
-            model_output_path=Path(folder) / "model",
-            cache_dir=cache,
-            show_progress=False,
-        )
-        engine.finetune()
-    return engine
 
 
 def _digest(array: Any) -> str:

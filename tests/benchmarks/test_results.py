@@ -93,34 +93,14 @@ def test_every_set_has_a_seed_before_any_has_the_next() -> None:
     assert [seed for seed, *_ in order] == [3] * 4 + [4] * 4
 
 
-def test_tables_have_means_over_seeds() -> None:
-    keep([run(0, 0.6), run(1, 0.62, "corpus")])
+def test_tables_have_means_over_seeds_and_a_spread_where_there_are_several() -> None:
+    keep([run(0, 0.6)])
+    assert "| scifact | +20.0% |" in method_tables.targets_table()
+    keep([run(0, 0.6), run(1, 0.62)])
     assert "| scifact | 0.5000 | +22.0% |" in method_tables.methods_table()
     assert "| scifact | +22.0% ± 2.8 |" in method_tables.targets_table()
-    assert "| 0.5000 → 0.6100 | – | linear; corpus | 10 |" in method_tables.parts_table()
-    assert "| +0.110 [+0.000, +0.500] |" in method_tables.metrics_table()
-
-
-def test_one_seed_has_no_spread_and_long_recipes_are_those_of_the_first() -> None:
-    keep([run(0, 0.6, "l" * 80)])
-    assert "| scifact | +20.0% |" in method_tables.targets_table()
-    keep([run(0, 0.6, "l" * 80), run(1, 0.6, "m" * 80)])
-    assert f"| {'l' * 80} | 10 |" in method_tables.parts_table()
-
-
-def test_seconds_of_another_machine_are_left_out_and_its_scores_count() -> None:
-    keep([run(0, 0.6), run(90, 0.62) | {"machine": "another"}])
-    assert "| 0.5000 → 0.6100 | – | linear | 10 |" in method_tables.parts_table()
 
 
 def test_a_table_without_results_says_so() -> None:
-    block = "<!-- results: curves -->\n{}\n<!-- end -->"
+    block = "<!-- results: quality -->\n{}\n<!-- end -->"
     assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")
-
-
-def test_a_curve_is_a_table_and_a_link_to_its_figure() -> None:
-    found = {"scifact": {"50": {"ours": {"all": {"difference": 0.1}}}}}
-    environment.save("curves", "command", {"sets": found})
-    shown = tables.refreshed("<!-- results: curves -->\n<!-- end -->")
-    assert "| scifact | 50 | +0.1000 |\n\n![" in shown
-    assert "(results/curves.svg)" in shown

@@ -26,7 +26,7 @@ from llama_index_embeddings_adapted.errors import (
 )
 from tests.conftest import CountingEmbedding
 
-TEXTS = [f"text {number} of many" for number in range(3000)]
+TEXTS = [f"text {number} of many" for number in range(1200)]
 
 # Ray is started and stopped by the fixture; its sockets and files are its own affair.
 pytestmark = [
@@ -100,10 +100,10 @@ def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -
 
 def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path: Path) -> None:
     model = CountingEmbedding(embed_batch_size=64)
-    embed_corpus(TEXTS[:1500], model, cache_dir=tmp_path, show_progress=False)
+    embed_corpus(TEXTS[:600], model, cache_dir=tmp_path, show_progress=False)
     asked = len(model.asked)
     found = embedded(TEXTS, model, tmp_path, actors=2, window=5000)
-    assert (found.embedded, found.executor, found.actors) == (1500, "ray", 2)
+    assert (found.embedded, found.executor, found.actors) == (600, "ray", 2)
     assert len(model.asked) == asked  # nothing was embedded here
     assert_all_cached(model, tmp_path, TEXTS)
     assert embedded(TEXTS, model, tmp_path).embedded == 0
@@ -116,8 +116,8 @@ def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(
         embed_batch_size=64, deadly=TEXTS[700], grave=str(tmp_path / "grave"), bad=(TEXTS[5],)
     )
     cache = tmp_path / "cache"
-    with pytest.raises(EncodeError, match=r"1 of 3,000 texts .*cannot read text 5 of many"):
-        embedded(TEXTS, lambda: model, cache)  # what an actor calls
+    with pytest.raises(EncodeError, match=r"1 of 1,200 texts .*cannot read text 5 of many"):
+        embedded(TEXTS, lambda: model, cache, actors=1)  # what an actor calls
     assert (tmp_path / "grave").exists()
     assert_all_cached(model, cache, [text for text in TEXTS if text != TEXTS[5]])
 
@@ -160,7 +160,7 @@ def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline() -> None:
     step = RayTransformComponent(
         transform_class=AdaptedEmbedding,
         transform_kwargs={"base_embed_model": base, "adapter": adapter},
-        map_batches_kwargs={"batch_size": 10},
+        map_batches_kwargs={"batch_size": 10, "concurrency": 1},
     )
     nodes = [TextNode(id_=f"n{row}", text=text) for row, text in enumerate(TEXTS[:25])]
     done = {n.node_id: n for n in RayIngestionPipeline(transformations=[step]).run(nodes=nodes)}

@@ -139,11 +139,7 @@ def quote_some(items: Iterable[object], limit: int = 3) -> str:
 
 
 def require_extra(module: str, *, extra: str) -> ModuleType:
-    """Import an optional module, or answer with the command that installs it.
-
-    Raises:
-        MissingExtraError: ``module`` is not installed.
-    """
+    """Import an optional module, or raise a MissingExtraError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -166,11 +162,7 @@ def integration(module: str, name: str) -> Any:
 
 
 def check_whole(name: str, value: object) -> None:
-    """Refuse what is not a whole number ``>= 1``.
-
-    Raises:
-        OptionError: It is not.
-    """
+    """Refuse, by an :class:`OptionError`, what is not a whole number ``>= 1``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
 
@@ -203,11 +195,7 @@ def check_number(
 
 
 def check_known(names: Iterable[str], known: Iterable[str], *, what: str = "Training") -> None:
-    """Refuse keyword arguments that a training, or what else, does not take.
-
-    Raises:
-        OptionError: An unknown one; the message has what was perhaps meant.
-    """
+    """Refuse, by an :class:`OptionError`, keyword arguments that a training does not take."""
     taken = sorted(known)
     for name in names:
         if name not in taken:

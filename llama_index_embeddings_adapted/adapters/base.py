@@ -247,11 +247,7 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
 
 
 def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
-    """Return a finite float32 copy that nobody can write to.
-
-    Raises:
-        ShapeError: Another number of dimensions, no element, NaN or infinity.
-    """
+    """Return a finite float32 copy that nobody can write to; else a :class:`ShapeError`."""
     array = np.array(value, dtype=np.float32)  # a copy: nobody else can write to it
     if array.ndim != ndim or not array.size:
         raise ShapeError(what, expected=f"{ndim} dimensions", actual=f"shape {array.shape}")
@@ -262,11 +258,7 @@ def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
 
 
 def check_shapes(owner: object, **expected: tuple[int, ...]) -> None:
-    """Refuse arrays of an object, by name, that have another shape.
-
-    Raises:
-        ShapeError: One has.
-    """
+    """Refuse, by a :class:`ShapeError`, arrays of an object that have another shape."""
     for name, shape in expected.items():
         actual = getattr(owner, name).shape
         if actual != shape:
@@ -274,12 +266,7 @@ def check_shapes(owner: object, **expected: tuple[int, ...]) -> None:
 
 
 def check_part(owner: object, name: str, part: Adapter, dims: tuple[int, int]) -> None:
-    """Refuse a part of an adapter that moves documents by itself, or has other dimensions.
-
-    Raises:
-        OptionError: It moves documents.
-        ShapeError: It takes or gives vectors of other dimensions.
-    """
+    """Refuse a part of an adapter that moves documents (:class:`OptionError`) or has other dims."""
     if part.adapts_documents:
         raise OptionError(
             f"{name}: expected an adapter that leaves documents alone, got a "

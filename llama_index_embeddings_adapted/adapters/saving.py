@@ -35,11 +35,7 @@ def is_old_folder(folder: Path) -> bool:
 
 
 def read_old_folder(folder: Path) -> Adapter:
-    """Read an adapter of the old package; nothing but tensors is unpickled.
-
-    Raises:
-        FolderError: Damaged, or not one of the two known classes.
-    """
+    """Read an adapter of the old package; nothing but tensors is unpickled."""
     import torch
 
     config = read_config(folder)
@@ -193,11 +189,7 @@ class Saved:
 
 
 def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object) -> None:
-    """Check that a model is the one that a fingerprint was taken of. Asks it for probe vectors.
-
-    Raises:
-        BaseModelMismatchError: It is not.
-    """
+    """Ask a model for probe vectors; a :class:`BaseModelMismatchError` if it is another one."""
     if expected is None:
         return
     actual = fingerprint_of(model)
@@ -287,7 +279,8 @@ def load(folder: Path) -> Saved:
     if base is not None and not isinstance(base, dict):
         raise FolderError(f"{folder}: base_model is not an object.")
     training = config.get("training")
-    queries = folders.read_queries(folder)
+    sketch = folder / folders.QUERIES
+    queries = folders.read_arrays(sketch) if sketch.is_file() else None
     return Saved(
         restore(config.get("adapter"), arrays, where=str(folder)),
         base,
@@ -299,11 +292,7 @@ def load(folder: Path) -> Saved:
 
 
 def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
-    """Return the fingerprint that a folder holds of its base model.
-
-    Raises:
-        FolderError: It is missing or damaged.
-    """
+    """Return the fingerprint of a base model in a folder, or raise a :class:`FolderError`."""
     try:
         found = as_vectors(probes, what="probe vectors", dim=base.get("dim"))
         if len(found) != 2 * len(PROBE_TEXTS):

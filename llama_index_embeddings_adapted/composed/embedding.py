@@ -33,20 +33,12 @@ _OURS = frozenset((folders.CONFIG, folders.CARD, PROBES, SMALL))
 
 
 def check_target(folder: Path) -> None:
-    """Check that a folder can be written, before the work whose result it is to hold.
-
-    Raises:
-        FolderError: It exists and holds something else.
-    """
+    """Refuse, by a :class:`FolderError`, a folder that holds anything but a composed model."""
     folders.check_target_folder(folder, _OURS)
 
 
 def check_small_target(folder: Path) -> None:
-    """Check that a folder may be replaced by a small model.
-
-    Raises:
-        FolderError: It exists and holds something else than a sentence-transformers model.
-    """
+    """Refuse, by a :class:`FolderError`, a folder that holds anything but a small model."""
     model = folder.is_dir() and (folder / "modules.json").is_file()
     ours = frozenset(path.name for path in folder.iterdir()) if model else frozenset()
     folders.check_target_folder(folder, ours)
@@ -59,11 +51,7 @@ def save(
     base: BaseEmbedding,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder that is complete or absent; see :func:`load`.
-
-    Raises:
-        FolderError: It exists and holds something else.
-    """
+    """Write a folder that is complete or absent; see :func:`load` and :func:`check_target`."""
     check_target(folder)
     fingerprint = fingerprint_of(base)
     with atomic_folder(folder) as temporary:

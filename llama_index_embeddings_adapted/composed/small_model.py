@@ -42,11 +42,7 @@ class SmallModel:
 
     @classmethod
     def of(cls, model: Any, *, device: str | None = None) -> SmallModel:
-        """Return a small model as it is; make one of a loaded model, a name or a folder.
-
-        Raises:
-            OptionError: A loaded model that gives no vector per text.
-        """
+        """Return a small model as it is; make one of a loaded model, a name or a folder."""
         if isinstance(model, SmallModel):
             return model
         return cls(model if isinstance(model, (str, Path)) else check_pooled(model), device=device)
@@ -131,11 +127,7 @@ def no_bars() -> Iterator[None]:
 
 
 def check_pooled(model: Any) -> Any:
-    """Return a model that gives one vector per text.
-
-    Raises:
-        OptionError: It has no pooling layer, or is no sentence-transformers model.
-    """
+    """Return a model that gives one vector per text; another one is an :class:`OptionError`."""
     try:
         found = np.asarray(model.encode(["one text"], show_progress_bar=False), dtype=np.float32)
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
@@ -153,11 +145,7 @@ def check_pooled(model: Any) -> Any:
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a model folder that names code of its own, paths outside itself, or pickles.
-
-    Raises:
-        FolderError: The first such thing found.
-    """
+    """Refuse, by a FolderError, a folder that names code, paths outside itself, or pickles."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and not _inside(path, folder):
             raise FolderError(f"{path}: points outside its folder, or nowhere.")
@@ -200,11 +188,7 @@ def _safe_weights_beside(path: Path) -> bool:
 
 
 def precision_on(device: str, options: ComposedOptions) -> str:
-    """Return in which numbers a kind of device trains.
-
-    Raises:
-        OptionError: It cannot train in those asked for.
-    """
+    """Return in which numbers a kind of device trains, or raise an :class:`OptionError`."""
     wanted = options.precision
     if wanted == "auto":
         if device != "cuda":
@@ -288,11 +272,7 @@ def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
 
 
 def check_weight(weight: object) -> None:
-    """Refuse a λ that is no number ``>= 0``.
-
-    Raises:
-        OptionError: It is not.
-    """
+    """Refuse, by an :class:`OptionError`, a λ that is no number ``>= 0``."""
     check_number("weight", weight, least=0.0)
 
 

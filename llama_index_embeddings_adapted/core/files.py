@@ -103,11 +103,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def check_target(path: Path, *, error: type[AdaptedError]) -> None:
-    """Check that a file can be written, before the work whose result it is to hold.
-
-    Raises:
-        error: It is a folder, or its place cannot be written to.
-    """
+    """Refuse to begin work whose result, a file, could not be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
@@ -151,11 +147,7 @@ def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None
 
 
 def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None) -> Any:
-    """Read JSON.
-
-    Raises:
-        error: See :func:`read_bytes`; not UTF-8, not JSON, or a key given twice.
-    """
+    """Read JSON; errors as of :func:`read_bytes`, or if it is none or a key is given twice."""
     try:
         return json.loads(
             read_bytes(path, error=error, most=most).decode("utf-8"),
@@ -170,11 +162,7 @@ def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None)
 def read_json_object(
     path: Path, *, error: type[AdaptedError], most: int | None = None
 ) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        error: See :func:`read_json`; or not an object.
-    """
+    """Read a JSON object; errors as of :func:`read_json`."""
     data = read_json(path, error=error, most=most)
     if not isinstance(data, dict):
         raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
@@ -184,11 +172,7 @@ def read_json_object(
 def unique(
     pairs: Iterable[tuple[str, T]], *, what: str, error: type[AdaptedError], where: object = ""
 ) -> dict[str, T]:
-    """Return the pairs as a dict.
-
-    Raises:
-        error: A key stands twice.
-    """
+    """Return the pairs as a dict, or raise the error for a key that stands twice."""
     found: dict[str, T] = {}
     twice: list[str] = []
     for key, value in pairs:
@@ -283,12 +267,7 @@ def write(
 
 
 def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
-    """Read config and weights.
-
-    Raises:
-        FolderError: A file is missing or damaged, the format is newer than this library, or a
-            weight is not finite.
-    """
+    """Read config and weights, or raise a :class:`FolderError`."""
     config = read_config(folder)
     check_version(config, folder)
     path = folder / WEIGHTS
@@ -301,20 +280,12 @@ def read(folder: Path) -> tuple[dict[str, Any], Arrays]:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Read a file in the safetensors format.
-
-    Raises:
-        FolderError: Missing, damaged, too large to be ours, or with values that are not finite.
-    """
+    """Read a safetensors file, or raise a FolderError; its values are finite."""
     return from_bytes(read_bytes(path, error=FolderError, most=MOST_BYTES), where=str(path))
 
 
 def check_version(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a config that is not ours, or of a format to come.
-
-    Raises:
-        FolderError: No format version, or one newer than this library.
-    """
+    """Refuse, by a :class:`FolderError`, a config that is not ours, or of a format to come."""
     version = config.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FolderError(f"{folder / CONFIG}: no format_version. Is this a saved adapter?")
@@ -325,22 +296,8 @@ def check_version(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def read_queries(folder: Path) -> Arrays | None:
-    """Read the sketch of the training queries; None where there is none.
-
-    Raises:
-        FolderError: The file is damaged.
-    """
-    path = folder / QUERIES
-    return read_arrays(path) if path.is_file() else None
-
-
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``, of any version.
-
-    Raises:
-        FolderError: No such folder, or no JSON object in it.
-    """
+    """Read ``config.json``, of any version, or raise a :class:`FolderError`."""
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
     return read_json_object(folder / CONFIG, error=FolderError, most=MOST_CONFIG_BYTES)
@@ -352,11 +309,7 @@ def to_bytes(arrays: Mapping[str, Array]) -> bytes:
 
 
 def from_bytes(data: bytes, *, where: str) -> Arrays:
-    """Parse the safetensors format.
-
-    Raises:
-        FolderError: Not safetensors, or values that are not finite.
-    """
+    """Parse the safetensors format, or raise a FolderError; values are finite."""
     try:
         arrays: Arrays = parse_safetensors(data)
     # Of types that numpy lacks the library says so with errors of several kinds.

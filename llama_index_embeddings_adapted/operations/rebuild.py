@@ -296,11 +296,7 @@ class _Source:
         return document_vectors(self.model, found, texts)
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
-        """See to it that all vectors are at hand, before anything is written.
-
-        Raises:
-            StoreError: Some are not, and the base model is not to be asked.
-        """
+        """Have all vectors at hand, or raise a StoreError, before anything is written."""
         brought = self._brought(nodes)
         texts = [_text(node) for node, vector in zip(nodes, brought, strict=True) if vector is None]
         missing = self._encoder.missing(texts, "document")
@@ -357,11 +353,7 @@ class _Progress:
             self.save()
 
     def starts(self, batch: list[BaseNode]) -> bool:
-        """Count a batch in; return whether it has to be written.
-
-        Raises:
-            StoreError: The nodes are not those that an earlier call wrote.
-        """
+        """Count a batch in; return whether to write it. A StoreError if its nodes are others."""
         for node in batch:
             self._trail.update(node.node_id.encode() + b"\0")
             self._count += 1
@@ -373,11 +365,7 @@ class _Progress:
         return self._count > self._written
 
     def clear(self, batch: list[BaseNode]) -> None:
-        """Delete what an earlier call may have written of a batch after it last said so.
-
-        Raises:
-            StoreError: The store cannot delete.
-        """
+        """Delete what an earlier call may have written of a batch after it last said so."""
         if self._count - len(batch) >= self._certain_from:
             return
         try:

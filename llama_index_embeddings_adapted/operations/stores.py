@@ -25,11 +25,7 @@ _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "p
 
 
 def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, from its document store or else from its vector store.
-
-    Raises:
-        StoreError: Neither can list them.
-    """
+    """Return all nodes of an index, of its document or its vector store, or raise a StoreError."""
     ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
     if ids and all(index.docstore.document_exists(node) for node in ids):
         return index.docstore.get_nodes(ids)
@@ -52,11 +48,7 @@ def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
 
 
 def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:
-    """Delete nodes, whether a store holds them or not.
-
-    Raises:
-        NotImplementedError: The store cannot.
-    """
+    """Delete nodes, whether a store holds them or not; NotImplementedError if it cannot."""
     if type(store).__name__ != "LanceDBVectorStore":
         store.delete_nodes(list(ids))
         return

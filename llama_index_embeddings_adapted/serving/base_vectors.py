@@ -160,11 +160,7 @@ class BaseVectors:
         return store, f"embeddings:{role}:{fingerprint_of(self._model).digest}"
 
     def _check(self, texts: list[str], answers: list[Embedding]) -> None:
-        """Refuse to remember what is no vector: it would be served for ever.
-
-        Raises:
-            EncodeError: NaN or infinity.
-        """
+        """Refuse to remember what is no vector: it would be served for ever."""
         for text, answer in zip(texts, answers, strict=True):
             if not np.isfinite(answer).all():
                 raise EncodeError(

@@ -30,12 +30,7 @@ from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding, without_span
 
 
 def check_adapter(adapter: object) -> None:
-    """Refuse an adapter that queries and documents cannot be compared through.
-
-    Raises:
-        OptionError: It is none.
-        ShapeError: It changes the dimension of queries but leaves documents alone.
-    """
+    """Refuse an adapter that queries and documents cannot be compared through."""
     if not isinstance(adapter, Adapter):
         raise OptionError(
             f"adapter: expected an Adapter or a folder with one, got {type(adapter).__name__}."

@@ -283,11 +283,7 @@ def search_with_memory(
 def check_settings(
     weight: float, temperature: float, neighbours: int, top_k: int | None = None
 ) -> None:
-    """Refuse settings out of range.
-
-    Raises:
-        OptionError: One is.
-    """
+    """Refuse, by an :class:`OptionError`, settings out of range."""
     given = {"weight": weight, "neighbours": neighbours, "top_k": 1 if top_k is None else top_k}
     for name, value in given.items():
         check_number(name, _plain(value), least=0.0 if name == "weight" else 1.0)
@@ -314,11 +310,7 @@ CONFIG, ARRAYS = "memory.json", "memory.safetensors"
 def write(
     folder: Path, memory: AnswerMemory, base: BaseEmbedding, settings: Mapping[str, Any]
 ) -> None:
-    """Write memory, settings and the identity of the base model; atomic, without texts.
-
-    Raises:
-        FolderError: The folder exists and holds something else.
-    """
+    """Write memory, settings and the identity of the base model; atomic, without texts."""
     folders.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
     fingerprint = fingerprint_of(base)
     config = {
@@ -339,11 +331,7 @@ def write(
 
 
 def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
-    """Read what :func:`write` wrote.
-
-    Raises:
-        FolderError: Missing, damaged, foreign or too new.
-    """
+    """Read what :func:`write` wrote, or raise a :class:`FolderError`."""
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
     config = read_json_object(folder / CONFIG, error=FolderError, most=folders.MOST_CONFIG_BYTES)

@@ -305,11 +305,7 @@ def _check_parts(retriever: object, memory: object, match: object, nodes: object
 
 
 def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]:
-    """Return the scores, all 0 where the retriever gives none.
-
-    Raises:
-        OptionError: Some nodes have a score and others have none, or one is not finite.
-    """
+    """Return the scores, all 0 where the retriever gives none; an OptionError if only some."""
     given = [0.0 if node.score is None else float(node.score) for node in found]
     unscored = [node.node_id for node in found if node.score is None]
     odd = [node.node_id for node, score in zip(found, given, strict=True) if not np.isfinite(score)]

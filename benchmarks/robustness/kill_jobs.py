@@ -110,7 +110,7 @@ class Train:
 
     def result(self, folder: Path) -> object:
         report = dict(read_config(folder / "model")["training"]["report"])
-        for changing in ("seconds", "base_calls", "base_texts", "base_tokens"):
+        for changing in ("seconds", "base_calls", "base_texts", "base_tokens", "deployment"):
             report.pop(changing)
         report["history"] = [{**epoch, "seconds": 0.0} for epoch in report["history"]]
         arrays = Adapter.load(folder / "model").arrays()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,14 +162,23 @@ class MemoryRetriever(BaseRetriever):
             vector = yield base.get_query_embedding, base.aget_query_embedding, (bundle.query_str,)
         handed_on = self._handed_on(bundle, vector)
         found = yield self.retriever.retrieve, self.retriever.aretrieve, (handed_on,)
-        remembered = self._remembered(vector)
-        absent, nodes = self._absent(found, remembered), self._nodes
+        remembered = (
+            {}
+            if vector is None
+            else self.memory.lookup(
+                np.asarray(vector, np.float32),
+                temperature=self.temperature,
+                neighbours=self.neighbours,
+            )
+        )
+        limit = len(found) if self.top_k is None else self.top_k
+        absent, nodes = self._absent(found, remembered)[:limit], self._nodes
         if isinstance(nodes, BaseDocumentStore):
             stored = yield nodes.get_nodes, nodes.aget_nodes, (absent, False)
             added = [(node.node_id, node) for node in stored]
         else:
             added = [(name, nodes[name]) for name in absent if nodes and name in nodes]
-        return self._ranked(found, remembered, added)
+        return self._ranked(found, remembered, added)[:limit]
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"retriever": self.retriever}
@@ -190,26 +199,14 @@ class MemoryRetriever(BaseRetriever):
             vector = self._embed_model.adapt(np.asarray(vector, np.float32), "query").tolist()
         return replace(bundle, embedding=vector)
 
-    def _remembered(self, vector: list[float] | None) -> dict[str, float]:
-        if vector is None:
-            return {}
-        query = np.asarray(vector, np.float32)
-        return self.memory.lookup(query, temperature=self.temperature, neighbours=self.neighbours)
-
     # --- the nodes ----------------------------------------------------------------------------
 
-    def _limit(self, found: Sequence[NodeWithScore]) -> int:
-        return len(found) if self.top_k is None else self.top_k
-
     def _absent(self, found: list[NodeWithScore], remembered: dict[str, float]) -> list[str]:
-        """Return the ids of the documents to bring in, best first, no more than can rank."""
+        """Return the ids of the documents to bring in, best first."""
         if self._nodes is None:
             return []
         present = {node.node_id for node in found}
-        absent = [
-            d for d, share in remembered.items() if share >= _LEAST_SCORE and d not in present
-        ]
-        return absent[: self._limit(found)]
+        return [d for d, share in remembered.items() if share >= _LEAST_SCORE and d not in present]
 
     def _ranked(
         self,
@@ -227,8 +224,7 @@ class MemoryRetriever(BaseRetriever):
             for name, node in added
         ]
         scored.sort(key=lambda pair: -pair[0])
-        best = scored[: self._limit(found)]
-        return [node.model_copy(update={"score": score}) for score, node in best]
+        return [node.model_copy(update={"score": score}) for score, node in scored]
 
     # --- saving -------------------------------------------------------------------------------
 

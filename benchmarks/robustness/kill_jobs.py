@@ -85,6 +85,7 @@ class Train:
         engine = EmbeddingAdapterFinetuneEngine(
             _pairs(),
             _base(folder),
+            method="linear",
             epochs=6,
             model_output_path=folder / "model",
             model_checkpoint_path=folder / "steps",

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from llama_index_embeddings_adapted.training.auto import search_space
-
 
 def blocks(page: Path, language: str = "python") -> list[str]:
     """Return the code blocks of a Markdown page."""
@@ -50,11 +48,7 @@ def remember_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(server: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """Work in a folder, with its own cache, and with this server as the provider.
-
-    Candidates of ``auto`` train for a few steps only: that code runs is tested, not how well.
-    """
-    monkeypatch.setattr(search_space, "_STEPS", 60)
+    """Work in a folder, with its own cache, and with this server as the provider."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(cache))
     monkeypatch.setenv("OPENAI_API_KEY", "not-a-key")

@@ -335,7 +335,7 @@ def test_callbacks_see_both_retrievals_and_the_embedding(
         ({"match": "text"}, 'match: expected "node_id" or "ref_doc_id", got \'text\''),
         ({"nodes": ["a"]}, "nodes: expected a dict of id → node or a docstore, got list"),
         ({"nodes": {}, "match": "ref_doc_id"}, 'nodes: expected None with match="ref_doc_id"'),
-        ({"embed_model": 7}, "expected a LlamaIndex embedding model, got int"),
+        ({"embed_model": 7}, "embed_model: expected a LlamaIndex embedding model, or .*got int"),
         ({"memory": {}}, "memory: expected an AnswerMemory, got dict"),
         ({"retriever": "index"}, r"expected a LlamaIndex retriever, got str. Of an index"),
     ],

@@ -98,7 +98,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "composed": _composed,
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
-    "views": lambda g: views.run(g.data, g.cache, tuple(g.sets)),
+    "views": lambda g: views.run(g.data, g.cache, tuple(g.sets), g.packages),
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),

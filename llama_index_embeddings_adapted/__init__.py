@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
     from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+    from llama_index_embeddings_adapted.lexical.embedding import LexicalEmbedding
     from llama_index_embeddings_adapted.lexical.mixture import Mixture
     from llama_index_embeddings_adapted.operations.folder import ship_candidate
     from llama_index_embeddings_adapted.operations.monitoring import (
@@ -101,6 +102,7 @@ __all__ = [
     "Estimate",
     "FinetuneReport",
     "HybridRetriever",
+    "LexicalEmbedding",
     "LinearAdapter",
     "LocalLlama",
     "LowRankAdapter",
@@ -157,6 +159,7 @@ _LAZY = {
     "Estimate": "questions.generate",
     "FinetuneReport": "evaluation.reports",
     "HybridRetriever": "serving.hybrid",
+    "LexicalEmbedding": "lexical.embedding",
     "LinearAdapter": "adapters.maps",
     "LocalLlama": "questions.local_llama",
     "LowRankAdapter": "adapters.maps",

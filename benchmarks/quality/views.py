@@ -1,23 +1,33 @@
-"""What words and a document prior add to the vectors of a base model, with and without labels."""
+"""What words and a document prior add to vectors: without labels, tuned, beside adapters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import BM25Index, DocumentPrior
+from benchmarks.quality import unseen
+from llama_index_embeddings_adapted import (
+    BM25Index,
+    DocumentPrior,
+    EmbeddingAdapterFinetuneEngine,
+    LexicalEmbedding,
+)
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
+from llama_index_embeddings_adapted.evaluation.views import PENALTIES, WEIGHTS
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)  # of words
-PENALTIES = (0.0, 0.1, 0.2, 0.3, 0.5)  # of the prior
+DIMENSIONS = (1_024, 2_048)  # of words as one vector
+ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
+METHODS = ("linear", "auto")
 WORDS, PENALTY = 0.1, 0.2  # without a label
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
@@ -25,15 +35,29 @@ _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
 
 @dataclass(frozen=True)
 class Scored:
-    """Three scores of every document for every query of a dataset, each ``(n, m)``."""
+    """Scores of every document for every query, each ``(n, m)``; of words also by one vector."""
 
     data: Any
     cosines: Vectors
     words: Vectors
     nearness: Vectors
+    one_vector: tuple[Vectors, ...]
 
     def mixed(self, weight: float, penalty: float) -> RetrievalScores:
         return self.ranked(self.cosines + weight * self.words - penalty * self.nearness)
+
+    def joined(self, at: int, weight: float) -> RetrievalScores:
+        return self.ranked(self.cosines + weight * self.one_vector[at])
+
+    def adapted(self, adapter: Adapter, bank: Vectors) -> Scored:
+        """Return the scores of an adapted model; the bank is of the base model."""
+        data = self.data
+        documents = l2_normalize(adapter.apply(data.documents, "document", data.keys))
+        return replace(
+            self,
+            cosines=l2_normalize(adapter.apply(data.queries)) @ documents.T,
+            nearness=DocumentPrior(adapter.apply(bank)).nearness(documents),
+        )
 
     def ranked(self, scores: Vectors) -> RetrievalScores:
         first = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
@@ -53,23 +77,30 @@ class Scored:
         return self.ranked(total)
 
 
-def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
-    """Measure each set; what it trains on is at most two numbers, on dev."""
-    with Encoder(environment.minilm(), cache_dir=cache, show_progress=False) as encoder:
-        for name in names:
-            row = measure(sets.load(data, name), encoder)
+def run(data: Path, cache: Path, names: tuple[str, ...], packages: Path | None) -> None:
+    """Measure each set, those made from packages too where these are at hand."""
+    base = environment.minilm()
+    made = {} if packages is None else unseen.SETS
+    with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
+        for name in (*names, *made):
+            given = made[name](packages) if name in made else None
+            real = sets.load(data, name) if given is None else unseen.split(name, given)
+            row = measure(real, encoder, base, cache)
             environment.add("views", "python -m benchmarks views", ("sets", name), row)
             print(name, {k: round(v["ndcg@10"], 4) for k, v in row["views"].items()}, flush=True)
 
 
-def measure(real: sets.RealSet, encoder: Encoder) -> dict[str, Any]:
+def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dict[str, Any]:
     """Return NDCG@10 of every view on test, with the interval of its difference to the base."""
     train, dev = real.train, real.dev
     if dev is None:  # scifact: a fifth of its training queries, which the bank then leaves out
         train, dev = train.train_test_split(0.2, seed=0)
     bank = encoder.encode(list(_some(train, MOST_BANK).queries.values()), "query")
-    tuned = choose(_scored(_some(dev, MOST_DEV), bank, encoder))
-    test = _scored(_some(real.tests["test"], MOST_TEST), bank, encoder)
+    texts = dev.corpus.values()
+    lexical = [LexicalEmbedding.of(texts, dimensions=size) for size in DIMENSIONS]
+    judge = _scored(_some(dev, MOST_DEV), bank, encoder, lexical)
+    test = _scored(_some(real.tests["test"], MOST_TEST), bank, encoder, lexical)
+    tuned = choose(judge)
     found = {
         "base": test.mixed(0, 0),
         "words alone": test.ranked(test.words),
@@ -80,18 +111,35 @@ def measure(real: sets.RealSet, encoder: Encoder) -> dict[str, Any]:
         "words, dev": test.mixed(tuned["words"], 0),
         "prior, dev": test.mixed(0, tuned["prior"]),
         "both, dev": test.mixed(*tuned["both"]),
+        **{
+            f"one vector of {size:,}, dev": test.joined(at, tuned["one vector"][at])
+            for at, size in enumerate(DIMENSIONS)
+        },
     }
-    base = found["base"].values("ndcg@10")
-    views = {}
+    for method in METHODS:
+        engine = EmbeddingAdapterFinetuneEngine(
+            train, base, val_dataset=dev, method=method, cache_dir=cache, show_progress=False,
+            model_output_path=Path(tempfile.mkdtemp()) / "out",
+        )  # fmt: skip
+        engine.finetune()
+        views, given = engine.report.views, engine._found
+        found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
+        found[f"{method} + views"] = found["base"]
+        if views is not None and views.verdict.decision.stance != "against":
+            mixed = test.adapted(given.mixed, given.bank) if views.model else test
+            found[f"{method} + views"] = mixed.mixed(views.words, views.prior)
+            tuned[method] = [views.words, views.prior, views.model]
+    values = found["base"].values("ndcg@10")
+    rows = {}
     for view, scores in found.items():
-        gain = paired_difference(base, scores.values("ndcg@10"), metric="ndcg@10")
-        views[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
+        gain = paired_difference(values, scores.values("ndcg@10"), metric="ndcg@10")
+        rows[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
     return {
-        "queries": len(base),
+        "queries": len(values),
         "documents": len(test.data.document_ids),
         "bank": len(bank),
         "tuned": tuned,
-        "views": views,
+        "views": rows,
     }
 
 
@@ -102,17 +150,28 @@ def choose(dev: Scored) -> dict[str, Any]:
         "words": max(WEIGHTS, key=lambda w: scores[w, 0.0]),
         "prior": max(PENALTIES, key=lambda p: scores[0.0, p]),
         "both": max(scores, key=lambda pair: scores[pair]),
+        "one vector": [
+            max(ONE_VECTOR, key=lambda w, at=at: dev.joined(at, w)["ndcg@10"])
+            for at in range(len(DIMENSIONS))
+        ],
     }
 
 
-def _scored(dataset: Dataset, bank: Vectors, encoder: Encoder) -> Scored:
+def _scored(
+    dataset: Dataset, bank: Vectors, encoder: Encoder, lexical: list[LexicalEmbedding]
+) -> Scored:
     data = encoder.dataset(dataset)
     words = BM25Index.of(dataset.corpus)
+    queries, documents = list(dataset.queries.values()), list(dataset.corpus.values())
     return Scored(
         data,
         l2_normalize(data.queries) @ l2_normalize(data.documents).T,
-        np.stack([words.shares(query) for query in dataset.queries.values()]),
+        np.stack([words.shares(query) for query in queries]),
         DocumentPrior(bank).nearness(data.documents),
+        tuple(
+            each.vectors(queries, "query") @ each.vectors(documents, "document").T
+            for each in lexical
+        ),
     )
 
 

@@ -228,8 +228,8 @@ class Finetune(QuestionJob):
 
     def _training(self) -> dict[str, Any]:
         """Return the options of the training, checked."""
-        from ..training.engine import check_method, implied_method
-        from ..training.options import AdapterOptions
+        from ..training.auto.search_space import check_method
+        from ..training.options import AdapterOptions, implied_method
 
         named = {name: getattr(self, name) for name in _OF_TRAINING}
         options = {name: value for name, value in named.items() if value is not None}

@@ -26,6 +26,7 @@ from .verdict import (
     inconclusive,
     with_small_parts,
 )
+from .views import ViewsReport
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +200,7 @@ class FinetuneReport:
         deployment: What serving it means; None where that is not known.
         held_out: Base and adapted model on the held-out queries, one by one; None where that was
             not kept. Not part of :meth:`to_dict`, as it holds texts.
+        views: What words and a document prior add; None where that was not asked.
     """
 
     overall: PartReport
@@ -219,6 +221,7 @@ class FinetuneReport:
     data: Mapping[str, Any] = field(default_factory=dict)
     deployment: Deployment | None = None
     held_out: Comparison | None = None
+    views: ViewsReport | None = None
 
     @property
     def base(self) -> Means:
@@ -319,6 +322,7 @@ class FinetuneReport:
             "choice": None if self.choice is None else self.choice.to_dict(),
             "data": dict(self.data),
             "deployment": None if self.deployment is None else asdict(self.deployment),
+            "views": None if self.views is None else self.views.to_dict(),
         }
 
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
@@ -373,4 +377,6 @@ class FinetuneReport:
             f"  {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
             f"{self.base_texts} texts embedded in {self.base_calls} calls"
         )
+        if self.views is not None:
+            lines.append(f"  {self.views}")
         return "\n".join(lines)

@@ -150,12 +150,20 @@ class Texts:
     documents: tuple[str, ...]
 
     @classmethod
-    def of(cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset) -> Texts:
-        """Return the texts behind the rows of an encoded dataset, which may be a part of it."""
+    def of(
+        cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset | RetrievalScores
+    ) -> Texts:
+        """Return the texts behind the rows of vectors or scores, which may be a part of them."""
         return cls(
             tuple(dataset.queries[query] for query in data.query_ids),
             tuple(dataset.corpus[document] for document in data.document_ids),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """Return the texts behind :func:`joined` scores."""
+        queries = tuple(text for part in parts for text in part.queries)
+        return cls(queries, tuple(text for part in parts for text in part.documents))
 
 
 def evaluate_retrieval(

@@ -26,8 +26,9 @@ from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError, check_whole
 from ..serving.embedding import AdaptedEmbedding
+from ..serving.views import nodes_of
 from .similarity import document_vectors, examine_written, query_probes
-from .stores import answers_queries, delete_nodes, holds_vectors_of, name_of, nodes_of
+from .stores import answers_queries, delete_nodes, holds_vectors_of, name_of
 
 
 def adapt_index(

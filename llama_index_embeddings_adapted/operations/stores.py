@@ -7,44 +7,15 @@ from typing import Any
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode
-from llama_index.core.vector_stores.types import (
-    BasePydanticVectorStore,
-    MetadataFilters,
-    VectorStoreQuery,
-)
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 
 from ..core.arrays import Vectors
 from ..encoding.base_model import base_name, fingerprint_of
-from ..errors import StoreError
 from ..serving.embedding import AdaptedEmbedding
 
 _PER_QUERY = 500
 _NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
 _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
-
-
-def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, of its document or its vector store, or raise a StoreError."""
-    ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
-    if ids and all(index.docstore.document_exists(node) for node in ids):
-        return index.docstore.get_nodes(ids)
-    store = index.vector_store
-    try:
-        return _all(store)
-    except Exception as cause:  # stores raise what they like; the advice is the same
-        raise StoreError(
-            f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
-        ) from cause
-
-
-def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
-    try:
-        return store.get_nodes(node_ids=None)
-    except AssertionError:  # PostgreSQL's takes an empty list for all
-        return store.get_nodes(node_ids=[])
-    except ValueError:  # Milvus' an empty filter
-        return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
 
 
 def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:

@@ -11,7 +11,6 @@ from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..adapters.prior import WEIGHT as PENALTY
-from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, content_hashes
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Adapting, Encoder
@@ -19,8 +18,7 @@ from ..errors import OptionError
 from ..lexical.mixture import WEIGHT
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
-from ..serving.views import base_model_of, nodes_by_id
-from .stores import nodes_of
+from ..serving.views import base_model_of, index_and_nodes
 
 
 def adapt_without_labels(
@@ -66,33 +64,21 @@ def adapt_without_labels(
     """
     if writing and llm is None:
         raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
-    index, nodes = _index_of(index_or_nodes, base)
+    index, nodes = index_and_nodes(index_or_nodes, base)
     texts, sources = _queries(queries, nodes, llm, writing)
-    found = HybridRetriever.from_nodes(
+    return HybridRetriever.from_nodes(
         index,
         nodes,
         embed_model=base,
         weight=weight,
+        bank=_query_vectors(base, texts, cache_dir, show_progress) if texts else None,
+        sources=sources,
+        penalty=penalty,
         top_k=top_k,
         candidates=candidates,
         cache_dir=cache_dir,
         show_progress=show_progress,
     )
-    if texts:
-        bank, views = _query_vectors(base, texts, cache_dir, show_progress), found.views
-        prior = DocumentPrior.of(bank, views.vectors, views.keys, sources=sources, weight=penalty)
-        found.views = views.changed(prior=prior)
-    return found
-
-
-def _index_of(
-    index_or_nodes: VectorStoreIndex | Iterable[BaseNode], base: BaseEmbedding
-) -> tuple[VectorStoreIndex, dict[str, BaseNode]]:
-    """Return an index and its nodes by id; where nodes were given, an index in memory."""
-    if isinstance(index_or_nodes, VectorStoreIndex):
-        return index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
-    nodes = nodes_by_id(index_or_nodes)
-    return VectorStoreIndex(list(nodes.values()), embed_model=base), nodes
 
 
 def _queries(

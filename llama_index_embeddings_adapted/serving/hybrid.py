@@ -18,6 +18,7 @@ from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
+from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import check_base
@@ -26,6 +27,7 @@ from ..errors import OptionError, ShapeError, check_whole
 from ..lexical.bm25 import BM25Index, best_rows
 from ..lexical.mixture import WEIGHT
 from . import views as documents_views
+from .embedding import AdaptedEmbedding
 from .views import Nodes, Views, base_model_of, document_vectors, nodes_by_id
 
 CANDIDATES, TOP_K = 100, 10
@@ -117,6 +119,9 @@ class HybridRetriever(BaseRetriever):
         embed_model: BaseEmbedding | None = None,
         weight: float = WEIGHT,
         prior: DocumentPrior | None = None,
+        bank: Vectors | None = None,
+        sources: Keys | None = None,
+        penalty: float = PENALTY,
         top_k: int = TOP_K,
         candidates: int = CANDIDATES,
         filters: Any = None,
@@ -131,6 +136,9 @@ class HybridRetriever(BaseRetriever):
             embed_model: That of the index by default.
             weight: See the class.
             prior: See the class.
+            bank: ``(n, dim)``, query vectors of the model to make a prior from.
+            sources: Of the bank, see :class:`DocumentPrior`.
+            penalty: λ of that prior, in cosine units; 0 for none.
             top_k: See the class.
             candidates: Per side.
             filters: Of LlamaIndex; hold for both sides.
@@ -147,6 +155,8 @@ class HybridRetriever(BaseRetriever):
         keys, vectors = document_vectors(
             model, list(texts.values()), cache_dir=cache_dir, show_progress=show_progress
         )
+        if bank is not None and penalty:
+            prior = DocumentPrior.of(bank, vectors, keys, sources=sources, weight=penalty)
         return cls(
             dense,
             BM25Index.of(texts),
@@ -312,8 +322,8 @@ class HybridRetriever(BaseRetriever):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write words, vectors, prior and settings; atomic, without texts or pickle.
 
-        The store, its nodes and the embedding model are not part of it. The words of all documents
-        can be read in it, not their order.
+        The adapter of an adapted model is part of it; the store, its nodes and the base model are
+        not. The words of all documents can be read in it, not their order.
 
         Raises:
             FolderError: The folder exists and holds something else.
@@ -337,7 +347,7 @@ class HybridRetriever(BaseRetriever):
             folder: Where.
             dense: As for the constructor.
             nodes: Likewise.
-            embed_model: Likewise.
+            embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Ask the base model for a few probe vectors, and refuse it if they are others
                 than when the folder was written.
 
@@ -349,8 +359,12 @@ class HybridRetriever(BaseRetriever):
         kept = {name: settings[name] for name in _SETTINGS}
         new = cls.__new__(cls)
         new._set_up(dense, found, nodes, **kept, embed_model=embed_model, callback_manager=None)
+        base = base_model_of(new._model)
         if verify:
-            saving.verify(fingerprint, base_model_of(new._model), where=folder)
+            saving.verify(fingerprint, base, where=folder)
+        adapted = Path(folder) / documents_views.MODEL
+        if adapted.is_dir() and new.embed_model is base:
+            new.embed_model = AdaptedEmbedding.from_pretrained(adapted, base, verify=False)
         return new
 
 

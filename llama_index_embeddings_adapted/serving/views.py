@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, MetadataFilters
 
 from ..adapters import saving
 from ..adapters.base import describe, restore
@@ -21,16 +23,18 @@ from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Adapting, Encoder
-from ..errors import FolderError, OptionError, ShapeError, check_number, truncate
+from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
 from ..lexical import bm25
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import WEIGHT
+from .embedding import AdaptedEmbedding
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 1
-_FILES = frozenset({CONFIG, ARRAYS, VECTORS, bm25.CONFIG, bm25.ARRAYS})
+MODEL = "model"  # the folder of an adapted model
+_FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,48 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
     return found
 
 
+def index_and_nodes(
+    index_or_nodes: VectorStoreIndex | Iterable[BaseNode], model: BaseEmbedding
+) -> tuple[VectorStoreIndex, dict[str, BaseNode]]:
+    """Return an index and its nodes by id; where nodes were given, an index in memory.
+
+    Raises:
+        OptionError: No node.
+        StoreError: The index cannot list its nodes.
+    """
+    if isinstance(index_or_nodes, VectorStoreIndex):
+        return index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
+    nodes = nodes_by_id(index_or_nodes)
+    return VectorStoreIndex(list(nodes.values()), embed_model=model), nodes
+
+
+def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
+    """Return all nodes of an index, from its document store or else from its vector store.
+
+    Raises:
+        StoreError: Neither can list them.
+    """
+    ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
+    if ids and all(index.docstore.document_exists(node) for node in ids):
+        return index.docstore.get_nodes(ids)
+    store = index.vector_store
+    try:
+        return _all(store)
+    except Exception as cause:  # stores raise what they like; the advice is the same
+        raise StoreError(
+            f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
+        ) from cause
+
+
+def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
+    try:
+        return store.get_nodes(node_ids=None)
+    except AssertionError:  # PostgreSQL's takes an empty list for all
+        return store.get_nodes(node_ids=[])
+    except ValueError:  # Milvus' an empty filter
+        return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
+
+
 def document_vectors(
     model: BaseEmbedding, texts: list[str], *, cache_dir: CacheDir, show_progress: bool
 ) -> tuple[Keys, Vectors]:
@@ -166,6 +212,8 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         **{f"prior.{name}": array for name, array in prior.items()},
     }
     with files.atomic_folder(folder) as temporary:
+        if isinstance(model, AdaptedEmbedding):
+            model.save_pretrained(temporary / MODEL)
         views.lexical.write(temporary)
         np.save(temporary / VECTORS, views.vectors, allow_pickle=False)
         (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))

@@ -13,6 +13,7 @@ from ..adapters.maps import LinearAdapter, gaussian
 from ..core.arrays import Vectors, l2_normalize, normalized_blocks
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
+from .options import AdapterOptions
 
 Matrix = NDArray[np.float64]
 
@@ -129,6 +130,13 @@ def kernel_ridge(
     factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
     coefficients = cho_solve(factor, values, check_finite=False)
     return queries, np.asarray(coefficients, dtype=np.float32)
+
+
+def default_start(documents: Vectors, options: AdapterOptions) -> LinearAdapter:
+    """Return the linear map that training starts from."""
+    if options.start == "identity":
+        return LinearAdapter.identity(documents.shape[1], bias=options.bias)
+    return whitening(documents, bias=options.bias)
 
 
 def whitening(

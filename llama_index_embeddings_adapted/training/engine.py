@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.indices.vector_store import VectorStoreIndex
+from llama_index.core.schema import BaseNode
 
 from ..adapters import saving
 from ..adapters.base import Adapter
@@ -25,7 +28,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import base_name, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import NotTrainedError, OptionError, ShapeError, check_whole
+from ..errors import NotTrainedError, OptionError, check_whole
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import (
     Validation,
@@ -39,11 +42,21 @@ from ..evaluation.held_out import (
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
+from ..evaluation.views import WordScores, bank_of, beside, judge_on
 from ..serving.embedding import AdaptedEmbedding
-from .auto.search_space import check_methods
+from ..serving.hybrid import HybridRetriever
+from ..serving.views import index_and_nodes
+from .auto.search_space import check_method
 from .auto.tune import tune
-from .closed_form import whitening
-from .options import LOOP, AdapterOptions, known_options, settings_of
+from .closed_form import default_start
+from .options import (
+    AdapterOptions,
+    as_adapter,
+    check_dim,
+    implied_method,
+    known_options,
+    settings_of,
+)
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one
@@ -51,11 +64,13 @@ _TIMED = 64  # queries, to say what the adapter takes for one
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What a training found: the model to serve, the one it would rather serve, and why."""
+    """The model to serve, the one a training would rather serve, and why; what a mixture takes."""
 
     model: AdaptedEmbedding
     candidate: AdaptedEmbedding
     report: FinetuneReport
+    mixed: Adapter | None = None
+    bank: Any = None
 
 
 class EmbeddingAdapterFinetuneEngine:
@@ -108,6 +123,9 @@ class EmbeddingAdapterFinetuneEngine:
         start: Of the default linear map: ``"whitening"``, computed from the documents without
             labels, or ``"identity"``.
         refit: Train on everything once the number of epochs is known.
+        lexical: ``"auto"``: held-out queries also tell what words and a document prior beside the
+            vectors add, and at which weights, for :meth:`get_finetuned_retriever`. None: vectors
+            only.
         seed: Same seed, same machine, same weights.
         cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
             keeps vectors in memory only.
@@ -145,6 +163,7 @@ class EmbeddingAdapterFinetuneEngine:
         expect: float | None = None,
         start: str | None = None,
         refit: bool | None = None,
+        lexical: str | None = "auto",
         seed: int = 0,
         cache_dir: CacheDir = None,
         report_path: str | Path | None = None,
@@ -154,13 +173,13 @@ class EmbeddingAdapterFinetuneEngine:
         check_whole("checkpoint_save_steps", checkpoint_save_steps)
         self.dataset = answered(dataset, "dataset")
         self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
-        self._start = None if adapter_model is None else _as_adapter(adapter_model)
+        self._start = None if adapter_model is None else as_adapter(adapter_model)
         loop = {"batch_size": batch_size, "epochs": epochs, "start": start, "refit": refit}
         given = {name: value for name, value in loop.items() if value is not None}
         self._settings: dict[str, Any] = known_options(train_kwargs) | given
         self._settings |= {
             "dim": dim, "device": device, "bias": bias, "adapts": adapts, "ship": ship,
-            "expect": expect, "seed": seed, "method": method,
+            "expect": expect, "seed": seed, "method": method, "lexical": lexical,
         }  # fmt: skip
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._options_for({})
@@ -216,7 +235,7 @@ class EmbeddingAdapterFinetuneEngine:
         with Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
         ) as encoder:
-            _check_dim(encoder.fingerprint.dim, options.dim, self._start)
+            check_dim(encoder.fingerprint.dim, options.dim, self._start)
             train = self._stop_early if options.method == "linear" else self._cross_fit
             self._found = found = train(encoder, options, began)
         found.model.save_pretrained(self._output)
@@ -244,7 +263,7 @@ class EmbeddingAdapterFinetuneEngine:
         own = encoder.dataset(self.dataset)
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         data = own if given is None else drop_leaked_queries(own, given)
-        start = self._start or _default_start(data, options)
+        start = self._start or default_start(data.documents, options)
         looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
         shown = self._show_progress
@@ -255,6 +274,10 @@ class EmbeddingAdapterFinetuneEngine:
             again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
             candidate = again or candidate
         base, adapted = validation.base_scores, validation.judge(fitted.adapter)
+        texts = self._texts(validation, given)
+        held = (validation, texts, fitted.adapter, train.queries)
+        views = judge_on(*held, seed=options.seed) if options.lexical else None
+        judged = {"base": base, "adapted": adapted}
         report = FinetuneReport(
             *compare_by_part(base, adapted, validation.known),
             train_queries=len((data if options.refit else train).relevance),
@@ -265,12 +288,14 @@ class EmbeddingAdapterFinetuneEngine:
             | {"looks_random": looks_random}
             | scoring_notes(validation.parts[0].data, candidate)
             | self._judged_on(base.query_ids),
-            held_out=Comparison({"base": base, "adapted": adapted}, self._texts(validation, given)),
+            held_out=Comparison(judged | beside(views), Texts.joined(texts)),
+            views=None if looks_random else views,
             **self._cost(encoder, began),
         )
         against = report.verdict == LOOKS_RANDOM and options.ship != "always"
         served = LinearAdapter.identity(start.input_dim) if against else candidate
-        return self._serving(served, candidate, report, own)
+        found = self._serving(served, candidate, report, own)
+        return replace(found, mixed=candidate, bank=bank_of(data.queries))
 
     def _cross_fit(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
         """Let methods compete on all queries, each judged by what has not seen it."""
@@ -285,13 +310,10 @@ class EmbeddingAdapterFinetuneEngine:
             adapts=options.adapts,
             expect=options.expect,
             always=options.ship == "always",
+            words=None if options.lexical is None else partial(WordScores.within, everything),
             show_progress=self._show_progress,
         )
-        judged = tuned.judged["base"]
-        texts = Texts(
-            tuple(everything.queries[query] for query in judged.query_ids),
-            tuple(everything.corpus[name] for name in judged.document_ids),
-        )
+        texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(
             overall=tuned.overall,
@@ -300,10 +322,12 @@ class EmbeddingAdapterFinetuneEngine:
             train_queries=len(data.relevance),
             settings=kept | scoring_notes(data, tuned.candidate) | self._judged_on(data.query_ids),
             choice=tuned.choice,
-            held_out=Comparison(tuned.judged, texts),
+            held_out=Comparison(tuned.judged | beside(tuned.views), texts),
+            views=tuned.views,
             **self._cost(encoder, began),
         )
-        return self._serving(tuned.adapter, tuned.candidate, report, data)
+        found = self._serving(tuned.adapter, tuned.candidate, report, data)
+        return replace(found, mixed=tuned.mixed, bank=bank_of(data.queries))
 
     def _serving(
         self, adapter: Adapter, candidate: Adapter, report: FinetuneReport, data: EncodedDataset
@@ -327,17 +351,14 @@ class EmbeddingAdapterFinetuneEngine:
         aside = replace(report, saved="base", candidate=f"{self._output.name}.candidate")
         return _Found(model(adapter, aside), model(candidate, report), aside)
 
-    def _texts(self, validation: Validation, given: EncodedDataset | None) -> Texts:
-        """Return the texts behind the scores of the parts, in their order."""
-        parts = []
+    def _texts(self, validation: Validation, given: EncodedDataset | None) -> list[Texts]:
+        """Return the texts behind the scores of each part."""
+        found = []
         for part in validation.parts:
             is_given = given is not None and part.data.document_ids is given.document_ids
             source = self._val_dataset if is_given and self._val_dataset else self.dataset
-            parts.append(Texts.of(source, part.data))
-        return Texts(
-            tuple(text for part in parts for text in part.queries),
-            tuple(text for part in parts for text in part.documents),
-        )
+            found.append(Texts.of(source, part.data))
+        return found
 
     def _cost(self, encoder: Encoder, began: float) -> dict[str, Any]:
         return {
@@ -369,8 +390,34 @@ class EmbeddingAdapterFinetuneEngine:
         """
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model
-        known = {"training": model.training, "sketch": model.sketch}
-        return AdaptedEmbedding(model.base_embed_model, model.adapter, **{**known, **model_kwargs})
+        known = {"adapter": model.adapter, "training": model.training, "sketch": model.sketch}
+        return AdaptedEmbedding(model.base_embed_model, **{**known, **model_kwargs})
+
+    def get_finetuned_retriever(
+        self, index_or_nodes: VectorStoreIndex | Iterable[BaseNode], **settings: Any
+    ) -> HybridRetriever:
+        """Return what held-out queries find best of vectors, words and a document prior together.
+
+        Where the verdict on the mixture is against it, it is :meth:`get_finetuned_model` alone.
+
+        Args:
+            index_or_nodes: An index over the base model's vectors, or over those of the adapted
+                model where documents move. Or nodes, for an index in memory.
+            settings: Of :meth:`HybridRetriever.from_nodes`.
+
+        Raises:
+            NotTrainedError: Before ``finetune()``.
+            StoreError: The index cannot list its nodes.
+        """
+        found, model = self._trained("retriever"), self.get_finetuned_model()
+        views, given = found.report.views, dict[str, Any](weight=0.0, cache_dir=self._cache_dir)
+        if views is not None and views.is_served and found.mixed is not None:
+            adapter = found.mixed if views.model else LinearAdapter.identity(found.mixed.input_dim)
+            model = self.get_finetuned_model(adapter=adapter)
+            bank = adapter.apply(found.bank)
+            given |= {"weight": views.words, "penalty": views.prior, "bank": bank}
+        index, nodes = index_and_nodes(index_or_nodes, model)
+        return HybridRetriever.from_nodes(index, nodes, embed_model=model, **{**given, **settings})
 
     @property
     def candidate(self) -> AdaptedEmbedding:
@@ -399,52 +446,9 @@ class EmbeddingAdapterFinetuneEngine:
         return self._found
 
 
-def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
-    """Return the method of a call that names none: who speaks of a training loop means one.
-
-    Args:
-        settings: What was given.
-        training_loop: Whether something else speaks of it.
-    """
-    spoken = training_loop or not LOOP.isdisjoint(settings)
-    return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
-
-
-def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
-    """Refuse an unknown method, and an adapter to start from where none is taken."""
-    check_methods(options.method, options.adapts)
-    if start is not None and options.method != "linear":
-        raise OptionError(
-            f'adapter_model: method="{options.method}" starts where it sees fit; use '
-            'method="linear" to continue from an adapter.'
-        )
-
-
-def _check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
-    if dim is not None and dim != base:
-        raise ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
-    if start is not None and (start.input_dim, start.output_dim) != (base, base):
-        raise ShapeError(
-            "adapter_model",
-            expected=f"{base} → {base}, as the base model gives",
-            actual=f"{start.input_dim} → {start.output_dim}",
-        )
-
-
-def _default_start(data: EncodedDataset, options: AdapterOptions) -> Adapter:
-    if options.start == "identity":
-        return LinearAdapter.identity(data.queries.shape[1], bias=options.bias)
-    return whitening(data.documents, bias=options.bias)
-
-
-def _as_adapter(value: Any) -> Adapter:
-    return value if isinstance(value, Adapter) else saving.from_module(value)
-
-
-def _register(types: Any) -> None:
-    types.BaseEmbeddingFinetuneEngine.register(EmbeddingAdapterFinetuneEngine)
-
-
 # isinstance(engine, BaseEmbeddingFinetuneEngine) holds once that class exists, without our
 # importing the old package, which takes seconds and may not be importable at all.
-wrapt.register_post_import_hook(_register, "llama_index.finetuning.types")
+wrapt.register_post_import_hook(
+    lambda types: types.BaseEmbeddingFinetuneEngine.register(EmbeddingAdapterFinetuneEngine),
+    "llama_index.finetuning.types",
+)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ..errors import MetricError, OptionError, check_known, check_number, check_whole
+from ..adapters import saving
+from ..adapters.base import Adapter
+from ..errors import MetricError, OptionError, ShapeError, check_known, check_number, check_whole
 from ..evaluation.metrics import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
@@ -19,6 +21,7 @@ _CHOICES = {
     "adapts": ("query", "both"),
     "ship": ("proven", "always"),
     "start": ("whitening", "identity"),
+    "lexical": ("auto", None),
 }
 
 
@@ -108,6 +111,7 @@ class AdapterOptions(TrainingOptions):
         bias: Of the map to start from.
         dim: Expected of the base model, or None.
         refit: Train on everything in the end.
+        lexical: ``"auto"`` or None.
 
     Raises:
         OptionError: A value outside its range.
@@ -121,14 +125,14 @@ class AdapterOptions(TrainingOptions):
     bias: bool = True
     dim: int | None = None
     refit: bool = True
+    lexical: str | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise OptionError(
-                    f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}."
-                )
+            if (value := getattr(self, name)) not in known:
+                choices = ", ".join(map(str, known))
+                raise OptionError(f"{name}: expected one of {choices}, got {value!r}.")
         if self.expect is not None and not 0.0 <= self.expect <= 1.0:
             raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
 
@@ -165,6 +169,38 @@ def settings_of(options: TrainingOptions) -> dict[str, Any]:
             for key, value in options.optimizer_params.items()
         },
     }
+
+
+def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
+    """Return the method of a call that names none: who speaks of a training loop means one.
+
+    Args:
+        settings: What was given.
+        training_loop: Whether something else speaks of it.
+    """
+    spoken = training_loop or not LOOP.isdisjoint(settings)
+    return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
+
+
+def check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
+    """Refuse a dimension, or an adapter to start from, that is not as the base model.
+
+    Raises:
+        ShapeError: It is not.
+    """
+    if dim is not None and dim != base:
+        raise ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
+    if start is not None and (start.input_dim, start.output_dim) != (base, base):
+        raise ShapeError(
+            "adapter_model",
+            expected=f"{base} → {base}, as the base model gives",
+            actual=f"{start.input_dim} → {start.output_dim}",
+        )
+
+
+def as_adapter(value: Any) -> Adapter:
+    """Return an adapter as it is; make one of a module of the old package."""
+    return value if isinstance(value, Adapter) else saving.from_module(value)
 
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

@@ -6,7 +6,9 @@ import functools
 import warnings
 from collections.abc import Sequence
 
+from ...adapters.base import Adapter
 from ...errors import OptionError
+from ..options import AdapterOptions
 from .pipelines import (
     IDENTITY,
     SPECS,
@@ -51,6 +53,16 @@ def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
     """
     return [_checked(name, adapts) for name in ([method] if isinstance(method, str) else method)]
+
+
+def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
+    """Refuse an unknown method, and an adapter to start from where none is taken."""
+    check_methods(options.method, options.adapts)
+    if start is not None and options.method != "linear":
+        raise OptionError(
+            f'adapter_model: method="{options.method}" starts where it sees fit; use '
+            'method="linear" to continue from an adapter.'
+        )
 
 
 def _checked(name: str, adapts: str) -> str:

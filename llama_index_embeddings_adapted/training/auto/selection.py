@@ -6,7 +6,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.held_out import METRIC
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
+from ...evaluation.views import JudgedPart, WordScores, candidates_of
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
@@ -31,6 +32,8 @@ from .pipelines import (
 )
 
 Mask = NDArray[np.bool_]
+
+_FINALISTS = 5  # that a mixture with words is chosen among
 
 
 #: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
@@ -233,6 +236,9 @@ class Selection:
         failed: Candidates that could not be fitted, and why.
         judged: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement, with
             the spec that the other folds chose.
+        finalists: Specs that a mixture with words may take, the identity first.
+        parts: What each of these finds, by vectors and by words, fold after fold; empty without
+            words.
     """
 
     spec: PipelineSpec
@@ -240,6 +246,8 @@ class Selection:
     chosen: PerQuery
     failed: dict[PipelineSpec, str]
     judged: dict[str, RetrievalScores] = field(default_factory=dict)
+    finalists: tuple[PipelineSpec, ...] = (IDENTITY,)
+    parts: tuple[JudgedPart, ...] = ()
 
 
 def select(
@@ -248,6 +256,7 @@ def select(
     mix: QueryMix,
     options: TrainingOptions,
     *,
+    words: WordScores | None = None,
     show_progress: bool = True,
 ) -> Selection:
     """Choose a spec and judge the choice.
@@ -264,13 +273,15 @@ def select(
         search_space: In the order in which proposers are asked.
         mix: Which queries will come.
         options: Of everything trained by gradients; the seed is also that of the folds.
+        words: What words say of the documents, for each query; None: vectors only.
         show_progress: Show a bar.
     """
     search = _Search(data, mix, options, show_progress)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
-    return search.conclude()
+    found = search.conclude()
+    return found if words is None else search.with_words(found, words)
 
 
 class FoldJudge:
@@ -371,6 +382,25 @@ class _Search:
         best = scores.choose(specs, scores.everything)
         chosen = judged["adapted"].values(METRIC)
         return Selection(best, scores, chosen, self._failed, judged)
+
+    def with_words(self, found: Selection, words: WordScores) -> Selection:
+        """Add what the best specs find, each fold by what has not seen it, by words and vectors.
+
+        A mixture is chosen among these few: what gains much beside words gains by vectors, too.
+        """
+        gains, scores = SearchState.of(self.scores).gains, list(self.scores.scores)
+        allowed = [spec for spec in scores if gains[spec].no_regression]
+        best = sorted(allowed, key=lambda spec: -gains[spec].expected)[:_FINALISTS]
+        finalists = tuple(s for s in scores if s in {IDENTITY, found.spec, *best})
+        parts = []
+        for fold, fitter in zip(self._folds, self._fitters, strict=True):
+            train, test = fold.train, fold.test
+            given = (test.queries, train.queries, (train.documents, train.keys))
+            own = (words.take(test.rows), test.excluded)
+            each = tuple(candidates_of(fitter.fit(spec), *given, *own) for spec in finalists)
+            ids = tuple(self._data.query_ids[row] for row in test.rows)
+            parts.append(JudgedPart(test.relevance, ids, self._data.document_ids, each))
+        return replace(found, finalists=finalists, parts=tuple(parts))
 
     def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:
         """Return what the judgements of each fold find with its spec."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset, Qrels
-from ...evaluation.held_out import METRIC, PartReport, labels_look_random
+from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
 from ...evaluation.verdict import (
@@ -29,11 +29,12 @@ from ...evaluation.verdict import (
     paired_difference,
     with_small_parts,
 )
+from ...evaluation.views import ViewsReport, WordScores, judge_views
 from ..options import TrainingOptions
 from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 from .search_space import check_methods, search_space
-from .selection import FAILURES, QueryMix, Selection, select
+from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
@@ -55,6 +56,8 @@ class AutoResult:
         known: Queries judged on documents that training knew.
         new: Queries judged on documents that training did not know.
         judged: ``"base"`` and ``"adapted"``: what every judgement found, unweighted.
+        views: What words and a prior add; None where that was not asked, or labels look random.
+        mixed: The adapter of the mixture, fitted on everything.
     """
 
     adapter: Adapter
@@ -64,6 +67,8 @@ class AutoResult:
     known: PartReport | None
     new: PartReport | None
     judged: dict[str, RetrievalScores]
+    views: ViewsReport | None = None
+    mixed: Adapter | None = None
 
 
 def tune(
@@ -74,21 +79,22 @@ def tune(
     adapts: str = "query",
     expect: float | None = None,
     always: bool = False,
+    words: Callable[[EncodedDataset], WordScores] | None = None,
     show_progress: bool = True,
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
 
     Args:
         data: Queries to learn from and to judge on; none is judged by what saw it.
-        options: Of everything trained by gradients; ``epochs`` and ``loss`` are chosen here,
-            and ``max_candidates`` is at most 1,024.
+        options: Of all training by gradients; ``max_candidates`` is at most 1,024.
         method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
         adapts: ``"query"`` or ``"both"``.
         expect: Share of live queries about known documents, if the user knows it.
         always: Return the candidate whatever the verdict.
+        words: Says what words find in these queries and documents; None: vectors only.
         show_progress: Show bars, and what gain the data can prove.
     """
-    methods = check_methods(method, adapts)
+    space = search_space(check_methods(method, adapts), adapts)
     sample, sampled = _sampled(data, options.seed)
     mix = QueryMix.of(expect, data)
     provable = 2.93 * _LARGEST_DEVIATION / len(sample.relevance) ** 0.5
@@ -96,14 +102,14 @@ def tune(
         tqdm.write(_announcement(len(sample.relevance), provable, mix, sampled))
     looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
-    space = search_space(methods, adapts)
     identity = LinearAdapter.identity(data.queries.shape[1])
     try:
-        selection = select(sample, space, mix, options, show_progress=show_progress)
+        found = words(sample) if words and not looks_random else None
+        selection = select(sample, space, mix, options, words=found, show_progress=show_progress)
     except TooLittleError as cause:
         return _base_kept(data, identity, str(cause), mix, provable)
     candidate, failure = refit_on_all(selection.spec, PipelineFitter(data, options))
-    overall, known, new = _parts(selection)
+    overall, known, new = _parts(selection.scores, selection.chosen)
     verdict = _judge(selection, overall, known, new)
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
@@ -121,7 +127,30 @@ def tune(
         {str(spec): selection.scores.margins(spec) for spec in selection.scores.scores},
     )
     served = candidate if choice.ship or always else identity
-    return AutoResult(served, candidate, choice, overall, known, new, selection.judged)
+    mixture = _mixture(selection, candidate, PipelineFitter(data, options))
+    return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
+
+
+def _mixture(
+    selection: Selection, candidate: Adapter, fitter: PipelineFitter
+) -> tuple[ViewsReport | None, Adapter | None]:
+    """Choose among the finalists beside words and a prior, and fit the choice on everything."""
+    scores = selection.scores
+    if not selection.parts:
+        return None, None
+    views = judge_views(
+        selection.parts,
+        scores.fold,
+        scores.known,
+        share=scores.mix.known_share,
+        given=scores.mix.given,
+        summarise=lambda _, chosen: _parts(scores, chosen.values(METRIC)),
+    )
+    spec = selection.finalists[views.model]
+    if spec == selection.spec:
+        return views, candidate
+    mixed, _ = refit_on_all(spec, fitter)
+    return (views, mixed) if mixed is not None else (None, None)
 
 
 def _base_kept(
@@ -191,8 +220,8 @@ def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
     )
 
 
-def _parts(selection: Selection) -> tuple[PartReport, PartReport | None, PartReport | None]:
-    scores, chosen = selection.scores, selection.chosen
+def _parts(scores: CrossFittedScores, chosen: Any) -> Parts:
+    """Compare what was chosen with the base model; overall as live queries are expected."""
     base = scores.scores[IDENTITY]  # exact, as what it finds is on every shortlist
     known, new = (
         _part(base[keep], chosen[keep]) if keep.any() else None
@@ -204,7 +233,7 @@ def _parts(selection: Selection) -> tuple[PartReport, PartReport | None, PartRep
     base_sum, chosen_sum = (
         np.bincount(query, weights=weights * values) for values in (base, chosen)
     )
-    return _part(base_sum, chosen_sum), known, new
+    return Parts(_part(base_sum, chosen_sum), known, new)
 
 
 def _part(base: Any, chosen: Any) -> PartReport:

@@ -1,0 +1,197 @@
+"""Words as a dense vector, for stores and code that take nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from numpy.typing import NDArray
+
+from ..core import files
+from ..core.arrays import Role, Vectors
+from ..errors import DatasetError, FolderError, OptionError, check_number, check_whole, truncate
+from .tokens import numbered_tokens
+
+CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
+FORMAT_VERSION = 1
+_BUCKETS = 2**18
+_PER_WORD = 4
+_K1, _B = 1.2, 0.75
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
+)
+
+
+class LexicalEmbedding(BaseEmbedding):
+    """BM25 as inner products of unit vectors, approximately; no text and no word is kept.
+
+    A token adds ± its weight to four of the dimensions, chosen by its hash: ``√idf`` in a query,
+    ``√idf`` times the saturated count of BM25 in a document. So the inner product of two vectors
+    is the BM25 of their texts, and noise. Two more dimensions make all vectors equally long: in
+    documents the first, so that length counts as BM25 has it; in queries the second, so that
+    BM25 is divided by the idf of all of the query's words. How rare a word is, is learnt from a
+    corpus; documents and words that come later are welcome.
+
+    Alone it is a poor model: put it beside another with :class:`ComposedEmbedding`.
+
+    Args:
+        idf: ``(262144,)``, by hash.
+        mean_length: Tokens of a document.
+        scale: Length of the longest document vector before it is scaled to 1.
+        dimensions: Of the vectors, the two that even lengths out included.
+
+    Source:
+        Weinberger et al. 2009, arXiv:0902.2206 (signed hashing); Kane and Nelson 2014,
+        DOI 10.1145/2559902 (several dimensions per word).
+    """
+
+    dimensions: int = Field(default=1024, description="Of the vectors.")
+    mean_length: float = Field(default=1.0, description="Tokens of a document.")
+    scale: float = Field(default=1.0, description="Of documents.")
+    _idf: Vectors = PrivateAttr()
+
+    def __init__(self, idf: Vectors, **fields: Any) -> None:
+        super().__init__(**{"model_name": "words", "embed_batch_size": 256, **fields})
+        self._idf = np.asarray(idf, dtype=np.float32)
+        if self._idf.shape != (_BUCKETS,) or not (self._idf > 0).all():
+            raise OptionError(f"idf: expected {_BUCKETS} numbers > 0, got {self._idf.shape}.")
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows this class by."""
+        return "LexicalEmbedding"
+
+    @classmethod
+    def of(cls, texts: Iterable[str], *, dimensions: int = 1024) -> LexicalEmbedding:
+        """Learn from a corpus how rare words are, and how long documents.
+
+        Args:
+            texts: Of the documents.
+            dimensions: Of the vectors, at least 8. More are more exact: the noise of a score falls
+                with their square root.
+
+        Raises:
+            DatasetError: No document.
+            OptionError: ``dimensions`` out of range.
+        """
+        check_whole("dimensions", dimensions)
+        check_number("dimensions", dimensions, least=8)
+        given = list(texts)
+        if not given:
+            raise DatasetError("texts: expected at least one document, got none.")
+        vocabulary, tokens, starts = numbered_tokens(given)
+        buckets = (_hashes(vocabulary) % np.uint64(_BUCKETS)).astype(np.int64)
+        rows = np.repeat(np.arange(len(given)), np.diff(starts))
+        there = np.unique(rows * _BUCKETS + buckets[tokens]) % _BUCKETS
+        found = np.bincount(there, minlength=_BUCKETS)
+        idf = np.log1p((len(given) - found + 0.5) / (found + 0.5))
+        new = cls(idf, dimensions=dimensions, mean_length=max(1.0, len(tokens) / len(given)))
+        some = given[:: max(1, len(given) // 1_000)]
+        new.scale = max(1e-6, float(np.linalg.norm(new._words(some, "document"), axis=1).max()))
+        return new
+
+    def vectors(self, texts: Sequence[str], role: Role) -> Vectors:
+        """Return unit vectors, ``(n, dimensions)``; what has no word is the same for all words."""
+        words = self._words(texts, role)
+        lengths = np.linalg.norm(words, axis=1, keepdims=True)
+        if role == "document":
+            words = words / np.maximum(self.scale, lengths)
+        else:  # of a query, the squared length is the idf of its words
+            words = words / np.maximum(lengths, 1.0) ** 2
+        rest = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("ij,ij->i", words, words)))[:, None]
+        none = np.zeros_like(rest)
+        pads = [rest, none] if role == "document" else [none, rest]
+        return np.concatenate([words, *pads], axis=1).astype(np.float32)
+
+    def _words(self, texts: Sequence[str], role: Role) -> NDArray[np.float64]:
+        """Return the sums over tokens, ``(n, dimensions - 2)``."""
+        width = self.dimensions - 2
+        vocabulary, tokens, starts = numbered_tokens(texts)
+        if not len(tokens):
+            return np.zeros((len(texts), width))
+        lengths = np.diff(starts)
+        rows = np.repeat(np.arange(len(texts)), lengths)
+        pairs, counts = np.unique(rows * len(vocabulary) + tokens, return_counts=True)
+        rows, tokens = pairs // len(vocabulary), pairs % len(vocabulary)
+        hashes = _hashes(vocabulary)
+        weights = np.sqrt(self._idf[hashes % np.uint64(_BUCKETS)])[tokens] * counts
+        if role == "document":
+            norm = _K1 * (1.0 - _B + _B * lengths / self.mean_length)
+            weights = weights / (counts + norm[rows])
+        mixed = hashes[:, None] * _MULTIPLIERS  # modulo 2⁶⁴
+        places = ((mixed >> np.uint64(33)) % np.uint64(width)).astype(np.int64)[tokens]
+        signs = np.where((mixed >> np.uint64(32)) & np.uint64(1), 0.5, -0.5)[tokens]
+        flat = (rows[:, None] * width + places).ravel()
+        values = (signs * weights[:, None]).ravel()
+        total = np.bincount(flat, weights=values, minlength=len(texts) * width)
+        return np.asarray(total.reshape(len(texts), width))
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self.vectors([query], "query")[0].tolist()
+        return vector
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self.vectors(texts, "document").tolist()
+        return vectors
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it: atomic, without texts, words or pickle.
+
+        Raises:
+            FolderError: The folder exists and holds something else.
+        """
+        target = Path(folder)
+        files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
+        names = ("dimensions", "mean_length", "scale")
+        config = {name: getattr(self, name) for name in names}
+        with files.atomic_folder(target) as temporary:
+            (temporary / ARRAYS).write_bytes(files.to_bytes({"idf": self._idf}))
+            text = json.dumps({"format_version": FORMAT_VERSION, **config})
+            (temporary / CONFIG).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LexicalEmbedding:
+        """Load what :meth:`save_pretrained` wrote.
+
+        Raises:
+            FolderError: Missing, damaged, foreign or too new.
+        """
+        path = Path(folder)
+        config = files.read_json_object(path / CONFIG, error=FolderError)
+        if config.pop("format_version", None) != FORMAT_VERSION:
+            raise FolderError(f"{path / CONFIG}: expected format {FORMAT_VERSION}.")
+        try:
+            return cls(files.read_arrays(path / ARRAYS)["idf"], **config)
+        except (KeyError, TypeError, ValueError) as cause:
+            reason = truncate(str(cause), 300)
+            raise FolderError(
+                f"{path}: not a saved model of words, or damaged ({reason})."
+            ) from cause
+
+
+def _hashes(tokens: Sequence[str]) -> Any:
+    """Return 64 bits of each token, the same on every machine, ``(n,)``."""
+    return np.array([_hash(token) for token in tokens], dtype=np.uint64)
+
+
+@lru_cache(maxsize=65_536)
+def _hash(token: str) -> int:
+    digest = hashlib.blake2b(token.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1

@@ -1,0 +1,89 @@
+"""Weights of words and prior, found on the held-out queries of a training, and served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import (
+    EmbeddingAdapterFinetuneEngine,
+    EmbeddingQAFinetuneDataset,
+    HybridRetriever,
+)
+from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
+from tests.conftest import CountingEmbedding
+
+COUNT = 120
+
+
+@pytest.fixture
+def reports() -> EmbeddingQAFinetuneDataset:
+    """Documents that only a code tells apart."""
+    random = np.random.default_rng(0)
+    codes = [f"{number:06d}" for number in random.choice(10**6, COUNT, replace=False)]
+    corpus = {f"d{at}": f"report {code} of the year" for at, code in enumerate(codes)}
+    queries = {f"q{at}": f"what says report {code}" for at, code in enumerate(codes)}
+    return EmbeddingQAFinetuneDataset(
+        queries, corpus, {f"q{at}": [f"d{at}"] for at in range(COUNT)}
+    )
+
+
+def engine_of(dataset: EmbeddingQAFinetuneDataset, folder: Path, **options: Any) -> Any:
+    given = {"cache_dir": False, "show_progress": False, **options}
+    model = CountingEmbedding(dim=4)
+    return EmbeddingAdapterFinetuneEngine(dataset, model, model_output_path=folder / "out", **given)
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}, {"method": "linear"}])
+def test_a_retriever_has_the_weights_that_held_out_queries_found(
+    options: dict[str, Any], reports: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = engine_of(reports, tmp_path, **options)
+    with pytest.raises(NotTrainedError):
+        engine.get_finetuned_retriever([])
+    engine.finetune()
+    views = engine.report.views
+    assert views.words > 0
+    told = engine.report.to_dict()["views"]
+    assert told["views"]["BM25"]["ndcg@10"] > told["views"]["base"]["ndcg@10"] + 0.3
+    assert told["overall"]["difference"]["low"] > 0
+    assert "· words - " in str(engine.report)
+    assert {"base", "adapted", "BM25", "rank fusion", "mixture"} <= set(
+        engine.report.held_out.scores
+    )
+    nodes = [TextNode(id_=name, text=text) for name, text in reports.corpus.items()]
+    retriever = engine.get_finetuned_retriever(nodes, top_k=3)
+    assert (retriever.views.weight, retriever.top_k) == (views.words, 3)
+    found = [retriever.retrieve(query) for query in reports.queries.values()]
+    assert np.mean([nodes[0].node_id == f"d{at}" for at, nodes in enumerate(found)]) > 0.9
+
+    retriever.save_pretrained(tmp_path / "retriever")
+    base = CountingEmbedding(dim=4)
+    dense = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=100)
+    again = HybridRetriever.from_pretrained(
+        tmp_path / "retriever", dense, {node.node_id: node for node in nodes}
+    )
+    for query, one in zip(list(reports.queries.values())[:5], found, strict=False):
+        other = again.retrieve(query)
+        assert [node.node_id for node in other] == [node.node_id for node in one]
+        assert [n.score for n in other] == pytest.approx([n.score for n in one], abs=1e-5)
+
+
+def test_without_lexical_there_are_vectors_only(
+    reports: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = engine_of(reports, tmp_path, lexical=None, epochs=2)
+    engine.finetune()
+    assert engine.report.views is None
+    assert engine.report.to_dict()["views"] is None
+    assert set(engine.report.held_out.scores) == {"base", "adapted"}
+    nodes = [TextNode(id_=name, text=text) for name, text in reports.corpus.items()]
+    retriever = engine.get_finetuned_retriever(nodes)
+    assert (retriever.views.weight, retriever.views.prior) == (0.0, None)
+    with pytest.raises(OptionError, match="lexical: expected one of auto, None"):
+        engine_of(reports, tmp_path, lexical="bm25")

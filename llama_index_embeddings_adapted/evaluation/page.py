@@ -372,10 +372,11 @@ def _cost(page_data: PageData) -> Table:
         asked = (report.get("data") or {}).get("questions")
         if asked:
             tokens = asked["prompt_tokens"] + asked["completion_tokens"]
-            spent = (asked["seconds"], asked["calls"], None, tokens)
-            rows.append(_row(f"{name}: questions written", *spent))
-            spent = (None, *(asked.get(f"base_{what}") for what in ("calls", "texts", "tokens")))
-            rows.append(_row(f"{name}: questions filtered", *spent))
+            rows.append(
+                _row(f"{name}: questions written", asked["seconds"], asked["calls"], None, tokens)
+            )
+            filtered = (asked.get(f"base_{what}") for what in ("calls", "texts", "tokens"))
+            rows.append(_row(f"{name}: questions filtered", None, *filtered))
         spent = (report.get(k) for k in ("seconds", "base_calls", "base_texts", "base_tokens"))
         rows.append(_row(f"{name}: training", *spent))
     rows += [

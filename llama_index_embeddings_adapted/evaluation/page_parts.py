@@ -407,7 +407,7 @@ def _candidates(choice: Mapping[str, Any]) -> Dots:
     ranked = sorted(gains, key=lambda name: -expected(name))
     best = ranked[:MOST_CANDIDATES]
     rows = {
-        name + (" (chosen)" if name == choice["recipe"] else ""): [
+        "chosen: " * (name == choice["recipe"]) + name: [
             None if gain is None else (gain, gain - (margin or 0.0), gain + (margin or 0.0))
             for gain, margin in zip(gains[name], margins.get(name, (0.0, 0.0)), strict=True)
         ]

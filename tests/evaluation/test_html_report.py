@@ -351,9 +351,9 @@ def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> No
     gains = {f"c{n}": (n / 100, None) for n in range(30)}
     choice = {"gains": gains, "recipe": "c3", "expect": 0.5, "margins": {"c29": (0.02, None)}}
     found = page_parts._candidates(choice)
-    assert list(found.rows) == [*(f"c{n}" for n in range(29, 17, -1)), "c3 (chosen)"]
+    assert list(found.rows) == [*(f"c{n}" for n in range(29, 17, -1)), "chosen: c3"]
     assert found.rows["c29"] == [(0.29, pytest.approx(0.27), pytest.approx(0.31)), None]
-    assert found.rows["c3 (chosen)"][0] == (0.03, 0.03, 0.03)
+    assert found.rows["chosen: c3"][0] == (0.03, 0.03, 0.03)
     assert "best 13 of 30" in found.title
 
 

@@ -73,7 +73,7 @@ def _worth(
     right = sum(document in truth.relevant_docs[query] for query, document in pairs)
     with tempfile.TemporaryDirectory() as folder:
         engine = EmbeddingAdapterFinetuneEngine(
-            own, environment.minilm(), model_output_path=Path(folder) / "adapter",
+            own, environment.minilm(), method="linear", model_output_path=Path(folder) / "adapter",
             cache_dir=cache, show_progress=False,
         )  # fmt: skip
         engine.finetune()

@@ -32,7 +32,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 
 from ..core.arrays import Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import EncodeError, OptionError, ShapeError, truncate
+from ..errors import AdaptedError, EncodeError, OptionError, ShapeError, truncate
 from .serialize import without_url_secrets
 
 _dispatcher = get_dispatcher(__name__)
@@ -155,19 +155,18 @@ resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
 
 
 def check_base(model: object, name: str) -> BaseEmbedding:
-    """Return a LlamaIndex embedding model, a string resolved; refuse what is neither.
-
-    Args:
-        model: What was given.
-        name: Of the argument, for the error.
+    """Return a LlamaIndex embedding model, a string resolved; ``name`` is that of the argument.
 
     Raises:
         OptionError: It is none, or a string that names none.
     """
     try:
         model = resolvers[-1](model) if isinstance(model, str) else model
-    except (ValueError, ImportError) as cause:
-        raise OptionError(f"{name}: {model!r} names no model here ({cause}).") from cause
+    except (ValueError, OSError, ImportError) as cause:
+        if isinstance(cause, AdaptedError):
+            raise
+        reason = " ".join(truncate(str(cause), 200).split())
+        raise OptionError(f"{name}: {model!r} names no model here ({reason}).") from cause
     if not isinstance(model, BaseEmbedding):
         raise OptionError(
             f"{name}: expected a LlamaIndex embedding model, or a string that names one such as "

@@ -217,7 +217,7 @@ def evaluate_retrieval(
         texts, unit = list(dataset.queries.values()), l2_normalize(queries)
         given = (texts, dataset.corpus, unit, documents, data.keys)
         ranked = mixture.rank(*given, depth=_depth(data, cuts))
-        scores = _scored(data, ranked, cuts, 0.0)
+        scores = scores_of(data, ranked, cuts)
     return replace(
         scores,
         seconds=time.perf_counter() - began,
@@ -250,7 +250,7 @@ def _asked(
             )
         given = list(dict.fromkeys(found))[:depth]
         ranked[place, : len(given)] = [rows[name] for name in given]
-    return _scored(data, ranked, ks, time.perf_counter() - began)
+    return scores_of(data, ranked, ks, time.perf_counter() - began)
 
 
 def search(
@@ -271,11 +271,11 @@ def search(
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
     ranked, _ = top_k(l2_normalize(queries), rows, _depth(data, ks))
-    return _scored(data, ranked, ks, time.perf_counter() - began)
+    return scores_of(data, ranked, ks, time.perf_counter() - began)
 
 
-def _scored(
-    data: EncodedDataset, ranked: Rows, ks: tuple[int, ...], seconds: float
+def scores_of(
+    data: EncodedDataset, ranked: Rows, ks: tuple[int, ...], seconds: float = 0.0
 ) -> RetrievalScores:
     """Return the scores of rankings; documents hidden from a query are put behind all others."""
     ranked = (ranked if data.hidden is None else data.hidden.last(ranked))[:, : max(DEPTH, *ks)]

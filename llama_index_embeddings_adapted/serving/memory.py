@@ -24,7 +24,7 @@ from ..encoding.base_model import Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Adapting, Encoder
 from ..errors import DatasetError, FolderError, ShapeError, check_number, truncate
-from ..evaluation.retrieval import DEFAULT_KS, RetrievalScores
+from ..evaluation.retrieval import DEFAULT_KS, RetrievalScores, scores_of
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
 
@@ -277,7 +277,7 @@ def search_with_memory(
         )
         scores += np.float32(weight) * remembered
         ranked[rows] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    return RetrievalScores(ranked, data.relevance, data.query_ids, data.document_ids, ks)
+    return scores_of(data, ranked, ks)
 
 
 def check_settings(

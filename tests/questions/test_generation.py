@@ -675,3 +675,19 @@ def test_an_interrupt_keeps_what_was_answered(cache: Path) -> None:
     again = generate_qa_embedding_pairs(towns(60), llm, concurrency=30, cache_dir=cache, **QUIET)
     assert 4 <= again.report.calls_saved < 60
     assert len(again) == 120
+
+
+def test_what_headings_ask_joins_the_questions_of_an_llm(cache: Path) -> None:
+    text = (
+        "# The evening ferry\n\nIt leaves at six in the evening from the northern pier and returns "
+        "after midnight, with a meal on board."
+    )
+    node = TextNode(id_="n", text=text)
+    data = generate_qa_embedding_pairs(
+        [node], DoubleLLM(), structure=True, cache_dir=cache, **QUIET
+    )
+    assert data.sources["structure"] == 1 <= data.sources["llm"]
+    assert data.corpus == {"n": text}
+    assert {tuple(documents) for documents in data.relevant_docs.values()} == {("n",)}
+    assert "The evening ferry" in data.queries.values()
+    assert data.report.written >= 2

@@ -615,7 +615,7 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(
         train, base, epochs=1, model_output_path=tmp_path / "a", cache_dir=cache, **QUIET
     )
     engine.finetune()
-    assert engine.report.settings["judged_on_synthetic"]
+    assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")
 
 

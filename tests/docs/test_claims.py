@@ -1,0 +1,86 @@
+"""Every measured number in the README and the guides leads to a result file and its command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import environment
+
+ROOT = Path(__file__).parents[2]
+CLAIMS = ROOT / "benchmarks" / "CLAIMS.md"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+_UNIT = r"(?:%|s\b|seconds?|minutes?|hours?|ms\b|µs|[KMG]i?B\b|times\b|queries/s|points)"
+_NUMBER = re.compile(rf"(?<![\w.:/])((?:\d[\d,]*)?\.?\d+ ?{_UNIT})")
+_ROW = re.compile(
+    r"^\| (.+?) \| \[(.+?)\]\(.+?\) \| `(.+?)` \| `(.*?)` \| `(.+?)` \|$", re.MULTILINE
+)
+_SETTING = re.compile(r"^- (.+?): ", re.MULTILINE)
+
+
+def rows() -> list[tuple[str, ...]]:
+    """Return number, page, result file, place in it, and command of each claim."""
+    return _ROW.findall(_section("Numbers"))
+
+
+def _section(name: str) -> str:
+    return CLAIMS.read_text(encoding="utf-8").split(f"## {name}\n")[1].split("\n## ")[0]
+
+
+def prose(page: Path) -> str:
+    """Return what a page says outside of code and of tables made from result files."""
+    text = re.sub(r"<!-- results: .*?<!-- end -->", "", page.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def measured(file: str, place: str) -> Any:
+    """Return what a result file has at a place: keys, separated by ``/``."""
+    value: Any = environment.load(Path(file).stem)
+    for key in place.split("/"):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def number(text: str) -> tuple[float, int]:
+    """Return a number as it is written, and how many digits follow its point."""
+    digits = re.search(r"[-+−]?[\d,]*\.?\d+", text)
+    assert digits, text
+    plain = digits[0].replace(",", "").replace("−", "-")
+    return float(plain), len(plain.partition(".")[2])
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row[0]} in {row[1]}")
+def test_a_claim_is_what_was_measured(row: tuple[str, ...]) -> None:
+    claim, page, file, place, command = row
+    assert claim in (ROOT / page).read_text(encoding="utf-8")
+    found = environment.load(Path(file).stem)
+    assert found["command"].startswith(command)
+    one, _, other = place.partition(" over ")
+    value = measured(file, one) / measured(file, other) - 1 if other else measured(file, one)
+    said, digits = number(claim)
+    scale = 100 if "%" in claim else 1
+    assert round(value * scale, digits) == pytest.approx(said)
+
+
+def test_no_measured_number_is_without_a_source() -> None:
+    known = {(claim, page) for claim, page, *_ in rows()}
+    settings = set(_SETTING.findall(_section("Settings, not measurements")))
+    loose = {
+        (found, str(page.relative_to(ROOT)))
+        for page in PAGES
+        for found in _NUMBER.findall(prose(page))
+        if found not in settings and (found, str(page.relative_to(ROOT))) not in known
+    }
+    assert loose == set()
+
+
+def test_result_files_are_small_and_have_one_run_per_line() -> None:
+    written_by_0_1 = environment.RESULTS / "frozen.json"
+    for path in {*environment.RESULTS.glob("*.json")} - {written_by_0_1}:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.encode()) <= 500_000, path.name
+        assert text == environment.written(environment.load(path.stem)) + "\n", path.name

@@ -26,8 +26,6 @@ from benchmarks.quality import (
 )
 from benchmarks.robustness import frozen, fuzz, guided, kills, soak
 
-_CLICKED = ("scifact", "nfcorpus")
-
 
 def _saved(name: str, results: dict[str, object], command: str = "") -> None:
     environment.save(name, command or f"python -m benchmarks {name}", results)
@@ -85,7 +83,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
-    "clicks": lambda g: _saved("clicks", {"sets": clicks.run(g.data, g.cache, _CLICKED)}),
+    "clicks": lambda g: clicks.run(g.data, g.cache),
     "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
     "unseen": _unseen,
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),

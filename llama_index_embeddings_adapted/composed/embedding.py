@@ -23,6 +23,7 @@ from ..core.files import atomic_folder
 from ..encoding.base_model import Embedding, base_name, fingerprint_of
 from ..encoding.serialize import describe_base
 from ..errors import DiskError, FolderError, OptionError, quote_some
+from ..lexical.embedding import LexicalEmbedding
 from ..serving.embedding import savable
 from ..serving.wrapped import Loaded, ServedEmbedding
 from .small_model import SmallModel, check_weight, compose, no_bars, refuse_code
@@ -107,6 +108,9 @@ def load(folder: Path) -> Loaded:
 
 def save_small(model: Any, folder: Path) -> None:
     """Write a small model as a standard sentence-transformers folder, safetensors only."""
+    if isinstance(model, LexicalEmbedding):
+        model.save_pretrained(folder)
+        return
     with no_bars():
         try:
             model.save_pretrained(str(folder), create_model_card=False)
@@ -156,7 +160,7 @@ class ComposedEmbedding(ServedEmbedding):
     Args:
         base_embed_model: The black box: any LlamaIndex embedding model.
         augment_model: The small model: a ``SentenceTransformer``, or the name or folder of one. It
-            is loaded when first needed.
+            is loaded when first needed. Or a :class:`LexicalEmbedding`: one vector has words, too.
         weight: λ, ``>= 0``.
         embed_batch_size: Texts per call to either model; that of the black box by default.
         callback_manager: That of the black box by default.

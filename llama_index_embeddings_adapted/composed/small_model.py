@@ -18,6 +18,8 @@ from ..core.encoded import Qrels
 from ..core.files import read_json, read_json_object
 from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
 from ..evaluation.metrics import ideal_gain
+from ..lexical import embedding as lexical
+from ..lexical.embedding import LexicalEmbedding
 from ..training.options import ComposedOptions
 
 _MODULES = "modules.json"
@@ -27,10 +29,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class SmallModel:
-    """Embeds texts with a sentence-transformers model, loaded when first needed.
+    """Embeds texts with a sentence-transformers model, loaded when first needed; or by words.
 
     Args:
-        model: A loaded model, or the name or folder of one.
+        model: A loaded model, or the name or folder of one; or a :class:`LexicalEmbedding`.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
     """
 
@@ -45,6 +47,8 @@ class SmallModel:
         """Return a small model as it is; make one of a loaded model, a name or a folder."""
         if isinstance(model, SmallModel):
             return model
+        if isinstance(model, LexicalEmbedding):
+            return cls(model)
         return cls(model if isinstance(model, (str, Path)) else check_pooled(model), device=device)
 
     @property
@@ -76,6 +80,8 @@ class SmallModel:
             EncodeError: A vector with NaN or infinity.
         """
         model = self.model
+        if isinstance(model, LexicalEmbedding):
+            return model.vectors(texts, role)
         encode = model.encode_query if role == "query" else model.encode_document
         with self._lock:
             found = encode(list(texts), batch_size=batch_size, show_progress_bar=False)
@@ -95,6 +101,8 @@ def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
         OptionError: It cannot be loaded, or gives no vector per text.
         FolderError: Its folder asks for code or pickles to be loaded.
     """
+    if (Path(source) / lexical.CONFIG).is_file():
+        return LexicalEmbedding.from_pretrained(source)
     library = require_extra("sentence_transformers", extra="composed")
     path = Path(source)
     local = path.is_dir()

@@ -52,7 +52,7 @@ class LexicalEmbedding(BaseEmbedding):
         DOI 10.1145/2559902 (several dimensions per word).
     """
 
-    dimensions: int = Field(default=1024, description="Of the vectors.")
+    dimensions: int = Field(default=2048, description="Of the vectors.")
     mean_length: float = Field(default=1.0, description="Tokens of a document.")
     scale: float = Field(default=1.0, description="Of documents.")
     _idf: Vectors = PrivateAttr()
@@ -69,7 +69,7 @@ class LexicalEmbedding(BaseEmbedding):
         return "LexicalEmbedding"
 
     @classmethod
-    def of(cls, texts: Iterable[str], *, dimensions: int = 1024) -> LexicalEmbedding:
+    def of(cls, texts: Iterable[str], *, dimensions: int = 2048) -> LexicalEmbedding:
         """Learn from a corpus how rare words are, and how long documents.
 
         Args:

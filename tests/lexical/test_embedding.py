@@ -1,0 +1,106 @@
+"""Words as one dense vector: near to BM25, of any text, kept without texts."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import BM25Index, ComposedEmbedding, LexicalEmbedding
+from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
+from llama_index_embeddings_adapted.lexical.embedding import ARRAYS, CONFIG
+from tests.conftest import CountingEmbedding
+
+RANDOM = np.random.default_rng(0)
+WORDS = [f"word{at}" for at in range(500)]
+TEXTS = [" ".join(RANDOM.choice(WORDS, RANDOM.integers(5, 40))) for _ in range(300)]
+QUERIES = [" ".join(RANDOM.choice(text.split(), 4)) for text in TEXTS[:50]]
+
+
+@pytest.fixture(scope="module")
+def words() -> LexicalEmbedding:
+    return LexicalEmbedding.of(TEXTS, dimensions=4096)
+
+
+def test_inner_products_are_bm25_and_noise_that_falls_with_the_dimensions(
+    words: LexicalEmbedding,
+) -> None:
+    exact = BM25Index.of({str(at): text for at, text in enumerate(TEXTS)})
+    expected = np.stack([exact.scores(query) for query in QUERIES])
+    errors = {}
+    for model in (words, LexicalEmbedding.of(TEXTS, dimensions=256)):
+        found = model.vectors(QUERIES, "query") @ model.vectors(TEXTS, "document").T
+        best = np.argmax(expected, axis=1)
+        assert (np.argsort(-found, axis=1)[:, 0] == best).mean() > 0.9
+        found *= ((found * expected).sum(axis=1) / (found**2).sum(axis=1))[:, None]
+        errors[model.dimensions] = float(np.std(found - expected))
+        lengths = [np.linalg.norm(model._words(texts, role), axis=1).mean()
+                   for texts, role in ((QUERIES, "query"), (TEXTS, "document"))]  # fmt: skip
+        assert errors[model.dimensions] < 1.2 * lengths[0] * lengths[1] / model.dimensions**0.5
+    assert errors[4096] < 0.4 * errors[256]
+
+
+def test_all_vectors_are_unit_also_of_what_was_not_seen(words: LexicalEmbedding) -> None:
+    odd = ["", "😀", "new words only", "東京都の天気", "مرحبا", "parseHTTPHeader", "x " * 200_000]
+    for role in ("query", "document"):
+        vectors = words.vectors([*odd, *TEXTS[:20]], role)  # type: ignore[arg-type]
+        assert vectors.shape == (len(odd) + 20, 4096)
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(vectors)), abs=1e-5)
+    one, other = words.vectors(["zebra crossing", "a Zebra"], "document")
+    query = words.vectors(["zebra"], "query")[0]
+    assert min(query @ one, query @ other) > 0.01
+    assert (
+        abs(words.vectors(["", "word1"], "query") @ words.vectors([""], "document").T).max() < 1e-6
+    )
+
+
+def test_batches_change_nothing_and_llama_index_asks_it(words: LexicalEmbedding) -> None:
+    together = words.get_text_embedding_batch(TEXTS[:30])
+    assert np.allclose(together, [words.get_text_embedding(text) for text in TEXTS[:30]])
+    assert words.get_query_embedding("word1") == words.vectors(["word1"], "query")[0].tolist()
+
+
+def test_saved_and_loaded_it_is_the_same_and_holds_no_word(
+    words: LexicalEmbedding, tmp_path: Path
+) -> None:
+    words.save_pretrained(tmp_path / "words")
+    again = LexicalEmbedding.from_pretrained(tmp_path / "words")
+    copied = pickle.loads(pickle.dumps(words))
+    for model in (again, copied):
+        assert np.array_equal(model.vectors(QUERIES, "query"), words.vectors(QUERIES, "query"))
+        assert np.array_equal(model.vectors(TEXTS, "document"), words.vectors(TEXTS, "document"))
+    content = b"".join(path.read_bytes() for path in (tmp_path / "words").iterdir())
+    assert b"word1" not in content
+    (tmp_path / "words" / CONFIG).write_text(json.dumps({"format_version": 1, "dimensions": "x"}))
+    with pytest.raises(FolderError, match="not a saved model of words"):
+        LexicalEmbedding.from_pretrained(tmp_path / "words")
+    (tmp_path / "words" / ARRAYS).unlink()
+    with pytest.raises(FolderError):
+        LexicalEmbedding.from_pretrained(tmp_path / "words")
+
+
+def test_what_makes_no_model_is_refused() -> None:
+    with pytest.raises(DatasetError, match="at least one document"):
+        LexicalEmbedding.of([])
+    with pytest.raises(OptionError, match="dimensions: expected a number >= 8"):
+        LexicalEmbedding.of(["a"], dimensions=4)
+    with pytest.raises(OptionError, match="idf: expected 262144 numbers"):
+        LexicalEmbedding(np.ones(3, np.float32))
+
+
+def test_beside_another_model_one_vector_finds_codes(tmp_path: Path) -> None:
+    base = CountingEmbedding(dim=4)
+    nodes = [TextNode(id_=f"n{at}", text=f"report {at:04d} of the year") for at in range(100)]
+    model = ComposedEmbedding(base, LexicalEmbedding.of(n.text for n in nodes), weight=3.0)
+    index = VectorStoreIndex(nodes, embed_model=model)
+    found = [index.as_retriever(similarity_top_k=1).retrieve(f"what says {at:04d}")[0].node_id
+             for at in range(100)]  # fmt: skip
+    assert np.mean([name == f"n{at}" for at, name in enumerate(found)]) > 0.95
+    model.save_pretrained(tmp_path / "composed")
+    again = ComposedEmbedding.from_pretrained(tmp_path / "composed", base)
+    assert np.allclose(again.get_query_embedding("0042"), model.get_query_embedding("0042"))

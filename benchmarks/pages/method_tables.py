@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import mean, stdev
 from typing import Any
 
@@ -208,38 +208,38 @@ def composed_table() -> str:
     return "\n\n".join(shown)
 
 
+def _written() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield set, number of examples and row, of all that SmolLM2 wrote."""
+    for name, rows in environment.load("questions").items():
+        if name not in ("command", "environment"):
+            yield from ((name, shown, row) for shown, row in rows.items())
+
+
 def questions_table() -> str:
     """What was kept of what SmolLM2 wrote, and why the rest was not."""
-    found = environment.load("questions")["sets"]
-    judged = [each["questions"] for each in found.values()]
-    reports = [each["report"] for each in judged]
-    rows: dict[str, list[object]] = {
-        "passages asked about": [report["passages"] for report in reports],
-        "questions written": [report["written"] for report in reports],
-        "kept": [f"{q['report']['kept']} ({q['kept_share']:.0%})" for q in judged],
-        "kept, passage in the base model's top 5": [f"{q['kept_in_top_5']:.0%}" for q in judged],
-        "kept, passage first": [f"{q['kept_first']:.0%}" for q in judged],
-        "of so many passages": [f"{q['searched']:,}" for q in judged],
-    }
-    for reason in dict.fromkeys(reason for report in reports for reason in report["dropped"]):
-        dropped = [report["dropped"].get(reason, 0) for report in reports]
-        rows[f"dropped: {reason.replace('_', ' ')}"] = dropped
-    return table(" | ".join(["", *found]), [(name, *cells) for name, cells in rows.items()])
+    rows = []
+    for name, shown, row in _written():
+        reasons = (f"{reason.replace('_', ' ')} {n}" for reason, n in row["dropped"].items())
+        found = (f"{row['first']:.0%}", f"{row['in top 20']:.0%}")
+        rows.append((name, shown, row["written"], row["kept"], *found, ", ".join(reasons)))
+    return table("set | examples | written | kept | first | in the top 20 | dropped", rows)
 
 
 def synthetic_table() -> str:
-    """Adapters trained on nothing but what SmolLM2 wrote, on questions of other writers."""
-    return table(
-        "test set | trained on | queries | base | adapted | difference | 95 % interval | verdict",
-        [
-            (name, variant, run["train_queries"], f"{run['base']['ndcg@10']:.4f}",
-             f"{run['adapted']['ndcg@10']:.4f}", f"{run['difference']:+.4f}",
-             interval(*run["interval"]), run["verdict"])
-            for name, found in environment.load("questions")["sets"].items()
-            for variant, run in found.items()
-            if variant != "questions"
-        ],
-    )  # fmt: skip
+    """What the questions are good for: gains on queries that people wrote, in percent."""
+    rows = []
+    for name, shown, row in _written():
+        base = row["ndcg@10"]
+        gains = {
+            view: f"{mean / base:+.1%} [{low / base:+.1%}, {high / base:+.1%}]"
+            for view, (mean, low, high) in row["gains"].items()
+        }
+        rows.append((name, shown, row["test queries"], f"{base:.4f}", *map(gains.get, _GAINS)))
+    views = " | ".join(_GAINS)
+    return table(f"test set | examples | queries | base | {views}", rows)
+
+
+_GAINS = ("linear", "base, prior", "base, words", "base, words, prior", "linear, words, prior")
 
 
 def upgrade_table() -> str:

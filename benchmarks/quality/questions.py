@@ -1,98 +1,165 @@
-"""Questions that a 135M Llama wrote: how good they are, and what an adapter makes of them."""
+"""Questions that a 135M Llama wrote in the likeness of real ones, and what they are good for."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.schema import TextNode
 
 from benchmarks import environment, sets
+from benchmarks.quality import unseen, views
 from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
+    BM25Index,
     Candidate,
+    DocumentPrior,
     EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
     LocalLlama,
-    compare_retrieval,
     generate_qa_embedding_pairs,
 )
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
+from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
+from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.questions.selection import round_trip
 
-PASSAGES = {"uberlyft_10k": 100, "scifact": 120}
-OPTIONS: dict[str, Any] = {
-    "num_questions_per_chunk": 2,
-    "questions_per_call": 1,
-    "styles": ("question", "keywords"),
-    "concurrency": 1,
-    "seed": 0,
+#: Set → what its passages and queries are called.
+LABELS = {
+    "nl2bash": ("Command", "Query"),
+    "tldr_pages": ("Command", "Query"),
+    "squad_dev": ("Passage", "Question"),
+    "scifact": ("Abstract", "Claim"),
+    "banking77_intent": ("Message", "Query"),
+    "nfcorpus": ("Abstract", "Query"),
+    "aws_cli": ("Command", "Query"),
+    "docstrings": ("Code", "Query"),
 }
+EXAMPLES = 8
+#: Without an example: chat turns about a bridge, a lease and bread.
+NO_EXAMPLE: dict[str, Any] = {"questions_per_call": 1, "styles": ("question", "keywords")}
 SHOWN = 30
-METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
 
-def llama() -> LocalLlama:
-    """Return SmolLM2 with the settings of the documentation."""
-    return LocalLlama(max_tokens=48, stop=["\n"], temperature=0.0)
+def run(
+    data: Path, cache: Path, packages: Path | None, names: Sequence[str], shown: int, most: int
+) -> None:
+    """Per set: have questions written, train on them and nothing else, test on people's.
 
-
-def run(data: Path, cache: Path) -> dict[str, Any]:
-    """Write questions on both sets, judge them, train on them and nothing else, test."""
+    Args:
+        data: Folder of the sets.
+        cache: Of vectors and answers.
+        packages: Folder of two packages, for ``aws_cli`` and ``docstrings``.
+        names: Which sets.
+        shown: Examples, of the training part, 0 or 3 to 30.
+        most: Passages asked about, one question each.
+    """
     base = environment.minilm(embed_batch_size=32)
-    results: dict[str, Any] = {}
-    for name, most in PASSAGES.items():
-        dataset = written(data, cache, name, most, base)
-        found: dict[str, Any] = {"questions": _judged(dataset, base, cache)}
-        test = sets.load(data, name).tests["test"]
-        for variant, train in _variants(dataset).items():
-            found[variant] = _trained(train, test, base, cache)
-            print(
-                name, variant, found[variant]["verdict"], found[variant]["difference"], flush=True
-            )
-        results[name] = found
-    return results
+    for name in names:
+        if name in unseen.SETS and packages is not None:
+            real = unseen.split(name, unseen.SETS[name](packages))
+        else:
+            real = sets.load(data, name)
+        test = views._some(real.tests["test"], views.MOST_TEST)
+        row = _measured(name, real.train, test, base, cache, shown, most)
+        environment.add("questions", "python -m benchmarks questions", (name, str(shown)), row)
+        print(name, shown, row["kept"], row["ndcg@10"], row["gains"], flush=True)
 
 
-def written(data: Path, cache: Path, name: str, most: int, base: Any) -> EmbeddingQAFinetuneDataset:
-    """Have the Llama write about a sample of a set's passages; Lyft only, of uberlyft_10k."""
-    return generate_qa_embedding_pairs(
-        nodes_of(data / name, "lyft" if name == "uberlyft_10k" else None),
-        llama(),
+def _measured(
+    name: str, train: Dataset, test: Dataset, base: Any, cache: Path, shown: int, most: int
+) -> dict[str, Any]:
+    llama, like = LocalLlama(max_tokens=48, stop=["\n"]), NO_EXAMPLE
+    if shown:
+        few = train  # of which it draws eight
+        if shown != EXAMPLES:
+            few = train.subset(random.Random(0).sample(sorted(train.queries), shown))
+        llama, like = LocalLlama(), {"examples": few, "labels": LABELS[name]}
+    written = generate_qa_embedding_pairs(
+        [TextNode(id_=each, text=text) for each, text in test.corpus.items()],
+        llama,
+        num_questions_per_chunk=1,
         max_chunks=most,
         embed_model=base,
         cache_dir=cache,
-        **OPTIONS,
+        show_progress=False,
+        **like,
     )
-
-
-def nodes_of(folder: Path, source: str | None) -> list[TextNode]:
-    """Read the corpus of a set as nodes."""
-    with gzip.open(folder / "corpus.jsonl.gz", "rt", encoding="utf-8") as stream:
-        lines = [json.loads(line) for line in stream]
-    return [
-        TextNode(id_=line["_id"], text=f"{line['title']} {line['text']}".strip())
-        for line in lines
-        if source is None or line["metadata"]["source"] == source
-    ]
-
-
-def _judged(dataset: EmbeddingQAFinetuneDataset, base: Any, cache: Path) -> dict[str, Any]:
-    report = dataset.report
-    trip = round_trip(report.kept, dataset.corpus, base, cache_dir=cache, show_progress=False)
-    randomness = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = EmbeddingAdapterFinetuneEngine(
+            written,
+            base,
+            model_output_path=Path(folder),
+            method="linear",
+            cache_dir=cache,
+            show_progress=False,
+        )
+        engine.finetune()
+        adapter = engine.get_finetuned_model().adapter
+    with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
+        scores = _views(written, test, encoder, adapter)
+    start = scores["base"].values("ndcg@10")
+    gains = {
+        view: paired_difference(start, found.values("ndcg@10"), metric="ndcg@10")
+        for view, found in scores.items()
+        if view != "base"
+    }
     return {
-        "model": "SmolLM2-135M-Instruct Q4_1",
-        "options": {**OPTIONS, "llm": llama().model_dump(include={"max_tokens", "stop"})},
-        "report": {**report.to_dict(), "failed": len(report.failed)},
-        "kept_share": report.kept_fraction,
-        "kept_in_top_5": float((trip.ranks < 5).mean()),
-        "kept_first": float((trip.ranks == 0).mean()),
-        "searched": len(set(dataset.corpus.values())),
+        **_facts(written, base, cache),
+        "test queries": len(test),
+        "verdict": _verdict(engine.report),
+        "ndcg@10": scores["base"]["ndcg@10"],
+        "gains": {v: [gain.mean, gain.low, gain.high] for v, gain in gains.items()},
+    }
+
+
+def _verdict(report: FinetuneReport) -> list[Any]:
+    """Return what the written questions say of the adapter, and whether they prove a gain."""
+    return [report.verdict, report.overall.low > 0]
+
+
+def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> dict[str, Any]:
+    """Return the scores of base and adapter, alone and with words and a prior at fixed weights."""
+    bank = l2_normalize(encoder.encode(list(written.queries.values()), "query"))
+    about = [written.corpus[documents[0]] for documents in written.relevant_docs.values()]
+    data = encoder.dataset(test)
+    words = BM25Index.of(test.corpus)
+    shares = np.stack([words.shares(query) for query in test.queries.values()])
+    documents = l2_normalize(data.documents)
+    keys = content_hashes(list(test.corpus.values()))
+    found = {}
+    for label, change in (("base", None), ("linear", adapter)):
+        asked, queries = (_adapted(change, each) for each in (bank, l2_normalize(data.queries)))
+        prior = DocumentPrior(asked, content_hashes(about))
+        nearness = prior.nearness(documents, keys)
+        scored = views.Scored(data, queries @ documents.T, shares, nearness)
+        found[label] = scored.mixed(0, 0)
+        found[f"{label}, prior"] = scored.mixed(0, views.PENALTY)
+        found[f"{label}, words, prior"] = scored.mixed(views.WORDS, views.PENALTY)
+        found[f"{label}, words"] = scored.mixed(views.WORDS, 0)
+    return found
+
+
+def _adapted(adapter: Any, queries: Vectors) -> Vectors:
+    return queries if adapter is None else l2_normalize(adapter.map(queries))
+
+
+def _facts(written: Dataset, base: Any, cache: Path) -> dict[str, Any]:
+    report = written.report
+    trip = round_trip(report.kept, written.corpus, base, cache_dir=cache, show_progress=False)
+    randomness = random.Random(0)
+    answers = report.to_dict()
+    return {
+        "examples": answers["shown"],
+        "written": report.written,
+        "kept": len(report.kept),
+        "dropped": answers["dropped"],
+        "first": float((trip.ranks == 0).mean()),
+        "in top 20": float((trip.ranks < 20).mean()),
         "random_kept": [_shown(c) for c in _some(report.kept, randomness)],
         "random_dropped": [
             {"reason": d.reason, **_shown(d.candidate)} for d in _some(report.dropped, randomness)
@@ -105,54 +172,4 @@ def _some(items: Sequence[Any], randomness: random.Random) -> list[Any]:
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:
-    return {"question": candidate.text, "style": candidate.style, "passage": candidate.document}
-
-
-def _variants(dataset: EmbeddingQAFinetuneDataset) -> dict[str, EmbeddingQAFinetuneDataset]:
-    """Return what to train on: the kept questions, everything written, and nonsense."""
-    report = dataset.report
-    everything = [*report.kept, *(d.candidate for d in report.dropped)]
-    queries = {c.query_id: c.text for c in everything}
-    relevant = {c.query_id: [c.document] for c in everything}
-    shuffled = list(dataset.relevant_docs.values())
-    random.Random(0).shuffle(shuffled)
-    wrong = dict(zip(dataset.queries, shuffled, strict=True))
-    return {
-        "kept": dataset,
-        "unfiltered": EmbeddingQAFinetuneDataset(queries, dataset.corpus, relevant).reported(
-            None, synthetic=True
-        ),
-        "wrong passages": EmbeddingQAFinetuneDataset(
-            dataset.queries, dataset.corpus, wrong
-        ).reported(None, synthetic=True),
-    }
-
-
-def _trained(
-    train: EmbeddingQAFinetuneDataset, test: EmbeddingQAFinetuneDataset, base: Any, cache: Path
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            train,
-            base,
-            model_output_path=Path(folder) / "a",
-            cache_dir=cache,
-            show_progress=False,
-            method="linear",
-        )
-        engine.finetune()
-        adapted: AdaptedEmbedding = engine.get_finetuned_model()
-    compared = compare_retrieval(
-        {"base": base, "adapted": adapted}, test, cache_dir=cache, show_progress=False
-    )
-    difference = compared.significance("base", "adapted")
-    return {
-        "train_queries": len(train),
-        "verdict": engine.report.verdict,
-        "epoch": engine.report.best_epoch,
-        "test_queries": len(test),
-        **{m: {metric: s[metric] for metric in METRICS} for m, s in compared.scores.items()},
-        "difference": difference.mean,
-        "interval": [difference.low, difference.high],
-        "p_value": difference.p_value,
-    }
+    return {"question": candidate.text, "passage": candidate.document}

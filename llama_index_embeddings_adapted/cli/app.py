@@ -53,6 +53,7 @@ class QuestionJob(EmbeddingJob):
 
     llm: o.Llm = None
     structure: o.Structure = False
+    examples: o.Examples = None
     questions_per_chunk: o.PerChunk = 2
     max_chunks: o.MaxChunks = None
     chunk_size: o.ChunkSize = None
@@ -78,10 +79,16 @@ class QuestionJob(EmbeddingJob):
                 f"{source} holds documents: pass --llm to have questions written, --structure to "
                 f"take them from headings, or both. --llm takes {o.LLMS}."
             )
+        if self.examples is not None and self.llm is None:
+            raise OptionError("--examples: what an LLM is to imitate. Pass --llm.")
         if self.llm is not None:
             inputs.resolve_writer(self.llm)  # which asks nothing
         if self.estimate and self.llm is None:
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
+        if self.examples is not None:
+            from ..questions import passages
+
+            passages.read_examples(self.examples)
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""
@@ -101,14 +108,14 @@ class QuestionJob(EmbeddingJob):
             **{name: value for name, value in given.items() if value is not None},
             **filters,
             "num_questions_per_chunk": self.questions_per_chunk,
-            "max_chunks": self.max_chunks,
             "structure": self.structure,
         }
         make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
         return make(passages, writer.llm, **options)
 
 
-_OF_WRITING = ("styles", "questions_per_call", "concurrency")  # else what suits the LLM
+#: Else what suits the LLM.
+_OF_WRITING = ("examples", "styles", "questions_per_call", "concurrency", "max_chunks")
 
 
 @command(app, "Write questions about documents.")
@@ -189,6 +196,7 @@ class Finetune(QuestionJob):
             if self.estimate:
                 return CommandResult(str(dataset), {"estimate": vars(dataset)})
             inputs.save_pairs(dataset, self.out.with_name(f"{self.out.name}.pairs.json"))
+            val = self._judges(val, dataset)
         engine = EmbeddingAdapterFinetuneEngine(
             dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
         )
@@ -218,6 +226,25 @@ class Finetune(QuestionJob):
             )
         return inputs.read_pairs(self.source, self.split), None
 
+    def _judges(
+        self, val: EmbeddingQAFinetuneDataset | None, written: EmbeddingQAFinetuneDataset
+    ) -> EmbeddingQAFinetuneDataset | None:
+        """Return the real queries that judge, without those that the writer was shown.
+
+        They are those of --val, or those of --examples from 100 on.
+        """
+        from . import inputs
+
+        if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):
+            return val
+        fewest = FEWEST_JUDGES if val is None else 1
+        real = inputs.read_pairs(self.examples, self.split) if val is None else val
+        shown = {example.query for example in written.report.shown}
+        rest = [q for q, text in real.queries.items() if " ".join(text.split()) not in shown]
+        if len(rest) < fewest:
+            return None
+        return real.subset(rest).model_copy(update={"corpus": {**written.corpus, **real.corpus}})
+
     def _check_targets(self, page: Path | None) -> None:
         from ..core import files
 
@@ -239,6 +266,7 @@ class Finetune(QuestionJob):
         return options
 
 
+FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
 _OF_TRAINING = (
     "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed",
 )  # fmt: skip
@@ -330,12 +358,13 @@ class Inspect(EmbeddingJob):
 
     def run(self) -> CommandResult:
         """Read the folder, and ask its base model only where that is asked for."""
+        from ..data.reading import read_lines
         from ..operations.folder import as_text, inspect_adapter
         from . import inputs
 
         facts, verdict = inspect_adapter(self.folder), None
         text = as_text(facts)
-        live = None if self.queries is None else inputs.read_lines(self.queries)
+        live = None if self.queries is None else read_lines(self.queries)
         if self.verify:
             inputs.resolve_model(str(self.folder))
             facts["verified"] = True

@@ -20,7 +20,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
-from ..data.reading import Omissions, open_lines, repaired
+from ..data.reading import Omissions
 from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
 from ..questions.local_llama import LocalLlama
 from ..questions.passages import embedded_tokens
@@ -108,19 +108,6 @@ def read_texts(path: Path, split: str) -> list[str]:
     return [
         node.get_content(MetadataMode.EMBED) for node in cut(read_documents(path), None, None, None)
     ]
-
-
-def read_lines(path: Path) -> list[str]:
-    """Read a text file of any encoding with one query per line; empty lines are left out.
-
-    Raises:
-        DatasetError: It cannot be read.
-    """
-    omissions = Omissions(path)
-    with open_lines(path, omissions) as lines:
-        found = [repaired(line).strip() for line in lines if line.strip()]
-    omissions.tell()
-    return found
 
 
 def _note(path: Path) -> Path:
@@ -245,7 +232,12 @@ def _is_text(file: Path) -> bool:
     return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
 
 
-_SMALL = {"questions_per_call": 1, "styles": ("question", "keywords"), "concurrency": 1}
+_SMALL = {
+    "questions_per_call": 1,
+    "styles": ("question", "keywords"),
+    "concurrency": 1,
+    "max_chunks": 150,  # minutes on two cores, where all passages may take hours
+}
 
 
 @dataclass(frozen=True)

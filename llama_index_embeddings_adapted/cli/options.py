@@ -217,6 +217,13 @@ Structure = Annotated[
                  "documents; free, alone or beside those of an LLM."),
 ]  # fmt: skip
 
+Examples = Annotated[
+    Path | None,
+    typer.Option(help="Queries as users ask them, for --llm to imitate: 3 to 30 and the passages "
+                 "that answer them, as rows in a file, or a .txt file of queries. From 100 on, "
+                 "those that are not shown judge."),
+]  # fmt: skip
+
 Ks = Annotated[
     list[int] | None, typer.Option("--k", min=1, help="Cut-off, repeatable; 1, 5 and 10 if none.")
 ]

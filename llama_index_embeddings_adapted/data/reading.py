@@ -299,3 +299,16 @@ def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
             f"got {quote_some([head])}."
         )
     return [{str(name): value for name, value in row.items() if name is not None} for row in rows]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a text file of any encoding with one query per line; empty lines are left out.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+    omissions = Omissions(path)
+    with open_lines(path, omissions) as lines:
+        found = [repaired(line).strip() for line in lines if line.strip()]
+    omissions.tell()
+    return found

@@ -347,7 +347,7 @@ def not_a_query(candidate: Candidate) -> bool:
         return False
     if candidate.style == "problem" and (len(tokens) >= 8):
         return False
-    return text.endswith(_STATEMENT_ENDS) or _count_words(text) > MOST_KEYWORDS
+    return text.endswith(_STATEMENT_ENDS) or count_words(text) > MOST_KEYWORDS
 
 
 def _stands_in(part: str, passage: str) -> bool:
@@ -356,7 +356,7 @@ def _stands_in(part: str, passage: str) -> bool:
     return not bare.isalpha() and bool(bare) and bare.casefold() in passage.casefold()
 
 
-def _count_words(text: str) -> float:
+def count_words(text: str) -> float:
     """Return the number of words; in scripts without spaces, about: five characters are one."""
     runs = sum(map(len, _UNSPACED_RUN.findall(text)))
     return len(words(text)) - runs + runs / _CHARACTERS_PER_WORD
@@ -415,7 +415,7 @@ def too_short(candidate: Candidate) -> bool:
 def too_long(candidate: Candidate) -> bool:
     """More than 60 words or 400 characters; keywords, more than 12 words."""
     most = MOST_KEYWORDS if candidate.style == "keywords" else MOST_WORDS
-    return len(candidate.text) > MOST_CHARACTERS or _count_words(candidate.text) > most
+    return len(candidate.text) > MOST_CHARACTERS or count_words(candidate.text) > most
 
 
 #: Applied in this order; the first that objects is the reason.

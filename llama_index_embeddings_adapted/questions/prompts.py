@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,19 +66,44 @@ _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
 )
 
 
+#: Characters of a passage that a model which completes is shown, and of the passage of an example.
+SHOWN = 400
+_LEAST_SHOWN = 100  # of what is left of a passage, to ask about it again
+_IMITATE = (
+    "You write what people type into a search engine. Each example shows a passage and a query "
+    "that it answers. Write queries for the last passage that could come from the same people: as "
+    "long, in the same form and language. One query per line, and nothing else."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query of a user and the passage that answers it; ``judged`` is False for a stand-in."""
+
+    passage: str
+    query: str
+    judged: bool = True
+
+
 @dataclass(frozen=True)
 class Request:
     """One call to an LLM.
 
     Args:
         turns: (role, text), roles ``"system"``, ``"user"``, ``"assistant"``.
-        styles: What its questions should be, in order; None where a custom prompt decides.
+        styles: What its questions should be, in order; None where a prompt of the user's or
+            examples decide.
         frame: What is sent besides the passage, to recognise in an answer.
+        piece: Of a passage, where the text is to be gone on with up to the end of its line,
+            whatever the model; None otherwise.
+        others: Then, the queries of the examples above it.
     """
 
     turns: tuple[tuple[str, str], ...]
     styles: tuple[str | None, ...]
     frame: str
+    piece: str | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -99,6 +125,10 @@ class PromptConfig:
         template: A prompt of the user's with ``{context_str}`` and, if wanted,
             ``{num_questions_per_chunk}``: a string or a LlamaIndex prompt template. It replaces
             styles and examples, and asks for all questions at once.
+        examples: Pairs of the user's, which replace the styles and our examples.
+        labels: What stands before a passage and before a query of those.
+        completes: Ask by a text to go on with instead of turns: about the first :data:`SHOWN`
+            characters of a passage, then the next, as far as it goes.
 
     Raises:
         OptionError: A number out of range, an unknown style, a template that cannot be filled in.
@@ -108,6 +138,9 @@ class PromptConfig:
     styles: tuple[str, ...] = tuple(STYLES)
     questions_per_call: int | None = None
     template: Any | None = None
+    examples: tuple[Example, ...] = ()
+    labels: tuple[str, str] = ("Passage", "Query")
+    completes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("questions", "questions_per_call"):
@@ -135,6 +168,10 @@ class PromptConfig:
             frame = self._filled("")
             turns = (("user", self._filled(passage)),)
             return [Request(turns, (None,) * self.questions, frame)]
+        if self.examples and self.completes:
+            return [self._to_complete(piece) for piece in pieces(passage)[: self.questions]]
+        if self.examples:
+            return [self._like_examples(passage)]
         count = len(self.styles)
         styles = [self.styles[(turn * self.questions + i) % count] for i in range(self.questions)]
         size = self.questions_per_call or self.questions
@@ -143,8 +180,30 @@ class PromptConfig:
             for start in range(0, self.questions, size)
         ]
 
+    def _to_complete(self, passage: str) -> Request:
+        """Return the examples as lines, the same for every passage, and the passage last."""
+        above, below = self.labels
+        shown = (f"{above}: {pieces(e.passage)[0]}\n{below}: {e.query}\n\n" for e in self.examples)
+        text = "".join((*shown, f"{above}: {passage}\n{below}:"))
+        others = tuple(example.query for example in self.examples)
+        return Request((("user", text),), (None,), "", passage, others)
+
+    def _like_examples(self, passage: str) -> Request:
+        turns = [("system", _IMITATE)]
+        for example in self.examples:
+            turns.append(("user", f"{self.labels[0]}: {pieces(example.passage)[0]}"))
+            turns.append(("assistant", example.query))
+        more = f"\n\nWrite {self.questions} different queries." if self.questions > 1 else ""
+        turns.append(("user", f"{self.labels[0]}: {passage}{more}"))
+        return Request(tuple(turns), (None,) * self.questions, "")
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON knows them."""
+        """Return the settings as JSON knows them; examples stand in the requests."""
+        if self.examples and self.template is None:
+            from .local_llama import one_line  # which costs a command line half a second
+
+            line = one_line("", ()) if self.completes else None
+            return {"completes": self.completes, "line": line}
         return {
             "questions": self.questions,
             "styles": list(self.styles) if self.template is None else None,
@@ -171,6 +230,12 @@ class PromptConfig:
                 f"{truncate(filled)!r}."
             )
         return filled
+
+
+def pieces(passage: str) -> list[str]:
+    """Cut a passage at words into lines of at most :data:`SHOWN` characters, one at least."""
+    lines = textwrap.wrap(passage, SHOWN, break_on_hyphens=False) or [""]
+    return lines[:1] + [line for line in lines[1:] if len(line) >= _LEAST_SHOWN]
 
 
 def few_shot(passage: str, styles: Sequence[str]) -> Request:

@@ -19,8 +19,10 @@ from ..core.arrays import Rows, Vectors, l2_normalize, score_blocks
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import quote_some, truncate
-from .filters import Candidate, near_duplicates
+from .answers import is_question
+from .filters import Candidate, Filter, count_words, near_duplicates
 from .options import GenerationOptions
+from .prompts import Example
 
 _KEPT_SHOWN = 5
 
@@ -56,6 +58,7 @@ class QuestionReport:
         kept: In the order of the dataset.
         dropped: In the order they were dropped.
         passages: How many passages were asked about.
+        shown: The examples that the questions were to be like; judge on none of them.
         failed: Passage id → why there is no answer about it.
         cut: How many passages were too long and sent only up to a limit.
         calls: Calls made to the LLM in this run; answers found in the journal cost none.
@@ -69,6 +72,7 @@ class QuestionReport:
     kept: tuple[Candidate, ...]
     dropped: tuple[Dropped, ...]
     passages: int
+    shown: tuple[Example, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     cut: int = 0
     calls: int = 0
@@ -115,6 +119,7 @@ class QuestionReport:
             "dropped": self.reasons,
             "examples": {reason: self.examples(reason) for reason in self.reasons},
             "passages": self.passages,
+            "shown": [example.query for example in self.shown],
             "failed": dict(self.failed),
             "cut": self.cut,
             "calls": self.calls,
@@ -141,6 +146,10 @@ class QuestionReport:
 
     def __str__(self) -> str:
         facts = [f"{self.passages:,} passages, {self.seconds:.1f} s"]
+        if self.shown:
+            stand_ins = sum(not example.judged for example in self.shown)
+            told = f", {stand_ins} beside the base model's nearest passage" if stand_ins else ""
+            facts.append(f"like {len(self.shown)} examples{told}")
         if self.calls or self.calls_saved:
             facts.append(f"{self.calls:,} calls made, {self.calls_saved:,} answers found on disk")
         if self.prompt_tokens or self.completion_tokens:
@@ -184,11 +193,13 @@ class RoundTrip:
     Args:
         ranks: ``(n,)``, how many other passages score higher; 0 is first.
         rivals: ``(n,)``, how many other passages reach at least 90 % of its passage's cosine.
+        strange: ``(n,)``, whether it is farther from the mean of the examples than they are.
         cost: What was asked of the base model.
     """
 
     ranks: Rows
     rivals: Rows
+    strange: Rows
     cost: BaseCost
 
 
@@ -199,6 +210,7 @@ def round_trip(
     *,
     cache_dir: CacheDir = None,
     show_progress: bool = True,
+    examples: Sequence[Example] = (),
 ) -> RoundTrip:
     """Search the corpus for each question with the base model.
 
@@ -210,6 +222,7 @@ def round_trip(
         embed_model: The base model.
         cache_dir: See :class:`Encoder`.
         show_progress: Show a bar while embedding.
+        examples: What the questions should be like.
 
     Raises:
         EncodeError: The model gave no usable vector.
@@ -219,14 +232,29 @@ def round_trip(
     encoder = Encoder(embed_model, cache_dir=cache_dir, show_progress=show_progress)
     try:
         documents = l2_normalize(encoder.encode(texts, "document"))
-        queries = l2_normalize(
-            encoder.encode([candidate.text for candidate in candidates], "query")
+        asked = [candidate.text for candidate in candidates]
+        shown = [example.query for example in examples]
+        queries, likes = np.split(
+            l2_normalize(encoder.encode(asked + shown, "query")), [len(asked)]
         )
     finally:
         encoder.close()
     own = np.array([row_of[corpus[c.document]] for c in candidates], dtype=np.int64)
     cost = BaseCost(encoder.base_calls, encoder.base_texts, encoder.base_tokens)
-    return RoundTrip(*_ranked(queries, documents, own), cost)
+    return RoundTrip(*_ranked(queries, documents, own), _strange(queries, likes), cost)
+
+
+def _strange(queries: Vectors, examples: Vectors) -> Rows:
+    """Tell which queries are farther from the examples' mean than chance lets an example be.
+
+    That is three standard deviations below what each example has with the mean of the others.
+    """
+    if not len(examples):
+        return np.zeros(len(queries), dtype=np.int64)
+    others = l2_normalize(examples.sum(axis=0) - examples)
+    usual = (others * examples).sum(axis=1)
+    near = queries @ l2_normalize(examples.sum(axis=0, keepdims=True))[0]
+    return np.asarray(near < usual.mean() - 3 * usual.std(), dtype=np.int64)
 
 
 def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:
@@ -245,6 +273,7 @@ def select(
     options: GenerationOptions,
     *,
     most: int,
+    examples: Sequence[Example] = (),
 ) -> tuple[list[Candidate], list[Dropped], BaseCost]:
     """Apply the text filters, then near-duplicates, then what the base model says.
 
@@ -254,14 +283,18 @@ def select(
         options: Which filters, and how strict.
         most: Questions kept per document; an LLM that writes more than it was asked for is cut
             short.
+        examples: What the questions should be like, and not repeat.
 
     Returns:
         What is kept, in order, what is dropped, and what was asked of the base model.
     """
-    kept, dropped = by_text(candidates, options)
+    kept, dropped = by_text(candidates, _filters(options.filters, examples))
     kept = _without(kept, _beyond(kept, most), dropped)
-    repeats = near_duplicates([c.text for c in kept], threshold=options.near_duplicate)
-    kept = _without(kept, dict.fromkeys(repeats, "near_duplicate"), dropped)
+    texts = [example.query for example in examples]
+    repeats = near_duplicates(texts + [c.text for c in kept], threshold=options.near_duplicate)
+    twins = {row - len(texts): twin for row, twin in repeats.items() if row >= len(texts)}
+    names = {row: _REPEATS[twin < len(texts)] for row, twin in twins.items()}
+    kept = _without(kept, names, dropped)
     if options.embed_model is None or not kept:
         return kept, dropped, BaseCost()
     found = round_trip(
@@ -270,24 +303,55 @@ def select(
         options.embed_model,
         cache_dir=options.cache_dir,
         show_progress=options.show_progress,
+        examples=examples,
     )
     reasons: dict[int, str] = {}
     for row, (rank, rivals) in enumerate(zip(found.ranks, found.rivals, strict=True)):
-        if options.generic_matches is not None and rivals > options.generic_matches:
+        if found.strange[row]:
+            reasons[row] = "unlike_examples"
+        elif options.generic_matches is not None and rivals > options.generic_matches:
             reasons[row] = "generic"
         elif options.round_trip_k is not None and rank >= options.round_trip_k:
             reasons[row] = "round_trip"
     return _without(kept, reasons, dropped), dropped, found.cost
 
 
+_REPEATS = ("near_duplicate", "an_example")
+
+
+def _filters(filters: Sequence[Filter], examples: Sequence[Example]) -> tuple[Filter, ...]:
+    """Leave out filters that object to over a quarter of the examples; add what these agree on."""
+    if not examples:
+        return tuple(filters)
+    shown = [Candidate(example.query, "", example.passage) for example in examples]
+    own = (f for f in filters if 4 * sum(map(f, shown)) <= len(shown))
+    return (*own, _form([example.query for example in examples]))
+
+
+def _form(queries: Sequence[str]) -> Filter:
+    lengths = sorted(map(count_words, queries))
+    agreed = [mark for mark in (is_question, _is_capital) if len(set(map(mark, queries))) == 1]
+
+    def unlike_examples(candidate: Candidate) -> bool:
+        """Under half the shortest or over twice the longest, or not in the form that all have."""
+        fits = lengths[0] <= 2 * count_words(candidate.text) <= 4 * lengths[-1]
+        return not fits or any(mark(candidate.text) != mark(queries[0]) for mark in agreed)
+
+    return unlike_examples
+
+
+def _is_capital(text: str) -> bool:
+    return text[:1].isupper()
+
+
 def by_text(
-    candidates: Sequence[Candidate], options: GenerationOptions
+    candidates: Sequence[Candidate], filters: Sequence[Filter]
 ) -> tuple[list[Candidate], list[Dropped]]:
-    """Apply the text filters; the first that objects is the reason."""
+    """Apply text filters; the first that objects is the reason."""
     kept: list[Candidate] = []
     dropped: list[Dropped] = []
     for candidate in candidates:
-        reason = next((f.__name__ for f in options.filters if f(candidate)), None)
+        reason = next((f.__name__ for f in filters if f(candidate)), None)
         if reason is None:
             kept.append(candidate)
         else:

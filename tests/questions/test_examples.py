@@ -1,0 +1,189 @@
+"""Questions in the likeness of examples: what is read, what is sent, what is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.llms import CompletionResponse
+from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.core.schema import TextNode
+
+from llama_index_embeddings_adapted import (
+    EmbeddingQAFinetuneDataset,
+    LocalLlama,
+    generate_qa_embedding_pairs,
+)
+from llama_index_embeddings_adapted.cli.app import Finetune
+from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions.filters import Candidate
+from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_line
+from llama_index_embeddings_adapted.questions.options import GenerationOptions
+from llama_index_embeddings_adapted.questions.passages import (
+    count_tokens,
+    examples_of,
+    fitted,
+    labels_of,
+)
+from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
+from llama_index_embeddings_adapted.questions.selection import select
+from tests.conftest import CountingEmbedding
+from tests.questions.test_generation import AsyncDoubleLLM, DoubleLLM, towns
+
+ROWS = [
+    {"query": "is the market open late", "document": "The market closes at ten in the evening."},
+    {"query": "who mends shoes by the river", "document": "A cobbler works below the old mill."},
+    {"query": "can dogs ride the ferry", "document": "Animals travel free of charge on all boats."},
+]
+EXAMPLES = tuple(Example(row["document"], row["query"]) for row in ROWS)
+QUIET: dict[str, Any] = {"show_progress": False, "num_questions_per_chunk": 1}
+
+
+class Completes(DoubleLLM):
+    """Goes on with a text; what it was sent last is kept."""
+
+    chat_model: bool = False
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        self.sent.append(prompt)
+        town = prompt.rsplit("Town", 1)[1][:1]
+        return CompletionResponse(text=f" which bridge is in town{town}\nQuery: more of it?")
+
+
+@pytest.mark.parametrize("shape", ["rows", "pairs", "dataset", "file"])
+def test_examples_are_read_in_any_shape(shape: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    given = {
+        "rows": ROWS,
+        "pairs": [(row["query"], row["document"]) for row in ROWS],
+        "dataset": EmbeddingQAFinetuneDataset.from_records(ROWS),
+        "file": tmp_path / "rows.json",
+    }[shape]
+    assert set(examples_of(given, {}, None, seed=0)) == set(EXAMPLES)
+
+
+def test_of_many_pairs_eight_are_drawn_from_different_passages_by_the_seed() -> None:
+    rows = [{"query": f"word{n} asks about {n}", "document": f"text {n % 9}"} for n in range(60)]
+    drawn = [examples_of(rows, {}, None, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({example.passage for example in drawn[0]}) == len(drawn[0]) == 8
+
+
+def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("\n\n".join(row["query"] for row in ROWS))
+    corpus = {row["query"]: row["query"] for row in ROWS}  # each its own nearest
+    base = GenerationOptions(embed_model=CountingEmbedding(), cache_dir=False, show_progress=False)
+    found = examples_of(log, corpus, base.encoder, seed=0)
+    assert {(each.passage, each.judged) for each in found} == {(q, False) for q in corpus}
+    with pytest.raises(OptionError, match="queries without passages need embed_model"):
+        examples_of(log, corpus, None, seed=0)
+
+
+@pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])
+def test_fewer_than_three_examples_are_refused_before_anything_is_sent(given: Any) -> None:
+    with pytest.raises(OptionError, match="examples: expected 3 to 30 different queries"):
+        generate_qa_embedding_pairs(towns(), DoubleLLM(), examples=given, cache_dir=False, **QUIET)
+
+
+def test_a_model_that_completes_goes_on_with_the_examples(tmp_path: Path) -> None:
+    llm = Completes()
+    llm.sent.clear()
+    data = generate_qa_embedding_pairs(towns(3), llm, examples=ROWS, cache_dir=tmp_path, **QUIET)
+    assert sorted(data.queries.values()) == [f"which bridge is in town{n}" for n in range(3)]
+    assert data.synthetic
+    assert {example.query for example in data.report.shown} == {row["query"] for row in ROWS}
+    heads = {prompt.rsplit("Passage: ", 1)[0] for prompt in llm.sent}
+    assert len(heads) == 1, "what is shared is the same to the letter, so that it is read once"
+    assert all(f"Query: {row['query']}\n\n" in next(iter(heads)) for row in ROWS)
+    assert all(prompt.endswith("\nQuery:") for prompt in llm.sent)
+
+
+def test_a_model_that_chats_gets_turns_unless_told_otherwise() -> None:
+    options = GenerationOptions.of({"examples": ROWS, "labels": ("Note", "Asked")})
+    chat = options.prompts(2, None, EXAMPLES, AsyncDoubleLLM())
+    (request,) = chat.requests("The fair is in May.", 0)
+    assert [role for role, _ in request.turns] == ["system", *["user", "assistant"] * 3, "user"]
+    assert request.turns[-1][1] == "Note: The fair is in May.\n\nWrite 2 different queries."
+    told = GenerationOptions(completion=True).prompts(2, None, EXAMPLES, AsyncDoubleLLM())
+    assert told.completes
+    assert GenerationOptions().prompts(1, None, EXAMPLES, LocalLlama()).completes
+
+
+def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room() -> None:
+    passage = "one two three four five " * 60
+    assert all(SHOWN - 10 < len(piece) <= SHOWN for piece in pieces(passage)[:-1])
+    prompts = PromptConfig(2, examples=EXAMPLES, completes=True)
+    assert [r.piece for r in prompts.requests(passage, 0)] == pieces(passage)[:2]
+    many = PromptConfig(1, examples=(Example("word " * 99, "a word"),) * 30, completes=True)
+    small = fitted(many, DoubleLLM(context_window=2048).metadata)
+    assert 3 <= len(small.examples) < 30
+    assert 2 * count_tokens(small.requests("", 0)[0].text) <= 2048
+    assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")
+
+
+def test_filters_follow_the_examples() -> None:
+    passage = "The fair of the town is in May. Its bridge is closed to cars on that day."
+    texts = {
+        "bridges closed to cars in may": None,
+        "is the market open late": "an_example",
+        "When is the fair?": "unlike_examples",  # no example is a question, or has a capital
+        "this passage has which date": "refers_to_passage",
+    }
+    asked = [Candidate(text, "d", passage) for text in texts]
+    given = (asked, {"d": passage}, GenerationOptions())
+    _, dropped, _ = select(*given, most=9, examples=EXAMPLES)
+    reasons = {drop.candidate.text: drop.reason for drop in dropped}
+    assert {text: reasons.get(text) for text in texts} == texts
+    claims = tuple(Example(e.passage, f"{e.query.capitalize()}.") for e in EXAMPLES)
+    claim = [Candidate("The fair takes place early in the year.", "d", passage)]
+    assert select(claim, *given[1:], most=9)[1][0].reason == "not_a_query"
+    assert select(claim, *given[1:], most=9, examples=claims)[0] == claim
+
+
+def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm: Any) -> None:
+    shown = [f"{verb} a file in a folder" for verb in ("rename", "copy", "delete", "list", "find")]
+    examples = tuple(Example("", text) for text in shown)
+    corpus = {"d": "mv moves a file into a folder", "e": "Sugar raises the risk of diabetes."}
+    asked = [Candidate("move files to a folder", "d", corpus["d"]),
+             Candidate("sugar and risk of diabetes", "e", corpus["e"])]  # fmt: skip
+    options = GenerationOptions(embed_model=minilm, cache_dir=False, show_progress=False)
+    kept, dropped, _ = select(asked, corpus, options, most=9, examples=examples)
+    assert [c.text for c in kept] == ["move files to a folder"]
+    assert dropped[0].reason == "unlike_examples"
+
+
+@pytest.mark.parametrize(("count", "judges"), [(99, None), (140, 132)])
+def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(
+    count: int, judges: int | None, tmp_path: Path
+) -> None:
+    rows = [{"query": f"word{n} asks of {n}", "document": f"text {n}"} for n in range(count)]
+    (tmp_path / "real.json").write_text(json.dumps(rows))
+    given = {"examples": tmp_path / "real.json", "cache_dir": tmp_path, **QUIET}
+    written = generate_qa_embedding_pairs(towns(3), Completes(), **given)
+    job = Finetune(source=tmp_path, llm="smollm2", examples=tmp_path / "real.json")
+    found = job._judges(None, written)
+    assert (found and len(found)) == judges
+    assert found is None or {e.query for e in written.report.shown}.isdisjoint(
+        found.queries.values()
+    )
+    assert found is None or set(written.corpus) < set(found.corpus)
+
+
+def test_smollm2_writes_a_query_in_the_likeness_of_examples(tmp_path: Path) -> None:
+    for package in ("xllamacpp", BUNDLED):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is missing; make test installs it")
+    node = TextNode(id_="a", text="The drawbridge is raised at six for the ferry to the island.")
+    llm = LocalLlama(context_window=1024)
+    given = {"examples": ROWS, "filters": (), "cache_dir": tmp_path, **QUIET}
+    data = generate_qa_embedding_pairs([node], llm, **given)
+    (text,) = data.queries.values()
+    assert 0 < data.report.completion_tokens <= 40
+    assert set(text.lower().split()) & {"drawbridge", "ferry", "island", "bridge"}
+    bias = one_line("the bridge", ("over bridge", "under over", "dogs"))["logit_bias"]
+    assert sorted(bias) == [[" bridge", 2.0], [" dogs", -2.0], [" under", -2.0]]

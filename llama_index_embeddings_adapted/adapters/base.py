@@ -13,6 +13,7 @@ from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors
 from ..core.files import Arrays
 from ..errors import FolderError, OptionError, ShapeError, truncate
+from .export import Program, export
 
 _registry: dict[str, type[Adapter]] = {}
 
@@ -101,6 +102,50 @@ class Adapter(ABC):
         if role != "document":
             raise OptionError(f'role: expected "query" or "document", got {role!r}.')
         return self.map_documents(vectors, keys) if self.adapts_documents else vectors
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        """Write down what the adapter does to a vector, for :meth:`export`.
+
+        Args:
+            program: Takes the steps.
+            vector: Name of the vector of the base model.
+            role: As in :meth:`apply`; ``"document"`` only if :attr:`adapts_documents`.
+
+        Returns:
+            The name of the mapped vector.
+
+        Raises:
+            OptionError: Unless a subclass says how.
+        """
+        raise OptionError(
+            f"{type(self).__name__} has no trace() for a {role}: it cannot be exported."
+        )
+
+    def export(
+        self, path: str | Path, format: str = "onnx", *, role: Role = "query", base: Any = None
+    ) -> Path:
+        """Write the adapter for use elsewhere; ``docs/export.md`` shows how each is read.
+
+        Args:
+            path: The file to write; for ``"sentence-transformers"`` a new folder. A file is
+                replaced.
+            format: ``"onnx"``: a graph. ``"json"``: weights and steps. ``"numpy"``: an ``.npz``.
+                ``"sql"``: a function over pgvector, named as the file. ``"sentence-transformers"``:
+                base and adapter, for ``encode_query`` and ``encode_document``.
+            role: Whose vectors; ``"sentence-transformers"`` writes both.
+            base: The base model, which only ``"sentence-transformers"`` needs: a
+                ``HuggingFaceEmbedding`` or a ``SentenceTransformer``.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            OptionError: An unknown format, or one that cannot express this adapter.
+            MissingExtraError: ``"onnx"`` or ``"sentence-transformers"`` without its package.
+        """
+        target = Path(path)
+        export(self, target, format, input_dim=self.input_dim, role=role, base=base)
+        return target
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter alone; :meth:`AdaptedEmbedding.save_pretrained` adds its base model."""

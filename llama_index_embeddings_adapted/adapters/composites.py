@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.arrays import Keys, Vectors, l2_normalize
+from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..core.files import Arrays
 from ..errors import OptionError, ShapeError
 from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
+from .export import Program
 
 
 class StackedAdapter(CompositeAdapter):
@@ -66,6 +67,11 @@ class StackedAdapter(CompositeAdapter):
             vectors = adapter.apply(vectors, "document", keys)
         return vectors
 
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        for adapter in self.adapters:
+            vector = program.through(adapter, vector, role)
+        return vector
+
 
 class TwoSidedAdapter(CompositeAdapter):
     """``q' = Q(q)`` and ``d' = D(d)``; an index has to be rebuilt.
@@ -108,6 +114,10 @@ class TwoSidedAdapter(CompositeAdapter):
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         return self.document.apply(vectors)
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        part = self.query if role == "query" else self.document
+        return part.trace(program, vector, "query")
 
 
 Features = NDArray[np.float32]
@@ -203,6 +213,33 @@ class Gate:
             axis=1,
         ).astype(np.float32)
 
+    def trace(self, program: Program, unit: str) -> str:
+        """Write down what :meth:`known` does to a vector of length 1."""
+        nearest, asked = (program.linear(unit, rows) for rows in (self.queries, self.asked))
+        found = [
+            program.apply("max", nearest, dim=1),
+            program.apply("mean_top", nearest, min(_NEAREST, len(self.queries)), dim=1),
+            program.apply("max", asked, dim=1),
+            _trace_log_mass(program, asked),
+        ]
+        # From these to FEATURES; where there are no other documents, theirs are constants.
+        weight, bias = np.zeros((len(FEATURES), 6)), np.zeros(len(FEATURES))
+        weight[[0, 1, 2, 4], [0, 1, 2, 2]] = 1.0
+        weight[5, 3], bias[5] = _TEMPERATURE, -_TEMPERATURE * np.log(self.shares[0])
+        if len(self.others):
+            others = program.linear(unit, self.others)
+            found += [program.apply("max", others, dim=1), _trace_log_mass(program, others)]
+            weight[[3, 4, 5], [4, 4, 5]] = 1.0, -1.0, -_TEMPERATURE
+            bias[5] += _TEMPERATURE * np.log(self.shares[1])
+        else:
+            bias[3:] += _FAR, -_FAR, -_FAR
+        raw = program.apply("concat", *found, dim=len(found))
+        features = program.linear(raw, weight[:, : len(found)], bias)
+        bounds = program.weight(self.low), program.weight(self.high)
+        seen = program.apply("clip", features, *bounds)
+        logit = program.linear(seen, self.coefficients[None, :-1], self.coefficients[-1:])
+        return program.apply("sigmoid", logit)
+
     def with_odds(self, log_odds: float) -> Gate:
         """Return the same with p(known | q) shifted, as for another share of known queries."""
         moved = self.coefficients.copy()
@@ -260,6 +297,15 @@ class GatedAdapter(CompositeAdapter):
         mixed = l2_normalize(general + known * (special - general))
         return mixed.reshape(*vectors.shape[:-1], self.output_dim)
 
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        general, special = (
+            program.apply("normalize", program.through(part, vector, role))
+            for part in (self.general, self.special)
+        )
+        known = self.gate.trace(program, program.apply("normalize", vector))
+        step = program.apply("mul", program.apply("sub", special, general), known)
+        return program.apply("normalize", program.apply("add", general, step))
+
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         return vectors
 
@@ -276,3 +322,8 @@ def _log_mass(cosines: Vectors, share: float) -> Vectors:
     top = cosines.max(axis=1)
     rest = np.exp((cosines - top[:, None]) / np.float32(_TEMPERATURE)).sum(axis=1)
     return np.asarray(top / _TEMPERATURE + np.log(rest) - np.log(share), dtype=np.float32)
+
+
+def _trace_log_mass(program: Program, cosines: str) -> str:
+    sharp = program.apply("mul", cosines, program.weight([1 / _TEMPERATURE]))
+    return program.apply("log_sum_exp", sharp, dim=1)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import Keys, Vectors, l2_normalize
+from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..core.files import Arrays
 from ..errors import OptionError
 from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
+from .export import Program
 
 
 class LinearAdapter(Adapter):
@@ -78,6 +79,10 @@ class LinearAdapter(Adapter):
             mapped += self.bias
         return l2_normalize(mapped) if self.normalize else mapped
 
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        mapped = program.linear(vector, self.weight, self.bias)
+        return program.apply("normalize", mapped) if self.normalize else mapped
+
 
 class LowRankAdapter(Adapter):
     """``q' = normalise(q + U V q + b)``: small enough for one adapter per tenant.
@@ -121,6 +126,10 @@ class LowRankAdapter(Adapter):
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
 
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        weight = np.eye(self.input_dim) + self.up.astype(np.float64) @ self.down
+        return program.apply("normalize", program.linear(vector, weight, self.bias))
+
 
 class UnitAdapter(Adapter):
     """Scales queries and documents to length 1, so that all similarities rank as cosine does.
@@ -150,6 +159,9 @@ class UnitAdapter(Adapter):
 
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors)
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        return program.apply("normalize", vector)
 
 
 _ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {
@@ -239,6 +251,13 @@ class TwoLayerAdapter(Adapter):
             mapped = mapped + vectors
         return l2_normalize(mapped) if self.normalize else mapped
 
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        hidden = program.linear(vector, self.hidden_weight, self.hidden_bias)
+        hidden = program.apply(self.activation, hidden)
+        mapped = program.linear(hidden, self.output_weight, self.output_bias)
+        mapped = program.apply("add", mapped, vector) if self.residual else mapped
+        return program.apply("normalize", mapped) if self.normalize else mapped
+
 
 class KernelAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + weight · Σ k(q, k_i) a_i)`` over all remembered queries.
@@ -302,6 +321,14 @@ class KernelAdapter(CompositeAdapter):
         added = gaussian(queries, self.keys, self.temperature) @ self.coefficients
         general = l2_normalize(np.atleast_2d(self.general.apply(vectors)))
         return l2_normalize(general + np.float32(self.weight) * added).reshape(vectors.shape)
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        far = np.full(len(self.keys), -1 / self.temperature)
+        unit = program.apply("normalize", vector)
+        similar = program.apply("exp", program.linear(unit, self.keys / self.temperature, far))
+        added = program.linear(similar, self.weight * self.coefficients.T)
+        general = program.apply("normalize", program.through(self.general, vector, role))
+        return program.apply("normalize", program.apply("add", general, added))
 
 
 def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
@@ -390,6 +417,10 @@ class NudgeAdapter(Adapter):
 
     def map(self, vectors: Vectors) -> Vectors:
         return vectors
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        # Documents are known by their texts, which a map of vectors does not see.
+        return vector if role == "query" else super().trace(program, vector, role)
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         if keys is None:

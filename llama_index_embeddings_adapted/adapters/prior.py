@@ -11,6 +11,7 @@ from ..core.arrays import (
     DOCUMENTS_PER_BLOCK,
     SCORES_PER_BLOCK,
     Keys,
+    Role,
     Rows,
     Vectors,
     as_vectors,
@@ -19,6 +20,7 @@ from ..core.arrays import (
 from ..core.files import Arrays
 from ..errors import OptionError, ShapeError, check_number, check_whole
 from .base import Adapter, readonly_array
+from .export import Program
 
 WEIGHT, NEIGHBOURS = 0.2, 10
 MOST_QUERIES = 2_000  # of a bank that are kept
@@ -250,6 +252,12 @@ class DocumentPrior(Adapter):
         rows = l2_normalize(vectors)
         more = np.broadcast_to(np.array([1, 0], np.float32), (*rows.shape[:-1], 2))
         return np.concatenate([rows, more], axis=-1)
+
+    def trace(self, program: Program, vector: str, role: Role) -> str:
+        if role == "document":  # a prior knows documents by their texts, too
+            return super().trace(program, vector, role)
+        unit, more = program.apply("normalize", vector), np.eye(self.output_dim)[-2]
+        return program.linear(unit, np.eye(self.output_dim, self.input_dim), more)
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         rows = l2_normalize(np.atleast_2d(vectors))

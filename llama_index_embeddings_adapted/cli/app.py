@@ -10,7 +10,7 @@ import typer
 
 from ..errors import OptionError
 from . import options as o
-from .commands import Show, Split, Upgrade
+from .commands import Export, Show, Split, Upgrade
 from .options import EXIT_CODES, CommandResult, Job, command
 
 if TYPE_CHECKING:
@@ -398,6 +398,7 @@ class Ship(Job):
 
 
 command(app, "Let a new base model ask an old index.")(Upgrade)
+command(app, "Write an adapter for use elsewhere.")(Export)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands that train nothing: look at a dataset, cut it in two, move to a new base model."""
+"""Commands that train nothing: look at a dataset, cut it in two, move to a new base, export."""
 
 from __future__ import annotations
 
@@ -135,3 +135,28 @@ class Upgrade(Job):
             lines.insert(1, str(scores))
             data["scores"] = scores.to_dict()
         return CommandResult("\n".join(lines), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Job):
+    """Write a saved adapter for use outside LlamaIndex: see docs/export.md for its readers."""
+
+    folder: o.Folder
+    out: Annotated[Path, typer.Option(help="The file, or for sentence-transformers the folder.")]
+    format: Annotated[
+        str, typer.Option(help="onnx, json, numpy, sql (pgvector) or sentence-transformers.")
+    ] = "onnx"
+    role: Annotated[str, typer.Option(help="Whose vectors: query, or document.")] = "query"
+
+    def run(self) -> CommandResult:
+        """Read the folder, and build its base model only where that is written, too."""
+        from ..adapters import saving
+        from . import inputs
+
+        adapter, base = saving.load(self.folder).adapter, None
+        if self.format == "sentence-transformers":
+            base = getattr(inputs.resolve_model(str(self.folder)), "base_embed_model", None)
+        role: Any = self.role
+        adapter.export(self.out, self.format, role=role, base=base)
+        data = {"out": str(self.out), "format": self.format, "role": self.role}
+        return CommandResult(f"{self.format}: {self.out}", data)

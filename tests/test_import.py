@@ -69,6 +69,27 @@ print(json.dumps([query, sorted(sys.modules)]))
     assert not set(HEAVY) & set(modules)
 
 
+TRAIN = """
+import json, sys
+for name in ("mistralai", "llama_index.finetuning"):
+    sys.modules[name] = None  # as where it is missing, or of a version that cannot be imported
+from llama_index_embeddings_adapted import *
+from tests.conftest import CountingEmbedding
+corpus = {str(i): f"word{i} other{i % 5}" for i in range(40)}
+dataset = EmbeddingQAFinetuneDataset(corpus, corpus, {i: [i] for i in corpus})
+engine = EmbeddingAdapterFinetuneEngine(
+    dataset, CountingEmbedding(), model_output_path=sys.argv[1], epochs=2, show_progress=False,
+    cache_dir=False,
+)
+engine.finetune()
+print(json.dumps(len(engine.get_finetuned_model().get_query_embedding("why?"))))
+"""
+
+
+def test_training_needs_neither_the_old_package_nor_what_it_imports(tmp_path: Path) -> None:
+    assert fresh(TRAIN, tmp_path / "adapter") == 16
+
+
 def test_importing_us_adds_little_to_importing_llama_index() -> None:
     # Both in one process and in its own processor time, so that a busy machine slows both alike.
     code = """

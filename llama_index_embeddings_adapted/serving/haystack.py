@@ -1,0 +1,62 @@
+"""An adapted model as a text embedder of Haystack, for its query pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+
+from ..encoding.base_model import Embedding, check_base
+from ..errors import OptionError, require_extra
+
+haystack = require_extra("haystack", extra="haystack")
+
+
+@haystack.component
+class AdaptedTextEmbedder:
+    """Embeds the query of a Haystack pipeline; documents keep the embedder they have.
+
+    Args:
+        model: Any LlamaIndex embedding model, such as an :class:`AdaptedEmbedding`; or the folder
+            of a saved adapter that knows its base model, which a pipeline can be saved with.
+    """
+
+    def __init__(self, model: BaseEmbedding | str) -> None:
+        from .embedding import PREFIX, resolve_embed_model
+
+        self.folder = model if isinstance(model, str) else None
+        if isinstance(model, str):
+            model = resolve_embed_model(f"{PREFIX}{Path(model)}")
+        check_base(model, "model")
+        self.model = model
+
+    @haystack.component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
+    def run(self, text: str) -> dict[str, Embedding]:
+        """Embed a query."""
+        return {"embedding": self.model.get_query_embedding(_text(text))}
+
+    @haystack.component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
+    async def run_async(self, text: str) -> dict[str, Embedding]:
+        """Embed a query, asynchronously."""
+        return {"embedding": await self.model.aget_query_embedding(_text(text))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the component, for a pipeline that is saved.
+
+        Raises:
+            OptionError: It was made of a model: keys and weights do not belong into a pipeline.
+        """
+        if self.folder is None:
+            raise OptionError(
+                "A pipeline can be saved where its embedder was made of a folder: save the model "
+                "with save_pretrained, then AdaptedTextEmbedder(folder)."
+            )
+        described: dict[str, Any] = haystack.default_to_dict(self, model=self.folder)
+        return described
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise OptionError(f"text: expected one query, got {type(text).__name__}.")
+    return text

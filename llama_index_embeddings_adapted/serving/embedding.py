@@ -18,7 +18,7 @@ from llama_index.core.embeddings.utils import resolve_embed_model as core_resolv
 from ..adapters import saving
 from ..adapters.base import Adapter, describe, restore
 from ..adapters.composites import StackedAdapter
-from ..adapters.maps import UnitAdapter
+from ..adapters.maps import LinearAdapter, UnitAdapter
 from ..adapters.sketch import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, content_hashes
@@ -63,8 +63,12 @@ class Version:
     sketch: QuerySketch | None = None
 
     @classmethod
-    def of(cls, adapter: Adapter | str | Path, base: BaseEmbedding, *, verify: bool) -> Version:
-        """Take an adapter, or the folder of one, which may be that of another base model."""
+    def of(
+        cls, adapter: Adapter | str | Path | None, base: BaseEmbedding, dim: int, *, verify: bool
+    ) -> Version:
+        """Take an adapter, the folder of one, or None for the base model as it is."""
+        if adapter is None:
+            return cls(LinearAdapter(np.eye(dim, dtype=np.float32), normalize=False))
         if not isinstance(adapter, (str, Path)):
             check_adapter(adapter)
             return cls(adapter)
@@ -233,7 +237,11 @@ class AdaptedEmbedding(ServedEmbedding):
     # --- versions -----------------------------------------------------------------------------
 
     def swap(
-        self, adapter: Adapter | str | Path, *, verify: bool = True, index_rebuilt: bool = False
+        self,
+        adapter: Adapter | str | Path | None,
+        *,
+        verify: bool = True,
+        index_rebuilt: bool = False,
     ) -> Adapter:
         """Serve another adapter from the next call on; :meth:`roll_back` undoes it.
 
@@ -241,7 +249,7 @@ class AdaptedEmbedding(ServedEmbedding):
         the one in service when its base vector arrived. No call waits, none fails.
 
         Args:
-            adapter: Its successor, or a folder with one.
+            adapter: Its successor, or a folder with one; None serves the base model as it is.
             verify: Refuse a folder whose adapter was trained on another base model.
             index_rebuilt: Needed where either adapter moves documents; see :func:`adapt_index`.
 
@@ -253,7 +261,7 @@ class AdaptedEmbedding(ServedEmbedding):
             OptionError: It treats documents otherwise than the adapter in service.
             BaseModelMismatchError: It was trained on another base model.
         """
-        new = Version.of(adapter, self.base_embed_model, verify=verify)
+        new = Version.of(adapter, self.base_embed_model, self.adapter.input_dim, verify=verify)
         with self._lock:
             before = Version(self.adapter, self._training, self._sketch)
             check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,13 +18,14 @@ from ..adapters import saving
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..core.arrays import Role
-from ..core.files import CONFIG
+from ..core.files import CONFIG, atomic_folder
 from ..encoding.base_model import Embedding
 from ..errors import OptionError, check_number, quote_some
 from .embedding import AdaptedEmbedding
 from .wrapped import WrappedEmbedding, without_span
 
 DEFAULT_BYTES = 200_000_000
+_PREVIOUS = ".previous"  # below the root: the version before, by name
 
 
 class AdapterPool:
@@ -58,8 +60,8 @@ class AdapterPool:
         self._default, self._max_bytes, self._verify = default, max_bytes, verify
         self._plain = AdaptedEmbedding(base_embed_model, _NOTHING, transform_query=False)
         self._models: OrderedDict[str, AdaptedEmbedding] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._bytes = self._forgotten = 0
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._chosen: ContextVar[str | None] = ContextVar("adapter", default=default)
         if default is not None:
             self._folder(default)
@@ -96,9 +98,10 @@ class AdapterPool:
             if name in self._models:
                 self._models.move_to_end(name)
                 return self._models[name]
-        model = self._load(name)  # without the lock: a slow disk holds nobody else up
+            seen = self._forgotten
+        model = self._read(self._folder(name))  # without the lock: a slow disk holds nobody else up
         with self._lock:
-            if name not in self._models:
+            if name not in self._models and seen == self._forgotten:  # else it may be outdated
                 self._models[name] = model
                 self._bytes += _nbytes(model.adapter)
                 self._make_room()
@@ -109,6 +112,45 @@ class AdapterPool:
         with self._lock:
             model = self._models.pop(name, None)
             self._bytes -= 0 if model is None else _nbytes(model.adapter)
+            self._forgotten += 1
+
+    def replace(self, name: str, folder: str | Path) -> None:
+        """Put a version of an adapter in place, on disk and from the next call on; or a new one.
+
+        Calls under way end with the version they began with. The version before is kept, for
+        :meth:`roll_back`. Other processes serve it once they :meth:`forget` theirs.
+
+        Args:
+            name: Of the adapter, a plain name.
+            folder: A saved adapter, which is copied.
+
+        Raises:
+            OptionError: The name is no name of a folder, or the adapter moves documents.
+            FolderError: ``folder`` is damaged. Nothing has changed.
+            BaseModelMismatchError: It was trained on another base model. Nothing has changed.
+            DiskError: It could not be written.
+        """
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise OptionError(f"name: expected a plain name of a folder, got {name!r}.")
+        self._read(Path(folder))
+        target = self._root / name
+        with self._writing, atomic_folder(target) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+            if target.is_dir():
+                with atomic_folder(self._root / _PREVIOUS / name) as before:
+                    shutil.copytree(target, before, dirs_exist_ok=True)
+        self.forget(name)
+
+    def roll_back(self, name: str) -> None:
+        """Undo the last :meth:`replace` of an adapter; once more takes it back.
+
+        Raises:
+            OptionError: There is no version before.
+        """
+        before = self._root / _PREVIOUS / self._folder(name).name
+        if not before.is_dir():
+            raise OptionError(f"There is no earlier version of adapter {name!r} to roll back to.")
+        self.replace(name, before)
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[AdaptedEmbedding]:
@@ -148,8 +190,7 @@ class AdapterPool:
             )
         return folder
 
-    def _load(self, name: str) -> AdaptedEmbedding:
-        folder = self._folder(name)
+    def _read(self, folder: Path) -> AdaptedEmbedding:
         saved = saving.load(folder)
         if saved.adapter.adapts_documents:
             raise OptionError(

@@ -126,6 +126,72 @@ def test_a_new_version_is_served_after_the_old_one_is_forgotten(
     pool.forget("never there")
 
 
+def test_a_tenant_gets_a_new_version_and_its_old_one_back(
+    pool: AdapterPool, root: Path, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    for number in (7, 8):
+        AdaptedEmbedding(base, adapter_of(number)).save_pretrained(tmp_path / "new" / str(number))
+    served = pool["acme"]
+    with pytest.raises(OptionError, match="no earlier version of adapter 'acme'"):
+        pool.roll_back("acme")
+    for number in (7, 8):
+        pool.replace("acme", tmp_path / "new" / str(number))
+        assert pool["acme"].adapter == adapter_of(number)
+    assert served.adapter == adapter_of(0)  # whoever holds it ends with it
+    pool.roll_back("acme")
+    assert AdapterPool(root, base)["acme"].adapter == pool["acme"].adapter == adapter_of(7)
+    pool.roll_back("acme")
+    assert pool["acme"].adapter == adapter_of(8)
+    pool.replace("hooli", tmp_path / "new" / "7")
+    assert pool.names() == sorted([*TENANTS, "hooli"])
+    assert pool["globex"].adapter == adapter_of(1)
+
+
+def test_a_version_that_is_refused_changes_nothing(
+    pool: AdapterPool, root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "elsewhere"
+    AdaptedEmbedding(CountingEmbedding(seed=3), adapter_of(1)).save_pretrained(other / "model")
+    shutil.copytree(root / "acme", other / "torn")
+    (other / "torn" / "adapter.safetensors").write_bytes(b"torn")
+    (other / "empty").mkdir()
+    files = sorted(root.rglob("*"))
+    for name, error in (
+        ("model", BaseModelMismatchError),
+        ("torn", FolderError),
+        ("empty", FolderError),
+        ("nothing", FolderError),
+    ):
+        with pytest.raises(error, match=name):
+            pool.replace("acme", other / name)
+    for name in ("../acme", "a/b", "", ".", "..", ".previous", "/etc"):
+        with pytest.raises(OptionError, match="name: expected a plain name"):
+            pool.replace(name, root / "acme")
+    assert sorted(root.rglob("*")) == files
+    assert pool["acme"].adapter == adapter_of(0)
+
+
+def test_no_query_fails_while_tenants_are_replaced(
+    pool: AdapterPool, base: CountingEmbedding, tmp_path: Path
+) -> None:
+    for number in (0, 5):
+        AdaptedEmbedding(base, adapter_of(number)).save_pretrained(tmp_path / f"v{number}")
+    wanted = [expected(pool, number) for number in (0, 5)]
+    model = pool.embed_model()
+
+    def ask(_: int) -> bool:
+        with pool.using("acme"):
+            found = model.get_query_embedding("why?")
+        return any(np.allclose(found, each, atol=1e-5) for each in wanted)
+
+    with ThreadPoolExecutor(4) as threads:
+        asked = threads.map(ask, range(400))
+        for number in (5, 0, 5, 0, 5):
+            pool.replace("acme", tmp_path / f"v{number}")
+        assert all(asked)
+    assert pool["acme"].adapter == adapter_of(5)
+
+
 @pytest.mark.parametrize("name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody"])
 def test_a_name_that_is_no_folder_below_the_root_is_refused(pool: AdapterPool, name: str) -> None:
     with pytest.raises(OptionError, match=r'There is no adapter .* which has 3 \(first: "acme"'):

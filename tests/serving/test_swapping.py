@@ -149,6 +149,24 @@ def test_a_folder_of_another_base_model_is_refused_and_nothing_changes(
     assert model.adapter == TURN
 
 
+def test_the_base_model_is_swapped_in_and_out(
+    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
+) -> None:
+    kept = model.get_query_embedding("why?")
+    assert model.swap(None) is KEEP
+    plain = np.float32(base.get_query_embedding("why?"))
+    assert np.array_equal(np.float32(model.get_query_embedding("why?")), plain)
+    model.save_pretrained(tmp_path / "base")
+    model.roll_back()
+    assert model.get_query_embedding("why?") == kept
+    model.swap(tmp_path / "base")
+    assert np.array_equal(np.float32(model.get_query_embedding("why?")), plain)
+    assert model.swap(TURN).is_identity
+    moving = AdaptedEmbedding(base, LinearAdapter(-np.eye(DIM), shared=True))
+    with pytest.raises(OptionError, match="moves documents"):
+        moving.swap(None)
+
+
 def test_what_does_not_fit_the_index_is_refused(model: AdaptedEmbedding) -> None:
     with pytest.raises(ShapeError, match="The adapter to swap in: expected 16 → 16"):
         model.swap(LinearAdapter.identity(8))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import environment, sets
-from benchmarks.cost import against_old, ray_job, scale, serving, speed, throughput
+from benchmarks.cost import against_old, load, ray_job, scale, serving, speed, throughput
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
     clicks,
@@ -67,8 +67,7 @@ def _guided(given: argparse.Namespace) -> None:
 def _upgrade(given: argparse.Namespace) -> None:
     if given.mpnet is None:
         raise SystemExit("upgrade needs --mpnet")
-    command = "python -m benchmarks upgrade --mpnet all-mpnet-base-v2"
-    _saved("upgrade", upgrade.run(given.data, given.cache, given.mpnet), command)
+    upgrade.run(given.data, given.cache, given.mpnet, tuple(given.sets))
 
 
 def _unseen(given: argparse.Namespace) -> None:
@@ -98,6 +97,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "speed": lambda g: speed.run(g.data, g.cache),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),
+    "load": lambda g: _saved("load", load.run(g.runs or 4800)),
     "questions": _questions,
     "throughput": lambda g: _saved("throughput", throughput.run()),
     "composed": _composed,
@@ -132,7 +132,7 @@ def main() -> None:
         "--runs",
         type=int,
         help="of calibration (200), power (50 per size), kills (60), "
-        "fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
+        "load (4800), fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument("--packages", type=Path, help="folder of three packages, for unseen")

@@ -59,6 +59,21 @@ def serving_table() -> str:
     )  # fmt: skip
 
 
+def load_table() -> str:
+    """What an adapter adds to the base model, under many clients."""
+    found = environment.load("load")
+    base = found["models"]["base"]
+    return table(
+        "model | requests | errors | median | 95th percentile | added: median | 95th percentile",
+        [
+            (name, f"{run['requests']:,}", run["errors"],
+             *(f"{run[at]:.1f} ms" for at in ("p50_ms", "p95_ms")),
+             *(f"{run[at] - base[at]:+.1f} ms" for at in ("p50_ms", "p95_ms")))
+            for name, run in found["models"].items()
+        ],
+    )  # fmt: skip
+
+
 def throughput_table() -> str:
     """Both functions on one local server."""
     return table(
@@ -246,6 +261,7 @@ def soak_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "old": old_table,
     "serving": serving_table,
+    "load": load_table,
     "throughput": throughput_table,
     "speed": speed_table,
     "scale": scale_table,

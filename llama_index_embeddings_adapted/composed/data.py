@@ -151,14 +151,9 @@ def held_out_split(
     *,
     seed: int,
 ) -> tuple[EncodedDataset, EncodedDataset]:
-    """Encode what is trained on, and what decides on epoch and λ.
+    """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
 
-    Args:
-        encoder: Of the base model.
-        dataset: The training set.
-        given: The validation set; None holds out a tenth of the queries, and another tenth with
-            all its documents.
-        seed: Of what is held out.
+    Without ``given``, a tenth of the queries is held out, and another tenth with all its documents.
 
     Raises:
         DatasetError: Too few queries, or a base model that tells none from another.
@@ -185,13 +180,8 @@ def training_groups(
 ) -> list[dict[str, list[int]]]:
     """Return what an epoch passes over: a document, queries it answers, and hard negatives.
 
-    Documents with the same text are one document. A document with more than ``per_group`` queries
-    has several groups.
-
-    Args:
-        data: Training queries.
-        per_group: Queries per group, at most.
-        negatives: Hard negatives per group, at most.
+    Documents with the same text are one document. One with more than ``per_group`` queries has
+    several groups; each has ``negatives`` hard negatives at most.
     """
     asked: dict[int, list[int]] = {}
     documents = data.canonical_rows[data.relevance.documents]

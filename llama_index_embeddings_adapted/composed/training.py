@@ -94,10 +94,6 @@ class ComposedLoss(CachedLossMixin, nn.Module):
     The trainer hands over the tokens of the queries and of the documents, and the batch's
     judgements as "labels". A batch with more tokens than ``mini_batch_size`` of its longest texts
     goes through the library's cached gradients.
-
-    Args:
-        model: The small model.
-        options: λ, temperature, smoothing, mini-batch size.
     """
 
     def __init__(self, model: Any, options: ComposedOptions) -> None:
@@ -153,13 +149,8 @@ _HISTORY = "history.json"
 class Progress(TrainerCallback):
     """Scores every epoch, keeps the best one on disk, stops when there is no better one.
 
-    Args:
-        model: The small model.
-        loss: Whose mean of an epoch goes into the history.
-        score: Scores the model as it is on the validation queries: metric → mean.
-        options: How to train.
-        folder: For checkpoints, of this training alone.
-        show_progress: Show a bar.
+    The mean of the loss over an epoch goes into the history, and so does what ``score`` says of
+    the model as it is: metric → mean. Checkpoints of this training alone lie in ``folder``.
     """
 
     def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
@@ -342,14 +333,13 @@ def train(
         model: A ``SentenceTransformer``; its weights change.
         groups: What an epoch passes over.
         collate: Makes a batch of groups.
-        score: Scores the model as it is on the validation queries: metric → mean.
+        score: See :class:`Progress`.
         options: How to train.
         folder: For checkpoints, of this training alone.
         show_progress: Show a bar.
 
     Raises:
         TrainingError: The loss is not finite.
-        MissingExtraError: ``lora_rank`` is given and peft is not installed.
     """
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)

@@ -243,17 +243,10 @@ def write(
     queries: Mapping[str, Array] | None = None,
     card: str = "",
 ) -> None:
-    """Write a folder that is complete or absent; one of the same name is replaced.
+    """Write a folder that is complete or absent; only a saved adapter of the same name is replaced.
 
-    Args:
-        folder: Where. A folder that holds anything but a saved adapter is not replaced.
-        config: JSON-able; the format version is added where it is absent.
-        arrays: Weights by name.
-        queries: Of the sketch of training queries, if there is one.
-        card: Text of ``README.md``.
-
-    Raises:
-        FolderError: ``folder`` exists and is not a saved adapter.
+    The format version is added to ``config`` where it is absent; ``queries`` are the arrays of the
+    sketch of training queries, ``card`` is the text of ``README.md``.
     """
     check_target_folder(folder)
     with atomic_folder(folder) as temporary:

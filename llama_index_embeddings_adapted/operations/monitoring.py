@@ -227,14 +227,7 @@ def compare(
     examples: int = 5,
     seed: int = 0,
 ) -> DriftReport:
-    """Compare vectors of live queries with a sketch.
-
-    Args:
-        sketch: Of the training queries.
-        vectors: ``(n, dim)``, of the base model.
-        texts: Their texts, for the examples; may be left out.
-        examples: How many of the farthest to report.
-        seed: Of the test.
+    """Compare ``(n, dim)`` vectors of live queries with a sketch; ``texts`` are for the examples.
 
     Raises:
         DatasetError: The sketch is of fewer than 5 queries.

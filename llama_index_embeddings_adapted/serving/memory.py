@@ -116,16 +116,8 @@ class AnswerMemory:
     ) -> AnswerMemory:
         """Embed each distinct query of a dataset once, and none of its documents.
 
-        Args:
-            dataset: Its document ids are to be those of the nodes.
-            embed_model: Of an adapted model, the base model is asked.
-            batch_size: Texts per call; the model's ``embed_batch_size`` by default.
-            cache_dir: See :class:`Encoder`.
-            show_progress: Show a bar while embedding.
-
-        Raises:
-            DatasetError: No query has a relevant document.
-            EncodeError: The model gave no usable vector.
+        Arguments and errors as of :meth:`MemoryRetriever.from_dataset`. Of an adapted model, the
+        base model is asked.
         """
         rows = {document: row for row, document in enumerate(dataset.corpus)}
         answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
@@ -156,15 +148,12 @@ class AnswerMemory:
         """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
 
         Args:
-            query: ``(dim,)``, of the base model.
+            query: ``(dim,)``, of the base model; another dimension is a :class:`ShapeError`.
             temperature: In cosine units, ``> 0``.
             neighbours: How many remembered queries count at most.
 
         Returns:
             Values in [0, 1], near 0 where no remembered query is similar.
-
-        Raises:
-            ShapeError: Another dimension, or values that are not finite.
         """
         _, documents, amounts = self._answers(np.atleast_2d(query), temperature, neighbours)
         rows, place = np.unique(documents, return_inverse=True)
@@ -180,16 +169,9 @@ class AnswerMemory:
         temperature: float = TEMPERATURE,
         neighbours: int = NEIGHBOURS,
     ) -> Vectors:
-        """Return what :meth:`lookup` gives as a matrix, ``(n, len(document_ids))``.
+        """Return what :meth:`lookup` gives for ``(n, dim)`` queries as a matrix.
 
-        Args:
-            queries: ``(n, dim)``, of the base model.
-            document_ids: The columns; those the memory does not know are 0.
-            temperature: In cosine units, ``> 0``.
-            neighbours: How many remembered queries count at most.
-
-        Raises:
-            ShapeError: Another dimension, or values that are not finite.
+        Its columns are ``document_ids``; those that the memory does not know are 0.
         """
         column = {document: at for at, document in enumerate(document_ids)}
         columns = np.array([column.get(document, -1) for document in self.document_ids])
@@ -258,14 +240,13 @@ def search_with_memory(
         queries: ``(n, dim)``, adapted or not, in the order of ``data.query_ids``.
         documents: ``(m, dim)``, adapted or not, in the order of ``data.document_ids``.
         memory: Of other queries than these: a query that is remembered finds itself.
-        weight: As for :class:`MemoryRetriever`, in cosine units.
-        temperature: Likewise.
-        neighbours: Likewise.
+        weight: As for :class:`MemoryRetriever`, like ``temperature`` and ``neighbours``.
+        temperature: In cosine units.
+        neighbours: At most.
         ks: Cut-offs that tables show.
 
     Raises:
         OptionError: A setting out of range.
-        ShapeError: Vectors of another dimension than those remembered.
     """
     check_settings(weight, temperature, neighbours)
     left, right = l2_normalize(queries), l2_normalize(documents)

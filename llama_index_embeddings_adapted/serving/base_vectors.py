@@ -11,12 +11,14 @@ twin, and :func:`run_steps` or :func:`arun_steps` makes them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.schema import BaseNode
+from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from ..core.arrays import Role
 from ..data.reading import repaired
@@ -61,6 +63,16 @@ async def arun_steps(steps: Steps[T]) -> T:
             result: T = done.value
             return result
         answer = await call(*arguments)
+
+
+def fetch_nodes(
+    nodes: Mapping[str, BaseNode] | BaseDocumentStore, ids: list[str]
+) -> Steps[dict[str, BaseNode]]:
+    """Yield the call that gets nodes by their ids; those that are not known are passed over."""
+    if isinstance(nodes, BaseDocumentStore):
+        stored = yield nodes.get_nodes, nodes.aget_nodes, (ids, False)
+        return {node.node_id: node for node in stored}
+    return {name: nodes[name] for name in ids if name in nodes}
 
 
 class BaseVectors:

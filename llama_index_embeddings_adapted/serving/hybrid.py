@@ -27,6 +27,7 @@ from ..errors import OptionError, ShapeError, check_whole
 from ..lexical.bm25 import BM25Index, best_rows
 from ..lexical.mixture import WEIGHT
 from . import views as documents_views
+from .base_vectors import Steps, arun_steps, fetch_nodes, run_steps
 from .embedding import AdaptedEmbedding
 from .views import Nodes, Views, base_model_of, document_vectors, nodes_by_id
 
@@ -187,20 +188,23 @@ class HybridRetriever(BaseRetriever):
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = query_bundle.embedding
-        if vector is None:
-            vector = self._model.get_agg_embedding_from_queries(query_bundle.embedding_strs)
-        found = self.dense.retrieve(replace(query_bundle, embedding=vector))
-        ranked = self._ranked(query_bundle.query_str, vector, found)
-        return self._with_nodes(ranked, found, self._fetch(_absent(ranked, found)))
+        return run_steps(self._steps(query_bundle))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        vector = query_bundle.embedding
+        return await arun_steps(self._steps(query_bundle))
+
+    def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
+        """Embed the query, retrieve by vector, rank with the words, fetch what only words found."""
+        model, vector = self._model, bundle.embedding
         if vector is None:
-            vector = await self._model.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
-        found = await self.dense.aretrieve(replace(query_bundle, embedding=vector))
-        ranked = self._ranked(query_bundle.query_str, vector, found)
-        return self._with_nodes(ranked, found, await self._afetch(_absent(ranked, found)))
+            ask, aask = model.get_agg_embedding_from_queries, model.aget_agg_embedding_from_queries
+            vector = yield ask, aask, (bundle.embedding_strs,)
+        given = replace(bundle, embedding=vector)
+        found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
+        ranked = self._ranked(bundle.query_str, vector, found)
+        absent = _absent(ranked, found)[: 2 * self.top_k]
+        fetched = yield from fetch_nodes(self.nodes, absent)
+        return self._with_nodes(ranked, found, fetched)
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
@@ -242,19 +246,6 @@ class HybridRetriever(BaseRetriever):
         at_hand = {**fetched, **{node.node_id: node.node for node in found}}
         there = [(at_hand[name], score) for name, score in ranked if name in at_hand]
         return [NodeWithScore(node=node, score=score) for node, score in there[: self.top_k]]
-
-    def _fetch(self, ids: list[str]) -> dict[str, BaseNode]:
-        ids = ids[: 2 * self.top_k]
-        if isinstance(self.nodes, BaseDocumentStore):
-            stored = self.nodes.get_nodes(ids, raise_error=False)
-            return {node.node_id: node for node in stored}
-        return {name: self.nodes[name] for name in ids if name in self.nodes}
-
-    async def _afetch(self, ids: list[str]) -> dict[str, BaseNode]:
-        if isinstance(self.nodes, BaseDocumentStore):
-            stored = await self.nodes.aget_nodes(ids[: 2 * self.top_k], raise_error=False)
-            return {node.node_id: node for node in stored}
-        return self._fetch(ids)
 
     def _allowed_rows(self, lexical: BM25Index) -> Any:
         """Return the documents that the dense retriever's filters let through; None for all."""

@@ -22,7 +22,7 @@ from ..encoding.encoder import Adapting
 from ..encoding.serialize import rebuild_base
 from ..errors import OptionError, quote_some
 from . import memory as answer_store
-from .base_vectors import Steps, arun_steps, run_steps
+from .base_vectors import Steps, arun_steps, fetch_nodes, run_steps
 from .memory import NEIGHBOURS, TEMPERATURE, AnswerMemory, base_of, check_settings
 
 Match = Literal["node_id", "ref_doc_id"]
@@ -172,12 +172,10 @@ class MemoryRetriever(BaseRetriever):
             )
         )
         limit = len(found) if self.top_k is None else self.top_k
-        absent, nodes = self._absent(found, remembered)[:limit], self._nodes
-        if isinstance(nodes, BaseDocumentStore):
-            stored = yield nodes.get_nodes, nodes.aget_nodes, (absent, False)
-            added = [(node.node_id, node) for node in stored]
-        else:
-            added = [(name, nodes[name]) for name in absent if nodes and name in nodes]
+        added: dict[str, BaseNode] = {}
+        if self._nodes is not None:
+            absent = self._absent(found, remembered)[:limit]
+            added = yield from fetch_nodes(self._nodes, absent)
         return self._ranked(found, remembered, added)[:limit]
 
     def _get_prompt_modules(self) -> PromptMixinType:
@@ -203,16 +201,11 @@ class MemoryRetriever(BaseRetriever):
 
     def _absent(self, found: list[NodeWithScore], remembered: dict[str, float]) -> list[str]:
         """Return the ids of the documents to bring in, best first."""
-        if self._nodes is None:
-            return []
         present = {node.node_id for node in found}
         return [d for d, share in remembered.items() if share >= _LEAST_SCORE and d not in present]
 
     def _ranked(
-        self,
-        found: list[NodeWithScore],
-        remembered: dict[str, float],
-        added: list[tuple[str, BaseNode]],
+        self, found: list[NodeWithScore], remembered: dict[str, float], added: dict[str, BaseNode]
     ) -> list[NodeWithScore]:
         scores = _scores(found, self.retriever)
         floor = min(scores, default=0.0)
@@ -221,7 +214,7 @@ class MemoryRetriever(BaseRetriever):
             for score, node in zip(scores, found, strict=True)
         ] + [
             (floor + self.weight * remembered[name], NodeWithScore(node=node))
-            for name, node in added
+            for name, node in added.items()
         ]
         scored.sort(key=lambda pair: -pair[0])
         return [node.model_copy(update={"score": score}) for score, node in scored]

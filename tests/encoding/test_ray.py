@@ -160,7 +160,7 @@ def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline() -> None:
     step = RayTransformComponent(
         transform_class=AdaptedEmbedding,
         transform_kwargs={"base_embed_model": base, "adapter": adapter},
-        map_batches_kwargs={"batch_size": 10, "concurrency": 1},
+        map_batches_kwargs={"batch_size": 10},
     )
     nodes = [TextNode(id_=f"n{row}", text=text) for row, text in enumerate(TEXTS[:25])]
     done = {n.node_id: n for n in RayIngestionPipeline(transformations=[step]).run(nodes=nodes)}

@@ -92,7 +92,7 @@ class _Gathered:
                 ),
             )
         named = plain_id(value)
-        if key is None and named is not None and named in self.corpus:
+        if named is not None and named in self.corpus and key in (None, named):
             return named
         if not isinstance(value, str) or not value.strip():
             return key if key in self.corpus else None

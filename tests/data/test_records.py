@@ -231,3 +231,15 @@ def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer() -> N
     assert texts(least) == [("reset", ["second"])]
     with pytest.raises(OptionError, match="min_clicks >= 1"):
         Dataset.from_feedback(log, min_clicks=0)
+
+
+def test_rows_of_ids_name_the_given_texts() -> None:
+    rows = [{"query_id": "q", "document_id": "d", "position": 1, "clicks": 2, "score": 1}]
+    given: Any = {
+        "queries": {"q": "who signs?"},
+        "corpus": {"d": "The inspector signs.", "e": WRONG},
+    }
+    plain = [{"query_id": "q", "document_id": "d", "score": 1}]
+    for found in (Dataset.from_records(plain, **given), Dataset.from_feedback(rows, **given)):
+        assert found.relevant_docs == {"q": ["d"]}
+        assert found.corpus == given["corpus"]

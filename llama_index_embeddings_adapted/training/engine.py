@@ -311,6 +311,7 @@ class EmbeddingAdapterFinetuneEngine:
             expect=options.expect,
             always=options.ship == "always",
             words=None if options.lexical is None else partial(WordScores.within, everything),
+            kept=self._output.with_name(f"{self._output.name}.fitting"),
             show_progress=self._show_progress,
         )
         texts = Texts.of(everything, tuned.judged["base"])

@@ -54,6 +54,12 @@ def refitted(found: AutoResult, data: EncodedDataset) -> Adapter:
     return PipelineFitter(data, TrainingOptions()).fit(RidgeSpec(strength))
 
 
+def assert_near(first: Adapter, second: Adapter) -> None:
+    """Equal but for the rounding of a turn to the main directions and back."""
+    vectors = np.random.default_rng(0).standard_normal((50, first.input_dim))
+    assert np.allclose(first.apply(vectors), second.apply(vectors), atol=1e-4)
+
+
 def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
     """Two queries of each document to learn from, the third to judge on."""
     third = np.arange(len(data.queries)) % 3 == 0
@@ -114,7 +120,7 @@ def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships() -> None:
 def test_the_candidate_is_fitted_on_everything() -> None:
     data, _ = rotated_corpus(documents=60)
     found = tuned(data)
-    assert found.candidate == refitted(found, data)
+    assert_near(found.candidate, refitted(found, data))
 
 
 def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
@@ -297,7 +303,7 @@ def test_a_large_set_is_sampled_and_it_says_so(
     # What is served learned from all of them.
     names = list(found.choice.gains)
     assert found.choice.recipe in names
-    assert found.candidate == refitted(found, data)
+    assert_near(found.candidate, refitted(found, data))
 
 
 def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
+from llama_index_embeddings_adapted.adapters.maps import LinearAdapter, LowRankAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.training.auto import descent
@@ -20,6 +21,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     KernelSpec,
     LinearSpec,
     MnrSpec,
+    NudgeSpec,
     PipelineFitter,
     PipelineSpec,
     QueryOnMappedSpec,
@@ -27,6 +29,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     WhiteningSpec,
 )
 from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
+from llama_index_embeddings_adapted.training.auto.span import fitted, narrowed, span
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
@@ -103,6 +106,46 @@ def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss: A
     assert found(adapter.apply(data.queries)) > found(data.queries) + 0.5
     again = descent.descend(data, LinearAdapter.identity(12), options)
     assert adapter == again
+
+
+WIDE = np.linalg.qr(np.random.default_rng(5).standard_normal((40, 12)))[0].astype(np.float32)
+
+
+def test_all_directions_of_short_vectors_are_kept_and_the_main_ones_of_wide() -> None:
+    data, _ = rotated_corpus(documents=60)
+    turned = span(data)
+    assert np.allclose(turned.T @ turned, np.eye(12), atol=1e-5)
+    wide = replace(data, queries=data.queries @ WIDE.T, documents=data.documents @ WIDE.T)
+    directions = span(wide, 12)
+    assert directions.shape == (40, 12)
+    assert np.allclose(directions @ directions.T @ wide.queries.T, wide.queries.T, atol=1e-4)
+    narrow = narrowed(wide, directions)
+    assert np.allclose(narrow.queries @ narrow.documents.T, data.queries @ data.documents.T,
+                       atol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spec", [LinearSpec(), NudgeSpec(QueryOnMappedSpec(TwoSidedSpec(), GateSpec(
+        IDENTITY, KernelSpec(CorpusSpec(0.5), 0.4, 2.0), 0.0)))], ids=["map", "all"],
+)  # fmt: skip
+def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec: PipelineSpec) -> None:
+    data, _ = rotated_corpus(documents=60)
+    wide = replace(data, queries=data.queries @ WIDE.T, documents=data.documents @ WIDE.T)
+    directions = span(wide, 12)
+    narrow = narrowed(wide, directions)
+    fitter = PipelineFitter(narrow, TrainingOptions(learning_rate=0.003))
+    adapter, whole = fitter.fit(spec), fitted(spec, fitter, directions)
+    assert isinstance(whole, LowRankAdapter) == isinstance(spec, LinearSpec)  # the smaller one
+    scores = [
+        l2_normalize(found.apply(part.queries))
+        @ l2_normalize(found.apply(part.documents, "document", part.keys)).T
+        for found, part in ((adapter, narrow), (whole, wide))
+    ]
+    assert np.allclose(*scores, atol=1e-4)
+    aside = np.eye(40, dtype=np.float32) - directions @ directions.T
+    if isinstance(spec, LinearSpec):  # what lies aside of the directions stays
+        assert isinstance(whole, LowRankAdapter)
+        assert np.allclose(aside @ whole.up, 0, atol=1e-5)
 
 
 MAPPED = TwoSidedSpec()

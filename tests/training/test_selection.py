@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from llama_index_embeddings_adapted.training.auto.selection import (
     select,
     weighted_error,
 )
+from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
@@ -312,6 +314,37 @@ def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)  # type: ignore[attr-defined]
     fitter.fit(KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
+
+
+def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, _ = rotated_corpus(documents=40)
+    runs: list[int] = []
+    once, place = pipelines.descend, tmp_path / "adapter.fitting"
+
+    def killed(*args: Any, **settings: Any) -> Adapter:
+        runs.append(1)
+        if len(runs) == 4:
+            raise KeyboardInterrupt
+        return once(*args, **settings)
+
+    def run(seed: int = 0) -> Any:
+        options = TrainingOptions(seed=seed)
+        return tune(data, options, method=["linear"], kept=place, show_progress=False)
+
+    whole = run()
+    assert not place.exists()
+    monkeypatch.setattr(pipelines, "descend", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert len(list(place.glob("*/fold */linear"))) >= 1
+    done = len(list(place.glob("*/fold */linear")))
+    again = run()
+    assert len(runs) == 4 + (5 - done) + 1  # the other folds, and all queries
+    assert again.choice.gains == whole.choice.gains
+    assert again.candidate == whole.candidate
+    assert not place.exists()
 
 
 def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:

@@ -52,6 +52,16 @@ class TestFold:
         """Return how many judgements there are."""
         return len(self.rows)
 
+    def take(self, rows: Rows) -> TestFold:
+        """Keep these judgements."""
+        return TestFold(
+            self.queries[rows],
+            self.rows[rows],
+            self.relevance.take(rows),
+            self.excluded.take(rows),
+            self.known[rows],
+        )
+
     def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
         """Return NDCG@10 of each judgement.
 
@@ -109,7 +119,9 @@ class Fold:
         return self.test.ranked(queries, documents, min(depth, len(documents)))
 
 
-def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fold]:
+def folds(
+    data: EncodedDataset, *, count: int = 5, seed: int = 0, most: int | None = None
+) -> Iterator[Fold]:
     """Divide the relevance judgements so that each query is judged as known and as new.
 
     Documents are assigned to ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
@@ -123,7 +135,8 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
     Args:
         data: The training set.
         count: How many folds, ``>= 2``.
-        seed: Of the assignment.
+        seed: Of the assignment, and of the sample.
+        most: How many judgements a fold is to have; of more, a sample stands for all.
 
     Raises:
         TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
@@ -143,6 +156,9 @@ def folds(data: EncodedDataset, *, count: int = 5, seed: int = 0) -> Iterator[Fo
         fold = _fold(data, relevance, same, document_part == k, query_part == k)
         if len(fold.train.relevance) and len(fold.test):
             usable += 1
+            if most is not None and len(fold.test) > most:
+                drawn = np.sort(random.permutation(len(fold.test))[:most])
+                fold = replace(fold, test=fold.test.take(drawn))
             yield fold
     if not usable:
         raise TooLittleError(

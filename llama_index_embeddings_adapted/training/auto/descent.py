@@ -182,7 +182,7 @@ class _Descent:
         if len(self._pool) <= most:
             return self._pool
         own = np.union1d(relevant.documents, hard)
-        own = self._random.permutation(own)[: most // 2]
+        own = self._random.permutation(own)[:most]
         return np.union1d(own, self._random.choice(self._pool, most - len(own), replace=False))
 
     def _excess(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import ClassVar, cast
 
 import numpy as np
@@ -341,6 +342,7 @@ class PipelineFitter:
         spectrum: Of the documents; computed when first needed, if at all.
         start: What the query side does before anything is learned; by default nothing.
         base: Works on the vectors of the base model, where documents here are mapped.
+        kept: Where trained maps are kept, so that a run that was killed goes on with them.
     """
 
     train: EncodedDataset
@@ -348,6 +350,7 @@ class PipelineFitter:
     spectrum: Spectrum | None = None
     start: LinearAdapter | None = None
     base: PipelineFitter | None = None
+    kept: Path | None = None
     _trained: dict[TrainedSpec, tuple[Adapter, Adapter]] = field(default_factory=dict)
     _kernels: dict[float, tuple[Vectors, Vectors]] = field(default_factory=dict)
     _nudges: dict[PipelineSpec, NudgeAdapter] = field(default_factory=dict)
@@ -389,15 +392,26 @@ class PipelineFitter:
     def trained(self, spec: TrainedSpec) -> tuple[Adapter, Adapter]:
         """Return a map where training starts and where it ends."""
         if spec not in self._trained:
-            start, both = spec.start(self), spec.adapts_documents
-            options = replace(self.options, loss=spec.loss)
-            if both:  # every step maps the documents too
-                most = min(options.max_candidates, _MOST_MAPPED)
-                options = replace(options, max_candidates=most)
-            moment = None if both else self.directions.moment
-            end = descend(self.train, start, options, both=both, moment=moment)
-            self._trained[spec] = TwoSidedAdapter(start, start) if both else start, end
+            start = spec.start(self)
+            initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start
+            self._trained[spec] = initial, self._end(spec, start)
         return self._trained[spec]
+
+    def _end(self, spec: TrainedSpec, start: LinearAdapter) -> Adapter:
+        """Train a map, or read what a run before this one trained."""
+        place = None if self.kept is None else self.kept / str(spec)
+        if place is not None and place.exists():
+            return Adapter.load(place)
+        both = spec.adapts_documents
+        options = replace(self.options, loss=spec.loss)
+        if both:  # every step maps the documents too
+            most = min(options.max_candidates, _MOST_MAPPED)
+            options = replace(options, max_candidates=most)
+        moment = None if both else self.directions.moment
+        end = descend(self.train, start, options, both=both, moment=moment)
+        if place is not None:
+            end.save(place)
+        return end
 
     def on_mapped(self, document_map: BothSidesSpec) -> PipelineFitter:
         """Return the fitter of the query side where documents are as a map leaves them."""
@@ -407,7 +421,11 @@ class PipelineFitter:
             mapped = replace(self.train, documents=documents)
             start = cast(LinearAdapter, below.query)
             self._on_mapped[document_map] = PipelineFitter(
-                mapped, self.options, start=start, base=self
+                mapped,
+                self.options,
+                start=start,
+                base=self,
+                kept=None if self.kept is None else self.kept / f"on {document_map}",
             )
         return self._on_mapped[document_map]
 

@@ -223,7 +223,7 @@ def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
 def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[PipelineSpec]:
     if general == special:
         return []
-    return [GateSpec(general, special, log_odds) for log_odds in (-4.0, -2.0, 0.0, 2.0)]
+    return [GateSpec(general, special, log_odds) for log_odds in (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0)]
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from tqdm import tqdm
 
 from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
+from ...adapters.saving import library_version
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset, Qrels
 from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
@@ -35,6 +39,7 @@ from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 from .search_space import check_methods, search_space
 from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
+from .span import fitted, narrowed, span
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
@@ -80,6 +85,7 @@ def tune(
     expect: float | None = None,
     always: bool = False,
     words: Callable[[EncodedDataset], WordScores] | None = None,
+    kept: Path | None = None,
     show_progress: bool = True,
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
@@ -92,6 +98,7 @@ def tune(
         expect: Share of live queries about known documents, if the user knows it.
         always: Return the candidate whatever the verdict.
         words: Says what words find in these queries and documents; None: vectors only.
+        kept: A folder for what a run after a kill need not train again; gone after success.
         show_progress: Show bars, and what gain the data can prove.
     """
     space = search_space(check_methods(method, adapts), adapts)
@@ -105,10 +112,15 @@ def tune(
     identity = LinearAdapter.identity(data.queries.shape[1])
     try:
         found = words(sample) if words and not looks_random else None
-        selection = select(sample, space, mix, options, words=found, show_progress=show_progress)
+        place = kept and _place(kept, sample, options)
+        selection = select(
+            sample, space, mix, options, words=found, kept=place, show_progress=show_progress
+        )
     except TooLittleError as cause:
         return _base_kept(data, identity, str(cause), mix, provable)
-    candidate, failure = refit_on_all(selection.spec, PipelineFitter(data, options))
+    candidate, failure = refit_on_all(selection.spec, data, options)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
     overall, known, new = _parts(selection.scores, selection.chosen)
     verdict = _judge(selection, overall, known, new)
     if candidate is None:
@@ -127,12 +139,12 @@ def tune(
         {str(spec): selection.scores.margins(spec) for spec in selection.scores.scores},
     )
     served = candidate if choice.ship or always else identity
-    mixture = _mixture(selection, candidate, PipelineFitter(data, options))
+    mixture = _mixture(selection, candidate, data, options)
     return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
 
 
 def _mixture(
-    selection: Selection, candidate: Adapter, fitter: PipelineFitter
+    selection: Selection, candidate: Adapter, data: EncodedDataset, options: TrainingOptions
 ) -> tuple[ViewsReport | None, Adapter | None]:
     """Choose among the finalists beside words and a prior, and fit the choice on everything."""
     scores = selection.scores
@@ -149,8 +161,20 @@ def _mixture(
     spec = selection.finalists[views.model]
     if spec == selection.spec:
         return views, candidate
-    mixed, _ = refit_on_all(spec, fitter)
+    mixed, _ = refit_on_all(spec, data, options)
     return (views, mixed) if mixed is not None else (None, None)
+
+
+def _place(kept: Path, data: EncodedDataset, options: TrainingOptions) -> Path:
+    """Return the folder of this data and these options; those of others are removed."""
+    digest = hashlib.sha256(repr((options, library_version())).encode())
+    for array in (data.queries, data.documents, *vars(data.relevance).values()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    place = kept / digest.hexdigest()[:16]
+    for other in kept.glob("*") if kept.exists() else ():
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+    return place
 
 
 def _base_kept(
@@ -167,10 +191,14 @@ def _base_kept(
     return AutoResult(base, base, choice, _part(values, values), None, None, judged)
 
 
-def refit_on_all(spec: PipelineSpec, fitter: PipelineFitter) -> tuple[Adapter | None, str]:
+def refit_on_all(
+    spec: PipelineSpec, data: EncodedDataset, options: TrainingOptions
+) -> tuple[Adapter | None, str]:
     """Fit a spec on everything; None and why where it fails, as cross-fitting is not lost."""
     try:
-        return fitter.fit(spec), ""
+        directions = span(data, seed=options.seed)
+        fitter = PipelineFitter(narrowed(data, directions), options)
+        return fitted(spec, fitter, directions), ""
     except FAILURES as cause:
         failure = f"{spec} fails on all pairs: {cause}"
         warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)

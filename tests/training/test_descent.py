@@ -56,9 +56,9 @@ def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) ->
     if both:
         moved = applied(maps[1], documents)
     shares = torch.tensor(np.repeat(1.0 / data.relevance.counts, data.relevance.counts))
-    targets = Targets(
-        torch.tensor(data.relevance.queries), torch.tensor(data.relevance.documents), shares
-    )
+    none = torch.zeros(0, dtype=torch.int64)
+    relevant = torch.tensor(data.relevance.queries), torch.tensor(data.relevance.documents)
+    targets = Targets(*relevant, shares, none, none)
     loss = ranking_nll(adapted, moved, targets, temperature=0.05)
     loss = loss + anchor * (adapted @ moved.T - base @ documents.T).square().mean()
     for weights, side in zip(maps, parts, strict=True):

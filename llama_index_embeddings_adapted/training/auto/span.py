@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...adapters.base import Adapter, CompositeAdapter
-from ...adapters.maps import LinearAdapter, LowRankAdapter
-from ...adapters.nonparametric import NudgeAdapter
+from ...adapters.maps import LinearAdapter, LowRankAdapter, NudgeAdapter
 from ...core.arrays import Vectors, l2_normalize, normalized_blocks
 from ...core.encoded import EncodedDataset
 from ...errors import OptionError
@@ -81,10 +80,14 @@ def widened(adapter: Adapter, directions: Vectors) -> Adapter:
     if isinstance(adapter, LinearAdapter):
         dim, kept = directions.shape
         change = adapter.weight - np.eye(kept, dtype=np.float32)
-        bias = np.zeros(dim) if adapter.bias is None else directions @ adapter.bias
+        bias = None if adapter.bias is None else directions @ adapter.bias
         if 2 * kept < dim:
-            return LowRankAdapter(directions.T, directions @ change, bias)
-        return LinearAdapter(np.eye(dim) + directions @ change @ directions.T, bias)
+            none = np.zeros(dim, dtype=np.float32)
+            up = directions @ change
+            return LowRankAdapter(directions.T, up, none if bias is None else bias)
+        whole: Vectors = directions @ change @ directions.T
+        whole[np.diag_indices(dim)] += 1.0
+        return LinearAdapter(whole, bias)
     if isinstance(adapter, NudgeAdapter):
         return NudgeAdapter(adapter.keys, adapter.offsets @ directions.T)
     if not isinstance(adapter, CompositeAdapter):

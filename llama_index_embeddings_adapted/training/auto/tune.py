@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
-from ...adapters.saving import library_version
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset, Qrels
+from ...core.files import library_version
 from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search

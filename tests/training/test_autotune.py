@@ -191,7 +191,7 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> 
     found = cross_fitted(flags, base=base, given=given, chosen=base + change)
     spec = CHOSEN if change.any() else IDENTITY
     selection = Selection(spec, found, found.scores[CHOSEN], {})
-    return autotune._judge(selection, *autotune._parts(selection))
+    return autotune._judge(selection, *autotune._parts(selection.scores, selection.chosen))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected() -
     change = np.array([0.4, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0])
     found = cross_fitted(flags, expect=0.75, rows=np.tile(np.arange(4), 2), chosen=0.5 + change)
     selection = Selection(CHOSEN, found, found.scores[CHOSEN], {})
-    overall, known, new = autotune._parts(selection)
+    overall, known, new = autotune._parts(selection.scores, selection.chosen)
     assert overall.queries == 4
     assert overall.base["ndcg@10"] == pytest.approx(0.5)
     assert overall.difference.mean == pytest.approx(0.75 * 0.4)

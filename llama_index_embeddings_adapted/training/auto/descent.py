@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...adapters.base import Adapter
+from ...adapters.base import Adapter, describe
 from ...adapters.composites import TwoSidedAdapter
 from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize
 from ...core.encoded import EncodedDataset, Qrels
-from ...errors import TrainingError
+from ...errors import OptionError, TrainingError
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 
@@ -58,6 +58,26 @@ def descend(
     for step in range(_STEPS):
         run.step(1.0 - step / _STEPS)
     return run.export()
+
+
+def interpolated(initial: Adapter, trained: Adapter, alpha: float) -> Adapter:
+    """Return the adapter that lies between two, in their weights.
+
+    Args:
+        initial: A map.
+        trained: One of the same kind.
+        alpha: 0 is the first, 1 the second.
+
+    Raises:
+        OptionError: Adapters that cannot be mixed.
+    """
+    if describe(initial) != describe(trained):
+        raise OptionError(f"Expected two maps of one kind to mix, got {initial!r} and {trained!r}.")
+    start = initial.arrays()
+    mixed = {
+        name: (1 - alpha) * start[name] + alpha * array for name, array in trained.arrays().items()
+    }
+    return type(trained).build(mixed, trained.config())
 
 
 class _Weights:

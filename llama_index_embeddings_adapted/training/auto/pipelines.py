@@ -16,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ...adapters.base import Adapter, describe
+from ...adapters.base import Adapter
 from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedAdapter
 from ...adapters.maps import KernelAdapter, LinearAdapter, NudgeAdapter, gaussian
 from ...core.arrays import Vectors, l2_normalize
 from ...core.encoded import EncodedDataset
-from ...errors import OptionError
 from ..closed_form import Spectrum, answer_directions, kernel_ridge, ridge, whitening
 from ..nudging import NudgeOptions, listwise_nudges, nudge_n
 from ..options import Loss, TrainingOptions
 from .cross_fitting import TestFold, fit_gate
-from .descent import descend
+from .descent import descend, interpolated
 from .shortlist import Mixture, QueryBasis, mixed
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
@@ -441,23 +440,3 @@ class PipelineFitter:
                 self.train, _NUDGE_EPOCHS, options, below=self.fit(below)
             )
         return self._nudges[below]
-
-
-def interpolated(initial: Adapter, trained: Adapter, alpha: float) -> Adapter:
-    """Return the adapter that lies between two, in their weights.
-
-    Args:
-        initial: A map.
-        trained: One of the same kind.
-        alpha: 0 is the first, 1 the second.
-
-    Raises:
-        OptionError: Adapters that cannot be mixed.
-    """
-    if describe(initial) != describe(trained):
-        raise OptionError(f"Expected two maps of one kind to mix, got {initial!r} and {trained!r}.")
-    start = initial.arrays()
-    mixed = {
-        name: (1 - alpha) * start[name] + alpha * array for name, array in trained.arrays().items()
-    }
-    return type(trained).build(mixed, trained.config())

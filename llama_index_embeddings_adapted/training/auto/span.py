@@ -85,7 +85,7 @@ def widened(adapter: Adapter, directions: Vectors) -> Adapter:
             none = np.zeros(dim, dtype=np.float32)
             up = directions @ change
             return LowRankAdapter(directions.T, up, none if bias is None else bias)
-        whole: Vectors = directions @ change @ directions.T
+        whole = np.asarray(directions @ change @ directions.T, dtype=np.float32)
         whole[np.diag_indices(dim)] += 1.0
         return LinearAdapter(whole, bias)
     if isinstance(adapter, NudgeAdapter):

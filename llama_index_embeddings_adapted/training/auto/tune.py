@@ -127,20 +127,27 @@ def tune(
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
     if looks_random and not (new and new.difference.beyond_luck):  # generalising is no artefact
         verdict = LOOKS_RANDOM
-    choice = SelectionReport(
+    choice = _choice(selection, verdict, mix, provable, sampled)
+    served = candidate if choice.ship or always else identity
+    mixture = _mixture(selection, candidate, data, options)
+    return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
+
+
+def _choice(
+    selection: Selection, verdict: Verdict, mix: QueryMix, provable: float, sampled: str
+) -> SelectionReport:
+    scores = selection.scores
+    return SelectionReport(
         str(selection.spec),
         verdict,
         mix.known_share,
         mix.given,
         provable,
         sampled,
-        {str(spec): selection.scores.mean_gains(spec) for spec in selection.scores.scores},
+        {str(spec): scores.mean_gains(spec) for spec in scores.scores},
         {str(spec): why for spec, why in selection.failed.items()},
-        {str(spec): selection.scores.margins(spec) for spec in selection.scores.scores},
+        {str(spec): scores.margins(spec) for spec in scores.scores},
     )
-    served = candidate if choice.ship or always else identity
-    mixture = _mixture(selection, candidate, data, options)
-    return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
 
 
 def _mixture(

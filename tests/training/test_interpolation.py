@@ -8,7 +8,7 @@ from llama_index_embeddings_adapted.adapters.composites import TwoSidedAdapter
 from llama_index_embeddings_adapted.adapters.maps import LowRankAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.auto.pipelines import interpolated
+from llama_index_embeddings_adapted.training.auto.descent import interpolated
 
 DIM = 4
 

@@ -307,6 +307,8 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         DatasetError: It cannot be read.
     """
+    if not path.is_file():
+        raise DatasetError(f"{path}: expected a text file, one query per line; there is none.")
     omissions = Omissions(path)
     with open_lines(path, omissions) as lines:
         found = [repaired(line).strip() for line in lines if line.strip()]

@@ -444,5 +444,6 @@ def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
             raise OptionError(
                 f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
             ) from None
-    contents.check_judged(value.queries, value.relevant_docs, what=f"{name}: ")
-    return value
+    dataset: EmbeddingQAFinetuneDataset = value
+    contents.check_judged(dataset.queries, dataset.relevant_docs, what=f"{name}: ")
+    return dataset

@@ -162,7 +162,7 @@ def located(name: str) -> str:
 
 def _kept_aside(model: BaseEmbedding) -> dict[str, Any]:
     """Return what a sentence-transformers model was built with and LlamaIndex has no field for."""
-    inner = getattr(model, "_model", None)
+    inner: Any = getattr(model, "_model", None)
     if not hasattr(inner, "truncate_dim"):
         return {}
     dtype = str(getattr(inner, "dtype", "torch.float32")).removeprefix("torch.")

@@ -400,7 +400,7 @@ def hard_negatives(
     for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
         relevant = data.canonical_rows[data.relevance.relevant_to(query)]
         allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
-        own = [] if data.hidden is None else data.hidden.relevant_to(query)
+        own: Any = [] if data.hidden is None else data.hidden.relevant_to(query)
         allowed &= ~np.isin(data.canonical_rows[rows], relevant) & ~np.isin(rows, own)
         allowed &= data.canonical_rows[rows] == rows
         found.append(rows[allowed][skip : skip + k])

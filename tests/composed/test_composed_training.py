@@ -74,7 +74,9 @@ def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> ComposedFinetuneEngine:
     folder = tmp_path_factory.mktemp("trained")
-    found = engine(folder, CountingEmbedding(), epochs=8, report_path=folder / "report.html")
+    # Wide enough to tell the things apart, which queries and documents name: not blind to the task.
+    black_box = CountingEmbedding(dim=64)
+    found = engine(folder, black_box, epochs=8, report_path=folder / "report.html")
     found.finetune()
     return found
 

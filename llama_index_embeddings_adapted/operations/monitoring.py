@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..adapters.base import Adapter
 from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter, NudgeAdapter
+from ..adapters.prior import DocumentPrior
 from ..adapters.sketch import QuerySketch
 from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
@@ -335,7 +336,8 @@ def moved_documents(
     """Report which documents a model moves, and how far.
 
     Args:
-        model: With an adapter that moves documents, or one that does not.
+        model: With an adapter that moves documents, or one that does not. Of a
+            :class:`DocumentPrior` the changes of scores are reported.
         corpus: Document id → text, as it is embedded. Texts that are cached are not embedded again.
         cache_dir: See :class:`Encoder`.
         show_progress: Show a bar while embedding.
@@ -347,14 +349,18 @@ def moved_documents(
         raise OptionError("corpus: expected at least one document, got none.")
     texts = list(corpus.values())
     adapter, ids, keys = model.adapter, list(corpus), content_hashes(texts)
-    if adapter.input_dim != adapter.output_dim:
+    is_prior = isinstance(adapter, DocumentPrior)  # its two more dimensions are no distance
+    if adapter.input_dim != adapter.output_dim and not is_prior:
         raise OptionError("An adapter that changes the dimension moves documents by no distance.")
     with Encoder(
         model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
     ) as encoder:
         vectors = encoder.encode(texts, "document")
-    after = l2_normalize(adapter.apply(vectors, "document", keys))
-    lengths = np.linalg.norm(after - l2_normalize(vectors), axis=1)
+    if isinstance(adapter, DocumentPrior):
+        lengths = np.abs(adapter.shifts(vectors, keys))
+    else:
+        after = l2_normalize(adapter.apply(vectors, "document", keys))
+        lengths = np.linalg.norm(after - l2_normalize(vectors), axis=1)
     order = np.argsort(-lengths, kind="stable")
     distances = {ids[row]: float(lengths[row]) for row in order if lengths[row] > _MOVED}
     nudges = _nudges_in(adapter)

@@ -40,7 +40,8 @@ def adapt_without_labels(
     The prior needs queries as users ask them: those of a log, or questions that an LLM writes;
     documents in their place can do harm. Without either, words are all that is added. Nothing is
     trained and nothing proven: :meth:`HybridRetriever.moved_documents` shows what changes, and
-    :class:`Mixture` lets it be judged as soon as some queries are.
+    :class:`Mixture` lets it be judged as soon as some queries are. To prove a gain of .05 NDCG@10
+    takes 70 to 400 judged queries, as queries differ by .14 to .34 (standard deviation).
 
     Args:
         index_or_nodes: An index over vectors of ``base``, which stays as it is; or nodes, which go

@@ -46,7 +46,7 @@ class HybridRetriever(BaseRetriever):
     The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
     metadata of ``nodes``, and a document whose node is not known passes none. Documents that were
     added to the store but not here keep what the store says of them, words and prior left out,
-    until :meth:`from_nodes` is called anew.
+    until :meth:`add_nodes` has them.
 
     Args:
         dense: A retriever over the vector store that gives ``candidates`` nodes; its embedding
@@ -302,6 +302,47 @@ class HybridRetriever(BaseRetriever):
             if not self._past:
                 raise OptionError("There are no earlier views to roll back to.")
             self.views = self._past.pop()
+
+    def add_nodes(
+        self, nodes: Iterable[BaseNode], *, cache_dir: CacheDir = None, show_progress: bool = True
+    ) -> None:
+        """Take in nodes that were added to the store, or changed there.
+
+        Words are counted anew, as idf depends on all documents; only the new nodes are embedded.
+
+        Args:
+            nodes: With the ids they have in the store.
+            cache_dir: See :meth:`from_nodes`.
+            show_progress: Likewise.
+
+        Raises:
+            OptionError: No node.
+        """
+        new = nodes_by_id(nodes)
+        found = {**nodes_by_id(self.nodes), **new}
+        texts = {name: found[name].get_content(metadata_mode=MetadataMode.EMBED) for name in found}
+        own = [texts[name] for name in new]
+        keys, vectors = document_vectors(
+            self._model, own, cache_dir=cache_dir, show_progress=show_progress
+        )
+        views = self.views
+        kept = [row for row, name in enumerate(views.lexical.ids) if name in found]
+        kept = [row for row in kept if views.lexical.ids[row] not in new]
+        ids = [*(views.lexical.ids[row] for row in kept), *new]
+        if isinstance(self.nodes, BaseDocumentStore):
+            self.nodes.add_documents(list(new.values()))
+        else:
+            self.nodes = found
+        dense: Any = self.dense
+        named = getattr(dense, "_node_ids", None)
+        if named and set(views.lexical.ids) <= set(named):  # all that an index in memory had
+            dense._node_ids = list(dict.fromkeys([*named, *new]))
+        self._allowed = None
+        self.swap(
+            lexical=BM25Index.of({name: texts[name] for name in ids}),
+            vectors=np.concatenate([views.vectors[kept], vectors]),
+            keys=np.concatenate([views.keys[kept], keys]),
+        )
 
     def moved_documents(self, count: int = 20) -> dict[str, float]:
         """Return which documents' scores the prior changes most: id → change, largest first."""

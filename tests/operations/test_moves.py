@@ -9,6 +9,7 @@ import pytest
 
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
+    DocumentPrior,
     LinearAdapter,
     bound_nudges,
     moved_documents,
@@ -116,3 +117,13 @@ def test_what_has_no_nudges_or_no_distance_is_refused(base: CountingEmbedding) -
     wider = AdaptedEmbedding(base, LinearAdapter(np.ones((4, 16)), shared=True))
     with pytest.raises(OptionError, match="by no distance"):
         moved_documents(wider, CORPUS, **QUIET)
+
+
+def test_a_prior_moves_scores(base: CountingEmbedding) -> None:
+    corpus = dict(zip("abc", TEXTS, strict=True))
+    vectors = np.float32([base.vector("document", text) for text in TEXTS])
+    prior = DocumentPrior.of(vectors[:1], vectors, weight=0.5)
+    report = moved_documents(AdaptedEmbedding(base, prior), corpus, **QUIET)
+    changes = np.abs(prior.shifts(vectors))
+    assert dict(report.distances) == pytest.approx(dict(zip("abc", changes, strict=True)))
+    assert report.farthest == pytest.approx(changes.max())

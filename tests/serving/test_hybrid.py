@@ -323,3 +323,29 @@ def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
         HybridRetriever(Bare(), words, **good)
     with pytest.raises(OptionError, match="nodes of the index, got none"):
         HybridRetriever.from_nodes(index, [], **QUIET)
+
+
+def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(
+    model: CountingEmbedding,
+) -> None:
+    old, new = NODES[:60], NODES[60:]
+    edited = TextNode(id_=IDS[3], text="zebra " + NODES[3].text)
+    index = index_of(model, nodes=list(old))
+    hybrid = HybridRetriever.from_nodes(index, old, prior=prior_of(model), weight=0.4, **QUIET)
+    index.insert_nodes(new)
+    counting = CountingEmbedding()
+    hybrid.embed_model = counting
+    hybrid.add_nodes([*new, edited], **QUIET)
+    assert [role for role, _ in counting.asked if _ in {n.text for n in old}] == []
+    assert len(hybrid.views.lexical) == len(NODES)
+    whole = [*(node for node in NODES if node.node_id != IDS[3]), edited]
+    anew = HybridRetriever.from_nodes(
+        index_of(model, nodes=whole), whole, prior=hybrid.views.prior, weight=0.4, **QUIET
+    )
+    for query in ("zebra", QUERIES[0]):
+        one, other = (
+            {n.node_id: round(n.score, 5) for n in each.retrieve(query)} for each in (hybrid, anew)
+        )
+        assert one == other
+    hybrid.roll_back()
+    assert len(hybrid.views.lexical) == 60

@@ -212,6 +212,8 @@ def _summary(
     """Return label and sentence of each thing that who decides should know."""
     base, *others = page_data.scores.items() or [("base", None)]
     new = max(others, key=lambda item: item[1][METRIC])[0] if others else "adapted"
+    if page_data.verdict and "adapted" in page_data.scores:  # a report has views beside it
+        new = "adapted"
     report = page_data.trained.get(new, {})
     found = [page_data.scores[name] for name in (base[0], new) if others]
     sources = _sources(page_data, report)

@@ -211,6 +211,8 @@ def _summary(
 ) -> list[tuple[str, str]]:
     """Return label and sentence of each thing that who decides should know."""
     base, *others = page_data.scores.items() or [("base", None)]
+    if page_data.verdict is not None:  # of a training: views stand beside what was trained
+        others = [item for item in others if item[0] in page_data.trained] or others
     new = max(others, key=lambda item: item[1][METRIC])[0] if others else "adapted"
     if page_data.verdict and "adapted" in page_data.scores:  # a report has views beside it
         new = "adapted"

@@ -132,9 +132,7 @@ class EmbeddingAdapterFinetuneEngine:
         report_path: Where ``finetune()`` writes a page about what it found, such as
             ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
         show_progress: Show bars.
-        train_kwargs: Fields of
-            :class:`TrainingOptions`: ``loss``,
-            ``optimizer_class``, ``optimizer_params``, ``learning_rate``, ``max_grad_norm``, ….
+        train_kwargs: Fields of :class:`TrainingOptions`: ``loss``, ``optimizer_class``, ….
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.
@@ -202,15 +200,12 @@ class EmbeddingAdapterFinetuneEngine:
         """Start from a saved adapter, ours or one of the old package.
 
         Args:
-            dataset: See the class.
-            embed_model: See the class.
+            dataset, embed_model, kwargs: See the class.
             model_path: Its folder.
             model_cls: Accepted for old scripts; the folder says what it holds.
-            kwargs: See the class.
         """
-        return cls(
-            dataset, embed_model, adapter_model=saving.load(Path(model_path)).adapter, **kwargs
-        )
+        adapter = saving.load(Path(model_path)).adapter
+        return cls(dataset, embed_model, adapter_model=adapter, **kwargs)
 
     def finetune(self, **train_kwargs: Any) -> None:
         """Embed what is not cached, train, and save the adapter to ``model_output_path``.

@@ -136,7 +136,7 @@ def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> d
         asked, queries = (_adapted(change, each) for each in (bank, l2_normalize(data.queries)))
         prior = DocumentPrior(asked, content_hashes(about))
         nearness = prior.nearness(documents, keys)
-        scored = views.Scored(data, queries @ documents.T, shares, nearness)
+        scored = views.Scored(data, queries @ documents.T, shares, nearness, ())
         found[label] = scored.mixed(0, 0)
         found[f"{label}, prior"] = scored.mixed(0, views.PENALTY)
         found[f"{label}, words, prior"] = scored.mixed(views.WORDS, views.PENALTY)

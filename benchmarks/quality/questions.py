@@ -24,7 +24,6 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.questions.selection import round_trip
 
@@ -111,15 +110,10 @@ def _measured(
     return {
         **_facts(written, base, cache),
         "test queries": len(test),
-        "verdict": _verdict(engine.report),
+        "verdict": engine.report.verdict,
         "ndcg@10": scores["base"]["ndcg@10"],
         "gains": {v: [gain.mean, gain.low, gain.high] for v, gain in gains.items()},
     }
-
-
-def _verdict(report: FinetuneReport) -> list[Any]:
-    """Return what the written questions say of the adapter, and whether they prove a gain."""
-    return [report.verdict, report.overall.low > 0]
 
 
 def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> dict[str, Any]:

@@ -247,14 +247,16 @@ def round_trip(
 def _strange(queries: Vectors, examples: Vectors) -> Rows:
     """Tell which queries are farther from the examples' mean than chance lets an example be.
 
-    That is three standard deviations below what each example has with the mean of the others.
+    That is three standard deviations below what each example has with the mean of the others, and
+    more where few examples say little of their spread.
     """
     if not len(examples):
         return np.zeros(len(queries), dtype=np.int64)
     others = l2_normalize(examples.sum(axis=0) - examples)
     usual = (others * examples).sum(axis=1)
     near = queries @ l2_normalize(examples.sum(axis=0, keepdims=True))[0]
-    return np.asarray(near < usual.mean() - 3 * usual.std(), dtype=np.int64)
+    tolerance = 3 + 12 / len(examples)  # about 99 % of the like, as of a normal sample
+    return np.asarray(near < usual.mean() - tolerance * usual.std(ddof=1), dtype=np.int64)
 
 
 def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:

@@ -65,7 +65,8 @@ def run(
             real = sets.load(data, name)
         test = views._some(real.tests["test"], views.MOST_TEST)
         row = _measured(name, real.train, test, base, cache, shown, most)
-        environment.add("questions", "python -m benchmarks questions", (name, str(shown)), row)
+        command = f"python -m benchmarks questions --most {most}"
+        environment.add("questions", command, (name, str(shown)), row)
         print(name, shown, row["kept"], row["ndcg@10"], row["gains"], flush=True)
 
 

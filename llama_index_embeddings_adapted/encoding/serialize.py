@@ -125,7 +125,7 @@ _PACKAGE = "package:"
 _NOT_KEPT = frozenset(
     ("self", "async_http_client", "cache_dir", "cache_folder", "callback_manager", "device",
      "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar",
-     "target_devices", "tokenizer", "trust_remote_code")
+     "target_devices", "tokenizer", "training", "trust_remote_code")
 )  # fmt: skip
 
 

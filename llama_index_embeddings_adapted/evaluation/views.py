@@ -216,6 +216,8 @@ def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int
     values = [worth(grid, among) for grid in grids]
     pairs = [int(value.argmax()) for value in values]
     best = max(range(len(grids)), key=lambda at: values[at][pairs[at]])
+    if np.isneginf(values[best][pairs[best]]):  # everything harms: as documents of equal vectors do
+        return 0, 0
     for at, pair in enumerate(pairs):
         behind = (grids[best][pairs[best]] - grids[at][pair])[among]
         error = behind.std(ddof=1) / len(behind) ** 0.5 if len(behind) > 1 else 0.0
@@ -432,9 +434,10 @@ def judge_on(
         seed: Of the folds.
 
     Returns:
-        None for a corpus of more documents than are scored at once, 65,536.
+        None for one query, and for a corpus of more documents than are scored at once, 65,536.
     """
-    if max(len(part.data.documents) for part in validation.parts) > DOCUMENTS_PER_BLOCK:
+    most = max(len(part.data.documents) for part in validation.parts)
+    if len(validation) < 2 or most > DOCUMENTS_PER_BLOCK:
         return None
     identity = LinearAdapter.identity(adapter.input_dim)
     models = [identity] if adapter.is_identity else [identity, adapter]

@@ -438,7 +438,9 @@ def test_a_read_only_folder_is_enough_to_look_and_to_compare(
     assert list(here.iterdir()) == []
 
 
-def test_a_shell_can_complete_commands() -> None:
+def test_a_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests have no shell to be found: it is named.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     shown = Ran("--show-completion", "bash", process=True)
     assert (shown.code, "complete -o default" in shown.out) == (0, True)
 
@@ -660,7 +662,7 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
 # --- the documentation ----------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = (ROOT / "docs" / "command-line.md").read_text("utf-8")
 
 
 def test_the_commands_of_all_pages_exist_with_their_options() -> None:
@@ -674,10 +676,10 @@ def test_the_commands_of_all_pages_exist_with_their_options() -> None:
         assert all(f"{word} " in shown for word in rest if word.startswith("--")), line
 
 
-def test_the_configuration_file_of_the_readme_is_one(
+def test_the_configuration_file_of_the_guide_is_one(
     counting: CountingEmbedding, pairs: Path, tmp_path: Path
 ) -> None:
-    text = README.partition("```toml\n")[2].partition("```")[0]
+    text = COMMANDS.partition("```toml\n")[2].partition("```")[0]
     Path("run.toml").write_text(text)
     adapter(tmp_path / "adapter", counting)
     pairs.rename("test.json")

@@ -109,7 +109,8 @@ class _Side(_Weights):
         self._vectors = vectors
         mapped: Matrix = vectors @ self.value[:, :-1].T
         mapped += self.value[:, -1]
-        self._lengths = np.sqrt(np.einsum("ij,ij->i", mapped, mapped))[:, None]
+        lengths = np.sqrt(np.einsum("ij,ij->i", mapped, mapped))[:, None]
+        self._lengths = np.maximum(lengths, np.float32(1e-12))  # a zero vector stays one
         units: Vectors = mapped / self._lengths
         self._units = units
         return units

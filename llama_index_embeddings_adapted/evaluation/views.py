@@ -216,7 +216,7 @@ def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int
     values = [worth(grid, among) for grid in grids]
     pairs = [int(value.argmax()) for value in values]
     best = max(range(len(grids)), key=lambda at: values[at][pairs[at]])
-    if np.isneginf(values[best][pairs[best]]):  # everything harms: as documents of equal vectors do
+    if np.isneginf(values[best][pairs[best]]):  # all harm, as among equal documents
         return 0, 0
     for at, pair in enumerate(pairs):
         behind = (grids[best][pairs[best]] - grids[at][pair])[among]
@@ -255,7 +255,7 @@ class JudgedPart:
     def picked(self, picks: Sequence[tuple[int, int]], fold: Rows) -> RetrievalScores:
         """Return what the model and weights of each query's fold find."""
         rows = np.full((len(fold), DEPTH), NO_DOCUMENT, dtype=np.int64)
-        for (model, pair), k in zip(picks, range(len(picks)), strict=True):
+        for k, (model, pair) in enumerate(picks):
             mine = np.flatnonzero(fold == k)
             if len(mine):
                 candidates = self.candidates[model]
@@ -393,10 +393,9 @@ def judge_views(
 
     base = found(lambda each: each.mixed(0.0, 0.0))
     worth = expected_gain(base.values(METRIC), known, share, given=given)
-    models = range(len(parts[0].candidates))
     grids = [
         np.concatenate([part.candidates[at].grid(part.relevance) for part in parts], axis=1)
-        for at in models
+        for at in range(len(parts[0].candidates))
     ]
     single = {"base + BM25": [_without_prior(grids[0])], "base + words + prior": grids[:1]}
     picked = {}
@@ -434,14 +433,13 @@ def judge_on(
         seed: Of the folds.
 
     Returns:
-        None for one query, and for a corpus of more documents than are scored at once, 65,536.
+        None for one query, and for more documents than are scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
     if len(validation) < 2 or most > DOCUMENTS_PER_BLOCK:
         return None
     identity = LinearAdapter.identity(adapter.input_dim)
-    models = [identity] if adapter.is_identity else [identity, adapter]
-    parts = []
+    models, parts = [identity] if adapter.is_identity else [identity, adapter], []
     for data, own in zip((part.data for part in validation.parts), texts, strict=True):
         index = BM25Index.of(dict(zip(data.document_ids, own.documents, strict=True)))
         words = WordScores.of(index, own.queries)

@@ -465,7 +465,11 @@ def test_settings_take_an_adapted_model(
             ShapeError,
             "expected 16 dimensions, as the documents.*got 8.*cannot change the dimension",
         ),
-        (lambda _: AdaptedEmbedding("local:x", ADAPTER), OptionError, "base_embed_model.*names no model"),
+        (
+            lambda _: AdaptedEmbedding("local:x", ADAPTER),
+            OptionError,
+            "base_embed_model.*names no model",
+        ),
         (lambda base: AdaptedEmbedding(base, np.eye(16)), OptionError, "adapter: .*got ndarray"),
         (
             lambda base: AdaptedEmbedding(base, ADAPTER, embeddings_cache={}),

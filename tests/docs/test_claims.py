@@ -59,8 +59,8 @@ def test_a_claim_is_what_was_measured(row: tuple[str, ...]) -> None:
     assert claim in (ROOT / page).read_text(encoding="utf-8")
     found = environment.load(Path(file).stem)
     assert found["command"].startswith(command)
-    one, _, other = place.partition(" over ")
-    value = measured(file, one) / measured(file, other) - 1 if other else measured(file, one)
+    one, _, other = place.partition(" of ")
+    value = measured(file, one) / (measured(file, other) if other else 1)
     said, digits = number(claim)
     scale = 100 if "%" in claim else 1
     assert round(value * scale, digits) == pytest.approx(said)

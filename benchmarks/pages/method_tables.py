@@ -21,7 +21,7 @@ _VIEWS = {
     "words and prior": "both, no label",
     "two weights on dev": "both, dev",
 }
-_AUTO = ("auto, query", "auto, query, told", "auto, both", "auto, both, told")
+_AUTO = ("auto, query", "auto, both")
 _PEERS = (
     "llama-index-finetuning, as shipped",
     "llama-index-finetuning, tuned",
@@ -30,59 +30,30 @@ _PEERS = (
 )
 
 
-def quality_table() -> str:
-    """NDCG@10 on every test set: base, default adapter, known and new documents apart."""
-    rows = []
-    for name, variants in environment.load("quality")["sets"].items():
-        runs = [run["tests"]["test"] for run in variants["default"]]
-        whole = [run["all"] for run in runs]
-        base, adapted = (mean(r[m]["ndcg@10"] for r in whole) for m in ("base", "adapted"))
-        rows.append(
-            (name, f"{whole[0]['queries']:,}", f"{base:.4f}", f"{adapted:.4f}",
-             f"{adapted / base - 1:+.1%}", gain(runs, "known"), gain(runs, "new"))
-        )  # fmt: skip
-    return table(
-        "data set | test queries | base | adapted | gain | known documents | new documents", rows
-    )
-
-
-def methods_table() -> str:
-    """Gain in NDCG@10 over the base model on every test set: peers and ours."""
-    found = _methods()
-    columns = [c for c in (*_PEERS, *_AUTO) if any(c in runs for runs in found.values())]
-    rows = [
-        (name, f"{_base(runs):.4f}", *(_relative(runs.get(column, [])) for column in columns))
-        for name, runs in found.items()
-    ]
-    return table(" | ".join(["data set", "base", *columns]), rows)
-
-
 def front_table() -> str:
     """What a user would switch on instead, the best peer, and ours, on every set."""
-    found = _methods()
-    for name, measured in environment.load("unseen")["sets"].items():
-        found[name] = {method: [run] for method, run in measured.items()}
+    peers = environment.load("peers")["sets"] | environment.load("unseen")["sets"]
     rows = []
-    for name, runs in found.items():
-        peers = [_relative(runs[peer]) for peer in _PEERS if peer in runs]
-        best = max(peers, key=lambda shown: float(shown.rstrip("%")), default="–")
-        views = environment.found("views", "sets", name, "views")
-        beside = [_gain_of(views, view) for view in ("rank fusion", "both, no label")]
-        ours = [_relative(runs.get(method, [])) for method in ("auto, query", "auto, both")]
-        rows.append((name, f"{_base(runs):.4f}", beside[0], best, beside[1], *ours))
+    for name, found in environment.load("views")["sets"].items():
+        views = found["views"]
+        tuned = [_relative([run]) for peer, run in peers.get(name, {}).items() if peer in _PEERS]
+        best = max(tuned, key=lambda shown: float(shown.rstrip("%")), default="–")
+        ours = [_gain_of(views, view) for view in ("both, no label", "auto", "auto + views")]
+        rows.append(
+            (name, f"{views['base']['ndcg@10']:.4f}", _gain_of(views, "rank fusion"), best, *ours)
+        )
     return table(
         "data set | base | LlamaIndex's rank fusion | best peer, tuned | ours, no labels | "
-        "ours, queries | ours, both sides",
+        "ours, one vector | ours, with words",
         rows,
     )
 
 
 def _gain_of(views: dict[str, Any], view: str) -> str:
-    return f"{views[view]['ndcg@10'] / views['base']['ndcg@10'] - 1:+.1%}" if views else "–"
-
-
-def _base(runs: dict[str, Runs]) -> float:
-    return float(runs["auto, query"][0]["tests"]["test"]["all"]["base"]["ndcg@10"])
+    """Return a gain relative to the base model, ``–`` where it was not measured."""
+    if view not in views:
+        return "–"
+    return f"{views[view]['ndcg@10'] / views['base']['ndcg@10'] - 1:+.1%}"
 
 
 def _methods() -> dict[str, dict[str, Runs]]:
@@ -96,13 +67,13 @@ def _methods() -> dict[str, dict[str, Runs]]:
 
 
 def targets_table() -> str:
-    """What ``method="auto"`` gains where it is told what to expect, and where it is not."""
+    """What ``method="auto"`` gains, and on known and new documents where both sides adapt."""
     rows = []
     for name, found in _methods().items():
         tests = [run["tests"]["test"] for run in found.get("auto, both", found["auto, query"])]
         gains = (_relative(found.get(variant, []), spread=True) for variant in _AUTO)
         rows.append((name, *gains, gain(tests, "known"), gain(tests, "new")))
-    return table(" | ".join(["data set", *_AUTO, "known, not told", "new, not told"]), rows)
+    return table(" | ".join(["data set", *_AUTO, "known, both", "new, both"]), rows)
 
 
 def calibration_table() -> str:
@@ -316,8 +287,6 @@ def _relative(runs: Runs, *, spread: bool = False) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "front": front_table,
-    "quality": quality_table,
-    "methods": methods_table,
     "targets": targets_table,
     "calibration": calibration_table,
     "nulls": nulls_table,

@@ -1,4 +1,4 @@
-"""Methods side by side on real test sets: known and new documents, told and not told."""
+"""Methods side by side on real test sets: known and new documents."""
 
 from __future__ import annotations
 
@@ -14,21 +14,9 @@ from benchmarks.quality.quality import judge
 Row = dict[str, Any]
 
 COMMAND = "python -m benchmarks methods --seeds 5"  # measures all that the file is to have
-# Share of test queries about documents with training questions: the one thing a user may know.
-SEEN = {
-    "nfcorpus": 1.0,
-    "scifact": 0.65,
-    "uberlyft_10k": 0.0,
-    "squad_dev": 0.19,
-    "nl2bash": 0.22,
-    "tldr_pages": 0.47,
-    "banking77_intent": 1.0,
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "auto, query": {"method": "auto"},
-    "auto, query, told": {"method": "auto", "told": True},
     "auto, both": {"method": "auto", "adapts": "both"},
-    "auto, both, told": {"method": "auto", "adapts": "both", "told": True},
 }
 
 
@@ -92,8 +80,6 @@ def _tell(name: str, variant: str, row: Row) -> None:
 
 def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
     """Train a variant on train and dev, and test it."""
-    if options.pop("told", False):
-        options["expect"] = SEEN[real.name]
     began = time.perf_counter()
     engine = sets.trained(real, base, cache, **options)
     seconds = time.perf_counter() - began

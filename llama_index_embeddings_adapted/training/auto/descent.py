@@ -1,4 +1,4 @@
-"""Training linear maps in a few dozen steps, with gradients written out.
+"""Training linear maps in 80 to 200 steps, with gradients written out.
 
 Cross-fitting fits dozens of maps to a few hundred queries each. There, what automatic
 differentiation does around a step costs more than its arithmetic.
@@ -21,7 +21,7 @@ from ...errors import OptionError, TrainingError
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 
-_STEPS = 80  # more gain little
+_STEPS = (80, 200)  # a tenth of the queries, within these: more gain little
 _RATE = 8.0  # times that of the options, where it starts; it falls to zero
 _MOMENTS = (0.9, 0.999)  # of Adam
 _ANCHORS = 128  # documents that a step draws to hold scores, where documents move
@@ -46,8 +46,8 @@ def descend(
     Args:
         train: Queries to learn from.
         start: Where both sides start, and what they are drawn back to.
-        options: Loss, batch size, rates and weights; ``epochs`` has no effect, as 80 steps are
-            taken however many queries there are.
+        options: Loss, batch size, rates and weights; ``epochs`` has no effect: 80 steps are taken
+            for up to 800 queries, 200 for 2,000 and more.
         both: Map documents too.
         moment: Mean of ``d dᵀ`` over all documents, ``(dim, dim)``, if it is at hand.
 
@@ -55,8 +55,10 @@ def descend(
         Kingma and Ba 2015, arXiv:1412.6980, for the steps.
     """
     run = _Descent(train, start, options, both, moment)
-    for step in range(_STEPS):
-        run.step(1.0 - step / _STEPS)
+    least, most = _STEPS
+    steps = min(most, max(least, len(train.relevance) // 10))
+    for step in range(steps):
+        run.step(1.0 - step / steps)
     return run.export()
 
 

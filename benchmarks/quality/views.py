@@ -21,9 +21,9 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.evaluation.candidates import PENALTIES, WEIGHTS
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from llama_index_embeddings_adapted.evaluation.views import PENALTIES, WEIGHTS
 
 DIMENSIONS = (1_024, 2_048)  # of words as one vector
 ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words

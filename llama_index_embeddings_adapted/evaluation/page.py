@@ -210,14 +210,15 @@ def _summary(
     page_data: PageData, verdict: Verdict, pairs: Sequence[WinsLosses]
 ) -> list[tuple[str, str]]:
     """Return label and sentence of each thing that who decides should know."""
-    base, *others = page_data.scores.items() or [("base", None)]
+    scores = page_data.scores
+    base, *others = scores or ["base"]
     if page_data.verdict is not None:  # of a training: views stand beside what was trained
-        others = [item for item in others if item[0] in page_data.trained] or others
-    new = max(others, key=lambda item: item[1][METRIC])[0] if others else "adapted"
-    if page_data.verdict and "adapted" in page_data.scores:  # a report has views beside it
+        others = [name for name in others if name in page_data.trained] or others
+    new = max(others, key=lambda name: scores[name][METRIC]) if others else "adapted"
+    if page_data.verdict and "adapted" in scores:  # a report has views beside it
         new = "adapted"
     report = page_data.trained.get(new, {})
-    found = [page_data.scores[name] for name in (base[0], new) if others]
+    found = [scores[name] for name in (base, new) if others]
     sources = _sources(page_data, report)
     lost = next((pair for pair in pairs if pair.new == new), None)
     facts = {

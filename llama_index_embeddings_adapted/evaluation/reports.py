@@ -18,12 +18,12 @@ from .page import PageData, write_page
 from .verdict import (
     FEWEST,
     LOOKS_RANDOM,
-    MADE,
     Decision,
     Verdict,
     dropping,
     gaining,
     inconclusive,
+    real_queries,
     with_small_parts,
 )
 from .views import ViewsReport
@@ -252,9 +252,7 @@ class FinetuneReport:
     def verdict(self) -> Verdict:
         """What to make of it."""
         difference = self.overall.difference
-        judged: Mapping[str, int] = self.settings.get("judged_on") or {}
-        made = sum(judged.get(source, 0) for source in MADE)
-        real = sum(judged.values()) - made if judged else difference.queries
+        real = real_queries(self.settings.get("judged_on") or {})
         if self.choice is not None:
             return gaining(difference, real=real) if self.choice.ship else self.choice.verdict
         generalises = self.new is not None and self.new.difference.beyond_luck

@@ -6,6 +6,7 @@ and JSON read the decision.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -95,6 +96,14 @@ FEWEST_TO_SHIP = 20
 MADE = ("llm", "structure")
 _SURE = 3.1  # standard errors: one-sided, one in a thousand
 _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
+
+
+def real_queries(judged: Mapping[str, int]) -> int | None:
+    """Return how many judged queries neither an LLM wrote nor documents contain, by provenance.
+
+    None where nothing is known of any.
+    """
+    return sum(n for source, n in judged.items() if source not in MADE) if judged else None
 
 
 def gaining(difference: Difference, *, real: int | None = None) -> Verdict:

@@ -29,6 +29,7 @@ from ..encoding.base_model import base_name, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import NotTrainedError, OptionError, check_whole
+from ..evaluation.candidates import WordScores
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import (
     Validation,
@@ -42,7 +43,7 @@ from ..evaluation.held_out import (
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
-from ..evaluation.views import WordScores, bank_of, beside, judge_on
+from ..evaluation.views import bank_of, beside, judge_on
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
@@ -111,15 +112,13 @@ class EmbeddingAdapterFinetuneEngine:
             ``batch_size``, ``adapter_model``, ``optimizer_class``, ``learning_rate``, …), as
             scripts of the old package do; else ``"auto"``.
         adapts: ``"query"``: documents keep their vectors, an index keeps working. ``"both"``:
-            methods that move documents compete too, and the index has to be rebuilt, which costs
-            no call of the base model where its vectors are cached.
+            methods that move documents compete too; the index is rebuilt, from cached vectors.
         ship: ``"proven"``: where the verdict is against it, the model returned is the base model,
             and the candidate is kept aside, in :attr:`candidate` and in the folder
             ``<model_output_path>.candidate``. ``"always"``: the candidate is returned.
             ``method="linear"`` returns it unless the judgements look random.
-        expect: The share of live queries, in [0, 1], about documents that training has questions
-            for, if you know it: epochs are then chosen by that mixture, and a loss on the other
-            documents is accepted if the mixture gains. None: no part may lose.
+        expect: Share of live queries, in [0, 1], about documents with training queries, if you
+            know it: a loss on the others is accepted if the mixture gains. None: none may lose.
         start: Of the default linear map: ``"whitening"``, computed from the documents without
             labels, or ``"identity"``.
         refit: Train on everything once the number of epochs is known.
@@ -129,8 +128,7 @@ class EmbeddingAdapterFinetuneEngine:
         seed: Same seed, same machine, same weights.
         cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder, ``False``
             keeps vectors in memory only.
-        report_path: Where ``finetune()`` writes a page about what it found, such as
-            ``"report.html"``, if anywhere; see :meth:`FinetuneReport.to_html`.
+        report_path: Where to write a page, if anywhere; see :meth:`FinetuneReport.to_html`.
         show_progress: Show bars.
         train_kwargs: Fields of :class:`TrainingOptions`: ``loss``, ``optimizer_class``, ….
 
@@ -332,8 +330,10 @@ class EmbeddingAdapterFinetuneEngine:
         count = len(self.dataset.queries)
         asked = data.relevance.documents[data.relevance.offsets[:count]]
         sketch = QuerySketch.of(data.queries[:count], asked.tolist())
-        names = self._output.name, base_name(self.embed_model)
-        report = replace(report, deployment=Deployment.of(*names, candidate, data.queries[:_TIMED]))
+        views = report.views and report.views.judged_by(report.settings["judged_on"])
+        beside_it, some = base_name(self.embed_model), data.queries[:_TIMED]
+        deployment = Deployment.of(self._output.name, beside_it, candidate, some)
+        report = replace(report, deployment=deployment, views=views)
 
         def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
             training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
@@ -411,7 +411,7 @@ class EmbeddingAdapterFinetuneEngine:
             adapter = found.mixed if views.model else LinearAdapter.identity(found.mixed.input_dim)
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)
-            given |= {"weight": views.words, "penalty": views.prior, "bank": bank}
+            given |= dict(zip(("weight", "penalty"), views.weights, strict=True), bank=bank)
         index, nodes = index_and_nodes(index_or_nodes, model)
         return HybridRetriever.from_nodes(index, nodes, embed_model=model, **{**given, **settings})
 

@@ -11,6 +11,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
 from llama_index_embeddings_adapted import (
+    Decision,
     EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     HybridRetriever,
@@ -87,3 +88,14 @@ def test_without_lexical_there_are_vectors_only(
     assert (retriever.views.weight, retriever.views.prior) == (0.0, None)
     with pytest.raises(OptionError, match="lexical: expected one of auto, None"):
         engine_of(reports, tmp_path, lexical="bm25")
+
+
+def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(
+    reports: EmbeddingQAFinetuneDataset, tmp_path: Path
+) -> None:
+    engine = engine_of(reports.with_provenance("llm"), tmp_path, epochs=2)
+    engine.finetune()
+    views = engine.report.views
+    assert views.verdict.decision is Decision.PROMISING
+    assert views.words > 0.1 == views.weights[0]
+    assert views.weights[1] <= 0.2

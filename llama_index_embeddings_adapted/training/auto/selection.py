@@ -17,9 +17,10 @@ from ...adapters.base import Adapter
 from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
+from ...evaluation.candidates import WordScores
 from ...evaluation.held_out import METRIC
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
-from ...evaluation.views import JudgedPart, WordScores, candidates_of
+from ...evaluation.views import JudgedPart, candidates_of
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads

@@ -18,6 +18,7 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset, Qrels
 from ...core.files import library_version
+from ...evaluation.candidates import WordScores
 from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
@@ -33,7 +34,7 @@ from ...evaluation.verdict import (
     paired_difference,
     with_small_parts,
 )
-from ...evaluation.views import ViewsReport, WordScores, judge_views
+from ...evaluation.views import ViewsReport, judge_views
 from ..options import TrainingOptions
 from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec

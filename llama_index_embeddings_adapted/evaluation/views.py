@@ -168,13 +168,10 @@ class ViewsReport:
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Of words and prior, to serve with; safe ones where people have judged too little."""
-        safe = self.verdict.decision is Decision.PROMISING  # an LLM repeats a passage's words
-        return (
-            (min(self.words, WEIGHT), min(self.prior, PENALTY))
-            if safe
-            else (self.words, self.prior)
-        )
+        """Of words and prior, to serve with: no more than is safe where no gain is proven."""
+        if self.verdict.decision is Decision.SHIP:
+            return self.words, self.prior
+        return min(self.words, WEIGHT), min(self.prior, PENALTY)
 
     @property
     def is_served(self) -> bool:

@@ -191,12 +191,13 @@ class Finetune(QuestionJob):
         options = self._training()
         val = None if self.val is None else inputs.read_pairs(self.val, self.split)
         model = inputs.resolve_model(self.base)
+        lines: list[str] = []
         if dataset is None:
             dataset = self._written(documents, model)
             if self.estimate:
                 return CommandResult(str(dataset), {"estimate": vars(dataset)})
             inputs.save_pairs(dataset, self.out.with_name(f"{self.out.name}.pairs.json"))
-            val = self._judges(val, dataset)
+            val, lines = self._judges(val, dataset), [f"{dataset.report}\n"]
         engine = EmbeddingAdapterFinetuneEngine(
             dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
         )
@@ -204,7 +205,7 @@ class Finetune(QuestionJob):
         found, facts = engine.report, inspect_adapter(self.out)
         if page is not None:
             found.to_html(page, title=f"Adapter {self.out.name}: {self.base} on {self.source.name}")
-        lines = [str(found), f"adapter: {self.out}"]
+        lines += [str(found), f"adapter: {self.out}"]
         if facts["saved"] == "base" and facts["candidate"]:
             lines.append(f"to put the candidate there: llama-index-adapted ship {self.out}")
         lines += [f"report: {page}"] if page else []

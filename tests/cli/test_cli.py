@@ -662,7 +662,7 @@ def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs:
 # --- the documentation ----------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+GUIDE = (ROOT / "docs" / "command-line.md").read_text("utf-8")
 
 
 def test_the_commands_of_all_pages_exist_with_their_options() -> None:
@@ -679,7 +679,7 @@ def test_the_commands_of_all_pages_exist_with_their_options() -> None:
 def test_the_configuration_file_of_the_guide_is_one(
     counting: CountingEmbedding, pairs: Path, tmp_path: Path
 ) -> None:
-    text = COMMANDS.partition("```toml\n")[2].partition("```")[0]
+    text = GUIDE.partition("```toml\n")[2].partition("```")[0]
     Path("run.toml").write_text(text)
     adapter(tmp_path / "adapter", counting)
     pairs.rename("test.json")

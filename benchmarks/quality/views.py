@@ -127,7 +127,7 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         found[f"{method} + views"] = found["base"]
         if views is not None and views.verdict.decision.stance != "against":
             mixed = test.adapted(given.mixed, given.bank) if views.model else test
-            found[f"{method} + views"] = mixed.mixed(views.words, views.prior)
+            found[f"{method} + views"] = mixed.mixed(*views.weights)
             tuned[method] = [views.words, views.prior, views.model]
     values = found["base"].values("ndcg@10")
     rows = {}

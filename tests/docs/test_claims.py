@@ -78,6 +78,14 @@ def test_no_measured_number_is_without_a_source() -> None:
     assert loose == set()
 
 
+def test_the_output_that_the_readme_shows_was_recorded() -> None:
+    shown = (ROOT / "README.md").read_text("utf-8").split("```text\n")[1].split("```")[0]
+    recorded = environment.load("folder")
+    told = [recorded["plan"], *recorded["output"]]
+    for line in shown.splitlines():
+        assert any(one.startswith(line.removesuffix("…").rstrip()) for one in told), line
+
+
 def test_result_files_are_small_and_have_one_run_per_line() -> None:
     written_by_0_1 = environment.RESULTS / "frozen.json"
     for path in {*environment.RESULTS.glob("*.json")} - {written_by_0_1}:

@@ -18,7 +18,7 @@ from llama_index_embeddings_adapted.lexical.bm25 import best_rows
 from llama_index_embeddings_adapted.serving.views import Views
 
 DOCUMENTS, WORDS, QUERIES, DIM, CANDIDATES = 100_000, 100, 200, 384, 100
-WEIGHT, PENALTY = 0.2, 0.2
+WEIGHT, PENALTY = 0.4, 0.2
 STORES = ("chroma", "lancedb", "qdrant", "faiss", "milvus", "postgres")
 
 

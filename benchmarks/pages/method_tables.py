@@ -16,8 +16,8 @@ _METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
 _VIEWS = {
     "BM25 alone": "words alone",
     "LlamaIndex's rank fusion": "rank fusion",
-    "words": "words .1",
-    "prior": "prior .2",
+    "words": "words",
+    "prior": "prior",
     "words and prior": "both, no label",
     "two weights on dev": "both, dev",
 }

@@ -122,7 +122,7 @@ def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> d
     bank = l2_normalize(encoder.encode(list(written.queries.values()), "query"))
     about = [written.corpus[documents[0]] for documents in written.relevant_docs.values()]
     data = encoder.dataset(test)
-    words = BM25Index.of(test.corpus)
+    words = BM25Index.of(test.corpus, written.queries.values())
     shares = np.stack([words.shares(query) for query in test.queries.values()])
     documents = l2_normalize(data.documents)
     keys = content_hashes(list(test.corpus.values()))

@@ -18,7 +18,7 @@ from .held_out import PerQuery
 from .retrieval import DEPTH
 
 #: Of words and of the prior, in cosine units; simplest first.
-WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
 PENALTIES = (0.0, 0.1, 0.2, 0.3, 0.5)
 GRID = tuple(product(WEIGHTS, PENALTIES))
 
@@ -53,8 +53,12 @@ class WordScores:
 
     @classmethod
     def within(cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset) -> WordScores:
-        """Score the queries of an encoded part of a dataset against its documents."""
-        index = BM25Index.of({name: dataset.corpus[name] for name in data.document_ids})
+        """Score the queries of an encoded part of a dataset against its documents.
+
+        Which words are usual is learnt from all of its queries: no label takes part.
+        """
+        corpus = {name: dataset.corpus[name] for name in data.document_ids}
+        index = BM25Index.of(corpus, dataset.queries.values())
         return cls.of(index, [dataset.queries[name] for name in data.query_ids])
 
     def take(self, queries: Rows) -> WordScores:
@@ -143,7 +147,7 @@ class Candidates:
         return np.where(there, found, NO_DOCUMENT)
 
     def grid(self, relevance: Qrels) -> PerQuery:
-        """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(35, n)``."""
+        """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
         grades = relevance.grades_at(self.rows)
         discounts = 1.0 / np.log2(np.arange(2, 2 + min(_CUT, self.rows.shape[1])))
         ideal = metrics.ideal_gain(relevance, _CUT)

@@ -297,7 +297,13 @@ def _without_prior(grid: PerQuery) -> PerQuery:
 
 
 def judge_on(
-    validation: Validation, texts: Sequence[Texts], adapter: Adapter, bank: Vectors, *, seed: int
+    validation: Validation,
+    texts: Sequence[Texts],
+    adapter: Adapter,
+    bank: Vectors,
+    queries: Sequence[str],
+    *,
+    seed: int,
 ) -> ViewsReport | None:
     """Judge words and a prior beside base model and adapter, on queries held out of training.
 
@@ -306,6 +312,7 @@ def judge_on(
         texts: Of each of its parts.
         adapter: Trained without them.
         bank: ``(n, dim)``, base vectors of the training queries.
+        queries: Their texts.
         seed: Of the folds.
 
     Returns:
@@ -317,7 +324,8 @@ def judge_on(
     identity = LinearAdapter.identity(adapter.input_dim)
     models, parts = [identity] if adapter.is_identity else [identity, adapter], []
     for data, own in zip((part.data for part in validation.parts), texts, strict=True):
-        index = BM25Index.of(dict(zip(data.document_ids, own.documents, strict=True)))
+        corpus = dict(zip(data.document_ids, own.documents, strict=True))
+        index = BM25Index.of(corpus, queries)
         words = WordScores.of(index, own.queries)
         given = (data.queries, bank, (data.documents, data.keys), words, data.hidden)
         found = tuple(candidates_of(model, *given) for model in models)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ from ..errors import DatasetError, FolderError, check_number, truncate
 from .tokens import numbered_tokens, tokenize
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ARRAYS = ("data", "indices", "indptr")
 _FREQUENT = 8  # a token in an eighth of the documents is
+_FEWEST_ASKING = 3  # queries, before a word of theirs counts as usual, and is kept
 _BLOCK = 64
 
 
 class BM25Index:
     """Scores the documents of a corpus by the words they share with a query.
 
-    ``score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))`` over the tokens of
-    the query, with ``idf(t) = log(1 + (n - df + ½) / (df + ½))``. The score of each token in each
-    document is kept, by token: 8 bytes, so about 1 KB for a document of 150 words. The words
-    themselves are kept, the texts are not.
+    ``score(q, d) = Σ_t g(t) · idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))`` over the
+    tokens of the query, with ``idf(t) = log(1 + (n - df + ½) / (df + ½))``. ``g(t)``, in (0, 1],
+    is the same formula over queries, divided by its highest value: a word that many queries have
+    ("how", "show me") says little, however rare it is in documents. Without queries it is 1.
+
+    The score of each token in each document is kept, by token: 8 bytes, so about 1 KB for a
+    document of 150 words. The words themselves are kept, the texts are not; of words that only
+    queries have, those of three queries or more.
 
     Documents are added by building the index anew: idf and mean length depend on all of them.
 
@@ -37,28 +43,45 @@ class BM25Index:
         vocabulary: ``v`` distinct tokens.
         arrays: ``data`` and ``indices`` ``(entries,)``, ``indptr`` ``(v + 1,)``: the score of a
             token in a document, that document's row, and where each token's entries begin.
+        usual: Token → ``g``, where that is not 1.
 
     Source:
         Robertson and Zaragoza 2009, DOI 10.1561/1500000019, in the form of Lucene (Kamphuis et al.
         2020, DOI 10.1007/978-3-030-45442-5_4); scores made when the index is: Lù 2024,
-        arXiv:2407.03618.
+        arXiv:2407.03618. ``g`` is ours.
     """
 
     def __init__(
-        self, ids: Sequence[str], vocabulary: Sequence[str], arrays: Mapping[str, Any]
+        self,
+        ids: Sequence[str],
+        vocabulary: Sequence[str],
+        arrays: Mapping[str, Any],
+        usual: Mapping[str, float] | None = None,
     ) -> None:
         self.ids = tuple(ids)
+        self.usual = dict(usual or {})
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
-        _check(self.ids, self._vocabulary, vocabulary, self._arrays)
+        _check(self.ids, self._vocabulary, vocabulary, self._arrays, self.usual)
+        self._idf = _idf(np.diff(self._arrays["indptr"]), len(self.ids))
         self._whole: dict[int, Vectors] = {}  # token → its score in every document
 
     @classmethod
-    def of(cls, corpus: Mapping[str, str], *, k1: float = 1.2, b: float = 0.75) -> BM25Index:
+    def of(
+        cls,
+        corpus: Mapping[str, str],
+        queries: Iterable[str] = (),
+        *,
+        usual: Mapping[str, float] | None = None,
+        k1: float = 1.2,
+        b: float = 0.75,
+    ) -> BM25Index:
         """Build the index of a corpus.
 
         Args:
             corpus: Document id → text. Documents without a word are never found.
+            queries: Such as users ask, to learn which words are usual in them.
+            usual: Of another index, instead.
             k1: How fast a repeated word stops counting, ``>= 0``.
             b: How much longer documents are held back, in [0, 1].
 
@@ -71,7 +94,8 @@ class BM25Index:
         if not corpus:
             raise DatasetError("corpus: expected at least one document, got none.")
         vocabulary, tokens, starts = numbered_tokens(corpus.values())
-        return cls(tuple(corpus), vocabulary, _scored(tokens, starts, len(vocabulary), k1, b))
+        arrays = _scored(tokens, starts, len(vocabulary), k1, b)
+        return cls(tuple(corpus), vocabulary, arrays, usual or usual_words(queries))
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -91,29 +115,40 @@ class BM25Index:
             if number is None:
                 continue
             entries = slice(indptr[number], indptr[number + 1])
+            weight = np.float32(self.usual.get(token, 1.0))
             if (entries.stop - entries.start) * _FREQUENT < len(total):
-                total[indices[entries]] += data[entries]
+                total[indices[entries]] += weight * data[entries]
                 continue
             if number not in self._whole:  # as a row, it is added ten times as fast
                 row = np.zeros_like(total)
-                row[indices[entries]] = data[entries]
+                row[indices[entries]] = weight * data[entries]
                 self._whole[number] = row
             total += self._whole[number]
         return total
 
+    def highest(self, query: str) -> float:
+        """Return ``Σ_t g(t) · idf(t)``, which no document's score reaches; unknown words count."""
+        numbers = ((token, self._vocabulary.get(token)) for token in tokenize(query))
+        unknown = float(_idf(0, len(self.ids)))
+        return sum(
+            self.usual.get(token, 1.0) * (unknown if number is None else float(self._idf[number]))
+            for token, number in numbers
+        )
+
     def shares(self, query: str, allowed: Any = None) -> Vectors:
-        """Return the scores divided by the best one, ``(m,)``, in [0, 1].
+        """Return how much of a query's words each document has, ``(m,)``, in [0, 1).
+
+        The score divided by :meth:`highest`: where a query's words are found nowhere together,
+        they count less than the vectors. (Divided by the best document's score, as is usual, they
+        would count the same for every query; on held-out queries that gains less.)
 
         Args:
             query: Any text.
             allowed: ``(m,)``, booleans: the documents that may be found; others get 0. None for
                 all.
         """
-        scores = self.scores(query)
-        if allowed is not None:
-            scores = np.where(allowed, scores, np.float32(0.0))
-        best = float(scores.max())
-        return scores / np.float32(best) if best > 0.0 else scores
+        shares = self.scores(query) / np.float32(max(self.highest(query), 1e-6))
+        return shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
 
     def first(self, query: str, count: int) -> list[str]:
         """Return the ids of the documents that share words with a query, best first.
@@ -143,6 +178,7 @@ class BM25Index:
             "format_version": FORMAT_VERSION,
             "document_ids": self.ids,
             "vocabulary": tuple(self._vocabulary),
+            "usual": self.usual,
         }
         (folder / ARRAYS).write_bytes(files.to_bytes(self._arrays))
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
@@ -165,8 +201,8 @@ class BM25Index:
             )
         try:
             arrays = files.read_arrays(path / ARRAYS)
-            return cls(config["document_ids"], config["vocabulary"], arrays)
-        except (KeyError, TypeError, ValueError, IndexError) as cause:
+            return cls(config["document_ids"], config["vocabulary"], arrays, config["usual"])
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as cause:
             reason = truncate(str(cause), 300)
             raise FolderError(f"{path}: not an index of words, or damaged ({reason}).") from cause
 
@@ -182,6 +218,24 @@ def best_rows(scores: Vectors, count: int) -> Rows:
     if len(rows) > count:
         rows = rows[np.argpartition(-scores[rows], count - 1)[:count]]
     return rows
+
+
+def usual_words(queries: Iterable[str]) -> dict[str, float]:
+    """Return what is left of the weight of words that three queries or more have, in (0, 1].
+
+    Args:
+        queries: Distinct texts; none give none.
+    """
+    found = [set(tokenize(query)) for query in queries]
+    counts = Counter(token for tokens in found for token in tokens)
+    most = _idf(0, len(found))
+    usual = {token: count for token, count in counts.items() if count >= _FEWEST_ASKING}
+    return {token: float(_idf(count, len(found)) / most) for token, count in usual.items()}
+
+
+def _idf(found: Any, count: int) -> Any:
+    """Return the idf of what so many of ``count`` texts have."""
+    return np.log1p((count - found + 0.5) / (found + 0.5))
 
 
 def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict[str, Any]:
@@ -201,14 +255,18 @@ def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict
     counts = csr_matrix((ones, tokens, starts), shape=(len(lengths), words)).tocsc()
     counts.sum_duplicates()  # of a token, the documents stand in order
     found, tf = np.diff(counts.indptr), counts.data
-    idf = np.log1p((len(lengths) - found + 0.5) / (found + 0.5)).astype(np.float32)
+    idf = _idf(found, len(lengths)).astype(np.float32)
     norm = k1 * (1.0 - b + b * lengths / max(1.0, lengths.mean())).astype(np.float32)
     data = np.repeat(idf, found) * tf / (tf + norm[counts.indices])
     return {"data": data.astype(np.float32), "indices": counts.indices, "indptr": counts.indptr}
 
 
 def _check(
-    ids: tuple[str, ...], numbers: Mapping[str, int], vocabulary: Sequence[str], arrays: Any
+    ids: tuple[str, ...],
+    numbers: Mapping[str, int],
+    vocabulary: Sequence[str],
+    arrays: Any,
+    usual: Mapping[str, float],
 ) -> None:
     """Refuse parts that do not fit together, as those of a damaged folder.
 
@@ -226,6 +284,7 @@ def _check(
         and indices.min(initial=0) >= 0
         and indices.max(initial=0) < len(ids)
         and bool((data >= 0).all())
+        and all(0.0 < weight <= 1.0 for weight in usual.values())
     )
     if not whole:
         raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")

@@ -15,8 +15,9 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from numpy.typing import NDArray
 
 from ..core import files
-from ..core.arrays import Role, Vectors
+from ..core.arrays import Role, Rows, Vectors
 from ..errors import DatasetError, FolderError, OptionError, check_number, check_whole, truncate
+from .bm25 import usual_words
 from .tokens import numbered_tokens
 
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
@@ -36,13 +37,15 @@ class LexicalEmbedding(BaseEmbedding):
     ``√idf`` times the saturated count of BM25 in a document. So the inner product of two vectors
     is the BM25 of their texts, and noise. Two more dimensions make all vectors equally long: in
     documents the first, so that length counts as BM25 has it; in queries the second, so that
-    BM25 is divided by the idf of all of the query's words. How rare a word is, is learnt from a
-    corpus; documents and words that come later are welcome.
+    BM25 is divided by the idf of all of the query's words, see :meth:`BM25Index.shares`. How rare
+    a word is, is learnt from a corpus, and from queries how usual; documents and words that come
+    later are welcome.
 
     Alone it is a poor model: put it beside another with :class:`ComposedEmbedding`.
 
     Args:
         idf: ``(262144,)``, by hash.
+        usual: Likewise: what is left of a word's weight in queries, see :class:`BM25Index`.
         mean_length: Tokens of a document.
         scale: Length of the longest document vector before it is scaled to 1.
         dimensions: Of the vectors, the two that even lengths out included.
@@ -56,12 +59,15 @@ class LexicalEmbedding(BaseEmbedding):
     mean_length: float = Field(default=1.0, description="Tokens of a document.")
     scale: float = Field(default=1.0, description="Of documents.")
     _idf: Vectors = PrivateAttr()
+    _usual: Vectors = PrivateAttr()
 
-    def __init__(self, idf: Vectors, **fields: Any) -> None:
+    def __init__(self, idf: Vectors, usual: Vectors | None = None, **fields: Any) -> None:
         super().__init__(**{"model_name": "words", "embed_batch_size": 256, **fields})
         self._idf = np.asarray(idf, dtype=np.float32)
-        if self._idf.shape != (_BUCKETS,) or not (self._idf > 0).all():
-            raise OptionError(f"idf: expected {_BUCKETS} numbers > 0, got {self._idf.shape}.")
+        self._usual = np.ones_like(self._idf) if usual is None else np.asarray(usual, np.float32)
+        for name, found in (("idf", self._idf), ("usual", self._usual)):
+            if found.shape != (_BUCKETS,) or not (found > 0).all():
+                raise OptionError(f"{name}: expected {_BUCKETS} numbers > 0, got {found.shape}.")
 
     @classmethod
     def class_name(cls) -> str:
@@ -69,11 +75,14 @@ class LexicalEmbedding(BaseEmbedding):
         return "LexicalEmbedding"
 
     @classmethod
-    def of(cls, texts: Iterable[str], *, dimensions: int = 2048) -> LexicalEmbedding:
+    def of(
+        cls, texts: Iterable[str], queries: Iterable[str] = (), *, dimensions: int = 2048
+    ) -> LexicalEmbedding:
         """Learn from a corpus how rare words are, and how long documents.
 
         Args:
             texts: Of the documents.
+            queries: Such as users ask, to learn which words are usual in them.
             dimensions: Of the vectors, at least 8. More are more exact: the noise of a score falls
                 with their square root.
 
@@ -87,12 +96,14 @@ class LexicalEmbedding(BaseEmbedding):
         if not given:
             raise DatasetError("texts: expected at least one document, got none.")
         vocabulary, tokens, starts = numbered_tokens(given)
-        buckets = (_hashes(vocabulary) % np.uint64(_BUCKETS)).astype(np.int64)
+        buckets = _buckets(_hashes(vocabulary))
         rows = np.repeat(np.arange(len(given)), np.diff(starts))
         there = np.unique(rows * _BUCKETS + buckets[tokens]) % _BUCKETS
         found = np.bincount(there, minlength=_BUCKETS)
         idf = np.log1p((len(given) - found + 0.5) / (found + 0.5))
-        new = cls(idf, dimensions=dimensions, mean_length=max(1.0, len(tokens) / len(given)))
+        words, usual = usual_words(queries), np.ones(_BUCKETS, dtype=np.float32)
+        usual[_buckets(_hashes(list(words)))] = list(words.values())
+        new = cls(idf, usual, dimensions=dimensions, mean_length=max(1.0, len(tokens) / len(given)))
         some = given[:: max(1, len(given) // 1_000)]
         new.scale = max(1e-6, float(np.linalg.norm(new._words(some, "document"), axis=1).max()))
         return new
@@ -103,8 +114,8 @@ class LexicalEmbedding(BaseEmbedding):
         lengths = np.linalg.norm(words, axis=1, keepdims=True)
         if role == "document":
             words = words / np.maximum(self.scale, lengths)
-        else:  # of a query, the squared length is the idf of its words
-            words = words / np.maximum(lengths, 1.0) ** 2
+        else:  # no longer than 1, which words that fall together could make them
+            words = words / np.maximum(lengths, 1.0)
         rest = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("ij,ij->i", words, words)))[:, None]
         none = np.zeros_like(rest)
         pads = [rest, none] if role == "document" else [none, rest]
@@ -121,10 +132,13 @@ class LexicalEmbedding(BaseEmbedding):
         pairs, counts = np.unique(rows * len(vocabulary) + tokens, return_counts=True)
         rows, tokens = pairs // len(vocabulary), pairs % len(vocabulary)
         hashes = _hashes(vocabulary)
-        weights = np.sqrt(self._idf[hashes % np.uint64(_BUCKETS)])[tokens] * counts
+        idf, usual = (each[_buckets(hashes)][tokens] for each in (self._idf, self._usual))
         if role == "document":
             norm = _K1 * (1.0 - _B + _B * lengths / self.mean_length)
-            weights = weights / (counts + norm[rows])
+            weights = np.sqrt(idf) * counts / (counts + norm[rows])
+        else:
+            highest = np.bincount(rows, idf * usual * counts, minlength=len(texts))
+            weights = np.sqrt(idf) * usual * counts / highest[rows]
         mixed = hashes[:, None] * _MULTIPLIERS  # modulo 2⁶⁴
         places = ((mixed >> np.uint64(33)) % np.uint64(width)).astype(np.int64)[tokens]
         signs = np.where((mixed >> np.uint64(32)) & np.uint64(1), 0.5, -0.5)[tokens]
@@ -162,7 +176,8 @@ class LexicalEmbedding(BaseEmbedding):
         names = ("dimensions", "mean_length", "scale")
         config = {name: getattr(self, name) for name in names}
         with files.atomic_folder(target) as temporary:
-            (temporary / ARRAYS).write_bytes(files.to_bytes({"idf": self._idf}))
+            arrays = {"idf": self._idf, "usual": self._usual}
+            (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
             text = json.dumps({"format_version": FORMAT_VERSION, **config})
             (temporary / CONFIG).write_text(text, encoding="utf-8")
 
@@ -178,12 +193,17 @@ class LexicalEmbedding(BaseEmbedding):
         if config.pop("format_version", None) != FORMAT_VERSION:
             raise FolderError(f"{path / CONFIG}: expected format {FORMAT_VERSION}.")
         try:
-            return cls(files.read_arrays(path / ARRAYS)["idf"], **config)
+            return cls(**files.read_arrays(path / ARRAYS), **config)
         except (KeyError, TypeError, ValueError) as cause:
             reason = truncate(str(cause), 300)
             raise FolderError(
                 f"{path}: not a saved model of words, or damaged ({reason})."
             ) from cause
+
+
+def _buckets(hashes: Any) -> Rows:
+    """Return where the weights of tokens with such hashes stand, ``(n,)``."""
+    return np.asarray(hashes % np.uint64(_BUCKETS), dtype=np.int64)
 
 
 def _hashes(tokens: Sequence[str]) -> Any:

@@ -74,6 +74,7 @@ def adapt_without_labels(
         weight=weight,
         bank=_query_vectors(base, texts, cache_dir, show_progress) if texts else None,
         sources=sources,
+        queries=texts,
         penalty=penalty,
         top_k=top_k,
         candidates=candidates,

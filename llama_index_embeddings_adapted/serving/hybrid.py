@@ -40,8 +40,8 @@ class HybridRetriever(BaseRetriever):
 
     The vector store gives the first candidates by vector, :class:`BM25Index` the first by words;
     each document of the two gets its true cosine, whatever the store calls a score, and its true
-    share of the words, divided by that of the query's best document. So the result is that of
-    mixing all documents, unless one is among the first candidates of neither side.
+    share of the query's words, see :meth:`BM25Index.shares`. So the result is that of mixing all
+    documents, unless one is among the first candidates of neither side.
 
     The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
     metadata of ``nodes``, and a document whose node is not known passes none. Documents that were
@@ -56,7 +56,7 @@ class HybridRetriever(BaseRetriever):
         nodes: Where to find nodes that only words find: id → node, or a docstore.
         keys: ``(m,)``, content keys of the texts, for priors that know documents one by one.
         weight: Of words, in cosine units. Choose it on held-out queries with
-            :class:`Mixture`; without labels .1 is safe.
+            :class:`Mixture`; without labels .4 is safe.
         prior: Made with query and document vectors of the same model, adapted if that is. Not
             for an index whose vectors carry the prior already.
         top_k: How many nodes come back.
@@ -122,6 +122,7 @@ class HybridRetriever(BaseRetriever):
         prior: DocumentPrior | None = None,
         bank: Vectors | None = None,
         sources: Keys | None = None,
+        queries: Iterable[str] = (),
         penalty: float = PENALTY,
         top_k: int = TOP_K,
         candidates: int = CANDIDATES,
@@ -139,6 +140,7 @@ class HybridRetriever(BaseRetriever):
             prior: See the class.
             bank: ``(n, dim)``, query vectors of the model to make a prior from.
             sources: Of the bank, see :class:`DocumentPrior`.
+            queries: Such as users ask, for the words, see :class:`BM25Index`.
             penalty: λ of that prior, in cosine units; 0 for none.
             top_k: See the class.
             candidates: Per side.
@@ -160,7 +162,7 @@ class HybridRetriever(BaseRetriever):
             prior = DocumentPrior.of(bank, vectors, keys, sources=sources, weight=penalty)
         return cls(
             dense,
-            BM25Index.of(texts),
+            BM25Index.of(texts, queries),
             vectors=vectors,
             nodes=nodes if isinstance(nodes, BaseDocumentStore) else found,
             keys=keys,
@@ -339,7 +341,7 @@ class HybridRetriever(BaseRetriever):
             dense._node_ids = list(dict.fromkeys([*named, *new]))
         self._allowed = None
         self.swap(
-            lexical=BM25Index.of({name: texts[name] for name in ids}),
+            lexical=BM25Index.of({name: texts[name] for name in ids}, usual=views.lexical.usual),
             vectors=np.concatenate([views.vectors[kept], vectors]),
             keys=np.concatenate([views.keys[kept], keys]),
         )

@@ -32,7 +32,7 @@ from .embedding import AdaptedEmbedding
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 

@@ -268,7 +268,7 @@ class EmbeddingAdapterFinetuneEngine:
             candidate = again or candidate
         base, adapted = validation.base_scores, validation.judge(fitted.adapter)
         texts = self._texts(validation, given)
-        held = (validation, texts, fitted.adapter, train.queries)
+        held = (validation, texts, fitted.adapter, train.queries, self._asked())
         views = judge_on(*held, seed=options.seed) if options.lexical else None
         judged = {"base": base, "adapted": adapted}
         report = FinetuneReport(
@@ -356,6 +356,11 @@ class EmbeddingAdapterFinetuneEngine:
             found.append(Texts.of(source, part.data))
         return found
 
+    def _asked(self) -> list[str]:
+        """Return the texts of all queries, to learn which words are usual in them."""
+        sources = (self.dataset, self._val_dataset)
+        return [query for each in sources if each is not None for query in each.queries.values()]
+
     def _cost(self, encoder: Encoder, began: float) -> dict[str, Any]:
         return {
             "seconds": time.perf_counter() - began,
@@ -412,6 +417,7 @@ class EmbeddingAdapterFinetuneEngine:
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)
             given |= dict(zip(("weight", "penalty"), views.weights, strict=True), bank=bank)
+            given["queries"] = self._asked()
         index, nodes = index_and_nodes(index_or_nodes, model)
         return HybridRetriever.from_nodes(index, nodes, embed_model=model, **{**given, **settings})
 

@@ -39,9 +39,10 @@ def test_inner_products_are_bm25_and_noise_that_falls_with_the_dimensions(
         assert (np.argsort(-found, axis=1)[:, 0] == best).mean() > 0.9
         found *= ((found * expected).sum(axis=1) / (found**2).sum(axis=1))[:, None]
         errors[model.dimensions] = float(np.std(found - expected))
-        lengths = [np.linalg.norm(model._words(texts, role), axis=1).mean()
-                   for texts, role in ((QUERIES, "query"), (TEXTS, "document"))]  # fmt: skip
-        assert errors[model.dimensions] < 1.2 * lengths[0] * lengths[1] / model.dimensions**0.5
+        asked = np.linalg.norm(model._words(QUERIES, "query"), axis=1)  # over highest scores
+        asked = np.mean(asked * [exact.highest(query) for query in QUERIES])
+        given = np.linalg.norm(model._words(TEXTS, "document"), axis=1).mean()
+        assert errors[model.dimensions] < 1.2 * asked * given / model.dimensions**0.5
     assert errors[4096] < 0.4 * errors[256]
 
 
@@ -104,3 +105,17 @@ def test_beside_another_model_one_vector_finds_codes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "composed")
     again = ComposedEmbedding.from_pretrained(tmp_path / "composed", base)
     assert np.allclose(again.get_query_embedding("0042"), model.get_query_embedding("0042"))
+
+
+def test_of_usual_words_and_of_shares_it_says_what_the_index_says(tmp_path: Path) -> None:
+    asked = [f"{WORDS[0]} {query}" for query in QUERIES]
+    exact = BM25Index.of({str(at): text for at, text in enumerate(TEXTS)}, asked)
+    words = LexicalEmbedding.of(TEXTS, asked, dimensions=16_384)
+    words.save_pretrained(tmp_path / "words")
+    again = LexicalEmbedding.from_pretrained(tmp_path / "words")
+    found = again.vectors(asked, "query") @ words.vectors(TEXTS, "document").T
+    expected = np.stack([exact.shares(query) for query in asked])
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    plain = LexicalEmbedding.of(TEXTS, dimensions=16_384)
+    worse = plain.vectors(asked, "query") @ plain.vectors(TEXTS, "document").T
+    assert np.std(found * words.scale - expected) < 0.8 * np.std(worse * plain.scale - expected)

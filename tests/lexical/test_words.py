@@ -78,13 +78,31 @@ def test_scores_are_those_of_the_formula(index: BM25Index) -> None:
         assert index.scores(query) == pytest.approx(np.array(expected), abs=1e-5)
 
 
-def test_shares_are_relative_to_the_best_allowed_document(index: BM25Index) -> None:
+def test_shares_are_of_all_that_a_query_asks_for(index: BM25Index) -> None:
     shares = index.shares("the cat sat")
     assert index.ids[int(shares.argmax())] == "cat"
-    assert shares.max() == 1.0
-    assert 0 < shares[1] < 1
+    assert shares == pytest.approx(index.scores("the cat sat") / index.highest("the cat sat"))
+    assert 0 < shares[1] < shares[0] < 1
+    # A word that no document has weighs like the rarest there could be.
+    assert (index.shares("the cat sat zebra")[:2] < shares[:2]).all()
+    assert index.highest("zebra") == pytest.approx(math.log(1 + (len(CORPUS) + 0.5) / 0.5))
     without_cat = np.array([name != "cat" for name in index.ids])
-    assert index.shares("the cat sat", without_cat).tolist() == [0, 1, 0, 0, 0]
+    assert index.shares("the cat sat", without_cat).tolist() == [0, shares[1], 0, 0, 0]
+
+
+def test_words_that_many_queries_have_say_little(tmp_path: Path) -> None:
+    asked = [f"show me the {thing}" for thing in ("cat", "dog", "header", "mat")]
+    index = BM25Index.of(CORPUS, asked)
+    assert set(index.usual) == {"show", "me", "the"}  # of three queries or more, and no other
+    expected = math.log(1 + 0.5 / 4.5) / math.log(1 + 4.5 / 0.5)
+    assert index.usual["the"] == pytest.approx(expected)
+    plain = BM25Index.of(CORPUS)
+    assert index.scores("the") == pytest.approx(expected * plain.scores("the"))
+    assert index.scores("cat") == pytest.approx(plain.scores("cat"))
+    assert index.shares("show me the cat")[0] > plain.shares("show me the cat")[0]
+    index.save(tmp_path / "words")
+    for again in (BM25Index.load(tmp_path / "words"), BM25Index.of(CORPUS, usual=index.usual)):
+        assert np.array_equal(again.shares("show me the cat"), index.shares("show me the cat"))
 
 
 @pytest.mark.parametrize("query", ["", "😀", "zebra", "…"])
@@ -118,7 +136,8 @@ def test_a_folder_of_others_is_left_alone(index: BM25Index, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "damage",
     [
-        {"format_version": 2},
+        {"format_version": 1},
+        {"usual": {"the": 0}},
         {"document_ids": ["a", "a", "b", "c", "d"]},
         {"document_ids": ["a"]},
         {"vocabulary": ["one"]},
@@ -131,7 +150,7 @@ def test_a_damaged_folder_is_refused(
     index.save(tmp_path / "words")
     path = tmp_path / "words" / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
-    with pytest.raises(FolderError, match=r"damaged|expected format 1"):
+    with pytest.raises(FolderError, match=r"damaged|expected format 2"):
         BM25Index.load(tmp_path / "words")
     (tmp_path / "words" / ARRAYS).unlink()
     with pytest.raises(FolderError, match="words"):

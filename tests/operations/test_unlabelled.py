@@ -35,7 +35,7 @@ def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(
     prior = found.views.prior
     assert prior is not None
     assert len(prior.bank) == len(small.queries)
-    assert (found.views.weight, prior.weight) == (0.1, 0.2)
+    assert (found.views.weight, prior.weight) == (0.4, 0.2)
     assert not prior.sources.any()
     moved = found.moved_documents(3)
     assert len(moved) == 3

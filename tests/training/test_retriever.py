@@ -97,5 +97,5 @@ def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(
     engine.finetune()
     views = engine.report.views
     assert views.verdict.decision is Decision.PROMISING
-    assert views.words > 0.1 == views.weights[0]
+    assert views.words > 0.4 == views.weights[0]
     assert views.weights[1] <= 0.2

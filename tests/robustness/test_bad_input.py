@@ -117,7 +117,7 @@ TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero quest
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descent, "_STEPS", (3, 3))
+    monkeypatch.setattr(descent, "_STEPS", 3)
     monkeypatch.setattr(verdict, "RESAMPLES", 99)
 
 

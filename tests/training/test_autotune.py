@@ -40,7 +40,7 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descent, "_STEPS", (30, 30))
+    monkeypatch.setattr(descent, "_STEPS", 30)
 
 
 def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoResult:

@@ -336,7 +336,7 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, tmp_path: Pa
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train maps for a few steps only."""
-    monkeypatch.setattr(descent, "_STEPS", (60, 60))
+    monkeypatch.setattr(descent, "_STEPS", 60)
     monkeypatch.setattr(verdict, "RESAMPLES", 999)
 
 

@@ -1,4 +1,4 @@
-"""Training linear maps in 80 to 200 steps, with gradients written out.
+"""Training linear maps in 80 to 160 steps, with gradients written out.
 
 Cross-fitting fits dozens of maps to a few hundred queries each. There, what automatic
 differentiation does around a step costs more than its arithmetic.
@@ -21,7 +21,9 @@ from ...errors import OptionError, TrainingError
 from ..closed_form import Spectrum
 from ..options import TrainingOptions
 
-_STEPS = (80, 200)  # a tenth of the queries, within these: more gain little
+_STEPS = (
+    80  # for up to 800 queries; for 1,600 twice as many, each twice as long, of twice the batch
+)
 _RATE = 8.0  # times that of the options, where it starts; it falls to zero
 _MOMENTS = (0.9, 0.999)  # of Adam
 _ANCHORS = 128  # documents that a step draws to hold scores, where documents move
@@ -46,17 +48,19 @@ def descend(
     Args:
         train: Queries to learn from.
         start: Where both sides start, and what they are drawn back to.
-        options: Loss, batch size, rates and weights; ``epochs`` has no effect: 80 steps are taken
-            for up to 800 queries, 200 for 2,000 and more.
+        options: Loss, batch size, rates and weights, with batch and rate doubled from 1,600
+            queries on; ``epochs`` has no effect: 80 steps are taken for up to 800 queries, 160 for
+            1,600 and more.
         both: Map documents too.
         moment: Mean of ``d dᵀ`` over all documents, ``(dim, dim)``, if it is at hand.
 
     Source:
         Kingma and Ba 2015, arXiv:1412.6980, for the steps.
     """
+    more = min(2.0, max(1.0, len(train.relevance) / 800))
+    steps, batch = round(more * _STEPS), round(more * options.batch_size)
+    options = replace(options, batch_size=batch, learning_rate=more * _RATE * options.learning_rate)
     run = _Descent(train, start, options, both, moment)
-    least, most = _STEPS
-    steps = min(most, max(least, len(train.relevance) // 10))
     for step in range(steps):
         run.step(1.0 - step / steps)
     return run.export()
@@ -243,7 +247,7 @@ class _Descent:
         clip = np.float32(min(1.0, options.max_grad_norm / max(length, 1e-12)))
         self._steps += 1
         for weights, gradient in found.items():
-            weights.move(clip * gradient, pace * _RATE * options.learning_rate, self._steps)
+            weights.move(clip * gradient, pace * options.learning_rate, self._steps)
         np.clip(self._log_temperature.value, *_TEMPERATURES, out=self._log_temperature.value)
 
     def export(self) -> Adapter:

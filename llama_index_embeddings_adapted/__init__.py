@@ -79,8 +79,8 @@ if TYPE_CHECKING:
         resolve_embed_model,
     )
     from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
+    from llama_index_embeddings_adapted.serving.memory import MemoryRetriever
     from llama_index_embeddings_adapted.serving.pool import AdapterPool
-    from llama_index_embeddings_adapted.serving.retriever import MemoryRetriever
     from llama_index_embeddings_adapted.training.engine import EmbeddingAdapterFinetuneEngine
 
 __all__ = [
@@ -163,7 +163,7 @@ _LAZY = {
     "LinearAdapter": "adapters.maps",
     "LocalLlama": "questions.local_llama",
     "LowRankAdapter": "adapters.maps",
-    "MemoryRetriever": "serving.retriever",
+    "MemoryRetriever": "serving.memory",
     "Mixture": "lexical.mixture",
     "MoveReport": "operations.monitoring",
     "QuestionReport": "questions.selection",

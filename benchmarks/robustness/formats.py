@@ -48,7 +48,6 @@ from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.answers import read_questions
-from llama_index_embeddings_adapted.serving import memory as answer_store
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 
 DIM = cheap.DIM
@@ -169,7 +168,8 @@ def _compose(folder: Path) -> None:
 def _remember(folder: Path) -> None:
     answers = Qrels.from_lists([[0], [1, 0]], [[1.0], [1.0, 0.5]])
     memory = AnswerMemory(l2_normalize(_random(2, DIM)), answers, ("a", "b"))
-    answer_store.write(folder, memory, BASE, {"weight": 0.5, "top_k": 3})
+    found = MemoryRetriever(_retriever(), memory, embed_model=BASE, weight=0.5, top_k=3)
+    found.save_pretrained(folder)
 
 
 @functools.cache

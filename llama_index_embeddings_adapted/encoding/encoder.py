@@ -161,6 +161,18 @@ class Adapting(Protocol):
         ...
 
 
+def base_of(model: BaseEmbedding) -> BaseEmbedding:
+    """Return the base of an adapted model, any other model itself."""
+    return model.base_embed_model if isinstance(model, Adapting) else model
+
+
+def adapted(
+    model: BaseEmbedding, vectors: Vectors, role: Role, keys: Keys | None = None
+) -> Vectors:
+    """Return vectors of a model's base as the model gives them."""
+    return model.adapt(vectors, role, keys) if isinstance(model, Adapting) else vectors
+
+
 class Encoder:
     """Embeds texts with a base model, asking it only for what no cache holds.
 

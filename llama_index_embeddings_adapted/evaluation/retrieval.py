@@ -27,7 +27,7 @@ from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder, with_rows
+from ..encoding.encoder import Encoder, adapted, base_of, with_rows
 from ..errors import DatasetError, OptionError, quote_some
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import Mixture
@@ -202,16 +202,17 @@ def evaluate_retrieval(
         return _asked(embed_model, answered(dataset, "dataset"), cuts)
     mixture = embed_model if isinstance(embed_model, Mixture) else None
     embed_model = check_base(mixture.embed_model if mixture else embed_model, "embed_model")
-    base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
     with Encoder(
-        base, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+        base_of(embed_model),
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+        show_progress=show_progress,
     ) as encoder:
         data = encoder.dataset(dataset)
-    queries, documents = data.queries, NormalizedRows(data.documents)
-    if isinstance(embed_model, Adapting):
-        adapt = embed_model.adapt
-        queries = adapt(queries, "query")
-        documents = NormalizedRows(data.documents, data.keys, lambda v, k: adapt(v, "document", k))
+    queries = adapted(embed_model, data.queries, "query")
+    documents = NormalizedRows(
+        data.documents, data.keys, lambda v, k: adapted(embed_model, v, "document", k)
+    )
     scores = search(data, queries, documents, ks=cuts)
     if mixture is not None:
         texts, unit = list(dataset.queries.values()), l2_normalize(queries)

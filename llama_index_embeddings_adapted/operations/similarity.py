@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder
+from ..encoding.encoder import Adapting, Encoder, adapted, base_of
 from ..errors import OptionError, StoreError
 from ..evaluation.metrics import ScoreShift
 
@@ -229,8 +229,7 @@ def check_similarity(
             "queries: expected none, as the adapter moves documents: this index has no scores of "
             "the base model to compare with."
         )
-    base = embed_model.base_embed_model if isinstance(embed_model, Adapting) else embed_model
-    with Encoder(base, cache_dir=cache_dir, show_progress=show_progress) as encoder:
+    with Encoder(base_of(embed_model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
 
         def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
             texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
@@ -256,17 +255,13 @@ def _best_scores(index: VectorStoreIndex, queries: Vectors) -> list[float]:
 
 def query_probes(embed_model: BaseEmbedding) -> Vectors:
     """Return a few query vectors of a model, known since it was identified, ``(n, dim)``."""
-    if not isinstance(embed_model, Adapting):
-        return _second_half(fingerprint_of(embed_model).probes)
-    probes = _second_half(fingerprint_of(embed_model.base_embed_model).probes)
-    return embed_model.adapt(probes, "query")
+    probes = fingerprint_of(base_of(embed_model)).probes
+    return adapted(embed_model, probes[len(probes) // 2 :], "query")
 
 
 def document_vectors(embed_model: BaseEmbedding, vectors: Vectors, texts: Sequence[str]) -> Vectors:
     """Return what a model makes of its base model's document vectors, ``(n, dim)``."""
-    if not isinstance(embed_model, Adapting):
-        return vectors
-    return embed_model.adapt(vectors, "document", content_hashes(texts))
+    return adapted(embed_model, vectors, "document", content_hashes(texts))
 
 
 def examine(
@@ -415,7 +410,3 @@ _FORMULAS: dict[str, dict[str, Callable[[Numbers], Numbers]]] = {
         "exp(-d²)": lambda d: np.exp(-(d**2)),
     },
 }
-
-
-def _second_half(probes: Vectors) -> Vectors:
-    return probes[len(probes) // 2 :]

@@ -13,12 +13,12 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from ..adapters.prior import WEIGHT as PENALTY
 from ..core.arrays import Keys, Vectors, content_hashes
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder
+from ..encoding.encoder import Encoder, adapted, base_of
 from ..errors import OptionError
 from ..lexical.mixture import WEIGHT
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
-from ..serving.views import base_model_of, index_and_nodes
+from ..serving.views import index_and_nodes
 
 
 def adapt_without_labels(
@@ -103,6 +103,6 @@ def _queries(
 def _query_vectors(
     model: BaseEmbedding, texts: list[str], cache_dir: CacheDir, show_progress: bool
 ) -> Vectors:
-    with Encoder(base_model_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
+    with Encoder(base_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
         vectors = encoder.encode(texts, "query")
-    return model.adapt(vectors, "query") if isinstance(model, Adapting) else vectors
+    return adapted(model, vectors, "query")

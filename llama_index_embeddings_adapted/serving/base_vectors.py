@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode
@@ -30,7 +31,7 @@ from ..encoding.base_model import (
     query_batch,
     whole_batch,
 )
-from ..errors import EncodeError
+from ..errors import EncodeError, OptionError
 
 T = TypeVar("T")
 
@@ -65,9 +66,27 @@ async def arun_steps(steps: Steps[T]) -> T:
         answer = await call(*arguments)
 
 
-def fetch_nodes(
-    nodes: Mapping[str, BaseNode] | BaseDocumentStore, ids: list[str]
-) -> Steps[dict[str, BaseNode]]:
+Nodes = Mapping[str, BaseNode] | BaseDocumentStore
+
+
+def check_retriever(name: str, retriever: object) -> None:
+    """Refuse, by an :class:`OptionError`, what is no retriever."""
+    if not isinstance(retriever, BaseRetriever):
+        raise OptionError(
+            f"{name}: expected a LlamaIndex retriever, got {type(retriever).__name__}. "
+            "Of an index: index.as_retriever(similarity_top_k=100)."
+        )
+
+
+def check_nodes(nodes: object) -> None:
+    """Refuse, by an :class:`OptionError`, where no node can be looked up."""
+    if not isinstance(nodes, (Mapping, BaseDocumentStore)):
+        raise OptionError(
+            f"nodes: expected a dict of id → node or a docstore, got {type(nodes).__name__}."
+        )
+
+
+def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
     """Yield the call that gets nodes by their ids; those that are not known are passed over."""
     if isinstance(nodes, BaseDocumentStore):
         stored = yield nodes.get_nodes, nodes.aget_nodes, (ids, False)

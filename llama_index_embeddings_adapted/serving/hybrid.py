@@ -23,13 +23,22 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
+from ..encoding.encoder import base_of
 from ..errors import OptionError, ShapeError, check_whole
 from ..lexical.bm25 import BM25Index, best_rows
 from ..lexical.mixture import WEIGHT
 from . import views as documents_views
-from .base_vectors import Steps, arun_steps, fetch_nodes, run_steps
+from .base_vectors import (
+    Nodes,
+    Steps,
+    arun_steps,
+    check_nodes,
+    check_retriever,
+    fetch_nodes,
+    run_steps,
+)
 from .embedding import AdaptedEmbedding
-from .views import Nodes, Views, base_model_of, document_vectors, nodes_by_id
+from .views import Views, document_vectors, nodes_by_id
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")
@@ -99,7 +108,8 @@ class HybridRetriever(BaseRetriever):
         embed_model: BaseEmbedding | None,
         callback_manager: CallbackManager | None,
     ) -> None:
-        _check_parts(dense, nodes)
+        check_retriever("dense", dense)
+        check_nodes(nodes)
         check_whole("top_k", top_k)
         check_whole("candidates", candidates)
         self.dense, self.nodes, self.views = dense, nodes, views
@@ -393,7 +403,7 @@ class HybridRetriever(BaseRetriever):
         kept = {name: settings[name] for name in _SETTINGS}
         new = cls.__new__(cls)
         new._set_up(dense, found, nodes, **kept, embed_model=embed_model, callback_manager=None)
-        base = base_model_of(new._model)
+        base = base_of(new._model)
         if verify:
             saving.verify(fingerprint, base, where=folder)
         adapted = Path(folder) / documents_views.MODEL
@@ -425,15 +435,3 @@ def _estimated(
         for (name, row), value in zip(given, estimates, strict=True)
         if row is None
     ]
-
-
-def _check_parts(dense: object, nodes: object) -> None:
-    if not isinstance(dense, BaseRetriever):
-        raise OptionError(
-            f"dense: expected a LlamaIndex retriever, got {type(dense).__name__}. "
-            "Of an index: index.as_retriever(similarity_top_k=100)."
-        )
-    if not isinstance(nodes, (Mapping, BaseDocumentStore)):
-        raise OptionError(
-            f"nodes: expected a dict of id → node or a docstore, got {type(nodes).__name__}."
-        )

@@ -1,34 +1,58 @@
-"""What answered similar training queries, as scores of documents.
+"""A retriever that adds to any other's scores what similar training queries were answered by.
 
-A memory of answers on disk: ``memory.json`` and ``memory.safetensors``.
+Its folder: ``memory.json`` and ``memory.safetensors``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.prompts.mixin import PromptMixinType
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 
 from ..adapters import saving
-from ..core import files as folders
-from ..core.arrays import Rows, Vectors, as_vectors, l2_normalize, score_blocks
-from ..core.encoded import EncodedDataset, Qrels
-from ..core.files import atomic_folder, read_json_object
+from ..core import files
+from ..core.arrays import Vectors, as_vectors, l2_normalize
+from ..core.encoded import Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.base_model import Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder
-from ..errors import DatasetError, FolderError, ShapeError, check_number, truncate
-from ..evaluation.retrieval import DEFAULT_KS, RetrievalScores, scores_of
+from ..encoding.encoder import Encoder, adapted, base_of
+from ..encoding.serialize import rebuild_base
+from ..errors import (
+    DatasetError,
+    FolderError,
+    OptionError,
+    ShapeError,
+    check_number,
+    check_whole,
+    truncate,
+)
+from .base_vectors import (
+    Nodes,
+    Steps,
+    arun_steps,
+    check_nodes,
+    check_retriever,
+    fetch_nodes,
+    run_steps,
+)
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
+CONFIG, ARRAYS = "memory.json", "memory.safetensors"
 
-_DEPTH = 100
+Match = Literal["node_id", "ref_doc_id"]
+
+_SETTINGS = ("weight", "temperature", "neighbours", "top_k", "match")
+_LEAST_SCORE = 0.01  # less than this share of ``weight`` brings no document in
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +73,24 @@ class AnswerMemory:
     document_ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        count = len(as_vectors(self.queries, what="remembered queries"))
-        offsets, rows, shares = (self.answers.offsets, self.answers.documents, self.answers.grades)
-        whole = (
+        count, known = len(as_vectors(self.queries, what="queries")), len(set(self.document_ids))
+        offsets, rows, shares = self.answers.offsets, self.answers.documents, self.answers.grades
+        fits = (
             count > 0
             and offsets.shape == (count + 1,)
             and offsets[0] == 0
             and offsets[-1] == len(rows) == len(shares)
-            and bool((np.diff(offsets) > 0).all())
+            and (np.diff(offsets) > 0).all()
+            and ((rows >= 0) & (rows < known)).all()
+            and ((shares > 0) & (shares <= 1)).all()
         )
-        if not whole:
-            raise ShapeError(
-                "answers", expected=f"some documents for each of {count} queries", actual=offsets
-            )
-        if rows.min() < 0 or rows.max() >= len(set(self.document_ids)):
+        if not fits:
             raise ShapeError(
                 "answers",
-                expected=f"rows of {len(set(self.document_ids))} distinct documents",
-                actual=f"rows {rows.min()} to {rows.max()}",
+                expected=f"some of {known} distinct documents, with shares in (0, 1], for each of "
+                f"{count} queries",
+                actual=self.answers,
             )
-        if not (shares > 0).all() or not (shares <= 1).all():
-            raise ShapeError("shares", expected="numbers in (0, 1]", actual=shares)
 
     @classmethod
     def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
@@ -99,49 +120,6 @@ class AnswerMemory:
             tuple(document_ids[row] for row in documents),
         )
 
-    @classmethod
-    def of_encoded(cls, data: EncodedDataset) -> AnswerMemory:
-        """Remember the queries of an encoded dataset."""
-        return cls.of(data.queries, data.relevance, data.document_ids)
-
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset: EmbeddingQAFinetuneDataset,
-        embed_model: BaseEmbedding,
-        *,
-        batch_size: int | None = None,
-        cache_dir: CacheDir = None,
-        show_progress: bool = True,
-    ) -> AnswerMemory:
-        """Embed each distinct query of a dataset once, and none of its documents.
-
-        Arguments and errors as of :meth:`MemoryRetriever.from_dataset`. Of an adapted model, the
-        base model is asked.
-        """
-        rows = {document: row for row, document in enumerate(dataset.corpus)}
-        answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
-        relevance = Qrels.from_lists(
-            [[rows[document] for document in documents] for documents in answers],
-            [
-                [dataset.grade(query, document) for document in documents]
-                for query, documents in zip(dataset.queries, answers, strict=True)
-            ],
-        )
-        with Encoder(
-            base_of(embed_model),
-            batch_size=batch_size,
-            cache_dir=cache_dir,
-            show_progress=show_progress,
-        ) as encoder:
-            queries = encoder.encode(list(dataset.queries.values()), "query")
-        return cls.of(queries, relevance, tuple(rows))
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the base model's vectors."""
-        return int(self.queries.shape[1])
-
     def lookup(
         self, query: Vectors, *, temperature: float = TEMPERATURE, neighbours: int = NEIGHBOURS
     ) -> dict[str, float]:
@@ -155,184 +133,310 @@ class AnswerMemory:
         Returns:
             Values in [0, 1], near 0 where no remembered query is similar.
         """
-        _, documents, amounts = self._answers(np.atleast_2d(query), temperature, neighbours)
-        rows, place = np.unique(documents, return_inverse=True)
-        total = np.bincount(place, weights=amounts)
+        dim = self.queries.shape[1]
+        [vector] = as_vectors(np.atleast_2d(query), what="A vector for this memory", dim=dim)
+        cosines = self.queries @ l2_normalize(vector)
+        nearest = np.argsort(-cosines, kind="stable")[:neighbours]
+        attention = np.exp((cosines[nearest] - 1.0) / temperature)
+        attention /= max(attention.sum(), 1.0)
+        answers = self.answers.take(nearest)
+        rows, place = np.unique(answers.documents, return_inverse=True)
+        total = np.bincount(place, weights=attention[answers.queries] * answers.grades)
         order = np.argsort(-total, kind="stable")
         return {self.document_ids[rows[at]]: float(total[at]) for at in order}
 
-    def scores(
+
+class MemoryRetriever(BaseRetriever):
+    """Adds to any LlamaIndex retriever's scores what similar training queries were answered by.
+
+    ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
+    to remembered query ``i``, sums to at most 1 and vanishes far from every remembered query;
+    ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes come back
+    best first; nodes of equal score keep the retriever's order.
+
+    What it costs: documents without a remembered query gain nothing, so where queries about them
+    resemble remembered ones, others pass them by. Choose ``weight`` on held-out queries about both
+    kinds of document, with :func:`evaluate_retrieval`.
+
+    Let the wrapped retriever give more nodes than are needed, 30 or 100, and set ``top_k``: what it
+    does not give, the memory cannot lift. ``nodes`` lets the memory bring such documents in. What
+    the retriever would have scored them is unknown, but no more than the lowest score it gave, so
+    that is their score without memory (0 if it gave no node); a document whose memory is below
+    1 % of ``weight`` is not brought in. **The retriever's filters do not apply to them:** pass only
+    nodes that anyone who may ask may see.
+
+    A retriever that gives no scores counts as giving 0 to each node: its order stands, behind what
+    is remembered.
+
+    Args:
+        retriever: Any.
+        memory: See :meth:`from_dataset`.
+        embed_model: The model whose query vectors are remembered; of an adapted model, the base.
+        weight: ``>= 0``, in the units of the retriever's scores: .1 suits cosines; for BM25 start
+            with what lies between a first and a tenth node.
+        temperature: In cosine units, ``> 0``.
+        neighbours: How many remembered queries count at most.
+        top_k: How many nodes come back at most; by default as many as the retriever gave.
+        match: What a remembered document id is: a ``node_id``, or the ``ref_doc_id`` of nodes,
+            which all gain alike.
+        nodes: Where to find remembered documents that the retriever did not give: id → node, or a
+            docstore such as ``index.docstore``. Ids that it does not know are passed over.
+        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``. Then
+            one embedding serves both: it is handed on in the ``QueryBundle``, and one that comes
+            in the bundle is taken as the query's. By default only where the retriever holds this
+            very object. Otherwise a vector in the bundle is the retriever's alone.
+        callback_manager: That of the retriever by default.
+
+    Raises:
+        OptionError: A setting out of range, or arguments that do not go together.
+
+    Source:
+        LADER (Wang et al. 2022, DOI 10.1145/3539618.3591755) and PEFA (Chang et al. 2024,
+        arXiv:2312.02429). The bound on what is added and its vanishing are ours.
+    """
+
+    def __init__(
         self,
-        queries: Vectors,
-        document_ids: Sequence[str],
+        retriever: BaseRetriever,
+        memory: AnswerMemory,
         *,
+        embed_model: BaseEmbedding,
+        weight: float = 0.1,
         temperature: float = TEMPERATURE,
         neighbours: int = NEIGHBOURS,
-    ) -> Vectors:
-        """Return what :meth:`lookup` gives for ``(n, dim)`` queries as a matrix.
-
-        Its columns are ``document_ids``; those that the memory does not know are 0.
-        """
-        column = {document: at for at, document in enumerate(document_ids)}
-        columns = np.array([column.get(document, -1) for document in self.document_ids])
-        asked, documents, amounts = self._answers(queries, temperature, neighbours)
-        found = np.zeros((len(queries), len(document_ids)), dtype=np.float32)
-        here = columns[documents] >= 0
-        np.add.at(found, (asked[here], columns[documents[here]]), amounts[here])
-        return found
-
-    def _answers(
-        self, queries: Vectors, temperature: float, neighbours: int
-    ) -> tuple[Rows, Rows, Vectors]:
-        """Return query row, document row and ``w_i y_ij``, each ``(entries,)``, not yet summed."""
-        vectors = as_vectors(queries, what="Query vectors")
-        if vectors.shape[1] != self.dim:
-            raise ShapeError(
-                "Query vectors",
-                expected=f"{self.dim} dimensions, as the remembered queries",
-                actual=vectors.shape[1],
-                hint="Was this memory made with another model?",
+        top_k: int | None = None,
+        match: Match = "node_id",
+        nodes: Nodes | None = None,
+        shares_embedding: bool | None = None,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        check_retriever("retriever", retriever)
+        check_nodes(nodes or {})
+        if not isinstance(memory, AnswerMemory):
+            raise OptionError(
+                f"memory: expected an AnswerMemory, got {type(memory).__name__}. "
+                "Of a dataset: MemoryRetriever.from_dataset."
             )
-        nearest, attention = attention_weights(
-            l2_normalize(vectors), self.queries, temperature, neighbours
+        check_number("weight", weight, least=0.0)
+        check_number("temperature", temperature, above=0.0)
+        check_whole("neighbours", neighbours)
+        check_whole("top_k", 1 if top_k is None else top_k)
+        if match not in get_args(Match):
+            raise OptionError(f'match: expected "node_id" or "ref_doc_id", got {match!r}.')
+        if nodes is not None and match == "ref_doc_id":
+            raise OptionError(
+                'nodes: expected None with match="ref_doc_id": which of the nodes of a remembered '
+                "document to bring in is not known."
+            )
+        self.retriever, self.memory = retriever, memory
+        self.weight, self.temperature = float(weight), float(temperature)
+        self.neighbours, self.top_k, self.match = int(neighbours), top_k, match
+        self._embed_model, self._nodes = check_base(embed_model, "embed_model"), nodes
+        self._base = base_of(self._embed_model)
+        if shares_embedding is None:
+            shares_embedding = getattr(retriever, "_embed_model", None) is embed_model
+        self._shares_embedding = shares_embedding
+        super().__init__(
+            callback_manager=callback_manager or getattr(retriever, "callback_manager", None)
         )
-        attention = attention / np.maximum(attention.sum(axis=1, keepdims=True), 1.0)
-        answers = self.answers.take(nearest.ravel())
-        amounts = (attention.ravel()[answers.queries] * answers.grades).astype(np.float32)
-        return answers.queries // nearest.shape[1], answers.documents, amounts
+
+    @classmethod
+    def from_dataset(
+        cls,
+        retriever: BaseRetriever,
+        dataset: EmbeddingQAFinetuneDataset,
+        embed_model: BaseEmbedding,
+        *,
+        batch_size: int | None = None,
+        cache_dir: CacheDir = None,
+        show_progress: bool = True,
+        **settings: Any,
+    ) -> MemoryRetriever:
+        """Embed each distinct query of a dataset once, and none of its documents.
+
+        Args:
+            retriever: Any.
+            dataset: Its document ids are to be node ids; see ``match``.
+            embed_model: Any LlamaIndex embedding model; of an adapted one, the base is asked.
+            batch_size: Texts per call; the model's ``embed_batch_size`` by default.
+            cache_dir: See :class:`Encoder`.
+            show_progress: Show a bar while embedding.
+            settings: Passed to the constructor.
+
+        Raises:
+            DatasetError: No query has a relevant document.
+            EncodeError: The model gave no usable vector.
+            OptionError: As the constructor.
+        """
+        embed_model = check_base(embed_model, "embed_model")
+        with Encoder(
+            base_of(embed_model),
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            show_progress=show_progress,
+        ) as encoder:
+            queries = encoder.encode(list(dataset.queries.values()), "query")
+        row = {document: number for number, document in enumerate(dataset.corpus)}
+        answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
+        grades = [
+            [dataset.grade(query, document) for document in own]
+            for query, own in zip(dataset.queries, answers, strict=True)
+        ]
+        relevance = Qrels.from_lists([[row[each] for each in own] for own in answers], grades)
+        memory = AnswerMemory.of(queries, relevance, tuple(row))
+        return cls(retriever, memory, embed_model=embed_model, **settings)
+
+    # --- what LlamaIndex calls ----------------------------------------------------------------
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return run_steps(self._steps(query_bundle))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await arun_steps(self._steps(query_bundle))
+
+    def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
+        """Embed the query, retrieve, bring remembered documents in, rank."""
+        own = self._shares_embedding and self._embed_model is self._base
+        vector, remembered = bundle.embedding if own else None, dict[str, float]()
+        if vector is None and bundle.query_str:
+            base = self._base
+            vector = yield base.get_query_embedding, base.aget_query_embedding, (bundle.query_str,)
+        handed_on = self._handed_on(bundle, vector)
+        found = yield self.retriever.retrieve, self.retriever.aretrieve, (handed_on,)
+        if vector is not None:
+            settings = {"temperature": self.temperature, "neighbours": self.neighbours}
+            remembered = self.memory.lookup(np.asarray(vector, np.float32), **settings)
+        limit = len(found) if self.top_k is None else self.top_k
+        present = {node.node_id for node in found}
+        told = [name for name, share in remembered.items() if share >= _LEAST_SCORE]
+        absent = [] if self._nodes is None else [name for name in told if name not in present]
+        added = yield from fetch_nodes(self._nodes or {}, absent[:limit])
+        return self._ranked(found, remembered, added)[:limit]
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {"retriever": self.retriever}
+
+    def _handed_on(self, bundle: QueryBundle, vector: list[float] | None) -> QueryBundle:
+        """Return a copy (retrievers write to bundles), with a vector where that saves a call."""
+        plain = bundle.embedding is None and bundle.embedding_strs == [bundle.query_str]
+        if vector is None or not plain or not self._shares_embedding:
+            return replace(bundle)
+        if self._embed_model is not self._base:
+            vector = adapted(self._embed_model, np.asarray(vector, np.float32), "query").tolist()
+        return replace(bundle, embedding=vector)
+
+    def _ranked(
+        self, found: list[NodeWithScore], remembered: dict[str, float], added: dict[str, BaseNode]
+    ) -> list[NodeWithScore]:
+        scores = _scores(found, self.retriever)
+        floor = min(scores, default=0.0)
+        scored = [
+            (score + self.weight * remembered.get(getattr(node.node, self.match) or "", 0.0), node)
+            for score, node in zip(scores, found, strict=True)
+        ] + [
+            (floor + self.weight * remembered[name], NodeWithScore(node=node))
+            for name, node in added.items()
+        ]
+        scored.sort(key=lambda pair: -pair[0])
+        return [node.model_copy(update={"score": score}) for score, node in scored]
+
+    # --- saving -------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write memory, settings and the identity of the base model; atomic, without texts.
+
+        The wrapped retriever and ``nodes`` are not part of it.
+
+        Raises:
+            FolderError: The folder exists and holds something else.
+        """
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        _write(Path(folder), self.memory, self._base, settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        retriever: BaseRetriever,
+        embed_model: BaseEmbedding | None = None,
+        *,
+        verify: bool = True,
+        **settings: Any,
+    ) -> MemoryRetriever:
+        """Load what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: Where.
+            retriever: Any, not only the one it was saved with.
+            embed_model: None builds the base model from what the folder says.
+            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
+                the model whose query vectors are remembered.
+            settings: Passed to the constructor, before what was saved.
+
+        Raises:
+            FolderError: The folder is missing, damaged, foreign or too new, or the base model
+                cannot be built.
+            BaseModelMismatchError: The model is not the one the memory was made with.
+            OptionError: As the constructor.
+        """
+        path = Path(folder)
+        config, memory, fingerprint = _read(path)
+        if embed_model is None:
+            embed_model = rebuild_base(config.get("base_model"))
+        if verify:
+            saving.verify(fingerprint, base_of(embed_model), where=path)
+        return cls(retriever, memory, embed_model=embed_model, **{**config["settings"], **settings})
 
 
-def attention_weights(
-    queries: Vectors, keys: Vectors, temperature: float, neighbours: int
-) -> tuple[Rows, Vectors]:
-    """Return the nearest keys of each query and ``exp((cosine - 1) / temperature)``, ``(n, k)``.
-
-    Args:
-        queries: ``(n, dim)``, unit rows.
-        keys: ``(m, dim)``, unit rows.
-        temperature: In cosine units, ``> 0``.
-        neighbours: ``k``, at most ``m`` come back.
-    """
-    similar = queries @ keys.T
-    k = min(neighbours, similar.shape[1])
-    nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k].astype(np.int64)
-    cosines = np.take_along_axis(similar, nearest, axis=1)
-    return nearest, np.exp((cosines - 1.0) / np.float32(temperature)).astype(np.float32)
-
-
-def search_with_memory(
-    data: EncodedDataset,
-    queries: Vectors,
-    documents: Vectors,
-    memory: AnswerMemory,
-    *,
-    weight: float = 0.1,
-    temperature: float = TEMPERATURE,
-    neighbours: int = NEIGHBOURS,
-    ks: tuple[int, ...] = DEFAULT_KS,
-) -> RetrievalScores:
-    """Search exactly by cosine plus memory: the way to choose ``weight`` on a dev set.
-
-    As :func:`search`, with every document a candidate.
-
-    Args:
-        data: Ids, relevance, and the base vectors of the queries, by which the memory goes.
-        queries: ``(n, dim)``, adapted or not, in the order of ``data.query_ids``.
-        documents: ``(m, dim)``, adapted or not, in the order of ``data.document_ids``.
-        memory: Of other queries than these: a query that is remembered finds itself.
-        weight: As for :class:`MemoryRetriever`, like ``temperature`` and ``neighbours``.
-        temperature: In cosine units.
-        neighbours: At most.
-        ks: Cut-offs that tables show.
-
-    Raises:
-        OptionError: A setting out of range.
-    """
-    check_settings(weight, temperature, neighbours)
-    left, right = l2_normalize(queries), l2_normalize(documents)
-    depth = min(max(_DEPTH, *ks), len(right))
-    ranked = np.empty((len(left), depth), dtype=np.int64)
-    for rows, _, scores in score_blocks(left, right, width=len(right)):
-        remembered = memory.scores(
-            data.queries[rows], data.document_ids, temperature=temperature, neighbours=neighbours
+def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]:
+    """Return the scores, all 0 where the retriever gives none; an OptionError if only some."""
+    scores = [0.0 if node.score is None else float(node.score) for node in found]
+    unscored = sum(node.score is None for node in found)
+    if 0 < unscored < len(found) or not np.isfinite(scores).all():
+        raise OptionError(
+            f"{type(retriever).__name__}: expected a finite score for each node or for none, as a "
+            "memory adds to scores. Wrap a retriever that gives them."
         )
-        scores += np.float32(weight) * remembered
-        ranked[rows] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    return scores_of(data, ranked, ks)
+    return scores
 
 
-def check_settings(
-    weight: float, temperature: float, neighbours: int, top_k: int | None = None
-) -> None:
-    """Refuse, by an :class:`OptionError`, settings out of range."""
-    given = {"weight": weight, "neighbours": neighbours, "top_k": 1 if top_k is None else top_k}
-    for name, value in given.items():
-        check_number(name, _plain(value), least=0.0 if name == "weight" else 1.0)
-    check_number("temperature", _plain(temperature), above=0.0)
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def base_of(model: BaseEmbedding) -> BaseEmbedding:
-    """Return the model whose vectors are remembered: the base of an adapted one.
-
-    Raises:
-        OptionError: Not an embedding model.
-    """
-    model = check_base(model, "embed_model")
-    return model.base_embed_model if isinstance(model, Adapting) else model
-
-
-CONFIG, ARRAYS = "memory.json", "memory.safetensors"
-
-
-def write(
-    folder: Path, memory: AnswerMemory, base: BaseEmbedding, settings: Mapping[str, Any]
+def _write(
+    folder: Path, memory: AnswerMemory, base: BaseEmbedding, settings: dict[str, Any]
 ) -> None:
     """Write memory, settings and the identity of the base model; atomic, without texts."""
-    folders.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
+    files.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
     fingerprint = fingerprint_of(base)
     config = {
         **saving.provenance(base, fingerprint),
-        "settings": dict(settings),
+        "settings": settings,
         "document_ids": list(memory.document_ids),
     }
-    arrays: folders.Arrays = {
+    arrays: files.Arrays = {
         "queries": memory.queries,
         "offsets": memory.answers.offsets,
         "documents": memory.answers.documents,
         "shares": memory.answers.grades,
-        folders.PROBES: fingerprint.probes,
+        files.PROBES: fingerprint.probes,
     }
-    with atomic_folder(folder) as temporary:
-        (temporary / ARRAYS).write_bytes(folders.to_bytes(arrays))
+    with files.atomic_folder(folder) as temporary:
+        (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
-def read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
-    """Read what :func:`write` wrote, or raise a :class:`FolderError`."""
-    if not folder.is_dir():
-        raise FolderError(f"{folder}: no such folder.")
-    config = read_json_object(folder / CONFIG, error=FolderError, most=folders.MOST_CONFIG_BYTES)
-    folders.check_version(config, folder)
-    if not (folder / ARRAYS).is_file():
-        raise FolderError(f"{folder}: no {ARRAYS}.")
-    arrays = folders.read_arrays(folder / ARRAYS)
+def _read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
+    """Read what :func:`_write` wrote, or raise a :class:`FolderError`."""
+    most = files.MOST_CONFIG_BYTES
+    config = files.read_json_object(folder / CONFIG, error=FolderError, most=most)
+    files.check_version(config, folder)
+    arrays = files.read_arrays(folder / ARRAYS)
     try:
-        answers = Qrels(
-            arrays["offsets"].astype(np.int64, casting="safe"),
-            arrays["documents"].astype(np.int64, casting="safe"),
-            arrays["shares"].astype(np.float64, casting="safe"),
-        )
-        ids = tuple(config["document_ids"])
-        if not all(isinstance(name, str) for name in ids):
-            raise TypeError("document ids that are no strings")
-        memory = AnswerMemory(arrays["queries"], answers, ids)
-        base = {**config["base_model"], "dim": memory.dim}
-        fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
-        _ = config["settings"].keys()
+        kinds = {"offsets": np.int64, "documents": np.int64, "shares": np.float64}
+        parts = (arrays[name].astype(kind, casting="safe") for name, kind in kinds.items())
+        memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
+        base = {**config["base_model"], "dim": memory.queries.shape[1]}
+        fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=folder)
+        saved = config["settings"]
+        config["settings"] = {name: saved[name] for name in _SETTINGS if name in saved}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
         reason = truncate(str(cause), 300)
         raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause

@@ -22,14 +22,13 @@ from ..core import files
 from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder
+from ..encoding.encoder import Encoder, adapted, base_of
 from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
 from ..lexical import bm25
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import WEIGHT
+from .base_vectors import Nodes
 from .embedding import AdaptedEmbedding
-
-Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
@@ -171,20 +170,10 @@ def document_vectors(
     model: BaseEmbedding, texts: list[str], *, cache_dir: CacheDir, show_progress: bool
 ) -> tuple[Keys, Vectors]:
     """Return content keys, and the unit vectors that a model gives documents."""
-    encoder = Encoder(base_model_of(model), cache_dir=cache_dir, show_progress=show_progress)
-    try:
-        vectors = encoder.encode(texts, "document")
-    finally:
-        encoder.close()
     keys = content_hashes(texts)
-    if isinstance(model, Adapting):
-        vectors = model.adapt(vectors, "document", keys)
-    return keys, l2_normalize(vectors)
-
-
-def base_model_of(model: BaseEmbedding) -> BaseEmbedding:
-    """Return the base of an adapted model, any other model itself."""
-    return model.base_embed_model if isinstance(model, Adapting) else model
+    with Encoder(base_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
+        vectors = encoder.encode(texts, "document")
+    return keys, l2_normalize(adapted(model, vectors, "document", keys))
 
 
 def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[str, int]) -> None:
@@ -194,7 +183,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         FolderError: The folder exists and holds something else.
     """
     files.check_target_folder(folder, _FILES)
-    base = base_model_of(model)
+    base = base_of(model)
     fingerprint = fingerprint_of(base)
     config = {
         "format_version": FORMAT_VERSION,

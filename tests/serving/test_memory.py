@@ -31,10 +31,8 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     ShapeError,
 )
-from llama_index_embeddings_adapted.evaluation.retrieval import search
-from llama_index_embeddings_adapted.serving.memory import AnswerMemory, search_with_memory
+from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 from tests.conftest import CountingEmbedding
-from tests.support.synthetic import encoded, rotated_corpus
 
 
 class Fixed(BaseRetriever):
@@ -124,81 +122,34 @@ def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out()
 
 
 def test_each_distinct_query_is_embedded_once_and_no_document_is(small: Dataset) -> None:
-    base = CountingEmbedding()
-    kept = AnswerMemory.from_dataset(small, base, cache_dir=False, show_progress=False)
+    base, settings = CountingEmbedding(), {"cache_dir": False, "show_progress": False}
+    made = MemoryRetriever.from_dataset(Fixed({}), small, base, **settings)
     texts = [text for role, text in base.asked if role == "query"]
-    assert [text for text in texts if text in small.queries.values()] == sorted(
-        small.queries.values(), key=len, reverse=True
-    )
+    asked = [text for text in texts if text in small.queries.values()]
+    assert asked == sorted(small.queries.values(), key=len, reverse=True)
     assert not set(small.corpus.values()) & {text for _, text in base.asked}
-    assert kept.document_ids == tuple(sorted(small.corpus))
-
-
-def test_unjudged_queries_of_a_dataset_are_passed_over(base: CountingEmbedding) -> None:
+    assert made.memory.document_ids == tuple(sorted(small.corpus))
     data = Dataset({"p": "x", "q": "y"}, {"a": "z"}, {"q": ["a"]}, allow_unjudged=True)
-    kept = AnswerMemory.from_dataset(data, base, cache_dir=False, show_progress=False)
-    assert np.allclose(kept.queries, [base.vector("query", "y")])
-
-
-def test_the_matrix_holds_what_single_queries_find(memory: AnswerMemory) -> None:
-    queries = np.float32(np.random.default_rng(0).standard_normal((5, 2)))
-    ids = ["c", "stranger", "a"]
-    matrix = memory.scores(queries, ids, temperature=WARM)
-    for row, query in zip(matrix, queries, strict=True):
-        found = memory.lookup(query, temperature=WARM)
-        assert row.tolist() == pytest.approx([found["c"], 0.0, found["a"]])
-    assert memory.scores(queries[:0], ids).shape == (0, 3)
+    judged = MemoryRetriever.from_dataset(Fixed({}), data, base, **settings).memory.queries
+    assert np.allclose(judged, [base.vector("query", "y")])
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    "broken",
     [
-        ({"queries": np.zeros((3, 2), np.float32)}, "answers: expected some documents for each"),
-        ({"queries": np.zeros((0, 2), np.float32)}, "answers: expected some documents for each"),
-        ({"document_ids": ("a", "b")}, "expected rows of 2 distinct documents, got rows 0 to 2"),
-        ({"document_ids": ("a", "b", "b")}, "expected rows of 2 distinct documents"),
-        ({"answers": Qrels.from_lists([[0], [1]], [[1], [2]])}, r"expected numbers in \(0, 1"),
+        {"queries": np.zeros((3, 2), np.float32)},
+        {"queries": np.zeros((0, 2), np.float32)},
+        {"document_ids": ("a", "b")},
+        {"document_ids": ("a", "b", "b")},
+        {"answers": Qrels.from_lists([[0], [1]], [[1], [2]])},
     ],
     ids=["more queries", "no query", "too few ids", "an id twice", "a share above 1"],
 )
 def test_a_memory_whose_parts_do_not_fit_is_refused(
-    memory: AnswerMemory, broken: dict[str, Any], message: str
+    memory: AnswerMemory, broken: dict[str, Any]
 ) -> None:
-    with pytest.raises(ShapeError, match=message):
+    with pytest.raises(ShapeError, match=r"answers: expected some of \d distinct documents, with"):
         AnswerMemory(**{**vars(memory), **broken})
-
-
-# --- on arrays --------------------------------------------------------------------------------
-
-
-def test_without_weight_the_search_is_the_plain_one(memory: AnswerMemory) -> None:
-    data, _ = rotated_corpus()
-    kept = AnswerMemory.of_encoded(data)
-    plain = search(data, data.queries, data.documents)
-    assert np.array_equal(
-        search_with_memory(data, data.queries, data.documents, kept, weight=0).ranked, plain.ranked
-    )
-
-
-def test_the_memory_finds_what_vectors_cannot() -> None:
-    data, _ = rotated_corpus()
-    first, second = np.arange(0, 600, 3), np.arange(1, 600, 3)
-    kept = AnswerMemory.of_encoded(data.take(first))
-    asked = data.take(second)
-    plain = search(asked, asked.queries, asked.documents)
-    better = search_with_memory(asked, asked.queries, asked.documents, kept, weight=5.0)
-    assert plain["ndcg@10"] < 0.2
-    assert better["ndcg@10"] > 0.8
-
-
-def test_the_memory_goes_by_base_vectors_and_the_search_by_those_given() -> None:
-    queries, documents = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [0.6, -0.8]])
-    data = encoded(queries, documents, [[0], [1]])
-    kept = AnswerMemory.of(np.float32(queries), Qrels.from_lists([[2], [2]]), data.document_ids)
-    turned = np.float32([[0, 1], [0, 1]])
-    scores = search_with_memory(data, turned, np.float32(documents), kept, weight=1.5, ks=(1,))
-    # Cosines 0, 1 and -.8, and 1.5 from memory for the third.
-    assert scores.ranked.tolist() == [[1, 2, 0], [1, 2, 0]]
 
 
 # --- around a retriever -----------------------------------------------------------------------
@@ -208,10 +159,10 @@ def test_a_node_gains_the_weighted_memory(memory: AnswerMemory) -> None:
     found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
     assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
     assert found[0].node_id == "x"
-    assert shown(wrap({"x": 0.7, "a": 0.6}, memory, weight=0.2).retrieve("0")) == {
-        "a": 0.8,
-        "x": 0.7,
-    }
+    inner = Fixed({"x": 0.7, "a": 0.6})
+    assert shown(wrap(inner, memory, weight=0.2).retrieve("0")) == {"a": 0.8, "x": 0.7}
+    assert [node.score for node in inner.nodes] == [0.7, 0.6]
+    assert shown(wrap(wrap(inner, memory), memory).retrieve("0")) == {"a": 2.6, "x": 0.7}
 
 
 def test_far_from_all_that_is_remembered_nothing_changes(memory: AnswerMemory) -> None:
@@ -219,13 +170,6 @@ def test_far_from_all_that_is_remembered_nothing_changes(memory: AnswerMemory) -
     found = wrap(inner, memory, nodes=nodes_of("a", "b", "c", "d")).retrieve("225")
     assert shown(found) == inner
     assert [node.node_id for node in found] == ["c", "b", "a"]
-
-
-def test_the_nodes_of_the_wrapped_retriever_stay_as_they_are(memory: AnswerMemory) -> None:
-    inner = Fixed({"x": 0.7, "a": 0.6})
-    again = [shown(wrap(inner, memory).retrieve("0")) for _ in range(2)]
-    assert again[0] == again[1]
-    assert [node.score for node in inner.nodes] == [0.7, 0.6]
 
 
 def test_remembered_documents_are_brought_in_at_the_lowest_score(memory: AnswerMemory) -> None:
@@ -237,10 +181,11 @@ def test_remembered_documents_are_brought_in_at_the_lowest_score(memory: AnswerM
 def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(
     memory: AnswerMemory,
 ) -> None:
-    inner = {"x": 0.7, "y": 0.1}
-    assert list(shown(wrap(inner, memory, nodes=nodes_of("b", "c")).retrieve("90"))) == ["b", "x"]
-    only = wrap(inner, memory, nodes=nodes_of("b", "c"), top_k=1).retrieve("90")
-    assert shown(only) == {"b": 1.1}
+    inner, nodes = {"x": 0.7, "y": 0.1}, nodes_of("a", "b", "c")
+    assert list(shown(wrap(inner, memory, nodes=nodes).retrieve("90"))) == ["b", "x"]
+    assert shown(wrap(inner, memory, nodes=nodes, top_k=1).retrieve("90")) == {"b": 1.1}
+    assert wrap({}, memory, nodes=nodes).retrieve("90") == []
+    assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
 
 
 def test_a_trace_of_memory_brings_nothing_in(memory: AnswerMemory) -> None:
@@ -262,33 +207,14 @@ async def test_nodes_come_from_a_dict_or_a_docstore(memory: AnswerMemory, kind: 
     assert await wrapped.aretrieve("90") == found
 
 
-def test_an_empty_retrieval_stays_empty_unless_more_is_asked_for(memory: AnswerMemory) -> None:
-    nodes = nodes_of("a", "b", "c")
-    assert wrap({}, memory).retrieve("90") == []
-    assert wrap({}, memory, nodes=nodes).retrieve("90") == []
-    assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
-
-
 def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(
     memory: AnswerMemory,
 ) -> None:
     found = wrap({"x": None, "y": None, "b": None}, memory).retrieve("90")
     assert [node.node_id for node in found] == ["b", "x", "y"]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ({"x": 0.1, "y": None}, r'Fixed: .* 1 of 2 nodes have no score \(first: "y"\)'),
-        ({"x": 0.1, "y": float("nan")}, r'1 of 2 nodes have NaN or infinity \(first: "y"\)'),
-        ({"x": float("inf")}, r"1 of 1 nodes have NaN or infinity"),
-    ],
-)
-def test_scores_that_cannot_be_added_to_are_refused(
-    memory: AnswerMemory, scores: dict[str, float | None], message: str
-) -> None:
-    with pytest.raises(OptionError, match=message):
-        wrap(scores, memory).retrieve("0")
+    for bad in ({"x": 0.1, "y": None}, {"x": 0.1, "y": float("nan")}, {"x": float("inf")}):
+        with pytest.raises(OptionError, match="Fixed: expected a finite score for each node or"):
+            wrap(bad, memory).retrieve("0")
 
 
 def test_chunks_of_a_remembered_document_gain_alike(memory: AnswerMemory) -> None:
@@ -298,16 +224,6 @@ def test_chunks_of_a_remembered_document_gain_alike(memory: AnswerMemory) -> Non
     found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
     assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
     assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
-
-
-def test_memories_stack(memory: AnswerMemory) -> None:
-    twice = wrap(wrap({"x": 0.7, "a": 0.6}, memory), memory)
-    assert shown(twice.retrieve("0")) == {"a": 2.6, "x": 0.7}
-
-
-async def test_async_gives_what_sync_gives(memory: AnswerMemory) -> None:
-    wrapped = wrap({"x": 0.7, "a": 0.6}, memory)
-    assert await wrapped.aretrieve("0") == wrapped.retrieve("0")
 
 
 def test_callbacks_see_both_retrievals_and_the_embedding(
@@ -330,8 +246,8 @@ def test_callbacks_see_both_retrievals_and_the_embedding(
         ({"weight": -1}, "weight: expected a number >= 0"),
         ({"weight": float("nan")}, "weight: expected a number >= 0"),
         ({"temperature": 0}, "temperature: expected a number > 0"),
-        ({"neighbours": 0}, "neighbours: expected a number >= 1"),
-        ({"top_k": 0}, "top_k: expected a number >= 1, got 0"),
+        ({"neighbours": 0}, "neighbours: expected a whole number >= 1"),
+        ({"top_k": 0}, "top_k: expected a whole number >= 1, got 0"),
         ({"match": "text"}, 'match: expected "node_id" or "ref_doc_id", got \'text\''),
         ({"nodes": ["a"]}, "nodes: expected a dict of id → node or a docstore, got list"),
         ({"nodes": {}, "match": "ref_doc_id"}, 'nodes: expected None with match="ref_doc_id"'),
@@ -432,7 +348,7 @@ async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(
 def test_vectors_of_another_dimension_are_refused(
     memory: AnswerMemory, base: CountingEmbedding
 ) -> None:
-    with pytest.raises(ShapeError, match="expected 2 dimensions, as the remembered queries, got 1"):
+    with pytest.raises(ShapeError, match="for this memory: expected 2 dimensions, got 1"):
         wrap({"x": 0.7}, memory, embed_model=base).retrieve("0")
 
 
@@ -458,14 +374,13 @@ def test_a_saved_memory_comes_back_as_it_was(
     assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
 
 
-def test_settings_given_on_loading_come_before_saved_ones(saved: Path, angles: Angles) -> None:
+def test_settings_and_base_model_come_from_the_folder_unless_given(
+    saved: Path, angles: Angles
+) -> None:
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({}), angles, weight=2, nodes={})
     assert (loaded.weight, loaded.top_k) == (2.0, 7)
-
-
-def test_the_base_model_is_rebuilt_from_what_the_folder_says(saved: Path) -> None:
-    loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
-    assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
+    rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
+    assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
 
 
 def test_saving_again_replaces_a_memory_and_nothing_else(
@@ -509,20 +424,15 @@ def test_a_damaged_config_has_its_error(
         MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
 
 
-def test_damaged_or_missing_files_have_their_error(
-    saved: Path, angles: Angles, tmp_path: Path
-) -> None:
-    with pytest.raises(FolderError, match="nowhere: no such folder"):
-        MemoryRetriever.from_pretrained(tmp_path / "nowhere", Fixed({}), angles)
-    (saved / "memory.safetensors").write_bytes(b"x")
-    with pytest.raises(FolderError, match=r"memory\.safetensors: damaged or not safetensors"):
-        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
-    (saved / "memory.safetensors").unlink()
-    with pytest.raises(FolderError, match=r"memory: no memory\.safetensors"):
-        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
-    (saved / "memory.json").unlink()
-    with pytest.raises(FolderError, match=r"memory.json: no such file"):
-        MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+def test_damaged_or_missing_files_have_their_error(saved: Path, angles: Angles) -> None:
+    for name in ("memory.safetensors", "memory.json"):
+        for content in (b"x", None):
+            (saved / name).unlink()
+            if content:
+                (saved / name).write_bytes(content)
+            with pytest.raises(FolderError, match=name):
+                MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
+            (saved / name).touch()
 
 
 # --- a real index -----------------------------------------------------------------------------

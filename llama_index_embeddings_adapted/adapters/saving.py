@@ -18,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from ..core import files as folders
 from ..core.arrays import as_vectors, l2_normalize
 from ..core.files import WEIGHTS, read_config
-from ..encoding.base_model import MIN_COSINE, PROBE_TEXTS, Fingerprint, base_name, fingerprint_of
+from ..encoding.base_model import PROBE_TEXTS, Fingerprint, base_name, fingerprint_of, tolerance
 from ..encoding.serialize import describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
 from . import composites, maps, prior
@@ -27,6 +27,8 @@ from .maps import LinearAdapter, TwoLayerAdapter
 from .sketch import QuerySketch
 
 OLD_WEIGHTS = "pytorch_model.bin"
+#: The first key of a folder: the old package's loader names the first that it does not know.
+OPENED_BY = "open this folder by llama_index_embeddings_adapted.AdaptedEmbedding(base, folder)"
 
 
 def is_old_folder(folder: Path) -> bool:
@@ -200,7 +202,8 @@ def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object)
     else:
         found = (
             f"gives other vectors for the probe texts (least cosine "
-            f"{actual.cosine(expected):.4f}, expected at least {MIN_COSINE})"
+            f"{actual.cosine(expected):.4f}, expected at least {1 - tolerance():g}; "
+            "LLAMA_INDEX_ADAPTED_TOLERANCE sets what a model that is not bit-stable may be off)"
         )
     raise BaseModelMismatchError(
         f"{where} was trained on {expected.name}; the model at hand, "
@@ -221,6 +224,7 @@ def save(
     """Write a folder, atomically; see :func:`load`."""
     fingerprint, training = fingerprint_of(base), dict(training or {})
     config = {
+        OPENED_BY: True,
         **provenance(base, fingerprint),
         "adapter": describe(adapter),
         "roles": ["query", "document"] if adapter.adapts_documents else ["query"],

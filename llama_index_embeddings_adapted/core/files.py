@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as dump_safetensors
 
-from ..errors import AdaptedError, DiskError, FolderError, quote_some, truncate
+from ..errors import AdaptedError, CacheError, DiskError, FolderError, quote_some, truncate
 
 T = TypeVar("T")
 _OF_THE_DISK = frozenset(
@@ -35,6 +35,19 @@ _OF_THE_DISK = frozenset(
      errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
+
+
+def llama_cache() -> Path:
+    """Return LlamaIndex's cache folder, or raise a :class:`CacheError` where it cannot be made."""
+    from llama_index.core.utils import get_cache_dir
+
+    try:
+        return Path(get_cache_dir())
+    except OSError as cause:
+        raise CacheError(
+            f"LlamaIndex's cache folder cannot be made ({cause}). Set LLAMA_INDEX_CACHE_DIR to a "
+            "folder that can be written; for vectors alone pass cache_dir=…, or False for memory."
+        ) from cause
 
 
 @contextmanager
@@ -253,7 +266,8 @@ def write(
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
         if queries is not None:
             (temporary / QUERIES).write_bytes(to_bytes(queries))
-        text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2)
+        version = {"format_version": config.get("format_version", FORMAT_VERSION)}
+        text = json.dumps({**config, **version}, indent=2)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import hashlib
 import os
+import re
 import sys
 import threading
 import weakref
@@ -45,10 +46,23 @@ PROBE_TEXTS = (
 )
 
 
-#: Least cosine between probe vectors of one model. The same weights on another machine, in
-#: another batch or in half precision stay above .9995; a changed instruction or a retrained model
-#: falls below.
-MIN_COSINE = 0.9995
+_TOLERANCE = "LLAMA_INDEX_ADAPTED_TOLERANCE"
+
+
+def tolerance() -> float:
+    """Return how far from 1 a cosine between two answers of one model to one text may be.
+
+    The same weights on another machine, in another batch or in half precision stay within .0005; a
+    changed instruction or a retrained model does not. For models that are not bit-stable, such as
+    quantised ones, the environment variable ``LLAMA_INDEX_ADAPTED_TOLERANCE`` sets another.
+
+    Raises:
+        OptionError: It is set to what is no number in [.0005, .2].
+    """
+    given = os.environ.get(_TOLERANCE, "0.0005")
+    if not re.fullmatch(r"\d*\.\d+", given) or not 0.0005 <= float(given) <= 0.2:
+        raise OptionError(f"{_TOLERANCE}: expected a number from 0.0005 to 0.2, got {given!r}.")
+    return float(given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +99,12 @@ class Fingerprint:
 
     def agrees_with(self, other: Fingerprint) -> bool:
         """Return whether both are the same model, up to float noise."""
-        if self.cosine(other) < MIN_COSINE:
+        allowed = tolerance()
+        if self.cosine(other) < 1.0 - allowed:
             return False
         ours = np.linalg.norm(self.probes, axis=1)
         theirs = np.linalg.norm(other.probes, axis=1)
-        return bool(np.allclose(ours, theirs, rtol=0.01, atol=1e-6))
+        return bool(np.allclose(ours, theirs, rtol=max(0.01, allowed), atol=1e-6))
 
 
 T = TypeVar("T")
@@ -446,4 +461,4 @@ def keeps_order(calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
     probes = l2_normalize(known.probes[row : row + len(PROBE_TEXTS)])
     own = l2_normalize(answers) @ probes.T
     nearest = own.max(axis=1)
-    return bool((own[np.arange(count), wanted] >= nearest - _MOST_SPREAD).all())
+    return bool((own[np.arange(count), wanted] >= nearest - max(_MOST_SPREAD, tolerance())).all())

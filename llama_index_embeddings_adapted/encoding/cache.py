@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from ..core.arrays import Rows, Vectors, as_vectors
+from ..core.files import llama_cache
 from ..errors import AdaptedError, CacheError, ShapeError
 from .base_model import Fingerprint
 
@@ -32,9 +33,7 @@ def cache_folder(cache_dir: CacheDir) -> Path | None:
     if cache_dir is False:
         return None
     if cache_dir is None:
-        from llama_index.core.utils import get_cache_dir
-
-        return Path(get_cache_dir()) / "embeddings_adapted"
+        return llama_cache() / "embeddings_adapted"
     return Path(cache_dir)
 
 

@@ -77,7 +77,8 @@ def model_changed(name: str, count: int) -> EncodeError:
     return EncodeError(
         f"The model behind the name {name} has changed: a probe text has another vector now than "
         f"before. The vectors of the last {count} texts are not kept. Find out what answers under "
-        "this name, and run again.",
+        "this name, and run again; where it is one model that is not bit-stable, set "
+        "LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
         text=PROBE_TEXTS[0],
     )
 
@@ -197,12 +198,12 @@ class Encoder:
         cache_dir: CacheDir = None,
         show_progress: bool = True,
     ) -> None:
-        model = check_base(model, "model")
+        self._folder = cache_folder(cache_dir)
+        model = check_base(model, "model")  # last: a string loads a model
         self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._folder = cache_folder(cache_dir)
         self._cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
+from ..core.files import llama_cache
 from ..errors import FolderError, OptionError, quote_some
 
 _SECRET_NAME = re.compile(
@@ -230,6 +231,8 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     try:
         model = cls.from_dict(settings)
     except Exception as cause:  # constructors raise what they like; the advice is the same
+        if isinstance(cause, OSError):
+            llama_cache()
         raise FolderError(
             f"The base model {cls.__name__} cannot be built from its saved settings ({cause})."
             f"{hint} Or pass base_embed_model=…."

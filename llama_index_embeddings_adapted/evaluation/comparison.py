@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import EmbeddingQAFinetuneDataset, data_statistics
+from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
+from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, require_extra
 from .page import PageData, write_page
@@ -176,6 +177,11 @@ def compare_retrieval(
     """
     if not models:
         raise OptionError('models: expected at least one, such as {"base": model}.')
+    answered(dataset, "dataset")
+    models = {  # all of them are there before any is asked
+        name: check_base(model, f"models[{name!r}]") if isinstance(model, str) else model
+        for name, model in models.items()
+    }
     scores = {
         name: evaluate_retrieval(
             model,

@@ -197,9 +197,9 @@ def evaluate_retrieval(
         EncodeError: The model gave no usable vector.
     """
     cuts = metrics.check_ks(ks)
-    began = time.perf_counter()
+    began, dataset = time.perf_counter(), answered(dataset, "dataset")
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
-        return _asked(embed_model, answered(dataset, "dataset"), cuts)
+        return _asked(embed_model, dataset, cuts)
     mixture = embed_model if isinstance(embed_model, Mixture) else None
     embed_model = check_base(mixture.embed_model if mixture else embed_model, "embed_model")
     with Encoder(

@@ -415,9 +415,14 @@ def resolve_embed_model(
     Raises:
         MissingExtraError: A package is not installed.
         FolderError: A saved adapter is damaged or does not know its base model.
+        CacheError: LlamaIndex's cache folder cannot be made.
     """
     named = _named(embed_model) if isinstance(embed_model, str) else embed_model
-    return core_resolve(named, callback_manager)
+    try:
+        return core_resolve(named, callback_manager)
+    except OSError:
+        folders.llama_cache()  # which says so, where it cannot be made
+        raise
 
 
 resolvers.append(resolve_embed_model)

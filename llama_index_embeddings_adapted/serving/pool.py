@@ -17,7 +17,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from ..adapters import saving
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
-from ..core.arrays import Role
+from ..core.arrays import Keys, Role, Vectors
 from ..core.files import CONFIG, atomic_folder
 from ..encoding.base_model import Embedding
 from ..errors import OptionError, check_number, quote_some
@@ -228,6 +228,15 @@ class PooledEmbedding(WrappedEmbedding):
     def class_name(cls) -> str:
         """Return the name LlamaIndex knows this class by."""
         return "PooledEmbedding"
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model that is adapted."""
+        return self._pool.base_embed_model
+
+    def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
+        """Map vectors of the base model as the adapter that is chosen now would."""
+        return self._pool.current().adapt(vectors, role, keys)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse: which adapter answers is known call by call only.

@@ -26,7 +26,7 @@ from ..core import files
 from ..core.encoded import EncodedDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import base_name, check_base
-from ..encoding.cache import CacheDir
+from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..errors import NotTrainedError, OptionError, check_whole
 from ..evaluation.candidates import WordScores
@@ -179,11 +179,13 @@ class EmbeddingAdapterFinetuneEngine:
         }  # fmt: skip
         self._checkpoints = None if model_checkpoint_path is None else Path(model_checkpoint_path)
         self._options_for({})
-        self.embed_model = check_base(embed_model, "embed_model")  # last: a string loads a model
         self._output = Path(model_output_path)
         self._checkpoint_steps = checkpoint_save_steps
         self._report_path = None if report_path is None else Path(report_path)
         self._verbose, self._show_progress, self._cache_dir = verbose, show_progress, cache_dir
+        if isinstance(embed_model, str):  # which loads a model, so it comes last
+            self._check_destinations()
+        self.embed_model = check_base(embed_model, "embed_model")
         self._found: _Found | None = None
 
     @classmethod
@@ -219,11 +221,7 @@ class EmbeddingAdapterFinetuneEngine:
             TrainingError: Training diverged; what was saved before is untouched.
         """
         options = self._options_for(known_options(train_kwargs))
-        candidate_output = self._output.with_name(f"{self._output.name}.candidate")
-        files.check_target_folder(self._output)
-        files.check_target_folder(candidate_output)
-        if self._report_path is not None:
-            files.check_target(self._report_path, error=OptionError)
+        candidate_output = self._check_destinations()
         began = time.perf_counter()
         with Encoder(
             self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
@@ -238,6 +236,15 @@ class EmbeddingAdapterFinetuneEngine:
             found.report.to_html(self._report_path)
         if self._verbose:
             print(found.report)
+
+    def _check_destinations(self) -> Path:
+        candidate_output = self._output.with_name(f"{self._output.name}.candidate")
+        for folder in (self._output, candidate_output):
+            files.check_target_folder(folder)
+        if self._report_path is not None:
+            files.check_target(self._report_path, error=OptionError)
+        cache_folder(self._cache_dir)
+        return candidate_output
 
     def _options_for(self, more: dict[str, Any]) -> AdapterOptions:
         """Return the options of a call, checked."""
@@ -267,9 +274,10 @@ class EmbeddingAdapterFinetuneEngine:
             again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
             candidate = again or candidate
         base, adapted = validation.base_scores, validation.judge(fitted.adapter)
-        texts = self._texts(validation, given)
-        held = (validation, texts, fitted.adapter, train.queries, self._asked())
-        views = judge_on(*held, seed=options.seed) if options.lexical else None
+        texts, views = self._texts(validation, given), None
+        if options.lexical:
+            held = (validation, texts, fitted.adapter, train.queries, self._asked())
+            views = judge_on(*held, seed=options.seed)
         judged = {"base": base, "adapted": adapted}
         report = FinetuneReport(
             *compare_by_part(base, adapted, validation.known),
@@ -340,8 +348,7 @@ class EmbeddingAdapterFinetuneEngine:
             return AdaptedEmbedding(self.embed_model, adapter, training=training, sketch=sketch)
 
         if candidate is adapter:
-            unchanged = report.choice is None and report.best_epoch == 0
-            report = replace(report, saved="base" if unchanged else "candidate")
+            report = replace(report, saved="base" if adapter.is_identity else "candidate")
             served = model(adapter, report)
             return _Found(served, served, report)
         aside = replace(report, saved="base", candidate=f"{self._output.name}.candidate")
@@ -349,12 +356,11 @@ class EmbeddingAdapterFinetuneEngine:
 
     def _texts(self, validation: Validation, given: EncodedDataset | None) -> list[Texts]:
         """Return the texts behind the scores of each part."""
-        found = []
-        for part in validation.parts:
-            is_given = given is not None and part.data.document_ids is given.document_ids
-            source = self._val_dataset if is_given and self._val_dataset else self.dataset
-            found.append(Texts.of(source, part.data))
-        return found
+        theirs = None if given is None else given.document_ids
+        return [
+            Texts.of((part.document_ids is theirs and self._val_dataset) or self.dataset, part)
+            for part in (each.data for each in validation.parts)
+        ]
 
     def _asked(self) -> list[str]:
         """Return the texts of all queries, to learn which words are usual in them."""
@@ -372,8 +378,8 @@ class EmbeddingAdapterFinetuneEngine:
 
     def _judged_on(self, queries: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return how many of these queries come from where."""
-        given = self._val_dataset.provenance if self._val_dataset else None
-        known = {**(self.dataset.provenance or {}), **(given or {})}
+        given = self._val_dataset or self.dataset
+        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
         return {"judged_on": dict(Counter(known.get(query, "unknown") for query in queries))}
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
@@ -391,7 +397,7 @@ class EmbeddingAdapterFinetuneEngine:
         """
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model
-        known = {"adapter": model.adapter, "training": model.training, "sketch": model.sketch}
+        known = {name: getattr(model, name) for name in ("adapter", "training", "sketch")}
         return AdaptedEmbedding(model.base_embed_model, **{**known, **model_kwargs})
 
     def get_finetuned_retriever(
@@ -423,20 +429,12 @@ class EmbeddingAdapterFinetuneEngine:
 
     @property
     def candidate(self) -> AdaptedEmbedding:
-        """The model that was chosen, also where the verdict is against serving it.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
-        """
+        """The model that was chosen, also where the verdict is against serving it."""
         return self._trained("candidate").candidate
 
     @property
     def report(self) -> FinetuneReport:
-        """What ``finetune()`` found.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
-        """
+        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
         return self._trained("report").report
 
     def _trained(self, what: str) -> _Found:

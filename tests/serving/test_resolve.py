@@ -4,13 +4,28 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, resolve_embed_model
-from llama_index_embeddings_adapted.errors import FolderError
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    EmbeddingAdapterFinetuneEngine,
+    LinearAdapter,
+    compare_retrieval,
+    evaluate_retrieval,
+    resolve_embed_model,
+)
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.errors import (
+    BaseModelMismatchError,
+    CacheError,
+    DatasetError,
+    FolderError,
+    OptionError,
+)
 from tests.conftest import CountingEmbedding
 
 
@@ -71,3 +86,78 @@ def test_half_a_surrogate_in_a_live_query_is_repaired(base: CountingEmbedding) -
     model = AdaptedEmbedding(base, LinearAdapter.identity(16))
     model.get_query_embedding("price \ud83d of it")
     assert base.asked[-1] == ("query", "price \ufffd of it")
+
+
+def test_a_cache_folder_that_cannot_be_made_has_its_error(
+    base: CountingEmbedding, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    model = AdaptedEmbedding.from_pretrained(tmp_path / "a", base)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert len(model.get_query_embedding("why?")) == 16
+    for needs_it in (
+        lambda: resolve_embed_model("minilm"),
+        lambda: evaluate_retrieval("minilm", small),
+        lambda: evaluate_retrieval(base, small),
+        lambda: EmbeddingAdapterFinetuneEngine(small, "minilm", model_output_path=tmp_path / "b"),
+        model.for_documents,
+    ):
+        with pytest.raises(CacheError, match=r"cannot be made .*LLAMA_INDEX_CACHE_DIR.*cache_dir="):
+            needs_it()
+
+
+def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(
+    small: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.tex").touch()
+    unjudged = Dataset({"q": "x"}, {"d": "y"}, {}, allow_unjudged=True)
+    with pytest.raises(FolderError, match="holds other files"):
+        EmbeddingAdapterFinetuneEngine(small, "no model", model_output_path=tmp_path / "a")
+    with pytest.raises(OptionError, match="this is a folder"):
+        EmbeddingAdapterFinetuneEngine(
+            small, "no model", model_output_path=tmp_path / "b", report_path=tmp_path / "a"
+        )
+    for judge in (
+        lambda: evaluate_retrieval("no model", unjudged),
+        lambda: compare_retrieval({"a": "no model"}, unjudged),
+        lambda: EmbeddingAdapterFinetuneEngine(unjudged, "no model"),
+    ):
+        with pytest.raises(DatasetError, match="q"):
+            judge()
+
+
+def test_the_old_packages_loader_names_the_way_to_open_a_folder(
+    base: CountingEmbedding, tmp_path: Path
+) -> None:
+    old = pytest.importorskip("llama_index.embeddings.adapter")
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    with pytest.raises(TypeError, match=r"open this folder by .*AdaptedEmbedding\(base, folder\)"):
+        old.LinearAdapterEmbeddingModel(base, str(tmp_path / "a"))
+
+
+class Trembling(CountingEmbedding):
+    """Answers a little differently each time, as a quantised model in another batch does."""
+
+    def vector(self, role: str, text: str) -> list[float]:
+        vector = np.array(super().vector(role, text))
+        noise = np.random.default_rng(len(self.asked)).standard_normal(self.dim)
+        return (vector + 0.05 * noise / np.linalg.norm(noise)).tolist()
+
+
+def test_a_model_that_is_not_bit_stable_has_a_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AdaptedEmbedding(Trembling(), LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    later = Trembling()
+    later.get_query_embedding("x")  # its noise is another from now on
+    with pytest.raises(BaseModelMismatchError, match="LLAMA_INDEX_ADAPTED_TOLERANCE"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", later)
+    monkeypatch.setenv("LLAMA_INDEX_ADAPTED_TOLERANCE", "0.02")
+    AdaptedEmbedding.from_pretrained(tmp_path / "a", later)
+    with pytest.raises(BaseModelMismatchError, match=r"expected at least 0\.98"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", CountingEmbedding(seed=1))
+    monkeypatch.setenv("LLAMA_INDEX_ADAPTED_TOLERANCE", "lots")
+    with pytest.raises(OptionError, match=r"a number from 0\.0005 to 0\.2, got 'lots'"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", later)

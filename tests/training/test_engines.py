@@ -581,8 +581,9 @@ def test_too_few_queries_to_cross_fit_keep_the_base_model_and_say_so(
     engine = EmbeddingAdapterFinetuneEngine(one, base, **options)
     engine.finetune()
     assert engine.report.verdict == (
-        "keep the base model: Cross-fitting in 5 folds needs at least 5 queries, got 1."
+        "keep the base model: Cross-fitting in 5 folds needs at least 5 queries, got 1"
     )
+    assert engine.report.headline[0] == "saved: the base model, unchanged"
     assert engine.get_finetuned_model().adapter == LinearAdapter.identity(16)
 
 

@@ -118,7 +118,7 @@ def tune(
             sample, space, mix, options, words=found, kept=place, show_progress=show_progress
         )
     except TooLittleError as cause:
-        return _base_kept(data, identity, str(cause), mix, provable)
+        return _base_kept(data, identity, str(cause).rstrip("."), mix, provable)
     candidate, failure = refit_on_all(selection.spec, data, options)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)

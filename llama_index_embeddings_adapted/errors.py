@@ -207,3 +207,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a question for what was perhaps meant, with a space before it; empty if unknown."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
+
+
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of a client carries, if any."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+    return None
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Return whether no answer came: a connection that broke, or time that ran out."""
+    names = (cls.__name__ for cls in type(error).__mro__)
+    return any("Connect" in name or "Timeout" in name for name in names)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return whether the same request may succeed a little later."""
+    return is_unreachable(error) or status_of(error) in _PASSING
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether other texts would fail alike: no access, no such model, no connection."""
+    return is_unreachable(error) or status_of(error) in _FATAL

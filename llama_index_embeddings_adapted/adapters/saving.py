@@ -18,8 +18,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from ..core import files as folders
 from ..core.arrays import as_vectors, l2_normalize
 from ..core.files import WEIGHTS, read_config
-from ..encoding.base_model import PROBE_TEXTS, Fingerprint, base_name, fingerprint_of, tolerance
-from ..encoding.serialize import describe_base, unrecorded
+from ..encoding.base_model import PROBE_TEXTS, Fingerprint, fingerprint_of, tolerance
+from ..encoding.serialize import base_name, describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
 from . import composites, maps, prior
 from .base import Adapter, describe, restore

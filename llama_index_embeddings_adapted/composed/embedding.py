@@ -20,8 +20,8 @@ from ..adapters import saving
 from ..core import files as folders
 from ..core.arrays import Role, Vectors
 from ..core.files import atomic_folder
-from ..encoding.base_model import Embedding, base_name, fingerprint_of
-from ..encoding.serialize import describe_base
+from ..encoding.base_model import Embedding, fingerprint_of
+from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, quote_some
 from ..lexical.embedding import LexicalEmbedding
 from ..serving.embedding import savable

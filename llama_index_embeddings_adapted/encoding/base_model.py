@@ -19,8 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import getattr_static
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import tenacity
@@ -31,10 +30,18 @@ from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
-from ..core.arrays import Vectors, as_vectors, l2_normalize
+from ..core.arrays import Keys, Role, Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import AdaptedError, EncodeError, OptionError, ShapeError, truncate
-from .serialize import without_url_secrets
+from ..errors import (
+    AdaptedError,
+    EncodeError,
+    OptionError,
+    ShapeError,
+    is_passing,
+    status_of,
+    truncate,
+)
+from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -54,10 +61,7 @@ def tolerance() -> float:
 
     The same weights on another machine, in another batch or in half precision stay within .0005; a
     changed instruction or a retrained model does not. For models that are not bit-stable, such as
-    quantised ones, the environment variable ``LLAMA_INDEX_ADAPTED_TOLERANCE`` sets another.
-
-    Raises:
-        OptionError: It is set to what is no number in [.0005, .2].
+    quantised ones, ``LLAMA_INDEX_ADAPTED_TOLERANCE`` sets more, at most .2.
     """
     given = os.environ.get(_TOLERANCE, "0.0005")
     if not re.fullmatch(r"\d*\.\d+", given) or not 0.0005 <= float(given) <= 0.2:
@@ -100,11 +104,9 @@ class Fingerprint:
     def agrees_with(self, other: Fingerprint) -> bool:
         """Return whether both are the same model, up to float noise."""
         allowed = tolerance()
-        if self.cosine(other) < 1.0 - allowed:
-            return False
-        ours = np.linalg.norm(self.probes, axis=1)
-        theirs = np.linalg.norm(other.probes, axis=1)
-        return bool(np.allclose(ours, theirs, rtol=max(0.01, allowed), atol=1e-6))
+        ours, theirs = (np.linalg.norm(each.probes, axis=1) for each in (self, other))
+        near = self.cosine(other) >= 1.0 - allowed
+        return near and bool(np.allclose(ours, theirs, rtol=max(0.01, allowed), atol=1e-6))
 
 
 T = TypeVar("T")
@@ -135,34 +137,6 @@ _State = dict[str, object]
 
 
 TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
-_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
-
-
-def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of a client carries, if any."""
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status", "code"):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
-    return None
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Return whether no answer came: a connection that broke, or time that ran out."""
-    names = (cls.__name__ for cls in type(error).__mro__)
-    return any("Connect" in name or "Timeout" in name for name in names)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Return whether the same request may succeed a little later."""
-    return is_unreachable(error) or status_of(error) in _PASSING
-
-
-def is_fatal(error: BaseException) -> bool:
-    """Return whether other texts would fail alike: no access, no such model, no connection."""
-    return is_unreachable(error) or status_of(error) in _FATAL
 
 
 #: What makes a model of a string; a room above, which knows saved adapters, adds itself.
@@ -188,6 +162,32 @@ def check_base(model: object, name: str) -> BaseEmbedding:
             f'"minilm", got {type(model).__name__}.'
         )
     return model
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A model that maps the vectors of another one, which is all we need to embed with."""
+
+    @property
+    def base_embed_model(self) -> BaseEmbedding:
+        """The model whose vectors are mapped."""
+        ...
+
+    def adapt(self, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
+        """Map ``(n, dim)`` vectors of the base model; documents may come with content keys."""
+        ...
+
+
+def base_of(model: BaseEmbedding) -> BaseEmbedding:
+    """Return the base of an adapted model, any other model itself."""
+    return model.base_embed_model if isinstance(model, Adapting) else model
+
+
+def adapted(
+    model: BaseEmbedding, vectors: Vectors, role: Role, keys: Keys | None = None
+) -> Vectors:
+    """Return vectors of a model's base as the model gives them."""
+    return model.adapt(vectors, role, keys) if isinstance(model, Adapting) else vectors
 
 
 class BaseModelCalls:
@@ -354,20 +354,6 @@ def clear_trace_map(manager: CallbackManager) -> None:
         notes = getattr(manager, "_trace_map", None)
         if notes:
             notes.clear()
-
-
-def base_name(model: BaseEmbedding) -> str:
-    """Return class and model name, as messages and saved folders show them.
-
-    Of a local path only the end is shown: the same model elsewhere is the same model. Of an
-    address neither user nor password.
-    """
-    name = type(model).__name__
-    if model.model_name in ("", "unknown"):
-        return name
-    path = Path(model.model_name)
-    shown = "/".join(path.parts[-2:]) if path.is_absolute() else model.model_name
-    return f"{name}({without_url_secrets(shown)})"
 
 
 _known: dict[int, tuple[weakref.ref[BaseEmbedding], _State, Fingerprint]] = {}

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from ..core.arrays import Role
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
-from .base_model import BaseModelCalls, Fingerprint, base_name, fingerprint_of
+from .base_model import BaseModelCalls, Fingerprint, fingerprint_of
 from .cache import CacheDir
 from .encoder import Encoder, PartialResult, embed_tolerant
-from .serialize import without_keys
+from .serialize import base_name, without_keys
 
 PIECE = 1024  # texts that go to an actor, and come back, together, at most
 _DEATHS = 3  # of actors over one piece, before it is what kills them

@@ -8,31 +8,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
-from ..core.arrays import Keys, Role, Rows, Vectors, allocate_vectors, content_hashes
+from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
-from ..errors import EncodeError, quote_some, truncate
+from ..errors import EncodeError, is_fatal, is_passing, quote_some, truncate
 from .base_model import (
     PROBE_TEXTS,
     BaseModelCalls,
     Embedding,
     Fingerprint,
-    base_name,
     check_base,
     fingerprint_of,
-    is_fatal,
-    is_passing,
     is_unchanged,
     keeps_order,
 )
 from .cache import CacheDir, VectorCache, cache_folder
-from .serialize import without_keys
+from .serialize import base_name, without_keys
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
 LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
@@ -146,32 +143,6 @@ def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
 _LOOKED_UP = 65_536  # texts at a time
 
 _MOST_UNCHECKED = 256  # texts between two looks at whether the model is still the same
-
-
-@runtime_checkable
-class Adapting(Protocol):
-    """A model that maps the vectors of another one, which is all we need to embed with."""
-
-    @property
-    def base_embed_model(self) -> BaseEmbedding:
-        """The model whose vectors are mapped."""
-        ...
-
-    def adapt(self, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
-        """Map ``(n, dim)`` vectors of the base model; documents may come with content keys."""
-        ...
-
-
-def base_of(model: BaseEmbedding) -> BaseEmbedding:
-    """Return the base of an adapted model, any other model itself."""
-    return model.base_embed_model if isinstance(model, Adapting) else model
-
-
-def adapted(
-    model: BaseEmbedding, vectors: Vectors, role: Role, keys: Keys | None = None
-) -> Vectors:
-    """Return vectors of a model's base as the model gives them."""
-    return model.adapt(vectors, role, keys) if isinstance(model, Adapting) else vectors
 
 
 class Encoder:

@@ -38,6 +38,20 @@ _ADDRESS_NAME = re.compile(
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 
 
+def base_name(model: BaseEmbedding) -> str:
+    """Return class and model name, as messages and saved folders show them.
+
+    Of a local path only the end is shown: the same model elsewhere is the same model. Of an
+    address neither user nor password.
+    """
+    name = type(model).__name__
+    if model.model_name in ("", "unknown"):
+        return name
+    path = Path(model.model_name)
+    shown = "/".join(path.parts[-2:]) if path.is_absolute() else model.model_name
+    return f"{name}({without_url_secrets(shown)})"
+
+
 def names_secret(name: str) -> bool:
     """Return whether a setting of this name is a secret."""
     return _SECRET_NAME.search(name) is not None

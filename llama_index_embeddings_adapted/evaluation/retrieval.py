@@ -25,9 +25,9 @@ from ..core.arrays import (
 )
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
-from ..encoding.base_model import check_base
+from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder, adapted, base_of, with_rows
+from ..encoding.encoder import Encoder, with_rows
 from ..errors import DatasetError, OptionError, quote_some
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import Mixture

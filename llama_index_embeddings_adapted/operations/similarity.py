@@ -15,9 +15,9 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from numpy.typing import NDArray
 
 from ..core.arrays import Vectors, content_hashes, l2_normalize
-from ..encoding.base_model import fingerprint_of
+from ..encoding.base_model import Adapting, adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Adapting, Encoder, adapted, base_of
+from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError
 from ..evaluation.metrics import ScoreShift
 

@@ -10,7 +10,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 
 from ..core.arrays import Vectors
-from ..encoding.base_model import base_name, fingerprint_of
+from ..encoding.base_model import fingerprint_of
+from ..encoding.serialize import base_name
 from ..serving.embedding import AdaptedEmbedding
 
 _PER_QUERY = 500

@@ -12,8 +12,9 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..adapters.prior import WEIGHT as PENALTY
 from ..core.arrays import Keys, Vectors, content_hashes
+from ..encoding.base_model import adapted, base_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder, adapted, base_of
+from ..encoding.encoder import Encoder
 from ..errors import OptionError
 from ..lexical.mixture import WEIGHT
 from ..questions.generate import generate_qa_embedding_pairs

@@ -25,12 +25,12 @@ from ..core.arrays import Role
 from ..data.reading import repaired
 from ..encoding.base_model import (
     Embedding,
-    base_name,
     clear_trace_map,
     fingerprint_of,
     query_batch,
     whole_batch,
 )
+from ..encoding.serialize import base_name
 from ..errors import EncodeError, OptionError
 
 T = TypeVar("T")

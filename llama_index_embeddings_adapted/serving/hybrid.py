@@ -21,9 +21,8 @@ from ..adapters import saving
 from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
-from ..encoding.base_model import check_base
+from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import base_of
 from ..errors import OptionError, ShapeError, check_whole
 from ..lexical.bm25 import BM25Index, best_rows
 from ..lexical.mixture import WEIGHT

@@ -23,9 +23,9 @@ from ..core import files
 from ..core.arrays import Vectors, as_vectors, l2_normalize
 from ..core.encoded import Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset
-from ..encoding.base_model import Fingerprint, check_base, fingerprint_of
+from ..encoding.base_model import Fingerprint, adapted, base_of, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder, adapted, base_of
+from ..encoding.encoder import Encoder
 from ..encoding.serialize import rebuild_base
 from ..errors import (
     DatasetError,
@@ -304,8 +304,8 @@ class MemoryRetriever(BaseRetriever):
         handed_on = self._handed_on(bundle, vector)
         found = yield self.retriever.retrieve, self.retriever.aretrieve, (handed_on,)
         if vector is not None:
-            settings = {"temperature": self.temperature, "neighbours": self.neighbours}
-            remembered = self.memory.lookup(np.asarray(vector, np.float32), **settings)
+            asked, near = np.asarray(vector, np.float32), self.neighbours
+            remembered = self.memory.lookup(asked, temperature=self.temperature, neighbours=near)
         limit = len(found) if self.top_k is None else self.top_k
         present = {node.node_id for node in found}
         told = [name for name, share in remembered.items() if share >= _LEAST_SCORE]
@@ -431,7 +431,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
     arrays = files.read_arrays(folder / ARRAYS)
     try:
         kinds = {"offsets": np.int64, "documents": np.int64, "shares": np.float64}
-        parts = (arrays[name].astype(kind, casting="safe") for name, kind in kinds.items())
+        parts: Any = (arrays[name].astype(kind, casting="safe") for name, kind in kinds.items())
         memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
         base = {**config["base_model"], "dim": memory.queries.shape[1]}
         fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=folder)

@@ -20,9 +20,9 @@ from ..adapters.base import describe, restore
 from ..adapters.prior import DocumentPrior
 from ..core import files
 from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
-from ..encoding.base_model import Fingerprint, fingerprint_of
+from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder, adapted, base_of
+from ..encoding.encoder import Encoder
 from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
 from ..lexical import bm25
 from ..lexical.bm25 import BM25Index

@@ -21,9 +21,9 @@ from ..adapters import saving
 from ..adapters.base import Adapter
 from ..core.arrays import Role, as_vectors, content_hashes
 from ..core.files import from_bytes, to_bytes
-from ..encoding.base_model import Embedding, Fingerprint, base_name, check_base, fingerprint_of
+from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
-from ..encoding.serialize import pop_known, resolve_base, without_url_secrets
+from ..encoding.serialize import base_name, pop_known, resolve_base, without_url_secrets
 from ..errors import OptionError
 from .base_vectors import BaseVectors, Steps, arun_steps, run_steps
 

@@ -25,9 +25,10 @@ from ..adapters.sketch import QuerySketch
 from ..core import files
 from ..core.encoded import EncodedDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
-from ..encoding.base_model import base_name, check_base
+from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
+from ..encoding.serialize import base_name
 from ..errors import NotTrainedError, OptionError, check_whole
 from ..evaluation.candidates import WordScores
 from ..evaluation.comparison import Comparison
@@ -201,8 +202,7 @@ class EmbeddingAdapterFinetuneEngine:
 
         Args:
             dataset, embed_model, kwargs: See the class.
-            model_path: Its folder.
-            model_cls: Accepted for old scripts; the folder says what it holds.
+            model_path: Its folder; ``model_cls`` is accepted, but the folder says what it holds.
         """
         adapter = saving.load(Path(model_path)).adapter
         return cls(dataset, embed_model, adapter_model=adapter, **kwargs)
@@ -266,8 +266,7 @@ class EmbeddingAdapterFinetuneEngine:
         start = self._start or default_start(data.documents, options)
         looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
-        shown = self._show_progress
-        on_step = None if self._checkpoints is None else self._checkpoint
+        shown, on_step = self._show_progress, self._checkpoint
         fitted = fit(train, validation, start, options, show_progress=shown, on_step=on_step)
         candidate = fitted.adapter
         if options.refit and fitted.best_epoch and not fitted.interrupted:
@@ -339,8 +338,8 @@ class EmbeddingAdapterFinetuneEngine:
         asked = data.relevance.documents[data.relevance.offsets[:count]]
         sketch = QuerySketch.of(data.queries[:count], asked.tolist())
         views = report.views and report.views.judged_by(report.settings["judged_on"])
-        beside_it, some = base_name(self.embed_model), data.queries[:_TIMED]
-        deployment = Deployment.of(self._output.name, beside_it, candidate, some)
+        served_as = (self._output.name, base_name(self.embed_model), candidate)
+        deployment = Deployment.of(*served_as, data.queries[:_TIMED])
         report = replace(report, deployment=deployment, views=views)
 
         def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
@@ -387,13 +386,10 @@ class EmbeddingAdapterFinetuneEngine:
             export().save(self._checkpoints / f"step_{step}")
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
-        """Return the base model with the trained adapter.
+        """Return the base model with the trained adapter; :class:`NotTrainedError` before training.
 
         Args:
             model_kwargs: Passed to :class:`AdaptedEmbedding`.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
         """
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model

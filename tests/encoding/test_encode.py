@@ -16,8 +16,9 @@ from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, base_name
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from llama_index_embeddings_adapted.encoding.serialize import base_name
 from llama_index_embeddings_adapted.errors import CacheError, EncodeError, OptionError
 from tests.conftest import CountingEmbedding
 

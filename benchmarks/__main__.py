@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import environment, sets
-from benchmarks.cost import against_old, load, ray_job, scale, serving, speed, throughput, words
+from benchmarks.cost import against_old, load, scale, serving, speed, throughput
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
     clicks,
     composed,
     curves,
     methods,
+    package_sets,
     parts,
     peers,
-    quality,
     questions,
     trust,
-    unseen,
     upgrade,
     views,
     watching,
@@ -29,22 +29,6 @@ from benchmarks.robustness import frozen, fuzz, guided, kills, soak
 
 def _saved(name: str, results: dict[str, object], command: str = "") -> None:
     environment.save(name, command or f"python -m benchmarks {name}", results)
-
-
-def _quality(given: argparse.Namespace) -> None:
-    quality.run(given.data, given.cache, tuple(given.sets), given.seeds)
-
-
-def _methods(given: argparse.Namespace) -> None:
-    methods.run(
-        given.data,
-        given.cache,
-        tuple(given.sets),
-        tuple(given.variants),
-        given.seeds,
-        first_seed=given.first_seed,
-        skip_existing=given.skip_existing,
-    )
 
 
 def _power(given: argparse.Namespace) -> None:
@@ -70,28 +54,18 @@ def _upgrade(given: argparse.Namespace) -> None:
     upgrade.run(given.data, given.cache, given.mpnet, tuple(given.sets))
 
 
-def _unseen(given: argparse.Namespace) -> None:
-    if given.packages is None:
-        raise SystemExit("unseen needs --packages")
-    unseen.run(given.packages, given.cache)
-
-
 def _questions(given: argparse.Namespace) -> None:
-    names = [name for name in questions.LABELS if name in given.sets or name in unseen.SETS]
-    if given.packages is None:
-        names = [name for name in names if name not in unseen.SETS]
-    questions.run(given.data, given.cache, given.packages, names, given.examples, given.most)
+    names = [name for name in questions.LABELS if name in given.sets]
+    questions.run(given.load, given.cache, names, given.examples, given.most)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
-    "quality": _quality,
-    "methods": _methods,
-    "peers": lambda g: peers.run(g.data, g.cache, tuple(g.sets), tuple(g.peers)),
+    "methods": lambda g: methods.run(g.load, g.cache, g.sets, tuple(g.variants), g.seeds),
+    "peers": lambda g: peers.run(g.load, g.cache, g.sets, tuple(g.peers), g.seeds),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
     "clicks": lambda g: clicks.run(g.data, g.cache),
     "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
-    "unseen": _unseen,
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),
     "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
     "speed": lambda g: speed.run(g.data, g.cache),
@@ -103,8 +77,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "composed": _composed,
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
-    "views": lambda g: views.run(g.data, g.cache, tuple(g.sets), g.packages),
-    "words": lambda g: _saved("words", words.run(g.data, g.cache)),
+    "views": lambda g: views.run(g.load, g.cache, g.sets),
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),
@@ -112,7 +85,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "guided": _guided,
     "soak": lambda g: _saved("soak", soak.run(g.runs or 200_000)),
     "scale": lambda g: scale.run(g.data, g.cache),
-    "ray": lambda g: _saved("ray", ray_job.run(g.data)),
 }
 
 
@@ -121,7 +93,8 @@ def main() -> None:
     parser.add_argument("what", choices=[*PARTS, "tables", "all"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
-    parser.add_argument("--sets", nargs="+", choices=sets.NAMES, default=list(sets.NAMES))
+    every = [*sets.NAMES, *package_sets.SETS]
+    parser.add_argument("--sets", nargs="+", choices=every, help="all that are at hand")
     parser.add_argument(
         "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
     )
@@ -136,15 +109,15 @@ def main() -> None:
         "load (4800), fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
-    parser.add_argument("--packages", type=Path, help="folder of three packages, for unseen")
+    parser.add_argument(
+        "--packages", type=Path, help="folder of three packages, which sets are made of"
+    )
     parser.add_argument("--examples", type=int, default=8, help="shown to the writer of questions")
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
-    parser.add_argument("--first-seed", type=int, default=0, help="of the runs of methods")
-    parser.add_argument(
-        "--skip-existing", action="store_true", help="methods: keep runs of this version"
-    )
     given = parser.parse_args()
+    given.sets = tuple(given.sets or (every if given.packages else sets.NAMES))
+    given.load = partial(sets.load, given.data, packages=given.packages)
     for part in _asked(given):
         PARTS[part](given)
     figures.refresh()  # first, as tables link to them
@@ -158,8 +131,6 @@ def _asked(given: argparse.Namespace) -> list[str]:
     missing = {"guided"}  # needs an extra of its own
     if given.mpnet is None:
         missing.add("upgrade")
-    if given.packages is None:
-        missing.add("unseen")
     return [part for part in PARTS if part not in missing]
 
 

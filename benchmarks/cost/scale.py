@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ SIZES = ((1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000))  # pairs, doc
 JUDGED = 1_000  # queries that are evaluated, at every size
 CANDIDATES = 1_000  # documents that a step scores, at every size
 EPOCHS = 2
+TEXTS = 512
 
 
 class Clock:
@@ -163,6 +165,19 @@ def _both_sides(corpus: Grown, folder: Path) -> Any:
     return AdaptedEmbedding(CheapBase(corpus), LinearAdapter(trained.weight, shared=True))
 
 
+def _embed(data: Path) -> dict[str, Any]:
+    """Embed real paragraphs with MiniLM."""
+    from benchmarks import environment, sets
+
+    texts = list(islice(sets.load(data, "squad_dev").train.corpus.values(), TEXTS))
+    base = environment.minilm()
+    base.get_text_embedding("the first call of a model is slower than the others")
+    with Clock() as clock:
+        base.get_text_embedding_batch(texts)
+    words = sum(len(text.split()) for text in texts) / TEXTS
+    return {"texts": TEXTS, "words_per_text": words, "cpu_seconds": clock.found["cpu_seconds"]}
+
+
 WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
     "encode": _encode,
     "read": _read,
@@ -185,6 +200,7 @@ def run(data: Path, cache: Path, most: int | None = None) -> None:
     from benchmarks import environment  # loads torch, which measured processes may not need
 
     rows: list[dict[str, Any]] = []
+    embedded = _embed(data)
     for pairs, documents in SIZES:
         if most is not None and documents > most:
             continue
@@ -194,7 +210,9 @@ def run(data: Path, cache: Path, most: int | None = None) -> None:
                 rows.append(in_a_process("-m", __name__, work, pairs, documents, folder))
                 print(rows[-1], flush=True)
                 if most is None:
-                    environment.save("scale", "python -m benchmarks scale", _found(rows))
+                    environment.save(
+                        "scale", "python -m benchmarks scale", {**_found(rows), "MiniLM": embedded}
+                    )
 
 
 def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:

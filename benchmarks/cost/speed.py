@@ -61,9 +61,8 @@ def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
     if dev is None:
         train, dev = train.train_test_split(0.1, by="query", seed=0)
     learnt, judged = encoder.dataset(train), encoder.dataset(dev)
-    known = peers.known_vectors(train, learnt)
     began = time.perf_counter()
-    weight = peers.old_weight(train, known, RATE, OLD_EPOCHS)
+    weight = peers.old_weight(learnt, RATE, OLD_EPOCHS)
     old = time.perf_counter() - began
     goal = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
     ours, epochs, reached = _until(learnt, judged, goal)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 from benchmarks import environment
@@ -127,26 +126,6 @@ def scale_table() -> str:
     )  # fmt: skip
 
 
-def ray_table() -> str:
-    """One embedding job, in this process and on a local Ray."""
-    found = environment.load("ray")
-    rows = []
-    for actors in dict.fromkeys(run["actors"] for run in found["rows"]):
-        runs = [run for run in found["rows"] if run["actors"] == actors]
-        seconds = median(run["seconds"] for run in runs)
-        start = median(run["start_seconds"] for run in runs)
-        loads = [run["load_average"] for run in runs]
-        rows.append(
-            (f"Ray, {actors} actor{'s' * (actors > 1)}" if actors else "this process",
-             f"{seconds:.0f}", f"{found['texts'] / seconds:.1f}",
-             f"{start:.0f}" if actors else "", f"{min(loads):.0f} to {max(loads):.0f}")
-        )  # fmt: skip
-    return table(
-        "who embeds | seconds, median | texts per second | start of Ray, seconds | load average",
-        rows,
-    )
-
-
 def plan_table() -> str:
     """A hundred million documents: where, what was measured, what follows from it."""
     runs = environment.load("scale")["rows"]
@@ -169,14 +148,12 @@ def plan_table() -> str:
 
 
 def _embed_rows() -> list[tuple[str, ...]]:
-    found = environment.load("ray")
-    alone = [run for run in found["rows"] if not run["actors"] and "cpu_seconds_here" in run]
-    rate = median(found["texts"] / run["cpu_seconds_here"] for run in alone)
-    hours, words = PLANNED / rate / 3600, found["rows"][0]["words_per_text"]
-    tokens = PLANNED * words * TOKENS_PER_WORD
+    found = environment.load("scale")["MiniLM"]
+    rate, words = found["texts"] / found["cpu_seconds"], found["words_per_text"]
+    hours, tokens = PLANNED / rate / 3600, PLANNED * words * TOKENS_PER_WORD
     return [
         ("embed, MiniLM", "Ray actors, a core each",
-         f"{rate:.1f} texts of {alone[0]['words_per_text']:.0f} words per processor second",
+         f"{rate:.1f} texts of {words:.0f} words per processor second",
          f"{hours:,.0f} core-hours: {hours / 1000:,.1f} hours on 1,000 cores, "
          f"${hours * CORE_HOUR:,.0f}"),
         ("or embed, an API", "its provider", "",
@@ -265,7 +242,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput_table,
     "speed": speed_table,
     "scale": scale_table,
-    "ray": ray_table,
     "plan": plan_table,
     "kills": kills_table,
     "fuzz": fuzz_table,

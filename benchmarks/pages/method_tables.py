@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks import environment, sets
+from benchmarks import environment
 from benchmarks.pages.markdown import interval, table
 from benchmarks.quality.trust import HARM
 
-Runs = list[dict[str, Any]]  # of one method on one set, by seed; peers draw nothing and have one
+Runs = list[dict[str, Any]]  # of one method on one set, by seed
 
 _METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
 _VIEWS = {
@@ -21,32 +21,60 @@ _VIEWS = {
     "words and prior": "both, no label",
     "two weights on dev": "both, dev",
 }
+_USUAL = {"BM25": "words alone", "LlamaIndex's rank fusion": "rank fusion"}
+_OURS = {
+    "ours, no labels": "both, no label", "ours, one vector": "auto",
+    "ours, with words": "auto + views",
+}  # fmt: skip
 _AUTO = ("auto, query", "auto, both")
-_PEERS = (
-    "llama-index-finetuning, as shipped",
-    "llama-index-finetuning, tuned",
-    "NUDGE-M",
-    "NUDGE-N",
-)
 
 
 def front_table() -> str:
     """What a user would switch on instead, the best peer, and ours, on every set."""
-    peers = environment.load("peers")["sets"] | environment.load("unseen")["sets"]
+    peers = environment.load("peers")["sets"]
     rows = []
     for name, found in environment.load("views")["sets"].items():
         views = found["views"]
-        tuned = [_relative([run]) for peer, run in peers.get(name, {}).items() if peer in _PEERS]
-        best = max(tuned, key=lambda shown: float(shown.rstrip("%")), default="–")
-        ours = [_gain_of(views, view) for view in ("both, no label", "auto", "auto + views")]
+        others = peers.get(name, {})
+        best = max(others, key=lambda peer: mean(_gains(others[peer])), default=None)
+        shown = "–" if best is None else f"{_relative(others[best])} ({best.split(',')[0]})"
+        ours = [_gain_of(views, view) for view in _OURS.values()]
         rows.append(
-            (name, f"{views['base']['ndcg@10']:.4f}", _gain_of(views, "rank fusion"), best, *ours)
+            (name, f"{views['base']['ndcg@10']:.4f}", _gain_of(views, "rank fusion"), shown, *ours)
         )
     return table(
-        "data set | base | LlamaIndex's rank fusion | best peer, tuned | ours, no labels | "
-        "ours, one vector | ours, with words",
-        rows,
+        " | ".join(["data set | base | LlamaIndex's rank fusion | best peer", *_OURS]), rows
     )
+
+
+def peers_table() -> str:
+    """Every peer and ours, on every set; the last column counts sets with a proven loss."""
+    views, peers = environment.load("views")["sets"], environment.load("peers")["sets"]
+    starts = [next(iter(found.values()))[0]["tests"]["test"]["all"] for found in peers.values()]
+    bases = (f"{start['base']['ndcg@10']:.4f}" for start in starts)
+    rows: list[tuple[Any, ...]] = [("base model, NDCG@10", *bases, "")]
+    rows += [_of_views(label, view, views, peers) for label, view in _USUAL.items()]
+    for peer in dict.fromkeys(peer for found in peers.values() for peer in found):
+        runs = [found.get(peer, []) for found in peers.values()]
+        cells = [_relative(each, spread=True) + "*" * _loses(each) for each in runs]
+        rows.append((peer, *cells, sum(map(_loses, runs))))
+    rows += [_of_views(label, view, views, peers) for label, view in _OURS.items()]
+    return table(" | ".join(["method", *peers, "below base"]), rows)
+
+
+def _of_views(
+    label: str, view: str, views: dict[str, Any], names: Iterable[str]
+) -> tuple[Any, ...]:
+    found = [views.get(name, {"views": {}})["views"] for name in names]
+    below = [view in each and each[view]["interval"][1] < 0 for each in found]
+    cells = (_gain_of(each, view) + "*" * lost for each, lost in zip(found, below, strict=True))
+    return label, *cells, sum(below)
+
+
+def _loses(runs: Runs) -> bool:
+    """Whether the intervals of most seeds lie below zero."""
+    below = [run["tests"]["test"]["all"]["interval"][1] < 0 for run in runs]
+    return sum(below) > len(below) / 2
 
 
 def _gain_of(views: dict[str, Any], view: str) -> str:
@@ -56,20 +84,10 @@ def _gain_of(views: dict[str, Any], view: str) -> str:
     return f"{views[view]['ndcg@10'] / views['base']['ndcg@10'] - 1:+.1%}"
 
 
-def _methods() -> dict[str, dict[str, Runs]]:
-    """Set → method → runs, the peers first."""
-    ours, peers = (environment.load(name)["sets"] for name in ("methods", "peers"))
-    return {
-        name: {**{peer: [run] for peer, run in peers.get(name, {}).items()}, **ours[name]}
-        for name in sets.NAMES
-        if name in ours
-    }
-
-
 def targets_table() -> str:
     """What ``method="auto"`` gains, and on known and new documents with the query side."""
     rows = []
-    for name, found in _methods().items():
+    for name, found in environment.load("methods")["sets"].items():
         tests = [run["tests"]["test"] for run in found["auto, query"]]
         gains = (_relative(found.get(variant, []), spread=True) for variant in _AUTO)
         rows.append((name, *gains, gain(tests, "known"), gain(tests, "new")))
@@ -136,25 +154,6 @@ def power_table() -> str:
         "ship | harm",
         rows,
     )
-
-
-def unseen_table() -> str:
-    """Peers and ours on sets that no choice was made on."""
-    found = environment.load("unseen")["sets"]
-    names = [m for m in (*_PEERS, *_AUTO) if any(m in measured for measured in found.values())]
-    rows = []
-    for name, measured in found.items():
-        ours = measured["auto, both"]
-        test = ours["tests"]["test"]
-        whole, new = test["all"], test.get("new", {"queries": 0})
-        rows.append(
-            (name, f"{ours['train_queries']:,}", f"{whole['queries']:,}, {new['queries']:,}",
-             f"{whole['base']['ndcg@10']:.4f}",
-             *(_relative([measured[m]] if m in measured else []) for m in names),
-             gain([test], "known"), gain([test], "new"))
-        )  # fmt: skip
-    head = ["data set", "train queries", "test queries, of them new", "base", *names]
-    return table(" | ".join([*head, "known, both", "new, both"]), rows)
 
 
 def composed_table() -> str:
@@ -277,22 +276,27 @@ def gain(runs: list[Any], part: str) -> str:
 
 def _relative(runs: Runs, *, spread: bool = False) -> str:
     """Return the mean over seeds, and with several their standard deviation where it fits."""
-    if not runs:
+    gains = _gains(runs)
+    if not gains:
         return "–"
-    wholes = [run["tests"]["test"]["all"] for run in runs]
-    gains = [one["adapted"]["ndcg@10"] / one["base"]["ndcg@10"] - 1 for one in wholes]
     shown = f"{mean(gains):+.1%}"
     return f"{shown} ± {100 * stdev(gains):.1f}" if spread and len(gains) > 1 else shown
 
 
+def _gains(runs: Runs) -> list[float]:
+    """Return the gain of each seed in NDCG@10, relative to the base model."""
+    wholes = [run["tests"]["test"]["all"] for run in runs]
+    return [one["adapted"]["ndcg@10"] / one["base"]["ndcg@10"] - 1 for one in wholes]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "front": front_table,
+    "peers": peers_table,
     "targets": targets_table,
     "calibration": calibration_table,
     "nulls": nulls_table,
     "clicks": clicks_table,
     "power": power_table,
-    "unseen": unseen_table,
     "composed": composed_table,
     "questions": questions_table,
     "synthetic": synthetic_table,

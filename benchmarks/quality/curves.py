@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
-from benchmarks.quality import peers, quality
+from benchmarks.quality import judged, peers
+from benchmarks.quality.published import Ranker
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -34,13 +35,13 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
                 continue
             pairs = _draw(whole, size)
             there = _there(name, len(pairs.queries))
-            for method, mapped in _fits(encoder, pairs, there):
+            for method, ranker in _fits(encoder, pairs, there):
                 test = encoder.dataset(real.tests["test"])
                 scores = {
                     "base": search(test, test.queries, test.documents),
-                    "adapted": search(test, *mapped(test)),
+                    "adapted": ranker(test),
                 }
-                _keep(name, len(pairs.queries), method, quality.by_part(scores, real, "test"))
+                _keep(name, len(pairs.queries), method, judged.by_part(scores, real, "test"))
 
 
 def _draw(whole: Dataset, size: int | None) -> Dataset:
@@ -56,22 +57,21 @@ def _draw(whole: Dataset, size: int | None) -> Dataset:
     )
 
 
-def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[str, peers.Mapped]]:
+def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[str, Ranker]]:
     for method, adapts in OURS.items():
         if method not in there:
             yield method, _ours(encoder, pairs, adapts)
     wanted = tuple(peer for peer in PEERS if peer not in there)
     train, dev = pairs.train_test_split(_DEV, by="query", seed=0)
-    for peer, mapped, _, _ in peers.fits(encoder, train, dev, wanted):
-        yield peer, mapped
+    for peer, _, ranker, *_ in peers.fits(encoder.dataset(train), encoder.dataset(dev), wanted):
+        yield peer, ranker
 
 
-def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> peers.Mapped:
+def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> Ranker:
     learnt = encoder.dataset(pairs)
     served = tune(learnt, TrainingOptions(), adapts=adapts, show_progress=False).adapter
-    return lambda test: (
-        served.apply(test.queries),
-        served.apply(test.documents, "document", test.keys),
+    return lambda test: search(
+        test, served.apply(test.queries), served.apply(test.documents, "document", test.keys)
     )
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment, sets
-from benchmarks.quality.quality import judge
+from benchmarks.quality.judged import judge
 
 Row = dict[str, Any]
 
-COMMAND = "python -m benchmarks methods --seeds 5"  # measures all that the file is to have
+COMMAND = "python -m benchmarks methods --seeds 1 --packages packages"
 VARIANTS: dict[str, dict[str, Any]] = {
     "auto, query": {"method": "auto"},
     "auto, both": {"method": "auto", "adapts": "both"},
@@ -21,27 +22,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    data: Path,
-    cache: Path,
-    names: tuple[str, ...],
-    variants: tuple[str, ...],
-    seeds: int,
-    *,
-    first_seed: int = 0,
-    skip_existing: bool = False,
-) -> None:
-    """Train on train and dev, test once; each run is saved as it ends, beside earlier ones.
+    load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...],
+    variants: tuple[str, ...], seeds: int,
+) -> None:  # fmt: skip
+    """Train on train and dev, test once; each run is saved as it ends.
 
-    It replaces the run of the same set, variant and seed. Every set has a seed before any has the
-    next, so that a part of the runs is of use. ``skip_existing`` leaves out those of this version.
+    Every set has a seed before any has the next, so that a part of the runs is of use. Runs of this
+    version are kept; that of another version makes room for the one of the same seed.
     """
     base = environment.minilm(embed_batch_size=32)
     present = version()
-    for seed, variant, name in _order(names, variants, range(first_seed, first_seed + seeds)):
-        if skip_existing and _there(name, variant, seed, present):
+    for seed, variant, name in product(range(seeds), variants, names):
+        if _there(name, variant, seed, present):
             continue
         row = {"seed": seed, "version": present}
-        row |= one(base, sets.load(data, name), cache, {**VARIANTS[variant], "seed": seed})
+        row |= one(base, load(name), cache, {**VARIANTS[variant], "seed": seed})
         environment.add("methods", COMMAND, ("sets", name, variant), row, seeded=True)
         _tell(name, variant, row)
 
@@ -52,15 +47,6 @@ def version() -> str:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip()
-
-
-def _order(
-    names: tuple[str, ...], variants: tuple[str, ...], seeds: range
-) -> Iterator[tuple[int, str, str]]:
-    for seed in seeds:
-        for variant in variants:
-            for name in names:
-                yield seed, variant, name
 
 
 def _there(name: str, variant: str, seed: int, present: str) -> bool:

@@ -9,7 +9,7 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +132,8 @@ def _docstrings(file: Path, name: str) -> Asked:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
             yield " ".join(first.split()), f"{name} {node.name} {node.lineno}", rest
+
+
+SETS: dict[str, Callable[[Path], Dataset]] = {
+    "aws_cli": aws_cli, "docstrings": docstrings, "wordnet": wordnet
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Other ways to adapt a black box, by their own code, on the same vectors."""
+"""Other ways to adapt a black box, on the same vectors, by their own code or after papers."""
 
 from __future__ import annotations
 
@@ -8,40 +8,54 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
 
 from benchmarks import environment, sets
-from benchmarks.quality import quality
-from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
+from benchmarks.known import as_texts
+from benchmarks.quality import judged, published
+from benchmarks.quality.published import Ranker, Setting
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 
-Mapped = Callable[[EncodedDataset], tuple[Vectors, Vectors]]
-_RATES, _EPOCHS = (2e-5, 1e-4, 1e-3, 5e-3), (1, 2, 4, 8)
+Fit = Callable[[EncodedDataset, EncodedDataset, Setting, int], Ranker]  # train, dev, seed
+COMMAND = "python -m benchmarks peers --packages packages"
+MOST_POSITIVES = 4  # of a query, for linear-adapter-trainer: some queries have hundreds
 
 
-PEERS = (
-    "NUDGE-M",
-    "NUDGE-N",
-    "llama-index-finetuning, as shipped",
-    "llama-index-finetuning, tuned",
-)
+@dataclass(frozen=True)
+class Peer:
+    """How it is fitted, the settings that dev chooses from, and whether it draws."""
+
+    fit: Fit
+    settings: list[Setting]
+    draws: bool = False
 
 
-def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...]) -> None:
-    """Tune on dev, test once; each run is saved as it ends, beside earlier ones."""
-    base = environment.minilm(embed_batch_size=32)
-    encoder = Encoder(base, cache_dir=cache, show_progress=False)
+def run(
+    load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...],
+    peers: tuple[str, ...], seeds: int,
+) -> None:  # fmt: skip
+    """Tune on dev, test once; what is there already is kept."""
+    encoder = Encoder(environment.minilm(embed_batch_size=32), cache_dir=cache, show_progress=False)
     for name in names:
-        for peer, row in measured(encoder, sets.load(data, name), peers):
-            environment.add("peers", "python -m benchmarks peers", ("sets", name, peer), row)
+        there = {
+            (peer, row["seed"]): row["setting"]
+            for peer, rows in environment.found("peers", "sets", name).items()
+            for row in rows
+        }
+        if all((p, s) in there for p in peers for s in range(seeds if PEERS[p].draws else 1)):
+            continue
+        real = load(name)
+        for peer, row in measured(encoder, real, peers, seeds, there):
+            keys = ("sets", name, peer)
+            environment.add("peers", COMMAND, keys, row, seeded=True)
             whole = row["tests"]["test"]["all"]
             print(f"{name}, {peer} ({row['setting']}): {whole['base']['ndcg@10']:.4f} → "
                   f"{whole['adapted']['ndcg@10']:.4f}; {row['seconds']:.0f} s",
@@ -49,59 +63,54 @@ def run(data: Path, cache: Path, names: tuple[str, ...], peers: tuple[str, ...])
 
 
 def measured(
-    encoder: Encoder, real: sets.RealSet, peers: tuple[str, ...]
+    encoder: Encoder, real: sets.RealSet, peers: tuple[str, ...], seeds: int, there: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and result of each peer, trained on train and tuned on dev."""
     train, dev = real.train, real.dev
     if dev is None:
         train, dev = train.train_test_split(0.1, by="query", seed=0)
-    tests = {split: encoder.dataset(test) for split, test in real.tests.items()}
-    for peer, mapped, seconds, setting in fits(encoder, train, dev, peers):
-        row: dict[str, Any] = {"setting": setting, "seconds": seconds, "tests": {}}
-        for split, test in tests.items():
-            scores = {
-                "base": search(test, test.queries, test.documents),
-                "adapted": search(test, *mapped(test)),
-            }
-            row["tests"][split] = quality.by_part(scores, real, split)
-        yield peer, row
+    test = encoder.dataset(real.tests["test"])
+    base = search(test, test.queries, test.documents)
+    learnt, decides = encoder.dataset(train), encoder.dataset(dev)
+    for peer, seed, ranker, seconds, setting in fits(learnt, decides, peers, seeds, there):
+        scores = {"base": base, "adapted": ranker(test)}
+        tests = {"test": judged.by_part(scores, real, "test")}
+        yield peer, {"seed": seed, "setting": setting, "seconds": seconds, "tests": tests}
 
 
 def fits(
-    encoder: Encoder, train: Dataset, dev: Dataset, peers: tuple[str, ...]
-) -> Iterator[tuple[str, Mapped, float, str]]:
-    """Yield name, fitted map, seconds and setting of each peer."""
-    methods = (_nudge("NUDGEM"), _nudge("NUDGEN"), _old((2e-5,), (4,)), _old(_RATES, _EPOCHS))
-    for peer, fit in zip(PEERS, methods, strict=True):
-        if peer not in peers:
-            continue
-        began = time.perf_counter()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            mapped, setting = fit(encoder, train, dev)
-        yield peer, mapped, time.perf_counter() - began, setting
+    learnt: EncodedDataset, decides: EncodedDataset, peers: tuple[str, ...], seeds: int = 1,
+    there: Any = (),
+) -> Iterator[tuple[str, int, Ranker, float, Setting]]:  # fmt: skip
+    """Yield name, seed, ranker, seconds and setting; the first seed is tuned, others follow it."""
+    for name in peers:
+        peer = PEERS[name]
+        settings = [there[name, 0]] if (name, 0) in there else peer.settings
+        for seed in range(seeds if peer.draws else 1):
+            if (name, seed) in there:
+                continue
+            began = time.perf_counter()
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                fitted = [(peer.fit(learnt, decides, one, seed), one) for one in settings]
+                ranker, setting = fitted[0]
+                if len(fitted) > 1:
+                    ranker, setting = max(fitted, key=lambda one: one[0](decides)["ndcg@10"])
+            settings = [setting]
+            yield name, seed, ranker, time.perf_counter() - began, setting
 
 
-def _nudge(name: str) -> Callable[[Encoder, Dataset, Dataset], tuple[Mapped, str]]:
+def _nudge(learnt: EncodedDataset, decides: EncodedDataset, setting: Setting, seed: int) -> Ranker:
     """``nudge-ft`` as its documentation says, γ found by it on dev."""
+    import nudge
+    import torch
 
-    def fit(encoder: Encoder, train: Dataset, dev: Dataset) -> tuple[Mapped, str]:
-        import nudge
-        import torch
-
-        learnt, judged = encoder.dataset(train), encoder.dataset(dev)
-        # Normalised again: its NUDGE-M gives vectors of other lengths, to be searched as they are.
-        moved = getattr(nudge, name)(device=torch.device("cpu")).finetune_embeddings(
-            l2_normalize(learnt.documents), _as_nudge_wants(learnt), _as_nudge_wants(judged)
-        )
-        rows = {document: row for row, document in enumerate(learnt.document_ids)}
-
-        def mapped(test: EncodedDataset) -> tuple[Vectors, Vectors]:
-            return test.queries, moved[[rows[document] for document in test.document_ids]]
-
-        return mapped, "γ found on dev"
-
-    return fit
+    # Normalised again: its NUDGE-M gives vectors of other lengths, to be searched as they are.
+    method = getattr(nudge, setting["class"])(device=torch.device("cpu"))
+    wanted = (_as_nudge_wants(part) for part in (learnt, decides))
+    moved = method.finetune_embeddings(l2_normalize(learnt.documents), *wanted)
+    rows = {document: row for row, document in enumerate(learnt.document_ids)}
+    return lambda test: search(test, test.queries, moved[[rows[d] for d in test.document_ids]])
 
 
 def _as_nudge_wants(data: EncodedDataset) -> dict[str, Any]:
@@ -109,68 +118,20 @@ def _as_nudge_wants(data: EncodedDataset) -> dict[str, Any]:
     return {"q_embs": l2_normalize(data.queries), "q_ans_indx": answers}
 
 
-class _Known(BaseEmbedding):
-    """Vectors that were computed before, so that the old engine's time is its training."""
-
-    _vectors: dict[str, list[float]] = PrivateAttr()
-
-    def __init__(self, vectors: dict[str, list[float]]) -> None:
-        super().__init__(model_name="known")
-        self._vectors = vectors
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._vectors[f"query {query}"]
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._vectors[f"query {query}"]
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        # The old engine embeds "hello world" to learn the dimension.
-        return self._vectors.get(f"text {text}") or next(iter(self._vectors.values()))
+def _old(learnt: EncodedDataset, decides: EncodedDataset, setting: Setting, seed: int) -> Ranker:
+    """The old engine's own loop."""
+    weight = old_weight(learnt, setting["rate"], setting["epochs"])
+    return lambda test: search(test, test.queries @ weight.T, test.documents)
 
 
-def _old(
-    rates: tuple[float, ...], epochs: tuple[int, ...]
-) -> Callable[[Encoder, Dataset, Dataset], tuple[Mapped, str]]:
-    """The old engine's own loop; learning rate and epochs by NDCG@10 on dev where several."""
-
-    def fit(encoder: Encoder, train: Dataset, dev: Dataset) -> tuple[Mapped, str]:
-        learnt, judged = encoder.dataset(train), encoder.dataset(dev)
-        known = known_vectors(train, learnt)
-        best: tuple[float, Vectors, str] | None = None
-        for rate in rates:
-            for count in epochs:
-                weight = old_weight(train, known, rate, count)
-                found = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
-                if best is None or found > best[0]:
-                    best = found, weight, f"lr {rate:g}, {count} epochs"
-        assert best is not None
-        weight = best[1]
-        return lambda test: (test.queries @ weight.T, test.documents), best[2]
-
-    return fit
-
-
-def known_vectors(train: Dataset, learnt: EncodedDataset) -> dict[str, list[float]]:
-    known = {
-        f"query {text}": vector
-        for text, vector in zip(train.queries.values(), learnt.queries.tolist(), strict=True)
-    }
-    return known | {
-        f"text {text}": vector
-        for text, vector in zip(train.corpus.values(), learnt.documents.tolist(), strict=True)
-    }
-
-
-def old_weight(
-    train: Dataset, known: dict[str, list[float]], rate: float, epochs: int
-) -> np.ndarray[Any, Any]:
+def old_weight(learnt: EncodedDataset, rate: float, epochs: int) -> np.ndarray[Any, Any]:
     from llama_index.finetuning import EmbeddingAdapterFinetuneEngine as OldEngine
 
+    texts, base = as_texts(learnt)
     with tempfile.TemporaryDirectory() as folder:
         engine = OldEngine(
-            train,
-            _Known(known),
+            texts,
+            base,
             model_output_path=folder,
             epochs=epochs,
             optimizer_params={"lr": rate},
@@ -179,3 +140,64 @@ def old_weight(
         engine.finetune()
         model = engine.get_finetuned_model()
         return np.asarray(model._adapter.linear.weight.detach().numpy(), dtype=np.float32)
+
+
+def _trainer(
+    learnt: EncodedDataset, decides: EncodedDataset, setting: Setting, seed: int
+) -> Ranker:
+    """linear-adapter-trainer: triplets with its sampler, its loop, which keeps its best epoch."""
+    import linear_adapter_trainer as lat
+
+    vectors = {f"document {row}": vector for row, vector in enumerate(learnt.documents)}
+    corpus = lat.KnowledgeBase.from_texts(list(vectors), ids=list(vectors))
+    sampler = lat.NegativeSampler(learnt.documents, strategy=setting["negatives"], seed=seed)
+    random, places = (
+        np.random.default_rng(seed),
+        dict(zip(learnt.document_ids, vectors, strict=True)),
+    )
+    parts = []
+    for mark, data in (("train", learnt), ("dev", decides)):
+        triplets = []
+        vectors |= {f"{mark} {row}": vector for row, vector in enumerate(data.queries)}
+        for row in range(len(data.query_ids)):
+            rows = random.permutation(data.relevance.relevant_to(row))[:MOST_POSITIVES]
+            for positive in (places[data.document_ids[at]] for at in rows):
+                ((negative, _),) = sampler.sample(corpus.position_of(positive))
+                triplets.append(lat.Triplet(f"{mark} {row}", positive, f"document {negative}"))
+        parts.append(triplets)
+    config = lat.TrainingConfig(learning_rate=setting["rate"], seed=seed, device="cpu")
+    trainer = lat.AdapterTrainer(corpus, _Embedder(vectors), config)
+    adapter = trainer.fit(lat.TripletDataset(*parts), verbose=False).adapter
+    return lambda test: search(test, adapter.transform(test.queries), test.documents)
+
+
+@dataclass(frozen=True)
+class _Embedder:
+    """What linear-adapter-trainer asks for vectors."""
+
+    vectors: dict[str, Any]
+    dimension: int = 0  # asked for where there are no queries
+
+    def embed(self, texts: list[str]) -> Any:
+        return np.stack([self.vectors[text] for text in texts])
+
+
+_RATES, _EPOCHS = (2e-5, 1e-4, 1e-3, 5e-3), (1, 2, 4, 8)
+PEERS = {
+    "Rocchio": Peer(published.rocchio, published.ROCCHIO),
+    "PEFA-XS": Peer(published.pefa_xs, published.PEFA_XS),
+    "PEFA-XL": Peer(published.pefa_xl, published.PEFA_XL),
+    "NUDGE-M": Peer(_nudge, [{"class": "NUDGEM"}]),
+    "NUDGE-N": Peer(_nudge, [{"class": "NUDGEN"}]),
+    "llama-index-finetuning, as shipped": Peer(_old, [{"rate": 2e-5, "epochs": 4}]),
+    "llama-index-finetuning, tuned": Peer(
+        _old, [{"rate": rate, "epochs": epochs} for rate, epochs in product(_RATES, _EPOCHS)]
+    ),
+    "linear-adapter-trainer": Peer(
+        _trainer,
+        [{"rate": rate, "negatives": kind}
+         for rate, kind in product((1e-3, 5e-3), ("semantic_opposite", "mixed", "hard"))],
+        draws=True,
+    ),
+    "Search-Adaptor": Peer(published.search_adaptor, published.SEARCH_ADAPTOR, draws=True),
+}  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from llama_index.core.schema import TextNode
 
 from benchmarks import environment, sets
-from benchmarks.quality import unseen, views
+from benchmarks.quality import views
 from llama_index_embeddings_adapted import (
     BM25Index,
     Candidate,
@@ -45,24 +45,20 @@ SHOWN = 30
 
 
 def run(
-    data: Path, cache: Path, packages: Path | None, names: Sequence[str], shown: int, most: int
+    load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], shown: int, most: int
 ) -> None:
     """Per set: have questions written, train on them and nothing else, test on people's.
 
     Args:
-        data: Folder of the sets.
+        load: Gives a set.
         cache: Of vectors and answers.
-        packages: Folder of two packages, for ``aws_cli`` and ``docstrings``.
         names: Which sets.
         shown: Examples, of the training part, 0 or 3 to 30.
         most: Passages asked about, one question each.
     """
     base = environment.minilm(embed_batch_size=32)
     for name in names:
-        if name in unseen.SETS and packages is not None:
-            real = unseen.split(name, unseen.SETS[name](packages))
-        else:
-            real = sets.load(data, name)
+        real = load(name)
         test = views._some(real.tests["test"], views.MOST_TEST)
         row = _measured(name, real.train, test, base, cache, shown, most)
         command = f"python -m benchmarks questions --most {most}"
@@ -131,7 +127,7 @@ def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> d
         asked, queries = (_adapted(change, each) for each in (bank, l2_normalize(data.queries)))
         prior = DocumentPrior(asked, content_hashes(about))
         nearness = prior.nearness(documents, keys)
-        scored = views.Scored(data, queries @ documents.T, shares, nearness, ())
+        scored = views.Scored(data, queries @ documents.T, shares, nearness)
         found[label] = scored.mixed(0, 0)
         found[f"{label}, prior"] = scored.mixed(0, views.PENALTY)
         found[f"{label}, words, prior"] = scored.mixed(views.WORDS, views.PENALTY)

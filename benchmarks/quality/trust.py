@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
 
 from benchmarks import environment, sets
+from benchmarks.known import as_texts
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
-from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
@@ -93,39 +91,10 @@ def nulls(data: Path, cache: Path, runs: int) -> None:
         print(key, dict(found), flush=True)
 
 
-class _Known(BaseEmbedding):
-    """A model that knows the vectors of the queries and documents that it will be asked for."""
-
-    _vectors: dict[str, list[float]] = PrivateAttr()
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        rest = np.random.default_rng(len(text)).standard_normal(384)  # of probes
-        return self._vectors.get(text) or list(rest)
-
-    _get_query_embedding = _get_text_embedding
-
-    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
-        return [self._get_text_embedding(query) for query in queries]
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-
 def _decision(data: EncodedDataset, method: str, null: str, pairs: int, seed: int) -> str:
     random = np.random.default_rng(seed)
     sample = _sample(data, pairs, random)
-    answers = NULLS[null](sample, random)
-    model = _Known(embed_batch_size=1000)
-    model._vectors = {
-        f"{mark} {row}": vector.tolist()
-        for mark, part in (("query", sample.queries), ("document", sample.documents))
-        for row, vector in enumerate(part)
-    }
-    texts = Dataset(
-        {f"q{row}": f"query {row}" for row in range(pairs)},
-        {f"d{row}": f"document {row}" for row in range(len(sample.documents))},
-        {f"q{row}": [f"d{d}" for d in answers.relevant_to(row)] for row in range(pairs)},
-    )
+    texts, model = as_texts(sample, NULLS[null](sample, random))
     with tempfile.TemporaryDirectory() as folder:
         engine = EmbeddingAdapterFinetuneEngine(
             texts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
-from benchmarks.quality import unseen
-from llama_index_embeddings_adapted import (
-    BM25Index,
-    DocumentPrior,
-    EmbeddingAdapterFinetuneEngine,
-    LexicalEmbedding,
-)
+from llama_index_embeddings_adapted import BM25Index, DocumentPrior
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
@@ -27,28 +21,21 @@ from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, Retrieval
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.lexical.mixture import WEIGHT as WORDS
 
-DIMENSIONS = (1_024, 2_048)  # of words as one vector
-ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
-METHODS = ("linear", "auto")
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of every document for every query, each ``(n, m)``; of words also by one vector."""
+    """Scores of every document for every query, each ``(n, m)``."""
 
     data: Any
     cosines: Vectors
     words: Vectors
     nearness: Vectors
-    one_vector: tuple[Vectors, ...]
 
     def mixed(self, weight: float, penalty: float) -> RetrievalScores:
         return self.ranked(self.cosines + weight * self.words - penalty * self.nearness)
-
-    def joined(self, at: int, weight: float) -> RetrievalScores:
-        return self.ranked(self.cosines + weight * self.one_vector[at])
 
     def adapted(self, adapter: Adapter, bank: Vectors) -> Scored:
         """Return the scores of an adapted model; the bank is of the base model."""
@@ -78,15 +65,11 @@ class Scored:
         return self.ranked(total)
 
 
-def run(data: Path, cache: Path, names: tuple[str, ...], packages: Path | None) -> None:
-    """Measure each set, those made from packages too where these are at hand."""
+def run(load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...]) -> None:
     base = environment.minilm()
-    made = {} if packages is None else unseen.SETS
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
-        for name in (*names, *made):
-            given = made[name](packages) if name in made else None
-            real = sets.load(data, name) if given is None else unseen.split(name, given)
-            row = measure(real, encoder, base, cache)
+        for name in names:
+            row = measure(load(name), encoder, base, cache)
             environment.add("views", "python -m benchmarks views", ("sets", name), row)
             print(name, {k: round(v["ndcg@10"], 4) for k, v in row["views"].items()}, flush=True)
 
@@ -97,11 +80,11 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
     if dev is None:  # scifact: a fifth of its training queries, which the bank then leaves out
         train, dev = train.train_test_split(0.2, seed=0)
     asked = list(_some(train, MOST_BANK).queries.values())
-    bank, texts = encoder.encode(asked, "query"), dev.corpus.values()
-    lexical = [LexicalEmbedding.of(texts, asked, dimensions=size) for size in DIMENSIONS]
-    judge = _scored(_some(dev, MOST_DEV), asked, bank, encoder, lexical)
-    test = _scored(_some(real.tests["test"], MOST_TEST), asked, bank, encoder, lexical)
-    tuned = choose(judge)
+    bank = encoder.encode(asked, "query")
+    judge = _scored(_some(dev, MOST_DEV), asked, bank, encoder)
+    test = _scored(_some(real.tests["test"], MOST_TEST), asked, bank, encoder)
+    scores = {(w, p): judge.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
+    best = max(scores, key=lambda pair: scores[pair])  # of equal ones, the smallest
     found = {
         "base": test.mixed(0, 0),
         "words alone": test.ranked(test.words),
@@ -109,27 +92,16 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "words": test.mixed(WORDS, 0),
         "prior": test.mixed(0, PENALTY),
         "both, no label": test.mixed(WORDS, PENALTY),
-        "words, dev": test.mixed(tuned["words"], 0),
-        "prior, dev": test.mixed(0, tuned["prior"]),
-        "both, dev": test.mixed(*tuned["both"]),
-        **{
-            f"one vector of {size:,}, dev": test.joined(at, tuned["one vector"][at])
-            for at, size in enumerate(DIMENSIONS)
-        },
+        "both, dev": test.mixed(*best),
     }
-    for method in METHODS:
-        engine = EmbeddingAdapterFinetuneEngine(
-            train, base, val_dataset=dev, method=method, cache_dir=cache, show_progress=False,
-            model_output_path=Path(tempfile.mkdtemp()) / "out",
-        )  # fmt: skip
-        engine.finetune()
-        views, given = engine.report.views, engine._found
-        found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
-        found[f"{method} + views"] = found["base"]
-        if views is not None and views.verdict.decision.stance != "against":
-            mixed = test.adapted(given.mixed, given.bank) if views.model else test
-            found[f"{method} + views"] = mixed.mixed(*views.weights)
-            tuned[method] = [views.words, views.prior, views.model]
+    engine = sets.trained(replace(real, train=train, dev=dev), base, cache, method="auto")
+    views, given = engine.report.views, engine._found
+    found["auto"] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
+    found["auto + views"], weights = found["base"], {"both": best}
+    if views is not None and views.verdict.decision.stance != "against":
+        mixed = test.adapted(given.mixed, given.bank) if views.model else test
+        found["auto + views"] = mixed.mixed(*views.weights)
+        weights["auto"] = [views.words, views.prior, views.model]
     values = found["base"].values("ndcg@10")
     rows = {}
     for view, scores in found.items():
@@ -139,7 +111,7 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "queries": len(values),
         "documents": len(test.data.document_ids),
         "bank": len(bank),
-        "tuned": tuned,
+        "tuned": weights,
         "without labels on dev": _ways(_some(dev, MOST_DEV), judge),
         "views": rows,
     }
@@ -159,39 +131,13 @@ def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:
     }  # fmt: skip
 
 
-def choose(dev: Scored) -> dict[str, Any]:
-    """Return the weights that are best on dev; of equal ones, the smallest."""
-    scores = {(w, p): dev.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
-    return {
-        "words": max(WEIGHTS, key=lambda w: scores[w, 0.0]),
-        "prior": max(PENALTIES, key=lambda p: scores[0.0, p]),
-        "both": max(scores, key=lambda pair: scores[pair]),
-        "one vector": [
-            max(ONE_VECTOR, key=lambda w, at=at: dev.joined(at, w)["ndcg@10"])
-            for at in range(len(DIMENSIONS))
-        ],
-    }
-
-
-def _scored(
-    dataset: Dataset,
-    asked: list[str],
-    bank: Vectors,
-    encoder: Encoder,
-    lexical: list[LexicalEmbedding],
-) -> Scored:
-    data = encoder.dataset(dataset)
-    words = BM25Index.of(dataset.corpus, asked)
-    queries, documents = list(dataset.queries.values()), list(dataset.corpus.values())
+def _scored(dataset: Dataset, asked: list[str], bank: Vectors, encoder: Encoder) -> Scored:
+    data, words = encoder.dataset(dataset), BM25Index.of(dataset.corpus, asked)
     return Scored(
         data,
         l2_normalize(data.queries) @ l2_normalize(data.documents).T,
-        np.stack([words.shares(query) for query in queries]),
+        np.stack([words.shares(query) for query in dataset.queries.values()]),
         DocumentPrior(bank).nearness(data.documents),
-        tuple(
-            each.vectors(queries, "query") @ each.vectors(documents, "document").T
-            for each in lexical
-        ),
     )
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environment
-from benchmarks.pages import method_tables
-from benchmarks.quality import package_sets, unseen
+from benchmarks import sets
+from benchmarks.quality import package_sets
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 
 EXAMPLES = """
@@ -104,7 +103,7 @@ def test_new_documents_of_the_test_set_are_asked_for_nowhere_else() -> None:
     queries = {f"q{i}": f"question number {i}" for i in range(200)}
     corpus = {f"d{i}": f"document number {i}" for i in range(100)}
     whole = Dataset(queries, corpus, {f"q{i}": [f"d{i // 2}"] for i in range(200)})
-    real = unseen.split("some", whole)
+    real = sets.split("some", whole)
     assert real.dev is not None
     trained = {
         d for part in (real.train, real.dev) for ds in part.relevant_docs.values() for d in ds
@@ -114,20 +113,3 @@ def test_new_documents_of_the_test_set_are_asked_for_nowhere_else() -> None:
     assert 50 <= len(new) < len(test.queries)
     assert sum(len(part.queries) for part in (real.train, real.dev, test)) == 200
     assert len(test.corpus) == 100
-
-
-def test_the_table_has_gains_of_each_and_what_new_documents_gain(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "RESULTS", tmp_path)
-
-    def row(adapted: float) -> dict[str, object]:
-        part = {"queries": 20, "base": {"ndcg@10": 0.5}, "adapted": {"ndcg@10": adapted}}
-        tests = {"test": {"all": part | {"queries": 30}, "new": part}}
-        return {"train_queries": 1_000, "tests": tests}
-
-    methods = {"auto, both": row(0.6), "NUDGE-N": row(0.4)}
-    environment.save("unseen", "command", {"sets": {"aws_cli": methods}})
-    assert method_tables.unseen_table().splitlines()[-1] == (
-        "| aws_cli | 1,000 | 30, 20 | 0.5000 | -20.0% | +20.0% | – | 0.5000 → 0.6000 |"
-    )

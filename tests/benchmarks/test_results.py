@@ -52,7 +52,6 @@ def run(seed: int, adapted: float, recipe: str = "linear") -> dict[str, Any]:
 
 def keep(found: Any) -> None:
     environment.save("methods", "command", {"sets": {"scifact": {"auto, query": found}}})
-    environment.save("peers", "command", {"sets": {}})
 
 
 def test_two_processes_add_to_one_file(results: Path) -> None:
@@ -87,17 +86,28 @@ def test_a_run_replaces_that_of_its_seed() -> None:
     assert not methods._there("scifact", "auto, both", 0, "abc")
 
 
-def test_every_set_has_a_seed_before_any_has_the_next() -> None:
-    order = list(methods._order(("a", "b"), ("x", "y"), range(3, 5)))
-    assert order[:4] == [(3, "x", "a"), (3, "x", "b"), (3, "y", "a"), (3, "y", "b")]
-    assert [seed for seed, *_ in order] == [3] * 4 + [4] * 4
-
-
 def test_tables_have_means_over_seeds_and_a_spread_where_there_are_several() -> None:
     keep([run(0, 0.6)])
     assert "| scifact | +20.0% |" in method_tables.targets_table()
     keep([run(0, 0.6), run(1, 0.62)])
     assert "| scifact | +22.0% ± 2.8 |" in method_tables.targets_table()
+
+
+def test_peers_have_means_and_a_star_where_most_seeds_lose() -> None:
+    good, bad = run(0, 0.6), run(1, 0.4)
+    bad["tests"]["test"]["all"]["interval"] = [-0.2, -0.1]
+    good["tests"]["test"]["all"]["interval"] = [0.1, 0.2]
+    peers = {"wins": [good], "loses": [bad], "draws": [good, bad]}
+    environment.save("peers", "command", {"sets": {"scifact": peers}})
+    views = {"base": {"ndcg@10": 0.5}, "auto": {"ndcg@10": 0.7, "interval": [0.1, 0.3]}}
+    environment.save("views", "command", {"sets": {"scifact": {"views": views}}})
+    shown = method_tables.peers_table()
+    for row in ("wins | +20.0% | 0", "loses | -20.0%* | 1", "draws | +0.0% ± 28.3 | 0",
+                "ours, one vector | +40.0% | 0", "BM25 | – | 0"):  # fmt: skip
+        assert f"| {row} |" in shown
+    assert (
+        "| scifact | 0.5000 | – | +20.0% (wins) | – | +40.0% | – |" in method_tables.front_table()
+    )
 
 
 def test_a_table_without_results_says_so() -> None:

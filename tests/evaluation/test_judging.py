@@ -12,7 +12,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.schema import TextNode
 
-from benchmarks.quality.quality import known_to, part
+from benchmarks.quality.judged import known_to, part
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     LinearAdapter,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from benchmarks.known import as_texts
 from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
@@ -191,39 +190,6 @@ def test_tuning_bears_thousands_of_dimensions(method: str) -> None:
 # --- the default, from texts to a folder ----------------------------------------------------------
 
 
-class Given(BaseEmbedding):
-    """A base model whose vectors are given: of texts as :func:`written` writes them, and others."""
-
-    queries: Any
-    documents: Any
-
-    def vector(self, text: str, given: Vectors) -> list[float]:
-        if text.split()[0] in ("question", "passage"):
-            return given[int(text.split()[1])].tolist()
-        digest = hashlib.sha256(text.encode()).digest()
-        return np.random.default_rng(list(digest)).standard_normal(given.shape[1]).tolist()
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self.vector(query, self.queries)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self.vector(text, self.documents)
-
-
-def written(given: EncodedDataset) -> EmbeddingQAFinetuneDataset:
-    """The dataset whose texts get these vectors; twins have one text."""
-    queries = {f"q{row}": f"question {row}" for row in range(len(given.queries))}
-    corpus = {f"d{row}": f"passage {twin}" for row, twin in enumerate(given.canonical_rows)}
-    relevant = {
-        f"q{row}": [f"d{found}" for found in given.relevance.relevant_to(row)]
-        for row in range(len(given.queries))
-    }
-    return EmbeddingQAFinetuneDataset(queries, corpus, relevant)
-
-
 ONE_VECTOR = "gives all 20 queries the same vector"
 REFUSED = {
     "one pair": "1 leave 1 and 0. Add queries",
@@ -237,11 +203,8 @@ REFUSED = {
 
 
 def engine(name: str, tmp_path: Path, **options: Any) -> EmbeddingAdapterFinetuneEngine:
-    given = ODD[name]()
-    base = Given(queries=given.queries, documents=given.documents)
     return EmbeddingAdapterFinetuneEngine(
-        written(given),
-        base,
+        *as_texts(ODD[name]()),
         model_output_path=tmp_path / "adapter",
         report_path=tmp_path / "report.html",
         cache_dir=False,
@@ -258,7 +221,7 @@ def test_linear_trains_saves_and_serves_on_odd_data(name: str, tmp_path: Path) -
     found = saving.load(tmp_path / "adapter").adapter
     assert np.isfinite(found.apply(ODD[name]().queries)).all()
     model = made.get_finetuned_model()
-    assert np.isfinite(model.get_query_embedding("question 0")).all()
+    assert np.isfinite(model.get_query_embedding("query 0")).all()
     assert np.isfinite(evaluate_retrieval(model, made.dataset, cache_dir=False)["ndcg@10"])
 
 
@@ -272,9 +235,9 @@ def test_linear_says_where_nothing_can_be_learned(name: str, tmp_path: Path) -> 
 @pytest.fixture
 def unjudged() -> EmbeddingQAFinetuneDataset:
     """Of two questions one has no answer."""
-    texts = {"asked": "question 0", "open": "question 1"}
+    texts = {"asked": "query 0", "open": "query 1"}
     relevant = {"asked": ["d0"], "open": []}
-    return EmbeddingQAFinetuneDataset(texts, {"d0": "passage 0"}, relevant, allow_unjudged=True)
+    return EmbeddingQAFinetuneDataset(texts, {"d0": "document 0"}, relevant, allow_unjudged=True)
 
 
 @pytest.mark.parametrize("method", ["linear", "auto", "ridge"])
@@ -288,7 +251,7 @@ def test_a_validation_set_without_judgements_is_refused_before_anything_is_embed
 def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(
     unjudged: EmbeddingQAFinetuneDataset,
 ) -> None:
-    base = Given(queries=np.eye(2), documents=np.eye(2))
+    _, base = as_texts(data(each(2)))
     with pytest.raises(
         DatasetError, match=r"1 of 2 .*\(first: \"open\"\). Drop them with .*judged"
     ):
@@ -299,7 +262,7 @@ def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(
 
 def test_a_validation_set_about_other_documents_is_taken(tmp_path: Path) -> None:
     other = EmbeddingQAFinetuneDataset(
-        {"v": "another question"}, {"x": "passage 0", "y": "passage 1"}, {"v": ["x"]}
+        {"v": "another question"}, {"x": "document 0", "y": "document 1"}, {"v": ["x"]}
     )
     made = engine("two documents", tmp_path, val_dataset=other)
     made.finetune()

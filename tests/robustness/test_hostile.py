@@ -90,76 +90,37 @@ def test_misdeeds_are_noticed(
 # --- files that have no end, or say so ----------------------------------------------------------
 
 
-def changed(name: str, seed: int = 0, **files: bytes | Path) -> tuple[str, mutations.Tree]:
-    """Return a format, and an example of it with files changed."""
-    new = {file.replace("__", "."): content for file, content in files.items()}
-    return name, {**FORMATS[name].trees[seed], **new}
-
-
+ADAPTER, JSON, BEIR, TOML = "adapter folder", "dataset JSON", "BEIR folder", "run configuration"
+ZERO = Path("/dev/zero")
 TERABYTE = struct.pack("<Q", 1 << 40) + b"{}"
 LYING = json.dumps({"weight": {"dtype": "F32", "shape": [1 << 20, 1 << 18],
                                "data_offsets": [0, 1 << 40]}}).encode()  # fmt: skip
+WEIGHTS = struct.pack("<Q", len(LYING)) + LYING
 LINE = gzip.compress(b'{"_id": "d0", "text": "' + b"x" * _MOST_IN_LINE)
 SAME = gzip.compress(b'{"_id": "d0", "text": "x"}\n' * 100_000)
-ENDLESS: dict[str, tuple[tuple[str, mutations.Tree], str]] = {
-    "a header of a terabyte": (
-        changed("adapter folder", adapter__safetensors=TERABYTE),
-        "damaged or not safetensors",
-    ),
-    "weights of a terabyte": (
-        changed("adapter folder", adapter__safetensors=struct.pack("<Q", len(LYING)) + LYING),
-        "damaged or not safetensors",
-    ),
-    "a device as a config": (
-        changed("adapter folder", config__json=Path("/dev/zero")),
-        "expected a file",
-    ),
-    "a device as weights": (
-        changed("adapter folder", adapter__safetensors=Path("/dev/zero")),
-        "no adapter.safetensors",
-    ),
-    "a device as a dataset": (
-        changed("dataset JSON", pairs__json=Path("/dev/zero")),
-        "expected a file",
-    ),
-    "a device as a corpus": (
-        changed("BEIR folder", corpus__jsonl=Path("/dev/zero")),
-        "expected a file",
-    ),
-    "a number of 5,000 digits": (
-        changed("dataset JSON", pairs__json=b'{"queries": ' + b"9" * 5000 + b"}"),
-        "expected JSON",
-    ),
-    "lists in lists": (changed("dataset JSON", pairs__json=b"[" * 100_000), "expected JSON"),
-    "lists in lists, TOML": (
-        changed("run configuration", run__toml=b"a = " + b"[" * 50_000),
-        "cannot be read",
-    ),
-    "a configuration of a megabyte": (
-        changed("run configuration", run__toml=b"# " + b"x" * 1_000_000),
-        "expected at most 65,536 bytes",
-    ),
-    "one line without end, zipped": (
-        changed("BEIR folder", 1, corpus__jsonl__gz=LINE),
-        "expected lines of fewer",
-    ),
-    "the same line again and again, zipped": (
-        changed("BEIR folder", 1, corpus__jsonl__gz=SAME),
-        "1000 or more duplicate",
-    ),
-    "a field without end": (
-        changed("BEIR folder", **{"qrels/train__tsv": b"q0\t" + b"d" * 200_000 + b"\t1\n"}),
-        "field larger than field limit",
-    ),
+FIELD = b"q0\t" + b"d" * 200_000 + b"\t1\n"
+#: What it is → a format, which of its examples, the file that is replaced, by what, the message.
+ENDLESS: dict[str, tuple[str, int, str, bytes | Path, str]] = {
+    "a header of a terabyte": (ADAPTER, 0, "adapter.safetensors", TERABYTE, "damaged or not safe"),
+    "weights of a terabyte": (ADAPTER, 0, "adapter.safetensors", WEIGHTS, "damaged or not safe"),
+    "a device as a config": (ADAPTER, 0, "config.json", ZERO, "expected a file"),
+    "a device as weights": (ADAPTER, 0, "adapter.safetensors", ZERO, "no adapter.safetensors"),
+    "a device as a dataset": (JSON, 0, "pairs.json", ZERO, "expected a file"),
+    "a device as a corpus": (BEIR, 0, "corpus.jsonl", ZERO, "expected a file"),
+    "5,000 digits": (JSON, 0, "pairs.json", b'{"queries": ' + b"9" * 5000 + b"}", "expected JSON"),
+    "lists in lists": (JSON, 0, "pairs.json", b"[" * 100_000, "expected JSON"),
+    "lists in lists, TOML": (TOML, 0, "run.toml", b"a = " + b"[" * 50_000, "cannot be read"),
+    "a megabyte of TOML": (TOML, 0, "run.toml", b"# " + b"x" * 1_000_000, "at most 65,536 bytes"),
+    "one line, zipped": (BEIR, 1, "corpus.jsonl.gz", LINE, "expected lines of fewer"),
+    "the same line, zipped": (BEIR, 1, "corpus.jsonl.gz", SAME, "1000 or more duplicate"),
+    "a field": (BEIR, 0, "qrels/train.tsv", FIELD, "field larger than field limit"),
 }
 
 
-@pytest.mark.parametrize(("given", "message"), ENDLESS.values(), ids=ENDLESS.keys())
-def test_what_has_no_end_is_refused(
-    given: tuple[str, mutations.Tree], message: str, tmp_path: Path
-) -> None:
-    name, tree = given
-    mutations.write(tree, tmp_path)
+@pytest.mark.parametrize("case", ENDLESS)
+def test_what_has_no_end_is_refused(case: str, tmp_path: Path) -> None:
+    name, example, file, content, message = ENDLESS[case]
+    mutations.write({**FORMATS[name].trees[example], file: content}, tmp_path)
     said: list[str] = []
 
     def read() -> None:

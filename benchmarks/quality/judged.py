@@ -1,4 +1,4 @@
-"""What the linear adapter does to retrieval on real test sets."""
+"""A model beside its base on a test set; queries about known and about new documents apart."""
 
 from __future__ import annotations
 
@@ -8,40 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment, sets
+from benchmarks import sets
 from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval
 from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
-
-
-def run(data: Path, cache: Path, names: tuple[str, ...], seeds: int) -> None:
-    """Train on train, choose on dev, test once; known and new documents apart.
-
-    Each run is saved as it ends, in place of the earlier one of the same set and seed.
-    """
-    base = environment.minilm(embed_batch_size=32)
-    command = f"python -m benchmarks quality --seeds {seeds}"
-    for name in names:
-        real = sets.load(data, name)
-        for seed in range(seeds):
-            engine = sets.trained(real, base, cache, method="linear", seed=seed)
-            report, model = engine.report, engine.get_finetuned_model()
-            row = {
-                "seed": seed,
-                "verdict": report.verdict,
-                "epoch": report.best_epoch,
-                "seconds": report.seconds,
-                "base_texts": report.base_texts,
-                "train_queries": report.train_queries,
-                "tests": {split: judge(base, model, real, split, cache) for split in real.tests},
-            }
-            environment.add("quality", command, ("sets", name, "default"), row, seeded=True)
-            gain = row["tests"]["test"]["all"]
-            print(f"{name} seed {seed}: {gain['base']['ndcg@10']:.4f} → "
-                  f"{gain['adapted']['ndcg@10']:.4f}", flush=True)  # fmt: skip
 
 
 def judge(

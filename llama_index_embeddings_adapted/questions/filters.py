@@ -118,26 +118,13 @@ def refers_to_text(text: str, passage: str = "") -> bool:
     own = f" {' '.join(words(passage))} "
     for match in _REFERENCE.finditer(text):
         said = words(match[0])
-        said = said[1:] if said[0] in _BEFORE_REFERENCES else said
+        said = said[1:] if said[0] in _BEFORE else said
         if f" {' '.join(said)} " not in own:
             return True
     return False
 
 
-_BEFORE_REFERENCES = (
-    "in",
-    "of",
-    "from",
-    "to",
-    "by",
-    "does",
-    "do",
-    "is",
-    "can",
-    "with",
-    "for",
-    "about",
-)
+_BEFORE = {"in", "of", "from", "to", "by", "does", "do", "is", "can", "with", "for", "about"}
 
 
 def _any(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -320,13 +307,10 @@ _STATEMENT_ENDS = tuple(".။។。．।!！:：,、;…")
 
 
 def not_a_query(candidate: Candidate) -> bool:
-    """Neither a question nor something one would type into a search box.
+    """Code, markup, mostly digits or signs, or a phrase repeated over and over.
 
-    Code, markup, mostly digits or signs, a phrase repeated over and over, and statements: text
-    without a question mark that ends like a sentence or is longer than keywords are. A problem
-    description may be a statement, if it is long enough to describe one. Code and numbers that
-    stand in the passage belong to the question. Where no spaces are between words, none are
-    counted.
+    Code and numbers that stand in the passage belong to the question. Where no spaces are between
+    words, none are counted.
     """
     text = candidate.text.replace("`", "")
     if not any(character.isalpha() for character in text):
@@ -341,13 +325,18 @@ def not_a_query(candidate: Candidate) -> bool:
         return True
     tokens = words(text)
     counted = not is_unspaced(text)
-    if counted and len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens):
-        return True
-    if is_question(text):
-        return False
-    if candidate.style == "problem" and (len(tokens) >= 8):
-        return False
-    return text.endswith(_STATEMENT_ENDS) or count_words(text) > MOST_KEYWORDS
+    return counted and len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens)
+
+
+def statement(candidate: Candidate) -> bool:
+    """No question, and ends like a sentence or is longer than keywords are.
+
+    A problem description may be a statement, if it is long enough to describe one.
+    """
+    text = candidate.text.replace("`", "")
+    told = candidate.style == "problem" and len(words(text)) >= 8
+    ends = text.endswith(_STATEMENT_ENDS) or count_words(text) > MOST_KEYWORDS
+    return ends and not told and not is_question(text)
 
 
 def _stands_in(part: str, passage: str) -> bool:
@@ -427,6 +416,7 @@ TEXT_FILTERS: tuple[Filter, ...] = (
     other_language,
     refers_to_passage,
     not_a_query,
+    statement,
     copied,
 )
 

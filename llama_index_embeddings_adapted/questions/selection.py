@@ -194,12 +194,14 @@ class RoundTrip:
         ranks: ``(n,)``, how many other passages score higher; 0 is first.
         rivals: ``(n,)``, how many other passages reach at least 90 % of its passage's cosine.
         strange: ``(n,)``, whether it is farther from the mean of the examples than they are.
+        usual: The largest rank, and number of rivals, of an example; 0 without any.
         cost: What was asked of the base model.
     """
 
     ranks: Rows
     rivals: Rows
     strange: Rows
+    usual: tuple[int, int]
     cost: BaseCost
 
 
@@ -227,21 +229,25 @@ def round_trip(
     Raises:
         EncodeError: The model gave no usable vector.
     """
-    texts = list(dict.fromkeys(corpus.values()))
+    judged = {example.query: example.passage for example in examples if example.judged}
+    texts = list(dict.fromkeys([*corpus.values(), *judged.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
     encoder = Encoder(embed_model, cache_dir=cache_dir, show_progress=show_progress)
     try:
         documents = l2_normalize(encoder.encode(texts, "document"))
         asked = [candidate.text for candidate in candidates]
-        shown = [example.query for example in examples]
-        queries, likes = np.split(
-            l2_normalize(encoder.encode(asked + shown, "query")), [len(asked)]
-        )
+        shown = [*judged, *(example.query for example in examples if not example.judged)]
+        vectors = l2_normalize(encoder.encode(asked + shown, "query"))
     finally:
         encoder.close()
-    own = np.array([row_of[corpus[c.document]] for c in candidates], dtype=np.int64)
+    count, known = len(asked), len(asked) + len(judged)
+    passages = [*(corpus[c.document] for c in candidates), *judged.values()]
+    own = np.array([row_of[text] for text in passages], dtype=np.int64)
+    ranks, rivals = _ranked(vectors[:known], documents, own)
+    usual = (int(ranks[count:].max(initial=0)), int(rivals[count:].max(initial=0)))
     cost = BaseCost(encoder.base_calls, encoder.base_texts, encoder.base_tokens)
-    return RoundTrip(*_ranked(queries, documents, own), _strange(queries, likes), cost)
+    strange = _strange(vectors[:count], vectors[count:])
+    return RoundTrip(ranks[:count], rivals[:count], strange, usual, cost)
 
 
 def _strange(queries: Vectors, examples: Vectors) -> Rows:
@@ -308,12 +314,16 @@ def select(
         examples=examples,
     )
     reasons: dict[int, str] = {}
-    for row, (rank, rivals) in enumerate(zip(found.ranks, found.rivals, strict=True)):
+    # Where an example goes, others may.
+    rank, rivals = found.usual
+    farthest = None if options.round_trip_k is None else max(rank + 1, options.round_trip_k)
+    most_rivals = None if options.generic_matches is None else max(rivals, options.generic_matches)
+    for row in range(len(kept)):
         if found.strange[row]:
             reasons[row] = "unlike_examples"
-        elif options.generic_matches is not None and rivals > options.generic_matches:
+        elif most_rivals is not None and found.rivals[row] > most_rivals:
             reasons[row] = "generic"
-        elif options.round_trip_k is not None and rank >= options.round_trip_k:
+        elif farthest is not None and found.ranks[row] >= farthest:
             reasons[row] = "round_trip"
     return _without(kept, reasons, dropped), dropped, found.cost
 
@@ -322,28 +332,28 @@ _REPEATS = ("near_duplicate", "an_example")
 
 
 def _filters(filters: Sequence[Filter], examples: Sequence[Example]) -> tuple[Filter, ...]:
-    """Leave out filters that object to over a quarter of the examples; add what these agree on."""
+    """Leave out filters that object to an example; add what the examples agree on.
+
+    So a filter that objects to a share p of real queries is kept with a chance of (1 - p)^n for n
+    examples: it drops under 5 % of them on average, whatever p is, for the usual eight.
+    """
     if not examples:
         return tuple(filters)
     shown = [Candidate(example.query, "", example.passage) for example in examples]
-    own = (f for f in filters if 4 * sum(map(f, shown)) <= len(shown))
+    own = (f for f in filters if not any(map(f, shown)))
     return (*own, _form([example.query for example in examples]))
 
 
 def _form(queries: Sequence[str]) -> Filter:
     lengths = sorted(map(count_words, queries))
-    agreed = [mark for mark in (is_question, _is_capital) if len(set(map(mark, queries))) == 1]
+    asks = set(map(is_question, queries))
 
     def unlike_examples(candidate: Candidate) -> bool:
-        """Under half the shortest or over twice the longest, or not in the form that all have."""
+        """Under half the shortest or over twice the longest, or a question where none is one."""
         fits = lengths[0] <= 2 * count_words(candidate.text) <= 4 * lengths[-1]
-        return not fits or any(mark(candidate.text) != mark(queries[0]) for mark in agreed)
+        return not fits or asks == {not is_question(candidate.text)}
 
     return unlike_examples
-
-
-def _is_capital(text: str) -> bool:
-    return text[:1].isupper()
 
 
 def by_text(

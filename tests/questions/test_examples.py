@@ -141,7 +141,7 @@ def test_filters_follow_the_examples() -> None:
     assert {text: reasons.get(text) for text in texts} == texts
     claims = tuple(Example(e.passage, f"{e.query.capitalize()}.") for e in EXAMPLES)
     claim = [Candidate("The fair takes place early in the year.", "d", passage)]
-    assert select(claim, *given[1:], most=9)[1][0].reason == "not_a_query"
+    assert select(claim, *given[1:], most=9)[1][0].reason == "statement"
     assert select(claim, *given[1:], most=9, examples=claims)[0] == claim
 
 

@@ -23,6 +23,7 @@ from llama_index_embeddings_adapted.questions.filters import (
     refers_to_passage,
     refusal,
     same_language,
+    statement,
     too_long,
     too_short,
     words,
@@ -233,10 +234,10 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer: str) -> No
         ("What does the text say about fees?", "refers_to_passage"),
         ("According to the report, who pays?", "refers_to_passage"),
         ("What is the second paragraph about?", "refers_to_passage"),
-        ("The commission went up.", "not_a_query"),
+        ("The commission went up.", "statement"),
         (
             "Riders and drivers have both seen that fees and insurance went up over some years",
-            "not_a_query",
+            "statement",
         ),
         ("SELECT fee FROM trips; <b>x</b>", "not_a_query"),
         ('{"fees paid": [18, 20, 18]}', "not_a_query"),
@@ -319,7 +320,8 @@ def test_each_filter_objects_to_its_own_kind_only() -> None:
         refusal: "I'm sorry, I cannot do that?",
         other_language: "¿Cuál es la comisión de los viajes?",
         refers_to_passage: "What does the passage say?",
-        not_a_query: "Insurance got dearer.",
+        not_a_query: '{"fees paid": [18, 20, 18]}',
+        statement: "Insurance got dearer.",
         copied: "service fee and a commission on each trip",
     }
     for objecting, text in own.items():
@@ -342,8 +344,8 @@ def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them() -> Non
 
 def test_a_statement_will_do_where_a_problem_was_asked_for() -> None:
     text = "My driver charged me for a trip that I had cancelled in time."
-    assert not_a_query(candidate(text))
-    assert not not_a_query(candidate(text, style="problem"))
+    assert statement(candidate(text))
+    assert not statement(candidate(text, style="problem"))
 
 
 def test_languages_are_told_apart_only_when_clear() -> None:

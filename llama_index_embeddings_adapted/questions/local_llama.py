@@ -177,6 +177,7 @@ def one_line(passage: str, others: Sequence[str]) -> dict[str, Any]:
         "logit_bias": [[f" {word}", nudge] for word, nudge in bias.items()],
         "dry_multiplier": 0.8,
         "dry_penalty_last_n": 24,
+        "dry_sequence_breakers": ["\n"],  # each costs a search of the whole vocabulary
     }
 
 

@@ -306,8 +306,8 @@ class Compare(EmbeddingJob):
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Models, as in --base of finetune, or name=model. The first is what "
-            "others are compared with; a lone adapter is compared with its base."
+            help="Models, as in --base of finetune, or name=model; bm25 for words, model+bm25 for "
+            "both. The first is what others are compared with; a lone adapter has its base."
         ),
     ]
     split: o.Split = "test"
@@ -328,7 +328,7 @@ class Compare(EmbeddingJob):
         if page is not None:
             files.check_target(page, error=OptionError)
         dataset = inputs.read_pairs(self.data, self.split)
-        models = inputs.named_models(self.models)
+        models = inputs.named_models(self.models, dataset.corpus)
         found = compare_retrieval(models, dataset, **_cuts(self.ks), **self._encoding)
         facts = found.to_dict()
         first, *others = found.scores

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
 from ..data.reading import Omissions
 from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
+from ..lexical.bm25 import BM25Index
+from ..lexical.mixture import Mixture
 from ..questions.local_llama import LocalLlama
 from ..questions.passages import embedded_tokens
 from ..serving.embedding import AdaptedEmbedding, resolve_embed_model
@@ -295,19 +298,24 @@ def resolve_model(spec: str) -> BaseEmbedding:
         raise OptionError(f"embedding model: expected {EMBEDDINGS}, got {spec!r}.") from cause
 
 
-def named_models(specs: list[str]) -> dict[str, BaseEmbedding]:
+def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
     """Build models from ``name=model`` texts, a lone adapter beside its base model.
 
     Args:
-        specs: ``"name=model"``, or ``"model"``, which is then its own name.
+        specs: ``"name=model"``, or ``"model"``, which is then its own name; ``"bm25"`` is words
+            alone, ``"model+bm25"`` words beside a model, at the weight that is safe without labels.
+        corpus: What words search.
 
     Raises:
         OptionError: Two models of one name.
     """
-    models: dict[str, BaseEmbedding] = {}
+    models: dict[str, Any] = {}
     for spec in specs:
         name, mark, rest = spec.partition("=")
-        model = resolve_model(rest if mark else spec)
+        vectors = (rest if mark else spec).removesuffix("+bm25")
+        model: Any = BM25Index.of(corpus) if vectors == "bm25" else resolve_model(vectors)
+        if spec.endswith("+bm25"):
+            model = Mixture(model)
         label = name if mark else Path(spec).name or spec
         if label in models:
             raise OptionError(f"models: two are named {label!r}. Name them: other={spec}")

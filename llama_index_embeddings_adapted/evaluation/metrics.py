@@ -131,6 +131,9 @@ def _discount(k: int) -> PerQuery:
     return np.asarray(1.0 / np.log2(np.arange(2, k + 2)))
 
 
+FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift
+
+
 @dataclass(frozen=True)
 class ScoreShift:
     """How an adapter moves the best scores of queries; cut-offs move with them.

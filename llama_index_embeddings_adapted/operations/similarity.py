@@ -19,13 +19,12 @@ from ..encoding.base_model import Adapting, adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError
-from ..evaluation.metrics import ScoreShift
+from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
 _AGREEMENT = 0.9  # least share of the first 10 that a store has in common with cosine
 _FIRST = 10
-_FEWEST = 30  # queries, to say how their scores shift
 
 Numbers = NDArray[np.float64]
 Ask = Callable[[Vectors], list[NodeWithScore]]
@@ -222,8 +221,10 @@ def check_similarity(
     """
     if sample < _FIRST:
         raise OptionError(f"sample: expected at least {_FIRST}, got {sample!r}.")
-    if 0 < len(queries) < _FEWEST:
-        raise OptionError(f"queries: expected at least {_FEWEST} or none, got {len(queries)}.")
+    if 0 < len(queries) < FEWEST_TO_SCALE:
+        raise OptionError(
+            f"queries: expected at least {FEWEST_TO_SCALE} or none, got {len(queries)}."
+        )
     if queries and getattr(getattr(embed_model, "adapter", None), "adapts_documents", False):
         raise OptionError(
             "queries: expected none, as the adapter moves documents: this index has no scores of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, ShapeError, check_whole
+from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import BM25Index, best_rows
 from ..lexical.mixture import WEIGHT
 from . import views as documents_views
@@ -92,26 +94,13 @@ class HybridRetriever(BaseRetriever):
         embed_model: BaseEmbedding | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if keys is None:
-            keys = np.zeros(len(lexical), dtype=np.uint64)
-        own = Views(lexical, vectors, np.asarray(keys), weight, prior)
-        self._set_up(dense, own, nodes, top_k, candidates, embed_model, callback_manager)
-
-    def _set_up(
-        self,
-        dense: BaseRetriever,
-        views: Views,
-        nodes: Nodes,
-        top_k: int,
-        candidates: int,
-        embed_model: BaseEmbedding | None,
-        callback_manager: CallbackManager | None,
-    ) -> None:
         check_retriever("dense", dense)
         check_nodes(nodes)
         check_whole("top_k", top_k)
         check_whole("candidates", candidates)
-        self.dense, self.nodes, self.views = dense, nodes, views
+        keys = np.zeros(len(lexical), dtype=np.uint64) if keys is None else np.asarray(keys)
+        self.views = Views(lexical, vectors, keys, weight, prior)
+        self.dense, self.nodes = dense, nodes
         self.top_k, self.candidates = top_k, candidates
         embed_model = embed_model or getattr(dense, "_embed_model", None)
         self.embed_model = check_base(embed_model, "embed_model")
@@ -184,16 +173,9 @@ class HybridRetriever(BaseRetriever):
 
     def over(self, dense: BaseRetriever) -> HybridRetriever:
         """Return the same views over another retriever of the store, such as one with filters."""
-        other = type(self).__new__(type(self))
-        other._set_up(
-            dense,
-            self.views,
-            self.nodes,
-            self.top_k,
-            self.candidates,
-            self.embed_model,
-            self.callback_manager,
-        )
+        check_retriever("dense", dense)
+        other = copy.copy(self)
+        other.dense, other._past, other._allowed = dense, [], None
         return other
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
@@ -213,8 +195,9 @@ class HybridRetriever(BaseRetriever):
         given = replace(bundle, embedding=vector)
         found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
         ranked = self._ranked(bundle.query_str, vector, found)
-        absent = _absent(ranked, found)[: 2 * self.top_k]
-        fetched = yield from fetch_nodes(self.nodes, absent)
+        present = {node.node_id for node in found}
+        absent = [name for name, _ in ranked if name not in present]
+        fetched = yield from fetch_nodes(self.nodes, absent[: 2 * self.top_k])
         return self._with_nodes(ranked, found, fetched)
 
     def _get_prompt_modules(self) -> PromptMixinType:
@@ -256,7 +239,11 @@ class HybridRetriever(BaseRetriever):
         """Return the first nodes; those that are nowhere any more are passed over."""
         at_hand = {**fetched, **{node.node_id: node.node for node in found}}
         there = [(at_hand[name], score) for name, score in ranked if name in at_hand]
-        return [NodeWithScore(node=node, score=score) for node, score in there[: self.top_k]]
+        scale = self.views.scale
+        return [
+            NodeWithScore(node=node, score=score if scale is None else scale.to_base(score))
+            for node, score in there[: self.top_k]
+        ]
 
     def _allowed_rows(self, lexical: BM25Index) -> Any:
         """Return the documents that the dense retriever's filters let through; None for all."""
@@ -313,6 +300,29 @@ class HybridRetriever(BaseRetriever):
             if not self._past:
                 raise OptionError("There are no earlier views to roll back to.")
             self.views = self._past.pop()
+
+    def calibrate(self, base: BaseRetriever, queries: Sequence[str]) -> None:
+        """Give scores another retriever's scale from the next query on; their order stays.
+
+        A ``similarity_cutoff`` chosen for that one then keeps answers of as many queries as before.
+        :meth:`roll_back` undoes it; it is saved along.
+
+        Args:
+            base: Over the same documents, such as ``index.as_retriever(embed_model=base_model)``.
+            queries: Live ones, at least 30; each is asked of both.
+
+        Raises:
+            OptionError: Too few queries, or one without an answer.
+        """
+        if len(queries) < FEWEST_TO_SCALE:
+            raise OptionError(f"queries: expected at least {FEWEST_TO_SCALE}, got {len(queries)}.")
+        plain = self.over(self.dense)
+        plain.views = self.views.changed(scale=None)
+        found = [[each.retrieve(query) for query in queries] for each in (base, plain)]
+        if not all(nodes for asked in found for nodes in asked):
+            raise OptionError("queries: expected an answer of both retrievers to each.")
+        best = ([nodes[0].score or 0.0 for nodes in asked] for asked in found)
+        self.swap(scale=ScoreShift.of(*best))
 
     def add_nodes(
         self, nodes: Iterable[BaseNode], *, cache_dir: CacheDir = None, show_progress: bool = True
@@ -400,8 +410,9 @@ class HybridRetriever(BaseRetriever):
         """
         found, settings, fingerprint = documents_views.read(Path(folder))
         kept = {name: settings[name] for name in _SETTINGS}
-        new = cls.__new__(cls)
-        new._set_up(dense, found, nodes, **kept, embed_model=embed_model, callback_manager=None)
+        parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
+        new = cls(dense, found.lexical, **parts, embed_model=embed_model)
+        new.views = found
         base = base_of(new._model)
         if verify:
             saving.verify(fingerprint, base, where=folder)
@@ -409,11 +420,6 @@ class HybridRetriever(BaseRetriever):
         if adapted.is_dir() and new.embed_model is base:
             new.embed_model = AdaptedEmbedding.from_pretrained(adapted, base, verify=False)
         return new
-
-
-def _absent(ranked: list[tuple[str, float]], found: list[NodeWithScore]) -> list[str]:
-    present = {node.node_id for node in found}
-    return [name for name, _ in ranked if name not in present]
 
 
 def _estimated(

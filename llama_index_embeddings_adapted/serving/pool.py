@@ -235,8 +235,8 @@ class PooledEmbedding(WrappedEmbedding):
         return self._pool.base_embed_model
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
-        """Map vectors of the base model as the adapter that is chosen now would."""
-        return self._pool.current().adapt(vectors, role, keys)
+        """Map queries of the base model as the adapter that is chosen now would; documents stay."""
+        return vectors if role == "document" else self._pool.current().adapt(vectors)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse: which adapter answers is known call by call only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
+from ..evaluation.metrics import ScoreShift
 from ..lexical import bm25
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import WEIGHT
@@ -48,6 +49,8 @@ class Views:
         weight: Of words, in cosine units.
         prior: None for none.
         shifts: ``(m,)``, what the prior takes off; computed unless given.
+        scale: How best scores compare with those of the base model, see
+            :meth:`HybridRetriever.calibrate`; None leaves them as they are.
 
     Raises:
         ShapeError: Parts that do not fit together.
@@ -60,6 +63,7 @@ class Views:
     weight: float = WEIGHT
     prior: DocumentPrior | None = None
     shifts: Vectors | None = None
+    scale: ScoreShift | None = None
 
     def __post_init__(self) -> None:
         check_number("weight", self.weight, least=0.0)
@@ -90,7 +94,7 @@ class Views:
 
     def changed(self, **changes: Any) -> Views:
         """Return views with other fields; the prior's shifts follow what they depend on."""
-        if not set(changes) <= {"weight", "shifts"}:
+        if not set(changes) <= {"weight", "shifts", "scale"}:
             changes.setdefault("shifts", None)
         return replace(self, **changes)
 
@@ -192,6 +196,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         "weight": views.weight,
         "prior": None if views.prior is None else describe(views.prior),
         "settings": dict(settings),
+        "scale": None if views.scale is None else asdict(views.scale),
     }
     prior = {} if views.prior is None else views.prior.arrays()
     arrays: files.Arrays = {
@@ -242,4 +247,6 @@ def _views(path: Path, config: dict[str, Any], arrays: files.Arrays) -> Views:
     keys, shifts = arrays["document_keys"], arrays["shifts"]
     if shifts.shape != keys.shape:
         raise ShapeError("shifts", expected=keys.shape, actual=shifts.shape)
-    return Views(BM25Index.load(path), vectors, keys, float(config["weight"]), prior, shifts)
+    scale = config.get("scale") and ScoreShift(**config["scale"])
+    weight = float(config["weight"])
+    return Views(BM25Index.load(path), vectors, keys, weight, prior, shifts, scale)

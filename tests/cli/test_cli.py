@@ -369,6 +369,10 @@ def test_compare_gates_on_the_last_model_and_writes_a_page(
     assert "<title>base, bad on pairs.json</title>" in page
     assert Ran("compare", pairs, f"a={bad}", f"b={good}", "--quiet").code == 0
     assert Ran("compare", pairs, good, "--quiet").code == 4
+    words = Ran(
+        "compare", pairs, "counting", "words=bm25", "both=counting+bm25", "--quiet", "--json"
+    )
+    assert list(words.data["models"]) == ["counting", "words", "both"], words.err
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
 
 

@@ -24,7 +24,12 @@ from llama_index.core.vector_stores import (
     SimpleVectorStore,
 )
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, DocumentPrior, LinearAdapter
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    AdapterPool,
+    DocumentPrior,
+    LinearAdapter,
+)
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import (
     BaseModelMismatchError,
@@ -348,3 +353,46 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(
         assert one == other
     hybrid.roll_back()
     assert len(hybrid.views.lexical) == 60
+
+
+def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(
+    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
+) -> None:
+    base = index.as_retriever(similarity_top_k=1)
+    served = HybridRetriever.from_nodes(index, NODES, weight=0.5, **QUIET)
+    before = [served.retrieve(query) for query in QUERIES]
+    served.calibrate(base, QUERIES)
+    served.save_pretrained(tmp_path / "served")
+    dense = index.as_retriever(similarity_top_k=100)
+    loaded = HybridRetriever.from_pretrained(tmp_path / "served", dense, served.nodes)
+    after = [loaded.retrieve(query) for query in QUERIES]
+    assert [[n.node_id for n in nodes] for nodes in after] == [
+        [n.node_id for n in nodes] for nodes in before
+    ]
+    cutoff = 0.9
+    kept, kept_before, usual = (
+        sum(nodes[0].score > cutoff for nodes in found)
+        for found in (after, before, [base.retrieve(query) for query in QUERIES])
+    )
+    assert kept == usual < kept_before
+    served.roll_back()
+    assert served.retrieve(QUERIES[0])[0].score == before[0][0].score
+    with pytest.raises(OptionError, match="queries: expected at least 30, got 2"):
+        served.calibrate(base, QUERIES[:2])
+
+
+def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(
+    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
+) -> None:
+    turn = LinearAdapter(np.roll(np.eye(model.dim, dtype=np.float32), 1, axis=0))
+    AdaptedEmbedding(model, turn).save_pretrained(tmp_path / "turned")
+    pool = AdapterPool(tmp_path, model)
+    shared = HybridRetriever.from_nodes(index, NODES, embed_model=pool.embed_model(), **QUIET)
+    alone = {
+        name: HybridRetriever.from_nodes(index, NODES, embed_model=each, **QUIET)
+        for name, each in ((None, model), ("turned", AdaptedEmbedding(model, turn)))
+    }
+    for name, own in alone.items():
+        with pool.using(name):
+            assert shared.retrieve(QUERIES[0]) == own.retrieve(QUERIES[0])
+    assert alone[None].retrieve(QUERIES[0]) != alone["turned"].retrieve(QUERIES[0])

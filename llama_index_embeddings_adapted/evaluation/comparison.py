@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,11 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return scores and differences to the first model as JSON knows them."""
         first, *others = self.scores
-        differences = {name: self.significance(first, name) for name in others}
+        found = {name: self.significance(first, name) for name in others}
         return {
             "models": {name: scores.to_dict() for name, scores in self.scores.items()},
             "differences": {
-                name: {
-                    "against": first,
-                    **asdict(found),
-                    "verdict": found.verdict,
-                    "decision": found.verdict.decision.value,
-                }
-                for name, found in differences.items()
+                name: {"against": first, **each.to_dict()} for name, each in found.items()
             },
         }
 
@@ -182,15 +176,9 @@ def compare_retrieval(
         name: check_base(model, f"models[{name!r}]") if isinstance(model, str) else model
         for name, model in models.items()
     }
+    settings: dict[str, Any] = {"ks": ks, "batch_size": batch_size, "cache_dir": cache_dir}
     scores = {
-        name: evaluate_retrieval(
-            model,
-            dataset,
-            ks=ks,
-            batch_size=batch_size,
-            cache_dir=cache_dir,
-            show_progress=show_progress,
-        )
+        name: evaluate_retrieval(model, dataset, **settings, show_progress=show_progress)
         for name, model in models.items()
     }
     trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
@@ -225,18 +213,11 @@ def plot_bars(
     width = 0.8 / len(models)
     axes = _axes(2.6 + 1.9 * len(metrics))
     for number, (name, values) in enumerate(models.items()):
-        shift = (number - (len(models) - 1) / 2) * width
+        places = np.arange(len(metrics)) + (number - (len(models) - 1) / 2) * width
         means, lows, highs = np.array([values[metric] for metric in metrics]).T
-        bars = axes.bar(
-            np.arange(len(metrics)) + shift,
-            means,
-            width * 0.92,
-            yerr=np.maximum(0.0, [means - lows, highs - means]),
-            label=name,
-            color=_COLOURS[number % len(_COLOURS)],
-            ecolor="#333333",
-            capsize=3,
-        )
+        colours = {"color": _COLOURS[number % len(_COLOURS)], "ecolor": "#333333", "capsize": 3}
+        errors = np.maximum(0.0, [means - lows, highs - means])
+        bars = axes.bar(places, means, width * 0.92, yerr=errors, label=name, **colours)
         axes.bar_label(bars, labels=[f"{mean:.3f}" for mean in means], padding=3, fontsize=8)
     axes.set_xticks(range(len(metrics)), metrics)
     axes.set_ylim(0, min(1.08, 1.2 * max(v[2] for m in models.values() for v in m.values()) + 0.02))

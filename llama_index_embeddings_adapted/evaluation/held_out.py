@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,12 +66,8 @@ class PartReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the part as JSON knows it."""
-        return {
-            "queries": self.queries,
-            "base": dict(self.base),
-            "adapted": dict(self.adapted),
-            "difference": {**asdict(self.difference), "verdict": self.difference.verdict},
-        }
+        means = {"base": dict(self.base), "adapted": dict(self.adapted)}
+        return {"queries": self.queries, **means, "difference": self.difference.to_dict()}
 
 
 class Parts(NamedTuple):

@@ -41,10 +41,10 @@ class Dots:
     kind = "dots"
 
     @cached_property
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[str]:
         """Round numbers of the horizontal axis, between which all intervals and 0 lie."""
         ends = [end for row in self.rows.values() for dot in row if dot for end in dot[1:]]
-        return _ticks(min([0.0, *ends]), max([0.0, *ends]))
+        return _ticks([0.0, *ends])
 
     @property
     def height(self) -> int:
@@ -54,14 +54,11 @@ class Dots:
     @property
     def said(self) -> str:
         """What is drawn, for those who do not see it."""
-        return "; ".join(
-            f"{name} "
-            + " and ".join(
-                f"{mean:{self.form}} ({low:.3f} to {high:.3f})" for mean, low, high in dots
-            )
-            for name, row in self.rows.items()
-            if (dots := [dot for dot in row if dot])
-        )
+        found = []
+        for name, row in self.rows.items():
+            dots = (f"{m:{self.form}} ({a:.3f} to {b:.3f})" for m, a, b in filter(None, row))
+            found.append(f"{name} {' and '.join(dots)}")
+        return "; ".join(found)
 
     def values(self, name: str) -> str:
         """Return the means of a row in figures."""
@@ -69,12 +66,7 @@ class Dots:
 
     def x(self, value: float) -> float:
         """Return where a value lies."""
-        low, high = self.ticks[0], self.ticks[-1]
-        return 20 + 300 * (value - low) / (high - low)
-
-    def label(self, tick: float) -> str:
-        """Return a tick with as many digits as all need."""
-        return _label(tick, self.ticks)
+        return 20 + 300 * _share(value, self.ticks)
 
 
 @dataclass(frozen=True)
@@ -100,11 +92,10 @@ class Curves:
     kind, height = "curves", 210
 
     @cached_property
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[str]:
         """Round numbers of the vertical axis, between which all values lie."""
         known = [value for line in self.lines.values() for value in line if value == value]
-        known += [self.level[0]] if self.level else []
-        return _ticks(min(known, default=0.0), max(known, default=1.0))
+        return _ticks([*known, *([self.level[0]] if self.level else [])] or [0.0, 1.0])
 
     @property
     def said(self) -> str:
@@ -120,31 +111,28 @@ class Curves:
 
     def y(self, value: float) -> float:
         """Return where a value lies."""
-        low, high = self.ticks[0], self.ticks[-1]
-        return 172 - 158 * (value - low) / (high - low)
+        return 172 - 158 * _share(value, self.ticks)
 
     def points(self, line: Sequence[float]) -> list[tuple[float, float]]:
         """Return where the values of a line lie that are known."""
         return [(self.x(n), self.y(value)) for n, value in enumerate(line) if value == value]
 
-    def label(self, tick: float) -> str:
-        """Return a tick with as many digits as all need."""
-        return _label(tick, self.ticks)
+
+def _share(value: float, ticks: Sequence[str]) -> float:
+    low, high = float(ticks[0]), float(ticks[-1])
+    return (value - low) / (high - low)
 
 
-def _label(tick: float, ticks: Sequence[float]) -> str:
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
-    return f"{tick:.{digits}f}"
-
-
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(values: Sequence[float]) -> list[str]:
     """Return round numbers, at equal distances, between which all values lie."""
+    low, high = min(values), max(values)
     span = max(high - low, 1e-3)
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m * 4 >= span)
     first = math.floor(low / step + 1e-9)
     last = max(first + 1, math.ceil(high / step - 1e-9))
-    return [tick * step for tick in range(first, last + 1)]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick * step:.{digits}f}" for tick in range(first, last + 1)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -62,17 +62,7 @@ class SelectionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON knows it."""
-        return {
-            "recipe": self.recipe,
-            "ship": self.ship,
-            "expect": self.expect,
-            "expect_told": self.expect_told,
-            "provable": self.provable,
-            "sampled": self.sampled,
-            "gains": {name: list(gain) for name, gain in self.gains.items()},
-            "failed": dict(self.failed),
-            "margins": {name: list(margin) for name, margin in self.margins.items()},
-        }
+        return {**_plain(self, without=("verdict",)), "ship": self.ship}
 
 
 @dataclass(frozen=True)
@@ -127,12 +117,9 @@ class Epoch:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the epoch as JSON knows it."""
-        return {
-            "epoch": self.number,
-            "loss": None if math.isnan(self.loss) else self.loss,
-            "scores": dict(self.scores),
-            "seconds": self.seconds,
-        }
+        loss = None if math.isnan(self.loss) else self.loss
+        rest = {"scores": dict(self.scores), "seconds": self.seconds}
+        return {"epoch": self.number, "loss": loss, **rest}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Epoch:
@@ -259,17 +246,11 @@ class FinetuneReport:
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
         if self.weight == 0.0:
-            return Verdict(
-                Decision.KEEP_BASE,
-                "the small model adds nothing on held-out queries; the model returned is the base "
-                "model",
-            )
+            why = "the small model adds nothing on held-out queries; the model returned is the base"
+            return Verdict(Decision.KEEP_BASE, f"{why} model")
         if self.best_epoch == 0 and self.weight is None:
-            return Verdict(
-                Decision.KEEP_BASE,
-                "no epoch of training was better on held-out queries without harm; the adapter "
-                "returned changes nothing",
-            )
+            why = "no epoch of training was better on held-out queries without harm"
+            return Verdict(Decision.KEEP_BASE, f"{why}; the adapter returned changes nothing")
         gains = difference.low > 0
         verdict = gaining(difference, real=real) if gains else inconclusive(difference)
         if self.settings.get("expect") is not None:
@@ -298,29 +279,18 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
+        history = [epoch.to_dict() for epoch in self.history]
+        parts = ("overall", "known", "new", "choice", "views")
         return {
+            **_plain(self, without=(*parts, "held_out", "history", "deployment")),
+            **{name: part and part.to_dict() for name in parts for part in [getattr(self, name)]},
             "verdict": self.verdict,
             "decision": self.verdict.decision.value,
-            "saved": self.saved,
             "candidate": self.candidate or None,
             "holds": self.holds,
             "headline": list(self.headline),
-            "overall": self.overall.to_dict(),
-            "known": None if self.known is None else self.known.to_dict(),
-            "new": None if self.new is None else self.new.to_dict(),
-            "best_epoch": self.best_epoch,
-            "history": [epoch.to_dict() for epoch in self.history],
-            "train_queries": self.train_queries,
-            "seconds": self.seconds,
-            "base_calls": self.base_calls,
-            "base_texts": self.base_texts,
-            "base_tokens": self.base_tokens,
-            "interrupted": self.interrupted,
-            "settings": dict(self.settings),
-            "choice": None if self.choice is None else self.choice.to_dict(),
-            "data": dict(self.data),
-            "deployment": None if self.deployment is None else asdict(self.deployment),
-            "views": None if self.views is None else self.views.to_dict(),
+            "history": history,
+            "deployment": self.deployment and asdict(self.deployment),
         }
 
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
@@ -378,3 +348,10 @@ class FinetuneReport:
         if self.views is not None:
             lines.append(f"  {self.views}")
         return "\n".join(lines)
+
+
+def _plain(report: Any, *, without: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON knows them, some left out."""
+    names = (each.name for each in fields(report) if each.name not in without)
+    found = {name: getattr(report, name) for name in names}
+    return {name: dict(v) if isinstance(v, Mapping) else v for name, v in found.items()}

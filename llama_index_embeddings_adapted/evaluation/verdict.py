@@ -7,7 +7,7 @@ and JSON read the decision.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Literal
 
@@ -203,6 +203,11 @@ class Difference:
         if abs(self.mean) < _NIL:
             return 0
         return round((2.93 * self.deviation / self.mean) ** 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return numbers and verdict, as JSON knows them."""
+        verdict = {"verdict": self.verdict, "decision": self.verdict.decision.value}
+        return {**asdict(self), **verdict}
 
     @property
     def verdict(self) -> Verdict:

@@ -134,17 +134,13 @@ class DriftReport:
         """What the numbers say."""
         moved = f"(distance {self.distance:.3f}, p = {self.p_value:.3f})"
         if self.far_low > FAR_LIMIT:
+            why = f"{self.far_share:.0%} of the queries are far from any training query, {FAR:.0%} "
             return Verdict(
-                Decision.RETRAIN,
-                f"{self.far_share:.0%} of the queries are far from any training query, {FAR:.0%} "
-                "would be usual; judge and add some of them first",
+                Decision.RETRAIN, f"{why}would be usual; judge and add some of them first"
             )
         if self.retrain:
-            return Verdict(
-                Decision.RETRAIN,
-                f"the queries have another distribution {moved}, though few are far from all "
-                "training queries",
-            )
+            why = f"the queries have another distribution {moved}, though few are far from all"
+            return Verdict(Decision.RETRAIN, f"{why} training queries")
         if self.moved:
             return Verdict(Decision.WATCH, f"the queries have moved a little {moved}")
         return Verdict(Decision.KEEP, "the queries look like those of training")
@@ -244,17 +240,10 @@ def compare(
     far, count = int((novelty > 1.0).sum()), len(vectors)
     interval = stats.binomtest(far, count).proportion_ci(method="wilson")
     order = np.argsort(-novelty, kind="stable")[:examples]
-    return DriftReport(
-        queries=count,
-        trained_on=sketch.queries,
-        sketch=len(sketch.points),
-        far_share=far / count,
-        far_low=float(interval.low),
-        far_high=float(interval.high),
-        distance=distance,
-        p_value=p_value,
-        farthest=tuple(texts[row] for row in order) if texts else (),
-    )
+    shares = far / count, float(interval.low), float(interval.high)
+    farthest = tuple(texts[row] for row in order) if texts else ()
+    seen = count, sketch.queries, len(sketch.points)
+    return DriftReport(*seen, *shares, distance, p_value, farthest)
 
 
 # --- documents that move ----------------------------------------------------------------------
@@ -408,11 +397,9 @@ def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
 
 
 def _nudges_in(adapter: Adapter) -> list[NudgeAdapter]:
-    if isinstance(adapter, NudgeAdapter):
-        return [adapter]
-    if isinstance(adapter, StackedAdapter):
-        return [nudges for part in adapter.adapters for nudges in _nudges_in(part)]
-    return []
+    parts = adapter.adapters if isinstance(adapter, StackedAdapter) else ()
+    own = [adapter] if isinstance(adapter, NudgeAdapter) else []
+    return own + [nudges for part in parts for nudges in _nudges_in(part)]
 
 
 def _changed(adapter: Adapter, what: str, change: Callable[[NudgeAdapter], Adapter]) -> Adapter:

@@ -146,14 +146,8 @@ class SimilarityCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""
-        scores = [list(pair) for pair in self.best_scores]
-        return {
-            **asdict(self),
-            "best_scores": scores,
-            "shift": self.shift,
-            "problems": self.problems,
-            "note": self.note,
-        }
+        shown = ("shift", "problems", "note")
+        return {**asdict(self), **{name: getattr(self, name) for name in shown}}
 
     def __str__(self) -> str:
         found = self.problems or ["No problem found."]
@@ -181,11 +175,9 @@ class CalibratedScores(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         shift = ScoreShift(tuple(self.base), tuple(self.adapted))
+        scores = [None if each.score is None else shift.to_base(each.score) for each in nodes]
         return [
-            NodeWithScore(
-                node=item.node, score=None if item.score is None else shift.to_base(item.score)
-            )
-            for item in nodes
+            NodeWithScore(node=each.node, score=s) for each, s in zip(nodes, scores, strict=True)
         ]
 
 

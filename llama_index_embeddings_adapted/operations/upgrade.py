@@ -6,8 +6,9 @@ Maps from one model's vectors to another's, fitted on vectors of the same texts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,10 @@ def _linear(weight: Matrix) -> LinearAdapter:
     return LinearAdapter(weight.astype(np.float32), shared=True)
 
 
-def _ridge_of(strength: float) -> Callable[[Vectors, Vectors], LinearAdapter]:
-    return lambda new, old: ridge_map(new, old, strength)
-
-
 #: Every way to fit a map, by name.
 FITS: dict[str, Callable[[Vectors, Vectors], LinearAdapter]] = {
     "procrustes": procrustes,
-    **{f"ridge {strength:g}": _ridge_of(strength) for strength in STRENGTHS},
+    **{f"ridge {each:g}": partial(ridge_map, strength=each) for each in STRENGTHS},
 }
 
 
@@ -168,7 +165,16 @@ def upgrade_adapter(
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    distinct = _checked(texts, method, holdout)
+    if method not in METHODS:
+        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    if not 0 < holdout < 1:
+        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
+        raise DatasetError(
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
+        )
     old_base, after = _old(old_model)
     theirs, ours = (
         _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
@@ -213,21 +219,6 @@ def _deviation(others: int) -> float:
     return float(
         (share * (1 - share) * (1 - (_NEIGHBOURS - 1) / (others - 1)) / _NEIGHBOURS) ** 0.5
     )
-
-
-def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
-    """Return the distinct texts, if an upgrade can be made with them and these options."""
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
-    if not 0 < holdout < 1:
-        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < FEWEST_TEXTS:
-        raise DatasetError(
-            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
-            "sample of what the index holds."
-        )
-    return distinct
 
 
 def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
@@ -288,24 +279,24 @@ class UpgradeScores:
         """Return the metric over the old index, as a share of that after re-embedding."""
         return self.upgraded[metric] / max(self.reembedded[metric], 1e-12)
 
-    def rows(self) -> Iterator[tuple[str, RetrievalScores]]:
-        """Yield what was compared, with its name."""
-        yield "old model, old index", self.old
-        yield "new model through the adapter, old index", self.upgraded
-        yield "new model, everything re-embedded", self.reembedded
-
     def to_dict(
         self, metrics: Sequence[str] = ("ndcg@10", "recall@10", "mrr@10")
     ) -> dict[str, Any]:
         """Return the means, as JSON knows them."""
-        return {
-            **{name: {m: scores[m] for m in metrics} for name, scores in self.rows()},
-            "kept": {metric: self.kept(metric) for metric in metrics},
-        }
+        means = {name: {m: scores[m] for m in metrics} for name, scores in self._named().items()}
+        return {**means, "kept": {metric: self.kept(metric) for metric in metrics}}
 
     def __str__(self) -> str:
-        lines = [f"{name}: NDCG@10 {scores['ndcg@10']:.4f}" for name, scores in self.rows()]
+        lines = [f"{name}: NDCG@10 {found['ndcg@10']:.4f}" for name, found in self._named().items()]
         return "\n".join([*lines, f"kept of a re-embedding: {self.kept():.1%}"])
+
+    def _named(self) -> dict[str, RetrievalScores]:
+        names = (
+            "old model, old index",
+            "new model through the adapter, old index",
+            "new model, everything re-embedded",
+        )
+        return dict(zip(names, (self.old, self.upgraded, self.reembedded), strict=True))
 
 
 def evaluate_upgrade(

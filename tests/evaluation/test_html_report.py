@@ -381,7 +381,7 @@ def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() 
 def test_axes_are_marked_at_round_numbers_around_all_values(
     low: float, high: float, ticks: list[float]
 ) -> None:
-    found = page_parts._ticks(low, high)
+    found = [float(tick) for tick in page_parts._ticks([low, high])]
     assert found == pytest.approx(ticks)
     assert found[0] <= low <= high <= found[-1]
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.vector_stores.types import BasePydanticVectorStore
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from numpy.lib import format as npy
 from tqdm import tqdm
 
@@ -24,11 +25,11 @@ from ..core.files import to_bytes
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
+from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_whole
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.views import nodes_of
 from .similarity import document_vectors, examine_written, query_probes
-from .stores import answers_queries, delete_nodes, holds_vectors_of, name_of
 
 
 def adapt_index(
@@ -73,21 +74,6 @@ def adapt_index(
             holds something else, or it does not find what was written.
         OptionError: An argument of another type or out of range.
     """
-    _check_arguments(index, vector_store)
-    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
-    with source:
-        all_nodes = nodes_of(index) if nodes is None else list(nodes)
-        source.stored = holds_vectors_of(index, embed_model.base_embed_model)
-        source.prepare(all_nodes)
-        storage = StorageContext.from_defaults(vector_store=vector_store)
-        new = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
-        _write(all_nodes, source, vector_store, new.insert_nodes, whole=len(all_nodes))
-        if check and all_nodes:
-            examine_written(new, source.model, all_nodes, source.vectors_of).warn(stacklevel=2)
-    return new
-
-
-def _check_arguments(index: Any, vector_store: Any) -> None:
     if not isinstance(index, VectorStoreIndex):
         raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
     if not isinstance(vector_store, BasePydanticVectorStore):
@@ -99,21 +85,17 @@ def _check_arguments(index: Any, vector_store: Any) -> None:
             "vector_store: expected a new, empty collection beside the old one, got the one of the "
             "index. The old one keeps serving until the new one is complete."
         )
-
-
-def digest_of(embed_model: AdaptedEmbedding) -> str:
-    """Return what document vectors depend on, as a hash."""
-    adapter = embed_model.adapter
-    parts = [
-        fingerprint_of(embed_model.base_embed_model).digest.encode(),
-        repr((type(adapter).__name__, adapter.config())).encode(),
-        to_bytes(adapter.arrays()),
-    ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
-
-
-def _text(node: BaseNode) -> str:
-    return node.get_content(metadata_mode=MetadataMode.EMBED)
+    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
+    with source:
+        all_nodes = nodes_of(index) if nodes is None else list(nodes)
+        source.stored = holds_vectors_of(index, embed_model.base_embed_model)
+        source.prepare(all_nodes)
+        storage = StorageContext.from_defaults(vector_store=vector_store)
+        new = VectorStoreIndex([], storage_context=storage, embed_model=embed_model)
+        _write(all_nodes, source, vector_store, new.insert_nodes, whole=len(all_nodes))
+        if check and all_nodes:
+            examine_written(new, source.model, all_nodes, source.vectors_of).warn(stacklevel=2)
+    return new
 
 
 T = TypeVar("T")
@@ -268,7 +250,7 @@ class _Source:
 
     def vectors_of(self, nodes: Sequence[BaseNode]) -> Vectors:
         """Return the document vectors of nodes, ``(n, dim)``."""
-        return self.vectors([_text(node) for node in nodes], self._brought(nodes))
+        return self.vectors(_texts(nodes), self._brought(nodes))
 
     def vectors(self, texts: list[str], brought: Sequence[Any] | None = None) -> Vectors:
         """Return the document vectors of texts, ``(n, dim)``.
@@ -284,38 +266,37 @@ class _Source:
         found = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
         rows, known = self._encoder.known(texts, "document")
         found[rows] = known
-        missing = []
-        for row in np.setdiff1d(np.arange(len(texts)), rows):
-            if brought[row] is None:
-                missing.append(row)
-            else:
-                found[row] = brought[row]
-        if missing and not self._embed_missing:
-            raise _nowhere(len(missing), len(texts))
+        others = np.setdiff1d(np.arange(len(texts)), rows)
+        missing = [row for row in others if brought[row] is None]
+        for row in np.setdiff1d(others, missing):
+            found[row] = brought[row]
         if missing:
+            self._allow(len(missing), len(texts))
             found[missing] = self._encoder.encode([texts[row] for row in missing], "document")
         return document_vectors(self.model, found, texts)
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""
-        brought = self._brought(nodes)
-        texts = [_text(node) for node, vector in zip(nodes, brought, strict=True) if vector is None]
-        missing = self._encoder.missing(texts, "document")
-        if missing and not self._embed_missing:
-            raise _nowhere(len(missing), len(nodes))
+        each = zip(_texts(nodes), self._brought(nodes), strict=True)
+        missing = self._encoder.missing([text for text, own in each if own is None], "document")
         if missing:
+            self._allow(len(missing), len(nodes))
             self._encoder.encode(missing, "document")
+
+    def _allow(self, missing: int, count: int) -> None:
+        if not self._embed_missing:
+            raise StoreError(
+                f"{missing} of {count} texts have no vector of the base model, neither in the "
+                "cache nor in an old store. Call embed_corpus first, pass the cache_dir that has "
+                "them, or pass embed_missing=True to ask the base model."
+            )
 
     def _brought(self, nodes: Sequence[BaseNode]) -> list[Any]:
         return [node.embedding if self.stored else None for node in nodes]
 
 
-def _nowhere(missing: int, count: int) -> StoreError:
-    return StoreError(
-        f"{missing} of {count} texts have no vector of the base model, neither in the cache nor in "
-        "an old store. Call embed_corpus first, pass the cache_dir that has them, or pass "
-        "embed_missing=True to ask the base model."
-    )
+def _texts(nodes: Sequence[BaseNode]) -> list[str]:
+    return [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
 
 
 class _Progress:
@@ -329,7 +310,11 @@ class _Progress:
     """
 
     def __init__(self, source: _Source, store: BasePydanticVectorStore) -> None:
-        self._store, self._digest = store, digest_of(source.model)
+        adapter, base = source.model.adapter, fingerprint_of(source.model.base_embed_model)
+        kind = repr((type(adapter).__name__, adapter.config())).encode()
+        parts = base.digest.encode(), kind, to_bytes(adapter.arrays())
+        # What document vectors depend on.
+        self._store, self._digest = store, hashlib.sha256(b"\0".join(parts)).hexdigest()
         self._batch_size, folder = source.batch_size, source.folder
         self._count, self._trail = 0, hashlib.sha256()
         self._mark: Path | None = None
@@ -407,5 +392,59 @@ def _with(nodes: list[BaseNode], vectors: Vectors) -> list[BaseNode]:
 def _header(stream: Any, rows: int, dim: int) -> None:
     """Write the header of a ``.npy`` file; numpy leaves room in it for any number of rows."""
     stream.seek(0)
-    shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
-    npy.write_array_header_1_0(stream, shape)
+    head = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+    npy.write_array_header_1_0(stream, head)
+
+
+# --- what stores hold, by whichever of their ways of listing it works -------------------------
+_PER_QUERY = 500
+_NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
+_PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
+
+
+def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:
+    """Delete nodes, whether a store holds them or not; NotImplementedError if it cannot."""
+    if type(store).__name__ != "LanceDBVectorStore":
+        store.delete_nodes(list(ids))
+        return
+    lance: Any = store  # whose own method quotes ids as if they were columns
+    for start in range(0, len(ids), _PER_QUERY):
+        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
+        lance.table.delete(f"id in ({quoted})")
+
+
+def name_of(store: BasePydanticVectorStore) -> str | None:
+    """Return class, place and name of a store's collection; None where it has no name.
+
+    Never shown or saved: there may be a password in it.
+    """
+    is_chroma = type(store).class_name() == "ChromaVectorStore"
+    client: Any = getattr(store, "client", None) if is_chroma else None
+    names = [getattr(client, "name", None), *(getattr(store, name, None) for name in _NAMES)]
+    name = next((str(name) for name in names if name), None)
+    if name is None:
+        return None
+    places = [str(value) for place in _PLACES if (value := getattr(store, place, None))]
+    tenant = [str(getattr(client, "id", ""))]
+    return "|".join([type(store).__qualname__, name, *places, *tenant])
+
+
+def answers_queries(store: BasePydanticVectorStore, probe: Vectors) -> bool:
+    """Return whether a store that cannot list its nodes has any."""
+    try:
+        found = store.query(VectorStoreQuery(query_embedding=probe.tolist(), similarity_top_k=1))
+    except Exception:  # stores whose collection is made with the first node raise what they like
+        return False
+    return bool(found.ids)
+
+
+def holds_vectors_of(index: VectorStoreIndex, base: BaseEmbedding) -> bool:
+    """Return whether the old index was built with the document vectors of this base model."""
+    model = index._embed_model
+    if isinstance(model, AdaptedEmbedding) and not model.adapter.adapts_documents:
+        model = model.base_embed_model
+    # Another object may be the same model; asking an unrelated one would cost its probes.
+    return model is base or (
+        base_name(model) == base_name(base)
+        and fingerprint_of(model).agrees_with(fingerprint_of(base))
+    )

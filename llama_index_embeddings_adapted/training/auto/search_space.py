@@ -176,12 +176,12 @@ def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
 
 
 def _nudges(state: SearchState) -> list[PipelineSpec]:
-    """Nudges on the best so far, the best on known documents, and the kernel kindest to new ones.
+    """Nudges on the best so far and on the kernel kindest to new documents.
 
     What moves documents once comes before what moves them twice, as simpler.
     """
     kernels = [spec for spec in state.gains if isinstance(_query_side(spec), KernelSpec)]
-    bases = [state.best(state.gains), state.best_new(kernels), state.best_known(state.gains)]
+    bases = [state.best(state.gains), state.best_new(kernels)]
     in_order = sorted(dict.fromkeys(bases), key=lambda spec: spec.adapts_documents)
     return [nudge for base in in_order for nudge in _nudges_on(base)]
 

@@ -32,18 +32,6 @@ _PACKAGE = "llama_index_embeddings_adapted"
 _TEMPLATES = "evaluation/templates"
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """Return the page.
-
-    Args:
-        content: What ``templates/report.html.j2`` names; a name that is missing is an error.
-    """
-    style, script = (_part(f"report.{suffix}") for suffix in ("css", "js"))
-    own = {"style": Markup(style), "script": Markup(script)}
-    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return _template("report").render({**content, **own, **hashes})
-
-
 def draw(chart: Curves | Dots) -> str:
     """Return one chart, as the page has it."""
     return str(_template("charts").module.figure(chart))  # type: ignore[attr-defined]
@@ -133,8 +121,13 @@ def page(page_data: PageData) -> str:
     scores, models = page_data.scores, list(page_data.scores)
     verdict, *others = [page_data.verdict] if page_data.verdict else _differences(scores)
     pairs = [_wins_losses(page_data, name) for name in models[1:]]
-    return render(
+    style, script = (_part(f"report.{suffix}") for suffix in ("css", "js"))
+    return _template("report").render(
         {
+            "style": Markup(style),
+            "script": Markup(script),
+            "style_hash": _hash(style),
+            "script_hash": _hash(script),
             "title": page_data.title,
             "subtitle": _subtitle(page_data),
             "tone": _TONES.get(verdict.decision, "even"),
@@ -306,10 +299,9 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     verdicts = []
     for name, found in others:
         difference = paired_difference(base[1].values(METRIC), found.values(METRIC), metric=METRIC)
+        means = f"{base[1][METRIC]:.4f} → {found[METRIC]:.4f}, {difference.numbers}"
         reason = (
-            f"{name} against {base[0]}, NDCG@10 "
-            f"{base[1][METRIC]:.4f} → {found[METRIC]:.4f}, {difference.mean:+.4f} "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}], p = {difference.p_value:.4f}; "
+            f"{name} against {base[0]}, NDCG@10 {means}, p = {difference.p_value:.4f}; "
             f"{difference.verdict.reason}"
         )
         verdicts.append(Verdict(difference.verdict.decision, reason, difference))

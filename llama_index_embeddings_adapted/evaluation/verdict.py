@@ -114,7 +114,7 @@ def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
         real: Judged queries that neither an LLM wrote nor documents contain; None for all.
     """
     real = difference.queries if real is None else real
-    numbers = f"{difference.mean:+.4f} NDCG@10 [{difference.low:+.4f}, {difference.high:+.4f}]"
+    numbers = difference.numbers.replace(" ", " NDCG@10 ", 1)
     if real >= FEWEST_TO_SHIP:
         return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
     asked = f"{real} of" if real else "none of"
@@ -220,11 +220,14 @@ class Difference:
             return Verdict(Decision.INCONCLUSIVE, "the same on every query", self)
         return inconclusive(self)
 
+    @property
+    def numbers(self) -> str:
+        """Mean and interval, to be read."""
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
     def __str__(self) -> str:
-        return (
-            f"{self.metric} {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}], "
-            f"p = {self.p_value:.4f}, {self.queries} queries: {self.verdict}"
-        )
+        counted = f"p = {self.p_value:.4f}, {self.queries} queries"
+        return f"{self.metric} {self.numbers}, {counted}: {self.verdict}"
 
 
 def paired_difference(

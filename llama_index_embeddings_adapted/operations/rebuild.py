@@ -74,17 +74,7 @@ def adapt_index(
             holds something else, or it does not find what was written.
         OptionError: An argument of another type or out of range.
     """
-    if not isinstance(index, VectorStoreIndex):
-        raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
-    if not isinstance(vector_store, BasePydanticVectorStore):
-        raise OptionError(
-            f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
-        )
-    if index.vector_store is vector_store:
-        raise StoreError(
-            "vector_store: expected a new, empty collection beside the old one, got the one of the "
-            "index. The old one keeps serving until the new one is complete."
-        )
+    _check(index, vector_store)
     source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
     with source:
         all_nodes = nodes_of(index) if nodes is None else list(nodes)
@@ -253,14 +243,9 @@ class _Source:
         return self.vectors(_texts(nodes), self._brought(nodes))
 
     def vectors(self, texts: list[str], brought: Sequence[Any] | None = None) -> Vectors:
-        """Return the document vectors of texts, ``(n, dim)``.
+        """Return the document vectors of texts, ``(n, dim)``, or raise a :class:`StoreError`.
 
-        Args:
-            texts: ``n``.
-            brought: For each the base model's vector, or None; for those that no cache holds.
-
-        Raises:
-            StoreError: Some are found nowhere, and the base model is not to be asked.
+        ``brought`` are vectors of the base model, or None, for texts that no cache holds.
         """
         brought = [None] * len(texts) if brought is None else brought
         found = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
@@ -287,12 +272,26 @@ class _Source:
         if not self._embed_missing:
             raise StoreError(
                 f"{missing} of {count} texts have no vector of the base model, neither in the "
-                "cache nor in an old store. Call embed_corpus first, pass the cache_dir that has "
-                "them, or pass embed_missing=True to ask the base model."
+                "cache nor in an old store. Call embed_corpus first, or pass the cache_dir that "
+                "has them or embed_missing=True."
             )
 
     def _brought(self, nodes: Sequence[BaseNode]) -> list[Any]:
         return [node.embedding if self.stored else None for node in nodes]
+
+
+def _check(index: object, vector_store: object) -> None:
+    if not isinstance(index, VectorStoreIndex):
+        raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
+    if not isinstance(vector_store, BasePydanticVectorStore):
+        raise OptionError(
+            f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
+        )
+    if index.vector_store is vector_store:
+        raise StoreError(
+            "vector_store: expected a new, empty collection beside the old one, got the one of the "
+            "index. The old one keeps serving until the new one is complete."
+        )
 
 
 def _texts(nodes: Sequence[BaseNode]) -> list[str]:

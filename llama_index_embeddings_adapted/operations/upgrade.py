@@ -165,16 +165,7 @@ def upgrade_adapter(
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
-    if not 0 < holdout < 1:
-        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < FEWEST_TEXTS:
-        raise DatasetError(
-            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
-            "sample of what the index holds."
-        )
+    distinct = _checked(texts, method, holdout)
     old_base, after = _old(old_model)
     theirs, ours = (
         _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
@@ -219,6 +210,20 @@ def _deviation(others: int) -> float:
     return float(
         (share * (1 - share) * (1 - (_NEIGHBOURS - 1) / (others - 1)) / _NEIGHBOURS) ** 0.5
     )
+
+
+def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
+    if method not in METHODS:
+        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    if not 0 < holdout < 1:
+        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
+        raise DatasetError(
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
+        )
+    return distinct
 
 
 def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:

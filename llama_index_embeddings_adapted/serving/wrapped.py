@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing_extensions import Self
 from ..adapters import saving
 from ..adapters.base import Adapter
 from ..core.arrays import Role, as_vectors, content_hashes
-from ..core.files import from_bytes, to_bytes
+from ..core.files import atomic_file, from_bytes, to_bytes
 from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import base_name, pop_known, resolve_base, without_url_secrets
@@ -372,21 +370,8 @@ def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | No
     if folder is None:
         return model.agrees_with(_first_seen.setdefault(key, model))
     path = folder / "ingestion" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        _claim(path, to_bytes({"probes": model.probes}))
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(to_bytes({"probes": model.probes}))
     probes: Any = from_bytes(path.read_bytes(), where=str(path))["probes"]
     return model.agrees_with(Fingerprint(model.name, probes))
-
-
-def _claim(path: Path, content: bytes) -> None:
-    """Write a file, whole, unless somebody else was first."""
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.link(name, path)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(name)

@@ -16,20 +16,10 @@ from llama_index_embeddings_adapted import (
 from tests.conftest import CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
 
-TOPICS = [
-    "apple",
-    "whale",
-    "bus",
-    "sea",
-    "bird",
-    "car",
-    "moon",
-    "river",
-    "stone",
-    "cloud",
-    "bread",
-    "forest",
-]
+TOPICS = (
+    *("apple", "whale", "bus", "sea", "bird", "car"),
+    *("moon", "river", "stone", "cloud", "bread", "forest"),
+)
 CONTRASTS = """(() => {
   const part = (c) => c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);

@@ -70,7 +70,16 @@ def test_mined_negatives_travel_with_the_dataset(
     assert "hard_negatives" not in (tmp_path / "plain.json").read_text()
 
 
-def test_negatives_that_cannot_be_are_refused(small: EmbeddingQAFinetuneDataset) -> None:
+def test_negatives_that_cannot_be_are_refused(
+    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding
+) -> None:
+    for options, message in (
+        ({"k": 0}, "k: expected a whole number >= 1, got 0"),
+        ({"skip": -1}, "skip: expected a whole number >= 0, got -1"),
+        ({"most_of_positive": 0.0}, r"most_of_positive: expected a share in \(0, 1\], got 0.0"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            mine_hard_negatives(small, base, **options, **QUIET)
     with pytest.raises(DatasetError, match=r"1 pairs .* are relevant .first: .q00 → d0"):
         small.with_hard_negatives({"q00": ["d0"]})
     with pytest.raises(DatasetError, match=r'1 document ids are not in the corpus.*"d9"'):
@@ -82,24 +91,6 @@ def test_negatives_that_cannot_be_are_refused(small: EmbeddingQAFinetuneDataset)
             small.relevant_docs,
             hard_negatives=["d1"],  # type: ignore[arg-type]
         )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 0}, "k: expected a whole number >= 1, got 0"),
-        ({"skip": -1}, "skip: expected a whole number >= 0, got -1"),
-        ({"most_of_positive": 0.0}, r"most_of_positive: expected a share in \(0, 1\], got 0.0"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(
-    options: dict[str, Any],
-    message: str,
-    small: EmbeddingQAFinetuneDataset,
-    base: CountingEmbedding,
-) -> None:
-    with pytest.raises(OptionError, match=message):
-        mine_hard_negatives(small, base, **options, **QUIET)
 
 
 @pytest.mark.parametrize("loss", ["queried", "mnr"])

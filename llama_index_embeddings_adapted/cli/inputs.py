@@ -121,11 +121,7 @@ _MOST_OF_A_CHUNK, _USUAL_CHUNK = 0.8, 512  # of what a model reads, in its token
 
 
 def check_cut(size: int | None, overlap: int | None) -> None:
-    """Refuse passages that share more than they hold.
-
-    Raises:
-        OptionError: They would.
-    """
+    """Refuse, by an OptionError, passages that share more than they hold."""
     if overlap is not None and overlap >= (size or _USUAL_CHUNK):
         raise OptionError(
             f"chunk_overlap: expected a number from 0 to below chunk_size "
@@ -252,14 +248,10 @@ class ResolvedLLM:
 
 
 def resolve_writer(spec: str) -> ResolvedLLM:
-    """Build the LLM that a text names.
+    """Build the LLM that a text names, or raise an OptionError or MissingExtraError.
 
     Args:
         spec: One of ``LLMS``.
-
-    Raises:
-        OptionError: It names none.
-        MissingExtraError: A package is not installed.
     """
     kind, _, rest = spec.partition(":")
     model, _, url = rest.partition("@")

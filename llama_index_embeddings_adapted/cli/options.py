@@ -39,7 +39,7 @@ _MOST_BYTES = 1 << 16  # of an honest file
 def read_run_config(
     path: Path, command: str, options: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Return what a TOML file says about one command.
+    """Return what a TOML file says about one command, or raise an OptionError.
 
     Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
     commands share: each takes what it knows.
@@ -48,10 +48,6 @@ def read_run_config(
         path: Of the file, ``.toml``.
         command: Such as ``"finetune"``.
         options: Command → names of its options.
-
-    Raises:
-        OptionError: No such file, not TOML, or a key that no command has; the message names the
-            nearest one.
     """
     data = {str(key).replace("-", "_"): value for key, value in _read(path).items()}
     shared = {key: value for key, value in data.items() if key not in options}

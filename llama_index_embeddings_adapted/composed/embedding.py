@@ -76,12 +76,7 @@ def save(
 
 
 def load(folder: Path) -> Loaded:
-    """Read a folder; the small model stays on disk until it is needed.
-
-    Raises:
-        FolderError: Missing, damaged, foreign, changed since it was saved, newer than this library,
-            or with code in it.
-    """
+    """Read a folder; the small model stays on disk until it is needed, or raise a FolderError."""
     config = folders.read_config(folder)
     folders.check_version(config, folder)
     composed, base = config.get("composed"), config.get("base_model")

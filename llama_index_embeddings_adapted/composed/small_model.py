@@ -53,12 +53,7 @@ class SmallModel:
 
     @property
     def model(self) -> Any:
-        """The ``SentenceTransformer``.
-
-        Raises:
-            OptionError: It gives no vector per text.
-            FolderError: Its folder asks for code or pickles to be loaded.
-        """
+        """The ``SentenceTransformer``, or raise an OptionError or FolderError."""
         with self._lock:
             if self._model is None:
                 self._model = load_sentence_transformer(self.source, device=self.device)

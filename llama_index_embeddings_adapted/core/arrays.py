@@ -28,15 +28,12 @@ Adapt = Callable[[Vectors, Keys | None], Vectors]
 
 # --- vectors ----------------------------------------------------------------------------------
 def as_vectors(value: ArrayLike, *, what: str, dim: int | None = None) -> Vectors:
-    """Return ``value`` as a finite float32 matrix.
+    """Return ``value`` as a finite float32 matrix, or raise a ShapeError.
 
     Args:
         value: ``(n, dim)``.
         what: How to name the vectors in an error.
         dim: The expected second dimension, if known.
-
-    Raises:
-        ShapeError: Not a matrix, another dimension, or values that are not finite.
     """
     vectors: Vectors = np.asarray(value, dtype=np.float32)
     if vectors.ndim != 2:
@@ -293,15 +290,12 @@ def _reserve(file: int, size: int) -> None:
 
 
 def allocate_vectors(shape: tuple[int, int], folder: Path | None) -> Vectors:
-    """Return a float32 matrix to be filled.
+    """Return a float32 matrix to be filled, or raise a CacheError.
 
     Args:
         shape: Of the matrix.
         folder: Where the file of a matrix of more than 256 MiB goes; None for memory in any case.
             The file has no name, so that nothing is left of it, also after a kill.
-
-    Raises:
-        CacheError: No room in the folder.
     """
     size = 4 * shape[0] * shape[1]
     if folder is None or size <= MOST_IN_MEMORY:

@@ -53,11 +53,7 @@ def check(
 def check_judged(
     queries: Mapping[str, str], relevant_docs: Lists, *, what: str = "", hint: str = ""
 ) -> None:
-    """Refuse queries without a relevant document.
-
-    Raises:
-        DatasetError: There are some.
-    """
+    """Refuse, by a DatasetError, queries without a relevant document."""
     _refuse(
         [query for query in queries if not relevant_docs.get(query)],
         f"{what}{{}} of {len(queries)} queries have no relevant document",

@@ -31,11 +31,7 @@ ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "q
 def read_beir(
     folder: Path, split: str, omissions: Omissions, *, allow_unjudged: bool
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset: one split of a folder.
-
-    Raises:
-        DatasetError: A missing or damaged file, or one of which nothing can be used.
-    """
+    """Return the arguments of a dataset: one split of a folder, or raise a DatasetError."""
     qrels = _qrels_file(folder, split)
     if not _exists(qrels):
         found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
@@ -284,11 +280,7 @@ def write_qa_json(path: Path, dataset: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, omissions: Omissions) -> Any:
-    """Read JSON of any encoding.
-
-    Raises:
-        DatasetError: No such file, not JSON, or a key given twice.
-    """
+    """Read JSON of any encoding, or raise a DatasetError."""
     try:
         return json.loads(
             decode(files.read_bytes(path, error=DatasetError), omissions),
@@ -303,11 +295,7 @@ def read_json(path: Path, omissions: Omissions) -> Any:
 
 
 def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
-    """Read the fields of a dataset.
-
-    Raises:
-        DatasetError: Not JSON, or JSON of another shape.
-    """
+    """Read the fields of a dataset, or raise a DatasetError."""
     data = read_json(path, omissions)
     if not isinstance(data, dict):
         raise DatasetError(f"{path}: expected a JSON object, got {type(data).__name__}.")

@@ -239,12 +239,7 @@ def read_file(path: Path, omissions: Omissions) -> Any:
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file.
-
-    Raises:
-        DatasetError: No such file, or it is damaged.
-        MissingExtraError: No pyarrow.
-    """
+    """Return the rows of a parquet file, or raise a DatasetError or MissingExtraError."""
     arrow = require_extra("pyarrow", extra="pandas")
     parquet = require_extra("pyarrow.parquet", extra="pandas")
     if not path.is_file():
@@ -256,11 +251,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_json(text: str, path: Path, omissions: Omissions) -> Any:
-    """Return what JSON holds, or the rows of JSON lines.
-
-    Raises:
-        DatasetError: Neither.
-    """
+    """Return what JSON holds, or the rows of JSON lines, or raise a DatasetError."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -279,11 +270,7 @@ def parse_json(text: str, path: Path, omissions: Omissions) -> Any:
 
 
 def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a table whose first line names its columns.
-
-    Raises:
-        DatasetError: Fewer than two columns.
-    """
+    """Return the rows of a table whose first line names its columns, or raise a DatasetError."""
     usual = csv.field_size_limit(_MOST_IN_FIELD)  # of the whole process, so it is given back
     head = text.lstrip().split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)

@@ -233,11 +233,7 @@ def _roles(
     *,
     by_id: tuple[bool, bool],
 ) -> dict[str, list[str]]:
-    """Return which columns have which role.
-
-    Raises:
-        DatasetError: A column named is not there, or none is known for queries or documents.
-    """
+    """Return which columns have which role, or raise a DatasetError."""
     present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     roles: dict[str, list[str]] = {}
     taken: set[str] = set()

@@ -372,11 +372,7 @@ def _state(model: BaseEmbedding) -> _State:
 
 
 def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) -> Fingerprint:
-    """Embed the probe texts, once per model object and its settings.
-
-    Raises:
-        EncodeError: The model answers the probes with something that is not vectors.
-    """
+    """Embed the probe texts, once per model object and its settings, or raise an EncodeError."""
     entry = _known.get(id(model))
     if entry is not None and entry[0]() is model and entry[1] == _state(model):
         return entry[2]

@@ -72,11 +72,7 @@ class RayExecutor:
         self._actors, self._options = actors, dict(options)
 
     def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
-        """Yield pieces as actors finish them.
-
-        Raises:
-            EncodeError: The work cannot go on, such as when the model cannot be built in actors.
-        """
+        """Yield pieces as actors finish them, or raise an EncodeError."""
         if not texts:
             return
         arrow = require_extra("pyarrow", extra="ray")
@@ -168,11 +164,7 @@ class EmbeddingActor:
 
 
 def packed(value: object) -> bytes:
-    """Return an object, or a function, as bytes for another process.
-
-    Raises:
-        OptionError: It cannot be pickled.
-    """
+    """Return an object, or a function, as bytes for another process, or raise an OptionError."""
     try:
         return bytes(require_extra("ray.cloudpickle", extra="ray").dumps(value))
     except (TypeError, AttributeError, pickle.PicklingError) as cause:

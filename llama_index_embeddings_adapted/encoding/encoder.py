@@ -51,11 +51,7 @@ class PartialResult:
 
 
 def checked(answer: Embedding, *, known: Fingerprint, name: str, text: str) -> Vectors:
-    """Return an answer as a vector, ``(dim,)``.
-
-    Raises:
-        EncodeError: Another length, NaN or infinity; zeros of a model that gives none for probes.
-    """
+    """Return an answer as a vector, ``(dim,)``, or raise an EncodeError."""
     dim = known.dim
     vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
     if vector.shape != (dim,):
@@ -259,12 +255,7 @@ class Encoder:
         self._cache.put(role, texts, vectors)
 
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
-        """Embed the queries and documents of a dataset.
-
-        Raises:
-            DatasetError: A query without a relevant document, which can teach and prove nothing.
-            EncodeError: See :meth:`encode`.
-        """
+        """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError."""
         dataset = answered(dataset, "dataset")
         queries, documents = (
             self._encode_named(texts, role)
@@ -349,11 +340,7 @@ class Encoder:
             raise cause
 
     def _tell_refused(self, count: int) -> None:
-        """Raise if texts were refused.
-
-        Raises:
-            EncodeError: With those texts.
-        """
+        """Raise if texts were refused."""
         refused, self._refused = self._refused, {}
         if refused:
             text, reason = next(iter(refused.items()))

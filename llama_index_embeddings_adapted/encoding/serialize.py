@@ -158,11 +158,7 @@ def portable(name: str) -> str:
 
 
 def located(name: str) -> str:
-    """Return where this machine has what :func:`portable` named.
-
-    Raises:
-        FolderError: The package is not installed.
-    """
+    """Return where this machine has what :func:`portable` named, or raise a FolderError."""
     if not name.startswith(_PACKAGE):
         return name
     package, *parts = name.removeprefix(_PACKAGE).split("/")
@@ -362,16 +358,12 @@ def pop_known(arguments: dict[str, Any], names: Collection[str]) -> dict[str, An
 def resolve_base(
     model: BaseEmbedding | None, description: object, settings: dict[str, Any]
 ) -> BaseEmbedding:
-    """Return the model given, or else the one described.
+    """Return the model given, or else the one described, or raise an OptionError or FolderError.
 
     Args:
         model: What the caller has, if anything.
         description: What :func:`describe_base` returned.
         settings: Of the model to build, its secrets.
-
-    Raises:
-        OptionError: Settings besides a model, which has its own.
-        FolderError: It cannot be built.
     """
     if model is None:
         return rebuild_base(description, **settings)

@@ -62,11 +62,7 @@ class AnswerCache:
         self._lock = threading.Lock()  # answers arrive in one thread and are read in another
 
     def __enter__(self) -> AnswerCache:
-        """Open the file.
-
-        Raises:
-            GenerationError: It cannot be read or written.
-        """
+        """Open the file, or raise a GenerationError."""
         with self._explained():
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -230,11 +230,7 @@ class GenerationRun:
 
     @classmethod
     def of(cls, *arguments: Any, **options: Any) -> GenerationRun:
-        """Take the arguments of a run apart from the options.
-
-        Raises:
-            OptionError: An unknown name, or a value outside its range.
-        """
+        """Take the arguments of a run apart from the options, or raise an OptionError."""
         own = {each.name for each in fields(cls)} & set(options)
         chosen = {name: options.pop(name) for name in own}
         return cls(*arguments, **chosen, options=GenerationOptions.of(options))

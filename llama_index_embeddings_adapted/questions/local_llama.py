@@ -186,11 +186,7 @@ _NUDGE = 2.0  # e² times as likely, or as unlikely
 
 
 def bundled_weights() -> Path:
-    """Return SmolLM2-135M-Instruct, as its package installed it.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-    """
+    """Return SmolLM2-135M-Instruct, as its package installed it, or raise a MissingExtraError."""
     found = importlib.util.find_spec(BUNDLED)
     folder = Path(found.origin).parent if found is not None and found.origin else Path()
     weights = sorted(folder.glob("*.gguf")) if found is not None else []

@@ -108,11 +108,7 @@ class GenerationOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
-        """Build from keyword arguments.
-
-        Raises:
-            OptionError: An unknown name, or a value outside its range.
-        """
+        """Build from keyword arguments, or raise an OptionError."""
         if {"executor", "actors"} & set(options):
             warnings.warn(
                 "executor and actors have no effect any more: an LLM is bound by the network, and "

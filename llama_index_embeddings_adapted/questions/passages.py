@@ -45,14 +45,11 @@ def count_tokens(text: str) -> int:
 
 
 def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
-    """Return how many tokens of a passage an LLM can be sent.
+    """Return how many tokens of a passage an LLM can be sent, or raise an OptionError.
 
     Args:
         metadata: Of the LLM.
         prompts: What is asked, which takes room itself.
-
-    Raises:
-        OptionError: The context is too small for the prompt alone.
     """
     frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
     left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64

@@ -214,7 +214,7 @@ def round_trip(
     show_progress: bool = True,
     examples: Sequence[Example] = (),
 ) -> RoundTrip:
-    """Search the corpus for each question with the base model.
+    """Search the corpus for each question with the base model, or raise an EncodeError.
 
     Documents with the same text count as one.
 
@@ -225,9 +225,6 @@ def round_trip(
         cache_dir: See :class:`Encoder`.
         show_progress: Show a bar while embedding.
         examples: What the questions should be like.
-
-    Raises:
-        EncodeError: The model gave no usable vector.
     """
     judged = {example.query: example.passage for example in examples if example.judged}
     texts = list(dict.fromkeys([*corpus.values(), *judged.values()]))

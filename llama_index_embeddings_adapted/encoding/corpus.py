@@ -14,7 +14,8 @@ import pickle
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -34,61 +35,46 @@ _PIECES = 4  # for each actor, at least: none should wait long for the last
 
 Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
+Pieces = Generator[tuple[Sequence[str], PartialResult]]
 
 
-class RayExecutor:
-    """Embeds texts with actors of Ray Data.
+def _on_ray(
+    model: Model,
+    fingerprint: Fingerprint,
+    role: Role,
+    texts: Sequence[str],
+    *,
+    actors: int,
+    batch_size: int | None,
+    options: Mapping[str, Any],
+) -> Pieces:
+    """Yield pieces as actors of Ray Data finish them.
 
-    Args:
-        model: The base model, or a function that builds it.
-        fingerprint: Of the base model; an actor whose model has another refuses to work.
-        role: Of the texts.
-        actors: How many.
-        batch_size: Texts per call to the model; its own by default.
-        options: Of an actor, such as ``{"num_gpus": 1}``.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        OptionError: The model is an object that cannot be pickled.
+    An actor whose model has another fingerprint refuses to work.
     """
-
-    def __init__(
-        self,
-        model: Model,
-        fingerprint: Fingerprint,
-        role: Role,
-        *,
-        actors: int,
-        batch_size: int | None,
-        options: Mapping[str, Any],
-    ) -> None:
-        require_extra("ray.data", extra="ray")
-        self._arguments = {
-            "model": packed(model),
-            "fingerprint": fingerprint,
-            "role": role,
-            "batch_size": batch_size,
-        }
-        self._actors, self._options = actors, dict(options)
-
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
-        """Yield pieces as actors finish them, or raise an EncodeError."""
-        if not texts:
-            return
-        arrow = require_extra("pyarrow", extra="ray")
-        tables = [
-            arrow.table({"row": range(start, start + len(piece)), "text": piece})
-            for start, piece in _pieces(texts, self._actors)
-        ]
-        for batch in results(
-            tables,
-            EmbeddingActor,
-            self._arguments,
-            self._actors,
-            error=lambda why: EncodeError(why, text=texts[0]),
-            options=self._options,
-        ):
-            yield _answered(texts, batch)
+    if not texts:
+        return
+    arrow = require_extra("pyarrow", extra="ray")
+    tables = [
+        arrow.table({"row": range(start, start + len(piece)), "text": piece})
+        for start, piece in _pieces(texts, actors)
+    ]
+    arguments = {
+        "model": packed(model),
+        "fingerprint": fingerprint,
+        "role": role,
+        "batch_size": batch_size,
+    }
+    batches = results(
+        tables,
+        EmbeddingActor,
+        arguments,
+        actors,
+        error=lambda why: EncodeError(why, text=texts[0]),
+        options=options,
+    )
+    for batch in batches:
+        yield _answered(texts, batch)
 
 
 def results(
@@ -227,14 +213,6 @@ class EmbeddedCorpus:
         return {**asdict(self), "failures": len(self.failures)}
 
 
-class Executor(Protocol):
-    """Asks a base model for vectors."""
-
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
-        """Yield pieces of the texts, in any order, with what became of them."""
-        ...
-
-
 def embed_corpus(
     texts: EmbeddingQAFinetuneDataset | Mapping[str, str] | Iterable[str],
     embed_model: Model,
@@ -279,16 +257,12 @@ def embed_corpus(
     with Encoder(
         model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
     ) as encoder:
-        work: Executor = _Local(encoder, role)
+        work: Callable[[Sequence[str]], Pieces] = partial(_locally, encoder, role)
         if executor == "ray":
-            work = RayExecutor(
-                embed_model,
-                encoder.fingerprint,
-                role,
-                actors=actors,
-                batch_size=batch_size,
-                options=ray_options or {},
-            )
+            packed(embed_model)  # refused before anything is embedded
+            of_ray: dict[str, Any] = {"actors": actors, "options": ray_options or {}}
+            of_ray["batch_size"] = batch_size
+            work = partial(_on_ray, embed_model, encoder.fingerprint, role, **of_ray)
         some = _texts_of(texts)
         given, embedded, failures = _embedded(some, encoder, work, role, window, show_progress)
     if failures and on_failure == "raise":
@@ -307,22 +281,16 @@ def _failed(given: int, failures: Mapping[str, str]) -> EncodeError:
     )
 
 
-class _Local:
-    """Asks in this process."""
-
-    def __init__(self, encoder: Encoder, role: Role) -> None:
-        self._encoder, self._role = encoder, role
-
-    def embed(self, texts: Sequence[str]) -> Generator[tuple[Sequence[str], PartialResult]]:
-        for start in range(0, len(texts), _COMMITTED_LOCALLY):
-            piece = texts[start : start + _COMMITTED_LOCALLY]
-            yield piece, self._encoder.embed_tolerant(piece, self._role)
+def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:
+    for start in range(0, len(texts), _COMMITTED_LOCALLY):
+        piece = texts[start : start + _COMMITTED_LOCALLY]
+        yield piece, encoder.embed_tolerant(piece, role)
 
 
 def _embedded(
     texts: Iterator[str],
     encoder: Encoder,
-    work: Executor,
+    work: Callable[[Sequence[str]], Pieces],
     role: Role,
     window: int,
     show_progress: bool,
@@ -336,7 +304,7 @@ def _embedded(
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.missing(part, role), key=len, reverse=True)
             bar.update(len(part) - len(missing))
-            with contextlib.closing(work.embed(missing)) as pieces:
+            with contextlib.closing(work(missing)) as pieces:
                 for piece, answered in pieces:
                     encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
                     embedded += len(answered.rows)

@@ -13,7 +13,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..core import files
 from ..errors import DatasetError, OptionError
-from . import contents, formats, records, splits
+from . import contents, formats, records
 from .contents import data_statistics as data_statistics
 from .reading import Omissions, read_file
 
@@ -357,7 +357,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         found = {
             name: (part := getattr(self, name))
             and {query: part[query] for query in chosen if query in part}
-            for name in ("queries", *splits.PER_QUERY)
+            for name in ("queries", *contents.PER_QUERY)
         }
         return self._but(**found, allow_unjudged=False)
 
@@ -366,10 +366,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         gone = set(ids)
         corpus = {document: text for document, text in self.corpus.items() if document not in gone}
         left = {
-            name: splits.kept_of(getattr(self, name), corpus)
+            name: contents.kept_of(getattr(self, name), corpus)
             for name in ("grades", "hard_negatives")
         }
-        relevant = splits.kept_of(self.relevant_docs, corpus) or {}
+        relevant = contents.kept_of(self.relevant_docs, corpus) or {}
         smaller = self._but(corpus=corpus, relevant_docs=relevant, **left)
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
@@ -392,7 +392,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        return EmbeddingQAFinetuneDataset(**splits.merged(vars(self), vars(other)))
+        return EmbeddingQAFinetuneDataset(**contents.merged(vars(self), vars(other)))
 
     def train_test_split(
         self,
@@ -417,17 +417,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             OptionError: ``test_size`` or ``by`` out of range.
             DatasetError: A part would be empty, for instance because every document is shared.
         """
-        texts = {query: splits.normalise(text) for query, text in self.queries.items()}
-        train, test, dropped = splits.split(
-            texts, self.relevant_docs, test_size=test_size, by=by, seed=seed
-        )
-        if dropped:
-            warnings.warn(
-                f"{dropped} of {len(self.queries)} queries ask for documents of both parts "
-                "and were dropped.",
-                stacklevel=2,
-            )
-        return self.subset(train), self.subset(test)
+        return contents.split(self, self.relevant_docs, test_size, by=by, seed=seed)
 
 
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..adapters.base import Adapter
 from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks, top_k
 from ..core.encoded import EncodedDataset
-from ..data.splits import hold_out_documents
+from ..data.contents import hold_out_documents
 from ..errors import DatasetError
 from . import metrics
 from .retrieval import RetrievalScores, joined, search

@@ -24,7 +24,7 @@ from llama_index.core.utils import get_tokenizer
 
 from ..core import files
 from ..core.arrays import l2_normalize
-from ..data import splits
+from ..data import contents
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..data.reading import read_lines
@@ -308,15 +308,5 @@ def hold_out_documents(
             f"nodes: expected the nodes of all {len(dataset.corpus)} documents, {len(unknown)} are "
             f'missing (first: "{unknown[0]}"). Pass the nodes that the questions were written from.'
         )
-    texts = {query: splits.normalise(text) for query, text in dataset.queries.items()}
     relevant = {q: [sources[d] for d in docs] for q, docs in dataset.relevant_docs.items()}
-    train, test, dropped = splits.split(
-        texts, relevant, test_size=test_size, by="document", seed=seed
-    )
-    if dropped:
-        warnings.warn(
-            f"{dropped} of {len(dataset)} queries ask for documents of both parts and were "
-            "dropped.",
-            stacklevel=2,
-        )
-    return dataset.subset(train), dataset.subset(test)
+    return contents.split(dataset, relevant, test_size, by="document", seed=seed)

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         generate_qa_embedding_pairs,
     )
     from llama_index_embeddings_adapted.questions.local_llama import LocalLlama
-    from llama_index_embeddings_adapted.questions.passages import hold_out_documents
+    from llama_index_embeddings_adapted.questions.options import hold_out_documents
     from llama_index_embeddings_adapted.questions.selection import QuestionReport
     from llama_index_embeddings_adapted.questions.structure import pairs_from_structure
     from llama_index_embeddings_adapted.serving.embedding import (
@@ -187,7 +187,7 @@ _LAZY = {
     "evaluate_retrieval": "evaluation.retrieval",
     "evaluate_upgrade": "operations.upgrade",
     "generate_qa_embedding_pairs": "questions.generate",
-    "hold_out_documents": "questions.passages",
+    "hold_out_documents": "questions.options",
     "inspect_queries": "operations.monitoring",
     "mine_hard_negatives": "evaluation.retrieval",
     "moved_documents": "operations.monitoring",

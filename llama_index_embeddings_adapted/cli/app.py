@@ -86,9 +86,9 @@ class QuestionJob(EmbeddingJob):
         if self.estimate and self.llm is None:
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
         if self.examples is not None:
-            from ..questions import passages
+            from ..questions import options
 
-            passages.read_examples(self.examples)
+            options.read_examples(self.examples)
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""

@@ -26,7 +26,7 @@ from ..errors import AdaptedError, DatasetError, OptionError, integration, quote
 from ..lexical.bm25 import BM25Index
 from ..lexical.mixture import Mixture
 from ..questions.local_llama import LocalLlama
-from ..questions.passages import embedded_tokens
+from ..questions.options import embedded_tokens
 from ..serving.embedding import AdaptedEmbedding, resolve_embed_model
 from .options import EMBEDDINGS, LLMS
 

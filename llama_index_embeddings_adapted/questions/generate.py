@@ -28,13 +28,12 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding import base_model
 from ..encoding.cache import cache_folder
 from ..errors import GenerationError, OptionError
-from . import passages
+from . import options as given
 from .answer_cache import AnswerCache, CachedAnswer
 from .answers import first_keywords, read_questions
 from .filters import Candidate, is_remark, words
 from .llm import LLMCalls, identity, without_secrets
-from .options import GenerationOptions
-from .passages import TOKENS_PER_QUESTION, Passage, count_tokens
+from .options import TOKENS_PER_QUESTION, GenerationOptions, Passage, count_tokens
 from .prompts import PromptConfig, Request
 from .selection import QuestionReport, select
 from .structure import with_structure
@@ -87,8 +86,8 @@ def generate_qa_embedding_pairs(
         GenerationError: The LLM refuses the key, does not exist or cannot be reached; or not one
             question was kept.
     """
-    given = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit)
-    with GenerationRun.of(*given, on_failure, save_every, output_path, verbose, **options) as run:
+    first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit)
+    with GenerationRun.of(*first, on_failure, save_every, output_path, verbose, **options) as run:
         base_model.run(run.ask(run.missing))
         return run.dataset()
 
@@ -182,8 +181,8 @@ def estimate(
         OptionError: An argument out of range.
         GenerationError: The probe failed.
     """
-    given = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
-    with GenerationRun.of(*given, **options) as run:
+    first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
+    with GenerationRun.of(*first, **options) as run:
         return run.probe() if probe and run.missing else run.estimate()
 
 
@@ -252,13 +251,13 @@ class GenerationRun:
         llm = Settings.llm if self.llm is None else self.llm
         self._calls = LLMCalls(llm, options.policy(attempts=self.retry_limit))
         nodes = list(self.nodes)
-        self.corpus = passages.corpus_of(nodes)
+        self.corpus = given.corpus_of(nodes)
         asked = (self.num_questions_per_chunk, self.qa_generate_prompt_tmpl)
         prompts = options.prompts(*asked, options.shown(self.corpus), llm)
         self.examples = prompts.examples
-        everything = passages.passages_of(nodes, self.corpus)
+        everything = given.passages_of(nodes, self.corpus)
         self._known = len(everything)
-        self.passages = passages.sample(everything, options.max_chunks, seed=options.seed)
+        self.passages = given.sample(everything, options.max_chunks, seed=options.seed)
         self.failed: dict[str, str] = {}
         self.answers: dict[str, CachedAnswer] = {}
         self._billed: list[CachedAnswer] = []
@@ -283,10 +282,10 @@ class GenerationRun:
         self._cache.close()
 
     def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
-        context = passages.passage_budget(llm, prompts)
-        read = (self.options.max_passage_tokens, passages.embedded_tokens(self.options.embed_model))
+        context = given.passage_budget(llm, prompts)
+        read = (self.options.max_passage_tokens, given.embedded_tokens(self.options.embed_model))
         self.sent_tokens = min([context, *(tokens for tokens in read if tokens is not None)])
-        sent = [passages.truncate_to_tokens(p.text, self.sent_tokens) for p in self.passages]
+        sent = [given.truncate_to_tokens(p.text, self.sent_tokens) for p in self.passages]
         whole = [len(words(passage.text)) for passage in self.passages]
         self.cut = sum(len(words(t)) < all_ for t, all_ in zip(sent, whole, strict=True))
         if self.cut and self.sent_tokens == context:

@@ -1,23 +1,40 @@
-"""How questions are written and judged; every value is checked before anything is paid for."""
+"""What a run is given: how to write and judge, passages to ask about, examples to be like.
+
+Every option is checked before anything is paid for. A passage is the text of a node as it will be
+embedded. Tokens are counted roughly, because every model has its own.
+"""
 
 from __future__ import annotations
 
+import random
+import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms import LLM
+from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.utils import get_tokenizer
 
+from ..core import files
+from ..core.arrays import l2_normalize
+from ..data import contents
+from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
+from ..data.reading import read_lines
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import OptionError, check_known, check_whole
-from .filters import TEXT_FILTERS, Filter
+from ..errors import DatasetError, OptionError, check_known, check_whole
+from .answers import is_question
+from .filters import TEXT_FILTERS, Filter, near_duplicates
 from .llm import RetryPolicy
 from .local_llama import LocalLlama
-from .passages import examples_of, fitted, labels_of
 from .prompts import STYLES, Example, PromptConfig
 
 _WITH_EXAMPLES = {"round_trip_k": 50, "generic_matches": 100}
@@ -146,3 +163,279 @@ class GenerationOptions:
     def policy(self, *, attempts: int) -> RetryPolicy:
         """Return how hard to try."""
         return RetryPolicy(attempts, self.concurrency, self.requests_per_minute, self.timeout_s)
+
+
+# --- examples and passages ----------------------------------------------------------------------
+
+#: Reserved for the answer, per question.
+TOKENS_PER_QUESTION = 80
+_FEWEST = 32
+
+
+def count_tokens(text: str) -> int:
+    """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
+    return len(get_tokenizer()(text))
+
+
+def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
+    """Return how many tokens of a passage an LLM can be sent, or raise an OptionError.
+
+    Args:
+        metadata: Of the LLM.
+        prompts: What is asked, which takes room itself.
+    """
+    frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
+    left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
+    if left < _FEWEST:
+        raise OptionError(
+            f"llm: a context of {metadata.context_window} tokens has no room for a passage beside "
+            f"the prompt of about {frame}. Give the LLM a larger context_window."
+        )
+    return left
+
+
+def fitted(prompts: PromptConfig, metadata: LLMMetadata) -> PromptConfig:
+    """Leave out the last examples while the prompt fills over half of the context."""
+    while len(prompts.examples) > FEWEST_EXAMPLES:
+        frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
+        if 2 * frame <= metadata.context_window:
+            break
+        prompts = replace(prompts, examples=prompts.examples[:-1])
+    return prompts
+
+
+def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
+    """Guess what to call the passages and the queries of examples."""
+    code = "".join(example.passage for example in examples)
+    is_code = sum(map(code.count, _OF_CODE)) > _SHARE_OF_CODE * len(code)
+    asks = all(is_question(example.query) for example in examples)
+    return "Code" if is_code else "Passage", "Question" if asks else "Query"
+
+
+FEWEST_EXAMPLES, DRAWN_EXAMPLES, MOST_EXAMPLES = 3, 8, 30
+_OF_CODE, _SHARE_OF_CODE = "{}()[]=;|\\$<>_/*-", 0.05
+
+
+def read_examples(given: Any) -> list[Example]:
+    """Read queries of users, with the passage that answers each best, empty where none is known.
+
+    Args:
+        given: A dataset, records, the path of a file of them or of a text file of queries, or a
+            list of queries.
+
+    Raises:
+        OptionError: Fewer than three different queries.
+        DatasetError: A file or records that cannot be read.
+    """
+    if isinstance(given, (str, Path)):
+        is_text = Path(given).suffix.lower() == ".txt"
+        given = read_lines(Path(given)) if is_text else Dataset.from_file(given)
+    if isinstance(given, (list, tuple)) and all(isinstance(each, str) for each in given):
+        found = [Example("", " ".join(text.split())) for text in given if text.strip()]
+    else:
+        data = given if isinstance(given, Dataset) else Dataset.from_records(given)
+        found = [
+            Example(data.corpus[max(docs, key=partial(data.grade, query))], " ".join(text.split()))
+            for (query, text), docs in zip(
+                data.queries.items(), data.relevant_docs.values(), strict=True
+            )
+        ]
+    repeats = near_duplicates([example.query for example in found])
+    found = [example for row, example in enumerate(found) if row not in repeats]
+    if len(found) < FEWEST_EXAMPLES:
+        raise OptionError(
+            f"examples: expected {FEWEST_EXAMPLES} to {MOST_EXAMPLES} different queries, with the "
+            f"passages that answer them if known, got {len(found)}."
+        )
+    return found
+
+
+def examples_of(
+    given: Any, corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None, *, seed: int
+) -> tuple[Example, ...]:
+    """Return the examples to show, in an order of chance; of more than 30, draw 8.
+
+    Passages take turns, so that few are drawn twice.
+
+    Args:
+        given: See :func:`read_examples`; None for no examples.
+        corpus: Where passages are looked for that are not known.
+        encoder: Opens the base model for that, if there is one.
+        seed: Of what is drawn.
+
+    Raises:
+        OptionError: See :func:`read_examples`, or passages are missing and there is no base model.
+    """
+    pairs = [] if given is None else read_examples(given)
+    random.Random(seed).shuffle(pairs)
+    first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
+    pairs.sort(key=lambda pair: first[pair.passage or pair.query] is not pair)
+    pairs = pairs[: DRAWN_EXAMPLES if len(pairs) > MOST_EXAMPLES else None]
+    return tuple(_beside_nearest(pairs, corpus, encoder))
+
+
+def _beside_nearest(
+    pairs: Sequence[Example], corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None
+) -> list[Example]:
+    """Put the base model's nearest passage beside queries that have none."""
+    if all(pair.passage for pair in pairs):
+        return list(pairs)
+    if encoder is None:
+        raise OptionError(
+            "examples: queries without passages need embed_model=…, whose nearest passage stands "
+            "in for the right one. Or give the passages."
+        )
+    texts = list(dict.fromkeys(corpus.values()))
+    with encoder() as opened:
+        documents = l2_normalize(opened.encode(texts, "document"))
+        queries = l2_normalize(opened.encode([pair.query for pair in pairs], "query"))
+    rows = (queries @ documents.T).argmax(axis=1)
+    return [
+        pair if pair.passage else Example(texts[row], pair.query, judged=False)
+        for pair, row in zip(pairs, rows, strict=True)
+    ]
+
+
+def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
+    """Return how many tokens of a text the model embeds, None where it does not say."""
+    length = getattr(embed_model, "max_length", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+_MARGIN = 0.8  # our tokens are not the model's
+_SPACES = re.compile(r"[^\S\n]+")
+_EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One distinct text and the nodes that have it.
+
+    Args:
+        nodes: Ids, at least one.
+        text: As it is embedded.
+        source: Id of the document that the first node is a part of; its own id if of none.
+    """
+
+    nodes: tuple[str, ...]
+    text: str
+    source: str
+
+
+def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
+    """Return node id → text as an index embeds it (``MetadataMode.EMBED``), empty ones left out.
+
+    Raises:
+        DatasetError: Two nodes with one id, or no node with text.
+    """
+    pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
+    corpus = files.unique(pairs, what="node", error=DatasetError)
+    kept = {node: text for node, text in corpus.items() if text.strip()}
+    if not kept:
+        raise DatasetError(f"nodes: expected at least one with text, got {len(corpus)} without.")
+    if len(kept) < len(corpus):
+        warnings.warn(
+            f"Left out {len(corpus) - len(kept)} of {len(corpus)} nodes: no text.", stacklevel=4
+        )
+    return kept
+
+
+def source_of(node: BaseNode) -> str:
+    """Return the id of the document that a node is a part of; its own where there is none."""
+    return node.ref_doc_id or node.node_id
+
+
+def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Passage]:
+    """Group the nodes of a corpus by text: what is the same is asked about once."""
+    sources = {node.node_id: source_of(node) for node in nodes}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for node, text in corpus.items():
+        groups[text].append(node)
+    return [Passage(tuple(ids), text, sources[ids[0]]) for text, ids in groups.items()]
+
+
+def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[Passage]:
+    """Choose passages so that every source document gives about the same number.
+
+    Documents take turns, each giving a random passage of its own until it has none left; near
+    repetitions of what is chosen are left out.
+
+    Args:
+        passages: To choose from.
+        most: How many, None for all.
+        seed: Of the choice. A larger sample contains the smaller one with the same seed.
+
+    Returns:
+        At most ``most`` passages, in their given order.
+
+    Raises:
+        OptionError: ``most`` is not a whole number ``>= 1``.
+    """
+    if most is None:
+        return list(passages)
+    check_whole("max_chunks", most)
+    by_source: dict[str, list[int]] = defaultdict(list)
+    for row, passage in enumerate(passages):
+        by_source[passage.source].append(row)
+    randomness = random.Random(seed)
+    order = sorted(by_source)
+    randomness.shuffle(order)
+    for source in order:
+        randomness.shuffle(by_source[source])
+    turns = ((depth, turn) for turn, s in enumerate(order) for depth in range(len(by_source[s])))
+    drawn = [by_source[order[turn]][depth] for depth, turn in sorted(turns)]
+    repeats = near_duplicates([passages[row].text for row in drawn])
+    chosen = [row for place, row in enumerate(drawn) if place not in repeats][:most]
+    return [passages[row] for row in sorted(chosen)]
+
+
+def truncate_to_tokens(text: str, tokens: int) -> str:
+    """Return a text with single, plain spaces, cut at a word to at most about ``tokens`` tokens.
+
+    Tokens are counted only where the text could be too long, as none is shorter than a byte.
+
+    Args:
+        text: Any.
+        tokens: The limit, ``>= 1``, by :func:`count_tokens`.
+    """
+    plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
+    if len(plain.encode("utf-8", "replace")) <= tokens:
+        return plain
+    needed = count_tokens(plain)
+    while needed > _MARGIN * tokens:
+        keep = int(len(plain) * min(0.95, _MARGIN * tokens / needed))
+        shorter = plain[:keep].rsplit(None, 1)[0] or plain[:keep]
+        if not shorter:
+            break
+        plain, needed = shorter, count_tokens(shorter)
+    return plain
+
+
+def hold_out_documents(
+    dataset: Dataset, nodes: Iterable[BaseNode], test_size: float | int = 0.2, *, seed: int = 0
+) -> tuple[Dataset, Dataset]:
+    """Split questions so that no source document is asked about in both parts.
+
+    ``train_test_split(by="document")`` keeps passages apart; here whole documents are kept apart,
+    as neighbouring passages of one document often answer each other's questions. Both parts keep
+    the whole corpus to search in.
+
+    Args:
+        dataset: Questions about nodes.
+        nodes: The nodes, which know the documents they are parts of (``node.ref_doc_id``).
+        test_size: Share of the questions in (0, 1), or their number, about.
+        seed: Same seed and ids, same split.
+
+    Raises:
+        OptionError: ``test_size`` out of range.
+        DatasetError: A part would be empty, for instance because there is one document only.
+    """
+    sources = {node.node_id: source_of(node) for node in nodes}
+    unknown = [document for document in dataset.corpus if document not in sources]
+    if unknown:
+        raise DatasetError(
+            f"nodes: expected the nodes of all {len(dataset.corpus)} documents, {len(unknown)} are "
+            f'missing (first: "{unknown[0]}"). Pass the nodes that the questions were written from.'
+        )
+    relevant = {q: [sources[d] for d in docs] for q, docs in dataset.relevant_docs.items()}
+    return contents.split(dataset, relevant, test_size, by="document", seed=seed)

@@ -20,8 +20,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import DatasetError
 from .answers import QUESTION_MARKS, clean
 from .filters import Candidate, copied, refers_to_passage, too_long, too_short, words
-from .options import GenerationOptions
-from .passages import corpus_of
+from .options import GenerationOptions, corpus_of
 from .selection import Dropped, QuestionReport, select
 
 TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name")

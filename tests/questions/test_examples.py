@@ -21,8 +21,8 @@ from llama_index_embeddings_adapted.cli.app import Finetune
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.questions.filters import Candidate
 from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_line
-from llama_index_embeddings_adapted.questions.options import GenerationOptions
-from llama_index_embeddings_adapted.questions.passages import (
+from llama_index_embeddings_adapted.questions.options import (
+    GenerationOptions,
     count_tokens,
     examples_of,
     fitted,

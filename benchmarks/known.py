@@ -25,8 +25,10 @@ class KnownEmbedding(BaseEmbedding):
 
     _get_query_embedding = _get_text_embedding
 
-    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
-        return [self._get_text_embedding(query) for query in queries]
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [self._get_text_embedding(text) for text in texts]
+
+    _get_query_embeddings = _get_text_embeddings
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)

@@ -1,4 +1,9 @@
-"""The work that is killed: what it starts from, what it leaves, and what must hold of that."""
+"""The work that is killed: what it starts from, what it leaves, and what must hold of that.
+
+Each job has ``prepare``, ``work``, which also goes on where a killed run ended, ``check``, which
+raises unless every artefact is the old one or the new one, ``result``, and ``paid``: what was asked
+for and what of it is kept.
+"""
 
 from __future__ import annotations
 

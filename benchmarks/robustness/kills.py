@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from benchmarks.processes import in_a_process
 from benchmarks.robustness.kill_jobs import JOBS, Paid
@@ -30,34 +30,23 @@ _COUNTED = (
 _IMPORTED_LATE = ("llama_index.vector_stores.qdrant", "scipy.stats", "tiktoken", "torch._dynamo")
 
 
-class Job(Protocol):
-    """Work in a folder; see :mod:`benchmarks.kill_jobs`."""
-
-    most_in_flight: int
-
-    def prepare(self, folder: Path) -> None:
-        """Put there what the work starts from."""
-
-    def work(self, folder: Path) -> None:
-        """Do it, or go on where a killed run ended."""
-
-    def check(self, folder: Path) -> None:
-        """Raise unless every artefact is the old one or the new one."""
-
-    def result(self, folder: Path) -> object:
-        """Return what the work ended in."""
-
-    def paid(self, folder: Path) -> Paid:
-        """Return what was asked for and what of it is kept."""
-
-
 def run(kills: int = 60, *, seed: int = 0) -> dict[str, Any]:
     """Kill every job, all of them so often together."""
     each = -(-kills // len(JOBS))
     return in_a_process("-m", __name__, each, seed)
 
 
-def experiment(job: Job, kills: int, *, seed: int = 0) -> dict[str, Any]:
+def killed(kills: int, seed: int) -> dict[str, Any]:
+    """Kill each job so often, in children of this process."""
+    for module in _IMPORTED_LATE:
+        importlib.import_module(module)
+    return {
+        "jobs": {name: experiment(job, kills, seed=seed) for name, job in JOBS.items()},
+        "seed": seed,
+    }
+
+
+def experiment(job: Any, kills: int, *, seed: int = 0) -> dict[str, Any]:
     """Kill one job so often, and compare with a run that was left alone."""
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -78,7 +67,7 @@ def experiment(job: Job, kills: int, *, seed: int = 0) -> dict[str, Any]:
     return {**counts, "in_flight_allowed": job.most_in_flight, "seconds": round(seconds, 3)}
 
 
-def _alone(job: Job, folder: Path) -> float:
+def _alone(job: Any, folder: Path) -> float:
     folder.mkdir()
     job.prepare(folder)
     child = _fork(job, folder)
@@ -89,7 +78,7 @@ def _alone(job: Job, folder: Path) -> float:
     return seconds
 
 
-def _kill(job: Job, folder: Path, moment: float, counts: dict[str, int]) -> None:
+def _kill(job: Any, folder: Path, moment: float, counts: dict[str, int]) -> None:
     """Start the work, kill it at the moment, and look at what it left; too late is no kill."""
     before = job.paid(folder)
     child = _fork(job, folder)
@@ -107,7 +96,7 @@ def _kill(job: Job, folder: Path, moment: float, counts: dict[str, int]) -> None
     _count(before, job.paid(folder), counts)
 
 
-def _finish(job: Job, folder: Path, counts: dict[str, int]) -> None:
+def _finish(job: Any, folder: Path, counts: dict[str, int]) -> None:
     before = job.paid(folder)
     _wait(_fork(job, folder))
     job.check(folder)
@@ -122,7 +111,7 @@ def _count(before: Paid, after: Paid, counts: dict[str, int]) -> None:
     counts["most_in_flight"] = max(counts["most_in_flight"], flying)
 
 
-def _fork(job: Job, folder: Path) -> int:
+def _fork(job: Any, folder: Path) -> int:
     """Start the work in a child; return once it has begun."""
     begun, began = os.pipe()
     child = os.fork()
@@ -149,11 +138,7 @@ def _wait(child: int) -> None:
 
 def main() -> None:
     """Run every job; print what was found as JSON."""
-    kills, seed = map(int, sys.argv[1:])
-    for module in _IMPORTED_LATE:
-        importlib.import_module(module)
-    found = {name: experiment(job, kills, seed=seed) for name, job in JOBS.items()}
-    print(json.dumps({"jobs": found, "seed": seed}))
+    print(json.dumps(killed(*map(int, sys.argv[1:]))))
 
 
 if __name__ == "__main__":

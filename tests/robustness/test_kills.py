@@ -9,15 +9,25 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import in_a_process
-from benchmarks.robustness import kills
 from benchmarks.robustness.kill_jobs import JOBS, Paid
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the work that is killed")
 
 
+#: One process for all, which has loaded torch and stores before it forks.
+WORK = """
+import json, os
+from benchmarks.robustness import kills
+from tests.robustness.test_kills import Careless
+found = kills.killed(2, int.from_bytes(os.urandom(3), "big"))
+found["jobs"]["careless"] = kills.experiment(Careless(), 6)
+print(json.dumps(found))
+"""
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return kills.run(2 * len(JOBS), seed=int.from_bytes(os.urandom(3), "big"))
+    return in_a_process("-c", WORK)
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -61,16 +71,8 @@ class Careless:
         return Paid(lines, {"text"} if lines else set())
 
 
-CARELESS = """
-import json
-from benchmarks.robustness.kills import experiment
-from tests.robustness.test_kills import Careless
-print(json.dumps(experiment(Careless(), 6)))
-"""
-
-
-def test_careless_work_is_seen_through() -> None:
-    counts = in_a_process("-c", CARELESS)
+def test_careless_work_is_seen_through(found: dict[str, Any]) -> None:
+    counts = found["jobs"]["careless"]
     assert counts["kills"] == 6
     assert counts["broken"] > 0
     assert counts["other_results"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ import httpx
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.callbacks import CallbackManager
-from llama_index.core.callbacks.base_handler import BaseCallbackHandler
-from llama_index.core.callbacks.schema import CBEventType
+from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
@@ -54,18 +52,6 @@ KEYS = {
 CLIENT_SAYS = {"password": ("httpx ", "openai."), "extra": ("openai.",)}
 
 
-class Everything(logging.Handler):
-    """Keeps what is logged, at any level, with what went wrong."""
-
-    def __init__(self) -> None:
-        super().__init__(level=0)
-        self.said: list[str] = []
-        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(self.format(record))
-
-
 class Events(BaseEventHandler):
     """Keeps the events of the dispatcher as a tracing service would get them."""
 
@@ -86,45 +72,23 @@ class Spans(SimpleSpanHandler):
         return super().new_span(id_, bound_args, instance, **kwargs)
 
 
-class Callbacks(BaseCallbackHandler):
-    """Keeps the payloads of callbacks."""
-
-    def __init__(self) -> None:
-        super().__init__([], [])
-        self.said: list[str] = []
-
-    def on_event_start(
-        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
-    ) -> str:
-        self.said.append(f"{event_type} {payload}")
-        return event_id
-
-    def on_event_end(
-        self, event_type: CBEventType, payload: Any = None, event_id: str = "", **kwargs: Any
-    ) -> None:
-        self.said.append(f"{event_type} {payload}")
-
-    def start_trace(self, trace_id: str | None = None) -> None:
-        """Nothing to keep."""
-
-    def end_trace(self, trace_id: str | None = None, trace_map: Any = None) -> None:
-        """Nothing to keep."""
+@pytest.fixture
+def listening() -> Iterator[list[list[str]]]:
+    """What LlamaIndex tells those who trace it."""
+    events, spans, dispatcher = Events(), Spans(), get_dispatcher()
+    known = dispatcher.event_handlers[:], dispatcher.span_handlers[:]
+    dispatcher.add_event_handler(events)
+    dispatcher.add_span_handler(spans)
+    yield [events.said, spans.said]
+    dispatcher.event_handlers, dispatcher.span_handlers = known
 
 
 @pytest.fixture
-def listening() -> Iterator[list[list[str]]]:
-    """What is logged, and what LlamaIndex tells those who trace it."""
-    logs, events, spans = Everything(), Events(), Spans()
-    root, dispatcher = logging.getLogger(), get_dispatcher()
-    level, known = root.level, (dispatcher.event_handlers[:], dispatcher.span_handlers[:])
-    root.addHandler(logs)
-    root.setLevel(1)
-    dispatcher.add_event_handler(events)
-    dispatcher.add_span_handler(spans)
-    yield [logs.said, events.said, spans.said]
-    root.removeHandler(logs)
-    root.setLevel(level)
-    dispatcher.event_handlers, dispatcher.span_handlers = known
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What was logged until it is called, at any level, with what went wrong."""
+    caplog.set_level(1)
+    lines = logging.Formatter("%(name)s %(message)s")
+    return lambda: [lines.format(record) for record in caplog.records]
 
 
 @pytest.fixture
@@ -133,7 +97,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, KEYS["environment"])
 
 
-def base_model(address: str, callbacks: Callbacks) -> BaseEmbedding:
+def base_model(address: str, callbacks: LlamaDebugHandler) -> BaseEmbedding:
     return flaky_server.client(
         address,
         api_key=KEYS["embedding"],
@@ -217,12 +181,13 @@ def served(base: BaseEmbedding) -> list[object]:
 def test_no_key_is_in_anything_that_a_run_leaves(
     planted: None,
     listening: list[list[str]],
+    logged: Callable[[], list[str]],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    callbacks = Callbacks()
+    callbacks = LlamaDebugHandler(print_trace_on_end=False)
     with flaky_server.serving() as server, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         base = base_model(server.address, callbacks)
@@ -235,21 +200,20 @@ def test_no_key_is_in_anything_that_a_run_leaves(
     for name in ("embedding", "llm"):  # the keys were in use
         assert any(KEYS[name] in header for header in server.keys)
     printed = capfd.readouterr()
+    called = [f"{event.event_type} {event.payload}" for event in callbacks.get_events()]
     told = [*map(str, shown), *(str(each.message) for each in warned), printed.out, printed.err,
-            *callbacks.said, *(text for kind in listening for text in kind)]  # fmt: skip
+            *called, *logged(), *(text for kind in listening for text in kind)]  # fmt: skip
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert kinds >= {".html", ".json", ".md", ".safetensors", ".sqlite", ".f32"}
-    assert min(map(len, [callbacks.said, *listening])) > 20
+    assert min(map(len, [called, logged(), *listening])) > 20
     for name, key in KEYS.items():
         assert not [path for path in files if key.encode() in path.read_bytes()], name
         found = [text[:500] for text in told if key in text]
         assert not [text for text in found if not text.startswith(CLIENT_SAYS.get(name, ()))], name
 
 
-def test_a_server_that_repeats_the_key_is_not_quoted(
-    planted: None, listening: list[list[str]], tmp_path: Path
-) -> None:
+def test_a_server_that_repeats_the_key_is_not_quoted(planted: None, tmp_path: Path) -> None:
     """As OpenAI's does: "Incorrect API key provided: sk-…"."""
     script = flaky_server.Reply(401, says=f"Incorrect API key provided: {KEYS['embedding']}")
     nodes = scripted_server.nodes(1)

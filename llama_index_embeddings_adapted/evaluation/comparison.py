@@ -162,9 +162,7 @@ def compare_retrieval(
             ``{"base": …, "adapted": …, "words": BM25Index.of(dataset.corpus)}``.
         dataset: Queries, corpus and relevance.
         ks: Cut-offs that tables show.
-        batch_size: See :func:`evaluate_retrieval`.
-        cache_dir: See :func:`evaluate_retrieval`.
-        show_progress: See :func:`evaluate_retrieval`.
+        batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
 
     Raises:
         OptionError: No model given.

@@ -187,9 +187,7 @@ def evaluate_retrieval(
             counts as not found.
         dataset: Queries, corpus and relevance.
         ks: Cut-offs that tables show.
-        batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar while embedding.
+        batch_size, cache_dir, show_progress: See :class:`Encoder`.
 
     Raises:
         OptionError: ``ks`` or ``batch_size`` out of range.
@@ -355,9 +353,7 @@ def mine_hard_negatives(
         most_of_positive: Share of the positive's cosine, in (0, 1], above which a document is
             passed over. A query whose positive scores 0 or less gets no negatives.
         skip: Pass over this many of the first non-relevant documents besides.
-        batch_size: Texts per call to the model.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar while embedding.
+        batch_size, cache_dir, show_progress: See :class:`Encoder`.
 
     Returns:
         The same dataset with ``hard_negatives``, hardest first. The engine makes them compete with

@@ -121,17 +121,13 @@ def ship_candidate(folder: str | Path) -> Path:
 
 
 def _holding(facts: Mapping[str, Any]) -> str:
-    """Return what a folder holds, in words."""
     if facts["saved"] == "candidate":
         at = facts["shipped_at"]
         return "the adapter" + (f", shipped {at} though the verdict was not to" if at else "")
-    text = "the base model, unchanged"
-    if facts["candidate"]:
-        text += (
-            f"; the candidate is in {facts['candidate']}; to put it here: llama-index-adapted "
-            f"ship {facts['folder']}"
-        )
-    return text
+    if not facts["candidate"]:
+        return "the base model, unchanged"
+    how = f"to put it here: llama-index-adapted ship {facts['folder']}"
+    return f"the base model, unchanged; the candidate is in {facts['candidate']}; {how}"
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
@@ -171,14 +167,13 @@ def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for key, _ in _PARTS:
             if report.get(key):
                 _score(report[key])
-        data = report.get("data") or {}
-        sound = not data or all(isinstance(data[key], int) for key in ("queries", "documents"))
+        data = report.get("data") or {"queries": 0, "documents": 0}
+        if not all(isinstance(data[key], int) for key in ("queries", "documents")):
+            raise TypeError("numbers of queries and documents")
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise FolderError(
             f"{folder}: what it says of its training is damaged ({cause!r})."
         ) from cause
-    if not sound:
-        raise FolderError(f"{folder}: what it says of its training data is damaged.")
     return dict(report)
 
 
@@ -200,17 +195,13 @@ def _age(saved_at: object) -> float | None:
 
 
 def _moved(adapter: Adapter) -> dict[str, Any] | None:
-    drifts = [
-        np.linalg.norm(part.offsets, axis=1)
-        for part in _parts(adapter)
-        if isinstance(part, NudgeAdapter)
-    ]
-    if not drifts:
+    nudges = [part for part in _parts(adapter) if isinstance(part, NudgeAdapter)]
+    if not nudges:
         return None
-    lengths = np.concatenate(drifts)
-    moved = lengths[lengths > 0]
-    mean, largest = (float(moved.mean()), float(moved.max())) if len(moved) else (0.0, 0.0)
-    return {"documents": len(moved), "mean_drift": mean, "largest_drift": largest}
+    lengths = np.concatenate([np.linalg.norm(part.offsets, axis=1) for part in nudges])
+    moved = lengths[lengths > 0] if lengths.any() else np.zeros(1)
+    drifts = {"mean_drift": float(moved.mean()), "largest_drift": float(moved.max())}
+    return {"documents": int(np.count_nonzero(lengths)), **drifts}
 
 
 def _parts(adapter: Adapter) -> Iterator[Adapter]:

@@ -183,9 +183,8 @@ def inspect_queries(
         queries: Live queries, at least 30 distinct ones; a sample of 2,000 is compared.
         base_embed_model: For a folder; None builds it from what the folder says.
         examples: How many of the farthest queries to report.
-        cache_dir: See :class:`Encoder`.
+        cache_dir, show_progress: See :class:`Encoder`.
         seed: Of the sample and the test.
-        show_progress: Show a bar while embedding.
 
     Raises:
         DatasetError: Too few queries.
@@ -328,8 +327,7 @@ def moved_documents(
         model: With an adapter that moves documents, or one that does not. Of a
             :class:`DocumentPrior` the changes of scores are reported.
         corpus: Document id → text, as it is embedded. Texts that are cached are not embedded again.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar while embedding.
+        cache_dir, show_progress: See :class:`Encoder`.
 
     Raises:
         OptionError: ``corpus`` is empty, or the adapter changes the dimension.

@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from tqdm import tqdm
 
 from ..core import files
-from ..core.arrays import Vectors
+from ..core.arrays import Vectors, content_hashes
 from ..core.files import to_bytes
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir, cache_folder
@@ -29,7 +29,7 @@ from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_whole
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.views import nodes_of
-from .similarity import document_vectors, examine_written, query_probes
+from .similarity import examine_written, query_probes
 
 
 def adapt_index(
@@ -63,8 +63,7 @@ def adapt_index(
         batch_size: Nodes per write.
         check: Search the new index, compare with exact search, and warn of
             :class:`SimilarityCheck` problems.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show bars.
+        cache_dir, show_progress: See :class:`Encoder`.
 
     Returns:
         The index over the new store, with ``embed_model``.
@@ -115,8 +114,7 @@ def adapt_nodes(
         vector_store: Empty, or left half full by an earlier call.
         embed_missing: Ask the base model for vectors that the cache does not hold.
         batch_size: Nodes per write.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar.
+        cache_dir, show_progress: See :class:`Encoder`.
 
     Returns:
         How many nodes there were, those of earlier calls included.
@@ -175,8 +173,7 @@ def adapt_vectors(
         path: The file.
         embed_missing: Ask the base model for vectors that the cache does not hold.
         batch_size: Texts at a time.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar.
+        cache_dir, show_progress: See :class:`Encoder`.
 
     Returns:
         ``(n, dim)``, read-only, mapped from the file.
@@ -258,7 +255,7 @@ class _Source:
         if missing:
             self._allow(len(missing), len(texts))
             found[missing] = self._encoder.encode([texts[row] for row in missing], "document")
-        return document_vectors(self.model, found, texts)
+        return self.model.adapt(found, "document", content_hashes(texts))
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""

@@ -204,8 +204,7 @@ def check_similarity(
             :meth:`SimilarityCheck.equivalent_cutoff` then says which cut-off lets as many of them
             pass as before. Only for adapters that leave documents alone.
         sample: Documents per vector, at least 10.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar while embedding.
+        cache_dir, show_progress: See :class:`Encoder`.
 
     Raises:
         OptionError: The index is empty or none of vectors, ``sample`` is too small, or ``queries``
@@ -226,7 +225,8 @@ def check_similarity(
 
         def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
             texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-            return document_vectors(embed_model, encoder.encode(texts, "document"), texts)
+            vectors = encoder.encode(texts, "document")
+            return adapted(embed_model, vectors, "document", content_hashes(texts))
 
         check = examine(index, query_probes(embed_model), vectors_of, sample=sample)
         if not queries or not isinstance(embed_model, Adapting):
@@ -250,11 +250,6 @@ def query_probes(embed_model: BaseEmbedding) -> Vectors:
     """Return a few query vectors of a model, known since it was identified, ``(n, dim)``."""
     probes = fingerprint_of(base_of(embed_model)).probes
     return adapted(embed_model, probes[len(probes) // 2 :], "query")
-
-
-def document_vectors(embed_model: BaseEmbedding, vectors: Vectors, texts: Sequence[str]) -> Vectors:
-    """Return what a model makes of its base model's document vectors, ``(n, dim)``."""
-    return adapted(embed_model, vectors, "document", content_hashes(texts))
 
 
 def examine(

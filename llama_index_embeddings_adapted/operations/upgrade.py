@@ -150,9 +150,8 @@ def upgrade_adapter(
             rotation as held-out texts want it. ``"auto"``: what agrees better on held-out texts.
         holdout: Share of the texts held out, in (0, 1): half of them choose the method, half
             score it. The map returned is then fitted on all texts.
-        cache_dir: See :class:`Encoder`.
+        cache_dir, show_progress: See :class:`Encoder`.
         seed: Of the hold-out.
-        show_progress: Show bars while embedding.
 
     Raises:
         OptionError: An argument out of range, or an old adapter that moves documents.
@@ -317,11 +316,9 @@ def evaluate_upgrade(
 
     Args:
         upgrade: Of these two models.
-        old_model: As given to :func:`upgrade_adapter`.
-        new_model: Likewise.
+        old_model, new_model: As given to :func:`upgrade_adapter`.
         dataset: Judged queries; its corpus is embedded by both models.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show bars while embedding.
+        cache_dir, show_progress: See :class:`Encoder`.
     """
     old_base, after = _old(old_model)
     encoded = []

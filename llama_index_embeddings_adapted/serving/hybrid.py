@@ -134,13 +134,11 @@ class HybridRetriever(BaseRetriever):
             index: A ``VectorStoreIndex``.
             nodes: All of its nodes: an iterable, a dict, or a docstore.
             embed_model: That of the index by default.
-            weight: See the class.
-            prior: See the class.
+            weight, prior, top_k: See the class.
             bank: ``(n, dim)``, query vectors of the model to make a prior from.
             sources: Of the bank, see :class:`DocumentPrior`.
             queries: Such as users ask, for the words, see :class:`BM25Index`.
             penalty: λ of that prior, in cosine units; 0 for none.
-            top_k: See the class.
             candidates: Per side.
             filters: Of LlamaIndex; hold for both sides.
             cache_dir: Where base vectors are looked up and kept, see :class:`Encoder`. Texts that
@@ -333,8 +331,7 @@ class HybridRetriever(BaseRetriever):
 
         Args:
             nodes: With the ids they have in the store.
-            cache_dir: See :meth:`from_nodes`.
-            show_progress: Likewise.
+            cache_dir, show_progress: See :meth:`from_nodes`.
 
         Raises:
             OptionError: No node.
@@ -398,8 +395,7 @@ class HybridRetriever(BaseRetriever):
 
         Args:
             folder: Where.
-            dense: As for the constructor.
-            nodes: Likewise.
+            dense, nodes: As for the constructor.
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Ask the base model for a few probe vectors, and refuse it if they are others
                 than when the folder was written.

@@ -258,9 +258,7 @@ class MemoryRetriever(BaseRetriever):
             retriever: Any.
             dataset: Its document ids are to be node ids; see ``match``.
             embed_model: Any LlamaIndex embedding model; of an adapted one, the base is asked.
-            batch_size: Texts per call; the model's ``embed_batch_size`` by default.
-            cache_dir: See :class:`Encoder`.
-            show_progress: Show a bar while embedding.
+            batch_size, cache_dir, show_progress: See :class:`Encoder`.
             settings: Passed to the constructor.
 
         Raises:

@@ -120,7 +120,10 @@ def page(page_data: PageData) -> str:
     """Return the page: HTML that needs no other file and no network."""
     scores, models = page_data.scores, list(page_data.scores)
     verdict, *others = [page_data.verdict] if page_data.verdict else _differences(scores)
-    pairs = [_wins_losses(page_data, name) for name in models[1:]]
+    counted = "judgements" if _judged_twice(page_data) else "queries"
+    settings: Any = {"texts": page_data.texts, "metric": METRIC, "counted": counted}
+    named = list(scores.items())
+    pairs = [wins_losses(named[0], other, **settings) for other in named[1:]]
     style, script = (_part(f"report.{suffix}") for suffix in ("css", "js"))
     return _template("report").render(
         {
@@ -151,13 +154,6 @@ def page(page_data: PageData) -> str:
             "This page holds queries and passages of yours; it sends nothing anywhere.",
         }
     )
-
-
-def _wins_losses(page_data: PageData, name: str) -> WinsLosses:
-    (base, before), *_ = page_data.scores.items()
-    counted = "judgements" if _judged_twice(page_data) else "queries"
-    new, texts = (name, page_data.scores[name]), page_data.texts
-    return wins_losses((base, before), new, texts, metric=METRIC, counted=counted)
 
 
 def _subtitle(page_data: PageData) -> str:

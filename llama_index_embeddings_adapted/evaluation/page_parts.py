@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Rows
 from ..core.encoded import NO_DOCUMENT
 from ..errors import OptionError, truncate
 from .retrieval import RetrievalScores, Texts
@@ -152,8 +151,7 @@ _MOST_RELEVANT = 3
 _NIL = 1e-9
 
 
-@dataclass(frozen=True)
-class Passage:
+class Passage(NamedTuple):
     """A document as a row shows it."""
 
     id: str
@@ -161,21 +159,10 @@ class Passage:
     relevant: bool
 
 
-@dataclass(frozen=True)
-class Row:
-    """One query whose score changed.
+class Row(NamedTuple):
+    """One query whose score changed, in words, with the first few passages of each kind."""
 
-    Args:
-        kind: ``"win"`` or ``"loss"``.
-        change: Of the metric.
-        query: Its text.
-        ranks: Of its first relevant document before and after, in words.
-        relevant: The first few of its relevant documents.
-        before: What the base finds first.
-        after: What the new model finds first.
-    """
-
-    kind: str
+    kind: str  # "win" or "loss"
     change: str
     query: str
     ranks: str
@@ -184,8 +171,7 @@ class Row:
     after: tuple[Passage, ...]
 
 
-@dataclass(frozen=True)
-class WinsLosses:
+class WinsLosses(NamedTuple):
     """Rows, and how many there are besides."""
 
     base: str
@@ -230,14 +216,12 @@ def wins_losses(
         return WinsLosses(base[0], new[0], len(losses), summary, ())
     if len(shown) < len(wins) + len(losses):
         summary += f" Shown are the {MOST_ROWS} largest of each; the search looks through those."
-    ranks = _first_relevant(base[1]), _first_relevant(new[1])
     rows = [
         Row(
             "win" if change[row] > 0 else "loss",
             f"{change[row]:+.3f}",
             texts.queries[row],
-            f"first relevant passage: {_place(base[1], ranks[0][row])} → "
-            f"{_place(new[1], ranks[1][row])}",
+            f"first relevant passage: {_place(base[1], row)} → {_place(new[1], row)}",
             _passages(base[1], texts, row, base[1].relevance.relevant_to(row)[:_MOST_RELEVANT]),
             _passages(base[1], texts, row, base[1].ranked[row, :_FIRST]),
             _passages(new[1], texts, row, new[1].ranked[row, :_FIRST]),
@@ -247,14 +231,10 @@ def wins_losses(
     return WinsLosses(base[0], new[0], len(losses), summary, tuple(rows))
 
 
-def _first_relevant(scores: RetrievalScores) -> Rows:
-    """Return the place of the first relevant document, 0 where none was retrieved."""
-    hits = scores.relevance.grades_at(scores.ranked) > 0
-    return np.asarray(np.where(hits.any(axis=1), 1 + hits.argmax(axis=1), 0), dtype=np.int64)
-
-
-def _place(scores: RetrievalScores, rank: int) -> str:
-    return f"place {rank}" if rank else f"beyond {scores.ranked.shape[1]}"
+def _place(scores: RetrievalScores, query: int) -> str:
+    depth = scores.ranked.shape[1]
+    reciprocal = scores.values(f"mrr@{depth}")[query]
+    return f"place {round(1 / reciprocal)}" if reciprocal else f"beyond {depth}"
 
 
 def _passages(
@@ -277,8 +257,7 @@ _KNOWN = "Known documents are those with training queries, new ones all others."
 _PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """What the page shows of one training."""
 
     name: str

@@ -235,7 +235,8 @@ _SMALL = {
     "questions_per_call": 1,
     "styles": ("question", "keywords"),
     "concurrency": 1,
-    "max_chunks": 150,  # minutes on two cores, where all passages may take hours
+    "num_questions_per_chunk": 1,  # about more passages instead
+    "max_chunks": 120,  # less than ten minutes on two cores, where all passages may take hours
 }
 
 

@@ -249,7 +249,7 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
     minilm: Any, documents: Path, tmp_path: Path
 ) -> None:
     """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
-    base = ("--base", "minilm", "--quiet", "--json")
+    base = ("--base", "minilm", "--quiet", "--json", "--method", "linear", "--epochs", "2")
     with ScriptedServer() as server:
         llm = f"openai-like:any@{server.api_base}"
         ran = Ran("finetune", documents, *base, "--llm", llm, "--out", "made", process=True)
@@ -306,9 +306,7 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
     with ScriptedServer() as server:
         llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
-        ran = Ran(
-            "generate", documents, *llm, "--out", "made.json", "--max-chunks", 4, process=True
-        )
+        ran = Ran("generate", documents, *llm, "--out", "made.json", "--max-chunks", 4)
     assert ran.code == 0, ran.err
     assert "| **kept** |" in ran.out
     found = read_pairs(Path("made.json"), "train")
@@ -449,7 +447,7 @@ def test_a_shell_can_complete_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shown.code, "complete -o default" in shown.out) == (0, True)
 
 
-def test_inspect_says_what_the_folder_says(
+def test_inspect_says_what_the_folder_says_and_whether_live_queries_have_moved(
     counting: CountingEmbedding, pairs: Path, tmp_path: Path
 ) -> None:
     ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
@@ -472,13 +470,6 @@ def test_inspect_says_what_the_folder_says(
     assert f"verdict: {found['verdict']}" in shown
     assert "trained on: 12 queries, 6 documents" in shown
     assert Ran("inspect", "adapter", "--verify").out.endswith("it gave in training\n")
-
-
-def test_inspect_says_whether_live_queries_have_moved(
-    counting: CountingEmbedding, pairs: Path, tmp_path: Path
-) -> None:
-    ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
-    assert ran.code == 0, ran.err
     live = tmp_path / "live.txt"
     live.write_text("\n\n".join(f"zebra {n} quartz" for n in range(40)), encoding="utf-8")
     ran = Ran("inspect", "adapter", "--queries", live, "--json", "--quiet")
@@ -603,7 +594,7 @@ def test_models_are_named_by_texts() -> None:
     ollama = inputs.resolve_writer("ollama:llama3.2:1b@http://localhost:9").llm
     assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")  # type: ignore[attr-defined]
     small = inputs.resolve_writer("smollm2")
-    assert small.settings["questions_per_call"] == 1
+    assert (small.settings["questions_per_call"], small.settings["max_chunks"]) == (1, 120)
     with pytest.raises(OptionError, match="got 'openai-like:model-without-address'"):
         inputs.resolve_writer("openai-like:model-without-address")
 

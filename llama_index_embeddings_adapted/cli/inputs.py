@@ -134,12 +134,6 @@ def cut(
 ) -> list[BaseNode]:
     """Cut documents into passages; ids are relative paths and numbers, the same in every run.
 
-    Args:
-        documents: What :func:`read_documents` returned.
-        model: That embeds them; by default passages are as long as it reads.
-        size: Tokens of a passage, at most.
-        overlap: Tokens that neighbours share; a tenth of the size by default.
-
     Raises:
         DatasetError: No text in them.
     """
@@ -249,11 +243,7 @@ class ResolvedLLM:
 
 
 def resolve_writer(spec: str) -> ResolvedLLM:
-    """Build the LLM that a text names, or raise an OptionError or MissingExtraError.
-
-    Args:
-        spec: One of ``LLMS``.
-    """
+    """Build the LLM that a text names, or raise an OptionError or MissingExtraError."""
     kind, _, rest = spec.partition(":")
     model, _, url = rest.partition("@")
     if spec == "smollm2":

@@ -43,11 +43,6 @@ def read_run_config(
 
     Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
     commands share: each takes what it knows.
-
-    Args:
-        path: Of the file, ``.toml``.
-        command: Such as ``"finetune"``.
-        options: Command → names of its options.
     """
     data = {str(key).replace("-", "_"): value for key, value in _read(path).items()}
     shared = {key: value for key, value in data.items() if key not in options}
@@ -278,13 +273,7 @@ _CODES: dict[Stance, int] = {"for": DONE, "against": AGAINST, "open": UNPROVEN}
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command found.
-
-    Args:
-        text: For people.
-        data: For ``--json``.
-        verdict: That decides the exit code; None where there is none.
-    """
+    """What a command found."""
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -362,12 +351,7 @@ _Kind = TypeVar("_Kind", bound=type[Job])
 
 
 def command(app: typer.Typer, summary: str) -> Callable[[_Kind], _Kind]:
-    """Make a command of a job: its fields are the options, its docstring is the help.
-
-    Args:
-        app: The program.
-        summary: For the list of commands.
-    """
+    """Make a command of a job: its fields are the options, its docstring is the help."""
 
     def register(kind: _Kind) -> _Kind:
         hints = get_type_hints(kind, include_extras=True)

@@ -44,7 +44,6 @@ class SmallModelEngine(ABC):
         small_model: Any,
         embed_model: BaseEmbedding,
         options: ComposedOptions,
-        *,
         val_dataset: EmbeddingQAFinetuneDataset | None,
         model_output_path: str | Path,
         cache_dir: CacheDir,
@@ -275,18 +274,8 @@ class ComposedFinetuneEngine(SmallModelEngine):
         embed_model = check_base(embed_model, "embed_model")
         settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
         options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
-        super().__init__(
-            dataset,
-            augment_model,
-            embed_model,
-            options,
-            val_dataset=val_dataset,
-            model_output_path=model_output_path,
-            cache_dir=cache_dir,
-            report_path=report_path,
-            show_progress=show_progress,
-            verbose=verbose,
-        )
+        given = (val_dataset, model_output_path, cache_dir, report_path, show_progress, verbose)
+        super().__init__(dataset, augment_model, embed_model, options, *given)
 
     def _save(self, model: Any, weight: float) -> None:
         training = {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
@@ -388,18 +377,10 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         settings = {"epochs": epochs, "batch_size": batch_size, "device": device, "seed": seed}
         options = composed_options({"label_smoothing": 0.0, **settings, **train_kwargs})
         whole = answered(dataset, "dataset")
-        super().__init__(
-            whole if use_all_docs else first_answers(whole),
-            model_id,
-            HuggingFaceEmbedding(model_id, device=device),
-            options,
-            val_dataset=val_dataset,
-            model_output_path=model_output_path,
-            cache_dir=cache_dir,
-            report_path=report_path,
-            show_progress=show_progress_bar,
-            verbose=verbose,
-        )
+        learnt = whole if use_all_docs else first_answers(whole)
+        model = HuggingFaceEmbedding(model_id, device=device)
+        given = (val_dataset, model_output_path, cache_dir, report_path, show_progress_bar, verbose)
+        super().__init__(learnt, model_id, model, options, *given)
 
     def _save(self, model: Any, weight: float) -> None:
         with atomic_folder(self._output) as temporary:

@@ -238,12 +238,7 @@ class Progress(TrainerCallback):
 
 
 def checkpoint_folder(output: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of one training; what another one left there is deleted.
-
-    Args:
-        output: Where the trained model goes; checkpoints lie beside it.
-        identity: What tells this training from any other, as JSON knows it.
-    """
+    """Return the folder of one training; what another one left there is deleted."""
     folder = output.with_name(f"{output.name}.checkpoints")
     run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     if folder.exists():
@@ -285,14 +280,7 @@ _WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class ComposedFit:
-    """What training found; the small model has the weights of the best epoch.
-
-    Args:
-        best_epoch: 0 is the small model before training.
-        history: One entry per epoch, epoch 0 included.
-        interrupted: Whether it was stopped from the keyboard.
-        resumed_from: The epoch after which training continued; 0 where it began anew.
-    """
+    """What training found; the small model has the weights of the best epoch."""
 
     best_epoch: int
     history: tuple[Epoch, ...]
@@ -328,15 +316,6 @@ def train(
     Every finished epoch is kept in ``folder`` with the state of optimizer and schedule: the same
     call after a kill continues there. The library writes that state with ``torch.save`` and reads
     it with ``weights_only``; nothing of it is in the model saved in the end.
-
-    Args:
-        model: A ``SentenceTransformer``; its weights change.
-        groups: What an epoch passes over.
-        collate: Makes a batch of groups.
-        score: See :class:`Progress`.
-        options: How to train.
-        folder: For checkpoints, of this training alone.
-        show_progress: Show a bar.
 
     Raises:
         TrainingError: The loss is not finite.

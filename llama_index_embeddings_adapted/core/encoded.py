@@ -77,11 +77,7 @@ class Qrels:
         return Qrels(self.offsets + other.offsets, documents, grades)
 
     def with_twins(self, first: Rows) -> Qrels:
-        """Return these and every document of equal text, once per query, with its highest grade.
-
-        Args:
-            first: ``(m,)``, the row of the first document with the same text.
-        """
+        """Return these and every document of equal text, once per query, with its highest grade."""
         size = np.bincount(first, minlength=len(first))
         own = first[self.documents]
         if (size[own] == 1).all():

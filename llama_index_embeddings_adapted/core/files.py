@@ -136,11 +136,6 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
 def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
     """Read a file whole, provided that it is one: a device or a pipe has no end.
 
-    Args:
-        path: Where.
-        error: What to raise.
-        most: Bytes it may have; None for as many as fit into memory.
-
     Raises:
         error: No such file, not a file, larger than ``most``, or it cannot be read.
     """
@@ -331,10 +326,6 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
 
 def check_target_folder(folder: Path, ours: frozenset[str] = _OURS) -> None:
     """Check that a folder can be written, before the work whose result it is to hold.
-
-    Args:
-        folder: Where.
-        ours: Names that may be replaced.
 
     Raises:
         FolderError: It exists and holds anything else, or its place cannot be written to.

@@ -196,12 +196,7 @@ class Feedback:
     def judged(
         self, shown: Mapping[tuple[str, object], Sequence[Shown]], omissions: Omissions
     ) -> Iterator[tuple[str, dict[str, float], list[str]]]:
-        """Yield each query with the weights of its relevant documents, and what was passed over.
-
-        Args:
-            shown: Query and list → what stood in it.
-            omissions: Take note of what is left out.
-        """
+        """Yield each query with the weights of its relevant documents, and what was passed over."""
         clicks, weights, skips = (
             defaultdict[str, defaultdict[str, float]](lambda: defaultdict(float)) for _ in range(3)
         )
@@ -271,9 +266,6 @@ def _question_counts(report: Any) -> dict[str, Any] | None:
 
 def data_statistics(dataset: Any) -> dict[str, Any]:
     """Return counts and lengths as JSON knows them, without any text of the dataset.
-
-    Args:
-        dataset: An ``EmbeddingQAFinetuneDataset``.
 
     Returns:
         ``queries``, ``documents``, ``distinct_documents``, ``judgements``, ``documents_asked_for``,

@@ -37,12 +37,7 @@ _SAMPLE = 1 << 16  # bytes
 
 
 class Omissions:
-    """What a reader leaves out, counted by reason; said in one warning, or refused.
-
-    Args:
-        where: File or rows, for the message.
-        strict: Refuse rather than leave out.
-    """
+    """What a reader leaves out, counted by reason; said in one warning, or refused."""
 
     def __init__(self, where: object, *, strict: bool = False) -> None:
         self._where, self._strict = where, strict

@@ -114,15 +114,6 @@ def parts_of(
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``.
 
-    Args:
-        rows: What holds them.
-        queries: Id → text.
-        corpus: Id → text.
-        provenance: Of all queries.
-        omissions: Take note of what is left out.
-        feedback: Whether rows say what was shown; those with clicks and positions do.
-        options: Role → column or columns; fields of :class:`Feedback`.
-
     Raises:
         DatasetError: No columns of queries and documents are found, or nothing is left.
     """

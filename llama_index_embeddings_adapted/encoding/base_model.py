@@ -199,10 +199,6 @@ class BaseModelCalls:
     others get them one by one, or ``num_workers`` at a time where that field of theirs is set. A
     ``embeddings_cache`` of the model is not consulted: it confuses a query with the document of
     the same text.
-
-    Args:
-        model: The base model.
-        batch_size: Texts per call; the model's ``embed_batch_size`` by default.
     """
 
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:

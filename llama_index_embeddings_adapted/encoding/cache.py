@@ -125,11 +125,6 @@ class VectorCache:
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
 
-        Args:
-            role: ``"query"`` or ``"document"``.
-            texts: ``n`` distinct texts.
-            vectors: ``(n, dim)``, finite.
-
         Raises:
             ShapeError: Another number of vectors, another dimension, NaN or infinity.
         """

@@ -86,16 +86,7 @@ def results(
     error: Callable[[str], Exception],
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Batch]:
-    """Yield what actors make of Arrow tables, a table at a time, as they finish them.
-
-    Args:
-        tables: At least one.
-        actor: A class whose objects map a batch to a batch.
-        arguments: Of its constructor.
-        actors: How many, at most.
-        error: Makes the error to raise where Ray cannot go on.
-        options: Of an actor; see ``ray.data``'s ``map_batches``.
-    """
+    """Yield what actors make of Arrow tables, a table at a time, as they finish them."""
     data, exceptions = (
         require_extra("ray.data", extra="ray"),
         require_extra("ray.exceptions", extra="ray"),

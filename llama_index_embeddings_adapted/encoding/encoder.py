@@ -90,14 +90,6 @@ def embed_tolerant(
     After eight in a row that fail alone the rest counts as failed without being tried: then it is
     the model that is broken. A model that still answers is looked at in the end.
 
-    Args:
-        model: The base model.
-        calls: To it.
-        role: Of the texts.
-        texts: Any number.
-        fingerprint: What the model is known to give.
-        name: Of the model, for messages.
-
     Raises:
         EncodeError: The model is no longer the same, so none of these vectors should be kept.
     """
@@ -245,13 +237,7 @@ class Encoder:
         )
 
     def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
-        """Put vectors of this base model into the cache, whoever computed them.
-
-        Args:
-            texts: ``n`` distinct texts.
-            role: Of the texts.
-            vectors: ``(n, dim)``, finite.
-        """
+        """Put vectors of this base model into the cache, whoever computed them."""
         self._cache.put(role, texts, vectors)
 
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
@@ -377,13 +363,7 @@ class Encoder:
 def with_rows(
     dataset: EmbeddingQAFinetuneDataset, queries: Vectors, documents: Vectors
 ) -> EncodedDataset:
-    """Return the vectors of a dataset with what else is known of their rows.
-
-    Args:
-        dataset: With ``n`` queries and ``m`` documents.
-        queries: ``(n, dim)``.
-        documents: ``(m, dim)``.
-    """
+    """Return the vectors of a dataset with what else is known of their rows."""
     row = {document: number for number, document in enumerate(dataset.corpus)}
     first: dict[str, int] = {}
     twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]

@@ -193,10 +193,6 @@ def unrecorded(model: BaseEmbedding, settings: Collection[str]) -> list[str]:
 
     Those are arguments that have to be given and are no field of the class, and those kept in a
     private attribute that is no plain value.
-
-    Args:
-        model: The base model.
-        settings: Names of those that are recorded.
     """
     missing = []
     for name, parameter in signature(type(model).__init__).parameters.items():
@@ -358,13 +354,7 @@ def pop_known(arguments: dict[str, Any], names: Collection[str]) -> dict[str, An
 def resolve_base(
     model: BaseEmbedding | None, description: object, settings: dict[str, Any]
 ) -> BaseEmbedding:
-    """Return the model given, or else the one described, or raise an OptionError or FolderError.
-
-    Args:
-        model: What the caller has, if anything.
-        description: What :func:`describe_base` returned.
-        settings: Of the model to build, its secrets.
-    """
+    """Return the model given, or else the one described, or raise an OptionError or FolderError."""
     if model is None:
         return rebuild_base(description, **settings)
     if settings:

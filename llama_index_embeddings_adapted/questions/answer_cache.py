@@ -22,21 +22,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
     seconds REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS imported (file TEXT, bytes INTEGER, PRIMARY KEY (file, bytes));
 """
 _INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
 class CachedAnswer:
-    """What came back from one call.
-
-    Args:
-        text: As the LLM wrote it, at most what is read of it.
-        prompt_tokens: As the provider billed them, None where it did not say.
-        completion_tokens: Likewise.
-        seconds: How long it took.
-    """
+    """What came back from one call."""
 
     text: str
     prompt_tokens: int | None = None
@@ -110,16 +102,11 @@ class AnswerCache:
 
     def _import(self, old: Path) -> None:
         """Take over the answers of version 0.1: a JSON object per line, the last one maybe torn."""
-        if not old.is_file():
-            return
-        mark = (old.name, old.stat().st_size)
-        known = "SELECT 1 FROM imported WHERE file = ? AND bytes = ?"
-        if self._db.execute(known, mark).fetchone() is None:
-            lines = read_bytes(old, error=GenerationError).split(b"\n")
-            rows = [entry for entry in map(_parse, lines) if entry is not None]
+        lines = read_bytes(old, error=GenerationError).split(b"\n") if old.is_file() else []
+        rows = [entry for entry in map(_parse, lines) if entry is not None]
+        if rows:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(_INSERT, rows)
-            self._db.execute("INSERT OR IGNORE INTO imported VALUES (?, ?)", mark)
             self._db.execute("COMMIT")
 
     @contextmanager

@@ -17,7 +17,7 @@ from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
-from ..errors import GenerationError, OptionError, check_whole, truncate
+from ..errors import GenerationError, OptionError, check_whole, status_of, truncate
 from .answer_cache import CachedAnswer
 from .answers import MOST_READ
 from .local_llama import LocalLlama, one_line
@@ -52,11 +52,6 @@ def fatal_reason(error: Exception, *, reached: bool) -> str | None:
     return None
 
 
-def is_permanent(error: Exception) -> bool:
-    """Return whether the server will refuse the same request again, whatever it is."""
-    return _status(error) in _PERMANENT
-
-
 def without_secrets(error: BaseException) -> str:
     """Return what an error says, on one line, unless it shows a key."""
     text = " ".join(f"{type(error).__name__}: {without_url_secrets(str(error))}".split())
@@ -72,14 +67,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """Return the HTTP status that an error stands for, as the usual clients name it."""
-    for cause in _chain(error):
-        response = getattr(cause, "response", None)
-        for holder, name in ((cause, "status_code"), (response, "status_code"), (cause, "status")):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
-    return None
+    """Return the HTTP status that an error, or what caused it, stands for."""
+    return next(filter(None, map(status_of, _chain(error))), None)
 
 
 def _is_unreachable(error: Exception) -> bool:
@@ -147,10 +136,6 @@ class LLMCalls:
 
     Chat models get turns, others one text. An LLM without an asynchronous path of its own is asked
     one call at a time, in a thread.
-
-    Args:
-        llm: Any LlamaIndex LLM.
-        policy: How hard to try.
     """
 
     def __init__(self, llm: LLM, policy: RetryPolicy) -> None:
@@ -187,11 +172,6 @@ class LLMCalls:
         fail: Callable[[int, Exception], None],
     ) -> None:
         """Ask everything, a bounded number of calls at a time.
-
-        Args:
-            requests: What to ask.
-            keep: Called with row and answer as soon as it is there.
-            fail: Called with row and error when the attempts for a request are used up.
 
         Raises:
             GenerationError: No call can succeed: the key is refused, the model does not exist, the
@@ -238,7 +218,7 @@ class LLMCalls:
     def _may_repeat(self, error: BaseException) -> bool:
         return (
             isinstance(error, Exception)
-            and not is_permanent(error)
+            and _status(error) not in _PERMANENT
             and fatal_reason(error, reached=self._heard) is None
         )
 

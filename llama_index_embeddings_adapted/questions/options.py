@@ -56,9 +56,8 @@ class GenerationOptions:
             "Claim")``; None guesses.
         completion: Show examples as a text to go on with instead of chat turns; None: where the
             model does not chat, or is a :class:`LocalLlama` of a few hundred million weights.
-        styles: Kinds of questions, names from
-            :data:`STYLES`, mixed over passages. A custom
-            prompt decides for itself.
+        styles: Kinds of questions, names from :data:`STYLES`, mixed over passages. A custom prompt
+            decides for itself.
         questions_per_call: How many questions to ask for at once; None for all of a passage's.
             Small models (a few hundred million weights) need 1.
         max_passage_tokens: Send at most this much of a passage, about. The LLM's context and the
@@ -66,14 +65,13 @@ class GenerationOptions:
             embedded should not be asked about.
         embed_model: The base model, for the filters ``generic`` and ``round_trip``, which are left
             out without it.
-        filters: Judge the text of each question. One that objects to over a quarter of the
-            examples is left out.
+        filters: Judge the text of each question. One that objects to an example is left out.
         near_duplicate: Questions that share this share of their words, in (0, 1], are one.
         generic_matches: Drop questions for which more than this many other passages reach 90 % of
-            the cosine of their own, 100 with examples; None to keep them.
+            the cosine of their own, 100 with examples, or what one of those has; None to keep them.
         round_trip_k: Drop questions whose passage is not among the first so many of the base
-            model, 50 with examples; None to keep them. Keep it loose: a strict one leaves only
-            what the base model already finds.
+            model, 50 with examples, or where one of those is; None to keep them. Keep it loose: a
+            strict one leaves only what the base model already finds.
         concurrency: Calls under way at once.
         requests_per_minute: None for as many as the server takes. A ``rate_limiter`` of the LLM
             applies besides.
@@ -178,12 +176,7 @@ def count_tokens(text: str) -> int:
 
 
 def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
-    """Return how many tokens of a passage an LLM can be sent, or raise an OptionError.
-
-    Args:
-        metadata: Of the LLM.
-        prompts: What is asked, which takes room itself.
-    """
+    """Return how many tokens of a passage an LLM can be sent, or raise an OptionError."""
     frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
     left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
     if left < _FEWEST:
@@ -358,12 +351,8 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
     """Choose passages so that every source document gives about the same number.
 
     Documents take turns, each giving a random passage of its own until it has none left; near
-    repetitions of what is chosen are left out.
-
-    Args:
-        passages: To choose from.
-        most: How many, None for all.
-        seed: Of the choice. A larger sample contains the smaller one with the same seed.
+    repetitions of what is chosen are left out. A larger sample contains the smaller one with the
+    same seed; the given order stays.
 
     Returns:
         At most ``most`` passages, in their given order.
@@ -393,10 +382,6 @@ def truncate_to_tokens(text: str, tokens: int) -> str:
     """Return a text with single, plain spaces, cut at a word to at most about ``tokens`` tokens.
 
     Tokens are counted only where the text could be too long, as none is shorter than a byte.
-
-    Args:
-        text: Any.
-        tokens: The limit, ``>= 1``, by :func:`count_tokens`.
     """
     plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
     if len(plain.encode("utf-8", "replace")) <= tokens:

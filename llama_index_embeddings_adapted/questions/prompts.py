@@ -158,12 +158,7 @@ class PromptConfig:
             self._filled("passage")
 
     def requests(self, passage: str, turn: int) -> list[Request]:
-        """Return the calls for a passage.
-
-        Args:
-            passage: Its text.
-            turn: Number that decides whose turn it is among the styles.
-        """
+        """Return the calls for a passage."""
         if self.template is not None:
             frame = self._filled("")
             turns = (("user", self._filled(passage)),)

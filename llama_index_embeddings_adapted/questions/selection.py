@@ -37,13 +37,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class BaseCost:
-    """What was sent to a base model; texts whose vectors were kept cost nothing.
-
-    Args:
-        calls: Calls, the probes that identify the model included.
-        texts: Texts sent.
-        tokens: Of those texts, about: a token for every four characters.
-    """
+    """What was sent to a base model; texts whose vectors were kept cost nothing."""
 
     calls: int = 0
     texts: int = 0
@@ -217,14 +211,6 @@ def round_trip(
     """Search the corpus for each question with the base model, or raise an EncodeError.
 
     Documents with the same text count as one.
-
-    Args:
-        candidates: The questions.
-        corpus: Document id → text, as an index embeds it.
-        embed_model: The base model.
-        cache_dir: See :class:`Encoder`.
-        show_progress: Show a bar while embedding.
-        examples: What the questions should be like.
     """
     judged = {example.query: example.passage for example in examples if example.judged}
     texts = list(dict.fromkeys([*corpus.values(), *judged.values()]))
@@ -281,14 +267,6 @@ def select(
     examples: Sequence[Example] = (),
 ) -> tuple[list[Candidate], list[Dropped], BaseCost]:
     """Apply the text filters, then near-duplicates, then what the base model says.
-
-    Args:
-        candidates: In order of precedence.
-        corpus: Document id → text, all documents to search in.
-        options: Which filters, and how strict.
-        most: Questions kept per document; an LLM that writes more than it was asked for is cut
-            short.
-        examples: What the questions should be like, and not repeat.
 
     Returns:
         What is kept, in order, what is dropped, and what was asked of the base model.

@@ -46,8 +46,8 @@ from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
-from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.answers import read_questions
+from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 
 DIM = cheap.DIM

@@ -32,7 +32,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.core.files import read_config
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.questions.answer_cache import FILE, AnswerCache
+from llama_index_embeddings_adapted.questions.llm import FILE, AnswerCache
 
 BATCH, CONCURRENCY = 10, 4
 TOPICS = ["apple", "boat", "castle", "desert", "engine", "forest", "garden", "harbour", "island",

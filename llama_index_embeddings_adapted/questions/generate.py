@@ -29,10 +29,9 @@ from ..encoding import base_model
 from ..encoding.cache import cache_folder
 from ..errors import GenerationError, OptionError
 from . import options as given
-from .answer_cache import AnswerCache, CachedAnswer
 from .answers import first_keywords, read_questions
 from .filters import Candidate, is_remark, words
-from .llm import LLMCalls, identity, without_secrets
+from .llm import AnswerCache, CachedAnswer, LLMCalls, identity, without_secrets
 from .options import TOKENS_PER_QUESTION, GenerationOptions, Passage, count_tokens
 from .prompts import PromptConfig, Request
 from .selection import QuestionReport, select
@@ -279,7 +278,7 @@ class GenerationRun:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self._cache.close()
+        self._cache.__exit__()
 
     def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
         context = given.passage_budget(llm, prompts)

@@ -1,24 +1,34 @@
 """How we speak to an LLM: any of LlamaIndex's, several calls at a time, patient but not blind.
 
 What an error of a client means: wait, skip, or give up. Clients differ; signs decide.
+
+Answers that were paid for: in SQLite the moment they arrive, found again by what was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
+import json
+import os
 import random
+import sqlite3
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+from ..core.files import read_bytes
 from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
 from ..errors import GenerationError, OptionError, check_whole, status_of, truncate
-from .answer_cache import CachedAnswer
 from .answers import MOST_READ
 from .local_llama import LocalLlama, one_line
 from .prompts import Request
@@ -38,9 +48,7 @@ _DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # re
 def fatal_reason(error: Exception, *, reached: bool) -> str | None:
     """Say why no call can succeed, and what to do; None where another one may.
 
-    Args:
-        error: What a call raised.
-        reached: Whether the server answered before, so that it may be away for a moment only.
+    A server that was ``reached`` before may be away for a moment only.
     """
     status = _status(error)
     if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
@@ -171,12 +179,7 @@ class LLMCalls:
         keep: Callable[[int, CachedAnswer], None],
         fail: Callable[[int, Exception], None],
     ) -> None:
-        """Ask everything, a bounded number of calls at a time.
-
-        Raises:
-            GenerationError: No call can succeed: the key is refused, the model does not exist, the
-                server cannot be reached.
-        """
+        """Ask everything, a bounded number of calls at a time, or raise why no call can succeed."""
         rows = iter(range(len(requests)))
         workers = min(self.workers, len(requests))
         tasks: list[asyncio.Task[None]] = []
@@ -313,12 +316,135 @@ def _is_synchronous(llm: LLM, chat: bool) -> bool:
     return inspect.unwrap(getattr(type(llm), name)) is inspect.unwrap(getattr(CustomLLM, name))
 
 
-def _usage(response: Any) -> tuple[int | None, int | None]:
+def _usage(response: Any) -> tuple[int | None, ...]:
     """Return the tokens billed for prompt and completion, where the provider says so."""
     raw = getattr(response, "raw", None)
     usage = raw.get("usage") if isinstance(raw, dict) else getattr(raw, "usage", None)
-    found: list[int | None] = []
-    for name in ("prompt_tokens", "completion_tokens"):
-        value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
-        found.append(value if isinstance(value, int) else None)
-    return found[0], found[1]
+    get = usage.get if isinstance(usage, dict) else partial(getattr, usage)
+    found = (get(name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return tuple(value if isinstance(value, int) else None for value in found)
+
+
+# --- answers that are kept ------------------------------------------------------------------------
+
+FILE = "answers.sqlite"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    seconds REAL NOT NULL) WITHOUT ROWID;
+"""
+_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class CachedAnswer:
+    """What came back from one call."""
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+
+
+class AnswerCache:
+    """The answers of one model to one way of asking; a context manager.
+
+    Processes may share a folder. After a kill nothing that :meth:`put` returned from is lost; after
+    a power cut, at most the last few answers. Answers that version 0.1 kept in a ``.jsonl`` file
+    are taken over. Without a folder they are kept in memory only.
+    """
+
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self.path = None if folder is None else folder / FILE
+        self._settings = _digest(settings)
+        self._lock = threading.Lock()  # answers arrive in one thread and are read in another
+
+    def __enter__(self) -> AnswerCache:
+        """Open the file, or raise a GenerationError."""
+        with self._explained():
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(
+                self.path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.executescript(_SCHEMA)
+            if self.path is not None:
+                self._import(self.path.with_name(f"questions-1-{self._settings[:16]}.jsonl"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def __len__(self) -> int:
+        """Return the number of answers in the file, whatever the settings."""
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def key(self, request: object) -> str:
+        """Return the key of a request: a hash of all that was sent and of the settings."""
+        return _digest([self._settings, request])
+
+    def get(self, key: str) -> CachedAnswer | None:
+        """Return the answer to a request, None if there is none yet."""
+        with self._lock, self._explained():
+            row = self._db.execute(
+                "SELECT text, prompt_tokens, completion_tokens, seconds FROM answers WHERE key = ?",
+                (key,),
+            ).fetchone()
+        return None if row is None else CachedAnswer(*row)
+
+    def put(self, key: str, answer: CachedAnswer) -> None:
+        """Keep an answer; when this returns it survives a kill."""
+        with self._lock, self._explained():
+            self._db.execute(_INSERT, _row(key, answer))
+
+    def _import(self, old: Path) -> None:
+        """Take over the answers of version 0.1: a JSON object per line, the last one maybe torn."""
+        lines = read_bytes(old, error=GenerationError).split(b"\n") if old.is_file() else []
+        rows = [entry for entry in map(_parse, lines) if entry is not None]
+        if rows:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(_INSERT, rows)
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn errors of the file system and of SQLite into ours."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as cause:
+            reason = getattr(cause, "strerror", None) or cause
+            raise GenerationError(
+                f"The answers in {self.path} cannot be used ({reason}). Pass another cache_dir, or "
+                "cache_dir=False to keep answers in memory only."
+            ) from cause
+
+
+def _parse(line: bytes) -> tuple[Any, ...] | None:
+    """Return a row of the table; None for a line that a kill has torn."""
+    try:
+        entry = json.loads(line)
+        key = entry.pop("key")
+        answer = CachedAnswer(**entry)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    billed = (answer.prompt_tokens, answer.completion_tokens)
+    sound = (
+        isinstance(key, str)
+        and isinstance(answer.text, str)
+        and isinstance(answer.seconds, (int, float))
+        and all(tokens is None or isinstance(tokens, int) for tokens in billed)
+    )
+    return _row(key, answer) if sound else None
+
+
+def _row(key: str, answer: CachedAnswer) -> tuple[Any, ...]:
+    # Half a surrogate is no text for SQLite, and nothing to anybody.
+    text = answer.text.encode("utf-8", "ignore").decode("utf-8")
+    return (key, *astuple(replace(answer, text=text)))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()

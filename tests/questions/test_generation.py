@@ -35,8 +35,8 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
-from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.filters import Candidate
+from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.options import (
     corpus_of,
     passages_of,

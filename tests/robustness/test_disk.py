@@ -36,7 +36,7 @@ from llama_index_embeddings_adapted.errors import (
     GenerationError,
 )
 from llama_index_embeddings_adapted.operations import folder as saved_folder
-from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
+from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from tests.conftest import CountingEmbedding
 
 Dataset = EmbeddingQAFinetuneDataset
@@ -218,7 +218,7 @@ def test_a_read_only_folder_is_served_from(
 WRITER = """
 import sys
 from pathlib import Path
-from llama_index_embeddings_adapted.questions.answer_cache import AnswerCache, CachedAnswer
+from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 with AnswerCache(Path(sys.argv[1]), {}) as cache:
     for number in range(300):
         answer = CachedAnswer(f"{sys.argv[2]} " + "x" * (number * 7 % 900))

@@ -15,7 +15,7 @@ from ..encoding.cache import CacheDir
 from ..errors import OptionError, require_extra
 from .page import PageData, write_page
 from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
-from .verdict import Difference, Interval, mean_interval, paired_difference
+from .verdict import Difference, mean_interval, paired_difference
 
 DEFAULT_METRIC = "ndcg@10"
 
@@ -95,11 +95,21 @@ class Comparison:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        bars = {
-            name: {metric: mean_interval(scores.values(metric)) for metric in metrics}
-            for name, scores in self.scores.items()
-        }
-        return plot_bars(bars, path, title=title)
+        axes, width = _axes(2.6 + 1.9 * len(metrics)), 0.8 / len(self.scores)
+        highest = 0.0
+        for number, (name, scores) in enumerate(self.scores.items()):
+            found = [mean_interval(scores.values(metric)) for metric in metrics]
+            means, lows, highs = np.array(found).T
+            places = np.arange(len(metrics)) + (number - (len(self.scores) - 1) / 2) * width
+            colours = {"color": _COLOURS[number % len(_COLOURS)], "ecolor": "#333333", "capsize": 3}
+            errors = np.maximum(0.0, [means - lows, highs - means])
+            bars = axes.bar(places, means, width * 0.92, yerr=errors, label=name, **colours)
+            axes.bar_label(bars, labels=[f"{mean:.3f}" for mean in means], padding=3, fontsize=8)
+            highest = max(highest, float(highs.max()))
+        axes.set_xticks(range(len(metrics)), metrics)
+        axes.set_ylim(0, min(1.08, 1.2 * highest + 0.02))
+        axes.set_title(title, fontsize=10)
+        return _written(axes, path, loc="upper left", bbox_to_anchor=(1, 1))
 
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
@@ -191,55 +201,12 @@ def compare_retrieval(
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
 
 
-def plot_bars(
-    models: Mapping[str, Mapping[str, Interval]], path: str | Path, *, title: str = ""
-) -> Path:
-    """Draw one group of bars per metric, one bar with its interval per model.
-
-    Args:
-        models: Model name → metric → mean and interval, in [0, 1].
-        path: Where to write; the suffix chooses the format.
-        title: Above the figure.
-
-    Returns:
-        The path written.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    metrics = list(next(iter(models.values())))
-    width = 0.8 / len(models)
-    axes = _axes(2.6 + 1.9 * len(metrics))
-    for number, (name, values) in enumerate(models.items()):
-        places = np.arange(len(metrics)) + (number - (len(models) - 1) / 2) * width
-        means, lows, highs = np.array([values[metric] for metric in metrics]).T
-        colours = {"color": _COLOURS[number % len(_COLOURS)], "ecolor": "#333333", "capsize": 3}
-        errors = np.maximum(0.0, [means - lows, highs - means])
-        bars = axes.bar(places, means, width * 0.92, yerr=errors, label=name, **colours)
-        axes.bar_label(bars, labels=[f"{mean:.3f}" for mean in means], padding=3, fontsize=8)
-    axes.set_xticks(range(len(metrics)), metrics)
-    axes.set_ylim(0, min(1.08, 1.2 * max(v[2] for m in models.values() for v in m.values()) + 0.02))
-    axes.set_title(title, fontsize=10)
-    return _written(axes, path, loc="upper left", bbox_to_anchor=(1, 1))
-
-
 def plot_history(
     scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
 ) -> Path:
-    """Draw validation scores by epoch, and the base model as a horizontal line.
+    """Draw validation scores by epoch, and those of the base model as a horizontal line.
 
-    Args:
-        scores: Of epoch 0, 1, …, in [0, 1].
-        base: Of the base model.
-        path: Where to write; the suffix chooses the format.
-        metric: What the scores are.
-        best: The epoch that was kept.
-
-    Returns:
-        The path written.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
+    ``scores`` of epoch 0, 1, … and ``base`` are in [0, 1], ``best`` is the epoch that was kept.
     """
     axes = _axes(6.4)
     axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")

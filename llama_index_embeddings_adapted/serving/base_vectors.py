@@ -113,23 +113,21 @@ class BaseVectors:
 
     def query(self, text: str) -> Embedding:
         """Embed one query."""
-        model, text = self._model, repaired(text)  # half a surrogate is no text to a server
-        if self.cache is not None or model.embeddings_cache is not None:
-            return self.embed([text], "query", 1)[0]
-        self._count()
-        if model.rate_limiter is not None:
-            model.rate_limiter.acquire()
-        return model._get_query_embedding(text)
+        return run_steps(self._one(text))
 
     async def aquery(self, text: str) -> Embedding:
         """Embed one query, asynchronously."""
-        model, text = self._model, repaired(text)
+        return await arun_steps(self._one(text))
+
+    def _one(self, text: str) -> Steps[Embedding]:
+        model, text = self._model, repaired(text)  # half a surrogate is no text to a server
         if self.cache is not None or model.embeddings_cache is not None:
-            return (await self.aembed([text], "query", 1))[0]
+            return (yield from self.steps([text], "query", 1))[0]
         self._count()
-        if model.rate_limiter is not None:
-            await model.rate_limiter.async_acquire()
-        return await model._aget_query_embedding(text)
+        if (limiter := model.rate_limiter) is not None:
+            yield limiter.acquire, limiter.async_acquire, ()
+        vector: Embedding = yield model._get_query_embedding, model._aget_query_embedding, (text,)
+        return vector
 
     def embed(self, texts: Sequence[str], role: Role, size: int) -> list[Embedding]:
         """Embed texts, ``size`` at a time where the model can."""

@@ -66,6 +66,7 @@ NODES = [
     for row in range(120)
 ]
 QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
+ALL_WORDS = BM25Index.of({node.node_id: node.text for node in NODES})
 EVEN = MetadataFilters(
     filters=[MetadataFilter(key="kind", value="even", operator=FilterOperator.EQ)]
 )
@@ -89,7 +90,7 @@ def index(model: CountingEmbedding) -> VectorStoreIndex:
 
 
 def vectors_of(model: Any) -> np.ndarray:
-    return l2_normalize(np.float32([model.get_text_embedding(node.text) for node in NODES]))
+    return l2_normalize(np.float32(model.get_text_embedding_batch([node.text for node in NODES])))
 
 
 def prior_of(model: Any) -> DocumentPrior:
@@ -100,7 +101,7 @@ def prior_of(model: Any) -> DocumentPrior:
 def exact(model: Any, query: str, *, weight: float, prior: DocumentPrior | None = None) -> Any:
     """All documents mixed, best first, by arrays alone."""
     vectors = vectors_of(model)
-    words = BM25Index.of({node.node_id: node.text for node in NODES}).shares(query)
+    words = ALL_WORDS.shares(query)
     scores = vectors @ l2_normalize(np.float32(model.get_query_embedding(query))) + weight * words
     return scores if prior is None else scores - prior.shifts(vectors)
 
@@ -288,7 +289,7 @@ def test_views_are_swapped_and_rolled_back(
 
 
 def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
-    words = BM25Index.of({node.node_id: node.text for node in NODES})
+    words = ALL_WORDS
     vectors, dense = np.zeros((120, 16), np.float32), index.as_retriever()
     good: dict[str, Any] = {"vectors": vectors, "nodes": {}}
     for change, match in (

@@ -385,6 +385,8 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
         if isinstance(cause, EncodeError) or status_of(cause) is not None:
             raise
         reason = " ".join(truncate(str(cause), 200).split())
+        if not isinstance(cause, AdaptedError):  # in words of ours, where pydantic or numpy spoke
+            reason = f"nested lists, or of several lengths? {truncate(reason, 60)}"
         raise EncodeError(
             f"{base_name(model)} did not answer {len(PROBE_TEXTS)} probe texts with finite vectors "
             f"of one length, as documents and as queries ({reason}).",

@@ -268,8 +268,16 @@ def test_a_model_that_fails_its_probes_is_named() -> None:
         def vector(self, role: str, text: str) -> list[float]:
             return []
 
-    with pytest.raises(EncodeError, match="Mute did not answer 3 probe texts with finite vectors"):
-        encoder(Mute())
+    class Nested(CountingEmbedding):
+        def vector(self, role: str, text: str) -> list[float]:
+            return [super().vector(role, text)]  # type: ignore[list-item]
+
+    for model in (Mute(), Nested()):
+        name = type(model).__name__
+        with pytest.raises(EncodeError, match=f"{name} did not answer 3 probe texts with finite"):
+            encoder(model)
+    with pytest.raises(EncodeError, match=r"nested lists, or of several lengths\?"):
+        encoder(Nested())
 
 
 def test_an_impossible_folder_is_an_error(base: CountingEmbedding, tmp_path: Path) -> None:

@@ -47,13 +47,7 @@ _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding 
 # --- scores on held-out queries -----------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PartReport:
-    """Base and adapted model on the same held-out queries.
-
-    Args:
-        base: Metric → mean of the base model.
-        adapted: Metric → mean of the adapted model.
-        difference: In NDCG@10, with its interval.
-    """
+    """Base and adapted model on the same held-out queries: means by metric, change in NDCG@10."""
 
     base: Mapping[str, float]
     adapted: Mapping[str, float]
@@ -84,10 +78,7 @@ class Parts(NamedTuple):
 def by_part(base: Mapping[str, PerQuery], adapted: Mapping[str, PerQuery], known: Mask) -> Parts:
     """Compare two models on all queries, on the known and on the new.
 
-    Args:
-        base: Metric → value of each query, ``(n,)``, of the base model; NDCG@10 among them.
-        adapted: Likewise, of the other.
-        known: ``(n,)``.
+    ``base`` and ``adapted`` are metric → value of each query, ``(n,)``, NDCG@10 among them.
     """
 
     def part(keep: Mask) -> PartReport:
@@ -109,12 +100,7 @@ def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Queries that training does not see.
-
-    Args:
-        data: The queries, with everything they are searched in.
-        known: ``(n,)``, whether training has queries for one of their documents.
-    """
+    """Queries that training does not see, and of each whether it has others for their documents."""
 
     data: EncodedDataset
     known: Mask
@@ -256,18 +242,11 @@ def hold_out_split(
 def hold_out(
     data: EncodedDataset, *, queries: float, documents: float, seed: int
 ) -> tuple[Rows, Rows]:
-    """Choose training queries to hold out, some of them with all their documents.
+    """Choose rows of training queries to train on, and rows to validate on.
 
-    Args:
-        data: The training set.
-        queries: Share of queries held out whose documents may stay in training; 0 for none.
-        documents: Share of queries held out with their documents, about; fewer or none where
-            documents are shared by so many queries that this would cost training too much.
-        seed: Of the choice.
-
-    Returns:
-        Rows to train on and rows to validate on. Queries that ask for held-out and other documents
-        are in neither.
+    Of the queries, about the share ``documents`` is held out with all their documents, fewer or
+    none where documents are shared by so many queries that this would cost training too much, and
+    ``queries`` of the rest alone. Queries that ask for held-out and other documents are in neither.
     """
     rows = np.arange(len(data.relevance))
     groups = _same_question(data)
@@ -338,12 +317,8 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
 
     Such judgements are nearly always a mistake: ids that do not belong together, or shuffled
     columns. An adapter can still fit them, and even pass cross-fitting, as it learns which
-    documents are asked for at all; served, it ruins what the base model can do.
-
-    Args:
-        data: Queries with their relevant documents; 1,000 of them are looked at.
-        seed: Of the sample and of the assignment.
-        tell: Print it where they do.
+    documents are asked for at all; served, it ruins what the base model can do. 1,000 queries are
+    looked at; ``tell`` prints it where they do.
     """
     random = np.random.default_rng(seed)
     rows = np.sort(random.permutation(len(data.relevance))[:_MOST_LOOKED_AT])

@@ -77,16 +77,9 @@ METRICS: dict[str, Metric] = {
 
 
 def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> PerQuery:
-    """Compute a metric such as ``"ndcg@10"``.
+    """Compute a metric such as ``"ndcg@10"`` of ``(n, depth)`` rankings, ``(n,)``, in [0, 1].
 
-    Args:
-        name: A key of :data:`METRICS`, ``@``, and a cut-off ``>= 1``.
-        ranked: ``(n, depth)``, document rows per query, best first.
-        relevance: Of the same ``n`` queries, each with at least one relevant document.
-        corpus_size: Number of documents searched.
-
-    Returns:
-        ``(n,)``, in [0, 1].
+    Each of the ``n`` queries has at least one relevant document.
 
     Raises:
         MetricError: No such metric, or a cut-off deeper than ``ranked``.

@@ -189,17 +189,10 @@ def wins_losses(
     metric: str,
     counted: str = "queries",
 ) -> WinsLosses:
-    """Compare two models query by query.
+    """Compare two models, name and scores of each, query by query.
 
-    Args:
-        base: Name and scores.
-        new: Name and scores, of the same queries in the same order.
-        texts: Of the queries and documents; None gives counts only.
-        metric: Such as ``"ndcg@10"``.
-        counted: What the scores are of; "judgements" where a query is judged more than once.
-
-    Raises:
-        OptionError: The models were scored on other queries.
+    Without texts only counts come back. ``counted`` is what the scores are of: "judgements" where a
+    query is judged more than once. Other queries, or in another order, are an OptionError.
     """
     if base[1].query_ids != new[1].query_ids:
         raise OptionError(f"{base[0]} and {new[0]} were scored on different queries.")
@@ -268,12 +261,7 @@ class Training(NamedTuple):
 
 
 def training_section(name: str, report: Mapping[str, Any]) -> Training:
-    """Return what the page shows of one training.
-
-    Args:
-        name: Of the model.
-        report: ``FinetuneReport.to_dict()``, of this or an earlier version.
-    """
+    """Return what the page shows of a ``FinetuneReport.to_dict()``, of any version."""
     history, choice = report.get("history") or [], report.get("choice")
     legend: list[str] = []
     drawn: list[Curves] | list[Dots] = []

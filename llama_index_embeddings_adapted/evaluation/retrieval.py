@@ -139,12 +139,7 @@ class RetrievalScores:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """What the rows of scores stand for, to be read by people.
-
-    Args:
-        queries: ``n`` texts, in the order of the scores.
-        documents: ``m`` texts, in the order of ``document_ids``.
-    """
+    """What the rows of scores stand for, to be read by people, each in their order."""
 
     queries: tuple[str, ...]
     documents: tuple[str, ...]
@@ -259,13 +254,9 @@ def search(
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
-    """Score vectors: the same search for models of which only arrays are at hand.
+    """Score ``(n, dim)`` queries and ``(m, dim)`` documents of which only arrays are at hand.
 
-    Args:
-        data: Ids and relevance.
-        queries: ``(n, dim)``, in the order of ``data.query_ids``.
-        documents: ``(m, dim)``, in the order of ``data.document_ids``; never copied as a whole.
-        ks: Cut-offs that tables show.
+    The same search as :func:`evaluate_retrieval`; documents are never copied as a whole.
     """
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
@@ -291,10 +282,8 @@ def _depth(data: EncodedDataset, ks: tuple[int, ...]) -> int:
 def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     """Return the scores of several lists of queries as one, whatever corpus each searched.
 
-    A ranking of a whole corpus that is smaller than others ends with :data:`NO_DOCUMENT`.
-
-    Args:
-        parts: At least one. Corpora are the same where ``document_ids`` are the same object.
+    Corpora are the same where ``document_ids`` are the same object. A ranking of a whole corpus
+    that is smaller than others ends with :data:`NO_DOCUMENT`.
     """
     starts: dict[int, int] = {}
     document_ids: list[str] = []

@@ -109,9 +109,7 @@ def real_queries(judged: Mapping[str, int]) -> int | None:
 def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
     """Return the verdict on a significant gain; too few queries of people prove nothing.
 
-    Args:
-        difference: The gain.
-        real: Judged queries that neither an LLM wrote nor documents contain; None for all.
+    ``real`` are the judged queries that neither an LLM wrote nor documents contain; None for all.
     """
     real = difference.queries if real is None else real
     numbers = difference.numbers.replace(" ", " NDCG@10 ", 1)
@@ -130,13 +128,7 @@ def dropping(documents: Literal["known", "new"], difference: Difference) -> Verd
 
 
 def with_small_parts(verdict: Verdict, known: int, new: int) -> Verdict:
-    """Add to a verdict how many queries are too few to show a loss on their documents.
-
-    Args:
-        verdict: Of all queries.
-        known: Queries on known documents.
-        new: Queries on new documents.
-    """
+    """Add to a verdict on which documents queries are too few to show a loss."""
     counts = (("known", known), ("new", new))
     few = [f"{count} on {documents}" for documents, count in counts if 0 < count < FEWEST]
     if not few:

@@ -255,16 +255,9 @@ def query_probes(embed_model: BaseEmbedding) -> Vectors:
 def examine(
     index: VectorStoreIndex, queries: Vectors, vectors_of: VectorsOf, *, sample: int = 100
 ) -> SimilarityCheck:
-    """Compare the answers of an index with the vectors that its documents should have.
+    """Compare an index's answers to ``(n, dim)`` queries with what its documents' vectors say.
 
-    Args:
-        index: Any vector index.
-        queries: ``(n, dim)``, as the model gives them.
-        vectors_of: Returns the document vectors of nodes.
-        sample: Documents per query.
-
-    Raises:
-        OptionError: The index is empty, or its store is not searched by vectors.
+    An OptionError where it is empty or not searched by vectors. ``sample`` documents per query.
     """
     if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
         raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
@@ -301,17 +294,7 @@ def examine_written(
     nodes: Sequence[BaseNode],
     vectors_of: VectorsOf,
 ) -> SimilarityCheck:
-    """Search an index that was just written.
-
-    Args:
-        index: The index.
-        embed_model: That is to query it.
-        nodes: All that were written.
-        vectors_of: See :func:`examine`.
-
-    Raises:
-        StoreError: It does not hold the vectors that were to be written.
-    """
+    """Search an index just written; a StoreError where it does not hold its vectors."""
     written = {node.node_id: node for node in nodes}
 
     def checked(found: Sequence[BaseNode]) -> Vectors:

@@ -33,14 +33,8 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
     """Return the rotation that takes new vectors to old ones best: ``q' = R q``.
 
-    Where the dimensions differ, ``R`` has orthonormal rows or columns.
-
-    Args:
-        new: ``(n, new_dim)``, unit rows.
-        old: ``(n, old_dim)``, unit rows of the same texts.
-
-    Source:
-        Schönemann 1966.
+    Both are unit rows, ``(n, new_dim)`` and ``(n, old_dim)``, of the same texts. Where the
+    dimensions differ, ``R`` has orthonormal rows or columns. Source: Schönemann 1966.
     """
     return _linear(_rotation(new.astype(np.float64), old.astype(np.float64)))
 

@@ -82,14 +82,8 @@ class Version:
 def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> None:
     """Check that an adapter can take the place of another over the same index.
 
-    Args:
-        current: The adapter in service.
-        new: Its successor.
-        index_rebuilt: The caller's word that the index holds the successor's document vectors.
-
-    Raises:
-        ShapeError: Other dimensions.
-        OptionError: It treats documents otherwise, so that the index no longer fits.
+    A ShapeError for other dimensions; an OptionError where it treats documents otherwise, unless
+    the caller gives his word that the index holds the successor's document vectors.
     """
     if (new.input_dim, new.output_dim) != (current.input_dim, current.output_dim):
         raise ShapeError(

@@ -99,12 +99,9 @@ class Views:
         return replace(self, **changes)
 
     def scores(self, rows: Rows, query: Vectors, shares: Vectors) -> Vectors:
-        """Return ``cosine + weight · words - prior`` of some documents.
+        """Return ``cosine + weight · words - prior`` of documents, ``(n,)``, for a unit query.
 
-        Args:
-            rows: ``(n,)``.
-            query: ``(dim,)``, of length 1.
-            shares: ``(m,)``, what words say of all documents, see :meth:`BM25Index.shares`.
+        ``shares``, ``(m,)``, is what words say of all documents, see :meth:`BM25Index.shares`.
         """
         cosines = self.vectors[rows] @ query
         mixed = cosines + np.float32(self.weight) * shares[rows] - self.taken_off[rows]

@@ -40,12 +40,8 @@ def without_span(method: Method) -> Method:
 class WrappedEmbedding(BaseEmbedding):
     """A model that answers by way of a base model, whose settings it has unless told otherwise.
 
-    Abstract: :meth:`_embed` and :meth:`_aembed` are where LlamaIndex's ways to ask lead.
-
-    Args:
-        base: The base model.
-        prefix: Of the name for logs, before that of the base model.
-        fields: Of :class:`BaseEmbedding` and of the subclass; None is as good as absent.
+    Abstract: :meth:`_embed` and :meth:`_aembed` are where LlamaIndex's ways to ask lead. Fields
+    that are None are as good as absent; ``prefix`` stands before the base model's name in logs.
     """
 
     def __init__(self, base: BaseEmbedding, prefix: str, **fields: Any) -> None:

@@ -36,12 +36,6 @@ def _power(given: argparse.Namespace) -> None:
     trust.power(given.data, given.cache, names, given.runs or 50)
 
 
-def _composed(given: argparse.Namespace) -> None:
-    variants = tuple(composed.VARIANTS) if given.published else (composed.TRAINED,)
-    names = tuple(given.sets)
-    composed.run(given.data, given.cache, given.black_box, names, given.epochs, variants)
-
-
 def _guided(given: argparse.Namespace) -> None:
     names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], given.runs or 60
     found = {"seconds": seconds, "formats": guided.run(names, seconds)}
@@ -56,7 +50,7 @@ def _upgrade(given: argparse.Namespace) -> None:
 
 def _questions(given: argparse.Namespace) -> None:
     names = [name for name in questions.LABELS if name in given.sets]
-    questions.run(given.load, given.cache, names, given.examples, given.most)
+    questions.run(given.load, given.cache, names, given.most)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
@@ -74,7 +68,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "load": lambda g: _saved("load", load.run(g.runs or 4800)),
     "questions": _questions,
     "throughput": lambda g: _saved("throughput", throughput.run()),
-    "composed": _composed,
+    "composed": lambda g: composed.run(g.data, g.cache, g.black_box, g.sets, g.epochs),
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
     "views": lambda g: views.run(g.load, g.cache, g.sets),
@@ -101,7 +95,6 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
-    parser.add_argument("--published", action="store_true", help="composed: its recipe as well")
     parser.add_argument(
         "--runs",
         type=int,
@@ -112,7 +105,6 @@ def main() -> None:
     parser.add_argument(
         "--packages", type=Path, help="folder of three packages, which sets are made of"
     )
-    parser.add_argument("--examples", type=int, default=8, help="shown to the writer of questions")
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     given = parser.parse_args()

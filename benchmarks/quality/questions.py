@@ -38,52 +38,42 @@ LABELS = {
     "aws_cli": ("Command", "Query"),
     "docstrings": ("Code", "Query"),
 }
-EXAMPLES = 8
-#: Without an example: chat turns about a bridge, a lease and bread.
-NO_EXAMPLE: dict[str, Any] = {"questions_per_call": 1, "styles": ("question", "keywords")}
+EXAMPLES = 8  # that the writer draws from the training part
 SHOWN = 30
 
 
-def run(
-    load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], shown: int, most: int
-) -> None:
+def run(load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], most: int) -> None:
     """Per set: have questions written, train on them and nothing else, test on people's.
 
     Args:
         load: Gives a set.
         cache: Of vectors and answers.
         names: Which sets.
-        shown: Examples, of the training part, 0 or 3 to 30.
         most: Passages asked about, one question each.
     """
     base = environment.minilm(embed_batch_size=32)
     for name in names:
         real = load(name)
         test = views._some(real.tests["test"], views.MOST_TEST)
-        row = _measured(name, real.train, test, base, cache, shown, most)
+        row = _measured(name, real.train, test, base, cache, most)
         command = f"python -m benchmarks questions --most {most}"
-        environment.add("questions", command, (name, str(shown)), row)
-        print(name, shown, row["kept"], row["ndcg@10"], row["gains"], flush=True)
+        environment.add("questions", command, (name, str(EXAMPLES)), row)
+        print(name, row["kept"], row["ndcg@10"], row["gains"], flush=True)
 
 
 def _measured(
-    name: str, train: Dataset, test: Dataset, base: Any, cache: Path, shown: int, most: int
+    name: str, train: Dataset, test: Dataset, base: Any, cache: Path, most: int
 ) -> dict[str, Any]:
-    llama, like = LocalLlama(max_tokens=48, stop=["\n"]), NO_EXAMPLE
-    if shown:
-        few = train  # of which it draws eight
-        if shown != EXAMPLES:
-            few = train.subset(random.Random(0).sample(sorted(train.queries), shown))
-        llama, like = LocalLlama(), {"examples": few, "labels": LABELS[name]}
     written = generate_qa_embedding_pairs(
         [TextNode(id_=each, text=text) for each, text in test.corpus.items()],
-        llama,
+        LocalLlama(),
+        examples=train,
+        labels=LABELS[name],
         num_questions_per_chunk=1,
         max_chunks=most,
         embed_model=base,
         cache_dir=cache,
         show_progress=False,
-        **like,
     )
     with tempfile.TemporaryDirectory() as folder:
         engine = EmbeddingAdapterFinetuneEngine(

@@ -20,8 +20,7 @@ from llama_index_embeddings_adapted import (
     evaluate_retrieval,
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core import arrays as vectors_module
-from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, ranks, top_k
+from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
@@ -42,21 +41,6 @@ def test_ties_go_to_the_document_that_stands_first() -> None:
     assert rows.tolist() == [[1, 2]]
     assert scores.tolist() == [[1, 1]]
     assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
-
-
-def test_search_in_blocks_is_search_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, documents = (l2_normalize(RANDOM.standard_normal((n, 6))) for n in (37, 50))
-    documents[20:30] = documents[0]  # ties
-    whole, _ = top_k(queries, documents, 7)
-    rows, wanted = np.repeat(np.arange(37), 50), np.tile(np.arange(50), 37)
-    ranked = ranks(queries, documents, rows, wanted)
-    monkeypatch.setattr(vectors_module, "SCORES_PER_BLOCK", 110)
-    assert np.array_equal(top_k(queries, documents, 7)[0], whole)
-    assert np.array_equal(ranks(queries, documents, rows, wanted), ranked)
-    order = np.argsort(ranked.reshape(37, 50), axis=1)  # ranks say where each document stands
-    assert np.array_equal(order[:, :7], whole)
-    near = ranks(queries, documents, rows, wanted, depth=7)  # exact where they are below 7
-    assert np.array_equal(np.minimum(near, 7), np.minimum(ranked, 7))
 
 
 def test_a_zero_vector_stays_zero_and_others_get_length_one() -> None:

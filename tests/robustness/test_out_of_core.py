@@ -86,6 +86,8 @@ def test_ranks_in_blocks_are_those_in_one_piece(
     rows = NormalizedRows(corpus)
     assert np.array_equal(ranks(queries, rows, entries, wanted), whole)
     assert np.array_equal(ranks(queries, rows, entries, wanted, hidden=hidden), competing)
+    near = ranks(queries, rows, entries, wanted, depth=2)  # exact where they are below 2
+    assert np.array_equal(np.minimum(near, 2), np.minimum(whole, 2))
 
 
 def test_the_directions_of_many_documents_are_found_a_block_at_a_time(

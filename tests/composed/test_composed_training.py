@@ -35,7 +35,7 @@ from llama_index_embeddings_adapted.errors import (
     OptionError,
     TrainingError,
 )
-from llama_index_embeddings_adapted.training.options import ComposedOptions, composed_options
+from llama_index_embeddings_adapted.training.options import ComposedOptions
 from tests.conftest import CountingEmbedding
 from tests.support.tiny import saved_tiny, tiny_model
 
@@ -129,21 +129,6 @@ def test_the_page_shows_scores_by_epoch_the_weight_and_passages(
     assert json.loads(saved)["training"]["report"]["data"]["documents"] == 60
 
 
-def test_a_page_that_cannot_be_written_is_refused_before_anything_is_embedded(
-    tmp_path: Path,
-) -> None:
-    base = CountingEmbedding()
-    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
-        engine(tmp_path, base, report_path=tmp_path).finetune()
-    assert not base.asked
-    small = str(saved_tiny(tmp_path / "small"))
-    full = SentenceTransformersFinetuneEngine(
-        coded(), small, tmp_path / "full", device="cpu", report_path=tmp_path
-    )
-    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
-        full.finetune()
-
-
 def test_the_black_box_is_asked_once_per_text_and_never_again(tmp_path: Path) -> None:
     base = CountingEmbedding()
 
@@ -194,11 +179,8 @@ def test_the_model_given_is_not_changed(tmp_path: Path) -> None:
     "options",
     [
         {"lora_rank": 4, "learning_rate": 3e-2, "epochs": 8},
-        {"gradient_checkpointing": True},
-        {"precision": "bfloat16"},
-        {"hard_negatives": 2},
-        {"mini_batch_size": 4},
-        {"val_depth": None, "metric": "ndcg@10"},
+        {"gradient_checkpointing": True, "precision": "bfloat16"},
+        {"hard_negatives": 2, "mini_batch_size": 4, "val_depth": None, "metric": "ndcg@10"},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -232,10 +214,14 @@ engine(Path(sys.argv[1]), CountingEmbedding(), epochs=4).finetune()
 
 
 def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    left = tmp_path / "killed" / "model.checkpoints" / "other" / "checkpoint-9"
+    left.mkdir(parents=True)  # of another training, which is not gone on with
+    (left / "trainer_state.json").write_text("{}")
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / "killed")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "killed" / "model").exists()
+    assert not left.exists()
     resumed = engine(tmp_path / "killed", CountingEmbedding(), epochs=4)
     resumed.finetune()
     assert resumed.report.settings["resumed_from"] == 2
@@ -249,16 +235,6 @@ def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path: Pa
         whole.get_finetuned_model().get_query_embedding(text)
     )
     assert not (tmp_path / "killed" / "model.checkpoints").exists()
-
-
-def test_another_training_does_not_continue_an_old_one(tmp_path: Path) -> None:
-    left = tmp_path / "model.checkpoints" / "other" / "checkpoint-9"
-    left.mkdir(parents=True)
-    (left / "trainer_state.json").write_text("{}")
-    found = engine(tmp_path, CountingEmbedding(), epochs=1)
-    found.finetune()
-    assert found.report.settings["resumed_from"] == 0
-    assert not left.exists()
 
 
 def test_an_interrupt_keeps_the_best_epoch_so_far(
@@ -388,19 +364,25 @@ def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path: Path) -
 # --- what is refused, before anything is embedded -------------------------------------------------
 
 
-def test_a_small_model_without_pooling_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"augment_model": tiny_model(pooling=False)}, OptionError, r"per text.*pooling layer\?"),
+        ({"augment_model": "nowhere"}, OptionError, "no sentence-transformers model could be"),
+        ({"report_path": Path()}, OptionError, "expected the path of a file, this is a folder"),
+        ({"precision": "float16"}, OptionError, "does not train on a CPU"),
+        ({"lr": 1}, OptionError, r'"lr".*Did you mean "learning_rate"'),
+        ({"model_output_path": Path(__file__).parent}, FolderError, "holds other files"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_end_well_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
     base = CountingEmbedding()
-    with pytest.raises(OptionError, match=r"one vector per text.*pooling layer\?"):
-        engine(tmp_path, base, augment_model=tiny_model(pooling=False))
+    with pytest.raises(error, match=message):
+        engine(tmp_path, base, **options).finetune()
     assert not base.asked
-
-
-def test_a_small_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no sentence-transformers model could be loaded"):
-        engine(tmp_path, CountingEmbedding(), augment_model=str(tmp_path / "nowhere"))
-
-
-def test_a_missing_black_box_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="embed_model: expected a LlamaIndex embedding model"):
         engine(tmp_path, None)
 
@@ -418,15 +400,6 @@ def test_queries_without_answers_are_refused(name: str, tmp_path: Path) -> None:
         )
 
 
-def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "thesis.tex").write_text("")
-    base = CountingEmbedding()
-    with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
-        engine(tmp_path, base).finetune()
-    assert not base.asked
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -439,18 +412,6 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
 def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"{name}:"):
         ComposedOptions(**{name: value})  # type: ignore[arg-type]
-
-
-def test_an_unknown_argument_is_refused_with_what_was_perhaps_meant() -> None:
-    with pytest.raises(OptionError, match=r'"lr".*Did you mean "learning_rate"'):
-        composed_options({"lr": 1})
-
-
-def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
-    base = CountingEmbedding()
-    with pytest.raises(OptionError, match="does not train on a CPU"):
-        engine(tmp_path, base, precision="float16").finetune()
-    assert not base.asked
 
 
 @pytest.mark.parametrize("module", ["datasets", "accelerate", "peft"])

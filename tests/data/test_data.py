@@ -424,15 +424,6 @@ def test_the_size_of_a_split_is_a_share_or_a_number(small: Dataset) -> None:
     assert other != small.train_test_split(0.25, seed=0)[1].queries
 
 
-def test_equal_questions_stay_together_whatever_their_case() -> None:
-    queries = {f"q{i}": ("What is it?" if i < 5 else f"other {i}") for i in range(10)}
-    queries["q1"] = "what  IS it?"
-    data = Dataset(queries, {"d": "x"}, {query: ["d"] for query in queries})
-    for seed in range(5):
-        train, _ = data.train_test_split(0.5, seed=seed)
-        assert len({f"q{i}" for i in range(5)} & set(train.queries)) in (0, 5)
-
-
 def test_splits_that_cannot_be_are_errors(small: Dataset) -> None:
     with pytest.raises(
         OptionError, match=r"test_size: expected a share .* between 1 and 11, got 1"

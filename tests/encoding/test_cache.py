@@ -37,16 +37,6 @@ def test_what_was_put_is_found_in_any_order(place: Path | None) -> None:
     cache.close()
 
 
-def test_a_query_and_a_document_of_equal_text_never_share(place: Path | None) -> None:
-    cache = VectorCache(place, model())
-    cache.put("query", ["same"], rows(1))
-    assert len(cache.get("document", ["same"])[0]) == 0
-    cache.put("document", ["same"], rows(2))
-    assert np.array_equal(cache.get("query", ["same"])[1], rows(1))
-    assert np.array_equal(cache.get("document", ["same"])[1], rows(2))
-    cache.close()
-
-
 def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(place: Path | None) -> None:
     cache = VectorCache(place, model())
     cache.put("query", ["a", "b"], rows(1, 2))

@@ -18,8 +18,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.encoding.serialize import base_name
-from llama_index_embeddings_adapted.errors import CacheError, EncodeError, OptionError
+from llama_index_embeddings_adapted.errors import EncodeError, OptionError
 from tests.conftest import CountingEmbedding
 
 ROOT = Path(__file__).parents[2]
@@ -45,12 +44,6 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base: CountingE
     assert sorted(beyond_probes(base)) == sorted(("document", text) for text in TEXTS)
     expected = np.float32([base.vector("document", text) for text in [*TEXTS, *TEXTS]])
     assert np.array_equal(vectors, expected)
-
-
-def test_queries_take_the_query_path(base: CountingEmbedding) -> None:
-    vectors = encoder(base).encode(TEXTS, "query")
-    assert {role for role, _ in beyond_probes(base)} == {"query"}
-    assert np.array_equal(vectors, np.float32([base.vector("query", text) for text in TEXTS]))
 
 
 def test_a_dataset_keeps_its_order_and_knows_its_twins(base: CountingEmbedding) -> None:
@@ -97,21 +90,6 @@ def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path: Path) -> No
     assert beyond_probes(second) == []
     encoder(first, tmp_path).encode(TEXTS, "document")
     assert len(first.asked) == len(TEXTS) + 2 * len(PROBE_TEXTS)  # one object is probed once
-
-
-def test_only_what_is_missing_is_asked_for(base: CountingEmbedding, tmp_path: Path) -> None:
-    encoder(base, tmp_path).encode(TEXTS[:7], "document")
-    encoder(base, tmp_path).encode(TEXTS, "document")
-    assert len(beyond_probes(base)) == len(set(beyond_probes(base))) == 10
-
-
-def test_models_of_one_name_with_other_vectors_never_share(tmp_path: Path) -> None:
-    one, other = CountingEmbedding(seed=1), CountingEmbedding(seed=2)
-    assert base_name(one) == base_name(other)
-    for model in (one, other, one):
-        vectors = encoder(model, tmp_path).encode(TEXTS, "document")
-        expected = np.float32([model.vector("document", text) for text in TEXTS])
-        assert np.array_equal(vectors, expected)
 
 
 def test_a_model_object_that_was_changed_is_another_model(tmp_path: Path) -> None:
@@ -194,75 +172,6 @@ def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
 # --- answers that cannot be used ------------------------------------------------------------
 
 
-class Faulty(CountingEmbedding):
-    """Answers a text that contains "bad" with something else than its vector."""
-
-    answer: Any = None
-
-    def vector(self, role: str, text: str) -> Any:
-        return self.answer if "bad" in text else super().vector(role, text)
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ([float("nan")] * 16, "NaN or infinity"),
-        ([float("inf")] * 16, "NaN or infinity"),
-        ([1.0] * 15, r"shape \(15,\), expected \(16,\)"),
-    ],
-    ids=["NaN", "infinity", "short"],
-)
-@pytest.mark.parametrize("role", ["query", "document"])
-def test_a_bad_answer_names_its_text_and_keeps_what_came_before(
-    tmp_path: Path, answer: Any, message: str, role: Any
-) -> None:
-    texts = ["first one", "secnd one", "third bad", "forth one"]  # of one length: order is kept
-    model = Faulty(answer=answer, embed_batch_size=4)
-    with pytest.raises(EncodeError, match=f"^Faulty gave .*{message}.*Text: 'third bad'") as info:
-        encoder(model, tmp_path).encode(texts, role)
-    assert info.value.text == "third bad"
-    sound = CountingEmbedding(embed_batch_size=4)
-    cured = Faulty(embed_batch_size=4)  # the same name, hence the same cache
-    assert np.array_equal(
-        encoder(cured, tmp_path).encode(texts[:2], role), encoder(sound).encode(texts[:2], role)
-    )
-    assert beyond_probes(cured) == []
-
-
-class Short(CountingEmbedding):
-    """Forgets one text of a large batch."""
-
-    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
-        return super()._answer(role, texts)[: max(3, len(texts) - 1)]
-
-
-def test_a_short_answer_is_not_guessed_at(tmp_path: Path) -> None:
-    message = "Short gave 3 vectors for a batch of 4 texts; none of them is kept. Text: 'text 0'"
-    with pytest.raises(EncodeError, match=message):
-        encoder(Short(embed_batch_size=4), tmp_path).encode(TEXTS[:4], "document")
-    cured = Short(embed_batch_size=3)
-    encoder(cured, tmp_path).encode(TEXTS[:4], "document")
-    assert len(beyond_probes(cured)) == 4
-
-
-class Failing(CountingEmbedding):
-    """Breaks down at its tenth batch."""
-
-    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
-        if len(self.batches) == 9:
-            raise ConnectionError("no route to host")
-        return super()._answer(role, texts)
-
-
-def test_an_error_of_the_model_is_passed_on_and_nothing_is_lost(tmp_path: Path) -> None:
-    texts = [f"{number:02}" for number in range(40)]
-    with pytest.raises(ConnectionError, match="no route to host"):
-        encoder(Failing(embed_batch_size=4), tmp_path).encode(texts, "document")
-    again = Failing(embed_batch_size=40)
-    encoder(again, tmp_path).encode(texts, "document")
-    assert len(beyond_probes(again)) == 40 - 4 * 5  # 9 batches, of them 4 of probes
-
-
 def test_a_model_that_fails_its_probes_is_named() -> None:
     class Mute(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
@@ -278,12 +187,6 @@ def test_a_model_that_fails_its_probes_is_named() -> None:
             encoder(model)
     with pytest.raises(EncodeError, match=r"nested lists, or of several lengths\?"):
         encoder(Nested())
-
-
-def test_an_impossible_folder_is_an_error(base: CountingEmbedding, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match="cannot be created"):
-        encoder(base, tmp_path / "file" / "cache")
 
 
 # --- any model ------------------------------------------------------------------------------

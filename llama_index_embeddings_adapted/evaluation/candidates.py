@@ -93,14 +93,9 @@ class Candidates:
         nearness: Vectors | None = None,
         excluded: Qrels | None = None,
     ) -> Candidates:
-        """Search by both.
+        """Search by both: ``(n, dim)`` queries, ``(m, dim)`` documents, unit rows, adapted or not.
 
-        Args:
-            queries: ``(n, dim)``, unit rows, adapted if the model is.
-            documents: ``(m, dim)``, likewise.
-            words: Of the same queries and documents.
-            nearness: ``(m,)``; None without a prior.
-            excluded: Documents that do not compete, by query.
+        ``nearness`` is ``(m,)``; ``excluded`` are documents that do not compete, by query.
         """
         count = min(DEPTH, len(documents))
         rows = np.empty((len(queries), count + words.first.shape[1]), dtype=np.int64)

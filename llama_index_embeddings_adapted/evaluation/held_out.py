@@ -211,11 +211,8 @@ def hold_out_split(
 ) -> tuple[EncodedDataset, Validation]:
     """Decide what to train on and what to validate on.
 
-    Args:
-        data: Queries to learn from.
-        given: Queries to validate on, if there are any; complemented where few of them are new.
-        expect: See :class:`Validation`.
-        seed: Of the choice.
+    ``given`` are queries to validate on, if there are any; they are complemented where few of them
+    are new.
 
     Raises:
         DatasetError: Too few queries, or all have the same vector.

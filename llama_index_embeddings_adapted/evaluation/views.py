@@ -67,13 +67,9 @@ def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bo
 def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int]:
     """Pick the simplest model as good as the best within a standard error, and its best weights.
 
-    Args:
-        grids: Of each model, simplest first, see :meth:`Candidates.grid`.
-        among: ``(n,)``, which queries may be looked at.
-        worth: Of scores.
-
-    Returns:
-        Which model, and which of :data:`GRID`; of equal ones, the first.
+    ``grids`` are of each model, simplest first, see :meth:`Candidates.grid`; ``among``, ``(n,)``,
+    says which queries may be looked at. Returns which model, and which of :data:`GRID`; of equal
+    ones, the first.
     """
     values = [worth(grid, among) for grid in grids]
     pairs = [int(value.argmax()) for value in values]
@@ -219,15 +215,10 @@ def candidates_of(
     words: WordScores,
     excluded: Qrels | None = None,
 ) -> Candidates:
-    """Search by words, by the vectors of an adapted model, and with the prior it has.
+    """Search by words, by the vectors of a model trained without the queries, and with its prior.
 
-    Args:
-        model: Trained without the queries.
-        queries: ``(n, dim)``, held out, of the base model.
-        train: ``(k, dim)``, other queries, likewise; the bank of the prior.
-        documents: ``(m, dim)``, likewise, and their content keys.
-        words: Of queries and documents.
-        excluded: Documents that do not compete.
+    ``queries`` are ``(n, dim)``, held out, of the base model; likewise ``train``, ``(k, dim)``,
+    other queries, the bank of the prior, and ``documents``, ``(m, dim)``, with their content keys.
     """
     adapted = l2_normalize(model.apply(documents[0], "document", documents[1]))
     nearness = DocumentPrior(model.apply(bank_of(train))).nearness(adapted)
@@ -307,16 +298,9 @@ def judge_on(
 ) -> ViewsReport | None:
     """Judge words and a prior beside base model and adapter, on queries held out of training.
 
-    Args:
-        validation: The queries.
-        texts: Of each of its parts.
-        adapter: Trained without them.
-        bank: ``(n, dim)``, base vectors of the training queries.
-        queries: Their texts.
-        seed: Of the folds.
-
-    Returns:
-        None for one query, and for more documents than are scored at once, 65,536.
+    ``bank`` are base vectors of the training queries, ``(n, dim)``, ``queries`` their texts,
+    ``texts`` those of each part of the validation. Returns None for one query, and for more
+    documents than are scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
     if len(validation) < 2 or most > DOCUMENTS_PER_BLOCK:

@@ -34,12 +34,7 @@ Distances = NDArray[np.float64]
 
 
 def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, float, Distances]:
-    """Compare live queries with training queries.
-
-    Args:
-        reference: ``(m, dim)``, at least 5.
-        live: ``(n, dim)``, at least 2.
-        seed: Of the permutations.
+    """Compare ``(n, dim)`` live queries, at least 2, with ``(m, dim)`` of training, at least 5.
 
     Returns:
         The energy distance of the two samples, as a share of their mean distance, in [0, 1]: 0 for

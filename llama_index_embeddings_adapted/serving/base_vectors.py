@@ -95,14 +95,10 @@ def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
 
 
 class BaseVectors:
-    """Asks one base model for vectors, through its cache.
+    """Asks one base model for vectors, through a LlamaIndex key-value store, if there is one.
 
-    Args:
-        model: The base model.
-        manager: Of the model that is served: every now and then its notes of past events go.
-        cache: A LlamaIndex key-value store that holds vectors of this model under its own name. By
-            default the model's own ``embeddings_cache``: its document entries are shared with the
-            model, its query entries kept apart.
+    By default that is the model's own ``embeddings_cache``: its document entries are shared with
+    the model, its query entries kept apart. ``manager`` is that of the model that is served.
     """
 
     def __init__(

@@ -96,14 +96,8 @@ class ServedEmbedding(WrappedEmbedding):
     """A base model and something trained beside it, which can be saved, copied and sent.
 
     Abstract: a subclass says how vectors are made of those of the base model, what its folders and
-    dicts hold, and names the arguments of its constructor.
-
-    Args:
-        base: The base model.
-        prefix: Of the name for logs.
-        training: What is known of the training, to be saved along.
-        cache: A LlamaIndex key-value store for vectors of the base model.
-        fields: See :class:`WrappedEmbedding`.
+    dicts hold, and names the arguments of its constructor. ``training``, what is known of the
+    training, is saved along; ``cache`` is a LlamaIndex key-value store for base vectors.
     """
 
     # Fields, not private attributes: pydantic takes 50 times as long to look those up.

@@ -43,20 +43,18 @@ def test_ties_go_to_the_document_that_stands_first() -> None:
     assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
 
 
-def test_a_zero_vector_stays_zero_and_others_get_length_one() -> None:
+def test_vectors_have_length_one_and_are_checked_at_the_border() -> None:
     rows = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
     assert l2_normalize(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
     assert l2_normalize(np.zeros(2)).tolist() == [0.0, 0.0]
-
-
-def test_vectors_are_checked_at_the_border() -> None:
-    with pytest.raises(ShapeError, match=r"answers: expected a matrix \(n, dim\), got shape"):
-        as_vectors([1.0, 2.0], what="answers")
-    with pytest.raises(ShapeError, match="answers: expected 3 dimensions, got 2"):
-        as_vectors([[1.0, 2.0]], what="answers", dim=3)
-    with pytest.raises(ShapeError, match="expected finite numbers, got NaN"):
-        as_vectors([[1.0, float("nan")]], what="answers")
+    for value, dim, message in (
+        ([1.0, 2.0], None, r"answers: expected a matrix \(n, dim\), got shape"),
+        ([[1.0, 2.0]], 3, "answers: expected 3 dimensions, got 2"),
+        ([[1.0, float("nan")]], None, "expected finite numbers, got NaN"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            as_vectors(value, what="answers", dim=dim)
 
 
 # --- metrics ----------------------------------------------------------------------------------
@@ -139,6 +137,9 @@ def test_identical_models_do_not_differ() -> None:
     assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     assert found.verdict == "inconclusive: the same on every query"
     assert found.queries_needed == 0
+    found = paired_difference(np.array([0.1]), np.array([0.9]), metric="m")  # one proves nothing
+    assert found.p_value == 1
+    assert found.low < 0 < found.high
 
 
 def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take() -> None:
@@ -167,12 +168,6 @@ def test_chance_is_called_significant_about_as_often_as_stated() -> None:
     assert rate < 0.12  # expected .05, standard error .02
     covered = np.mean([difference.low <= 0 <= difference.high for difference in found])
     assert covered > 0.86
-
-
-def test_one_query_proves_nothing() -> None:
-    found = paired_difference(np.array([0.1]), np.array([0.9]), metric="m")
-    assert found.p_value == 1
-    assert found.low < 0 < found.high
 
 
 # --- evaluation -------------------------------------------------------------------------------
@@ -219,10 +214,12 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small: Dataset) -> None:
 
 
 def test_settings_out_of_range_are_refused(small: Dataset, base: CountingEmbedding) -> None:
-    with pytest.raises(OptionError, match=r"ks: expected whole numbers >= 1, got \(0,\)"):
-        evaluate_retrieval(base, small, ks=(0,))
-    with pytest.raises(OptionError, match="batch_size: expected a number from 1 to 2048, got 0"):
-        evaluate_retrieval(base, small, batch_size=0)
+    for change, match in (
+        ({"ks": (0,)}, r"ks: expected whole numbers >= 1, got \(0,\)"),
+        ({"batch_size": 0}, "batch_size: expected a number from 1 to 2048, got 0"),
+    ):
+        with pytest.raises(OptionError, match=match):
+            evaluate_retrieval(base, small, **change)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="models: expected at least one"):
         compare_retrieval({}, small)
     assert base.asked == []

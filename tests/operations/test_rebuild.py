@@ -52,22 +52,15 @@ def quiet(tmp_path: Path) -> dict[str, Any]:
     return {"cache_dir": tmp_path / "cache", "show_progress": False}
 
 
-def test_nodes_of_the_old_index_are_copied_not_changed(
-    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
-) -> None:
-    given = nodes()
-    new = adapt_index(old, model, SimpleVectorStore(), nodes=given, embed_missing=True, **quiet)
-    assert all(node.embedding is None for node in given)
-    assert sorted(new.docstore.docs) == IDS
-    assert new._embed_model is model
-
-
-def test_documents_that_a_nudge_knows_are_moved_and_no_others(
+def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_moved(
     old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
 ) -> None:
     nudges = NudgeAdapter.of(content_hashes(TEXTS[:1]), np.ones((1, DIM), dtype=np.float32))
-    store = SimpleVectorStore()
-    adapt_index(old, AdaptedEmbedding(base, nudges), store, embed_missing=True, **quiet)
+    store, given, model = SimpleVectorStore(), nodes(), AdaptedEmbedding(base, nudges)
+    new = adapt_index(old, model, store, nodes=given, embed_missing=True, **quiet)
+    assert all(node.embedding is None for node in given)
+    assert sorted(new.docstore.docs) == IDS
+    assert new._embed_model is model
     for row, text in enumerate(TEXTS):
         same = np.allclose(store.get(IDS[row]), base.vector("document", text), atol=1e-6)
         assert same == (row > 0)
@@ -119,14 +112,9 @@ def test_an_index_of_another_model_is_seen(
     assert "Rebuild it with adapt_index" in check.problems[0]
     assert "unknown" in str(check)
     assert check.to_dict()["problems"] == check.problems
-
-
-def test_a_plain_model_is_checked_too(
-    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
-) -> None:
-    check = check_similarity(old, base, **quiet)
-    assert (check.similarity, check.problems) == ("cosine", [])
-    assert "No problem found." in str(check)
+    plain = check_similarity(old, model.base_embed_model, **quiet)
+    assert (plain.similarity, plain.problems) == ("cosine", [])
+    assert "No problem found." in str(plain)
 
 
 def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(
@@ -164,17 +152,16 @@ def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(
 def test_bad_arguments_are_refused(
     old: VectorStoreIndex, model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any]
 ) -> None:
-    store = SimpleVectorStore()
-    with pytest.raises(OptionError, match="index: expected a VectorStoreIndex, got SummaryIndex"):
-        adapt_index(SummaryIndex([]), model, store, **quiet)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="embed_model: expected an AdaptedEmbedding, got Count"):
-        adapt_index(old, base, store, **quiet)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="vector_store: expected a LlamaIndex vector store"):
-        adapt_index(old, model, "chroma", **quiet)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="batch_size: expected a whole number >= 1"):
-        adapt_index(old, model, store, batch_size=0, **quiet)
-    with pytest.raises(StoreError, match="got the one of the index"):
-        adapt_index(old, model, old.vector_store, **quiet)  # type: ignore[arg-type]
+    good = {"index": old, "embed_model": model, "vector_store": SimpleVectorStore()}
+    for change, error, match in (
+        ({"index": SummaryIndex([])}, OptionError, "expected a VectorStoreIndex, got SummaryIndex"),
+        ({"embed_model": base}, OptionError, "expected an AdaptedEmbedding, got Count"),
+        ({"vector_store": "chroma"}, OptionError, "expected a LlamaIndex vector store"),
+        ({"batch_size": 0}, OptionError, "batch_size: expected a whole number >= 1"),
+        ({"vector_store": old.vector_store}, StoreError, "got the one of the index"),
+    ):
+        with pytest.raises(error, match=match):
+            adapt_index(**{**good, **quiet, **change})
     with pytest.raises(OptionError, match="sample: expected at least 10"):
         check_similarity(old, model, sample=5, **quiet)
     empty = VectorStoreIndex([], embed_model=base)

@@ -122,20 +122,14 @@ def test_other_nodes_than_an_earlier_call_wrote_are_refused(
         raise KilledError
 
     with lancedb(tmp_path) as stores:
+        fresh = AdaptedEmbedding(CountingEmbedding(seed=1), SHARED)
+        with pytest.raises(StoreError, match=r"30 of 30 texts.*embed_corpus"):
+            adapt_nodes(nodes(), fresh, stores("other", DIM), **quiet)
+        assert adapt_nodes(nodes(), fresh, stores("other", DIM), embed_missing=True, **quiet) == 30
         with pytest.raises(KilledError):
             adapt_nodes(cut(), model, stores("new", DIM), batch_size=8, **quiet)
         with pytest.raises(StoreError, match="wrote 16 other nodes"):
             adapt_nodes([*nodes()][::-1], model, stores("new", DIM), batch_size=8, **quiet)
-
-
-def test_texts_without_a_vector_are_named_by_number_unless_the_model_may_be_asked(
-    base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
-    model = AdaptedEmbedding(base, SHARED)
-    with lancedb(tmp_path) as stores:
-        with pytest.raises(StoreError, match=r"30 of 30 texts.*embed_corpus"):
-            adapt_nodes(nodes(), model, stores("new", DIM), **quiet)
-        assert adapt_nodes(nodes(), model, stores("new", DIM), embed_missing=True, **quiet) == 30
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
@@ -159,15 +153,11 @@ def test_a_file_of_vectors_appears_whole_or_not_at_all(
     path = tmp_path / "vectors.npy"
     with pytest.raises(KilledError):
         adapt_vectors(cut(), model, path, **quiet)
-    with pytest.raises(OptionError, match="at least one, got none"):
-        adapt_vectors([], model, path, **quiet)
+    for change, match in (
+        ({"texts": []}, "at least one, got none"),
+        ({"embed_model": model.base_embed_model}, "expected an AdaptedEmbedding, got Counting"),
+        ({"batch_size": 0}, "batch_size: expected a whole number >= 1, got 0"),
+    ):
+        with pytest.raises(OptionError, match=match):
+            adapt_vectors(**{"texts": TEXTS, "embed_model": model, "path": path, **quiet, **change})
     assert [file.name for file in tmp_path.iterdir()] == ["cache"]
-
-
-def test_other_models_and_batch_sizes_are_refused(
-    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
-) -> None:
-    with pytest.raises(OptionError, match="expected an AdaptedEmbedding, got CountingEmbedding"):
-        adapt_vectors(TEXTS, base, tmp_path / "v.npy", cache_dir=False)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="batch_size: expected a whole number >= 1, got 0"):
-        adapt_vectors(TEXTS, model, tmp_path / "v.npy", batch_size=0, cache_dir=False)

@@ -31,10 +31,8 @@ _HALF = np.float16  # 240 MB for 6,000 queries of 20,000 documents
 class WordScores:
     """What words say of all documents for some queries.
 
-    Args:
-        shares: ``(n, m)``, in [0, 1], see :meth:`BM25Index.shares`.
-        first: ``(n, 100)``, the documents that words find first, in no order; or fewer, and then
-            :data:`NO_DOCUMENT`.
+    ``shares``, ``(n, m)``, in [0, 1], see :meth:`BM25Index.shares`; ``first``, ``(n, 100)``, the
+    documents that words find first, in no order; or fewer, and then :data:`NO_DOCUMENT`.
     """
 
     shares: Any

@@ -83,17 +83,9 @@ _FACTS = (
 class PageData:
     """Everything a page is made of; what is not known is left out of the page.
 
-    Args:
-        title: Of the page.
-        verdict: None takes it from the scores.
-        holds: What the folder holds, in words.
-        scores: Model name → scores of the same queries, the model to compare with first.
-        texts: Of those queries and documents.
-        trained: Model name → ``FinetuneReport.to_dict()``.
-        data: What was judged on, as ``data_statistics`` gives it.
-        note: How the scores came about.
-        queries: How many they are, where some are judged more than once.
-        notes: What else is to be known of the scores.
+    Without a verdict it is taken from the scores, whose first model is what others are compared
+    with. ``trained`` are ``FinetuneReport.to_dict()`` by model; ``note`` says how the scores came
+    about; ``queries`` how many they are, where some are judged more than once.
     """
 
     title: str

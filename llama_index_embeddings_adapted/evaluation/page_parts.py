@@ -27,10 +27,7 @@ _numbers = count()
 class Dots:
     """Dots with intervals, a row for each name, as ``charts.html.j2`` draws it; 0 is a line.
 
-    Args:
-        title: What is measured.
-        rows: Name → means and their intervals, the first drawn highest; None is not known.
-        form: Of the figures beside a row.
+    The first row is drawn highest; None is not known; ``form`` is that of the figures beside a row.
     """
 
     title: str
@@ -72,13 +69,8 @@ class Dots:
 class Curves:
     """A line for each series over places at equal distances, as ``charts.html.j2`` draws it.
 
-    Args:
-        title: What is measured.
-        places: Labels of the horizontal axis.
-        lines: Name → a value per place; NaN is not drawn.
-        horizontal: What the places are.
-        level: A horizontal line to compare with, and its name.
-        mark: A place to mark by a vertical line, and its name.
+    NaN is not drawn. ``horizontal`` says what the places are; ``level`` is a horizontal line to
+    compare with, ``mark`` a place to mark by a vertical one, each with its name.
     """
 
     title: str

@@ -225,17 +225,11 @@ class Difference:
 def paired_difference(
     base: NDArray[np.float64], new: NDArray[np.float64], *, metric: str, seed: int = 0
 ) -> Difference:
-    """Compare per-query values of two models.
+    """Compare per-query values, ``(n,)``, of two models on the same queries.
 
     The interval is a paired percentile bootstrap, the p-value a randomisation test that swaps the
     two models per query (Smucker, Allan and Carterette 2007). Queries are taken as independent;
     where many ask for one document, the truth is a little less certain than the interval.
-
-    Args:
-        base: ``(n,)``.
-        new: ``(n,)``, same queries in the same order.
-        metric: Its name, for the result.
-        seed: Of the resampling.
     """
     differences = np.asarray(new, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     count, mean = len(differences), float(differences.mean())
@@ -278,12 +272,9 @@ def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:
-    """Return the mean of a metric over queries and its 95 % interval, both in [0, 1].
+    """Return the mean of ``(n,)`` values over queries and its 95 % interval, all in [0, 1].
 
     One query says nothing of others: its interval is all of [0, 1].
-
-    Args:
-        values: ``(n,)``, in [0, 1].
     """
     if len(values) < 2:
         return float(np.mean(values)), 0.0, 1.0

@@ -44,12 +44,8 @@ def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
 
     ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
     that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
-    rare directions first, in which passages differ.
-
-    Args:
-        new: ``(n, new_dim)``, unit rows.
-        old: ``(n, old_dim)``, unit rows of the same texts.
-        strength: λ, in units of the mean eigenvalue of ``XᵀX``, ``> 0``.
+    rare directions first, in which passages differ. ``strength`` is λ, in units of the mean
+    eigenvalue of ``XᵀX``, ``> 0``.
 
     Source:
         Hoerl and Kennard 1970, shrunk to the rotation of Schönemann 1966.

@@ -50,13 +50,7 @@ DEPTH = 8
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """An adapter and what is known of it; immutable, so that a reference to it is a snapshot.
-
-    Args:
-        adapter: The adapter.
-        training: Data, scores and settings of its training.
-        sketch: What its training queries looked like.
-    """
+    """An adapter and what is known of it; immutable, so that a reference to it is a snapshot."""
 
     adapter: Adapter
     training: dict[str, Any] = field(default_factory=dict)

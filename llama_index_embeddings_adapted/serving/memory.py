@@ -94,15 +94,10 @@ class AnswerMemory:
 
     @classmethod
     def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
-        """Remember judged queries; others, and documents that answer none, are left out.
+        """Remember judged queries, ``(n, dim)``; others, and what answers none, are left out.
 
         The best document of a query has the share 1, a lesser grade its fraction of that. A share
         that summed to 1 instead would say that many answers are each worth little.
-
-        Args:
-            queries: ``(n, dim)``, of the base model.
-            relevance: Of the ``n`` queries, rows into ``document_ids``.
-            document_ids: All ids, or more.
 
         Raises:
             DatasetError: No query has a relevant document.

@@ -272,16 +272,10 @@ class DocumentEmbedding(WrappedEmbedding):
     """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
 
     A pipeline keeps nodes by the dict of the transformation that made them. That of an adapted
-    model names the adapter; this one's names what document vectors depend on, and nothing else.
-    Vectors of the base model are kept on disk, by model and text, and taken from there.
-
-    Made by :meth:`AdaptedEmbedding.for_documents`.
-
-    Args:
-        base: The base model.
-        adapter: What moves its document vectors; None leaves them as they are.
-        description: The dict that names both.
-        cache_dir: Where the base model's vectors are kept; ``False`` keeps them in memory.
+    model names the adapter; this one's, ``description``, names what document vectors depend on, and
+    nothing else. Vectors of the base model are kept on disk, by model and text, and taken from
+    there. Without an adapter they stay as they are. Made by
+    :meth:`AdaptedEmbedding.for_documents`.
     """
 
     _vectors: BaseVectors = PrivateAttr()

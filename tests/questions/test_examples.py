@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from llama_index.core.llms import CompletionResponse
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import TextNode
 
+from benchmarks import sets
 from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     LocalLlama,
@@ -19,7 +22,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted.cli.app import Finetune
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.questions.filters import Candidate
+from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Candidate
 from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_line
 from llama_index_embeddings_adapted.questions.options import (
     GenerationOptions,
@@ -29,8 +32,8 @@ from llama_index_embeddings_adapted.questions.options import (
     labels_of,
 )
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
-from llama_index_embeddings_adapted.questions.selection import select
-from tests.conftest import CountingEmbedding
+from llama_index_embeddings_adapted.questions.selection import _filters, select
+from tests.conftest import CountingEmbedding, real_data
 from tests.questions.test_generation import AsyncDoubleLLM, DoubleLLM, towns
 
 ROWS = [
@@ -143,6 +146,26 @@ def test_filters_follow_the_examples() -> None:
     claim = [Candidate("The fair takes place early in the year.", "d", passage)]
     assert select(claim, *given[1:], most=9)[1][0].reason == "statement"
     assert select(claim, *given[1:], most=9, examples=claims)[0] == claim
+
+
+@pytest.mark.parametrize(
+    "name", ["nl2bash", "tldr_pages", "squad_dev", "scifact", "banking77_intent", "nfcorpus"]
+)
+def test_real_queries_pass_every_filter_where_eight_others_are_the_examples(name: str) -> None:
+    data, chance = sets.load(real_data(name).parent, name).train, random.Random(0)
+    drawn = chance.sample(sorted(data.queries), 200)
+    passages = [data.corpus[data.relevant_docs[query][0]] for query in drawn]
+    pairs = [Example(p, data.queries[q]) for q, p in zip(drawn, passages, strict=True)]
+    asked = [Candidate(pair.query, "", pair.passage) for pair in pairs]
+    objects = {filter_: [filter_(each) for each in asked] for filter_ in TEXT_FILTERS}
+    dropped: Counter[str] = Counter()
+    for _ in range(60):
+        shown = chance.sample(range(200), 8)
+        *kept, like = _filters(TEXT_FILTERS, [pairs[row] for row in shown])
+        dropped[like.__name__] += sum(map(like, asked))
+        for filter_ in kept:
+            dropped[filter_.__name__] += sum(objects[filter_])
+    assert all(count < 0.05 * 60 * 192 for count in dropped.values()), dropped
 
 
 def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm: Any) -> None:

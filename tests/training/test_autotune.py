@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.base import Adapter
@@ -14,10 +20,11 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation import verdict as verdicts
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.training.auto import descent
+from llama_index_embeddings_adapted.training.auto import descent, pipelines
 from llama_index_embeddings_adapted.training.auto import tune as autotune
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
+    SPECS,
     GateSpec,
     LinearSpec,
     PipelineFitter,
@@ -246,6 +253,76 @@ def test_what_the_data_can_prove_is_said_before_anything_is_trained(
     assert "as you said" in said
     tuned(data)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_one_and_a_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[float, float]] = []  # processor time, as others use the machine; share done
+
+    class Watched(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            seen.append((time.process_time(), 0.0))
+
+        def update(self, n: float | None = 1) -> None:
+            super().update(n)
+            seen.append((time.process_time(), self.n / self.total))
+
+    monkeypatch.setattr(autotune, "tqdm", Watched)
+    random = np.random.default_rng(0)
+    corpus = l2_normalize(random.standard_normal((1_000, 256)))
+    asked = random.integers(200, size=600)
+    turned = corpus[asked] @ (np.eye(256) + random.standard_normal((256, 256)) / 16)
+    queries = turned + 0.08 * random.standard_normal((600, 256))
+    data = encoded(queries, corpus, [[row] for row in asked.tolist()])
+    tuned(data, "auto", show_progress=True)
+    began, whole = seen[0][0], seen[-1][0] - seen[0][0]
+    spent, share = next((t - began, n) for t, n in seen if t - began >= whole / 4)
+    assert seen[-1][1] == pytest.approx(1.0)
+    assert 1 / 1.5 < spent / share / whole < 1.5
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from llama_index_embeddings_adapted.training.auto.tune import tune
+from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.support.synthetic import rotated_corpus
+
+data, options = rotated_corpus(documents=200)[0], TrainingOptions()
+tune(data, options, method=["linear", "mnr"], kept=Path(sys.argv[1]), show_progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_after_sigkill_finds_the_same_with_what_the_killed_one_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "adapter.fitting"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(place)])
+    while killed.poll() is None and not list(place.glob("*/fold */linear")):
+        time.sleep(0.002)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL  # in the midst of it
+    done = len([found for found in place.glob("*/fold */*") if found.name in SPECS])
+    runs: list[int] = []
+    once = pipelines.descend
+    monkeypatch.setattr(pipelines, "descend", lambda *a, **k: runs.append(1) or once(*a, **k))
+
+    def run(kept: Path) -> tuple[AutoResult, int]:
+        runs.clear()
+        data, options = rotated_corpus(documents=200)[0], TrainingOptions()
+        found = tune(data, options, method=["linear", "mnr"], kept=kept, show_progress=False)
+        return found, len(runs)
+
+    again, trained = run(place)
+    whole, all_of_them = run(tmp_path / "other")
+    assert 1 <= done == all_of_them - trained
+    assert again.choice.to_dict() == whole.choice.to_dict()
+    assert again.candidate == whole.candidate
+    assert not place.exists()
 
 
 # --- what is left out -----------------------------------------------------------------------

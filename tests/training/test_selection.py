@@ -204,7 +204,7 @@ def fitted() -> list[PipelineSpec]:
 
 def search(data: EncodedDataset, *proposed: PipelineSpec) -> Selection:
     mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
-    return select(data, [lambda _: list(proposed)], mix, options, show_progress=False)
+    return select(data, [lambda _: list(proposed)], mix, options)
 
 
 def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing() -> None:
@@ -240,7 +240,7 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(
 
     mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
-        found = select(data, [lambda _: [Broken()], again], mix, options, show_progress=False)
+        found = select(data, [lambda _: [Broken()], again], mix, options)
     assert len(w) == 1
     assert seen == [(len(fitted), False)]
     assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once

@@ -27,7 +27,7 @@ from .pipelines import (
     TwoSidedSpec,
     WhiteningSpec,
 )
-from .selection import Proposer, SearchState
+from .selection import ALPHAS, Proposer, SearchState, work
 
 _GONE = {
     "memory": '"kernel"',
@@ -81,9 +81,6 @@ def _checked(name: str, adapts: str) -> str:
     return name
 
 
-_ALPHAS = (0.5, 0.75, 1.0)  # from where training starts to where it ends
-
-
 def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
     """Return what proposes specs, in turn.
 
@@ -101,11 +98,19 @@ def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
     return space
 
 
+def planned(methods: Sequence[str], adapts: str, queries: int) -> float:
+    """Return how much :func:`work` a search is in a fold, before it is known what is proposed."""
+    named = [spec for name in methods if name != "auto" for spec in alone(name)]
+    kernel = work(KernelSpec(IDENTITY, 1.0, 1.0), queries)
+    auto = {"query": 10.1 + 9 * kernel, "both": 25.5 + 15 * kernel}[adapts]
+    return sum(work(spec, queries) for spec in named) + ("auto" in methods) * auto
+
+
 def alone(method: str) -> list[PipelineSpec]:
     """Return the specs to choose from where one method is asked for by name, simplest first."""
     spec = SPECS[method]
     if issubclass(spec, TrainedSpec):
-        return [spec(alpha) for alpha in _ALPHAS]
+        return [spec(alpha) for alpha in ALPHAS]
     specs: dict[str, list[PipelineSpec]] = {
         "whitening": [WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
         "ridge": [RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
@@ -123,7 +128,7 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
     if adapts == "both":
         kinds += [TwoSidedSpec]
-    trained = [kind(alpha) for alpha in _ALPHAS for kind in kinds]
+    trained = [kind(alpha) for alpha in ALPHAS for kind in kinds]
     return [WhiteningSpec(0.25), *trained]
 
 
@@ -212,7 +217,7 @@ def _query_maps(state: SearchState) -> list[PipelineSpec]:
 
 
 def _maps_on(mapped: BothSidesSpec) -> list[PipelineSpec]:
-    return [QueryOnMappedSpec(mapped, CorpusSpec(alpha)) for alpha in _ALPHAS]
+    return [QueryOnMappedSpec(mapped, CorpusSpec(alpha)) for alpha in ALPHAS]
 
 
 def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
@@ -227,4 +232,4 @@ def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[Pipelin
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
-    return [NudgeSpec(base, alpha) for alpha in _ALPHAS]
+    return [NudgeSpec(base, alpha) for alpha in ALPHAS]

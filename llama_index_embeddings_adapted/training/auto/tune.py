@@ -35,10 +35,11 @@ from ...evaluation.verdict import (
     with_small_parts,
 )
 from ...evaluation.views import ViewsReport, judge_views
+from ..closed_form import MOST_KEYS
 from ..options import TrainingOptions
 from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
-from .search_space import check_methods, search_space
+from .search_space import check_methods, planned, search_space
 from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
 from .span import fitted, narrowed, span
 
@@ -102,7 +103,7 @@ def tune(
         kept: A folder for what a run after a kill need not train again; gone after success.
         show_progress: Show bars, and what gain the data can prove.
     """
-    space = search_space(check_methods(method, adapts), adapts)
+    methods = check_methods(method, adapts)
     sample, sampled = _sampled(data, options.seed)
     mix = QueryMix.of(expect, data)
     provable = 2.93 * _LARGEST_DEVIATION / len(sample.relevance) ** 0.5
@@ -111,15 +112,16 @@ def tune(
     looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
     identity = LinearAdapter.identity(data.queries.shape[1])
-    try:
-        found = words(sample) if words and not looks_random else None
-        place = kept and _place(kept, sample, options)
-        selection = select(
-            sample, space, mix, options, words=found, kept=place, show_progress=show_progress
-        )
-    except TooLittleError as cause:
-        return _base_kept(data, identity, str(cause).rstrip("."), mix, provable)
-    candidate, failure = refit_on_all(selection.spec, data, options)
+    with _bar(methods, adapts, sample, data, show_progress) as bar:
+        try:
+            found = words(sample) if words and not looks_random else None
+            place = kept and _place(kept, sample, options)
+            space = search_space(methods, adapts)
+            selection = select(sample, space, mix, options, words=found, kept=place, bar=bar)
+        except TooLittleError as cause:
+            return _base_kept(data, identity, str(cause), mix, provable)
+        candidate, failure = refit_on_all(selection.spec, data, options)
+        bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
     overall, known, new = _parts(selection.scores, selection.chosen)
@@ -132,6 +134,24 @@ def tune(
     served = candidate if choice.ship or always else identity
     mixture = _mixture(selection, candidate, data, options)
     return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
+
+
+def _bar(
+    methods: Sequence[str], adapts: str, sample: EncodedDataset, data: EncodedDataset, show: bool
+) -> Any:
+    """Return a bar with an estimate of the time for all that follows.
+
+    The fit on everything grows with the third power of the queries, as kernels do.
+    """
+    fold = 0.64 * len(sample.relevance)
+    last = 1.0 + 0.16 * (min(len(data.relevance), MOST_KEYS) / fold) ** 3
+    return tqdm(
+        total=planned(methods, adapts, int(fold)) + last,
+        desc="Cross-fitting",
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
+        smoothing=0.0,  # remaining by the mean rate
+        disable=not show,
+    )
 
 
 def _choice(

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
         mine_hard_negatives,
     )
     from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-    from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
+    from llama_index_embeddings_adapted.lexical.bm25 import BM25Index, Mixture
     from llama_index_embeddings_adapted.lexical.embedding import LexicalEmbedding
-    from llama_index_embeddings_adapted.lexical.mixture import Mixture
     from llama_index_embeddings_adapted.operations.folder import ship_candidate
     from llama_index_embeddings_adapted.operations.monitoring import (
         DriftReport,
@@ -164,7 +163,7 @@ _LAZY = {
     "LocalLlama": "questions.local_llama",
     "LowRankAdapter": "adapters.maps",
     "MemoryRetriever": "serving.memory",
-    "Mixture": "lexical.mixture",
+    "Mixture": "lexical.bm25",
     "MoveReport": "operations.monitoring",
     "QuestionReport": "questions.selection",
     "RetrievalScores": "evaluation.retrieval",

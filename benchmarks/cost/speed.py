@@ -18,8 +18,8 @@ from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
 from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
-from llama_index_embeddings_adapted.training.nudging import listwise_nudges
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
 

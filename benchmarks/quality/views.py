@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.candidates import PENALTIES, WEIGHTS
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from llama_index_embeddings_adapted.lexical.mixture import WEIGHT as WORDS
+from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion

@@ -23,8 +23,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
 from ..data.reading import Omissions
 from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
-from ..lexical.bm25 import BM25Index
-from ..lexical.mixture import Mixture
+from ..lexical.bm25 import BM25Index, Mixture
 from ..questions.local_llama import LocalLlama
 from ..questions.options import embedded_tokens
 from ..serving.embedding import AdaptedEmbedding, resolve_embed_model

@@ -29,8 +29,7 @@ from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, with_rows
 from ..errors import DatasetError, OptionError, quote_some
-from ..lexical.bm25 import BM25Index
-from ..lexical.mixture import Mixture
+from ..lexical.bm25 import BM25Index, Mixture
 from . import metrics
 from .metrics import PerQuery
 

@@ -17,8 +17,7 @@ from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
 from ..core.arrays import DOCUMENTS_PER_BLOCK, Keys, Rows, Vectors, l2_normalize
 from ..core.encoded import NO_DOCUMENT, Qrels
-from ..lexical.bm25 import BM25Index
-from ..lexical.mixture import WEIGHT
+from ..lexical.bm25 import WEIGHT, BM25Index
 from .candidates import GRID, PENALTIES, WEIGHTS, Candidates, WordScores
 from .held_out import METRIC, Mask, PartReport, Parts, PerQuery, Validation, compare_by_part
 from .retrieval import DEPTH, RetrievalScores, Texts, joined

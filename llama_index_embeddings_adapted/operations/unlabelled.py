@@ -16,7 +16,7 @@ from ..encoding.base_model import adapted, base_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError
-from ..lexical.mixture import WEIGHT
+from ..lexical.bm25 import WEIGHT
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
 from ..serving.views import index_and_nodes

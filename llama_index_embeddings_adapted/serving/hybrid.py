@@ -26,8 +26,7 @@ from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, ShapeError, check_whole
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
-from ..lexical.bm25 import BM25Index, best_rows
-from ..lexical.mixture import WEIGHT
+from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
 from .base_vectors import (
     Nodes,

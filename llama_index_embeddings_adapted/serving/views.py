@@ -26,8 +26,7 @@ from ..encoding.encoder import Encoder
 from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
 from ..evaluation.metrics import ScoreShift
 from ..lexical import bm25
-from ..lexical.bm25 import BM25Index
-from ..lexical.mixture import WEIGHT
+from ..lexical.bm25 import WEIGHT, BM25Index
 from .base_vectors import Nodes
 from .embedding import AdaptedEmbedding
 

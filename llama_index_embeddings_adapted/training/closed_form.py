@@ -1,16 +1,20 @@
-"""What is computed, not trained by gradients: whitening, ridge, and kernel ridge regression."""
+"""What is computed, not trained by gradients: whitening, ridge, kernel ridge regression, offsets,
+and the directions along which the rest is learned.
+"""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
-from ..adapters.maps import LinearAdapter, gaussian
-from ..core.arrays import Vectors, l2_normalize, normalized_blocks
+from ..adapters.base import Adapter, CompositeAdapter
+from ..adapters.maps import LinearAdapter, LowRankAdapter, NudgeAdapter, gaussian
+from ..core.arrays import Rows, Vectors, l2_normalize, normalized_blocks
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
 from .options import AdapterOptions
@@ -229,3 +233,129 @@ def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
     shape = (len(relevance), len(asked))
     weights = csr_matrix((shares, columns, relevance.offsets), shape=shape)
     return np.asarray(weights @ l2_normalize(documents[asked]), dtype=np.float32)
+
+
+def nudge_n(
+    train: EncodedDataset, distance: float, *, below: Adapter | None = None
+) -> NudgeAdapter:
+    """Turn each document towards the sum of its training queries, on the unit sphere.
+
+    Args:
+        train: Queries and their documents.
+        distance: γ, the squared length of the longest offset, in [0, 2]. Documents nearer to their
+            queries' direction than that arrive there; those on the far side of it stay.
+        below: The adapter that is applied before; by default none.
+
+    Source:
+        NUDGE-N, Zeighami et al. 2024, arXiv:2409.02343, theorem 2.
+    """
+    if not 0 <= distance <= 2:
+        raise OptionError(f"distance: expected a number in [0, 2], got {distance!r}.")
+    asked, documents, pull = _pull(train, below)
+    along = np.einsum("ij,ij->i", documents, pull)[:, None]
+    aside = l2_normalize(pull - along * documents)
+    cosine = np.float32(1.0 - distance / 2.0)
+    turned = cosine * documents + np.sqrt(1.0 - cosine**2) * aside
+    arrived = along >= cosine * np.linalg.norm(pull, axis=1, keepdims=True)
+    moved = np.where(along < 0, documents, np.where(arrived, l2_normalize(pull), turned))
+    return NudgeAdapter.of(train.keys[asked], moved - documents)
+
+
+def _pull(train: EncodedDataset, below: Adapter | None) -> tuple[Rows, Vectors, Vectors]:
+    """Return the rows of documents with training queries, their vectors, and their queries' sum."""
+    queries, documents = adapted_sides(train, below)
+    relevant = train.canonical_rows[train.relevance.documents]
+    asked = np.unique(relevant)
+    total = np.zeros((len(asked), documents.shape[1]), dtype=np.float32)
+    np.add.at(total, np.searchsorted(asked, relevant), queries[train.relevance.queries])
+    return asked, documents[asked], total
+
+
+def adapted_sides(train: EncodedDataset, below: Adapter | None) -> tuple[Vectors, Vectors]:
+    """Return queries and documents as an adapter has them, unit rows."""
+    if below is None:
+        return l2_normalize(train.queries), l2_normalize(train.documents)
+    return (
+        l2_normalize(below.apply(train.queries)),
+        l2_normalize(below.apply(train.documents, "document", train.keys)),
+    )
+
+
+MOST_DIMENSIONS = 1_024
+_ROWS = 6_000  # of queries and of documents that the span is found from
+_MORE = 64  # directions that are tried beyond those kept
+
+
+def span(data: EncodedDataset, most: int = MOST_DIMENSIONS, *, seed: int = 0) -> Vectors:
+    """Return the main directions of queries and documents, ``(dim, k)``, orthonormal.
+
+    All of them, ``k = dim``, up to ``most``: a map is better trained along them too, as Adam gives
+    every coordinate a rate of its own.
+
+    Args:
+        data: Of which 6,000 queries and as many documents are looked at.
+        most: How many directions.
+        seed: Of the sample.
+
+    Source:
+        Halko et al. 2011, Finding structure with randomness, algorithms 4.3 and 5.1, where vectors
+        are wider than ``most``.
+    """
+    random, dim = np.random.default_rng(seed), data.queries.shape[1]
+    rows = [
+        l2_normalize(vectors[np.sort(random.permutation(len(vectors))[:_ROWS])])
+        for vectors in (data.queries, data.documents)
+    ]
+    # Both sides weigh the same, however many there are.
+    seen = np.concatenate([part / np.float32(len(part) ** 0.5) for part in rows])
+    found = np.eye(dim, dtype=np.float32)
+    if dim > most:
+        drawn = random.standard_normal((dim, min(dim, most + _MORE))).astype(np.float32)
+        found, _ = np.linalg.qr(seen.T @ (seen @ drawn))
+    along = (seen @ found).astype(np.float64)
+    _, vectors = np.linalg.eigh(along.T @ along)
+    return np.ascontiguousarray(found @ vectors[:, ::-1][:, :most], dtype=np.float32)
+
+
+def narrowed(data: EncodedDataset, directions: Vectors) -> EncodedDataset:
+    """Return a dataset as its coordinates along some directions."""
+    documents = [block @ directions for block in normalized_blocks(data.documents)]
+    queries = l2_normalize(data.queries) @ directions
+    return replace(data, queries=queries, documents=np.concatenate(documents))
+
+
+def widened(adapter: Adapter, directions: Vectors) -> Adapter:
+    """Return the adapter that does along some directions what the given one does to coordinates.
+
+    What lies aside of them stays as it is. A linear map becomes one of low rank
+    where that is smaller; keys, offsets and
+    what a gate remembers become vectors again.
+
+    Args:
+        adapter: Over coordinates.
+        directions: ``(dim, k)``, orthonormal.
+
+    Raises:
+        OptionError: An adapter of a class that is not known here.
+    """
+    if isinstance(adapter, LinearAdapter):
+        dim, kept = directions.shape
+        change = adapter.weight - np.eye(kept, dtype=np.float32)
+        bias = None if adapter.bias is None else directions @ adapter.bias
+        if 2 * kept < dim:
+            none = np.zeros(dim, dtype=np.float32)
+            up = directions @ change
+            return LowRankAdapter(directions.T, up, none if bias is None else bias)
+        whole = np.asarray(directions @ change @ directions.T, dtype=np.float32)
+        whole[np.diag_indices(dim)] += 1.0
+        return LinearAdapter(whole, bias)
+    if isinstance(adapter, NudgeAdapter):
+        return NudgeAdapter(adapter.keys, adapter.offsets @ directions.T)
+    if not isinstance(adapter, CompositeAdapter):
+        raise OptionError(f"{type(adapter).__name__} cannot be widened.")
+    arrays = {
+        name: array @ directions.T if array.ndim == 2 and array.size else array
+        for name, array in adapter.own_arrays().items()
+    }
+    parts = {name: widened(part, directions) for name, part in adapter.parts().items()}
+    return adapter.assemble(parts, {**arrays, **adapter.own_config()})

@@ -29,7 +29,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     WhiteningSpec,
 )
 from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
-from llama_index_embeddings_adapted.training.auto.span import fitted, narrowed, span
+from llama_index_embeddings_adapted.training.closed_form import narrowed, span
 from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
@@ -134,7 +134,7 @@ def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec: Pipeli
     directions = span(wide, 12)
     narrow = narrowed(wide, directions)
     fitter = PipelineFitter(narrow, TrainingOptions(learning_rate=0.003))
-    adapter, whole = fitter.fit(spec), fitted(spec, fitter, directions)
+    adapter, whole = fitter.fit(spec), fitter.fit_whole(spec, directions)
     assert isinstance(whole, LowRankAdapter) == isinstance(spec, LinearSpec)  # the smaller one
     scores = [
         l2_normalize(found.apply(part.queries))

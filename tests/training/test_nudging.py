@@ -11,7 +11,8 @@ from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.nudging import NudgeOptions, listwise_nudges, nudge_n
+from llama_index_embeddings_adapted.training.auto.descent import NudgeOptions, listwise_nudges
+from llama_index_embeddings_adapted.training.closed_form import nudge_n
 from tests.support.synthetic import encoded
 
 X, Y = np.eye(2, dtype=np.float32)

@@ -167,9 +167,9 @@ def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part() 
     found = cross_fitted(KNOWN, careful=0.6, memorised=np.where(KNOWN, 0.9, 0.2))
     state, tried = SearchState.of(found), [Named("careful"), Named("memorised")]
     assert state.best(tried) == Named("careful")
-    assert state.best_known(tried) == Named("memorised")
-    assert state.best_new(tried) == state.best_expected(tried) == Named("careful")
-    assert state.best([]) == state.best_known([]) == state.best_new([]) == IDENTITY
+    assert state.most(tried, "known") == Named("memorised")
+    assert state.most(tried, "new") == state.most(tried, "expected") == Named("careful")
+    assert state.best([]) == state.most([], "known") == state.most([], "new") == IDENTITY
 
 
 # --- the search -----------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,23 @@ from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedA
 from ...adapters.maps import KernelAdapter, LinearAdapter, NudgeAdapter, gaussian
 from ...core.arrays import Vectors, l2_normalize
 from ...core.encoded import EncodedDataset
-from ..closed_form import Spectrum, answer_directions, kernel_ridge, ridge, whitening
-from ..nudging import NudgeOptions, listwise_nudges, nudge_n
+from ..closed_form import (
+    Spectrum,
+    answer_directions,
+    kernel_ridge,
+    nudge_n,
+    ridge,
+    whitening,
+    widened,
+)
 from ..options import Loss, TrainingOptions
 from .cross_fitting import TestFold, fit_gate
-from .descent import descend, interpolated
+from .descent import NudgeOptions, descend, interpolated, listwise_nudges
 from .shortlist import Mixture, QueryBasis, mixed
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -171,16 +180,10 @@ class CorpusSpec(TrainedSpec):
     method, loss = "corpus", "corpus"
 
 
-class BothSidesSpec(TrainedSpec):
-    """A map that moves queries and documents."""
-
-    moves_documents = True
-
-
-class TwoSidedSpec(BothSidesSpec):
+class TwoSidedSpec(TrainedSpec):
     """A map for each side."""
 
-    method = "two_sided"
+    method, moves_documents = "two_sided", True
 
     def start(self, fitter: PipelineFitter) -> LinearAdapter:
         # Half the power on each side gives the scores of the whole power on one.
@@ -259,7 +262,7 @@ class QueryOnMappedSpec(PipelineSpec):
     """
 
     method, moves_documents = "query_on_mapped", True
-    document_map: BothSidesSpec
+    document_map: TwoSidedSpec
     query_side: PipelineSpec
 
     @property
@@ -350,10 +353,12 @@ class PipelineFitter:
     start: LinearAdapter | None = None
     base: PipelineFitter | None = None
     kept: Path | None = None
-    _trained: dict[TrainedSpec, tuple[Adapter, Adapter]] = field(default_factory=dict)
-    _kernels: dict[float, tuple[Vectors, Vectors]] = field(default_factory=dict)
-    _nudges: dict[PipelineSpec, NudgeAdapter] = field(default_factory=dict)
-    _on_mapped: dict[BothSidesSpec, PipelineFitter] = field(default_factory=dict)
+    _made: dict[Any, Any] = field(default_factory=dict)
+
+    def _once(self, what: str, of: Any, make: Callable[[], Made]) -> Made:
+        if (what, of) not in self._made:
+            self._made[what, of] = make()
+        return cast(Made, self._made[what, of])
 
     def fit(self, spec: PipelineSpec) -> Adapter:
         """Return the adapter of a spec.
@@ -362,6 +367,12 @@ class PipelineFitter:
             AdaptedError: Its method cannot work on this training set.
         """
         return spec.fit(self)
+
+    def fit_whole(self, spec: PipelineSpec, directions: Vectors) -> Adapter:
+        """Return the same for whole vectors, where coordinates along some directions are fitted."""
+        if spec == IDENTITY:
+            return LinearAdapter.identity(len(directions))
+        return widened(spec.fit(self), directions)
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -379,22 +390,18 @@ class PipelineFitter:
 
     def kernel(self, temperature: float) -> tuple[Vectors, Vectors]:
         """Return keys and coefficients of a kernel regression from queries to their answers."""
-        if temperature not in self._kernels:
-            self._kernels[temperature] = kernel_ridge(
-                l2_normalize(self.train.queries),
-                self._towards_answers,
-                temperature=temperature,
-                seed=self.options.seed,
-            )
-        return self._kernels[temperature]
+
+        def fit() -> tuple[Vectors, Vectors]:
+            queries, answers = l2_normalize(self.train.queries), self._towards_answers
+            return kernel_ridge(queries, answers, temperature=temperature, seed=self.options.seed)
+
+        return self._once("kernel", temperature, fit)
 
     def trained(self, spec: TrainedSpec) -> tuple[Adapter, Adapter]:
         """Return a map where training starts and where it ends."""
-        if spec not in self._trained:
-            start = spec.start(self)
-            initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start
-            self._trained[spec] = initial, self._end(spec, start)
-        return self._trained[spec]
+        start = self._once("start", type(spec), lambda: spec.start(self))
+        initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start
+        return initial, self._once("map", spec, lambda: self._end(spec, start))
 
     def _end(self, spec: TrainedSpec, start: LinearAdapter) -> Adapter:
         """Train a map, or read what a run before this one trained."""
@@ -412,31 +419,30 @@ class PipelineFitter:
             end.save(place)
         return end
 
-    def on_mapped(self, document_map: BothSidesSpec) -> PipelineFitter:
+    def on_mapped(self, document_map: TwoSidedSpec) -> PipelineFitter:
         """Return the fitter of the query side where documents are as a map leaves them."""
-        if document_map not in self._on_mapped:
-            below = self.sides(document_map)
-            documents = l2_normalize(below.apply(self.train.documents, "document", self.train.keys))
-            mapped = replace(self.train, documents=documents)
-            start = cast(LinearAdapter, below.query)
-            self._on_mapped[document_map] = PipelineFitter(
-                mapped,
-                self.options,
-                start=start,
-                base=self,
-                kept=None if self.kept is None else self.kept / f"on {document_map}",
-            )
-        return self._on_mapped[document_map]
+        return self._once("fitter", document_map, lambda: self._in_front_of(document_map))
 
-    def sides(self, document_map: BothSidesSpec) -> TwoSidedAdapter:
+    def _in_front_of(self, document_map: TwoSidedSpec) -> PipelineFitter:
+        below = self.sides(document_map)
+        documents = l2_normalize(below.apply(self.train.documents, "document", self.train.keys))
+        return PipelineFitter(
+            replace(self.train, documents=documents),
+            self.options,
+            start=cast(LinearAdapter, below.query),
+            base=self,
+            kept=self.kept and self.kept / f"on {document_map}",
+        )
+
+    def sides(self, document_map: TwoSidedSpec) -> TwoSidedAdapter:
         """Return what a map does to queries and what to documents."""
         return cast(TwoSidedAdapter, self.fit(document_map))
 
     def nudges(self, below: PipelineSpec) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""
-        if below not in self._nudges:
+
+        def fit() -> NudgeAdapter:
             options = NudgeOptions(seed=self.options.seed)
-            self._nudges[below] = listwise_nudges(
-                self.train, _NUDGE_EPOCHS, options, below=self.fit(below)
-            )
-        return self._nudges[below]
+            return listwise_nudges(self.train, _NUDGE_EPOCHS, options, below=self.fit(below))
+
+        return self._once("nudges", below, fit)

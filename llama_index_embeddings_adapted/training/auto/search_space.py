@@ -12,7 +12,6 @@ from ..options import AdapterOptions
 from .pipelines import (
     IDENTITY,
     SPECS,
-    BothSidesSpec,
     CorpusSpec,
     GateSpec,
     KernelSpec,
@@ -137,7 +136,7 @@ def _kernels(state: SearchState) -> list[PipelineSpec]:
     maps = _query_maps(state)
     return [
         kernel
-        for base in dict.fromkeys([state.best_new(maps), state.best_known(maps)])
+        for base in dict.fromkeys([state.most(maps, "new"), state.most(maps, "known")])
         for kernel in _kernels_on(base)
     ]
 
@@ -145,8 +144,8 @@ def _kernels(state: SearchState) -> list[PipelineSpec]:
 def _gates(state: SearchState) -> list[PipelineSpec]:
     """Gates from what does no harm to what gains most on known documents, or in the mixture."""
     staying = [spec for spec in state.gains if not spec.adapts_documents]
-    memorising, balanced = state.best_known(staying), state.best_expected(staying)
-    general = state.best_new(_query_maps(state))
+    memorising, balanced = state.most(staying, "known"), state.most(staying, "expected")
+    general = state.most(_query_maps(state), "new")
     ends = [(general, memorising), (general, balanced), (IDENTITY, memorising)]
     return [gate for pair in dict.fromkeys(ends) for gate in _gates_between(*pair)]
 
@@ -163,7 +162,7 @@ def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
     if mapped is None:
         return []
     kernels = [spec for spec in state.gains if isinstance(spec, KernelSpec)]
-    best = [choose(kernels) for choose in (state.best, state.best_new, state.best_known)]
+    best = [state.best(kernels), state.most(kernels, "new"), state.most(kernels, "known")]
     settings = dict.fromkeys((k.temperature, k.weight) for k in best if isinstance(k, KernelSpec))
     return [
         QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
@@ -186,7 +185,7 @@ def _nudges(state: SearchState) -> list[PipelineSpec]:
     What moves documents once comes before what moves them twice, as simpler.
     """
     kernels = [spec for spec in state.gains if isinstance(_query_side(spec), KernelSpec)]
-    bases = [state.best(state.gains), state.best_new(kernels)]
+    bases = [state.best(state.gains), state.most(kernels, "new")]
     in_order = sorted(dict.fromkeys(bases), key=lambda spec: spec.adapts_documents)
     return [nudge for base in in_order for nudge in _nudges_on(base)]
 
@@ -196,27 +195,27 @@ def _query_side(spec: PipelineSpec) -> PipelineSpec:
     return spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
 
 
-def _document_map(state: SearchState) -> BothSidesSpec | None:
+def _document_map(state: SearchState) -> TwoSidedSpec | None:
     """Return the best map of both sides; None where none gains."""
-    best = state.best(spec for spec in state.gains if isinstance(spec, BothSidesSpec))
-    return best if isinstance(best, BothSidesSpec) else None
+    best = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
+    return best if isinstance(best, TwoSidedSpec) else None
 
 
-def _memorising_on(mapped: BothSidesSpec, state: SearchState) -> PipelineSpec:
+def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
     """Return the query side that gains most on known documents there; the identity if none does."""
     there = [
         spec
         for spec in state.gains
         if isinstance(spec, QueryOnMappedSpec) and spec.document_map == mapped
     ]
-    return _query_side(state.best_known(there))
+    return _query_side(state.most(there, "known"))
 
 
 def _query_maps(state: SearchState) -> list[PipelineSpec]:
     return [spec for spec in state.gains if not spec.adapts_documents and not spec.parts]
 
 
-def _maps_on(mapped: BothSidesSpec) -> list[PipelineSpec]:
+def _maps_on(mapped: TwoSidedSpec) -> list[PipelineSpec]:
     return [QueryOnMappedSpec(mapped, CorpusSpec(alpha)) for alpha in ALPHAS]
 
 

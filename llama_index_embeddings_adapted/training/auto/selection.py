@@ -22,19 +22,18 @@ from ...evaluation.candidates import WordScores
 from ...evaluation.held_out import METRIC
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
 from ...evaluation.views import JudgedPart, candidates_of
-from ..closed_form import Spectrum
+from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
 from .cross_fitting import Fold, PerQuery, folds
 from .pipelines import (
     IDENTITY,
-    BothSidesSpec,
     PipelineFitter,
     PipelineSpec,
     QueryOnMappedSpec,
     QueryView,
+    TwoSidedSpec,
 )
-from .span import fitted, narrowed, span
 
 Mask = NDArray[np.bool_]
 
@@ -206,26 +205,13 @@ class SearchState:
             found[spec] = MeanGains(known or 0.0, new or 0.0, expected, allowed)
         return cls(found)
 
-    def best_known(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
-        """Return the one that gains most on known documents, whatever it does to others."""
-        return self._best(specs, lambda gains: gains.known)
-
-    def best_new(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
-        """Return the one that gains most on new documents, whatever it does to others."""
-        return self._best(specs, lambda gains: gains.new)
-
-    def best_expected(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
-        """Return the one that gains most in the mixture, whatever it does to either part."""
-        return self._best(specs, lambda gains: gains.expected)
+    def most(self, specs: Iterable[PipelineSpec], part: str) -> PipelineSpec:
+        """Return the one of most ``"known"``, ``"new"`` or ``"expected"`` gain, at all costs."""
+        return max([IDENTITY, *specs], key=lambda spec: float(getattr(self.gains[spec], part)))
 
     def best(self, specs: Iterable[PipelineSpec]) -> PipelineSpec:
         """Return the one of highest expected gain among those by which no part loses."""
-        return self.best_expected(spec for spec in specs if self.gains[spec].no_regression)
-
-    def _best(
-        self, specs: Iterable[PipelineSpec], by: Callable[[MeanGains], float]
-    ) -> PipelineSpec:
-        return max([IDENTITY, *specs], key=lambda spec: by(self.gains[spec]))
+        return self.most((spec for spec in specs if self.gains[spec].no_regression), "expected")
 
 
 #: Takes what is known so far and proposes specs, simplest first.
@@ -317,7 +303,7 @@ class FoldJudge:
 
     def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
         self._fold, self._fitter = fold, fitter
-        self._views: dict[BothSidesSpec | None, QueryView] = {}
+        self._views: dict[TwoSidedSpec | None, QueryView] = {}
 
     def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
@@ -329,7 +315,7 @@ class FoldJudge:
             view = self._view(None)
         return functools.partial(view.score, spec.mixture(view))
 
-    def _view(self, document_map: BothSidesSpec | None) -> QueryView:
+    def _view(self, document_map: TwoSidedSpec | None) -> QueryView:
         if document_map not in self._views:
             fitter = self._fitter if document_map is None else self._fitter.on_mapped(document_map)
             documents = l2_normalize(fitter.train.documents)
@@ -433,7 +419,7 @@ class _Search:
         """Return what the judgements of each fold find with its spec."""
         parts = []
         for fold, fitter, spec in zip(self._folds, self._fitters, picks, strict=True):
-            adapter = fitted(spec, fitter, self._directions)
+            adapter = fitter.fit_whole(spec, self._directions)
             ranked = self._ranked(fold, adapter)
             ids = tuple(self._data.query_ids[row] for row in fold.test.rows)
             parts.append(RetrievalScores(ranked, fold.test.relevance, ids, self._data.document_ids))

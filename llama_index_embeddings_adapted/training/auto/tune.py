@@ -35,13 +35,12 @@ from ...evaluation.verdict import (
     with_small_parts,
 )
 from ...evaluation.views import ViewsReport, judge_views
-from ..closed_form import MOST_KEYS
+from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import TrainingOptions
 from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 from .search_space import check_methods, planned, search_space
 from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
-from .span import fitted, narrowed, span
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
@@ -226,7 +225,7 @@ def refit_on_all(
     try:
         directions = span(data, seed=options.seed)
         fitter = PipelineFitter(narrowed(data, directions), options)
-        return fitted(spec, fitter, directions), ""
+        return fitter.fit_whole(spec, directions), ""
     except FAILURES as cause:
         failure = f"{spec} fails on all pairs: {cause}"
         warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)

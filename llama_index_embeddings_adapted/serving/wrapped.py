@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,7 +21,7 @@ from typing_extensions import Self
 from ..adapters import saving
 from ..adapters.base import Adapter
 from ..core.arrays import Role, as_vectors, content_hashes
-from ..core.files import atomic_file, from_bytes, to_bytes
+from ..core.files import from_bytes, to_bytes
 from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import base_name, pop_known, resolve_base, without_url_secrets
@@ -355,7 +358,10 @@ def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | No
         return model.agrees_with(_first_seen.setdefault(key, model))
     path = folder / "ingestion" / f"{key}.safetensors"
     if not path.exists():
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(to_bytes({"probes": model.probes}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as folder_of_ours, suppress(FileExistsError):
+            written = Path(folder_of_ours) / path.name
+            written.write_bytes(to_bytes({"probes": model.probes}))
+            os.link(written, path)  # whole, unless somebody else was first
     probes: Any = from_bytes(path.read_bytes(), where=str(path))["probes"]
     return model.agrees_with(Fingerprint(model.name, probes))

@@ -107,16 +107,11 @@ class HeldOut:
 
 
 class Validation:
-    """Scores adapters on held-out queries.
+    """Scores adapters on held-out queries, whose parts may be searched in different corpora.
 
-    Args:
-        parts: What was held out; parts may be searched in different corpora.
-        expect: The share of live queries that will ask for known documents, in [0, 1], if it is
-            known; candidates are then judged by that mixture.
-
-    Attributes:
-        base_scores: What the base model finds.
-        base: ``(n,)``, its NDCG@10.
+    ``expect`` is the share of live queries that will ask for known documents, in [0, 1], if it is
+    known; candidates are then judged by that mixture. ``base_scores`` is what the base model finds,
+    ``base``, ``(n,)``, its NDCG@10.
     """
 
     def __init__(self, *parts: HeldOut, expect: float | None = None) -> None:
@@ -163,14 +158,9 @@ class Validation:
 class Gain:
     """The mean change in NDCG@10 over the base model, on known and on new documents.
 
-    A part without held-out queries is NaN.
-
-    Args:
-        known: Mean over queries about known documents.
-        new: Mean over queries about new documents.
-        overall: Mean over all held-out queries, or the expected mixture of the two parts.
-        harmless: Whether neither part lost more than its standard error; a part of fewer than 20
-            queries tells nothing. Where the mixture is known, its gain decides alone.
+    A part without held-out queries is NaN; ``overall`` is the mean over all of them, or the
+    expected mixture of the two. ``harmless``: neither part lost more than its standard error; one
+    of fewer than 20 queries tells nothing. Where the mixture is known, its gain decides alone.
     """
 
     known: float

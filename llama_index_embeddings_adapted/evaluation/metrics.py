@@ -129,12 +129,7 @@ FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """How an adapter moves the best scores of queries; cut-offs move with them.
-
-    Args:
-        base: Best scores of the same queries with the base model, ascending.
-        adapted: With the adapter, ascending.
-    """
+    """How an adapter moves the best scores of the same queries, ascending; cut-offs move with them."""
 
     base: tuple[float, ...]
     adapted: tuple[float, ...]

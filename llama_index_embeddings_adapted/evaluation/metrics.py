@@ -129,7 +129,7 @@ FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift
 
 @dataclass(frozen=True)
 class ScoreShift:
-    """How an adapter moves the best scores of the same queries, ascending; cut-offs move with them."""
+    """How an adapter moves the best scores of queries, ascending; cut-offs move with them."""
 
     base: tuple[float, ...]
     adapted: tuple[float, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,15 +195,10 @@ class EncodedDataset:
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
-        return EncodedDataset(
-            self.queries[queries],
-            self.documents,
-            self.relevance.take(queries),
-            tuple(self.query_ids[row] for row in queries),
-            self.document_ids,
-            self.canonical_rows,
-            self.keys,
-            None if self.negatives is None else self.negatives.take(queries),
-            None if self.hidden is None else self.hidden.take(queries),
-            self.twins_count,
+        parts = {name: getattr(self, name) for name in ("relevance", "negatives", "hidden")}
+        return replace(
+            self,
+            queries=self.queries[queries],
+            query_ids=tuple(self.query_ids[row] for row in queries),
+            **{name: part and part.take(queries) for name, part in parts.items()},
         )

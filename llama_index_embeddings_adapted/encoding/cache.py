@@ -150,14 +150,8 @@ class VectorCache:
             )
 
     def close(self) -> None:
-        """Release the files; leaving a ``with`` block does so too."""
+        """Release the files."""
         self._db.close()
-
-    def __enter__(self) -> VectorCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         rows: dict[bytes, int] = {}

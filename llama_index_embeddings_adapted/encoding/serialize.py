@@ -319,11 +319,7 @@ def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:
     return cls
 
 
-class _Omit:
-    """Marks a value that must not be written."""
-
-
-_OMIT = _Omit()
+_OMIT = object()  # marks a value that must not be written
 
 
 def _without_secrets(value: Any) -> Any:

@@ -160,8 +160,8 @@ def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
 
 @pytest.mark.slow
 def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
-    texts = [f"text {number}" for number in range(150)]
-    together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(3)]
+    texts = [f"text {number}" for number in range(110)]
+    together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(2)]
     expected = encoder(CountingEmbedding()).encode(texts, "document")
     for n, process in enumerate(together):
         assert np.array_equal(finished(process), expected[n * 40 : n * 40 + 70])

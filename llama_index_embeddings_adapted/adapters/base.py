@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,10 +21,14 @@ _registry: dict[str, type[Adapter]] = {}
 class Adapter(ABC):
     """Maps vectors of a base model; subclasses are final and immutable.
 
-    A subclass names its arrays in :meth:`arrays`, its other settings in :meth:`config`, and takes
-    both back in its constructor by the same names; saving and loading need nothing else. Defining
-    it is enough to have it recognised in saved folders.
+    A subclass names its arrays in ``ARRAYS`` and its other settings in ``SETTINGS``, or returns
+    them from :meth:`arrays` and :meth:`config`, and takes both back in its constructor by the same
+    names; saving and loading need nothing else. Defining it is enough to have it recognised in
+    saved folders.
     """
+
+    ARRAYS: ClassVar[tuple[str, ...]]  # no default: weights that were forgotten would not be saved
+    SETTINGS: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -50,13 +54,14 @@ class Adapter(ABC):
         """Whether it is known to leave all vectors as they are, but for their length."""
         return False
 
-    @abstractmethod
     def arrays(self) -> Arrays:
         """Return the weights by the name of their constructor argument."""
+        found = {name: getattr(self, name) for name in self.ARRAYS}
+        return {name: array for name, array in found.items() if array is not None}
 
     def config(self) -> dict[str, Any]:
         """Return the other constructor arguments, as JSON knows them."""
-        return {}
+        return {name: getattr(self, name) for name in self.SETTINGS}
 
     @classmethod
     def build(cls, arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Adapter:
@@ -191,17 +196,19 @@ class CompositeAdapter(Adapter):
     Their arrays are saved under ``<part>.<array>``.
     """
 
+    ARRAYS: ClassVar[tuple[str, ...]] = ()
+
     @abstractmethod
     def parts(self) -> dict[str, Adapter]:
         """Return the adapters by the name of their constructor argument."""
 
     def own_arrays(self) -> Arrays:
         """Return the arrays besides those of the parts."""
-        return {}
+        return super().arrays()
 
     def own_config(self) -> dict[str, Any]:
         """Return the settings besides the parts."""
-        return {}
+        return super().config()
 
     def arrays(self) -> Arrays:
         """Return all weights, those of the parts under their names."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
-from ..core.files import Arrays
 from ..errors import OptionError
 from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
 from .export import Program
@@ -27,6 +26,9 @@ class LinearAdapter(Adapter):
     Raises:
         ShapeError: Shapes that disagree.
     """
+
+    ARRAYS = ("weight", "bias")
+    SETTINGS = ("normalize", "shared")
 
     def __init__(
         self,
@@ -65,12 +67,6 @@ class LinearAdapter(Adapter):
         still = self.bias is None or not self.bias.any()
         return still and np.array_equal(self.weight, np.eye(*self.weight.shape))
 
-    def arrays(self) -> Arrays:
-        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
-
-    def config(self) -> dict[str, Any]:
-        return {"normalize": self.normalize, "shared": self.shared}
-
     def map(self, vectors: Vectors) -> Vectors:
         mapped: Vectors = (
             np.dot(self.weight, vectors) if vectors.ndim == 1 else vectors @ self.weight.T
@@ -99,6 +95,8 @@ class LowRankAdapter(Adapter):
         The form is that of LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3, added to the identity.
     """
 
+    ARRAYS = ("down", "up", "bias")
+
     def __init__(self, down: Vectors, up: Vectors, bias: Vectors) -> None:
         self.down = readonly_array(down, "down", ndim=2)
         self.up = readonly_array(up, "up", ndim=2)
@@ -120,9 +118,6 @@ class LowRankAdapter(Adapter):
     def input_dim(self) -> int:
         return int(self.down.shape[1])
 
-    def arrays(self) -> Arrays:
-        return {"down": self.down, "up": self.up, "bias": self.bias}
-
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
 
@@ -138,6 +133,8 @@ class UnitAdapter(Adapter):
         dim: Of the vectors.
     """
 
+    ARRAYS = ()
+
     def __init__(self, dim: int) -> None:
         if dim < 1:
             raise OptionError(f"dim: expected a number above 0, got {dim!r}.")
@@ -150,9 +147,6 @@ class UnitAdapter(Adapter):
     @property
     def adapts_documents(self) -> bool:
         return True
-
-    def arrays(self) -> Arrays:
-        return {}
 
     def config(self) -> dict[str, Any]:
         return {"dim": self._dim}
@@ -188,6 +182,9 @@ class TwoLayerAdapter(Adapter):
         ShapeError: Shapes that disagree.
         OptionError: An unknown activation.
     """
+
+    ARRAYS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
+    SETTINGS = ("activation", "residual", "normalize")
 
     def __init__(
         self,
@@ -236,14 +233,6 @@ class TwoLayerAdapter(Adapter):
     def output_dim(self) -> int:
         return int(self.output_weight.shape[0])
 
-    def arrays(self) -> Arrays:
-        names = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
-        return {name: getattr(self, name) for name in names}
-
-    def config(self) -> dict[str, Any]:
-        names = ("activation", "residual", "normalize")
-        return {name: getattr(self, name) for name in names}
-
     def map(self, vectors: Vectors) -> Vectors:
         hidden = _ACTIVATIONS[self.activation](vectors @ self.hidden_weight.T + self.hidden_bias)
         mapped: Vectors = hidden @ self.output_weight.T + self.output_bias
@@ -283,6 +272,9 @@ class KernelAdapter(CompositeAdapter):
         variables.
     """
 
+    ARRAYS = ("keys", "coefficients")
+    SETTINGS = ("weight", "temperature")
+
     def __init__(
         self,
         general: Adapter,
@@ -309,12 +301,6 @@ class KernelAdapter(CompositeAdapter):
 
     def parts(self) -> dict[str, Adapter]:
         return {"general": self.general}
-
-    def own_arrays(self) -> Arrays:
-        return {"keys": self.keys, "coefficients": self.coefficients}
-
-    def own_config(self) -> dict[str, Any]:
-        return {"weight": self.weight, "temperature": self.temperature}
 
     def map(self, vectors: Vectors) -> Vectors:
         queries = l2_normalize(np.atleast_2d(vectors))
@@ -356,6 +342,8 @@ class NudgeAdapter(Adapter):
         OptionError: Keys out of order, or twice.
     """
 
+    ARRAYS = ("keys", "offsets")
+
     def __init__(self, keys: Keys, offsets: Vectors) -> None:
         self.keys = np.array(keys, dtype=np.uint64)
         self.offsets = readonly_array(offsets, "offsets", ndim=2)
@@ -393,9 +381,6 @@ class NudgeAdapter(Adapter):
     def drift(self) -> float:
         """The longest offset, in units of the document vectors' length 1."""
         return float(np.linalg.norm(self.offsets, axis=1).max())
-
-    def arrays(self) -> Arrays:
-        return {"keys": self.keys, "offsets": self.offsets}
 
     def without(self, keys: Keys) -> NudgeAdapter:
         """Undo the nudges of these documents; at least one other must remain.

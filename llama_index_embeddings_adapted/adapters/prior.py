@@ -17,7 +17,6 @@ from ..core.arrays import (
     as_vectors,
     l2_normalize,
 )
-from ..core.files import Arrays
 from ..errors import OptionError, ShapeError, check_number, check_whole
 from .base import Adapter, readonly_array
 from .export import Program
@@ -65,6 +64,9 @@ class DocumentPrior(Adapter):
         arXiv:2112.12777. Hubs: Radovanović et al. 2010. The two dimensions turn inner products
         into equal lengths (Bachrach et al. 2014, DOI 10.1145/2645710.2645741).
     """
+
+    ARRAYS = ("bank", "sources", "keys", "values")
+    SETTINGS = ("weight", "neighbours", "neutral", "limit")
 
     def __init__(
         self,
@@ -142,22 +144,6 @@ class DocumentPrior(Adapter):
     @property
     def adapts_documents(self) -> bool:
         return True
-
-    def arrays(self) -> Arrays:
-        return {
-            "bank": self.bank,
-            "sources": self.sources,
-            "keys": self.keys,
-            "values": self.values,
-        }
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "weight": self.weight,
-            "neighbours": self.neighbours,
-            "neutral": self.neutral,
-            "limit": self.limit,
-        }
 
     def changed(self, **settings: Any) -> DocumentPrior:
         """Return the same prior with other settings or arrays, such as ``weight`` or ``limit``.

@@ -429,15 +429,6 @@ def test_every_method_can_be_asked_for_by_name(
     assert loaded.adapter == model.adapter
 
 
-@pytest.mark.parametrize("method", [name for name in SPECS if SPECS[name].moves_documents])
-def test_a_method_that_moves_documents_needs_leave_to(
-    things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, method: str
-) -> None:
-    with pytest.raises(OptionError, match=f"{method!r} moves documents, which needs adapts="):
-        EmbeddingAdapterFinetuneEngine(things, base, method=method)
-    assert base.asked == []
-
-
 def test_a_validation_set_is_learned_from_and_judged_on_too(
     things: EmbeddingQAFinetuneDataset, base: CountingEmbedding, options: dict[str, Any]
 ) -> None:

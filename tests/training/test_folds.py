@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
-from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import metrics
 from llama_index_embeddings_adapted.training.auto import cross_fitting
 from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, folds
-from tests.support.synthetic import encoded, rotated_corpus
+from tests.support.synthetic import encoded
 
 
 def dataset(relevant: list[list[int]], *, documents: int, seed: int = 0) -> EncodedDataset:
@@ -192,61 +191,6 @@ def test_one_question_asked_many_times_is_an_error_that_says_so() -> None:
 
 
 # --- the score ------------------------------------------------------------------------------
-
-
-def test_the_score_is_ndcg_where_nothing_is_excluded() -> None:
-    data, _ = rotated_corpus(documents=60)
-    adapter = LinearAdapter(np.random.default_rng(0).standard_normal((12, 12)))
-    for fold in folds(data):
-        ranked, _ = top_k(adapter.apply(fold.test.queries), l2_normalize(data.documents), 10)
-        expected = metrics.compute("ndcg@10", ranked, fold.test.relevance, corpus_size=60)
-        assert np.allclose(fold.score(adapter), expected)
-
-
-def test_the_score_is_ndcg_for_many_and_for_graded_answers_too() -> None:
-    random = np.random.default_rng(0)
-    relevant = [random.choice(6, size=6, replace=False) + 6 * (row % 10) for row in range(30)]
-    data = dataset([rows.tolist() for rows in relevant], documents=70)
-    grades = random.integers(1, 4, size=180).astype(float)
-    data = replace(data, relevance=replace(data.relevance, grades=grades))
-    identity = LinearAdapter.identity(4)
-    for fold in folds(data):
-        ranked, _ = top_k(l2_normalize(fold.test.queries), l2_normalize(data.documents), 10)
-        expected = metrics.compute("ndcg@10", ranked, fold.test.relevance, corpus_size=70)
-        assert np.allclose(fold.score(identity), expected)
-
-
-def test_excluded_documents_do_not_compete() -> None:
-    documents = np.float32([[1, 0], [0.8, 0.6], [0, 1]])
-    query = np.float32([[1, 0]])
-
-    def score(hidden: list[int]) -> float:
-        relevance, kept_out = Qrels.from_lists([[1]]), Qrels.from_lists([hidden])
-        judged = cross_fitting.TestFold(query, np.array([0]), relevance, kept_out, np.array([True]))
-        return float(judged.score(query, documents)[0])
-
-    assert score([]) == pytest.approx(1 / np.log2(3))  # second, behind document 0
-    assert score([0]) == 1.0
-    assert score([2]) == pytest.approx(1 / np.log2(3))
-
-
-@pytest.mark.parametrize("answers", [[3], [3, 4], [3, 4, 5, 6, 7]])
-def test_a_map_that_makes_everything_equal_gains_nothing(answers: list[int]) -> None:
-    documents = np.eye(8, dtype=np.float32)
-    judged = cross_fitting.TestFold(
-        documents[:1],
-        np.array([0]),
-        Qrels.from_lists([answers]),
-        Qrels.from_lists([[]]),
-        np.array([True]),
-    )
-    # Ties go to the document that stands first, as in a search.
-    found = judged.score(documents[:1] * 0, documents)
-    ranked, _ = top_k(documents[:1] * 0, documents, 8)
-    assert found == pytest.approx(
-        metrics.compute("ndcg@10", ranked, judged.relevance, corpus_size=8)
-    )
-    assert found[0] < 0.75
 
 
 @pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import environment, sets
-from benchmarks.cost import against_old, load, scale, serving, speed, throughput
+from benchmarks.cost import against_old, load, scale, serving, speed, throughput, words
 from benchmarks.pages import figures, page, tables
 from benchmarks.quality import (
     clicks,
@@ -72,6 +72,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
     "views": lambda g: views.run(g.load, g.cache, g.sets),
+    "words": lambda g: _saved("words", words.run(g.data, g.cache)),
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import BM25Index, DocumentPrior
+from llama_index_embeddings_adapted import BM25Index, DocumentPrior, LexicalEmbedding
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
@@ -21,6 +21,7 @@ from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, Retrieval
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 
+ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
 
@@ -93,15 +94,18 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "prior": test.mixed(0, PENALTY),
         "both, no label": test.mixed(WORDS, PENALTY),
         "both, dev": test.mixed(*best),
+        "one vector, dev": _one_vector(dev, real.tests["test"], judge, test, asked),
     }
-    engine = sets.trained(replace(real, train=train, dev=dev), base, cache, method="auto")
-    views, given = engine.report.views, engine._found
-    found["auto"] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
-    found["auto + views"], weights = found["base"], {"both": best}
-    if views is not None and views.verdict.decision.stance != "against":
-        mixed = test.adapted(given.mixed, given.bank) if views.model else test
-        found["auto + views"] = mixed.mixed(*views.weights)
-        weights["auto"] = [views.words, views.prior, views.model]
+    weights = {"both": best}
+    for method in ("linear", "auto"):
+        engine = sets.trained(replace(real, train=train, dev=dev), base, cache, method=method)
+        views, given = engine.report.views, engine._found
+        found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
+        found[f"{method} + views"] = found["base"]
+        if views is not None and views.verdict.decision.stance != "against":
+            mixed = test.adapted(given.mixed, given.bank) if views.model else test
+            found[f"{method} + views"] = mixed.mixed(*views.weights)
+            weights[method] = [views.words, views.prior, views.model]
     values = found["base"].values("ndcg@10")
     rows = {}
     for view, scores in found.items():
@@ -115,6 +119,22 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "without labels on dev": _ways(_some(dev, MOST_DEV), judge),
         "views": rows,
     }
+
+
+def _one_vector(
+    dev: Dataset, tested: Dataset, judge: Scored, test: Scored, asked: list[str]
+) -> RetrievalScores:
+    """Return what words as 2,048 more dimensions find, their weight chosen on dev."""
+    model = LexicalEmbedding.of(dev.corpus.values(), asked)
+
+    def joined(dataset: Dataset, scored: Scored) -> Scored:
+        queries = model.vectors(list(dataset.queries.values()), "query")
+        documents = model.vectors(list(dataset.corpus.values()), "document")
+        return replace(scored, words=queries @ documents.T)
+
+    on_dev = joined(_some(dev, MOST_DEV), judge)
+    weight = max(ONE_VECTOR, key=lambda w: on_dev.mixed(w, 0)["ndcg@10"])
+    return joined(_some(tested, MOST_TEST), test).mixed(weight, 0)
 
 
 def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:

@@ -265,8 +265,17 @@ class FinetuneReport:
         """What the folder holds, in words."""
         if self.saved == "candidate":
             return "the candidate that was judged"
-        elsewhere = f"; the candidate is in {self.candidate}" if self.candidate else ""
-        return f"the base model, unchanged{elsewhere}"
+        if self.candidate:
+            return f"the base model, unchanged; the candidate is in {self.candidate}"
+        return "the base model, unchanged" + (
+            "; nothing was better" if self._nothing_better else ""
+        )
+
+    @property
+    def _nothing_better(self) -> bool:
+        return (
+            self.choice is not None and bool(self.choice.gains) and self.choice.recipe == "identity"
+        )
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -331,12 +340,14 @@ class FinetuneReport:
             ("documents with training questions", self.known),
             ("documents without", self.new),
         )
+        # Queries are judged by what the other folds chose, even where all together choose nothing.
+        whose = ", by what other folds chose; it is not saved" if self._nothing_better else ""
         for name, part in parts:
             if part is not None:
                 lines.append(
                     f"  {name}: NDCG@10 {part.base['ndcg@10']:.4f} → {part.adapted['ndcg@10']:.4f} "
                     f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}], "
-                    f"{part.queries} held-out queries"
+                    f"{part.queries} held-out queries{whose}"
                 )
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"
         if self.choice is not None:

@@ -96,11 +96,10 @@ def ship_candidate(folder: str | Path) -> Path:
     path = Path(folder)
     source = candidate_of(path)
     if not (source / files.CONFIG).is_file():
-        raise FolderError(
-            f"{path}: no candidate to ship: there is no {source.name} beside it. Training with "
-            'method="auto" keeps one where the verdict is against it.'
-        )
+        raise FolderError(f"{path}: no candidate to ship: there is no {source.name} beside it.")
     candidate, now = saving.load(source), saving.load(path)
+    if candidate.adapter.is_identity:
+        raise FolderError(f"{path}: no candidate to ship: {source.name} is the base model, too.")
     if (candidate.base or {}).get("fingerprint") != (now.base or {}).get("fingerprint"):
         raise FolderError(f"{source}: was trained on another base model than {path} holds.")
     files.check_target_folder(path)

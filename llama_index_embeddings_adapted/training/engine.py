@@ -346,7 +346,7 @@ class EmbeddingAdapterFinetuneEngine:
             training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
             return AdaptedEmbedding(self.embed_model, adapter, training=training, sketch=sketch)
 
-        if candidate is adapter:
+        if candidate is adapter or candidate.is_identity:  # then there is none to keep
             report = replace(report, saved="base" if adapter.is_identity else "candidate")
             served = model(adapter, report)
             return _Found(served, served, report)

@@ -19,6 +19,7 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
     TwoLayerAdapter,
     compare_retrieval,
+    ship_candidate,
 )
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, fingerprint_of
 from llama_index_embeddings_adapted.errors import (
@@ -395,6 +396,35 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
     always.finetune()
     assert always.get_finetuned_model().adapter == kept.adapter
     assert always.report.verdict.reason == "better not"
+
+
+@pytest.mark.parametrize("ship", ["proven", "always"])
+def test_where_nothing_is_better_there_is_no_candidate(
+    things: EmbeddingQAFinetuneDataset,
+    base: CountingEmbedding,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    ship: str,
+) -> None:
+    choose = selection.CrossFittedScores.choose
+
+    def nothing(self: Any, specs: Any, among: Any) -> Any:
+        return choose(self, specs, among) if not among.all() else selection.IDENTITY
+
+    monkeypatch.setattr(selection.CrossFittedScores, "choose", nothing)
+    engine = EmbeddingAdapterFinetuneEngine(things, base, method="ridge", ship=ship, **options)
+    engine.finetune()
+    folder = options["model_output_path"]
+    assert not folder.with_name("adapter.candidate").exists()
+    assert engine.candidate.adapter.is_identity
+    assert engine.report.holds == "the base model, unchanged; nothing was better"
+    assert engine.report.to_dict()["candidate"] is None
+    assert "held-out queries, by what other folds chose; it is not saved" in str(engine.report)
+    with pytest.raises(FolderError, match=r"no candidate to ship: there is no adapter.candidate"):
+        ship_candidate(folder)
+    engine.candidate.save_pretrained(folder.with_name("adapter.candidate"))
+    with pytest.raises(FolderError, match=r"no candidate to ship: adapter.candidate is the base"):
+        ship_candidate(folder)
 
 
 def test_what_stands_in_the_place_of_the_candidate_is_not_written_over(

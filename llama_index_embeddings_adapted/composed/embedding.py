@@ -181,7 +181,7 @@ class ComposedEmbedding(ServedEmbedding):
 
     def __init__(
         self,
-        base_embed_model: BaseEmbedding,
+        base_embed_model: BaseEmbedding | str,
         augment_model: Any,
         weight: float = 0.5,
         *,

@@ -255,7 +255,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
     def __init__(
         self,
         dataset: EmbeddingQAFinetuneDataset,
-        embed_model: BaseEmbedding,
+        embed_model: BaseEmbedding | str,
         augment_model: Any,
         *,
         val_dataset: EmbeddingQAFinetuneDataset | None = None,

@@ -161,7 +161,7 @@ class DriftReport:
 def inspect_queries(
     model: AdaptedEmbedding | str | Path,
     queries: Sequence[str],
-    base_embed_model: BaseEmbedding | None = None,
+    base_embed_model: BaseEmbedding | str | None = None,
     *,
     examples: int = 5,
     cache_dir: CacheDir = None,

@@ -12,7 +12,7 @@ from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..adapters.prior import WEIGHT as PENALTY
 from ..core.arrays import Keys, Vectors, content_hashes
-from ..encoding.base_model import adapted, base_of
+from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError
@@ -24,7 +24,7 @@ from ..serving.views import index_and_nodes
 
 def adapt_without_labels(
     index_or_nodes: VectorStoreIndex | Iterable[BaseNode],
-    base: BaseEmbedding,
+    base: BaseEmbedding | str,
     *,
     queries: Sequence[str] | None = None,
     llm: Any = None,
@@ -47,7 +47,7 @@ def adapt_without_labels(
     Args:
         index_or_nodes: An index over vectors of ``base``, which stays as it is; or nodes, which go
             into a new index in memory.
-        base: Any LlamaIndex embedding model, adapted or not.
+        base: Any LlamaIndex embedding model, adapted or not, or what names one.
         queries: Of a log; more than 2,000 distinct ones are sampled.
         llm: Writes questions; those do not count for the document they were written about.
         weight: Of words, in cosine units.
@@ -66,6 +66,7 @@ def adapt_without_labels(
     """
     if writing and llm is None:
         raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
+    base = check_base(base, "base")
     index, nodes = index_and_nodes(index_or_nodes, base)
     texts, sources = _queries(queries, nodes, llm, writing)
     return HybridRetriever.from_nodes(

@@ -106,7 +106,7 @@ class AdaptedEmbedding(ServedEmbedding):
     ever skipped by it.
 
     Args:
-        base_embed_model: Any LlamaIndex embedding model.
+        base_embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
         adapter: An adapter, or a folder with one. It has to fit the model: see
             :meth:`from_pretrained`, which checks that it does.
         transform_query: Apply the adapter to queries. False shows the base model as it is.
@@ -149,7 +149,7 @@ class AdaptedEmbedding(ServedEmbedding):
 
     def __init__(
         self,
-        base_embed_model: BaseEmbedding,
+        base_embed_model: BaseEmbedding | str,
         adapter: Adapter | str | Path,
         *,
         transform_query: bool = True,

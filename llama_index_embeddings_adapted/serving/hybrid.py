@@ -90,7 +90,7 @@ class HybridRetriever(BaseRetriever):
         prior: DocumentPrior | None = None,
         top_k: int = TOP_K,
         candidates: int = CANDIDATES,
-        embed_model: BaseEmbedding | None = None,
+        embed_model: BaseEmbedding | str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         check_retriever("dense", dense)
@@ -114,7 +114,7 @@ class HybridRetriever(BaseRetriever):
         index: Any,
         nodes: Nodes | Iterable[BaseNode],
         *,
-        embed_model: BaseEmbedding | None = None,
+        embed_model: BaseEmbedding | str | None = None,
         weight: float = WEIGHT,
         prior: DocumentPrior | None = None,
         bank: Vectors | None = None,
@@ -144,7 +144,7 @@ class HybridRetriever(BaseRetriever):
                 it holds are not embedded again.
             show_progress: Show a bar while embedding.
         """
-        model = embed_model or index._embed_model
+        model = check_base(embed_model or index._embed_model, "embed_model")
         found = nodes_by_id(nodes)
         texts = {
             name: node.get_content(metadata_mode=MetadataMode.EMBED) for name, node in found.items()
@@ -387,7 +387,7 @@ class HybridRetriever(BaseRetriever):
         dense: BaseRetriever,
         nodes: Nodes,
         *,
-        embed_model: BaseEmbedding | None = None,
+        embed_model: BaseEmbedding | str | None = None,
         verify: bool = True,
     ) -> HybridRetriever:
         """Load what :meth:`save_pretrained` wrote; the vectors stay on disk and are mapped.

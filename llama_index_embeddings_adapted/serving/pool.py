@@ -19,7 +19,7 @@ from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..core.arrays import Keys, Role, Vectors
 from ..core.files import CONFIG, atomic_folder
-from ..encoding.base_model import Embedding
+from ..encoding.base_model import Embedding, check_base
 from ..errors import OptionError, check_number, quote_some
 from .embedding import AdaptedEmbedding
 from .wrapped import WrappedEmbedding, without_span
@@ -49,16 +49,16 @@ class AdapterPool:
     def __init__(
         self,
         root: str | Path,
-        base_embed_model: BaseEmbedding,
+        base_embed_model: BaseEmbedding | str,
         *,
         default: str | None = None,
         max_bytes: int = DEFAULT_BYTES,
         verify: bool = True,
     ) -> None:
         check_number("max_bytes", max_bytes, above=0)
-        self._root, self._base = Path(root), base_embed_model
+        self._root, self._base = Path(root), check_base(base_embed_model, "base_embed_model")
         self._default, self._max_bytes, self._verify = default, max_bytes, verify
-        self._plain = AdaptedEmbedding(base_embed_model, _NOTHING, transform_query=False)
+        self._plain = AdaptedEmbedding(self._base, _NOTHING, transform_query=False)
         self._models: OrderedDict[str, AdaptedEmbedding] = OrderedDict()
         self._bytes = self._forgotten = 0
         self._lock, self._writing = threading.Lock(), threading.Lock()

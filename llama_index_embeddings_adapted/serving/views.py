@@ -118,7 +118,13 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
     elif isinstance(nodes, Mapping):
         found = dict(nodes)
     else:
-        found = {node.node_id: node for node in nodes}
+        given = list(nodes)
+        strangers = [type(node).__name__ for node in given if not isinstance(node, BaseNode)]
+        if strangers:
+            raise OptionError(
+                f"nodes: expected LlamaIndex nodes, got {strangers[0]}. Of a text: TextNode(text=text)"
+            )
+        found = {node.node_id: node for node in given}
     if not found:
         raise OptionError("nodes: expected the nodes of the index, got none.")
     return found

@@ -123,7 +123,7 @@ class ServedEmbedding(WrappedEmbedding):
 
     def __init__(
         self,
-        base: BaseEmbedding,
+        base: BaseEmbedding | str,
         prefix: str,
         *,
         training: Mapping[str, Any] | None,
@@ -199,7 +199,7 @@ class ServedEmbedding(WrappedEmbedding):
     def from_pretrained(
         cls,
         folder: str | Path,
-        base_embed_model: BaseEmbedding | None = None,
+        base_embed_model: BaseEmbedding | str | None = None,
         *,
         verify: bool = True,
         **kwargs: Any,
@@ -208,7 +208,8 @@ class ServedEmbedding(WrappedEmbedding):
 
         Args:
             folder: A folder of :meth:`save_pretrained`, or of ``llama-index-finetuning``.
-            base_embed_model: The base model; None builds it from what the folder says.
+            base_embed_model: The base model, or what names one such as ``"minilm"``; None builds it
+                from what the folder says.
             verify: Ask the model for a few probe vectors, and refuse it if they are not those of
                 the base model of the training. Folders of the old package know no model.
             kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
@@ -222,7 +223,7 @@ class ServedEmbedding(WrappedEmbedding):
         path = Path(folder)
         described, fingerprint, arguments = cls._load(path)
         own = pop_known(kwargs, cls._OPTIONS)
-        base = resolve_base(base_embed_model, described, kwargs)
+        base = resolve_base(_resolved(base_embed_model), described, kwargs)
         if verify:
             saving.verify(fingerprint, base, where=path)
         return cls(base, **{**arguments, **own})
@@ -240,7 +241,10 @@ class ServedEmbedding(WrappedEmbedding):
 
     @classmethod
     def from_dict(
-        cls, data: dict[str, Any], base_embed_model: BaseEmbedding | None = None, **kwargs: Any
+        cls,
+        data: dict[str, Any],
+        base_embed_model: BaseEmbedding | str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Rebuild what :meth:`to_dict` gave.
 
@@ -256,9 +260,8 @@ class ServedEmbedding(WrappedEmbedding):
         arguments = cls._restore(data)
         own = {key: data[key] for key in cls._OPTIONS if data.get(key) is not None}
         own |= pop_known(kwargs, cls._OPTIONS)
-        return cls(
-            resolve_base(base_embed_model, data.get("base_model"), kwargs), **arguments, **own
-        )
+        base = resolve_base(_resolved(base_embed_model), data.get("base_model"), kwargs)
+        return cls(base, **arguments, **own)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._STATE}
@@ -269,6 +272,10 @@ class ServedEmbedding(WrappedEmbedding):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the model; what does not change is shared: the base model, its limits, weights."""
         return type(self)(**{**self.__getstate__(), **self._shared()})
+
+
+def _resolved(model: BaseEmbedding | str | None) -> BaseEmbedding | None:
+    return None if model is None else check_base(model, "base_embed_model")
 
 
 class DocumentEmbedding(WrappedEmbedding):

@@ -193,7 +193,7 @@ class EmbeddingAdapterFinetuneEngine:
     def from_model_path(
         cls,
         dataset: EmbeddingQAFinetuneDataset,
-        embed_model: BaseEmbedding,
+        embed_model: BaseEmbedding | str,
         model_path: str | Path,
         model_cls: Any | None = None,
         **kwargs: Any,

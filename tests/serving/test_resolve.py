@@ -6,14 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core import VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
+from llama_index.core.schema import TextNode
 
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
+    AdapterPool,
+    ComposedEmbedding,
     EmbeddingAdapterFinetuneEngine,
+    HybridRetriever,
+    LexicalEmbedding,
     LinearAdapter,
+    adapt_without_labels,
     compare_retrieval,
     evaluate_retrieval,
     resolve_embed_model,
@@ -46,6 +53,27 @@ def test_a_saved_model_over_a_real_one_is_resolved(minilm: Any, tmp_path: Path) 
     assert type(model.base_embed_model) is type(minilm)
     answer = saved.get_query_embedding("why?")
     assert model.get_query_embedding("why?") == pytest.approx(answer, abs=1e-6)
+
+
+@pytest.mark.usefixtures("minilm")
+def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path: Path) -> None:
+    nodes = [TextNode(id_=text, text=text) for text in ("a cat", "the sea")]
+    adapted = AdaptedEmbedding("minilm", LinearAdapter.identity(384))
+    adapted.save_pretrained(tmp_path / "a")
+    words = LexicalEmbedding.of(["a cat", "the sea"])
+    quiet: Any = {"cache_dir": False, "show_progress": False}
+    for model in (
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", "minilm"),
+        AdaptedEmbedding.from_dict(adapted.to_dict(), "minilm"),
+        AdapterPool(tmp_path, "minilm")["a"],
+        ComposedEmbedding("minilm", words, weight=0.5),
+    ):
+        assert type(model.base_embed_model) is type(adapted.base_embed_model)
+    index = VectorStoreIndex(nodes, embed_model=adapted)
+    assert adapt_without_labels(nodes, "minilm", **quiet).retrieve("cat")[0].node_id == "a cat"
+    assert HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **quiet).retrieve("sea")
+    with pytest.raises(OptionError, match="names no model here"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "a", "nonsense")
 
 
 def test_a_folder_that_is_none_is_an_error() -> None:

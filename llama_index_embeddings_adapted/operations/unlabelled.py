@@ -66,8 +66,7 @@ def adapt_without_labels(
     """
     if writing and llm is None:
         raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
-    base = check_base(base, "base")
-    index, nodes = index_and_nodes(index_or_nodes, base)
+    index, nodes = index_and_nodes(index_or_nodes, base := check_base(base, "base"))
     texts, sources = _queries(queries, nodes, llm, writing)
     return HybridRetriever.from_nodes(
         index,

@@ -122,7 +122,7 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
         strangers = [type(node).__name__ for node in given if not isinstance(node, BaseNode)]
         if strangers:
             raise OptionError(
-                f"nodes: expected LlamaIndex nodes, got {strangers[0]}. Of a text: TextNode(text=text)"
+                f"nodes: expected LlamaIndex nodes, such as TextNode(text=…), got {strangers[0]}."
             )
         found = {node.node_id: node for node in given}
     if not found:

@@ -83,7 +83,5 @@ def test_what_cannot_be_meant_is_refused(nodes: list[TextNode], base: CountingEm
         adapt_without_labels(nodes, base, max_chunks=3, **QUIET)
     with pytest.raises(OptionError, match="got none"):
         adapt_without_labels([], base, **QUIET)
-    with pytest.raises(
-        OptionError, match=r"expected LlamaIndex nodes, got str\. Of a text: TextNode"
-    ):
+    with pytest.raises(OptionError, match=r"expected LlamaIndex nodes.*got str"):
         adapt_without_labels(["one text"], base, **QUIET)  # type: ignore[list-item]

@@ -52,7 +52,7 @@ def sizes() -> Iterator[Size]:
     yield Size("lines of the package", sum(map(_lines, files)), 25_829, 17_000)
     yield Size("lines of tests", sum(map(_lines, (ROOT / "tests").rglob("*.py"))), 18_775, 14_500)
     yield Size(
-        "lines of benchmarks", sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))), 6_075, 5_500
+        "lines of benchmarks", sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))), 6_065, 5_500
     )
     silent = [path for path in files if path.name == "__init__.py" and not _docstring(path)]
     yield Size(

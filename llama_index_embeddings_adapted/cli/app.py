@@ -88,7 +88,7 @@ class QuestionJob(EmbeddingJob):
         if self.examples is not None:
             from ..questions import options
 
-            options.read_examples(self.examples)
+            options.read_examples(inputs.existing(self.examples))
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""
@@ -249,8 +249,8 @@ class Finetune(QuestionJob):
     def _check_targets(self, page: Path | None) -> None:
         from ..core import files
 
-        files.check_target_folder(self.out)
-        files.check_target_folder(self.out.with_name(f"{self.out.name}.candidate"))
+        for folder in (self.out, self.out.with_name(f"{self.out.name}.candidate")):
+            files.check_target_folder(folder, error=OptionError)
         if page is not None:
             files.check_target(page, error=OptionError)
 
@@ -279,7 +279,7 @@ class Evaluate(EmbeddingJob):
     """Score one model: hit rate, MRR, NDCG, recall, precision and MAP."""
 
     data: o.Pairs
-    model: Annotated[str, typer.Argument(help="An embedding model, as in --base of finetune.")]
+    model: Annotated[str, typer.Argument(help="A model, as in compare.")]
     split: o.Split = "test"
     ks: o.Ks = None
 
@@ -289,7 +289,7 @@ class Evaluate(EmbeddingJob):
         from . import inputs
 
         dataset = inputs.read_pairs(self.data, self.split)
-        model = inputs.resolve_model(self.model)
+        *_, model = inputs.named_models([self.model], dataset.corpus).values()
         scores = evaluate_retrieval(model, dataset, **_cuts(self.ks), **self._encoding)
         return CommandResult(str(scores), {"model": self.model, **scores.to_dict()})
 
@@ -307,7 +307,8 @@ class Compare(EmbeddingJob):
         list[str],
         typer.Argument(
             help="Models, as in --base of finetune, or name=model; bm25 for words, model+bm25 for "
-            "both. The first is what others are compared with; a lone adapter has its base."
+            "both. The first is what others are compared with; a lone adapter has its base, as has "
+            "a lone model+bm25."
         ),
     ]
     split: o.Split = "test"
@@ -363,9 +364,10 @@ class Inspect(EmbeddingJob):
         from ..operations.folder import as_text, inspect_adapter
         from . import inputs
 
-        facts, verdict = inspect_adapter(self.folder), None
+        facts, verdict = inspect_adapter(inputs.existing(self.folder)), None
         text = as_text(facts)
-        live = None if self.queries is None else read_lines(self.queries)
+        lines = " Expected one query per line."
+        live = None if self.queries is None else read_lines(inputs.existing(self.queries, lines))
         if self.verify:
             inputs.resolve_model(str(self.folder))
             facts["verified"] = True
@@ -392,8 +394,9 @@ class Ship(Job):
     def run(self) -> CommandResult:
         """Promote the candidate."""
         from ..operations.folder import as_text, inspect_adapter, ship_candidate
+        from . import inputs
 
-        ship_candidate(self.folder)
+        ship_candidate(inputs.existing(self.folder))
         facts = inspect_adapter(self.folder)
         return CommandResult(as_text(facts), facts)
 

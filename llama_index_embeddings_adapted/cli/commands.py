@@ -77,6 +77,8 @@ class Split(Job):
         targets = (self.train, self.test)
         if self.by not in ("document", "query") or not 0 < self.share < 1:
             raise OptionError("expected --by document or query, and --share above 0 and below 1.")
+        if self.train.resolve() == self.test.resolve():
+            raise OptionError(f"--train and --test: expected two files, both are {self.test}.")
         for path in targets:
             files.check_target(path, error=OptionError)
             if path.exists():
@@ -120,7 +122,7 @@ class Upgrade(Job):
         from ..serving.embedding import AdaptedEmbedding
         from . import inputs
 
-        files.check_target_folder(self.out)
+        files.check_target_folder(self.out, error=OptionError)
         judged = None if self.judged is None else inputs.read_pairs(self.judged, self.split)
         texts = inputs.read_texts(self.texts, self.split)
         old, new = inputs.resolve_model(self.old), inputs.resolve_model(self.new)
@@ -153,7 +155,7 @@ class Export(Job):
         from ..adapters import saving
         from . import inputs
 
-        adapter, base = saving.load(self.folder).adapter, None
+        adapter, base = saving.load(inputs.existing(self.folder)).adapter, None
         if self.format == "sentence-transformers":
             base = getattr(inputs.resolve_model(str(self.folder)), "base_embed_model", None)
         role: Any = self.role

@@ -36,17 +36,20 @@ _RECORDS = (".json", ".csv", ".tsv", *_ROWS)
 _LOOKED_AT = 8192  # bytes that tell text from other files
 
 
+def existing(path: Path, hint: str = "") -> Path:
+    """Return the path, or raise an OptionError: there is nothing at it."""
+    if not path.exists():
+        raise OptionError(f"{path}: no such file or folder.{hint}")
+    return path
+
+
 def holds_pairs(path: Path) -> bool:
     """Return whether a path is a dataset, and not documents to make one of.
 
     Raises:
         OptionError: There is nothing at the path.
     """
-    if not path.exists():
-        raise OptionError(
-            f"{path}: no such file or folder. Expected a dataset (a file of rows, or a BEIR "
-            "folder) or documents."
-        )
+    existing(path, " Expected a dataset (a file of rows, or a BEIR folder) or documents.")
     if path.is_dir():
         return _corpus_in(path) is not None and any((path / name).exists() for name in _QUERIES)
     return path.suffix in _RECORDS and not is_corpus(path)
@@ -272,16 +275,21 @@ def resolve_model(spec: str) -> BaseEmbedding:
         MissingExtraError: A package is not installed.
         FolderError: A saved adapter is damaged or does not know its base model.
     """
+    if spec.startswith("adapted:"):
+        existing(Path(spec.removeprefix("adapted:")))
     try:
         return resolve_embed_model(spec)
     except ValueError as cause:
         if isinstance(cause, AdaptedError) or "must start with" not in str(cause):
             raise
-        raise OptionError(f"embedding model: expected {EMBEDDINGS}, got {spec!r}.") from cause
+        raise OptionError(
+            f"embedding model: expected {EMBEDDINGS}, got {spec!r}. "
+            'compare and evaluate take "bm25" and "<model>+bm25", too.'
+        ) from cause
 
 
 def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
-    """Build models from ``name=model`` texts, a lone adapter beside its base model.
+    """Build models from ``name=model`` texts, a lone adapter or mixture beside its base.
 
     Args:
         specs: ``"name=model"``, or ``"model"``, which is then its own name; ``"bm25"`` is words
@@ -299,9 +307,12 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
         if spec.endswith("+bm25"):
             model = Mixture(model)
         label = name if mark else Path(spec).name or spec
+        inner = model.embed_model if isinstance(model, Mixture) else model
+        if len(specs) == 1 and isinstance(inner, AdaptedEmbedding):
+            models["base"] = inner.base_embed_model
+        elif len(specs) == 1 and inner is not model:
+            models[Path(vectors).name] = inner
         if label in models:
             raise OptionError(f"models: two are named {label!r}. Name them: other={spec}")
-        if len(specs) == 1 and isinstance(model, AdaptedEmbedding):
-            models["base"] = model.base_embed_model
         models[label] = model
     return models

@@ -324,23 +324,25 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
     return arrays
 
 
-def check_target_folder(folder: Path, ours: frozenset[str] = _OURS) -> None:
+def check_target_folder(
+    folder: Path, ours: frozenset[str] = _OURS, *, error: type[AdaptedError] = FolderError
+) -> None:
     """Check that a folder can be written, before the work whose result it is to hold.
 
     Raises:
-        FolderError: It exists and holds anything else, or its place cannot be written to.
+        error: It exists and holds anything else, or its place cannot be written to.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
         writable = os.access(folder.parent, os.W_OK)
     except OSError as cause:
-        raise FolderError(f"{folder}: cannot be written ({cause.strerror}).") from cause
+        raise error(f"{folder}: cannot be written ({cause.strerror}).") from cause
     if not writable:
-        raise FolderError(f"{folder}: cannot be written (no permission for {folder.parent}).")
+        raise error(f"{folder}: cannot be written (no permission for {folder.parent}).")
     strangers = sorted(found - ours)
     if strangers:
-        raise FolderError(
+        raise error(
             f"{folder}: holds other files ({', '.join(strangers[:3])}), and saving would replace "
             "them. Choose an empty or new folder."
         )

@@ -40,7 +40,7 @@ class Omissions:
     """What a reader leaves out, counted by reason; said in one warning, or refused."""
 
     def __init__(self, where: object, *, strict: bool = False) -> None:
-        self._where, self._strict = where, strict
+        self.where, self._strict = where, strict
         self._counts: Counter[str] = Counter()
         self._first: defaultdict[str, list[object]] = defaultdict(list)
 
@@ -64,9 +64,9 @@ class Omissions:
             DatasetError: Something was, and the reader is strict.
         """
         if self._counts and self._strict:
-            raise DatasetError(f"{self._where}: {self}. Without strict=True they are left out.")
+            raise DatasetError(f"{self.where}: {self}. Without strict=True they are left out.")
         if self._counts:
-            warnings.warn(f"{self._where}: left out or mended: {self}.", stacklevel=3)
+            warnings.warn(f"{self.where}: left out or mended: {self}.", stacklevel=3)
 
 
 def repaired(text: str) -> str:
@@ -277,8 +277,8 @@ def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
         csv.field_size_limit(usual)
     if not rows or len(rows[0]) < 2:
         raise DatasetError(
-            f"{path}: expected a table whose first line names at least two columns, "
-            f"got {quote_some([head])}."
+            f"{path}: expected a table whose first line names at least two columns, and rows "
+            f"below it, got {quote_some([head]) if head else 'an empty file'}."
         )
     return [{str(name): value for name, value in row.items() if name is not None} for row in rows]
 

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, quote_some
@@ -129,7 +130,10 @@ def parts_of(
             else:
                 omissions.add("given texts that are empty", key)
     table = list(rows_of(rows))
-    roles = _roles(table, options, by_id=(queries is not None, corpus is not None))
+    if not table:
+        raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
+    by_id = (queries is not None, corpus is not None)
+    roles = _roles(table, options, by_id=by_id, where=omissions.where)
     found.votes = bool(roles["thumbs"] or roles["clicks"])
     if feedback or (found.votes and roles["position"]):
         _read_feedback(table, roles, found, reading)
@@ -223,6 +227,7 @@ def _roles(
     columns: Mapping[str, str | Sequence[str] | None],
     *,
     by_id: tuple[bool, bool],
+    where: object,
 ) -> dict[str, list[str]]:
     """Return which columns have which role, or raise a DatasetError."""
     present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
@@ -251,9 +256,11 @@ def _roles(
         roles["document"] = roles["document_id"]
     for role in ("query", "document"):
         if not roles[role]:
+            held = "queries" if role == "query" else "documents"
+            call = "from_csv(path, query=…, document=…)" if isinstance(where, Path) else f"{role}=…"
             raise DatasetError(
-                f"No column is known to hold {'queries' if role == 'query' else 'documents'}. "
-                f"Name it: {role}=…. Columns: {quote_some(present, 20) or 'none'}."
+                f"{where}: no column is known to hold {held}. Rename it to {role}, or name it: "
+                f"{call}. Columns: {quote_some(present, 20) or 'none'}."
             )
     return roles
 

@@ -173,7 +173,7 @@ _SOURCES = {
     "structure": "taken from the documents' headings",
     "unknown": "of unknown origin",
 }
-_JUDGE = "judge it on queries of your own: llama-index-adapted compare judged.json"
+_JUDGE = "judge it on queries of your own: llama-index-adapted compare judged.json ADAPTER"
 _NEXT = {
     Decision.SHIP: f"Before all users get it, {_JUDGE}",
     Decision.PROMISING: f"Collect 50 queries of users or more and {_JUDGE}",

@@ -162,7 +162,7 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         (["finetune", "pairs.json", "--base", "local:./none"], 2, "no such folder: ./none"),
         (["finetune", "pairs.json", "--epochs", "0"], 2, "Invalid value for '--epochs'"),
         (["finetune", "pairs.json", "--base", "counting", "--method", "magic"], 2, "magic"),
-        (["finetune", "pairs.json", "--base", "bge", "--out", "docs"], 1, "docs: holds other"),
+        (["finetune", "pairs.json", "--base", "bge", "--out", "docs"], 2, "docs: holds other"),
         (["finetune", "pairs.json", "--base", "bge", "--report", "docs"], 2, "the path of a file"),
         (["finetune", "damaged.json", "--base", "bge"], 1, "damaged.json"),
         (["evaluate", "damaged.json", "bge"], 1, "damaged.json"),
@@ -177,8 +177,25 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
         (["show", "docs"], 2, "docs: expected a dataset, that is a file of rows"),
         (["split", "pairs.json", "--share", "1"], 2, "above 0 and below 1"),
         (["split", "pairs.json", "--test", "pairs.json"], 2, "pairs.json is there already"),
-        (["upgrade", "counting", "counting", "docs", "--out", "docs"], 1, "docs: holds other"),
-        (["inspect", "nothing-here"], 1, "nothing-here: no such folder"),
+        (["upgrade", "counting", "counting", "docs", "--out", "docs"], 2, "docs: holds other"),
+        (["inspect", "nothing-here"], 2, "nothing-here: no such file or folder."),
+        (["inspect", "docs", "--queries", "nothing-here"], 1, "docs/config.json: no such file"),
+        (["ship", "nothing-here"], 2, "nothing-here: no such file or folder."),
+        (["export", "nothing-here", "--out", "a"], 2, "nothing-here: no such file or folder."),
+        (["evaluate", "pairs.json", "adapted:nothing-here"], 2, "nothing-here: no such file"),
+        (["finetune", "pairs.json", "--out", "pairs.json/a"], 2, "pairs.json/a: cannot be written"),
+        (["upgrade", "bge", "bge", "docs", "--out", "pairs.json/a"], 2, "a: cannot be written"),
+        (["split", "pairs.json", "--train", "a", "--test", "./a"], 2, "two files, both are a"),
+        (["compare", "pairs.json", "words"], 2, 'take "bm25" and "<model>+bm25", too'),
+        (["compare", "pairs.json", "base=counting+bm25", "base=counting"], 2, "two are named"),
+        (["finetune", "empty.json"], 1, "empty.json: expected rows, it is empty."),
+        (["finetune", "empty.csv"], 1, "and rows below it, got"),
+        (
+            ["finetune", "odd.csv"],
+            1,
+            "odd.csv: no column is known to hold queries. Rename it to "
+            'query, or name it: from_csv(path, query=…, document=…). Columns: "frage"',
+        ),
     ],
 )
 def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
@@ -190,6 +207,9 @@ def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
     documents: Path,
 ) -> None:
     Path("damaged.json").write_text("{")
+    Path("empty.json").write_text("[]")
+    Path("empty.csv").write_text("query,document\n")
+    Path("odd.csv").write_text("frage,abschnitt\nwas,das\n")
     Path("rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
     ran = Ran(*arguments)
     assert ran.code == code, ran.err
@@ -200,8 +220,9 @@ def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
 
 
 def test_an_error_is_json_too_and_debug_shows_where() -> None:
+    said = "nothing-here: no such file or folder."
     ran = Ran("inspect", "nothing-here", "--json", "--debug")
-    assert ran.data["error"] == {"type": "FolderError", "message": "nothing-here: no such folder."}
+    assert ran.data["error"] == {"type": "OptionError", "message": said}
     assert "Traceback" in ran.err
 
 
@@ -351,7 +372,8 @@ def test_evaluate_scores_one_model(
     assert set(ran.data["metrics"]) >= {"hit_rate@1", "ndcg@3"}
     assert "ndcg@5" not in ran.data["metrics"]
     assert ran.data["queries"] == len(small)
-    assert "hit_rate@10" in Ran("evaluate", pairs, "counting", "--quiet").out
+    for model in ("counting", "bm25", "counting+bm25"):
+        assert "hit_rate@10" in Ran("evaluate", pairs, model, "--quiet").out
 
 
 def test_compare_gates_on_the_last_model_and_writes_a_page(
@@ -371,6 +393,10 @@ def test_compare_gates_on_the_last_model_and_writes_a_page(
         "compare", pairs, "counting", "words=bm25", "both=counting+bm25", "--quiet", "--json"
     )
     assert list(words.data["models"]) == ["counting", "words", "both"], words.err
+    for lone, names in ((f"{bad}+bm25", ["base", "bad+bm25"]), ("counting+bm25", ["counting"])):
+        ran = Ran("compare", pairs, lone, "--quiet", "--json", "--exit-zero")
+        assert list(ran.data["models"])[: len(names)] == names, ran.err
+        assert len(ran.data["models"]) == 2
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
 
 
@@ -480,8 +506,8 @@ def test_inspect_says_what_the_folder_says_and_whether_live_queries_have_moved(
     shown = Ran("inspect", "adapter", "--queries", live, "--exit-zero")
     assert (shown.code, "\nlive queries: retrain" in shown.out) == (0, True)
     ran = Ran("inspect", "adapter", "--queries", tmp_path / "missing.txt")
-    assert ran.code == 1
-    assert "expected a text file, one query per line" in ran.err
+    assert ran.code == 2
+    assert "missing.txt: no such file or folder. Expected one query per line" in ran.err
 
 
 def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(

@@ -122,7 +122,9 @@ def test_equal_texts_are_one_and_ids_do_not_depend_on_order() -> None:
 
 def test_columns_of_other_names_are_named() -> None:
     rows = [{"frage": "q", "abschnitt": "d", "nicht": "n"}]
-    with pytest.raises(DatasetError, match=r'hold queries. Name it: query=….*"frage", "abschnitt"'):
+    with pytest.raises(
+        DatasetError, match=r'hold queries.* name it: query=….*"frage", "abschnitt"'
+    ):
         Dataset.from_records(rows)
     data = Dataset.from_records(rows, query="frage", document=["abschnitt"], negative="nicht")
     assert texts(data) == [("q", ["d"])]

@@ -145,7 +145,7 @@ def folds(
     relevance = Qrels(relevance.offsets, data.canonical_rows[relevance.documents], relevance.grades)
     if len(relevance) < count:
         raise TooLittleError(
-            f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}."
+            f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}"
         )
     random = np.random.default_rng(seed)
     same = _first_equal(data.queries)
@@ -164,7 +164,7 @@ def folds(
         raise TooLittleError(
             f"{len(relevance)} queries cannot be cross-validated: every split leaves an empty "
             "training or test fold, as they are all the same, or few and about one document. Add "
-            "other queries."
+            "other queries"
         )
 
 

@@ -86,6 +86,19 @@ class QuerySketch:
             )
         return projected(queries)
 
+    def overlap(self, queries: Vectors) -> str:
+        """Say how many queries of a test, ``(n, dim)``, were trained on; nothing below a fifth.
+
+        The sketch is a sample: what is found in it stands for as much more as it left out.
+        """
+        places, kept = self.project(queries), len(self.points)
+        same = [np.abs(places - point).max(axis=1) <= self.step for point in self.reference]
+        found, count = int(np.any(same, axis=0).sum()), len(queries)
+        if found < _FEWEST_SEEN or found * self.queries < _SEEN * count * kept:
+            return ""
+        trained = f"{kept:,} kept of {self.queries:,}" if kept < self.queries else f"{kept:,}"
+        return f"{found:,} of the {count:,} test queries are among the {trained} it was trained on"
+
     def arrays(self) -> Arrays:
         """Return what is saved, as safetensors know it."""
         numbers = np.array([self.step, self.dim, self.queries], dtype=np.float64)
@@ -116,6 +129,7 @@ class QuerySketch:
         return cls(points, float(numbers[0]), int(numbers[1]), int(numbers[2]))
 
 
+_FEWEST_SEEN, _SEEN = 3, 0.2  # queries, and their share, that users do not just ask again
 _FEW = 64  # sketches smaller than this take several queries of a group
 
 

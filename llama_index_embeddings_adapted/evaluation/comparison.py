@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ class Comparison:
             metric: Such as ``"hit_rate@5"``.
             seed: Of the resampling.
         """
-        return paired_difference(
-            self[base].values(metric), self[adapted].values(metric), metric=metric, seed=seed
-        )
+        values = self[base].values(metric), self[adapted].values(metric)
+        found = paired_difference(*values, metric=metric, seed=seed)
+        return replace(found, seen=self[adapted].seen)
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
         """Return a table with a row per model, best value of each column in bold."""
@@ -165,7 +166,7 @@ def compare_retrieval(
     cache_dir: CacheDir = None,
     show_progress: bool = True,
 ) -> Comparison:
-    """Score several models on one dataset.
+    """Score several models on one dataset; warn of those that were trained on its queries.
 
     Args:
         models: Name → whatever :func:`evaluate_retrieval` scores, such as
@@ -189,6 +190,9 @@ def compare_retrieval(
         name: evaluate_retrieval(model, dataset, **settings, show_progress=show_progress)
         for name, model in models.items()
     }
+    seen = [f"{name}: {found.seen}" for name, found in scores.items() if found.seen]
+    if seen:
+        warnings.warn(f"{'; '.join(seen)}. Split first, then train.", stacklevel=2)
     trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
     return Comparison(
         scores,

@@ -12,7 +12,7 @@ import base64
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -286,7 +286,10 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     others.sort(key=lambda item: -item[1][METRIC])
     verdicts = []
     for name, found in others:
-        difference = paired_difference(base[1].values(METRIC), found.values(METRIC), metric=METRIC)
+        difference = replace(
+            paired_difference(base[1].values(METRIC), found.values(METRIC), metric=METRIC),
+            seen=found.seen,
+        )
         means = f"{base[1][METRIC]:.4f} → {found[METRIC]:.4f}, {difference.numbers}"
         reason = (
             f"{name} against {base[0]}, NDCG@10 {means}, p = {difference.p_value:.4f}; "

@@ -59,6 +59,7 @@ class RetrievalScores:
         base_texts: Texts sent to it.
         base_tokens: Tokens of those texts, about: a token for every four characters.
         notes: What was scored otherwise than ids and judgements alone would have it.
+        seen: How many of the queries the model was trained on, where that is a fifth or more.
     """
 
     ranked: Rows
@@ -71,6 +72,7 @@ class RetrievalScores:
     base_texts: int = 0
     base_tokens: int = 0
     notes: tuple[str, ...] = ()
+    seen: str = ""
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, metric: str) -> float:
@@ -211,8 +213,10 @@ def evaluate_retrieval(
         given = (texts, dataset.corpus, unit, documents, data.keys)
         ranked = mixture.rank(*given, depth=_depth(data, cuts))
         scores = scores_of(data, ranked, cuts)
+    sketch = getattr(embed_model, "sketch", None)
     return replace(
         scores,
+        seen="" if sketch is None else sketch.overlap(data.queries),
         seconds=time.perf_counter() - began,
         base_calls=encoder.base_calls,
         base_texts=encoder.base_texts,

@@ -167,6 +167,7 @@ class Difference:
         high: Upper end.
         p_value: Two-sided: how often chance alone gives a difference this large.
         deviation: Standard deviation of the per-query difference.
+        seen: What of the queries the new model was trained on: gains on them prove nothing.
     """
 
     metric: str
@@ -176,6 +177,7 @@ class Difference:
     high: float
     p_value: float
     deviation: float
+    seen: str = ""
 
     @property
     def provable(self) -> float:
@@ -204,6 +206,8 @@ class Difference:
     @property
     def verdict(self) -> Verdict:
         """What the numbers say."""
+        if self.low > 0 and self.seen:
+            return Verdict(Decision.INCONCLUSIVE, f"{self.seen}: split first", self)
         if self.low > 0:
             return Verdict(Decision.BETTER, "the interval lies above zero", self)
         if self.high < 0:

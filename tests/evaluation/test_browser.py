@@ -81,7 +81,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "a_model_with_a_name_longer_than_any_telephone_is_wide": engine.get_finetuned_model(),
         "upside down": reversing(base),
     }
-    found = compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
+    with pytest.warns(UserWarning, match="it was trained on. Split first"):
+        found = compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
     return found.to_html(folder / "page.html")
 
 

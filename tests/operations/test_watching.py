@@ -102,6 +102,9 @@ def test_of_questions_about_one_document_one_is_drawn() -> None:
     vectors = cloud(200)
     sketch = QuerySketch.of(vectors, [row // 2 for row in range(200)])
     assert len(sketch.points) == 100
+    again = np.concatenate([vectors[:50] + np.float32(1e-6), cloud(150, seed=7)])
+    seen = "25 of the 200 test queries are among the 100 kept of 200 it was trained on"
+    assert (sketch.overlap(again), sketch.overlap(cloud(150, seed=7))) == (seen, "")
     assert len(QuerySketch.of(vectors[:40], [0] * 40).points) == 40  # too few otherwise
 
 

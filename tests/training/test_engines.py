@@ -123,7 +123,16 @@ def test_training_helps_on_questions_and_documents_it_has_not_seen(
         cache_dir=options["cache_dir"],
         show_progress=False,
     )
-    assert compared.significance("base", "adapted").low > 0
+    found = compared.significance("base", "adapted")
+    assert (found.low > 0, found.verdict.decision, found.seen) == (True, Decision.BETTER, "")
+    models = {"base": base, "adapted": engine.get_finetuned_model()}
+    with pytest.warns(
+        UserWarning, match="adapted: 70 of the 140 test queries are among the 70 kept"
+    ):
+        compared = compare_retrieval(models, train, cache_dir=options["cache_dir"])
+    found = compared.significance("base", "adapted")
+    assert (found.low > 0, found.verdict.decision) == (True, Decision.INCONCLUSIVE)
+    assert found.verdict.endswith("it was trained on: split first")
     assert engine.report.verdict.startswith("ship")
 
 

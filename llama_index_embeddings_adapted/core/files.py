@@ -32,7 +32,7 @@ from ..errors import AdaptedError, CacheError, DiskError, FolderError, quote_som
 T = TypeVar("T")
 _OF_THE_DISK = frozenset(
     (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
-     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+     errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
@@ -118,13 +118,17 @@ def _explained(path: Path) -> Iterator[None]:
 def check_target(path: Path, *, error: type[AdaptedError]) -> None:
     """Refuse to begin work whose result, a file, could not be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_in(path.parent)
     except OSError as cause:
         raise error(f"{path}: cannot be written ({cause.strerror}).") from cause
     if path.is_dir():
         raise error(f"{path}: expected the path of a file, this is a folder.")
-    if not os.access(path.parent, os.W_OK):
-        raise error(f"{path}: cannot be written (no permission for {path.parent}).")
+
+
+def _write_in(folder: Path) -> None:
+    """Write a nameless file: permissions alone do not tell what ``/proc`` refuses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_json(path: Path, data: object, *, indent: int = 4) -> None:
@@ -333,13 +337,10 @@ def check_target_folder(
         error: It exists and holds anything else, or its place cannot be written to.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _write_in(folder.parent)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        writable = os.access(folder.parent, os.W_OK)
     except OSError as cause:
         raise error(f"{folder}: cannot be written ({cause.strerror}).") from cause
-    if not writable:
-        raise error(f"{folder}: cannot be written (no permission for {folder.parent}).")
     strangers = sorted(found - ours)
     if strangers:
         raise error(

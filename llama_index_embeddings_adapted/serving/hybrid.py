@@ -13,6 +13,7 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
@@ -38,7 +39,7 @@ from .base_vectors import (
     run_steps,
 )
 from .embedding import AdaptedEmbedding
-from .views import Views, document_vectors, nodes_by_id
+from .views import Views, dense_retriever, document_vectors, known_nodes, nodes_by_id
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")
@@ -69,7 +70,7 @@ class HybridRetriever(BaseRetriever):
         prior: Made with query and document vectors of the same model, adapted if that is. Not
             for an index whose vectors carry the prior already.
         top_k: How many nodes come back.
-        candidates: How many documents words may bring in.
+        candidates: How many documents words may bring in; at least ``top_k``.
         embed_model: That of ``dense`` by default.
         callback_manager: That of ``dense`` by default.
 
@@ -100,7 +101,7 @@ class HybridRetriever(BaseRetriever):
         keys = np.zeros(len(lexical), dtype=np.uint64) if keys is None else np.asarray(keys)
         self.views = Views(lexical, vectors, keys, weight, prior)
         self.dense, self.nodes = dense, nodes
-        self.top_k, self.candidates = top_k, candidates
+        self.top_k, self.candidates = top_k, max(candidates, top_k)
         embed_model = embed_model or getattr(dense, "_embed_model", None)
         self.embed_model = check_base(embed_model, "embed_model")
         self._past: list[Views] = []
@@ -149,7 +150,8 @@ class HybridRetriever(BaseRetriever):
         texts = {
             name: node.get_content(metadata_mode=MetadataMode.EMBED) for name, node in found.items()
         }
-        dense = index.as_retriever(similarity_top_k=candidates, embed_model=model, filters=filters)
+        settings: dict[str, Any] = {"top_k": top_k, "candidates": candidates}
+        dense = dense_retriever(index, model, filters, **settings)
         keys, vectors = document_vectors(
             model, list(texts.values()), cache_dir=cache_dir, show_progress=show_progress
         )
@@ -163,9 +165,8 @@ class HybridRetriever(BaseRetriever):
             keys=keys,
             weight=weight,
             prior=prior,
-            top_k=top_k,
-            candidates=candidates,
             embed_model=model,
+            **settings,
         )
 
     def over(self, dense: BaseRetriever) -> HybridRetriever:
@@ -384,8 +385,8 @@ class HybridRetriever(BaseRetriever):
     def from_pretrained(
         cls,
         folder: str | Path,
-        dense: BaseRetriever,
-        nodes: Nodes,
+        dense: BaseRetriever | VectorStoreIndex,
+        nodes: Nodes | Iterable[BaseNode],
         *,
         embed_model: BaseEmbedding | str | None = None,
         verify: bool = True,
@@ -394,7 +395,8 @@ class HybridRetriever(BaseRetriever):
 
         Args:
             folder: Where.
-            dense, nodes: As for the constructor.
+            dense: As for the constructor, or the index, which is then asked for as many candidates.
+            nodes: All nodes of the index; a warning counts those that are missing.
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Ask the base model for a few probe vectors, and refuse it if they are others
                 than when the folder was written.
@@ -405,6 +407,10 @@ class HybridRetriever(BaseRetriever):
         """
         found, settings, fingerprint = documents_views.read(Path(folder))
         kept = {name: settings[name] for name in _SETTINGS}
+        if isinstance(dense, VectorStoreIndex):
+            embed_model = embed_model or dense._embed_model
+            dense = dense_retriever(dense, check_base(embed_model, "embed_model"), **kept)
+        nodes = known_nodes(nodes, found.lexical.ids)
         parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
         new = cls(dense, found.lexical, **parts, embed_model=embed_model)
         new.views = found

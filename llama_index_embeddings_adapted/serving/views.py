@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode
@@ -23,7 +25,16 @@ from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import FolderError, OptionError, ShapeError, StoreError, check_number, truncate
+from ..errors import (
+    FolderError,
+    OptionError,
+    ShapeError,
+    StoreError,
+    check_known,
+    check_number,
+    check_whole,
+    truncate,
+)
 from ..evaluation.metrics import ScoreShift
 from ..lexical import bm25
 from ..lexical.bm25 import WEIGHT, BM25Index
@@ -93,6 +104,7 @@ class Views:
 
     def changed(self, **changes: Any) -> Views:
         """Return views with other fields; the prior's shifts follow what they depend on."""
+        check_known(changes, [each.name for each in fields(self)], what="swap")
         if not set(changes) <= {"weight", "shifts", "scale"}:
             changes.setdefault("shifts", None)
         return replace(self, **changes)
@@ -127,6 +139,37 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
         found = {node.node_id: node for node in given}
     if not found:
         raise OptionError("nodes: expected the nodes of the index, got none.")
+    return found
+
+
+def known_nodes(nodes: Nodes | Iterable[BaseNode], ids: Sequence[str]) -> Nodes:
+    """Return nodes that can be looked up; warn of how many of those with these ids are missing."""
+    if isinstance(nodes, BaseDocumentStore):
+        missing = sum(not nodes.document_exists(name) for name in ids)
+    else:
+        nodes = nodes_by_id(nodes)
+        missing = len(set(ids) - set(nodes))
+    if missing:
+        warnings.warn(
+            f"{missing:,} of the {len(ids):,} nodes that the folder knows are not among those "
+            "given: words cannot find them.",
+            stacklevel=3,
+        )
+    return nodes
+
+
+def dense_retriever(
+    index: Any, model: BaseEmbedding, filters: Any = None, *, top_k: int, candidates: int
+) -> BaseRetriever:
+    """Return what asks an index for its first candidates, or raise an :class:`OptionError`."""
+    check_whole("top_k", top_k)
+    check_whole("candidates", candidates)
+    if filters is not None and not isinstance(filters, MetadataFilters):
+        raise OptionError(
+            f"filters: expected LlamaIndex's MetadataFilters, got {type(filters).__name__}."
+        )
+    settings = {"similarity_top_k": max(candidates, top_k), "filters": filters}
+    found: BaseRetriever = index.as_retriever(embed_model=model, **settings)
     return found
 
 

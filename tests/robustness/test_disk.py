@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.schema import TextNode
 
 from benchmarks.robustness import cheap, mutations
 from benchmarks.robustness.kill_jobs import JOBS
@@ -23,6 +24,7 @@ from llama_index_embeddings_adapted import (
     EmbeddingAdapterFinetuneEngine,
     EmbeddingQAFinetuneDataset,
     LinearAdapter,
+    adapt_without_labels,
 )
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
@@ -35,6 +37,7 @@ from llama_index_embeddings_adapted.errors import (
     FolderError,
     GenerationError,
 )
+from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from tests.conftest import CountingEmbedding
@@ -201,6 +204,17 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(
         small.save_json(place / "pairs.json")
     with pytest.raises(GenerationError, match="Read-only file system"):
         AnswerCache(place, {}).__enter__()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
+def test_a_place_that_takes_no_file_is_an_error_of_ours(base: CountingEmbedding) -> None:
+    nodes = [TextNode(text="a cat"), TextNode(text="the sea")]
+    hybrid = adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
+    for write in (hybrid.save_pretrained, LinearAdapter.identity(16).save):
+        with pytest.raises(FolderError, match="/proc/q: cannot be written"):
+            write("/proc/q")
+    with pytest.raises(DiskError, match=r"/proc/x\.html could not be written"):
+        Comparison({}).to_html("/proc/x.html", title="none")
 
 
 def test_a_read_only_folder_is_served_from(

@@ -237,6 +237,13 @@ def test_saved_and_loaded_it_finds_the_same(
         assert len(other) == 7
         assert [(n.node_id, n.score) for n in one] == [(n.node_id, n.score) for n in other]
     assert again.views.prior == hybrid.views.prior
+    of_index = HybridRetriever.from_pretrained(tmp_path / "hybrid", index, iter(NODES))
+    assert [n.node_id for n in of_index.retrieve(QUERIES[4])] == [n.node_id for n in one]
+    store = SimpleDocumentStore()
+    store.add_documents(NODES[2:])
+    for some in (NODES[2:], store):
+        with pytest.warns(UserWarning, match="2 of the 120 nodes that the folder knows are not"):
+            HybridRetriever.from_pretrained(tmp_path / "hybrid", index, some)
     text = (tmp_path / "hybrid" / CONFIG).read_text()
     assert NODES[0].text not in text
     stranger = index.as_retriever(embed_model=CountingEmbedding(seed=1))
@@ -280,6 +287,8 @@ def test_views_are_swapped_and_rolled_back(
         hybrid.swap(lexical=BM25Index.of({"a": "b"}))
     with pytest.raises(OptionError, match="weight"):
         hybrid.swap(weight=-1.0)
+    with pytest.raises(OptionError, match=r'"wieght".* "weight".*swap takes keys, lexical, prior'):
+        hybrid.swap(wieght=1.0)
     hybrid.roll_back()
     assert found() == with_words
     hybrid.roll_back()
@@ -312,6 +321,13 @@ def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
         HybridRetriever(Bare(), words, **good)
     with pytest.raises(OptionError, match="nodes of the index, got none"):
         HybridRetriever.from_nodes(index, [], **QUIET)
+    with pytest.raises(OptionError, match="filters: expected LlamaIndex's MetadataFilters, got d"):
+        HybridRetriever.from_nodes(index, NODES, filters={"kind": "even"}, **QUIET)
+
+
+def test_as_many_nodes_come_back_as_are_asked_for(index: VectorStoreIndex) -> None:
+    hybrid = HybridRetriever.from_nodes(index, NODES, top_k=500, **QUIET)
+    assert len(hybrid.retrieve(QUERIES[0])) == len(NODES)
 
 
 def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(

@@ -83,18 +83,20 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
     asked = list(_some(train, MOST_BANK).queries.values())
     bank = encoder.encode(asked, "query")
     judge = _scored(_some(dev, MOST_DEV), asked, bank, encoder)
-    test = _scored(_some(real.tests["test"], MOST_TEST), asked, bank, encoder)
+    tested = _some(real.tests["test"], MOST_TEST)
+    test = _scored(tested, asked, bank, encoder)
+    plain = replace(test, words=_bm25(tested))
     scores = {(w, p): judge.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
     best = max(scores, key=lambda pair: scores[pair])  # of equal ones, the smallest
     found = {
         "base": test.mixed(0, 0),
-        "words alone": test.ranked(test.words),
-        "rank fusion": test.fused(),
+        "words alone": plain.ranked(plain.words),
+        "rank fusion": plain.fused(),
         "words": test.mixed(WORDS, 0),
         "prior": test.mixed(0, PENALTY),
         "both, no label": test.mixed(WORDS, PENALTY),
         "both, dev": test.mixed(*best),
-        "one vector, dev": _one_vector(dev, real.tests["test"], judge, test, asked),
+        "one vector, dev": _one_vector(dev, tested, judge, test, asked),
     }
     weights = {"both": best}
     for method in ("linear", "auto"):
@@ -127,20 +129,18 @@ def _one_vector(
     """Return what words as 2,048 more dimensions find, their weight chosen on dev."""
     model = LexicalEmbedding.of(dev.corpus.values(), asked)
 
-    def joined(dataset: Dataset, scored: Scored) -> Scored:
-        queries = model.vectors(list(dataset.queries.values()), "query")
-        documents = model.vectors(list(dataset.corpus.values()), "document")
-        return replace(scored, words=queries @ documents.T)
+    def joined(data: Dataset, scored: Scored) -> Scored:
+        queries = model.vectors(list(data.queries.values()), "query")
+        return replace(scored, words=queries @ model.vectors([*data.corpus.values()], "document").T)
 
     on_dev = joined(_some(dev, MOST_DEV), judge)
     weight = max(ONE_VECTOR, key=lambda w: on_dev.mixed(w, 0)["ndcg@10"])
-    return joined(_some(tested, MOST_TEST), test).mixed(weight, 0)
+    return joined(tested, test).mixed(weight, 0)
 
 
 def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:
     """Return NDCG@10 on dev of ways to weigh words without a label, all with the prior."""
-    words = BM25Index.of(dev.corpus)
-    plain = np.stack([words.shares(query) for query in dev.queries.values()])
+    plain = _bm25(dev)
     by_best = plain / np.maximum(plain.max(axis=1, keepdims=True), 1e-9)
     return {
         "base": judge.mixed(0, 0)["ndcg@10"],
@@ -149,6 +149,12 @@ def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:
         **{f"{w}, of the query, usual words less": judge.mixed(w, PENALTY)["ndcg@10"]
            for w in (0.3, 0.4, 0.5)},
     }  # fmt: skip
+
+
+def _bm25(dataset: Dataset) -> Vectors:
+    """Return scores of BM25 that has seen no query, each query's divided by one number."""
+    words = BM25Index.of(dataset.corpus)
+    return np.stack([words.shares(query) for query in dataset.queries.values()])
 
 
 def _scored(dataset: Dataset, asked: list[str], bank: Vectors, encoder: Encoder) -> Scored:

@@ -32,7 +32,7 @@ from ..errors import AdaptedError, CacheError, DiskError, FolderError, quote_som
 T = TypeVar("T")
 _OF_THE_DISK = frozenset(
     (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENAMETOOLONG,
-     errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+     errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
 
@@ -110,8 +110,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as cause:
-        if isinstance(cause, AdaptedError) or cause.errno not in _OF_THE_DISK:
-            raise
+        missing = cause.errno == errno.ENOENT and Path(str(cause.filename)).parent == path.parent
+        if isinstance(cause, AdaptedError) or not (missing or cause.errno in _OF_THE_DISK):
+            raise  # what is missing below the target is the writer's affair
         raise DiskError(path, cause) from cause
 
 

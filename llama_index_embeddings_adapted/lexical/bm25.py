@@ -68,7 +68,7 @@ class BM25Index:
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
         _check(self.ids, self._vocabulary, vocabulary, self._arrays, self.usual)
-        self._idf = _idf(np.diff(self._arrays["indptr"]), len(self.ids))
+        self._idf = _idf(np.append(np.diff(self._arrays["indptr"]), 0), len(self.ids))
         self._whole: dict[int, Vectors] = {}  # token → its score in every document
 
     @classmethod
@@ -133,12 +133,9 @@ class BM25Index:
 
     def highest(self, query: str) -> float:
         """Return ``Σ_t g(t) · idf(t)``, which no document's score reaches; unknown words count."""
-        numbers = ((token, self._vocabulary.get(token)) for token in tokenize(query))
-        unknown = float(_idf(0, len(self.ids)))
-        return sum(
-            self.usual.get(token, 1.0) * (unknown if number is None else float(self._idf[number]))
-            for token, number in numbers
-        )
+        tokens, unknown = tokenize(query), len(self._idf) - 1
+        idf = self._idf[[self._vocabulary.get(token, unknown) for token in tokens]]
+        return float(idf @ [self.usual.get(token, 1.0) for token in tokens]) if tokens else 0.0
 
     def shares(self, query: str, allowed: Any = None) -> Vectors:
         """Return how much of a query's words each document has, ``(m,)``, in [0, 1).

@@ -102,6 +102,8 @@ def ship_candidate(folder: str | Path) -> Path:
         raise FolderError(f"{path}: no candidate to ship: {source.name} is the base model, too.")
     if (candidate.base or {}).get("fingerprint") != (now.base or {}).get("fingerprint"):
         raise FolderError(f"{source}: was trained on another base model than {path} holds.")
+    if not (now.training.get("report", {}).get("candidate") or "shipped_at" in now.training):
+        raise FolderError(f"{path}: no candidate to ship: {source.name} is of an earlier training.")
     files.check_target_folder(path)
     config = files.read_config(source)
     moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -109,12 +111,8 @@ def ship_candidate(folder: str | Path) -> Path:
     with files.atomic_folder(path) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
         (temporary / files.CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        card = saving.model_card(
-            candidate.adapter,
-            str((candidate.base or {}).get("name", "unknown")),
-            config["training"],
-            path.name,
-        )
+        base = str((candidate.base or {}).get("name", "unknown"))
+        card = saving.model_card(candidate.adapter, base, config["training"], path.name)
         (temporary / files.CARD).write_text(card, encoding="utf-8")
     return path
 

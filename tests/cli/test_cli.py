@@ -524,7 +524,7 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
         ("served", "the base model, unchanged", np.eye(16)),
         ("served.candidate", "the candidate that was judged", -np.eye(16)),
     ):
-        training = {"report": {**report, "holds": holds}}
+        training = {"report": {**report, "holds": holds, "candidate": "unchanged" in holds}}
         model = AdaptedEmbedding(counting, LinearAdapter(weight), training=training)
         model.save_pretrained(tmp_path / name)
     card = tmp_path / "served" / "README.md"
@@ -532,8 +532,7 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
     assert "holds: the base model, unchanged; the candidate is in served.candidate" in shown
     assert "\ncandidate, all held-out queries: NDCG@10 0.5000 → 0.6000" in shown
     assert "holds the base model, unchanged" in card.read_text()
-    before = len(counting.asked)
-    ran = Ran("ship", "served")
+    before, ran = len(counting.asked), Ran("ship", "served")
     assert ran.code == 0, ran.err
     assert "holds: the adapter, shipped 20" in ran.out
     assert "\nall held-out queries: NDCG@10 0.5000" in ran.out
@@ -543,10 +542,11 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
     served = AdaptedEmbedding.from_pretrained(tmp_path / "served", counting)
     assert np.array_equal(served.adapter.weight, -np.eye(16))  # type: ignore[attr-defined]
     assert ship_candidate("served") == Path("served")  # again: the candidate stays
-    other = AdaptedEmbedding(CountingEmbedding(seed=1), LinearAdapter(np.eye(16)))
-    other.save_pretrained(tmp_path / "served")
-    with pytest.raises(FolderError, match="trained on another base model"):
-        ship_candidate("served")
+    for seed, why in ((0, "is of an earlier training"), (1, "trained on another base model")):
+        other = AdaptedEmbedding(CountingEmbedding(seed=seed), LinearAdapter(np.eye(16)))
+        other.save_pretrained(tmp_path / "served")
+        with pytest.raises(FolderError, match=why):
+            ship_candidate("served")
 
 
 def test_a_folder_is_exported_in_every_format(counting: CountingEmbedding, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import environment, sets
 from benchmarks.cost import against_old, load, scale, serving, speed, throughput, words
-from benchmarks.pages import figures, page, tables
+from benchmarks.pages import figures, tables
 from benchmarks.quality import (
     clicks,
     composed,
@@ -69,7 +69,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "questions": _questions,
     "throughput": lambda g: _saved("throughput", throughput.run()),
     "composed": lambda g: composed.run(g.data, g.cache, g.black_box, g.sets, g.epochs),
-    "report": lambda g: page.run(g.data, g.cache),
     "upgrade": _upgrade,
     "views": lambda g: views.run(g.load, g.cache, g.sets),
     "words": lambda g: _saved("words", words.run(g.data, g.cache)),

@@ -7,7 +7,6 @@ page is driven through Chromium's DevTools protocol, in a process of its own.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -88,14 +87,6 @@ class Tab:
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
-
-    def screenshot(self, path: Path, *, height: int | None = None) -> None:
-        """Write what is seen as PNG; of the whole page, or of so many pixels from its top."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "scale": 1, "width": size["width"]}
-        clip["height"] = min(height or size["height"], size["height"])
-        found = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def call(self, method: str, **params: Any) -> Any:
         """Send a command of the DevTools protocol and return its answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, require_extra
-from .page import PageData, write_page
+from .page import write_page
 from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
-from .verdict import Difference, mean_interval, paired_difference
-
-DEFAULT_METRIC = "ndcg@10"
+from .verdict import METRIC, Difference, mean_interval, paired_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +26,7 @@ class Comparison:
     Args:
         scores: Model name → scores.
         texts: Of the queries and documents, for :meth:`to_html`; None shows none.
-        data: Numbers about the dataset, see
-            :func:`data_statistics`.
+        data: Numbers about the dataset, see :func:`data_statistics`.
         trained: Model name → what is known of its training, as ``FinetuneReport.to_dict()``.
     """
 
@@ -40,11 +37,12 @@ class Comparison:
 
     def __getitem__(self, name: str) -> RetrievalScores:
         """Return the scores of one model."""
-        self._check(name)
+        if name not in self.scores:
+            raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
         return self.scores[name]
 
     def significance(
-        self, base: str, adapted: str, *, metric: str = DEFAULT_METRIC, seed: int = 0
+        self, base: str, adapted: str, *, metric: str = METRIC, seed: int = 0
     ) -> Difference:
         """Compare two models query by query: interval, p-value and verdict.
 
@@ -55,21 +53,17 @@ class Comparison:
             seed: Of the resampling.
         """
         values = self[base].values(metric), self[adapted].values(metric)
-        found = paired_difference(*values, metric=metric, seed=seed)
-        return replace(found, seen=self[adapted].seen)
+        return paired_difference(*values, metric=metric, seed=seed, seen=self[adapted].seen)
 
     def to_markdown(self, metrics: Sequence[str] | None = None) -> str:
         """Return a table with a row per model, best value of each column in bold."""
-        columns = self._metrics(metrics)
-        values = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
-        best = [max(row[i] for row in values.values()) for i in range(len(columns))]
-        lines = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        columns, values = self._means(metrics)
+        best = [max(column) for column in zip(*values.values(), strict=True)]
+        lines = [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for name, row in values.items():
-            cells = [
-                f"**{value:.4f}**" if value == top else f"{value:.4f}"
-                for value, top in zip(row, best, strict=True)
-            ]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            cells = zip(row, best, strict=True)
+            shown = [f"**{one:.4f}**" if one == top else f"{one:.4f}" for one, top in cells]
+            lines.append(f"| {name} | {' | '.join(shown)} |")
         return "\n".join(lines)
 
     def to_dataframe(self, metrics: Sequence[str] | None = None) -> Any:
@@ -79,8 +73,7 @@ class Comparison:
             MissingExtraError: pandas is not installed.
         """
         pandas = require_extra("pandas", extra="pandas")
-        columns = self._metrics(metrics)
-        rows = {name: [scores[m] for m in columns] for name, scores in self.scores.items()}
+        columns, rows = self._means(metrics)
         return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
 
     def plot(
@@ -128,33 +121,29 @@ class Comparison:
         """
         title = title or ", ".join(self.scores) + " compared"
         notes = next((found.notes for found in self.scores.values()), ())
-        return write_page(
-            path,
-            PageData(
-                title, None, "", self.scores, self.texts, self.trained, self.data, notes=notes
-            ),
-        )
+        shown = (self.scores, self.texts, self.trained)
+        return write_page(path, title, *shown, data=self.data, notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return scores and differences to the first model as JSON knows them."""
         first, *others = self.scores
-        found = {name: self.significance(first, name) for name in others}
         return {
             "models": {name: scores.to_dict() for name, scores in self.scores.items()},
             "differences": {
-                name: {"against": first, **each.to_dict()} for name, each in found.items()
+                name: {"against": first, **self.significance(first, name).to_dict()}
+                for name in others
             },
         }
 
     def __str__(self) -> str:
         return self.to_markdown()
 
-    def _metrics(self, metrics: Sequence[str] | None) -> list[str]:
-        return list(metrics if metrics is not None else next(iter(self.scores.values())).headline)
-
-    def _check(self, name: str) -> None:
-        if name not in self.scores:
-            raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
+    def _means(self, metrics: Sequence[str] | None) -> tuple[list[str], dict[str, list[float]]]:
+        if metrics is None:
+            metrics = next(iter(self.scores.values())).headline
+        return [*metrics], {
+            name: [found[m] for m in metrics] for name, found in self.scores.items()
+        }
 
 
 def compare_retrieval(
@@ -186,10 +175,8 @@ def compare_retrieval(
         for name, model in models.items()
     }
     settings: dict[str, Any] = {"ks": ks, "batch_size": batch_size, "cache_dir": cache_dir}
-    scores = {
-        name: evaluate_retrieval(model, dataset, **settings, show_progress=show_progress)
-        for name, model in models.items()
-    }
+    settings["show_progress"] = show_progress
+    scores = {name: evaluate_retrieval(one, dataset, **settings) for name, one in models.items()}
     seen = [f"{name}: {found.seen}" for name, found in scores.items() if found.seen]
     if seen:
         warnings.warn(f"{'; '.join(seen)}. Split first, then train.", stacklevel=2)

@@ -14,7 +14,7 @@ from ..adapters.base import Adapter
 from ..core.arrays import Vectors
 from .comparison import Comparison
 from .held_out import PartReport
-from .page import PageData, write_page
+from .page import write_page
 from .verdict import (
     FEWEST,
     LOOKS_RANDOM,
@@ -31,28 +31,18 @@ from .views import ViewsReport
 
 @dataclass(frozen=True, eq=False)
 class SelectionReport:
-    """How a pipeline was chosen, and what became of it.
+    """How a pipeline was chosen, and what became of it."""
 
-    Args:
-        recipe: The chosen one, in words.
-        verdict: To ship where cross-fitting proves its gain and sees no harm.
-        expect: Share of live queries about known documents that was expected.
-        expect_told: Whether the user said so.
-        provable: The gain in NDCG@10 that was announced before training as sure to be provable.
-        sampled: What was left out of cross-fitting, in words; empty if nothing.
-        gains: Candidate → mean change in NDCG@10 on known and on new documents.
-        failed: Candidate → why it could not be fitted.
-        margins: Candidate → half the 95 % interval of each of its gains.
-    """
-
-    recipe: str
-    verdict: Verdict
-    expect: float
-    expect_told: bool
-    provable: float
-    sampled: str
+    recipe: str  #: The chosen one, in words.
+    verdict: Verdict  #: To ship where cross-fitting proves its gain and sees no harm.
+    expect: float  #: Share of live queries about known documents that was expected.
+    expect_told: bool  #: Whether the user said so.
+    provable: float  #: The gain in NDCG@10 that was announced before training as provable.
+    sampled: str  #: What was left out of cross-fitting, in words; empty if nothing.
+    #: Candidate → mean change in NDCG@10 on known and on new documents.
     gains: Mapping[str, tuple[float | None, float | None]]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  #: Candidate → why it could not be fitted.
+    #: Candidate → half the 95 % interval of each of its gains.
     margins: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
@@ -67,19 +57,12 @@ class SelectionReport:
 
 @dataclass(frozen=True)
 class Deployment:
-    """What serving the candidate means.
+    """What serving the candidate means."""
 
-    Args:
-        folder: Name of the folder it is saved to.
-        base: Class and name of the base model.
-        moves_documents: Whether documents need an index of their own.
-        query_us: Microseconds per query on top of the base model's call; 0 if not measured.
-    """
-
-    folder: str
-    base: str
-    moves_documents: bool
-    query_us: float = 0.0
+    folder: str  #: Name of the folder it is saved to.
+    base: str  #: Class and name of the base model.
+    moves_documents: bool  #: Whether documents need an index of their own.
+    query_us: float = 0.0  #: Microseconds per query on top of the base model's; 0: not measured.
 
     @classmethod
     def of(cls, folder: str, base: str, adapter: Adapter, queries: Vectors) -> Deployment:
@@ -99,27 +82,20 @@ _LEAST_GAIN = 1e-9  # below this, two scores are the same
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a training history; epoch 0 is the model before training.
-
-    Args:
-        number: Of the epoch.
-        loss: Mean training loss; NaN where there is none.
-        scores: On held-out queries. Of an adapter: part of the queries ("overall", "known", "new")
-            → change in NDCG@10 over the base model, as far as the part has queries. Of a small
-            model: metric → mean.
-        seconds: Training and validation of this epoch.
-    """
+    """One line of a training history; epoch 0 is the model before training."""
 
     number: int
-    loss: float
+    loss: float  #: Mean training loss; NaN where there is none.
+    #: On held-out queries. Of an adapter: part of the queries ("overall", "known", "new") → change
+    #: in NDCG@10 over the base model, as far as the part has queries. Of a small model: metric →
+    #: mean.
     scores: Mapping[str, float]
-    seconds: float
+    seconds: float  #: Training and validation of this epoch.
 
     def to_dict(self) -> dict[str, Any]:
         """Return the epoch as JSON knows it."""
         loss = None if math.isnan(self.loss) else self.loss
-        rest = {"scores": dict(self.scores), "seconds": self.seconds}
-        return {"epoch": self.number, "loss": loss, **rest}
+        return {"epoch": self.number, "loss": loss, "scores": self.scores, "seconds": self.seconds}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Epoch:
@@ -143,8 +119,6 @@ def best_epoch(history: Sequence[Epoch], metric: str) -> int:
                 break
     return best.number
 
-
-Means = Mapping[str, float]
 
 _HELD_OUT = (
     "Queries held out of training, with 95 % intervals. They also chose when training stopped."
@@ -182,8 +156,7 @@ class FinetuneReport:
         choice: How the method was chosen; None with ``method="linear"``.
         saved: What the folder holds: the base model unchanged, or the candidate that was judged.
         candidate: The folder that holds the candidate, where the other holds the base model.
-        data: What was trained on, in numbers, see
-            :func:`data_statistics`.
+        data: What was trained on, in numbers, see :func:`data_statistics`.
         deployment: What serving it means; None where that is not known.
         held_out: Base and adapted model on the held-out queries, one by one; None where that was
             not kept. Not part of :meth:`to_dict`, as it holds texts.
@@ -211,12 +184,12 @@ class FinetuneReport:
     views: ViewsReport | None = None
 
     @property
-    def base(self) -> Means:
+    def base(self) -> Mapping[str, float]:
         """Scores of the base model on all held-out queries."""
         return self.overall.base
 
     @property
-    def adapted(self) -> Means:
+    def adapted(self) -> Mapping[str, float]:
         """Scores of the adapted model on all held-out queries."""
         return self.overall.adapted
 
@@ -246,11 +219,17 @@ class FinetuneReport:
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
         if self.weight == 0.0:
-            why = "the small model adds nothing on held-out queries; the model returned is the base"
-            return Verdict(Decision.KEEP_BASE, f"{why} model")
+            return Verdict(
+                Decision.KEEP_BASE,
+                "the small model adds nothing on held-out queries; the model returned is the base "
+                "model",
+            )
         if self.best_epoch == 0 and self.weight is None:
-            why = "no epoch of training was better on held-out queries without harm"
-            return Verdict(Decision.KEEP_BASE, f"{why}; the adapter returned changes nothing")
+            return Verdict(
+                Decision.KEEP_BASE,
+                "no epoch of training was better on held-out queries without harm; the adapter "
+                "returned changes nothing",
+            )
         gains = difference.low > 0
         verdict = gaining(difference, real=real) if gains else inconclusive(difference)
         if self.settings.get("expect") is not None:
@@ -267,15 +246,11 @@ class FinetuneReport:
             return "the candidate that was judged"
         if self.candidate:
             return f"the base model, unchanged; the candidate is in {self.candidate}"
-        return "the base model, unchanged" + (
-            "; nothing was better" if self._nothing_better else ""
-        )
+        return f"the base model, unchanged{'; nothing was better' * self._nothing_better}"
 
     @property
     def _nothing_better(self) -> bool:
-        return (
-            self.choice is not None and bool(self.choice.gains) and self.choice.recipe == "identity"
-        )
+        return bool(self.choice and self.choice.gains and self.choice.recipe == "identity")
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -288,7 +263,6 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
-        history = [epoch.to_dict() for epoch in self.history]
         parts = ("overall", "known", "new", "choice", "views")
         return {
             **_plain(self, without=(*parts, "held_out", "history", "deployment")),
@@ -298,7 +272,7 @@ class FinetuneReport:
             "candidate": self.candidate or None,
             "holds": self.holds,
             "headline": list(self.headline),
-            "history": history,
+            "history": [epoch.to_dict() for epoch in self.history],
             "deployment": self.deployment and asdict(self.deployment),
         }
 
@@ -320,29 +294,27 @@ class FinetuneReport:
         named = f"Adapter {made.folder} for {made.base}" if made else "Training of an adapter"
         return write_page(
             path,
-            PageData(
-                title or named,
-                self.verdict,
-                self.holds,
-                held_out.scores,
-                held_out.texts,
-                {"adapted": self.to_dict()},
-                note=_CROSS_FITTED if self.choice else _HELD_OUT,
-                queries=self.overall.queries,
-                notes=self.settings.get("notes") or (),
-            ),
+            title or named,
+            held_out.scores,
+            held_out.texts,
+            {"adapted": self.to_dict()},
+            verdict=self.verdict,
+            holds=self.holds,
+            note=_CROSS_FITTED if self.choice else _HELD_OUT,
+            queries=self.overall.queries,
+            notes=self.settings.get("notes") or (),
         )
 
     def __str__(self) -> str:
         lines = [f"Verdict: {self.verdict}.", *(f"  {line}" for line in self.headline)]
-        parts = (
-            ("all", self.overall),
-            ("documents with training questions", self.known),
-            ("documents without", self.new),
-        )
+        parts = {
+            "all": self.overall,
+            "documents with training questions": self.known,
+            "documents without": self.new,
+        }
         # Queries are judged by what the other folds chose, even where all together choose nothing.
         whose = ", by what other folds chose; it is not saved" if self._nothing_better else ""
-        for name, part in parts:
+        for name, part in parts.items():
             if part is not None:
                 lines.append(
                     f"  {name}: NDCG@10 {part.base['ndcg@10']:.4f} → {part.adapted['ndcg@10']:.4f} "

@@ -14,20 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .metrics import PerQuery
+
+METRIC = "ndcg@10"  #: that decides
 Stance = Literal["for", "open", "against"]
 
 
 class Decision(Enum):
-    """What to do: with an adapter (first six), of two models, with an adapter in service.
+    """What to do: with an adapter (first six), of two models, with an adapter in service."""
 
-    Attributes:
-        stance: Whether that speaks for the new model (or the adapter in service), against it, or
-            leaves the question open.
-        words: How it is printed.
-    """
-
-    stance: Stance
-    words: str
+    stance: Stance  #: Does that speak for the new model (or the adapter in service) or against it?
+    words: str  #: How it is printed.
 
     SHIP = "ship", "for"
     PROMISING = "promising", "open"
@@ -46,9 +43,7 @@ class Decision(Enum):
     def __new__(cls, value: str, stance: Stance, words: str = "") -> Decision:
         """Make a member whose value is a name for JSON."""
         member = object.__new__(cls)
-        member._value_ = value
-        member.stance = stance
-        member.words = words or value
+        member._value_, member.stance, member.words = value, stance, words or value
         return member
 
 
@@ -56,16 +51,11 @@ class Verdict(str):
     """A decision and its reason; as a string, both in words.
 
     A string, so that it can be printed, compared and written as JSON as it is.
-
-    Attributes:
-        decision: What to do.
-        reason: Why, in words.
-        difference: The numbers it rests on, where there are any.
     """
 
     decision: Decision
     reason: str
-    difference: Difference | None
+    difference: Difference | None  #: The numbers it rests on, where there are any.
 
     def __new__(
         cls, decision: Decision, reason: str, difference: Difference | None = None
@@ -99,10 +89,7 @@ _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
 
 
 def real_queries(judged: Mapping[str, int]) -> int | None:
-    """Return how many judged queries neither an LLM wrote nor documents contain, by provenance.
-
-    None where nothing is known of any.
-    """
+    """Return how many judged queries neither an LLM wrote nor documents contain, if known."""
     return sum(n for source, n in judged.items() if source not in MADE) if judged else None
 
 
@@ -115,11 +102,9 @@ def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
     numbers = difference.numbers.replace(" ", " NDCG@10 ", 1)
     if real >= FEWEST_TO_SHIP:
         return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
-    asked = f"{real} of" if real else "none of"
-    few = (
-        f"{asked} those judged, at least {FEWEST_TO_SHIP} are needed; held-out ones gain {numbers}"
-    )
-    return Verdict(Decision.PROMISING, f"judge on real queries before shipping; {few}", difference)
+    few = f"{real or 'none'} of those judged, at least {FEWEST_TO_SHIP} are needed"
+    reason = f"judge on real queries before shipping; {few}; held-out ones gain {numbers}"
+    return Verdict(Decision.PROMISING, reason, difference)
 
 
 def dropping(documents: Literal["known", "new"], difference: Difference) -> Verdict:
@@ -129,8 +114,8 @@ def dropping(documents: Literal["known", "new"], difference: Difference) -> Verd
 
 def with_small_parts(verdict: Verdict, known: int, new: int) -> Verdict:
     """Add to a verdict on which documents queries are too few to show a loss."""
-    counts = (("known", known), ("new", new))
-    few = [f"{count} on {documents}" for documents, count in counts if 0 < count < FEWEST]
+    counts = {"known": known, "new": new}
+    few = [f"{count} on {documents}" for documents, count in counts.items() if 0 < count < FEWEST]
     if not few:
         return verdict
     reason = f"{verdict.reason}; too few queries to show a loss: {' and '.join(few)} documents"
@@ -157,27 +142,16 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of a metric between two models on the same queries.
-
-    Args:
-        metric: Such as ``"ndcg@10"``.
-        queries: How many were compared.
-        mean: New minus base.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        p_value: Two-sided: how often chance alone gives a difference this large.
-        deviation: Standard deviation of the per-query difference.
-        seen: What of the queries the new model was trained on: gains on them prove nothing.
-    """
+    """The mean difference of a metric between two models on the same queries."""
 
     metric: str
     queries: int
-    mean: float
-    low: float
+    mean: float  #: New minus base.
+    low: float  #: Lower end of the 95 % interval.
     high: float
-    p_value: float
-    deviation: float
-    seen: str = ""
+    p_value: float  #: Two-sided: how often chance alone gives a difference this large.
+    deviation: float  #: Standard deviation of the per-query difference.
+    seen: str = ""  #: Queries that the new model was trained on: gains on them prove nothing.
 
     @property
     def provable(self) -> float:
@@ -186,22 +160,19 @@ class Difference:
 
     @property
     def beyond_luck(self) -> bool:
-        """Whether a gain is more than one in a thousand; of one in twenty, shuffled pairs have
-        many.
-        """
+        """Is a gain rarer than one in a thousand? Shuffled pairs have many of one in twenty."""
         return self.low > 0 and self.mean > _SURE * self.deviation / self.queries**0.5
 
     @property
     def queries_needed(self) -> int:
         """About how many judged queries would settle a difference of this size; 0 if it is nil."""
-        if abs(self.mean) < _NIL:
-            return 0
-        return round((2.93 * self.deviation / self.mean) ** 2)
+        nil = abs(self.mean) < _NIL
+        return 0 if nil else round((2.93 * self.deviation / self.mean) ** 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return numbers and verdict, as JSON knows them."""
-        verdict = {"verdict": self.verdict, "decision": self.verdict.decision.value}
-        return {**asdict(self), **verdict}
+        verdict = self.verdict
+        return {**asdict(self), "verdict": verdict, "decision": verdict.decision.value}
 
     @property
     def verdict(self) -> Verdict:
@@ -227,7 +198,7 @@ class Difference:
 
 
 def paired_difference(
-    base: NDArray[np.float64], new: NDArray[np.float64], *, metric: str, seed: int = 0
+    base: PerQuery, new: PerQuery, *, metric: str = METRIC, seed: int = 0, seen: str = ""
 ) -> Difference:
     """Compare per-query values, ``(n,)``, of two models on the same queries.
 
@@ -242,20 +213,18 @@ def paired_difference(
         # Nothing varies: resampling would only divide by zero. One query proves nothing.
         sure = count > 1 and mean != 0.0
         p_value = 2.0 ** (1 - count) if sure else 1.0
-        low, high = (
-            (mean, mean) if p_value < 1 - CONFIDENCE or not mean else (-abs(mean), abs(mean))
-        )
-        return Difference(metric, count, mean, low, high, p_value, deviation)
-    low, high = _bootstrap(differences, seed=seed)
-    p_value = _randomisation(differences, seed=seed)
-    return Difference(metric, count, mean, low, high, p_value, deviation)
+        proven = p_value < 1 - CONFIDENCE or not mean
+        low, high = (mean, mean) if proven else (-abs(mean), abs(mean))
+    else:
+        low, high = _bootstrap(differences, seed=seed)
+        p_value = _randomisation(differences, seed=seed)
+    return Difference(metric, count, mean, low, high, p_value, deviation, seen)
 
 
-def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
+def _randomisation(differences: PerQuery, *, seed: int) -> float:
     """Return twice the share of sign changes whose sum is as far on the rarer side, at most 1."""
-    count = len(differences)
     total, slack = differences.sum(), 1e-12 * np.abs(differences).sum()
-    above = below = 0
+    count, above, below = len(differences), 0, 0
     kept: NDArray[Any]
     exact = 2**count <= RESAMPLES
     random, resamples = np.random.default_rng(seed), 2**count if exact else RESAMPLES
@@ -265,9 +234,8 @@ def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
         if exact:
             kept = np.arange(start, start + size)[:, None] >> np.arange(count) & 1
         else:
-            kept = np.unpackbits(
-                np.frombuffer(random.bytes(-(-size * count // 8)), np.uint8), count=size * count
-            )
+            drawn = np.frombuffer(random.bytes(-(-size * count // 8)), np.uint8)
+            kept = np.unpackbits(drawn, count=size * count)
         sums = 2.0 * (kept.reshape(size, count).astype(np.float32) @ differences) - total
         above += int(np.count_nonzero(sums >= total - slack))
         below += int(np.count_nonzero(sums <= total + slack))
@@ -275,7 +243,7 @@ def _randomisation(differences: NDArray[np.float64], *, seed: int) -> float:
     return min(1.0, 2.0 * (min(above, below) + self_too) / (resamples + self_too))
 
 
-def mean_interval(values: NDArray[np.float64]) -> Interval:
+def mean_interval(values: PerQuery) -> Interval:
     """Return the mean of ``(n,)`` values over queries and its 95 % interval, all in [0, 1].
 
     One query says nothing of others: its interval is all of [0, 1].
@@ -286,18 +254,14 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
     return float(np.mean(values)), max(0.0, found[0]), min(1.0, found[1])
 
 
-def _bootstrap(values: NDArray[np.float64], *, seed: int) -> tuple[float, float]:
+def _bootstrap(values: PerQuery, *, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean."""
     if np.ptp(values) == 0.0:
         return float(values.min()), float(values.max())
     random, count = np.random.default_rng(seed), len(values)
     step = max(1, _VALUES_PER_BATCH // count)
-    means = [
-        values[
-            random.integers(count, size=(min(step, RESAMPLES - start), count), dtype=np.int32)
-        ].mean(axis=1)
-        for start in range(0, RESAMPLES, step)
-    ]
+    sizes = [(min(step, RESAMPLES - start), count) for start in range(0, RESAMPLES, step)]
+    means = [values[random.integers(count, size=n, dtype=np.int32)].mean(axis=1) for n in sizes]
     tails = (0.5 - 0.5 * CONFIDENCE, 0.5 + 0.5 * CONFIDENCE)
     low, high = np.quantile(np.concatenate(means), tails)
     return float(low), float(high)

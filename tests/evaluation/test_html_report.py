@@ -21,9 +21,8 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.evaluation import page_parts
-from llama_index_embeddings_adapted.evaluation.page import draw
-from llama_index_embeddings_adapted.evaluation.page_parts import MOST_ROWS, wins_losses
+from llama_index_embeddings_adapted.evaluation import page as pages
+from llama_index_embeddings_adapted.evaluation.page import MOST_ROWS, draw, wins_losses
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
 from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
@@ -307,7 +306,7 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
 
 def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words() -> None:
     rows = {"a": [(0.5, 0.4, 0.6), None], "<b>": [(-0.25, -0.3, 0.1), (0.1, 0.0, 0.2)]}
-    drawn = Reader(draw(page_parts.Dots("Change", rows, "+.2f")))
+    drawn = Reader(draw(pages.Dots("Change", rows, "+.2f")))
     places = [float(str(dot["cx"])) for dot in drawn.all("circle")]
     assert len(places) == 3
     assert (places[0] - places[2]) / (places[2] - places[1]) == pytest.approx(0.4 / 0.35, abs=0.01)
@@ -318,7 +317,7 @@ def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words() -> 
 def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> None:
     gains = {f"c{n}": (n / 100, None) for n in range(30)}
     choice = {"gains": gains, "recipe": "c3", "expect": 0.5, "margins": {"c29": (0.02, None)}}
-    found = page_parts._candidates(choice)
+    found = pages._candidates(choice)
     assert list(found.rows) == [*(f"c{n}" for n in range(29, 17, -1)), "chosen: c3"]
     assert found.rows["c29"] == [(0.29, pytest.approx(0.27), pytest.approx(0.31)), None]
     assert found.rows["chosen: c3"][0] == (0.03, 0.03, 0.03)
@@ -327,7 +326,7 @@ def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> No
 
 def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() -> None:
     drawn = Reader(
-        draw(page_parts.Curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
+        draw(pages.Curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
                                level=(0.0, "base model"), mark=(2, "kept")))
     )  # fmt: skip
     [line] = drawn.all("polyline")
@@ -349,7 +348,7 @@ def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() 
 def test_axes_are_marked_at_round_numbers_around_all_values(
     low: float, high: float, ticks: list[float]
 ) -> None:
-    found = [float(tick) for tick in page_parts._ticks([low, high])]
+    found = [float(tick) for tick in pages._ticks([low, high])]
     assert found == pytest.approx(ticks)
     assert found[0] <= low <= high <= found[-1]
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import OptionError
-from . import options as o
 from .commands import Export, Show, Split, Upgrade
-from .options import EXIT_CODES, CommandResult, Job, command
+from .options import EXIT_CODES, LLMS, CommandResult, EmbeddingJob, Job, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset
@@ -26,8 +25,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from ..core.files import library_version
+
+        print(library_version())
+        raise typer.Exit
+
+
+_Version = typer.Option(
+    "--version", is_eager=True, callback=_show_version, help="Show it and exit."
+)
+
+
 @app.callback()
-def root(version: o.Version = False) -> None:
+def root(version: Annotated[bool, _Version] = False) -> None:
     """Carry the options that belong to no command; its help is that of the program."""
 
 
@@ -36,86 +48,69 @@ command(app, "Cut a dataset into one to train on and one to test on.")(Split)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingJob(Job):
-    """The options of commands that embed texts."""
-
-    cache_dir: o.CacheDir = None
-    quiet: o.Quiet = False
-
-    @property
-    def _encoding(self) -> dict[str, Any]:
-        return {"cache_dir": self.cache_dir, "show_progress": not self.quiet}
-
-
-@dataclass(frozen=True, kw_only=True)
 class QuestionJob(EmbeddingJob):
     """The options of commands that may have questions written about documents."""
 
-    llm: o.Llm = None
-    structure: o.Structure = False
-    examples: o.Examples = None
-    questions_per_chunk: o.PerChunk = None
-    max_chunks: o.MaxChunks = None
-    chunk_size: o.ChunkSize = None
-    chunk_overlap: o.ChunkOverlap = None
-    styles: o.Styles = None
-    questions_per_call: o.PerCall = None
-    concurrency: o.Concurrency = None
-    round_trip_k: o.RoundTrip = None
-    estimate: o.Estimate = False
-    seed: o.Seed = 0
+    llm: str | None = None
+    structure: bool = False
+    examples: Path | None = None
+    questions_per_chunk: int | None = None
+    max_chunks: int | None = None
+    chunk_size: int | None = None
+    chunk_overlap: int | None = None
+    styles: list[str] | None = None
+    questions_per_call: int | None = None
+    concurrency: int | None = None
+    round_trip_k: int | None = None
+    estimate: bool = False
+    seed: int = 0
 
-    def _check_way(self, source: Path) -> None:
-        """Check that a way leads from documents to questions.
+    def _documents(self, source: Path) -> Any:
+        """Read documents, once it is clear that a way leads from them to questions.
 
         Raises:
             OptionError: None does; or an LLM that nothing is known by.
             MissingExtraError: The package of the LLM is not installed.
         """
+        from ..questions import options
         from . import inputs
 
-        if self.llm is None and not self.structure:
-            raise OptionError(
-                f"{source} holds documents: pass --llm to have questions written, --structure to "
-                f"take them from headings, or both. --llm takes {o.LLMS}."
-            )
-        if self.examples is not None and self.llm is None:
-            raise OptionError("--examples: what an LLM is to imitate. Pass --llm.")
         if self.llm is not None:
             inputs.resolve_writer(self.llm)  # which asks nothing
-        if self.estimate and self.llm is None:
+        elif not self.structure:
+            raise OptionError(
+                f"{source} holds documents: pass --llm to have questions written, --structure to "
+                f"take them from headings, or both. --llm takes {LLMS}."
+            )
+        elif self.examples is not None:
+            raise OptionError("--examples: what an LLM is to imitate. Pass --llm.")
+        elif self.estimate:
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
         if self.examples is not None:
-            from ..questions import options
-
             options.read_examples(inputs.existing(self.examples))
+        inputs.check_cut(self.chunk_size, self.chunk_overlap)
+        return inputs.read_documents(source)
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""
         from ..questions import generate, structure
         from . import inputs
 
-        filters: dict[str, Any] = {"embed_model": model, "seed": self.seed, **self._encoding}
-        if self.round_trip_k is not None:
-            filters["round_trip_k"] = self.round_trip_k
+        filters = {"embed_model": model, **self.given("seed", "round_trip_k"), **self._encoding}
         if self.llm is None:
             return structure.pairs_from_structure(documents, **filters)
         passages = inputs.cut(documents, model, self.chunk_size, self.chunk_overlap)
         writer = inputs.resolve_writer(self.llm)
-        settings = dict(writer.settings)
-        if self.examples is not None and "max_chunks" in settings:
-            settings["max_chunks"] *= 2  # a call takes less than half as long
-        given = {name: getattr(self, field) for field, name in _OF_WRITING.items()}
-        named = {name: value for name, value in given.items() if value is not None}
-        options = {**settings, **named, **filters, "structure": self.structure}
+        options = dict(writer.settings)
+        if self.examples is not None and "max_chunks" in options:
+            options["max_chunks"] *= 2  # a call takes less than half as long
+        options |= self.given(
+            "examples", "styles", "questions_per_call", "concurrency", "max_chunks", "structure"
+        )
+        if self.questions_per_chunk is not None:
+            options["num_questions_per_chunk"] = self.questions_per_chunk
         make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
-        return make(passages, writer.llm, **options)
-
-
-#: Else what suits the LLM.
-_OF_WRITING = {
-    name: name for name in ("examples", "styles", "questions_per_call", "concurrency", "max_chunks")
-} | {"questions_per_chunk": "num_questions_per_chunk"}
+        return make(passages, writer.llm, **options, **filters)
 
 
 @command(app, "Write questions about documents.")
@@ -123,35 +118,29 @@ _OF_WRITING = {
 class Generate(QuestionJob):
     """Write questions about documents: a dataset to train on."""
 
-    source: o.Documents
-    out: Annotated[Path, typer.Option(help="Where to write the dataset.")] = Path("pairs.json")
-    base: Annotated[
-        str | None,
-        typer.Option(help="The embedding model, for filters that need one; none if not given."),
-    ] = None
+    source: Path
+    out: Path = Path("pairs.json")
+    base: str | None = None
 
     def run(self) -> CommandResult:
-        """Check, then read the documents, then load the model, then ask."""
-        from ..core import files
         from . import inputs
 
         if inputs.holds_pairs(self.source):
             raise OptionError(f"{self.source} is a dataset: it has questions. Point at documents.")
-        self._check_way(self.source)
         if not self.estimate:
-            files.check_target(self.out, error=OptionError)
-        documents = inputs.read_documents(self.source)
-        inputs.check_cut(self.chunk_size, self.chunk_overlap)
+            inputs.check_target(self.out)
+        documents = self._documents(self.source)
         model = None if self.base is None else inputs.resolve_model(self.base)
         dataset = self._written(documents, model)
         if self.estimate:
             return CommandResult(str(dataset), {"estimate": vars(dataset)})
         inputs.save_pairs(dataset, self.out)
         data = {"out": str(self.out), "queries": len(dataset), "documents": len(dataset.corpus)}
-        report = dataset.report
-        return CommandResult(
-            f"{report}\n{dataset} in {self.out}", {**data, "report": report.to_dict()}
-        )
+        data["report"] = dataset.report.to_dict()
+        return CommandResult(f"{dataset.report}\n{dataset} in {self.out}", data)
+
+
+_FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
 
 
 @command(app, "Train and save an adapter, and judge it.")
@@ -164,20 +153,20 @@ class Finetune(QuestionJob):
     <out> holds the base model, and the adapter is kept in <out>.candidate: see ship.
     """
 
-    source: o.Source
-    base: o.Base = "minilm"
-    out: Annotated[Path, typer.Option(help="Folder of the adapter.")] = Path("adapter")
-    val: o.Val = None
-    method: o.Method = None
-    adapts: o.Adapts = "query"
-    ship: o.Ship = "proven"
-    expect: o.Expect = None
-    epochs: o.Epochs = None
-    batch_size: o.BatchSize = None
-    learning_rate: o.LearningRate = None
-    split: o.Split = "train"
-    report: o.Report = None
-    exit_zero: o.ExitZero = False
+    source: Path
+    base: str = "minilm"
+    out: Path = Path("adapter")
+    val: Path | None = None
+    method: str | None = None
+    adapts: str = "query"
+    ship: str = "proven"
+    expect: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    split: str = "train"
+    report: str | None = None
+    exit_zero: bool = False
 
     def run(self) -> CommandResult:
         """Check, then read the data, then load the model, then train."""
@@ -185,9 +174,19 @@ class Finetune(QuestionJob):
         from ..training.engine import EmbeddingAdapterFinetuneEngine
         from . import inputs
 
-        dataset, documents = self._data()
-        page = _page(self.report, self.out.with_name(f"{self.out.name}.report.html"))
-        self._check_targets(page)
+        dataset = documents = None
+        if not inputs.holds_pairs(self.source):
+            documents = self._documents(self.source)
+        elif self.llm is not None or self.structure or self.estimate:
+            raise OptionError(
+                f"{self.source} is a dataset: it has questions. Leave out --llm, --structure and "
+                "--estimate, or point at documents."
+            )
+        else:
+            dataset = inputs.read_pairs(self.source, self.split)
+        for folder in (self.out, self._beside("candidate")):
+            inputs.check_target_folder(folder)
+        page = inputs.page(self.report, self._beside("report.html"))
         options = self._training()
         val = None if self.val is None else inputs.read_pairs(self.val, self.split)
         model = inputs.resolve_model(self.base)
@@ -196,7 +195,7 @@ class Finetune(QuestionJob):
             dataset = self._written(documents, model)
             if self.estimate:
                 return CommandResult(str(dataset), {"estimate": vars(dataset)})
-            inputs.save_pairs(dataset, self.out.with_name(f"{self.out.name}.pairs.json"))
+            inputs.save_pairs(dataset, self._beside("pairs.json"))
             val, lines = self._judges(val, dataset), [f"{dataset.report}\n"]
         engine = EmbeddingAdapterFinetuneEngine(
             dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
@@ -212,20 +211,8 @@ class Finetune(QuestionJob):
         data = {"out": str(self.out), "report_path": page and str(page), **found.to_dict()}
         return CommandResult("\n".join(lines), data, found.verdict)
 
-    def _data(self) -> tuple[EmbeddingQAFinetuneDataset | None, Any]:
-        """Return the dataset, or the documents to make one of."""
-        from . import inputs
-
-        if not inputs.holds_pairs(self.source):
-            self._check_way(self.source)
-            inputs.check_cut(self.chunk_size, self.chunk_overlap)
-            return None, inputs.read_documents(self.source)
-        if self.llm is not None or self.structure or self.estimate:
-            raise OptionError(
-                f"{self.source} is a dataset: it has questions. Leave out --llm, --structure and "
-                "--estimate, or point at documents."
-            )
-        return inputs.read_pairs(self.source, self.split), None
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.name}.{ending}")
 
     def _judges(
         self, val: EmbeddingQAFinetuneDataset | None, written: EmbeddingQAFinetuneDataset
@@ -238,39 +225,25 @@ class Finetune(QuestionJob):
 
         if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):
             return val
-        fewest = FEWEST_JUDGES if val is None else 1
         real = inputs.read_pairs(self.examples, self.split) if val is None else val
         shown = {example.query for example in written.report.shown}
         rest = [q for q, text in real.queries.items() if " ".join(text.split()) not in shown]
-        if len(rest) < fewest:
+        if len(rest) < (_FEWEST_JUDGES if val is None else 1):
             return None
         return real.subset(rest).model_copy(update={"corpus": {**written.corpus, **real.corpus}})
-
-    def _check_targets(self, page: Path | None) -> None:
-        from ..core import files
-
-        for folder in (self.out, self.out.with_name(f"{self.out.name}.candidate")):
-            files.check_target_folder(folder, error=OptionError)
-        if page is not None:
-            files.check_target(page, error=OptionError)
 
     def _training(self) -> dict[str, Any]:
         """Return the options of the training, checked."""
         from ..training.auto.search_space import check_method
         from ..training.options import AdapterOptions, implied_method
 
-        named = {name: getattr(self, name) for name in _OF_TRAINING}
-        options = {name: value for name, value in named.items() if value is not None}
+        options = self.given(
+            "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed"
+        )
         method = self.method or implied_method(options)
         options["method"] = method.split(",") if "," in method else method
         check_method(AdapterOptions(**options))
         return options
-
-
-FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
-_OF_TRAINING = (
-    "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed",
-)  # fmt: skip
 
 
 @command(app, "Score one model.")
@@ -278,19 +251,18 @@ _OF_TRAINING = (
 class Evaluate(EmbeddingJob):
     """Score one model: hit rate, MRR, NDCG, recall, precision and MAP."""
 
-    data: o.Pairs
-    model: Annotated[str, typer.Argument(help="A model, as in compare.")]
-    split: o.Split = "test"
-    ks: o.Ks = None
+    data: Path
+    model: str
+    split: str = "test"
+    ks: list[int] | None = None
 
     def run(self) -> CommandResult:
-        """Read the data, then load the model."""
         from ..evaluation.retrieval import evaluate_retrieval
         from . import inputs
 
         dataset = inputs.read_pairs(self.data, self.split)
         *_, model = inputs.named_models([self.model], dataset.corpus).values()
-        scores = evaluate_retrieval(model, dataset, **_cuts(self.ks), **self._encoding)
+        scores = evaluate_retrieval(model, dataset, **self.given("ks"), **self._encoding)
         return CommandResult(str(scores), {"model": self.model, **scores.to_dict()})
 
 
@@ -302,36 +274,22 @@ class Compare(EmbeddingJob):
     Nothing is written, unless --report names a page.
     """
 
-    data: o.Pairs
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Models, as in --base of finetune, or name=model; bm25 for words, model+bm25 for "
-            "both. The first is what others are compared with; a lone adapter has its base, as has "
-            "a lone model+bm25."
-        ),
-    ]
-    split: o.Split = "test"
-    ks: o.Ks = None
-    report: o.Report = None
-    title: Annotated[
-        str | None, typer.Option(help="Of the page; names of models and data if none.")
-    ] = None
-    exit_zero: o.ExitZero = False
+    data: Path
+    models: list[str]
+    split: str = "test"
+    ks: list[int] | None = None
+    report: str | None = None
+    title: str | None = None
+    exit_zero: bool = False
 
     def run(self) -> CommandResult:
-        """Check the page's place, read the data, then load the models."""
-        from ..core import files
         from ..evaluation.comparison import compare_retrieval
         from . import inputs
 
-        page = _page(self.report, None)
-        if page is not None:
-            files.check_target(page, error=OptionError)
+        page = inputs.page(self.report, None)
         dataset = inputs.read_pairs(self.data, self.split)
         models = inputs.named_models(self.models, dataset.corpus)
-        found = compare_retrieval(models, dataset, **_cuts(self.ks), **self._encoding)
-        facts = found.to_dict()
+        found = compare_retrieval(models, dataset, **self.given("ks"), **self._encoding)
         first, *others = found.scores
         differences = {name: found.significance(first, name) for name in others}
         lines = [str(found), *(f"{name}: {each}" for name, each in differences.items())]
@@ -339,7 +297,7 @@ class Compare(EmbeddingJob):
             title = self.title or f"{', '.join(found.scores)} on {self.data.name}"
             lines.append(f"report: {found.to_html(page, title=title)}")
         verdict = differences[others[-1]].verdict if others else None
-        data = {**facts, "verdict": verdict or "", "report": page and str(page)}
+        data = {**found.to_dict(), "verdict": verdict or "", "report": page and str(page)}
         return CommandResult("\n".join(lines), data, verdict)
 
 
@@ -348,18 +306,12 @@ class Compare(EmbeddingJob):
 class Inspect(EmbeddingJob):
     """Say what a saved adapter is, what it belongs to, how it scored and how old it is."""
 
-    folder: o.Folder
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Build its base model and check that it is the same.")
-    ] = False
-    queries: Annotated[
-        Path | None,
-        typer.Option(help="Live queries, one per line: have they moved away from training?"),
-    ] = None
-    exit_zero: o.ExitZero = False
+    folder: Path
+    verify: bool = False
+    queries: Path | None = None
+    exit_zero: bool = False
 
     def run(self) -> CommandResult:
-        """Read the folder, and ask its base model only where that is asked for."""
         from ..data.reading import read_lines
         from ..operations.folder import as_text, inspect_adapter
         from . import inputs
@@ -389,15 +341,13 @@ class Ship(Job):
     The verdict was against it, or open: judge it on queries of your own first, with compare.
     """
 
-    folder: o.Folder
+    folder: Path
 
     def run(self) -> CommandResult:
-        """Promote the candidate."""
         from ..operations.folder import as_text, inspect_adapter, ship_candidate
         from . import inputs
 
-        ship_candidate(inputs.existing(self.folder))
-        facts = inspect_adapter(self.folder)
+        facts = inspect_adapter(ship_candidate(inputs.existing(self.folder)))
         return CommandResult(as_text(facts), facts)
 
 
@@ -408,14 +358,3 @@ command(app, "Write an adapter for use elsewhere.")(Export)
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _page(report: str | None, default: Path | None) -> Path | None:
-    """Return where the page goes, None for nowhere."""
-    if report is not None and report.lower() == "none":
-        return None
-    return default if report is None else Path(report)
-
-
-def _cuts(ks: list[int] | None) -> dict[str, Any]:
-    return {"ks": tuple(ks)} if ks else {}

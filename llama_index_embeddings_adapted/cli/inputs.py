@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llama_index.core import Document, SimpleDirectoryReader
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import LLM
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, MetadataMode
 
 from ..core import files
@@ -36,6 +39,20 @@ _RECORDS = (".json", ".csv", ".tsv", *_ROWS)
 _LOOKED_AT = 8192  # bytes that tell text from other files
 
 
+check_target = partial(files.check_target, error=OptionError)
+check_target_folder = partial(files.check_target_folder, error=OptionError)
+
+
+def page(report: str | None, default: Path | None) -> Path | None:
+    """Return where a page goes and can be written, None for nowhere."""
+    if report is not None and report.lower() == "none":
+        return None
+    path = default if report is None else Path(report)
+    if path is not None:
+        check_target(path)
+    return path
+
+
 def existing(path: Path, hint: str = "") -> Path:
     """Return the path, or raise an OptionError: there is nothing at it."""
     if not path.exists():
@@ -51,17 +68,14 @@ def holds_pairs(path: Path) -> bool:
     """
     existing(path, " Expected a dataset (a file of rows, or a BEIR folder) or documents.")
     if path.is_dir():
-        return _corpus_in(path) is not None and any((path / name).exists() for name in _QUERIES)
-    return path.suffix in _RECORDS and not is_corpus(path)
+        return _corpus_of(path) is not None and any((path / name).exists() for name in _QUERIES)
+    return path.suffix in _RECORDS and _corpus_of(path) is None
 
 
-def _corpus_in(folder: Path) -> Path | None:
-    return next((folder / name for name in _CORPUS if (folder / name).is_file()), None)
-
-
-def is_corpus(file: Path) -> bool:
-    """Return whether a file holds documents as BEIR has them: a JSON line each, and no query."""
-    return file.name in _CORPUS
+def _corpus_of(path: Path) -> Path | None:
+    """Return the file of documents as BEIR has them, a JSON line each, that a path is or holds."""
+    inside = [path / name for name in _CORPUS] if path.is_dir() else [path]
+    return next((file for file in inside if file.name in _CORPUS and file.is_file()), None)
 
 
 def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
@@ -83,9 +97,7 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
         return EmbeddingQAFinetuneDataset.from_beir(path, split)
     dataset = EmbeddingQAFinetuneDataset.from_file(path)
     note = _note(path)
-    if not note.is_file():
-        return dataset
-    found = files.read_json_object(note, error=DatasetError)
+    found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
     if found.get("data") != dataset.fingerprint:
         return dataset  # the file was edited or replaced: the note is about another one
     report = found.get("report")
@@ -110,9 +122,8 @@ def read_texts(path: Path, split: str) -> list[str]:
     """
     if holds_pairs(path):
         return list(read_pairs(path, split).corpus.values())
-    return [
-        node.get_content(MetadataMode.EMBED) for node in cut(read_documents(path), None, None, None)
-    ]
+    passages = cut(read_documents(path), None, None, None)
+    return [node.get_content(MetadataMode.EMBED) for node in passages]
 
 
 def _note(path: Path) -> Path:
@@ -139,13 +150,11 @@ def cut(
     Raises:
         DatasetError: No text in them.
     """
-    from llama_index.core.node_parser import SentenceSplitter
-
     read = embedded_tokens(model)
     size = size or (round(_MOST_OF_A_CHUNK * read) if read else _USUAL_CHUNK)
     overlap = min(size - 1, size // 10 if overlap is None else overlap)
     splitter = SentenceSplitter(chunk_size=size, chunk_overlap=overlap)
-    counts: defaultdict[str, int] = defaultdict(int)
+    counts = Counter[str]()
     nodes = [node for node in splitter(documents) if node.get_content().strip()]
     for node in nodes:
         source = str(node.ref_doc_id)
@@ -168,14 +177,15 @@ def read_documents(path: Path) -> list[BaseNode]:
         OptionError: There is nothing at the path.
         DatasetError: No file that can be read.
     """
-    from llama_index.core import SimpleDirectoryReader
-
-    corpus = _corpus_in(path) if path.is_dir() else path
-    if corpus is not None and is_corpus(corpus):
-        return _corpus_documents(corpus)
+    corpus = _corpus_of(path)
+    if corpus is not None:
+        omissions = Omissions(corpus)
+        texts = read_corpus(corpus.with_name("corpus.jsonl"), omissions)
+        omissions.tell()
+        return [Document(id_=name, text=text) for name, text in texts.items()]
     root = path if path.is_dir() else path.parent
     documents = SimpleDirectoryReader(input_files=_readable(path, root)).load_data()
-    parts: defaultdict[str, int] = defaultdict(int)
+    parts = Counter[str]()
     for document in documents:
         name = str(Path(document.metadata["file_path"]).relative_to(root))
         document.id_ = f"{name}:{parts[name]}" if parts[name] else name
@@ -185,35 +195,24 @@ def read_documents(path: Path) -> list[BaseNode]:
     return list(documents)
 
 
-def _corpus_documents(file: Path) -> list[BaseNode]:
-    from llama_index.core import Document
-
-    omissions = Omissions(file)
-    corpus = read_corpus(file.with_name(file.name.removesuffix(".gz")), omissions)
-    omissions.tell()
-    return [Document(id_=name, text=text) for name, text in corpus.items()]
-
-
 def _readable(path: Path, root: Path) -> list[Path]:
-    from llama_index.core import SimpleDirectoryReader
-
     readers = tuple(SimpleDirectoryReader.supported_suffix_fn())
-    wanted = [
-        file
-        for file in (sorted(root.rglob("*")) if path.is_dir() else [path])
-        if file.is_file() and not any(part[0] == "." for part in file.relative_to(root).parts)
-    ]
-    readable = [
-        file
-        for file in wanted
-        if file.suffix.lower() not in _ROWS and (file.suffix.lower() in readers or _is_text(file))
-    ]
+    readable: list[Path] = []
+    left: list[str] = []
+    for file in sorted(root.rglob("*")) if path.is_dir() else [path]:
+        name, kind = file.relative_to(root), file.suffix.lower()
+        if not file.is_file() or any(part.startswith(".") for part in name.parts):
+            continue
+        if kind not in _ROWS and (kind in readers or _is_text(file)):
+            readable.append(file)
+        else:
+            left.append(str(name))
     if not readable:
-        raise DatasetError(f"{path}: no file of text in it ({len(wanted)} files).")
-    if len(readable) < len(wanted):
-        left = [str(f.relative_to(root)) for f in wanted if f not in readable]
+        raise DatasetError(f"{path}: no file of text in it ({len(left)} files).")
+    if left:
+        found = len(left) + len(readable)
         warnings.warn(
-            f"Left out {len(left)} of {len(wanted)} files that are not text or hold records: "
+            f"Left out {len(left)} of {found} files that are not text or hold records: "
             f"{quote_some(left)}. "
             "pip install llama-index-readers-file reads PDF, DOCX and others.",
             stacklevel=3,

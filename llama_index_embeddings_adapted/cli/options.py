@@ -11,7 +11,7 @@ import traceback
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter, Signature, get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -32,6 +32,81 @@ EMBEDDINGS = (
     '"minilm" (the packaged all-MiniLM-L6-v2), "local:<name or folder>", "openai:<model>", '
     '"ollama:<model>[@<url>]", "adapted:<folder>", or the folder of a saved adapter'
 )
+_DATASET = "dataset: a file of rows (JSON, JSON lines, CSV, parquet), or a BEIR folder."
+
+#: By name; "command name" where a command means something else by it.
+_HELP = {
+    "source": f"Documents (a file or a folder), or a {_DATASET}",
+    "generate source": "A file or a folder of documents.",
+    "data": f"A {_DATASET}",
+    "folder": "A saved adapter.",
+    "model": "A model, as in compare.",
+    "models": "Models, as in --base of finetune, or name=model; bm25 for words, model+bm25 for "
+    "both. The first is what others are compared with; a lone adapter has its base, as has a lone "
+    "model+bm25.",
+    "old": "The model in service, as in --base of finetune.",
+    "new": "The model that is to take over.",
+    "texts": f"Documents (a file or a folder), or a {_DATASET}",
+    "base": f"The embedding model: {EMBEDDINGS}.",
+    "generate base": "The embedding model, for filters that need one; none if not given.",
+    "out": "Folder of the adapter.",
+    "generate out": "Where to write the dataset.",
+    "upgrade out": "Folder of the map.",
+    "export out": "The file, or for sentence-transformers the folder.",
+    "as_json": "Print the result as JSON to standard output.",
+    "debug": "Show where an error happened.",
+    "config": "A TOML file with options of a whole run: a table per command, shared ones above. "
+    "Keys are the names of options; the command line wins.",
+    "quiet": "Show no progress bars.",
+    "cache_dir": "Folder of vectors and answers that are kept; LlamaIndex's cache if none.",
+    "seed": "Same seed, same result.",
+    "split": "Of a BEIR folder: qrels/<split>.tsv.",
+    "exit_zero": "Exit with 0 whatever the verdict; see below.",
+    "report": 'Where to write the HTML page; "none" for nowhere.',
+    "ks": "Cut-off, repeatable; 1, 5 and 10 if none.",
+    "llm": f"Who writes questions about documents: {LLMS}. Keys of providers are read from the "
+    "environment.",
+    "structure": "Take questions from titles, headings and FAQs of the documents; free, alone or "
+    "beside those of an LLM.",
+    "examples": "Queries as users ask them, for --llm to imitate: 3 to 30 and the passages that "
+    "answer them, as rows in a file, or a .txt file of queries. From 100 on, those that are not "
+    "shown judge.",
+    "questions_per_chunk": "Questions per passage, at most; 2, of smollm2 1, if not given.",
+    "max_chunks": "Ask about so many passages only, drawn evenly; all if not given, of smollm2 "
+    "120, and 240 with --examples: a few minutes.",
+    "chunk_size": "Tokens of a passage, at most; what the base model reads if none.",
+    "chunk_overlap": "Tokens that neighbouring passages share; a tenth if not given.",
+    "styles": f"Kind of questions, repeatable: {', '.join(STYLES)}.",
+    "questions_per_call": "Questions to ask for at once; small models need 1.",
+    "concurrency": "Calls to the LLM at once.",
+    "round_trip_k": "Drop questions whose passage is not among the base model's first so many; 20 "
+    "if not given.",
+    "estimate": "Only say what it would cost, from a few calls.",
+    "val": "A dataset to hold out, instead of a part of the source.",
+    "method": '"auto": candidates compete, the gain is proven or the base model kept; "linear": '
+    "one map, the default with --epochs, --batch-size or --learning-rate; or others, with commas.",
+    "adapts": '"query", or "both": documents may move, the index is rebuilt.',
+    "ship": '"proven": save the base model otherwise; or "always". Method linear saves its adapter '
+    "whatever the verdict.",
+    "expect": "Share of live queries about documents with training questions, if known.",
+    "epochs": "Passes over the queries, at most; 40 if not given.",
+    "batch_size": "Queries per step; 64 if not given.",
+    "learning_rate": "Of Adam; the library's if not given.",
+    "title": "Of the page; names of models and data if none.",
+    "number": "How many queries.",
+    "train": "Where to write the larger part.",
+    "test": "Where to write the smaller part.",
+    "share": "Of the queries, for the test: above 0, below 1.",
+    "by": '"document", or "query".',
+    "judged": "A dataset: compare with a real re-embedding, too.",
+    "verify": "Build its base model and check that it is the same.",
+    "queries": "Live queries, one per line: have they moved away from training?",
+    "format": "onnx, json, numpy, sql (pgvector) or sentence-transformers.",
+    "role": "Whose vectors: query, or document.",
+}
+
+
+# --- the configuration file -----------------------------------------------------------------------
 
 _MOST_BYTES = 1 << 16  # of an honest file
 
@@ -44,29 +119,28 @@ def read_run_config(
     Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
     commands share: each takes what it knows.
     """
-    data = {str(key).replace("-", "_"): value for key, value in _read(path).items()}
-    shared = {key: value for key, value in data.items() if key not in options}
+    data = _read(path)
     everywhere = sorted({name for names in options.values() for name in names})
-    _check(shared, [*everywhere, *options], where=str(path))
-    found = {key: value for key, value in shared.items() if key in options[command]}
-    for name in options:
-        table = data.get(name, {})
+    shared = _checked(data, [*everywhere, *options], where=str(path))
+    found = {k: v for k, v in shared.items() if k in options[command] and k not in options}
+    for name, known in options.items():
+        table = shared.get(name, {})
         if not isinstance(table, dict):
             raise OptionError(
                 f"{path}: {name}: expected a table of options, got {truncate(repr(table))}."
             )
-        own = {str(key).replace("-", "_"): value for key, value in table.items()}
-        _check(own, options[name], where=f"{path}, {name}")
-        if name == command:
-            found.update(own)
+        own = _checked(table, known, where=f"{path}, {name}")
+        found |= own if name == command else {}
     return found
 
 
-def _check(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> None:
-    for key in given:
+def _checked(given: Mapping[str, Any], known: Sequence[str], *, where: str) -> dict[str, Any]:
+    found = {key.replace("-", "_"): value for key, value in given.items()}
+    for key in found:
         if key not in known:
             hint = nearest(key, known) or f" Known: {', '.join(known)}."
             raise OptionError(f'{where}: unknown key "{truncate(key)}".{hint}')
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -93,11 +167,10 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
     """Take defaults from a configuration file; options of the command line win."""
     if path is None:
         return None
-    group = context.parent.command if context.parent is not None else context.command
-    commands = getattr(group, "commands", {})
+    group: Any = context.parent and context.parent.command
     options = {
         name: [str(option.name) for option in command.params if option.name not in _NOT_IN_FILES]
-        for name, command in commands.items()
+        for name, command in group.commands.items()
     }
     try:
         context.default_map = read_run_config(path, str(context.info_name), options)
@@ -109,159 +182,7 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
 _NOT_IN_FILES = ("config", "help", "as_json", "debug")
 
 
-def _quiet(quiet: bool) -> bool:
-    """Silence the bars of libraries below, too, which read this when they are imported."""
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return quiet
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from ..core.files import library_version
-
-        print(library_version())
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show it and exit.")
-]
-
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        is_eager=True,
-        callback=_from_file,
-        help="A TOML file with options of a whole run: a table per command, shared ones "
-        "above. Keys are the names of options; the command line wins.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", callback=_quiet, help="Show no progress bars.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an error happened.")]
-ExitZero = Annotated[
-    bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdict; see below.")
-]
-CacheDir = Annotated[
-    str | None,
-    typer.Option(help="Folder of vectors and answers that are kept; LlamaIndex's cache if none."),
-]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
-Split = Annotated[str, typer.Option(help="Of a BEIR folder: qrels/<split>.tsv.")]
-
-Base = Annotated[str, typer.Option("--base", help=f"The embedding model: {EMBEDDINGS}.")]
-Llm = Annotated[
-    str | None,
-    typer.Option("--llm", help=f"Who writes questions about documents: {LLMS}. Keys of providers "
-                 "are read from the environment."),
-]  # fmt: skip
-Source = Annotated[
-    Path,
-    typer.Argument(
-        help="Documents (a file or a folder), or a dataset: a file of rows (JSON, JSON lines, CSV, "
-        "parquet), or a BEIR folder."
-    ),
-]
-Documents = Annotated[Path, typer.Argument(help="A file or a folder of documents.")]
-Folder = Annotated[Path, typer.Argument(help="A saved adapter.")]
-Pairs = Annotated[
-    Path,
-    typer.Argument(
-        help="A dataset: a file of rows (JSON, JSON lines, CSV, parquet), or a BEIR folder."
-    ),
-]
-
-ChunkSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens of a passage, at most; what the base model reads if none."),
-]
-ChunkOverlap = Annotated[
-    int | None,
-    typer.Option(min=0, help="Tokens that neighbouring passages share; a tenth if not given."),
-]
-Estimate = Annotated[
-    bool, typer.Option("--estimate", help="Only say what it would cost, from a few calls.")
-]
-PerChunk = Annotated[
-    int | None, typer.Option(min=1, help="Questions per passage, at most; 2, of smollm2 1, if not "
-                             "given.")
-]  # fmt: skip
-MaxChunks = Annotated[
-    int | None,
-    typer.Option(min=1, help="Ask about so many passages only, drawn evenly; all if not given, of "
-                 "smollm2 120, and 240 with --examples: a few minutes."),
-]  # fmt: skip
-Styles = Annotated[
-    list[str] | None,
-    typer.Option("--style", help=f"Kind of questions, repeatable: {', '.join(STYLES)}."),
-]
-PerCall = Annotated[
-    int | None, typer.Option(min=1, help="Questions to ask for at once; small models need 1.")
-]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Calls to the LLM at once.")]
-RoundTrip = Annotated[
-    int | None,
-    typer.Option(min=1, help="Drop questions whose passage is not among the base model's first so "
-                 "many; 20 if not given."),
-]  # fmt: skip
-Structure = Annotated[
-    bool,
-    typer.Option("--structure", help="Take questions from titles, headings and FAQs of the "
-                 "documents; free, alone or beside those of an LLM."),
-]  # fmt: skip
-
-Examples = Annotated[
-    Path | None,
-    typer.Option(help="Queries as users ask them, for --llm to imitate: 3 to 30 and the passages "
-                 "that answer them, as rows in a file, or a .txt file of queries. From 100 on, "
-                 "those that are not shown judge."),
-]  # fmt: skip
-
-Ks = Annotated[
-    list[int] | None, typer.Option("--k", min=1, help="Cut-off, repeatable; 1, 5 and 10 if none.")
-]
-Report = Annotated[
-    str | None, typer.Option("--report", help='Where to write the HTML page; "none" for nowhere.')
-]
-
-Val = Annotated[
-    Path | None, typer.Option(help="A dataset to hold out, instead of a part of the source.")
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help='"auto": candidates compete, the gain is proven or the base model kept; "linear": one '
-        "map, the default with --epochs, --batch-size or --learning-rate; or others, with commas."
-    ),
-]
-Adapts = Annotated[
-    str, typer.Option(help='"query", or "both": documents may move, the index is rebuilt.')
-]
-Ship = Annotated[
-    str,
-    typer.Option(
-        help='"proven": save the base model otherwise; or "always". '
-        "Method linear saves its adapter whatever the verdict."
-    ),
-]
-Expect = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Share of live queries about documents with training questions, if known.",
-    ),
-]
-Epochs = Annotated[
-    int | None, typer.Option(min=1, help="Passes over the queries, at most; 40 if not given.")
-]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Queries per step; 64 if not given.")]
-LearningRate = Annotated[float | None, typer.Option(help="Of Adam; the library's if not given.")]
-
-
-# --- running ----------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better
@@ -287,15 +208,32 @@ class CommandResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(ABC):
-    """The options of every command."""
+    """A command: its fields are the options, those without a default its arguments."""
 
-    as_json: Json = False
-    debug: Debug = False
-    config: Config = None
+    as_json: bool = False
+    debug: bool = False
+    config: Path | None = None
 
     @abstractmethod
     def run(self) -> CommandResult:
         """Do the work."""
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of some options that are not left to the library."""
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingJob(Job):
+    """The options of commands that embed texts."""
+
+    cache_dir: str | None = None
+    quiet: bool = False
+
+    @property
+    def _encoding(self) -> dict[str, Any]:
+        return {"cache_dir": self.cache_dir, "show_progress": not self.quiet}
 
 
 def run_command(job: Job) -> NoReturn:
@@ -311,25 +249,22 @@ def run_command(job: Job) -> NoReturn:
         print("Interrupted. What is finished is kept; run the same command again.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # whatever the libraries below raise, a user gets one line
-        print_error(error, as_json=job.as_json, debug=job.debug)
+        _print_error(error, job)
         raise typer.Exit(USAGE if isinstance(error, OptionError) else ERROR) from None
-    code = found.code
-    if getattr(job, "exit_zero", False) and code in (AGAINST, UNPROVEN):
-        code = DONE
+    code = DONE if getattr(job, "exit_zero", False) else found.code
     print(json.dumps({**found.data, "exit_code": code}, indent=2) if job.as_json else found.text)
     raise typer.Exit(code)
 
 
-def print_error(error: Exception, *, as_json: bool, debug: bool) -> None:
-    """Print an error as one line to standard error, with ``as_json`` to standard output as well."""
-    if debug:
+def _print_error(error: Exception, job: Job) -> None:
+    if job.debug:
         traceback.print_exception(error, file=sys.stderr)
     name = type(error).__name__
     message = " ".join(str(error).split("\n")) or name
     if not isinstance(error, AdaptedError):
         message = f"{name}: {message} (--debug shows where)"
     print(f"Error: {message}", file=sys.stderr)
-    if as_json:
+    if job.as_json:
         print(json.dumps({"error": {"type": name, "message": str(error)}}, indent=2))
 
 
@@ -347,35 +282,58 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+# --- from a class to a command --------------------------------------------------------------------
+
+
+def _quiet(quiet: bool) -> bool:
+    """Silence the bars of libraries below, too, which read this when they are imported."""
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return quiet
+
+
+_FLAGS = {"as_json": "--json", "styles": "--style", "ks": "--k"}
+_COUNTS = (
+    *("batch_size", "chunk_size", "concurrency", "epochs", "ks", "max_chunks"),
+    *("questions_per_call", "questions_per_chunk", "round_trip_k"),
+)
+_LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0, **dict.fromkeys(_COUNTS, 1)}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "config": {"is_eager": True, "callback": _from_file},
+    "quiet": {"callback": _quiet},
+    "expect": {"max": 1},
+}
 _Kind = TypeVar("_Kind", bound=type[Job])
 
 
 def command(app: typer.Typer, summary: str) -> Callable[[_Kind], _Kind]:
-    """Make a command of a job: its fields are the options, its docstring is the help."""
+    """Make a command of a job, whose docstring is the help."""
 
     def register(kind: _Kind) -> _Kind:
-        hints = get_type_hints(kind, include_extras=True)
-        defaults = {each.name: each.default for each in fields(kind) if each.default is not MISSING}
-        owners = map(get_annotations, kind.__mro__)
-        names = [name for own in owners for name in own]  # a command's own options come first
-
         def call(**given: Any) -> None:
             run_command(kind(**given))
 
-        call.__signature__ = Signature(  # type: ignore[attr-defined]
-            [
-                Parameter(
-                    name,
-                    Parameter.KEYWORD_ONLY,
-                    default=defaults.get(name, Parameter.empty),
-                    annotation=hints[name],
-                )
-                for name in names
-            ]
-        )
-        call.__annotations__ = {name: hints[name] for name in names}
+        known = {each.name: each for each in fields(kind)}
+        own_first = [known[name] for cls in kind.__mro__ for name in get_annotations(cls)]
+        title, hints = kind.__name__.lower(), get_type_hints(kind)
+        parameters = [_parameter(each, hints[each.name], title) for each in own_first]
+        call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {each.name: each.annotation for each in parameters}
         call.__doc__ = kind.__doc__
-        app.command(kind.__name__.lower(), epilog=EXIT_CODES, short_help=summary)(call)
+        app.command(title, epilog=EXIT_CODES, short_help=summary)(call)
         return kind
 
     return register
+
+
+def _parameter(option: Field[Any], hint: Any, command: str) -> Parameter:
+    name, default = option.name, option.default
+    text = _HELP.get(f"{command} {name}") or _HELP[name]
+    about = typer.Argument(help=text)
+    if default is not MISSING or name == "out":
+        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+        about = typer.Option(flag, help=text, min=_LEAST.get(name), **_SETTINGS.get(name, {}))
+    default = Parameter.empty if default is MISSING else default
+    return Parameter(
+        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, about]
+    )

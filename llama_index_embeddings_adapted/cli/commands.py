@@ -102,6 +102,7 @@ class Upgrade(EmbeddingJob):
     def run(self) -> CommandResult:
         """Check, read, then load the models, fit, save, and judge."""
         from ..operations.upgrade import evaluate_upgrade, upgrade_adapter
+        from ..serving.embedding import AdaptedEmbedding
         from . import inputs
 
         inputs.check_target_folder(self.out)
@@ -109,7 +110,7 @@ class Upgrade(EmbeddingJob):
         texts = inputs.read_texts(self.texts, self.split)
         old, new = inputs.resolve_model(self.old), inputs.resolve_model(self.new)
         found = upgrade_adapter(old, new, texts, **self._encoding)
-        inputs.AdaptedEmbedding(new, found.adapter).save_pretrained(self.out)
+        AdaptedEmbedding(new, found.adapter).save_pretrained(self.out)
         lines = [str(found), f"adapter: {self.out}"]
         data = {"out": str(self.out), "method": found.method, "texts": found.texts}
         data |= {"agreement": found.agreement, "cosine": found.cosine}

@@ -17,31 +17,32 @@ from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.lexical.bm25 import best_rows
 from llama_index_embeddings_adapted.serving.views import Views
 
-DOCUMENTS, WORDS, QUERIES, DIM, CANDIDATES = 100_000, 100, 200, 384, 100
+SIZES, WORDS, QUERIES, DIM, CANDIDATES = (100_000, 1_000_000), 100, 200, 384, 100
 WEIGHT, PENALTY = 0.4, 0.2
 STORES = ("chroma", "lancedb", "qdrant", "faiss", "milvus", "postgres")
 
 
 def run(data: Path, cache: Path) -> dict[str, Any]:
     """Measure; seconds are those of this process alone, as a busy machine says too much."""
-    return {"cost": cost(data), "exactness": exactness(data, cache)}
+    costs = [cost(data, documents) for documents in SIZES]
+    return {"cost": costs, "exactness": exactness(data, cache)}
 
 
-def cost(data: Path) -> dict[str, Any]:
+def cost(data: Path, documents: int) -> dict[str, Any]:
     """Index documents whose words are drawn from real ones, and mix for queries drawn alike."""
     random = np.random.default_rng(0)
     real = " ".join(sets.load(data, "squad_dev").tests["test"].corpus.values()).split()
-    drawn = random.integers(len(real), size=(DOCUMENTS + QUERIES, WORDS))
+    drawn = random.integers(len(real), size=(documents + QUERIES, WORDS))
     texts = [" ".join([real[at] for at in row]) for row in drawn.tolist()]
-    queries = [" ".join(text.split()[:10]) for text in texts[DOCUMENTS:]]
-    corpus = dict(zip(map(str, range(DOCUMENTS)), texts, strict=False))
+    queries = [" ".join(text.split()[:10]) for text in texts[documents:]]
+    corpus = dict(zip(map(str, range(documents)), texts, strict=False))
     began = time.process_time()
     words = BM25Index.of(corpus)
     build = time.process_time() - began
-    vectors = l2_normalize(random.standard_normal((DOCUMENTS, DIM), dtype=np.float32))
+    vectors = l2_normalize(random.standard_normal((documents, DIM), dtype=np.float32))
     prior = DocumentPrior(vectors[:1_000])
-    views = Views(words, vectors, np.zeros(DOCUMENTS, np.uint64), WEIGHT, prior)
-    dense = random.integers(DOCUMENTS, size=(QUERIES, CANDIDATES))
+    views = Views(words, vectors, np.zeros(documents, np.uint64), WEIGHT, prior)
+    dense = random.integers(documents, size=(QUERIES, CANDIDATES))
     taken = []
     for query, found in zip(queries * 2, [*dense, *dense], strict=True):
         began = time.process_time()
@@ -49,12 +50,12 @@ def cost(data: Path) -> dict[str, Any]:
         rows = np.union1d(best_rows(shares, CANDIDATES), found)
         views.scores(rows, vectors[0], shares)
         taken.append(1e3 * (time.process_time() - began))
-    size = sum(array.nbytes for array in words._arrays.values()) / DOCUMENTS
-    rows = sum(array.nbytes for array in words._whole.values()) / DOCUMENTS
+    size = sum(array.nbytes for array in words._arrays.values()) / documents
+    rows = sum(array.nbytes for array in words._whole.values()) / documents
     return {
-        "documents": DOCUMENTS,
+        "documents": documents,
         "words of a document": WORDS,
-        "documents indexed per second": round(DOCUMENTS / build),
+        "documents indexed per second": round(documents / build),
         "ms per query": round(float(np.median(taken[QUERIES:])), 3),
         "bytes per document": round(size),
         "bytes per document, of frequent words when in use": round(rows),

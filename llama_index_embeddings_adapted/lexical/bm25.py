@@ -113,9 +113,12 @@ class BM25Index:
 
     def scores(self, query: str) -> Vectors:
         """Return the score of every document, ``(m,)``, ``>= 0``; all 0 if no word is known."""
+        return self._sum(tokenize(query))
+
+    def _sum(self, tokens: Iterable[str]) -> Vectors:
         total = np.zeros(len(self.ids), dtype=np.float32)
         data, indices, indptr = (self._arrays[name] for name in _ARRAYS)
-        for token in tokenize(query):
+        for token in tokens:
             number = self._vocabulary.get(token)
             if number is None:
                 continue
@@ -133,7 +136,10 @@ class BM25Index:
 
     def highest(self, query: str) -> float:
         """Return ``Σ_t g(t) · idf(t)``, which no document's score reaches; unknown words count."""
-        tokens, unknown = tokenize(query), len(self._idf) - 1
+        return self._most(tokenize(query))
+
+    def _most(self, tokens: Sequence[str]) -> float:
+        unknown = len(self._idf) - 1
         idf = self._idf[[self._vocabulary.get(token, unknown) for token in tokens]]
         return float(idf @ [self.usual.get(token, 1.0) for token in tokens]) if tokens else 0.0
 
@@ -149,7 +155,8 @@ class BM25Index:
             allowed: ``(m,)``, booleans: the documents that may be found; others get 0. None for
                 all.
         """
-        shares = self.scores(query) / np.float32(max(self.highest(query), 1e-6))
+        tokens = tokenize(query)
+        shares = self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
         return shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
 
     def first(self, query: str, count: int) -> list[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -157,15 +159,7 @@ def test_each_text_counts_once_however_often_it_is_in_the_corpus() -> None:
     data, _, _ = two_kinds()
     twins = np.arange(200)
     twins[101:] = 100  # all others have the same text
-    same = EncodedDataset(
-        data.queries,
-        data.documents,
-        data.relevance,
-        data.query_ids,
-        data.document_ids,
-        twins,
-        data.keys[twins],
-    )
+    same = replace(data, canonical_rows=twins, keys=data.keys[twins])
     assert len(fit_gate(same).others) == 1
 
 

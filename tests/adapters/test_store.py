@@ -11,13 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    AdaptedError,
-    Adapter,
-    LinearAdapter,
-    TwoLayerAdapter,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, Adapter, LinearAdapter
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
@@ -48,15 +42,6 @@ def test_a_saved_model_comes_back_as_it_was(
     loaded = AdaptedEmbedding.from_pretrained(saved, base)
     assert loaded.adapter == model.adapter
     assert loaded.training == {"data": "abc", "seed": 3}
-    assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
-
-
-def test_the_base_model_is_rebuilt_from_what_the_folder_says(
-    model: AdaptedEmbedding, saved: Path
-) -> None:
-    loaded = AdaptedEmbedding.from_pretrained(saved)
-    assert isinstance(loaded.base_embed_model, CountingEmbedding)
-    assert loaded.base_embed_model.embed_batch_size == 4
     assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
 
 
@@ -357,9 +342,3 @@ def test_old_folders_of_another_kind_are_refused(
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(AdaptedError, match=message):
         AdaptedEmbedding.from_pretrained(tmp_path, base)
-
-
-def test_saving_keeps_two_layers_too(base: CountingEmbedding, tmp_path: Path) -> None:
-    adapter = TwoLayerAdapter.identity(16, hidden=4)
-    AdaptedEmbedding(base, adapter).save_pretrained(tmp_path / "two")
-    assert AdaptedEmbedding.from_pretrained(tmp_path / "two").adapter == adapter

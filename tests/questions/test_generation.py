@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,6 @@ from llama_index_embeddings_adapted.questions.options import (
 )
 from llama_index_embeddings_adapted.questions.selection import BaseCost
 from tests.conftest import CountingEmbedding
-
-QUIET: dict[str, Any] = {"show_progress": False}
 
 
 class DoubleLLM(CustomLLM):
@@ -116,20 +114,23 @@ def nothing_sent() -> None:
     _SENT.clear()
 
 
+Write = Callable[..., EmbeddingQAFinetuneDataset]
+
+
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+def quiet(tmp_path: Path) -> dict[str, Any]:
+    return {"cache_dir": tmp_path / "cache", "show_progress": False}
+
+
+@pytest.fixture
+def write(quiet: dict[str, Any]) -> Write:
+    """Have questions written; answers are kept in a folder of the test."""
+    return partial(generate_qa_embedding_pairs, **quiet)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as running:
-        yield running
 
 
 def towns(count: int = 6) -> list[TextNode]:
@@ -144,8 +145,8 @@ def towns(count: int = 6) -> list[TextNode]:
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
     ids=["chat", "completion", "asynchronous", "asynchronous not implemented"],
 )
-def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, cache: Path) -> None:
-    data = generate_qa_embedding_pairs(towns(), llm, cache_dir=cache, **QUIET)
+def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, write: Write) -> None:
+    data = write(towns(), llm)
     assert len(data) == 12
     about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
     assert about == {
@@ -156,30 +157,27 @@ def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, cache: Path) -> None:
 
 
 async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(
-    cache: Path,
+    write: Write, quiet: dict[str, Any]
 ) -> None:
     llm = AsyncDoubleLLM()
-    data = await agenerate_qa_embedding_pairs(
-        towns(20), llm, concurrency=5, cache_dir=cache, **QUIET
-    )
-    assert data == generate_qa_embedding_pairs(towns(20), llm, cache_dir=cache, **QUIET)
+    data = await agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
+    assert data == write(towns(20), llm)
     assert llm._most == 5
 
 
 def test_the_llm_of_the_settings_is_the_default(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Settings, "_llm", DoubleLLM())
-    assert len(generate_qa_embedding_pairs(towns(), cache_dir=cache, **QUIET)) == 12
+    assert len(write(towns())) == 12
     with pytest.raises(OptionError, match="llm: expected a LlamaIndex LLM, got str"):
-        generate_qa_embedding_pairs(towns(), "gpt-5", cache_dir=cache, **QUIET)  # type: ignore[arg-type]
+        write(towns(), "gpt-5")  # type: ignore[arg-type]
 
 
-def test_old_calls_work_as_they_are(cache: Path, tmp_path: Path) -> None:
+def test_old_calls_work_as_they_are(write: Write, tmp_path: Path) -> None:
     prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
-    data = generate_qa_embedding_pairs(
-        towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False,
-        cache_dir=cache, **QUIET,
+    data = write(
+        towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
     )  # fmt: skip
     assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
     assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
@@ -187,32 +185,30 @@ def test_old_calls_work_as_they_are(cache: Path, tmp_path: Path) -> None:
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
 
 
-def test_the_text_sent_is_the_text_that_is_embedded(cache: Path) -> None:
+def test_the_text_sent_is_the_text_that_is_embedded(write: Write) -> None:
     node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
-    generate_qa_embedding_pairs([node], DoubleLLM(), cache_dir=cache, **QUIET)
+    write([node], DoubleLLM())
     assert "town: Ulm\n\nThe market opens at nine" in _SENT[0]
 
 
-def test_nodes_with_one_text_are_asked_about_once_and_both_answer(cache: Path) -> None:
+def test_nodes_with_one_text_are_asked_about_once_and_both_answer(write: Write) -> None:
     twins = [TextNode(id_=name, text="The market of Ulm opens at nine.") for name in ("a", "b")]
-    data = generate_qa_embedding_pairs(twins, DoubleLLM(), cache_dir=cache, **QUIET)
+    data = write(twins, DoubleLLM())
     assert len(_SENT) == 1
     assert set(map(tuple, data.relevant_docs.values())) == {("a", "b")}
 
 
-def test_one_question_per_call_sends_the_passage_once_for_each(cache: Path) -> None:
-    options = {"questions_per_call": 1, "styles": ["question", "keywords"], "cache_dir": cache}
-    data = generate_qa_embedding_pairs(towns(2), DoubleLLM(), **options, **QUIET)
+def test_one_question_per_call_sends_the_passage_once_for_each(write: Write) -> None:
+    options = {"questions_per_call": 1, "styles": ["question", "keywords"]}
+    data = write(towns(2), DoubleLLM(), **options)
     assert len(_SENT) == 4
     assert data.report.calls == 4
     assert len(data) <= 4
 
 
-def test_actors_of_old_scripts_are_ignored_with_a_word(cache: Path) -> None:
+def test_actors_of_old_scripts_are_ignored_with_a_word(write: Write) -> None:
     with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
-        generate_qa_embedding_pairs(
-            towns(1), DoubleLLM(), executor="ray", actors=4, cache_dir=cache, **QUIET
-        )
+        write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +227,10 @@ def test_actors_of_old_scripts_are_ignored_with_a_word(cache: Path) -> None:
     ],
 )
 def test_bad_options_are_refused_before_anything_is_sent(
-    options: dict[str, Any], message: str, cache: Path
+    options: dict[str, Any], message: str, write: Write
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        generate_qa_embedding_pairs(towns(), DoubleLLM(), cache_dir=cache, **{**QUIET, **options})
+        write(towns(), DoubleLLM(), **options)
     assert not _SENT
 
 
@@ -265,13 +261,11 @@ def test_a_sample_takes_from_all_documents_alike() -> None:
     assert sample(everything, 14, seed=2) != chosen
 
 
-def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(cache: Path) -> None:
-    data = generate_qa_embedding_pairs(
-        towns(9), DoubleLLM(), max_chunks=4, cache_dir=cache, **QUIET
-    )
+def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(write: Write) -> None:
+    data = write(towns(9), DoubleLLM(), max_chunks=4)
     assert (len(_SENT), data.report.passages, len(data.corpus)) == (4, 4, 9)
     # A larger sample pays for the new passages only.
-    generate_qa_embedding_pairs(towns(9), DoubleLLM(), max_chunks=6, cache_dir=cache, **QUIET)
+    write(towns(9), DoubleLLM(), max_chunks=6)
     assert len(_SENT) == 6
 
 
@@ -287,39 +281,31 @@ def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(
     assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
 
 
-def test_a_passage_longer_than_the_context_is_cut_with_a_warning(cache: Path) -> None:
+def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write: Write) -> None:
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 300)
-    with pytest.warns(
-        UserWarning, match="1 of 1 passages are longer than the LLM's context of 2048"
-    ):
-        data = generate_qa_embedding_pairs(
-            [node], DoubleLLM(context_window=2048), cache_dir=cache, **QUIET
-        )
+    said = "1 of 1 passages are longer than the LLM's context of 2048"
+    with pytest.warns(UserWarning, match=said):
+        data = write([node], DoubleLLM(context_window=2048))
     assert data.report.cut == 1
     assert len(_SENT[0]) < len(node.text)
     with pytest.raises(OptionError, match="a context of 256 tokens has no room for a passage"):
-        generate_qa_embedding_pairs([node], DoubleLLM(context_window=256), cache_dir=cache, **QUIET)
+        write([node], DoubleLLM(context_window=256))
 
 
-def test_only_what_the_embedding_model_reads_is_asked_about(cache: Path) -> None:
+def test_only_what_the_embedding_model_reads_is_asked_about(write: Write) -> None:
     class Short(CountingEmbedding):
         max_length: int = 32
 
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 100)
-    data = generate_qa_embedding_pairs(
-        [node], DoubleLLM(), embed_model=Short(), cache_dir=cache, **QUIET
-    )
+    data = write([node], DoubleLLM(), embed_model=Short())
     assert data.report.cut == 1
     assert len(_SENT[0].split("\n\n")[0].split()) <= 32
 
 
-def test_what_the_filters_ask_of_the_base_model_is_counted_once(cache: Path) -> None:
+def test_what_the_filters_ask_of_the_base_model_is_counted_once(write: Write) -> None:
     base = CountingEmbedding(embed_batch_size=4)
-    options = {"embed_model": base, "round_trip_k": None, "generic_matches": None, **QUIET}
-    first, again = (
-        generate_qa_embedding_pairs(towns(3), DoubleLLM(), cache_dir=cache, **options).report
-        for _ in range(2)
-    )
+    options = {"embed_model": base, "round_trip_k": None, "generic_matches": None}
+    first, again = (write(towns(3), DoubleLLM(), **options).report for _ in range(2))
     assert first.base == BaseCost(len(base.batches), len(base.asked), first.base.tokens)
     assert first.base.tokens > first.base.texts
     assert f"{len(base.asked)} texts embedded in {len(base.batches)} calls" in str(first)
@@ -327,20 +313,18 @@ def test_what_the_filters_ask_of_the_base_model_is_counted_once(cache: Path) -> 
     assert again.base == BaseCost()
 
 
-def test_nodes_without_text_are_left_out_with_a_word(cache: Path) -> None:
+def test_nodes_without_text_are_left_out_with_a_word(write: Write) -> None:
     nodes = [*towns(2), TextNode(id_="empty", text="  ")]
     with pytest.warns(UserWarning, match="Left out 1 of 3 nodes: no text"):
-        data = generate_qa_embedding_pairs(nodes, DoubleLLM(), cache_dir=cache, **QUIET)
+        data = write(nodes, DoubleLLM())
     assert list(data.corpus) == ["n0", "n1"]
     with pytest.raises(DatasetError, match="nodes: expected at least one with text, got 0"):
-        generate_qa_embedding_pairs([], DoubleLLM(), cache_dir=cache, **QUIET)
+        write([], DoubleLLM())
 
 
-def test_whole_documents_are_held_out(cache: Path) -> None:
+def test_whole_documents_are_held_out(write: Write) -> None:
     nodes = chapters()
-    data = generate_qa_embedding_pairs(
-        nodes, DoubleLLM(), near_duplicate=1.0, cache_dir=cache, **QUIET
-    )
+    data = write(nodes, DoubleLLM(), near_duplicate=1.0)
     train, test = hold_out_documents(data, nodes, 0.1, seed=3)
     sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
     sides = [
@@ -348,41 +332,31 @@ def test_whole_documents_are_held_out(cache: Path) -> None:
     ]
     assert sides[0].isdisjoint(sides[1])
     assert len(train) + len(test) == len(data)
-    with pytest.raises(
-        DatasetError, match=r"expected the nodes of all 100 documents, 98 are missing"
-    ):
+    with pytest.raises(DatasetError, match="nodes of all 100 documents, 98 are missing"):
         hold_out_documents(data, nodes[:2])
 
 
 # --- failures ---------------------------------------------------------------------------------
 
 
-def test_a_refused_key_fails_at_once(cache: Path) -> None:
+def test_a_refused_key_fails_at_once(write: Write) -> None:
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
         pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
     ):
-        generate_qa_embedding_pairs(
-            towns(50),
-            scripted_server.client(server.api_base),
-            concurrency=8,
-            cache_dir=cache,
-            **QUIET,
-        )
+        write(towns(50), scripted_server.client(server.api_base), concurrency=8)
     assert sum(server.started.values()) <= 8  # what was under way when the first refusal came
     assert "sk-aaaa" not in str(caught.value)
 
 
-def test_an_unreachable_server_fails_at_once(cache: Path) -> None:
+def test_an_unreachable_server_fails_at_once(write: Write) -> None:
     began = time.perf_counter()
     with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
-        generate_qa_embedding_pairs(
-            towns(50), scripted_server.client("http://127.0.0.1:9/v1"), cache_dir=cache, **QUIET
-        )
+        write(towns(50), scripted_server.client("http://127.0.0.1:9/v1"))
     assert time.perf_counter() - began < 5
 
 
-def test_what_fails_for_a_while_is_asked_again(quick: None, cache: Path) -> None:
+def test_what_fails_for_a_while_is_asked_again(quick: None, write: Write) -> None:
     failures = {"Town1 ": [500, 429], "Town2 ": [503]}
 
     def script(message: str) -> tuple[int, str]:
@@ -392,16 +366,14 @@ def test_what_fails_for_a_while_is_asked_again(quick: None, cache: Path) -> None
         return two_questions(message)
 
     with ScriptedServer(script) as server:
-        data = generate_qa_embedding_pairs(
-            towns(4), scripted_server.client(server.api_base), cache_dir=cache, **QUIET
-        )
+        data = write(towns(4), scripted_server.client(server.api_base))
     assert len(data) == 8
     assert data.report.calls == 7
     assert not data.report.failed
 
 
 def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
-    quick: None, cache: Path
+    quick: None, write: Write
 ) -> None:
     broken = True
 
@@ -410,73 +382,63 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
 
     with ScriptedServer(script) as server:
         llm = scripted_server.client(server.api_base)
-        data = generate_qa_embedding_pairs(towns(4), llm, cache_dir=cache, **QUIET)
+        data = write(towns(4), llm)
         assert list(data.report.failed) == ["n1"]
         assert "out of order" in data.report.failed["n1"]
         assert "No answer about 1 passages" in str(data.report)
         assert len(data) == 6
         with pytest.raises(GenerationError, match=r'1 of 4 passages failed \(first: "n1"'):
-            generate_qa_embedding_pairs(towns(4), llm, None, 2, 1, "fail", cache_dir=cache, **QUIET)
+            write(towns(4), llm, None, 2, 1, "fail")
         broken = False
-        again = generate_qa_embedding_pairs(towns(4), llm, cache_dir=cache, **QUIET)
+        again = write(towns(4), llm)
         assert (again.report.calls, again.report.calls_saved) == (1, 3)
         assert len(again) == 8
 
 
-def test_a_call_that_hangs_is_given_up(quick: None, cache: Path) -> None:
+def test_a_call_that_hangs_is_given_up(quick: None, write: Write) -> None:
     with (
         ScriptedServer(latency_s=30) as server,
         pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
     ):
-        generate_qa_embedding_pairs(
-            towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3,
-            cache_dir=cache, **QUIET,
-        )  # fmt: skip
+        write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)
 
 
-def test_useless_answers_end_in_an_error_that_shows_them(cache: Path) -> None:
+def test_useless_answers_end_in_an_error_that_shows_them(write: Write) -> None:
     with (
         ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
         pytest.raises(
             GenerationError, match=r"(?s)Not one question was kept of 3.*\| refusal \| 3"
         ),
     ):
-        generate_qa_embedding_pairs(
-            towns(3), scripted_server.client(server.api_base), cache_dir=cache, **QUIET
-        )
+        write(towns(3), scripted_server.client(server.api_base))
 
 
-def test_calls_per_minute_are_limited(cache: Path) -> None:
+def test_calls_per_minute_are_limited(write: Write) -> None:
     began = time.perf_counter()
-    generate_qa_embedding_pairs(
-        towns(6), AsyncDoubleLLM(), requests_per_minute=1200, cache_dir=cache, **QUIET
-    )
+    write(towns(6), AsyncDoubleLLM(), requests_per_minute=1200)
     assert time.perf_counter() - began > 5 * 60 / 1200
 
 
 # --- recovery ---------------------------------------------------------------------------------
 
 
-def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(cache: Path) -> None:
-    options = {"cache_dir": cache, **QUIET}
-    first = generate_qa_embedding_pairs(towns(), DoubleLLM(), **options)
-    second = generate_qa_embedding_pairs(towns(), DoubleLLM(), **options)
+def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write: Write) -> None:
+    first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
     assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
-    generate_qa_embedding_pairs(towns(), DoubleLLM(model="another"), **options)
+    write(towns(), DoubleLLM(model="another"))
     assert len(_SENT) == 12
-    generate_qa_embedding_pairs(towns(), DoubleLLM(), num_questions_per_chunk=1, **options)
+    write(towns(), DoubleLLM(), num_questions_per_chunk=1)
     assert len(_SENT) == 18
 
 
 def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(
-    cache: Path, tmp_path: Path
+    write: Write, tmp_path: Path
 ) -> None:
-    options = {"output_path": tmp_path / "qa.json", "cache_dir": cache, **QUIET}
-    train = generate_qa_embedding_pairs(towns(6)[:3], DoubleLLM(), **options)
-    validation = generate_qa_embedding_pairs(towns(6)[3:], DoubleLLM(), **options)
-    assert set(train.corpus).isdisjoint(validation.corpus)
-    assert set(train.queries).isdisjoint(validation.queries)
+    nodes, path = towns(6), tmp_path / "qa.json"
+    train, other = (write(part, DoubleLLM(), output_path=path) for part in (nodes[:3], nodes[3:]))
+    assert set(train.corpus).isdisjoint(other.corpus)
+    assert set(train.queries).isdisjoint(other.queries)
 
 
 def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Path) -> None:
@@ -484,13 +446,7 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Pat
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     old = tmp_path / f"questions-1-{name}.jsonl"
     lines = [
-        {
-            "key": "one",
-            "text": "first",
-            "prompt_tokens": None,
-            "completion_tokens": 2,
-            "seconds": 0.5,
-        },
+        {"key": "one", "text": "first", "completion_tokens": 2, "seconds": 0.5},
         {"key": "two", "text": "half \ud83d\nline"},
         {"key": "none", "text": 7},
     ]
@@ -514,13 +470,14 @@ def test_answers_that_cannot_be_kept_say_so(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
-    server: ScriptedServer, cache: Path
+    write: Write, tmp_path: Path
 ) -> None:
-    llm = scripted_server.client(server.api_base)
-    llm.api_key = "sk-secretsecretsecretsecret"
-    llm.additional_kwargs = {"extra_headers": {"Authorization": "Bearer hidden"}}
-    generate_qa_embedding_pairs(towns(2), llm, cache_dir=cache, **QUIET)
-    (file,) = (cache / "questions").iterdir()
+    with ScriptedServer() as server:
+        llm = scripted_server.client(server.api_base)
+        llm.api_key = "sk-secretsecretsecretsecret"
+        llm.additional_kwargs = {"extra_headers": {"Authorization": "Bearer hidden"}}
+        write(towns(2), llm)
+    (file,) = (tmp_path / "cache" / "questions").iterdir()
     assert b"secret" not in file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
 
@@ -528,15 +485,17 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
 # --- cost, report, filters over all -----------------------------------------------------------
 
 
-def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(cache: Path) -> None:
-    options = {"concurrency": 4, "retry_limit": 2, "cache_dir": cache, **QUIET}
+def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(
+    write: Write, quiet: dict[str, Any]
+) -> None:
+    options = {"concurrency": 4, "retry_limit": 2}
     with ScriptedServer(latency_s=0.1) as server:
         llm = scripted_server.client(server.api_base)
-        unprobed = estimate(towns(30), llm, probe=False, **options)
+        unprobed = estimate(towns(30), llm, probe=False, **options, **quiet)
         assert (unprobed.calls, unprobed.seconds, unprobed.probed) == (30, None, False)
-        before = estimate(towns(30), llm, **options)
+        before = estimate(towns(30), llm, **options, **quiet)
         assert (before.passages, before.calls, before.probed) == (30, 25, True)
-        bill = generate_qa_embedding_pairs(towns(30), llm, **options).report
+        bill = write(towns(30), llm, **options).report
         assert (bill.calls, bill.calls_saved) == (25, 5)
         assert 25 * 0.1 / 4 <= (before.seconds or 0) < 25 * 0.1  # a busy machine adds to it
         assert before.prompt_tokens == pytest.approx(bill.prompt_tokens, rel=0.1)
@@ -544,35 +503,35 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(cac
         assert before.price(1.0, 2.0) == pytest.approx(
             (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
         )
-        after = estimate(towns(30), llm, **options)
+        after = estimate(towns(30), llm, **options, **quiet)
         assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
         assert "0 calls to make" in str(after)
-        more = estimate(towns(40), llm, probe=False, **options)
+        more = estimate(towns(40), llm, probe=False, **options, **quiet)
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
-def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(cache: Path) -> None:
+def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet: dict[str, Any]) -> None:
     class Slow(DoubleLLM):
         def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
             time.sleep(0.05)
             return super().chat(messages, **kwargs)
 
-    found = estimate(towns(22), Slow(), cache_dir=cache, **QUIET)
+    found = estimate(towns(22), Slow(), **quiet)
     assert found.calls == 20
     assert (found.seconds or 0) >= 20 * 0.05
 
 
 def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(
-    cache: Path, capsys: pytest.CaptureFixture[str]
+    write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
-    generate_qa_embedding_pairs(nodes, DoubleLLM(), max_passage_tokens=64, cache_dir=cache)
+    write(nodes, DoubleLLM(), max_passage_tokens=64, show_progress=True)
     plan = capsys.readouterr().err.splitlines()[0]
     assert plan.startswith("3 passages, 3 calls to make: about ")
     assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
 
-def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> None:
+def test_the_report_counts_every_question_and_prints_a_table(write: Write) -> None:
     def script(message: str) -> tuple[int, str]:
         if "Town0 " in message:
             return 200, "Here are two questions:\nWhere is the market of Town0?\nFees?"
@@ -581,13 +540,7 @@ def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> Non
         return 200, "Where is the market of Town2?\nWhere is the market of Town2 please?"
 
     with ScriptedServer(script) as server:
-        data = generate_qa_embedding_pairs(
-            towns(3),
-            scripted_server.client(server.api_base),
-            near_duplicate=0.8,
-            cache_dir=cache,
-            **QUIET,
-        )
+        data = write(towns(3), scripted_server.client(server.api_base), near_duplicate=0.8)
     report = data.report
     assert sorted(data.queries.values()) == [f"Where is the market of Town{i}?" for i in range(3)]
     assert report.written == 8
@@ -604,33 +557,29 @@ def test_the_report_counts_every_question_and_prints_a_table(cache: Path) -> Non
 
 
 def test_what_an_llm_wrote_says_so_and_the_engine_knows(
-    cache: Path, base: CountingEmbedding, tmp_path: Path
+    write: Write, base: CountingEmbedding, tmp_path: Path
 ) -> None:
-    data = generate_qa_embedding_pairs(towns(30), DoubleLLM(), cache_dir=cache, **QUIET)
+    data = write(towns(30), DoubleLLM())
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
     assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
-    engine = EmbeddingAdapterFinetuneEngine(
-        train, base, epochs=1, model_output_path=tmp_path / "a", cache_dir=cache, **QUIET
-    )
+    engine = EmbeddingAdapterFinetuneEngine(train, base, epochs=1, model_output_path=tmp_path / "a")
     engine.finetune()
     assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")
 
 
-def test_a_filter_of_the_users_is_counted_under_its_name(cache: Path) -> None:
+def test_a_filter_of_the_users_is_counted_under_its_name(write: Write) -> None:
     def about_town_two(candidate: Candidate) -> bool:
         return "Town2" in candidate.text
 
-    data = generate_qa_embedding_pairs(
-        towns(4), DoubleLLM(), filters=[about_town_two], cache_dir=cache, **QUIET
-    )
+    data = write(towns(4), DoubleLLM(), filters=[about_town_two])
     assert data.report.reasons == {"about_town_two": 1}
 
 
 def test_generic_questions_and_those_that_miss_their_passage_go(
-    cache: Path, base: CountingEmbedding
+    write: Write, base: CountingEmbedding
 ) -> None:
     animals = ["ant", "bee", "cat", "dog", "elk", "fox"]
     nodes = [TextNode(id_=name, text=f"farm facts {name} {name} {name}") for name in animals]
@@ -640,11 +589,11 @@ def test_generic_questions_and_those_that_miss_their_passage_go(
         text = {"ant": "where bee bee", "cat": "farm facts"}.get(animal, f"where {animal} {animal}")
         return 200, text
 
-    options = {"embed_model": base, "filters": [], "round_trip_k": 1, "cache_dir": cache, **QUIET}
+    options = {"embed_model": base, "filters": [], "round_trip_k": 1}
     with ScriptedServer(script) as server:
         llm = scripted_server.client(server.api_base)
-        strict = generate_qa_embedding_pairs(nodes, llm, generic_matches=3, **options)
-        loose = generate_qa_embedding_pairs(nodes, llm, generic_matches=None, **options)
+        strict = write(nodes, llm, generic_matches=3, **options)
+        loose = write(nodes, llm, generic_matches=None, **options)
     # The bee's own question repeats the ant's, which suits all but the bee no better than the ant.
     assert strict.report.reasons == {"generic": 1, "near_duplicate": 1, "round_trip": 1}
     assert strict.report.examples("generic") == ["where bee bee"]
@@ -652,40 +601,23 @@ def test_generic_questions_and_those_that_miss_their_passage_go(
     assert sorted(strict.queries.values()) == [f"where {a} {a}" for a in ("dog", "elk", "fox")]
 
 
-def test_an_interrupt_keeps_what_was_answered(cache: Path) -> None:
-    from llama_index_embeddings_adapted.encoding import base_model
-
+async def test_an_interrupt_keeps_what_was_answered(write: Write, quiet: dict[str, Any]) -> None:
     llm = AsyncDoubleLLM()
-    work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, cache_dir=cache, **QUIET)
-    thread_result: list[BaseException] = []
-
-    async def cancelled() -> None:
+    work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
+    with pytest.raises((TimeoutError, asyncio.TimeoutError)):
         await asyncio.wait_for(work, timeout=0.4)
-
-    def call() -> None:
-        try:
-            base_model.run(cancelled())
-        except BaseException as error:
-            thread_result.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-    assert isinstance(thread_result[0], TimeoutError | asyncio.TimeoutError)
-    again = generate_qa_embedding_pairs(towns(60), llm, concurrency=30, cache_dir=cache, **QUIET)
+    again = write(towns(60), llm, concurrency=30)
     assert 4 <= again.report.calls_saved < 60
     assert len(again) == 120
 
 
-def test_what_headings_ask_joins_the_questions_of_an_llm(cache: Path) -> None:
+def test_what_headings_ask_joins_the_questions_of_an_llm(write: Write) -> None:
     text = (
         "# The evening ferry\n\nIt leaves at six in the evening from the northern pier and returns "
         "after midnight, with a meal on board."
     )
     node = TextNode(id_="n", text=text)
-    data = generate_qa_embedding_pairs(
-        [node], DoubleLLM(), structure=True, cache_dir=cache, **QUIET
-    )
+    data = write([node], DoubleLLM(), structure=True)
     assert data.sources["structure"] == 1 <= data.sources["llm"]
     assert data.corpus == {"n": text}
     assert {tuple(documents) for documents in data.relevant_docs.values()} == {("n",)}

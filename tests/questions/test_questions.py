@@ -15,17 +15,10 @@ from llama_index_embeddings_adapted.questions.answers import clean, read_questio
 from llama_index_embeddings_adapted.questions.filters import (
     TEXT_FILTERS,
     Candidate,
-    copied,
     leaked,
     near_duplicates,
-    not_a_query,
-    other_language,
-    refers_to_passage,
-    refusal,
     same_language,
     statement,
-    too_long,
-    too_short,
     words,
 )
 from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig, few_shot
@@ -269,15 +262,6 @@ def test_the_first_filter_that_objects_is_the_reason(text: str, expected: str | 
         ("कमीशन 18 से बढ़कर 20 प्रतिशत हो गया।", "कमीशन कितना बढ़ा?"),
         ("Комиссия выросла с 18 до 20 процентов.", "На сколько выросла комиссия?"),
         ("ค่าคอมมิชชั่นเพิ่มขึ้นจาก 18 เป็น 20 เปอร์เซ็นต์", "ค่าคอมมิชชั่นเพิ่มขึ้นเท่าไร?"),
-    ],
-)
-def test_good_questions_in_many_languages_are_kept(passage: str, question: str) -> None:
-    assert reason(question, passage=passage) is None
-
-
-@pytest.mark.parametrize(
-    ("passage", "question"),
-    [
         ("หากหลอดไฟเสีย ให้เปิดฝาครอบแล้วหมุนขั้วไปทางซ้าย", "เปลี่ยนหลอดไฟของเครื่องฉายอย่างไร?"),
         ("จากนั้นใส่หลอดสำรองที่อยู่ในกล่องอุปกรณ์", "หลอดสำรองอยู่ที่ไหน"),
         ("អំពូលខូច សូមបើកគម្រប ហើយបង្វិលរន្ធទៅខាងឆ្វេង។", "តើត្រូវប្តូរអំពូលយ៉ាងដូចម្តេច?"),
@@ -296,7 +280,7 @@ def test_good_questions_in_many_languages_are_kept(passage: str, question: str) 
         ("Chip cards may fail at the till.", "I cannot pay with my new card at the till?"),
     ],
 )
-def test_what_stands_in_the_passage_and_scripts_without_spaces_are_no_reason(
+def test_good_questions_in_any_script_and_with_what_stands_in_the_passage_are_kept(
     passage: str, question: str
 ) -> None:
     assert reason(clean(question), passage=passage) is None
@@ -311,23 +295,6 @@ def test_an_english_question_about_a_passage_in_another_language_goes() -> None:
 def test_thai_questions_of_the_same_letters_are_no_duplicates() -> None:
     texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
     assert near_duplicates(texts) == {2: 0}
-
-
-def test_each_filter_objects_to_its_own_kind_only() -> None:
-    own = {
-        too_long: "Why? " * 80,
-        too_short: "Fees?",
-        refusal: "I'm sorry, I cannot do that?",
-        other_language: "¿Cuál es la comisión de los viajes?",
-        refers_to_passage: "What does the passage say?",
-        not_a_query: '{"fees paid": [18, 20, 18]}',
-        statement: "Insurance got dearer.",
-        copied: "service fee and a commission on each trip",
-    }
-    for objecting, text in own.items():
-        assert objecting(candidate(text)), objecting.__name__
-        assert not any(objecting(candidate(good)) for good in GOOD)
-    assert set(TEXT_FILTERS) - set(own) == {leaked}
 
 
 def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them() -> None:

@@ -81,14 +81,6 @@ def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation() -> No
     assert np.linalg.norm(undone - np.eye(12)) < 0.2 * np.linalg.norm(np.eye(12))
 
 
-def test_ridge_works_with_fewer_queries_than_dimensions() -> None:
-    random = np.random.default_rng(0)
-    data = encoded(random.standard_normal((2, 8)), random.standard_normal((3, 8)), [[0], [2]])
-    adapter = ridge(data, 1e-6)
-    targets = l2_normalize(data.documents)[[0, 2]]
-    assert np.allclose(adapter.apply(data.queries), targets, atol=1e-3)
-
-
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
 def test_a_strength_of_ridge_out_of_range_is_refused(strength: float) -> None:
     with pytest.raises(OptionError, match="strength: expected a number > 0, got"):

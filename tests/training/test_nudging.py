@@ -164,9 +164,3 @@ def test_a_sample_of_the_other_documents_competes_in_large_corpora() -> None:
     adapter = fitted(train, max_others=10)
     assert first(test, moved(adapter, test)) > first(test, test.documents) + 0.2
     assert adapter == fitted(train, max_others=10)
-
-
-def test_more_epochs_move_documents_further() -> None:
-    train, _ = mistaken()
-    one, three = (listwise_nudges(train, epochs).drift for epochs in (1, 3))
-    assert 0 < one < three

@@ -66,20 +66,6 @@ def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
     assert rates(3, warmup_steps=2) == pytest.approx([8 / 3, 8 * 5 / 6 * 2 / 3, 8 * 4 / 6])
 
 
-def test_a_falling_rate_gets_further_in_as_many_steps() -> None:
-    data, _ = rotated_corpus()
-    start = LinearAdapter.identity(data.queries.shape[1])
-
-    def first(**settings: object) -> float:
-        plain = {"shrinkage": 0.0, "anchor": 0.0, "learning_rate": 0.01, "epochs": 4}
-        options = TrainingOptions(**{**plain, **settings})
-        *_, (_, export) = training_module.states(data, start, options)
-        found = (export().apply(data.queries) @ data.documents.T).argmax(axis=1)
-        return float((found == data.relevance.documents).mean())
-
-    assert first(decay=True) > first() + 0.3
-
-
 def test_a_two_layer_adapter_learns_from_a_zero_residual() -> None:
     data, _ = rotated_corpus()
     train, validation = parts(data)

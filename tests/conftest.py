@@ -15,6 +15,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from tests.support.flaky_server import serving
+from tests.support.stores import postgres_server
 
 DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -107,6 +108,12 @@ def model_server() -> Iterator[str]:
 def page_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where guides and notebooks, which are about the same texts, keep vectors."""
     return tmp_path_factory.mktemp("page_cache")
+
+
+@pytest.fixture(scope="session")
+def pg_server() -> Iterator[Any]:
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

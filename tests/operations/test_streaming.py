@@ -13,7 +13,6 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
-    LinearAdapter,
     adapt_nodes,
     adapt_vectors,
     embed_corpus,
@@ -21,16 +20,10 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
-from tests.support.stores import chroma, faiss_ip, lancedb
+from tests.operations.test_rebuild import DIM, SHARED, TEXTS, nodes
+from tests.support.stores import QUIET_ENGINES, chroma, faiss_ip, lancedb
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
-]
-DIM = 16
-TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
-SHARED = LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
+pytestmark = QUIET_ENGINES
 NAMED = {"chroma": chroma, "lancedb": lancedb}
 
 
@@ -42,16 +35,6 @@ class KilledError(Exception):
 def model(base: CountingEmbedding, quiet: dict[str, Any]) -> AdaptedEmbedding:
     embed_corpus(TEXTS, base, **quiet)
     return AdaptedEmbedding(base, SHARED)
-
-
-@pytest.fixture
-def quiet(tmp_path: Path) -> dict[str, Any]:
-    return {"cache_dir": tmp_path / "cache", "show_progress": False}
-
-
-def nodes() -> Iterator[TextNode]:
-    for row, text in enumerate(TEXTS):
-        yield TextNode(id_=f"00000000-0000-0000-0000-{row:012d}", text=text)
 
 
 def expected(model: AdaptedEmbedding) -> np.ndarray:
@@ -118,7 +101,7 @@ def test_other_nodes_than_an_earlier_call_wrote_are_refused(
     model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
 ) -> None:
     def cut() -> Iterator[TextNode]:
-        yield from [*nodes()][:16]
+        yield from nodes()[:16]
         raise KilledError
 
     with lancedb(tmp_path) as stores:
@@ -129,7 +112,7 @@ def test_other_nodes_than_an_earlier_call_wrote_are_refused(
         with pytest.raises(KilledError):
             adapt_nodes(cut(), model, stores("new", DIM), batch_size=8, **quiet)
         with pytest.raises(StoreError, match="wrote 16 other nodes"):
-            adapt_nodes([*nodes()][::-1], model, stores("new", DIM), batch_size=8, **quiet)
+            adapt_nodes(nodes()[::-1], model, stores("new", DIM), batch_size=8, **quiet)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])

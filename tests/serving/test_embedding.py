@@ -11,7 +11,6 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.callbacks import (
     CallbackManager,
     CBEventType,
@@ -114,14 +113,6 @@ def test_one_adapted_model_adapts_another(base: CountingEmbedding) -> None:
     outer.get_text_embedding_batch(TEXTS)
     assert base.batches[-3:] == [4, 4, 2]
     assert outer.adapter.input_dim == 16
-
-
-def test_a_real_model_serves(minilm: Any) -> None:
-    model = AdaptedEmbedding(minilm, LinearAdapter.identity(384))
-    own = minilm.get_query_embedding("where are my keys?")
-    assert np.allclose(model.get_query_embedding("where are my keys?"), own, atol=1e-6)
-    batch = model._get_query_embeddings(["where are my keys?", "why"])
-    assert np.allclose(batch[0], own, atol=1e-5)
 
 
 # --- events, limits, retries ----------------------------------------------------------------
@@ -334,15 +325,9 @@ def test_past_events_are_noted_only_for_handlers(
 def test_copies_keep_weights_and_settings(
     base: CountingEmbedding, again: Callable[[AdaptedEmbedding], AdaptedEmbedding]
 ) -> None:
+    settings = {"embed_batch_size": 3, "num_workers": 2, "model_name": "mine"}
     for adapter in (ADAPTER, BOTH):
-        model = AdaptedEmbedding(
-            base,
-            adapter,
-            embed_batch_size=3,
-            num_workers=2,
-            model_name="mine",
-            training={"seed": 1},
-        )
+        model = AdaptedEmbedding(base, adapter, training={"seed": 1}, **settings)
         other = again(model)
         assert other.adapter == adapter
         assert (other.embed_batch_size, other.num_workers) == (3, 2)
@@ -405,21 +390,6 @@ def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base: CountingEm
 def test_a_damaged_dict_is_refused(data: Any) -> None:
     with pytest.raises(FolderError, match=r"Not the dict of|not safetensors"):
         AdaptedEmbedding.from_dict(data)
-
-
-# --- in an index ----------------------------------------------------------------------------
-
-DOCUMENTS = ["the apple is red", "the whale is blue", "the bus is late"]
-
-
-def test_settings_take_an_adapted_model(
-    base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Settings, "_embed_model", None)
-    Settings.embed_model = model = AdaptedEmbedding(base, LinearAdapter.identity(16))
-    assert Settings.embed_model is model
-    index = VectorStoreIndex.from_documents([Document(text=text) for text in DOCUMENTS])
-    assert index.as_retriever(similarity_top_k=1).retrieve("red apple")[0].text == DOCUMENTS[0]
 
 
 # --- what is refused ------------------------------------------------------------------------

@@ -40,14 +40,9 @@ from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
 from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
 from llama_index_embeddings_adapted.serving.views import CONFIG, VECTORS
 from tests.conftest import CountingEmbedding
-from tests.support.stores import ENGINES, postgres_alone
+from tests.support.stores import ENGINES, QUIET_ENGINES, postgres_alone
 
-pytestmark = [  # what stores say about themselves
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
-]
+pytestmark = QUIET_ENGINES
 
 WORDS = [
     *("apple", "blue", "city", "deep", "early", "fast", "green", "high", "ice", "jazz"),

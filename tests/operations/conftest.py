@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> dict[str, Any]:
+    """A cache of the test's own, and no bars."""
+    return {"cache_dir": tmp_path / "cache", "show_progress": False}

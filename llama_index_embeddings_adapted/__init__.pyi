@@ -35,7 +35,6 @@ from .operations.rebuild import adapt_nodes as adapt_nodes
 from .operations.rebuild import adapt_vectors as adapt_vectors
 from .operations.similarity import SimilarityCheck as SimilarityCheck
 from .operations.similarity import check_similarity as check_similarity
-from .operations.unlabelled import adapt_without_labels as adapt_without_labels
 from .operations.upgrade import Upgrade as Upgrade
 from .operations.upgrade import UpgradeScores as UpgradeScores
 from .operations.upgrade import evaluate_upgrade as evaluate_upgrade
@@ -55,3 +54,4 @@ from .serving.hybrid import HybridRetriever as HybridRetriever
 from .serving.memory import MemoryRetriever as MemoryRetriever
 from .serving.pool import AdapterPool as AdapterPool
 from .training.engine import EmbeddingAdapterFinetuneEngine as EmbeddingAdapterFinetuneEngine
+from .training.unlabelled import adapt_without_labels as adapt_without_labels

@@ -19,11 +19,12 @@ _VIEWS = {
     "words": "words",
     "prior": "prior",
     "words and prior": "both, no label",
+    "with the adapter": "all, no label",
     "two weights on dev": "both, dev",
 }
 _USUAL = {"BM25": "words alone", "LlamaIndex's rank fusion": "rank fusion"}
 _OURS = {
-    "ours, no labels": "both, no label", "ours, one vector": "auto",
+    "ours, no labels": "all, no label", "ours, one vector": "auto",
     "ours, with words": "auto + views",
 }  # fmt: skip
 _AUTO = ("auto, query", "auto, both")

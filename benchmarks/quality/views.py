@@ -20,6 +20,8 @@ from llama_index_embeddings_adapted.evaluation.candidates import PENALTIES, WEIG
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
+from llama_index_embeddings_adapted.serving.views import Views
+from llama_index_embeddings_adapted.training.unlabelled import self_trained
 
 ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
@@ -67,15 +69,19 @@ class Scored:
 
 
 def run(load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...]) -> None:
+    """Measure every view; those of a set that took an engine are kept where they are there."""
     base = environment.minilm()
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
         for name in names:
-            row = measure(load(name), encoder, base, cache)
+            there = environment.found("views", "sets", name)
+            row = measure(load(name), encoder, base, cache, there)
             environment.add("views", "python -m benchmarks views", ("sets", name), row)
             print(name, {k: round(v["ndcg@10"], 4) for k, v in row["views"].items()}, flush=True)
 
 
-def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dict[str, Any]:
+def measure(
+    real: sets.RealSet, encoder: Encoder, base: Any, cache: Path, there: dict[str, Any]
+) -> dict[str, Any]:
     """Return NDCG@10 of every view on test, with the interval of its difference to the base."""
     train, dev = real.train, real.dev
     if dev is None:  # scifact: a fifth of its training queries, which the bank then leaves out
@@ -95,11 +101,16 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "words": test.mixed(WORDS, 0),
         "prior": test.mixed(0, PENALTY),
         "both, no label": test.mixed(WORDS, PENALTY),
+        **_self_trained(tested, test, asked, bank),
         "both, dev": test.mixed(*best),
         "one vector, dev": _one_vector(dev, tested, judge, test, asked),
     }
     weights = {"both": best}
+    trained = there.get("views", {})
     for method in ("linear", "auto"):
+        if method in trained:
+            weights |= {name: w for name, w in there["tuned"].items() if name == method}
+            continue
         engine = sets.trained(replace(real, train=train, dev=dev), base, cache, method=method)
         views, given = engine.report.views, engine._found
         found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
@@ -113,6 +124,7 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
     for view, scores in found.items():
         gain = paired_difference(values, scores.values("ndcg@10"), metric="ndcg@10")
         rows[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
+    rows = {**trained, **rows}
     return {
         "queries": len(values),
         "documents": len(test.data.document_ids),
@@ -120,6 +132,20 @@ def measure(real: sets.RealSet, encoder: Encoder, base: Any, cache: Path) -> dic
         "tuned": weights,
         "without labels on dev": _ways(_some(dev, MOST_DEV), judge),
         "views": rows,
+    }
+
+
+def _self_trained(
+    tested: Dataset, test: Scored, asked: list[str], bank: Vectors
+) -> dict[str, RetrievalScores]:
+    """Return what an adapter finds that learnt without labels, alone and in its retriever."""
+    prior = DocumentPrior.of(bank, test.data.documents, weight=PENALTY)
+    words, vectors = BM25Index.of(tested.corpus, asked), l2_normalize(test.data.documents)
+    views = Views(words, vectors, test.data.keys, WORDS, prior)
+    adapted = test.adapted(self_trained(views, asked, bank), bank)
+    return {
+        "adapter, no label": adapted.mixed(0, 0),
+        "all, no label": adapted.mixed(WORDS, PENALTY),
     }
 
 

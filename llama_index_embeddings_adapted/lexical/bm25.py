@@ -355,11 +355,37 @@ class Mixture:
         matrix = documents[:]
         words = BM25Index.of(corpus, self.queries)
         shifts = 0.0 if self.prior is None else self.prior.shifts(matrix, keys)
-        ranked = np.empty((len(texts), min(depth, len(matrix))), dtype=np.int64)
-        step = max(1, _SCORES_PER_BLOCK // len(matrix))
-        for start in range(0, len(texts), step):
-            part = slice(start, start + step)
-            shares = np.stack([words.shares(text) for text in texts[part]])
-            scores = queries[part] @ matrix.T + np.float32(self.weight) * shares - shifts
-            ranked[part] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        return ranked
+        return ranked(words, texts, queries, matrix, self.weight, shifts, depth)
+
+
+def ranked(
+    words: BM25Index,
+    texts: Sequence[str],
+    queries: Vectors,
+    documents: Vectors,
+    weight: float,
+    shifts: Any,
+    depth: int,
+) -> Rows:
+    """Rank all documents for each query by ``cosine + weight · words - shifts``.
+
+    Args:
+        words: Of the ``m`` documents.
+        texts: ``n``, of the queries.
+        queries: ``(n, dim)``, unit rows.
+        documents: ``(m, dim)``, likewise.
+        weight: Of words.
+        shifts: ``(m,)`` or 0.
+        depth: How many come back.
+
+    Returns:
+        ``(n, min(depth, m))``, rows of documents, best first, ties by row.
+    """
+    found = np.empty((len(texts), min(depth, len(documents))), dtype=np.int64)
+    step = max(1, _SCORES_PER_BLOCK // len(documents))
+    for start in range(0, len(texts), step):
+        part = slice(start, start + step)
+        shares = np.stack([words.shares(text) for text in texts[part]])
+        scores = queries[part] @ documents.T + np.float32(weight) * shares - shifts
+        found[part] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return found

@@ -9,11 +9,12 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode, TextNode
 
+from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_without_labels
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted import adapt_without_labels
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.operations import unlabelled
+from llama_index_embeddings_adapted.lexical.bm25 import ranked
+from llama_index_embeddings_adapted.training import unlabelled
 from tests.conftest import CountingEmbedding
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
@@ -73,6 +74,32 @@ def test_written_questions_do_not_count_for_their_own_document(
     vectors, keys = found.views.vectors, found.views.keys
     assert prior.nearness(vectors, keys)[4] == pytest.approx(float(vectors[4] @ prior.bank[0]))
     assert prior.nearness(vectors, keys)[3] == pytest.approx(np.mean(prior.bank @ vectors[3]))
+
+
+def test_queries_move_towards_what_words_find(
+    nodes: list[TextNode], base: CountingEmbedding
+) -> None:
+    """A query about each document, in words that its vector does not know."""
+    log = [f"{node.text.split()[-1]} {number}" for number in range(40) for node in nodes]
+    plain, found = (
+        adapt_without_labels(nodes, base, queries=log, pseudo_labels=asked, **QUIET)
+        for asked in (False, True)
+    )
+    assert plain.embed_model is base
+    model = found.embed_model
+    assert isinstance(model, AdaptedEmbedding)
+    vectors = [np.array(base.get_query_embedding(query)) for query in log[: len(nodes)]]
+    first = ranked(plain.views.lexical, log[: len(nodes)], np.array(vectors), plain.views.vectors,
+                   0.4, plain.views.taken_off, 1)[:, 0]  # fmt: skip
+    nearer = [
+        found.views.vectors[row] @ (np.array(model.get_query_embedding(query)) - vector)
+        for row, query, vector in zip(first, log, vectors, strict=False)
+    ]
+    assert np.mean(nearer) > 0.01
+    assert found.views.prior is not None
+    assert not np.allclose(found.views.taken_off, plain.views.taken_off)  # of adapted queries
+    again = adapt_without_labels(nodes, model, queries=log, **QUIET)
+    assert again.embed_model is model
 
 
 def test_what_cannot_be_meant_is_refused(nodes: list[TextNode], base: CountingEmbedding) -> None:

@@ -21,7 +21,7 @@ from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, Retrieval
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 from llama_index_embeddings_adapted.serving.views import Views
-from llama_index_embeddings_adapted.training.unlabelled import self_trained
+from llama_index_embeddings_adapted.training.unlabelled import SHRINKAGE, self_trained
 
 ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
@@ -92,6 +92,7 @@ def measure(
     tested = _some(real.tests["test"], MOST_TEST)
     test = _scored(tested, asked, bank, encoder)
     plain = replace(test, words=_bm25(tested))
+    adapted = _self_trained(tested, test, asked, bank)
     scores = {(w, p): judge.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
     best = max(scores, key=lambda pair: scores[pair])  # of equal ones, the smallest
     found = {
@@ -101,7 +102,8 @@ def measure(
         "words": test.mixed(WORDS, 0),
         "prior": test.mixed(0, PENALTY),
         "both, no label": test.mixed(WORDS, PENALTY),
-        **_self_trained(tested, test, asked, bank),
+        "adapter, no label": adapted.mixed(0, 0),
+        "all, no label": adapted.mixed(WORDS, PENALTY),
         "both, dev": test.mixed(*best),
         "one vector, dev": _one_vector(dev, tested, judge, test, asked),
     }
@@ -130,23 +132,19 @@ def measure(
         "documents": len(test.data.document_ids),
         "bank": len(bank),
         "tuned": weights,
-        "without labels on dev": _ways(_some(dev, MOST_DEV), judge),
+        "without labels on dev": _ways(_some(dev, MOST_DEV), judge, asked, bank),
         "views": rows,
     }
 
 
 def _self_trained(
-    tested: Dataset, test: Scored, asked: list[str], bank: Vectors
-) -> dict[str, RetrievalScores]:
-    """Return what an adapter finds that learnt without labels, alone and in its retriever."""
-    prior = DocumentPrior.of(bank, test.data.documents, weight=PENALTY)
-    words, vectors = BM25Index.of(tested.corpus, asked), l2_normalize(test.data.documents)
-    views = Views(words, vectors, test.data.keys, WORDS, prior)
-    adapted = test.adapted(self_trained(views, asked, bank), bank)
-    return {
-        "adapter, no label": adapted.mixed(0, 0),
-        "all, no label": adapted.mixed(WORDS, PENALTY),
-    }
+    dataset: Dataset, scored: Scored, asked: list[str], bank: Vectors, shrinkage: float = SHRINKAGE
+) -> Scored:
+    """Return the scores of an adapter that learnt without labels."""
+    data = scored.data
+    words, prior = BM25Index.of(dataset.corpus, asked), DocumentPrior(bank, weight=PENALTY)
+    views = Views(words, l2_normalize(data.documents), data.keys, WORDS, prior)
+    return scored.adapted(self_trained(views, asked, bank, shrinkage), bank)
 
 
 def _one_vector(
@@ -164,8 +162,8 @@ def _one_vector(
     return joined(tested, test).mixed(weight, 0)
 
 
-def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:
-    """Return NDCG@10 on dev of ways to weigh words without a label, all with the prior."""
+def _ways(dev: Dataset, judge: Scored, asked: list[str], bank: Vectors) -> dict[str, float]:
+    """Return NDCG@10 on dev of ways to weigh words without a label, and of adapters alone."""
     plain = _bm25(dev)
     by_best = plain / np.maximum(plain.max(axis=1, keepdims=True), 1e-9)
     return {
@@ -174,6 +172,8 @@ def _ways(dev: Dataset, judge: Scored) -> dict[str, float]:
         ".4, of the query": replace(judge, words=plain).mixed(0.4, PENALTY)["ndcg@10"],
         **{f"{w}, of the query, usual words less": judge.mixed(w, PENALTY)["ndcg@10"]
            for w in (0.3, 0.4, 0.5)},
+        **{f"adapter, {each}": _self_trained(dev, judge, asked, bank, each).mixed(0, 0)["ndcg@10"]
+           for each in (10.0, 30.0, 100.0, 300.0)},
     }  # fmt: skip
 
 

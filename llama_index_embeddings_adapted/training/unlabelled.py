@@ -27,9 +27,7 @@ from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
 from ..serving.views import Views, index_and_nodes
 from .closed_form import ridge
 
-_SHRINKAGE = (
-    100.0  # queries: of 10, 30, 100, 300 the least that without words lost on dev of no set
-)
+SHRINKAGE = 100.0  # of 10, 30, 100, 300 the least that lost, words left out, on dev of no set
 
 
 def adapt_without_labels(
@@ -108,17 +106,20 @@ def adapt_without_labels(
     return found
 
 
-def self_trained(views: Views, texts: Sequence[str], queries: Vectors) -> LinearAdapter:
+def self_trained(
+    views: Views, texts: Sequence[str], queries: Vectors, shrinkage: float = SHRINKAGE
+) -> LinearAdapter:
     """Return a map of queries towards the documents that the views rank first for them.
 
     Vectors, words and prior together are right more often than vectors alone, so that their first
-    document is a label, if a noisy one. The map is that of :func:`ridge`; the fewer queries, the
-    nearer the identity.
+    document is a label, if a noisy one. The map is that of :func:`ridge`.
 
     Args:
         views: Words, vectors and prior of the documents.
         texts: ``n`` queries.
         queries: ``(n, dim)``, their vectors.
+        shrinkage: Towards the identity, ``> 0``. Where squares of the queries sum up to as much
+            along a direction, the map goes half of the way.
 
     Source:
         Self-training (Yarowsky 1995, DOI 10.3115/981658.981684), its teacher being the mixture.
@@ -136,7 +137,7 @@ def self_trained(views: Views, texts: Sequence[str], queries: Vectors) -> Linear
         np.arange(len(views.keys)),
         views.keys,
     )
-    return ridge(data, _SHRINKAGE * dim / count)
+    return ridge(data, shrinkage * dim / count)
 
 
 def _queries(

@@ -1,7 +1,5 @@
 """What tests share: doubles that count, a real base model, real data where it is at hand."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

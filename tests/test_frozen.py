@@ -1,12 +1,9 @@
 """What version 0.1 wrote still loads, and still means the same."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +26,7 @@ ADAPTERS = sorted(set(EXPECTED) - {"composed", "cache", "journal", "memory"})
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_an_adapter_gives_the_vectors_it_gave(name: str) -> None:
+def test_an_adapter_gives_the_vectors_it_gave(name):
     model = AdaptedEmbedding.from_pretrained(FOLDER / name, CountingEmbedding())
     expected = EXPECTED[name]
     assert np.allclose(model.adapter.apply(QUERIES, "query"), expected["queries"], atol=1e-6)
@@ -40,14 +37,14 @@ def test_an_adapter_gives_the_vectors_it_gave(name: str) -> None:
     assert np.allclose(model.get_text_embedding(TEXTS[1]), expected["text"], atol=1e-6)
 
 
-def test_a_folder_of_an_adapter_that_is_gone_says_which_version_reads_it() -> None:
+def test_a_folder_of_an_adapter_that_is_gone_says_which_version_reads_it():
     with pytest.raises(
         FolderError, match=r"holds a QueryMemoryAdapter, which version 0\.1 of this"
     ):
         AdaptedEmbedding.from_pretrained(FOLDER / "memory", CountingEmbedding())
 
 
-def test_a_process_that_only_serves_recognises_every_adapter() -> None:
+def test_a_process_that_only_serves_recognises_every_adapter():
     code = """
 import sys
 from llama_index.core.embeddings import MockEmbedding
@@ -63,14 +60,14 @@ assert not {"torch", "scipy"} & set(sys.modules)
 
 
 @pytest.mark.parametrize("name", [*ADAPTERS, "composed"])
-def test_the_base_model_is_rebuilt_from_what_the_folder_says(name: str) -> None:
+def test_the_base_model_is_rebuilt_from_what_the_folder_says(name):
     model: Any = resolve_embed_model(f"adapted:{FOLDER / name}")
     assert isinstance(model.base_embed_model, CountingEmbedding)
     assert np.allclose(model.get_query_embedding(TEXTS[0]), EXPECTED[name]["query"], atol=1e-5)
     assert np.allclose(model.get_text_embedding(TEXTS[1]), EXPECTED[name]["text"], atol=1e-5)
 
 
-def test_a_vector_cache_is_read_without_asking_the_model_for_a_text(tmp_path: Path) -> None:
+def test_a_vector_cache_is_read_without_asking_the_model_for_a_text(tmp_path):
     cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     base = CountingEmbedding()
     encoder = Encoder(base, cache_dir=cache, show_progress=False)
@@ -80,7 +77,7 @@ def test_a_vector_cache_is_read_without_asking_the_model_for_a_text(tmp_path: Pa
     assert not {text for _, text in base.asked} & set(TEXTS)
 
 
-def test_a_journal_is_read_without_asking_the_llm(tmp_path: Path) -> None:
+def test_a_journal_is_read_without_asking_the_llm(tmp_path):
     cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     llm = ScriptedLLM()
     dataset = generate_qa_embedding_pairs(
@@ -90,7 +87,7 @@ def test_a_journal_is_read_without_asking_the_llm(tmp_path: Path) -> None:
     assert (llm.calls, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
 
 
-def test_a_dataset_is_written_byte_for_byte_as_it_was(tmp_path: Path) -> None:
+def test_a_dataset_is_written_byte_for_byte_as_it_was(tmp_path):
     EmbeddingQAFinetuneDataset.from_json(str(FOLDER / "dataset.json")).save_json(
         str(tmp_path / "again.json")
     )

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import statistics
 import subprocess
@@ -49,7 +47,7 @@ print(json.dumps([query, after_import, sorted(sys.modules)]))
 """
 
 
-def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved: Path) -> None:
+def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved):
     query, after_import, after_query = fresh(SERVE, saved)
     assert query == [0.5] * 4
     assert not set(HEAVY) & set(after_query)
@@ -57,7 +55,7 @@ def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved: Pat
     assert "llama_index.core.embeddings.loading" not in after_import
 
 
-def test_a_saved_adapter_alone_is_resolved_without_torch(saved: Path) -> None:
+def test_a_saved_adapter_alone_is_resolved_without_torch(saved):
     code = """
 import json, sys
 from llama_index_embeddings_adapted import resolve_embed_model
@@ -86,7 +84,7 @@ print(json.dumps(len(engine.get_finetuned_model().get_query_embedding("why?"))))
 """
 
 
-def test_training_needs_neither_the_old_package_nor_what_it_imports(tmp_path: Path) -> None:
+def test_training_needs_neither_the_old_package_nor_what_it_imports(tmp_path):
     assert fresh(TRAIN, tmp_path / "adapter") == 16
 
 
@@ -103,7 +101,7 @@ print(json.dumps((time.process_time() - between) / (between - start)))
     assert statistics.median(fresh(code) for _ in range(3)) <= 0.15
 
 
-def test_all_is_sorted_and_resolves() -> None:
+def test_all_is_sorted_and_resolves():
     assert package.__all__ == sorted(package.__all__)
     assert dir(package) == package.__all__
     for name in package.__all__:
@@ -111,12 +109,12 @@ def test_all_is_sorted_and_resolves() -> None:
     assert set(package._LAZY) < set(package.__all__)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"adapted' has no attribute 'Magic'"):
         _ = package.Magic
 
 
-def test_every_error_has_one_root_and_stands_in_the_tree() -> None:
+def test_every_error_has_one_root_and_stands_in_the_tree():
     classes = [
         value
         for value in vars(errors).values()
@@ -133,7 +131,7 @@ OURS = "from llama_index_embeddings_adapted import AdaptedEmbedding"
 
 
 @pytest.mark.parametrize("order", [(BEFORE, OURS), (OURS, BEFORE)], ids=["before us", "after us"])
-def test_load_embed_model_knows_us(order: tuple[str, str]) -> None:
+def test_load_embed_model_knows_us(order):
     code = (
         "\n".join(("import json, sys", *order))
         + """

@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,11 +164,11 @@ QUERIES = l2_normalize(random_array(5, DIM, seed=1))
 # --- the contract ---------------------------------------------------------------------------
 
 
-def test_the_identity_leaves_unit_vectors_as_they_are(identity: Adapter) -> None:
+def test_the_identity_leaves_unit_vectors_as_they_are(identity):
     assert np.allclose(identity.apply(QUERIES), QUERIES, atol=1e-7)
 
 
-def test_a_batch_equals_single_vectors(adapter: Adapter, role: Role) -> None:
+def test_a_batch_equals_single_vectors(adapter, role):
     batch = adapter.apply(QUERIES, role, KEYS)
     assert batch.shape == (5, adapter.output_dim)
     for row, vector in enumerate(QUERIES):
@@ -181,43 +178,43 @@ def test_a_batch_equals_single_vectors(adapter: Adapter, role: Role) -> None:
     assert adapter.apply(QUERIES[:0], role, KEYS[:0]).shape == (0, adapter.output_dim)
 
 
-def test_results_are_float32_and_the_input_is_left_alone(adapter: Adapter, role: Role) -> None:
+def test_results_are_float32_and_the_input_is_left_alone(adapter, role):
     for given in (QUERIES.copy(), QUERIES.astype(np.float64)):
         before = given.copy()
         assert adapter.apply(given, role, KEYS).dtype == np.float32
         assert np.array_equal(given, before)
 
 
-def test_documents_are_untouched_bit_for_bit_unless_the_adapter_says_so(adapter: Adapter) -> None:
+def test_documents_are_untouched_bit_for_bit_unless_the_adapter_says_so(adapter):
     documents = adapter.apply(QUERIES, "document", KEYS)
     assert np.array_equal(documents, QUERIES) != adapter.adapts_documents
 
 
 @pytest.mark.parametrize("name", ["linear, shared", "of a user"])
-def test_a_map_of_both_sides_treats_documents_as_queries_with_or_without_keys(name: str) -> None:
+def test_a_map_of_both_sides_treats_documents_as_queries_with_or_without_keys(name):
     adapter = TRAINED[name]()
     assert np.array_equal(adapter.apply(QUERIES, "document"), adapter.apply(QUERIES))
     assert np.array_equal(adapter.apply(QUERIES, "document", KEYS), adapter.apply(QUERIES))
 
 
-def test_nudges_leave_documents_without_keys_alone() -> None:
+def test_nudges_leave_documents_without_keys_alone():
     assert np.array_equal(nudges().apply(QUERIES, "document"), QUERIES)
     stack = StackedAdapter(linear(shared=True), nudges())
     assert np.array_equal(stack.apply(QUERIES, "document"), linear().apply(QUERIES))
 
 
-def test_another_role_is_refused(adapter: Adapter) -> None:
+def test_another_role_is_refused(adapter):
     with pytest.raises(OptionError, match='expected "query" or "document", got \'passage\''):
-        adapter.apply(QUERIES, "passage")  # type: ignore[arg-type]
+        adapter.apply(QUERIES, "passage")
 
 
 @pytest.mark.parametrize("shape", [(DIM + 1,), (3, DIM + 1), (1, 2, DIM), ()])
-def test_another_shape_is_refused(adapter: Adapter, shape: tuple[int, ...], role: Role) -> None:
+def test_another_shape_is_refused(adapter, shape, role):
     with pytest.raises(ShapeError, match=r"expected 6 dimensions.*Was it trained on another base"):
         adapter.apply(np.zeros(shape), role)
 
 
-def test_saving_and_loading_is_bit_equal(adapter: Adapter, tmp_path: Path) -> None:
+def test_saving_and_loading_is_bit_equal(adapter, tmp_path):
     adapter.save(tmp_path / "folder")
     loaded = Adapter.load(tmp_path / "folder")
     assert type(loaded) is type(adapter)
@@ -227,27 +224,27 @@ def test_saving_and_loading_is_bit_equal(adapter: Adapter, tmp_path: Path) -> No
     assert np.array_equal(loaded.apply(QUERIES, "document", KEYS), documents)
 
 
-def test_pickles_and_copies_are_bit_equal_and_stay_immutable(adapter: Adapter) -> None:
+def test_pickles_and_copies_are_bit_equal_and_stay_immutable(adapter):
     for copied in (pickle.loads(pickle.dumps(adapter)), copy.deepcopy(adapter), copy.copy(adapter)):
         assert copied == adapter
         assert np.array_equal(copied.apply(QUERIES), adapter.apply(QUERIES))
         assert not any(array.flags.writeable for array in copied.arrays().values())
 
 
-def test_arrays_are_read_only(adapter: Adapter) -> None:
+def test_arrays_are_read_only(adapter):
     for array in adapter.arrays().values():
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
 
-def test_the_repr_names_class_dimensions_and_settings(adapter: Adapter) -> None:
+def test_the_repr_names_class_dimensions_and_settings(adapter):
     shown = repr(adapter)
     assert shown.startswith(f"{type(adapter).__name__}(")
     assert f"6 → {adapter.output_dim}" in shown
     assert all(f"{name}=" in shown for name in adapter.config() if name != "parts")
 
 
-def test_adapters_differ_by_weights_settings_and_class() -> None:
+def test_adapters_differ_by_weights_settings_and_class():
     weight = random_array(2, 2)
     assert LinearAdapter(weight) == LinearAdapter(weight)
     assert LinearAdapter(weight) != LinearAdapter(weight, normalize=False)
@@ -259,14 +256,14 @@ def test_adapters_differ_by_weights_settings_and_class() -> None:
 # --- each of them ---------------------------------------------------------------------------
 
 
-def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation() -> None:
+def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation():
     weight, bias = np.array([[0, 2], [1, 0]]), np.array([0, 3])
     assert LinearAdapter(weight, bias, normalize=False).apply([1, 2]).tolist() == [4, 4]
     assert np.allclose(LinearAdapter(weight, bias).apply([1, 2]), [0.5**0.5, 0.5**0.5])
     assert LinearAdapter(np.ones((3, 2))).apply(np.ones((4, 2))).shape == (4, 3)
 
 
-def test_a_zero_vector_stays_zero() -> None:
+def test_a_zero_vector_stays_zero():
     assert LinearAdapter.identity(2).apply([0, 0]).tolist() == [0, 0]
     assert LinearAdapter.identity(2).apply([[0, 0], [0, 2]]).tolist() == [[0, 0], [0, 1]]
 
@@ -280,7 +277,7 @@ def test_a_zero_vector_stays_zero() -> None:
         ("sigmoid", 1 / (1 + np.exp([-2, 2]))),
     ],
 )
-def test_two_layers_pass_through_their_activation(activation: str, expected: list[float]) -> None:
+def test_two_layers_pass_through_their_activation(activation, expected):
     eye, zero = np.eye(2), np.zeros(2)
     plain = TwoLayerAdapter(
         eye, zero, eye, zero, activation=activation, residual=False, normalize=False
@@ -290,7 +287,7 @@ def test_two_layers_pass_through_their_activation(activation: str, expected: lis
     assert np.allclose(added.apply([2, -2]), np.add(expected, [2, -2]))
 
 
-def test_a_low_rank_adapter_adds_to_the_query_what_passes_its_narrow_middle() -> None:
+def test_a_low_rank_adapter_adds_to_the_query_what_passes_its_narrow_middle():
     down, up = np.array([[1, 0, 0]]), np.array([[0], [0], [2]])
     adapter = LowRankAdapter(down, up, np.array([0, -1, 0]))
     # q + U V q + b = (1, 1, 0) + (0, 0, 2) + (0, -1, 0)
@@ -298,7 +295,7 @@ def test_a_low_rank_adapter_adds_to_the_query_what_passes_its_narrow_middle() ->
     assert LowRankAdapter.identity(3, rank=32).down.shape == (3, 3)  # no wider than the vectors
 
 
-def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents() -> None:
+def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents():
     turn = LinearAdapter(np.array([[0, -1], [1, 0]]), shared=True)  # by 90 degrees
     nudge = NudgeAdapter(np.array([7]), np.array([[1, 0]]))
     stack = StackedAdapter(turn, nudge, turn)
@@ -309,20 +306,20 @@ def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents() -> N
     assert np.allclose(stack.apply([1, 0], "document", other), [-1, 0])
 
 
-def test_more_than_ten_adapters_stay_in_order_when_saved(tmp_path: Path) -> None:
+def test_more_than_ten_adapters_stay_in_order_when_saved(tmp_path):
     stack = StackedAdapter(*(linear(seed) for seed in range(11)))
     stack.save(tmp_path)
     assert np.array_equal(Adapter.load(tmp_path).apply(QUERIES), stack.apply(QUERIES))
 
 
-def test_a_stack_that_does_not_fit_together_is_refused() -> None:
+def test_a_stack_that_does_not_fit_together_is_refused():
     with pytest.raises(OptionError, match="StackedAdapter: expected at least one adapter"):
         StackedAdapter()
     with pytest.raises(ShapeError, match=r"in a stack: expected 3 dimensions, as LinearAdapter"):
         StackedAdapter(LinearAdapter(np.ones((3, 2))), LinearAdapter.identity(2))
 
 
-def test_a_damaged_part_of_a_composite_is_named() -> None:
+def test_a_damaged_part_of_a_composite_is_named():
     stack = StackedAdapter(linear(), linear(1))
     description = describe(stack)
     description["config"]["parts"]["1"]["class"] = "Lost"
@@ -355,32 +352,32 @@ def test_a_damaged_part_of_a_composite_is_named() -> None:
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(make: Callable[[], Adapter], message: str) -> None:
+def test_weights_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ShapeError, match=message):
         make()
 
 
-def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_activation_is_refused_with_the_known_ones():
     eye, zero = np.eye(2), np.zeros(2)
     with pytest.raises(OptionError, match="expected one of relu, leaky_relu, tanh, sigmoid, got"):
         TwoLayerAdapter(eye, zero, eye, zero, activation="gelu")
 
 
-def test_loading_by_a_class_refuses_another(tmp_path: Path) -> None:
+def test_loading_by_a_class_refuses_another(tmp_path):
     LinearAdapter.identity(2).save(tmp_path)
     with pytest.raises(FolderError, match="holds a LinearAdapter, not a TwoLayerAdapter"):
         TwoLayerAdapter.load(tmp_path)
     assert LinearAdapter.load(tmp_path) == LinearAdapter.identity(2)
 
 
-def test_each_side_has_a_map_of_its_own() -> None:
+def test_each_side_has_a_map_of_its_own():
     adapter = TwoSidedAdapter(linear(1), linear(2))
     vectors = random_array(3, DIM)
     assert np.array_equal(adapter.apply(vectors), linear(1).apply(vectors))
     assert np.array_equal(adapter.apply(vectors, "document"), linear(2).apply(vectors))
 
 
-def test_sides_that_do_not_fit_are_refused() -> None:
+def test_sides_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions"):
         TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
     with pytest.raises(OptionError, match="query: expected an adapter that leaves documents"):

@@ -1,7 +1,5 @@
 """Every format gives what the adapter gives, read by what reads it in the wild."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -53,9 +51,7 @@ def close(found: Any, adapter: Adapter, role: Role = "query") -> bool:
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_onnxruntime_gives_what_the_adapter_gives(
-    name: str, adapter: Adapter, role: Role, tmp_path: Path
-) -> None:
+def test_onnxruntime_gives_what_the_adapter_gives(name, adapter, role, tmp_path):
     runtime = pytest.importorskip("onnxruntime", reason="extra 'dev' is missing")
     if role == "document" and name in BY_TEXT:
         with pytest.raises(OptionError, match=r"has no trace\(\) for a document"):
@@ -67,7 +63,7 @@ def test_onnxruntime_gives_what_the_adapter_gives(
     assert close(session.run(["adapted"], {"vectors": VECTORS})[0], adapter, role)
 
 
-def test_node_reads_the_json(adapter: Adapter, tmp_path: Path) -> None:
+def test_node_reads_the_json(adapter, tmp_path):
     node = shutil.which("node") or pytest.skip("node is missing")
     (code,) = blocks(PAGE, "javascript")
     assert len(code.splitlines()) <= 30
@@ -79,7 +75,7 @@ def test_node_reads_the_json(adapter: Adapter, tmp_path: Path) -> None:
     assert close(json.loads(done.stdout), adapter)
 
 
-def test_the_page_has_every_operation() -> None:
+def test_the_page_has_every_operation():
     from llama_index_embeddings_adapted.adapters.export import _EACH, _NODES, Program
 
     (code,) = blocks(PAGE, "javascript")
@@ -99,9 +95,7 @@ def database(pg_server: Any) -> Iterator[Any]:
     connection.close()
 
 
-def test_postgresql_gives_what_the_adapter_gives(
-    adapter: Adapter, database: Any, tmp_path: Path
-) -> None:
+def test_postgresql_gives_what_the_adapter_gives(adapter, database, tmp_path):
     for _ in range(2):  # a new version replaces the old one
         path = adapter.export(tmp_path / "My adapter.sql", "sql")
         database.execute(path.read_text())
@@ -112,13 +106,13 @@ def test_postgresql_gives_what_the_adapter_gives(
     assert close(found, adapter)
 
 
-def test_postgresql_refuses_vectors_of_another_dimension(database: Any, tmp_path: Path) -> None:
+def test_postgresql_refuses_vectors_of_another_dimension(database, tmp_path):
     database.execute(linear().export(tmp_path / "other.sql", "sql").read_text())
     with pytest.raises(Exception, match=f"expected {DIM} dimensions, got 2"):
         database.execute("select other('[1,2]')")
 
 
-def test_three_lines_of_numpy_read_the_npz(tmp_path: Path) -> None:
+def test_three_lines_of_numpy_read_the_npz(tmp_path):
     for name, adapter in ADAPTERS.items():
         path = tmp_path / "a.npz"
         if any(part in name for part in MORE):
@@ -135,9 +129,7 @@ def test_three_lines_of_numpy_read_the_npz(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["linear", "low rank", "linear, shared", "two layers, sigmoid"])
-def test_sentence_transformers_adapts_queries_and_leaves_documents(
-    name: str, tmp_path: Path
-) -> None:
+def test_sentence_transformers_adapts_queries_and_leaves_documents(name, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     base, adapter = tiny_model(dim=DIM), ADAPTERS[name]
@@ -154,9 +146,7 @@ def test_sentence_transformers_adapts_queries_and_leaves_documents(
 
 
 @pytest.mark.filterwarnings("default")
-def test_sentence_transformers_gives_what_the_served_model_gives(
-    minilm: Any, tmp_path: Path
-) -> None:
+def test_sentence_transformers_gives_what_the_served_model_gives(minilm, tmp_path):
     """With the scaling to length 1 and the prompts that LlamaIndex adds."""
     from sentence_transformers import SentenceTransformer
 
@@ -190,15 +180,15 @@ class Unknown(LinearAdapter):
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_a_sentence(
-    adapter: Adapter, name: str, settings: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+    adapter, name, settings, message, tmp_path
+):
     with pytest.raises(OptionError, match=message):
         adapter.export(tmp_path / name, **settings)
     assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.filterwarnings("default")
-def test_formats_that_know_fewer_operations_name_those_that_know_more(tmp_path: Path) -> None:
+def test_formats_that_know_fewer_operations_name_those_that_know_more(tmp_path):
     with pytest.raises(OptionError, match=r'"sentence-transformers" holds layers in a row only'):
         kernel(linear()).export(tmp_path / "a", "sentence-transformers", base=tiny_model(dim=DIM))
     many = l2_normalize(random_array(16_001, 2))

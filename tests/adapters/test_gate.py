@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +45,7 @@ def test_features_are_cosines_to_training_queries_and_to_both_kinds_of_documents
     assert np.allclose(found, [[0.5, 0.25, 0.5, 0.0, 0.5, 0.5]], atol=1e-6)
 
 
-def test_the_mean_is_over_the_three_nearest_training_queries() -> None:
+def test_the_mean_is_over_the_three_nearest_training_queries():
     found = gate(queries=(0, 60, 90, 120, 180)).features(at(0))
     assert np.allclose(found[0, :2], [1.0, 0.5], atol=1e-6)  # (1 + 1/2 + 0) / 3
 
@@ -59,7 +57,7 @@ def test_documents_left_out_of_the_sample_are_made_up_for() -> None:
     assert np.allclose(more, [[0, 0, 0, 0, 0, 0.05 * np.log(4)]], atol=1e-6)
 
 
-def test_without_other_documents_they_are_as_far_as_can_be() -> None:
+def test_without_other_documents_they_are_as_far_as_can_be():
     found = gate(others=()).features(at(0, 180))
     assert np.allclose(found[0], [0.5, 0.25, 0.5, -1.0, 1.5, 1.5], atol=1e-6)
     assert np.isfinite(found).all()
@@ -75,18 +73,18 @@ def test_the_probability_is_logistic_in_the_features() -> None:
     assert gate().known(at(0, 90)).tolist() == [0.5, 0.5]
 
 
-def test_features_beyond_what_was_seen_count_as_the_nearest_that_was() -> None:
+def test_features_beyond_what_was_seen_count_as_the_nearest_that_was():
     found = gate(coefficients=(4, 0, 0, 0, 0, 0, 0), bound=0.25).known(at(0, 210))
     assert found == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], abs=1e-6)
 
 
-def test_odds_shift_the_probability() -> None:
+def test_odds_shift_the_probability():
     assert gate().with_odds(np.log(3)).known(at(0)) == pytest.approx([0.75])
     assert gate().with_odds(-50.0).known(at(0)) == pytest.approx([0.0], abs=1e-6)
     assert gate().with_odds(50.0).known(at(0)) == pytest.approx([1.0])
 
 
-def test_a_gated_adapter_goes_from_one_map_to_the_other_with_the_probability() -> None:
+def test_a_gated_adapter_goes_from_one_map_to_the_other_with_the_probability():
     general = LinearAdapter.identity(2)
     special = LinearAdapter(np.array([[0, -1], [1, 0]]))  # by 90 degrees
     for odds, degrees in ((-50.0, 0.0), (0.0, 45.0), (50.0, 90.0)):
@@ -95,7 +93,7 @@ def test_a_gated_adapter_goes_from_one_map_to_the_other_with_the_probability() -
         assert not adapter.adapts_documents
 
 
-def test_a_gate_or_maps_that_do_not_fit_are_refused() -> None:
+def test_a_gate_or_maps_that_do_not_fit_are_refused():
     arrays = gate().arrays()
     with pytest.raises(ShapeError, match=r"coefficients: expected \(7,\), got \(6,\)"):
         Gate(**{**arrays, "coefficients": np.ones(6)})
@@ -127,7 +125,7 @@ def two_kinds(seed: int = 0) -> tuple[EncodedDataset, np.ndarray, np.ndarray]:
     return data, ask(corpus[:100]), ask(corpus[100:])
 
 
-def test_fresh_queries_about_known_documents_are_told_from_those_about_others() -> None:
+def test_fresh_queries_about_known_documents_are_told_from_those_about_others():
     data, known, new = two_kinds()
     found = fit_gate(data)
     of_known, of_new = found.known(known), found.known(new)
@@ -137,15 +135,13 @@ def test_fresh_queries_about_known_documents_are_told_from_those_about_others() 
     assert of_new.mean() < 0.2
 
 
-def test_one_seed_gives_one_gate() -> None:
+def test_one_seed_gives_one_gate():
     data, known, _ = two_kinds()
     first, again = (fit_gate(data, seed=3).known(known) for _ in range(2))
     assert np.array_equal(first, again)
 
 
-def test_a_gate_remembers_samples_of_large_sets_and_their_shares(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_gate_remembers_samples_of_large_sets_and_their_shares(monkeypatch):
     monkeypatch.setattr(cross_fitting, "_MOST_QUERIES", 50)
     monkeypatch.setattr(cross_fitting, "_MOST_DOCUMENTS", 40)
     data, known, new = two_kinds()
@@ -155,7 +151,7 @@ def test_a_gate_remembers_samples_of_large_sets_and_their_shares(
     assert found.known(known).mean() > found.known(new).mean()
 
 
-def test_each_text_counts_once_however_often_it_is_in_the_corpus() -> None:
+def test_each_text_counts_once_however_often_it_is_in_the_corpus():
     data, _, _ = two_kinds()
     twins = np.arange(200)
     twins[101:] = 100  # all others have the same text
@@ -163,7 +159,7 @@ def test_each_text_counts_once_however_often_it_is_in_the_corpus() -> None:
     assert len(fit_gate(same).others) == 1
 
 
-def test_where_all_documents_have_questions_a_gate_still_learns() -> None:
+def test_where_all_documents_have_questions_a_gate_still_learns():
     data, known, _ = two_kinds()
     asked_only = encoded(
         data.queries, data.documents[:100], [[i] for i in np.repeat(range(100), 3)]
@@ -173,7 +169,7 @@ def test_where_all_documents_have_questions_a_gate_still_learns() -> None:
     assert np.isfinite(found.known(known)).all()
 
 
-def test_where_there_is_one_kind_only_every_query_counts_one_half() -> None:
+def test_where_there_is_one_kind_only_every_query_counts_one_half():
     features = np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32)
     for known in (np.ones(10, dtype=bool), np.zeros(10, dtype=bool)):
         assert cross_fitting._logistic(features, known).tolist() == [0.0] * 7

@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +6,7 @@ import pytest
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, gaussian
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
-from llama_index_embeddings_adapted.errors import AdaptedError, OptionError, ShapeError
+from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.training.closed_form import kernel_ridge
 
 KEY, VALUE, FAR = np.eye(3, dtype=np.float32)
@@ -31,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 # --- the adapter ----------------------------------------------------------------------------
 
 
-def test_a_remembered_query_takes_its_coefficient_on_by_the_weight() -> None:
+def test_a_remembered_query_takes_its_coefficient_on_by_the_weight():
     assert np.allclose(kernel(weight=1.0).apply(KEY), (KEY + VALUE) / 2**0.5)
     assert np.allclose(kernel(weight=3.0).apply(5 * KEY), (KEY + 3 * VALUE) / 10**0.5)
 
@@ -41,20 +38,20 @@ def test_a_query_far_from_all_that_is_remembered_stays_as_it_is() -> None:
     assert np.allclose(kernel(weight=1.0, temperature=0.1).apply(FAR), FAR, atol=1e-4)
 
 
-def test_coefficients_add_up_by_the_angle_and_the_temperature() -> None:
+def test_coefficients_add_up_by_the_angle_and_the_temperature():
     query = np.array([0.8, 0.0, 0.6])  # its cosines with the keys are 0.8 and 0.6
     expected = query + np.exp(-0.2 / 0.2) * VALUE - np.exp(-0.4 / 0.2) * KEY
     found = kernel((KEY, FAR), (VALUE, -KEY), weight=1.0, temperature=0.2).apply(query)
     assert np.allclose(found, l2_normalize(expected[None])[0])
 
 
-def test_the_kernel_sees_the_base_vector_and_adds_to_the_mapped_one() -> None:
+def test_the_kernel_sees_the_base_vector_and_adds_to_the_mapped_one():
     turned = LinearAdapter(np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]))  # KEY becomes VALUE
     found = kernel(coefficients=(FAR,), general=turned, weight=1.0).apply(KEY)
     assert np.allclose(found, (VALUE + FAR) / 2**0.5)
 
 
-def test_the_kernel_is_the_gaussian_of_its_name() -> None:
+def test_the_kernel_is_the_gaussian_of_its_name():
     first, second = l2_normalize(normal(4, 5)), l2_normalize(normal(3, 5, seed=1))
     squared = ((first[:, None] - second[None]) ** 2).sum(axis=2)
     assert np.allclose(gaussian(first, second, 0.3), np.exp(-squared / (2 * 0.3)), atol=1e-6)
@@ -74,9 +71,7 @@ def test_the_kernel_is_the_gaussian_of_its_name() -> None:
         (lambda: kernel(temperature=0), OptionError, "temperature > 0"),
     ],
 )
-def test_a_kernel_that_does_not_fit_is_refused(
-    make: Callable[[], object], error: type[AdaptedError], message: str
-) -> None:
+def test_a_kernel_that_does_not_fit_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -84,7 +79,7 @@ def test_a_kernel_that_does_not_fit_is_refused(
 # --- the regression -------------------------------------------------------------------------
 
 
-def test_it_is_the_kernel_ridge_of_scikit_learn() -> None:
+def test_it_is_the_kernel_ridge_of_scikit_learn():
     from sklearn.kernel_ridge import KernelRidge
 
     queries, values, others = (
@@ -101,7 +96,7 @@ def test_it_is_the_kernel_ridge_of_scikit_learn() -> None:
     )
 
 
-def test_what_two_equal_queries_teach_is_averaged() -> None:
+def test_what_two_equal_queries_teach_is_averaged():
     queries = np.stack([KEY, KEY])
     keys, coefficients = kernel_ridge(
         queries, np.stack([VALUE, FAR]), temperature=0.2, penalty=1e-3
@@ -110,7 +105,7 @@ def test_what_two_equal_queries_teach_is_averaged() -> None:
     assert np.allclose(found, (VALUE + FAR) / 2, atol=1e-2)
 
 
-def test_of_more_queries_than_keys_a_sample_stands_for_all() -> None:
+def test_of_more_queries_than_keys_a_sample_stands_for_all():
     queries = l2_normalize(normal(300, 3))
     values = queries @ normal(3, 3, seed=1)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.5, most_keys=100)
@@ -125,7 +120,7 @@ def test_of_more_queries_than_keys_a_sample_stands_for_all() -> None:
     assert np.array_equal(again[1], coefficients)
 
 
-def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same() -> None:
+def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same():
     queries = l2_normalize(np.float32(KEY) + 0.01 * normal(4_000, 3))
     values = normal(4_000, 3, seed=1)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.2)
@@ -136,6 +131,6 @@ def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same() 
 @pytest.mark.parametrize(
     "settings", [{"temperature": 0.0}, {"temperature": 1.0, "penalty": 0.0}, {"most_keys": 0}]
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(OptionError, match="temperature > 0, penalty > 0 and most_keys >= 1, got"):
         kernel_ridge(l2_normalize(normal(3, 3)), normal(3, 3), **{"temperature": 0.2, **settings})

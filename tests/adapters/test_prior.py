@@ -1,9 +1,5 @@
 """A prior over documents: what it takes off, and that two more dimensions do the same exactly."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -21,7 +17,7 @@ QUERIES = l2_normalize(random.standard_normal((20, DIM)) + 1.0)
 KEYS = np.arange(1, COUNT + 1, dtype=np.uint64)
 
 
-def test_h_is_the_mean_cosine_to_the_nearest_queries() -> None:
+def test_h_is_the_mean_cosine_to_the_nearest_queries():
     bank = np.float32([[1, 0], [0, 2], [-1, 0]])  # cosines to (1, 0): 1, 0 and -1
     for neighbours, expected in ((1, 1.0), (2, 0.5), (3, 0.0), (10, 0.0)):
         prior = DocumentPrior(bank, neighbours=neighbours)
@@ -29,7 +25,7 @@ def test_h_is_the_mean_cosine_to_the_nearest_queries() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
-def test_in_two_more_dimensions_every_metric_ranks_by_cosine_minus_prior(weight: float) -> None:
+def test_in_two_more_dimensions_every_metric_ranks_by_cosine_minus_prior(weight):
     prior = DocumentPrior.of(BANK, DOCUMENTS, weight=weight)
     expected = QUERIES @ DOCUMENTS.T - weight * prior.nearness(DOCUMENTS)
     queries = prior.apply(QUERIES, "query")
@@ -44,7 +40,7 @@ def test_in_two_more_dimensions_every_metric_ranks_by_cosine_minus_prior(weight:
         assert np.array_equal(np.argsort(-scores, axis=1), order)
 
 
-def test_a_query_does_not_count_for_the_document_it_was_written_from() -> None:
+def test_a_query_does_not_count_for_the_document_it_was_written_from():
     bank = np.float32([[1, 0], [0, 1]])
     prior = DocumentPrior(bank, np.array([7, 0], dtype=np.uint64), neutral=0.3)
     document = np.float32([[1, 0], [1, 0]])
@@ -55,7 +51,7 @@ def test_a_query_does_not_count_for_the_document_it_was_written_from() -> None:
     assert alone.nearness(document, keys).tolist() == pytest.approx([0.3, 1.0])  # nothing known
 
 
-def test_values_of_their_own_and_undoing() -> None:
+def test_values_of_their_own_and_undoing():
     prior = DocumentPrior.of(BANK, DOCUMENTS)
     before = prior.shifts(DOCUMENTS, KEYS)
     learnt = prior.with_values(KEYS[[3, 1]], np.float32([0.9, -0.5]))
@@ -68,7 +64,7 @@ def test_values_of_their_own_and_undoing() -> None:
     assert undone.nearness(DOCUMENTS, KEYS)[3] == pytest.approx(0.9)
 
 
-def test_limits_bound_what_a_score_may_change() -> None:
+def test_limits_bound_what_a_score_may_change():
     prior = DocumentPrior.of(BANK, DOCUMENTS)
     most = float(np.abs(prior.shifts(DOCUMENTS)).max())
     bounded = prior.changed(limit=most / 2)
@@ -79,7 +75,7 @@ def test_limits_bound_what_a_score_may_change() -> None:
     assert DocumentPrior(BANK, weight=0.0).changed(weight=0.3).limit == pytest.approx(0.3)
 
 
-def test_the_most_moved_come_first_with_the_sign_of_their_change() -> None:
+def test_the_most_moved_come_first_with_the_sign_of_their_change():
     prior = DocumentPrior.of(BANK, DOCUMENTS)
     changes = -prior.shifts(DOCUMENTS)
     moved = prior.most_moved([f"d{row}" for row in range(COUNT)], DOCUMENTS, count=5)
@@ -88,7 +84,7 @@ def test_the_most_moved_come_first_with_the_sign_of_their_change() -> None:
     assert next(iter(moved.items())) == (f"d{first}", pytest.approx(float(changes[first])))
 
 
-def test_of_a_large_bank_some_queries_are_drawn_the_same_each_time() -> None:
+def test_of_a_large_bank_some_queries_are_drawn_the_same_each_time():
     one, other = (DocumentPrior.of(BANK, DOCUMENTS, most=10, seed=1) for _ in range(2))
     assert len(one.bank) == 10
     assert one == other
@@ -96,7 +92,7 @@ def test_of_a_large_bank_some_queries_are_drawn_the_same_each_time() -> None:
     assert one.neutral == pytest.approx(float(one.nearness(DOCUMENTS).mean()))
 
 
-def test_hubs_lose_their_places() -> None:
+def test_hubs_lose_their_places():
     """One document stands near every query; without it each query finds its own."""
     queries = l2_normalize(np.eye(6, dtype=np.float32) + 0.8)
     documents = np.concatenate([np.eye(6) + 0.2, np.full((1, 6), 1.0)]).astype(np.float32)
@@ -107,7 +103,7 @@ def test_hubs_lose_their_places() -> None:
     assert np.argmax(mapped, axis=1).tolist() == list(range(6))
 
 
-def test_a_model_with_a_prior_saves_loads_and_rejects_a_plain_index(tmp_path: Path) -> None:
+def test_a_model_with_a_prior_saves_loads_and_rejects_a_plain_index(tmp_path):
     base = CountingEmbedding()
     texts = ["blue whale", "city bus", "fast car"]
     vectors = np.float32([base.vector("document", text) for text in texts])
@@ -137,6 +133,6 @@ def test_a_model_with_a_prior_saves_loads_and_rejects_a_plain_index(tmp_path: Pa
         ({"bank": BANK, "limit": float("inf")}, "limit"),
     ],
 )
-def test_what_makes_no_prior_is_refused(arguments: dict[str, object], match: str) -> None:
+def test_what_makes_no_prior_is_refused(arguments, match):
     with pytest.raises((OptionError, ShapeError), match=match):
-        DocumentPrior(**arguments)  # type: ignore[arg-type]
+        DocumentPrior(**arguments)

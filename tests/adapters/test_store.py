@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable
@@ -36,16 +34,14 @@ def saved(model: AdaptedEmbedding, tmp_path: Path) -> Path:
 # --- there and back -------------------------------------------------------------------------
 
 
-def test_a_saved_model_comes_back_as_it_was(
-    model: AdaptedEmbedding, base: CountingEmbedding, saved: Path
-) -> None:
+def test_a_saved_model_comes_back_as_it_was(model, base, saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, base)
     assert loaded.adapter == model.adapter
     assert loaded.training == {"data": "abc", "seed": 3}
     assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
 
 
-def test_a_model_that_shows_its_base_stays_so(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_a_model_that_shows_its_base_stays_so(base, tmp_path):
     shown = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)), transform_query=False)
     shown.save_pretrained(tmp_path / "a")
     assert AdaptedEmbedding.from_pretrained(tmp_path / "a", base).transform_query is False
@@ -53,7 +49,7 @@ def test_a_model_that_shows_its_base_stays_so(base: CountingEmbedding, tmp_path:
     assert np.allclose(applied.get_query_embedding("x"), -np.float32(base.vector("query", "x")))
 
 
-def test_the_folder_says_what_is_in_it(saved: Path) -> None:
+def test_the_folder_says_what_is_in_it(saved):
     assert sorted(path.name for path in saved.iterdir()) == [
         "README.md",
         "adapter.safetensors",
@@ -69,7 +65,7 @@ def test_the_folder_says_what_is_in_it(saved: Path) -> None:
     assert load_file(saved / "adapter.safetensors").keys() == {"weight", "fingerprint.probes"}
 
 
-def test_the_card_has_the_scores_and_the_snippet(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
     metrics = {"hit_rate@1": 0.25, "hit_rate@5": 1, "mrr@10": 0.5, "ndcg@10": 0.75, "recall@10": 1}
     part = {"queries": 12, "base": dict.fromkeys(metrics, 0.0), "adapted": metrics}
     report = {"verdict": "ship: it helps", "overall": part, "known": None, "new": part}
@@ -87,15 +83,13 @@ def test_the_card_has_the_scores_and_the_snippet(base: CountingEmbedding, tmp_pa
 # --- replacing ------------------------------------------------------------------------------
 
 
-def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(
-    base: CountingEmbedding, saved: Path
-) -> None:
+def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(base, saved):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(saved)
     assert Adapter.load(saved) == LinearAdapter.identity(16)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 
 
-def test_a_folder_with_other_files_is_not_replaced(model: AdaptedEmbedding, saved: Path) -> None:
+def test_a_folder_with_other_files_is_not_replaced(model, saved):
     (saved / "notes.txt").write_text("mine")
     with pytest.raises(FolderError, match=r"holds other files \(notes\.txt\).*Choose an empty"):
         model.save_pretrained(saved)
@@ -104,7 +98,7 @@ def test_a_folder_with_other_files_is_not_replaced(model: AdaptedEmbedding, save
         model.save_pretrained(saved / "notes.txt")
 
 
-def test_a_failed_save_leaves_the_old_folder(saved: Path) -> None:
+def test_a_failed_save_leaves_the_old_folder(saved):
     with pytest.raises(TypeError, match="not JSON serializable"):
         folders.write(saved, {"adapter": object()}, {})
     assert isinstance(Adapter.load(saved), LinearAdapter)
@@ -114,14 +108,14 @@ def test_a_failed_save_leaves_the_old_folder(saved: Path) -> None:
 # --- is it the right model? -----------------------------------------------------------------
 
 
-def test_another_model_is_refused_unless_not_verified(saved: Path) -> None:
+def test_another_model_is_refused_unless_not_verified(saved):
     other = CountingEmbedding(dim=8)
     message = r"trained on CountingEmbedding; .*gives 8 dimensions, expected 16.*verify=False"
     with pytest.raises(BaseModelMismatchError, match=message):
         AdaptedEmbedding.from_pretrained(saved, other)
 
 
-def test_a_changed_model_behind_the_same_name_is_refused(saved: Path) -> None:
+def test_a_changed_model_behind_the_same_name_is_refused(saved):
     changed = CountingEmbedding(seed=1)
     with pytest.raises(BaseModelMismatchError, match=r"least cosine -?0\.\d+, expected at least"):
         AdaptedEmbedding.from_pretrained(saved, changed)
@@ -129,7 +123,7 @@ def test_a_changed_model_behind_the_same_name_is_refused(saved: Path) -> None:
     assert loaded.base_embed_model is changed
 
 
-def test_float_noise_and_another_class_of_the_same_vectors_are_accepted(saved: Path) -> None:
+def test_float_noise_and_another_class_of_the_same_vectors_are_accepted(saved):
     class Noisy(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
             noise = np.random.default_rng(len(text)).standard_normal(16)
@@ -138,7 +132,7 @@ def test_float_noise_and_another_class_of_the_same_vectors_are_accepted(saved: P
     AdaptedEmbedding.from_pretrained(saved, Noisy())
 
 
-def test_a_changed_query_instruction_alone_is_noticed(saved: Path) -> None:
+def test_a_changed_query_instruction_alone_is_noticed(saved):
     class Instructed(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
             return super().vector(role, f"query: {text}" if role == "query" else text)
@@ -147,7 +141,7 @@ def test_a_changed_query_instruction_alone_is_noticed(saved: Path) -> None:
         AdaptedEmbedding.from_pretrained(saved, Instructed())
 
 
-def test_verifying_asks_for_the_probe_texts_only(saved: Path) -> None:
+def test_verifying_asks_for_the_probe_texts_only(saved):
     base = CountingEmbedding()
     AdaptedEmbedding.from_pretrained(saved, base)
     assert {text for _, text in base.asked} == set(PROBE_TEXTS)
@@ -226,22 +220,20 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_folder_is_refused(
-    base: CountingEmbedding, saved: Path, damage: tuple[Damage, str]
-) -> None:
+def test_a_damaged_folder_is_refused(base, saved, damage):
     damage[0](saved)
     with pytest.raises(FolderError, match=damage[1]):
         AdaptedEmbedding.from_pretrained(saved, base)
 
 
-def test_a_missing_folder_is_named(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(base, tmp_path):
     with pytest.raises(FolderError, match="nowhere: no such folder"):
         AdaptedEmbedding.from_pretrained(tmp_path / "nowhere", base)
     with pytest.raises(FolderError, match="nowhere: no such folder"):
         AdaptedEmbedding(base, tmp_path / "nowhere")
 
 
-def test_an_adapter_saved_alone_asks_for_its_base(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_an_adapter_saved_alone_asks_for_its_base(base, tmp_path):
     LinearAdapter.identity(16).save(tmp_path / "alone")
     with pytest.raises(FolderError, match=r"Pass base_embed_model=…"):
         AdaptedEmbedding.from_pretrained(tmp_path / "alone")
@@ -283,9 +275,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("make", OLD.values(), ids=OLD.keys())
-def test_a_folder_of_the_old_package_gives_what_it_gave(
-    base: CountingEmbedding, tmp_path: Path, make: Callable[[], Any]
-) -> None:
+def test_a_folder_of_the_old_package_gives_what_it_gave(base, tmp_path, make):
     from llama_index.embeddings.adapter import AdapterEmbeddingModel
 
     torch.manual_seed(0)
@@ -310,7 +300,7 @@ class Malicious:
         return Path.touch, (self.path,)
 
 
-def test_a_malicious_pickle_is_refused_and_not_run(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_a_malicious_pickle_is_refused_and_not_run(base, tmp_path):
     trace, folder = tmp_path / "was here", tmp_path / "old"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -335,9 +325,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(base: CountingEmbedding, tmp_
         ({}, r"found \[\]"),
     ],
 )
-def test_old_folders_of_another_kind_are_refused(
-    base: CountingEmbedding, tmp_path: Path, state: Any, message: str
-) -> None:
+def test_old_folders_of_another_kind_are_refused(base, tmp_path, state, message):
     (tmp_path / "config.json").write_text("{}")
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(AdaptedError, match=message):

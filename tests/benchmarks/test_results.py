@@ -1,7 +1,5 @@
 """Result files of the benchmarks: several processes may add to one, and seeds become means."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +52,7 @@ def keep(found: Any) -> None:
     environment.save("methods", "command", {"sets": {"scifact": {"auto, query": found}}})
 
 
-def test_two_processes_add_to_one_file(results: Path) -> None:
+def test_two_processes_add_to_one_file(results):
     started = [
         subprocess.Popen([sys.executable, "-c", ADDS, str(results), str(first)])
         for first in (0, 20)
@@ -66,7 +64,7 @@ def test_two_processes_add_to_one_file(results: Path) -> None:
     assert [path.name for path in results.iterdir()] == ["some.json"]
 
 
-def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results: Path) -> None:
+def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results):
     environment.save("some", "command", {"rows": [1]})
     before = (results / "some.json").read_text(encoding="utf-8")
     with pytest.raises(KeyError):
@@ -74,7 +72,7 @@ def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results: Path) -
     assert (results / "some.json").read_text(encoding="utf-8") == before
 
 
-def test_a_run_replaces_that_of_its_seed() -> None:
+def test_a_run_replaces_that_of_its_seed():
     for seed, adapted in ((2, 0.7), (1, 0.8), (1, 0.9)):
         keys = ("sets", "scifact", "auto, query")
         environment.add("methods", "command", keys, run(seed, adapted), seeded=True)
@@ -86,14 +84,14 @@ def test_a_run_replaces_that_of_its_seed() -> None:
     assert not methods._there("scifact", "auto, both", 0, "abc")
 
 
-def test_tables_have_means_over_seeds_and_a_spread_where_there_are_several() -> None:
+def test_tables_have_means_over_seeds_and_a_spread_where_there_are_several():
     keep([run(0, 0.6)])
     assert "| scifact | +20.0% |" in method_tables.targets_table()
     keep([run(0, 0.6), run(1, 0.62)])
     assert "| scifact | +22.0% ± 2.8 |" in method_tables.targets_table()
 
 
-def test_peers_have_means_and_a_star_where_most_seeds_lose() -> None:
+def test_peers_have_means_and_a_star_where_most_seeds_lose():
     good, bad = run(0, 0.6), run(1, 0.4)
     bad["tests"]["test"]["all"]["interval"] = [-0.2, -0.1]
     good["tests"]["test"]["all"]["interval"] = [0.1, 0.2]
@@ -110,6 +108,6 @@ def test_peers_have_means_and_a_star_where_most_seeds_lose() -> None:
     )
 
 
-def test_a_table_without_results_says_so() -> None:
+def test_a_table_without_results_says_so():
     block = "<!-- results: targets -->\n{}\n<!-- end -->"
     assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")

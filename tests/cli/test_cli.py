@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import bisect
 import difflib
 import functools
@@ -16,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,7 +126,7 @@ def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_explained(command: str) -> None:
+def test_every_option_is_explained(command):
     shown = Ran(command, "--help").out
     options = re.findall(r"^  (--[\w-]+)[^\n]*?(?:\s{2,}(\S.*))?$\n?(\s{10,}\S)?", shown, re.M)
     assert len(options) >= 3
@@ -136,7 +134,7 @@ def test_every_option_is_explained(command: str) -> None:
     assert "Exit codes: 0 done" in shown
 
 
-def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None:
+def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
     code = (
         "import sys\nfrom llama_index_embeddings_adapted.cli.app import main\n"
         "sys.argv = ['llama-index-adapted', '--help']\n"
@@ -193,9 +191,7 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so() -> None
     ],
 )
 @pytest.mark.usefixtures("pairs", "documents")
-def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
-    arguments: Sequence[str], code: int, said: str, counting: CountingEmbedding
-) -> None:
+def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(arguments, code, said, counting):
     Path("damaged.json").write_text("{")
     Path("empty.json").write_text("[]")
     Path("empty.csv").write_text("query,document\n")
@@ -209,14 +205,14 @@ def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(
     assert counting.asked == []
 
 
-def test_an_error_is_json_too_and_debug_shows_where() -> None:
+def test_an_error_is_json_too_and_debug_shows_where():
     said = "nothing-here: no such file or folder."
     ran = Ran("inspect", "nothing-here", "--json", "--debug")
     assert ran.data["error"] == {"type": "OptionError", "message": said}
     assert "Traceback" in ran.err
 
 
-def test_exit_codes_tell_proven_from_refused_and_open() -> None:
+def test_exit_codes_tell_proven_from_refused_and_open():
     done, against, unproven = 0, 3, 4
     codes = {
         decision.value: CommandResult("", {}, Verdict(decision, "")).code for decision in Decision
@@ -229,9 +225,7 @@ def test_exit_codes_tell_proven_from_refused_and_open() -> None:
     assert CommandResult("").code == done
 
 
-def test_an_interrupt_and_an_unknown_error_end_with_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
     import typer
 
     for error, code, said in (
@@ -256,9 +250,7 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(
 # --- the commands -------------------------------------------------------------------------------
 
 
-def test_from_documents_to_a_saved_adapter_in_one_command(
-    minilm: Any, documents: Path, tmp_path: Path
-) -> None:
+def test_from_documents_to_a_saved_adapter_in_one_command(minilm, documents, tmp_path):
     """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
     base = ("--base", "minilm", "--quiet", "--json", "--method", "linear", "--epochs", "2")
     with ScriptedServer() as server:
@@ -292,12 +284,8 @@ def test_from_documents_to_a_saved_adapter_in_one_command(
     ],
 )
 def test_wrong_options_are_refused_before_an_llm_is_asked(
-    wrong: Sequence[str],
-    said: str,
-    documents: Path,
-    counting: CountingEmbedding,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    wrong, said, documents, counting, monkeypatch
+):
     llm = DoubleLLM()
     monkeypatch.setattr(inputs, "resolve_writer", lambda spec: inputs.ResolvedLLM(llm))
     sent = len(llm.sent)
@@ -307,11 +295,11 @@ def test_wrong_options_are_refused_before_an_llm_is_asked(
     assert len(llm.sent) == sent
 
 
-def test_the_version_is_that_of_the_package() -> None:
+def test_the_version_is_that_of_the_package():
     assert Ran("--version").out == version("llama-index-embeddings-adapted") + "\n"
 
 
-def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
+def test_generate_writes_pairs_and_says_what_was_kept(documents):
     with ScriptedServer() as server:
         llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
         ran = Ran("generate", documents, *llm, "--out", "made.json", "--max-chunks", 4)
@@ -329,9 +317,7 @@ def test_generate_writes_pairs_and_says_what_was_kept(documents: Path) -> None:
     assert again.synthetic  # the file itself says where its queries are from
 
 
-def test_an_estimate_asks_once_and_writes_nothing(
-    documents: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_estimate_asks_once_and_writes_nothing(documents, monkeypatch):
     writer = inputs.ResolvedLLM(DoubleLLM())
     monkeypatch.setattr(inputs, "resolve_writer", lambda spec: writer)
     ran = Ran("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
@@ -340,18 +326,14 @@ def test_an_estimate_asks_once_and_writes_nothing(
     assert not Path("pairs.json").exists()
 
 
-def test_headings_become_questions_without_an_llm(
-    counting: CountingEmbedding, documents: Path
-) -> None:
+def test_headings_become_questions_without_an_llm(counting, documents):
     ran = Ran("generate", documents, "--structure", "--quiet", "--json")
     assert ran.code == 0, ran.err
     assert not read_pairs(Path("pairs.json"), "train").synthetic
     assert ran.data["queries"] == len(TOPICS)
 
 
-def test_evaluate_scores_one_model(
-    counting: CountingEmbedding, pairs: Path, small: EmbeddingQAFinetuneDataset
-) -> None:
+def test_evaluate_scores_one_model(counting, pairs, small):
     ran = Ran("evaluate", pairs, "counting", "--k", 1, "--k", 3, "--quiet", "--json")
     assert ran.code == 0, ran.err
     assert set(ran.data["metrics"]) >= {"hit_rate@1", "ndcg@3"}
@@ -361,9 +343,7 @@ def test_evaluate_scores_one_model(
         assert "hit_rate@10" in Ran("evaluate", pairs, model, "--quiet").out
 
 
-def test_compare_gates_on_the_last_model_and_writes_a_page(
-    counting: CountingEmbedding, pairs: Path, tmp_path: Path
-) -> None:
+def test_compare_gates_on_the_last_model_and_writes_a_page(counting, pairs, tmp_path):
     good, bad = (adapter(tmp_path / n, counting, sign=s) for n, s in (("good", 1.0), ("bad", -1.0)))
     ran = Ran("compare", pairs, bad, "--quiet", "--json", "--report", "comparison.html")
     assert ran.code == 3, ran.err
@@ -385,9 +365,7 @@ def test_compare_gates_on_the_last_model_and_writes_a_page(
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
 
 
-def test_compare_reads_a_split_of_a_beir_folder(
-    counting: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_compare_reads_a_split_of_a_beir_folder(counting, small, tmp_path):
     small.to_beir(tmp_path / "beir", split="test")
     ran = Ran("compare", "beir", "counting", "--quiet")
     assert ran.code == 0, ran.err
@@ -395,9 +373,7 @@ def test_compare_reads_a_split_of_a_beir_folder(
     assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
 
 
-def test_show_draws_queries_with_their_documents(
-    pairs: Path, small: EmbeddingQAFinetuneDataset
-) -> None:
+def test_show_draws_queries_with_their_documents(pairs, small):
     ran = Ran("show", pairs, "--number", 2, "--seed", 1)
     assert ran.code == 0
     assert "12 queries" in ran.out
@@ -410,7 +386,7 @@ def test_show_draws_queries_with_their_documents(
         assert drawn["query"] in ran.out
 
 
-def test_split_cuts_by_document_and_overwrites_nothing(pairs: Path) -> None:
+def test_split_cuts_by_document_and_overwrites_nothing(pairs):
     ran = Ran("split", pairs, "--share", 0.4, "--json")
     assert ran.code == 0, ran.err
     train, test = (read_pairs(Path(f"{part}.json"), "train") for part in ("train", "test"))
@@ -422,9 +398,7 @@ def test_split_cuts_by_document_and_overwrites_nothing(pairs: Path) -> None:
     assert (again.code, "train.json is there already" in again.err) == (2, True)
 
 
-def test_upgrade_maps_a_new_model_into_the_old_index(
-    counting: CountingEmbedding, documents: Path, tmp_path: Path
-) -> None:
+def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_path):
     names = [f"document {n} about {topic}" for n in range(3) for topic in TOPICS]
     dataset = EmbeddingQAFinetuneDataset(
         {"q": TOPICS[0]}, {f"d{n}": text for n, text in enumerate(names)}, {"q": ["d0"]}
@@ -440,8 +414,8 @@ def test_upgrade_maps_a_new_model_into_the_old_index(
 
 
 def test_a_read_only_folder_is_enough_to_look_and_to_compare(
-    counting: CountingEmbedding, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    counting, pairs, tmp_path, monkeypatch
+):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -452,8 +426,8 @@ def test_a_read_only_folder_is_enough_to_look_and_to_compare(
 
 
 def test_inspect_says_what_the_folder_says_and_whether_live_queries_have_moved(
-    counting: CountingEmbedding, pairs: Path, tmp_path: Path
-) -> None:
+    counting, pairs, tmp_path
+):
     ran = Ran("finetune", pairs, "--base", "counting", "--out", "adapter", "--quiet", "--exit-zero")
     assert ran.code == 0, ran.err
     asked = len(counting.asked)
@@ -484,9 +458,7 @@ def test_inspect_says_what_the_folder_says_and_whether_live_queries_have_moved(
     assert "missing.txt: no such file or folder. Expected one query per line" in ran.err
 
 
-def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
-    counting: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(counting, tmp_path):
     part = {"base": {"ndcg@10": 0.5}, "adapted": {"ndcg@10": 0.6}, "queries": 9,
             "difference": {"low": -0.1, "high": 0.3}}  # fmt: skip
     report = {"verdict": "do not ship: NDCG@10 drops on new documents", "overall": part}
@@ -510,7 +482,7 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
     assert 'from_pretrained("served"' in card.read_text()
     assert len(counting.asked) == before
     served = AdaptedEmbedding.from_pretrained(tmp_path / "served", counting)
-    assert np.array_equal(served.adapter.weight, -np.eye(16))  # type: ignore[attr-defined]
+    assert np.array_equal(served.adapter.weight, -np.eye(16))
     assert ship_candidate("served") == Path("served")  # again: the candidate stays
     for seed, why in ((0, "is of an earlier training"), (1, "trained on another base model")):
         other = AdaptedEmbedding(CountingEmbedding(seed=seed), LinearAdapter(np.eye(16)))
@@ -519,7 +491,7 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(
             ship_candidate("served")
 
 
-def test_a_folder_is_exported_in_every_format(counting: CountingEmbedding, tmp_path: Path) -> None:
+def test_a_folder_is_exported_in_every_format(counting, tmp_path):
     adapter(tmp_path / "saved", counting, sign=-1.0)
     for format in ("onnx", "json", "numpy", "sql"):
         ran = Ran("export", "saved", "--format", format, "--out", f"out/a.{format}", "--json")
@@ -530,9 +502,7 @@ def test_a_folder_is_exported_in_every_format(counting: CountingEmbedding, tmp_p
     assert (ran.code, "expected one of onnx, json" in ran.err) == (2, True)
 
 
-def test_moved_documents_are_counted_with_how_far_they_went(
-    counting: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_moved_documents_are_counted_with_how_far_they_went(counting, tmp_path):
     offsets = np.zeros((3, counting.dim), dtype=np.float32)
     offsets[0, 0], offsets[1, 1] = 0.3, 0.1
     nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), offsets)
@@ -548,7 +518,7 @@ def test_moved_documents_are_counted_with_how_far_they_went(
 # --- what users point at ------------------------------------------------------------------------
 
 
-def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents: Path) -> None:
+def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents):
     first, again = (cut(read_documents(documents), None, 20, 0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]
     assert {"dumps.md#0", "more/wrap.md#1"} <= {node.node_id for node in first}
@@ -556,7 +526,7 @@ def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(docum
     assert not any("secret" in node.get_content() for node in first)
 
 
-def test_files_that_are_not_text_are_left_out_by_name(documents: Path) -> None:
+def test_files_that_are_not_text_are_left_out_by_name(documents):
     (documents / "picture.bin").write_bytes(bytes(range(256)))
     (documents / "rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
     with pytest.warns(
@@ -566,7 +536,7 @@ def test_files_that_are_not_text_are_left_out_by_name(documents: Path) -> None:
     assert len(read_documents(documents / "dumps.md")) == 1
 
 
-def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path: Path) -> None:
+def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path):
     lines = [json.dumps({"_id": str(n), "title": "Valve", "text": f"opens at {n}"}) for n in (1, 2)]
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("\n".join(lines))
@@ -583,19 +553,17 @@ def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path: Path) -> No
         read_documents(corpus)
 
 
-def test_models_are_named_by_texts() -> None:
+def test_models_are_named_by_texts():
     pytest.importorskip("llama_index.llms.ollama", reason="extra 'dev' is missing")
     ollama = inputs.resolve_writer("ollama:llama3.2:1b@http://localhost:9").llm
-    assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")  # type: ignore[attr-defined]
+    assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")
     small = inputs.resolve_writer("smollm2")
     assert (small.settings["questions_per_call"], small.settings["max_chunks"]) == (1, 120)
     with pytest.raises(OptionError, match="got 'openai-like:model-without-address'"):
         inputs.resolve_writer("openai-like:model-without-address")
 
 
-def test_a_provider_that_is_not_installed_is_named_with_its_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_provider_that_is_not_installed_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_index.llms.openai_like", None)
     with pytest.raises(MissingExtraError, match="pip install llama-index-llms-openai-like"):
         inputs.resolve_writer("openai-like:m@http://localhost:9/v1")
@@ -606,7 +574,7 @@ def test_a_provider_that_is_not_installed_is_named_with_its_command(
 OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["data", "cache_dir"]}
 
 
-def test_a_file_holds_a_whole_run(tmp_path: Path) -> None:
+def test_a_file_holds_a_whole_run(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"')
     found = read_run_config(path, "finetune", OPTIONS)
@@ -627,13 +595,13 @@ def test_a_file_holds_a_whole_run(tmp_path: Path) -> None:
         ("a = ", "cannot be read"),
     ],
 )
-def test_a_key_that_no_command_has_is_refused(text: str, said: str, tmp_path: Path) -> None:
+def test_a_key_that_no_command_has_is_refused(text, said, tmp_path):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(OptionError, match=re.escape(said)):
         read_run_config(tmp_path / "run.toml", "finetune", OPTIONS)
 
 
-def test_the_command_line_wins_over_the_file(counting: CountingEmbedding, pairs: Path) -> None:
+def test_the_command_line_wins_over_the_file(counting, pairs):
     Path("run.toml").write_text(
         f'quiet = true\nseed = 5\n[finetune]\nsource = "{pairs}"\nbase = "counting"\nepochs = 2\n'
         'out = "from_file"\nreport = "none"\n'
@@ -654,7 +622,7 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "command-line.md").read_text("utf-8")
 
 
-def test_the_commands_of_all_pages_exist_with_their_options() -> None:
+def test_the_commands_of_all_pages_exist_with_their_options():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     called = re.compile(r"(?:^|`)(llama-index-adapted \w[^`\n]*)", re.MULTILINE)
     lines = [line for page in pages for line in called.findall(page.read_text("utf-8"))]
@@ -665,9 +633,7 @@ def test_the_commands_of_all_pages_exist_with_their_options() -> None:
         assert all(f"{word} " in shown for word in rest if word.startswith("--")), line
 
 
-def test_the_configuration_file_of_the_guide_is_one(
-    counting: CountingEmbedding, pairs: Path, tmp_path: Path
-) -> None:
+def test_the_configuration_file_of_the_guide_is_one(counting, pairs, tmp_path):
     text = GUIDE.partition("```toml\n")[2].partition("```")[0]
     Path("run.toml").write_text(text)
     adapter(tmp_path / "adapter", counting)

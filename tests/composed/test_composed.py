@@ -1,7 +1,5 @@
 """ComposedEmbedding: what it gives, how it is saved, what it refuses to load."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json
@@ -51,9 +49,7 @@ def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.nd
     return joined / np.linalg.norm(joined)
 
 
-def test_a_vector_is_both_models_side_by_side(
-    composed: ComposedEmbedding, base: CountingEmbedding, small: Any
-) -> None:
+def test_a_vector_is_both_models_side_by_side(composed, base, small):
     query = composed.get_query_embedding(TEXTS[0])
     document = composed.get_text_embedding(TEXTS[0])
     assert len(query) == 16 + 32
@@ -62,7 +58,7 @@ def test_a_vector_is_both_models_side_by_side(
     assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
 
 
-def test_batches_and_async_give_what_single_calls_give(composed: ComposedEmbedding) -> None:
+def test_batches_and_async_give_what_single_calls_give(composed):
     single = [composed.get_text_embedding(text) for text in TEXTS]
     batch = composed.get_text_embedding_batch(TEXTS)
     later = asyncio.run(composed.aget_text_embedding_batch(TEXTS))
@@ -75,9 +71,7 @@ def test_batches_and_async_give_what_single_calls_give(composed: ComposedEmbeddi
     assert composed.get_text_embedding_batch([]) == []
 
 
-def test_both_models_are_asked_in_batches(
-    composed: ComposedEmbedding, base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_models_are_asked_in_batches(composed, base, monkeypatch):
     sizes: list[int] = []
     encode = SmallModel.encode
 
@@ -104,9 +98,7 @@ class Waiting(CountingEmbedding):
 BEGUN = threading.Event()
 
 
-def test_the_small_model_computes_while_the_black_box_is_awaited(
-    small: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_small_model_computes_while_the_black_box_is_awaited(small, monkeypatch):
     BEGUN.clear()
     encode = SmallModel.encode
 
@@ -119,9 +111,7 @@ def test_the_small_model_computes_while_the_black_box_is_awaited(
     assert len(found) == 48
 
 
-def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(base, tmp_path):
     model = ComposedEmbedding(base, str(tmp_path / "not there"), 0)
     np.testing.assert_allclose(
         model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6
@@ -129,9 +119,7 @@ def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(
     assert len(asyncio.run(model.aget_text_embedding("why"))) == 16
 
 
-def test_it_drops_into_an_index_and_into_settings(
-    composed: ComposedEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_drops_into_an_index_and_into_settings(composed, monkeypatch):
     documents = [Document(text=text) for text in TEXTS]
     index = VectorStoreIndex.from_documents(documents, embed_model=composed)
     found = index.as_retriever(similarity_top_k=1).retrieve(TEXTS[1])
@@ -150,9 +138,7 @@ def saved(composed: ComposedEmbedding, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_saved_model_gives_the_same_vectors_and_is_replaced(
-    composed: ComposedEmbedding, saved: Path, base: CountingEmbedding
-) -> None:
+def test_a_saved_model_gives_the_same_vectors_and_is_replaced(composed, saved, base):
     loaded = ComposedEmbedding.from_pretrained(saved, base)
     assert loaded.get_query_embedding("why") == composed.get_query_embedding("why")
     assert loaded.weight == 0.5
@@ -162,7 +148,7 @@ def test_a_saved_model_gives_the_same_vectors_and_is_replaced(
     assert ComposedEmbedding.from_pretrained(saved, base).weight == 0.25
 
 
-def test_the_folder_is_a_standard_one_without_pickles(saved: Path, small: Any) -> None:
+def test_the_folder_is_a_standard_one_without_pickles(saved, small):
     from sentence_transformers import SentenceTransformer
 
     loaded = SentenceTransformer(str(saved / "augment_model"), device="cpu")
@@ -171,29 +157,27 @@ def test_the_folder_is_a_standard_one_without_pickles(saved: Path, small: Any) -
     assert kinds <= {".json", ".safetensors", ".md", ".txt"}
 
 
-def test_a_string_resolves_to_it_and_builds_the_black_box(saved: Path) -> None:
+def test_a_string_resolves_to_it_and_builds_the_black_box(saved):
     model = resolve_embed_model(f"adapted:{saved}")
     assert isinstance(model, ComposedEmbedding)
     assert isinstance(model.base_embed_model, CountingEmbedding)
     assert len(model.get_query_embedding("why")) == 48
 
 
-def test_a_dict_without_secrets_rebuilds_it(saved: Path) -> None:
+def test_a_dict_without_secrets_rebuilds_it(saved):
     model = ComposedEmbedding.from_pretrained(saved)
     data = json.loads(model.to_json())
     for again in (ComposedEmbedding.from_dict(dict(data)), load_embed_model(dict(data))):
         assert again.get_query_embedding("why") == model.get_query_embedding("why")
 
 
-def test_a_dict_of_a_model_that_was_never_saved_is_refused(composed: ComposedEmbedding) -> None:
+def test_a_dict_of_a_model_that_was_never_saved_is_refused(composed):
     with pytest.raises(FolderError, match=r"names no small model.*save_pretrained"):
         ComposedEmbedding.from_dict(composed.to_dict())
 
 
 @pytest.mark.parametrize("from_folder", [True, False], ids=["from folder", "in memory"])
-def test_pickles_and_copies_give_the_same_vectors(
-    from_folder: bool, saved: Path, composed: ComposedEmbedding
-) -> None:
+def test_pickles_and_copies_give_the_same_vectors(from_folder, saved, composed):
     model = ComposedEmbedding.from_pretrained(saved) if from_folder else composed
     query = model.get_query_embedding("why")
     state = pickle.dumps(model)
@@ -203,7 +187,7 @@ def test_pickles_and_copies_give_the_same_vectors(
         assert again.weight == model.weight
 
 
-def test_an_adapter_may_wrap_it_and_be_saved(saved: Path, tmp_path: Path) -> None:
+def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
     model = ComposedEmbedding.from_pretrained(saved)
     wrapped = AdaptedEmbedding(model, LinearAdapter.identity(48))
     np.testing.assert_allclose(
@@ -221,7 +205,7 @@ def test_an_adapter_may_wrap_it_and_be_saved(saved: Path, tmp_path: Path) -> Non
         assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
 
 
-def test_another_black_box_is_refused(saved: Path) -> None:
+def test_another_black_box_is_refused(saved):
     with pytest.raises(BaseModelMismatchError, match="gives other vectors for the probe texts"):
         ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1))
     ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
@@ -235,9 +219,7 @@ def test_another_black_box_is_refused(saved: Path) -> None:
         ("composed", {"weight": -3}, "weight: expected a number >= 0, got -3"),
     ],
 )  # fmt: skip
-def test_a_config_that_was_changed_to_nonsense_is_refused(
-    part: str, changes: dict[str, Any], message: str, saved: Path
-) -> None:
+def test_a_config_that_was_changed_to_nonsense_is_refused(part, changes, message, saved):
     config = json.loads((saved / "config.json").read_text())
     config[part].update(changes)
     (saved / "config.json").write_text(json.dumps(config))
@@ -276,9 +258,7 @@ def with_files(saved: Path) -> None:
         ("augment_model/tokenizer.json", None, "not what was saved"),
     ],
 )
-def test_a_damaged_or_foreign_folder_is_refused(
-    path: str, content: str | None, message: str, saved: Path, base: CountingEmbedding
-) -> None:
+def test_a_damaged_or_foreign_folder_is_refused(path, content, message, saved, base):
     with pytest.raises(FolderError, match=message):
         ComposedEmbedding.from_pretrained(tampered(saved, path, content), base)
 
@@ -295,9 +275,7 @@ def test_a_damaged_or_foreign_folder_is_refused(
         ("vocab.txt", "/etc/hostname", "points outside its folder"),
     ],
 )
-def test_no_folder_makes_us_run_its_code_or_leave_it(
-    path: str, content: str, message: str, saved: Path, base: CountingEmbedding
-) -> None:
+def test_no_folder_makes_us_run_its_code_or_leave_it(path, content, message, saved, base):
     (saved / "augment_model" / "evil.py").write_text("raise SystemExit('executed')")
     if path == "vocab.txt":
         os.symlink(content, saved / "augment_model" / path)
@@ -308,12 +286,12 @@ def test_no_folder_makes_us_run_its_code_or_leave_it(
         ComposedEmbedding.from_pretrained(saved, base)
 
 
-def test_the_class_of_adapters_names_the_right_one(saved: Path) -> None:
+def test_the_class_of_adapters_names_the_right_one(saved):
     with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
         AdaptedEmbedding.from_pretrained(saved)
 
 
-def test_a_small_model_that_gives_no_numbers_is_found(base: Any, small: Any) -> None:
+def test_a_small_model_that_gives_no_numbers_is_found(base, small):
     import torch
 
     broken = copy.deepcopy(small)
@@ -334,9 +312,7 @@ def server() -> Iterator[flaky_server.Flaky]:
         yield found
 
 
-def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(
-    tmp_path: Path, server: flaky_server.Flaky
-) -> None:
+def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path, server):
     pytest.importorskip("llama_index.embeddings.openai")
     pytest.importorskip("datasets", reason="extra 'composed' is missing")
     key = "sk-secret-of-the-user-1234567890"

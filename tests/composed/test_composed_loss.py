@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -24,14 +22,14 @@ def judged(relevant: list[list[bool]], pairs: list[tuple[int, int]], **more: Any
     return {"relevant": torch.tensor(relevant), "pairs": torch.tensor(pairs), **more}
 
 
-def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates() -> None:
+def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates():
     one = torch.ones(3, 4)
     batch = judged(torch.eye(3).bool().tolist(), [(0, 0), (1, 1), (2, 2)])
     loss = composed_nll(one, one, batch, weight=0.5, temperature=0.05)
     assert float(loss) == pytest.approx(math.log(3), abs=1e-5)
 
 
-def test_the_loss_is_the_cross_entropy_of_the_composed_vectors() -> None:
+def test_the_loss_is_the_cross_entropy_of_the_composed_vectors():
     random = np.random.default_rng(0)
     b, a = (np.float32(random.standard_normal((2, 5, 4))) for _ in range(2))
     queries, documents = (compose(b[side], a[side], 0.5) for side in (0, 1))
@@ -48,7 +46,7 @@ def test_the_loss_is_the_cross_entropy_of_the_composed_vectors() -> None:
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_document_that_also_answers_the_query_does_not_compete() -> None:
+def test_a_document_that_also_answers_the_query_does_not_compete():
     queries = torch.tensor([[1.0, 0.0]])
     documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     batch = judged([[True, True, False]], [(0, 0)])
@@ -73,7 +71,7 @@ def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, A
     return Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
 
 
-def test_an_epoch_visits_each_document_once_with_its_queries() -> None:
+def test_an_epoch_visits_each_document_once_with_its_queries():
     found = training_groups(shared_documents(), per_group=4, negatives=0)
     assert found == [
         {"document": [0], "queries": [0, 1, 2], "hard": []},
@@ -82,12 +80,12 @@ def test_an_epoch_visits_each_document_once_with_its_queries() -> None:
     ]
 
 
-def test_a_document_with_many_queries_has_several_groups() -> None:
+def test_a_document_with_many_queries_has_several_groups():
     found = training_groups(shared_documents(), per_group=2, negatives=0)
     assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
 
 
-def test_hard_negatives_are_mined_and_never_relevant() -> None:
+def test_hard_negatives_are_mined_and_never_relevant():
     data = shared_documents()
     found = training_groups(data, per_group=4, negatives=2)
     assert any(place["hard"] for place in found)
@@ -100,7 +98,7 @@ def test_hard_negatives_are_mined_and_never_relevant() -> None:
         assert len(place["queries"]) > 1 or not answers & set(place["hard"])
 
 
-def test_a_batch_holds_every_text_once_and_knows_what_answers_what() -> None:
+def test_a_batch_holds_every_text_once_and_knows_what_answers_what():
     batch = collated(training_groups(shared_documents(), per_group=2, negatives=0))
     assert batch["query_input_ids"].shape[0] == 6
     assert batch["document_input_ids"].shape[0] == 3
@@ -111,7 +109,7 @@ def test_a_batch_holds_every_text_once_and_knows_what_answers_what() -> None:
     assert label["relevant"].sum() == 7
 
 
-def test_without_a_black_box_the_batch_holds_no_cosines_of_one() -> None:
+def test_without_a_black_box_the_batch_holds_no_cosines_of_one():
     batch = collated(training_groups(shared_documents(), per_group=4, negatives=0), frozen=False)
     assert "frozen" not in batch["label"]
 
@@ -133,7 +131,7 @@ def gradients(mini_batch_size: int) -> tuple[float, torch.Tensor]:
     )
 
 
-def test_cached_gradients_are_those_of_the_whole_batch() -> None:
+def test_cached_gradients_are_those_of_the_whole_batch():
     whole, cached = gradients(64), gradients(2)
     assert cached[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(cached[1], whole[1], rtol=1e-3, atol=1e-5)

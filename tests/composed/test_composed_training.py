@@ -1,7 +1,5 @@
 """Training for real, with a transformer small enough for a test."""
 
-from __future__ import annotations
-
 import json
 import random
 import runpy
@@ -80,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ComposedFinetuneEngine:
     return found
 
 
-def test_a_small_model_fills_the_gaps_of_a_black_box(trained: ComposedFinetuneEngine) -> None:
+def test_a_small_model_fills_the_gaps_of_a_black_box(trained):
     report = trained.report
     assert report.best_epoch > 0
     assert report.adapted["hit_rate@5"] > report.base["hit_rate@5"] + 0.1
@@ -91,9 +89,7 @@ def test_a_small_model_fills_the_gaps_of_a_black_box(trained: ComposedFinetuneEn
     assert scores["hit_rate@5"] == pytest.approx(report.adapted["hit_rate@5"])
 
 
-def test_history_begins_before_training_and_the_best_epoch_is_kept(
-    trained: ComposedFinetuneEngine, tmp_path: Path
-) -> None:
+def test_history_begins_before_training_and_the_best_epoch_is_kept(trained, tmp_path):
     scores = [line.scores["hit_rate@5"] for line in trained.history]
     assert [line.number for line in trained.history] == list(range(len(scores)))
     assert np.isnan(trained.history[0].loss)
@@ -106,9 +102,7 @@ def test_history_begins_before_training_and_the_best_epoch_is_kept(
     assert trained.plot_history(tmp_path / "history.png").stat().st_size > 5_000
 
 
-def test_the_page_shows_scores_by_epoch_the_weight_and_passages(
-    trained: ComposedFinetuneEngine,
-) -> None:
+def test_the_page_shows_scores_by_epoch_the_weight_and_passages(trained):
     found = trained.report
     text = (trained._output.parent / "report.html").read_text("utf-8")
     assert "<strong>Ship:</strong>" in text
@@ -128,7 +122,7 @@ def test_the_page_shows_scores_by_epoch_the_weight_and_passages(
     assert json.loads(saved)["training"]["report"]["data"]["documents"] == 60
 
 
-def test_training_stops_when_patience_ends_and_returns_epoch_0(tmp_path: Path) -> None:
+def test_training_stops_when_patience_ends_and_returns_epoch_0(tmp_path):
     found = engine(tmp_path, CountingEmbedding(), learning_rate=1e-9, patience=2, epochs=9)
     found.finetune()
     assert len(found.history) == 3
@@ -136,14 +130,14 @@ def test_training_stops_when_patience_ends_and_returns_epoch_0(tmp_path: Path) -
     assert found.report.overall.adapted["ndcg@10"] >= found.report.overall.base["ndcg@10"]
 
 
-def test_queries_are_held_out_where_no_validation_set_is_given(tmp_path: Path) -> None:
+def test_queries_are_held_out_where_no_validation_set_is_given(tmp_path):
     found = engine(tmp_path, CountingEmbedding(), val_dataset=None, epochs=1)
     found.finetune()
     assert found.report.train_queries + found.report.overall.queries <= 60
     assert found.report.new is not None
 
 
-def test_the_same_seed_trains_the_same_weights_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_the_same_seed_trains_the_same_weights_and_changes_nothing_else(tmp_path):
     vectors, small = [], tiny_model()
     before = random.getstate(), np.random.get_state()[1].tolist(), small.encode("a text").tolist()
     for run in ("one", "two"):
@@ -164,7 +158,7 @@ def test_the_same_seed_trains_the_same_weights_and_changes_nothing_else(tmp_path
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_every_way_to_train_trains(options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_way_to_train_trains(options, tmp_path):
     if "lora_rank" in options:
         pytest.importorskip("peft", reason="extra 'lora' is missing")
     found = engine(tmp_path, CountingEmbedding(), patience=None, **{"epochs": 4, **options})
@@ -193,7 +187,7 @@ engine(Path(sys.argv[1]), CountingEmbedding(), epochs=4).finetune()
 """
 
 
-def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path):
     left = tmp_path / "killed" / "model.checkpoints" / "other" / "checkpoint-9"
     left.mkdir(parents=True)  # of another training, which is not gone on with
     (left / "trainer_state.json").write_text("{}")
@@ -217,9 +211,7 @@ def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path: Pa
     assert not (tmp_path / "killed" / "model.checkpoints").exists()
 
 
-def test_an_interrupt_keeps_the_best_epoch_so_far(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_keeps_the_best_epoch_so_far(tmp_path, monkeypatch):
     found = engine(tmp_path, CountingEmbedding(), epochs=6)
     record = training.Progress._record
 
@@ -236,7 +228,7 @@ def test_an_interrupt_keeps_the_best_epoch_so_far(
     assert len(found.get_finetuned_model().get_query_embedding("x")) in (16, 48)
 
 
-def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path: Path) -> None:
+def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path):
     engine(tmp_path, CountingEmbedding(), epochs=1).finetune()
     before = (tmp_path / "model" / "config.json").read_text()
     with pytest.raises(TrainingError, match=r"diverged: the loss of epoch 1 is nan.*learning rate"):
@@ -244,9 +236,7 @@ def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path: Path) -
     assert (tmp_path / "model" / "config.json").read_text() == before
 
 
-def test_the_example_trains_prints_and_saves_the_history(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_trains_prints_and_saves_the_history(tmp_path, monkeypatch, capsys):
     for name, data in (("train", coded()), ("val", coded("please"))):
         data.save_json(tmp_path / f"{name}.json")
     box, small = (saved_tiny(tmp_path / f"tiny{seed}", seed=seed) for seed in (1, 2))
@@ -262,7 +252,7 @@ def test_the_example_trains_prints_and_saves_the_history(
     assert (tmp_path / "out" / "history.png").stat().st_size > 5_000
 
 
-def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_path: Path) -> None:
+def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_path):
     answers = {
         data.queries[query]: data.corpus[documents[0]]
         for data in (coded(), coded("please"))
@@ -282,7 +272,7 @@ def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_
     assert len(model.get_query_embedding("where")) == 256
 
 
-def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path) -> None:
+def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path):
     small = saved_tiny(tmp_path / "small")
     found = SentenceTransformersFinetuneEngine(
         coded(),
@@ -309,7 +299,7 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path: Path
     np.testing.assert_allclose(loaded.get_query_embedding("where pink boat"), expected, atol=1e-5)
 
 
-def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path: Path) -> None:
+def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
     small = str(saved_tiny(tmp_path / "small"))
     old = ("out", 10, None, None, 2, False, 50, False, False, "cpu", False, False, 500, 0)
     SentenceTransformersFinetuneEngine(coded(), small, *old)
@@ -319,7 +309,7 @@ def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path: Pa
             SentenceTransformersFinetuneEngine(coded(), small, **refused)
 
 
-def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path: Path) -> None:
+def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path):
     data = coded()
     both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
             data.relevant_docs.items()}  # fmt: skip
@@ -346,9 +336,7 @@ def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path: Path) -
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_end_well_is_refused(
-    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_what_cannot_end_well_is_refused(options, error, message, tmp_path):
     base = CountingEmbedding()
     with pytest.raises(error, match=message):
         engine(tmp_path, base, **options).finetune()
@@ -358,7 +346,7 @@ def test_what_cannot_end_well_is_refused(
 
 
 @pytest.mark.parametrize("name", ["dataset", "val_dataset"])
-def test_queries_without_answers_are_refused(name: str, tmp_path: Path) -> None:
+def test_queries_without_answers_are_refused(name, tmp_path):
     data = coded()
     open_ = EmbeddingQAFinetuneDataset(
         data.queries, data.corpus, {**data.relevant_docs, "q3": []}, allow_unjudged=True
@@ -379,15 +367,13 @@ def test_queries_without_answers_are_refused(name: str, tmp_path: Path) -> None:
         ("weight_decay", "much"), ("val_depth", True),
     ],
 )  # fmt: skip
-def test_a_value_out_of_range_is_refused(name: str, value: object) -> None:
+def test_a_value_out_of_range_is_refused(name, value):
     with pytest.raises(OptionError, match=f"{name}:"):
-        ComposedOptions(**{name: value})  # type: ignore[arg-type]
+        ComposedOptions(**{name: value})
 
 
 @pytest.mark.parametrize("module", ["datasets", "accelerate", "peft"])
-def test_a_missing_extra_is_named(
-    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(module, tmp_path, monkeypatch):
     found = engine(tmp_path, CountingEmbedding(), lora_rank=2)
     monkeypatch.setitem(sys.modules, module, None)
     extra = "lora" if module == "peft" else "composed"
@@ -395,7 +381,7 @@ def test_a_missing_extra_is_named(
         found.finetune()
 
 
-def test_nothing_is_to_be_had_before_training(tmp_path: Path) -> None:
+def test_nothing_is_to_be_had_before_training(tmp_path):
     found = engine(tmp_path, CountingEmbedding())
     with pytest.raises(NotTrainedError, match="no report before finetune"):
         _ = found.report

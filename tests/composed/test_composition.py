@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ def random_unit(rows: int, dim: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 2.0])
-def test_the_cosine_of_a_composition_is_the_weighted_mean_of_both_cosines(weight: float) -> None:
+def test_the_cosine_of_a_composition_is_the_weighted_mean_of_both_cosines(weight):
     b, a = random_unit(5, 4, 0), random_unit(5, 3, 1)
     joined = compose(7 * b, 0.1 * a, weight)
     expected = (b @ b.T + weight**2 * (a @ a.T)) / (1 + weight**2)
@@ -23,23 +21,23 @@ def test_the_cosine_of_a_composition_is_the_weighted_mean_of_both_cosines(weight
     assert joined.shape == (5, 7)
 
 
-def test_without_weight_a_composition_is_the_black_box_at_its_dimension() -> None:
+def test_without_weight_a_composition_is_the_black_box_at_its_dimension():
     b = random_unit(5, 4, 0)
     np.testing.assert_allclose(compose(3 * b, np.empty((5, 0), np.float32), 0), b, atol=1e-6)
 
 
-def test_one_vector_is_composed_like_many() -> None:
+def test_one_vector_is_composed_like_many():
     b, a = random_unit(2, 4, 0), random_unit(2, 3, 1)
     np.testing.assert_allclose(compose(b[0], a[0], 0.5), compose(b, a, 0.5)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), True, "half"])
-def test_a_weight_that_is_no_share_is_refused(weight: object) -> None:
+def test_a_weight_that_is_no_share_is_refused(weight):
     with pytest.raises(OptionError, match="weight: expected a number >= 0"):
-        compose(random_unit(1, 2, 0), random_unit(1, 2, 0), weight)  # type: ignore[arg-type]
+        compose(random_unit(1, 2, 0), random_unit(1, 2, 0), weight)
 
 
-def test_different_numbers_of_vectors_are_refused() -> None:
+def test_different_numbers_of_vectors_are_refused():
     with pytest.raises(ShapeError, match="Vectors to compose: expected"):
         compose(random_unit(2, 2, 0), random_unit(3, 2, 0), 0.5)
 
@@ -70,7 +68,7 @@ def ndcg(pairs: Pairs, weight: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_other_weight_is_better_than_the_one_found(seed: int) -> None:
+def test_no_other_weight_is_better_than_the_one_found(seed):
     pairs = random_pairs(seed)
     grid = [ndcg(pairs, weight) for weight in WEIGHTS]
     worst = WEIGHTS[int(np.argmin(grid))]
@@ -88,11 +86,11 @@ def eight(small: np.ndarray) -> Pairs:
     return (one, one), (one, np.float32(small)), Qrels.from_lists([[query] for query in range(8)])
 
 
-def test_a_small_model_that_only_harms_gets_no_weight() -> None:
+def test_a_small_model_that_only_harms_gets_no_weight():
     assert tune_weight(*eight(-np.eye(8)), trained=0.5) == 0.0
 
 
-def test_a_small_model_that_knows_nothing_gets_no_weight() -> None:
+def test_a_small_model_that_knows_nothing_gets_no_weight():
     assert tune_weight(*eight(np.zeros((8, 8))), trained=0.5) == 0.0
 
 
@@ -104,7 +102,7 @@ def behind(*leads: float) -> Pairs:
     return (black_box, small), documents, Qrels.from_lists([[0]] * len(leads))
 
 
-def test_the_smallest_sufficient_weight_is_found_by_arithmetic() -> None:
+def test_the_smallest_sufficient_weight_is_found_by_arithmetic():
     four = behind(*[0.3] * 4)  # ahead from λ² = .3 on
     assert tune_weight(*four, trained=0.1) == 0.6
     assert tune_weight(*four, trained=0.7) == 0.7

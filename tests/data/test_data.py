@@ -1,7 +1,5 @@
 """The text side: datasets, BEIR folders, splits, files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -41,7 +39,7 @@ def datasets(draw: st.DrawFn, *, graded: bool = False) -> Dataset:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def test_the_json_is_that_of_the_old_class_byte_for_byte(tmp_path: Path, small: Dataset) -> None:
+def test_the_json_is_that_of_the_old_class_byte_for_byte(tmp_path, small):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         old = pytest.importorskip("llama_index.finetuning", reason="the old package is missing")
@@ -58,7 +56,7 @@ def test_the_json_is_that_of_the_old_class_byte_for_byte(tmp_path: Path, small: 
 
 @FAST
 @given(data=st.one_of(datasets(), datasets(graded=True)))
-def test_json_and_beir_round_trips_give_back_the_same(tmp_path: Path, data: Dataset) -> None:
+def test_json_and_beir_round_trips_give_back_the_same(tmp_path, data):
     data.save_json(tmp_path / "data.json")
     assert Dataset.from_json(tmp_path / "data.json") == data
     folder = tmp_path / "beir"
@@ -89,7 +87,7 @@ def test_json_and_beir_round_trips_give_back_the_same(tmp_path: Path, data: Data
         ),
     ],
 )
-def test_json_of_another_shape_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_json_of_another_shape_is_refused(tmp_path, content, message):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(DatasetError, match=message):
         Dataset.from_json(tmp_path / "data.json", strict=True)
@@ -118,9 +116,7 @@ QA = {
         ({"hard_negatives": {"q": ["d", "e"]}}, '1 hard negatives that are relevant.*"d"'),
     ],
 )
-def test_json_as_others_write_it_is_read_and_what_is_left_out_is_counted(
-    tmp_path: Path, change: dict[str, Any], message: str | None
-) -> None:
+def test_json_as_others_write_it_is_read_and_what_is_left_out_is_counted(tmp_path, change, message):
     path = tmp_path / "data.json"
     path.write_text(json.dumps({**QA, **change}))
     with warnings.catch_warnings(record=True) as caught:
@@ -138,7 +134,7 @@ def test_json_as_others_write_it_is_read_and_what_is_left_out_is_counted(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_marks_and_wide_characters_are_no_fault(tmp_path: Path, encoding: str) -> None:
+def test_marks_and_wide_characters_are_no_fault(tmp_path, encoding):
     (tmp_path / "data.json").write_text(json.dumps(QA, ensure_ascii=False), encoding=encoding)
     assert Dataset.from_json(tmp_path / "data.json", strict=True).queries == QA["queries"]
 
@@ -154,7 +150,7 @@ def test_marks_and_wide_characters_are_no_fault(tmp_path: Path, encoding: str) -
         ("cp932", "パスワードをリセットする方法は何ですか"),
     ],
 )
-def test_windows_code_pages_are_read_and_named(tmp_path: Path, encoding: str, text: str) -> None:
+def test_windows_code_pages_are_read_and_named(tmp_path, encoding, text):
     path = tmp_path / "data.json"
     data = {**QA, "queries": {"q": text}}
     path.write_text(json.dumps(data, ensure_ascii=False), encoding=encoding)
@@ -164,7 +160,7 @@ def test_windows_code_pages_are_read_and_named(tmp_path: Path, encoding: str, te
         Dataset.from_json(path, strict=True)
 
 
-def test_a_damaged_byte_does_not_make_utf_8_another_encoding(tmp_path: Path) -> None:
+def test_a_damaged_byte_does_not_make_utf_8_another_encoding(tmp_path):
     text = json.dumps({**QA, "queries": {"q": "größte Höhe übersät"}}, ensure_ascii=False)
     (tmp_path / "data.json").write_bytes(text.encode().replace("Höhe".encode(), b"H\xf6he"))
     with pytest.warns(UserWarning, match="read as utf-8"):
@@ -172,7 +168,7 @@ def test_a_damaged_byte_does_not_make_utf_8_another_encoding(tmp_path: Path) -> 
     assert data.queries == {"q": "größte H\N{REPLACEMENT CHARACTER}he übersät"}
 
 
-def test_provenance_is_kept_through_files_parts_and_merges(tmp_path: Path, small: Dataset) -> None:
+def test_provenance_is_kept_through_files_parts_and_merges(tmp_path, small):
     written = small.with_provenance("llm")
     written.save_json(tmp_path / "data.json")
     written.to_beir(tmp_path / "beir")
@@ -195,9 +191,9 @@ def test_provenance_is_kept_through_files_parts_and_merges(tmp_path: Path, small
         small.with_provenance("robot")
 
 
-def test_relevance_may_be_sets_or_dicts_of_grades() -> None:
+def test_relevance_may_be_sets_or_dicts_of_grades():
     parts = ({"q": "?"}, {"a": "1", "b": "2"})
-    assert Dataset(*parts, {"q": {"b", "a"}}).relevant_docs == {"q": ["a", "b"]}  # type: ignore[dict-item]
+    assert Dataset(*parts, {"q": {"b", "a"}}).relevant_docs == {"q": ["a", "b"]}
     graded = Dataset(*parts, {"q": {"a": 2, "b": 0}})
     assert (graded.relevant_docs, graded.grades) == ({"q": ["a"]}, {"q": {"a": 2}})
 
@@ -237,12 +233,12 @@ GOOD: dict[str, Any] = {
         ({"grades": {"q1": {"d1": 0}}}, "grades: expected numbers > 0; 1 are not .*q1 → d1: 0"),
     ],
 )
-def test_bad_data_is_refused_with_numbers_and_names(change: dict[str, Any], message: str) -> None:
+def test_bad_data_is_refused_with_numbers_and_names(change, message):
     with pytest.raises(DatasetError, match=message):
         Dataset(**{**GOOD, **change})
 
 
-def test_unjudged_queries_can_be_read_and_dropped_with_a_word_about_how_many() -> None:
+def test_unjudged_queries_can_be_read_and_dropped_with_a_word_about_how_many():
     relevant = {"q1": ["d1"], "q2": []}
     data = Dataset(GOOD["queries"], GOOD["corpus"], relevant, allow_unjudged=True)
     with pytest.warns(UserWarning, match="Dropped 1 of 2 queries"):
@@ -251,7 +247,7 @@ def test_unjudged_queries_can_be_read_and_dropped_with_a_word_about_how_many() -
     assert judged.judged() == judged
 
 
-def test_nodes_give_the_text_that_an_index_embeds() -> None:
+def test_nodes_give_the_text_that_an_index_embeds():
     node = TextNode(id_="n", text="body", metadata={"title": "head", "hidden": "x"})
     node.excluded_embed_metadata_keys = ["hidden"]
     data = Dataset.from_nodes([node], {"q": "?"}, {"q": ["n"]})
@@ -260,7 +256,7 @@ def test_nodes_give_the_text_that_an_index_embeds() -> None:
         Dataset.from_nodes([node, node], {"q": "?"}, {"q": ["n"]})
 
 
-def test_the_fingerprint_tells_datasets_apart_and_the_repr_is_short(small: Dataset) -> None:
+def test_the_fingerprint_tells_datasets_apart_and_the_repr_is_short(small):
     changed = {**small.corpus, "d0": "another text"}
     other = Dataset(small.queries, changed, small.relevant_docs)
     assert small.fingerprint != other.fingerprint
@@ -281,7 +277,7 @@ def beir_folder(folder: Path, *, qrels: str, corpus: str = "", queries: str = ""
     return folder
 
 
-def test_plain_and_gzipped_files_titles_and_grades_are_read(tmp_path: Path) -> None:
+def test_plain_and_gzipped_files_titles_and_grades_are_read(tmp_path):
     data = Dataset.from_beir(beir_folder(tmp_path / "b", qrels="q1\td1\t2\nq1\td2\t0\n"), "test")
     assert data.corpus == {"d1": "T t", "d2": "u"}
     assert data.queries == {"q1": "one"}
@@ -309,8 +305,8 @@ LINES = {name: json.dumps({"_id": name, "text": name}) + "\n" for name in ("d1",
     ],
 )
 def test_what_published_folders_have_too_much_is_left_out_and_counted_or_refused(
-    tmp_path: Path, parts: dict[str, str], message: str
-) -> None:
+    tmp_path, parts, message
+):
     folder = beir_folder(tmp_path / "b", **{"qrels": "q1\td1\t1\n", **parts})
     with pytest.warns(UserWarning, match=message):
         data = Dataset.from_beir(folder, "test")
@@ -331,9 +327,7 @@ def test_what_published_folders_have_too_much_is_left_out_and_counted_or_refused
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_the_shapes_of_qrels_that_circulate_are_one(
-    tmp_path: Path, name: str, qrels: str, encoding: str
-) -> None:
+def test_the_shapes_of_qrels_that_circulate_are_one(tmp_path, name, qrels, encoding):
     folder = beir_folder(tmp_path / "b", qrels="")
     (folder / "qrels" / "test.tsv").unlink()
     (folder / "qrels" / name).write_text(qrels, encoding=encoding, newline="")
@@ -342,7 +336,7 @@ def test_the_shapes_of_qrels_that_circulate_are_one(
     assert data.grades is None
 
 
-def test_ids_are_numbers_have_another_name_or_quotes(tmp_path: Path) -> None:
+def test_ids_are_numbers_have_another_name_or_quotes(tmp_path):
     corpus = '{"id": 1, "title": null, "text": "t"}\n'
     corpus += '{"_id": "\\"Weird Al\\"", "title": "only", "text": null}'
     qrels = 'q1\t1\t1\nq1\t"Weird Al"\t1\n'
@@ -360,14 +354,12 @@ def test_ids_are_numbers_have_another_name_or_quotes(tmp_path: Path) -> None:
         ({"corpus": "{oops"}, r"corpus.jsonl: expected at least one text.*\"line 1\""),
     ],
 )
-def test_folders_of_which_nothing_is_left_are_refused(
-    tmp_path: Path, parts: dict[str, str], message: str
-) -> None:
+def test_folders_of_which_nothing_is_left_are_refused(tmp_path, parts, message):
     with pytest.raises(DatasetError, match=message):
         Dataset.from_beir(beir_folder(tmp_path / "b", **{"qrels": "q1\td1\t1\n", **parts}), "test")
 
 
-def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_named(tmp_path):
     folder = beir_folder(tmp_path / "b", qrels="q1\td1\t1\n")
     with pytest.raises(DatasetError, match=r"no split 'dev'. Splits there: .test."):
         Dataset.from_beir(folder, "dev")
@@ -380,7 +372,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         Dataset.from_beir(folder, "test")
 
 
-def test_a_real_graded_set_is_read_whole() -> None:
+def test_a_real_graded_set_is_read_whole():
     data = Dataset.from_beir(real_data("nfcorpus"), "test")
     assert (len(data.queries), len(data.corpus)) == (323, 3633)
     assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
@@ -391,7 +383,7 @@ def test_a_real_graded_set_is_read_whole() -> None:
 
 @FAST
 @given(data=datasets(), by=st.sampled_from(["query", "document"]), seed=st.integers(0, 5))
-def test_splits_do_not_leak_and_do_not_depend_on_order(data: Dataset, by: Any, seed: int) -> None:
+def test_splits_do_not_leak_and_do_not_depend_on_order(data, by, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -416,7 +408,7 @@ def test_splits_do_not_leak_and_do_not_depend_on_order(data: Dataset, by: Any, s
         assert not asked[0] & asked[1]
 
 
-def test_the_size_of_a_split_is_a_share_or_a_number(small: Dataset) -> None:
+def test_the_size_of_a_split_is_a_share_or_a_number(small):
     assert [len(part) for part in small.train_test_split(0.25)] == [9, 3]
     assert [len(part) for part in small.train_test_split(5)] == [7, 5]
     assert [len(part) for part in small.train_test_split(4, by="document")] == [8, 4]
@@ -424,7 +416,7 @@ def test_the_size_of_a_split_is_a_share_or_a_number(small: Dataset) -> None:
     assert other != small.train_test_split(0.25, seed=0)[1].queries
 
 
-def test_splits_that_cannot_be_are_errors(small: Dataset) -> None:
+def test_splits_that_cannot_be_are_errors(small):
     with pytest.raises(
         OptionError, match=r"test_size: expected a share .* between 1 and 11, got 1"
     ):
@@ -432,13 +424,13 @@ def test_splits_that_cannot_be_are_errors(small: Dataset) -> None:
     with pytest.raises(OptionError, match="test_size"):
         small.train_test_split(12)
     with pytest.raises(OptionError, match='by: expected "query" or "document", got \'topic\''):
-        small.train_test_split(by="topic")  # type: ignore[arg-type]
+        small.train_test_split(by="topic")
     shared = Dataset(small.queries, small.corpus, {q: ["d0"] for q in small.queries})
     with pytest.raises(DatasetError, match='shared by too many queries: split by="query"'):
         shared.train_test_split(0.2, by="document")
 
 
-def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning() -> None:
+def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning():
     corpus = {f"d{i}": str(i) for i in range(6)}
     relevant = {f"q{i}": [f"d{i}", f"d{(i + 1) % 6}"] for i in range(6)}  # a ring
     data = Dataset({q: f"text {q}" for q in relevant}, corpus, relevant)
@@ -450,7 +442,7 @@ def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning() -> None:
 # --- files ------------------------------------------------------------------------------------
 
 
-def test_a_file_is_old_or_new_never_half(tmp_path: Path) -> None:
+def test_a_file_is_old_or_new_never_half(tmp_path):
     path = tmp_path / "data.json"
     files.write_json(path, {"version": 1})
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -460,7 +452,7 @@ def test_a_file_is_old_or_new_never_half(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "folder"
     with files.atomic_folder(target) as folder:
         (folder / "a").write_text("1")
@@ -473,6 +465,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_missing_extra_is_answered_with_the_command_that_installs_it() -> None:
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it():
     with pytest.raises(ImportError, match=r'pip install "llama-index-embeddings-adapted\[plot\]"'):
         require_extra("a_module_that_does_not_exist", extra="plot")

@@ -1,9 +1,6 @@
 """Rows as people have them, in memory and in files of any kind."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,7 +58,7 @@ EXPECTED = [(query, [document]) for query, document in PAIRS]
         *("columns", "sets", "grades", "parts", "models"),
     ],
 )
-def test_pairs_in_every_shape_are_the_same_pairs(rows: Any) -> None:
+def test_pairs_in_every_shape_are_the_same_pairs(rows):
     assert texts(Dataset.from_records(rows, strict=True)) == EXPECTED
 
 
@@ -77,7 +74,7 @@ def test_pairs_in_every_shape_are_the_same_pairs(rows: Any) -> None:
     ],
     ids=["tuples", "triplets", "lists", "numbered", "labels", "thumbs"],
 )  # fmt: skip
-def test_negatives_in_every_shape_are_hard_negatives(rows: Any) -> None:
+def test_negatives_in_every_shape_are_hard_negatives(rows):
     data = Dataset.from_records(rows, strict=True)
     assert texts(data) == EXPECTED
     assert data.hard_negatives is not None
@@ -85,13 +82,13 @@ def test_negatives_in_every_shape_are_hard_negatives(rows: Any) -> None:
     assert found == [[WRONG]] * 2
 
 
-def test_grades_are_kept_and_the_highest_counts() -> None:
+def test_grades_are_kept_and_the_highest_counts():
     rows = [("q", "a", 2), ("q", "b", 1), ("q", "a", 1), ("q", "c", 0)]
     data = Dataset.from_records(rows)
     assert sorted((data.grades or {})[next(iter(data.queries))].values()) == [1, 2]
 
 
-def test_clicks_and_votes_add_up_and_none_says_nothing() -> None:
+def test_clicks_and_votes_add_up_and_none_says_nothing():
     clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
     rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
     data = Dataset.from_records(rows)
@@ -103,7 +100,7 @@ def test_clicks_and_votes_add_up_and_none_says_nothing() -> None:
     assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
 
 
-def test_passages_and_queries_may_be_named_by_id() -> None:
+def test_passages_and_queries_may_be_named_by_id():
     corpus = {1: "one", 2: "two", 3: "three"}
     rows = [{"qid": 7, "docid": 2, "rel": 2}, {"qid": 7, "docid": 9, "rel": 1}]
     with pytest.warns(UserWarning, match="1 rows without a document .first: .row 2"):
@@ -113,14 +110,14 @@ def test_passages_and_queries_may_be_named_by_id() -> None:
     assert Dataset.from_records([{"query": "?", "pos": ["3"]}], corpus=corpus).corpus == data.corpus
 
 
-def test_equal_texts_are_one_and_ids_do_not_depend_on_order() -> None:
+def test_equal_texts_are_one_and_ids_do_not_depend_on_order():
     rows = [("a", "x"), ("a", "y"), ("b", "x")]
     data, turned = Dataset.from_records(rows), Dataset.from_records(rows[::-1])
     assert (len(data.queries), len(data.corpus)) == (2, 2)
     assert (data.queries, data.corpus) == (turned.queries, turned.corpus)
 
 
-def test_columns_of_other_names_are_named() -> None:
+def test_columns_of_other_names_are_named():
     rows = [{"frage": "q", "abschnitt": "d", "nicht": "n"}]
     with pytest.raises(
         DatasetError, match=r'hold queries.* name it: query=….*"frage", "abschnitt"'
@@ -133,7 +130,7 @@ def test_columns_of_other_names_are_named() -> None:
         Dataset.from_records(rows, query="fragen", document="abschnitt")
 
 
-def test_rows_that_cannot_be_used_are_counted_or_refused() -> None:
+def test_rows_that_cannot_be_used_are_counted_or_refused():
     rows = [{"q": "a", "pos": "x"}, {"q": "", "pos": "x"}, {"q": "b", "pos": None}]
     with pytest.warns(
         UserWarning, match=r'1 rows without a query .first: "row 2".; 1 rows without a d'
@@ -145,7 +142,7 @@ def test_rows_that_cannot_be_used_are_counted_or_refused() -> None:
         Dataset.from_records("text")
 
 
-def test_provenance_is_what_rows_say_or_what_is_said_of_them() -> None:
+def test_provenance_is_what_rows_say_or_what_is_said_of_them():
     ragas = [{"user_input": "q", "reference_contexts": ["d"], "synthesizer_name": "single_hop"}]
     assert Dataset.from_records(ragas).sources == {"llm": 1}
     by = {"query": "q", "reference_contexts": ["d"], "query_by": {"type": "human"}}
@@ -154,7 +151,7 @@ def test_provenance_is_what_rows_say_or_what_is_said_of_them() -> None:
     assert Dataset.from_records(PAIRS).sources == {}
 
 
-def test_half_a_surrogate_is_repaired() -> None:
+def test_half_a_surrogate_is_repaired():
     data = Dataset.from_records([("what is \ud83d\ude00?", "half \ud83d")])
     assert texts(data) == [("what is 😀?", ["half \N{REPLACEMENT CHARACTER}"])]
 
@@ -175,15 +172,13 @@ ROWS = [{"query": q, "pos": [d]} for q, d in PAIRS]
     ],
     ids=["lines", "list", "object", "commas", "semicolons", "tabs"],
 )
-def test_files_are_read_by_what_is_inside(
-    tmp_path: Path, name: str, content: str, encoding: str
-) -> None:
+def test_files_are_read_by_what_is_inside(tmp_path, name, content, encoding):
     for ending in (name, "misnamed.txt"):
         (tmp_path / ending).write_text(content, encoding=encoding, newline="")
         assert texts(Dataset.from_file(tmp_path / ending, strict=True)) == EXPECTED
 
 
-def test_frames_tables_and_parquet_are_read(tmp_path: Path, small: Dataset) -> None:
+def test_frames_tables_and_parquet_are_read(tmp_path, small):
     pandas = pytest.importorskip("pandas", reason="extra 'pandas' is missing")
     pytest.importorskip("pyarrow", reason="extra 'pandas' is missing")
     frame = pandas.DataFrame(PAIRS, columns=["anchor", "positive"])
@@ -205,13 +200,13 @@ def test_frames_tables_and_parquet_are_read(tmp_path: Path, small: Dataset) -> N
         (b"", "expected a table"),
     ],
 )
-def test_files_that_hold_no_rows_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_hold_no_rows_are_refused(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         Dataset.from_file(tmp_path / "file")
 
 
-def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer() -> None:
+def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer():
     log = [
         {"query": "reset", "document": text, "rank": place, "clicks": clicks, "session": session}
         for session in range(3)
@@ -235,7 +230,7 @@ def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer() -> N
         Dataset.from_feedback(log, min_clicks=0)
 
 
-def test_rows_of_ids_name_the_given_texts() -> None:
+def test_rows_of_ids_name_the_given_texts():
     rows = [{"query_id": "q", "document_id": "d", "position": 1, "clicks": 2, "score": 1}]
     given: Any = {
         "queries": {"q": "who signs?"},

@@ -1,7 +1,5 @@
 """Every measured number in the README and the guides leads to a result file and its command."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,7 @@ def number(text: str) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row[0]} in {row[1]}")
-def test_a_claim_is_what_was_measured(row: tuple[str, ...]) -> None:
+def test_a_claim_is_what_was_measured(row):
     claim, page, file, place, command = row
     assert claim in (ROOT / page).read_text(encoding="utf-8")
     found = environment.load(Path(file).stem)
@@ -66,7 +64,7 @@ def test_a_claim_is_what_was_measured(row: tuple[str, ...]) -> None:
     assert round(value * scale, digits) == pytest.approx(said)
 
 
-def test_no_measured_number_is_without_a_source() -> None:
+def test_no_measured_number_is_without_a_source():
     known = {(claim, page) for claim, page, *_ in rows()}
     settings = set(_SETTING.findall(_section("Settings, not measurements")))
     loose = {
@@ -78,7 +76,7 @@ def test_no_measured_number_is_without_a_source() -> None:
     assert loose == set()
 
 
-def test_the_output_that_the_readme_shows_was_recorded() -> None:
+def test_the_output_that_the_readme_shows_was_recorded():
     shown = (ROOT / "README.md").read_text("utf-8").split("```text\n")[1].split("```")[0]
     recorded = environment.load("folder")
     told = [recorded["plan"], *recorded["output"]]
@@ -86,7 +84,7 @@ def test_the_output_that_the_readme_shows_was_recorded() -> None:
         assert any(one.startswith(line.removesuffix("…").rstrip()) for one in told), line
 
 
-def test_result_files_are_small_and_have_one_run_per_line() -> None:
+def test_result_files_are_small_and_have_one_run_per_line():
     written_by_0_1 = environment.RESULTS / "frozen.json"
     for path in {*environment.RESULTS.glob("*.json")} - {written_by_0_1}:
         text = path.read_text(encoding="utf-8")

@@ -1,7 +1,5 @@
 """The reader of the page about saved folders reads what this version and version 0.1 saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ PAGE = ROOT / "docs" / "folder.md"
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_twenty_lines_read_a_folder(bias: bool, normalize: bool, tmp_path: Path) -> None:
+def test_twenty_lines_read_a_folder(bias, normalize, tmp_path):
     random = np.random.default_rng(0)
     weight, offset = random.standard_normal((16, 16)), random.standard_normal(16)
     adapter = LinearAdapter(weight, offset if bias else None, normalize=normalize)
@@ -31,11 +29,11 @@ def test_twenty_lines_read_a_folder(bias: bool, normalize: bool, tmp_path: Path)
     for folder in (tmp_path / "saved", ROOT / "tests" / "frozen" / "linear"):
         wanted = saving.load(folder).adapter
         query = random.standard_normal(wanted.input_dim).astype(np.float32)
-        found = names["read"](str(folder))(query)  # type: ignore[operator]
+        found = names["read"](str(folder))(query)
         assert np.abs(found - wanted.apply(query)).max() < 1e-5
 
 
-def test_the_page_names_every_class_that_maps_queries() -> None:
+def test_the_page_names_every_class_that_maps_queries():
     page = PAGE.read_text("utf-8")
     ours = [c for n, c in base._registry.items() if c.__module__.startswith("llama_index_emb")]
     for kind in ours:

@@ -1,7 +1,5 @@
 """Every block of every guide runs, and every script, with the files that the first guide leaves."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import re
@@ -73,7 +71,7 @@ def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
             (folder / f"{name}.md").write_text(page, encoding="utf-8")
 
 
-def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:
+def test_the_first_guide_ends_with_an_adapter_that_helps(begun):
     assert begun.names["engine"].report.verdict.startswith("ship")
     assert begun.names["comparison"].significance("base", "adapted").low > 0
     assert (begun.folder / "adapter" / "adapter.safetensors").exists()
@@ -82,7 +80,7 @@ def test_the_first_guide_ends_with_an_adapter_that_helps(begun: Begun) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in OTHERS if page.stem != "openai"], ids=lambda page: page.stem
 )
-def test_every_block_of_a_guide_runs_in_order(page: Path, work: Begun, model_server: str) -> None:
+def test_every_block_of_a_guide_runs_in_order(page, work, model_server):
     run_page(page, model_server)
 
 
@@ -97,24 +95,20 @@ ELSEWHERE = {"service.py", "upgrade.py", "quickstart.py", "composed_finetune.py"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_runs_with_the_files_of_the_guides(
-    script: str, work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_script_runs_with_the_files_of_the_guides(script, work, model_server, monkeypatch):
     run_script(script, SCRIPTS[script], model_server, monkeypatch)
 
 
 def test_the_guide_of_openai_runs_and_its_script_with_what_that_leaves(
-    work: Begun, model_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    work, model_server, monkeypatch
+):
     run_page(DOCS / "openai.md", model_server)["dataset"].save_json("pairs.json")
     arguments = ("storage", "pairs.json", "how do I smooth out short spikes?")
     run_script("openai_index.py", arguments, model_server, monkeypatch)
 
 
 @pytest.mark.parametrize("new", ["all-mpnet-base-v2", "a model that knows nothing"])
-def test_the_script_for_a_new_base_model_says_what_it_is_worth(
-    new: str, work: Begun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_for_a_new_base_model_says_what_it_is_worth(new, work, monkeypatch, capsys):
     known = new.startswith("all")
     folder = os.environ.get("ADAPTED_MPNET") if known else str(saved_tiny(work.folder / "tiny"))
     if folder is None:
@@ -141,24 +135,22 @@ def run_script(
 @pytest.mark.parametrize(
     "script", ["choose_method.py", "own_adapter.py", "production.py", "upgrade.py"]
 )
-def test_a_script_without_its_arguments_says_how_it_is_called(
-    script: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_script_without_its_arguments_says_how_it_is_called(script, monkeypatch):
     with pytest.raises(SystemExit, match=f"python examples/{script} "):
         run_script(script, (), "", monkeypatch)
 
 
-def test_no_script_goes_untested() -> None:
+def test_no_script_goes_untested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
 
 
-def test_the_table_of_methods_has_every_method() -> None:
+def test_the_table_of_methods_has_every_method():
     table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
     named = re.findall(r'`"(\w+)"`', " ".join(table))
     assert sorted(named) == sorted({"auto", *SPECS})
 
 
-def test_every_guide_is_in_the_index_and_the_readme_leads_there() -> None:
+def test_every_guide_is_in_the_index_and_the_readme_leads_there():
     index = (DOCS / "README.md").read_text()
     for page in [FIRST, *OTHERS, DOCS / "reference.md"]:
         assert f"({page.name})" in index, page.name

@@ -1,7 +1,5 @@
 """Links of every page lead to a file that is there, to a heading it has, or to an https address."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -58,13 +56,13 @@ def fault(page: Path, target: str) -> str | None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_leads_somewhere(page):
     targets = LINK.findall(re.sub(r"`[^`\n]*`", "", prose(page)))
     found = {target: fault(page, target) for target in targets}
     assert {target: what for target, what in found.items() if what} == {}
 
 
-def test_links_are_looked_for_where_they_are() -> None:
+def test_links_are_looked_for_where_they_are():
     assert len(LINK.findall(prose(ROOT / "README.md"))) >= 5
     assert LINK.findall("[a](b.md#c) and ![d](e(1).png)") == ["b.md#c", "e(1).png"]
 
@@ -86,10 +84,10 @@ def test_links_are_looked_for_where_they_are() -> None:
         ("mailto:somebody", "expected https://host"),
     ],
 )
-def test_a_dead_link_is_told_from_a_live_one(target: str, what: str | None) -> None:
+def test_a_dead_link_is_told_from_a_live_one(target, what):
     assert fault(ROOT / "README.md", target) == what
 
 
-def test_headings_get_the_anchors_that_github_gives_them() -> None:
+def test_headings_get_the_anchors_that_github_gives_them():
     text = "# It's `all`: A & B\n\n## [Linked](x.md) name_s\n\n## Twice\n\n### Twice ##\n"
     assert anchors(text) == {"its-all-a--b", "linked-name_s", "twice", "twice-1"}

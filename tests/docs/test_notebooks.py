@@ -1,7 +1,5 @@
 """The notebooks run from top to bottom, in a shell each, and are kept without outputs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -38,18 +36,14 @@ def run(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, set[str]]:
     return capsys.readouterr().out, kinds
 
 
-def test_the_first_notebook_ends_with_an_adapter_that_helps(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_notebook_ends_with_an_adapter_that_helps(folder, capsys):
     said, kinds = run(EXAMPLES / "first_adapter.ipynb", capsys)
     assert "Verdict: ship" in said
     assert {"image/png", "text/html"} <= kinds
     assert (folder / "adapter" / "adapter.safetensors").exists()
 
 
-def test_the_notebook_of_methods_compares_them_and_watches(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_notebook_of_methods_compares_them_and_watches(folder, capsys):
     said, _ = run(EXAMPLES / "methods.ipynb", capsys)
     assert "retrain" in said
     assert len(list((folder / "methods").glob("*/adapter.safetensors"))) == 4
@@ -57,7 +51,7 @@ def test_the_notebook_of_methods_compares_them_and_watches(
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_valid_and_kept_without_outputs(path: Path) -> None:
+def test_a_notebook_is_valid_and_kept_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
@@ -66,7 +60,7 @@ def test_a_notebook_is_valid_and_kept_without_outputs(path: Path) -> None:
             assert (cell.outputs, cell.execution_count) == ([], None), cell.id
 
 
-def test_every_notebook_is_linked_from_the_guides() -> None:
+def test_every_notebook_is_linked_from_the_guides():
     index = (EXAMPLES.parent / "docs" / "README.md").read_text(encoding="utf-8")
     assert [path.stem for path in NOTEBOOKS] == ["first_adapter", "methods"]
     for path in NOTEBOOKS:

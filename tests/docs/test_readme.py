@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import csv
 import runpy
 from pathlib import Path
@@ -15,9 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.filterwarnings("default")
-def test_every_block_of_the_readme_runs_in_order(
-    model_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_block_of_the_readme_runs_in_order(model_server, tmp_path, monkeypatch):
     remember_minilm(monkeypatch)
     use(model_server, tmp_path, monkeypatch, tmp_path / "cache")
     monkeypatch.setattr(Settings, "_embed_model", None)
@@ -38,13 +34,13 @@ def write_log(path: Path) -> None:
         rows.writerows(page.text[:300].split("\n\n", 1) for page in pages[::3])
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 180
     assert len(text.split()) <= 1_400
 
 
-def test_the_tables_are_those_of_the_result_files() -> None:
+def test_the_tables_are_those_of_the_result_files():
     for path in tables.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert "<!-- results:" in text

@@ -1,7 +1,5 @@
 """The service of the examples, on a real socket, asked by OpenAI's own client."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import threading
@@ -97,7 +95,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     found.thread.join()
 
 
-def test_openais_client_gets_base_adapter_and_tenant_in_both_roles(running: Running) -> None:
+def test_openais_client_gets_base_adapter_and_tenant_in_both_roles(running):
     base = running.base
     query, document = (base.vector(role, "why?") for role in ("query", "document"))
     assert np.allclose(running.ask("base"), query, atol=1e-6)
@@ -128,16 +126,14 @@ def test_openais_client_gets_base_adapter_and_tenant_in_both_roles(running: Runn
         ("adapter", "w", {"extra_body": {"input_type": "passage"}}, 400, "'query' or 'document'"),
     ],
 )
-def test_bad_requests_are_refused_as_openai_does(
-    running: Running, model: str, text: Any, extra: dict[str, Any], status: int, message: str
-) -> None:
+def test_bad_requests_are_refused_as_openai_does(running, model, text, extra, status, message):
     with pytest.raises(openai.APIStatusError, match=message) as refused:
         running.ask(model, text, **extra)
     assert refused.value.status_code == status
     assert running.ask("base")
 
 
-def test_a_base_model_out_of_reach_is_named_without_its_secrets(running: Running) -> None:
+def test_a_base_model_out_of_reach_is_named_without_its_secrets(running):
     running.base.away = True
     for name in ("base", "adapter", "tenant:acme:document"):
         with pytest.raises(openai.APIStatusError, match="base model cannot be asked") as failed:
@@ -148,7 +144,7 @@ def test_a_base_model_out_of_reach_is_named_without_its_secrets(running: Running
     assert running.ask("adapter")
 
 
-def test_versions_are_swapped_and_rolled_back_while_clients_ask(running: Running) -> None:
+def test_versions_are_swapped_and_rolled_back_while_clients_ask(running):
     before, two, plain = (running.wanted(n) for n in ("adapter", "versions/two", "adapter"))
     plain = running.ask("base")
     with ThreadPoolExecutor(4) as threads:
@@ -170,7 +166,7 @@ def test_versions_are_swapped_and_rolled_back_while_clients_ask(running: Running
     assert np.allclose(running.ask("tenant:acme"), acme, atol=1e-6)
 
 
-def test_who_may_not_swap_or_swaps_what_is_not_there_changes_nothing(running: Running) -> None:
+def test_who_may_not_swap_or_swaps_what_is_not_there_changes_nothing(running):
     before = running.ask("adapter"), running.ask("tenant:acme")
     for token in ("", "wrong", TOKEN[:-1]):
         assert running.admin("swap", "adapter", "two", token).status_code == 401
@@ -187,7 +183,7 @@ def test_who_may_not_swap_or_swaps_what_is_not_there_changes_nothing(running: Ru
     assert (running.ask("adapter"), running.ask("tenant:acme")) == before
 
 
-def test_metrics_count_by_kind_and_health_says_what_is_served(running: Running) -> None:
+def test_metrics_count_by_kind_and_health_says_what_is_served(running):
     for name in ("base", "adapter", "tenant:acme:document", "tenant:acme"):
         running.ask(name)
     with pytest.raises(openai.APIStatusError):

@@ -1,7 +1,5 @@
 """The site of the guides builds without a warning, loads nothing from elsewhere, has every name."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -33,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_guide_is_in_the_menu_and_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+def test_every_guide_is_in_the_menu_and_no_page_loads_anything_from_elsewhere(site):
     menu = (site / "index.html").read_text("utf-8").partition("<article")[0]
     for page in DOCS.glob("*.md"):
         path = site if page.stem == "README" else site / page.stem
@@ -43,7 +41,7 @@ def test_every_guide_is_in_the_menu_and_no_page_loads_anything_from_elsewhere(si
 
 
 @pytest.mark.slow
-def test_the_reference_has_every_exported_name_with_its_errors(site: Path) -> None:
+def test_the_reference_has_every_exported_name_with_its_errors(site):
     page = (site / "reference" / "index.html").read_text("utf-8")
     found = re.findall(rf'<h3 id="{package.__name__}\.(\w+)"', page)
     assert sorted(found) == sorted(package.__all__)

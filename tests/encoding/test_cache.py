@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import sqlite3
 import threading
 from pathlib import Path
@@ -27,7 +25,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path / "cache" if request.param == "disk" else None
 
 
-def test_what_was_put_is_found_in_any_order(place: Path | None) -> None:
+def test_what_was_put_is_found_in_any_order(place):
     cache = VectorCache(place, model())
     cache.put("query", ["one", "two"], rows(1, 2))
     cache.put("query", ["three"], rows(3))
@@ -37,7 +35,7 @@ def test_what_was_put_is_found_in_any_order(place: Path | None) -> None:
     cache.close()
 
 
-def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(place: Path | None) -> None:
+def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(place):
     cache = VectorCache(place, model())
     cache.put("query", ["a", "b"], rows(1, 2))
     cache.put("query", ["c", "b"], rows(3, 9))  # the last row belongs to nobody
@@ -46,14 +44,14 @@ def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(place: Path
     cache.close()
 
 
-def test_texts_that_are_no_valid_unicode_have_keys_too(place: Path | None) -> None:
+def test_texts_that_are_no_valid_unicode_have_keys_too(place):
     cache = VectorCache(place, model())
     cache.put("query", ["\ud800", ""], rows(1, 2))
     assert np.array_equal(cache.get("query", ["", "\ud800"])[1], rows(2, 1))
     cache.close()
 
 
-def test_more_texts_than_one_statement_takes_are_found(place: Path | None) -> None:
+def test_more_texts_than_one_statement_takes_are_found(place):
     texts = [str(number) for number in range(1300)]
     cache = VectorCache(place, model())
     cache.put("query", texts, rows(*range(1300)))
@@ -72,9 +70,7 @@ def test_more_texts_than_one_statement_takes_are_found(place: Path | None) -> No
     ],
     ids=["noise", "other directions", "other lengths", "other name", "other dimension"],
 )
-def test_models_share_only_if_name_and_vectors_agree(
-    tmp_path: Path, other: Fingerprint, shares: bool
-) -> None:
+def test_models_share_only_if_name_and_vectors_agree(tmp_path, other, shares):
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["text"], rows(1))
     second = VectorCache(tmp_path, other)
@@ -82,12 +78,12 @@ def test_models_share_only_if_name_and_vectors_agree(
     assert len(VectorCache(tmp_path, model()).get("query", ["text"])[0]) == 1
 
 
-def test_a_digest_names_a_model_and_not_its_noise() -> None:
+def test_a_digest_names_a_model_and_not_its_noise():
     assert model().digest == model(turn=1e-5).digest == model(turn=-1e-5).digest
     assert len({model().digest, model(turn=0.1).digest, model(length=2.0).digest}) == 3
 
 
-def test_a_folder_outlives_its_cache_and_holds_no_text(tmp_path: Path) -> None:
+def test_a_folder_outlives_its_cache_and_holds_no_text(tmp_path):
     first = VectorCache(tmp_path, model())
     first.put("query", ["a very private question"], rows(7))
     first.close()
@@ -96,7 +92,7 @@ def test_a_folder_outlives_its_cache_and_holds_no_text(tmp_path: Path) -> None:
     assert b"private" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
 
 
-def test_rows_without_a_key_are_overwritten(tmp_path: Path) -> None:
+def test_rows_without_a_key_are_overwritten(tmp_path):
     """As a kill between the vectors and their keys leaves them, with a torn last row."""
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["a"], rows(1))
@@ -109,7 +105,7 @@ def test_rows_without_a_key_are_overwritten(tmp_path: Path) -> None:
     assert np.array_equal(cache.get("query", ["a", "b"])[1], rows(1, 2))
 
 
-def test_threads_share_one_cache(place: Path | None) -> None:
+def test_threads_share_one_cache(place):
     cache = VectorCache(place, model())
 
     def put(start: int) -> None:
@@ -126,9 +122,7 @@ def test_threads_share_one_cache(place: Path | None) -> None:
     cache.close()
 
 
-def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(
-    place: Path | None,
-) -> None:
+def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(place):
     cache = VectorCache(place, model())
     cache.put("query", ["a", "b", "c"], rows(1, 2, 3))
     cache.forget("query", ["b", "unknown"])
@@ -142,7 +136,7 @@ def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(
 # --- errors ---------------------------------------------------------------------------------
 
 
-def test_vectors_that_were_cut_are_an_error_that_says_what_to_delete(tmp_path: Path) -> None:
+def test_vectors_that_were_cut_are_an_error_that_says_what_to_delete(tmp_path):
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["a", "b"], rows(1, 2))
     (tmp_path / "1.f32").write_bytes(rows(1).tobytes())
@@ -156,7 +150,7 @@ def test_vectors_that_were_cut_are_an_error_that_says_what_to_delete(tmp_path: P
         VectorCache(tmp_path, model())
 
 
-def test_bytes_that_are_no_numbers_are_not_served(tmp_path: Path) -> None:
+def test_bytes_that_are_no_numbers_are_not_served(tmp_path):
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["a", "b"], rows(1, 2))
     with (tmp_path / "1.f32").open("r+b") as stream:
@@ -167,7 +161,7 @@ def test_bytes_that_are_no_numbers_are_not_served(tmp_path: Path) -> None:
     cache.close()
 
 
-def test_a_cache_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
+def test_a_cache_of_a_newer_format_is_left_alone(tmp_path):
     VectorCache(tmp_path, model()).close()
     with sqlite3.connect(tmp_path / "vectors.sqlite") as database:
         database.execute("PRAGMA user_version=2")
@@ -175,7 +169,7 @@ def test_a_cache_of_a_newer_format_is_left_alone(tmp_path: Path) -> None:
         VectorCache(tmp_path, model())
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match=r"cannot be created .*cache_dir=False"):
         VectorCache(tmp_path / "file" / "cache", model())
@@ -183,7 +177,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path: Path)
         VectorCache(tmp_path / "file", model())
 
 
-def test_an_index_that_is_no_database_is_an_error(tmp_path: Path) -> None:
+def test_an_index_that_is_no_database_is_an_error(tmp_path):
     (tmp_path / "vectors.sqlite").write_text("this is not a database, " * 100)
     with pytest.raises(CacheError, match="file is not a database"):
         VectorCache(tmp_path, model())
@@ -194,12 +188,12 @@ def test_an_index_that_is_no_database_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
-def test_a_folder_that_cannot_be_written_is_an_error() -> None:
+def test_a_folder_that_cannot_be_written_is_an_error():
     with pytest.raises(CacheError, match=r"/proc/self/vectors\.sqlite cannot be used"):
         VectorCache(Path("/proc/self"), model())
 
 
-def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path):
     resource = pytest.importorskip("resource", reason="no limits on file sizes on this system")
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["kept"], rows(1))

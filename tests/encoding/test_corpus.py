@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, embed_corpus
+from llama_index_embeddings_adapted import embed_corpus
 from llama_index_embeddings_adapted.encoding import corpus
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -37,15 +35,13 @@ def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> corpus.Embe
 
 def cached(model: CountingEmbedding, cache: Path, role: str = "document") -> dict[str, np.ndarray]:
     encoder = Encoder(model, cache_dir=cache, show_progress=False)
-    rows, vectors = encoder.known(TEXTS, role)  # type: ignore[arg-type]
+    rows, vectors = encoder.known(TEXTS, role)
     encoder.close()
     return {TEXTS[row]: vector for row, vector in zip(rows, vectors, strict=True)}
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
-def test_every_distinct_text_is_embedded_once_whatever_the_window(
-    base: CountingEmbedding, tmp_path: Path, window: int
-) -> None:
+def test_every_distinct_text_is_embedded_once_whatever_the_window(base, tmp_path, window):
     found = embedded(iter([*TEXTS, *TEXTS]), base, tmp_path, window=window)
     assert (found.texts, found.embedded, found.failures) == (20, 10, {})
     assert (found.to_dict()["failures"], found.texts_per_second > 0) == (0, True)
@@ -54,18 +50,14 @@ def test_every_distinct_text_is_embedded_once_whatever_the_window(
         assert np.array_equal(vector, np.float32(base.vector("document", text)))
 
 
-def test_what_the_cache_holds_is_not_asked_for_again(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_what_the_cache_holds_is_not_asked_for_again(base, tmp_path):
     embedded(TEXTS[:6], base, tmp_path)
     before = len(base.asked)
     assert embedded(TEXTS, base, tmp_path).embedded == 4
     assert len(base.asked) == before + 4
 
 
-def test_a_dataset_a_mapping_and_queries_are_corpora_too(
-    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_a_dataset_a_mapping_and_queries_are_corpora_too(base, small, tmp_path):
     assert embedded(small, base, tmp_path).embedded == 6
     assert embedded(dict(zip("abc", TEXTS[:3], strict=True)), base, tmp_path).embedded == 3
     assert embedded(TEXTS, base, tmp_path, role="query").embedded == 10
@@ -73,15 +65,13 @@ def test_a_dataset_a_mapping_and_queries_are_corpora_too(
     assert set(cached(base, tmp_path, "query")) == set(TEXTS)
 
 
-def test_a_function_that_builds_the_model_serves_as_well(tmp_path: Path) -> None:
+def test_a_function_that_builds_the_model_serves_as_well(tmp_path):
     assert embedded(TEXTS, CountingEmbedding, tmp_path).embedded == 10
     with pytest.raises(OptionError, match="got one string"):
         embedded("text", CountingEmbedding, tmp_path)
 
 
-def test_an_interrupted_run_keeps_what_it_had(
-    base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_keeps_what_it_had(base, tmp_path, monkeypatch):
     def interrupted() -> Iterator[str]:
         yield from TEXTS[:4]
         raise KeyboardInterrupt
@@ -92,9 +82,7 @@ def test_an_interrupted_run_keeps_what_it_had(
 
 
 @pytest.mark.parametrize("bad", [("text 3",), ("text 0", "text 9"), tuple(TEXTS[2:8])])
-def test_texts_that_fail_are_set_aside_and_the_others_kept(
-    bad: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_texts_that_fail_are_set_aside_and_the_others_kept(bad, tmp_path):
     model = Allergic(embed_batch_size=4, bad=bad)
     with pytest.raises(EncodeError, match=rf"{len(bad)} of 10 texts have no vector.*call again"):
         embedded(TEXTS, model, tmp_path)
@@ -109,7 +97,7 @@ def test_texts_that_fail_are_set_aside_and_the_others_kept(
     assert embedded(TEXTS, model, tmp_path).embedded == len(bad)
 
 
-def test_a_broken_model_is_not_asked_for_every_text(tmp_path: Path) -> None:
+def test_a_broken_model_is_not_asked_for_every_text(tmp_path):
     texts = [f"word {number}" for number in range(500)]
     model = Allergic(embed_batch_size=100, bad=tuple(texts))
     found = embedded(texts, model, tmp_path, on_failure="continue")
@@ -129,9 +117,7 @@ def test_a_broken_model_is_not_asked_for_every_text(tmp_path: Path) -> None:
         ({"cache_dir": False}, "cache_dir: expected a folder or None"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_embedded(
-    base: CountingEmbedding, options: dict[str, Any], message: str
-) -> None:
+def test_bad_options_are_refused_before_anything_is_embedded(base, options, message):
     with pytest.raises(OptionError, match=message):
         embed_corpus(TEXTS, base, **{"cache_dir": None, **options})
     assert not base.asked

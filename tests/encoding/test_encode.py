@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess
@@ -36,7 +34,7 @@ def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
 # --- each text once -------------------------------------------------------------------------
 
 
-def test_each_distinct_text_reaches_the_base_once_in_its_batches(base: CountingEmbedding) -> None:
+def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     work = encoder(base)
     before = len(base.batches)
     vectors = work.encode([*TEXTS, *TEXTS], "document")
@@ -46,7 +44,7 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base: CountingE
     assert np.array_equal(vectors, expected)
 
 
-def test_a_dataset_keeps_its_order_and_knows_its_twins(base: CountingEmbedding) -> None:
+def test_a_dataset_keeps_its_order_and_knows_its_twins(base):
     data = EmbeddingQAFinetuneDataset(
         {"q1": "a longer question", "q2": "short"},
         {"d1": "b", "d2": "a much longer document", "d3": "b"},
@@ -62,12 +60,12 @@ def test_a_dataset_keeps_its_order_and_knows_its_twins(base: CountingEmbedding) 
     assert np.array_equal(second.queries, encoded.queries[1:])
 
 
-def test_nothing_to_encode_makes_no_call(base: CountingEmbedding) -> None:
+def test_nothing_to_encode_makes_no_call(base):
     assert encoder(base).encode([], "query").shape == (0, 16)
     assert beyond_probes(base) == []
 
 
-def test_batch_size_overrides_that_of_the_model_for_this_run_only(base: CountingEmbedding) -> None:
+def test_batch_size_overrides_that_of_the_model_for_this_run_only(base):
     work = encoder(base, batch_size=10)
     work.encode(TEXTS, "document")
     assert base.batches[-1] == 10
@@ -76,13 +74,13 @@ def test_batch_size_overrides_that_of_the_model_for_this_run_only(base: Counting
         encoder(base, batch_size=0)
 
 
-def test_calls_and_texts_are_counted_with_the_probes(base: CountingEmbedding) -> None:
+def test_calls_and_texts_are_counted_with_the_probes(base):
     work = encoder(base)
     work.encode(TEXTS, "document")
     assert (work.base_calls, work.base_texts) == (len(base.batches), len(base.asked)) == (7, 16)
 
 
-def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path: Path) -> None:
+def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path):
     first, second = CountingEmbedding(), CountingEmbedding()
     vectors = encoder(first, tmp_path).encode(TEXTS, "document")
     again = encoder(second, tmp_path).encode(TEXTS[::-1], "document")
@@ -92,7 +90,7 @@ def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path: Path) -> No
     assert len(first.asked) == len(TEXTS) + 2 * len(PROBE_TEXTS)  # one object is probed once
 
 
-def test_a_model_object_that_was_changed_is_another_model(tmp_path: Path) -> None:
+def test_a_model_object_that_was_changed_is_another_model(tmp_path):
     model = CountingEmbedding(seed=1)
     encoder(model, tmp_path).encode(TEXTS, "document")
     model.seed = 2
@@ -100,7 +98,7 @@ def test_a_model_object_that_was_changed_is_another_model(tmp_path: Path) -> Non
     assert np.array_equal(vectors[0], np.float32(model.vector("document", TEXTS[0])))
 
 
-def test_roles_of_equal_text_never_share(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_roles_of_equal_text_never_share(base, tmp_path):
     work = encoder(base, tmp_path)
     document = work.encode(["same text"], "document")
     query = work.encode(["same text"], "query")
@@ -109,7 +107,7 @@ def test_roles_of_equal_text_never_share(base: CountingEmbedding, tmp_path: Path
     assert not np.array_equal(document, query)
 
 
-def test_the_cache_of_the_model_confuses_nothing() -> None:
+def test_the_cache_of_the_model_confuses_nothing():
     model = CountingEmbedding(embeddings_cache=SimpleKVStore())
     model.get_text_embedding("same text")  # LlamaIndex files it under the bare text
     query = encoder(model).encode(["same text"], "query")
@@ -159,7 +157,7 @@ def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
+def test_processes_share_one_folder_at_once(tmp_path):
     texts = [f"text {number}" for number in range(110)]
     together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(2)]
     expected = encoder(CountingEmbedding()).encode(texts, "document")
@@ -172,14 +170,14 @@ def test_processes_share_one_folder_at_once(tmp_path: Path) -> None:
 # --- answers that cannot be used ------------------------------------------------------------
 
 
-def test_a_model_that_fails_its_probes_is_named() -> None:
+def test_a_model_that_fails_its_probes_is_named():
     class Mute(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
             return []
 
     class Nested(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
-            return [super().vector(role, text)]  # type: ignore[list-item]
+            return [super().vector(role, text)]
 
     for model in (Mute(), Nested()):
         name = type(model).__name__
@@ -242,28 +240,26 @@ class Synchronous(CountingEmbedding):
 
 
 @pytest.mark.parametrize("model", [Asynchronous(), Synchronous()], ids=lambda m: type(m).__name__)
-def test_a_model_with_one_side_will_do(model: BaseEmbedding) -> None:
+def test_a_model_with_one_side_will_do(model):
     work, double = encoder(model), CountingEmbedding()
     for role in ("query", "document"):
         expected = np.float32([double.vector(role, text) for text in TEXTS])
-        assert np.array_equal(work.encode(TEXTS, role), expected)  # type: ignore[arg-type]
+        assert np.array_equal(work.encode(TEXTS, role), expected)
 
 
-async def test_an_asynchronous_model_works_inside_a_running_loop() -> None:
+async def test_an_asynchronous_model_works_inside_a_running_loop():
     vectors = encoder(Asynchronous()).encode(TEXTS, "query")
     expected = np.float32([CountingEmbedding().vector("query", text) for text in TEXTS])
     assert np.array_equal(vectors, expected)
 
 
-def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop() -> None:
+def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop():
     with pytest.raises(RuntimeError, match="the provider is down"):
         encoder(Asynchronous()).encode(["broken"], "query")
 
 
 @pytest.mark.parametrize(("workers", "most"), [(None, 1), (3, 3)])
-def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(
-    workers: int | None, most: int
-) -> None:
+def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(workers, most):
     model = Asynchronous(num_workers=workers)
     texts = [f"{'x' * (number % 5)} {number}" for number in range(20)]
     vectors = encoder(model).encode(texts, "query")
@@ -272,7 +268,7 @@ def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(
     assert model._most == most
 
 
-def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call() -> None:
+def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
     class Counter(TokenCountingHandler):
         started = 0
 
@@ -300,7 +296,7 @@ class BatchesQueries(CountingEmbedding):
         return self._answer("query", queries)
 
 
-def test_a_model_that_can_batch_queries_is_asked_to() -> None:
+def test_a_model_that_can_batch_queries_is_asked_to():
     limiter = Limiter()
     model = BatchesQueries(embed_batch_size=4, rate_limiter=limiter)
     vectors = encoder(model).encode(TEXTS, "query")
@@ -309,7 +305,7 @@ def test_a_model_that_can_batch_queries_is_asked_to() -> None:
     assert np.array_equal(vectors, np.float32([model.vector("query", text) for text in TEXTS]))
 
 
-def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm: Any) -> None:
+def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm):
     texts = ["what is a query?", "why", "a far longer question about the lengths of questions"]
     work = encoder(minilm)
     before = work.base_calls
@@ -319,10 +315,10 @@ def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm: Any) 
     assert np.allclose(vectors, singles, atol=1e-5)
 
 
-def test_a_subclass_with_its_own_queries_keeps_them(minilm: Any) -> None:
+def test_a_subclass_with_its_own_queries_keeps_them(minilm):
     from llama_index_embeddings_adapted.encoding.base_model import query_batch
 
-    class Prefixed(type(minilm)):  # type: ignore[misc]
+    class Prefixed(type(minilm)):
         def _get_query_embedding(self, query: str) -> list[float]:
             return super()._get_query_embedding(f"query: {query}")
 
@@ -330,18 +326,14 @@ def test_a_subclass_with_its_own_queries_keeps_them(minilm: Any) -> None:
     assert query_batch(Prefixed.model_construct()) is None
 
 
-def test_a_bar_shows_progress_on_request_only(
-    base: CountingEmbedding, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_shows_progress_on_request_only(base, capsys):
     encoder(base).encode(TEXTS, "query")
     assert capsys.readouterr().err == ""
     Encoder(base, cache_dir=False).encode(TEXTS, "query")
     assert "Embedding queries: 100%" in capsys.readouterr().err
 
 
-def test_the_default_folder_is_in_the_cache_folder_of_llama_index(
-    base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_folder_is_in_the_cache_folder_of_llama_index(base, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path))
     Encoder(base, show_progress=False).encode(TEXTS, "query")
     assert (tmp_path / "embeddings_adapted" / "vectors.sqlite").exists()

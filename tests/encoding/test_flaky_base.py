@@ -1,7 +1,5 @@
 """A base model behind a real, unreliable server: nothing is lost, nothing wrong is kept."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +58,7 @@ MOMENT = TEXTS[20]  # in the third batch
     [Reply(429, retry_after="0.05"), Reply(503), Reply(hang_up=True), Reply(after_s=1.0)],
     ids=["429", "503", "hung up", "timeout"],
 )
-def test_a_fault_that_passes_is_not_noticed(reply: Reply, tmp_path: Path) -> None:
+def test_a_fault_that_passes_is_not_noticed(reply, tmp_path):
     with serving(at(MOMENT, reply)) as server:
         work = encoder(server, tmp_path, timeout=0.5, max_retries=2)
         assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
@@ -68,7 +66,7 @@ def test_a_fault_that_passes_is_not_noticed(reply: Reply, tmp_path: Path) -> Non
         work.close()
 
 
-def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+def test_retry_after_is_waited_for(tmp_path):
     with serving(at(MOMENT, Reply(429, retry_after="1"))) as server:
         work = encoder(server, tmp_path, max_retries=2)
         work.encode(TEXTS, "document")
@@ -106,9 +104,7 @@ FAULTS: dict[str, tuple[Reply, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("reply", "error", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_came_before_a_fault_is_kept_and_nothing_of_it(
-    reply: Reply, error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_what_came_before_a_fault_is_kept_and_nothing_of_it(reply, error, message, tmp_path):
     with serving(always(MOMENT, reply)) as server:
         work = encoder(server, tmp_path, timeout=0.3, max_retries=0)
         with pytest.raises(error, match=message):
@@ -124,7 +120,7 @@ def test_what_came_before_a_fault_is_kept_and_nothing_of_it(
         work.close()
 
 
-def test_queries_that_were_answered_are_kept_one_by_one(tmp_path: Path) -> None:
+def test_queries_that_were_answered_are_kept_one_by_one(tmp_path):
     with serving(always(MOMENT, Reply(500))) as server:
         work = encoder(server, tmp_path, max_retries=0)
         with pytest.raises(openai.InternalServerError, match="status 500"):
@@ -134,12 +130,10 @@ def test_queries_that_were_answered_are_kept_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [[], [None], ["x"], [[1.0]]], ids=str)
-def test_a_server_that_talks_nonsense_from_the_start_is_named(
-    nonsense: list[object], tmp_path: Path
-) -> None:
+def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, tmp_path):
     script = lambda texts, number: Reply(vectors=lambda vs: [nonsense] * len(vs))  # noqa: E731
     with (
-        serving(script) as server,  # type: ignore[arg-type]
+        serving(script) as server,
         pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input"),
     ):
         encoder(server, tmp_path, max_retries=0)
@@ -153,16 +147,16 @@ def turned(vectors: Vectors) -> Vectors:
     return [[*v[1:], v[0]] for v in vectors]
 
 
-def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path: Path) -> None:
+def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path):
     texts = [f"text {number:03d} of many" for number in range(700)]
     truth = np.float32([cheap.vector(text, "document") for text in texts])
 
     def script(given: list[str], number: int) -> Reply:
-        server.exchanged |= texts[400] in given  # type: ignore[attr-defined]
-        return Reply(vectors=turned) if server.exchanged else Reply()  # type: ignore[attr-defined]
+        server.exchanged |= texts[400] in given
+        return Reply(vectors=turned) if server.exchanged else Reply()
 
     with serving(script) as server:
-        server.exchanged = False  # type: ignore[attr-defined]
+        server.exchanged = False
         work = encoder(server, tmp_path)
         with pytest.raises(EncodeError, match=r"has changed: a probe text.*last 256 texts"):
             work.encode(texts, "document")
@@ -177,7 +171,7 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path: Path) 
         new.close()
 
 
-def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(tmp_path: Path) -> None:
+def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(tmp_path):
     with serving() as server:
         work = encoder(server, tmp_path)
         work.encode([f"text {number}" for number in range(600)], "document")
@@ -189,7 +183,7 @@ def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(tmp_path: P
 # --- one text, one moment, one order --------------------------------------------------------------
 
 
-def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_path):
     data = EmbeddingQAFinetuneDataset(
         {"q": "text 000 of many"},
         {f"p{row}": text for row, text in enumerate(TEXTS)},
@@ -208,7 +202,7 @@ def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_pat
         work.close()
 
 
-def test_of_many_refusals_in_a_row_the_model_is_at_fault(tmp_path: Path) -> None:
+def test_of_many_refusals_in_a_row_the_model_is_at_fault(tmp_path):
     with serving() as server:
         work = encoder(server, tmp_path, max_retries=0)
         server.script = lambda texts, number: Reply(400)
@@ -220,9 +214,7 @@ def test_of_many_refusals_in_a_row_the_model_is_at_fault(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("reply", [Reply(503), Reply(429), Reply(hang_up=True)], ids=str)
-def test_faults_that_pass_are_waited_for_where_the_client_does_not(
-    reply: Reply, tmp_path: Path
-) -> None:
+def test_faults_that_pass_are_waited_for_where_the_client_does_not(reply, tmp_path):
     with serving(lambda texts, number: reply if number % 4 == 3 else Reply()) as server:
         work = encoder(server, tmp_path, max_retries=0)
         assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
@@ -230,7 +222,7 @@ def test_faults_that_pass_are_waited_for_where_the_client_does_not(
         work.close()
 
 
-def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(tmp_path: Path) -> None:
+def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(tmp_path):
     texts = [f"text {number:03d} of many" for number in range(80)]
     script = lambda given, number: Reply(  # noqa: E731
         vectors=lambda vs: vs[::-1] if len(vs) > 3 else vs
@@ -243,7 +235,7 @@ def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(tmp_path: Pa
         work.close()
 
 
-def test_half_a_surrogate_is_sent_as_a_whole_character(tmp_path: Path) -> None:
+def test_half_a_surrogate_is_sent_as_a_whole_character(tmp_path):
     with serving() as server:
         work = encoder(server, tmp_path)
         assert len(work.encode(["Let \ud835 be a vector."], "document")) == 1
@@ -267,9 +259,7 @@ class Noisy(CountingEmbedding):
 
 
 @pytest.mark.parametrize("noise", [{"by_batch": 0.02}, {"by_call": 0.02}], ids=str)
-def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(
-    noise: dict[str, float], tmp_path: Path
-) -> None:
+def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(noise, tmp_path):
     model = Noisy(embed_batch_size=20, **noise)
     with Encoder(model, cache_dir=tmp_path, show_progress=False) as work:
         assert len(work.encode([f"word{n} here" for n in range(600)], "document")) == 600
@@ -292,9 +282,7 @@ def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(
         (np.full((2, 4), np.nan), "NaN or infinity"),
     ],
 )
-def test_the_cache_refuses_what_is_no_vector_of_its_model(
-    vectors: np.ndarray, message: str, tmp_path: Path
-) -> None:
+def test_the_cache_refuses_what_is_no_vector_of_its_model(vectors, message, tmp_path):
     cache = VectorCache(tmp_path, Fingerprint("model", np.ones((6, 4), dtype=np.float32)))
     with pytest.raises(ShapeError, match=message):
         cache.put("query", ["one", "two"], vectors)
@@ -306,7 +294,7 @@ def test_the_cache_refuses_what_is_no_vector_of_its_model(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronous: bool) -> None:
+async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronous):
     from llama_index.core.storage.kvstore import SimpleKVStore
 
     wrong = Reply(vectors=lambda vs: [[math.nan] * 32 for _ in vs])

@@ -1,7 +1,5 @@
 """The same work on a real Ray, started once, on this machine."""
 
-from __future__ import annotations
-
 import os
 import threading
 import warnings
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import TextNode
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, embed_corpus
@@ -98,7 +95,7 @@ def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -
     assert np.array_equal(vectors, np.float32([model.vector("document", text) for text in texts]))
 
 
-def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path: Path) -> None:
+def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path):
     model = CountingEmbedding(embed_batch_size=64)
     embed_corpus(TEXTS[:600], model, cache_dir=tmp_path, show_progress=False)
     asked = len(model.asked)
@@ -109,9 +106,7 @@ def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path:
     assert embedded(TEXTS, model, tmp_path).embedded == 0
 
 
-def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(
-    tmp_path: Path,
-) -> None:
+def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(tmp_path):
     model = Mortal(
         embed_batch_size=64, deadly=TEXTS[700], grave=str(tmp_path / "grave"), bad=(TEXTS[5],)
     )
@@ -122,7 +117,7 @@ def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(
     assert_all_cached(model, cache, [text for text in TEXTS if text != TEXTS[5]])
 
 
-def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_path: Path) -> None:
+def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_path):
     model = Mortal(deadly=TEXTS[0], grave=str(tmp_path / "none"), dies_forever=True)
     cache = tmp_path / "cache"
     with pytest.raises(EncodeError, match="Ray cannot go on"):
@@ -132,26 +127,24 @@ def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_p
     encoder.close()
 
 
-def test_a_model_that_does_not_arrive_as_it_left_is_refused() -> None:
+def test_a_model_that_does_not_arrive_as_it_left_is_refused():
     model = Forgetful()
     with pytest.raises(BaseModelMismatchError, match="Pass a function that builds the model"):
         EmbeddingActor(packed(model), fingerprint_of(model), "document", None)
 
 
-def test_what_cannot_be_sent_is_refused_with_what_to_do() -> None:
+def test_what_cannot_be_sent_is_refused_with_what_to_do():
     with pytest.raises(OptionError, match="cannot be sent to other processes"):
         packed(threading.Lock())
 
 
-def test_without_ray_the_error_says_how_to_install_it(
-    base: BaseEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_ray_the_error_says_how_to_install_it(base, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
     with pytest.raises(MissingExtraError, match=r"adapted\[ray\]"):
         embedded(TEXTS, base, tmp_path)
 
 
-def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline() -> None:
+def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline():
     from llama_index.ingestion.ray import RayIngestionPipeline, RayTransformComponent
 
     base = CountingEmbedding(embed_batch_size=8)

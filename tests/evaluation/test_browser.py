@@ -1,7 +1,5 @@
 """The report in a real browser: Chromium, from the wheel PyQt6-WebEngine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,9 +85,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("width", "dark"), WIDTHS_AND_SCHEMES)
-def test_nothing_is_complained_of_asked_for_or_cut_off(
-    tab: Tab, page: Path, width: int, dark: bool
-) -> None:
+def test_nothing_is_complained_of_asked_for_or_cut_off(tab, page, width, dark):
     tab.open(page, width=width, dark=dark)
     tab.run("document.querySelectorAll('details').forEach((one) => one.open = true)")
     assert tab.complaints == []
@@ -106,7 +102,7 @@ def test_nothing_is_complained_of_asked_for_or_cut_off(
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_letters_stand_out_from_what_is_behind_them(tab: Tab, page: Path, dark: bool) -> None:
+def test_letters_stand_out_from_what_is_behind_them(tab, page, dark):
     """WCAG 2.1, 1.4.3: a contrast of at least 4.5 for text, 3 for the colours of the charts."""
     tab.open(page, width=1400, dark=dark)
     text, axes, bars, lines = tab.run(CONTRASTS)
@@ -116,7 +112,7 @@ def test_letters_stand_out_from_what_is_behind_them(tab: Tab, page: Path, dark: 
     assert background == ("rgb(15, 20, 25)" if dark else "rgb(255, 255, 255)")
 
 
-def test_the_search_finds_words_of_queries_and_passages(tab: Tab, page: Path) -> None:
+def test_the_search_finds_words_of_queries_and_passages(tab, page):
     tab.open(page, width=1400, dark=False)
     pair = "[...document.querySelectorAll('.pair')].pop()"
     rows = f"[...{pair}.querySelectorAll('.rows > li:not([hidden])')]"
@@ -140,7 +136,7 @@ def test_the_search_finds_words_of_queries_and_passages(tab: Tab, page: Path) ->
     assert tab.complaints == []
 
 
-def test_a_script_smuggled_into_the_page_is_refused(tab: Tab, page: Path, tmp_path: Path) -> None:
+def test_a_script_smuggled_into_the_page_is_refused(tab, page, tmp_path):
     """The test can fail: the browser reports what the policy forbids, and requests are seen."""
     changed = page.read_text("utf-8").replace(
         "<main", '<script>document.title = "smuggled"</script><img src="http://127.0.0.1:9/x"><main'

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +90,7 @@ def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> Retriev
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_hostile_texts_come_out_as_text(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_hostile_texts_come_out_as_text(base, tmp_path):
     found = compare_retrieval(
         {"<b>base</b>": base, "a&b": reversing(base)}, hostile(), cache_dir=False
     )
@@ -109,9 +106,7 @@ def test_hostile_texts_come_out_as_text(base: CountingEmbedding, tmp_path: Path)
     assert "<script>title</script>" in "".join(page.inside["h1"])
 
 
-def test_the_page_needs_nothing_else_and_says_the_verdict_first(
-    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_the_page_needs_nothing_else_and_says_the_verdict_first(base, small, tmp_path):
     found = compare_retrieval({"base": base, "upside": reversing(base)}, small, cache_dir=False)
     text = found.to_html(tmp_path / "page.html").read_text("utf-8")
     page = Reader(text)
@@ -147,8 +142,8 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(
 
 @pytest.mark.parametrize("method", ["linear", "ridge"])
 def test_every_method_writes_a_page_with_history_passages_data_and_cost(
-    method: str, base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+    method, base, small, tmp_path
+):
     engine = EmbeddingAdapterFinetuneEngine(
         small,
         base,
@@ -187,9 +182,7 @@ def test_every_method_writes_a_page_with_history_passages_data_and_cost(
     assert "what is a city bus" not in json.dumps(saved)
 
 
-def test_the_held_out_rankings_give_the_scores_of_the_report(
-    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_the_held_out_rankings_give_the_scores_of_the_report(base, small, tmp_path):
     engine = EmbeddingAdapterFinetuneEngine(
         small, base, epochs=3, cache_dir=False, show_progress=False, start="identity",
         model_output_path=tmp_path / "adapter",
@@ -209,7 +202,7 @@ def test_the_held_out_rankings_give_the_scores_of_the_report(
     assert found.to_html(tmp_path / "page.html").exists()
 
 
-def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by() -> None:
+def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by():
     data, _ = rotated_corpus(documents=60)
     tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
     assert tuned.known is not None
@@ -222,9 +215,7 @@ def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by() -
     assert tuned.judged["adapted"]["ndcg@10"] > tuned.judged["base"]["ndcg@10"]
 
 
-def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(
-    tmp_path: Path,
-) -> None:
+def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(tmp_path):
     text = report(part(0.3, 0.1)).to_html(tmp_path / "page.html").read_text("utf-8")
     assert "<strong>Ship:</strong>" in text
     assert "Scores</h2>" not in text
@@ -233,7 +224,7 @@ def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(
     assert report(part(0.0), best_epoch=0, **nothing_new).to_html(tmp_path / "old.html").exists()
 
 
-def test_the_verdict_colours_follow_its_words(tmp_path: Path) -> None:
+def test_the_verdict_colours_follow_its_words(tmp_path):
     def tone(found: FinetuneReport) -> str:
         text = found.to_html(tmp_path / "page.html").read_text("utf-8")
         return text.partition('<section class="verdict ')[2].partition('"')[0]
@@ -246,7 +237,7 @@ def test_the_verdict_colours_follow_its_words(tmp_path: Path) -> None:
 # --- the parts ------------------------------------------------------------------------------------
 
 
-def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages() -> None:
+def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages():
     before = scores([1, 2, 0], [0, 1, 2], [0, 1, 2], [1, 0, 2])
     after = scores([0, 1, 2], [1, 2, 0], [0, 1, 2], [0, 1, 2])
     texts = Texts(("one", "two", "three", "four"), ("right", "wrong", "other " * 200))
@@ -268,7 +259,7 @@ def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages() -> 
     ).rows[0].ranks  # fmt: skip
 
 
-def test_rows_are_capped_and_the_cap_is_said() -> None:
+def test_rows_are_capped_and_the_cap_is_said():
     many = MOST_ROWS + 20
     before, after = scores(*[[1, 0]] * many), scores(*[[0, 1]] * many)
     texts = Texts(("text",) * many, ("a", "b"))
@@ -279,7 +270,7 @@ def test_rows_are_capped_and_the_cap_is_said() -> None:
         wins_losses(("base", before), ("new", scores([0, 1])), None, metric="mrr@2")
 
 
-def test_joined_scores_keep_corpora_apart_unless_they_are_one() -> None:
+def test_joined_scores_keep_corpora_apart_unless_they_are_one():
     one, other = scores([0, 1], [1, 0]), scores([1, 0], relevant=[[1]])
     found = joined([one, other])
     assert found.ranked.tolist() == [
@@ -295,7 +286,7 @@ def test_joined_scores_keep_corpora_apart_unless_they_are_one() -> None:
     assert joined([one, same]).document_ids == one.document_ids
 
 
-def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
+def test_an_interval_holds_the_mean_and_one_query_tells_nothing():
     mean, low, high = mean_interval(np.array([0.0, 1.0] * 50))
     assert mean == 0.5
     assert 0.39 < low < 0.45
@@ -304,7 +295,7 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing() -> None:
     assert mean_interval(np.array([1.0])) == (1.0, 0.0, 1.0)
 
 
-def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words() -> None:
+def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words():
     rows = {"a": [(0.5, 0.4, 0.6), None], "<b>": [(-0.25, -0.3, 0.1), (0.1, 0.0, 0.2)]}
     drawn = Reader(draw(pages.Dots("Change", rows, "+.2f")))
     places = [float(str(dot["cx"])) for dot in drawn.all("circle")]
@@ -314,7 +305,7 @@ def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words() -> 
     assert "<b> -0.25 (-0.300 to 0.100) and +0.10" in "".join(drawn.inside["desc"])
 
 
-def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> None:
+def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one():
     gains = {f"c{n}": (n / 100, None) for n in range(30)}
     choice = {"gains": gains, "recipe": "c3", "expect": 0.5, "margins": {"c29": (0.02, None)}}
     found = pages._candidates(choice)
@@ -324,7 +315,7 @@ def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one() -> No
     assert "best 13 of 30" in found.title
 
 
-def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() -> None:
+def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with():
     drawn = Reader(
         draw(pages.Curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
                                level=(0.0, "base model"), mark=(2, "kept")))
@@ -345,15 +336,13 @@ def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with() 
         (-3.0, 400.0, [-200.0, 0.0, 200.0, 400.0]),
     ],
 )
-def test_axes_are_marked_at_round_numbers_around_all_values(
-    low: float, high: float, ticks: list[float]
-) -> None:
+def test_axes_are_marked_at_round_numbers_around_all_values(low, high, ticks):
     found = [float(tick) for tick in pages._ticks([low, high])]
     assert found == pytest.approx(ticks)
     assert found[0] <= low <= high <= found[-1]
 
 
-def test_data_statistics_count_and_hold_no_text(small: EmbeddingQAFinetuneDataset) -> None:
+def test_data_statistics_count_and_hold_no_text(small):
     found = data_statistics(small.reported(None, synthetic=True))
     assert (found["queries"], found["documents"], found["documents_asked_for"]) == (12, 6, 6)
     assert found["query_words"] == [5.0, 5.5, 6.0]

@@ -1,9 +1,5 @@
 """Exact search, metrics, paired tests, evaluation and comparison."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import matplotlib.image
 import numpy as np
 import pytest
@@ -35,7 +31,7 @@ RANDOM = np.random.default_rng(0)
 # --- search -----------------------------------------------------------------------------------
 
 
-def test_ties_go_to_the_document_that_stands_first() -> None:
+def test_ties_go_to_the_document_that_stands_first():
     documents = np.float32([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
     rows, scores = top_k(np.float32([[1, 0]]), documents, 2)
     assert rows.tolist() == [[1, 2]]
@@ -43,7 +39,7 @@ def test_ties_go_to_the_document_that_stands_first() -> None:
     assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
 
 
-def test_vectors_have_length_one_and_are_checked_at_the_border() -> None:
+def test_vectors_have_length_one_and_are_checked_at_the_border():
     rows = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
     assert l2_normalize(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
@@ -78,7 +74,7 @@ def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
     assert compute("recall@2", ranked, relevance, corpus_size=9)[0] == 1 / 2
 
 
-def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
+def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     data = Dataset.from_beir(real_data("nfcorpus"), "test")
     place = {document: row for row, document in enumerate(data.corpus)}
     relevance = Qrels.from_lists(
@@ -116,7 +112,7 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements() -> None:
     assert 0.1 < mrr.mean() < 0.99  # neither trivial
 
 
-def test_relevance_gives_grades_by_rank_and_keeps_parts() -> None:
+def test_relevance_gives_grades_by_rank_and_keeps_parts():
     relevance = Qrels.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
     assert relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]])).tolist() == [
         [1, 0, 2],
@@ -131,7 +127,7 @@ def test_relevance_gives_grades_by_rank_and_keeps_parts() -> None:
 # --- is it chance? ----------------------------------------------------------------------------
 
 
-def test_identical_models_do_not_differ() -> None:
+def test_identical_models_do_not_differ():
     values = RANDOM.random(50)
     found = paired_difference(values, values, metric="ndcg@10")
     assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
@@ -142,7 +138,7 @@ def test_identical_models_do_not_differ() -> None:
     assert found.low < 0 < found.high
 
 
-def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take() -> None:
+def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take():
     base = RANDOM.random(200)
     clear = paired_difference(base, base + 0.1 + 0.05 * RANDOM.standard_normal(200), metric="m")
     assert clear.low < 0.1 < clear.high or abs(clear.mean - 0.1) < 0.02
@@ -158,7 +154,7 @@ def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take() -> Non
     assert small.provable == pytest.approx(2.93 * small.deviation / 200**0.5)
 
 
-def test_chance_is_called_significant_about_as_often_as_stated() -> None:
+def test_chance_is_called_significant_about_as_often_as_stated():
     random = np.random.default_rng(1)
     found = [
         paired_difference(np.zeros(40), random.standard_normal(40), metric="m", seed=trial)
@@ -173,9 +169,7 @@ def test_chance_is_called_significant_about_as_often_as_stated() -> None:
 # --- evaluation -------------------------------------------------------------------------------
 
 
-async def test_scores_equal_those_of_llama_index_on_the_same_index(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_path):
     words = [f"w{i}" for i in range(12)]
     corpus = {f"d{i}": " ".join(RANDOM.choice(words, 5)) + f" only{i}" for i in range(40)}
     relevant = {f"q{i}": [f"d{i}", f"d{(i + 7) % 40}"] for i in range(25)}
@@ -195,7 +189,7 @@ async def test_scores_equal_those_of_llama_index_on_the_same_index(
     assert 0 < scores["hit_rate@5"] < 1
 
 
-def test_any_metric_can_be_asked_for_down_to_the_depth(small: Dataset) -> None:
+def test_any_metric_can_be_asked_for_down_to_the_depth(small):
     scores = evaluate_retrieval(
         CountingEmbedding(), small, ks=(1, 3), cache_dir=False, show_progress=False
     )
@@ -213,19 +207,19 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small: Dataset) -> None:
         shallow["ndcg@200"]
 
 
-def test_settings_out_of_range_are_refused(small: Dataset, base: CountingEmbedding) -> None:
+def test_settings_out_of_range_are_refused(small, base):
     for change, match in (
         ({"ks": (0,)}, r"ks: expected whole numbers >= 1, got \(0,\)"),
         ({"batch_size": 0}, "batch_size: expected a number from 1 to 2048, got 0"),
     ):
         with pytest.raises(OptionError, match=match):
-            evaluate_retrieval(base, small, **change)  # type: ignore[arg-type]
+            evaluate_retrieval(base, small, **change)
     with pytest.raises(OptionError, match="models: expected at least one"):
         compare_retrieval({}, small)
     assert base.asked == []
 
 
-def test_parts_of_the_scores_are_those_of_the_queries(small: Dataset) -> None:
+def test_parts_of_the_scores_are_those_of_the_queries(small):
     scores = evaluate_retrieval(CountingEmbedding(), small, cache_dir=False, show_progress=False)
     train = small.subset(["q00", "q11"])
     known = np.array(list(known_to(train, small).values()))
@@ -238,7 +232,7 @@ def test_parts_of_the_scores_are_those_of_the_queries(small: Dataset) -> None:
 # --- comparison -------------------------------------------------------------------------------
 
 
-def test_models_over_one_base_cost_one_embedding_run(small: Dataset, tmp_path: Path) -> None:
+def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
     base = CountingEmbedding(embed_batch_size=4)
     flipped = AdaptedEmbedding(base, LinearAdapter(-np.eye(16, dtype=np.float32)))
     models = {"base": base, "flipped": flipped, "same": AdaptedEmbedding(base, flipped.adapter)}
@@ -254,7 +248,7 @@ def test_models_over_one_base_cost_one_embedding_run(small: Dataset, tmp_path: P
         found["best"]
 
 
-def test_tables_and_figure_show_every_model(small: Dataset, tmp_path: Path) -> None:
+def test_tables_and_figure_show_every_model(small, tmp_path):
     models = {f"seed {seed}": CountingEmbedding(seed=seed, dim=2) for seed in (1, 2)}
     found = compare_retrieval(models, small, cache_dir=False, show_progress=False)
     lines = found.to_markdown(["mrr@5", "ndcg@10"]).splitlines()
@@ -270,9 +264,7 @@ def test_tables_and_figure_show_every_model(small: Dataset, tmp_path: Path) -> N
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 10  # bars, text, axes
 
 
-def test_a_query_does_not_find_itself_and_a_twin_of_an_answer_is_one(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_a_query_does_not_find_itself_and_a_twin_of_an_answer_is_one(base, tmp_path):
     corpus = {"a": "red blue", "b": "red green", "c": "grey", "b2": "red green", "d": "white"}
     data = Dataset({"a": "red blue"}, corpus, {"a": ["b2"]})
     scores = evaluate_retrieval(base, data, cache_dir=tmp_path)
@@ -290,7 +282,7 @@ def test_a_query_does_not_find_itself_and_a_twin_of_an_answer_is_one(
     assert evaluate_retrieval(base, answered, cache_dir=tmp_path)["hit_rate@1"] == 1.0
 
 
-def test_twins_are_added_once_with_the_highest_grade_and_rows_are_counted_anew() -> None:
+def test_twins_are_added_once_with_the_highest_grade_and_rows_are_counted_anew():
     first = np.array([0, 1, 0, 3, 1])
     found = Qrels.from_lists([[2], [1, 4], [3]], [[1.0], [1.0, 2.0], [1.0]]).with_twins(first)
     assert [found.relevant_to(row).tolist() for row in range(3)] == [[0, 2], [1, 4], [3]]

@@ -1,7 +1,5 @@
 """Words, retrievers and mixtures are scored as embedding models are."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
-from tests.conftest import CountingEmbedding
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
 
@@ -38,9 +35,7 @@ def prior_of(dataset: Dataset, model: Any) -> DocumentPrior:
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(
-    adapted: bool, small: Dataset, base: CountingEmbedding
-) -> None:
+def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(adapted, small, base):
     model: Any = base
     if adapted:
         turn = np.roll(np.eye(base.dim, dtype=np.float32), 1, axis=0)
@@ -58,7 +53,7 @@ def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(
     assert np.array_equal(nothing.ranked, plain.ranked)
 
 
-def test_words_alone_rank_what_shares_words_and_nothing_else() -> None:
+def test_words_alone_rank_what_shares_words_and_nothing_else():
     corpus = {"a": "red apple", "b": "green apple", "c": "blue sea"}
     dataset = Dataset({"q": "a green apple", "r": "zebra"}, corpus, {"q": ["b"], "r": ["c"]})
     words = evaluate_retrieval(BM25Index.of(corpus), dataset)
@@ -68,7 +63,7 @@ def test_words_alone_rank_what_shares_words_and_nothing_else() -> None:
     assert words.base_calls == 0
 
 
-def test_they_stand_side_by_side_in_a_comparison(small: Dataset, base: CountingEmbedding) -> None:
+def test_they_stand_side_by_side_in_a_comparison(small, base):
     models = {
         "base": base,
         "words": BM25Index.of(small.corpus),
@@ -82,7 +77,7 @@ def test_they_stand_side_by_side_in_a_comparison(small: Dataset, base: CountingE
         assert f"| {name} |" in compared.to_markdown()
 
 
-def test_a_retriever_of_other_documents_is_refused(small: Dataset, base: CountingEmbedding) -> None:
+def test_a_retriever_of_other_documents_is_refused(small, base):
     index = index_of(small, base)
     index.insert_nodes([TextNode(id_="x", text="what is a blue whale")])
     retriever = index.as_retriever(similarity_top_k=7)

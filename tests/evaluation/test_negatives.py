@@ -1,9 +1,6 @@
 """Hard negatives: which documents, and that training pushes them away."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,6 @@ from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import refit
-from tests.conftest import CountingEmbedding
 from tests.support.synthetic import encoded
 
 QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
@@ -45,7 +41,7 @@ def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
     assert later.tolist() == [5, 6]
 
 
-def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives() -> None:
+def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives():
     documents = at(0.9, 0.5, 0.5, -0.2)
     data = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), documents, [[0], [3]])
     data = replace(data, canonical_rows=np.array([0, 1, 1, 3]))
@@ -54,9 +50,7 @@ def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives() 
     assert second.tolist() == []  # its positive scores below zero
 
 
-def test_mined_negatives_travel_with_the_dataset(
-    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_mined_negatives_travel_with_the_dataset(small, base, tmp_path):
     mined = mine_hard_negatives(small, base, k=2, **QUIET)
     assert mined.hard_negatives is not None
     for query, documents in mined.hard_negatives.items():
@@ -70,9 +64,7 @@ def test_mined_negatives_travel_with_the_dataset(
     assert "hard_negatives" not in (tmp_path / "plain.json").read_text()
 
 
-def test_negatives_that_cannot_be_are_refused(
-    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding
-) -> None:
+def test_negatives_that_cannot_be_are_refused(small, base):
     for options, message in (
         ({"k": 0}, "k: expected a whole number >= 1, got 0"),
         ({"skip": -1}, "skip: expected a whole number >= 0, got -1"),
@@ -86,15 +78,12 @@ def test_negatives_that_cannot_be_are_refused(
         small.with_hard_negatives({"q00": ["d9"]})
     with pytest.raises(DatasetError, match="hard_negatives: expected a dict"):
         EmbeddingQAFinetuneDataset(
-            small.queries,
-            small.corpus,
-            small.relevant_docs,
-            hard_negatives=["d1"],  # type: ignore[arg-type]
+            small.queries, small.corpus, small.relevant_docs, hard_negatives=["d1"]
         )
 
 
 @pytest.mark.parametrize("loss", ["queried", "mnr"])
-def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> None:
+def test_training_pushes_queries_away_from_their_hard_negatives(loss):
     random = np.random.default_rng(0)
     documents = l2_normalize(random.standard_normal((40, 8)))
     rows = np.arange(20)
@@ -103,11 +92,7 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> No
     data = encoded(queries, documents, [[int(row)] for row in rows])
     mined = replace(data, negatives=Qrels.from_lists([[int(row) + 20] for row in rows]))
     options = TrainingOptions(
-        loss=loss,
-        learning_rate=0.01,
-        anchor=0.0,
-        shrinkage=0.0,
-        batch_size=5,  # type: ignore[arg-type]
+        loss=loss, learning_rate=0.01, anchor=0.0, shrinkage=0.0, batch_size=5
     )
     leads = []
     for train in (data, mined):
@@ -118,9 +103,7 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss: str) -> No
     assert leads[1] > leads[0] + 0.02
 
 
-def test_the_engine_takes_mined_negatives(
-    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_the_engine_takes_mined_negatives(small, base, tmp_path):
     mined = mine_hard_negatives(small, base, k=2, **QUIET)
     encoder = Encoder(base, **QUIET)
     data = encoder.dataset(mined)

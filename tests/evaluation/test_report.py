@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -77,7 +75,7 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
         ),
     ],
 )
-def test_the_verdict_says_what_the_numbers_say(found: FinetuneReport, verdict: str) -> None:
+def test_the_verdict_says_what_the_numbers_say(found, verdict):
     import re
 
     assert re.search(verdict, found.verdict)
@@ -85,7 +83,7 @@ def test_the_verdict_says_what_the_numbers_say(found: FinetuneReport, verdict: s
     assert found.to_dict()["decision"] == found.verdict.decision.value
 
 
-def test_a_verdict_is_its_words_and_a_copy_keeps_its_decision() -> None:
+def test_a_verdict_is_its_words_and_a_copy_keeps_its_decision():
     verdict = report(part(0.3, 0.1)).verdict
     for copied in (copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):
         assert copied == verdict == f"ship: {verdict.reason}"
@@ -99,16 +97,14 @@ def test_a_verdict_is_its_words_and_a_copy_keeps_its_decision() -> None:
     ("change", "said"),
     [((0.3, -0.2), "about 16 more judged queries"), ((0.3, -0.29), None), ((0.0,), None)],
 )
-def test_what_would_settle_it_is_said_below_ten_times_the_queries(
-    change: tuple[float, ...], said: str | None
-) -> None:
+def test_what_would_settle_it_is_said_below_ten_times_the_queries(change, said):
     verdict = inconclusive(part(*change).difference)
     assert verdict.startswith("inconclusive: no significant gain or loss")
     assert ("settle" in verdict) == (said is not None)
     assert said is None or said in verdict
 
 
-def test_the_report_is_json_without_nan_and_reads_well() -> None:
+def test_the_report_is_json_without_nan_and_reads_well():
     found = report(part(0.3, 0.1), known=part(0.2, 0.1))
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["overall"]["queries"] == 200
@@ -129,7 +125,7 @@ def test_the_report_is_json_without_nan_and_reads_well() -> None:
     assert "kept: epoch 1 of 1; 100 training queries, 1.5 s, 70 texts embedded in 7" in str(found)
 
 
-def test_scores_move_to_the_base_models_scale_and_keep_their_order() -> None:
+def test_scores_move_to_the_base_models_scale_and_keep_their_order():
     shift = ScoreShift.of(np.linspace(0.4, 0.6, 50), np.linspace(0.5, 0.8, 50))
     assert shift.mean == pytest.approx(0.15)
     assert shift.to_adapted(0.5) == pytest.approx(0.65)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def test_no_training_query_asks_for_a_document_that_was_held_out() -> None:
+def test_no_training_query_asks_for_a_document_that_was_held_out():
     data, _ = rotated_corpus(documents=50)
     train, held = hold_out(data, queries=0.0, documents=0.2, seed=3)
     trained, judged = data.take(train), data.take(held)
@@ -24,7 +22,7 @@ def test_no_training_query_asks_for_a_document_that_was_held_out() -> None:
     assert sorted([*train, *held]) == list(range(150))
 
 
-def test_queries_held_out_alone_leave_their_documents_to_training() -> None:
+def test_queries_held_out_alone_leave_their_documents_to_training():
     data, _ = rotated_corpus(documents=50)
     train, held = hold_out(data, queries=0.1, documents=0.0, seed=3)
     assert len(held) == 15
@@ -35,7 +33,7 @@ def test_queries_held_out_alone_leave_their_documents_to_training() -> None:
     assert first == again != other
 
 
-def test_equal_questions_are_never_on_both_sides() -> None:
+def test_equal_questions_are_never_on_both_sides():
     random = np.random.default_rng(0)
     questions = np.repeat(random.standard_normal((20, 4)), 3, axis=0)
     data = encoded(questions, random.standard_normal((60, 4)), [[i] for i in range(60)])
@@ -50,13 +48,13 @@ def test_no_documents_are_held_out_where_that_would_cost_most_of_the_training() 
     assert (len(train), len(held)) == (36, 4)
 
 
-def test_known_documents_compares_ids_across_corpora() -> None:
+def test_known_documents_compares_ids_across_corpora():
     train = encoded(np.eye(2), np.eye(3), [[0], [2]])
     other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
     assert known_mask(train, other).tolist() == [True, False, True]
 
 
-def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing() -> None:
+def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     data, rotation = rotated_corpus(documents=30)
     validation = Validation(HeldOut(data, np.ones(len(data.relevance), dtype=bool)))
     assert np.allclose(validation.score(LinearAdapter.identity(12)), validation.base)
@@ -71,7 +69,7 @@ def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing() -> None
     assert overall.to_dict()["difference"]["verdict"].startswith("better")
 
 
-def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothing() -> None:
+def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothing():
     data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
     known = np.arange(50) < 40
     validation = Validation(HeldOut(data, known))
@@ -82,7 +80,7 @@ def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothin
     assert Gain.of(validation, validation.base + few_lose).harmless
 
 
-def test_told_what_to_expect_the_mixture_decides() -> None:
+def test_told_what_to_expect_the_mixture_decides():
     data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
     known = np.arange(50) < 25
     change = np.where(known, 0.2, -0.1)

@@ -1,7 +1,5 @@
 """Words and a prior beside vectors: candidates against exact mixing, weights that nothing saw."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -50,7 +48,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize(("weight", "penalty"), [(0.0, 0.0), (0.2, 0.1), (0.8, 0.0)])
-def test_candidates_rank_as_all_documents_do(world: World, weight: float, penalty: float) -> None:
+def test_candidates_rank_as_all_documents_do(world, weight, penalty):
     found = world.candidates()
     ranked = found.ranked(found.mixed(weight, penalty))
     shares = np.asarray(world.words.shares, dtype=np.float32)
@@ -62,7 +60,7 @@ def test_candidates_rank_as_all_documents_do(world: World, weight: float, penalt
     assert grid == pytest.approx(expected, abs=1e-6)
 
 
-def test_words_alone_find_only_what_shares_a_word(world: World) -> None:
+def test_words_alone_find_only_what_shares_a_word(world):
     found = world.candidates()
     ranked = found.ranked(found.by_words())
     for row in range(QUERIES):
@@ -72,7 +70,7 @@ def test_words_alone_find_only_what_shares_a_word(world: World) -> None:
         assert world.words.shares[row, there[0]] == world.words.shares[row].max()
 
 
-def test_rank_fusion_adds_reciprocal_ranks(world: World) -> None:
+def test_rank_fusion_adds_reciprocal_ranks(world):
     found = world.candidates()
     fused = found.ranked(found.fused())[0, 0]
     lists = [found.ranked(scores)[0].tolist() for scores in (found.mixed(0, 0), found.by_words())]
@@ -84,7 +82,7 @@ def test_rank_fusion_adds_reciprocal_ranks(world: World) -> None:
     assert score(fused) == pytest.approx(score(best))
 
 
-def test_excluded_documents_do_not_compete(world: World) -> None:
+def test_excluded_documents_do_not_compete(world):
     first = world.candidates().ranked(world.candidates().mixed(0.2, 0.0))[:, :1]
     excluded = Qrels.from_lists(first.tolist())
     found = world.candidates(excluded=excluded)
@@ -92,7 +90,7 @@ def test_excluded_documents_do_not_compete(world: World) -> None:
     assert not (again == first).any()
 
 
-def test_weights_are_chosen_on_the_other_folds_and_each_view_is_judged(world: World) -> None:
+def test_weights_are_chosen_on_the_other_folds_and_each_view_is_judged(world):
     fold = views.folds_of(QUERIES, 0)
     known = np.arange(QUERIES) % 2 == 0
     report = views.judge_views([world.part(world.candidates())], fold, known)
@@ -108,7 +106,7 @@ def test_weights_are_chosen_on_the_other_folds_and_each_view_is_judged(world: Wo
     assert {name: told[name]["queries"] for name in ("known", "new")} == {"known": 30, "new": 30}
 
 
-def test_a_query_has_no_part_in_the_weights_it_is_judged_by() -> None:
+def test_a_query_has_no_part_in_the_weights_it_is_judged_by():
     """One fold alone gains by words: judged by the others' weights it must not."""
     fold = np.repeat([0, 1], 20)
     grid = np.full((len(views.GRID), 40), 0.5)
@@ -119,7 +117,7 @@ def test_a_query_has_no_part_in_the_weights_it_is_judged_by() -> None:
     assert final == (0, len(views.GRID) - 1)
 
 
-def test_words_without_a_say_keep_the_base_model() -> None:
+def test_words_without_a_say_keep_the_base_model():
     world = World(by_words=0.0, by_vectors=4.0)
     report = views.judge_views(
         [world.part(world.candidates(nearness=None))],
@@ -130,7 +128,7 @@ def test_words_without_a_say_keep_the_base_model() -> None:
     assert report.verdict.startswith("keep the base model")
 
 
-def test_neither_part_may_lose_unless_the_mixture_is_given() -> None:
+def test_neither_part_may_lose_unless_the_mixture_is_given():
     known = np.arange(40) < 20
     grid = np.full((len(views.GRID), 40), 0.5)
     grid[5, known], grid[5, ~known] = 0.9, 0.4
@@ -140,7 +138,7 @@ def test_neither_part_may_lose_unless_the_mixture_is_given() -> None:
         assert views.pick([grid], everything, worth) == (0, expected)
 
 
-def test_of_models_within_a_standard_error_the_simplest_is_taken() -> None:
+def test_of_models_within_a_standard_error_the_simplest_is_taken():
     random = np.random.default_rng(0)
     base = np.full((len(views.GRID), 200), 0.5)
     near = base.copy()

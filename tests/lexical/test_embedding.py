@@ -1,10 +1,7 @@
 """Words as one dense vector: near to BM25, of any text, kept without texts."""
 
-from __future__ import annotations
-
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +24,7 @@ def words() -> LexicalEmbedding:
     return LexicalEmbedding.of(TEXTS, dimensions=4096)
 
 
-def test_inner_products_are_bm25_and_noise_that_falls_with_the_dimensions(
-    words: LexicalEmbedding,
-) -> None:
+def test_inner_products_are_bm25_and_noise_that_falls_with_the_dimensions(words):
     exact = BM25Index.of({str(at): text for at, text in enumerate(TEXTS)})
     expected = np.stack([exact.scores(query) for query in QUERIES])
     errors = {}
@@ -46,10 +41,10 @@ def test_inner_products_are_bm25_and_noise_that_falls_with_the_dimensions(
     assert errors[4096] < 0.4 * errors[256]
 
 
-def test_all_vectors_are_unit_also_of_what_was_not_seen(words: LexicalEmbedding) -> None:
+def test_all_vectors_are_unit_also_of_what_was_not_seen(words):
     odd = ["", "😀", "new words only", "東京都の天気", "مرحبا", "parseHTTPHeader", "x " * 200_000]
     for role in ("query", "document"):
-        vectors = words.vectors([*odd, *TEXTS[:20]], role)  # type: ignore[arg-type]
+        vectors = words.vectors([*odd, *TEXTS[:20]], role)
         assert vectors.shape == (len(odd) + 20, 4096)
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(vectors)), abs=1e-5)
     one, other = words.vectors(["zebra crossing", "a Zebra"], "document")
@@ -60,15 +55,13 @@ def test_all_vectors_are_unit_also_of_what_was_not_seen(words: LexicalEmbedding)
     )
 
 
-def test_batches_change_nothing_and_llama_index_asks_it(words: LexicalEmbedding) -> None:
+def test_batches_change_nothing_and_llama_index_asks_it(words):
     together = words.get_text_embedding_batch(TEXTS[:30])
     assert np.allclose(together, [words.get_text_embedding(text) for text in TEXTS[:30]])
     assert words.get_query_embedding("word1") == words.vectors(["word1"], "query")[0].tolist()
 
 
-def test_saved_and_loaded_it_is_the_same_and_holds_no_word(
-    words: LexicalEmbedding, tmp_path: Path
-) -> None:
+def test_saved_and_loaded_it_is_the_same_and_holds_no_word(words, tmp_path):
     words.save_pretrained(tmp_path / "words")
     again = LexicalEmbedding.from_pretrained(tmp_path / "words")
     copied = pickle.loads(pickle.dumps(words))
@@ -85,7 +78,7 @@ def test_saved_and_loaded_it_is_the_same_and_holds_no_word(
         LexicalEmbedding.from_pretrained(tmp_path / "words")
 
 
-def test_what_makes_no_model_is_refused() -> None:
+def test_what_makes_no_model_is_refused():
     with pytest.raises(DatasetError, match="at least one document"):
         LexicalEmbedding.of([])
     with pytest.raises(OptionError, match="dimensions: expected a number >= 8"):
@@ -94,7 +87,7 @@ def test_what_makes_no_model_is_refused() -> None:
         LexicalEmbedding(np.ones(3, np.float32))
 
 
-def test_beside_another_model_one_vector_finds_codes(tmp_path: Path) -> None:
+def test_beside_another_model_one_vector_finds_codes(tmp_path):
     base = CountingEmbedding(dim=4)
     nodes = [TextNode(id_=f"n{at}", text=f"report {at:04d} of the year") for at in range(100)]
     model = ComposedEmbedding(base, LexicalEmbedding.of(n.text for n in nodes), weight=3.0)
@@ -107,7 +100,7 @@ def test_beside_another_model_one_vector_finds_codes(tmp_path: Path) -> None:
     assert np.allclose(again.get_query_embedding("0042"), model.get_query_embedding("0042"))
 
 
-def test_of_usual_words_and_of_shares_it_says_what_the_index_says(tmp_path: Path) -> None:
+def test_of_usual_words_and_of_shares_it_says_what_the_index_says(tmp_path):
     asked = [f"{WORDS[0]} {query}" for query in QUERIES]
     exact = BM25Index.of({str(at): text for at, text in enumerate(TEXTS)}, asked)
     words = LexicalEmbedding.of(TEXTS, asked, dimensions=16_384)

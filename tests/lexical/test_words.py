@@ -1,11 +1,8 @@
 """Tokens of any language, and BM25 against its formula."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,11 +42,11 @@ def index() -> BM25Index:
         ("", []),
     ],
 )
-def test_tokens(text: str, expected: list[str]) -> None:
+def test_tokens(text, expected):
     assert tokenize(text) == expected
 
 
-def test_long_words_are_cut_and_long_texts_are_not() -> None:
+def test_long_words_are_cut_and_long_texts_are_not():
     assert tokenize("x" * 100_000) == ["x" * LONGEST]
     assert tokenize("aB" * 100_000)[0] == "ab" * (LONGEST // 2)
     assert len(tokenize("word " * 40_000)) == 40_000
@@ -59,7 +56,7 @@ def test_long_words_are_cut_and_long_texts_are_not() -> None:
     assert tokens_module._known_pieces.cache_info().currsize == kept
 
 
-def test_scores_are_those_of_the_formula(index: BM25Index) -> None:
+def test_scores_are_those_of_the_formula(index):
     bags = [Counter(tokenize(text)) for text in CORPUS.values()]
     lengths = [sum(bag.values()) for bag in bags]
     mean = sum(lengths) / len(lengths)
@@ -78,7 +75,7 @@ def test_scores_are_those_of_the_formula(index: BM25Index) -> None:
         assert index.scores(query) == pytest.approx(np.array(expected), abs=1e-5)
 
 
-def test_shares_are_of_all_that_a_query_asks_for(index: BM25Index) -> None:
+def test_shares_are_of_all_that_a_query_asks_for(index):
     shares = index.shares("the cat sat")
     assert index.ids[int(shares.argmax())] == "cat"
     assert shares == pytest.approx(index.scores("the cat sat") / index.highest("the cat sat"))
@@ -90,7 +87,7 @@ def test_shares_are_of_all_that_a_query_asks_for(index: BM25Index) -> None:
     assert index.shares("the cat sat", without_cat).tolist() == [0, shares[1], 0, 0, 0]
 
 
-def test_words_that_many_queries_have_say_little(tmp_path: Path) -> None:
+def test_words_that_many_queries_have_say_little(tmp_path):
     asked = [f"show me the {thing}" for thing in ("cat", "dog", "header", "mat")]
     index = BM25Index.of(CORPUS, asked)
     assert set(index.usual) == {"show", "me", "the"}  # of three queries or more, and no other
@@ -106,18 +103,18 @@ def test_words_that_many_queries_have_say_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "😀", "zebra", "…"])
-def test_a_query_without_a_known_word_scores_nothing(index: BM25Index, query: str) -> None:
+def test_a_query_without_a_known_word_scores_nothing(index, query):
     assert index.scores(query).tolist() == [0.0] * len(CORPUS)
     assert index.shares(query).tolist() == [0.0] * len(CORPUS)
 
 
-def test_a_corpus_without_a_word_is_an_index_all_the_same(tmp_path: Path) -> None:
+def test_a_corpus_without_a_word_is_an_index_all_the_same(tmp_path):
     empty = BM25Index.of({"a": "😀", "b": ""})
     empty.save(tmp_path / "words")
     assert BM25Index.load(tmp_path / "words").scores("cat").tolist() == [0.0, 0.0]
 
 
-def test_saved_and_loaded_it_scores_the_same(index: BM25Index, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_scores_the_same(index, tmp_path):
     index.save(tmp_path / "words")
     index.save(tmp_path / "words")  # its own files are replaced
     again = BM25Index.load(tmp_path / "words")
@@ -127,7 +124,7 @@ def test_saved_and_loaded_it_scores_the_same(index: BM25Index, tmp_path: Path) -
     assert "sat on the mat" not in (tmp_path / "words" / CONFIG).read_text()
 
 
-def test_a_folder_of_others_is_left_alone(index: BM25Index, tmp_path: Path) -> None:
+def test_a_folder_of_others_is_left_alone(index, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(FolderError, match="holds other files"):
         index.save(tmp_path)
@@ -144,9 +141,7 @@ def test_a_folder_of_others_is_left_alone(index: BM25Index, tmp_path: Path) -> N
         {"vocabulary": None},
     ],
 )
-def test_a_damaged_folder_is_refused(
-    index: BM25Index, tmp_path: Path, damage: dict[str, object]
-) -> None:
+def test_a_damaged_folder_is_refused(index, tmp_path, damage):
     index.save(tmp_path / "words")
     path = tmp_path / "words" / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
@@ -157,7 +152,7 @@ def test_a_damaged_folder_is_refused(
         BM25Index.load(tmp_path / "words")
 
 
-def test_what_makes_no_index_is_refused() -> None:
+def test_what_makes_no_index_is_refused():
     with pytest.raises(DatasetError, match="at least one document"):
         BM25Index.of({})
     with pytest.raises(OptionError, match="k1: expected a number >= 0"):

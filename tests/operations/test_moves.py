@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -34,9 +32,7 @@ def model(request: pytest.FixtureRequest, base: CountingEmbedding) -> AdaptedEmb
     return AdaptedEmbedding(base, NUDGES if request.param == "alone" else stacked)
 
 
-def test_the_report_says_which_documents_moved_and_how_far(
-    model: AdaptedEmbedding, base: CountingEmbedding
-) -> None:
+def test_the_report_says_which_documents_moved_and_how_far(model, base):
     report = moved_documents(model, CORPUS, **QUIET)
     assert list(report.distances) == ["bus", "pie"]  # the farthest first
     for name, length in report.distances.items():
@@ -54,9 +50,7 @@ def test_the_report_says_which_documents_moved_and_how_far(
     assert json.loads(json.dumps(report.to_dict()))["moved"] == 2
 
 
-def test_a_nudge_is_undone_by_the_text_it_belongs_to(
-    model: AdaptedEmbedding, base: CountingEmbedding
-) -> None:
+def test_a_nudge_is_undone_by_the_text_it_belongs_to(model, base):
     undone = AdaptedEmbedding(base, undo_nudges(model.adapter, ["city bus", "never there"]))
     assert list(moved_documents(undone, CORPUS, **QUIET).distances) == ["pie"]
     assert undone.get_query_embedding("why?") == model.get_query_embedding("why?")
@@ -72,9 +66,7 @@ def test_a_nudge_is_undone_by_the_text_it_belongs_to(
     assert np.allclose(none.get_query_embedding("why?"), model.get_query_embedding("why?"))
 
 
-def test_drift_is_bounded_afterwards_and_short_nudges_stay(
-    model: AdaptedEmbedding, base: CountingEmbedding
-) -> None:
+def test_drift_is_bounded_afterwards_and_short_nudges_stay(model, base):
     bounded = AdaptedEmbedding(base, bound_nudges(model.adapter, 0.15))
     before, after = (moved_documents(each, CORPUS, **QUIET) for each in (model, bounded))
     assert after.bound == pytest.approx(0.15)
@@ -82,7 +74,7 @@ def test_drift_is_bounded_afterwards_and_short_nudges_stay(
     assert after.distances["bus"] < before.distances["bus"]
 
 
-def test_a_map_of_all_documents_is_reported_as_well(base: CountingEmbedding) -> None:
+def test_a_map_of_all_documents_is_reported_as_well(base):
     turned = AdaptedEmbedding(base, LinearAdapter(-np.eye(16), shared=True))
     report = moved_documents(turned, CORPUS, **QUIET)
     assert list(report.distances.values()) == pytest.approx([2.0] * 4)
@@ -91,7 +83,7 @@ def test_a_map_of_all_documents_is_reported_as_well(base: CountingEmbedding) -> 
     assert not moved_documents(still, CORPUS, **QUIET).distances
 
 
-def test_what_has_no_nudges_or_no_distance_is_refused(base: CountingEmbedding) -> None:
+def test_what_has_no_nudges_or_no_distance_is_refused(base):
     plain = LinearAdapter.identity(16)
     with pytest.raises(OptionError, match="LinearAdapter has no nudges to undo"):
         undo_nudges(plain, TEXTS)
@@ -106,7 +98,7 @@ def test_what_has_no_nudges_or_no_distance_is_refused(base: CountingEmbedding) -
         moved_documents(wider, CORPUS, **QUIET)
 
 
-def test_a_prior_moves_scores(base: CountingEmbedding) -> None:
+def test_a_prior_moves_scores(base):
     corpus = dict(zip("abc", TEXTS, strict=True))
     vectors = np.float32([base.vector("document", text) for text in TEXTS])
     prior = DocumentPrior.of(vectors[:1], vectors, weight=0.5)

@@ -1,10 +1,6 @@
 """What rebuilding does on every store alike; what differs between stores is in test_stores."""
 
-from __future__ import annotations
-
 import warnings
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -47,9 +43,7 @@ def old(base: CountingEmbedding) -> VectorStoreIndex:
     return VectorStoreIndex(nodes(), embed_model=base)
 
 
-def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_moved(
-    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
-) -> None:
+def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_moved(old, base, quiet):
     nudges = NudgeAdapter.of(content_hashes(TEXTS[:1]), np.ones((1, DIM), dtype=np.float32))
     store, given, model = SimpleVectorStore(), nodes(), AdaptedEmbedding(base, nudges)
     new = adapt_index(old, model, store, nodes=given, embed_missing=True, **quiet)
@@ -61,18 +55,14 @@ def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_move
         assert same == (row > 0)
 
 
-def test_vectors_that_are_missing_are_an_error_before_anything_is_written(
-    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
-) -> None:
+def test_vectors_that_are_missing_are_an_error_before_anything_is_written(old, model, quiet):
     store = SimpleVectorStore()
     with pytest.raises(StoreError, match=r"30 of 30 texts have no vector.*embed_missing=True"):
         adapt_index(old, model, store, **quiet)
     assert not store.data.embedding_dict
 
 
-def test_the_result_is_searched_and_what_spoils_it_is_warned_of(
-    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_result_is_searched_and_what_spoils_it_is_warned_of(old, model, quiet, tmp_path):
     with faiss(tmp_path) as stores, pytest.warns(UserWarning, match="Scores are distances"):
         adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)
     with warnings.catch_warnings():
@@ -80,9 +70,7 @@ def test_the_result_is_searched_and_what_spoils_it_is_warned_of(
         adapt_index(old, model, SimpleVectorStore(), **quiet)
 
 
-def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(
-    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(old, base, quiet, tmp_path):
     stretched = LinearAdapter(np.diag(np.arange(1.0, 17.0)), normalize=False, shared=True)
     model = AdaptedEmbedding(base, stretched)
     with faiss_ip(tmp_path) as stores:
@@ -94,14 +82,12 @@ def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(
         assert texts[1].startswith("Queries have length")
         assert check_similarity(new, model, **quiet).problems == texts
         cured = model.normalized()
-        assert isinstance(cured.adapter.adapters[-1], UnitAdapter)  # type: ignore[attr-defined]
+        assert isinstance(cured.adapter.adapters[-1], UnitAdapter)
         new = adapt_index(old, cured, stores("b", DIM), **quiet)
         assert not check_similarity(new, cured, **quiet).problems
 
 
-def test_an_index_of_another_model_is_seen(
-    old: VectorStoreIndex, model: AdaptedEmbedding, quiet: dict[str, Any]
-) -> None:
+def test_an_index_of_another_model_is_seen(old, model, quiet):
     check = check_similarity(old, model, **quiet)  # the adapter moves documents: not rebuilt
     assert check.similarity == "unknown"
     assert "Rebuild it with adapt_index" in check.problems[0]
@@ -112,9 +98,7 @@ def test_an_index_of_another_model_is_seen(
     assert "No problem found." in str(plain)
 
 
-def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(
-    old: VectorStoreIndex, base: CountingEmbedding, quiet: dict[str, Any]
-) -> None:
+def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(old, base, quiet):
     random = np.random.default_rng(1)
     model = AdaptedEmbedding(base, LinearAdapter(np.eye(DIM) + random.standard_normal((DIM, DIM))))
     queries = [f"a question {number} about thing {number % 7}" for number in range(40)]
@@ -144,9 +128,7 @@ def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(
         check_similarity(old, AdaptedEmbedding(base, SHARED), queries=queries, **quiet)
 
 
-def test_bad_arguments_are_refused(
-    old: VectorStoreIndex, model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any]
-) -> None:
+def test_bad_arguments_are_refused(old, model, base, quiet):
     good = {"index": old, "embed_model": model, "vector_store": SimpleVectorStore()}
     for change, error, match in (
         ({"index": SummaryIndex([])}, OptionError, "expected a VectorStoreIndex, got SummaryIndex"),
@@ -164,9 +146,7 @@ def test_bad_arguments_are_refused(
         check_similarity(empty, base, **quiet)
 
 
-def test_nodes_that_a_store_cannot_list_have_to_be_given(
-    model: AdaptedEmbedding, base: CountingEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_nodes_that_a_store_cannot_list_have_to_be_given(model, base, quiet, tmp_path):
     with faiss(tmp_path) as stores:
         bare = VectorStoreIndex([], storage_context=StorageContext.from_defaults(
             vector_store=stores("old", DIM)), embed_model=base)  # fmt: skip
@@ -176,8 +156,8 @@ def test_nodes_that_a_store_cannot_list_have_to_be_given(
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 def test_a_call_after_the_last_writes_nothing_and_a_dropped_collection_is_filled_anew(
-    model: AdaptedEmbedding, old: VectorStoreIndex, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+    model, old, quiet, tmp_path
+):
     with qdrant(tmp_path) as stores:
         for _ in range(2):
             new = adapt_index(old, model, stores("new", DIM), embed_missing=True, **quiet)

@@ -1,7 +1,5 @@
 """One contract over all vector stores: what a user of each of them relies on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,8 +91,8 @@ def asked_documents(base: CountingEmbedding) -> int:
 
 
 async def test_an_adapter_is_swapped_onto_an_index_and_no_document_is_embedded_again(
-    stores: Stores, engine: str, base: CountingEmbedding
-) -> None:
+    stores, engine, base
+):
     index = built(base, stores("docs", DIM))
     corpus, before = documents(base), asked_documents(base)
     model = AdaptedEmbedding(base, QUERY_SIDE)
@@ -124,9 +122,7 @@ async def test_an_adapter_is_swapped_onto_an_index_and_no_document_is_embedded_a
     assert problems == ["Scores are distances"] * check.ascending
 
 
-def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(
-    stores: Stores, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(stores, base, tmp_path):
     cache = tmp_path / "cache"
     model = AdaptedEmbedding(base, BOTH_SIDES)
     plain = AdaptedEmbedding(base, QUERY_SIDE).for_documents(cache_dir=cache)
@@ -160,9 +156,7 @@ def quietly(
     return adapt_index(index, model, store, **settings)
 
 
-def test_a_rebuild_that_breaks_goes_on_where_it_ended(
-    stores: Stores, base: CountingEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rebuild_that_breaks_goes_on_where_it_ended(stores, base, tmp_path, monkeypatch):
     model = AdaptedEmbedding(base, BOTH_SIDES)
     old = built(model.for_documents(cache_dir=False), stores("old", DIM))
     settings: dict[str, Any] = {"nodes": nodes(), "cache_dir": tmp_path / "c", "batch_size": 16}
@@ -196,9 +190,7 @@ def test_a_rebuild_that_breaks_goes_on_where_it_ended(
             quietly(old, other, stores("new", DIM), **settings)
 
 
-def test_nodes_are_read_from_the_old_store_where_it_can_list_them(
-    stores: Stores, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_nodes_are_read_from_the_old_store_where_it_can_list_them(stores, base, tmp_path):
     model = AdaptedEmbedding(base, BOTH_SIDES)
     old = built(base, stores("old", DIM))
     store = stores("new", DIM)
@@ -243,8 +235,8 @@ class Long(CountingEmbedding):
 
 
 def test_documents_of_other_lengths_are_a_problem_unless_the_store_takes_the_cosine(
-    stores: Stores, tmp_path: Path
-) -> None:
+    stores, tmp_path
+):
     base = Long(dim=DIM)
     index = built(base, stores("docs", DIM))
     model = AdaptedEmbedding(base, QUERY_SIDE)
@@ -270,9 +262,7 @@ def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("vectors")
 
 
-def test_a_real_model_finds_the_same_in_each_store(
-    stores: Stores, minilm: Any, real_cache: Path
-) -> None:
+def test_a_real_model_finds_the_same_in_each_store(stores, minilm, real_cache):
     adapter = LinearAdapter(
         np.eye(384) + 0.05 * np.random.default_rng(1).standard_normal((384, 384))
     )

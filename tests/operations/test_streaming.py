@@ -1,9 +1,6 @@
 """Document vectors from a stream: into stores, on real engines, and into files."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,7 +35,7 @@ def model(base: CountingEmbedding, quiet: dict[str, Any]) -> AdaptedEmbedding:
 
 
 def expected(model: AdaptedEmbedding) -> np.ndarray:
-    rows = np.float32([model.base_embed_model.vector("document", text) for text in TEXTS])  # type: ignore[attr-defined]
+    rows = np.float32([model.base_embed_model.vector("document", text) for text in TEXTS])
     return SHARED.apply(rows, "document")
 
 
@@ -49,29 +46,24 @@ def found(store: Any, query: np.ndarray, k: int = 30) -> list[str]:
 
 @pytest.mark.parametrize("engine", [*NAMED.values(), faiss_ip], ids=[*NAMED, "faiss"])
 def test_a_stream_of_nodes_is_found_by_the_vectors_of_the_adapted_model(
-    engine: Callable[..., Any], model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+    engine, model, quiet, tmp_path
+):
     model = model.normalized()
-    asked = len(model.base_embed_model.asked)  # type: ignore[attr-defined]
+    asked = len(model.base_embed_model.asked)
     with engine(tmp_path) as stores:
         store = stores("new", DIM)
         assert adapt_nodes(nodes(), model, store, batch_size=8, **quiet) == 30
         vectors = l2_normalize(expected(model))
         for row in (0, 7, 29):
             assert found(store, vectors[row], 1)[0][-2:].lstrip("0") == (str(row) if row else "")
-    assert len(model.base_embed_model.asked) == asked  # type: ignore[attr-defined]
+    assert len(model.base_embed_model.asked) == asked
 
 
 @pytest.mark.parametrize("engine", NAMED.values(), ids=NAMED)
 @pytest.mark.parametrize("again", [8, 5, 64])
 def test_after_a_kill_the_same_call_goes_on_and_no_node_is_there_twice(
-    engine: Callable[..., Any],
-    again: int,
-    model: AdaptedEmbedding,
-    quiet: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    engine, again, model, quiet, tmp_path, monkeypatch
+):
     with engine(tmp_path) as stores:
         store = stores("new", DIM)
         kind, calls = type(store), 0
@@ -97,9 +89,7 @@ def test_after_a_kill_the_same_call_goes_on_and_no_node_is_there_twice(
             adapt_nodes(nodes(), model, stores("new", DIM), **quiet)
 
 
-def test_other_nodes_than_an_earlier_call_wrote_are_refused(
-    model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_other_nodes_than_an_earlier_call_wrote_are_refused(model, quiet, tmp_path):
     def cut() -> Iterator[TextNode]:
         yield from nodes()[:16]
         raise KilledError
@@ -116,9 +106,7 @@ def test_other_nodes_than_an_earlier_call_wrote_are_refused(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_vectors_of_a_stream_of_texts_become_a_mapped_file(
-    batch_size: int, model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_vectors_of_a_stream_of_texts_become_a_mapped_file(batch_size, model, quiet, tmp_path):
     path = tmp_path / "vectors.npy"
     written = adapt_vectors(iter(TEXTS), model, path, batch_size=batch_size, **quiet)
     assert isinstance(written, np.memmap)
@@ -126,9 +114,7 @@ def test_vectors_of_a_stream_of_texts_become_a_mapped_file(
     assert np.array_equal(np.load(path), written)
 
 
-def test_a_file_of_vectors_appears_whole_or_not_at_all(
-    model: AdaptedEmbedding, quiet: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_file_of_vectors_appears_whole_or_not_at_all(model, quiet, tmp_path):
     def cut() -> Iterator[str]:
         yield from TEXTS
         raise KilledError

@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +39,7 @@ def cosines(adapter: LinearAdapter, new: np.ndarray, old: np.ndarray) -> np.ndar
 
 
 @pytest.mark.parametrize(("new_dim", "old_dim"), [(8, 8), (12, 8), (8, 12)])
-def test_a_rotation_is_undone_by_either_fit(new_dim: int, old_dim: int) -> None:
+def test_a_rotation_is_undone_by_either_fit(new_dim, old_dim):
     random = np.random.default_rng(0)
     turn, _ = np.linalg.qr(random.standard_normal((new_dim, new_dim)))
     known = l2_normalize(random.standard_normal((100, 8)))
@@ -53,7 +50,7 @@ def test_a_rotation_is_undone_by_either_fit(new_dim: int, old_dim: int) -> None:
         assert adapter.adapts_documents  # what comes later is mapped into the old index, too
 
 
-def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation() -> None:
+def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation():
     random = np.random.default_rng(1)
     new, old = (l2_normalize(random.standard_normal((50, 6))) for _ in range(2))
     weight = procrustes(new, old).weight
@@ -63,7 +60,7 @@ def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation() -> None:
     assert np.allclose(ridge_map(new, old, 1e-9).weight, free, atol=1e-4)
 
 
-def test_new_queries_find_in_the_old_index_what_the_old_model_found() -> None:
+def test_new_queries_find_in_the_old_index_what_the_old_model_found():
     old, new = CountingEmbedding(dim=16), Turned(dim=24)
     found = upgrade_adapter(old, new, TEXTS, **QUIET)
     assert found.agreement > 0.95
@@ -82,7 +79,7 @@ def test_new_queries_find_in_the_old_index_what_the_old_model_found() -> None:
     index.insert_nodes([TextNode(id_="later", text="zebra quagga")], embed_model=model)
 
 
-def test_an_old_adapter_is_applied_after_the_map() -> None:
+def test_an_old_adapter_is_applied_after_the_map():
     old, new = CountingEmbedding(dim=16), Turned(dim=16)
     adapter = LinearAdapter(np.random.default_rng(2).standard_normal((16, 16)))
     served = AdaptedEmbedding(old, adapter)
@@ -99,7 +96,7 @@ def test_an_old_adapter_is_applied_after_the_map() -> None:
         upgrade_adapter(moving, new, TEXTS, **QUIET)
 
 
-def test_the_upgrade_is_compared_with_a_real_re_embedding() -> None:
+def test_the_upgrade_is_compared_with_a_real_re_embedding():
     old, new = CountingEmbedding(dim=16), Turned(dim=16)
     corpus = {text: text for text in TEXTS[:100]}
     queries = {f"q{text}": " ".join(reversed(text.split())) for text in TEXTS[:40]}
@@ -124,7 +121,7 @@ class Aimless(CountingEmbedding):
 
 
 @pytest.mark.parametrize("count", [20, 60, 400])
-def test_an_agreement_no_better_than_chance_is_warned_of(count: int) -> None:
+def test_an_agreement_no_better_than_chance_is_warned_of(count):
     texts = TEXTS[:: len(TEXTS) // count][:count]
     count = len(set(texts))
     said = (
@@ -137,9 +134,7 @@ def test_an_agreement_no_better_than_chance_is_warned_of(count: int) -> None:
         upgrade_adapter(CountingEmbedding(), Turned(dim=24), texts, **QUIET)
 
 
-def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(monkeypatch):
     fitted, judged = [], []
 
     def fit(new: np.ndarray, old: np.ndarray) -> LinearAdapter:
@@ -159,7 +154,7 @@ def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(
     assert (len(choosing), len(scoring), len(choosing & scoring)) == (15, 15, 0)
 
 
-def test_no_text_is_embedded_twice(tmp_path: Path) -> None:
+def test_no_text_is_embedded_twice(tmp_path):
     old, new = CountingEmbedding(), CountingEmbedding(seed=1)
     for _ in range(2):
         upgrade_adapter(old, new, TEXTS * 2, cache_dir=tmp_path, show_progress=False)
@@ -168,7 +163,7 @@ def test_no_text_is_embedded_twice(tmp_path: Path) -> None:
         assert len(asked) == len(set(asked))
 
 
-def test_bad_arguments_are_refused_before_anything_is_embedded() -> None:
+def test_bad_arguments_are_refused_before_anything_is_embedded():
     old, new = CountingEmbedding(), CountingEmbedding(seed=1)
     for changes, error, message in (
         ({"texts": ["one"] * 30}, DatasetError, "expected at least 20 distinct ones, got 1"),
@@ -176,6 +171,6 @@ def test_bad_arguments_are_refused_before_anything_is_embedded() -> None:
         ({"holdout": 1.0}, OptionError, r"expected a share in \(0, 1\), got 1.0"),
     ):
         with pytest.raises(error, match=message):
-            upgrade_adapter(old, new, **{"texts": TEXTS, **QUIET, **changes})  # type: ignore[arg-type]
+            upgrade_adapter(old, new, **{"texts": TEXTS, **QUIET, **changes})
     assert not old.asked
     assert not new.asked

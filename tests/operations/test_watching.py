@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +8,6 @@ from scipy import stats
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
     EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
     LinearAdapter,
     inspect_queries,
 )
@@ -23,7 +19,6 @@ from llama_index_embeddings_adapted.adapters.sketch import (
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
 from llama_index_embeddings_adapted.operations.monitoring import compare, drift
-from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 
@@ -34,7 +29,7 @@ def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.nd
     return l2_normalize(0.3 * random.standard_normal((count, dim)) + np.eye(dim)[around])
 
 
-def test_queries_of_the_same_kind_raise_no_alarm_and_others_do() -> None:
+def test_queries_of_the_same_kind_raise_no_alarm_and_others_do():
     sketch = QuerySketch.of(cloud(600))
     reports = [compare(sketch, cloud(200, seed=seed)) for seed in range(1, 21)]
     assert not any(report.retrain for report in reports)
@@ -47,7 +42,7 @@ def test_queries_of_the_same_kind_raise_no_alarm_and_others_do() -> None:
     assert report.p_value == 0.001
 
 
-def test_a_part_from_elsewhere_is_enough_and_is_named() -> None:
+def test_a_part_from_elsewhere_is_enough_and_is_named():
     live = np.concatenate([cloud(150, seed=1), cloud(50, around=3, seed=2)])
     texts = [f"old {row}" for row in range(150)] + [f"new {row}" for row in range(50)]
     report = compare(QuerySketch.of(cloud(600)), live, texts)
@@ -57,7 +52,7 @@ def test_a_part_from_elsewhere_is_enough_and_is_named() -> None:
     assert all(text.startswith("new") for text in report.farthest)
 
 
-def test_a_narrower_distribution_is_seen_though_no_query_is_far() -> None:
+def test_a_narrower_distribution_is_seen_though_no_query_is_far():
     wide = np.concatenate([cloud(300), cloud(300, around=3, seed=1)])
     report = compare(QuerySketch.of(wide), cloud(200, seed=2))
     assert report.far_share < 0.1
@@ -65,7 +60,7 @@ def test_a_narrower_distribution_is_seen_though_no_query_is_far() -> None:
     assert "another distribution" in report.verdict
 
 
-def test_a_small_move_is_told_apart_from_one_to_act_on() -> None:
+def test_a_small_move_is_told_apart_from_one_to_act_on():
     live = np.concatenate([cloud(1700, seed=1), cloud(300, around=3, seed=2)])
     wide = np.concatenate([cloud(1900, seed=3), cloud(100, around=3, seed=4)])
     report = compare(QuerySketch.of(wide), live)
@@ -74,7 +69,7 @@ def test_a_small_move_is_told_apart_from_one_to_act_on() -> None:
     assert report.verdict.startswith("keep, and look again")
 
 
-def test_the_energy_distance_is_scipys() -> None:
+def test_the_energy_distance_is_scipys():
     one, other = np.random.default_rng(0).standard_normal((2, 40))
     distance, _, _ = drift(np.float32(one[:, None]), np.float32(other[:, None]))
     cross = np.abs(one[:, None] - other).mean()
@@ -82,7 +77,7 @@ def test_the_energy_distance_is_scipys() -> None:
     assert distance == pytest.approx(theirs / (2 * cross), rel=1e-4)
 
 
-def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:
+def test_a_sketch_is_small_whatever_the_model_and_keeps_distances():
     wide = l2_normalize(np.random.default_rng(0).standard_normal((5000, 3072)))
     sketch = QuerySketch.of(wide)
     assert sketch.points.shape == (MOST_QUERIES, MOST_DIRECTIONS)
@@ -98,7 +93,7 @@ def test_a_sketch_is_small_whatever_the_model_and_keeps_distances() -> None:
     assert far == pytest.approx(2**0.5, rel=0.3)
 
 
-def test_of_questions_about_one_document_one_is_drawn() -> None:
+def test_of_questions_about_one_document_one_is_drawn():
     vectors = cloud(200)
     sketch = QuerySketch.of(vectors, [row // 2 for row in range(200)])
     assert len(sketch.points) == 100
@@ -108,9 +103,7 @@ def test_of_questions_about_one_document_one_is_drawn() -> None:
     assert len(QuerySketch.of(vectors[:40], [0] * 40).points) == 40  # too few otherwise
 
 
-def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(
-    base: CountingEmbedding, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(base, small, tmp_path):
     engine = EmbeddingAdapterFinetuneEngine(
         small, base, epochs=1, model_output_path=tmp_path / "adapter", **QUIET
     )
@@ -131,7 +124,7 @@ def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(
     assert {role for role, _ in base.asked[asked:]} == {"query"}
 
 
-def test_what_cannot_be_compared_is_refused(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(base, tmp_path):
     model = AdaptedEmbedding(base, LinearAdapter.identity(16))
     many = [f"query {number}" for number in range(30)]
     with pytest.raises(DatasetError, match="at least 30 distinct ones, got 1"):

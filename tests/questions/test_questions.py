@@ -1,7 +1,5 @@
 """Questions as text: reading answers, filters, near-duplicates, prompts."""
 
-from __future__ import annotations
-
 import json
 import time
 
@@ -31,7 +29,7 @@ GOOD = ["How high is the commission on a trip?", "rider service fee California"]
 
 
 def candidate(text: str, **more: str | None) -> Candidate:
-    return Candidate(text, "d", **{"passage": PASSAGE, **more})  # type: ignore[arg-type]
+    return Candidate(text, "d", **{"passage": PASSAGE, **more})
 
 
 def reason(text: str, **more: str | None) -> str | None:
@@ -75,7 +73,7 @@ def reason(text: str, **more: str | None) -> str | None:
         "\u202b{0}\u202c\n\ufeff{1}\u200b",
     ],
 )
-def test_two_questions_are_read_whatever_their_wrapping(answer: str) -> None:
+def test_two_questions_are_read_whatever_their_wrapping(answer):
     assert read_questions(answer.format(*GOOD), limit=9) == GOOD
 
 
@@ -116,11 +114,11 @@ ASKED = ["Which bacteria show pollution?", "How fast are samples tested?"]
         "<|channel|>analysis<|message|>Why?<|end|><|channel|>final<|message|>{0}\n{1}<|return|>",
     ],
 )
-def test_questions_are_told_from_answers_remarks_and_thoughts(answer: str) -> None:
+def test_questions_are_told_from_answers_remarks_and_thoughts(answer):
     assert read_questions(answer.format(*ASKED), limit=9, wanted=2) == ASKED
 
 
-def test_quotes_within_json_and_escapes_are_read() -> None:
+def test_quotes_within_json_and_escapes_are_read():
     answer = (
         '{"questions": ["What does "faecal" mean?", "He said \\"yes\\"?", "What\\u2019s it?\\n"]}'
     )
@@ -129,7 +127,7 @@ def test_quotes_within_json_and_escapes_are_read() -> None:
     ]  # fmt: skip
 
 
-def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_for() -> None:
+def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_for():
     problem = "My loaves are crisp. What am I doing wrong?"
     assert read_questions(problem, limit=9, wanted=2) == [problem]
     assert read_questions(" ".join(ASKED), limit=9) == [" ".join(ASKED)]
@@ -146,7 +144,7 @@ def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_
         ("What is a[0] of b(1)?", "What is a[0] of b(1)?"),
     ],
 )
-def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line: str, expected: str) -> None:
+def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line, expected):
     assert clean(line) == expected
 
 
@@ -154,14 +152,14 @@ def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line: str, expected: 
     "line",
     ["10-K filing date", "3.5 million riders in 2021?", "2021 revenue", "C++ or Rust for drivers?"],
 )
-def test_numbers_that_belong_to_a_question_stay(line: str) -> None:
+def test_numbers_that_belong_to_a_question_stay(line):
     assert clean(line) == line
 
 
 @pytest.mark.parametrize(
     "answer", ["", "  \n\n", "```\n```", "[]", "{}", "null\n" * 0, None, 7, b"x"]
 )
-def test_nothing_is_read_from_nothing(answer: object) -> None:
+def test_nothing_is_read_from_nothing(answer):
     assert read_questions(answer, limit=3) == []
 
 
@@ -176,7 +174,7 @@ def test_nothing_is_read_from_nothing(answer: object) -> None:
     ],
     ids=["words", "brackets", "numbers", "lines", "thoughts"],
 )
-def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer: str) -> None:
+def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer):
     began = time.perf_counter()
     lines = read_questions(answer, limit=6)
     assert time.perf_counter() - began < 1.0
@@ -198,7 +196,7 @@ def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer: str)
         ).map("".join),
     )
 )
-def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer: str) -> None:
+def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer):
     for line in read_questions(answer, limit=5):
         assert line == line.strip()
         assert "\n" not in line
@@ -242,7 +240,7 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer: str) -> No
         ("The commission rose from 18 to 20 percent in 2021?", "copied"),
     ],
 )
-def test_the_first_filter_that_objects_is_the_reason(text: str, expected: str | None) -> None:
+def test_the_first_filter_that_objects_is_the_reason(text, expected):
     assert reason(text) == expected
 
 
@@ -281,23 +279,23 @@ def test_the_first_filter_that_objects_is_the_reason(text: str, expected: str | 
     ],
 )
 def test_good_questions_in_any_script_and_with_what_stands_in_the_passage_are_kept(
-    passage: str, question: str
-) -> None:
+    passage, question
+):
     assert reason(clean(question), passage=passage) is None
 
 
-def test_an_english_question_about_a_passage_in_another_language_goes() -> None:
+def test_an_english_question_about_a_passage_in_another_language_goes():
     passage = "La solicitud de aplazamiento se envía por la sede electrónica antes del último día."
     assert reason("How can a deferral be requested?", passage=passage) == "other_language"
     assert reason("¿Cómo pido un aplazamiento?", passage=passage) is None
 
 
-def test_thai_questions_of_the_same_letters_are_no_duplicates() -> None:
+def test_thai_questions_of_the_same_letters_are_no_duplicates():
     texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
     assert near_duplicates(texts) == {2: 0}
 
 
-def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them() -> None:
+def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them():
     frame = few_shot("passage", ["problem"]).frame
     leak = "My loaves are crisp from the oven, which fee do I pay?"
     assert leaked(candidate(leak, prompt=frame))
@@ -309,13 +307,13 @@ def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them() -> Non
     assert not leaked(candidate("anything at all"))
 
 
-def test_a_statement_will_do_where_a_problem_was_asked_for() -> None:
+def test_a_statement_will_do_where_a_problem_was_asked_for():
     text = "My driver charged me for a trip that I had cancelled in time."
     assert statement(candidate(text))
     assert not statement(candidate(text, style="problem"))
 
 
-def test_languages_are_told_apart_only_when_clear() -> None:
+def test_languages_are_told_apart_only_when_clear():
     assert same_language("rider service fee", "Los viajes del año y sus precios son más altos")
     assert not same_language("What is the price of a trip?", "цена поездки выросла")
     assert same_language("", "anything")
@@ -325,7 +323,7 @@ def test_languages_are_told_apart_only_when_clear() -> None:
 # --- near-duplicates --------------------------------------------------------------------------
 
 
-def test_near_duplicates_point_at_the_first_that_stays() -> None:
+def test_near_duplicates_point_at_the_first_that_stays():
     texts = [
         "How high is the commission on a trip?",
         "rider service fee",
@@ -345,9 +343,7 @@ def test_near_duplicates_point_at_the_first_that_stays() -> None:
     ),
     st.sampled_from([0.5, 0.67, 0.8, 1.0]),
 )
-def test_near_duplicates_are_those_of_comparing_all_with_all(
-    texts: list[str], threshold: float
-) -> None:
+def test_near_duplicates_are_those_of_comparing_all_with_all(texts, threshold):
     kept: list[int] = []
     expected = set()
     for row, text in enumerate(texts):
@@ -363,7 +359,7 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(
     assert set(near_duplicates(texts, threshold=threshold)) == expected
 
 
-def test_ten_thousand_questions_are_compared_in_seconds() -> None:
+def test_ten_thousand_questions_are_compared_in_seconds():
     texts = [f"What is item {n} of list {n % 97} called in town {n % 13}?" for n in range(10_000)]
     began = time.process_time()
     assert near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
@@ -373,7 +369,7 @@ def test_ten_thousand_questions_are_compared_in_seconds() -> None:
 # --- prompts ----------------------------------------------------------------------------------
 
 
-def test_passages_take_turns_so_that_every_style_is_used() -> None:
+def test_passages_take_turns_so_that_every_style_is_used():
     prompting = PromptConfig(2)
     used = [
         style for turn in range(2) for r in prompting.requests("text", turn) for style in r.styles
@@ -383,7 +379,7 @@ def test_passages_take_turns_so_that_every_style_is_used() -> None:
     assert [request.styles for request in one_each] == [("question",), ("keywords",), ("question",)]
 
 
-def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked_for() -> None:
+def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked_for():
     request = few_shot("El pasaje.", ["keywords", "question"])
     roles = [role for role, _ in request.turns]
     assert roles == ["system", *["user", "assistant"] * 3, "user"]
@@ -402,7 +398,7 @@ def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked
     ],
     ids=["string", "PromptTemplate"],
 )
-def test_a_custom_prompt_is_sent_as_it_is(template: object) -> None:
+def test_a_custom_prompt_is_sent_as_it_is(template):
     (request,) = PromptConfig(3, template=template).requests("The passage.", 0)
     assert request.turns == (("user", "Write 3 questions on:\nThe passage."),)
     assert request.text == "Write 3 questions on:\nThe passage."
@@ -417,7 +413,7 @@ def test_a_custom_prompt_is_sent_as_it_is(template: object) -> None:
         (17, "cannot be filled in: AttributeError"),
     ],
 )
-def test_a_prompt_that_cannot_be_filled_in_is_refused(template: object, message: str) -> None:
+def test_a_prompt_that_cannot_be_filled_in_is_refused(template, message):
     with pytest.raises(OptionError, match=message):
         PromptConfig(2, template=template)
 
@@ -431,6 +427,6 @@ def test_a_prompt_that_cannot_be_filled_in_is_refused(template: object, message:
         ({"styles": ()}, "got none"),
     ],
 )
-def test_prompts_out_of_range_is_refused(arguments: dict[str, object], message: str) -> None:
+def test_prompts_out_of_range_is_refused(arguments, message):
     with pytest.raises(OptionError, match=message):
-        PromptConfig(**arguments)  # type: ignore[arg-type]
+        PromptConfig(**arguments)

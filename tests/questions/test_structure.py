@@ -1,15 +1,10 @@
 """Pairs that documents already contain."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 from llama_index.core import Document
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, pairs_from_structure
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
-from tests.conftest import CountingEmbedding
 
 KELP = "Otters wrap themselves in kelp before they sleep, so that no current carries them off."
 FERRY = "It leaves at six in the evening from the northern pier and returns after midnight."
@@ -25,7 +20,7 @@ def pairs(*nodes: Document, **options: object) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("key", ["title", "document_title"])
-def test_a_title_asks_for_its_text_which_no_longer_quotes_it(key: str) -> None:
+def test_a_title_asks_for_its_text_which_no_longer_quotes_it(key):
     node = Document(text=KELP, metadata={key: "How otters rest", "year": 2021}, id_="n")
     assert pairs(node) == {"How otters rest": [f"year: 2021\n\n{KELP}"]}
     assert node.metadata[key] == "How otters rest"
@@ -39,7 +34,7 @@ def test_a_title_asks_for_its_text_which_no_longer_quotes_it(key: str) -> None:
     ],
     ids=["Markdown", "underlined"],
 )
-def test_headings_ask_for_their_sections(text: str) -> None:
+def test_headings_ask_for_their_sections(text):
     data = pairs_from_structure([Document(text=text, id_="page")])
     assert data.corpus == {"page": KELP, "page#2": FERRY}
     assert [(t, d) for t, d in data.query_docid_pairs] == [
@@ -71,7 +66,7 @@ def test_headings_ask_for_their_sections(text: str) -> None:
         "Textile", "HTML", "details", "page",
     ],
 )  # fmt: skip
-def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text: str) -> None:
+def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text):
     found = pairs(Document(text=text))
     assert list(found) == ["How otters rest"]
     [[body]] = found.values()
@@ -79,7 +74,7 @@ def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text: str) ->
     assert not any(sign in body for sign in ("title", "older", "<p>", "</details>"))
 
 
-def test_the_heading_of_a_page_asks_for_all_its_sections() -> None:
+def test_the_heading_of_a_page_asks_for_all_its_sections():
     text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
     assert pairs(Document(text=text)) == {
         "Harbour life": [KELP, FERRY],
@@ -97,14 +92,14 @@ def test_the_heading_of_a_page_asks_for_all_its_sections() -> None:
     ],
     ids=["bold", "Q and A", "numbered"],
 )
-def test_questions_of_an_faq_page_ask_for_their_answers(text: str) -> None:
+def test_questions_of_an_faq_page_ask_for_their_answers(text):
     assert pairs(Document(text=text)) == {
         "How do otters rest?": [KELP],
         "When does the ferry leave?": [FERRY],
     }
 
 
-def test_a_summary_line_asks_for_the_rest() -> None:
+def test_a_summary_line_asks_for_the_rest():
     assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
         "Rest of marine mammals.": [KELP]
     }
@@ -112,7 +107,7 @@ def test_a_summary_line_asks_for_the_rest() -> None:
     assert pairs(node) == {"Rest of marine mammals": [KELP]}
 
 
-def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted() -> None:
+def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted():
     pages = [
         Document(
             text=f"# Page about {topic}\n{KELP} {topic}\n## Overview\n{FERRY} {topic}", id_=topic
@@ -125,7 +120,7 @@ def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted()
     assert len(report.kept) == 3
 
 
-def test_the_base_model_is_asked_where_one_is_given(base: CountingEmbedding) -> None:
+def test_the_base_model_is_asked_where_one_is_given(base):
     pages = [
         Document(
             text=f"# {topic} {topic} facts\n{topic} " + f"{topic} is here and there today " * 3
@@ -142,7 +137,7 @@ def test_the_base_model_is_asked_where_one_is_given(base: CountingEmbedding) -> 
     assert data.report.examples("round_trip") == ["nothing kelp kelp"]
 
 
-def test_documents_without_structure_and_bad_options_are_refused(tmp_path: Path) -> None:
+def test_documents_without_structure_and_bad_options_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="None of 1 nodes has a title, heading, question or"):
         pairs_from_structure([Document(text=KELP)])
     with pytest.raises(DatasetError, match=r"(?s)Not one pair was kept of 1 found.*too short"):
@@ -151,7 +146,7 @@ def test_documents_without_structure_and_bad_options_are_refused(tmp_path: Path)
         pairs_from_structure([Document(text=KELP)], llm=None)
 
 
-def test_pairs_of_the_nodes_as_they_are_combine_with_others_about_them() -> None:
+def test_pairs_of_the_nodes_as_they_are_combine_with_others_about_them():
     text = f"# How otters rest\n\n{KELP}\n\n## The evening ferry\n\n{FERRY}\n"
     nodes = [Document(text=text, id_="page"), Document(text="No heading here.", id_="bare")]
     found = pairs_from_structure(nodes, keep_nodes=True)

@@ -1,7 +1,5 @@
 """Data that is odd or scarce: tuning works, or gives one clear error."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable
@@ -134,7 +132,7 @@ def simplest(method: str) -> PipelineSpec:
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name not in TOO_LITTLE])
-def test_auto_works_on_odd_data_and_serves_finite_vectors(name: str) -> None:
+def test_auto_works_on_odd_data_and_serves_finite_vectors(name):
     given = ODD[name]()
     found = tuned(given, "auto")
     assert found.choice.verdict
@@ -146,9 +144,7 @@ def test_auto_works_on_odd_data_and_serves_finite_vectors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TOO_LITTLE))
-def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_missing(
-    name: str,
-) -> None:
+def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_missing(name):
     message = (
         "needs at least 5 queries, got 1" if name == "one pair" else "cannot be cross-validated"
     )
@@ -161,7 +157,7 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
 
 @pytest.mark.parametrize("method", SPECS)
 @pytest.mark.parametrize("name", ODD)
-def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, method: str) -> None:
+def test_each_method_works_on_odd_data_or_gives_one_clear_error(name, method):
     given = ODD[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -174,7 +170,7 @@ def test_each_method_works_on_odd_data_or_gives_one_clear_error(name: str, metho
 
 
 @pytest.mark.parametrize("method", SPECS)
-def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method: str) -> None:
+def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method):
     given = data(each(12), dim=4096)
     adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
     assert (adapter.input_dim, adapter.output_dim) == (4096, 4096)
@@ -183,7 +179,7 @@ def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method: str) -> No
 
 
 @pytest.mark.parametrize("method", ["whitening", "nudge_n"])
-def test_tuning_bears_thousands_of_dimensions(method: str) -> None:
+def test_tuning_bears_thousands_of_dimensions(method):
     assert tuned(data(each(12), dim=4096), method).candidate.input_dim == 4096
 
 
@@ -214,7 +210,7 @@ def engine(name: str, tmp_path: Path, **options: Any) -> EmbeddingAdapterFinetun
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name not in REFUSED])
-def test_linear_trains_saves_and_serves_on_odd_data(name: str, tmp_path: Path) -> None:
+def test_linear_trains_saves_and_serves_on_odd_data(name, tmp_path):
     made = engine(name, tmp_path)
     made.finetune()
     assert made.report.verdict
@@ -226,7 +222,7 @@ def test_linear_trains_saves_and_serves_on_odd_data(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_linear_says_where_nothing_can_be_learned(name: str, tmp_path: Path) -> None:
+def test_linear_says_where_nothing_can_be_learned(name, tmp_path):
     with pytest.raises((DatasetError, EncodeError), match=REFUSED[name]):
         engine(name, tmp_path).finetune()
     assert not (tmp_path / "adapter").exists()
@@ -242,15 +238,13 @@ def unjudged() -> EmbeddingQAFinetuneDataset:
 
 @pytest.mark.parametrize("method", ["linear", "auto", "ridge"])
 def test_a_validation_set_without_judgements_is_refused_before_anything_is_embedded(
-    method: str, tmp_path: Path, unjudged: EmbeddingQAFinetuneDataset
-) -> None:
+    method, tmp_path, unjudged
+):
     with pytest.raises(DatasetError, match=r"val_dataset: 1 of 2 queries have no relevant doc"):
         engine("two documents", tmp_path, method=method, val_dataset=unjudged)
 
 
-def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(
-    unjudged: EmbeddingQAFinetuneDataset,
-) -> None:
+def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(unjudged):
     _, base = as_texts(data(each(2)))
     with pytest.raises(
         DatasetError, match=r"1 of 2 .*\(first: \"open\"\). Drop them with .*judged"
@@ -260,7 +254,7 @@ def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(
         mine_hard_negatives(unjudged, base, k=1, cache_dir=False, show_progress=False)
 
 
-def test_a_validation_set_about_other_documents_is_taken(tmp_path: Path) -> None:
+def test_a_validation_set_about_other_documents_is_taken(tmp_path):
     other = EmbeddingQAFinetuneDataset(
         {"v": "another question"}, {"x": "document 0", "y": "document 1"}, {"v": ["x"]}
     )

@@ -1,7 +1,5 @@
 """Full disks, places that cannot be written, neighbours on one folder, clocks that jump."""
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3
@@ -97,9 +95,7 @@ def fill(place: Path) -> Path:
 # --- a full disk ------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_old_adapter_and_says_so(
-    base: CountingEmbedding, small_disk: Path
-) -> None:
+def test_a_full_disk_leaves_the_old_adapter_and_says_so(base, small_disk):
     old = LinearAdapter.identity(16)
     AdaptedEmbedding(base, old).save_pretrained(small_disk / "model")
     ballast = fill(small_disk)
@@ -113,7 +109,7 @@ def test_a_full_disk_leaves_the_old_adapter_and_says_so(
     assert LinearAdapter.load(small_disk / "model") == new.adapter
 
 
-def test_a_full_disk_leaves_the_old_dataset(small: Dataset, small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_dataset(small, small_disk):
     small.save_json(small_disk / "pairs.json")
     small.to_beir(small_disk / "beir")
     fill(small_disk)
@@ -128,7 +124,7 @@ def test_a_full_disk_leaves_the_old_dataset(small: Dataset, small_disk: Path) ->
     assert Dataset.from_beir(small_disk / "beir") == small
 
 
-def test_encoding_goes_on_where_the_disk_was_full(small_disk: Path, tmp_path: Path) -> None:
+def test_encoding_goes_on_where_the_disk_was_full(small_disk, tmp_path):
     texts = [f"text number {number}" for number in range(2000)]
     model = CountingEmbedding(embed_batch_size=100)
     with pytest.raises(CacheError, match=r"cannot be used.*Free some space"):
@@ -145,7 +141,7 @@ def test_encoding_goes_on_where_the_disk_was_full(small_disk: Path, tmp_path: Pa
     assert len({text for _, text in later.asked} & set(texts)) == len(texts) - len(rows)
 
 
-def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk: Path) -> None:
+def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk):
     kept: list[int] = []
 
     def write_for_ever(cache: AnswerCache) -> None:
@@ -166,8 +162,8 @@ def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk: Path) -> Non
 
 @pytest.mark.parametrize("job", ["train", "generate"])
 def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
-    job: str, small_disk: Path, tmp_path: Path
-) -> None:
+    job, small_disk, tmp_path
+):
     JOBS[job].prepare(small_disk)
     (small_disk / "log").symlink_to(tmp_path / "log")
     fill(small_disk)
@@ -185,9 +181,7 @@ def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
 # --- places that cannot be written ----------------------------------------------------------------
 
 
-def test_a_read_only_place_is_refused_before_anything_is_embedded(
-    base: CountingEmbedding, small: Dataset, read_only: Callable[[], Path], tmp_path: Path
-) -> None:
+def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, read_only, tmp_path):
     place = read_only()
     quiet: dict[str, Any] = {"show_progress": False}
     engine = EmbeddingAdapterFinetuneEngine(
@@ -207,7 +201,7 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
-def test_a_place_that_takes_no_file_is_an_error_of_ours(base: CountingEmbedding) -> None:
+def test_a_place_that_takes_no_file_is_an_error_of_ours(base):
     nodes = [TextNode(text="a cat"), TextNode(text="the sea")]
     hybrid = adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
     for write in (hybrid.save_pretrained, LinearAdapter.identity(16).save):
@@ -217,9 +211,7 @@ def test_a_place_that_takes_no_file_is_an_error_of_ours(base: CountingEmbedding)
         Comparison({}).to_html("/proc/x.html", title="none")
 
 
-def test_a_read_only_folder_is_served_from(
-    base: CountingEmbedding, read_only: Callable[[], Path], tmp_path: Path
-) -> None:
+def test_a_read_only_folder_is_served_from(base, read_only, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "model")
     place = read_only()
     found = AdaptedEmbedding.from_pretrained(place / "model", base)
@@ -240,7 +232,7 @@ with AnswerCache(Path(sys.argv[1]), {}) as cache:
 """
 
 
-def test_two_processes_write_one_cache_and_lose_no_answer(tmp_path: Path) -> None:
+def test_two_processes_write_one_cache_and_lose_no_answer(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in ("one", "two")]
     assert [writer.wait(60) for writer in writers] == [0, 0]
@@ -251,7 +243,7 @@ def test_two_processes_write_one_cache_and_lose_no_answer(tmp_path: Path) -> Non
     assert found.text.startswith("two xxx")
 
 
-def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_path: Path) -> None:
+def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_path):
     with sqlite3.connect(tmp_path / "vectors.sqlite") as database:
         database.execute("CREATE TABLE bases (id INTEGER PRIMARY KEY, fingerprint TEXT)")
         database.execute("INSERT INTO bases VALUES (1, 'of another time')")
@@ -265,7 +257,7 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
 
 
 @pytest.mark.parametrize("row", [-1, 10**15, "many"])
-def test_an_index_that_names_rows_that_are_not_there_is_an_error(row: Any, tmp_path: Path) -> None:
+def test_an_index_that_names_rows_that_are_not_there_is_an_error(row, tmp_path):
     model = Fingerprint("model", np.ones((6, 4), dtype=np.float32))
     cache = VectorCache(tmp_path, model)
     cache.put("query", ["text"], np.ones((1, 4), dtype=np.float32))
@@ -302,9 +294,7 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("job", ["encode", "train", "generate"])
-def test_a_clock_that_runs_backwards_changes_nothing(
-    job: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_clock_that_runs_backwards_changes_nothing(job, tmp_path, request):
     for name in ("straight", "jumping"):
         (tmp_path / name).mkdir()
         JOBS[job].prepare(tmp_path / name)
@@ -318,7 +308,7 @@ def test_a_clock_that_runs_backwards_changes_nothing(
     assert len(cheap.noted(tmp_path / "jumping" / "log")) == before  # all of it was found again
 
 
-def test_a_folder_saved_in_the_future_has_no_age(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_a_folder_saved_in_the_future_has_no_age(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     mutations.write(

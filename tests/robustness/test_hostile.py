@@ -1,13 +1,10 @@
 """What strangers may hand us: read, or refused with one error of ours, and nothing else happens."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +30,13 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="n
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_example_of_a_format_is_read(name: str) -> None:
+def test_every_example_of_a_format_is_read(name):
     for tree in FORMATS[name].trees:
         assert fuzz.survived(FORMATS[name], tree) == "valid"
 
 
 @pytest.mark.parametrize("name", [*FORMATS, fuzz.ANSWER])
-def test_damaged_input_is_read_or_refused_and_nothing_else_happens(name: str) -> None:
+def test_damaged_input_is_read_or_refused_and_nothing_else_happens(name):
     counts: Counter[str] = Counter()
     fuzz.checked(name, counts, 40)()
     assert counts["valid"] + counts["refused"] >= 40
@@ -73,9 +70,7 @@ def _crashes(folder: Path) -> None:
     ],
     ids=["writes", "imports", "floods", "crashes", "runs"],
 )
-def test_misdeeds_are_noticed(
-    reader: Callable[[Path], None], expected: Any, message: str, tmp_path: Path
-) -> None:
+def test_misdeeds_are_noticed(reader, expected, message, tmp_path):
     (tmp_path / "given").mkdir()
     with pytest.raises(expected, match=message):
         outcome(lambda: reader(tmp_path / "given"), tmp_path / "given")
@@ -112,7 +107,7 @@ ENDLESS: dict[str, tuple[str, int, str, bytes | Path, str]] = {
 
 
 @pytest.mark.parametrize("case", ENDLESS)
-def test_what_has_no_end_is_refused(case: str, tmp_path: Path) -> None:
+def test_what_has_no_end_is_refused(case, tmp_path):
     name, example, file, content, message = ENDLESS[case]
     mutations.write({**FORMATS[name].trees[example], file: content}, tmp_path)
     said: list[str] = []
@@ -128,14 +123,14 @@ def test_what_has_no_end_is_refused(case: str, tmp_path: Path) -> None:
     assert message in said[0]
 
 
-def test_weights_that_take_no_space_on_disk_are_not_read_into_memory(tmp_path: Path) -> None:
+def test_weights_that_take_no_space_on_disk_are_not_read_into_memory(tmp_path):
     LinearAdapter.identity(4).save(tmp_path / "a")
     os.truncate(tmp_path / "a" / "adapter.safetensors", 1 << 40)
     with pytest.raises(FolderError, match="expected at most 4,294,967,296 bytes, found 1,099,511"):
         folders.read(tmp_path / "a")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pairs.json")
     with pytest.raises(DatasetError, match="expected a file"):
         EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json")
@@ -145,9 +140,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["../outside", "/tmp/outside", "", "a/b"])
-def test_a_split_is_a_name_and_no_path(
-    split: str, small: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_a_split_is_a_name_and_no_path(split, small, tmp_path):
     small.to_beir(tmp_path / "data", "train")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DatasetError, match="split: expected a name such as train"):
@@ -157,7 +150,7 @@ def test_a_split_is_a_name_and_no_path(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_saving_over_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
+def test_saving_over_a_link_leaves_what_it_points_to(tmp_path):
     LinearAdapter.identity(4).save(tmp_path / "theirs")
     before = mutations.read(tmp_path / "theirs")
     (tmp_path / "ours").symlink_to(tmp_path / "theirs")
@@ -166,7 +159,7 @@ def test_saving_over_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
     assert LinearAdapter.load(tmp_path / "ours").input_dim == 8
 
 
-def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path: Path) -> None:
+def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path):
     odd = EmbeddingQAFinetuneDataset({"q": "half a \ud83d"}, {"d": "text"}, {"q": ["d"]})
     odd.to_beir(tmp_path)
     assert EmbeddingQAFinetuneDataset.from_beir(tmp_path) == odd
@@ -182,9 +175,7 @@ def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path:
 @pytest.mark.parametrize(
     "value", ["[]", "{a = 1}", "-1", "nan", '"a\\u0000b"', "[[1]]", "1979-05-27"]
 )
-def test_a_value_of_another_kind_is_one_line_on_the_command_line(
-    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_value_of_another_kind_is_one_line_on_the_command_line(key, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "" if key == "source" else 'source = "nowhere"\n'
     (tmp_path / "run.toml").write_text(f"[finetune]\n{source}{key} = {value}\n")
@@ -233,14 +224,14 @@ def described(**settings: Any) -> dict[str, Any]:
         {"options": {"proxies": ["http://stranger.example:8080"]}},
     ],
 )
-def test_an_address_in_a_folder_has_to_be_confirmed(settings: dict[str, Any]) -> None:
+def test_an_address_in_a_folder_has_to_be_confirmed(settings):
     name = next(iter(settings))
     with pytest.raises(FolderError, match=rf"name an address.*stranger|broken.*{name}=…"):
         rebuild_base(described(**settings))
     assert getattr(rebuild_base(described(**settings), **settings), name) == settings[name]
 
 
-def test_addresses_that_would_be_asked_anyway_need_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_would_be_asked_anyway_need_no_word(monkeypatch):
     rebuild_base(described(num_workers=2))
     rebuild_base(described(api_base="http://localhost:8000/v1"))
     monkeypatch.setenv("REMOTE", "https://ours.example")
@@ -257,6 +248,6 @@ def test_addresses_that_would_be_asked_anyway_need_no_word(monkeypatch: pytest.M
         {"options": {"parts": [{"trust_remote_code": "yes"}]}},
     ],
 )
-def test_a_folder_cannot_have_code_loaded(settings: dict[str, Any]) -> None:
+def test_a_folder_cannot_have_code_loaded(settings):
     with pytest.raises(FolderError, match="ask for code to be loaded"):
         rebuild_base(described(**settings))

@@ -1,7 +1,5 @@
 """``kill -9`` during every kind of work; `python -m benchmarks kills` does more of it."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -31,9 +29,7 @@ def found() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_kill_leaves_old_or_new_and_the_next_run_ends_as_if_there_had_been_none(
-    found: dict[str, Any], job: str
-) -> None:
+def test_a_kill_leaves_old_or_new_and_the_next_run_ends_as_if_there_had_been_none(found, job):
     counts, seed = found["jobs"][job], found["seed"]
     assert counts["kills"] == 2
     assert counts["broken"] == 0, seed
@@ -71,7 +67,7 @@ class Careless:
         return Paid(lines, {"text"} if lines else set())
 
 
-def test_careless_work_is_seen_through(found: dict[str, Any]) -> None:
+def test_careless_work_is_seen_through(found):
     counts = found["jobs"]["careless"]
     assert counts["kills"] == 6
     assert counts["broken"] > 0

@@ -1,22 +1,14 @@
 """Many documents take the same way as few, a block at a time, to the same end."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    evaluate_retrieval,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, evaluate_retrieval
 from llama_index_embeddings_adapted.core import arrays
 from llama_index_embeddings_adapted.core.arrays import (
     NormalizedRows,
@@ -33,7 +25,6 @@ from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.modules import TrainingDocuments
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
-from tests.conftest import CountingEmbedding
 from tests.support.synthetic import rotated_corpus
 
 DIM = 12
@@ -57,9 +48,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 10, 100, 500])
-def test_search_in_blocks_finds_what_search_in_one_piece_finds(
-    corpus: np.ndarray, k: int, request: pytest.FixtureRequest
-) -> None:
+def test_search_in_blocks_finds_what_search_in_one_piece_finds(corpus, k, request):
     queries = l2_normalize(np.random.default_rng(1).standard_normal((17, DIM)))
     whole = top_k(queries, corpus, k)
     request.getfixturevalue("in_blocks")
@@ -73,9 +62,7 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(
         assert len(set(mine.tolist())) == len(mine)
 
 
-def test_ranks_in_blocks_are_those_in_one_piece(
-    corpus: np.ndarray, request: pytest.FixtureRequest
-) -> None:
+def test_ranks_in_blocks_are_those_in_one_piece(corpus, request):
     queries = l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
     entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
     hidden = np.array([0, 1, 1]), np.array([40, 7, 200])
@@ -90,9 +77,7 @@ def test_ranks_in_blocks_are_those_in_one_piece(
     assert np.array_equal(np.minimum(near, 2), np.minimum(whole, 2))
 
 
-def test_the_directions_of_many_documents_are_found_a_block_at_a_time(
-    corpus: np.ndarray, request: pytest.FixtureRequest
-) -> None:
+def test_the_directions_of_many_documents_are_found_a_block_at_a_time(corpus, request):
     whole = Spectrum(3 * corpus)
     expected = whole.mean, whole.power(0.5, 1.0)
     request.getfixturevalue("in_blocks")
@@ -101,9 +86,7 @@ def test_the_directions_of_many_documents_are_found_a_block_at_a_time(
     assert np.allclose(parts.power(0.5, 1.0), expected[1], atol=1e-5)
 
 
-def test_training_on_documents_left_in_their_file_learns_the_same(
-    request: pytest.FixtureRequest,
-) -> None:
+def test_training_on_documents_left_in_their_file_learns_the_same(request):
     data, _ = rotated_corpus()
     options = TrainingOptions(epochs=2, max_candidates=64)
     start = LinearAdapter.identity(DIM)
@@ -114,13 +97,13 @@ def test_training_on_documents_left_in_their_file_learns_the_same(
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_documents_left_in_their_file_are_taken_as_unit_rows(corpus: np.ndarray) -> None:
+def test_documents_left_in_their_file_are_taken_as_unit_rows(corpus):
     documents = TrainingDocuments(2 * corpus, torch.device("cpu"))
     assert np.allclose(documents.take(np.array([3, 1])).numpy(), corpus[[3, 1]], atol=1e-6)
     assert np.allclose(documents.moment().numpy(), corpus.T @ corpus / 230, atol=1e-6)
 
 
-def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus: np.ndarray) -> None:
+def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus):
     keys = np.arange(230, dtype=np.uint64)
     rows = NormalizedRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
     assert np.allclose(rows[10:20], corpus[10:20])
@@ -128,9 +111,7 @@ def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus: np.ndarray)
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(base, tmp_path):
     texts = [f"text {number % 7}" for number in range(20)]
     encoder = Encoder(base, cache_dir=tmp_path, show_progress=False)
     found = encoder.encode(texts, "document")
@@ -141,9 +122,7 @@ def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_no_room_for_the_file_is_an_error_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room_for_the_file_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -152,14 +131,12 @@ def test_no_room_for_the_file_is_an_error_before_anything_is_written(
         allocate_vectors((3, 4), tmp_path)
 
 
-def test_vectors_without_a_folder_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_without_a_folder_stay_in_memory(monkeypatch):
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
     assert not isinstance(allocate_vectors((3, 4), None), np.memmap)
 
 
-def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(
-    small: EmbeddingQAFinetuneDataset, base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(small, base, monkeypatch):
     dim = len(base.vector("document", "a"))
     weight = np.float32(np.random.default_rng(2).standard_normal((dim, dim)))
     model = AdaptedEmbedding(base, LinearAdapter(weight, shared=True))
@@ -170,9 +147,7 @@ def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(
     assert np.array_equal(parts.ranked[:, :2], whole.ranked[:, :2])
 
 
-def test_where_judging_would_take_long_fewer_queries_are_held_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_judging_would_take_long_fewer_queries_are_held_out(monkeypatch):
     data, _ = rotated_corpus()
     _, usual = hold_out_split(data, None, expect=None, seed=0)
     monkeypatch.setattr(
@@ -185,9 +160,7 @@ def test_where_judging_would_take_long_fewer_queries_are_held_out(
     assert len(train.relevance) + len(capped) == len(data.relevance)
 
 
-def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(
-    small: EmbeddingQAFinetuneDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(small, monkeypatch):
     monkeypatch.setattr("llama_index_embeddings_adapted.data.contents._HASHED_AT_ONCE", 5)
     whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
     assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]

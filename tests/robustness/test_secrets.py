@@ -1,11 +1,8 @@
 """Keys are planted wherever people put them, and then looked for in everything a run leaves."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -180,13 +177,8 @@ def served(base: BaseEmbedding) -> list[object]:
 
 
 def test_no_key_is_in_anything_that_a_run_leaves(
-    planted: None,
-    listening: list[list[str]],
-    logged: Callable[[], list[str]],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    planted, listening, logged, tmp_path, capfd, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     callbacks = LlamaDebugHandler(print_trace_on_end=False)
     with flaky_server.serving() as server, warnings.catch_warnings(record=True) as warned:
@@ -214,7 +206,7 @@ def test_no_key_is_in_anything_that_a_run_leaves(
         assert not [text for text in found if not text.startswith(CLIENT_SAYS.get(name, ()))], name
 
 
-def test_a_server_that_repeats_the_key_is_not_quoted(planted: None, tmp_path: Path) -> None:
+def test_a_server_that_repeats_the_key_is_not_quoted(planted, tmp_path):
     """As OpenAI's does: "Incorrect API key provided: sk-…"."""
     script = flaky_server.Reply(401, says=f"Incorrect API key provided: {KEYS['embedding']}")
     nodes = scripted_server.nodes(1)

@@ -1,7 +1,5 @@
 """Many callers at once; `python -m benchmarks soak` has a hundred times as many queries."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from benchmarks.robustness import soak
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-def test_two_thousand_queries_at_once_are_answered_like_single_ones() -> None:
+def test_two_thousand_queries_at_once_are_answered_like_single_ones():
     found = soak.soak(2000, parts=4)
     assert found["served"] == 2000
     assert found["errors"] == found["wrong"] == 0, found
@@ -20,7 +18,7 @@ def test_two_thousand_queries_at_once_are_answered_like_single_ones() -> None:
     assert found["growth"] < 0.05
 
 
-def test_wrong_vectors_and_errors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_vectors_and_errors_are_counted(monkeypatch):
     load, calls = soak.Load(threads=2, coroutines=2), []
 
     def answer(self: Any, query: str) -> list[float]:

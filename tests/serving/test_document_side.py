@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +27,7 @@ class Named(CountingEmbedding):
 
 
 def ingested(model: object, cache: IngestionCache) -> np.ndarray:
-    pipeline = IngestionPipeline(transformations=[model], cache=cache)  # type: ignore[list-item]
+    pipeline = IngestionPipeline(transformations=[model], cache=cache)
     return np.array([node.embedding for node in pipeline.run(documents=DOCUMENTS)])
 
 
@@ -38,9 +35,7 @@ def of_base(base: CountingEmbedding) -> np.ndarray:
     return np.array([base.vector("document", text) for text in TEXTS])
 
 
-def test_a_pipeline_that_ran_with_the_base_model_embeds_nothing_for_an_adapter(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_a_pipeline_that_ran_with_the_base_model_embeds_nothing_for_an_adapter(base, tmp_path):
     cache = IngestionCache()
     before = ingested(base, cache)
     side = AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=tmp_path)
@@ -52,13 +47,13 @@ def test_a_pipeline_that_ran_with_the_base_model_embeds_nothing_for_an_adapter(
     assert len(base.batches) == calls
 
 
-def test_two_bases_of_one_name_do_not_share_vectors(tmp_path: Path) -> None:
+def test_two_bases_of_one_name_do_not_share_vectors(tmp_path):
     first, second = Named(seed=0), Named(seed=1)
     assert first.to_dict() == second.to_dict()
     for cache_dir in (tmp_path, False):
         cache = IngestionCache()
         sides = [
-            AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=cache_dir)  # type: ignore[arg-type]
+            AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=cache_dir)
             for base in (first, second)
         ]
         assert sides[0].to_dict() == first.to_dict()
@@ -72,7 +67,7 @@ def test_two_bases_of_one_name_do_not_share_vectors(tmp_path: Path) -> None:
     assert again.to_dict() == first.to_dict()  # known as the first, also in another process
 
 
-def test_of_models_that_ask_at_once_one_is_the_first(tmp_path: Path) -> None:
+def test_of_models_that_ask_at_once_one_is_the_first(tmp_path):
     models = [AdaptedEmbedding(Named(seed=seed), ADAPTER) for seed in range(8)]
     with ThreadPoolExecutor(8) as threads:
         sides = list(threads.map(lambda model: model.for_documents(cache_dir=tmp_path), models))
@@ -80,9 +75,7 @@ def test_of_models_that_ask_at_once_one_is_the_first(tmp_path: Path) -> None:
     assert len({str(side.to_dict()) for side in sides}) == 8
 
 
-def test_each_text_is_embedded_once_whatever_the_adapter_and_the_index(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_each_text_is_embedded_once_whatever_the_adapter_and_the_index(base, tmp_path):
     first = AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=tmp_path)
     vectors = first.get_text_embedding_batch([*TEXTS, TEXTS[0]])
     assert np.allclose(vectors, of_base(base)[[0, 1, 2, 0]], atol=1e-6)
@@ -99,9 +92,7 @@ def test_each_text_is_embedded_once_whatever_the_adapter_and_the_index(
     assert len(base.batches) == calls
 
 
-def test_an_adapter_that_moves_documents_is_named_in_the_dict(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_an_adapter_that_moves_documents_is_named_in_the_dict(base, tmp_path):
     cache = IngestionCache()
     plain = AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=tmp_path)
     moving = AdaptedEmbedding(base, NUDGES).for_documents(cache_dir=tmp_path)
@@ -110,9 +101,7 @@ def test_an_adapter_that_moves_documents_is_named_in_the_dict(
     assert moving.to_dict()["fingerprint"] == fingerprint_of(base).digest
 
 
-async def test_queries_are_refused_because_they_would_not_be_adapted(
-    base: CountingEmbedding,
-) -> None:
+async def test_queries_are_refused_because_they_would_not_be_adapted(base):
     side = AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=False)
     with pytest.raises(OptionError, match="ask the adapted model for queries"):
         side.get_query_embedding("why?")

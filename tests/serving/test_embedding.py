@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import copy
 import pickle
@@ -25,7 +23,6 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
-    AdaptedError,
     ComposedEmbedding,
     LinearAdapter,
     TwoLayerAdapter,
@@ -56,13 +53,13 @@ def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[
     vectors = [base.vector(role, text) for text in texts]
     if role == "document" and not model.adapter.adapts_documents:
         return vectors
-    return model.adapter.apply(np.array(vectors), role).tolist()  # type: ignore[arg-type]
+    return model.adapter.apply(np.array(vectors), role).tolist()
 
 
 # --- six paths ------------------------------------------------------------------------------
 
 
-async def test_all_paths_give_what_base_and_adapter_give(model: AdaptedEmbedding) -> None:
+async def test_all_paths_give_what_base_and_adapter_give(model):
     query = expected(model, "query", TEXTS)
     documents = expected(model, "document", TEXTS)
     for path, args, answer in (
@@ -70,7 +67,7 @@ async def test_all_paths_give_what_base_and_adapter_give(model: AdaptedEmbedding
         (model.get_text_embedding, TEXTS[0], documents[0]),
         (model.get_text_embedding_batch, TEXTS, documents),
     ):
-        found, afound = path(args), await getattr(model, f"a{path.__name__}")(args)  # type: ignore[operator]
+        found, afound = path(args), await getattr(model, f"a{path.__name__}")(args)
         assert np.allclose(found, answer, atol=1e-6)
         assert np.allclose(afound, answer, atol=1e-6)
         if path != model.get_query_embedding and not model.adapter.adapts_documents:
@@ -80,7 +77,7 @@ async def test_all_paths_give_what_base_and_adapter_give(model: AdaptedEmbedding
     assert np.allclose(model.get_agg_embedding_from_queries(TEXTS), np.mean(query, axis=0))
 
 
-async def test_the_base_gets_true_batches(base: CountingEmbedding) -> None:
+async def test_the_base_gets_true_batches(base):
     model = AdaptedEmbedding(base, ADAPTER)
     model.get_text_embedding_batch(TEXTS)
     assert base.batches == [4, 4, 2]
@@ -89,14 +86,14 @@ async def test_the_base_gets_true_batches(base: CountingEmbedding) -> None:
     assert base.batches[3:] == [8, 2]
 
 
-def test_the_base_can_be_shown_as_it_is(base: CountingEmbedding) -> None:
+def test_the_base_can_be_shown_as_it_is(base):
     model = AdaptedEmbedding(base, ADAPTER, transform_query=False)
     assert model.get_query_embedding("why?") == base.get_query_embedding("why?")
     model.transform_query = True
     assert np.allclose(model.get_query_embedding("why?"), expected(model, "query", ["why?"])[0])
 
 
-async def test_an_asynchronous_base_serves_asynchronously() -> None:
+async def test_an_asynchronous_base_serves_asynchronously():
     model = AdaptedEmbedding(Asynchronous(), ADAPTER)
     double = CountingEmbedding()
     query = ADAPTER.apply(np.float32(double.vector("query", "why?")))
@@ -105,7 +102,7 @@ async def test_an_asynchronous_base_serves_asynchronously() -> None:
     assert len(await model.aget_text_embedding_batch(TEXTS)) == 10
 
 
-def test_one_adapted_model_adapts_another(base: CountingEmbedding) -> None:
+def test_one_adapted_model_adapts_another(base):
     inner = AdaptedEmbedding(base, ADAPTER)
     outer = AdaptedEmbedding(inner, LinearAdapter(-np.eye(16)))
     query = outer.get_query_embedding("why?")
@@ -150,7 +147,7 @@ class Callbacks(TokenCountingHandler):
         super().on_event_end(event_type, *args, **kwargs)
 
 
-async def test_events_and_callbacks_fire_once_per_call(ends: Ends) -> None:
+async def test_events_and_callbacks_fire_once_per_call(ends):
     handler = Callbacks()
     base = CountingEmbedding(embed_batch_size=4, callback_manager=CallbackManager([handler]))
     model = AdaptedEmbedding(base, ADAPTER)  # the callback manager of the base
@@ -170,7 +167,7 @@ async def test_events_and_callbacks_fire_once_per_call(ends: Ends) -> None:
     assert np.allclose(ends.seen[0].embeddings, expected(model, "query", ["one"]), atol=1e-6)
 
 
-async def test_the_limiters_of_base_and_wrapper_both_apply() -> None:
+async def test_the_limiters_of_base_and_wrapper_both_apply():
     inner, outer = Limiter(), Limiter()
     base = CountingEmbedding(embed_batch_size=4, rate_limiter=inner)
     model = AdaptedEmbedding(base, ADAPTER, rate_limiter=outer)
@@ -184,7 +181,7 @@ async def test_the_limiters_of_base_and_wrapper_both_apply() -> None:
     assert inner.async_acquired == outer.async_acquired == 1 + 1 + 3
 
 
-def test_a_batch_of_another_length_is_an_error_with_a_text(base: CountingEmbedding) -> None:
+def test_a_batch_of_another_length_is_an_error_with_a_text(base):
     class Short(CountingEmbedding):
         def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
             return super()._get_text_embeddings(texts)[1:]
@@ -217,9 +214,7 @@ def give(request: pytest.FixtureRequest) -> Give:
     return request.param
 
 
-async def test_a_cache_saves_calls_and_never_skips_the_adapter(
-    base: CountingEmbedding, give: Give
-) -> None:
+async def test_a_cache_saves_calls_and_never_skips_the_adapter(base, give):
     model = give(base, SimpleKVStore())
     query, document = expected(model, "query", ["same"]), expected(model, "document", ["same"])
     for _ in range(2):
@@ -232,7 +227,7 @@ async def test_a_cache_saves_calls_and_never_skips_the_adapter(
     assert len(asked) == len(set(asked)) == 2 + 10
 
 
-def test_one_cache_serves_many_adapters_and_models(base: CountingEmbedding) -> None:
+def test_one_cache_serves_many_adapters_and_models(base):
     store = SimpleKVStore()
     other = CountingEmbedding(seed=1)
     models = [
@@ -260,7 +255,7 @@ def test_one_cache_serves_many_adapters_and_models(base: CountingEmbedding) -> N
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_threads_get_what_single_calls_get(base: CountingEmbedding, cached: bool) -> None:
+def test_threads_get_what_single_calls_get(base, cached):
     store = SimpleKVStore() if cached else None
     model = AdaptedEmbedding(base, ADAPTER, embeddings_cache=store)
     barrier = threading.Barrier(16)
@@ -278,7 +273,7 @@ def test_threads_get_what_single_calls_get(base: CountingEmbedding, cached: bool
         assert document == singles.get_text_embedding(f"text {number % 5}")
 
 
-async def test_coroutines_get_what_single_calls_get(base: CountingEmbedding) -> None:
+async def test_coroutines_get_what_single_calls_get(base):
     model = AdaptedEmbedding(base, ADAPTER, embeddings_cache=SimpleKVStore())
     texts = [f"text {number % 7}" for number in range(50)]
     queries = await asyncio.gather(*map(model.aget_query_embedding, texts))
@@ -291,9 +286,7 @@ async def test_coroutines_get_what_single_calls_get(base: CountingEmbedding) -> 
 @pytest.mark.parametrize(
     ("handlers", "kept"), [([], 256), ([LlamaDebugHandler(print_trace_on_end=False)], 600)]
 )
-def test_past_events_are_noted_only_for_handlers(
-    base: CountingEmbedding, handlers: list[Any], kept: int
-) -> None:
+def test_past_events_are_noted_only_for_handlers(base, handlers, kept):
     """LlamaIndex would note each call for ever, at 100 bytes, with or without a handler."""
     manager = CallbackManager(handlers)
     model = AdaptedEmbedding(base, ADAPTER, callback_manager=manager)
@@ -322,9 +315,7 @@ def test_past_events_are_noted_only_for_handlers(
     ],
     ids=["pickle", "cloudpickle", "deepcopy", "copy", "model_copy", "dict", "json", "both"],
 )
-def test_copies_keep_weights_and_settings(
-    base: CountingEmbedding, again: Callable[[AdaptedEmbedding], AdaptedEmbedding]
-) -> None:
+def test_copies_keep_weights_and_settings(base, again):
     settings = {"embed_batch_size": 3, "num_workers": 2, "model_name": "mine"}
     for adapter in (ADAPTER, BOTH):
         model = AdaptedEmbedding(base, adapter, training={"seed": 1}, **settings)
@@ -337,7 +328,7 @@ def test_copies_keep_weights_and_settings(
 
 
 @pytest.mark.parametrize("kind", [AdaptedEmbedding, ComposedEmbedding, PooledEmbedding])
-def test_no_span_is_opened_inside_that_of_the_call(kind: type) -> None:
+def test_no_span_is_opened_inside_that_of_the_call(kind):
     for name in ("_embed", "_aembed", "_mapped", "_get_query_embedding", "_get_text_embedding"):
         assert not hasattr(getattr(kind, name, None), "__wrapped__"), name
 
@@ -348,9 +339,7 @@ class Own(AdaptedEmbedding):
     note: str = "mine"
 
 
-def test_saved_paths_and_pickles_name_the_package_and_classes_can_be_derived(
-    base: CountingEmbedding,
-) -> None:
+def test_saved_paths_and_pickles_name_the_package_and_classes_can_be_derived(base):
     assert AdaptedEmbedding.__module__ == "llama_index_embeddings_adapted"
     assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(
         AdaptedEmbedding(base, ADAPTER)
@@ -373,7 +362,7 @@ class Unpicklable(BaseRateLimiter):
         """Allow."""
 
 
-def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base: CountingEmbedding) -> None:
+def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base):
     limiter, store = Unpicklable(), SimpleKVStore()
     model = AdaptedEmbedding(base, ADAPTER, rate_limiter=limiter, embeddings_cache=store)
     sent = pickle.loads(pickle.dumps(model))
@@ -387,7 +376,7 @@ def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base: CountingEm
 
 
 @pytest.mark.parametrize("data", [{}, {"weights": "&"}, {"weights": "AAAA"}, {"weights": 1}, []])
-def test_a_damaged_dict_is_refused(data: Any) -> None:
+def test_a_damaged_dict_is_refused(data):
     with pytest.raises(FolderError, match=r"Not the dict of|not safetensors"):
         AdaptedEmbedding.from_dict(data)
 
@@ -416,28 +405,23 @@ def test_a_damaged_dict_is_refused(data: Any) -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_refused_at_construction(
-    base: CountingEmbedding,
-    make: Callable[[CountingEmbedding], AdaptedEmbedding],
-    error: type[AdaptedError],
-    message: str,
-) -> None:
+def test_what_cannot_work_is_refused_at_construction(base, make, error, message):
     with pytest.raises(error, match=message):
         make(base)
     assert base.asked == []
 
 
-def test_a_base_of_another_dimension_is_an_error_that_says_so() -> None:
+def test_a_base_of_another_dimension_is_an_error_that_says_so():
     model = AdaptedEmbedding(CountingEmbedding(dim=8), ADAPTER)
     with pytest.raises(ShapeError, match=r"expected 16 dimensions.*got shape \(8,\).*another base"):
         model.get_query_embedding("why?")
 
 
-def test_base_and_adapter_can_be_exchanged_but_not_for_nonsense(base: CountingEmbedding) -> None:
+def test_base_and_adapter_can_be_exchanged_but_not_for_nonsense(base):
     model, other = AdaptedEmbedding(base, ADAPTER), CountingEmbedding(seed=1)
     model.base_embed_model = other
     assert model.get_text_embedding("x") == other.vector("document", "x")
     model.adapter = BOTH
     assert np.allclose(model.get_text_embedding("x"), expected(model, "document", ["x"])[0])
     with pytest.raises(OptionError, match="adapter: expected an Adapter"):
-        model.adapter = np.eye(16)  # type: ignore[assignment]
+        model.adapter = np.eye(16)

@@ -1,10 +1,7 @@
 """LangChain and Haystack, for real: their stores and pipelines ask an adapted model, and back."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,9 +35,7 @@ def haystack(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("haystack", reason="extra 'haystack' is missing")
 
 
-def test_langchain_adapts_queries_and_leaves_documents(
-    langchain: Any, model: AdaptedEmbedding
-) -> None:
+def test_langchain_adapts_queries_and_leaves_documents(langchain, model):
     from langchain_core.embeddings import Embeddings
     from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -56,7 +51,7 @@ def test_langchain_adapts_queries_and_leaves_documents(
     assert [each.page_content for each in found] == ["blue whale", "apple pie"]  # it turns queries
 
 
-def test_an_embedding_of_langchain_is_a_base_model(langchain: Any, tmp_path: Path) -> None:
+def test_an_embedding_of_langchain_is_a_base_model(langchain, tmp_path):
     bridge = pytest.importorskip("llama_index.embeddings.langchain", reason="extra 'langchain'")
     base = bridge.LangchainEmbedding(langchain)
     served = AdaptedEmbedding(base, LinearAdapter(-np.eye(DIM)))
@@ -68,9 +63,7 @@ def test_an_embedding_of_langchain_is_a_base_model(langchain: Any, tmp_path: Pat
     assert again.get_text_embedding("a") == langchain.embed_documents(["a"])[0]
 
 
-def test_haystack_pipelines_ask_an_adapted_model(
-    haystack: Any, model: AdaptedEmbedding, tmp_path: Path
-) -> None:
+def test_haystack_pipelines_ask_an_adapted_model(haystack, model, tmp_path):
     from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
     from haystack.document_stores.in_memory import InMemoryDocumentStore
 
@@ -95,7 +88,7 @@ def test_haystack_pipelines_ask_an_adapted_model(
         pipeline.dumps()
 
 
-def test_a_pipeline_of_haystack_is_saved_with_the_folder(haystack: Any, tmp_path: Path) -> None:
+def test_a_pipeline_of_haystack_is_saved_with_the_folder(haystack, tmp_path):
     from llama_index_embeddings_adapted.serving.haystack import AdaptedTextEmbedder
 
     saved = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter(-np.eye(4)))
@@ -108,9 +101,7 @@ def test_a_pipeline_of_haystack_is_saved_with_the_folder(haystack: Any, tmp_path
 
 
 @pytest.mark.parametrize(("extra", "module"), [("langchain", "langchain_core"), ("haystack",) * 2])
-def test_a_framework_that_is_missing_is_named_with_its_extra(
-    extra: str, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_framework_that_is_missing_is_named_with_its_extra(extra, module, monkeypatch):
     ours = f"llama_index_embeddings_adapted.serving.{extra}"
     for name in [n for n in sys.modules if n == ours or n.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)

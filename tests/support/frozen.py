@@ -3,8 +3,6 @@
 Those files are read-only for ever: they show that what people saved still loads and means the same.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

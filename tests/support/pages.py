@@ -1,7 +1,5 @@
 """Pages whose code runs as a test, against a server on loopback in place of providers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

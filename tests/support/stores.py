@@ -1,7 +1,5 @@
 """Real vector stores, each on an engine of its own in a temporary folder."""
 
-from __future__ import annotations
-
 import asyncio
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Encoded datasets whose answer is known, for what learns from arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +87,7 @@ def cross_fitted(
     """Judgements of one fold with scores by hand; the base model has the same everywhere."""
     flags = np.array(list(known), dtype=bool)
     fold = _Fold(_TestFold(flags, np.arange(len(flags)) if rows is None else rows))
-    found = CrossFittedScores([fold], QueryMix(expect, given))  # type: ignore[list-item]
+    found = CrossFittedScores([fold], QueryMix(expect, given))
     found.scores = {IDENTITY: np.full(len(flags), base)}
     for name, values in scores.items():
         found.scores[Named(name)] = np.broadcast_to(values, flags.shape).astype(float)

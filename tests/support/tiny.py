@@ -1,7 +1,5 @@
 """A sentence-transformers model small enough to train for real in a test, with random weights."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -92,7 +90,7 @@ def shuffled(seed: int = 0) -> EncodedDataset:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("adapts", ["query", "both"])
-def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts: str) -> None:
+def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts):
     train, test = parts(rotated_corpus(documents=60)[0])
     found = tuned(train, "auto", adapts=adapts)
     assert found.choice.ship
@@ -110,24 +108,24 @@ def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_nothing_ships_where_there_is_nothing_to_learn() -> None:
+def test_nothing_ships_where_there_is_nothing_to_learn():
     data = shuffled()
     found = tuned(data, "auto")
     assert not found.choice.ship
     assert found.adapter == LinearAdapter.identity(12)
 
 
-def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships() -> None:
+def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships():
     assert sum(tuned(shuffled(seed)).choice.ship for seed in range(20)) <= 2
 
 
-def test_the_candidate_is_fitted_on_everything() -> None:
+def test_the_candidate_is_fitted_on_everything():
     data, _ = rotated_corpus(documents=60)
     found = tuned(data)
     assert_near(found.candidate, refitted(found, data))
 
 
-def test_the_same_seed_gives_the_same_choice_and_adapter() -> None:
+def test_the_same_seed_gives_the_same_choice_and_adapter():
     data, _ = rotated_corpus(documents=60)
     one, again = tuned(data, "kernel", seed=3), tuned(data, "kernel", seed=3)
     assert one.candidate == again.candidate
@@ -154,9 +152,7 @@ def memorise(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
     return LinearAdapter(basis @ basis.T)
 
 
-def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(monkeypatch):
     monkeypatch.setattr(RidgeSpec, "fit", memorise)
     data = asked_and_others()
     found = {expect: tuned(data, expect=expect) for expect in (None, 1.0, 0.0)}
@@ -198,14 +194,14 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> 
     ],
 )
 def test_the_verdict_says_what_was_found_and_what_would_change_it(
-    known: Any, new: Any, settings: dict[str, Any], ships: bool, words: str
-) -> None:
+    known, new, settings, ships, words
+):
     said = verdict(known, new, **settings)
     assert (said.decision is Decision.SHIP) == ships
     assert re.search(words, said), said
 
 
-def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected() -> None:
+def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected():
     flags = np.array([True] * 4 + [False] * 4)
     change = np.array([0.4, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0, 0.0])
     found = cross_fitted(flags, expect=0.75, rows=np.tile(np.arange(4), 2), chosen=0.5 + change)
@@ -220,9 +216,7 @@ def test_a_query_that_is_judged_twice_is_one_observation_weighed_as_expected() -
     assert new.difference.mean == 0.0
 
 
-def test_what_the_data_can_prove_is_said_before_anything_is_trained(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_the_data_can_prove_is_said_before_anything_is_trained(capsys):
     data, _ = rotated_corpus(documents=100)
     found = tuned(data, show_progress=True)
     # 2.93 standard errors at the largest deviation that was measured: 2.93 · 0.34 / √300.
@@ -240,11 +234,11 @@ def test_what_the_data_can_prove_is_said_before_anything_is_trained(
 
 @pytest.mark.slow
 def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_one_and_a_half(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     seen: list[tuple[float, float]] = []  # processor time, as others use the machine; share done
 
-    class Watched(tqdm):  # type: ignore[type-arg]
+    class Watched(tqdm):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             seen.append((time.process_time(), 0.0))
@@ -272,7 +266,7 @@ def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_on
 
 
 @pytest.mark.usefixtures("quick")
-def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_goes_on_without_methods_that_fail(monkeypatch):
     def broken(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
         raise TrainingError("no luck")
 
@@ -286,9 +280,7 @@ def test_auto_goes_on_without_methods_that_fail(monkeypatch: pytest.MonkeyPatch)
     assert found.choice.ship  # the map that memorises is left
 
 
-def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(monkeypatch):
     data, _ = rotated_corpus(documents=60)
     fit = RidgeSpec.fit
 
@@ -308,9 +300,7 @@ def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(
     assert found.overall.difference.mean > 0.3  # what cross-fitting found
 
 
-def test_a_large_set_is_sampled_and_it_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_large_set_is_sampled_and_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(autotune, "MOST_QUERIES", 90)
     monkeypatch.setattr(autotune, "MOST_DOCUMENTS", 120)
     data, _ = rotated_corpus(documents=200)
@@ -326,7 +316,7 @@ def test_a_large_set_is_sampled_and_it_says_so(
     assert_near(found.candidate, refitted(found, data))
 
 
-def test_a_sample_of_documents_keeps_every_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_documents_keeps_every_answer(monkeypatch):
     few, _ = rotated_corpus(documents=20)
     monkeypatch.setattr(autotune, "MOST_DOCUMENTS", 30)
     assert autotune._sampled(few, seed=0) == (few, "")

@@ -1,7 +1,5 @@
 """Judgements that have nothing to do with the base model are told from those that do."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -31,11 +29,11 @@ def shuffled(data: EncodedDataset, seed: int = 0) -> EncodedDataset:
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 2.0])
-def test_queries_near_their_documents_do_not_look_random(noise: float) -> None:
+def test_queries_near_their_documents_do_not_look_random(noise):
     assert not labels_look_random(noisy(noise))
 
 
-def test_shuffled_judgements_look_random() -> None:
+def test_shuffled_judgements_look_random():
     found = [labels_look_random(shuffled(noisy(), seed)) for seed in range(20)]
     assert sum(found) >= 18
 
@@ -49,20 +47,18 @@ def test_a_document_that_suits_every_query_is_no_evidence() -> None:
     assert labels_look_random(encoded(queries, corpus, [[int(row)] for row in relevant]))
 
 
-def test_a_few_pairs_are_not_enough_to_tell() -> None:
+def test_a_few_pairs_are_not_enough_to_tell():
     assert labels_look_random(noisy().take(np.arange(3)))
 
 
-def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why(capsys):
     tuned = tune(shuffled(noisy()), TrainingOptions(), method="ridge", show_progress=True)
     assert not tuned.choice.ship
     assert "mismatched ids" in tuned.choice.verdict
     assert "mismatched ids" in "".join(capsys.readouterr())
 
 
-def test_a_gain_on_new_documents_is_believed_although_the_labels_look_random() -> None:
+def test_a_gain_on_new_documents_is_believed_although_the_labels_look_random():
     data, _ = rotated_corpus(documents=100)
     assert labels_look_random(data)
     tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
@@ -71,7 +67,7 @@ def test_a_gain_on_new_documents_is_believed_although_the_labels_look_random() -
     assert tuned.choice.ship
 
 
-def test_what_outweighs_labels_that_look_random_is_a_gain_of_one_in_a_thousand() -> None:
+def test_what_outweighs_labels_that_look_random_is_a_gain_of_one_in_a_thousand():
     scatter = np.resize([1.0, -1.0], 400)  # its standard error is 1 / 20
 
     def outweighs(errors: float) -> bool:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ from llama_index_embeddings_adapted.training.closed_form import (
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def test_whitening_damps_the_direction_in_which_documents_vary_most() -> None:
+def test_whitening_damps_the_direction_in_which_documents_vary_most():
     random = np.random.default_rng(0)
     documents = random.standard_normal((500, 3)) * [3.0, 1.0, 1.0]
     damping = np.diag(whitening(np.float32(documents)).weight)
@@ -25,7 +23,7 @@ def test_whitening_damps_the_direction_in_which_documents_vary_most() -> None:
     assert damping.mean() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_power_zero_and_documents_without_variance_change_nothing() -> None:
+def test_power_zero_and_documents_without_variance_change_nothing():
     random = np.random.default_rng(0)
     documents = np.float32(random.standard_normal((50, 4)))
     assert np.allclose(whitening(documents, power=0.0).weight, np.eye(4), atol=1e-6)
@@ -33,7 +31,7 @@ def test_power_zero_and_documents_without_variance_change_nothing() -> None:
     assert np.array_equal(whitening(constant).weight, np.eye(4))
 
 
-def test_the_map_is_symmetric_and_the_bias_optional() -> None:
+def test_the_map_is_symmetric_and_the_bias_optional():
     documents = np.float32(np.random.default_rng(0).standard_normal((50, 4)))
     adapter = whitening(documents, bias=False)
     assert np.allclose(adapter.weight, adapter.weight.T, atol=1e-6)
@@ -42,7 +40,7 @@ def test_the_map_is_symmetric_and_the_bias_optional() -> None:
 
 
 @pytest.mark.parametrize(("power", "shrinkage"), [(-0.1, 1.0), (1.5, 1.0), (0.25, 0.0)])
-def test_settings_out_of_range_are_refused(power: float, shrinkage: float) -> None:
+def test_settings_out_of_range_are_refused(power, shrinkage):
     with pytest.raises(OptionError, match=r"power in \[0, 1\] and shrinkage > 0"):
         whitening(np.eye(3, dtype=np.float32), power=power, shrinkage=shrinkage)
 
@@ -57,7 +55,7 @@ def several() -> EncodedDataset:
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
-def test_ridge_solves_its_least_squares_problem(strength: float) -> None:
+def test_ridge_solves_its_least_squares_problem(strength):
     data = several()
     queries, documents = l2_normalize(data.queries), l2_normalize(data.documents)
     targets = np.stack(
@@ -72,7 +70,7 @@ def test_ridge_solves_its_least_squares_problem(strength: float) -> None:
     assert adapter.bias is None
 
 
-def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation() -> None:
+def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation():
     data, rotation = rotated_corpus()
     strong, weak = (ridge(data, strength).weight for strength in (1e6, 1e-3))
     assert np.allclose(strong, np.eye(12), atol=1e-4)
@@ -82,7 +80,7 @@ def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation() -> No
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("nan")])
-def test_a_strength_of_ridge_out_of_range_is_refused(strength: float) -> None:
+def test_a_strength_of_ridge_out_of_range_is_refused(strength):
     with pytest.raises(OptionError, match="strength: expected a number > 0, got"):
         ridge(several(), strength)
 
@@ -90,7 +88,7 @@ def test_a_strength_of_ridge_out_of_range_is_refused(strength: float) -> None:
 # --- means ----------------------------------------------------------------------------------
 
 
-def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones() -> None:
+def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones():
     data = encoded(np.eye(2), np.eye(3), [[0, 2], [1]])
     assert mean_documents(data.relevance, data.documents).tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
 
@@ -102,7 +100,7 @@ def test_answer_directions_point_to_the_relevant_documents() -> None:
     assert np.allclose(answer_directions(data), [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]], atol=1e-6)
 
 
-def test_answer_directions_leave_out_what_all_documents_share_and_damp_what_varies_most() -> None:
+def test_answer_directions_leave_out_what_all_documents_share_and_damp_what_varies_most():
     random = np.random.default_rng(0)
     documents = random.standard_normal((400, 3)) * [1.0, 0.1, 0.1] + [0, 0, 2.0]
     documents[0] = [1, 1, 20]
@@ -115,7 +113,7 @@ def test_answer_directions_leave_out_what_all_documents_share_and_damp_what_vari
 # --- fewer vectors than dimensions -----------------------------------------------------------
 
 
-def test_few_documents_give_the_power_of_the_whole_covariance() -> None:
+def test_few_documents_give_the_power_of_the_whole_covariance():
     random = np.random.default_rng(1)
     few = np.float32(random.standard_normal((5, 12)))
     rows = l2_normalize(few) - l2_normalize(few).mean(axis=0)
@@ -127,7 +125,7 @@ def test_few_documents_give_the_power_of_the_whole_covariance() -> None:
     assert np.allclose(Spectrum(few).power(0.5, 1.0), expected, atol=1e-6)
 
 
-def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map() -> None:
+def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map():
     random = np.random.default_rng(2)
     few = encoded(
         random.standard_normal((4, 9)), random.standard_normal((6, 9)), [[0], [1], [2, 3], [4]]
@@ -142,7 +140,7 @@ def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map() -> None:
 
 
 @pytest.mark.parametrize("documents", [50, 5000])
-def test_wide_vectors_are_decomposed_along_the_shorter_side(documents: int) -> None:
+def test_wide_vectors_are_decomposed_along_the_shorter_side(documents):
     wide = 4096 if documents == 50 else 8
     rows = np.float32(np.random.default_rng(0).standard_normal((documents, wide)))
     spectrum = Spectrum(rows)

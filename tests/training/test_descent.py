@@ -1,7 +1,5 @@
 """Gradients written out are those of automatic differentiation; mixtures score as adapters do."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +21,6 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     MnrSpec,
     NudgeSpec,
     PipelineFitter,
-    PipelineSpec,
     QueryOnMappedSpec,
     TwoSidedSpec,
     WhiteningSpec,
@@ -68,9 +65,7 @@ def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) ->
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["query", "both"])
-def test_a_step_follows_the_gradient_of_the_loss(
-    both: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
     data = several()
     random = np.random.default_rng(0)
     start = LinearAdapter(np.eye(6) + 0.2 * random.standard_normal((6, 6)), np.full(6, 0.1))
@@ -92,7 +87,7 @@ def test_a_step_follows_the_gradient_of_the_loss(
 
 
 @pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
-def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss: Any) -> None:
+def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss):
     data, _ = rotated_corpus(documents=200)
     options = TrainingOptions(
         loss=loss, max_candidates=50, learning_rate=0.01, anchor=0.0, shrinkage=0.0
@@ -111,7 +106,7 @@ def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss: A
 WIDE = np.linalg.qr(np.random.default_rng(5).standard_normal((40, 12)))[0].astype(np.float32)
 
 
-def test_all_directions_of_short_vectors_are_kept_and_the_main_ones_of_wide() -> None:
+def test_all_directions_of_short_vectors_are_kept_and_the_main_ones_of_wide():
     data, _ = rotated_corpus(documents=60)
     turned = span(data)
     assert np.allclose(turned.T @ turned, np.eye(12), atol=1e-5)
@@ -128,7 +123,7 @@ def test_all_directions_of_short_vectors_are_kept_and_the_main_ones_of_wide() ->
     "spec", [LinearSpec(), NudgeSpec(QueryOnMappedSpec(TwoSidedSpec(), GateSpec(
         IDENTITY, KernelSpec(CorpusSpec(0.5), 0.4, 2.0), 0.0)))], ids=["map", "all"],
 )  # fmt: skip
-def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec: PipelineSpec) -> None:
+def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec):
     data, _ = rotated_corpus(documents=60)
     wide = replace(data, queries=data.queries @ WIDE.T, documents=data.documents @ WIDE.T)
     directions = span(wide, 12)
@@ -167,7 +162,7 @@ KERNEL = KernelSpec(LinearSpec(0.5), 0.2, 1.0)
     ],
     ids=str,
 )
-def test_what_a_mixture_scores_is_what_its_adapter_finds(spec: PipelineSpec) -> None:
+def test_what_a_mixture_scores_is_what_its_adapter_finds(spec):
     data, _ = rotated_corpus(documents=60)
     fold = next(iter(folds(data)))
     fitter = PipelineFitter(fold.train, TrainingOptions(learning_rate=0.003))

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import ast
 import inspect
 import json
@@ -92,9 +90,7 @@ def trained(engine_of: Trained) -> Trained:
     return train
 
 
-def test_the_call_of_the_old_tutorial_runs_and_serves(
-    things: Dataset, base: CountingEmbedding, tmp_path: Path
-) -> None:
+def test_the_call_of_the_old_tutorial_runs_and_serves(things, base, tmp_path):
     engine = Engine(
         things,
         base,
@@ -112,7 +108,7 @@ def test_the_call_of_the_old_tutorial_runs_and_serves(
     assert loaded.adapter == model.adapter
 
 
-def test_arguments_keep_the_order_of_the_old_engine() -> None:
+def test_arguments_keep_the_order_of_the_old_engine():
     names = list(inspect.signature(Engine).parameters)
     assert " ".join(names[:12]) == (
         "dataset embed_model batch_size epochs adapter_model dim device model_output_path "
@@ -128,9 +124,7 @@ class Skewed(CountingEmbedding):
         return (vector + 1.5 * vector[::-1]).tolist() if role == "query" else vector.tolist()
 
 
-def test_training_helps_on_questions_and_documents_it_has_not_seen(
-    things: Dataset, trained: Trained, options: dict[str, Any]
-) -> None:
+def test_training_helps_on_questions_and_documents_it_has_not_seen(things, trained, options):
     base, quiet = Skewed(embed_batch_size=16), {"cache_dir": options["cache_dir"]}
     train, test = things.train_test_split(0.3, by="document", seed=1)
     engine = trained(train, base, learning_rate=0.01, anchor=0.0)
@@ -147,7 +141,7 @@ def test_training_helps_on_questions_and_documents_it_has_not_seen(
     assert engine.report.verdict.startswith("ship")
 
 
-def test_every_text_is_embedded_once_and_never_again(trained: Trained) -> None:
+def test_every_text_is_embedded_once_and_never_again(trained):
     base, other = (CountingEmbedding(embed_batch_size=8) for _ in range(2))
     engine = trained(None, base, epochs=3)
     texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
@@ -158,9 +152,7 @@ def test_every_text_is_embedded_once_and_never_again(trained: Trained) -> None:
     assert {text for _, text in other.asked} == set(PROBE_TEXTS)
 
 
-def test_the_report_has_both_models_an_interval_and_the_history(
-    things: Dataset, trained: Trained, options: dict[str, Any]
-) -> None:
+def test_the_report_has_both_models_an_interval_and_the_history(things, trained, options):
     report = trained(epochs=3).report
     assert report.base.keys() == report.adapted.keys() >= {"ndcg@10", "mrr@10", "hit_rate@5"}
     assert report.interval[0] <= report.overall.difference.mean <= report.interval[1]
@@ -175,9 +167,7 @@ def test_the_report_has_both_models_an_interval_and_the_history(
     assert saved["training"]["data"] == things.fingerprint
 
 
-def test_queries_of_a_given_validation_set_are_not_trained_on(
-    things: Dataset, trained: Trained
-) -> None:
+def test_queries_of_a_given_validation_set_are_not_trained_on(things, trained):
     train, val = things.train_test_split(0.2, seed=0)
     report = trained(train, val_dataset=val, epochs=2).report
     # All of val, and a tenth of train held out with its documents.
@@ -188,16 +178,14 @@ def test_queries_of_a_given_validation_set_are_not_trained_on(
     assert report.overall.queries > len(train)
 
 
-def test_training_queries_that_are_also_in_the_validation_set_are_left_out(
-    things: Dataset, trained: Trained
-) -> None:
+def test_training_queries_that_are_also_in_the_validation_set_are_left_out(things, trained):
     shared = things.subset(list(things.queries)[:30])
     with pytest.warns(UserWarning, match="30 training queries are also in val_dataset"):
         engine = trained(val_dataset=shared, epochs=1)
     assert engine.report.train_queries == len(things) - 30
 
 
-def test_finetune_takes_and_checks_overrides(engine_of: Trained) -> None:
+def test_finetune_takes_and_checks_overrides(engine_of):
     engine = engine_of(epochs=9)
     engine.finetune(epochs=1)
     assert len(engine.report.history) == 2
@@ -205,9 +193,7 @@ def test_finetune_takes_and_checks_overrides(engine_of: Trained) -> None:
         engine.finetune(epoch=1)
 
 
-def test_an_adapter_given_is_where_training_starts(
-    things: Dataset, base: CountingEmbedding, trained: Trained, options: dict[str, Any]
-) -> None:
+def test_an_adapter_given_is_where_training_starts(things, base, trained, options):
     from llama_index.embeddings.adapter import LinearLayer
     from llama_index.embeddings.adapter.utils import TwoLayerNN
 
@@ -225,7 +211,7 @@ def test_an_adapter_given_is_where_training_starts(
     Engine.from_model_path(things, base, saved, **{**options, "epochs": 1}).finetune()
 
 
-def test_checkpoints_are_loadable_adapters(trained: Trained, tmp_path: Path) -> None:
+def test_checkpoints_are_loadable_adapters(trained, tmp_path):
     folder = tmp_path / "steps"
     trained(epochs=2, model_checkpoint_path=folder, checkpoint_save_steps=2, refit=False)
     saved = sorted(path.name for path in folder.iterdir())
@@ -263,9 +249,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_auto_embeds_each_text_once_reports_saves_and_serves(
-    things: Dataset, trained: Trained, options: dict[str, Any]
-) -> None:
+def test_auto_embeds_each_text_once_reports_saves_and_serves(things, trained, options):
     base = Skewed(embed_batch_size=16)
     engine = trained(None, base, method="auto", learning_rate=0.01)
     texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
@@ -290,12 +274,7 @@ def test_auto_embeds_each_text_once_reports_saves_and_serves(
     assert not folder.with_name("adapter.candidate").exists()  # it is the one that is served
 
 
-def test_a_candidate_that_is_not_shipped_is_kept_aside(
-    base: CountingEmbedding,
-    trained: Trained,
-    options: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_candidate_that_is_not_shipped_is_kept_aside(base, trained, options, monkeypatch):
     monkeypatch.setattr(tune, "_judge", lambda *_: Verdict(Decision.INCONCLUSIVE, "better not"))
     monkeypatch.setattr(selection.CrossFittedScores, "choose", lambda self, specs, among: specs[-1])
     engine = trained(method="ridge")
@@ -315,9 +294,7 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(
 
 
 @pytest.mark.parametrize("ship", ["proven", "always"])
-def test_where_nothing_is_better_there_is_no_candidate(
-    trained: Trained, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, ship: str
-) -> None:
+def test_where_nothing_is_better_there_is_no_candidate(trained, options, monkeypatch, ship):
     choose = selection.CrossFittedScores.choose
 
     def nothing(self: Any, specs: Any, among: Any) -> Any:
@@ -340,9 +317,7 @@ def test_where_nothing_is_better_there_is_no_candidate(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("method", sorted({*SPECS} - {"linear"}))
-def test_every_method_can_be_asked_for_by_name(
-    trained: Trained, options: dict[str, Any], method: str
-) -> None:
+def test_every_method_can_be_asked_for_by_name(trained, options, method):
     base = Skewed(embed_batch_size=64)
     adapts = "both" if SPECS[method].moves_documents else "query"
     engine = trained(None, base, method=method, adapts=adapts, ship="always")
@@ -355,9 +330,7 @@ def test_every_method_can_be_asked_for_by_name(
     assert loaded.adapter == model.adapter
 
 
-def test_a_model_that_moves_documents_serves_an_index(
-    things: Dataset, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypatch):
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
@@ -385,9 +358,7 @@ def test_a_model_that_moves_documents_serves_an_index(
 # --- errors ---------------------------------------------------------------------------------
 
 
-def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(
-    trained: Trained, engine_of: Trained
-) -> None:
+def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(trained, engine_of):
     trained(epochs=1)
     engine = engine_of()
     with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
@@ -419,9 +390,7 @@ IDENTITY = LinearAdapter.identity(16)
         ({"adapter_model": torch.nn.Linear(16, 16)}, "expected a LinearAdapter.*got Linear "),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_is_embedded(
-    engine_of: Trained, base: CountingEmbedding, wrong: dict[str, Any], message: str
-) -> None:
+def test_wrong_arguments_are_refused_before_anything_is_embedded(engine_of, base, wrong, message):
     with pytest.raises(OptionError, match=message):
         engine_of(**wrong)
     assert base.asked == []
@@ -429,8 +398,8 @@ def test_wrong_arguments_are_refused_before_anything_is_embedded(
 
 @pytest.mark.parametrize("place", ["adapter", "adapter.candidate"])
 def test_a_folder_with_other_files_is_refused_before_anything_is_embedded(
-    place: str, engine_of: Trained, base: CountingEmbedding, tmp_path: Path
-) -> None:
+    place, engine_of, base, tmp_path
+):
     (tmp_path / place).mkdir()
     (tmp_path / place / "thesis.tex").write_text("precious")
     with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
@@ -441,9 +410,7 @@ def test_a_folder_with_other_files_is_refused_before_anything_is_embedded(
     assert base.asked == []
 
 
-def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(
-    trained: Trained, base: CountingEmbedding
-) -> None:
+def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(trained, base):
     with pytest.raises(ShapeError, match=r"dim: expected 16, as the base model gives, got 384\."):
         trained(dim=384)
     with pytest.raises(ShapeError, match=r"adapter_model: expected 16 → 16.*got 8 → 8"):
@@ -451,7 +418,7 @@ def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(
     assert {text for _, text in base.asked} == set(PROBE_TEXTS)
 
 
-def test_too_few_queries_are_an_error_or_keep_the_base_model_and_say_so(trained: Trained) -> None:
+def test_too_few_queries_are_an_error_or_keep_the_base_model_and_say_so(trained):
     one = Dataset({"q": "why?"}, {"d": "because"}, {"q": ["d"]})
     with pytest.raises(DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
         trained(one, method="linear")
@@ -477,13 +444,11 @@ def test_too_few_queries_are_an_error_or_keep_the_base_model_and_say_so(trained:
         ({"method": ("auto", "nudge"), "adapts": "both"}, ["auto", "nudge"]),
     ],
 )
-def test_who_speaks_of_a_training_loop_means_linear_and_all_others_auto(
-    given: dict[str, Any], method: Any, engine_of: Trained
-) -> None:
+def test_who_speaks_of_a_training_loop_means_linear_and_all_others_auto(given, method, engine_of):
     assert engine_of(**given)._options_for({}).method == method
 
 
-def test_diverging_training_leaves_what_was_saved_before(trained: Trained, tmp_path: Path) -> None:
+def test_diverging_training_leaves_what_was_saved_before(trained, tmp_path):
     trained(epochs=1)
     before = (tmp_path / "adapter" / "adapter.safetensors").read_bytes()
     with pytest.raises(TrainingError, match="Lower the learning rate"):
@@ -496,7 +461,7 @@ def test_diverging_training_leaves_what_was_saved_before(trained: Trained, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_an_engine_is_a_base_embedding_finetune_engine() -> None:
+def test_an_engine_is_a_base_embedding_finetune_engine():
     pytest.importorskip("llama_index.embeddings.adapter", reason="the old package is missing")
     from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine as Theirs
 
@@ -511,9 +476,7 @@ def test_an_engine_is_a_base_embedding_finetune_engine() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_network_of_ones_own_is_not_taken_for_one_with_the_same_tensors(
-    engine_of: Trained,
-) -> None:
+def test_a_network_of_ones_own_is_not_taken_for_one_with_the_same_tensors(engine_of):
     from llama_index.embeddings.adapter import LinearLayer
 
     class Squashed(LinearLayer):
@@ -524,9 +487,7 @@ def test_a_network_of_ones_own_is_not_taken_for_one_with_the_same_tensors(
         engine_of(adapter_model=Squashed(16, 16))
 
 
-def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(
-    trained: Trained,
-) -> None:
+def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(trained):
     words = [f"w{number} w{number + 1} w{number + 2} w{number * 7 % 50}" for number in range(60)]
     corpus = {f"d{number}": text for number, text in enumerate(words)}
     relevant = {name: [f"d{(number + 1) % 60}"] for number, name in enumerate(corpus)}

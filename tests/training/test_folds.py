@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -64,7 +62,7 @@ def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
 # --- the assignment -------------------------------------------------------------------------------
 
 
-def test_every_query_is_judged_once_as_new_and_once_as_known() -> None:
+def test_every_query_is_judged_once_as_new_and_once_as_known():
     data = single(300)
     parts = list(folds(data))
     assert len(parts) == 5
@@ -86,7 +84,7 @@ def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
     assert sorted(new.tolist()) == list(range(300))
 
 
-def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document() -> None:
+def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document():
     for fold in folds(single()):
         assert 0.5 < len(fold.train.relevance) / 60 < 0.8  # 0.64, on average
         new = fold.test.relevance.take(np.flatnonzero(~fold.test.known)).documents
@@ -102,16 +100,14 @@ def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document() -> None:
     st.integers(1, 3),
     st.integers(0, 3),
 )
-def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(
-    relevant: list[list[int]], times: int, seed: int
-) -> None:
+def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(relevant, times, seed):
     data = dataset(relevant, documents=12)
     asked = np.arange(len(relevant)) // times  # each question up to three times
     data = replace(data, queries=data.queries[asked])
     check_honest(data, list(folds(data, seed=seed)))
 
 
-def test_one_seed_gives_one_assignment_and_another_seed_another() -> None:
+def test_one_seed_gives_one_assignment_and_another_seed_another():
     one, again, other = (
         [fold.test.rows.tolist() for fold in folds(single(), seed=seed)] for seed in (1, 1, 2)
     )
@@ -142,7 +138,7 @@ def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
         assert len(rows) == 2 * len(set(rows // 2))
 
 
-def test_documents_of_one_text_are_new_together() -> None:
+def test_documents_of_one_text_are_new_together():
     apart = dataset([[row % 20] for row in range(60)], documents=20)
     twins = np.arange(20) // 2 * 2
     parts = list(folds(replace(apart, canonical_rows=twins)))
@@ -151,9 +147,7 @@ def test_documents_of_one_text_are_new_together() -> None:
         assert not set(twins[new]) & set(twins[fold.train.relevance.documents])
 
 
-def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_rest_excluded() -> (
-    None
-):
+def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_rest_excluded():
     random = np.random.default_rng(0)
     relevant = [random.choice(50, size=25, replace=False).tolist() for _ in range(40)]
     data = dataset(relevant, documents=50)
@@ -169,7 +163,7 @@ def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_
             assert len(shown) == pytest.approx(20 if judged.known[place] else 5, abs=6)
 
 
-def test_questions_about_one_document_only_are_judged_as_known_only() -> None:
+def test_questions_about_one_document_only_are_judged_as_known_only():
     data = dataset([[0] for _ in range(30)], documents=5)
     parts = list(folds(data))
     check_honest(data, parts)
@@ -178,12 +172,12 @@ def test_questions_about_one_document_only_are_judged_as_known_only() -> None:
     assert sum(len(fold.test) for fold in parts) == 30
 
 
-def test_too_few_queries_are_an_error_that_says_how_many_it_takes() -> None:
+def test_too_few_queries_are_an_error_that_says_how_many_it_takes():
     with pytest.raises(DatasetError, match=r"in 5 folds needs at least 5 queries, got 4$"):
         next(folds(dataset([[0], [1], [2], [3]], documents=4)))
 
 
-def test_one_question_asked_many_times_is_an_error_that_says_so() -> None:
+def test_one_question_asked_many_times_is_an_error_that_says_so():
     once = dataset([[row % 3] for row in range(20)], documents=3)
     data = replace(once, queries=np.repeat(once.queries[:1], 20, axis=0))
     with pytest.raises(DatasetError, match="20 queries cannot be cross-validated: every"):
@@ -195,9 +189,7 @@ def test_one_question_asked_many_times_is_an_error_that_says_so() -> None:
 
 @pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way
 @pytest.mark.parametrize("seed", range(6))
-def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_excluded(
-    most: int, seed: int
-) -> None:
+def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_excluded(most, seed):
     random = np.random.default_rng(seed)
     documents = random.integers(-1, 2, size=(60, 3)).astype(np.float32)  # 27 different ones
     queries = random.integers(-1, 2, size=(30, 3)).astype(np.float32)  # the zero vector too

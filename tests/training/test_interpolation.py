@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -35,7 +33,7 @@ PAIRS: dict[str, tuple[Adapter, Adapter]] = {
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_the_ends_are_where_they_were(kind: str) -> None:
+def test_the_ends_are_where_they_were(kind):
     start, end = PAIRS[kind]
     for alpha, expected in ((0.0, start), (1.0, end)):
         found = interpolated(start, end, alpha)
@@ -45,7 +43,7 @@ def test_the_ends_are_where_they_were(kind: str) -> None:
             assert np.allclose(found.apply(QUERIES, role), expected.apply(QUERIES, role), atol=1e-6)
 
 
-def test_half_way_is_the_mean_before_it_is_scaled_to_unit_length() -> None:
+def test_half_way_is_the_mean_before_it_is_scaled_to_unit_length():
     start, end = linear(0), linear(1)
     half = interpolated(start, end, 0.5)
     expected = (QUERIES @ start.weight.T + start.bias + QUERIES @ end.weight.T + end.bias) / 2
@@ -62,6 +60,6 @@ def test_half_way_is_the_mean_before_it_is_scaled_to_unit_length() -> None:
         (TwoSidedAdapter(linear(0), linear(1)), TwoSidedAdapter(linear(2), linear(3, bias=False))),
     ],
 )
-def test_adapters_that_cannot_be_mixed_are_refused(start: Adapter, end: Adapter) -> None:
+def test_adapters_that_cannot_be_mixed_are_refused(start, end):
     with pytest.raises(OptionError, match="Expected two maps of one kind to mix, got"):
         interpolated(start, end, 0.5)

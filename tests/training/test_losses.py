@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -21,14 +19,14 @@ def targets(*entries: tuple[int, int, float]) -> Targets:
     return Targets(*given, none, none)
 
 
-def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates() -> None:
+def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates():
     loss = ranking_nll(
         l2_normalize(0), l2_normalize(90, 270), targets((0, 0, 1.0)), temperature=0.05
     )
     assert loss.item() == pytest.approx(math.log(2))
 
 
-def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier() -> None:
+def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier():
     cosine = math.degrees(math.acos(0.95))
     loss = ranking_nll(
         l2_normalize(0), l2_normalize(0, cosine), targets((0, 0, 1.0)), temperature=0.05
@@ -36,7 +34,7 @@ def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier(
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
-def test_two_relevant_documents_share_the_target_and_neither_is_a_negative() -> None:
+def test_two_relevant_documents_share_the_target_and_neither_is_a_negative():
     queries = l2_normalize(10).requires_grad_()
     both = targets((0, 0, 0.5), (0, 1, 0.5))
     loss = ranking_nll(queries, l2_normalize(0, 20), both, temperature=1.0)
@@ -47,7 +45,7 @@ def test_two_relevant_documents_share_the_target_and_neither_is_a_negative() -> 
     assert queries.grad.norm().item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents() -> None:
+def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents():
     one = ranking_nll(l2_normalize(0), l2_normalize(0, 90), targets((0, 0, 1.0)), temperature=1.0)
     two = ranking_nll(
         l2_normalize(90), l2_normalize(0, 90), targets((0, 0, 0.5), (0, 1, 0.5)), temperature=1.0
@@ -57,7 +55,7 @@ def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents() -> None
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
 
 
-def test_a_candidate_that_stands_for_three_counts_as_three() -> None:
+def test_a_candidate_that_stands_for_three_counts_as_three():
     both = targets((0, 0, 0.5), (0, 1, 0.5))  # relevant documents stand for themselves
     sampled = ranking_nll(
         l2_normalize(5), l2_normalize(0, 20, 90), both, temperature=0.5, stands_for=3.0
@@ -66,7 +64,7 @@ def test_a_candidate_that_stands_for_three_counts_as_three() -> None:
     assert sampled.item() == pytest.approx(whole.item())
 
 
-def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents() -> None:
+def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents():
     before, after, documents = l2_normalize(0, 90), l2_normalize(10, 60), l2_normalize(0, 30, 200)
     changes = after @ documents.T - before @ documents.T
     drift = score_drift(after - before, documents.T @ documents / 3)

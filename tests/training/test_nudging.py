@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +35,7 @@ def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vecto
 
 
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.48, 1.0])
-def test_nudge_n_is_that_of_its_authors(distance: float) -> None:
+def test_nudge_n_is_that_of_its_authors(distance):
     nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
     data = several()
     asked = {
@@ -50,7 +48,7 @@ def test_nudge_n_is_that_of_its_authors(distance: float) -> None:
     assert np.allclose(moved(nudge_n(data, distance), data), theirs, atol=1e-5)
 
 
-def test_nudge_n_turns_by_the_distance_arrives_or_stays() -> None:
+def test_nudge_n_turns_by_the_distance_arrives_or_stays():
     at_60 = np.float32([0.5, 0.75**0.5])
     near = np.float32([0.98, 0.04**0.5])
     # A squared distance of 1 is a turn by 60 degrees.
@@ -61,14 +59,14 @@ def test_nudge_n_turns_by_the_distance_arrives_or_stays() -> None:
     assert np.allclose(found[2], X)  # on the far side
 
 
-def test_distances_out_of_range_are_refused() -> None:
+def test_distances_out_of_range_are_refused():
     data = several()
     for distance in (-1, 2.5):
         with pytest.raises(OptionError, match=rf"a number in \[0, 2\], got {distance}"):
             nudge_n(data, distance)
 
 
-def test_nudges_on_top_of_a_map_start_from_what_it_gives() -> None:
+def test_nudges_on_top_of_a_map_start_from_what_it_gives():
     data = several()
     turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
     below = LinearAdapter(turn, shared=True)
@@ -78,7 +76,7 @@ def test_nudges_on_top_of_a_map_start_from_what_it_gives() -> None:
     assert np.allclose(moved(on_top, data), moved(alone, data) @ turn.T, atol=1e-5)
 
 
-def test_documents_of_one_text_are_asked_and_moved_as_one() -> None:
+def test_documents_of_one_text_are_asked_and_moved_as_one():
     apart = encoded(np.array([X + Y, X - Y]), np.array([X, X]), [[0], [1]])
     same = np.zeros(2, dtype=np.int64)
     data = replace(apart, canonical_rows=same, keys=apart.keys[same])
@@ -117,18 +115,18 @@ def first(data: EncodedDataset, documents: Vectors) -> float:
 
 
 def fitted(data: EncodedDataset, epochs: int = 60, **options: float) -> NudgeAdapter:
-    settings = NudgeOptions(**{"learning_rate": 0.02, **options})  # type: ignore[arg-type]
+    settings = NudgeOptions(**{"learning_rate": 0.02, **options})
     return listwise_nudges(data, epochs, settings)
 
 
-def test_listwise_nudges_help_fresh_queries_about_the_same_documents() -> None:
+def test_listwise_nudges_help_fresh_queries_about_the_same_documents():
     train, test = mistaken()
     before, after = first(test, test.documents), first(test, moved(fitted(train), test))
     assert before < 0.7
     assert after > before + 0.2
 
 
-def test_documents_without_training_queries_compete_and_stay() -> None:
+def test_documents_without_training_queries_compete_and_stay():
     train, _ = mistaken()
     adapter = fitted(train, epochs=5)
     assert adapter.keys.tolist() == list(range(50))
@@ -145,21 +143,21 @@ def test_a_document_is_drawn_away_from_queries_that_it_wrongly_wins() -> None:
     assert found[1] @ between > other @ between + 0.01
 
 
-def test_the_same_seed_gives_bit_equal_nudges_and_another_seed_others() -> None:
+def test_the_same_seed_gives_bit_equal_nudges_and_another_seed_others():
     train, _ = mistaken()
     one, again, other = (fitted(train, 3, seed=seed, batch_size=16) for seed in (1, 1, 2))
     assert one == again
     assert one != other
 
 
-def test_shrinkage_and_the_bound_on_drift_hold_documents_back() -> None:
+def test_shrinkage_and_the_bound_on_drift_hold_documents_back():
     train, _ = mistaken()
     free = fitted(train, 20, shrinkage=0.0, max_drift=9.0).drift
     assert fitted(train, 20, shrinkage=1.0, max_drift=9.0).drift < free / 2
     assert fitted(train, 20, shrinkage=0.0, max_drift=free / 2).drift <= free / 2 * (1 + 1e-6)
 
 
-def test_a_sample_of_the_other_documents_competes_in_large_corpora() -> None:
+def test_a_sample_of_the_other_documents_competes_in_large_corpora():
     train, test = mistaken()
     adapter = fitted(train, max_others=10)
     assert first(test, moved(adapter, test)) > first(test, test.documents) + 0.2

@@ -1,7 +1,5 @@
 """Weights of words and prior, found on the held-out queries of a training, and served."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +39,7 @@ def engine_of(dataset: EmbeddingQAFinetuneDataset, folder: Path, **options: Any)
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}, {"method": "linear"}])
-def test_a_retriever_has_the_weights_that_held_out_queries_found(
-    options: dict[str, Any], reports: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_a_retriever_has_the_weights_that_held_out_queries_found(options, reports, tmp_path):
     engine = engine_of(reports, tmp_path, **options)
     with pytest.raises(NotTrainedError):
         engine.get_finetuned_retriever([])
@@ -75,9 +71,7 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(
         assert [n.score for n in other] == pytest.approx([n.score for n in one], abs=1e-5)
 
 
-def test_without_lexical_there_are_vectors_only(
-    reports: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_without_lexical_there_are_vectors_only(reports, tmp_path):
     engine = engine_of(reports, tmp_path, lexical=None, epochs=2)
     engine.finetune()
     assert engine.report.views is None
@@ -90,9 +84,7 @@ def test_without_lexical_there_are_vectors_only(
         engine_of(reports, tmp_path, lexical="bm25")
 
 
-def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(
-    reports: EmbeddingQAFinetuneDataset, tmp_path: Path
-) -> None:
+def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(reports, tmp_path):
     engine = engine_of(reports.with_provenance("llm"), tmp_path, epochs=2)
     engine.finetune()
     views = engine.report.views

@@ -1,8 +1,4 @@
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +50,7 @@ LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
 # --- what is expected -----------------------------------------------------------------------
 
 
-def test_what_the_user_says_about_live_queries_is_believed() -> None:
+def test_what_the_user_says_about_live_queries_is_believed():
     data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
     assert QueryMix.of(0.9, data) == QueryMix(0.9, True)
     assert QueryMix.of(0.0, data) == QueryMix(0.0, True)
@@ -71,14 +67,12 @@ def test_what_the_user_says_about_live_queries_is_believed() -> None:
         ([[0], [0], [1], [1], [2]], 0.5),
     ],
 )
-def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones(
-    relevant: list[list[int]], share: float
-) -> None:
+def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones(relevant, share):
     data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
     assert QueryMix.of(None, data) == QueryMix(pytest.approx(share), False)
 
 
-def test_two_documents_of_one_text_are_asked_for_as_one() -> None:
+def test_two_documents_of_one_text_are_asked_for_as_one():
     data = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
     same = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
     assert QueryMix.of(None, same).known_share == 0.5
@@ -87,7 +81,7 @@ def test_two_documents_of_one_text_are_asked_for_as_one() -> None:
 # --- weighing -------------------------------------------------------------------------------
 
 
-def test_known_and_new_documents_weigh_as_expected_however_many_were_judged() -> None:
+def test_known_and_new_documents_weigh_as_expected_however_many_were_judged():
     found = cross_fitted([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
     weights = found.weights(found.everything)
     assert weights == pytest.approx([0.7, 0.1, 0.1, 0.1])
@@ -95,12 +89,12 @@ def test_known_and_new_documents_weigh_as_expected_however_many_were_judged() ->
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it(known: bool) -> None:
+def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it(known):
     found = cross_fitted([known, known], expect=0.2)
     assert found.weights(found.everything) == pytest.approx([0.5, 0.5])
 
 
-def test_the_error_of_a_plain_mean_is_its_standard_error() -> None:
+def test_the_error_of_a_plain_mean_is_its_standard_error():
     values = np.array([1.0, 2.0, 4.0, 5.0])
     # Deviations of 2, 1, 1, 2 from the mean of 3, each weighing a quarter.
     assert weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
@@ -122,12 +116,12 @@ def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(
     assert found.choose([IDENTITY, SIMPLE, RICH], found.everything) == chosen
 
 
-def test_what_is_as_good_as_the_base_model_is_not_chosen() -> None:
+def test_what_is_as_good_as_the_base_model_is_not_chosen():
     found = cross_fitted(KNOWN, simple=0.5)
     assert found.choose([IDENTITY, SIMPLE], found.everything) == IDENTITY
 
 
-def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect() -> None:
+def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect():
     scores = {"simple": np.where(KNOWN, 0.9, 0.49), "rich": np.where(KNOWN, 0.6, 0.5)}
     found = cross_fitted(KNOWN, expect=0.5, **scores)
     assert not found.no_regression(SIMPLE, found.everything)
@@ -136,7 +130,7 @@ def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect() -
     assert given.choose([IDENTITY, SIMPLE, RICH], given.everything) == SIMPLE
 
 
-def test_any_loss_in_the_mean_is_harm_however_small_or_noisy() -> None:
+def test_any_loss_in_the_mean_is_harm_however_small_or_noisy():
     noisy = np.where(KNOWN, 0.5, 0.49 + np.resize([0.2, 0.2, -0.2, -0.2], 20))
     small = np.where(KNOWN, 0.5, 0.499)
     found = cross_fitted(KNOWN, noisy=noisy, small=small, none=np.where(KNOWN, 0.6, 0.5))
@@ -144,7 +138,7 @@ def test_any_loss_in_the_mean_is_harm_however_small_or_noisy() -> None:
     assert allowed == [False, False, True]
 
 
-def test_only_judgements_that_may_be_looked_at_are() -> None:
+def test_only_judgements_that_may_be_looked_at_are():
     first = np.arange(20) < 10
     found = cross_fitted(KNOWN, simple=np.where(first, 0.9, 0.1))
     assert found.choose([IDENTITY, SIMPLE], first) == SIMPLE
@@ -152,7 +146,7 @@ def test_only_judgements_that_may_be_looked_at_are() -> None:
     assert found.choose([IDENTITY, SIMPLE], np.zeros(20, dtype=bool)) == IDENTITY
 
 
-def test_the_state_of_a_search_is_the_mean_gain_of_each_spec() -> None:
+def test_the_state_of_a_search_is_the_mean_gain_of_each_spec():
     found = cross_fitted(KNOWN, expect=0.25, memorised=np.where(KNOWN, 0.9, 0.2))
     gains = SearchState.of(found).gains
     assert gains[IDENTITY] == MeanGains(0.0, 0.0, 0.0, True)
@@ -163,7 +157,7 @@ def test_the_state_of_a_search_is_the_mean_gain_of_each_spec() -> None:
     assert one_kind == MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
 
 
-def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part() -> None:
+def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part():
     found = cross_fitted(KNOWN, careful=0.6, memorised=np.where(KNOWN, 0.9, 0.2))
     state, tried = SearchState.of(found), [Named("careful"), Named("memorised")]
     assert state.best(tried) == Named("careful")
@@ -207,7 +201,7 @@ def search(data: EncodedDataset, *proposed: PipelineSpec) -> Selection:
     return select(data, [lambda _: list(proposed)], mix, options)
 
 
-def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing() -> None:
+def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing():
     found = search(rotated_corpus()[0], RidgeSpec(10.0), RidgeSpec(0.1))
     assert found.spec == RidgeSpec(0.1)
     assert (found.chosen - found.scores.scores[IDENTITY]).mean() > 0.5
@@ -215,7 +209,7 @@ def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing() -
     assert np.array_equal(found.chosen, found.scores.scores[found.spec])
 
 
-def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch):
     data, _ = rotated_corpus(documents=60)
     base = search(data).scores
     fold = base.fold
@@ -228,9 +222,7 @@ def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch: pytest.Monkey
     assert np.array_equal(search(data, SIMPLE).chosen, base.scores[IDENTITY])
 
 
-def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(
-    fitted: list[PipelineSpec],
-) -> None:
+def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted):
     data, _ = rotated_corpus(documents=60)
     seen = []
 
@@ -249,7 +241,7 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(
     assert found.spec == RidgeSpec(0.1)
 
 
-def test_folds_at_once_find_what_they_find_one_by_one() -> None:
+def test_folds_at_once_find_what_they_find_one_by_one():
     data, _ = rotated_corpus(documents=60)
     linear = LinearSpec()
     found, before = [], torch.get_num_threads()
@@ -274,15 +266,15 @@ def test_folds_at_once_find_what_they_find_one_by_one() -> None:
     ids=["singular", "no memory", "no memory for torch"],
 )
 def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec_too(
-    broken: Callable[[], Any], why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    broken, why, monkeypatch
+):
     monkeypatch.setattr(RidgeSpec, "fit", lambda *_: LinearAdapter(broken()))
     with pytest.warns(UserWarning, match=rf"ridge\(.*\) cannot be fitted and is left out: .*{why}"):
         found = search(rotated_corpus(documents=60)[0], RidgeSpec(1.0))
     assert found.spec == IDENTITY
 
 
-def test_a_spec_proposed_twice_is_tried_once(fitted: list[PipelineSpec]) -> None:
+def test_a_spec_proposed_twice_is_tried_once(fitted):
     found = search(rotated_corpus(documents=60)[0], Counted(), Counted(), IDENTITY)
     assert len(fitted) == 5  # once a fold
     assert list(found.scores.scores) == [IDENTITY, Counted()]
@@ -291,7 +283,7 @@ def test_a_spec_proposed_twice_is_tried_once(fitted: list[PipelineSpec]) -> None
 # --- specs ----------------------------------------------------------------------------------
 
 
-def test_a_spec_reads_well_and_knows_whether_it_moves_documents() -> None:
+def test_a_spec_reads_well_and_knows_whether_it_moves_documents():
     kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
     assert str(LINEAR) == "linear"
@@ -302,7 +294,7 @@ def test_a_spec_reads_well_and_knows_whether_it_moves_documents() -> None:
     assert NudgeSpec(kernel).adapts_documents
 
 
-def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_trained_is_trained_once(monkeypatch):
     data, _ = rotated_corpus(documents=40)
     runs = []
     once = pipelines.descend
@@ -311,14 +303,12 @@ def test_what_is_trained_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> Non
     one, two = LINEAR, CORPUS
     assert fitter.fit(one) == fitter.fit(one) != fitter.fit(two)
     half, start = fitter.fit(LinearSpec(alpha=0.5)), fitter.fit(WhiteningSpec(0.25))
-    assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)  # type: ignore[attr-defined]
+    assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)
     fitter.fit(KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
 
 
-def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(monkeypatch, tmp_path):
     data, _ = rotated_corpus(documents=40)
     runs: list[int] = []
     once, place = pipelines.descend, tmp_path / "adapter.fitting"
@@ -347,7 +337,7 @@ def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(
     assert not place.exists()
 
 
-def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:
+def test_what_is_in_front_of_mapped_documents_learns_from_these():
     mapped = TWO_SIDED
     data, _ = rotated_corpus(documents=40)
     fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
@@ -371,7 +361,7 @@ def test_what_is_in_front_of_mapped_documents_learns_from_these() -> None:
 
 
 @pytest.mark.parametrize("method", SPECS)
-def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method: str) -> None:
+def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method):
     data, _ = rotated_corpus(documents=40)
     fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
     moves = SPECS[method].moves_documents
@@ -384,17 +374,17 @@ def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(m
         assert spec.adapts_documents == adapter.adapts_documents == moves
 
 
-def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates() -> None:
+def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates():
     data, _ = rotated_corpus(documents=40)
     ridge = RidgeSpec(1.0)
     fitter = PipelineFitter(data, TrainingOptions())
-    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0))).adapters  # type: ignore[attr-defined]
+    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0))).adapters
     assert below == fitter.fit(KernelSpec(ridge, 0.1, 1.0))
     assert isinstance(nudges, NudgeAdapter)
     assert nudges == fitter.nudges(ridge)
 
 
-def test_the_lowest_map_lies_below_kernels_and_gates() -> None:
+def test_the_lowest_map_lies_below_kernels_and_gates():
     kernel = KernelSpec(CORPUS, 0.1, 1.0)
     assert GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
     assert GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
@@ -405,7 +395,7 @@ def test_the_lowest_map_lies_below_kernels_and_gates() -> None:
 # --- the search space -----------------------------------------------------------------------
 
 
-def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused() -> None:
+def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
     assert check_methods("auto", "query") == ["auto"]
     assert check_methods(["ridge", "nudge"], "both") == ["ridge", "nudge"]
     with pytest.raises(OptionError, match=r"one of auto, whiten.*nudge, or several, got 'magic'"):
@@ -425,7 +415,7 @@ def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused() 
 
 def state(**gains: float) -> SearchState:
     """After maps that gain as much on known as on new documents."""
-    specs = {SPECS[name](): gain for name, gain in gains.items()}  # type: ignore[call-arg]
+    specs = {SPECS[name](): gain for name, gain in gains.items()}
     return state_of({IDENTITY: 0.0, **specs})
 
 
@@ -442,7 +432,7 @@ def proposed(after: SearchState, place: int, adapts: str = "both") -> list[Any]:
 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
-def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) -> None:
+def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts):
     gains: dict[PipelineSpec, Any] = {IDENTITY: 0.0}
     for propose in search_space(["auto"], adapts):
         for spec in propose(state_of(gains)):
@@ -451,14 +441,14 @@ def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts: str) 
     assert {"whitening", "linear", "kernel", "gate"} <= {spec.method for spec in gains}
 
 
-def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training() -> None:
+def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training():
     maps = proposed(state(), 0, "query")
     assert [spec.alpha for spec in maps if isinstance(spec, LinearSpec)] == [0.5, 0.75, 1.0]
     trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, TrainedSpec)}
     assert trained == {MnrSpec(), LINEAR, CORPUS}
 
 
-def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best() -> None:
+def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best():
     kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
     assert {type(spec) for spec in kernels} == {KernelSpec}
     assert {spec.base for spec in kernels} == {LINEAR, CORPUS}
@@ -467,7 +457,7 @@ def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best() -> No
     assert {spec.base for spec in kernels} == {LINEAR, IDENTITY}
 
 
-def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced() -> None:
+def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced():
     gates = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 2)
     assert {(spec.general, spec.special) for spec in gates} == {
         (LINEAR, CORPUS),
@@ -475,7 +465,7 @@ def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced() -> 
     }
 
 
-def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides() -> None:
+def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides():
     maps = proposed(state(linear=0.4, two_sided=0.2), 3)
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
@@ -484,7 +474,7 @@ def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides(
         assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
 
 
-def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without() -> None:
+def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():
     shapes = {0.5: (0.1, 0.2), 1.0: (0.4, -0.4), 2.0: (0.1, 0.1)}  # weight: known and new
     kernels = {KernelSpec(LINEAR, 0.1, weight): gains for weight, gains in shapes.items()}
     found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
@@ -492,7 +482,7 @@ def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without() 
     assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
 
 
-def test_gates_on_mapped_documents_lead_to_what_memorises_there() -> None:
+def test_gates_on_mapped_documents_lead_to_what_memorises_there():
     memorising = QueryOnMappedSpec(TWO_SIDED, CORPUS)
     found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
     assert {(spec.query_side.general, spec.query_side.special) for spec in found} == {
@@ -500,13 +490,13 @@ def test_gates_on_mapped_documents_lead_to_what_memorises_there() -> None:
     }
 
 
-def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves() -> None:
+def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves():
     kernel = KernelSpec(LINEAR, 0.1, 1.0)
     nudges = proposed(state_of({IDENTITY: 0.0, kernel: 0.1, TWO_SIDED: 0.2}), -1)
     assert [spec.base for spec in nudges] == [kernel] * 3 + [TWO_SIDED] * 3
 
 
-def test_several_methods_compete_with_auto_or_without() -> None:
+def test_several_methods_compete_with_auto_or_without():
     [named] = search_space(["ridge", "mnr"], "query")
     assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
     both = search_space(["auto", "mnr"], "query")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_small_steps_have_one_thread_and_large_ones_what_there_is() -> None:
+def test_small_steps_have_one_thread_and_large_ones_what_there_is():
     with limit_threads(10**6):
         assert torch.get_num_threads() == 1
     with limit_threads(10**9):
@@ -26,7 +24,7 @@ def test_small_steps_have_one_thread_and_large_ones_what_there_is() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_works_wait_for_each_other_only_if_they_run_side_by_side() -> None:
+def test_works_wait_for_each_other_only_if_they_run_side_by_side():
     meeting = threading.Barrier(2, timeout=20)
     seen: list[int] = []
 
@@ -40,7 +38,7 @@ def test_works_wait_for_each_other_only_if_they_run_side_by_side() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_one_at_a_time_is_in_order_and_in_this_thread() -> None:
+def test_one_at_a_time_is_in_order_and_in_this_thread():
     done: list[tuple[int, int]] = []
 
     def work(number: int) -> Iterator[None]:
@@ -54,7 +52,7 @@ def test_one_at_a_time_is_in_order_and_in_this_thread() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_ends_all_of_them_and_is_raised(error: type[BaseException]) -> None:
+def test_an_error_ends_all_of_them_and_is_raised(error):
     steps = 0
 
     def fails() -> Iterator[None]:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +35,7 @@ def learn(data: EncodedDataset, **options: object) -> Fit:
 
 
 @pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
-def test_every_loss_undoes_a_rotation_of_the_queries(loss: str) -> None:
+def test_every_loss_undoes_a_rotation_of_the_queries(loss):
     data, rotation = rotated_corpus()
     found = learn(data, loss=loss)
     gain = found.history[found.best_epoch].scores
@@ -50,7 +48,7 @@ def test_every_loss_undoes_a_rotation_of_the_queries(loss: str) -> None:
     assert np.linalg.norm(undone - np.eye(len(undone))) < 0.4 * np.linalg.norm(np.eye(len(undone)))
 
 
-def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
+def test_a_falling_rate_starts_high_and_ends_at_zero():
     data, _ = rotated_corpus(documents=40)  # 120 queries
     start = LinearAdapter.identity(data.queries.shape[1])
 
@@ -66,7 +64,7 @@ def test_a_falling_rate_starts_high_and_ends_at_zero() -> None:
     assert rates(3, warmup_steps=2) == pytest.approx([8 / 3, 8 * 5 / 6 * 2 / 3, 8 * 4 / 6])
 
 
-def test_a_two_layer_adapter_learns_from_a_zero_residual() -> None:
+def test_a_two_layer_adapter_learns_from_a_zero_residual():
     data, _ = rotated_corpus()
     train, validation = parts(data)
     start = TwoLayerAdapter.identity(data.queries.shape[1], hidden=64)
@@ -76,24 +74,24 @@ def test_a_two_layer_adapter_learns_from_a_zero_residual() -> None:
     assert found.history[found.best_epoch].scores["overall"] > 0.2
 
 
-def test_the_same_seed_gives_bit_equal_weights_and_another_seed_others() -> None:
+def test_the_same_seed_gives_bit_equal_weights_and_another_seed_others():
     data, _ = rotated_corpus(documents=60)
     first, again, other = (learn(data, epochs=3, seed=seed).adapter for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_nothing_to_learn_keeps_the_base_model() -> None:
+def test_nothing_to_learn_keeps_the_base_model():
     random = np.random.default_rng(0)
     corpus = random.standard_normal((100, 12))
     answers = np.repeat(np.arange(100), 3)
     queries = corpus[answers] + 0.01 * random.standard_normal((300, 12))
     found = learn(encoded(queries, corpus, [[a] for a in answers]), epochs=3, patience=2)
     assert found.best_epoch == 0
-    assert np.array_equal(found.adapter.weight, np.eye(12))  # type: ignore[attr-defined]
+    assert np.array_equal(found.adapter.weight, np.eye(12))
 
 
-def test_an_epoch_that_harms_new_documents_is_not_kept_though_known_ones_gain() -> None:
+def test_an_epoch_that_harms_new_documents_is_not_kept_though_known_ones_gain():
     random = np.random.default_rng(0)
     known = np.array([True] * 60 + [False] * 60)
     data = encoded(np.eye(120)[:, :120], np.eye(120), [[i] for i in range(120)])
@@ -127,7 +125,7 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     assert found.documents.tolist() == [0, 0, 1, 1]
 
 
-def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query() -> None:
+def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query():
     documents = np.eye(3)
     data = encoded(np.eye(3)[[0, 1]], documents, [[0, 1], [1]])
     options = TrainingOptions(loss="mnr", batch_size=2)
@@ -141,7 +139,7 @@ def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query() ->
         assert shares[0] == pytest.approx(1 / count)
 
 
-def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documents() -> None:
+def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documents():
     random = np.random.default_rng(0)
     documents = random.standard_normal((5_000, 4))
     relevant = [[int(row)] for row in random.integers(5_000, size=64)]
@@ -155,7 +153,7 @@ def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documen
     assert len(run._competition.targets(np.arange(64), candidates).queries) == 64
 
 
-def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
+def test_the_loss_of_a_sample_is_about_that_of_all_documents():
     random = np.random.default_rng(0)
     relevant = [[int(row)] for row in random.integers(5_000, size=64)]
     data = encoded(random.standard_normal((64, 8)), random.standard_normal((5_000, 8)), relevant)
@@ -167,7 +165,7 @@ def test_the_loss_of_a_sample_is_about_that_of_all_documents() -> None:
     assert loss(500) == pytest.approx(loss(5_000), abs=0.1)  # off by log(10) if it stood for itself
 
 
-def test_the_optimizer_of_the_user_is_used_with_its_parameters() -> None:
+def test_the_optimizer_of_the_user_is_used_with_its_parameters():
     data, _ = rotated_corpus(documents=40)
     found = learn(data, optimizer_class=torch.optim.SGD, optimizer_params={"lr": 0.5}, epochs=2)
     assert len(found.history) == 3
@@ -176,13 +174,13 @@ def test_the_optimizer_of_the_user_is_used_with_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("rate", [1e6, float("1e30")])
-def test_a_learning_rate_that_diverges_is_an_error_that_says_so(rate: float) -> None:
+def test_a_learning_rate_that_diverges_is_an_error_that_says_so(rate):
     data, _ = rotated_corpus(documents=40)
     with pytest.raises(TrainingError, match=r"diverged.*Lower the learning rate \(now 1e\+"):
         learn(data, learning_rate=rate, shrinkage=0.01)
 
 
-def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_the_best_so_far(monkeypatch):
     data, _ = rotated_corpus()
     step, count = training_module._Run.step, 0
 
@@ -191,7 +189,7 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> 
         count += 1
         if count > 40:
             raise KeyboardInterrupt
-        return step(self, batch)  # type: ignore[arg-type]
+        return step(self, batch)
 
     monkeypatch.setattr(training_module._Run, "step", interrupted)
     with pytest.warns(UserWarning, match="interrupted; the adapter of epoch"):
@@ -200,7 +198,7 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.best_epoch > 0
 
 
-def test_steps_per_epoch_and_warm_up_are_honoured() -> None:
+def test_steps_per_epoch_and_warm_up_are_honoured():
     data, _ = rotated_corpus()
     train, validation = parts(data)
     seen: list[int] = []
@@ -218,7 +216,7 @@ def test_steps_per_epoch_and_warm_up_are_honoured() -> None:
     assert run._optimizer.param_groups[0]["lr"] == pytest.approx(options.learning_rate / 5)
 
 
-def test_refit_trains_on_everything_for_a_known_number_of_epochs() -> None:
+def test_refit_trains_on_everything_for_a_known_number_of_epochs():
     data, _ = rotated_corpus(documents=50)
     start, options = LinearAdapter.identity(12), TrainingOptions(epochs=99)
     one = refit(data, start, options, epochs=1, show_progress=False)
@@ -239,9 +237,9 @@ def test_refit_trains_on_everything_for_a_known_number_of_epochs() -> None:
         ({"patience": 0}, "patience: expected a whole number >= 1"),
     ],
 )
-def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
-        TrainingOptions(**options)  # type: ignore[arg-type]
+        TrainingOptions(**options)
 
 
 MEMORY = """
@@ -275,7 +273,7 @@ print((peak() - before) / documents.nbytes)
 
 
 @pytest.mark.slow
-def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors() -> None:
+def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors():
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=root, check=False

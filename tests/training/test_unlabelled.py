@@ -1,7 +1,5 @@
 """Words and a prior without labels: over an index, over nodes, with a log or with an LLM."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.lexical.bm25 import ranked
 from llama_index_embeddings_adapted.training import unlabelled
-from tests.conftest import CountingEmbedding
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
 
@@ -25,14 +22,12 @@ def nodes(small: Dataset) -> list[TextNode]:
     return [TextNode(id_=name, text=text) for name, text in small.corpus.items()]
 
 
-def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(
-    small: Dataset, nodes: list[TextNode], base: CountingEmbedding
-) -> None:
+def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(small, nodes, base):
     index = VectorStoreIndex(nodes, embed_model=base)
-    before = dict(index.vector_store.data.embedding_dict)  # type: ignore[attr-defined]
+    before = dict(index.vector_store.data.embedding_dict)
     log = [*small.queries.values(), next(iter(small.queries.values())), " "]
     found = adapt_without_labels(index, base, queries=log, **QUIET)
-    assert index.vector_store.data.embedding_dict == before  # type: ignore[attr-defined]
+    assert index.vector_store.data.embedding_dict == before
     prior = found.views.prior
     assert prior is not None
     assert len(prior.bank) == len(small.queries)
@@ -44,18 +39,14 @@ def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(
     assert found.retrieve("tell me of the deep sea")[0].node_id == "d3"
 
 
-def test_nodes_alone_are_enough_and_without_queries_words_are_all(
-    nodes: list[TextNode], base: CountingEmbedding
-) -> None:
+def test_nodes_alone_are_enough_and_without_queries_words_are_all(nodes, base):
     found = adapt_without_labels(nodes, base, **QUIET)
     assert found.views.prior is None
     assert found.moved_documents() == {}
     assert found.retrieve("fast car")[0].node_id == "d5"
 
 
-def test_written_questions_do_not_count_for_their_own_document(
-    nodes: list[TextNode], base: CountingEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_written_questions_do_not_count_for_their_own_document(nodes, base, monkeypatch):
     asked: dict[str, Any] = {}
 
     def write(given: list[Any], llm: Any, **options: Any) -> Dataset:
@@ -76,9 +67,7 @@ def test_written_questions_do_not_count_for_their_own_document(
     assert prior.nearness(vectors, keys)[3] == pytest.approx(np.mean(prior.bank @ vectors[3]))
 
 
-def test_queries_move_towards_what_words_find(
-    nodes: list[TextNode], base: CountingEmbedding
-) -> None:
+def test_queries_move_towards_what_words_find(nodes, base):
     """A query about each document, in words that its vector does not know."""
     log = [f"{node.text.split()[-1]} {number}" for number in range(40) for node in nodes]
     plain, found = (
@@ -102,7 +91,7 @@ def test_queries_move_towards_what_words_find(
     assert again.embed_model is model
 
 
-def test_what_cannot_be_meant_is_refused(nodes: list[TextNode], base: CountingEmbedding) -> None:
+def test_what_cannot_be_meant_is_refused(nodes, base):
     for queries in ([], ["", ""], "one text"):
         with pytest.raises(OptionError, match="queries: expected a list of texts"):
             adapt_without_labels(nodes, base, queries=queries, **QUIET)
@@ -111,4 +100,4 @@ def test_what_cannot_be_meant_is_refused(nodes: list[TextNode], base: CountingEm
     with pytest.raises(OptionError, match="got none"):
         adapt_without_labels([], base, **QUIET)
     with pytest.raises(OptionError, match=r"expected LlamaIndex nodes.*got str"):
-        adapt_without_labels(["one text"], base, **QUIET)  # type: ignore[list-item]
+        adapt_without_labels(["one text"], base, **QUIET)

@@ -24,7 +24,7 @@ from benchmarks.quality import (
     views,
     watching,
 )
-from benchmarks.robustness import frozen, fuzz, guided, kills, soak
+from benchmarks.robustness import frozen, fuzz, kills, soak
 
 
 def _saved(name: str, results: dict[str, object], command: str = "") -> None:
@@ -34,12 +34,6 @@ def _saved(name: str, results: dict[str, object], command: str = "") -> None:
 def _power(given: argparse.Namespace) -> None:
     names = tuple(name for name in given.sets if name in trust.SIZES)
     trust.power(given.data, given.cache, names, given.runs or 50)
-
-
-def _guided(given: argparse.Namespace) -> None:
-    names, seconds = [*fuzz.FORMATS, fuzz.ANSWER], given.runs or 60
-    found = {"seconds": seconds, "formats": guided.run(names, seconds)}
-    _saved("guided", found, f"python -m benchmarks guided --runs {seconds}")
 
 
 def _upgrade(given: argparse.Namespace) -> None:
@@ -76,7 +70,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),
     "fuzz": lambda g: _saved("fuzz", fuzz.run(g.runs or 1000)),
-    "guided": _guided,
     "soak": lambda g: _saved("soak", soak.run(g.runs or 200_000)),
     "scale": lambda g: scale.run(g.data, g.cache),
 }
@@ -99,7 +92,7 @@ def main() -> None:
         "--runs",
         type=int,
         help="of calibration (200), power (50 per size), kills (60), "
-        "load (4800), fuzz (1000 per format), guided (60 seconds per format) and soak (200,000)",
+        "load (4800), fuzz (1000 per format) and soak (200,000)",
     )
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
     parser.add_argument(
@@ -120,10 +113,7 @@ def _asked(given: argparse.Namespace) -> list[str]:
     """Return which parts to run; of "all", those for which everything is there."""
     if given.what != "all":
         return [] if given.what == "tables" else [given.what]
-    missing = {"guided"}  # needs an extra of its own
-    if given.mpnet is None:
-        missing.add("upgrade")
-    return [part for part in PARTS if part not in missing]
+    return [part for part in PARTS if part != "upgrade" or given.mpnet is not None]
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def model_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def page_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page_cache(tmp_path_factory) -> Path:
     """Where guides and notebooks, which are about the same texts, keep vectors."""
     return tmp_path_factory.mktemp("page_cache")
 

@@ -23,7 +23,7 @@ def fresh(code: str, *args: object) -> Any:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path) -> Path:
     model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"

@@ -144,17 +144,17 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
 
 
 @pytest.fixture(params=IDENTITIES.values(), ids=IDENTITIES.keys())
-def identity(request: pytest.FixtureRequest) -> Adapter:
+def identity(request) -> Adapter:
     return request.param()
 
 
 @pytest.fixture(params=TRAINED.values(), ids=TRAINED.keys())
-def adapter(request: pytest.FixtureRequest) -> Adapter:
+def adapter(request) -> Adapter:
     return request.param()
 
 
 @pytest.fixture(params=["query", "document"])
-def role(request: pytest.FixtureRequest) -> Role:
+def role(request) -> Role:
     return request.param
 
 

@@ -35,12 +35,12 @@ VECTORS[:6], VECTORS[8] = l2_normalize(VECTORS[:6]), 0
 
 
 @pytest.fixture(params=[*ADAPTERS])
-def name(request: pytest.FixtureRequest) -> str:
+def name(request) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def adapter(name: str) -> Adapter:
+def adapter(name) -> Adapter:
     return ADAPTERS[name]
 
 
@@ -86,7 +86,7 @@ def test_the_page_has_every_operation():
 
 
 @pytest.fixture(scope="module")
-def database(pg_server: Any) -> Iterator[Any]:
+def database(pg_server) -> Iterator[Any]:
     psycopg2 = pytest.importorskip("psycopg2", reason="extra 'dev' is missing")
     connection = psycopg2.connect(pg_server.get_uri())
     connection.autocommit = True

@@ -34,9 +34,6 @@ def gate(
     )
 
 
-# --- what a gate sees -----------------------------------------------------------------------
-
-
 def test_features_are_cosines_to_training_queries_and_to_both_kinds_of_documents() -> None:
     # At 0 degrees: the training queries have cosines 1/2 and 0, the documents 1/2 and 0. The log
     # odds are 0.5 / 0.05 - 0 / 0.05 = 10, times the temperature of 0.05.
@@ -61,9 +58,6 @@ def test_without_other_documents_they_are_as_far_as_can_be():
     found = gate(others=()).features(at(0, 180))
     assert np.allclose(found[0], [0.5, 0.25, 0.5, -1.0, 1.5, 1.5], atol=1e-6)
     assert np.isfinite(found).all()
-
-
-# --- what it says ---------------------------------------------------------------------------
 
 
 def test_the_probability_is_logistic_in_the_features() -> None:
@@ -104,9 +98,6 @@ def test_a_gate_or_maps_that_do_not_fit_are_refused():
         GatedAdapter(plain, LinearAdapter.identity(3), gate())
     with pytest.raises(OptionError, match="special: expected an adapter that leaves documents"):
         GatedAdapter(plain, LinearAdapter.identity(2, shared=True), gate())
-
-
-# --- how it is learned ----------------------------------------------------------------------
 
 
 def two_kinds(seed: int = 0) -> tuple[EncodedDataset, np.ndarray, np.ndarray]:

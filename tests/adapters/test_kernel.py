@@ -25,9 +25,6 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-# --- the adapter ----------------------------------------------------------------------------
-
-
 def test_a_remembered_query_takes_its_coefficient_on_by_the_weight():
     assert np.allclose(kernel(weight=1.0).apply(KEY), (KEY + VALUE) / 2**0.5)
     assert np.allclose(kernel(weight=3.0).apply(5 * KEY), (KEY + 3 * VALUE) / 10**0.5)
@@ -74,9 +71,6 @@ def test_the_kernel_is_the_gaussian_of_its_name():
 def test_a_kernel_that_does_not_fit_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
-
-
-# --- the regression -------------------------------------------------------------------------
 
 
 def test_it_is_the_kernel_ridge_of_scikit_learn():

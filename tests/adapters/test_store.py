@@ -1,6 +1,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def model(base: CountingEmbedding) -> AdaptedEmbedding:
+def model(base) -> AdaptedEmbedding:
     weight = np.random.default_rng(0).standard_normal((16, 16))
     return AdaptedEmbedding(base, LinearAdapter(weight), training={"data": "abc", "seed": 3})
 
 
 @pytest.fixture
-def saved(model: AdaptedEmbedding, tmp_path: Path) -> Path:
+def saved(model, tmp_path) -> Path:
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
@@ -245,33 +246,25 @@ def test_an_adapter_saved_alone_asks_for_its_base(base, tmp_path):
 # --- folders of the old package -------------------------------------------------------------
 
 
-def old_linear(bias: bool) -> Any:
-    adapter = pytest.importorskip("llama_index.embeddings.adapter", reason="old package missing")
-    layer = adapter.LinearLayer(16, 16, bias=bias)
-    torch.nn.init.normal_(layer.linear.weight)
-    if bias:
-        torch.nn.init.normal_(layer.linear.bias)
-    return layer
-
-
-def old_two_layers(activation: str, residual: bool) -> Any:
-    adapter = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="as above")
-    layers = adapter.TwoLayerNN(
-        16, 8, 16, activation_fn_str=activation, add_residual=residual, bias=True
-    )
-    torch.nn.init.constant_(layers.residual_weight, -0.7)
-    return layers
+def old(name: str, *dims: int, **settings: Any) -> Any:
+    """A network of the old package, with a bias and a residual to be seen."""
+    module = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="it is missing")
+    network = getattr(module, name)(*dims, **settings)
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.7)
+    return network
 
 
 OLD = {
-    "linear": lambda: old_linear(False),
-    "linear with bias": lambda: old_linear(True),
-    "two layers, relu": lambda: old_two_layers("relu", False),
-    "two layers, residual": lambda: old_two_layers("relu", True),
-    "two layers, sigmoid, residual": lambda: old_two_layers("sigmoid", True),
-    "two layers, tanh": lambda: old_two_layers("tanh", False),
-    "two layers, leaky relu": lambda: old_two_layers("leaky_relu", False),
-}
+    "linear": partial(old, "LinearLayer", 16, 16, bias=False),
+    "linear with bias": partial(old, "LinearLayer", 16, 16, bias=True),
+    **{
+        f"two layers, {name}, {residual}": partial(old, "TwoLayerNN", 16, 8, 16, bias=True,
+                                                   activation_fn_str=name, add_residual=residual)
+        for name, residual in (("relu", False), ("relu", True), ("sigmoid", True), ("tanh", False),
+                               ("leaky_relu", False))
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("make", OLD.values(), ids=OLD.keys())
@@ -281,14 +274,14 @@ def test_a_folder_of_the_old_package_gives_what_it_gave(base, tmp_path, make):
     torch.manual_seed(0)
     module = make()
     module.save(str(tmp_path))
-    old = AdapterEmbeddingModel(base, str(tmp_path), type(module))
-    new = AdaptedEmbedding.from_pretrained(tmp_path, base)
+    theirs = AdapterEmbeddingModel(base, str(tmp_path), type(module))
+    ours = AdaptedEmbedding.from_pretrained(tmp_path, base)
     for text in ("why?", "how do whales sleep"):
-        expected = l2_normalize(np.array(old.get_query_embedding(text)))
-        assert np.allclose(new.get_query_embedding(text), expected, atol=1e-6)
-        assert new.get_text_embedding(text) == old.get_text_embedding(text)
-    new.save_pretrained(tmp_path)  # in place, in the new format
-    assert AdaptedEmbedding.from_pretrained(tmp_path, base).adapter == new.adapter
+        expected = l2_normalize(np.array(theirs.get_query_embedding(text)))
+        assert np.allclose(ours.get_query_embedding(text), expected, atol=1e-6)
+        assert ours.get_text_embedding(text) == theirs.get_text_embedding(text)
+    ours.save_pretrained(tmp_path)  # in place, in the new format
+    assert AdaptedEmbedding.from_pretrained(tmp_path, base).adapter == ours.adapter
     assert not (tmp_path / "pytorch_model.bin").exists()
 
 

@@ -33,7 +33,7 @@ def service(text: str) -> bytes:
 
 
 @pytest.fixture
-def packages(tmp_path: Path) -> Path:
+def packages(tmp_path) -> Path:
     with zipfile.ZipFile(tmp_path / "awscli-1.whl", "w") as wheel:
         wheel.writestr("awscli/examples/s3/list-db-buckets.rst", EXAMPLES)
         wheel.writestr("awscli/examples/s3/silent.rst", "**To say nothing at all**\n")

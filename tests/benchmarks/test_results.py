@@ -26,7 +26,7 @@ for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
 
 
 @pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def results(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(environment, "RESULTS", tmp_path)
     return tmp_path
 

@@ -84,13 +84,13 @@ class Ran:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEmbedding:
+def counting(monkeypatch) -> CountingEmbedding:
     """A base model that a text can name: ``counting``."""
     base, resolve = CountingEmbedding(embed_batch_size=4), inputs.resolve_model
     chosen: Callable[[str], Any] = lambda spec: base if spec == "counting" else resolve(spec)  # noqa: E731
@@ -99,13 +99,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEmbedding:
 
 
 @pytest.fixture
-def pairs(small: EmbeddingQAFinetuneDataset, tmp_path: Path) -> Path:
+def pairs(small, tmp_path) -> Path:
     small.save_json(tmp_path / "pairs.json")
     return tmp_path / "pairs.json"
 
 
 @pytest.fixture
-def documents(tmp_path: Path) -> Path:
+def documents(tmp_path) -> Path:
     folder = tmp_path / "docs"
     (folder / "more").mkdir(parents=True)
     for number, page in enumerate(PAGES):

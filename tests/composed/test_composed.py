@@ -39,7 +39,7 @@ def small() -> Any:
 
 
 @pytest.fixture
-def composed(base: CountingEmbedding, small: Any) -> ComposedEmbedding:
+def composed(base, small) -> ComposedEmbedding:
     return ComposedEmbedding(base, small, 0.5)
 
 
@@ -133,7 +133,7 @@ def test_it_drops_into_an_index_and_into_settings(composed, monkeypatch):
 
 
 @pytest.fixture
-def saved(composed: ComposedEmbedding, tmp_path: Path) -> Path:
+def saved(composed, tmp_path) -> Path:
     composed.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 

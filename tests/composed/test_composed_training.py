@@ -69,7 +69,7 @@ def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> ComposedFinetuneEngine:
+def trained(tmp_path_factory) -> ComposedFinetuneEngine:
     folder = tmp_path_factory.mktemp("trained")
     # Wide enough to tell the things apart, which queries and documents name: not blind to the task.
     black_box = CountingEmbedding(dim=64)
@@ -112,7 +112,6 @@ def test_the_page_shows_scores_by_epoch_the_weight_and_passages(trained):
     assert f"λ = {found.weight:.2f}" in text
     assert "please where" in text
     assert "entry red car" in text
-    assert found.held_out is not None
     for name, means in (("base", found.base), ("adapted", found.adapted)):
         assert found.held_out[name]["ndcg@10"] == pytest.approx(means["ndcg@10"])
     assert found.data["queries"] == 60

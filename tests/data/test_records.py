@@ -77,7 +77,6 @@ def test_pairs_in_every_shape_are_the_same_pairs(rows):
 def test_negatives_in_every_shape_are_hard_negatives(rows):
     data = Dataset.from_records(rows, strict=True)
     assert texts(data) == EXPECTED
-    assert data.hard_negatives is not None
     found = [[data.corpus[d] for d in documents] for documents in data.hard_negatives.values()]
     assert found == [[WRONG]] * 2
 

@@ -39,9 +39,7 @@ class Begun:
 
 
 @pytest.fixture(scope="module")
-def begun(
-    model_server: str, page_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Begun]:
+def begun(model_server, page_cache, tmp_path_factory) -> Iterator[Begun]:
     folder, cache = tmp_path_factory.mktemp("first"), page_cache
     with pytest.MonkeyPatch.context() as patch:
         use(model_server, folder, patch, cache)
@@ -51,7 +49,7 @@ def begun(
 
 
 @pytest.fixture
-def work(begun: Begun, model_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
+def work(begun, model_server, tmp_path, monkeypatch) -> Begun:
     """A copy of the first guide's folder to work in, with documents of one's own."""
     folder = tmp_path / "work"
     shutil.copytree(begun.folder, folder)

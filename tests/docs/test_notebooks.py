@@ -15,9 +15,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture
-def folder(
-    model_server: str, page_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def folder(model_server, page_cache, tmp_path, monkeypatch) -> Path:
     """Where a shell works; what it leaves at home stays here, too."""
     use(model_server, tmp_path, monkeypatch, page_cache)
     remember_minilm(monkeypatch)

@@ -48,8 +48,6 @@ class Running:
 
     def __init__(self, root: Path) -> None:
         spec = importlib.util.spec_from_file_location("service", SCRIPT)
-        assert spec is not None
-        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         self.root, self.base = root, Provider()
@@ -87,7 +85,7 @@ class Running:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+def running(tmp_path) -> Iterator[Running]:
     found = Running(tmp_path)
     yield found
     found.client.close()

@@ -17,7 +17,7 @@ LOADED = r'(?:<script[^>]+src|<link[^>]+rel="(?:stylesheet|icon|preconnect)"[^>]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory) -> Path:
     for name in ("material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(name) is None:
             pytest.skip("extra 'dev' is missing")

@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def rows(*values: float) -> np.ndarray:
 
 
 @pytest.fixture(params=["disk", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+def place(request, tmp_path) -> Path | None:
     return tmp_path / "cache" if request.param == "disk" else None
 
 
@@ -133,21 +134,65 @@ def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(place)
     cache.close()
 
 
-# --- errors ---------------------------------------------------------------------------------
+def sql(statement: str) -> Callable[[Path], None]:
+    def execute(folder: Path) -> None:
+        database = sqlite3.connect(folder / "vectors.sqlite")
+        database.execute(statement)
+        database.commit()
+        database.close()
+
+    return execute
 
 
-def test_vectors_that_were_cut_are_an_error_that_says_what_to_delete(tmp_path):
+def replaced_by_a_folder(folder: Path) -> None:
+    (folder / "vectors.sqlite").unlink()
+    (folder / "vectors.sqlite").mkdir()
+
+
+CUT = r"1\.f32: expected at least 16 bytes.*found 8\..*delete the folder"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "vectors cut": (lambda f: (f / "1.f32").write_bytes(rows(1).tobytes()), CUT),
+    "no vectors": (lambda f: (f / "1.f32").unlink(), "found 0"),
+    "a newer format": (sql("PRAGMA user_version=2"), "cache format 2, this version reads 1"),
+    "no database": (lambda f: (f / "vectors.sqlite").write_text("x" * 999), "not a database"),
+    "a folder": (replaced_by_a_folder, "unable to open"),
+    "a row below 0": (sql("UPDATE vectors SET row = -1"), "cannot be used|The file was cut"),
+    "a row too far": (sql(f"UPDATE vectors SET row = {10**15}"), "cannot be used|was cut"),
+    "a row of letters": (sql("UPDATE vectors SET row = 'many'"), "cannot be used|was cut"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_an_error_that_says_what_to_do(damage, tmp_path):
     cache = VectorCache(tmp_path, model())
     cache.put("query", ["a", "b"], rows(1, 2))
-    (tmp_path / "1.f32").write_bytes(rows(1).tobytes())
-    message = r"1\.f32: expected at least 16 bytes.*found 8\..*delete the folder"
+    cache.close()
+    change, message = DAMAGES[damage]
+    change(tmp_path)
+
+    def use() -> None:
+        VectorCache(tmp_path, model()).get("query", ["a", "b"])
+
     with pytest.raises(CacheError, match=message):
-        VectorCache(tmp_path, model())
-    with pytest.raises(CacheError, match="cannot be used"):  # cut while in use
-        cache.get("query", ["b"])
-    (tmp_path / "1.f32").unlink()
-    with pytest.raises(CacheError, match="found 0"):
-        VectorCache(tmp_path, model())
+        use()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/cache", r"cannot be created .*cache_dir=False"),
+        ("file", "cannot be created"),
+        ("/proc/self", r"/proc/self/vectors\.sqlite cannot be used"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_or_written_is_an_error_with_a_way_out(
+    place, message, tmp_path
+):
+    if place.startswith("/proc") and not Path(place).is_dir():
+        pytest.skip("needs a folder nobody may write to")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CacheError, match=message):
+        VectorCache(tmp_path / place, model())
 
 
 def test_bytes_that_are_no_numbers_are_not_served(tmp_path):
@@ -158,39 +203,10 @@ def test_bytes_that_are_no_numbers_are_not_served(tmp_path):
     with pytest.raises(CacheError, match=r"1\.f32: holds NaN.*Delete the folder"):
         cache.get("query", ["a", "b"])
     assert np.array_equal(cache.get("query", ["b"])[1], rows(2))
+    (tmp_path / "1.f32").write_bytes(rows(1).tobytes())
+    with pytest.raises(CacheError, match="cannot be used"):  # cut while in use
+        cache.get("query", ["b"])
     cache.close()
-
-
-def test_a_cache_of_a_newer_format_is_left_alone(tmp_path):
-    VectorCache(tmp_path, model()).close()
-    with sqlite3.connect(tmp_path / "vectors.sqlite") as database:
-        database.execute("PRAGMA user_version=2")
-    with pytest.raises(CacheError, match="cache format 2, this version reads 1"):
-        VectorCache(tmp_path, model())
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CacheError, match=r"cannot be created .*cache_dir=False"):
-        VectorCache(tmp_path / "file" / "cache", model())
-    with pytest.raises(CacheError, match=r"cannot be created"):
-        VectorCache(tmp_path / "file", model())
-
-
-def test_an_index_that_is_no_database_is_an_error(tmp_path):
-    (tmp_path / "vectors.sqlite").write_text("this is not a database, " * 100)
-    with pytest.raises(CacheError, match="file is not a database"):
-        VectorCache(tmp_path, model())
-    (tmp_path / "vectors.sqlite").unlink()
-    (tmp_path / "vectors.sqlite").mkdir()
-    with pytest.raises(CacheError, match="unable to open"):
-        VectorCache(tmp_path, model())
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
-def test_a_folder_that_cannot_be_written_is_an_error():
-    with pytest.raises(CacheError, match=r"/proc/self/vectors\.sqlite cannot be used"):
-        VectorCache(Path("/proc/self"), model())
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path):

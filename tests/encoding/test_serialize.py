@@ -7,7 +7,6 @@ import pytest
 from llama_index.core.bridge.pydantic import Field, SecretStr
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.encoding.serialize import (
     describe_base,
     located,
@@ -57,7 +56,7 @@ def provider() -> Provider:
 
 
 @pytest.fixture
-def model(provider: Provider) -> AdaptedEmbedding:
+def model(provider) -> AdaptedEmbedding:
     return AdaptedEmbedding(provider, LinearAdapter.identity(16))
 
 
@@ -67,15 +66,6 @@ def test_no_secret_reaches_dict_json_or_repr(model):
     assert SECRET not in str(model.to_payload())
     assert "someone" not in repr(model)
     assert repr(model).startswith("AdaptedEmbedding(base_embed_model='Provider(")
-
-
-def test_no_secret_reaches_a_saved_folder_or_the_cache(model, tmp_path):
-    model.save_pretrained(tmp_path / "adapter")
-    work = Encoder(model.base_embed_model, cache_dir=tmp_path / "cache", show_progress=False)
-    work.encode(["text"], "query")
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) >= 5
-    assert not any(SECRET.encode() in path.read_bytes() for path in files)
 
 
 def test_what_is_no_secret_is_kept(provider):
@@ -149,9 +139,6 @@ def test_settings_of_a_base_beside_the_base_are_refused(model, tmp_path):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", model.base_embed_model, api_key="x")
     with pytest.raises(OptionError, match="Unknown arguments: api_key"):
         AdaptedEmbedding.from_dict(model.to_dict(), model.base_embed_model, api_key="x")
-
-
-# --- finding the class ----------------------------------------------------------------------
 
 
 def described(**changes: Any) -> dict[str, Any]:

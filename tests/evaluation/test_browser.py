@@ -54,7 +54,7 @@ def tab() -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory) -> Path:
     """A page with every section, from hostile texts, a long word and models of long names."""
     folder = tmp_path_factory.mktemp("page")
     base = CountingEmbedding(embed_batch_size=4)

@@ -16,7 +16,6 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
-from tests.conftest import CountingEmbedding
 
 QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 TEXTS = ("apple pie", "blue whale", "city bus")
@@ -26,7 +25,7 @@ CORPUS = {"pie": "apple pie", "whale": "blue whale, edited", "bus": "city bus", 
 
 
 @pytest.fixture(params=["alone", "in a stack"])
-def model(request: pytest.FixtureRequest, base: CountingEmbedding) -> AdaptedEmbedding:
+def model(request, base) -> AdaptedEmbedding:
     below = LinearAdapter(np.diag(np.arange(1.0, 17.0)))  # for queries
     stacked = StackedAdapter(below, NUDGES)
     return AdaptedEmbedding(base, NUDGES if request.param == "alone" else stacked)

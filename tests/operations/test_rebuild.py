@@ -18,7 +18,6 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
-from tests.conftest import CountingEmbedding
 from tests.support.stores import faiss, faiss_ip, qdrant
 
 DIM = 16
@@ -34,12 +33,12 @@ def nodes() -> list[TextNode]:
 
 
 @pytest.fixture
-def model(base: CountingEmbedding) -> AdaptedEmbedding:
+def model(base) -> AdaptedEmbedding:
     return AdaptedEmbedding(base, SHARED)
 
 
 @pytest.fixture
-def old(base: CountingEmbedding) -> VectorStoreIndex:
+def old(base) -> VectorStoreIndex:
     return VectorStoreIndex(nodes(), embed_model=base)
 
 

@@ -35,12 +35,12 @@ pytestmark = QUIET_ENGINES
 
 
 @pytest.fixture(params=[*ENGINES, "postgres"])
-def engine(request: pytest.FixtureRequest) -> str:
+def engine(request) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def stores(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
+def stores(engine, request, tmp_path) -> Iterator[Stores]:
     if engine == "postgres":
         opened = postgres(request.getfixturevalue("pg_server"))
     else:
@@ -258,7 +258,7 @@ def test_documents_of_other_lengths_are_a_problem_unless_the_store_takes_the_cos
 
 
 @pytest.fixture(scope="module")
-def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("vectors")
 
 

@@ -29,7 +29,7 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def model(base: CountingEmbedding, quiet: dict[str, Any]) -> AdaptedEmbedding:
+def model(base, quiet) -> AdaptedEmbedding:
     embed_corpus(TEXTS, base, **quiet)
     return AdaptedEmbedding(base, SHARED)
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,18 +115,18 @@ Write = Callable[..., EmbeddingQAFinetuneDataset]
 
 
 @pytest.fixture
-def quiet(tmp_path: Path) -> dict[str, Any]:
+def quiet(tmp_path) -> dict[str, Any]:
     return {"cache_dir": tmp_path / "cache", "show_progress": False}
 
 
 @pytest.fixture
-def write(quiet: dict[str, Any]) -> Write:
+def write(quiet) -> Write:
     """Have questions written; answers are kept in a folder of the test."""
     return partial(generate_qa_embedding_pairs, **quiet)
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch) -> None:
     monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
 
 

@@ -49,7 +49,7 @@ def llama() -> LocalLlama:
 
 
 @pytest.fixture(scope="module")
-def asked_in_process(llama: LocalLlama, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def asked_in_process(llama, tmp_path_factory) -> Any:
     cache = tmp_path_factory.mktemp("in_process")
     return generate_qa_embedding_pairs(NODES, llama, cache_dir=cache, **OPTIONS)
 

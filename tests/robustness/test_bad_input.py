@@ -113,7 +113,7 @@ TOO_LITTLE = {"one pair", "all questions equal", "everything equal", "zero quest
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch) -> None:
     monkeypatch.setattr(descent, "_STEPS", 3)
     monkeypatch.setattr(verdict, "RESAMPLES", 99)
 

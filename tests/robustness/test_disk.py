@@ -56,7 +56,7 @@ def mounted(place: Path, options: str) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path) -> Iterator[Path]:
     """A disk of 256 KB."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -66,7 +66,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+def read_only(tmp_path) -> Iterator[Callable[[], Path]]:
     """A folder that one can fill, and then make read-only, also for root."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -239,7 +239,6 @@ def test_two_processes_write_one_cache_and_lose_no_answer(tmp_path):
     with AnswerCache(tmp_path, {}) as cache:
         assert len(cache) == 600
         found = cache.get("two-299")
-    assert found is not None
     assert found.text.startswith("two xxx")
 
 
@@ -256,29 +255,11 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
     database.close()
 
 
-@pytest.mark.parametrize("row", [-1, 10**15, "many"])
-def test_an_index_that_names_rows_that_are_not_there_is_an_error(row, tmp_path):
-    model = Fingerprint("model", np.ones((6, 4), dtype=np.float32))
-    cache = VectorCache(tmp_path, model)
-    cache.put("query", ["text"], np.ones((1, 4), dtype=np.float32))
-    cache.close()
-    database = sqlite3.connect(tmp_path / "vectors.sqlite")
-    database.execute("UPDATE vectors SET row = ?", (row,))
-    database.commit()
-    database.close()
-
-    def use() -> None:
-        VectorCache(tmp_path, model).get("query", ["text"])
-
-    with pytest.raises(CacheError, match=r"cannot be used|The file was cut"):
-        use()
-
-
 # --- the clock ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def jumping_clock(monkeypatch) -> None:
     """Every look at the clock of the wall finds it a day earlier than the last."""
     start, days = time.time(), iter(range(10**9))
 

@@ -26,9 +26,6 @@ from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError, Fo
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 
 
-# --- fuzzing ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_example_of_a_format_is_read(name):
     for tree in FORMATS[name].trees:
@@ -74,9 +71,6 @@ def test_misdeeds_are_noticed(reader, expected, message, tmp_path):
     (tmp_path / "given").mkdir()
     with pytest.raises(expected, match=message):
         outcome(lambda: reader(tmp_path / "given"), tmp_path / "given")
-
-
-# --- files that have no end, or say so ----------------------------------------------------------
 
 
 ADAPTER, JSON, BEIR, TOML = "adapter folder", "dataset JSON", "BEIR folder", "run configuration"
@@ -136,9 +130,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json")
 
 
-# --- names that point elsewhere -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("split", ["../outside", "/tmp/outside", "", "a/b"])
 def test_a_split_is_a_name_and_no_path(split, small, tmp_path):
     small.to_beir(tmp_path / "data", "train")
@@ -168,9 +159,6 @@ def test_ids_that_no_file_can_hold_are_refused_and_such_texts_are_kept(tmp_path)
         worse.to_beir(tmp_path)
 
 
-# --- a configuration file on the command line ---------------------------------------------------
-
-
 @pytest.mark.parametrize("key", ["source", "epochs", "method", "expect", "out", "styles", "seed"])
 @pytest.mark.parametrize(
     "value", ["[]", "{a = 1}", "-1", "nan", '"a\\u0000b"', "[[1]]", "1979-05-27"]
@@ -184,9 +172,6 @@ def test_a_value_of_another_kind_is_one_line_on_the_command_line(key, value, tmp
     assert done.exit_code in (1, 2)
     assert "Traceback" not in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
-
-
-# --- base models that a folder describes --------------------------------------------------------
 
 
 class Remote(BaseEmbedding):

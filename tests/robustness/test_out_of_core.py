@@ -39,7 +39,7 @@ def corpus() -> np.ndarray:
 
 
 @pytest.fixture
-def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_blocks(monkeypatch) -> None:
     """Let 32 documents be a block, and 64 scores be many."""
     monkeypatch.setattr(arrays, "DOCUMENTS_PER_BLOCK", 32)
     monkeypatch.setattr(arrays, "SCORES_PER_BLOCK", 64)

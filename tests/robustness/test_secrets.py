@@ -81,7 +81,7 @@ def listening() -> Iterator[list[list[str]]]:
 
 
 @pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def logged(caplog) -> Callable[[], list[str]]:
     """What was logged until it is called, at any level, with what went wrong."""
     caplog.set_level(1)
     lines = logging.Formatter("%(name)s %(message)s")
@@ -89,7 +89,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+def planted(monkeypatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "MY_SECRET"):
         monkeypatch.setenv(name, KEYS["environment"])
 

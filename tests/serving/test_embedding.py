@@ -42,7 +42,7 @@ BOTH = Turned(np.array([-1.0] * 8 + [1.0] * 8), shift=1)  # adapts documents too
 
 
 @pytest.fixture(params=[ADAPTER, BOTH], ids=["queries", "queries and documents"])
-def model(request: pytest.FixtureRequest, base: CountingEmbedding) -> AdaptedEmbedding:
+def model(request, base) -> AdaptedEmbedding:
     return AdaptedEmbedding(base, request.param)
 
 
@@ -210,7 +210,7 @@ def at_the_base(base: CountingEmbedding, store: SimpleKVStore) -> AdaptedEmbeddi
     params=[lambda b, s: AdaptedEmbedding(b, ADAPTER, embeddings_cache=s), assigned, at_the_base],
     ids=["constructor", "assignment", "of the base"],
 )
-def give(request: pytest.FixtureRequest) -> Give:
+def give(request) -> Give:
     return request.param
 
 

@@ -10,19 +10,18 @@ from llama_index.core.embeddings import MockEmbedding
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.errors import MissingExtraError, OptionError
-from tests.conftest import CountingEmbedding
 
 DIM = 16
 pytestmark = pytest.mark.filterwarnings("default")  # those packages have their own
 
 
 @pytest.fixture
-def model(base: CountingEmbedding) -> AdaptedEmbedding:
+def model(base) -> AdaptedEmbedding:
     return AdaptedEmbedding(base, LinearAdapter(-np.eye(DIM)))
 
 
 @pytest.fixture
-def langchain(model: AdaptedEmbedding) -> Any:
+def langchain(model) -> Any:
     pytest.importorskip("langchain_core", reason="extra 'langchain' is missing")
     from llama_index_embeddings_adapted.serving.langchain import LangChainEmbeddings
 
@@ -30,7 +29,7 @@ def langchain(model: AdaptedEmbedding) -> Any:
 
 
 @pytest.fixture
-def haystack(monkeypatch: pytest.MonkeyPatch) -> Any:
+def haystack(monkeypatch) -> Any:
     monkeypatch.setenv("HAYSTACK_TELEMETRY_ENABLED", "False")
     return pytest.importorskip("haystack", reason="extra 'haystack' is missing")
 

@@ -77,7 +77,7 @@ def index_of(model: Any, store: Any = None, nodes: Any = NODES) -> VectorStoreIn
 
 
 @pytest.fixture(scope="module")
-def index(model: CountingEmbedding) -> VectorStoreIndex:
+def index(model) -> VectorStoreIndex:
     return index_of(model)
 
 

@@ -301,7 +301,7 @@ async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(m
 
 
 @pytest.fixture
-def saved(memory: AnswerMemory, angles: Angles, tmp_path: Path) -> Path:
+def saved(memory, angles, tmp_path) -> Path:
     wrapped = wrap({"a": 0.1}, memory, embed_model=angles, neighbours=3, weight=0.25, top_k=7)
     wrapped.save_pretrained(tmp_path / "memory")
     return tmp_path / "memory"

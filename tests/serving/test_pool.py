@@ -26,14 +26,14 @@ def adapter_of(number: int, dim: int = DIM, rank: int = 2) -> LowRankAdapter:
 
 
 @pytest.fixture
-def root(base: CountingEmbedding, tmp_path: Path) -> Path:
+def root(base, tmp_path) -> Path:
     for number, name in enumerate(TENANTS):
         AdaptedEmbedding(base, adapter_of(number)).save_pretrained(tmp_path / name)
     return tmp_path
 
 
 @pytest.fixture
-def pool(root: Path, base: CountingEmbedding) -> AdapterPool:
+def pool(root, base) -> AdapterPool:
     return AdapterPool(root, base)
 
 

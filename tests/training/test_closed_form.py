@@ -45,9 +45,6 @@ def test_settings_out_of_range_are_refused(power, shrinkage):
         whitening(np.eye(3, dtype=np.float32), power=power, shrinkage=shrinkage)
 
 
-# --- ridge ----------------------------------------------------------------------------------
-
-
 def several() -> EncodedDataset:
     random = np.random.default_rng(0)
     relevant = [[i % 20, (i + 3) % 20] if i % 2 else [i % 20] for i in range(40)]
@@ -85,9 +82,6 @@ def test_a_strength_of_ridge_out_of_range_is_refused(strength):
         ridge(several(), strength)
 
 
-# --- means ----------------------------------------------------------------------------------
-
-
 def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones():
     data = encoded(np.eye(2), np.eye(3), [[0, 2], [1]])
     assert mean_documents(data.relevance, data.documents).tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
@@ -108,9 +102,6 @@ def test_answer_directions_leave_out_what_all_documents_share_and_damp_what_vari
     [target] = l2_normalize(documents[:1]) - l2_normalize(documents).mean(axis=0)
     assert np.linalg.norm(value) == pytest.approx(1.0)
     assert abs(value[1] / value[0]) > abs(target[1] / target[0])
-
-
-# --- fewer vectors than dimensions -----------------------------------------------------------
 
 
 def test_few_documents_give_the_power_of_the_whole_covariance():

@@ -59,9 +59,6 @@ def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
         assert {document for _, document in known} <= {document for _, document in trained}
 
 
-# --- the assignment -------------------------------------------------------------------------------
-
-
 def test_every_query_is_judged_once_as_new_and_once_as_known():
     data = single(300)
     parts = list(folds(data))
@@ -182,9 +179,6 @@ def test_one_question_asked_many_times_is_an_error_that_says_so():
     data = replace(once, queries=np.repeat(once.queries[:1], 20, axis=0))
     with pytest.raises(DatasetError, match="20 queries cannot be cross-validated: every"):
         list(folds(data))
-
-
-# --- the score ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("most", [1, 12])  # answers per query; few are ranked in another way

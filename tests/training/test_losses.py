@@ -40,7 +40,6 @@ def test_two_relevant_documents_share_the_target_and_neither_is_a_negative():
     loss = ranking_nll(queries, l2_normalize(0, 20), both, temperature=1.0)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
-    assert queries.grad is not None
     # Between the two, neither pulls harder.
     assert queries.grad.norm().item() == pytest.approx(0.0, abs=1e-12)
 

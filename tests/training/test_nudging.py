@@ -31,9 +31,6 @@ def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vecto
     return adapter.apply(data.documents, "document", data.keys)
 
 
-# --- NUDGE ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.48, 1.0])
 def test_nudge_n_is_that_of_its_authors(distance):
     nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
@@ -84,9 +81,6 @@ def test_documents_of_one_text_are_asked_and_moved_as_one():
     assert np.array_equal(found[0], found[1])
     # Their queries add up along X: there is nowhere to go.
     assert np.allclose(found, [X, X])
-
-
-# --- listwise -------------------------------------------------------------------------------
 
 
 def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:

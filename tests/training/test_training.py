@@ -91,18 +91,6 @@ def test_nothing_to_learn_keeps_the_base_model():
     assert np.array_equal(found.adapter.weight, np.eye(12))
 
 
-def test_an_epoch_that_harms_new_documents_is_not_kept_though_known_ones_gain():
-    random = np.random.default_rng(0)
-    known = np.array([True] * 60 + [False] * 60)
-    data = encoded(np.eye(120)[:, :120], np.eye(120), [[i] for i in range(120)])
-    validation = Validation(HeldOut(data, known))
-    validation.base = 0.5 + 0.01 * random.standard_normal(120)
-    scores = validation.base + np.where(known, 0.3, -0.05)
-    gain = training_module.Gain.of(validation, scores)
-    assert gain.overall > 0
-    assert not gain.harmless
-
-
 def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     # Two copies of one document, one of them not judged: with the copy as a negative the query
     # would be pushed away from its own answer.

@@ -18,7 +18,7 @@ QUIET: Any = {"cache_dir": False, "show_progress": False}
 
 
 @pytest.fixture
-def nodes(small: Dataset) -> list[TextNode]:
+def nodes(small) -> list[TextNode]:
     return [TextNode(id_=name, text=text) for name, text in small.corpus.items()]
 
 
@@ -29,7 +29,6 @@ def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(small, nodes, base)
     found = adapt_without_labels(index, base, queries=log, **QUIET)
     assert index.vector_store.data.embedding_dict == before
     prior = found.views.prior
-    assert prior is not None
     assert len(prior.bank) == len(small.queries)
     assert (found.views.weight, prior.weight) == (0.4, 0.2)
     assert not prior.sources.any()
@@ -60,7 +59,6 @@ def test_written_questions_do_not_count_for_their_own_document(nodes, base, monk
     )
     assert asked == {"llm": "an LLM", "num_questions_per_chunk": 1}
     prior = found.views.prior
-    assert prior is not None
     assert prior.sources.tolist() == [0, *content_hashes([nodes[4].text]).tolist()]
     vectors, keys = found.views.vectors, found.views.keys
     assert prior.nearness(vectors, keys)[4] == pytest.approx(float(vectors[4] @ prior.bank[0]))

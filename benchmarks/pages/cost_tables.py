@@ -40,6 +40,13 @@ def _scores(values: dict[str, float]) -> list[str]:
     return [f"{values[metric]:.4f}" for metric in ("ndcg@10", "mrr@10", "hit_rate@5")]
 
 
+def words_table() -> str:
+    """What words and a prior cost."""
+    found = environment.load("words")["cost"]
+    rows = [tuple(f"{value:,}" for value in row.values()) for row in found]
+    return table(" | ".join(found[0]), rows)
+
+
 def serving_table() -> str:
     """What serving costs."""
     found = environment.load("serving")
@@ -237,6 +244,7 @@ def soak_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "old": old_table,
+    "words": words_table,
     "serving": serving_table,
     "load": load_table,
     "throughput": throughput_table,

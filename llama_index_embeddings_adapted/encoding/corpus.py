@@ -1,18 +1,15 @@
 """A corpus into the vector cache, on this machine or on many.
 
-The same work on Ray: actors ask the base model, the process that called collects.
-
-Ray Data moves texts to actors and vectors back, gives the pieces of an actor that dies to another,
-and keeps no order; nothing but the caller writes to the cache.
+Ray Data moves texts to actors, which ask the base model, and vectors back, gives the pieces of an
+actor that dies to another, and keeps no order; nothing but the caller writes to the cache.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -24,101 +21,68 @@ from tqdm import tqdm
 from ..core.arrays import Role
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
-from .base_model import BaseModelCalls, Fingerprint, fingerprint_of
+from .base_model import Fingerprint
 from .cache import CacheDir
-from .encoder import Encoder, PartialResult, embed_tolerant
-from .serialize import base_name, without_keys
+from .encoder import Encoder, PartialResult
+from .serialize import without_keys
 
-PIECE = 1024  # texts that go to an actor, and come back, together, at most
+PIECE = 1024  # texts that are kept together; that go to an actor, and come back, at most
 _DEATHS = 3  # of actors over one piece, before it is what kills them
 _PIECES = 4  # for each actor, at least: none should wait long for the last
 
 Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
-Pieces = Generator[tuple[Sequence[str], PartialResult]]
+Pieces = Iterator[tuple[Sequence[str], PartialResult]]
 
 
 def _on_ray(
-    model: Model,
+    model: bytes,
     fingerprint: Fingerprint,
     role: Role,
-    texts: Sequence[str],
-    *,
-    actors: int,
     batch_size: int | None,
+    actors: int,
     options: Mapping[str, Any],
+    texts: Sequence[str],
 ) -> Pieces:
-    """Yield pieces as actors of Ray Data finish them.
-
-    An actor whose model has another fingerprint refuses to work.
-    """
+    """Yield pieces as actors of Ray Data finish them; one with another model refuses to work."""
     if not texts:
         return
-    arrow = require_extra("pyarrow", extra="ray")
-    tables = [
-        arrow.table({"row": range(start, start + len(piece)), "text": piece})
-        for start, piece in _pieces(texts, actors)
-    ]
-    arguments = {
-        "model": packed(model),
-        "fingerprint": fingerprint,
-        "role": role,
-        "batch_size": batch_size,
-    }
-    batches = results(
-        tables,
+    arrow, data = (require_extra(name, extra="ray") for name in ("pyarrow", "ray.data"))
+    size = min(PIECE, -(-len(texts) // (_PIECES * actors)))
+    pieces = [range(len(texts))[start : start + size] for start in range(0, len(texts), size)]
+    tables = [arrow.table({"row": rows, "text": [texts[row] for row in rows]}) for rows in pieces]
+    answers = data.from_arrow(tables).map_batches(
         EmbeddingActor,
-        arguments,
-        actors,
-        error=lambda why: EncodeError(why, text=texts[0]),
-        options=options,
-    )
-    for batch in batches:
-        yield _answered(texts, batch)
-
-
-def results(
-    tables: Sequence[Any],
-    actor: type[Any],
-    arguments: Mapping[str, Any],
-    actors: int,
-    *,
-    error: Callable[[str], Exception],
-    options: Mapping[str, Any] | None = None,
-) -> Iterator[Batch]:
-    """Yield what actors make of Arrow tables, a table at a time, as they finish them."""
-    data, exceptions = (
-        require_extra("ray.data", extra="ray"),
-        require_extra("ray.exceptions", extra="ray"),
-    )
-    answers = data.from_arrow(list(tables)).map_batches(
-        actor,
-        fn_constructor_kwargs=dict(arguments),
+        fn_constructor_args=(model, fingerprint, role, batch_size),
         batch_size=None,
         compute=data.ActorPoolStrategy(size=min(actors, len(tables))),
-        **{"max_task_retries": _DEATHS, **(options or {})},
+        **{"max_task_retries": _DEATHS, **options},
     )
     try:
-        yield from answers.iter_batches(batch_size=None, batch_format="numpy")
-    except exceptions.RayError as cause:
+        for batch in answers.iter_batches(batch_size=None, batch_format="numpy"):
+            why = [str(reason) for reason in batch["failure"]]
+            good = np.array([row for row, reason in enumerate(why) if not reason], dtype=np.int64)
+            failures = {row: reason for row, reason in enumerate(why) if reason}
+            vectors = np.asarray(batch["vector"], dtype=np.float32)[good]
+            yield [texts[row] for row in batch["row"]], PartialResult(good, vectors, failures)
+    except require_extra("ray.exceptions", extra="ray").RayError as cause:
         last = without_keys(str(cause).strip().splitlines()[-1])
-        raise error(f"Ray cannot go on ({last})") from cause
+        raise EncodeError(f"Ray cannot go on ({last})", text=texts[0]) from cause
 
 
 class EmbeddingActor:
-    """Lives in a Ray worker with a base model of its own; arguments are those of the executor."""
+    """Lives in a Ray worker with a base model of its own, packed as it is sent."""
 
     def __init__(
         self, model: bytes, fingerprint: Fingerprint, role: Role, batch_size: int | None
     ) -> None:
-        self._fingerprint, self._role = fingerprint, role
-        built = unpacked(model, BaseEmbedding)
-        self._model, self._name = built, base_name(built)
-        self._calls = BaseModelCalls(built, batch_size=batch_size)
-        found = fingerprint_of(built, self._calls)
+        sent = require_extra("ray.cloudpickle", extra="ray").loads(model)
+        built = sent if isinstance(sent, BaseEmbedding) else sent()
+        self._encoder = Encoder(built, batch_size=batch_size, cache_dir=False, show_progress=False)
+        self._role, found = role, self._encoder.fingerprint
         if not found.agrees_with(fingerprint):
             raise BaseModelMismatchError(
-                f"The model in the actor, {self._name}, gives other vectors for the probe texts "
+                f"The model in the actor, {found.name}, gives other vectors for the probe texts "
                 f"than {fingerprint.name} where the work was started (least cosine "
                 f"{found.cosine(fingerprint):.4f}). Pass a function that builds the model."
             )
@@ -126,52 +90,25 @@ class EmbeddingActor:
     def __call__(self, batch: Batch) -> Batch:
         """Embed a piece; a text that failed has a reason and zeros."""
         texts = [str(text) for text in batch["text"]]
-        answered = embed_tolerant(
-            self._model,
-            self._calls,
-            self._role,
-            texts,
-            fingerprint=self._fingerprint,
-            name=self._name,
-        )
-        vectors = np.zeros((len(texts), self._fingerprint.dim), dtype=np.float32)
+        answered = self._encoder.embed_tolerant(texts, self._role)
+        vectors = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
         vectors[answered.rows] = answered.vectors
         reasons = [answered.failures.get(row, "") for row in range(len(texts))]
         return {"row": batch["row"], "vector": vectors, "failure": np.array(reasons)}
 
 
-def packed(value: object) -> bytes:
-    """Return an object, or a function, as bytes for another process, or raise an OptionError."""
+def packed(model: object) -> bytes:
+    """Return a model, or a function, as bytes for another process, or raise an OptionError."""
     try:
-        return bytes(require_extra("ray.cloudpickle", extra="ray").dumps(value))
+        return bytes(require_extra("ray.cloudpickle", extra="ray").dumps(model))
     except (TypeError, AttributeError, pickle.PicklingError) as cause:
         raise OptionError(
-            f"{type(value).__name__} cannot be sent to other processes ({cause}). Pass a function "
+            f"{type(model).__name__} cannot be sent to other processes ({cause}). Pass a function "
             "that builds it."
         ) from cause
 
 
-def unpacked(content: bytes, kind: type[Any]) -> Any:
-    """Return the object again; what a function builds, where it was one."""
-    value = require_extra("ray.cloudpickle", extra="ray").loads(content)
-    return value if isinstance(value, kind) else value()
-
-
-def _pieces(texts: Sequence[str], actors: int) -> Iterator[tuple[int, Sequence[str]]]:
-    size = min(PIECE, -(-len(texts) // (_PIECES * actors)))
-    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
-
-
-def _answered(texts: Sequence[str], batch: Batch) -> tuple[Sequence[str], PartialResult]:
-    piece = [texts[row] for row in batch["row"]]
-    reasons = [str(reason) for reason in batch["failure"]]
-    good = np.array([row for row, reason in enumerate(reasons) if not reason], dtype=np.int64)
-    failures = {row: reason for row, reason in enumerate(reasons) if reason}
-    return piece, PartialResult(good, np.asarray(batch["vector"], dtype=np.float32)[good], failures)
-
-
 EXECUTORS = ("local", "ray")
-_COMMITTED_LOCALLY = 1024  # texts
 
 
 @dataclass(frozen=True)
@@ -242,39 +179,52 @@ def embed_corpus(
         EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
-    _check(role, executor, actors, window, on_failure, cache_dir)
+    _check(role, executor, actors, window, on_failure)
+    if isinstance(texts, str):
+        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
+    if cache_dir is False:
+        raise OptionError(
+            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
+        )
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
+    texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
+    some = iter(texts.values() if isinstance(texts, Mapping) else texts)
     with Encoder(
         model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
     ) as encoder:
         work: Callable[[Sequence[str]], Pieces] = partial(_locally, encoder, role)
-        if executor == "ray":
-            packed(embed_model)  # refused before anything is embedded
-            of_ray: dict[str, Any] = {"actors": actors, "options": ray_options or {}}
-            of_ray["batch_size"] = batch_size
-            work = partial(_on_ray, embed_model, encoder.fingerprint, role, **of_ray)
-        some = _texts_of(texts)
+        if executor == "ray":  # what cannot be packed is refused before anything is embedded
+            known = packed(embed_model), encoder.fingerprint, role, batch_size
+            work = partial(_on_ray, *known, actors, ray_options or {})
         given, embedded, failures = _embedded(some, encoder, work, role, window, show_progress)
     if failures and on_failure == "raise":
-        raise _failed(given, failures)
+        text, reason = next(iter(failures.items()))
+        raise EncodeError(
+            f"{len(failures):,} of {given:,} texts have no vector (first: {reason}). The others "
+            'are kept; call again to try these, or pass on_failure="continue".',
+            text=text,
+            texts=tuple(failures),
+        )
     used, seconds = actors if executor == "ray" else 1, time.perf_counter() - began
     return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
 
 
-def _failed(given: int, failures: Mapping[str, str]) -> EncodeError:
-    text, reason = next(iter(failures.items()))
-    return EncodeError(
-        f"{len(failures):,} of {given:,} texts have no vector (first: {reason}). The others "
-        'are kept; call again to try these, or pass on_failure="continue".',
-        text=text,
-        texts=tuple(failures),
-    )
+def _check(role: str, executor: str, actors: int, window: int, on_failure: str) -> None:
+    for name, value, known in (
+        ("role", role, ("document", "query")),
+        ("executor", executor, EXECUTORS),
+        ("on_failure", on_failure, ("raise", "continue")),
+    ):
+        if value not in known:
+            raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
+    check_whole("actors", actors)
+    check_whole("window", window)
 
 
 def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:
-    for start in range(0, len(texts), _COMMITTED_LOCALLY):
-        piece = texts[start : start + _COMMITTED_LOCALLY]
+    for start in range(0, len(texts), PIECE):
+        piece = texts[start : start + PIECE]
         yield piece, encoder.embed_tolerant(piece, role)
 
 
@@ -295,36 +245,9 @@ def _embedded(
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.missing(part, role), key=len, reverse=True)
             bar.update(len(part) - len(missing))
-            with contextlib.closing(work(missing)) as pieces:
-                for piece, answered in pieces:
-                    encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
-                    embedded += len(answered.rows)
-                    failures.update({piece[row]: why for row, why in answered.failures.items()})
-                    bar.update(len(piece))
+            for piece, answered in work(missing):
+                encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
+                embedded += len(answered.rows)
+                failures.update({piece[row]: why for row, why in answered.failures.items()})
+                bar.update(len(piece))
     return given, embedded, failures
-
-
-def _texts_of(given: Any) -> Iterator[str]:
-    if isinstance(given, EmbeddingQAFinetuneDataset):
-        given = given.corpus
-    if isinstance(given, str):
-        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
-    return iter(given.values() if isinstance(given, Mapping) else given)
-
-
-def _check(
-    role: str, executor: str, actors: int, window: int, on_failure: str, cache_dir: CacheDir
-) -> None:
-    for name, value, known in (
-        ("role", role, ("document", "query")),
-        ("executor", executor, EXECUTORS),
-        ("on_failure", on_failure, ("raise", "continue")),
-    ):
-        if value not in known:
-            raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-    check_whole("actors", actors)
-    check_whole("window", window)
-    if cache_dir is False:
-        raise OptionError(
-            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
-        )

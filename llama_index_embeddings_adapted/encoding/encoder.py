@@ -1,12 +1,9 @@
-"""Texts become vectors here, each distinct one exactly once, and nowhere else.
-
-Batches that outlive a text which a model cannot embed: halved until it stands alone.
-"""
+"""Texts become vectors here, each distinct one exactly once, and nowhere else."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +18,6 @@ from ..errors import EncodeError, is_fatal, is_passing, quote_some, truncate
 from .base_model import (
     PROBE_TEXTS,
     BaseModelCalls,
-    Embedding,
     Fingerprint,
     check_base,
     fingerprint_of,
@@ -32,7 +28,9 @@ from .cache import CacheDir, VectorCache, cache_folder
 from .serialize import base_name, without_keys
 
 MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest is not tried
-LEAST_CHECKED = 64  # texts below which a look at whether the model is the same is not worth a call
+#: Texts between two looks at whether the model is still the same; fewer are not worth one at all.
+_MOST_UNCHECKED, LEAST_CHECKED = 256, 64
+_LOOKED_UP = 65_536  # texts at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,89 +46,6 @@ class PartialResult:
     rows: Rows
     vectors: Vectors
     failures: dict[int, str]
-
-
-def checked(answer: Embedding, *, known: Fingerprint, name: str, text: str) -> Vectors:
-    """Return an answer as a vector, ``(dim,)``, or raise an EncodeError."""
-    dim = known.dim
-    vector = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked that it is numbers
-    if vector.shape != (dim,):
-        raise EncodeError(
-            f"{name} gave a vector of shape {vector.shape}, expected ({dim},).", text=text
-        )
-    if not np.isfinite(vector).all():
-        raise EncodeError(f"{name} gave a vector with NaN or infinity.", text=text)
-    if not vector.any() and known.probes.any(axis=1).all():
-        raise EncodeError(f"{name} gave a vector of zeros, which is near to nothing.", text=text)
-    return vector
-
-
-def model_changed(name: str, count: int) -> EncodeError:
-    """Return the error of a model that is another one now than when its texts were embedded."""
-    return EncodeError(
-        f"The model behind the name {name} has changed: a probe text has another vector now than "
-        f"before. The vectors of the last {count} texts are not kept. Find out what answers under "
-        "this name, and run again; where it is one model that is not bit-stable, set "
-        "LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
-        text=PROBE_TEXTS[0],
-    )
-
-
-def embed_tolerant(
-    model: BaseEmbedding,
-    calls: BaseModelCalls,
-    role: Role,
-    texts: Sequence[str],
-    *,
-    fingerprint: Fingerprint,
-    name: str,
-) -> PartialResult:
-    """Embed texts, and set aside those that fail.
-
-    After eight in a row that fail alone the rest counts as failed without being tried: then it is
-    the model that is broken. A model that still answers is looked at in the end.
-
-    Raises:
-        EncodeError: The model is no longer the same, so none of these vectors should be kept.
-    """
-    dim = fingerprint.dim
-    vectors = np.empty((len(texts), dim), dtype=np.float32)
-    failures: dict[int, str] = {}
-    in_a_row = 0
-    for start, stop in _pieces(len(texts), calls.batch_size):
-        waiting = [(start, stop)]
-        while waiting:
-            low, high = waiting.pop()
-            if in_a_row >= MOST_FAILURES:
-                failures.update(dict.fromkeys(range(low, high), "not tried after other failures"))
-                continue
-            try:
-                for row, answer in enumerate(calls.embed(role, texts[low:high]), low):
-                    vectors[row] = checked(answer, known=fingerprint, name=name, text=texts[row])
-                in_a_row = 0
-            except Exception as cause:  # models raise what they like
-                if high - low == 1:
-                    in_a_row += 1
-                    failures[low] = without_keys(f"{type(cause).__name__}: {cause}")
-                else:
-                    middle = (low + high) // 2
-                    waiting += [(middle, high), (low, middle)]
-    rows = np.array([row for row in range(len(texts)) if row not in failures], dtype=np.int64)
-    worth_it = len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES
-    if worth_it and not is_unchanged(model, calls, role, fingerprint):
-        raise model_changed(name, len(rows))
-    return PartialResult(
-        rows, vectors[rows], {row: truncate(why, 300) for row, why in failures.items()}
-    )
-
-
-def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + size, count)) for start in range(0, count, size))
-
-
-_LOOKED_UP = 65_536  # texts at a time
-
-_MOST_UNCHECKED = 256  # texts between two looks at whether the model is still the same
 
 
 class Encoder:
@@ -166,8 +81,6 @@ class Encoder:
         self._cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
-        self._refused: dict[str, str] = {}
-        self._refused_in_a_row = 0
 
     @property
     def base_calls(self) -> int:
@@ -209,10 +122,17 @@ class Encoder:
             missing += np.delete(rows, known).tolist()
         # Longest first: batches of like length waste no padding, and the estimate errs upwards.
         missing.sort(key=lambda row: -len(texts[row]))
-        for asked, answers in self._ask(texts, np.array(missing, dtype=np.int64), role):
-            vectors[asked] = answers
+        refused = self._ask(texts, np.array(missing, dtype=np.int64), role, vectors)
         self._check_model(role, after=LEAST_CHECKED)
-        self._tell_refused(len(distinct))
+        if refused:
+            text, reason = next(iter(refused.items()))
+            raise EncodeError(
+                f"{self._name} refuses {len(refused)} of {len(distinct)} texts (first: of "
+                f"{len(text):,} characters; it says: {reason}). The vectors of the others are "
+                "kept. Shorten these texts or leave them out: dataset.without(ids).",
+                text=text,
+                texts=tuple(refused),
+            )
         repeated = np.flatnonzero(origin != np.arange(len(texts)))
         vectors[repeated] = vectors[origin[repeated]]
         return vectors
@@ -231,10 +151,32 @@ class Encoder:
         return self._cache.missing(role, list(dict.fromkeys(texts)))
 
     def embed_tolerant(self, texts: Sequence[str], role: Role) -> PartialResult:
-        """Ask the base model for all of these texts, past those it fails on; keeps nothing."""
-        return embed_tolerant(
-            self._model, self._calls, role, texts, fingerprint=self.fingerprint, name=self._name
-        )
+        """Ask the base model for all of these texts, past those it fails on; keeps nothing.
+
+        After eight in a row that fail alone the rest counts as failed without being tried: then it
+        is the model that is broken. One that still answers is looked at in the end.
+
+        Raises:
+            EncodeError: The model is no longer the same, so none of these vectors should be kept.
+        """
+        found: dict[int, Vectors] = {}
+        failures: dict[int, str] = {}
+        in_a_row = 0
+        for low, good, fault in self._answers(texts, role, tolerant=True):
+            found.update(enumerate(good, low))
+            in_a_row = 0 if good else in_a_row
+            if fault is not None:
+                failures[low + len(good)] = _reason(fault)
+                in_a_row += 1
+            if in_a_row >= MOST_FAILURES:
+                break
+        rows = np.array(sorted(found), dtype=np.int64)
+        if len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES and not self._unchanged(role):
+            raise self._changed(len(rows))
+        vectors = np.array([found[row] for row in rows], dtype=np.float32)
+        untried = set(range(len(texts))) - set(found) - set(failures)
+        failures.update(dict.fromkeys(sorted(untried), "not tried after other failures"))
+        return PartialResult(rows, vectors.reshape(-1, self.fingerprint.dim), failures)
 
     def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
         """Put vectors of this base model into the cache, whoever computed them."""
@@ -271,9 +213,11 @@ class Encoder:
         self.close()
 
     def _ask(
-        self, texts: Sequence[str], missing: Rows, role: Role
-    ) -> Iterator[tuple[Rows, Vectors]]:
-        size = self._calls.batch_size
+        self, texts: Sequence[str], missing: Rows, role: Role, vectors: Vectors
+    ) -> dict[str, str]:
+        """Fill in the rows that are missing; return the texts that are refused, and why."""
+        size, in_a_row = self._calls.batch_size, 0
+        refused: dict[str, str] = {}
         with tqdm(
             total=len(missing),
             desc=f"Embedding {'queries' if role == 'query' else 'documents'}",
@@ -283,67 +227,87 @@ class Encoder:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
                 batch = [texts[row] for row in rows]
-                for low, high, vectors in self._ask_batch(batch, role):
-                    yield rows[low:high], vectors
-                    self._unchecked[role] += batch[low:high]
+                for low, good, fault in self._answers(batch, role):
+                    high = low + len(good)
+                    if good:
+                        vectors[rows[low:high]] = good
+                        self._unchecked[role] += batch[low:high]
+                        in_a_row = 0
+                    if fault is not None:
+                        refused[batch[high]] = _reason(fault)
+                        in_a_row += 1
+                        if in_a_row >= MOST_FAILURES:  # it is the model that is at fault
+                            raise fault
                 bar.update(len(rows))
                 self._check_model(role, after=_MOST_UNCHECKED)
+        return refused
 
-    def _ask_batch(self, batch: list[str], role: Role) -> Iterator[tuple[int, int, Vectors]]:
-        """Yield from, to and vectors of what is answered; a batch that is refused is halved."""
-        waiting = [(0, len(batch))]
-        while waiting:
-            low, high = waiting.pop()
-            good: list[Vectors] = []
-            try:
-                for answer in self._calls.embed(role, batch[low:high]):
-                    text = batch[low + len(good)]
-                    good.append(checked(answer, known=self.fingerprint, name=self._name, text=text))
-            except Exception as cause:  # models raise what they like
-                at = low + len(good)  # which is refused, if it is known which
-                if isinstance(cause, EncodeError) or is_fatal(cause):
-                    raise
-                if good or high - low == 1:
-                    if is_passing(cause):
+    def _answers(
+        self, texts: Sequence[str], role: Role, *, tolerant: bool = False
+    ) -> Iterator[tuple[int, list[Vectors], Exception | None]]:
+        """Yield a row, the vectors from there on, and the error of the text after them, if any.
+
+        A batch that fails is halved until the text stands alone. Unless tolerant, answers are kept
+        as they come, and an error that other texts would meet, too, is raised.
+        """
+        size = self._calls.batch_size
+        for start in range(0, len(texts), size):
+            waiting = [(start, min(start + size, len(texts)))]
+            while waiting:
+                low, high = waiting.pop()
+                good: list[Vectors] = []
+                fault: Exception | None = None
+                try:
+                    for answer in self._calls.embed(role, texts[low:high]):
+                        good.append(self._checked(answer, texts[low + len(good)]))
+                except Exception as cause:  # models raise what they like
+                    at = low + len(good)  # which is refused, if it is known which
+                    alone = high - low == 1 or (bool(good) and not tolerant)
+                    general = isinstance(cause, EncodeError) or is_fatal(cause)
+                    if not tolerant and (general or (alone and is_passing(cause))):
                         raise
-                    self._refuse(batch[at], cause)
-                    waiting += [(at + 1, high)] if at + 1 < high else []
-                else:
-                    middle = (low + high) // 2
-                    waiting += [(middle, high), (low, middle)]
-            finally:
-                if good:
-                    self._cache.put(role, batch[low : low + len(good)], np.stack(good))
-            if good:
-                self._refused_in_a_row = 0
-                yield low, low + len(good), np.stack(good)
+                    middle = at + 1 if good or alone else (low + high) // 2
+                    waiting += [(middle, high)] if middle < high else []
+                    waiting += [] if alone else [(at, middle)]
+                    fault = cause if alone else None
+                finally:
+                    if good and not tolerant:
+                        self._cache.put(role, texts[low : low + len(good)], np.stack(good))
+                yield low, good, fault
 
-    def _refuse(self, text: str, cause: Exception) -> None:
-        """Note a text that the model refuses; of many in a row it is the model that is at fault."""
-        self._refused[text] = truncate(without_keys(f"{type(cause).__name__}: {cause}"), 300)
-        self._refused_in_a_row += 1
-        if self._refused_in_a_row >= MOST_FAILURES:
-            raise cause
+    def _checked(self, answer: Any, text: str) -> Vectors:
+        """Return an answer as a vector, ``(dim,)``, or raise an EncodeError."""
+        vector: Vectors = np.asarray(answer, dtype=np.float32)  # LlamaIndex checked its numbers
+        expected = (self.fingerprint.dim,)
+        wrong = ""
+        if vector.shape != expected:
+            wrong = f"of shape {vector.shape}, expected {expected}"
+        elif not np.isfinite(vector).all():
+            wrong = "with NaN or infinity"
+        elif not vector.any() and self.fingerprint.probes.any(axis=1).all():
+            wrong = "of zeros, which is near to nothing"
+        if wrong:
+            raise EncodeError(f"{self._name} gave a vector {wrong}.", text=text)
+        return vector
 
-    def _tell_refused(self, count: int) -> None:
-        """Raise if texts were refused."""
-        refused, self._refused = self._refused, {}
-        if refused:
-            text, reason = next(iter(refused.items()))
-            raise EncodeError(
-                f"{self._name} refuses {len(refused)} of {count} texts (first: of {len(text):,} "
-                f"characters; it says: {reason}). The vectors of the others are kept. Shorten "
-                "these texts or leave them out: dataset.without(ids).",
-                text=text,
-                texts=tuple(refused),
-            )
+    def _unchanged(self, role: Role) -> bool:
+        return is_unchanged(self._model, self._calls, role, self.fingerprint)
+
+    def _changed(self, count: int) -> EncodeError:
+        return EncodeError(
+            f"The model behind the name {self._name} has changed: a probe text has another vector "
+            f"now than before. The vectors of the last {count} texts are not kept. Find out what "
+            "answers under this name, and run again; where it is one model that is not bit-stable, "
+            "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
+            text=PROBE_TEXTS[0],
+        )
 
     def _check_model(self, role: Role, *, after: int) -> None:
         """Drop what the model gave since it was last known to be the same, if it is another now."""
         unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
         if count < after:
             return
-        same = is_unchanged(self._model, self._calls, role, self.fingerprint)
+        same = self._unchanged(role)
         order = role in self._in_order or keeps_order(self._calls, role, self.fingerprint)
         self._in_order.add(role)
         self._unchecked = defaultdict(list)
@@ -357,7 +321,11 @@ class Encoder:
                 f"last {count} are not kept. Ask it for one text at a time: batch_size=1.",
                 text=PROBE_TEXTS[0],
             )
-        raise model_changed(self._name, count)
+        raise self._changed(count)
+
+
+def _reason(fault: Exception) -> str:
+    return truncate(without_keys(f"{type(fault).__name__}: {fault}"), 300)
 
 
 def with_rows(
@@ -369,15 +337,20 @@ def with_rows(
     twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]
     relevant = [dataset.relevant_docs[query] for query in dataset.queries]
     grades = [[dataset.grade(q, d) for d in dataset.relevant_docs[q]] for q in dataset.queries]
+    mined = dataset.hard_negatives
+
+    def rows_of(lists: Iterable[Iterable[str]], grades: Any = None) -> Qrels:
+        return Qrels.from_lists([[row[each] for each in own] for own in lists], grades)
+
     return EncodedDataset(
         queries,
         documents,
-        Qrels.from_lists([[row[document] for document in own] for own in relevant], grades),
+        rows_of(relevant, grades),
         tuple(dataset.queries),
         tuple(dataset.corpus),
         np.array(twins, dtype=np.int64),
         content_hashes(list(dataset.corpus.values())),
-        _negatives(dataset, row),
+        None if mined is None else rows_of(mined.get(q, ()) for q in dataset.queries),
         _own(dataset, row) if dataset.ignore_identical_ids else None,
         dataset.twins_count,
     )
@@ -390,12 +363,3 @@ def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | No
         answers = {corpus[d] for d in dataset.relevant_docs[query]} if query in corpus else ()
         found.append([row[query]] if query in corpus and corpus[query] not in answers else [])
     return Qrels.from_lists(found) if any(found) else None
-
-
-def _negatives(dataset: EmbeddingQAFinetuneDataset, document_row: dict[str, int]) -> Qrels | None:
-    mined = dataset.hard_negatives
-    if mined is None:
-        return None
-    return Qrels.from_lists(
-        [[document_row[document] for document in mined.get(q, ())] for q in dataset.queries]
-    )

@@ -24,6 +24,7 @@ from ..encoding.base_model import Embedding, fingerprint_of
 from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, quote_some
 from ..lexical.embedding import LexicalEmbedding
+from ..serving.base_vectors import arun_steps
 from ..serving.embedding import savable
 from ..serving.wrapped import Loaded, ServedEmbedding
 from .small_model import SmallModel, check_weight, compose, no_bars, refuse_code
@@ -226,7 +227,7 @@ class ComposedEmbedding(ServedEmbedding):
         # The small model computes in a thread while the black box is awaited.
         small, answers = await asyncio.gather(
             asyncio.to_thread(self._encoded, texts, role),
-            self._vectors.aembed(texts, role, self.embed_batch_size),
+            arun_steps(self._vectors.steps(texts, role, self.embed_batch_size)),
         )
         return self._joined(answers, small)
 

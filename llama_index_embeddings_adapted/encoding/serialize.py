@@ -18,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
 from ..core.files import llama_cache
-from ..errors import FolderError, OptionError, quote_some
+from ..errors import FolderError, quote_some
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|pass(w|phrase)|credential|private_?key|access_?key|authori[sz]ation|headers"
@@ -340,19 +340,3 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
     return value
-
-
-def pop_known(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Take the arguments of these names out of others, and return them."""
-    return {name: arguments.pop(name) for name in list(arguments) if name in names}
-
-
-def resolve_base(
-    model: BaseEmbedding | None, description: object, settings: dict[str, Any]
-) -> BaseEmbedding:
-    """Return the model given, or else the one described, or raise an OptionError or FolderError."""
-    if model is None:
-        return rebuild_base(description, **settings)
-    if settings:
-        raise OptionError(f"Unknown arguments: {', '.join(sorted(settings))}.")
-    return model

@@ -104,60 +104,36 @@ class BaseVectors:
     def __init__(
         self, model: BaseEmbedding, manager: CallbackManager, cache: Any | None = None
     ) -> None:
-        self._model, self._manager, self.cache = model, manager, cache
-        self._calls = 0
-
-    def query(self, text: str) -> Embedding:
-        """Embed one query."""
-        return run_steps(self._one(text))
-
-    async def aquery(self, text: str) -> Embedding:
-        """Embed one query, asynchronously."""
-        return await arun_steps(self._one(text))
-
-    def _one(self, text: str) -> Steps[Embedding]:
-        model, text = self._model, repaired(text)  # half a surrogate is no text to a server
-        if self.cache is not None or model.embeddings_cache is not None:
-            return (yield from self.steps([text], "query", 1))[0]
-        self._count()
-        if (limiter := model.rate_limiter) is not None:
-            yield limiter.acquire, limiter.async_acquire, ()
-        vector: Embedding = yield model._get_query_embedding, model._aget_query_embedding, (text,)
-        return vector
-
-    def embed(self, texts: Sequence[str], role: Role, size: int) -> list[Embedding]:
-        """Embed texts, ``size`` at a time where the model can."""
-        return run_steps(self.steps(texts, role, size))
-
-    async def aembed(self, texts: Sequence[str], role: Role, size: int) -> list[Embedding]:
-        """Embed texts, asynchronously, ``size`` at a time; queries one by one."""
-        return await arun_steps(self.steps(texts, role, size))
+        self._model, self._manager, self.cache, self._calls = model, manager, cache, 0
 
     def steps(self, texts: Sequence[str], role: Role, size: int) -> Steps[list[Embedding]]:
         """Yield the calls that embed texts: look up, wait for the limiter, ask, remember."""
-        self._count()
-        store, collection = self._place(role)
-        found: dict[str, Embedding] = {}
-        texts = [repaired(text) for text in texts]
-        distinct = list(dict.fromkeys(texts))
-        for text in distinct if store is not None else ():
-            # LlamaIndex's stores keep one vector as {random id: vector}; so do we, to share them.
-            if entry := (yield store.get, store.aget, (text, collection)):
-                found[text] = next(iter(entry.values()))
-        missing = [text for text in distinct if text not in found]
-        ask, aask, step = self._ways(role, size)
-        limiter = self._model.rate_limiter
+        self._calls += 1
+        if not self._calls % _CALLS_BETWEEN_CLEARINGS:
+            clear_trace_map(self._manager)
+        texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
+        missing, found = list(dict.fromkeys(texts)), dict[str, Embedding]()
+        store = self._model.embeddings_cache if self.cache is None else self.cache
+        if store is not None:
+            collection = self._collection(role)
+            for text in missing:
+                # LlamaIndex's stores keep one vector as {random id: vector}, shared with us.
+                if entry := (yield store.get, store.aget, (text, collection)):
+                    found[text] = next(iter(entry.values()))
+            missing = [text for text in missing if text not in found]
+        ask, aask, step = self._ways(role, min(size, len(missing)))
         for start in range(0, len(missing), step):
             batch = missing[start : start + step]
-            if limiter is not None:
+            if (limiter := self._model.rate_limiter) is not None:
                 yield limiter.acquire, limiter.async_acquire, ()
             answers = whole_batch(self._model, (yield ask, aask, (batch,)), batch)
             found.update(zip(batch, answers, strict=True))
-            if store is not None:
-                self._check(batch, answers)
-                for text, answer in zip(batch, answers, strict=True):
-                    entry = {str(uuid.uuid4()): answer}
-                    yield store.put, store.aput, (text, entry, collection)
+            for text, answer in zip(batch, answers, strict=True) if store is not None else ():
+                if not np.isfinite(answer).all():  # remembered, it would be served for ever
+                    raise EncodeError(
+                        f"{base_name(self._model)} gave a vector with NaN or infinity.", text=text
+                    )
+                yield store.put, store.aput, (text, {str(uuid.uuid4()): answer}, collection)
         return [found[text] for text in texts]
 
     def _ways(
@@ -166,7 +142,7 @@ class BaseVectors:
         """Return how to ask for a batch, both ways, and how large it may be."""
         model = self._model
         if role == "document":
-            return model._get_text_embeddings, model._aget_text_embeddings, size
+            return model._get_text_embeddings, model._aget_text_embeddings, max(size, 1)
 
         async def alone(batch: list[str]) -> list[Embedding]:
             return [await model._aget_query_embedding(text) for text in batch]
@@ -175,24 +151,7 @@ class BaseVectors:
             return together, alone, size
         return lambda batch: [model._get_query_embedding(text) for text in batch], alone, 1
 
-    def _place(self, role: Role) -> tuple[Any, str]:
-        """Return the store and the collection of a role; the store is None where there is none."""
-        store = self.cache if self.cache is not None else self._model.embeddings_cache
-        if store is None:
-            return None, ""
+    def _collection(self, role: Role) -> str:
         if self.cache is None and role == "document":
-            return store, "embeddings"
-        return store, f"embeddings:{role}:{fingerprint_of(self._model).digest}"
-
-    def _check(self, texts: list[str], answers: list[Embedding]) -> None:
-        """Refuse to remember what is no vector: it would be served for ever."""
-        for text, answer in zip(texts, answers, strict=True):
-            if not np.isfinite(answer).all():
-                raise EncodeError(
-                    f"{base_name(self._model)} gave a vector with NaN or infinity.", text=text
-                )
-
-    def _count(self) -> None:
-        self._calls += 1
-        if not self._calls % _CALLS_BETWEEN_CLEARINGS:
-            clear_trace_map(self._manager)
+            return "embeddings"
+        return f"embeddings:{role}:{fingerprint_of(self._model).digest}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -26,7 +25,7 @@ from ..encoding.base_model import Embedding, check_base, resolvers
 from ..encoding.cache import CacheDir
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, integration, require_extra
-from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding, without_span
+from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding
 
 
 def check_adapter(adapter: object) -> None:
@@ -46,31 +45,6 @@ def check_adapter(adapter: object) -> None:
 
 #: How many earlier versions can be rolled back to.
 DEPTH = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Version:
-    """An adapter and what is known of it; immutable, so that a reference to it is a snapshot."""
-
-    adapter: Adapter
-    training: dict[str, Any] = field(default_factory=dict)
-    sketch: QuerySketch | None = None
-
-    @classmethod
-    def of(
-        cls, adapter: Adapter | str | Path | None, base: BaseEmbedding, dim: int, *, verify: bool
-    ) -> Version:
-        """Take an adapter, the folder of one, or None for the base model as it is."""
-        if adapter is None:
-            return cls(LinearAdapter(np.eye(dim, dtype=np.float32), normalize=False))
-        if not isinstance(adapter, (str, Path)):
-            check_adapter(adapter)
-            return cls(adapter)
-        saved = saving.load(Path(adapter))
-        if verify:
-            saving.verify(saved.fingerprint, base, where=adapter)
-        check_adapter(saved.adapter)
-        return cls(saved.adapter, saved.training, saved.sketch)
 
 
 def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> None:
@@ -130,22 +104,12 @@ class AdaptedEmbedding(ServedEmbedding):
 
     _sketch: QuerySketch | None = PrivateAttr(default=None)
     _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
-    _past: list[Version] = PrivateAttr(default_factory=list)
+    _past: list[saving.Saved] = PrivateAttr(default_factory=list)
 
-    _STATE: ClassVar[tuple[str, ...]] = (
-        *ServedEmbedding._STATE,
-        "adapter",
-        "transform_query",
-        "sketch",
-    )
-    _OPTIONS: ClassVar[tuple[str, ...]] = (
-        *ServedEmbedding._OPTIONS,
-        "transform_query",
-        "sketch",
-        "embeddings_cache",
-        "rate_limiter",
-    )
-    _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "transform_query", "adapter")
+    _OWN: ClassVar = ("transform_query", "sketch")
+    _STATE: ClassVar = (*ServedEmbedding._STATE, *_OWN, "adapter")
+    _OPTIONS: ClassVar = (*ServedEmbedding._OPTIONS, *_OWN, "embeddings_cache", "rate_limiter")
+    _SHOWN: ClassVar = (*ServedEmbedding._SHOWN, "transform_query", "adapter")
 
     def __init__(
         self,
@@ -193,26 +157,13 @@ class AdaptedEmbedding(ServedEmbedding):
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
-    @without_span
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(self._vectors.query(query))
-
-    @without_span
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return self._adapted(await self._vectors.aquery(query))
-
-    def _adapted(self, vector: Embedding) -> Embedding:
-        if not self.transform_query:
-            return vector
-        array = np.fromiter(vector, dtype=np.float32, count=len(vector))
-        adapted: Embedding = self.adapter.apply(array).tolist()
-        return adapted
-
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
         adapter = self.adapter  # read once: another may be swapped in meanwhile
         applies = self.transform_query if role == "query" else adapter.adapts_documents
         if not answers or not applies:
             return answers
+        if role == "query" and len(answers) == 1:
+            return [adapter.apply(np.array(answers[0], np.float32)).tolist()]
         keys = content_hashes(texts) if role == "document" else None
         mapped: list[Embedding] = adapter.apply(np.array(answers, np.float32), role, keys).tolist()
         return mapped
@@ -249,9 +200,18 @@ class AdaptedEmbedding(ServedEmbedding):
             OptionError: It treats documents otherwise than the adapter in service.
             BaseModelMismatchError: It was trained on another base model.
         """
-        new = Version.of(adapter, self.base_embed_model, self.adapter.input_dim, verify=verify)
+        if adapter is None:
+            eye = np.eye(self.adapter.input_dim, dtype=np.float32)
+            adapter = LinearAdapter(eye, normalize=False)
+        if isinstance(adapter, (str, Path)):
+            new = saving.load(Path(adapter))
+            if verify:
+                saving.verify(new.fingerprint, self.base_embed_model, where=adapter)
+        else:
+            new = saving.Saved(adapter)
+        check_adapter(new.adapter)
         with self._lock:
-            before = Version(self.adapter, self._training, self._sketch)
+            before = saving.Saved(self.adapter, training=self._training, sketch=self._sketch)
             check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)
             self._past = [*self._past, before][-DEPTH:]
             self._serve(new)
@@ -272,7 +232,7 @@ class AdaptedEmbedding(ServedEmbedding):
             self._serve(latest)
             return self.adapter
 
-    def _serve(self, version: Version) -> None:
+    def _serve(self, version: saving.Saved) -> None:
         self.adapter = version.adapter
         self._training, self._sketch = version.training, version.sketch
 
@@ -287,12 +247,10 @@ class AdaptedEmbedding(ServedEmbedding):
             cache_dir: Where the base model's vectors are kept and looked up, see
                 :class:`Encoder`.
         """
-        if self.adapter.adapts_documents:
-            return DocumentEmbedding(
-                self.base_embed_model, self.adapter, self.to_dict(), cache_dir=cache_dir
-            )
-        description = self.base_embed_model.to_dict()
-        return DocumentEmbedding(self.base_embed_model, None, description, cache_dir=cache_dir)
+        base, adapter = self.base_embed_model, self.adapter
+        if adapter.adapts_documents:
+            return DocumentEmbedding(base, adapter, self.to_dict(), cache_dir=cache_dir)
+        return DocumentEmbedding(base, None, base.to_dict(), cache_dir=cache_dir)
 
     def normalized(self) -> AdaptedEmbedding:
         """Return this model with queries and documents of length 1.
@@ -328,15 +286,9 @@ class AdaptedEmbedding(ServedEmbedding):
             FolderError: The folder exists and holds something else.
         """
         with self._lock:
-            adapter, training, sketch = self.adapter, self._training, self._sketch
-        saving.save(
-            Path(folder),
-            adapter,
-            self.base_embed_model,
-            transform_query=self.transform_query,
-            training=training,
-            sketch=sketch,
-        )
+            adapter, about = self.adapter, {"training": self._training, "sketch": self._sketch}
+        about["transform_query"] = self.transform_query
+        saving.save(Path(folder), adapter, self.base_embed_model, **about)
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:
@@ -364,11 +316,8 @@ class AdaptedEmbedding(ServedEmbedding):
         return {"adapter": restore(data.get("adapter"), arrays, where="adapter")}
 
     def _shared(self) -> dict[str, Any]:
-        return {
-            **super()._shared(),
-            "rate_limiter": self.rate_limiter,
-            "embeddings_cache": self._vectors.cache,
-        }
+        own = {"rate_limiter": self.rate_limiter, "embeddings_cache": self._vectors.cache}
+        return {**super()._shared(), **own}
 
 
 # Saved folders and pickles name a class by its module: one that stays, wherever the class moves.

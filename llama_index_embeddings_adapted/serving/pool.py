@@ -21,8 +21,9 @@ from ..core.arrays import Keys, Role, Vectors
 from ..core.files import CONFIG, atomic_folder
 from ..encoding.base_model import Embedding, check_base
 from ..errors import OptionError, check_number, quote_some
+from .base_vectors import Steps
 from .embedding import AdaptedEmbedding
-from .wrapped import WrappedEmbedding, without_span
+from .wrapped import WrappedEmbedding
 
 DEFAULT_BYTES = 200_000_000
 _PREVIOUS = ".previous"  # below the root: the version before, by name
@@ -249,19 +250,8 @@ class PooledEmbedding(WrappedEmbedding):
             "use pool.current().for_documents()."
         )
 
-    @without_span
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return self._pool.current()._get_query_embedding(query)
-
-    @without_span
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await self._pool.current()._aget_query_embedding(query)
-
-    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
-        return self._pool.current()._embed(texts, role)
-
-    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
-        return await self._pool.current()._aembed(texts, role)
+    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        return (yield from self._pool.current()._steps(texts, role))
 
 
 def _nbytes(adapter: Adapter) -> int:

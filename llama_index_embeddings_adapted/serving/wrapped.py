@@ -24,7 +24,7 @@ from ..core.arrays import Role, as_vectors, content_hashes
 from ..core.files import from_bytes, to_bytes
 from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
-from ..encoding.serialize import base_name, pop_known, resolve_base, without_url_secrets
+from ..encoding.serialize import base_name, rebuild_base, without_url_secrets
 from ..errors import OptionError
 from .base_vectors import BaseVectors, Steps, arun_steps, run_steps
 
@@ -43,8 +43,8 @@ def without_span(method: Method) -> Method:
 class WrappedEmbedding(BaseEmbedding):
     """A model that answers by way of a base model, whose settings it has unless told otherwise.
 
-    Abstract: :meth:`_embed` and :meth:`_aembed` are where LlamaIndex's ways to ask lead. Fields
-    that are None are as good as absent; ``prefix`` stands before the base model's name in logs.
+    Abstract: :meth:`_steps` is where LlamaIndex's ways to ask lead. Fields that are None are as
+    good as absent; ``prefix`` stands before the base model's name in logs.
     """
 
     def __init__(self, base: BaseEmbedding, prefix: str, **fields: Any) -> None:
@@ -57,13 +57,15 @@ class WrappedEmbedding(BaseEmbedding):
         given = {name: value for name, value in fields.items() if value is not None}
         super().__init__(**{**settings, **given})
 
-    # Not marked as abstract: LlamaIndex would open a span inside what fills them in.
+    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        """Yield the calls that embed texts."""
+        raise NotImplementedError
 
     def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
-        raise NotImplementedError
+        return run_steps(self._steps(texts, role))
 
     async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
-        raise NotImplementedError
+        return await arun_steps(self._steps(texts, role))
 
     @without_span
     def _get_query_embedding(self, query: str) -> Embedding:
@@ -110,13 +112,8 @@ class ServedEmbedding(WrappedEmbedding):
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     #: Arguments of the constructor that a copy is made with; locks and connections stay behind.
-    _STATE: ClassVar[tuple[str, ...]] = (
-        "base_embed_model",
-        "embed_batch_size",
-        "num_workers",
-        "model_name",
-        "training",
-    )
+    _STATE: ClassVar[tuple[str, ...]]
+    _STATE = ("base_embed_model", "embed_batch_size", "num_workers", "model_name", "training")
     #: Arguments that are taken out of those for the base model.
     _OPTIONS: ClassVar[tuple[str, ...]] = (*_STATE[1:], "callback_manager")
     _SHOWN: ClassVar[tuple[str, ...]] = ("model_name", "embed_batch_size")
@@ -142,11 +139,8 @@ class ServedEmbedding(WrappedEmbedding):
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
-    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
-        return self._mapped(self._vectors.embed(texts, role, self.embed_batch_size), texts, role)
-
-    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
-        answers = await self._vectors.aembed(texts, role, self.embed_batch_size)
+    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        answers = yield from self._vectors.steps(texts, role, self.embed_batch_size)
         return self._mapped(answers, texts, role)
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
@@ -222,11 +216,22 @@ class ServedEmbedding(WrappedEmbedding):
         """
         path = Path(folder)
         described, fingerprint, arguments = cls._load(path)
-        own = pop_known(kwargs, cls._OPTIONS)
-        base = resolve_base(_resolved(base_embed_model), described, kwargs)
+        own, base = cls._told(kwargs, base_embed_model, described)
         if verify:
             saving.verify(fingerprint, base, where=path)
         return cls(base, **{**arguments, **own})
+
+    @classmethod
+    def _told(
+        cls, kwargs: dict[str, Any], base: BaseEmbedding | str | None, described: object
+    ) -> tuple[dict[str, Any], BaseEmbedding]:
+        """Return the arguments that are ours, and the model given or else the one described."""
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in cls._OPTIONS}
+        if base is None:
+            return own, rebuild_base(described, **kwargs)
+        if kwargs:
+            raise OptionError(f"Unknown arguments: {', '.join(sorted(kwargs))}.")
+        return own, check_base(base, "base_embed_model")
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
@@ -258,10 +263,9 @@ class ServedEmbedding(WrappedEmbedding):
             OptionError: Settings of a base model besides the base model itself.
         """
         arguments = cls._restore(data)
-        own = {key: data[key] for key in cls._OPTIONS if data.get(key) is not None}
-        own |= pop_known(kwargs, cls._OPTIONS)
-        base = resolve_base(_resolved(base_embed_model), data.get("base_model"), kwargs)
-        return cls(base, **arguments, **own)
+        saved = {key: data[key] for key in cls._OPTIONS if data.get(key) is not None}
+        own, base = cls._told(kwargs, base_embed_model, data.get("base_model"))
+        return cls(base, **arguments, **{**saved, **own})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._STATE}
@@ -272,10 +276,6 @@ class ServedEmbedding(WrappedEmbedding):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the model; what does not change is shared: the base model, its limits, weights."""
         return type(self)(**{**self.__getstate__(), **self._shared()})
-
-
-def _resolved(model: BaseEmbedding | str | None) -> BaseEmbedding | None:
-    return None if model is None else check_base(model, "base_embed_model")
 
 
 class DocumentEmbedding(WrappedEmbedding):
@@ -325,12 +325,6 @@ class DocumentEmbedding(WrappedEmbedding):
     def close(self) -> None:
         """Release the files of the vector cache."""
         self._cache.close()
-
-    def _embed(self, texts: list[str], role: Role) -> list[Embedding]:
-        return run_steps(self._steps(texts, role))
-
-    async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
-        return await arun_steps(self._steps(texts, role))
 
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         if role == "query":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -328,6 +328,20 @@ def _reason(fault: Exception) -> str:
     return truncate(without_keys(f"{type(fault).__name__}: {fault}"), 300)
 
 
+def encode(model: BaseEmbedding, texts: Sequence[str], role: Role, **settings: Any) -> Vectors:
+    """Embed texts by an :class:`Encoder` of these settings, once."""
+    with Encoder(model, **settings) as encoder:
+        return encoder.encode(texts, role)
+
+
+def answers_of(dataset: EmbeddingQAFinetuneDataset) -> Qrels:
+    """Return the judgements of all queries, in rows of the corpus; none where a query has none."""
+    row = {document: number for number, document in enumerate(dataset.corpus)}
+    relevant = {query: dataset.relevant_docs.get(query, []) for query in dataset.queries}
+    grades = [[dataset.grade(query, each) for each in own] for query, own in relevant.items()]
+    return Qrels.from_lists([[row[each] for each in own] for own in relevant.values()], grades)
+
+
 def with_rows(
     dataset: EmbeddingQAFinetuneDataset, queries: Vectors, documents: Vectors
 ) -> EncodedDataset:
@@ -335,22 +349,18 @@ def with_rows(
     row = {document: number for number, document in enumerate(dataset.corpus)}
     first: dict[str, int] = {}
     twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]
-    relevant = [dataset.relevant_docs[query] for query in dataset.queries]
-    grades = [[dataset.grade(q, d) for d in dataset.relevant_docs[q]] for q in dataset.queries]
     mined = dataset.hard_negatives
-
-    def rows_of(lists: Iterable[Iterable[str]], grades: Any = None) -> Qrels:
-        return Qrels.from_lists([[row[each] for each in own] for own in lists], grades)
-
     return EncodedDataset(
         queries,
         documents,
-        rows_of(relevant, grades),
+        answers_of(dataset),
         tuple(dataset.queries),
         tuple(dataset.corpus),
         np.array(twins, dtype=np.int64),
         content_hashes(list(dataset.corpus.values())),
-        None if mined is None else rows_of(mined.get(q, ()) for q in dataset.queries),
+        None
+        if mined is None
+        else Qrels.from_lists([[row[each] for each in mined.get(q, ())] for q in dataset.queries]),
         _own(dataset, row) if dataset.ignore_identical_ids else None,
         dataset.twins_count,
     )

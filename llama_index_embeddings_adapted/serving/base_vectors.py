@@ -18,7 +18,7 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 
 from ..core.arrays import Role
@@ -66,11 +66,24 @@ async def arun_steps(steps: Steps[T]) -> T:
         answer = await call(*arguments)
 
 
+class SteppedRetriever(BaseRetriever):
+    """Finds nodes by a generator of calls, :meth:`_steps`, both ways."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return run_steps(self._steps(query_bundle))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await arun_steps(self._steps(query_bundle))
+
+    def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
+        raise NotImplementedError
+
+
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 
 def check_retriever(name: str, retriever: object) -> None:
-    """Refuse, by an :class:`OptionError`, what is no retriever."""
+    """Raise an :class:`OptionError` for what is no retriever."""
     if not isinstance(retriever, BaseRetriever):
         raise OptionError(
             f"{name}: expected a LlamaIndex retriever, got {type(retriever).__name__}. "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.prompts.mixin import PromptMixinType
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from ..adapters import saving
@@ -29,23 +31,15 @@ from ..errors import OptionError, ShapeError, check_whole
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
-from .base_vectors import (
-    Nodes,
-    Steps,
-    arun_steps,
-    check_nodes,
-    check_retriever,
-    fetch_nodes,
-    run_steps,
-)
+from .base_vectors import Nodes, SteppedRetriever, Steps, check_nodes, check_retriever, fetch_nodes
 from .embedding import AdaptedEmbedding
-from .views import Views, dense_retriever, document_vectors, known_nodes, nodes_by_id
+from .views import Views, document_vectors, nodes_by_id, texts_of
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")
 
 
-class HybridRetriever(BaseRetriever):
+class HybridRetriever(SteppedRetriever):
     """Ranks by ``cosine + weight · words - prior``, over any vector store.
 
     The vector store gives the first candidates by vector, :class:`BM25Index` the first by words;
@@ -147,19 +141,17 @@ class HybridRetriever(BaseRetriever):
         """
         model = check_base(embed_model or index._embed_model, "embed_model")
         found = nodes_by_id(nodes)
-        texts = {
-            name: node.get_content(metadata_mode=MetadataMode.EMBED) for name, node in found.items()
-        }
+        texts = texts_of(found.values())
         settings: dict[str, Any] = {"top_k": top_k, "candidates": candidates}
-        dense = dense_retriever(index, model, filters, **settings)
+        dense = _dense(index, model, filters, **settings)
         keys, vectors = document_vectors(
-            model, list(texts.values()), cache_dir=cache_dir, show_progress=show_progress
+            model, texts, cache_dir=cache_dir, show_progress=show_progress
         )
         if bank is not None and penalty:
             prior = DocumentPrior.of(bank, vectors, keys, sources=sources, weight=penalty)
         return cls(
             dense,
-            BM25Index.of(texts, queries),
+            BM25Index.of(dict(zip(found, texts, strict=True)), queries),
             vectors=vectors,
             nodes=nodes if isinstance(nodes, BaseDocumentStore) else found,
             keys=keys,
@@ -178,25 +170,23 @@ class HybridRetriever(BaseRetriever):
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return run_steps(self._steps(query_bundle))
-
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await arun_steps(self._steps(query_bundle))
-
     def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
         """Embed the query, retrieve by vector, rank with the words, fetch what only words found."""
-        model, vector = self._model, bundle.embedding
+        model, vector, views = self._model, bundle.embedding, self.views
         if vector is None:
             ask, aask = model.get_agg_embedding_from_queries, model.aget_agg_embedding_from_queries
             vector = yield ask, aask, (bundle.embedding_strs,)
         given = replace(bundle, embedding=vector)
         found = yield self.dense.retrieve, self.dense.aretrieve, (given,)
-        ranked = self._ranked(bundle.query_str, vector, found)
+        ranked = self._ranked(views, bundle.query_str, vector, found)
         present = {node.node_id for node in found}
         absent = [name for name, _ in ranked if name not in present]
-        fetched = yield from fetch_nodes(self.nodes, absent[: 2 * self.top_k])
-        return self._with_nodes(ranked, found, fetched)
+        nodes = yield from fetch_nodes(self.nodes, absent[: 2 * self.top_k])
+        nodes.update((node.node_id, node.node) for node in found)
+        # Nodes that are nowhere any more are passed over.
+        there = [(nodes[name], score) for name, score in ranked if name in nodes][: self.top_k]
+        to_base = (lambda score: score) if views.scale is None else views.scale.to_base
+        return [NodeWithScore(node=node, score=to_base(score)) for node, score in there]
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
@@ -209,10 +199,9 @@ class HybridRetriever(BaseRetriever):
     # --- mixing -------------------------------------------------------------------------------
 
     def _ranked(
-        self, text: str, vector: Sequence[float], found: list[NodeWithScore]
+        self, views: Views, text: str, vector: Sequence[float], found: list[NodeWithScore]
     ) -> list[tuple[str, float]]:
         """Return node ids and scores of all candidates, best first."""
-        views = self.views
         shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
         query = l2_normalize(np.asarray(vector, dtype=np.float32))
         if query.shape != views.vectors.shape[1:]:
@@ -228,51 +217,30 @@ class HybridRetriever(BaseRetriever):
             ranked += _estimated(found, given, views.vectors[known] @ query)
         return sorted(ranked, key=lambda pair: -pair[1])
 
-    def _with_nodes(
-        self,
-        ranked: list[tuple[str, float]],
-        found: list[NodeWithScore],
-        fetched: dict[str, BaseNode],
-    ) -> list[NodeWithScore]:
-        """Return the first nodes; those that are nowhere any more are passed over."""
-        at_hand = {**fetched, **{node.node_id: node.node for node in found}}
-        there = [(at_hand[name], score) for name, score in ranked if name in at_hand]
-        scale = self.views.scale
-        return [
-            NodeWithScore(node=node, score=score if scale is None else scale.to_base(score))
-            for node, score in there[: self.top_k]
-        ]
-
     def _allowed_rows(self, lexical: BM25Index) -> Any:
         """Return the documents that the dense retriever's filters let through; None for all."""
-        limits = [getattr(self.dense, name, None) for name in ("_filters", "_node_ids", "_doc_ids")]
-        if not any(limits):
+        names = ("_filters", "_node_ids", "_doc_ids")
+        filters, node_ids, doc_ids = (getattr(self.dense, name, None) for name in names)
+        if not (filters or node_ids or doc_ids):
             return None
         cached = self._allowed
-        if cached is None or cached[0] is not lexical:
-            cached = self._allowed = (lexical, self._passing(lexical.ids, *limits))
-        return cached[1]
-
-    def _passing(
-        self, ids: Sequence[str], filters: Any, node_ids: Any, doc_ids: Any
-    ) -> np.ndarray[Any, Any]:
-        if isinstance(self.nodes, BaseDocumentStore):
-            stored = self.nodes.get_nodes(list(ids), raise_error=False)
-            nodes: Mapping[str, BaseNode] = {node.node_id: node for node in stored}
-        else:
-            nodes = self.nodes
+        if cached is not None and cached[0] is lexical:
+            return cached[1]
+        nodes: Any = self.nodes
+        if isinstance(nodes, BaseDocumentStore):
+            stored = nodes.get_nodes(list(lexical.ids), raise_error=False)
+            nodes = {node.node_id: node for node in stored}
         # Indexes that hold the texts name all of their nodes, in a list.
         some = set(node_ids) if node_ids else nodes
         passes = build_metadata_filter_fn(lambda name: nodes[name].metadata, filters)
-        return np.array(
-            [
-                name in nodes
-                and name in some
-                and (not doc_ids or nodes[name].ref_doc_id in doc_ids)
-                and passes(name)
-                for name in ids
-            ]
-        )
+
+        def allows(name: str) -> bool:
+            if name not in nodes or name not in some:
+                return False
+            return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and bool(passes(name))
+
+        self._allowed = (lexical, np.array([allows(name) for name in lexical.ids]))
+        return self._allowed[1]
 
     # --- changing and saving ------------------------------------------------------------------
 
@@ -338,22 +306,20 @@ class HybridRetriever(BaseRetriever):
         """
         new = nodes_by_id(nodes)
         found = {**nodes_by_id(self.nodes), **new}
-        texts = {name: found[name].get_content(metadata_mode=MetadataMode.EMBED) for name in found}
-        own = [texts[name] for name in new]
-        keys, vectors = document_vectors(
-            self._model, own, cache_dir=cache_dir, show_progress=show_progress
-        )
+        texts = dict(zip(found, texts_of(found.values()), strict=True))
+        settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+        keys, vectors = document_vectors(self._model, [texts[name] for name in new], **settings)
         views = self.views
-        kept = [row for row, name in enumerate(views.lexical.ids) if name in found]
-        kept = [row for row in kept if views.lexical.ids[row] not in new]
-        ids = [*(views.lexical.ids[row] for row in kept), *new]
+        before = views.lexical.ids
+        kept = [row for row, name in enumerate(before) if name in found and name not in new]
+        ids = [*(before[row] for row in kept), *new]
         if isinstance(self.nodes, BaseDocumentStore):
             self.nodes.add_documents(list(new.values()))
         else:
             self.nodes = found
         dense: Any = self.dense
         named = getattr(dense, "_node_ids", None)
-        if named and set(views.lexical.ids) <= set(named):  # all that an index in memory had
+        if named and set(before) <= set(named):  # all that an index in memory had
             dense._node_ids = list(dict.fromkeys([*named, *new]))
         self._allowed = None
         self.swap(
@@ -409,8 +375,18 @@ class HybridRetriever(BaseRetriever):
         kept = {name: settings[name] for name in _SETTINGS}
         if isinstance(dense, VectorStoreIndex):
             embed_model = embed_model or dense._embed_model
-            dense = dense_retriever(dense, check_base(embed_model, "embed_model"), **kept)
-        nodes = known_nodes(nodes, found.lexical.ids)
+            dense = _dense(dense, check_base(embed_model, "embed_model"), None, **kept)
+        if isinstance(nodes, BaseDocumentStore):
+            missing = sum(not nodes.document_exists(name) for name in found.lexical.ids)
+        else:
+            nodes = nodes_by_id(nodes)
+            missing = len(set(found.lexical.ids) - set(nodes))
+        if missing:
+            warnings.warn(
+                f"{missing:,} of the {len(found.lexical.ids):,} nodes that the folder knows are "
+                "not among those given: words cannot find them.",
+                stacklevel=2,
+            )
         parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
         new = cls(dense, found.lexical, **parts, embed_model=embed_model)
         new.views = found
@@ -421,6 +397,21 @@ class HybridRetriever(BaseRetriever):
         if adapted.is_dir() and new.embed_model is base:
             new.embed_model = AdaptedEmbedding.from_pretrained(adapted, base, verify=False)
         return new
+
+
+def _dense(
+    index: Any, model: BaseEmbedding, filters: Any, *, top_k: int, candidates: int
+) -> BaseRetriever:
+    """Return what asks an index for its first candidates, or raise an :class:`OptionError`."""
+    check_whole("top_k", top_k)
+    check_whole("candidates", candidates)
+    if filters is not None and not isinstance(filters, MetadataFilters):
+        raise OptionError(
+            f"filters: expected LlamaIndex's MetadataFilters, got {type(filters).__name__}."
+        )
+    settings = {"similarity_top_k": max(candidates, top_k), "filters": filters}
+    found: BaseRetriever = index.as_retriever(embed_model=model, **settings)
+    return found
 
 
 def _estimated(

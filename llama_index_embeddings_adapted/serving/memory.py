@@ -23,9 +23,9 @@ from ..core import files
 from ..core.arrays import Vectors, as_vectors, l2_normalize
 from ..core.encoded import Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset
-from ..encoding.base_model import Fingerprint, adapted, base_of, check_base, fingerprint_of
+from ..encoding.base_model import adapted, base_of, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import answers_of, encode
 from ..encoding.serialize import rebuild_base
 from ..errors import (
     DatasetError,
@@ -36,15 +36,7 @@ from ..errors import (
     check_whole,
     truncate,
 )
-from .base_vectors import (
-    Nodes,
-    Steps,
-    arun_steps,
-    check_nodes,
-    check_retriever,
-    fetch_nodes,
-    run_steps,
-)
+from .base_vectors import Nodes, SteppedRetriever, Steps, check_nodes, check_retriever, fetch_nodes
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
 CONFIG, ARRAYS = "memory.json", "memory.safetensors"
@@ -52,6 +44,7 @@ CONFIG, ARRAYS = "memory.json", "memory.safetensors"
 Match = Literal["node_id", "ref_doc_id"]
 
 _SETTINGS = ("weight", "temperature", "neighbours", "top_k", "match")
+_ARRAYS = {"offsets": np.int64, "documents": np.int64, "shares": np.float64}
 _LEAST_SCORE = 0.01  # less than this share of ``weight`` brings no document in
 
 
@@ -94,13 +87,10 @@ class AnswerMemory:
 
     @classmethod
     def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
-        """Remember judged queries, ``(n, dim)``; others, and what answers none, are left out.
+        """Remember judged queries, ``(n, dim)``; a DatasetError if there is none.
 
         The best document of a query has the share 1, a lesser grade its fraction of that. A share
         that summed to 1 instead would say that many answers are each worth little.
-
-        Raises:
-            DatasetError: No query has a relevant document.
         """
         judged = np.flatnonzero(relevance.counts > 0)
         if not len(judged):
@@ -120,13 +110,8 @@ class AnswerMemory:
     ) -> dict[str, float]:
         """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
 
-        Args:
-            query: ``(dim,)``, of the base model; another dimension is a :class:`ShapeError`.
-            temperature: In cosine units, ``> 0``.
-            neighbours: How many remembered queries count at most.
-
-        Returns:
-            Values in [0, 1], near 0 where no remembered query is similar.
+        Values are in [0, 1], near 0 where no remembered query is similar to ``query``, ``(dim,)``,
+        of the base model; another dimension is a :class:`ShapeError`.
         """
         dim = self.queries.shape[1]
         [vector] = as_vectors(np.atleast_2d(query), what="A vector for this memory", dim=dim)
@@ -141,7 +126,7 @@ class AnswerMemory:
         return {self.document_ids[rows[at]]: float(total[at]) for at in order}
 
 
-class MemoryRetriever(BaseRetriever):
+class MemoryRetriever(SteppedRetriever):
     """Adds to any LlamaIndex retriever's scores what similar training queries were answered by.
 
     ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
@@ -149,19 +134,15 @@ class MemoryRetriever(BaseRetriever):
     ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes come back
     best first; nodes of equal score keep the retriever's order.
 
-    What it costs: documents without a remembered query gain nothing, so where queries about them
-    resemble remembered ones, others pass them by. Choose ``weight`` on held-out queries about both
-    kinds of document, with :func:`evaluate_retrieval`.
+    Documents without a remembered query gain nothing, so where queries about them resemble
+    remembered ones, others pass them by. Choose ``weight`` on held-out queries about both kinds of
+    document, with :func:`evaluate_retrieval`.
 
     Let the wrapped retriever give more nodes than are needed, 30 or 100, and set ``top_k``: what it
-    does not give, the memory cannot lift. ``nodes`` lets the memory bring such documents in. What
-    the retriever would have scored them is unknown, but no more than the lowest score it gave, so
-    that is their score without memory (0 if it gave no node); a document whose memory is below
-    1 % of ``weight`` is not brought in. **The retriever's filters do not apply to them:** pass only
-    nodes that anyone who may ask may see.
-
-    A retriever that gives no scores counts as giving 0 to each node: its order stands, behind what
-    is remembered.
+    does not give, only ``nodes`` lets the memory bring in, with the lowest score that the retriever
+    gave (0 if none) and what is remembered, from 1 % of ``weight`` on. **The retriever's filters do
+    not apply to them:** pass only nodes that anyone who may ask may see. Without scores of the
+    retriever its order stands, behind what is remembered.
 
     Args:
         retriever: Any.
@@ -262,30 +243,16 @@ class MemoryRetriever(BaseRetriever):
             OptionError: As the constructor.
         """
         embed_model = check_base(embed_model, "embed_model")
-        with Encoder(
+        queries = encode(
             base_of(embed_model),
+            list(dataset.queries.values()),
+            "query",
             batch_size=batch_size,
             cache_dir=cache_dir,
             show_progress=show_progress,
-        ) as encoder:
-            queries = encoder.encode(list(dataset.queries.values()), "query")
-        row = {document: number for number, document in enumerate(dataset.corpus)}
-        answers = [dataset.relevant_docs.get(query, []) for query in dataset.queries]
-        grades = [
-            [dataset.grade(query, document) for document in own]
-            for query, own in zip(dataset.queries, answers, strict=True)
-        ]
-        relevance = Qrels.from_lists([[row[each] for each in own] for own in answers], grades)
-        memory = AnswerMemory.of(queries, relevance, tuple(row))
+        )
+        memory = AnswerMemory.of(queries, answers_of(dataset), tuple(dataset.corpus))
         return cls(retriever, memory, embed_model=embed_model, **settings)
-
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return run_steps(self._steps(query_bundle))
-
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await arun_steps(self._steps(query_bundle))
 
     def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
         """Embed the query, retrieve, bring remembered documents in, rank."""
@@ -343,8 +310,19 @@ class MemoryRetriever(BaseRetriever):
         Raises:
             FolderError: The folder exists and holds something else.
         """
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        _write(Path(folder), self.memory, self._base, settings)
+        files.check_target_folder(Path(folder), frozenset((CONFIG, ARRAYS)))
+        fingerprint, answers = fingerprint_of(self._base), self.memory.answers
+        config = {
+            **saving.provenance(self._base, fingerprint),
+            "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "document_ids": list(self.memory.document_ids),
+        }
+        kept = (answers.offsets, answers.documents, answers.grades)
+        arrays = {"queries": self.memory.queries, files.PROBES: fingerprint.probes}
+        with files.atomic_folder(Path(folder)) as temporary:
+            content = files.to_bytes({**arrays, **dict(zip(_ARRAYS, kept, strict=True))})
+            (temporary / ARRAYS).write_bytes(content)
+            (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -373,12 +351,26 @@ class MemoryRetriever(BaseRetriever):
             OptionError: As the constructor.
         """
         path = Path(folder)
-        config, memory, fingerprint = _read(path)
-        if embed_model is None:
-            embed_model = rebuild_base(config.get("base_model"))
+        config = files.read_json_object(
+            path / CONFIG, error=FolderError, most=files.MOST_CONFIG_BYTES
+        )
+        files.check_version(config, path)
+        arrays = files.read_arrays(path / ARRAYS)
+        try:
+            parts: Any = (
+                arrays[each].astype(kind, casting="safe") for each, kind in _ARRAYS.items()
+            )
+            memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
+            base = {**config["base_model"], "dim": memory.queries.shape[1]}
+            fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=path)
+            saved = {name: each for name, each in config["settings"].items() if name in _SETTINGS}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
+            reason = truncate(str(cause), 300)
+            raise FolderError(f"{path}: not a saved memory, or damaged ({reason}).") from cause
+        embed_model = rebuild_base(config["base_model"]) if embed_model is None else embed_model
         if verify:
             saving.verify(fingerprint, base_of(embed_model), where=path)
-        return cls(retriever, memory, embed_model=embed_model, **{**config["settings"], **settings})
+        return cls(retriever, memory, embed_model=embed_model, **{**saved, **settings})
 
 
 def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]:
@@ -391,46 +383,3 @@ def _scores(found: list[NodeWithScore], retriever: BaseRetriever) -> list[float]
             "memory adds to scores. Wrap a retriever that gives them."
         )
     return scores
-
-
-def _write(
-    folder: Path, memory: AnswerMemory, base: BaseEmbedding, settings: dict[str, Any]
-) -> None:
-    """Write memory, settings and the identity of the base model; atomic, without texts."""
-    files.check_target_folder(folder, frozenset((CONFIG, ARRAYS)))
-    fingerprint = fingerprint_of(base)
-    config = {
-        **saving.provenance(base, fingerprint),
-        "settings": settings,
-        "document_ids": list(memory.document_ids),
-    }
-    arrays: files.Arrays = {
-        "queries": memory.queries,
-        "offsets": memory.answers.offsets,
-        "documents": memory.answers.documents,
-        "shares": memory.answers.grades,
-        files.PROBES: fingerprint.probes,
-    }
-    with files.atomic_folder(folder) as temporary:
-        (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))
-        (temporary / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], AnswerMemory, Fingerprint]:
-    """Read what :func:`_write` wrote, or raise a :class:`FolderError`."""
-    most = files.MOST_CONFIG_BYTES
-    config = files.read_json_object(folder / CONFIG, error=FolderError, most=most)
-    files.check_version(config, folder)
-    arrays = files.read_arrays(folder / ARRAYS)
-    try:
-        kinds = {"offsets": np.int64, "documents": np.int64, "shares": np.float64}
-        parts: Any = (arrays[name].astype(kind, casting="safe") for name, kind in kinds.items())
-        memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
-        base = {**config["base_model"], "dim": memory.queries.shape[1]}
-        fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=folder)
-        saved = config["settings"]
-        config["settings"] = {name: saved[name] for name in _SETTINGS if name in saved}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
-        reason = truncate(str(cause), 300)
-        raise FolderError(f"{folder}: not a saved memory, or damaged ({reason}).") from cause
-    return config, memory, fingerprint

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.storage.docstore.types import BaseDocumentStore
-from llama_index.core.vector_stores.types import BasePydanticVectorStore, MetadataFilters
+from llama_index.core.vector_stores.types import MetadataFilters
 
 from ..adapters import saving
 from ..adapters.base import describe, restore
@@ -23,8 +21,7 @@ from ..adapters.prior import DocumentPrior
 from ..core import files
 from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
-from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import encode
 from ..errors import (
     FolderError,
     OptionError,
@@ -32,7 +29,6 @@ from ..errors import (
     StoreError,
     check_known,
     check_number,
-    check_whole,
     truncate,
 )
 from ..evaluation.metrics import ScoreShift
@@ -72,7 +68,7 @@ class Views:
     keys: Keys
     weight: float = WEIGHT
     prior: DocumentPrior | None = None
-    shifts: Vectors | None = None
+    shifts: Any = None
     scale: ScoreShift | None = None
 
     def __post_init__(self) -> None:
@@ -88,19 +84,10 @@ class Views:
             raise ShapeError(
                 "prior", expected=f"{self.vectors.shape[1]} dimensions", actual=self.prior
             )
-        if self.prior is None or self.shifts is None:
-            object.__setattr__(self, "shifts", self._computed_shifts())
-
-    def _computed_shifts(self) -> Vectors:
         if self.prior is None:
-            return np.zeros(len(self.keys), dtype=np.float32)
-        return self.prior.shifts(self.vectors, self.keys)
-
-    @property
-    def taken_off(self) -> Vectors:
-        """``(m,)``: what the prior takes off each document."""
-        assert self.shifts is not None  # set above
-        return self.shifts
+            object.__setattr__(self, "shifts", np.zeros(count, dtype=np.float32))
+        elif self.shifts is None:
+            object.__setattr__(self, "shifts", self.prior.shifts(self.vectors, self.keys))
 
     def changed(self, **changes: Any) -> Views:
         """Return views with other fields; the prior's shifts follow what they depend on."""
@@ -115,7 +102,7 @@ class Views:
         ``shares``, ``(m,)``, is what words say of all documents, see :meth:`BM25Index.shares`.
         """
         cosines = self.vectors[rows] @ query
-        mixed = cosines + np.float32(self.weight) * shares[rows] - self.taken_off[rows]
+        mixed = cosines + np.float32(self.weight) * shares[rows] - self.shifts[rows]
         return np.asarray(mixed, dtype=np.float32)
 
 
@@ -142,35 +129,9 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
     return found
 
 
-def known_nodes(nodes: Nodes | Iterable[BaseNode], ids: Sequence[str]) -> Nodes:
-    """Return nodes that can be looked up; warn of how many of those with these ids are missing."""
-    if isinstance(nodes, BaseDocumentStore):
-        missing = sum(not nodes.document_exists(name) for name in ids)
-    else:
-        nodes = nodes_by_id(nodes)
-        missing = len(set(ids) - set(nodes))
-    if missing:
-        warnings.warn(
-            f"{missing:,} of the {len(ids):,} nodes that the folder knows are not among those "
-            "given: words cannot find them.",
-            stacklevel=3,
-        )
-    return nodes
-
-
-def dense_retriever(
-    index: Any, model: BaseEmbedding, filters: Any = None, *, top_k: int, candidates: int
-) -> BaseRetriever:
-    """Return what asks an index for its first candidates, or raise an :class:`OptionError`."""
-    check_whole("top_k", top_k)
-    check_whole("candidates", candidates)
-    if filters is not None and not isinstance(filters, MetadataFilters):
-        raise OptionError(
-            f"filters: expected LlamaIndex's MetadataFilters, got {type(filters).__name__}."
-        )
-    settings = {"similarity_top_k": max(candidates, top_k), "filters": filters}
-    found: BaseRetriever = index.as_retriever(embed_model=model, **settings)
-    return found
+def texts_of(nodes: Iterable[BaseNode]) -> list[str]:
+    """Return what is embedded of nodes."""
+    return [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
 
 
 def index_and_nodes(
@@ -199,29 +160,23 @@ def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
         return index.docstore.get_nodes(ids)
     store = index.vector_store
     try:
-        return _all(store)
+        try:
+            return store.get_nodes(node_ids=None)
+        except AssertionError:  # PostgreSQL's takes an empty list for all
+            return store.get_nodes(node_ids=[])
+        except ValueError:  # Milvus' an empty filter
+            return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
     except Exception as cause:  # stores raise what they like; the advice is the same
         raise StoreError(
             f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
         ) from cause
 
 
-def _all(store: BasePydanticVectorStore) -> list[BaseNode]:
-    try:
-        return store.get_nodes(node_ids=None)
-    except AssertionError:  # PostgreSQL's takes an empty list for all
-        return store.get_nodes(node_ids=[])
-    except ValueError:  # Milvus' an empty filter
-        return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
-
-
 def document_vectors(
-    model: BaseEmbedding, texts: list[str], *, cache_dir: CacheDir, show_progress: bool
+    model: BaseEmbedding, texts: list[str], **settings: Any
 ) -> tuple[Keys, Vectors]:
     """Return content keys, and the unit vectors that a model gives documents."""
-    keys = content_hashes(texts)
-    with Encoder(base_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
-        vectors = encoder.encode(texts, "document")
+    keys, vectors = content_hashes(texts), encode(base_of(model), texts, "document", **settings)
     return keys, l2_normalize(adapted(model, vectors, "document", keys))
 
 
@@ -235,9 +190,8 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
     base = base_of(model)
     fingerprint = fingerprint_of(base)
     config = {
+        **saving.provenance(base, fingerprint),
         "format_version": FORMAT_VERSION,
-        "library_version": files.library_version(),
-        "base_model": saving.identity_of(base, fingerprint),
         "weight": views.weight,
         "prior": None if views.prior is None else describe(views.prior),
         "settings": dict(settings),
@@ -246,7 +200,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
     prior = {} if views.prior is None else views.prior.arrays()
     arrays: files.Arrays = {
         "document_keys": views.keys,
-        "shifts": views.taken_off,
+        "shifts": views.shifts,
         files.PROBES: fingerprint.probes,
         **{f"prior.{name}": array for name, array in prior.items()},
     }
@@ -270,28 +224,23 @@ def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
     if version != FORMAT_VERSION:
         raise FolderError(f"{folder}: expected format {FORMAT_VERSION}, found {version!r}.")
     arrays = files.read_arrays(folder / ARRAYS)
+    own = {n.removeprefix("prior."): a for n, a in arrays.items() if n.startswith("prior.")}
     try:
-        settings = {name: int(value) for name, value in config["settings"].items()}
-        fingerprint = saving.read_fingerprint(
-            config["base_model"], arrays[files.PROBES], where=folder
+        prior: Any = config["prior"] and restore(config["prior"], own, where=str(folder))
+        if not (prior is None or isinstance(prior, DocumentPrior)):
+            raise TypeError(f"a {type(prior).__name__} in place of a prior")
+        keys, shifts = arrays["document_keys"], arrays["shifts"]
+        if shifts.shape != keys.shape:
+            raise ShapeError("shifts", expected=keys.shape, actual=shifts.shape)
+        vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        scale = config.get("scale") and ScoreShift(**config["scale"])
+        rest: Any = float(config["weight"]), prior, shifts, scale
+        base, probes = config["base_model"], arrays[files.PROBES]
+        return (
+            Views(BM25Index.load(folder), vectors, keys, *rest),
+            {name: int(value) for name, value in config["settings"].items()},
+            saving.read_fingerprint(base, probes, where=folder),
         )
-        return _views(folder, config, arrays), settings, fingerprint
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as cause:
         reason = truncate(str(cause), 300)
         raise FolderError(f"{folder}: not a saved retriever, or damaged ({reason}).") from cause
-
-
-def _views(path: Path, config: dict[str, Any], arrays: files.Arrays) -> Views:
-    prior: Any = None
-    if config["prior"] is not None:
-        own = {n.removeprefix("prior."): a for n, a in arrays.items() if n.startswith("prior.")}
-        prior = restore(config["prior"], own, where=str(path))
-        if not isinstance(prior, DocumentPrior):
-            raise TypeError(f"a {type(prior).__name__} in place of a prior")
-    vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
-    keys, shifts = arrays["document_keys"], arrays["shifts"]
-    if shifts.shape != keys.shape:
-        raise ShapeError("shifts", expected=keys.shape, actual=shifts.shape)
-    scale = config.get("scale") and ScoreShift(**config["scale"])
-    weight = float(config["weight"])
-    return Views(BM25Index.load(path), vectors, keys, weight, prior, shifts, scale)

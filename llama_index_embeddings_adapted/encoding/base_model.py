@@ -1,9 +1,4 @@
-"""How we speak to a base model: any LlamaIndex embedding, whichever of its paths works.
-
-Which base model is this? A name, and its vectors of a few fixed texts.
-
-One event loop for all asynchronous work that a synchronous caller waits for.
-"""
+"""How we speak to a base model, any LlamaIndex embedding, and which one it is."""
 
 from __future__ import annotations
 
@@ -71,7 +66,7 @@ def tolerance() -> float:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """The identity of a base model.
+    """The identity of a base model: its vectors of a few fixed texts.
 
     Args:
         name: Class and model name, for messages; equal names prove nothing.
@@ -83,8 +78,10 @@ class Fingerprint:
 
     @property
     def dim(self) -> int:
-        """The dimension of the model's vectors."""
         return int(self.probes.shape[1])
+
+    def of_role(self, role: str) -> Vectors:
+        return self.probes[len(PROBE_TEXTS) :] if role == "query" else self.probes
 
     @property
     def digest(self) -> str:
@@ -131,11 +128,8 @@ def _loop(process: int) -> asyncio.AbstractEventLoop:
 
 
 Embedding = list[float]
-_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
 QueryBatch = Callable[[list[str]], list[Embedding]]
-_State = dict[str, object]
-
-
+_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
 TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
 
 
@@ -202,53 +196,40 @@ class BaseModelCalls:
     """
 
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
-        self.calls = 0
-        self.texts = 0
-        self.characters = 0
-        if batch_size is not None and not 0 < batch_size <= _MOST_PER_CALL:
+        self.calls = self.texts = self.characters = 0
+        size = model.embed_batch_size if batch_size is None else batch_size
+        if not 0 < size <= _MOST_PER_CALL:
             raise OptionError(
                 f"batch_size: expected a number from 1 to {_MOST_PER_CALL}, got {batch_size!r}."
             )
-        changes: dict[str, Any] = {}
-        if model.embeddings_cache is not None:
-            changes["embeddings_cache"] = None
-        if batch_size is not None and batch_size != model.embed_batch_size:
-            changes["embed_batch_size"] = batch_size
-        self._model = model.model_copy(update=changes) if changes else model
+        changes = {"embeddings_cache": None, "embed_batch_size": size}
+        same = all(getattr(model, name) == value for name, value in changes.items())
+        self._model, self.batch_size = model if same else model.model_copy(update=changes), size
         self._embed_queries = query_batch(self._model)
         # A client that tries again itself is not made to do so once more.
         self._tries = 1 if getattr(model, "max_retries", None) else TRIES
         self._only_async = False
-
-    @property
-    def batch_size(self) -> int:
-        """How many texts the model takes at once."""
-        return self._model.embed_batch_size
 
     def embed(self, role: str, texts: Sequence[str]) -> Iterator[Embedding]:
         """Yield the answers of the model for at most one batch of texts, as they arrive."""
         clear_trace_map(self._model.callback_manager)
         self.texts += len(texts)
         self.characters += sum(map(len, texts))
-        texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
-        if role == "document":
-            yield from self._patiently(lambda: self._documents(list(texts)))
-        elif (embed := self._embed_queries) is not None:
+        given = [repaired(text) for text in texts]  # half a surrogate is no text to a server
+        if self.batches(role):
+            yield from self._patiently(lambda: self._batch(role, given))
+            return
+        at_once = self._only_async or (self._model.num_workers or 1) > 1
+        for done, text in enumerate(() if at_once else given):
+            try:
+                answer = self._patiently(partial(self._model.get_query_embedding, text))
+            except NotImplementedError:
+                self._only_async, given, at_once = True, given[done:], True
+                break
             self.calls += 1
-            answers = self._patiently(lambda: _embed_queries(self._model, embed, list(texts)))
-            yield from whole_batch(self._model, answers, texts)
-        elif (self._model.num_workers or 1) > 1 or self._only_async:
-            yield from self._patiently(lambda: self._queries_at_once(list(texts)))
-        else:
-            for done, text in enumerate(texts):
-                try:
-                    answer = self._patiently(partial(self._model.get_query_embedding, text))
-                except NotImplementedError:
-                    self._only_async = True
-                    yield from self._queries_at_once(list(texts[done:]))
-                    return
-                self.calls += 1
-                yield answer
+            yield answer
+        if at_once:
+            yield from self._patiently(lambda: self._queries_at_once(given))
 
     def batches(self, role: str) -> bool:
         """Whether texts of a role are asked for together."""
@@ -267,24 +248,27 @@ class BaseModelCalls:
         )
         return retrying(ask)
 
-    def _documents(self, texts: list[str]) -> list[Embedding]:
+    def _batch(self, role: str, texts: list[str]) -> list[Embedding]:
         self.calls += 1
+        if role == "query" and self._embed_queries is not None:
+            answers = _embed_queries(self._model, self._embed_queries, list(texts))
+            return whole_batch(self._model, answers, texts)
         if not self._only_async:
             try:
-                answers = self._model.get_text_embedding_batch(texts)
+                answers = self._model.get_text_embedding_batch(list(texts))
                 return whole_batch(self._model, answers, texts)
             except NotImplementedError:
                 self._only_async = True
-        answers = run(self._model.aget_text_embedding_batch(texts))
-        return whole_batch(self._model, answers, texts)
+        return whole_batch(
+            self._model, run(self._model.aget_text_embedding_batch(list(texts))), texts
+        )
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
         self.calls += len(texts)
-        workers = self._model.num_workers or 1
 
         async def gather() -> list[Embedding]:
             jobs = [self._model.aget_query_embedding(text) for text in texts]
-            return await run_jobs(jobs, workers=workers)
+            return await run_jobs(jobs, workers=self._model.num_workers or 1)
 
         return run(gather())
 
@@ -352,13 +336,13 @@ def clear_trace_map(manager: CallbackManager) -> None:
             notes.clear()
 
 
-_known: dict[int, tuple[weakref.ref[BaseEmbedding], _State, Fingerprint]] = {}
+_known: dict[int, tuple[weakref.ref[BaseEmbedding], dict[str, object], Fingerprint]] = {}
 _CHANGES_NO_VECTOR = frozenset(
     ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
 )
 
 
-def _state(model: BaseEmbedding) -> _State:
+def _state(model: BaseEmbedding) -> dict[str, object]:
     """Return what tells a model object that was changed: plain settings, identity of others."""
     return {
         name: value if isinstance(value, (str, int, float, type(None))) else id(value)
@@ -399,6 +383,7 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
 
 
 _ORDER_CHECKED = 32  # texts
+_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
 
 
 def is_unchanged(
@@ -410,8 +395,7 @@ def is_unchanged(
     itself from call to call is asked twice: as far as its two answers are apart, it may be off.
     """
     count = min(len(PROBE_TEXTS), calls.batch_size) if calls.batches(role) else 1
-    row = len(PROBE_TEXTS) if role == "query" else 0
-    before = Fingerprint(known.name, known.probes[row : row + count])
+    before = Fingerprint(known.name, known.of_role(role)[:count])
 
     def ask() -> Fingerprint:
         answers = list(calls.embed(role, PROBE_TEXTS[:count]))
@@ -427,9 +411,6 @@ def is_unchanged(
     return False
 
 
-_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
-
-
 def keeps_order(calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
     """Return whether a batch comes back in the order it was given, by probes in one."""
     count = min(calls.batch_size, _ORDER_CHECKED)
@@ -437,8 +418,6 @@ def keeps_order(calls: BaseModelCalls, role: str, known: Fingerprint) -> bool:
         return True
     wanted = [number % len(PROBE_TEXTS) for number in range(count)]
     answers = np.array(list(calls.embed(role, [PROBE_TEXTS[n] for n in wanted])), dtype=np.float32)
-    row = len(PROBE_TEXTS) if role == "query" else 0
-    probes = l2_normalize(known.probes[row : row + len(PROBE_TEXTS)])
-    own = l2_normalize(answers) @ probes.T
-    nearest = own.max(axis=1)
-    return bool((own[np.arange(count), wanted] >= nearest - max(_MOST_SPREAD, tolerance())).all())
+    own = l2_normalize(answers) @ l2_normalize(known.of_role(role)[: len(PROBE_TEXTS)]).T
+    nearest = own.max(axis=1) - max(_MOST_SPREAD, tolerance())
+    return bool((own[np.arange(count), wanted] >= nearest).all())

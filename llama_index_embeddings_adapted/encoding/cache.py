@@ -10,6 +10,7 @@ their SHA-256.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sqlite3
 import threading
@@ -63,10 +64,8 @@ class VectorCache:
     """
 
     def __init__(self, folder: Path | None, base: Fingerprint) -> None:
-        self._base = base
+        self._base, self._memory = base, io.BytesIO()
         self._file: Path | None = None
-        self._memory: list[Vectors] = []
-        self._rows_in_memory = 0
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -84,16 +83,26 @@ class VectorCache:
             )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._check_format()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, FORMAT):
+                raise CacheError(
+                    f"{self._where}: cache format {version}, this version reads {FORMAT}. "
+                    "Pass another cache_dir, or delete the folder."
+                )
             with self._write():
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={FORMAT}")
                 self._id = self._register()
-        if folder is not None:
-            self._file = folder / f"{self._id}.f32"
-            with self._guard():
-                self._check_rows()
+            if folder is not None:
+                self._file = folder / f"{self._id}.f32"
+                size, needed = self._file_size(), self._rows_in_index() * base.dim * 4
+                if size < needed:
+                    raise CacheError(
+                        f"{self._file}: expected at least {needed} bytes for the texts in the "
+                        f"index, found {size}. The file was cut; delete the folder {folder} and "
+                        "encode again."
+                    )
 
     def get(self, role: str, texts: Sequence[str]) -> tuple[Rows, Vectors]:
         """Look texts up.
@@ -134,7 +143,7 @@ class VectorCache:
         if len(vectors) != len(texts):
             raise ShapeError("Vectors to keep", expected=f"{len(texts)}", actual=len(vectors))
         with self._guard(), self._write():
-            first = self._rows_in_memory if self._file is None else self._rows_in_index()
+            first = self._rows_in_index()
             self._append(first, vectors)
             self._db.executemany(
                 "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
@@ -171,28 +180,28 @@ class VectorCache:
         return 0 if last is None else int(last) + 1
 
     def _append(self, first: int, vectors: Vectors) -> None:
-        vectors = np.ascontiguousarray(vectors, dtype="<f4")
+        content = np.ascontiguousarray(vectors, dtype="<f4").tobytes()
         if self._file is None:
-            self._memory.append(vectors)
-            self._rows_in_memory += len(vectors)
+            self._memory.seek(first * self._base.dim * 4)
+            self._memory.write(content)
             return
         with self._file.open("r+b" if self._file.exists() else "w+b") as stream:
             stream.seek(first * self._base.dim * 4)
-            stream.write(vectors.tobytes())
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
 
     def _read(self, rows: Rows) -> Vectors:
         if not len(rows):
             return np.empty((0, self._base.dim), dtype=np.float32)
-        if self._file is None:
-            self._memory = [np.concatenate(self._memory)]
-            return self._memory[0][rows]
-        count = self._file.stat().st_size // (4 * self._base.dim)  # a torn last row is nobody's
         if rows.min() < 0:  # which would be counted from the end
             raise IndexError("the index names a row below 0")
-        stored = np.memmap(self._file, dtype="<f4", mode="r", shape=(count, self._base.dim))
-        return np.asarray(stored[rows], dtype=np.float32)
+        if self._file is None:
+            stored = np.frombuffer(self._memory.getbuffer(), dtype="<f4")
+        else:
+            stored = np.memmap(self._file, dtype="<f4", mode="r", shape=self._file_size() // 4)
+        whole = len(stored) // self._base.dim * self._base.dim  # a torn last row is nobody's
+        return np.asarray(stored[:whole].reshape(-1, self._base.dim)[rows], dtype=np.float32)
 
     def _register(self) -> int:
         known = self._db.execute("SELECT id, name, dim, probes FROM bases ORDER BY id")
@@ -206,24 +215,8 @@ class VectorCache:
         )
         return int(cursor.lastrowid or 0)
 
-    def _check_format(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, FORMAT):
-            raise CacheError(
-                f"{self._where}: cache format {version}, this version reads {FORMAT}. "
-                "Pass another cache_dir, or delete the folder."
-            )
-
-    def _check_rows(self) -> None:
-        """Refuse an index that points past the vectors: the vectors were cut or replaced."""
-        needed = self._rows_in_index() * self._base.dim * 4
-        assert self._file is not None
-        size = self._file.stat().st_size if self._file.exists() else 0
-        if size < needed:
-            raise CacheError(
-                f"{self._file}: expected at least {needed} bytes for the texts in the index, found "
-                f"{size}. The file was cut; delete the folder {self._file.parent} and encode again."
-            )
+    def _file_size(self) -> int:
+        return self._file.stat().st_size if self._file is not None and self._file.exists() else 0
 
     @contextmanager
     def _write(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
+from typing_extensions import Self
 
 from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
@@ -206,7 +207,7 @@ class Encoder:
         """Release the cache's files; leaving a ``with`` block does so too."""
         self._cache.close()
 
-    def __enter__(self) -> Encoder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

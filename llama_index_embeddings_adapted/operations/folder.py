@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,23 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder)
     found = saving.load(path)
+    adapter, report, base = found.adapter, _report(found.training, path), found.base or {}
     config = files.read_config(path) if (path / files.CONFIG).is_file() else {}
-    report = _report(found.training, path)
-    base = found.base or {}
-    candidate = candidate_of(path)
+    candidate, moved = candidate_of(path), None
+    if nudges := nudges_in(adapter):
+        lengths = np.concatenate([np.linalg.norm(part.offsets, axis=1) for part in nudges])
+        far = lengths[lengths > 0] if lengths.any() else np.zeros(1)
+        moved = {"mean_drift": float(far.mean()), "largest_drift": float(far.max())}
+        moved = {"documents": int(np.count_nonzero(lengths)), **moved}
     facts = {
         "folder": str(path),
         "adapter": {
-            "description": repr(found.adapter),
-            "input_dim": found.adapter.input_dim,
-            "output_dim": found.adapter.output_dim,
-            "roles": ["query", "document"] if found.adapter.adapts_documents else ["query"],
+            "description": repr(adapter),
+            "input_dim": adapter.input_dim,
+            "output_dim": adapter.output_dim,
+            "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
         },
-        "saved": "base" if found.adapter.is_identity else "candidate",
+        "saved": "base" if adapter.is_identity else "candidate",
         "candidate": str(candidate) if (candidate / files.CONFIG).is_file() else None,
         "shipped_at": found.training.get("shipped_at"),
         "base_model": {key: base.get(key) for key in ("name", "dim", "fingerprint")},
@@ -62,7 +66,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         "library_version": config.get("library_version"),
         "format_version": config.get("format_version"),
         "bytes": {file.name: file.lstat().st_size for file in sorted(path.iterdir())},
-        "moved_documents": _moved(found.adapter),
+        "moved_documents": moved,
         "verdict": report.get("verdict"),
         "scores": {key: report[key] for key, _ in _PARTS if report.get(key)} or None,
         "data": report.get("data") or None,
@@ -191,18 +195,8 @@ def _age(saved_at: object) -> float | None:
     return days if days >= 0 else None  # saved by a clock that was ahead of this one
 
 
-def _moved(adapter: Adapter) -> dict[str, Any] | None:
-    nudges = [part for part in _parts(adapter) if isinstance(part, NudgeAdapter)]
-    if not nudges:
-        return None
-    lengths = np.concatenate([np.linalg.norm(part.offsets, axis=1) for part in nudges])
-    moved = lengths[lengths > 0] if lengths.any() else np.zeros(1)
-    drifts = {"mean_drift": float(moved.mean()), "largest_drift": float(moved.max())}
-    return {"documents": int(np.count_nonzero(lengths)), **drifts}
-
-
-def _parts(adapter: Adapter) -> Iterator[Adapter]:
-    yield adapter
-    if isinstance(adapter, CompositeAdapter):
-        for part in adapter.parts().values():
-            yield from _parts(part)
+def nudges_in(adapter: Adapter) -> list[NudgeAdapter]:
+    """Return the nudges of single documents in an adapter, or in its parts."""
+    own = [adapter] if isinstance(adapter, NudgeAdapter) else []
+    parts = adapter.parts().values() if isinstance(adapter, CompositeAdapter) else ()
+    return own + [nudges for part in parts for nudges in nudges_in(part)]

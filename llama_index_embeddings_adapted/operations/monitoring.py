@@ -18,10 +18,11 @@ from ..adapters.prior import DocumentPrior
 from ..adapters.sketch import QuerySketch
 from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import encode
 from ..errors import DatasetError, FolderError, OptionError, quote_some
 from ..evaluation.verdict import Decision, Verdict
 from ..serving.embedding import AdaptedEmbedding
+from .folder import nudges_in
 
 #: The neighbour whose distance says how far a query is from all others.
 NEIGHBOUR = 3
@@ -48,28 +49,27 @@ def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, f
     """
     from scipy.spatial.distance import cdist  # takes a while to import: only who watches pays
 
-    within, across = cdist(reference, reference), cdist(live, reference)
-    nearest = np.sort(within + np.diag(np.full(len(within), np.inf)), axis=1)[:, NEIGHBOUR - 1]
+    everything = np.concatenate([reference, live])
+    distances, count, total = cdist(everything, everything), len(reference), len(everything)
+    within, across = distances[:count, :count], distances[count:, :count]
+    nearest = np.sort(within, axis=1)[:, NEIGHBOUR]  # the first is each query itself
     limit = max(float(np.quantile(nearest, 1 - FAR)), 1e-9)
     novelty = np.sort(across, axis=1)[:, NEIGHBOUR - 1] / limit
-    everything = np.block([[within, across.T], [across, cdist(live, live)]])
-    return (*_energy_test(everything, len(reference), seed), novelty)
+    return (*_energy_test(distances, count, total - count, seed), novelty)
 
 
-def _energy_test(distances: Distances, count: int, seed: int) -> tuple[float, float]:
+def _energy_test(distances: Distances, count: int, rest: int, seed: int) -> tuple[float, float]:
     """Return the energy distance of the first ``count`` rows to the others, and its p-value."""
-    total = len(distances)
     random = np.random.default_rng(seed)
-    labels = np.zeros((total, 1 + PERMUTATIONS))
+    labels = np.zeros((count + rest, 1 + PERMUTATIONS))
     labels[:count, 0] = 1.0
     for column in range(1, labels.shape[1]):
-        labels[random.permutation(total)[:count], column] = 1.0
+        labels[random.permutation(count + rest)[:count], column] = 1.0
     sums = distances @ labels  # to the rows marked, for every row and every split
     row_sums = distances.sum(axis=1)[:, None]
     inside = (labels * sums).sum(axis=0)
     across = (labels * (row_sums - sums)).sum(axis=0)
     outside = distances.sum() - inside - 2 * across
-    rest = total - count
     cross = 2 * across / (count * rest)
     energy = cross - inside / count**2 - outside / rest**2
     p_value = float(np.mean(energy >= energy[0] - 1e-12))
@@ -142,13 +142,8 @@ class DriftReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""
-        return {
-            **asdict(self),
-            "farthest": list(self.farthest),
-            "moved": self.moved,
-            "retrain": self.retrain,
-            "verdict": self.verdict,
-        }
+        found = {**asdict(self), "farthest": list(self.farthest)}
+        return found | {name: getattr(self, name) for name in ("moved", "retrain", "verdict")}
 
     def __str__(self) -> str:
         return (
@@ -203,10 +198,8 @@ def inspect_queries(
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(len(distinct))[:MOST_QUERIES])
     texts = [distinct[row] for row in chosen]
-    with Encoder(
-        model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
-    ) as encoder:
-        vectors = encoder.encode(texts, "query")
+    settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+    vectors = encode(model.base_embed_model, texts, "query", **settings)
     return compare(sketch, vectors, texts, examples=examples, seed=seed)
 
 
@@ -278,16 +271,8 @@ class MoveReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""
-        return {
-            "documents": self.documents,
-            "moved": len(self.distances),
-            "mean": self.mean,
-            "farthest": self.farthest,
-            "distances": dict(self.distances),
-            "new": list(self.new),
-            "deleted": self.deleted,
-            "bound": self.bound,
-        }
+        found = {"moved": len(self.distances), "mean": self.mean, "farthest": self.farthest}
+        return {**asdict(self), "new": list(self.new), **found}
 
     def to_markdown(self, limit: int = 20) -> str:
         """Return a table of the documents that move farthest."""
@@ -334,10 +319,8 @@ def moved_documents(
     is_prior = isinstance(adapter, DocumentPrior)  # its two more dimensions are no distance
     if adapter.input_dim != adapter.output_dim and not is_prior:
         raise OptionError("An adapter that changes the dimension moves documents by no distance.")
-    with Encoder(
-        model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
-    ) as encoder:
-        vectors = encoder.encode(texts, "document")
+    settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+    vectors = encode(model.base_embed_model, texts, "document", **settings)
     if isinstance(adapter, DocumentPrior):
         lengths = np.abs(adapter.shifts(vectors, keys))
     else:
@@ -345,7 +328,7 @@ def moved_documents(
         lengths = np.linalg.norm(after - l2_normalize(vectors), axis=1)
     order = np.argsort(-lengths, kind="stable")
     distances = {ids[row]: float(lengths[row]) for row in order if lengths[row] > _MOVED}
-    nudges = _nudges_in(adapter)
+    nudges = nudges_in(adapter)
     if not nudges:
         return MoveReport(distances, len(ids))
     known = np.unique(np.concatenate([each.keys for each in nudges]))
@@ -367,7 +350,16 @@ def undo_nudges(
     Raises:
         OptionError: The adapter has no nudges.
     """
-    return _changed(adapter, "undo", lambda nudges: _without(nudges, texts, keep))
+
+    def without(nudges: NudgeAdapter) -> Adapter:
+        undone = np.isin(nudges.keys, content_hashes(texts))
+        if keep is not None:
+            undone |= ~np.isin(nudges.keys, content_hashes(keep))
+        if undone.all():  # nothing is left of it but a map that leaves everything as it is
+            return LinearAdapter(np.eye(nudges.input_dim, dtype=np.float32), normalize=False)
+        return nudges.without(nudges.keys[undone])
+
+    return _changed(adapter, "undo", without)
 
 
 def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
@@ -389,30 +381,13 @@ def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
     )
 
 
-def _nudges_in(adapter: Adapter) -> list[NudgeAdapter]:
-    parts = adapter.adapters if isinstance(adapter, StackedAdapter) else ()
-    own = [adapter] if isinstance(adapter, NudgeAdapter) else []
-    return own + [nudges for part in parts for nudges in _nudges_in(part)]
-
-
 def _changed(adapter: Adapter, what: str, change: Callable[[NudgeAdapter], Adapter]) -> Adapter:
-    if not _nudges_in(adapter):
+    if not nudges_in(adapter):
         raise OptionError(f"{type(adapter).__name__} has no nudges to {what}.")
 
     def each(part: Adapter) -> Adapter:
-        if isinstance(part, NudgeAdapter):
-            return change(part)
         if isinstance(part, StackedAdapter):
             return StackedAdapter(*map(each, part.adapters))
-        return part
+        return change(part) if isinstance(part, NudgeAdapter) else part
 
     return each(adapter)
-
-
-def _without(nudges: NudgeAdapter, texts: Sequence[str], keep: Sequence[str] | None) -> Adapter:
-    undone = np.isin(nudges.keys, content_hashes(texts))
-    if keep is not None:
-        undone |= ~np.isin(nudges.keys, content_hashes(keep))
-    if undone.all():  # nothing is left of it but a map that leaves everything as it is
-        return LinearAdapter(np.eye(nudges.input_dim, dtype=np.float32), normalize=False)
-    return nudges.without(nudges.keys[undone])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from numpy.lib import format as npy
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_whole
 from ..serving.embedding import AdaptedEmbedding
-from ..serving.views import nodes_of
+from ..serving.views import nodes_of, texts_of
 from .similarity import examine_written, query_probes
 
 
@@ -73,9 +73,18 @@ def adapt_index(
             holds something else, or it does not find what was written.
         OptionError: An argument of another type or out of range.
     """
-    _check(index, vector_store)
-    source = _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress)
-    with source:
+    if not isinstance(index, VectorStoreIndex):
+        raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
+    if not isinstance(vector_store, BasePydanticVectorStore):
+        raise OptionError(
+            f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
+        )
+    if index.vector_store is vector_store:
+        raise StoreError(
+            "vector_store: expected a new, empty collection beside the old one, got the one of the "
+            "index. The old one keeps serving until the new one is complete."
+        )
+    with _Source(embed_model, batch_size, embed_missing, cache_dir, show_progress) as source:
         all_nodes = nodes_of(index) if nodes is None else list(nodes)
         source.stored = holds_vectors_of(index, embed_model.base_embed_model)
         source.prepare(all_nodes)
@@ -144,12 +153,15 @@ def _write(
     with tqdm(desc="Writing nodes", unit="node", total=whole, disable=source.quiet) as bar:
         for batch in _batches(nodes, source.batch_size):
             if progress.starts(batch):
-                vectors = source.vectors_of(batch)
+                vectors = source.vectors_of(batch).tolist()
                 progress.clear(batch)
-                add(_with(batch, vectors))
+                pairs = zip(batch, vectors, strict=True)
+                add([node.model_copy(update={"embedding": vector}) for node, vector in pairs])
                 progress.save()
             bar.update(len(batch))
-    return progress.finish(keep=whole is not None)
+    if progress.mark is not None and whole is None:
+        progress.mark.unlink(missing_ok=True)
+    return progress.count
 
 
 def adapt_vectors(
@@ -191,7 +203,7 @@ def adapt_vectors(
         dim, rows = embed_model.adapter.output_dim, 0
         _header(stream, rows, dim)
         for batch in _batches(texts, batch_size):
-            stream.write(np.ascontiguousarray(source.vectors(batch), "<f4").tobytes())
+            stream.write(np.ascontiguousarray(source.vectors_of(batch), "<f4").tobytes())
             rows += len(batch)
             bar.update(len(batch))
         if not rows:
@@ -201,11 +213,10 @@ def adapt_vectors(
     return mapped
 
 
-class _Source:
+class _Source(Encoder):
     """Vectors of an adapted model, from the cache of its base model's, or from an old store.
 
-    Attributes:
-        stored: Whether the vectors that nodes bring along are those of the base model.
+    ``stored``: whether the vectors that nodes bring along are those of the base model.
     """
 
     def __init__(
@@ -222,31 +233,15 @@ class _Source:
             )
         check_whole("batch_size", batch_size)
         self.model, self.batch_size, self.quiet = embed_model, batch_size, not show_progress
-        self.folder, self.stored = cache_folder(cache_dir), False
-        self._embed_missing = embed_missing
-        self._encoder = Encoder(
-            embed_model.base_embed_model, cache_dir=cache_dir, show_progress=show_progress
-        )
+        self.folder, self.stored, self._asks = cache_folder(cache_dir), False, embed_missing
+        base = embed_model.base_embed_model
+        super().__init__(base, cache_dir=cache_dir, show_progress=show_progress)
 
-    def __enter__(self) -> _Source:
-        """Return itself; the files of the cache are released at the end."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._encoder.close()
-
-    def vectors_of(self, nodes: Sequence[BaseNode]) -> Vectors:
-        """Return the document vectors of nodes, ``(n, dim)``."""
-        return self.vectors(_texts(nodes), self._brought(nodes))
-
-    def vectors(self, texts: list[str], brought: Sequence[Any] | None = None) -> Vectors:
-        """Return the document vectors of texts, ``(n, dim)``, or raise a :class:`StoreError`.
-
-        ``brought`` are vectors of the base model, or None, for texts that no cache holds.
-        """
-        brought = [None] * len(texts) if brought is None else brought
-        found = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
-        rows, known = self._encoder.known(texts, "document")
+    def vectors_of(self, items: Sequence[Any]) -> Vectors:
+        """Return the document vectors of texts or nodes, ``(n, dim)``, or raise a StoreError."""
+        texts, brought = self._read(items)
+        found = np.zeros((len(texts), self.fingerprint.dim), dtype=np.float32)
+        rows, known = self.known(texts, "document")
         found[rows] = known
         others = np.setdiff1d(np.arange(len(texts)), rows)
         missing = [row for row in others if brought[row] is None]
@@ -254,45 +249,30 @@ class _Source:
             found[row] = brought[row]
         if missing:
             self._allow(len(missing), len(texts))
-            found[missing] = self._encoder.encode([texts[row] for row in missing], "document")
+            found[missing] = self.encode([texts[row] for row in missing], "document")
         return self.model.adapt(found, "document", content_hashes(texts))
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""
-        each = zip(_texts(nodes), self._brought(nodes), strict=True)
-        missing = self._encoder.missing([text for text, own in each if own is None], "document")
+        each = zip(*self._read(nodes), strict=True)
+        missing = self.missing([text for text, own in each if own is None], "document")
         if missing:
             self._allow(len(missing), len(nodes))
-            self._encoder.encode(missing, "document")
+            self.encode(missing, "document")
 
     def _allow(self, missing: int, count: int) -> None:
-        if not self._embed_missing:
+        if not self._asks:
             raise StoreError(
                 f"{missing} of {count} texts have no vector of the base model, neither in the "
                 "cache nor in an old store. Call embed_corpus first, or pass the cache_dir that "
                 "has them or embed_missing=True."
             )
 
-    def _brought(self, nodes: Sequence[BaseNode]) -> list[Any]:
-        return [node.embedding if self.stored else None for node in nodes]
-
-
-def _check(index: object, vector_store: object) -> None:
-    if not isinstance(index, VectorStoreIndex):
-        raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
-    if not isinstance(vector_store, BasePydanticVectorStore):
-        raise OptionError(
-            f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
-        )
-    if index.vector_store is vector_store:
-        raise StoreError(
-            "vector_store: expected a new, empty collection beside the old one, got the one of the "
-            "index. The old one keeps serving until the new one is complete."
-        )
-
-
-def _texts(nodes: Sequence[BaseNode]) -> list[str]:
-    return [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+    def _read(self, items: Sequence[Any]) -> tuple[list[str], list[Any]]:
+        """Return texts, and the vectors of the base model that nodes bring along, or None."""
+        if items and isinstance(items[0], str):
+            return list(items), [None] * len(items)
+        return texts_of(items), [node.embedding if self.stored else None for node in items]
 
 
 class _Progress:
@@ -312,15 +292,15 @@ class _Progress:
         # What document vectors depend on.
         self._store, self._digest = store, hashlib.sha256(b"\0".join(parts)).hexdigest()
         self._batch_size, folder = source.batch_size, source.folder
-        self._count, self._trail = 0, hashlib.sha256()
-        self._mark: Path | None = None
+        self.count, self._trail = 0, hashlib.sha256()
+        self.mark: Path | None = None
         self._before: dict[str, Any] = {}
         name = name_of(store)
         if folder is not None and name is not None:
             place = hashlib.sha256(name.encode()).hexdigest()[:32]
-            self._mark = folder / "rebuilds" / f"{place}.stream.json"
-            if self._mark.is_file():
-                self._before = files.read_json_object(self._mark, error=StoreError)
+            self.mark = folder / "rebuilds" / f"{place}.stream.json"
+            if self.mark.is_file():
+                self._before = files.read_json_object(self.mark, error=StoreError)
         begun = self._before.get("rebuild") == self._digest
         occupied = answers_queries(store, query_probes(source.model)[0])
         if occupied and not begun:
@@ -338,17 +318,17 @@ class _Progress:
         """Count a batch in; return whether to write it. A StoreError if its nodes are others."""
         for node in batch:
             self._trail.update(node.node_id.encode() + b"\0")
-            self._count += 1
-            if self._count == self._written and self._trail.hexdigest() != self._before["trail"]:
+            self.count += 1
+            if self.count == self._written and self._trail.hexdigest() != self._before["trail"]:
                 raise StoreError(
                     f"An earlier call wrote {self._written} other nodes, or in another order or "
                     "batch size. Pass the same ones, or an empty collection of another name."
                 )
-        return self._count > self._written
+        return self.count > self._written
 
     def clear(self, batch: list[BaseNode]) -> None:
         """Delete what an earlier call may have written of a batch after it last said so."""
-        if self._count - len(batch) >= self._certain_from:
+        if self.count - len(batch) >= self._certain_from:
             return
         try:
             delete_nodes(self._store, [node.node_id for node in batch])
@@ -360,29 +340,16 @@ class _Progress:
 
     def save(self) -> None:
         """Say on disk that all nodes so far are in the store."""
-        if self._mark is not None:
-            done = {"written": self._count, "trail": self._trail.hexdigest()}
+        if self.mark is not None:
+            done = {"written": self.count, "trail": self._trail.hexdigest()}
             known = {"rebuild": self._digest, "batch": self._batch_size}
-            files.write_json(self._mark, {**known, **done})
-
-    def finish(self, *, keep: bool) -> int:
-        """Forget the mark, unless it is to be kept; return the number of nodes."""
-        if self._mark is not None and not keep:
-            self._mark.unlink(missing_ok=True)
-        return self._count
+            files.write_json(self.mark, {**known, **done})
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _with(nodes: list[BaseNode], vectors: Vectors) -> list[BaseNode]:
-    copies = [node.model_copy() for node in nodes]
-    for copy, vector in zip(copies, vectors.tolist(), strict=True):
-        copy.embedding = vector
-    return copies
 
 
 def _header(stream: Any, rows: int, dim: int) -> None:

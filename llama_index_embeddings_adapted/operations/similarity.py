@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
 from ..core.arrays import Vectors, content_hashes, l2_normalize
@@ -20,14 +20,13 @@ from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
+from ..serving.views import texts_of
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
-_AGREEMENT = 0.9  # least share of the first 10 that a store has in common with cosine
 _FIRST = 10
 
 Numbers = NDArray[np.float64]
-Ask = Callable[[Vectors], list[NodeWithScore]]
 VectorsOf = Callable[[Sequence[BaseNode]], Vectors]
 
 
@@ -96,41 +95,40 @@ class SimilarityCheck:
         return ScoreShift.of(*np.transpose(self.best_scores))
 
     @property
-    def problems(self) -> list[str]:
-        """What spoils rankings or cut-offs, with what to do about it; empty where all is well."""
-        return list(self._problems())
-
-    @property
     def of_unit_length(self) -> bool:
         """Whether the documents have length 1."""
         return max(abs(self.shortest - 1), abs(self.longest - 1)) <= _UNIT
 
-    def _problems(self) -> Iterator[str]:
+    @property
+    def problems(self) -> list[str]:
+        """What spoils rankings or cut-offs, with what to do about it; empty where all is well."""
+        found: list[str] = []
         ranks = f"the first {_FIRST} agree with cosine in {self.agreement:.0%}"
         if self.similarity == "unknown":
-            yield (
+            found += [
                 f"The scores are not those of this model's document vectors ({ranks}). Was the "
                 "index built with another model, or does the adapter move documents? Rebuild it "
                 "with adapt_index."
-            )
+            ]
         elif self.similarity != "cosine" and not self.of_unit_length:
-            yield (
+            found += [
                 f"Documents have lengths from {self.shortest:.3g} to {self.longest:.3g}, and the "
                 f"store ranks by {self.similarity}, where length counts: {ranks}. Adapters are "
                 "trained and judged by cosine. Rebuild with adapt_index(index, "
                 "model.normalized(), new_store), or use a cosine store."
-            )
+            ]
         if self.similarity not in ("cosine", "unknown") and abs(self.query_length - 1) > _UNIT:
-            yield (
+            found += [
                 f"Queries have length {self.query_length:.3g}, which changes the scores of a store "
                 f"that ranks by {self.similarity}. Use an adapter with normalize=True, or "
                 "model.normalized()."
-            )
+            ]
         if self.ascending:
-            yield (
+            found += [
                 f"Scores are distances ({self.scores}): the best is the smallest. A "
                 "SimilarityPostprocessor or fusion by score would keep the worst."
-            )
+            ]
+        return found
 
     @property
     def note(self) -> str:
@@ -174,11 +172,9 @@ class CalibratedScores(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        shift = ScoreShift(tuple(self.base), tuple(self.adapted))
-        scores = [None if each.score is None else shift.to_base(each.score) for each in nodes]
-        return [
-            NodeWithScore(node=each.node, score=s) for each, s in zip(nodes, scores, strict=True)
-        ]
+        scale = ScoreShift(tuple(self.base), tuple(self.adapted)).to_base
+        pairs = [(each.node, each.score) for each in nodes]
+        return [NodeWithScore(node=n, score=None if s is None else scale(s)) for n, s in pairs]
 
 
 def check_similarity(
@@ -192,10 +188,9 @@ def check_similarity(
 ) -> SimilarityCheck:
     """Find out how an index compares and scores, and whether an adapted model is safe with it.
 
-    Asks the index for its best documents for a few vectors, at two lengths, and compares order and
-    scores with cosine, inner product and Euclidean distance of the documents' own vectors. Works
-    with any store. Asks the base model for the vectors of the documents found, where they are not
-    cached: at most ``6 * sample`` texts.
+    Asks the index, of any store, for its best documents for a few vectors, at two lengths, and
+    compares order and scores with cosine, inner product and Euclidean distance of the documents'
+    own vectors, which are asked for where they are not cached: at most ``6 * sample`` texts.
 
     Args:
         index: Any vector index.
@@ -224,7 +219,7 @@ def check_similarity(
     with Encoder(base_of(embed_model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
 
         def vectors_of(nodes: Sequence[BaseNode]) -> Vectors:
-            texts = [node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+            texts = texts_of(nodes)
             vectors = encoder.encode(texts, "document")
             return adapted(embed_model, vectors, "document", content_hashes(texts))
 
@@ -232,18 +227,12 @@ def check_similarity(
         if not queries or not isinstance(embed_model, Adapting):
             return check
         asked = encoder.encode(list(queries), "query")
-    pairs = zip(
-        _best_scores(index, asked),
-        _best_scores(index, embed_model.adapt(asked, "query")),
-        strict=True,
-    )
-    return replace(check, best_scores=tuple(pairs))
-
-
-def _best_scores(index: VectorStoreIndex, queries: Vectors) -> list[float]:
     retrieve = index.as_retriever(similarity_top_k=1).retrieve
-    found = (retrieve(QueryBundle("", embedding=query.tolist())) for query in queries)
-    return [float(item[0].score or 0.0) for item in found]
+    best = (
+        [retrieve(QueryBundle("", embedding=each))[0].score or 0.0 for each in vectors.tolist()]
+        for vectors in (asked, embed_model.adapt(asked, "query"))
+    )
+    return replace(check, best_scores=tuple(zip(*best, strict=True)))
 
 
 def query_probes(embed_model: BaseEmbedding) -> Vectors:
@@ -262,30 +251,29 @@ def examine(
     if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
         raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
     retriever = index.as_retriever(similarity_top_k=sample)
-    asked = np.concatenate([l2_normalize(queries), 2 * l2_normalize(queries)])
-    answers = [_answer(retriever.retrieve, query, vectors_of) for query in asked]
-    if not all(len(scores) for scores, _ in answers):
-        raise OptionError("index: expected documents in it, found none.")
-    similarity, formula = _formula(asked, answers)
-    lengths = np.concatenate([np.linalg.norm(vectors, axis=1) for _, vectors in answers])
+    answers: list[Answer] = []
+    for query in np.concatenate([l2_normalize(queries), 2 * l2_normalize(queries)]):
+        found = retriever.retrieve(QueryBundle("", embedding=query.tolist()))
+        if not found:
+            raise OptionError("index: expected documents in it, found none.")
+        scores = np.array([item.score or 0.0 for item in found], dtype=np.float64)
+        answers.append((query, scores, vectors_of([item.node for item in found])))
+    lengths = np.concatenate([np.linalg.norm(vectors, axis=1) for _, _, vectors in answers])
     own = np.linalg.norm(queries, axis=1)
+    rising = [np.diff(scores).sum() > 0 for _, scores, _ in answers]
     return SimilarityCheck(
-        similarity,
-        formula,
-        bool(np.mean([np.diff(scores).sum() > 0 for scores, _ in answers]) > 0.5),
-        float(lengths.min()),
-        float(lengths.max()),
-        float(own[np.argmax(np.abs(own - 1))]),
-        float(
-            np.mean(
-                [_agreement(q, vectors) for q, (_, vectors) in zip(asked, answers, strict=True)]
-            )
-        ),
-        max(len(scores) for scores, _ in answers),
+        *_formula(answers),
+        ascending=bool(np.mean(rising) > 0.5),
+        shortest=float(lengths.min()),
+        longest=float(lengths.max()),
+        query_length=float(own[np.argmax(np.abs(own - 1))]),
+        agreement=float(np.mean([_agreement(query, found) for query, _, found in answers])),
+        documents=max(len(scores) for _, scores, _ in answers),
     )
 
 
-Answer = tuple[Numbers, Vectors]
+#: A query; scores ``(k,)`` and vectors ``(k, dim)`` of what is found, in the store's order.
+Answer = tuple[Vectors, Numbers, Vectors]
 
 
 def examine_written(
@@ -315,15 +303,6 @@ def examine_written(
     return check
 
 
-def _answer(
-    retrieve: Callable[[QueryBundle], list[NodeWithScore]], query: Vectors, vectors_of: VectorsOf
-) -> Answer:
-    """Return scores ``(k,)`` and vectors ``(k, dim)`` of what is found, in the store's order."""
-    found = retrieve(QueryBundle("", embedding=query.tolist()))
-    scores = np.array([item.score or 0.0 for item in found], dtype=np.float64)
-    return scores, vectors_of([item.node for item in found])
-
-
 def _agreement(query: Vectors, vectors: Vectors) -> float:
     """Return the share of the first 10, as the store ranks, that are the first 10 by cosine.
 
@@ -334,16 +313,15 @@ def _agreement(query: Vectors, vectors: Vectors) -> float:
     return float(np.mean(cosine[:_FIRST] >= floor - 1e-3))
 
 
-def _formula(queries: Vectors, answers: Sequence[Answer]) -> tuple[str, str]:
+def _formula(answers: Sequence[Answer]) -> tuple[str, str]:
     """Return which similarity and which formula give the scores, for queries of two lengths."""
-    pairs = list(zip(queries, answers, strict=True))
-    scores = np.concatenate([found for found, _ in answers])
+    scores = np.concatenate([found for _, found, _ in answers])
     scale = max(float(np.abs(scores).max()), 1e-12)
     errors: dict[tuple[str, str], float] = {}
-    for name, similarity in _SIMILARITIES.items():
-        values = np.concatenate([similarity(query, vectors) for query, (_, vectors) in pairs])
+    for name, (similarity, formulas) in _SIMILARITIES.items():
+        values = np.concatenate([similarity(query, vectors) for query, _, vectors in answers])
         with np.errstate(over="ignore"):
-            for formula, scored in _FORMULAS[name].items():
+            for formula, scored in formulas.items():
                 errors[name, formula] = float(np.abs(scored(values) - scores).max()) / scale
     best = min(errors, key=lambda key: errors[key])
     return best if errors[best] <= _NEAR else ("unknown", "of no known formula")
@@ -353,31 +331,28 @@ def _dot(query: Vectors, vectors: Vectors) -> Numbers:
     return np.asarray(vectors.astype(np.float64) @ query)
 
 
-_SIMILARITIES: dict[str, Callable[[Vectors, Vectors], Numbers]] = {
-    "cosine": lambda query, vectors: _dot(l2_normalize(query), l2_normalize(vectors)),
-    "inner product": _dot,
-    "Euclidean distance": lambda query, vectors: np.linalg.norm(
-        vectors.astype(np.float64) - query, axis=1
-    ),
-}
 _OF_SIMILARITY: dict[str, Callable[[Numbers], Numbers]] = {
     "s": lambda s: s,
     "1 - s": lambda s: 1 - s,
     "(1 + s) / 2": lambda s: (1 + s) / 2,
     "exp(s - 1)": lambda s: np.exp(s - 1),
 }
-_FORMULAS: dict[str, dict[str, Callable[[Numbers], Numbers]]] = {
-    "cosine": _OF_SIMILARITY,
-    "inner product": _OF_SIMILARITY,
-    "Euclidean distance": {
-        "d": lambda d: d,
-        "d²": lambda d: d**2,
-        "-d": lambda d: -d,
-        "1 - d": lambda d: 1 - d,
-        "1 - d²": lambda d: 1 - d**2,
-        "1 / (1 + d)": lambda d: 1 / (1 + d),
-        "1 / (1 + d²)": lambda d: 1 / (1 + d**2),
-        "exp(-d)": lambda d: np.exp(-d),
-        "exp(-d²)": lambda d: np.exp(-(d**2)),
-    },
+_OF_DISTANCE: dict[str, Callable[[Numbers], Numbers]] = {
+    "d": lambda d: d,
+    "d²": lambda d: d**2,
+    "-d": lambda d: -d,
+    "1 - d": lambda d: 1 - d,
+    "1 - d²": lambda d: 1 - d**2,
+    "1 / (1 + d)": lambda d: 1 / (1 + d),
+    "1 / (1 + d²)": lambda d: 1 / (1 + d**2),
+    "exp(-d)": lambda d: np.exp(-d),
+    "exp(-d²)": lambda d: np.exp(-(d**2)),
+}
+_SIMILARITIES: dict[str, tuple[Callable[[Vectors, Vectors], Numbers], Any]] = {
+    "cosine": (lambda q, v: _dot(l2_normalize(q), l2_normalize(v)), _OF_SIMILARITY),
+    "inner product": (_dot, _OF_SIMILARITY),
+    "Euclidean distance": (
+        lambda q, v: np.linalg.norm(v.astype(np.float64) - q, axis=1),
+        _OF_DISTANCE,
+    ),
 }

@@ -21,7 +21,7 @@ from ..adapters.maps import LinearAdapter
 from ..core.arrays import Vectors, l2_normalize, top_k
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import Encoder, encode
 from ..errors import DatasetError, OptionError
 from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
@@ -156,10 +156,9 @@ def upgrade_adapter(
     """
     distinct = _checked(texts, method, holdout)
     old_base, after = _old(old_model)
-    theirs, ours = (
-        _embedded(model, distinct, cache_dir=cache_dir, show_progress=show_progress)
-        for model in (new_model, old_base)
-    )
+    settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+    models = (new_model, old_base)
+    theirs, ours = (l2_normalize(encode(each, distinct, "document", **settings)) for each in models)
     names = [name for name in FITS if method == "auto" or name.startswith(method)]
     best, scores = _judged(names, theirs, ours, holdout, seed)
     found = FITS[best](theirs, ours)
@@ -182,7 +181,10 @@ def _judged(
     best = max(tried, key=lambda name: tried[name])
     mapped = fits[best].apply(theirs[scoring])
     agreement, chance = _agreement(mapped, ours, scoring)
-    if agreement <= chance + 2 * _deviation(len(ours) - 1) / len(scoring) ** 0.5:
+    others = len(ours) - 1  # of one text's agreement by chance, the variance (hypergeometric)
+    share, picked = _NEIGHBOURS / others, 1 - (_NEIGHBOURS - 1) / (others - 1)
+    variance = share * (1 - share) * picked / _NEIGHBOURS
+    if agreement <= chance + 2 * (variance / len(scoring)) ** 0.5:
         warnings.warn(
             f"The upgrade finds {agreement:.0%} of the old model's nearest texts, no better "
             f"than chance ({chance:.0%}) among {len(ours)} texts. Give more, a few times the "
@@ -191,14 +193,6 @@ def _judged(
         )
     cosine = float(np.sum(mapped * ours[scoring], axis=1).mean())
     return best, {"agreement": agreement, "cosine": cosine, "tried": tried, "chance": chance}
-
-
-def _deviation(others: int) -> float:
-    """Return the standard deviation of one text's agreement by chance (hypergeometric)."""
-    share = _NEIGHBOURS / others
-    return float(
-        (share * (1 - share) * (1 - (_NEIGHBOURS - 1) / (others - 1)) / _NEIGHBOURS) ** 0.5
-    )
 
 
 def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
@@ -225,12 +219,6 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
             "them. Pass its base model, and the index of that."
         )
     return model.base_embed_model, model.adapter if model.transform_query else None
-
-
-def _embedded(model: BaseEmbedding, texts: list[str], **settings: Any) -> Vectors:
-    """Return unit rows."""
-    with Encoder(model, **settings) as encoder:
-        return l2_normalize(encoder.encode(texts, "document"))
 
 
 def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
@@ -285,12 +273,11 @@ class UpgradeScores:
         return "\n".join([*lines, f"kept of a re-embedding: {self.kept():.1%}"])
 
     def _named(self) -> dict[str, RetrievalScores]:
-        names = (
-            "old model, old index",
-            "new model through the adapter, old index",
-            "new model, everything re-embedded",
-        )
-        return dict(zip(names, (self.old, self.upgraded, self.reembedded), strict=True))
+        return {
+            "old model, old index": self.old,
+            "new model through the adapter, old index": self.upgraded,
+            "new model, everything re-embedded": self.reembedded,
+        }
 
 
 def evaluate_upgrade(

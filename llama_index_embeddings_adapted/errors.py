@@ -161,6 +161,13 @@ def integration(module: str, name: str) -> Any:
         raise MissingExtraError(f"{name} is not installed. pip install {package}") from error
 
 
+def check_kind(name: str, value: object, kind: Any, expected: str, hint: str = "") -> None:
+    """Refuse, by an :class:`OptionError`, what is not of a class, or of one of several."""
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        raise OptionError(f"{name}: expected {expected}, got {got}.{hint and f' {hint}'}")
+
+
 def check_whole(name: str, value: object) -> None:
     """Refuse, by an :class:`OptionError`, what is not a whole number ``>= 1``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -32,6 +32,7 @@ from ..errors import (
     EncodeError,
     OptionError,
     ShapeError,
+    check_kind,
     is_passing,
     status_of,
     truncate,
@@ -150,12 +151,9 @@ def check_base(model: object, name: str) -> BaseEmbedding:
             raise
         reason = " ".join(truncate(str(cause), 200).split())
         raise OptionError(f"{name}: {model!r} names no model here ({reason}).") from cause
-    if not isinstance(model, BaseEmbedding):
-        raise OptionError(
-            f"{name}: expected a LlamaIndex embedding model, or a string that names one such as "
-            f'"minilm", got {type(model).__name__}.'
-        )
-    return model
+    kind = 'a LlamaIndex embedding model, or a string that names one such as "minilm"'
+    check_kind(name, model, BaseEmbedding, kind)
+    return cast(BaseEmbedding, model)
 
 
 @runtime_checkable

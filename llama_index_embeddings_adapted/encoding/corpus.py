@@ -167,11 +167,9 @@ def embed_corpus(
         role: ``"document"`` or ``"query"``.
         executor: ``"local"`` or ``"ray"``.
         actors: Ray actors, ``>= 1``.
-        batch_size: Texts per call to the model; its ``embed_batch_size`` by default.
         window: Texts in memory at a time.
         on_failure: ``"raise"`` raises after all texts are tried, ``"continue"`` reports them.
-        cache_dir: Folder of the vector cache; ``None`` is LlamaIndex's cache folder.
-        show_progress: Show a bar.
+        batch_size, cache_dir, show_progress: See :class:`Encoder`.
         ray_options: Of an actor, such as ``{"num_gpus": 1}``; see ``ray.data``'s ``map_batches``.
 
     Raises:
@@ -179,13 +177,7 @@ def embed_corpus(
         EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
-    _check(role, executor, actors, window, on_failure)
-    if isinstance(texts, str):
-        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
-    if cache_dir is False:
-        raise OptionError(
-            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
-        )
+    _check(texts, role, executor, actors, window, on_failure, cache_dir)
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
@@ -210,7 +202,21 @@ def embed_corpus(
     return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
 
 
-def _check(role: str, executor: str, actors: int, window: int, on_failure: str) -> None:
+def _check(
+    texts: object,
+    role: str,
+    executor: str,
+    actors: int,
+    window: int,
+    on_failure: str,
+    cache_dir: CacheDir,
+) -> None:
+    if isinstance(texts, str):
+        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
+    if cache_dir is False:
+        raise OptionError(
+            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
+        )
     for name, value, known in (
         ("role", role, ("document", "query")),
         ("executor", executor, EXECUTORS),

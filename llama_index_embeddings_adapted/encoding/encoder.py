@@ -32,6 +32,7 @@ MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest
 #: Texts between two looks at whether the model is still the same; fewer are not worth one at all.
 _MOST_UNCHECKED, LEAST_CHECKED = 256, 64
 _LOOKED_UP = 65_536  # texts at a time
+UNTRIED = "not tried after other failures"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +127,13 @@ class Encoder:
         refused = self._ask(texts, np.array(missing, dtype=np.int64), role, vectors)
         self._check_model(role, after=LEAST_CHECKED)
         if refused:
-            text, reason = next(iter(refused.items()))
+            bad, why = tuple(texts[row] for row in refused), next(iter(refused.values()))
             raise EncodeError(
-                f"{self._name} refuses {len(refused)} of {len(distinct)} texts (first: of "
-                f"{len(text):,} characters; it says: {reason}). The vectors of the others are "
-                "kept. Shorten these texts or leave them out: dataset.without(ids).",
-                text=text,
-                texts=tuple(refused),
+                f"{self._name} refuses {len(bad)} of {len(distinct)} texts (first: of "
+                f"{len(bad[0]):,} characters; it says: {why}). The vectors of the "
+                "others are kept. Shorten these texts or leave them out: dataset.without(ids).",
+                text=bad[0],
+                texts=bad,
             )
         repeated = np.flatnonzero(origin != np.arange(len(texts)))
         vectors[repeated] = vectors[origin[repeated]]
@@ -160,24 +161,13 @@ class Encoder:
         Raises:
             EncodeError: The model is no longer the same, so none of these vectors should be kept.
         """
-        found: dict[int, Vectors] = {}
-        failures: dict[int, str] = {}
-        in_a_row = 0
-        for low, good, fault in self._answers(texts, role, tolerant=True):
-            found.update(enumerate(good, low))
-            in_a_row = 0 if good else in_a_row
-            if fault is not None:
-                failures[low + len(good)] = _reason(fault)
-                in_a_row += 1
-            if in_a_row >= MOST_FAILURES:
-                break
-        rows = np.array(sorted(found), dtype=np.int64)
-        if len(rows) >= LEAST_CHECKED and in_a_row < MOST_FAILURES and not self._unchanged(role):
-            raise self._changed(len(rows))
-        vectors = np.array([found[row] for row in rows], dtype=np.float32)
-        untried = set(range(len(texts))) - set(found) - set(failures)
-        failures.update(dict.fromkeys(sorted(untried), "not tried after other failures"))
-        return PartialResult(rows, vectors.reshape(-1, self.fingerprint.dim), failures)
+        everything = np.arange(len(texts))
+        vectors = np.empty((len(texts), self.fingerprint.dim), dtype=np.float32)
+        failures = self._ask(texts, everything, role, vectors, tolerant=True)
+        rows = np.delete(everything, list(failures))
+        if UNTRIED not in failures.values():
+            self._check_model(role, after=LEAST_CHECKED)
+        return PartialResult(rows, vectors[rows], failures)
 
     def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
         """Put vectors of this base model into the cache, whoever computed them."""
@@ -214,67 +204,76 @@ class Encoder:
         self.close()
 
     def _ask(
-        self, texts: Sequence[str], missing: Rows, role: Role, vectors: Vectors
-    ) -> dict[str, str]:
-        """Fill in the rows that are missing; return the texts that are refused, and why."""
+        self,
+        texts: Sequence[str],
+        missing: Rows,
+        role: Role,
+        vectors: Vectors,
+        *,
+        tolerant: bool = False,
+    ) -> dict[int, str]:
+        """Fill in the rows that are missing; return those that are refused, and why."""
         size, in_a_row = self._calls.batch_size, 0
-        refused: dict[str, str] = {}
+        refused: dict[int, str] = {}
         with tqdm(
             total=len(missing),
             desc=f"Embedding {'queries' if role == 'query' else 'documents'}",
             unit="text",
-            disable=not self._show_progress or not len(missing),
+            disable=tolerant or not self._show_progress or not len(missing),
         ) as bar:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
                 batch = [texts[row] for row in rows]
-                for low, good, fault in self._answers(batch, role):
+                for low, good, fault in self._answers(batch, role, tolerant):
                     high = low + len(good)
                     if good:
                         vectors[rows[low:high]] = good
                         self._unchecked[role] += batch[low:high]
                         in_a_row = 0
                     if fault is not None:
-                        refused[batch[high]] = _reason(fault)
+                        why = without_keys(f"{type(fault).__name__}: {fault}")
+                        refused[int(rows[high])] = truncate(why, 300)
                         in_a_row += 1
-                        if in_a_row >= MOST_FAILURES:  # it is the model that is at fault
+                    if in_a_row >= MOST_FAILURES:  # it is the model that is at fault
+                        if fault is not None and not tolerant:
                             raise fault
+                        rest = [*rows[high + 1 :], *missing[start + size :]]
+                        return refused | dict.fromkeys(map(int, rest), UNTRIED)
                 bar.update(len(rows))
-                self._check_model(role, after=_MOST_UNCHECKED)
+                if not tolerant:
+                    self._check_model(role, after=_MOST_UNCHECKED)
         return refused
 
     def _answers(
-        self, texts: Sequence[str], role: Role, *, tolerant: bool = False
+        self, texts: list[str], role: Role, tolerant: bool
     ) -> Iterator[tuple[int, list[Vectors], Exception | None]]:
         """Yield a row, the vectors from there on, and the error of the text after them, if any.
 
         A batch that fails is halved until the text stands alone. Unless tolerant, answers are kept
         as they come, and an error that other texts would meet, too, is raised.
         """
-        size = self._calls.batch_size
-        for start in range(0, len(texts), size):
-            waiting = [(start, min(start + size, len(texts)))]
-            while waiting:
-                low, high = waiting.pop()
-                good: list[Vectors] = []
-                fault: Exception | None = None
-                try:
-                    for answer in self._calls.embed(role, texts[low:high]):
-                        good.append(self._checked(answer, texts[low + len(good)]))
-                except Exception as cause:  # models raise what they like
-                    at = low + len(good)  # which is refused, if it is known which
-                    alone = high - low == 1 or (bool(good) and not tolerant)
-                    general = isinstance(cause, EncodeError) or is_fatal(cause)
-                    if not tolerant and (general or (alone and is_passing(cause))):
-                        raise
-                    middle = at + 1 if good or alone else (low + high) // 2
-                    waiting += [(middle, high)] if middle < high else []
-                    waiting += [] if alone else [(at, middle)]
-                    fault = cause if alone else None
-                finally:
-                    if good and not tolerant:
-                        self._cache.put(role, texts[low : low + len(good)], np.stack(good))
-                yield low, good, fault
+        waiting = [(0, len(texts))]
+        while waiting:
+            low, high = waiting.pop()
+            good: list[Vectors] = []
+            fault: Exception | None = None
+            try:
+                for answer in self._calls.embed(role, texts[low:high]):
+                    good.append(self._checked(answer, texts[low + len(good)]))
+            except Exception as cause:  # models raise what they like
+                at = low + len(good)  # which is refused, if it is known which
+                alone = high - low == 1 or (bool(good) and not tolerant)
+                general = isinstance(cause, EncodeError) or is_fatal(cause)
+                if not tolerant and (general or (alone and is_passing(cause))):
+                    raise
+                middle = at + 1 if good or alone else (low + high) // 2
+                waiting += [(middle, high)] if middle < high else []
+                waiting += [] if alone else [(at, middle)]
+                fault = cause if alone else None
+            finally:
+                if good and not tolerant:
+                    self._cache.put(role, texts[low : low + len(good)], np.stack(good))
+            yield low, good, fault
 
     def _checked(self, answer: Any, text: str) -> Vectors:
         """Return an answer as a vector, ``(dim,)``, or raise an EncodeError."""
@@ -291,24 +290,12 @@ class Encoder:
             raise EncodeError(f"{self._name} gave a vector {wrong}.", text=text)
         return vector
 
-    def _unchanged(self, role: Role) -> bool:
-        return is_unchanged(self._model, self._calls, role, self.fingerprint)
-
-    def _changed(self, count: int) -> EncodeError:
-        return EncodeError(
-            f"The model behind the name {self._name} has changed: a probe text has another vector "
-            f"now than before. The vectors of the last {count} texts are not kept. Find out what "
-            "answers under this name, and run again; where it is one model that is not bit-stable, "
-            "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
-            text=PROBE_TEXTS[0],
-        )
-
     def _check_model(self, role: Role, *, after: int) -> None:
         """Drop what the model gave since it was last known to be the same, if it is another now."""
         unchecked, count = self._unchecked, sum(map(len, self._unchecked.values()))
         if count < after:
             return
-        same = self._unchanged(role)
+        same = is_unchanged(self._model, self._calls, role, self.fingerprint)
         order = role in self._in_order or keeps_order(self._calls, role, self.fingerprint)
         self._in_order.add(role)
         self._unchecked = defaultdict(list)
@@ -322,11 +309,13 @@ class Encoder:
                 f"last {count} are not kept. Ask it for one text at a time: batch_size=1.",
                 text=PROBE_TEXTS[0],
             )
-        raise self._changed(count)
-
-
-def _reason(fault: Exception) -> str:
-    return truncate(without_keys(f"{type(fault).__name__}: {fault}"), 300)
+        raise EncodeError(
+            f"The model behind the name {self._name} has changed: a probe text has another vector "
+            f"now than before. The vectors of the last {count} texts are not kept. Find out what "
+            "answers under this name, and run again; where it is one model that is not bit-stable, "
+            "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
+            text=PROBE_TEXTS[0],
+        )
 
 
 def encode(model: BaseEmbedding, texts: Sequence[str], role: Role, **settings: Any) -> Vectors:

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import SecretStr
 
 from ..core.files import llama_cache
 from ..errors import FolderError, quote_some
@@ -62,12 +61,12 @@ def looks_secret(text: str) -> bool:
     return _SECRET_VALUE.search(text) is not None
 
 
-def names_address(name: str, value: object) -> bool:
+def _leads_elsewhere(name: str, value: object) -> bool:
     """Return whether a setting holds, or is by its name, an address other than this machine's."""
     if isinstance(value, dict):
-        return any(names_address(str(key), item) for key, item in value.items())
+        return any(_leads_elsewhere(str(key), item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return any(names_address(name, item) for item in value)
+        return any(_leads_elsewhere(name, item) for item in value)
     if not isinstance(value, str) or not value or re.search(r"\s", value):
         return False
     if "://" not in value and _ADDRESS_NAME.search(name) is None:
@@ -118,13 +117,11 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
     for name, value in model.to_dict().items():
         if name in _NEVER or value is None:
             continue
-        clean = _without_secrets(value)
-        if names_secret(name) or clean is _OMIT:
-            omitted.append(name)
-            continue
-        settings[name] = portable(clean) if name == "model_name" else clean
-        if clean != value and not isinstance(value, tuple):  # a part of it is missing
-            omitted.append(name)
+        clean = _OMIT if names_secret(name) else _without_secrets(value)
+        if clean is not _OMIT:
+            settings[name] = portable(clean) if name == "model_name" else clean
+        if clean is _OMIT or (clean != value and not isinstance(value, tuple)):
+            omitted.append(name)  # or a part of it
     cls = type(model)
     settings.update(_kept_aside(model))
     return {
@@ -191,8 +188,8 @@ def _kept_aside(model: BaseEmbedding) -> dict[str, Any]:
 def unrecorded(model: BaseEmbedding, settings: Collection[str]) -> list[str]:
     """Return the arguments of a model's constructor that no folder can say.
 
-    Those are arguments that have to be given and are no field of the class, and those kept in a
-    private attribute that is no plain value.
+    Those have to be given and are no field of the class, or are kept in a private attribute that is
+    no plain value.
     """
     missing = []
     for name, parameter in signature(type(model).__init__).parameters.items():
@@ -226,7 +223,12 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     cls = _find_class(str(description.get("class_name")), str(description.get("import_path")))
     saved = description.get("settings")
     saved = saved if isinstance(saved, dict) else {}
-    _refuse_code(saved)
+    asking = [name for name, value in saved.items() if _asks_for_code(name, value)]
+    if asking:
+        raise FolderError(
+            f"The base model's settings ask for code to be loaded ({quote_some(asking)}). Build it "
+            "yourself if you trust that code, and pass base_embed_model=…."
+        )
     omitted = [str(name) for name in description.get("omitted") or [] if name not in secrets]
     hint = f" It was saved without {', '.join(omitted)}: pass it again." if omitted else ""
     _refuse_addresses(cls, saved, secrets, hint=hint)
@@ -248,16 +250,6 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     return model
 
 
-def _refuse_code(settings: dict[str, Any]) -> None:
-    """Refuse settings that have the class load code which comes with a model."""
-    asking = [name for name, value in settings.items() if _asks_for_code(name, value)]
-    if asking:
-        raise FolderError(
-            f"The base model's settings ask for code to be loaded ({quote_some(asking)}). Build it "
-            "yourself if you trust that code, and pass base_embed_model=…."
-        )
-
-
 def _asks_for_code(name: str, value: Any) -> bool:
     if name == "trust_remote_code" and value:
         return True
@@ -270,11 +262,8 @@ def _refuse_addresses(
     cls: type[BaseEmbedding], settings: dict[str, Any], confirmed: dict[str, Any], *, hint: str
 ) -> None:
     """Refuse addresses elsewhere, unless the class would ask them without being told."""
-    named = {
-        name: value
-        for name, value in settings.items()
-        if name not in ("model_name", *confirmed) and names_address(name, value)
-    }
+    known = ("model_name", *confirmed)
+    named = {n: v for n, v in settings.items() if n not in known and _leads_elsewhere(n, v)}
     if not named:
         return
     left_out = (*named, *_SET_AFTERWARDS)
@@ -319,24 +308,17 @@ def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:
     return cls
 
 
-_OMIT = object()  # marks a value that must not be written
+_OMIT: Any = object()  # marks a value that must not be written
 
 
 def _without_secrets(value: Any) -> Any:
     """Return ``value`` as JSON knows it and without secrets, or ``_OMIT``."""
-    if isinstance(value, SecretStr) or not isinstance(
-        value, (str, int, float, bool, dict, list, tuple, type(None))
-    ):
-        return _OMIT
     if isinstance(value, str):
         return _OMIT if looks_secret(value) else without_url_secrets(value)
     if isinstance(value, dict):
-        kept = {
-            str(key): _without_secrets(item)
-            for key, item in value.items()
-            if not names_secret(str(key))
-        }
+        public = {str(key): item for key, item in value.items() if not names_secret(str(key))}
+        kept = {key: _without_secrets(item) for key, item in public.items()}
         return {key: item for key, item in kept.items() if item is not _OMIT}
     if isinstance(value, (list, tuple)):
         return [item for item in map(_without_secrets, value) if item is not _OMIT]
-    return value
+    return value if isinstance(value, (int, float, bool, type(None))) else _OMIT

@@ -24,12 +24,16 @@ from ..evaluation.verdict import Decision, Verdict
 from ..serving.embedding import AdaptedEmbedding
 from .folder import nudges_in
 
-#: The neighbour whose distance says how far a query is from all others.
-NEIGHBOUR = 3
-
-#: Share of training queries that count as far from the others, by definition.
-FAR = 0.05
+NEIGHBOUR = 3  # whose distance says how far a query is from all others
+FAR = 0.05  # share of training queries that count as far from the others, by definition
 PERMUTATIONS = 999
+FEWEST_QUERIES = 30  # fewer live ones say nothing
+MOST_QUERIES = 2_000  # of more live ones, a sample is compared
+
+#: Retrain where the share of far queries is surely above this, or the distance above that.
+FAR_LIMIT, DISTANCE_LIMIT = 2 * FAR, 0.03
+_ALPHA = 0.01
+_MOVED = 1e-4  # distance below which a unit vector has only been rounded
 
 Distances = NDArray[np.float64]
 
@@ -76,17 +80,6 @@ def _energy_test(distances: Distances, count: int, rest: int, seed: int) -> tupl
     return float(np.clip(energy[0] / max(cross[0], 1e-12), 0.0, 1.0)), p_value
 
 
-#: Fewer live queries say nothing.
-FEWEST_QUERIES = 30
-
-#: Most live queries that are compared; of more, a sample is.
-MOST_QUERIES = 2_000
-
-#: Retrain where the share of far queries is surely above this, or the distance above that.
-FAR_LIMIT, DISTANCE_LIMIT = 2 * FAR, 0.03
-_ALPHA = 0.01
-
-
 @dataclass(frozen=True)
 class DriftReport:
     """Live queries against those an adapter was trained on.
@@ -128,17 +121,16 @@ class DriftReport:
     def verdict(self) -> Verdict:
         """What the numbers say."""
         moved = f"(distance {self.distance:.3f}, p = {self.p_value:.3f})"
+        decision, why = Decision.KEEP, "the queries look like those of training"
+        if self.moved:
+            decision, why = Decision.WATCH, f"the queries have moved a little {moved}"
+        if self.retrain:
+            decision, why = Decision.RETRAIN, f"the queries have another distribution {moved}"
+            why += ", though few are far from all training queries"
         if self.far_low > FAR_LIMIT:
             why = f"{self.far_share:.0%} of the queries are far from any training query, {FAR:.0%} "
-            return Verdict(
-                Decision.RETRAIN, f"{why}would be usual; judge and add some of them first"
-            )
-        if self.retrain:
-            why = f"the queries have another distribution {moved}, though few are far from all"
-            return Verdict(Decision.RETRAIN, f"{why} training queries")
-        if self.moved:
-            return Verdict(Decision.WATCH, f"the queries have moved a little {moved}")
-        return Verdict(Decision.KEEP, "the queries look like those of training")
+            why += "would be usual; judge and add some of them first"
+        return Verdict(decision, why)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON knows it."""
@@ -165,8 +157,8 @@ def inspect_queries(
 ) -> DriftReport:
     """Compare live queries with those an adapter was trained on, and say when to retrain.
 
-    Embeds the queries with the base model; those that are cached are not embedded again. Needs the
-    sketch of training queries that ``finetune()`` saves in the folder.
+    Embeds the queries with the base model. Needs the sketch of training queries that
+    ``finetune()`` saves in the folder.
 
     Args:
         model: A model in service, or the folder of one.
@@ -213,8 +205,7 @@ def compare(
 ) -> DriftReport:
     """Compare ``(n, dim)`` vectors of live queries with a sketch; ``texts`` are for the examples.
 
-    Raises:
-        DatasetError: The sketch is of fewer than 5 queries.
+    A DatasetError where the sketch is of fewer than 5 queries.
     """
     from scipy import stats
 
@@ -234,8 +225,6 @@ def compare(
 
 
 # --- documents that move ----------------------------------------------------------------------
-
-_MOVED = 1e-4  # distance below which a unit vector has only been rounded
 
 
 @dataclass(frozen=True)
@@ -304,9 +293,8 @@ def moved_documents(
     """Report which documents a model moves, and how far.
 
     Args:
-        model: With an adapter that moves documents, or one that does not. Of a
-            :class:`DocumentPrior` the changes of scores are reported.
-        corpus: Document id → text, as it is embedded. Texts that are cached are not embedded again.
+        model: Any; of a :class:`DocumentPrior` the changes of scores are reported.
+        corpus: Document id → text, as it is embedded.
         cache_dir, show_progress: See :class:`Encoder`.
 
     Raises:
@@ -365,19 +353,13 @@ def undo_nudges(
 def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
     """Return an adapter whose nudges are at most so long; shorter ones stay as they are.
 
-    Args:
-        adapter: Nudges, or a stack with nudges in it.
-        max_drift: Longest offset, in units of the documents' length 1, ``>= 0``.
-
-    Raises:
-        OptionError: The adapter has no nudges, or ``max_drift`` is negative.
+    ``max_drift`` is the longest offset, in units of the documents' length 1, ``>= 0``. An
+    OptionError if it is negative, or if neither the adapter nor a part of it has nudges.
     """
     if not max_drift >= 0:
         raise OptionError(f"max_drift: expected a number >= 0, got {max_drift!r}.")
     return _changed(
-        adapter,
-        "bound",
-        lambda nudges: NudgeAdapter.of(nudges.keys, nudges.offsets, max_drift=max_drift),
+        adapter, "bound", lambda each: NudgeAdapter.of(each.keys, each.offsets, max_drift=max_drift)
     )
 
 

@@ -21,12 +21,11 @@ from tqdm import tqdm
 
 from ..core import files
 from ..core.arrays import Vectors, content_hashes
-from ..core.files import to_bytes
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
-from ..errors import OptionError, StoreError, check_whole
+from ..errors import OptionError, StoreError, check_kind, check_whole
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.views import nodes_of, texts_of
 from .similarity import examine_written, query_probes
@@ -65,20 +64,13 @@ def adapt_index(
             :class:`SimilarityCheck` problems.
         cache_dir, show_progress: See :class:`Encoder`.
 
-    Returns:
-        The index over the new store, with ``embed_model``.
-
     Raises:
         StoreError: Vectors are missing, the nodes cannot be listed, the new store is the old one or
             holds something else, or it does not find what was written.
         OptionError: An argument of another type or out of range.
     """
-    if not isinstance(index, VectorStoreIndex):
-        raise OptionError(f"index: expected a VectorStoreIndex, got {type(index).__name__}.")
-    if not isinstance(vector_store, BasePydanticVectorStore):
-        raise OptionError(
-            f"vector_store: expected a LlamaIndex vector store, got {type(vector_store).__name__}."
-        )
+    check_kind("index", index, VectorStoreIndex, "a VectorStoreIndex")
+    check_kind("vector_store", vector_store, BasePydanticVectorStore, "a LlamaIndex vector store")
     if index.vector_store is vector_store:
         raise StoreError(
             "vector_store: expected a new, empty collection beside the old one, got the one of the "
@@ -109,24 +101,16 @@ def adapt_nodes(
     cache_dir: CacheDir = None,
     show_progress: bool = True,
 ) -> int:
-    """Write nodes with their vectors to a store, from a stream of any length.
+    """Write nodes with their vectors to a store, from a stream of any length; return their number.
 
-    What :func:`adapt_index` does, without an old index. Vectors of the base model come from the
-    cache, the adapter maps them, and one batch is in memory at a time; what the store keeps there
-    is the store's own affair. After an error or a kill the same call with the same nodes goes on
-    after the last batch, where the store has a name and can delete nodes; the batch that was under
-    way is written anew.
+    What :func:`adapt_index` does, without an old index; one batch is in memory at a time. After an
+    error or a kill the same call with the same nodes goes on after the last batch, where the store
+    has a name and can delete nodes; the batch that was under way is written anew.
 
     Args:
         nodes: In any order, the same at each call; a generator will do.
-        embed_model: What is to serve the store.
-        vector_store: Empty, or left half full by an earlier call.
-        embed_missing: Ask the base model for vectors that the cache does not hold.
-        batch_size: Nodes per write.
+        embed_model, vector_store, embed_missing, batch_size: See :func:`adapt_index`.
         cache_dir, show_progress: See :class:`Encoder`.
-
-    Returns:
-        How many nodes there were, those of earlier calls included.
 
     Raises:
         StoreError: Vectors are missing, or an earlier call wrote other nodes; what was written
@@ -181,9 +165,8 @@ def adapt_vectors(
 
     Args:
         texts: Any number; a generator will do.
-        embed_model: What is to serve the vectors.
+        embed_model, embed_missing: See :func:`adapt_index`.
         path: The file.
-        embed_missing: Ask the base model for vectors that the cache does not hold.
         batch_size: Texts at a time.
         cache_dir, show_progress: See :class:`Encoder`.
 
@@ -227,10 +210,7 @@ class _Source(Encoder):
         cache_dir: CacheDir,
         show_progress: bool,
     ) -> None:
-        if not isinstance(embed_model, AdaptedEmbedding):
-            raise OptionError(
-                f"embed_model: expected an AdaptedEmbedding, got {type(embed_model).__name__}."
-            )
+        check_kind("embed_model", embed_model, AdaptedEmbedding, "an AdaptedEmbedding")
         check_whole("batch_size", batch_size)
         self.model, self.batch_size, self.quiet = embed_model, batch_size, not show_progress
         self.folder, self.stored, self._asks = cache_folder(cache_dir), False, embed_missing
@@ -247,26 +227,23 @@ class _Source(Encoder):
         missing = [row for row in others if brought[row] is None]
         for row in np.setdiff1d(others, missing):
             found[row] = brought[row]
-        if missing:
-            self._allow(len(missing), len(texts))
-            found[missing] = self.encode([texts[row] for row in missing], "document")
+        found[missing] = self._ask_for([texts[row] for row in missing], len(texts))
         return self.model.adapt(found, "document", content_hashes(texts))
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""
         each = zip(*self._read(nodes), strict=True)
         missing = self.missing([text for text, own in each if own is None], "document")
-        if missing:
-            self._allow(len(missing), len(nodes))
-            self.encode(missing, "document")
+        self._ask_for(missing, len(nodes))
 
-    def _allow(self, missing: int, count: int) -> None:
-        if not self._asks:
+    def _ask_for(self, missing: list[str], count: int) -> Vectors:
+        if missing and not self._asks:
             raise StoreError(
-                f"{missing} of {count} texts have no vector of the base model, neither in the "
+                f"{len(missing)} of {count} texts have no vector of the base model, neither in the "
                 "cache nor in an old store. Call embed_corpus first, or pass the cache_dir that "
                 "has them or embed_missing=True."
             )
+        return self.encode(missing, "document")
 
     def _read(self, items: Sequence[Any]) -> tuple[list[str], list[Any]]:
         """Return texts, and the vectors of the base model that nodes bring along, or None."""
@@ -286,19 +263,17 @@ class _Progress:
     """
 
     def __init__(self, source: _Source, store: BasePydanticVectorStore) -> None:
-        adapter, base = source.model.adapter, fingerprint_of(source.model.base_embed_model)
+        adapter, name = source.model.adapter, name_of(store)
         kind = repr((type(adapter).__name__, adapter.config())).encode()
-        parts = base.digest.encode(), kind, to_bytes(adapter.arrays())
+        parts = source.fingerprint.digest.encode(), kind, files.to_bytes(adapter.arrays())
         # What document vectors depend on.
         self._store, self._digest = store, hashlib.sha256(b"\0".join(parts)).hexdigest()
-        self._batch_size, folder = source.batch_size, source.folder
-        self.count, self._trail = 0, hashlib.sha256()
+        self._batch_size, self.count, self._trail = source.batch_size, 0, hashlib.sha256()
         self.mark: Path | None = None
         self._before: dict[str, Any] = {}
-        name = name_of(store)
-        if folder is not None and name is not None:
+        if source.folder is not None and name is not None:
             place = hashlib.sha256(name.encode()).hexdigest()[:32]
-            self.mark = folder / "rebuilds" / f"{place}.stream.json"
+            self.mark = source.folder / "rebuilds" / f"{place}.stream.json"
             if self.mark.is_file():
                 self._before = files.read_json_object(self.mark, error=StoreError)
         begun = self._before.get("rebuild") == self._digest
@@ -365,15 +340,14 @@ _NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_
 _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
 
 
-def delete_nodes(store: BasePydanticVectorStore, ids: Sequence[str]) -> None:
+def delete_nodes(store: Any, ids: Sequence[str]) -> None:
     """Delete nodes, whether a store holds them or not; NotImplementedError if it cannot."""
-    if type(store).__name__ != "LanceDBVectorStore":
+    if type(store).__name__ != "LanceDBVectorStore":  # whose method quotes ids as if columns
         store.delete_nodes(list(ids))
         return
-    lance: Any = store  # whose own method quotes ids as if they were columns
     for start in range(0, len(ids), _PER_QUERY):
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
-        lance.table.delete(f"id in ({quoted})")
+        store.table.delete(f"id in ({quoted})")
 
 
 def name_of(store: BasePydanticVectorStore) -> str | None:
@@ -383,13 +357,13 @@ def name_of(store: BasePydanticVectorStore) -> str | None:
     """
     is_chroma = type(store).class_name() == "ChromaVectorStore"
     client: Any = getattr(store, "client", None) if is_chroma else None
-    names = [getattr(client, "name", None), *(getattr(store, name, None) for name in _NAMES)]
-    name = next((str(name) for name in names if name), None)
-    if name is None:
+    named = [getattr(client, "name", None), *(getattr(store, each, None) for each in _NAMES)]
+    places = [getattr(store, place, None) for place in _PLACES]
+    if not any(named):
         return None
-    places = [str(value) for place in _PLACES if (value := getattr(store, place, None))]
-    tenant = [str(getattr(client, "id", ""))]
-    return "|".join([type(store).__qualname__, name, *places, *tenant])
+    name = next(str(each) for each in named if each)
+    parts = [type(store).__qualname__, name, *(str(each) for each in places if each)]
+    return "|".join([*parts, str(getattr(client, "id", ""))])
 
 
 def answers_queries(store: BasePydanticVectorStore, probe: Vectors) -> bool:

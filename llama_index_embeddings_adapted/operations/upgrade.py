@@ -27,7 +27,6 @@ from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
 
 Matrix = NDArray[np.float64]
-STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 
 
 def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
@@ -45,10 +44,7 @@ def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
     ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
     that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
     rare directions first, in which passages differ. ``strength`` is λ, in units of the mean
-    eigenvalue of ``XᵀX``, ``> 0``.
-
-    Source:
-        Hoerl and Kennard 1970, shrunk to the rotation of Schönemann 1966.
+    eigenvalue of ``XᵀX``, ``> 0``. Source: Hoerl and Kennard 1970.
     """
     x, y = new.astype(np.float64), old.astype(np.float64)
     rotation = _rotation(x, y)
@@ -72,10 +68,8 @@ def _linear(weight: Matrix) -> LinearAdapter:
 #: Every way to fit a map, by name.
 FITS: dict[str, Callable[[Vectors, Vectors], LinearAdapter]] = {
     "procrustes": procrustes,
-    **{f"ridge {each:g}": partial(ridge_map, strength=each) for each in STRENGTHS},
+    **{f"ridge {each:g}": partial(ridge_map, strength=each) for each in (1.0, 3.0, 10.0, 30.0)},
 }
-
-
 METHODS = ("auto", "procrustes", "ridge")
 FEWEST_TEXTS = 20
 _NEIGHBOURS = 10
@@ -129,7 +123,7 @@ def upgrade_adapter(
     Both models embed the same texts; the map takes one's vectors to the other's. A sample of the
     indexed texts does, a few times as many as the new model has dimensions if there are so many.
     Give documents, not queries: fitted on queries, the new model learns to ask as the old one did,
-    its mistakes included. Texts that are cached are not embedded again.
+    its mistakes included. Warns where the agreement is no better than chance, among so few texts.
 
     Args:
         old_model: The model whose documents are indexed, or an :class:`AdaptedEmbedding` of it
@@ -147,14 +141,20 @@ def upgrade_adapter(
         OptionError: An argument out of range, or an old adapter that moves documents.
         DatasetError: Fewer than 20 distinct texts.
 
-    Warns:
-        UserWarning: The agreement is no better than chance, among so few texts.
-
     Source:
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    distinct = _checked(texts, method, holdout)
+    if method not in METHODS:
+        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    if not 0 < holdout < 1:
+        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < FEWEST_TEXTS:
+        raise DatasetError(
+            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
+            "sample of what the index holds."
+        )
     old_base, after = _old(old_model)
     settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     models = (new_model, old_base)
@@ -195,20 +195,6 @@ def _judged(
     return best, {"agreement": agreement, "cosine": cosine, "tried": tried, "chance": chance}
 
 
-def _checked(texts: Sequence[str], method: str, holdout: float) -> list[str]:
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
-    if not 0 < holdout < 1:
-        raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
-    distinct = list(dict.fromkeys(texts))
-    if len(distinct) < FEWEST_TEXTS:
-        raise DatasetError(
-            f"texts: expected at least {FEWEST_TEXTS} distinct ones, got {len(distinct)}. Take a "
-            "sample of what the index holds."
-        )
-    return distinct
-
-
 def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
     """Return the model that embedded the documents, and what its queries pass through."""
     if not isinstance(model, AdaptedEmbedding):
@@ -227,20 +213,18 @@ def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[
     And the share that those mapped for other texts find, which is what a map finds by chance: some
     texts stand near all others.
     """
-    wanted, found = (_others(queries, ours, own) for queries in (ours[own], mapped))
-    size = len(wanted[0])
+    k = min(_NEIGHBOURS, len(ours) - 1)
+
+    def others(queries: Vectors) -> list[NDArray[Any]]:
+        rows, _ = top_k(queries, ours, k + 1)
+        return [row[row != itself][:k] for row, itself in zip(rows, own, strict=True)]
+
+    wanted, found = others(ours[own]), others(mapped)
     both = sum(len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True))
     counts = (np.bincount(np.concatenate(rows), minlength=len(ours)) for rows in (wanted, found))
     all_pairs = int(np.multiply(*counts).sum())
     pairs = max(1, len(own) * (len(own) - 1))
-    return both / (size * len(own)), (all_pairs - both) / (size * pairs)
-
-
-def _others(queries: Vectors, corpus: Vectors, own: NDArray[Any]) -> list[NDArray[Any]]:
-    """Return the nearest 10 texts of each, itself left out."""
-    k = min(_NEIGHBOURS, len(corpus) - 1)
-    rows, _ = top_k(queries, corpus, k + 1)
-    return [row[row != itself][:k] for row, itself in zip(rows, own, strict=True)]
+    return both / (k * len(own)), (all_pairs - both) / (k * pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,11 +275,8 @@ def evaluate_upgrade(
 ) -> UpgradeScores:
     """Compare an upgrade with what it replaces and with a real re-embedding, by exact search.
 
-    Args:
-        upgrade: Of these two models.
-        old_model, new_model: As given to :func:`upgrade_adapter`.
-        dataset: Judged queries; its corpus is embedded by both models.
-        cache_dir, show_progress: See :class:`Encoder`.
+    The models are those given to :func:`upgrade_adapter`; both embed the queries and the corpus of
+    ``dataset``, which are judged. For ``cache_dir`` and ``show_progress`` see :class:`Encoder`.
     """
     old_base, after = _old(old_model)
     encoded = []

@@ -31,7 +31,7 @@ from ..encoding.base_model import (
     whole_batch,
 )
 from ..encoding.serialize import base_name
-from ..errors import EncodeError, OptionError
+from ..errors import EncodeError, check_kind
 
 T = TypeVar("T")
 
@@ -83,20 +83,14 @@ Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 
 def check_retriever(name: str, retriever: object) -> None:
-    """Raise an :class:`OptionError` for what is no retriever."""
-    if not isinstance(retriever, BaseRetriever):
-        raise OptionError(
-            f"{name}: expected a LlamaIndex retriever, got {type(retriever).__name__}. "
-            "Of an index: index.as_retriever(similarity_top_k=100)."
-        )
+    """Refuse, by an :class:`OptionError`, what is no retriever."""
+    hint = "Of an index: index.as_retriever(similarity_top_k=100)."
+    check_kind(name, retriever, BaseRetriever, "a LlamaIndex retriever", hint)
 
 
 def check_nodes(nodes: object) -> None:
     """Refuse, by an :class:`OptionError`, where no node can be looked up."""
-    if not isinstance(nodes, (Mapping, BaseDocumentStore)):
-        raise OptionError(
-            f"nodes: expected a dict of id → node or a docstore, got {type(nodes).__name__}."
-        )
+    check_kind("nodes", nodes, (Mapping, BaseDocumentStore), "a dict of id → node or a docstore")
 
 
 def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
@@ -126,7 +120,7 @@ class BaseVectors:
             clear_trace_map(self._manager)
         texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
         missing, found = list(dict.fromkeys(texts)), dict[str, Embedding]()
-        store = self._model.embeddings_cache if self.cache is None else self.cache
+        store: Any = self._model.embeddings_cache if self.cache is None else self.cache
         if store is not None:
             collection = self._collection(role)
             for text in missing:

@@ -24,16 +24,13 @@ from ..core.arrays import Keys, Role, Vectors, content_hashes
 from ..encoding.base_model import Embedding, check_base, resolvers
 from ..encoding.cache import CacheDir
 from ..encoding.serialize import describe_base
-from ..errors import FolderError, OptionError, ShapeError, integration, require_extra
+from ..errors import FolderError, OptionError, ShapeError, check_kind, integration, require_extra
 from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding
 
 
-def check_adapter(adapter: object) -> None:
+def check_adapter(adapter: Adapter) -> None:
     """Refuse an adapter that queries and documents cannot be compared through."""
-    if not isinstance(adapter, Adapter):
-        raise OptionError(
-            f"adapter: expected an Adapter or a folder with one, got {type(adapter).__name__}."
-        )
+    check_kind("adapter", adapter, Adapter, "an Adapter or a folder with one")
     if adapter.input_dim != adapter.output_dim and not adapter.adapts_documents:
         raise ShapeError(
             "Adapted queries",
@@ -81,18 +78,14 @@ class AdaptedEmbedding(ServedEmbedding):
 
     Args:
         base_embed_model: Any LlamaIndex embedding model, or what names one, such as ``"minilm"``.
-        adapter: An adapter, or a folder with one. It has to fit the model: see
-            :meth:`from_pretrained`, which checks that it does.
+        adapter: An adapter, or a folder with one; :meth:`from_pretrained` checks that it fits.
         transform_query: Apply the adapter to queries. False shows the base model as it is.
         embed_batch_size: Documents per call to the base model; its own value by default.
-        callback_manager: That of the base model by default.
+        callback_manager, num_workers, model_name: Those of the base model by default.
         embeddings_cache: A LlamaIndex key-value store.
         rate_limiter: Applies besides that of the base model.
-        num_workers: Of LlamaIndex's asynchronous batches; that of the base model by default.
-        model_name: For logs; made from the base model's name by default.
         training: What is known of the training, to be saved along.
-        sketch: What the training queries looked like, to be saved along, for
-            :func:`inspect_queries`.
+        sketch: Of the training queries, to be saved along, for :func:`inspect_queries`.
 
     Raises:
         ShapeError: The adapter changes the dimension of queries but leaves documents alone.
@@ -182,18 +175,16 @@ class AdaptedEmbedding(ServedEmbedding):
         verify: bool = True,
         index_rebuilt: bool = False,
     ) -> Adapter:
-        """Serve another adapter from the next call on; :meth:`roll_back` undoes it.
+        """Serve another adapter from the next call on; return the one before.
 
-        Safe while any number of threads and coroutines ask: every vector comes from one version,
-        the one in service when its base vector arrived. No call waits, none fails.
+        :meth:`roll_back` undoes it. Safe while any number of threads and coroutines ask: every
+        vector comes from one version, the one in service when its base vector arrived. No call
+        waits, none fails.
 
         Args:
             adapter: Its successor, or a folder with one; None serves the base model as it is.
             verify: Refuse a folder whose adapter was trained on another base model.
             index_rebuilt: Needed where either adapter moves documents; see :func:`adapt_index`.
-
-        Returns:
-            The adapter that was in service.
 
         Raises:
             ShapeError: Other dimensions than the adapter in service.
@@ -241,11 +232,8 @@ class AdaptedEmbedding(ServedEmbedding):
 
         Where the adapter leaves documents alone, its dict and vectors are those of the base model,
         so no new adapter makes a pipeline embed anything again. Two base models that share a dict
-        but not their vectors are told apart. Asks the base model for its probe vectors, once.
-
-        Args:
-            cache_dir: Where the base model's vectors are kept and looked up, see
-                :class:`Encoder`.
+        but not their vectors are told apart, by probe vectors. Vectors of the base model are kept
+        and looked up in ``cache_dir``, see :class:`Encoder`.
         """
         base, adapter = self.base_embed_model, self.adapter
         if adapter.adapts_documents:
@@ -265,13 +253,8 @@ class AdaptedEmbedding(ServedEmbedding):
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
 
-        Args:
-            vectors: Of the base model.
-            role: ``"query"`` or ``"document"``.
-            keys: ``(n,)``, content keys of documents; see :meth:`Adapter.apply`.
-
-        Raises:
-            ShapeError: Vectors of another dimension than the adapter was trained on.
+        ``keys``, ``(n,)``, are content keys of documents, see :meth:`Adapter.apply`. A ShapeError
+        for vectors of another dimension than the adapter was trained on.
         """
         if role == "query" and not self.transform_query:
             return vectors
@@ -286,9 +269,9 @@ class AdaptedEmbedding(ServedEmbedding):
             FolderError: The folder exists and holds something else.
         """
         with self._lock:
-            adapter, about = self.adapter, {"training": self._training, "sketch": self._sketch}
-        about["transform_query"] = self.transform_query
-        saving.save(Path(folder), adapter, self.base_embed_model, **about)
+            adapter, training, sketch = self.adapter, self._training, self._sketch
+        settings: Any = {"transform_query": self.transform_query, "sketch": sketch}
+        saving.save(Path(folder), adapter, self.base_embed_model, training=training, **settings)
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:

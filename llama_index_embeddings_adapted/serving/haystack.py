@@ -8,7 +8,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..encoding.base_model import Embedding, check_base
-from ..errors import OptionError, require_extra
+from ..errors import OptionError, check_kind, require_extra
 
 haystack = require_extra("haystack", extra="haystack")
 
@@ -56,7 +56,6 @@ class AdaptedTextEmbedder:
         return described
 
 
-def _text(text: object) -> str:
-    if not isinstance(text, str):
-        raise OptionError(f"text: expected one query, got {type(text).__name__}.")
+def _text(text: str) -> str:
+    check_kind("text", text, str, "one query")
     return text

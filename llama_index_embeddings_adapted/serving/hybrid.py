@@ -27,7 +27,7 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
-from ..errors import OptionError, ShapeError, check_whole
+from ..errors import OptionError, ShapeError, check_kind, check_whole
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
@@ -65,8 +65,7 @@ class HybridRetriever(SteppedRetriever):
             for an index whose vectors carry the prior already.
         top_k: How many nodes come back.
         candidates: How many documents words may bring in; at least ``top_k``.
-        embed_model: That of ``dense`` by default.
-        callback_manager: That of ``dense`` by default.
+        embed_model, callback_manager: Those of ``dense`` by default.
 
     Raises:
         OptionError: A setting out of range, or an argument of another kind.
@@ -128,16 +127,13 @@ class HybridRetriever(SteppedRetriever):
             index: A ``VectorStoreIndex``.
             nodes: All of its nodes: an iterable, a dict, or a docstore.
             embed_model: That of the index by default.
-            weight, prior, top_k: See the class.
+            weight, prior, top_k, candidates: See the class.
             bank: ``(n, dim)``, query vectors of the model to make a prior from.
             sources: Of the bank, see :class:`DocumentPrior`.
             queries: Such as users ask, for the words, see :class:`BM25Index`.
             penalty: λ of that prior, in cosine units; 0 for none.
-            candidates: Per side.
             filters: Of LlamaIndex; hold for both sides.
-            cache_dir: Where base vectors are looked up and kept, see :class:`Encoder`. Texts that
-                it holds are not embedded again.
-            show_progress: Show a bar while embedding.
+            cache_dir, show_progress: See :class:`Encoder`.
         """
         model = check_base(embed_model or index._embed_model, "embed_model")
         found = nodes_by_id(nodes)
@@ -247,9 +243,8 @@ class HybridRetriever(SteppedRetriever):
     def swap(self, **changes: Any) -> None:
         """Serve with other views from the next query on; :meth:`roll_back` undoes it.
 
-        Args:
-            changes: ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``: what changes of
-                :class:`Views`. An adapter is swapped in the embedding model.
+        ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``: what changes of
+        :class:`Views`. An adapter is swapped in the embedding model.
         """
         with self._lock:
             new = self.views.changed(**changes)
@@ -257,11 +252,7 @@ class HybridRetriever(SteppedRetriever):
             self.views = new
 
     def roll_back(self) -> None:
-        """Undo the last :meth:`swap`.
-
-        Raises:
-            OptionError: Nothing was swapped, or all of it is undone.
-        """
+        """Undo the last :meth:`swap`; an OptionError if none is left to be undone."""
         with self._lock:
             if not self._past:
                 raise OptionError("There are no earlier views to roll back to.")
@@ -275,10 +266,7 @@ class HybridRetriever(SteppedRetriever):
 
         Args:
             base: Over the same documents, such as ``index.as_retriever(embed_model=base_model)``.
-            queries: Live ones, at least 30; each is asked of both.
-
-        Raises:
-            OptionError: Too few queries, or one without an answer.
+            queries: Live ones, at least 30, each with an answer of both, else an OptionError.
         """
         if len(queries) < FEWEST_TO_SCALE:
             raise OptionError(f"queries: expected at least {FEWEST_TO_SCALE}, got {len(queries)}.")
@@ -293,16 +281,10 @@ class HybridRetriever(SteppedRetriever):
     def add_nodes(
         self, nodes: Iterable[BaseNode], *, cache_dir: CacheDir = None, show_progress: bool = True
     ) -> None:
-        """Take in nodes that were added to the store, or changed there.
+        """Take in nodes that were added to the store, or changed there, by their ids in the store.
 
-        Words are counted anew, as idf depends on all documents; only the new nodes are embedded.
-
-        Args:
-            nodes: With the ids they have in the store.
-            cache_dir, show_progress: See :meth:`from_nodes`.
-
-        Raises:
-            OptionError: No node.
+        Words are counted anew, as idf depends on all documents; only the new nodes are embedded,
+        see :class:`Encoder` for ``cache_dir`` and ``show_progress``. An OptionError for no node.
         """
         new = nodes_by_id(nodes)
         found = {**nodes_by_id(self.nodes), **new}
@@ -405,10 +387,8 @@ def _dense(
     """Return what asks an index for its first candidates, or raise an :class:`OptionError`."""
     check_whole("top_k", top_k)
     check_whole("candidates", candidates)
-    if filters is not None and not isinstance(filters, MetadataFilters):
-        raise OptionError(
-            f"filters: expected LlamaIndex's MetadataFilters, got {type(filters).__name__}."
-        )
+    if filters is not None:
+        check_kind("filters", filters, MetadataFilters, "LlamaIndex's MetadataFilters")
     settings = {"similarity_top_k": max(candidates, top_k), "filters": filters}
     found: BaseRetriever = index.as_retriever(embed_model=model, **settings)
     return found
@@ -427,8 +407,5 @@ def _estimated(
         lines = [np.polyfit(form[known], cosines, 1, full=True) for form in forms]
         best = min(range(len(forms)), key=lambda at: lines[at][1].sum())
         estimates = np.polyval(lines[best][0], forms[best])
-    return [
-        (name, float(value))
-        for (name, row), value in zip(given, estimates, strict=True)
-        if row is None
-    ]
+    pairs = zip(given, estimates, strict=True)
+    return [(name, float(value)) for (name, row), value in pairs if row is None]

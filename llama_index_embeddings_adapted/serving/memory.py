@@ -32,6 +32,7 @@ from ..errors import (
     FolderError,
     OptionError,
     ShapeError,
+    check_kind,
     check_number,
     check_whole,
     truncate,
@@ -157,10 +158,10 @@ class MemoryRetriever(SteppedRetriever):
             which all gain alike.
         nodes: Where to find remembered documents that the retriever did not give: id → node, or a
             docstore such as ``index.docstore``. Ids that it does not know are passed over.
-        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``. Then
-            one embedding serves both: it is handed on in the ``QueryBundle``, and one that comes
-            in the bundle is taken as the query's. By default only where the retriever holds this
-            very object. Otherwise a vector in the bundle is the retriever's alone.
+        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``, by
+            default only where it holds this very object. Then one embedding serves both: it is
+            handed on in the ``QueryBundle``, and one that comes in the bundle is the query's.
+            Otherwise a vector in the bundle is the retriever's alone.
         callback_manager: That of the retriever by default.
 
     Raises:
@@ -188,11 +189,8 @@ class MemoryRetriever(SteppedRetriever):
     ) -> None:
         check_retriever("retriever", retriever)
         check_nodes(nodes or {})
-        if not isinstance(memory, AnswerMemory):
-            raise OptionError(
-                f"memory: expected an AnswerMemory, got {type(memory).__name__}. "
-                "Of a dataset: MemoryRetriever.from_dataset."
-            )
+        hint = "Of a dataset: MemoryRetriever.from_dataset."
+        check_kind("memory", memory, AnswerMemory, "an AnswerMemory", hint)
         check_number("weight", weight, least=0.0)
         check_number("temperature", temperature, above=0.0)
         check_whole("neighbours", neighbours)
@@ -208,10 +206,8 @@ class MemoryRetriever(SteppedRetriever):
         self.weight, self.temperature = float(weight), float(temperature)
         self.neighbours, self.top_k, self.match = int(neighbours), top_k, match
         self._embed_model, self._nodes = check_base(embed_model, "embed_model"), nodes
-        self._base = base_of(self._embed_model)
-        if shares_embedding is None:
-            shares_embedding = getattr(retriever, "_embed_model", None) is embed_model
-        self._shares_embedding = shares_embedding
+        self._base, its = base_of(self._embed_model), getattr(retriever, "_embed_model", None)
+        self._shares = its is embed_model if shares_embedding is None else shares_embedding
         super().__init__(
             callback_manager=callback_manager or getattr(retriever, "callback_manager", None)
         )
@@ -240,7 +236,6 @@ class MemoryRetriever(SteppedRetriever):
         Raises:
             DatasetError: No query has a relevant document.
             EncodeError: The model gave no usable vector.
-            OptionError: As the constructor.
         """
         embed_model = check_base(embed_model, "embed_model")
         queries = encode(
@@ -256,7 +251,7 @@ class MemoryRetriever(SteppedRetriever):
 
     def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
         """Embed the query, retrieve, bring remembered documents in, rank."""
-        own = self._shares_embedding and self._embed_model is self._base
+        own = self._shares and self._embed_model is self._base
         vector, remembered = bundle.embedding if own else None, dict[str, float]()
         if vector is None and bundle.query_str:
             base = self._base
@@ -279,7 +274,7 @@ class MemoryRetriever(SteppedRetriever):
     def _handed_on(self, bundle: QueryBundle, vector: list[float] | None) -> QueryBundle:
         """Return a copy (retrievers write to bundles), with a vector where that saves a call."""
         plain = bundle.embedding is None and bundle.embedding_strs == [bundle.query_str]
-        if vector is None or not plain or not self._shares_embedding:
+        if vector is None or not plain or not self._shares:
             return replace(bundle)
         if self._embed_model is not self._base:
             vector = adapted(self._embed_model, np.asarray(vector, np.float32), "query").tolist()
@@ -340,15 +335,14 @@ class MemoryRetriever(SteppedRetriever):
             folder: Where.
             retriever: Any, not only the one it was saved with.
             embed_model: None builds the base model from what the folder says.
-            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
-                the model whose query vectors are remembered.
+            verify: Ask the model for a few probe vectors, and refuse another than the one whose
+                query vectors are remembered.
             settings: Passed to the constructor, before what was saved.
 
         Raises:
             FolderError: The folder is missing, damaged, foreign or too new, or the base model
                 cannot be built.
             BaseModelMismatchError: The model is not the one the memory was made with.
-            OptionError: As the constructor.
         """
         path = Path(folder)
         config = files.read_json_object(

@@ -15,7 +15,6 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
 from ..adapters import saving
-from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..core.arrays import Keys, Role, Vectors
 from ..core.files import CONFIG, atomic_folder
@@ -40,11 +39,8 @@ class AdapterPool:
         root: Its folders are named as the adapters are.
         base_embed_model: The model they were all trained on; each is checked when loaded.
         default: Adapter for calls outside :meth:`using`; None serves the base model as it is.
-        max_bytes: Most weights to keep in memory.
+        max_bytes: Most weights to keep in memory, ``> 0``.
         verify: Refuse adapters that were trained on another base model.
-
-    Raises:
-        OptionError: ``max_bytes`` is not positive, or ``default`` does not exist.
     """
 
     def __init__(
@@ -59,7 +55,8 @@ class AdapterPool:
         check_number("max_bytes", max_bytes, above=0)
         self._root, self._base = Path(root), check_base(base_embed_model, "base_embed_model")
         self._default, self._max_bytes, self._verify = default, max_bytes, verify
-        self._plain = AdaptedEmbedding(self._base, _NOTHING, transform_query=False)
+        nothing = LinearAdapter.identity(1)  # never applied: the base model is served as it is
+        self._plain = AdaptedEmbedding(self._base, nothing, transform_query=False)
         self._models: OrderedDict[str, AdaptedEmbedding] = OrderedDict()
         self._bytes = self._forgotten = 0
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -104,31 +101,29 @@ class AdapterPool:
         with self._lock:
             if name not in self._models and seen == self._forgotten:  # else it may be outdated
                 self._models[name] = model
-                self._bytes += _nbytes(model.adapter)
-                self._make_room()
+                self._bytes += _nbytes(model)
+                while self._bytes > self._max_bytes and len(self._models) > 1:
+                    self._bytes -= _nbytes(self._models.popitem(last=False)[1])
             return self._models.get(name, model)
 
     def forget(self, name: str) -> None:
         """Drop an adapter from memory, so that the next call reads its folder anew."""
         with self._lock:
             model = self._models.pop(name, None)
-            self._bytes -= 0 if model is None else _nbytes(model.adapter)
+            self._bytes -= 0 if model is None else _nbytes(model)
             self._forgotten += 1
 
     def replace(self, name: str, folder: str | Path) -> None:
         """Put a version of an adapter in place, on disk and from the next call on; or a new one.
 
         Calls under way end with the version they began with. The version before is kept, for
-        :meth:`roll_back`. Other processes serve it once they :meth:`forget` theirs.
-
-        Args:
-            name: Of the adapter, a plain name.
-            folder: A saved adapter, which is copied.
+        :meth:`roll_back`. Other processes serve it once they :meth:`forget` theirs. ``folder``, a
+        saved adapter, is copied; after an error nothing has changed.
 
         Raises:
             OptionError: The name is no name of a folder, or the adapter moves documents.
-            FolderError: ``folder`` is damaged. Nothing has changed.
-            BaseModelMismatchError: It was trained on another base model. Nothing has changed.
+            FolderError: ``folder`` is damaged.
+            BaseModelMismatchError: It was trained on another base model.
             DiskError: It could not be written.
         """
         if not name or name.startswith(".") or Path(name).name != name:
@@ -155,12 +150,9 @@ class AdapterPool:
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[AdaptedEmbedding]:
-        """Serve this adapter in the block, to :meth:`embed_model` and whatever holds it.
+        """Serve this adapter, or None, in the block, to :meth:`embed_model` and whatever holds it.
 
         The choice is that of the current thread or coroutine, and of tasks started in the block.
-
-        Args:
-            name: Of the adapter; None for the base model as it is.
         """
         model = self._model(name)  # refuse a wrong name before the block runs
         token = self._chosen.set(name)
@@ -202,22 +194,9 @@ class AdapterPool:
             saving.verify(saved.fingerprint, self._base, where=folder)
         return AdaptedEmbedding(self._base, saved.adapter, transform_query=saved.transform_query)
 
-    def _make_room(self) -> None:
-        while self._bytes > self._max_bytes and len(self._models) > 1:
-            _, oldest = self._models.popitem(last=False)
-            self._bytes -= _nbytes(oldest.adapter)
-
-
-#: Never applied: it stands where the base model is served as it is.
-_NOTHING = LinearAdapter.identity(1)
-
 
 class PooledEmbedding(WrappedEmbedding):
-    """The model of an :class:`AdapterPool`: which adapter answers is chosen per call.
-
-    Args:
-        pool: Where the adapters are.
-    """
+    """The model of an :class:`AdapterPool`: which adapter answers is chosen per call."""
 
     _pool: AdapterPool = PrivateAttr()
 
@@ -254,5 +233,5 @@ class PooledEmbedding(WrappedEmbedding):
         return (yield from self._pool.current()._steps(texts, role))
 
 
-def _nbytes(adapter: Adapter) -> int:
-    return sum(array.nbytes for array in adapter.arrays().values())
+def _nbytes(model: AdaptedEmbedding) -> int:
+    return sum(array.nbytes for array in model.adapter.arrays().values())

@@ -25,7 +25,7 @@ from ..core.files import from_bytes, to_bytes
 from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import base_name, rebuild_base, without_url_secrets
-from ..errors import OptionError
+from ..errors import OptionError, check_kind
 from .base_vectors import BaseVectors, Steps, arun_steps, run_steps
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -157,11 +157,8 @@ class ServedEmbedding(WrappedEmbedding):
             self._ask_base(self._vectors.cache)
 
     def _ask_base(self, cache: object) -> None:
-        if cache is not None and not isinstance(cache, BaseKVStore):
-            raise OptionError(
-                "embeddings_cache: expected a LlamaIndex key-value store, got "
-                f"{type(cache).__name__}."
-            )
+        if cache is not None:
+            check_kind("embeddings_cache", cache, BaseKVStore, "a LlamaIndex key-value store")
         self._vectors = BaseVectors(self.base_embed_model, self.callback_manager, cache)
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
@@ -282,10 +279,9 @@ class DocumentEmbedding(WrappedEmbedding):
     """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
 
     A pipeline keeps nodes by the dict of the transformation that made them. That of an adapted
-    model names the adapter; this one's, ``description``, names what document vectors depend on, and
-    nothing else. Vectors of the base model are kept on disk, by model and text, and taken from
-    there. Without an adapter they stay as they are. Made by
-    :meth:`AdaptedEmbedding.for_documents`.
+    model names the adapter; this one's, ``description``, names only what document vectors depend
+    on. Vectors of the base model are kept on disk, by model and text, and taken from there. Without
+    an adapter they stay as they are. Made by :meth:`AdaptedEmbedding.for_documents`.
     """
 
     _vectors: BaseVectors = PrivateAttr()
@@ -335,9 +331,8 @@ class DocumentEmbedding(WrappedEmbedding):
             return []
         distinct = list(dict.fromkeys(texts))
         rows, found = self._cache.get(role, distinct)
-        vectors = {distinct[row]: vector for row, vector in zip(rows, found, strict=True)}
-        missing = [text for text in distinct if text not in vectors]
-        if missing:
+        vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
+        if missing := [text for text in distinct if text not in vectors]:
             answers = yield from self._vectors.steps(missing, role, self.embed_batch_size)
             new = as_vectors(np.array(answers), what="document vectors of the base model")
             self._cache.put(role, missing, new)

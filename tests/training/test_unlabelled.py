@@ -34,7 +34,7 @@ def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(small, nodes, base)
     assert not prior.sources.any()
     moved = found.moved_documents(3)
     assert len(moved) == 3
-    assert abs(next(iter(moved.values()))) == pytest.approx(abs(found.views.taken_off).max())
+    assert abs(next(iter(moved.values()))) == pytest.approx(abs(found.views.shifts).max())
     assert found.retrieve("tell me of the deep sea")[0].node_id == "d3"
 
 

@@ -226,8 +226,7 @@ class ComposedEmbedding(ServedEmbedding):
     async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
         # The small model computes in a thread while the black box is awaited.
         small, answers = await asyncio.gather(
-            asyncio.to_thread(self._encoded, texts, role),
-            arun_steps(self._vectors.steps(texts, role, self.embed_batch_size)),
+            asyncio.to_thread(self._encoded, texts, role), arun_steps(self._base_steps(texts, role))
         )
         return self._joined(answers, small)
 

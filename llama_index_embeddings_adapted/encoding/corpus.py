@@ -18,12 +18,12 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
-from ..core.arrays import Role
+from ..core.arrays import Role, Rows, Vectors
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
 from .base_model import Fingerprint
 from .cache import CacheDir
-from .encoder import Encoder, PartialResult
+from .encoder import Encoder
 from .serialize import without_keys
 
 PIECE = 1024  # texts that are kept together; that go to an actor, and come back, at most
@@ -32,7 +32,8 @@ _PIECES = 4  # for each actor, at least: none should wait long for the last
 
 Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
-Pieces = Iterator[tuple[Sequence[str], PartialResult]]
+#: Texts, which of them have a vector, those vectors, and why the others have none, by row.
+Pieces = Iterator[tuple[Sequence[str], Rows, Vectors, dict[int, str]]]
 
 
 def _on_ray(
@@ -64,7 +65,7 @@ def _on_ray(
             good = np.array([row for row, reason in enumerate(why) if not reason], dtype=np.int64)
             failures = {row: reason for row, reason in enumerate(why) if reason}
             vectors = np.asarray(batch["vector"], dtype=np.float32)[good]
-            yield [texts[row] for row in batch["row"]], PartialResult(good, vectors, failures)
+            yield [texts[row] for row in batch["row"]], good, vectors, failures
     except require_extra("ray.exceptions", extra="ray").RayError as cause:
         last = without_keys(str(cause).strip().splitlines()[-1])
         raise EncodeError(f"Ray cannot go on ({last})", text=texts[0]) from cause
@@ -90,10 +91,10 @@ class EmbeddingActor:
     def __call__(self, batch: Batch) -> Batch:
         """Embed a piece; a text that failed has a reason and zeros."""
         texts = [str(text) for text in batch["text"]]
-        answered = self._encoder.embed_tolerant(texts, self._role)
+        rows, found, failures = self._encoder.embed_tolerant(texts, self._role)
         vectors = np.zeros((len(texts), self._encoder.fingerprint.dim), dtype=np.float32)
-        vectors[answered.rows] = answered.vectors
-        reasons = [answered.failures.get(row, "") for row in range(len(texts))]
+        vectors[rows] = found
+        reasons = [failures.get(row, "") for row in range(len(texts))]
         return {"row": batch["row"], "vector": vectors, "failure": np.array(reasons)}
 
 
@@ -231,7 +232,7 @@ def _check(
 def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:
     for start in range(0, len(texts), PIECE):
         piece = texts[start : start + PIECE]
-        yield piece, encoder.embed_tolerant(piece, role)
+        yield piece, *encoder.embed_tolerant(piece, role)
 
 
 def _embedded(
@@ -251,9 +252,9 @@ def _embedded(
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.missing(part, role), key=len, reverse=True)
             bar.update(len(part) - len(missing))
-            for piece, answered in work(missing):
-                encoder.keep([piece[row] for row in answered.rows], role, answered.vectors)
-                embedded += len(answered.rows)
-                failures.update({piece[row]: why for row, why in answered.failures.items()})
+            for piece, rows, vectors, why in work(missing):
+                encoder.cache.put(role, [piece[row] for row in rows], vectors)
+                embedded += len(rows)
+                failures.update({piece[row]: reason for row, reason in why.items()})
                 bar.update(len(piece))
     return given, embedded, failures

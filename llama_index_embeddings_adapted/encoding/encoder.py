@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,21 +32,6 @@ MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest
 _MOST_UNCHECKED, LEAST_CHECKED = 256, 64
 _LOOKED_UP = 65_536  # texts at a time
 UNTRIED = "not tried after other failures"
-
-
-@dataclass(frozen=True, eq=False)
-class PartialResult:
-    """What became of some texts.
-
-    Args:
-        rows: ``(k,)``, positions of the texts that have a vector.
-        vectors: ``(k, dim)``, finite.
-        failures: Position of each other text → what its model said.
-    """
-
-    rows: Rows
-    vectors: Vectors
-    failures: dict[int, str]
 
 
 class Encoder:
@@ -80,7 +64,7 @@ class Encoder:
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
-        self._cache = VectorCache(self._folder, self.fingerprint)
+        self.cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
 
@@ -119,7 +103,7 @@ class Encoder:
         missing: list[int] = []
         for start in range(0, len(distinct), _LOOKED_UP):
             rows = distinct[start : start + _LOOKED_UP]
-            known, found = self._cache.get(role, [texts[row] for row in rows])
+            known, found = self.cache.get(role, [texts[row] for row in rows])
             vectors[rows[known]] = found
             missing += np.delete(rows, known).tolist()
         # Longest first: batches of like length waste no padding, and the estimate errs upwards.
@@ -140,20 +124,20 @@ class Encoder:
         return vectors
 
     def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
-        """Look texts up in the cache, without asking the base model.
-
-        Returns:
-            Positions in ``texts`` of those that are known, ``(k,)``, and their vectors,
-            ``(k, dim)``.
-        """
-        return self._cache.get(role, texts)
+        """Look texts up in the cache: rows of those that are known, ``(k,)``, and their vectors."""
+        return self.cache.get(role, texts)
 
     def missing(self, texts: Sequence[str], role: Role) -> list[str]:
         """Return the distinct texts that the cache does not hold."""
-        return self._cache.missing(role, list(dict.fromkeys(texts)))
+        return self.cache.missing(role, list(dict.fromkeys(texts)))
 
-    def embed_tolerant(self, texts: Sequence[str], role: Role) -> PartialResult:
+    def embed_tolerant(
+        self, texts: Sequence[str], role: Role
+    ) -> tuple[Rows, Vectors, dict[int, str]]:
         """Ask the base model for all of these texts, past those it fails on; keeps nothing.
+
+        Returns the rows of the texts that have a vector, ``(k,)``, those vectors, ``(k, dim)``, and
+        for each other row what the model said.
 
         After eight in a row that fail alone the rest counts as failed without being tried: then it
         is the model that is broken. One that still answers is looked at in the end.
@@ -167,11 +151,7 @@ class Encoder:
         rows = np.delete(everything, list(failures))
         if UNTRIED not in failures.values():
             self._check_model(role, after=LEAST_CHECKED)
-        return PartialResult(rows, vectors[rows], failures)
-
-    def keep(self, texts: Sequence[str], role: Role, vectors: Vectors) -> None:
-        """Put vectors of this base model into the cache, whoever computed them."""
-        self._cache.put(role, texts, vectors)
+        return rows, vectors[rows], failures
 
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
         """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError."""
@@ -195,7 +175,7 @@ class Encoder:
 
     def close(self) -> None:
         """Release the cache's files; leaving a ``with`` block does so too."""
-        self._cache.close()
+        self.cache.close()
 
     def __enter__(self) -> Self:
         return self
@@ -272,7 +252,7 @@ class Encoder:
                 fault = cause if alone else None
             finally:
                 if good and not tolerant:
-                    self._cache.put(role, texts[low : low + len(good)], np.stack(good))
+                    self.cache.put(role, texts[low : low + len(good)], np.stack(good))
             yield low, good, fault
 
     def _checked(self, answer: Any, text: str) -> Vectors:
@@ -302,7 +282,7 @@ class Encoder:
         if same and order:
             return
         for asked_as, texts in unchecked.items():
-            self._cache.forget(asked_as, texts)
+            self.cache.forget(asked_as, texts)
         if same:
             raise EncodeError(
                 f"{self._name} gives the vectors of a batch in another order than its texts. The "

@@ -39,8 +39,6 @@ T = TypeVar("T")
 Call = tuple[Callable[..., Any], Callable[..., Awaitable[Any]], tuple[Any, ...]]
 Steps = Generator[Call, Any, T]
 
-_CALLS_BETWEEN_CLEARINGS = 256
-
 
 def run_steps(steps: Steps[T]) -> T:
     """Make the calls that a generator yields; return what it returns."""
@@ -101,64 +99,58 @@ def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
     return {name: nodes[name] for name in ids if name in nodes}
 
 
-class BaseVectors:
-    """Asks one base model for vectors, through a LlamaIndex key-value store, if there is one.
+def base_vectors(
+    model: BaseEmbedding,
+    texts: Sequence[str],
+    role: Role,
+    size: int,
+    manager: CallbackManager,
+    cache: Any | None = None,
+) -> Steps[list[Embedding]]:
+    """Yield the calls that embed texts: look up, wait for the limiter, ask, remember.
 
-    By default that is the model's own ``embeddings_cache``: its document entries are shared with
-    the model, its query entries kept apart. ``manager`` is that of the model that is served.
+    Vectors are kept in a LlamaIndex key-value store, if there is one: by default the base model's
+    own ``embeddings_cache``, whose document entries are shared with the model, its query entries
+    kept apart. ``manager`` is that of the model that is served.
     """
+    clear_trace_map(manager)
+    texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
+    missing, found = list(dict.fromkeys(texts)), dict[str, Embedding]()
+    store: Any = model.embeddings_cache if cache is None else cache
+    if store is not None:
+        collection = "embeddings"
+        if cache is not None or role == "query":
+            collection = f"embeddings:{role}:{fingerprint_of(model).digest}"
+        for text in missing:
+            # LlamaIndex's stores keep one vector as {random id: vector}, shared with us.
+            if entry := (yield store.get, store.aget, (text, collection)):
+                found[text] = next(iter(entry.values()))
+        missing = [text for text in missing if text not in found]
+    ask, aask, step = _ways(model, role, min(size, len(missing)))
+    for start in range(0, len(missing), step):
+        batch = missing[start : start + step]
+        if (limiter := model.rate_limiter) is not None:
+            yield limiter.acquire, limiter.async_acquire, ()
+        answers = whole_batch(model, (yield ask, aask, (batch,)), batch)
+        found.update(zip(batch, answers, strict=True))
+        for text, answer in zip(batch, answers, strict=True) if store is not None else ():
+            if not np.isfinite(answer).all():  # remembered, it would be served for ever
+                name = base_name(model)
+                raise EncodeError(f"{name} gave a vector with NaN or infinity.", text=text)
+            yield store.put, store.aput, (text, {str(uuid.uuid4()): answer}, collection)
+    return [found[text] for text in texts]
 
-    def __init__(
-        self, model: BaseEmbedding, manager: CallbackManager, cache: Any | None = None
-    ) -> None:
-        self._model, self._manager, self.cache, self._calls = model, manager, cache, 0
 
-    def steps(self, texts: Sequence[str], role: Role, size: int) -> Steps[list[Embedding]]:
-        """Yield the calls that embed texts: look up, wait for the limiter, ask, remember."""
-        self._calls += 1
-        if not self._calls % _CALLS_BETWEEN_CLEARINGS:
-            clear_trace_map(self._manager)
-        texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
-        missing, found = list(dict.fromkeys(texts)), dict[str, Embedding]()
-        store: Any = self._model.embeddings_cache if self.cache is None else self.cache
-        if store is not None:
-            collection = self._collection(role)
-            for text in missing:
-                # LlamaIndex's stores keep one vector as {random id: vector}, shared with us.
-                if entry := (yield store.get, store.aget, (text, collection)):
-                    found[text] = next(iter(entry.values()))
-            missing = [text for text in missing if text not in found]
-        ask, aask, step = self._ways(role, min(size, len(missing)))
-        for start in range(0, len(missing), step):
-            batch = missing[start : start + step]
-            if (limiter := self._model.rate_limiter) is not None:
-                yield limiter.acquire, limiter.async_acquire, ()
-            answers = whole_batch(self._model, (yield ask, aask, (batch,)), batch)
-            found.update(zip(batch, answers, strict=True))
-            for text, answer in zip(batch, answers, strict=True) if store is not None else ():
-                if not np.isfinite(answer).all():  # remembered, it would be served for ever
-                    raise EncodeError(
-                        f"{base_name(self._model)} gave a vector with NaN or infinity.", text=text
-                    )
-                yield store.put, store.aput, (text, {str(uuid.uuid4()): answer}, collection)
-        return [found[text] for text in texts]
+def _ways(
+    model: BaseEmbedding, role: Role, size: int
+) -> tuple[Callable[..., Any], Callable[..., Awaitable[Any]], int]:
+    """Return how to ask for a batch, both ways, and how large it may be."""
+    if role == "document":
+        return model._get_text_embeddings, model._aget_text_embeddings, max(size, 1)
 
-    def _ways(
-        self, role: Role, size: int
-    ) -> tuple[Callable[..., Any], Callable[..., Awaitable[Any]], int]:
-        """Return how to ask for a batch, both ways, and how large it may be."""
-        model = self._model
-        if role == "document":
-            return model._get_text_embeddings, model._aget_text_embeddings, max(size, 1)
+    async def alone(batch: list[str]) -> list[Embedding]:
+        return [await model._aget_query_embedding(text) for text in batch]
 
-        async def alone(batch: list[str]) -> list[Embedding]:
-            return [await model._aget_query_embedding(text) for text in batch]
-
-        if size > 1 and (together := query_batch(model)) is not None:
-            return together, alone, size
-        return lambda batch: [model._get_query_embedding(text) for text in batch], alone, 1
-
-    def _collection(self, role: Role) -> str:
-        if self.cache is None and role == "document":
-            return "embeddings"
-        return f"embeddings:{role}:{fingerprint_of(self._model).digest}"
+    if size > 1 and (together := query_batch(model)) is not None:
+        return together, alone, size
+    return lambda batch: [model._get_query_embedding(text) for text in batch], alone, 1

@@ -299,7 +299,7 @@ class AdaptedEmbedding(ServedEmbedding):
         return {"adapter": restore(data.get("adapter"), arrays, where="adapter")}
 
     def _shared(self) -> dict[str, Any]:
-        own = {"rate_limiter": self.rate_limiter, "embeddings_cache": self._vectors.cache}
+        own = {"rate_limiter": self.rate_limiter, "embeddings_cache": self._store}
         return {**super()._shared(), **own}
 
 

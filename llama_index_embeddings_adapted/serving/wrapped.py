@@ -26,7 +26,7 @@ from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprin
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import base_name, rebuild_base, without_url_secrets
 from ..errors import OptionError, check_kind
-from .base_vectors import BaseVectors, Steps, arun_steps, run_steps
+from .base_vectors import Steps, arun_steps, base_vectors, run_steps
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -108,7 +108,7 @@ class ServedEmbedding(WrappedEmbedding):
     # Fields, not private attributes: pydantic takes 50 times as long to look those up.
     base_embed_model: BaseEmbedding = Field(exclude=True, description="The base model.")
 
-    _vectors: BaseVectors = PrivateAttr()
+    _store: Any = PrivateAttr(default=None)
     _training: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     #: Arguments of the constructor that a copy is made with; locks and connections stay behind.
@@ -124,13 +124,13 @@ class ServedEmbedding(WrappedEmbedding):
         prefix: str,
         *,
         training: Mapping[str, Any] | None,
-        cache: object = None,
+        cache: Any = None,
         **fields: Any,
     ) -> None:
         base = check_base(base, "base_embed_model")
         super().__init__(base, prefix, base_embed_model=base, **fields)
         self._training = dict(training or {})
-        self._ask_base(cache)
+        self.embeddings_cache = cache
 
     @property
     def training(self) -> dict[str, Any]:
@@ -139,9 +139,12 @@ class ServedEmbedding(WrappedEmbedding):
 
     # --- what LlamaIndex calls ----------------------------------------------------------------
 
+    def _base_steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        asked = self.base_embed_model, texts, role, self.embed_batch_size
+        return base_vectors(*asked, self.callback_manager, self._store)
+
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
-        answers = yield from self._vectors.steps(texts, role, self.embed_batch_size)
-        return self._mapped(answers, texts, role)
+        return self._mapped((yield from self._base_steps(texts, role)), texts, role)
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
         """Return the vectors of this model, given those of the base model."""
@@ -150,16 +153,10 @@ class ServedEmbedding(WrappedEmbedding):
     def __setattr__(self, name: str, value: Any) -> None:
         # LlamaIndex's cache knows neither role nor training: base vectors go there, by our keys.
         if name == "embeddings_cache":
-            self._ask_base(value)
-            return
+            if value is not None:
+                check_kind(name, value, BaseKVStore, "a LlamaIndex key-value store")
+            name = "_store"
         super().__setattr__(name, value)
-        if name in ("base_embed_model", "callback_manager"):
-            self._ask_base(self._vectors.cache)
-
-    def _ask_base(self, cache: object) -> None:
-        if cache is not None:
-            check_kind("embeddings_cache", cache, BaseKVStore, "a LlamaIndex key-value store")
-        self._vectors = BaseVectors(self.base_embed_model, self.callback_manager, cache)
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Show which model is served, not its settings: keys are among them."""
@@ -284,7 +281,7 @@ class DocumentEmbedding(WrappedEmbedding):
     an adapter they stay as they are. Made by :meth:`AdaptedEmbedding.for_documents`.
     """
 
-    _vectors: BaseVectors = PrivateAttr()
+    _base: BaseEmbedding = PrivateAttr()
     _adapter: Adapter | None = PrivateAttr()
     _cache: VectorCache = PrivateAttr()
     _description: dict[str, Any] = PrivateAttr()
@@ -299,7 +296,7 @@ class DocumentEmbedding(WrappedEmbedding):
     ) -> None:
         super().__init__(base, "", model_name=base.model_name)
         fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
-        self._vectors, self._adapter = BaseVectors(base, self.callback_manager), adapter
+        self._base, self._adapter = base, adapter
         self._cache = VectorCache(folder, fingerprint)
         self._description = dict(description)
         if adapter is not None or not _is_first(description, fingerprint, folder):
@@ -333,7 +330,8 @@ class DocumentEmbedding(WrappedEmbedding):
         rows, found = self._cache.get(role, distinct)
         vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
         if missing := [text for text in distinct if text not in vectors]:
-            answers = yield from self._vectors.steps(missing, role, self.embed_batch_size)
+            asked = self._base, missing, role, self.embed_batch_size, self.callback_manager
+            answers = yield from base_vectors(*asked)
             new = as_vectors(np.array(answers), what="document vectors of the base model")
             self._cache.put(role, missing, new)
             vectors.update(zip(missing, new, strict=True))

@@ -139,11 +139,7 @@ resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
 
 
 def check_base(model: object, name: str) -> BaseEmbedding:
-    """Return a LlamaIndex embedding model, a string resolved; ``name`` is that of the argument.
-
-    Raises:
-        OptionError: It is none, or a string that names none.
-    """
+    """Return a LlamaIndex embedding model, a string resolved, or raise an OptionError."""
     try:
         model = resolvers[-1](model) if isinstance(model, str) else model
     except (ValueError, OSError, ImportError) as cause:
@@ -188,9 +184,8 @@ class BaseModelCalls:
 
     A model whose synchronous methods are not implemented is reached through its asynchronous ones.
     LlamaIndex has no method for a batch of queries: models that can batch them are asked to,
-    others get them one by one, or ``num_workers`` at a time where that field of theirs is set. A
-    ``embeddings_cache`` of the model is not consulted: it confuses a query with the document of
-    the same text.
+    others get them one by one, or ``num_workers`` at a time. A ``embeddings_cache`` of the model is
+    not consulted: it confuses a query with the document of the same text.
     """
 
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
@@ -274,11 +269,7 @@ class BaseModelCalls:
 def whole_batch(
     model: BaseEmbedding, answers: list[Embedding], texts: Sequence[str]
 ) -> list[Embedding]:
-    """Refuse a batch of another length: which vector is whose can no longer be told.
-
-    Raises:
-        EncodeError: More or fewer answers than texts.
-    """
+    """Refuse a batch of another length: which vector is whose can no longer be told."""
     if len(answers) != len(texts):
         raise EncodeError(
             f"{base_name(model)} gave {len(answers)} vectors for a batch of {len(texts)} texts; "

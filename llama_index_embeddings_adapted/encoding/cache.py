@@ -53,14 +53,10 @@ _KEYS_PER_QUERY = 500
 class VectorCache:
     """Vectors of one base model, in memory or in a folder shared by many models and processes.
 
-    Args:
-        folder: Where to keep them; ``None`` for memory only. Created on first use.
-        base: The model the vectors come from. One whose name and probe vectors (within float
-            noise) are those of a model already in the folder shares its vectors; any other, also a
-            changed model behind the same name, has its own.
-
-    Raises:
-        CacheError: The folder belongs to another version, is damaged, or cannot be written.
+    ``folder`` is None for memory only. A ``base`` whose name and probe vectors (within float noise)
+    are those of a model already in the folder shares its vectors; any other, also a changed model
+    behind the same name, has its own. A CacheError where the folder belongs to another version, is
+    damaged, or cannot be written.
     """
 
     def __init__(self, folder: Path | None, base: Fingerprint) -> None:
@@ -105,12 +101,7 @@ class VectorCache:
                     )
 
     def get(self, role: str, texts: Sequence[str]) -> tuple[Rows, Vectors]:
-        """Look texts up.
-
-        Returns:
-            Positions in ``texts`` of those that are known, ``(k,)`` ascending, and their vectors,
-            ``(k, dim)``.
-        """
+        """Return the rows of texts that are known, ascending, ``(k,)``, and their vectors."""
         keys = [_key(role, text) for text in texts]
         with self._guard():
             rows = self._rows(keys)
@@ -132,10 +123,9 @@ class VectorCache:
         return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keep vectors; when this returns they survive a kill. Known texts keep what they have.
+        """Keep finite vectors, one per text; when this returns they survive a kill.
 
-        Raises:
-            ShapeError: Another number of vectors, another dimension, NaN or infinity.
+        Known texts keep what they have.
         """
         if not texts:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,13 +137,9 @@ class Encoder:
         """Ask the base model for all of these texts, past those it fails on; keeps nothing.
 
         Returns the rows of the texts that have a vector, ``(k,)``, those vectors, ``(k, dim)``, and
-        for each other row what the model said.
-
-        After eight in a row that fail alone the rest counts as failed without being tried: then it
-        is the model that is broken. One that still answers is looked at in the end.
-
-        Raises:
-            EncodeError: The model is no longer the same, so none of these vectors should be kept.
+        for each other row what the model said. After eight in a row that fail alone it is the model
+        that is broken: the rest is not tried. One that still answers is looked at in the end; an
+        EncodeError says that it has changed, so none of these vectors should be kept.
         """
         everything = np.arange(len(texts))
         vectors = np.empty((len(texts), self.fingerprint.dim), dtype=np.float32)
@@ -155,23 +151,19 @@ class Encoder:
 
     def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
         """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError."""
-        dataset = answered(dataset, "dataset")
-        queries, documents = (
-            self._encode_named(texts, role)
-            for texts, role in ((dataset.queries, "query"), (dataset.corpus, "document"))
-        )
-        return with_rows(dataset, queries, documents)
-
-    def _encode_named(self, texts: Mapping[str, str], role: Any) -> Vectors:
-        """Embed texts; an error about some of them has their ids."""
-        try:
-            return self.encode(list(texts.values()), role)
-        except EncodeError as error:
-            concerned = set(error.texts or (error.text,))
-            error.ids = tuple(key for key, text in texts.items() if text in concerned)
-            if error.ids:
-                error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
-            raise
+        dataset, vectors = answered(dataset, "dataset"), []
+        sides: tuple[tuple[dict[str, str], Role], ...]
+        sides = (dataset.queries, "query"), (dataset.corpus, "document")
+        for texts, role in sides:
+            try:
+                vectors.append(self.encode(list(texts.values()), role))
+            except EncodeError as error:
+                concerned = set(error.texts or (error.text,))
+                error.ids = tuple(key for key, text in texts.items() if text in concerned)
+                if error.ids:
+                    error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
+                raise
+        return with_rows(dataset, *vectors)
 
     def close(self) -> None:
         """Release the cache's files; leaving a ``with`` block does so too."""

@@ -40,8 +40,7 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 def base_name(model: BaseEmbedding) -> str:
     """Return class and model name, as messages and saved folders show them.
 
-    Of a local path only the end is shown: the same model elsewhere is the same model. Of an
-    address neither user nor password.
+    Of a local path only the end is shown; of an address neither user nor password.
     """
     name = type(model).__name__
     if model.model_name in ("", "unknown"):
@@ -208,11 +207,7 @@ def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
     classes of modules that are already imported are considered: a folder cannot make us import
     any other module. Nor can it have code of its own loaded, or have texts, and a key from the
     environment, sent to an address that is neither this machine's nor the one that the class would
-    ask anyway.
-
-    Args:
-        description: What :func:`describe_base` returned.
-        secrets: Settings to add or override, such as ``api_key``.
+    ask anyway. ``secrets`` are settings to add or override, such as ``api_key``.
 
     Raises:
         FolderError: No such class, it cannot be built from the settings, or they name code or an

@@ -30,11 +30,10 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     Returns:
         ``adapter`` (class, shape, roles), ``saved`` (``"base"`` where the adapter changes nothing,
         else ``"candidate"``), ``candidate`` (the folder of the one that was kept aside, or None),
-        ``holds`` (both in words),
-        ``base_model`` (name, dimension, fingerprint), ``saved_at``, ``age_days``,
-        ``library_version``, ``format_version``, ``bytes`` per file, ``moved_documents`` (how many,
-        how far; None for an adapter that moves none), ``verdict``, ``scores``, ``data`` and
-        ``settings`` of the training, each None where the folder does not say.
+        ``holds`` (both in words), ``base_model`` (name, dimension, fingerprint), ``saved_at``,
+        ``age_days``, ``library_version``, ``format_version``, ``bytes`` per file,
+        ``moved_documents`` (how many, how far), ``verdict``, ``scores``, ``data`` and ``settings``
+        of the training, each None where the folder does not say.
 
     Raises:
         FolderError: Missing, damaged, foreign, or newer than this library.
@@ -81,21 +80,15 @@ def candidate_of(folder: Path) -> Path:
 
 
 def ship_candidate(folder: str | Path) -> Path:
-    """Put the candidate that training kept beside a folder into the folder.
+    """Put the candidate that training kept beside a folder into the folder, and return that.
 
     Training with ``method="auto"`` saves the base model, unchanged, where the verdict is against
     the candidate, and the candidate in ``<folder>.candidate``. Judge it on queries of your own with
     :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays.
 
-    Args:
-        folder: The ``model_output_path`` of the training.
-
-    Returns:
-        The folder.
-
     Raises:
-        FolderError: There is no candidate, it is damaged, or it belongs to another base model than
-            what the folder holds.
+        FolderError: There is no candidate, it is damaged, or it belongs to another base model or
+            training than what the folder holds.
     """
     path = Path(folder)
     source = candidate_of(path)
@@ -158,11 +151,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
 
 
 def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what is known of the training, in a form that can be shown.
-
-    Raises:
-        FolderError: It has another form.
-    """
+    """Return what is known of the training, fit to be shown, or raise a FolderError."""
     report = training.get("report") or {}
     try:
         for key, _ in _PARTS:

@@ -42,14 +42,13 @@ def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, f
     """Compare ``(n, dim)`` live queries, at least 2, with ``(m, dim)`` of training, at least 5.
 
     Returns:
-        The energy distance of the two samples, as a share of their mean distance, in [0, 1]: 0 for
-        equal distributions, 1 for two far-off points. How often a random split of both samples has
-        such a distance. ``(n,)``: how far each live query is from its third nearest training query,
-        in units of the distance that all but 5 % of those have from each other.
+        The energy distance of the two samples, as a share of their mean distance, in [0, 1]. How
+        often a random split of both samples has such a distance. ``(n,)``: how far each live query
+        is from its third nearest training query, in units of what 95 % of those have from each
+        other.
 
     Source:
-        Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018: energy distance, its normalised
-        form, and the permutation test.
+        Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018: the distance and permutation test.
     """
     from scipy.spatial.distance import cdist  # takes a while to import: only who watches pays
 
@@ -331,12 +330,9 @@ def undo_nudges(
     """Return an adapter without the nudges of some documents; all other parts stay.
 
     Args:
-        adapter: Nudges, or a stack with nudges in it.
+        adapter: Nudges, or a stack with nudges in it; without any, an OptionError.
         texts: Of the documents whose nudges are undone.
         keep: Of all documents there are: nudges of any other text are dropped, too.
-
-    Raises:
-        OptionError: The adapter has no nudges.
     """
 
     def without(nudges: NudgeAdapter) -> Adapter:

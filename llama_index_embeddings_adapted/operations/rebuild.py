@@ -48,9 +48,8 @@ def adapt_index(
     For adapters that move documents; one that leaves them alone is swapped in without. Vectors of
     the base model come from the cache and, where the old index was built with that model and its
     store returns them, from there; the adapter maps them. The old index is only read: it serves
-    until the call returns, and is yours to drop.
-
-    After an error or a kill the same call goes on after the last batch, see :func:`adapt_nodes`.
+    until the call returns, and is yours to drop. After an error or a kill the same call goes on
+    after the last batch, see :func:`adapt_nodes`.
 
     Args:
         index: The old index.
@@ -60,8 +59,7 @@ def adapt_index(
         embed_missing: Ask the base model for vectors that are found nowhere. Otherwise that is an
             error, before anything is written.
         batch_size: Nodes per write.
-        check: Search the new index, compare with exact search, and warn of
-            :class:`SimilarityCheck` problems.
+        check: Search the new index, and warn of :class:`SimilarityCheck` problems.
         cache_dir, show_progress: See :class:`Encoder`.
 
     Raises:
@@ -133,19 +131,67 @@ def _write(
 
     With ``whole``, the number of all nodes there will ever be, a call after the last does nothing.
     """
-    progress = _Progress(source, store)
+    mark, digest, before, written, certain = _begun(source, store)
+    count, trail = 0, hashlib.sha256()
     with tqdm(desc="Writing nodes", unit="node", total=whole, disable=source.quiet) as bar:
         for batch in _batches(nodes, source.batch_size):
-            if progress.starts(batch):
+            for node in batch:
+                trail.update(node.node_id.encode() + b"\0")
+                count += 1
+                if count == written and trail.hexdigest() != before["trail"]:
+                    raise StoreError(
+                        f"An earlier call wrote {written} other nodes, or in another order or "
+                        "batch size. Pass the same ones, or an empty collection of another name."
+                    )
+            if count > written:
                 vectors = source.vectors_of(batch).tolist()
-                progress.clear(batch)
+                if count - len(batch) < certain:
+                    delete_nodes(store, [node.node_id for node in batch])
                 pairs = zip(batch, vectors, strict=True)
                 add([node.model_copy(update={"embedding": vector}) for node, vector in pairs])
-                progress.save()
+                _save(mark, digest, source.batch_size, count, trail.hexdigest())
             bar.update(len(batch))
-    if progress.mark is not None and whole is None:
-        progress.mark.unlink(missing_ok=True)
-    return progress.count
+    if mark is not None and whole is None:
+        mark.unlink(missing_ok=True)
+    return count
+
+
+def _begun(
+    source: _Source, store: BasePydanticVectorStore
+) -> tuple[Path | None, str, dict[str, Any], int, int]:
+    """Return how far an earlier call got, as the disk says.
+
+    Where that is noted, if the store has a name; the hash of what document vectors depend on; the
+    note, with a hash of ids; how many nodes are in the store for certain; and how many at most.
+    """
+    adapter, name = source.model.adapter, name_of(store)
+    kind = repr((type(adapter).__name__, adapter.config())).encode()
+    parts = source.fingerprint.digest.encode(), kind, files.to_bytes(adapter.arrays())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    mark, before = None, dict[str, Any]()
+    if source.folder is not None and name is not None:
+        place = hashlib.sha256(name.encode()).hexdigest()[:32]
+        mark = source.folder / "rebuilds" / f"{place}.stream.json"
+        if mark.is_file():
+            before = files.read_json_object(mark, error=StoreError)
+    begun = before.get("rebuild") == digest
+    occupied = answers_queries(store, query_probes(source.model)[0])
+    if occupied and not begun:
+        raise StoreError(
+            "The store already holds nodes, and not from a call with this adapter that can go "
+            "on. Pass an empty collection."
+        )
+    if not begun:
+        _save(mark, digest, source.batch_size, 0, hashlib.sha256().hexdigest())
+    # A collection that was dropped since holds nothing, whatever was written once.
+    written = int(before["written"]) if occupied else 0
+    return mark, digest, before, written, written + int(before["batch"]) if occupied else 0
+
+
+def _save(mark: Path | None, digest: str, batch_size: int, written: int, trail: str) -> None:
+    if mark is not None:
+        done = {"rebuild": digest, "batch": batch_size, "written": written, "trail": trail}
+        files.write_json(mark, done)
 
 
 def adapt_vectors(
@@ -158,7 +204,7 @@ def adapt_vectors(
     cache_dir: CacheDir = None,
     show_progress: bool = True,
 ) -> Vectors:
-    """Write the document vectors of texts to a ``.npy`` file, in their order, and map it.
+    """Write the document vectors of texts to a ``.npy`` file; return them, mapped, ``(n, dim)``.
 
     For stores that are built from arrays, such as FAISS, and for tools of one's own. The file
     appears when it is whole.
@@ -169,9 +215,6 @@ def adapt_vectors(
         path: The file.
         batch_size: Texts at a time.
         cache_dir, show_progress: See :class:`Encoder`.
-
-    Returns:
-        ``(n, dim)``, read-only, mapped from the file.
 
     Raises:
         StoreError: Vectors are missing.
@@ -252,75 +295,6 @@ class _Source(Encoder):
         return texts_of(items), [node.embedding if self.stored else None for node in items]
 
 
-class _Progress:
-    """How far a stream got into a store, on disk, so that another call can go on.
-
-    ``written`` nodes are in the store for certain, and of the ``batch`` after them some may be;
-    ``trail`` is a hash of their ids.
-
-    Raises:
-        StoreError: The store holds nodes, and no earlier call with this adapter put them there.
-    """
-
-    def __init__(self, source: _Source, store: BasePydanticVectorStore) -> None:
-        adapter, name = source.model.adapter, name_of(store)
-        kind = repr((type(adapter).__name__, adapter.config())).encode()
-        parts = source.fingerprint.digest.encode(), kind, files.to_bytes(adapter.arrays())
-        # What document vectors depend on.
-        self._store, self._digest = store, hashlib.sha256(b"\0".join(parts)).hexdigest()
-        self._batch_size, self.count, self._trail = source.batch_size, 0, hashlib.sha256()
-        self.mark: Path | None = None
-        self._before: dict[str, Any] = {}
-        if source.folder is not None and name is not None:
-            place = hashlib.sha256(name.encode()).hexdigest()[:32]
-            self.mark = source.folder / "rebuilds" / f"{place}.stream.json"
-            if self.mark.is_file():
-                self._before = files.read_json_object(self.mark, error=StoreError)
-        begun = self._before.get("rebuild") == self._digest
-        occupied = answers_queries(store, query_probes(source.model)[0])
-        if occupied and not begun:
-            raise StoreError(
-                "The store already holds nodes, and not from a call with this adapter that can go "
-                "on. Pass an empty collection."
-            )
-        # A collection that was dropped since holds nothing, whatever was written once.
-        self._written = int(self._before["written"]) if begun and occupied else 0
-        self._certain_from = self._written + int(self._before["batch"]) if occupied else 0
-        if not begun:
-            self.save()
-
-    def starts(self, batch: list[BaseNode]) -> bool:
-        """Count a batch in; return whether to write it. A StoreError if its nodes are others."""
-        for node in batch:
-            self._trail.update(node.node_id.encode() + b"\0")
-            self.count += 1
-            if self.count == self._written and self._trail.hexdigest() != self._before["trail"]:
-                raise StoreError(
-                    f"An earlier call wrote {self._written} other nodes, or in another order or "
-                    "batch size. Pass the same ones, or an empty collection of another name."
-                )
-        return self.count > self._written
-
-    def clear(self, batch: list[BaseNode]) -> None:
-        """Delete what an earlier call may have written of a batch after it last said so."""
-        if self.count - len(batch) >= self._certain_from:
-            return
-        try:
-            delete_nodes(self._store, [node.node_id for node in batch])
-        except NotImplementedError as cause:
-            raise StoreError(
-                f"{type(self._store).__name__} cannot delete nodes, so a rebuild that was cut "
-                "short cannot go on. Pass an empty collection of another name."
-            ) from cause
-
-    def save(self) -> None:
-        """Say on disk that all nodes so far are in the store."""
-        if self.mark is not None:
-            done = {"written": self.count, "trail": self._trail.hexdigest()}
-            known = {"rebuild": self._digest, "batch": self._batch_size}
-            files.write_json(self.mark, {**known, **done})
-
-
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
@@ -341,13 +315,19 @@ _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "p
 
 
 def delete_nodes(store: Any, ids: Sequence[str]) -> None:
-    """Delete nodes, whether a store holds them or not; NotImplementedError if it cannot."""
-    if type(store).__name__ != "LanceDBVectorStore":  # whose method quotes ids as if columns
-        store.delete_nodes(list(ids))
+    """Delete what an earlier call may have written of a batch, or raise a StoreError."""
+    if type(store).__name__ == "LanceDBVectorStore":  # whose method quotes ids as if columns
+        for start in range(0, len(ids), _PER_QUERY):
+            some = ("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
+            store.table.delete(f"id in ({', '.join(some)})")
         return
-    for start in range(0, len(ids), _PER_QUERY):
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
-        store.table.delete(f"id in ({quoted})")
+    try:
+        store.delete_nodes(list(ids))
+    except NotImplementedError as cause:
+        raise StoreError(
+            f"{type(store).__name__} cannot delete nodes, so a rebuild that was cut "
+            "short cannot go on. Pass an empty collection of another name."
+        ) from cause
 
 
 def name_of(store: BasePydanticVectorStore) -> str | None:

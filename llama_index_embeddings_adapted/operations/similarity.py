@@ -69,21 +69,15 @@ class SimilarityCheck:
         """Return the cut-off that as many queries pass with the adapter as ``cutoff`` without.
 
         By quantiles of the best scores, between which it is interpolated; beyond them the cut-off
-        moves as the nearest does.
-
-        Args:
-            cutoff: Chosen for the base model, in the store's scores.
-
-        Raises:
-            OptionError: No queries were given to :func:`check_similarity`.
+        moves as the nearest does. An OptionError where :func:`check_similarity` was given no
+        queries.
         """
         return self._shift.to_adapted(cutoff)
 
     def calibrated(self) -> CalibratedScores:
         """Return a postprocessor that gives adapted scores the base model's scale.
 
-        Raises:
-            OptionError: No queries were given to :func:`check_similarity`.
+        An OptionError where :func:`check_similarity` was given no queries.
         """
         shift = self._shift
         return CalibratedScores(base=list(shift.base), adapted=list(shift.adapted))

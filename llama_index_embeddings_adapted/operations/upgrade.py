@@ -210,8 +210,7 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
 def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
     """Return the share of the 10 nearest texts by old vectors that mapped ones find, too.
 
-    And the share that those mapped for other texts find, which is what a map finds by chance: some
-    texts stand near all others.
+    And the share that those mapped for other texts find, which is found by chance.
     """
     k = min(_NEIGHBOURS, len(ours) - 1)
 

@@ -109,9 +109,8 @@ def base_vectors(
 ) -> Steps[list[Embedding]]:
     """Yield the calls that embed texts: look up, wait for the limiter, ask, remember.
 
-    Vectors are kept in a LlamaIndex key-value store, if there is one: by default the base model's
-    own ``embeddings_cache``, whose document entries are shared with the model, its query entries
-    kept apart. ``manager`` is that of the model that is served.
+    The store is LlamaIndex's, by default the base model's own ``embeddings_cache``, whose documents
+    are shared with the model, its queries kept apart. ``manager`` is that of the model served.
     """
     clear_trace_map(manager)
     texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server

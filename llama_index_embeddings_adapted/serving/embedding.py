@@ -47,8 +47,7 @@ DEPTH = 8
 def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> None:
     """Check that an adapter can take the place of another over the same index.
 
-    A ShapeError for other dimensions; an OptionError where it treats documents otherwise, unless
-    the caller gives his word that the index holds the successor's document vectors.
+    It can where documents stay, or the index holds its document vectors, which the caller says.
     """
     if (new.input_dim, new.output_dim) != (current.input_dim, current.output_dim):
         raise ShapeError(
@@ -209,11 +208,7 @@ class AdaptedEmbedding(ServedEmbedding):
         return before.adapter
 
     def roll_back(self) -> Adapter:
-        """Undo the last :meth:`swap`; return the adapter now in service.
-
-        Raises:
-            OptionError: Nothing was swapped, or all of it is undone.
-        """
+        """Undo the last :meth:`swap`; return the adapter in service, or raise an OptionError."""
         with self._lock:
             if not self._past:
                 raise OptionError(
@@ -231,9 +226,8 @@ class AdaptedEmbedding(ServedEmbedding):
         """Return what embeds documents for this model, for ``IngestionPipeline``.
 
         Where the adapter leaves documents alone, its dict and vectors are those of the base model,
-        so no new adapter makes a pipeline embed anything again. Two base models that share a dict
-        but not their vectors are told apart, by probe vectors. Vectors of the base model are kept
-        and looked up in ``cache_dir``, see :class:`Encoder`.
+        so no new adapter makes a pipeline embed anything again. Base models that share a dict but
+        not their vectors are told apart. Vectors are kept in ``cache_dir``, see :class:`Encoder`.
         """
         base, adapter = self.base_embed_model, self.adapter
         if adapter.adapts_documents:
@@ -253,8 +247,7 @@ class AdaptedEmbedding(ServedEmbedding):
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
         """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
 
-        ``keys``, ``(n,)``, are content keys of documents, see :meth:`Adapter.apply`. A ShapeError
-        for vectors of another dimension than the adapter was trained on.
+        ``keys``, ``(n,)``, are content keys of documents, see :meth:`Adapter.apply`.
         """
         if role == "query" and not self.transform_query:
             return vectors

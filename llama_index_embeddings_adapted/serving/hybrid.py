@@ -95,8 +95,8 @@ class HybridRetriever(SteppedRetriever):
         self.views = Views(lexical, vectors, keys, weight, prior)
         self.dense, self.nodes = dense, nodes
         self.top_k, self.candidates = top_k, max(candidates, top_k)
-        embed_model = embed_model or getattr(dense, "_embed_model", None)
-        self.embed_model = check_base(embed_model, "embed_model")
+        model = embed_model or getattr(dense, "_embed_model", None)
+        self.embed_model: BaseEmbedding = check_base(model, "embed_model")
         self._past: list[Views] = []
         self._lock = threading.Lock()
         self._allowed: tuple[BM25Index, Any] | None = None
@@ -168,7 +168,7 @@ class HybridRetriever(SteppedRetriever):
 
     def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
         """Embed the query, retrieve by vector, rank with the words, fetch what only words found."""
-        model, vector, views = self._model, bundle.embedding, self.views
+        model, vector, views = self.embed_model, bundle.embedding, self.views
         if vector is None:
             ask, aask = model.get_agg_embedding_from_queries, model.aget_agg_embedding_from_queries
             vector = yield ask, aask, (bundle.embedding_strs,)
@@ -186,11 +186,6 @@ class HybridRetriever(SteppedRetriever):
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
-
-    @property
-    def _model(self) -> BaseEmbedding:
-        assert self.embed_model is not None  # checked when it was set
-        return self.embed_model
 
     # --- mixing -------------------------------------------------------------------------------
 
@@ -243,8 +238,8 @@ class HybridRetriever(SteppedRetriever):
     def swap(self, **changes: Any) -> None:
         """Serve with other views from the next query on; :meth:`roll_back` undoes it.
 
-        ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``: what changes of
-        :class:`Views`. An adapter is swapped in the embedding model.
+        ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``. An adapter is
+        swapped in the embedding model.
         """
         with self._lock:
             new = self.views.changed(**changes)
@@ -290,7 +285,9 @@ class HybridRetriever(SteppedRetriever):
         found = {**nodes_by_id(self.nodes), **new}
         texts = dict(zip(found, texts_of(found.values()), strict=True))
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
-        keys, vectors = document_vectors(self._model, [texts[name] for name in new], **settings)
+        keys, vectors = document_vectors(
+            self.embed_model, [texts[name] for name in new], **settings
+        )
         views = self.views
         before = views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
@@ -321,13 +318,11 @@ class HybridRetriever(SteppedRetriever):
         """Write words, vectors, prior and settings; atomic, without texts or pickle.
 
         The adapter of an adapted model is part of it; the store, its nodes and the base model are
-        not. The words of all documents can be read in it, not their order.
-
-        Raises:
-            FolderError: The folder exists and holds something else.
+        not. The words of all documents can be read in it, not their order. A FolderError where the
+        folder holds something else.
         """
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        documents_views.write(Path(folder), self.views, self._model, settings)
+        documents_views.write(Path(folder), self.views, self.embed_model, settings)
 
     @classmethod
     def from_pretrained(
@@ -346,8 +341,7 @@ class HybridRetriever(SteppedRetriever):
             dense: As for the constructor, or the index, which is then asked for as many candidates.
             nodes: All nodes of the index; a warning counts those that are missing.
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
-            verify: Ask the base model for a few probe vectors, and refuse it if they are others
-                than when the folder was written.
+            verify: Refuse another base model than when the folder was written, by probe vectors.
 
         Raises:
             FolderError: Missing, damaged, foreign or too new.
@@ -372,7 +366,7 @@ class HybridRetriever(SteppedRetriever):
         parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
         new = cls(dense, found.lexical, **parts, embed_model=embed_model)
         new.views = found
-        base = base_of(new._model)
+        base = base_of(new.embed_model)
         if verify:
             saving.verify(fingerprint, base, where=folder)
         adapted = Path(folder) / documents_views.MODEL

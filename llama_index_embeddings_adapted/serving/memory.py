@@ -111,8 +111,7 @@ class AnswerMemory:
     ) -> dict[str, float]:
         """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
 
-        Values are in [0, 1], near 0 where no remembered query is similar to ``query``, ``(dim,)``,
-        of the base model; another dimension is a :class:`ShapeError`.
+        Values are in [0, 1], near 0 where no remembered query is similar to ``query``, ``(dim,)``.
         """
         dim = self.queries.shape[1]
         [vector] = as_vectors(np.atleast_2d(query), what="A vector for this memory", dim=dim)
@@ -132,8 +131,9 @@ class MemoryRetriever(SteppedRetriever):
 
     ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
     to remembered query ``i``, sums to at most 1 and vanishes far from every remembered query;
-    ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes come back
-    best first; nodes of equal score keep the retriever's order.
+    ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes of equal
+    score keep the retriever's order; where it gives no scores, that stands behind what is
+    remembered.
 
     Documents without a remembered query gain nothing, so where queries about them resemble
     remembered ones, others pass them by. Choose ``weight`` on held-out queries about both kinds of
@@ -142,8 +142,7 @@ class MemoryRetriever(SteppedRetriever):
     Let the wrapped retriever give more nodes than are needed, 30 or 100, and set ``top_k``: what it
     does not give, only ``nodes`` lets the memory bring in, with the lowest score that the retriever
     gave (0 if none) and what is remembered, from 1 % of ``weight`` on. **The retriever's filters do
-    not apply to them:** pass only nodes that anyone who may ask may see. Without scores of the
-    retriever its order stands, behind what is remembered.
+    not apply to them:** pass only nodes that anyone who may ask may see.
 
     Args:
         retriever: Any.
@@ -156,12 +155,11 @@ class MemoryRetriever(SteppedRetriever):
         top_k: How many nodes come back at most; by default as many as the retriever gave.
         match: What a remembered document id is: a ``node_id``, or the ``ref_doc_id`` of nodes,
             which all gain alike.
-        nodes: Where to find remembered documents that the retriever did not give: id → node, or a
-            docstore such as ``index.docstore``. Ids that it does not know are passed over.
+        nodes: Remembered documents that the retriever did not give: id → node, or a docstore.
         shares_embedding: Whether the retriever searches with the vectors of ``embed_model``, by
-            default only where it holds this very object. Then one embedding serves both: it is
-            handed on in the ``QueryBundle``, and one that comes in the bundle is the query's.
-            Otherwise a vector in the bundle is the retriever's alone.
+            default only where it holds this very object. Then one embedding serves both, handed on
+            in the ``QueryBundle`` or taken from it; otherwise the bundle's is the retriever's
+            alone.
         callback_manager: That of the retriever by default.
 
     Raises:
@@ -227,11 +225,10 @@ class MemoryRetriever(SteppedRetriever):
         """Embed each distinct query of a dataset once, and none of its documents.
 
         Args:
-            retriever: Any.
+            retriever, settings: Passed to the constructor.
             dataset: Its document ids are to be node ids; see ``match``.
             embed_model: Any LlamaIndex embedding model; of an adapted one, the base is asked.
             batch_size, cache_dir, show_progress: See :class:`Encoder`.
-            settings: Passed to the constructor.
 
         Raises:
             DatasetError: No query has a relevant document.
@@ -300,10 +297,8 @@ class MemoryRetriever(SteppedRetriever):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write memory, settings and the identity of the base model; atomic, without texts.
 
-        The wrapped retriever and ``nodes`` are not part of it.
-
-        Raises:
-            FolderError: The folder exists and holds something else.
+        The wrapped retriever and ``nodes`` are not part of it. A FolderError where the folder holds
+        something else.
         """
         files.check_target_folder(Path(folder), frozenset((CONFIG, ARRAYS)))
         fingerprint, answers = fingerprint_of(self._base), self.memory.answers
@@ -329,19 +324,17 @@ class MemoryRetriever(SteppedRetriever):
         verify: bool = True,
         **settings: Any,
     ) -> MemoryRetriever:
-        """Load what :meth:`save_pretrained` wrote.
+        """Load what :meth:`save_pretrained` wrote, for any retriever.
 
         Args:
             folder: Where.
-            retriever: Any, not only the one it was saved with.
+            retriever, settings: Passed to the constructor, before what was saved.
             embed_model: None builds the base model from what the folder says.
-            verify: Ask the model for a few probe vectors, and refuse another than the one whose
-                query vectors are remembered.
-            settings: Passed to the constructor, before what was saved.
+            verify: Refuse another model than the one whose query vectors are remembered, by probes.
 
         Raises:
-            FolderError: The folder is missing, damaged, foreign or too new, or the base model
-                cannot be built.
+            FolderError: The folder is missing, damaged, foreign or too new, or names no model that
+                can be built.
             BaseModelMismatchError: The model is not the one the memory was made with.
         """
         path = Path(folder)

@@ -138,11 +138,7 @@ class AdapterPool:
         self.forget(name)
 
     def roll_back(self, name: str) -> None:
-        """Undo the last :meth:`replace` of an adapter; once more takes it back.
-
-        Raises:
-            OptionError: There is no version before.
-        """
+        """Undo the last :meth:`replace` of an adapter, or raise an OptionError; twice is a redo."""
         before = self._root / _PREVIOUS / self._folder(name).name
         if not before.is_dir():
             raise OptionError(f"There is no earlier version of adapter {name!r} to roll back to.")
@@ -219,11 +215,7 @@ class PooledEmbedding(WrappedEmbedding):
         return vectors if role == "document" else self._pool.current().adapt(vectors)
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Refuse: which adapter answers is known call by call only.
-
-        Raises:
-            OptionError: Always.
-        """
+        """Raise an OptionError: which adapter answers is known call by call only."""
         raise OptionError(
             "A pool has no dict: it would not say which adapter answers. For an IngestionPipeline "
             "use pool.current().for_documents()."

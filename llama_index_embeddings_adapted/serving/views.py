@@ -55,12 +55,7 @@ class Views:
         weight: Of words, in cosine units.
         prior: None for none.
         shifts: ``(m,)``, what the prior takes off; computed unless given.
-        scale: How best scores compare with those of the base model, see
-            :meth:`HybridRetriever.calibrate`; None leaves them as they are.
-
-    Raises:
-        ShapeError: Parts that do not fit together.
-        OptionError: ``weight`` out of range.
+        scale: Of best scores beside the base model's, see :meth:`HybridRetriever.calibrate`.
     """
 
     lexical: BM25Index
@@ -107,11 +102,7 @@ class Views:
 
 
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
-    """Return nodes by their id.
-
-    Raises:
-        OptionError: None given, or something else.
-    """
+    """Return nodes by their id; an OptionError for none, or for something else."""
     if isinstance(nodes, BaseDocumentStore):
         found = {name: node for name, node in nodes.docs.items() if isinstance(node, BaseNode)}
     elif isinstance(nodes, Mapping):
@@ -137,12 +128,7 @@ def texts_of(nodes: Iterable[BaseNode]) -> list[str]:
 def index_and_nodes(
     index_or_nodes: VectorStoreIndex | Iterable[BaseNode], model: BaseEmbedding
 ) -> tuple[VectorStoreIndex, dict[str, BaseNode]]:
-    """Return an index and its nodes by id; where nodes were given, an index in memory.
-
-    Raises:
-        OptionError: No node.
-        StoreError: The index cannot list its nodes.
-    """
+    """Return an index, in memory where nodes were given, and its nodes by id."""
     if isinstance(index_or_nodes, VectorStoreIndex):
         return index_or_nodes, nodes_by_id(nodes_of(index_or_nodes))
     nodes = nodes_by_id(index_or_nodes)
@@ -150,11 +136,7 @@ def index_and_nodes(
 
 
 def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
-    """Return all nodes of an index, from its document store or else from its vector store.
-
-    Raises:
-        StoreError: Neither can list them.
-    """
+    """Return all nodes of an index, from its document store or else its vector store."""
     ids = list(dict.fromkeys(index.index_struct.nodes_dict.values()))
     if ids and all(index.docstore.document_exists(node) for node in ids):
         return index.docstore.get_nodes(ids)
@@ -181,11 +163,7 @@ def document_vectors(
 
 
 def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[str, int]) -> None:
-    """Write views, settings and the identity of the base model; atomic, without texts or pickle.
-
-    Raises:
-        FolderError: The folder exists and holds something else.
-    """
+    """Write views, settings and the identity of the base model; atomic."""
     files.check_target_folder(folder, _FILES)
     base = base_of(model)
     fingerprint = fingerprint_of(base)
@@ -214,11 +192,7 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
 
 
 def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
-    """Read what :func:`write` wrote; the vectors stay on disk and are mapped.
-
-    Raises:
-        FolderError: Missing, damaged, foreign or too new.
-    """
+    """Read what :func:`write` wrote, or raise a FolderError; the vectors stay on disk."""
     config = files.read_json_object(folder / CONFIG, error=FolderError)
     version = config.get("format_version")
     if version != FORMAT_VERSION:

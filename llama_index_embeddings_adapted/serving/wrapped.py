@@ -101,8 +101,8 @@ class ServedEmbedding(WrappedEmbedding):
     """A base model and something trained beside it, which can be saved, copied and sent.
 
     Abstract: a subclass says how vectors are made of those of the base model, what its folders and
-    dicts hold, and names the arguments of its constructor. ``training``, what is known of the
-    training, is saved along; ``cache`` is a LlamaIndex key-value store for base vectors.
+    dicts hold, and names the arguments of its constructor. ``training`` is saved along; ``cache``
+    is a LlamaIndex key-value store for base vectors.
     """
 
     # Fields, not private attributes: pydantic takes 50 times as long to look those up.
@@ -198,8 +198,8 @@ class ServedEmbedding(WrappedEmbedding):
             folder: A folder of :meth:`save_pretrained`, or of ``llama-index-finetuning``.
             base_embed_model: The base model, or what names one such as ``"minilm"``; None builds it
                 from what the folder says.
-            verify: Ask the model for a few probe vectors, and refuse it if they are not those of
-                the base model of the training. Folders of the old package know no model.
+            verify: Refuse another base model than that of the training, by a few probe vectors.
+                Folders of the old package know no model.
             kwargs: Passed to the constructor; without ``base_embed_model``, others are passed to
                 the base model, for instance ``api_key``.
 
@@ -245,17 +245,7 @@ class ServedEmbedding(WrappedEmbedding):
         base_embed_model: BaseEmbedding | str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Rebuild what :meth:`to_dict` gave.
-
-        Args:
-            data: The dict.
-            base_embed_model: Use this model instead of building the one described.
-            kwargs: As for :meth:`from_pretrained`.
-
-        Raises:
-            FolderError: The dict is damaged, or the base model cannot be built.
-            OptionError: Settings of a base model besides the base model itself.
-        """
+        """Rebuild what :meth:`to_dict` gave; arguments and errors as of :meth:`from_pretrained`."""
         arguments = cls._restore(data)
         saved = {key: data[key] for key in cls._OPTIONS if data.get(key) is not None}
         own, base = cls._told(kwargs, base_embed_model, data.get("base_model"))
@@ -275,10 +265,9 @@ class ServedEmbedding(WrappedEmbedding):
 class DocumentEmbedding(WrappedEmbedding):
     """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
 
-    A pipeline keeps nodes by the dict of the transformation that made them. That of an adapted
-    model names the adapter; this one's, ``description``, names only what document vectors depend
-    on. Vectors of the base model are kept on disk, by model and text, and taken from there. Without
-    an adapter they stay as they are. Made by :meth:`AdaptedEmbedding.for_documents`.
+    A pipeline keeps nodes by the dict of the transformation that made them. This one's,
+    ``description``, names only what document vectors depend on. Vectors of the base model are kept
+    on disk, by model and text. Made by :meth:`AdaptedEmbedding.for_documents`.
     """
 
     _base: BaseEmbedding = PrivateAttr()

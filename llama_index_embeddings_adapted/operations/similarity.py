@@ -221,12 +221,14 @@ def check_similarity(
         if not queries or not isinstance(embed_model, Adapting):
             return check
         asked = encoder.encode(list(queries), "query")
-    retrieve = index.as_retriever(similarity_top_k=1).retrieve
-    best = (
-        [retrieve(QueryBundle("", embedding=each))[0].score or 0.0 for each in vectors.tolist()]
-        for vectors in (asked, embed_model.adapt(asked, "query"))
-    )
-    return replace(check, best_scores=tuple(zip(*best, strict=True)))
+    retriever = index.as_retriever(similarity_top_k=1)
+
+    def best(vectors: Vectors) -> list[float]:
+        found = (retriever.retrieve(QueryBundle("", embedding=each)) for each in vectors.tolist())
+        return [float(nodes[0].score or 0.0) for nodes in found]
+
+    scores = zip(best(asked), best(embed_model.adapt(asked, "query")), strict=True)
+    return replace(check, best_scores=tuple(scores))
 
 
 def query_probes(embed_model: BaseEmbedding) -> Vectors:

@@ -176,6 +176,7 @@ class ComposedEmbedding(ServedEmbedding):
 
     _small: SmallModel = PrivateAttr()
 
+    _NAME: ClassVar = "ComposedEmbedding"
     _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, "weight", "device")
     _OPTIONS: ClassVar[tuple[str, ...]] = (*ServedEmbedding._OPTIONS, "weight", "device")
     _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "weight")
@@ -205,11 +206,6 @@ class ComposedEmbedding(ServedEmbedding):
             weight=float(weight),
         )
         self._small = SmallModel.of(augment_model, device=device)
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the name LlamaIndex knows this class by."""
-        return "ComposedEmbedding"
 
     @property
     def augment_model(self) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import getattr_static
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tenacity
@@ -152,30 +152,16 @@ def check_base(model: object, name: str) -> BaseEmbedding:
     return cast(BaseEmbedding, model)
 
 
-@runtime_checkable
-class Adapting(Protocol):
-    """A model that maps the vectors of another one, which is all we need to embed with."""
-
-    @property
-    def base_embed_model(self) -> BaseEmbedding:
-        """The model whose vectors are mapped."""
-        ...
-
-    def adapt(self, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
-        """Map ``(n, dim)`` vectors of the base model; documents may come with content keys."""
-        ...
-
-
 def base_of(model: BaseEmbedding) -> BaseEmbedding:
-    """Return the base of an adapted model, any other model itself."""
-    return model.base_embed_model if isinstance(model, Adapting) else model
+    """Return the base of a model that maps its vectors by ``adapt``; any other model itself."""
+    base: BaseEmbedding = getattr(model, "base_embed_model", model)
+    return base if hasattr(model, "adapt") else model
 
 
-def adapted(
-    model: BaseEmbedding, vectors: Vectors, role: Role, keys: Keys | None = None
-) -> Vectors:
-    """Return vectors of a model's base as the model gives them."""
-    return model.adapt(vectors, role, keys) if isinstance(model, Adapting) else vectors
+def adapted(model: Any, vectors: Vectors, role: Role, keys: Keys | None = None) -> Vectors:
+    """Return ``(n, dim)`` vectors of a model's base as the model gives them."""
+    mapped: Vectors = vectors if base_of(model) is model else model.adapt(vectors, role, keys)
+    return mapped
 
 
 class BaseModelCalls:

@@ -15,7 +15,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from numpy.typing import NDArray
 
 from ..core.arrays import Vectors, content_hashes, l2_normalize
-from ..encoding.base_model import Adapting, adapted, base_of, fingerprint_of
+from ..encoding.base_model import adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError
@@ -218,7 +218,7 @@ def check_similarity(
             return adapted(embed_model, vectors, "document", content_hashes(texts))
 
         check = examine(index, query_probes(embed_model), vectors_of, sample=sample)
-        if not queries or not isinstance(embed_model, Adapting):
+        if not queries or base_of(embed_model) is embed_model:
             return check
         asked = encoder.encode(list(queries), "query")
     retriever = index.as_retriever(similarity_top_k=1)
@@ -227,7 +227,7 @@ def check_similarity(
         found = (retriever.retrieve(QueryBundle("", embedding=each)) for each in vectors.tolist())
         return [float(nodes[0].score or 0.0) for nodes in found]
 
-    scores = zip(best(asked), best(embed_model.adapt(asked, "query")), strict=True)
+    scores = zip(best(asked), best(adapted(embed_model, asked, "query")), strict=True)
     return replace(check, best_scores=tuple(scores))
 
 

@@ -44,26 +44,6 @@ def check_adapter(adapter: Adapter) -> None:
 DEPTH = 8
 
 
-def check_successor(current: Adapter, new: Adapter, *, index_rebuilt: bool) -> None:
-    """Check that an adapter can take the place of another over the same index.
-
-    It can where documents stay, or the index holds its document vectors, which the caller says.
-    """
-    if (new.input_dim, new.output_dim) != (current.input_dim, current.output_dim):
-        raise ShapeError(
-            "The adapter to swap in",
-            expected=f"{current.input_dim} → {current.output_dim}, as the one in service",
-            actual=f"{new.input_dim} → {new.output_dim}",
-            hint="Was it trained on another base model?",
-        )
-    moves = new.adapts_documents or current.adapts_documents
-    if moves and not index_rebuilt and new != current:
-        raise OptionError(
-            "One of the two adapters moves documents, so the index in service does not fit the "
-            "other. Rebuild it with adapt_index, then swap with index_rebuilt=True."
-        )
-
-
 class AdaptedEmbedding(ServedEmbedding):
     """A base model whose query vectors (or all vectors) pass through a trained adapter.
 
@@ -98,6 +78,7 @@ class AdaptedEmbedding(ServedEmbedding):
     _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
     _past: list[saving.Saved] = PrivateAttr(default_factory=list)
 
+    _NAME: ClassVar = "AdaptedEmbedding"
     _OWN: ClassVar = ("transform_query", "sketch")
     _STATE: ClassVar = (*ServedEmbedding._STATE, *_OWN, "adapter")
     _OPTIONS: ClassVar = (*ServedEmbedding._OPTIONS, *_OWN, "embeddings_cache", "rate_limiter")
@@ -136,11 +117,6 @@ class AdaptedEmbedding(ServedEmbedding):
             adapter=adapter,
         )
         self._sketch = sketch
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the name LlamaIndex knows this class by."""
-        return "AdaptedEmbedding"
 
     @property
     def sketch(self) -> QuerySketch | None:
@@ -201,11 +177,24 @@ class AdaptedEmbedding(ServedEmbedding):
             new = saving.Saved(adapter)
         check_adapter(new.adapter)
         with self._lock:
-            before = saving.Saved(self.adapter, training=self._training, sketch=self._sketch)
-            check_successor(before.adapter, new.adapter, index_rebuilt=index_rebuilt)
+            now = self.adapter
+            before = saving.Saved(now, training=self._training, sketch=self._sketch)
+            if (new.adapter.input_dim, new.adapter.output_dim) != (now.input_dim, now.output_dim):
+                raise ShapeError(
+                    "The adapter to swap in",
+                    expected=f"{now.input_dim} → {now.output_dim}, as the one in service",
+                    actual=f"{new.adapter.input_dim} → {new.adapter.output_dim}",
+                    hint="Was it trained on another base model?",
+                )
+            moves = new.adapter.adapts_documents or now.adapts_documents
+            if moves and not index_rebuilt and new.adapter != now:
+                raise OptionError(
+                    "One of the two adapters moves documents, so the index in service does not fit "
+                    "the other. Rebuild it with adapt_index, then swap with index_rebuilt=True."
+                )
             self._past = [*self._past, before][-DEPTH:]
             self._serve(new)
-        return before.adapter
+        return now
 
     def roll_back(self) -> Adapter:
         """Undo the last :meth:`swap`; return the adapter in service, or raise an OptionError."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -194,16 +194,12 @@ class AdapterPool:
 class PooledEmbedding(WrappedEmbedding):
     """The model of an :class:`AdapterPool`: which adapter answers is chosen per call."""
 
+    _NAME: ClassVar = "PooledEmbedding"
     _pool: AdapterPool = PrivateAttr()
 
     def __init__(self, pool: AdapterPool) -> None:
         super().__init__(pool.base_embed_model, "pool:")
         self._pool = pool
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the name LlamaIndex knows this class by."""
-        return "PooledEmbedding"
 
     @property
     def base_embed_model(self) -> BaseEmbedding:

@@ -47,6 +47,8 @@ class WrappedEmbedding(BaseEmbedding):
     good as absent; ``prefix`` stands before the base model's name in logs.
     """
 
+    _NAME: ClassVar[str]  # that of subclasses, too, which LlamaIndex does not know
+
     def __init__(self, base: BaseEmbedding, prefix: str, **fields: Any) -> None:
         settings = {
             "model_name": f"{prefix}{without_url_secrets(base.model_name)}",
@@ -56,6 +58,11 @@ class WrappedEmbedding(BaseEmbedding):
         }
         given = {name: value for name, value in fields.items() if value is not None}
         super().__init__(**{**settings, **given})
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows this class by."""
+        return cls._NAME
 
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         """Yield the calls that embed texts."""
@@ -270,6 +277,7 @@ class DocumentEmbedding(WrappedEmbedding):
     on disk, by model and text. Made by :meth:`AdaptedEmbedding.for_documents`.
     """
 
+    _NAME: ClassVar = "DocumentEmbedding"
     _base: BaseEmbedding = PrivateAttr()
     _adapter: Adapter | None = PrivateAttr()
     _cache: VectorCache = PrivateAttr()
@@ -290,11 +298,6 @@ class DocumentEmbedding(WrappedEmbedding):
         self._description = dict(description)
         if adapter is not None or not _is_first(description, fingerprint, folder):
             self._description["fingerprint"] = fingerprint.digest
-
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the name LlamaIndex knows this class by."""
-        return "DocumentEmbedding"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return the dict of the base model, where the adapter leaves documents alone.

@@ -241,31 +241,23 @@ def save(
 
 
 def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
-    """Return by what and when a folder is saved, and beside which base model."""
-    return {
-        "format_version": folders.FORMAT_VERSION,
-        "library": "llama-index-embeddings-adapted",
-        "library_version": folders.library_version(),
-        "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "base_model": identity_of(base, fingerprint),
-    }
-
-
-def identity_of(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
-    """Return how to build a base model and which one it is, as JSON knows it."""
+    """Return by what and when a folder is saved, and beside which base model, as JSON knows it."""
     described = describe_base(base)
     lost = unrecorded(base, [*described["settings"], *described["omitted"]])
     if lost:
         warnings.warn(
             f"{fingerprint.name} was built with arguments that LlamaIndex keeps in no field: "
             f"{', '.join(lost)}. The folder cannot build it again: pass base_embed_model=….",
-            stacklevel=5,
+            stacklevel=4,
         )
+    digest = fingerprint.digest
+    known = {"name": fingerprint.name, "dim": fingerprint.dim, "fingerprint": digest}
     return {
-        **described,
-        "name": fingerprint.name,
-        "dim": fingerprint.dim,
-        "fingerprint": fingerprint.digest,
+        "format_version": folders.FORMAT_VERSION,
+        "library": "llama-index-embeddings-adapted",
+        "library_version": folders.library_version(),
+        "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "base_model": {**described, **known},
     }
 
 

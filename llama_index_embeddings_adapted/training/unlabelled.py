@@ -126,7 +126,7 @@ def self_trained(
         Self-training (Yarowsky 1995, DOI 10.3115/981658.981684), its teacher being the mixture.
     """
     first = ranked(
-        views.lexical, texts, l2_normalize(queries), views.vectors, views.weight, views.taken_off, 1
+        views.lexical, texts, l2_normalize(queries), views.vectors, views.weight, views.shifts, 1
     )
     count, dim = queries.shape
     data = EncodedDataset(

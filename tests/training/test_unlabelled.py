@@ -77,14 +77,14 @@ def test_queries_move_towards_what_words_find(nodes, base):
     assert isinstance(model, AdaptedEmbedding)
     vectors = [np.array(base.get_query_embedding(query)) for query in log[: len(nodes)]]
     first = ranked(plain.views.lexical, log[: len(nodes)], np.array(vectors), plain.views.vectors,
-                   0.4, plain.views.taken_off, 1)[:, 0]  # fmt: skip
+                   0.4, plain.views.shifts, 1)[:, 0]  # fmt: skip
     nearer = [
         found.views.vectors[row] @ (np.array(model.get_query_embedding(query)) - vector)
         for row, query, vector in zip(first, log, vectors, strict=False)
     ]
     assert np.mean(nearer) > 0.01
     assert found.views.prior is not None
-    assert not np.allclose(found.views.taken_off, plain.views.taken_off)  # of adapted queries
+    assert not np.allclose(found.views.shifts, plain.views.shifts)  # of adapted queries
     again = adapt_without_labels(nodes, model, queries=log, **QUIET)
     assert again.embed_model is model
 

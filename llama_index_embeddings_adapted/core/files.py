@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -159,11 +159,17 @@ def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None
         ) from cause
 
 
-def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None) -> Any:
+def read_json(
+    path: Path,
+    *,
+    error: type[AdaptedError],
+    most: int | None = None,
+    decode: Callable[[bytes], str] = bytes.decode,
+) -> Any:
     """Read JSON; errors as of :func:`read_bytes`, or if it is none or a key is given twice."""
     try:
         return json.loads(
-            read_bytes(path, error=error, most=most).decode("utf-8"),
+            decode(read_bytes(path, error=error, most=most)),
             object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
         )
     except (ValueError, RecursionError, MemoryError) as cause:
@@ -172,11 +178,9 @@ def read_json(path: Path, *, error: type[AdaptedError], most: int | None = None)
         raise error(f"{path}: expected JSON ({cause}).") from cause
 
 
-def read_json_object(
-    path: Path, *, error: type[AdaptedError], most: int | None = None
-) -> dict[str, Any]:
-    """Read a JSON object; errors as of :func:`read_json`."""
-    data = read_json(path, error=error, most=most)
+def read_json_object(path: Path, *, error: type[AdaptedError], **options: Any) -> dict[str, Any]:
+    """Read a JSON object; options and errors as of :func:`read_json`."""
+    data = read_json(path, error=error, **options)
     if not isinstance(data, dict):
         raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data

@@ -10,9 +10,10 @@ import json
 import math
 import random
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any, TypeVar
 
@@ -27,9 +28,9 @@ def check(
     queries: Mapping[str, str],
     corpus: Mapping[str, str],
     relevant_docs: Lists,
-    grades: object,
+    grades: Any,
     hard_negatives: Any,
-    provenance: object,
+    provenance: Any,
 ) -> None:
     """Refuse texts, judgements, grades, hard negatives and sources that do not fit together.
 
@@ -44,12 +45,33 @@ def check(
         "relevant_docs: {} queries name a document twice",
     )
     if grades is not None:
-        _check_grades(relevant_docs, grades)
+        _check_dict("grades", grades, "query id → dict of document id → grade")
+        for query, graded in grades.items():
+            _check_dict(f"grades of {query}", graded, "document id → grade")
+        pairs = [(query, d, grade) for query, own in grades.items() for d, grade in own.items()]
+        _refuse(
+            [f"{query} → {d}" for query, d, _ in pairs if d not in relevant_docs.get(query, ())],
+            "grades: {} pairs of query and document are not among relevant_docs",
+        )
+        _refuse(
+            [f"{query} → {d}: {grade!r}" for query, d, grade in pairs if not _is_grade(grade)],
+            "grades: expected numbers > 0; {} are not",
+        )
     if hard_negatives is not None:
         _check_lists("hard_negatives", hard_negatives, queries, corpus)
-        _check_negatives(relevant_docs, hard_negatives)
+        negative = [(query, d) for query, docs in hard_negatives.items() for d in docs]
+        _refuse(
+            [f"{query} → {d}" for query, d in negative if d in relevant_docs.get(query, ())],
+            "hard_negatives: {} pairs of query and document are relevant",
+        )
     if provenance is not None:
-        _check_provenance(queries, provenance)
+        _check_dict("provenance", provenance, "query id → source")
+        strange = [query for query in provenance if query not in queries]
+        _refuse(strange, "provenance: {} query ids are not in queries")
+        _refuse(
+            [source for source in provenance.values() if source not in SOURCES],
+            f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not",
+        )
 
 
 def check_judged(
@@ -63,16 +85,19 @@ def check_judged(
     )
 
 
-def _refuse(faults: Iterable[object], told: str, advice: str = "") -> None:
-    found = list(faults)
-    if found:
-        first = quote_some(dict.fromkeys(found))
-        raise DatasetError(f"{told.format(len(found))} (first: {first}). {advice}".rstrip())
+def _refuse(faults: Sequence[object], told: str, advice: str = "") -> None:
+    if faults:
+        first = quote_some(dict.fromkeys(faults))
+        raise DatasetError(f"{told.format(len(faults))} (first: {first}). {advice}".rstrip())
 
 
-def _check_texts(what: str, texts: object) -> None:
-    if not isinstance(texts, Mapping):
-        raise DatasetError(f"{what}: expected a dict of id → text, got {type(texts).__name__}.")
+def _check_dict(what: str, value: object, held: str) -> None:
+    if not isinstance(value, Mapping):
+        raise DatasetError(f"{what}: expected a dict of {held}, got {type(value).__name__}.")
+
+
+def _check_texts(what: str, texts: Mapping[str, str]) -> None:
+    _check_dict(what, texts, "id → text")
     _refuse(
         [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)],
         f"{what}: expected string ids and string texts; {{}} of {len(texts)} are not",
@@ -87,28 +112,17 @@ def _check_texts(what: str, texts: object) -> None:
 
 
 def _check_lists(
-    what: str, lists: object, queries: Mapping[str, str], corpus: Mapping[str, str]
+    what: str, lists: Lists, queries: Mapping[str, str], corpus: Mapping[str, str]
 ) -> None:
-    if not isinstance(lists, Mapping):
-        raise DatasetError(
-            f"{what}: expected a dict of query id → list of document ids, "
-            f"got {type(lists).__name__}."
-        )
+    _check_dict(what, lists, "query id → list of document ids")
     _refuse(
         [query for query, documents in lists.items() if not _are_ids(documents)],
         f"{what}: expected lists of document ids; {{}} of {len(lists)} are not",
     )
+    strange = [query for query in lists if query not in queries]
+    _refuse(strange, f"{what}: {{}} query ids are not in queries")
     _refuse(
-        [query for query in lists if query not in queries],
-        f"{what}: {{}} query ids are not in queries",
-    )
-    _refuse(
-        [
-            document
-            for documents in lists.values()
-            for document in documents
-            if document not in corpus
-        ],
+        [document for own in lists.values() for document in own if document not in corpus],
         f"{what}: {{}} document ids are not in the corpus",
         "Add those documents, or drop the ids.",
     )
@@ -119,50 +133,9 @@ def _are_ids(documents: object) -> bool:
     return listed and all(isinstance(document, str) for document in documents)  # type: ignore[attr-defined]
 
 
-def _check_grades(relevant_docs: Lists, grades: object) -> None:
-    if not isinstance(grades, Mapping) or not all(isinstance(g, Mapping) for g in grades.values()):
-        raise DatasetError("grades: expected a dict of query id → dict of document id → grade.")
-    pairs = [(q, d, grade) for q, graded in grades.items() for d, grade in graded.items()]
-    _refuse(
-        [f"{q} → {d}" for q, d, _ in pairs if d not in relevant_docs.get(q, ())],
-        "grades: {} pairs of query and document are not among relevant_docs",
-    )
-    _refuse(
-        [f"{q} → {d}: {grade!r}" for q, d, grade in pairs if not _is_grade(grade)],
-        "grades: expected numbers > 0; {} are not",
-    )
-
-
 def _is_grade(grade: object) -> bool:
     number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
     return number and 0 < grade < math.inf  # type: ignore[operator]
-
-
-def _check_negatives(relevant_docs: Lists, negatives: Lists) -> None:
-    _refuse(
-        [
-            f"{q} → {d}"
-            for q, docs in negatives.items()
-            for d in docs
-            if d in relevant_docs.get(q, ())
-        ],
-        "hard_negatives: {} pairs of query and document are relevant",
-    )
-
-
-def _check_provenance(queries: Mapping[str, str], provenance: object) -> None:
-    if not isinstance(provenance, Mapping):
-        raise DatasetError(
-            f"provenance: expected a dict of query id → source, got {type(provenance).__name__}."
-        )
-    _refuse(
-        [query for query in provenance if query not in queries],
-        "provenance: {} query ids are not in queries",
-    )
-    _refuse(
-        [source for source in provenance.values() if source not in SOURCES],
-        f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not",
-    )
 
 
 #: Position from 1, document, and clicks, or a vote below 0.
@@ -219,49 +192,21 @@ class Feedback:
             yield query, relevant, [d for d in often if d not in clicks[query]]
 
 
-_HASHED_AT_ONCE = 10_000
 MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
 
 
 def fingerprint(*parts: Mapping[str, Any] | None) -> str:
     """Return a hash of ids, texts and judgements, to tell datasets apart."""
-    hashed = hashlib.sha256(b"[")
-    for number, part in enumerate(parts):
-        hashed.update(b", " if number else b"")
-        for piece in _json_pieces(part):
-            hashed.update(piece.encode("ascii"))
-    hashed.update(b"]")
+    hashed = hashlib.sha256()
+    for piece in json.JSONEncoder(sort_keys=True).iterencode(parts):
+        hashed.update(piece.encode("ascii"))
     return hashed.hexdigest()[:16]
 
 
-def _json_pieces(part: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the JSON of an object with sorted keys, a part of it at a time."""
-    if part is None:
-        yield "null"
-        return
-    yield "{"
-    names = sorted(part)
-    for start in range(0, len(names), _HASHED_AT_ONCE):
-        some = {name: part[name] for name in names[start : start + _HASHED_AT_ONCE]}
-        text = json.dumps(some, sort_keys=True, ensure_ascii=True)
-        yield (", " if start else "") + text[1:-1]
-    yield "}"
-
-
-def _lengths(texts: list[str]) -> list[float]:
+def _lengths(texts: Mapping[str, str]) -> list[float]:
     step = -(-len(texts) // MOST_MEASURED)
-    words = [len(text.split()) for text in texts[:: step or 1]]
-    return [float(min(words)), float(median(words)), float(max(words))] if words else []
-
-
-def _question_counts(report: Any) -> dict[str, Any] | None:
-    """Return the counts of a report on questions: no question and no passage id."""
-    if report is None:
-        return None
-    found = dict(report if isinstance(report, Mapping) else report.to_dict())
-    found.pop("examples", None)
-    found["failed"] = len(found.get("failed", ()))
-    return found
+    words = [len(text.split()) for text in islice(texts.values(), 0, None, step or 1)]
+    return [float(each(words)) for each in (min, median, max)] if words else []
 
 
 def data_statistics(dataset: Any) -> dict[str, Any]:
@@ -274,6 +219,11 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
         report is known.
     """
     asked = {document for documents in dataset.relevant_docs.values() for document in documents}
+    report, questions = dataset.report, None
+    if report is not None:  # its counts: no question and no passage id
+        questions = dict(report if isinstance(report, Mapping) else report.to_dict())
+        questions.pop("examples", None)
+        questions["failed"] = len(questions.get("failed", ()))
     return {
         "queries": len(dataset.queries),
         "documents": len(dataset.corpus),
@@ -283,9 +233,9 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
         "graded": dataset.grades is not None,
         "synthetic": dataset.synthetic,
         "provenance": dataset.sources,
-        "query_words": _lengths(list(dataset.queries.values())),
-        "document_words": _lengths(list(dataset.corpus.values())),
-        "questions": _question_counts(dataset.report),
+        "query_words": _lengths(dataset.queries),
+        "document_words": _lengths(dataset.corpus),
+        "questions": questions,
     }
 
 
@@ -300,19 +250,18 @@ def split(
 ) -> tuple[Any, Any]:
     """Split a dataset in train and test; warn of queries that fit neither part.
 
-    Args:
-        dataset: An ``EmbeddingQAFinetuneDataset``.
-        relevant: Query id → what no query of the other part may ask for.
-        test_size: Share in (0, 1) or number of queries.
-        by: ``"query"`` or ``"document"``.
-        seed: Of the shuffle.
-
-    Raises:
-        OptionError: An argument out of range.
-        DatasetError: A part would be empty.
+    ``relevant`` is what no query of the other part may ask for; for the other arguments and errors
+    see ``train_test_split``.
     """
     count = len(dataset.queries)
-    wanted = _count(test_size, count)
+    is_share = isinstance(test_size, float)
+    fits = 0 < test_size < 1 if is_share else 1 <= test_size < count
+    if not fits or isinstance(test_size, bool):
+        raise OptionError(
+            f"test_size: expected a share between 0 and 1 or a number between 1 and {count - 1}, "
+            f"got {test_size!r}."
+        )
+    wanted = max(1, round(test_size * count)) if is_share else int(test_size)
     if by not in ("query", "document"):
         raise OptionError(f'by: expected "query" or "document", got {by!r}.')
     groups: dict[str, list[str]] = defaultdict(list)
@@ -327,11 +276,12 @@ def split(
     test, lost = ({query for text in texts for query in groups[text]} for texts in chosen)
     train = [query for query in dataset.queries if query not in test and query not in lost]
     if not train or not test:
-        shared = 'Their documents are shared by too many queries: split by="query" instead.'
+        advice = "More distinct queries are needed."
+        if by == "document":
+            advice = 'Their documents are shared by too many queries: split by="query" instead.'
         raise DatasetError(
             f"A split by {by} of {count} queries leaves {len(train)} for training and "
-            f"{len(test)} for testing. "
-            + (shared if by == "document" else "More distinct queries are needed.")
+            f"{len(test)} for testing. {advice}"
         )
     if lost:
         warnings.warn(
@@ -352,27 +302,18 @@ def hold_out_documents(
 
     Queries are visited in random order. Taking one also takes every query whose documents are
     all held out by then; a query with documents on both sides is lost to either part. The walk
-    stops once ``wanted`` queries are taken.
-
-    Args:
-        documents: Query → its relevant documents.
-        sizes: Query → how many it counts for, 1 by default.
-        wanted: How many queries to hold out, about.
-        seed: Of the walk.
+    stops once ``wanted`` queries are taken, of which each counts for its size, by default 1.
 
     Returns:
         Queries held out, and queries lost.
     """
-    askers: dict[Document, list[Query]] = defaultdict(list)
+    askers = defaultdict[Document, list[Query]](list)
     for query, wants in documents.items():
         for document in wants:
             askers[document].append(query)
     order = sorted(documents, key=str)
     random.Random(seed).shuffle(order)
-    held: set[Document] = set()
-    touched: dict[Query, int] = defaultdict(int)
-    taken: set[Query] = set()
-    count = 0
+    held, touched, taken, count = set[Document](), Counter[Query](), set[Query](), 0
     for query in order:
         if count >= wanted:
             break
@@ -383,19 +324,7 @@ def hold_out_documents(
                 if touched[asker] == len(documents[asker]):
                     taken.add(asker)
                     count += sizes[asker] if sizes else 1
-    return taken, {query for query in touched if query not in taken}
-
-
-def _count(test_size: float | int, total: int) -> int:
-    valid = (
-        0 < test_size < 1 if isinstance(test_size, float) else 1 <= test_size < total
-    ) and not isinstance(test_size, bool)
-    if not valid:
-        raise OptionError(
-            f"test_size: expected a share between 0 and 1 or a number between 1 and {total - 1}, "
-            f"got {test_size!r}."
-        )
-    return max(1, round(test_size * total)) if isinstance(test_size, float) else int(test_size)
+    return taken, touched.keys() - taken
 
 
 #: Fields of a dataset that are dicts by query, beside the queries.

@@ -257,10 +257,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: No column is known to hold queries or documents, or nothing is left.
         """
-        return cls._of_rows(rows, strict=strict, **options)
-
-    @classmethod
-    def _of_rows(cls, rows: Any, *, strict: bool, **options: Any) -> EmbeddingQAFinetuneDataset:
         omissions = Omissions(rows if isinstance(rows, Path) else "rows", strict=strict)
         table = read_file(rows, omissions) if isinstance(rows, Path) else rows
         parts = records.parts_of(table, omissions=omissions, **options)
@@ -304,7 +300,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             Joachims, Swaminathan and Schnabel 2017, arXiv:1608.04468, section 3 (inverse
             propensity); Joachims 2002, section 3 (skipped above a click).
         """
-        return cls._of_rows(rows, strict=strict, feedback=True, **options)
+        return cls.from_records(rows, strict=strict, feedback=True, **options)
 
     from_csv = from_jsonl = from_parquet = from_file  # one reader, which looks inside
     from_dataframe = from_records

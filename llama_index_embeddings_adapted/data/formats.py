@@ -8,12 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..core import files
-from ..core.files import atomic_file, unique
+from ..core.files import atomic_file
 from ..errors import DatasetError, quote_some
 from .reading import Omissions, decode, json_object, open_lines, plain_id
 
@@ -25,6 +25,7 @@ Judged = Mapping[str, Mapping[str, float]]
 
 # --- BEIR -----------------------------------------------------------------------------------------
 
+TEXT = ("text", "contents", "content", "passage")
 ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 
 
@@ -42,9 +43,9 @@ def read_beir(
     texts, sources = _read_texts(folder / "queries.jsonl", _text_of, omissions)
     judged = _read_qrels(qrels, texts, corpus, omissions)
     queries = {query: texts[query] for query in judged if query in texts}
-    parts = fitted(queries, corpus, judged, omissions, allow_unjudged=allow_unjudged)
-    sources = {query: source for query, source in sources.items() if query in parts["queries"]}
-    return {**parts, "hard_negatives": None, "provenance": sources or None}
+    return fitted(
+        queries, corpus, judged, omissions, sources=sources, allow_unjudged=allow_unjudged
+    )
 
 
 def fitted(
@@ -53,16 +54,13 @@ def fitted(
     judged: Judged,
     omissions: Omissions,
     *,
+    negatives: Mapping[str, Iterable[str]] | None = None,
+    sources: Mapping[str, str] | None = None,
     allow_unjudged: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset, without what does not fit together.
+    """Return the arguments of a dataset, without what does not fit together, which is noted.
 
-    Args:
-        queries: Query id → text.
-        corpus: Document id → text.
-        judged: Query id → document id → grade; one of 0 or less means judged irrelevant.
-        omissions: Take note of what is left out.
-        allow_unjudged: Keep queries without a relevant document.
+    A grade of 0 or less means judged irrelevant; ``sources`` are where queries are from.
 
     Raises:
         DatasetError: No query is left.
@@ -83,12 +81,21 @@ def fitted(
             omissions.add("queries without a relevant document", query)
     if not kept:
         raise DatasetError(f"No query with a text and a relevant document is left: {omissions}.")
+    mined: dict[str, list[str]] = {query: [] for query in negatives or () if query in kept}
+    for query, documents in (negatives or {}).items():
+        for document in documents:
+            if query not in kept or document not in corpus or document in relevant[query]:
+                omissions.add("hard negatives that are relevant or unknown", document)
+            else:
+                mined[query].append(document)
     graded = any(grade != 1 for grades in relevant.values() for grade in grades.values())
     return {
         "queries": kept,
         "corpus": dict(corpus),
         "relevant_docs": {query: list(relevant[query]) for query in kept},
         "grades": {query: relevant[query] for query in kept if relevant[query]} if graded else None,
+        "hard_negatives": None if negatives is None else mined,
+        "provenance": {query: s for query, s in (sources or {}).items() if query in kept} or None,
     }
 
 
@@ -110,15 +117,17 @@ def write_beir(
     provenance: Mapping[str, str] | None = None,
 ) -> None:
     """Write one split; queries of other splits already in the folder are kept."""
-    judged_in = _qrels_file(folder, split)
+    judged_in, known = _qrels_file(folder, split), folder / "queries.jsonl"
     for name in (*queries, *corpus):
-        if not name.isprintable():
-            _check_writable(name)
-    known = folder / "queries.jsonl"
-    others: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    if known.exists():
-        others = _read_texts(known, _text_of, Omissions(known, strict=True))
-    _write_texts(known, {**others[0], **queries}, {**others[1], **(provenance or {})})
+        try:
+            name.encode()
+        except UnicodeEncodeError as cause:
+            raise DatasetError(
+                f"The id {name!r} is no text that a file can hold ({cause})."
+            ) from cause
+    strict = Omissions(known, strict=True)
+    texts, sources = _read_texts(known, _text_of, strict) if known.exists() else ({}, {})
+    _write_texts(known, {**texts, **queries}, {**sources, **(provenance or {})})
     _write_texts(folder / "corpus.jsonl", corpus, {})
     with atomic_file(judged_in) as path, path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
@@ -141,13 +150,6 @@ def _qrels_file(folder: Path, split: str) -> Path:
         folder / "qrels" / f"{split}.{end}" for end in ("tsv", "jsonl", "txt", "qrels", "trec")
     ]
     return next(filter(_exists, names), names[0])
-
-
-def _check_writable(name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as cause:
-        raise DatasetError(f"The id {name!r} is no text that a file can hold ({cause}).") from cause
 
 
 def _text_of(line: Mapping[str, Any]) -> object:
@@ -226,15 +228,14 @@ def _split_rows(
     """Split lines at tabs, else at spaces; quotes mark ids or belong to them, as the ids know."""
     if not any("\t" in line for line in lines):
         return [line.split() for line in lines]
-    plain = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    plain: list[Any] = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not any('"' in line for line in lines):
-        return cast(list[list[Any]], plain)
-    quoted = list(csv.reader(lines, delimiter="\t"))
-    known = [
-        sum(row[0] in queries and row[-2] in corpus for row in rows if len(row) > 2)
-        for rows in (plain, quoted)
-    ]
-    return cast(list[list[Any]], plain if known[0] >= known[1] else quoted)
+        return plain
+
+    def known(rows: list[Any]) -> int:
+        return sum(row[0] in queries and row[-2] in corpus for row in rows if len(row) > 2)
+
+    return max(plain, list(csv.reader(lines, delimiter="\t")), key=known)
 
 
 def _judgement(row: list[Any]) -> tuple[str, str, float] | None:
@@ -279,26 +280,11 @@ def write_qa_json(path: Path, dataset: Mapping[str, Any]) -> None:
     files.write_json(path, {key: dataset[key] for key in OLD} | added)
 
 
-def read_json(path: Path, omissions: Omissions) -> Any:
-    """Read JSON of any encoding, or raise a DatasetError."""
-    try:
-        return json.loads(
-            decode(files.read_bytes(path, error=DatasetError), omissions),
-            object_pairs_hook=lambda pairs: unique(
-                pairs, what="key", error=DatasetError, where=path
-            ),
-        )
-    except (ValueError, RecursionError, MemoryError) as cause:
-        if isinstance(cause, DatasetError):
-            raise
-        raise DatasetError(f"{path}: expected JSON ({cause}).") from cause
-
-
 def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
-    """Read the fields of a dataset, or raise a DatasetError."""
-    data = read_json(path, omissions)
-    if not isinstance(data, dict):
-        raise DatasetError(f"{path}: expected a JSON object, got {type(data).__name__}.")
+    """Read the fields of a dataset, in any encoding, or raise a DatasetError."""
+    data = files.read_json_object(
+        path, error=DatasetError, decode=lambda content: decode(content, omissions)
+    )
     missing = [key for key in OBJECTS if not isinstance(data.get(key), dict)]
     if missing:
         raise DatasetError(
@@ -327,82 +313,62 @@ def mended_qa(
                 omissions.add(f"{part} without text", key)
             else:
                 found[str(plain_id(key))] = text
-    given, lists, sources = (
-        _mapping(data, name, omissions) for name in ("grades", "hard_negatives", "provenance")
-    )
-    if lists is None:
-        lists = _mapping(data, "negative_docs", omissions)
+    given: dict[str, Any] = {name: data.get(name) for name in (*ADDED, "negative_docs")}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            omissions.add("parts that are no objects", name)
+            given[name] = None
+    grades = given["grades"] or {}
     judged: dict[str, dict[str, float]] = {}
     for key, documents in data["relevant_docs"].items():
-        own = (given or {}).get(key)
+        own = grades.get(key)
+        own = own if isinstance(own, Mapping) else {}
         judged[str(plain_id(key))] = {
-            document: _number(
-                own.get(document, grade) if isinstance(own, Mapping) else grade, omissions
-            )
-            for document, grade in graded(documents, omissions).items()
+            document: _number(own.get(document, grade), omissions)
+            for document, grade in _graded(documents, omissions).items()
         }
-    for key in set(data) - {*OLD, *ADDED, *FLAGS, "negative_docs"}:
+    lists = given["negative_docs"] if given["hard_negatives"] is None else given["hard_negatives"]
+    for key in set(data) - {*OLD, *given, *FLAGS}:
         omissions.add("unknown keys", key)
     parts = fitted(
-        texts["queries"], texts["corpus"], judged, omissions, allow_unjudged=allow_unjudged
+        **texts,
+        judged=judged,
+        omissions=omissions,
+        negatives=lists and {str(plain_id(q)): _graded(d, omissions) for q, d in lists.items()},
+        sources=given["provenance"],
+        allow_unjudged=allow_unjudged,
     )
-    if given is not None:  # only those that were given: the others count 1
+    if given["grades"] is not None:  # only those that were given: the others count 1
         parts["grades"] = {
-            q: {d: judged[q][d] for d in parts["relevant_docs"][q] if d in given[q]}
+            q: {d: judged[q][d] for d in parts["relevant_docs"][q] if d in grades[q]}
             for q in parts["queries"]
-            if isinstance(given.get(q), Mapping)
+            if isinstance(grades.get(q), Mapping)
         }
-    return {
-        **parts,
-        "mode": data.get("mode", "text"),
-        "hard_negatives": None if lists is None else _mined(lists, parts, omissions),
-        "provenance": sources and {q: s for q, s in sources.items() if q in parts["queries"]},
-        **{flag: False for flag in FLAGS if data.get(flag) is False},
-    }
+    flags = {flag: False for flag in FLAGS if data.get(flag) is False}
+    return {**parts, "mode": data.get("mode", "text"), **flags}
 
 
-def _mapping(data: Mapping[str, Any], name: str, omissions: Omissions) -> Mapping[str, Any] | None:
-    value = data.get(name)
-    if value is None or isinstance(value, Mapping):
-        return value
-    omissions.add("parts that are no objects", name)
-    return None
+def listed(value: Any) -> list[tuple[Any, Any]]:
+    """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if isinstance(value, Mapping) and not any(isinstance(value.get(n), str) for n in TEXT):
+        return list(value.items())
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    return [(each, 1.0) for each in (value if isinstance(value, (list, tuple)) else [value])]
 
 
-def _mined(
-    lists: Mapping[str, Any], parts: Mapping[str, Any], omissions: Omissions
-) -> dict[str, list[str]]:
-    mined: dict[str, list[str]] = {}
-    for key, documents in lists.items():
-        query = str(plain_id(key))
-        fitting = []
-        for document in graded(documents, omissions):
-            relevant = document in parts["relevant_docs"].get(query, ())
-            if relevant or document not in parts["corpus"] or query not in parts["queries"]:
-                omissions.add("hard negatives that are relevant or unknown", document)
-            else:
-                fitting.append(document)
-        if query in parts["queries"]:
-            mined[query] = fitting
-    return mined
-
-
-def graded(documents: object, omissions: Omissions) -> dict[str, Any]:
-    """Return document id → grade of a list, a set, one id, or a dict with grades."""
-    if isinstance(documents, Mapping):
-        return {str(plain_id(key)): grade for key, grade in documents.items()}
-    if isinstance(documents, (set, frozenset)):
-        documents = sorted(documents, key=str)
-    if isinstance(documents, (str, int)):
-        documents = [documents]
-    listed: Sequence[Any] = documents if isinstance(documents, Sequence) else ()
+def _graded(documents: object, omissions: Omissions) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for document in listed:
+    for document, grade in listed(documents):
         name = plain_id(document)
         if name is None or name in found:
             omissions.add("documents named twice by a query, or no ids", document)
         else:
-            found[name] = 1.0
+            found[name] = grade
     return found
 
 

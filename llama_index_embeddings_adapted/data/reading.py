@@ -13,8 +13,9 @@ import json
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,6 @@ from ..errors import DatasetError, quote_some, require_extra
 
 #: Characters: no document is as long, and no texts compress as well; what does was made to flood.
 _MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
-_MOST_IN_FIELD = 1 << 25  # characters of a cell of a table
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -41,7 +41,7 @@ class Omissions:
 
     def __init__(self, where: object, *, strict: bool = False) -> None:
         self.where, self._strict = where, strict
-        self._counts: Counter[str] = Counter()
+        self._counts = Counter[str]()
         self._first: defaultdict[str, list[object]] = defaultdict(list)
 
     def add(self, reason: str, example: object) -> None:
@@ -51,11 +51,8 @@ class Omissions:
             self._first[reason].append(example)
 
     def __str__(self) -> str:
-        told = (
-            f"{n:,} {why} (first: {quote_some(self._first[why])})"
-            for why, n in self._counts.items()
-        )
-        return "; ".join(told)
+        first = {why: quote_some(examples) for why, examples in self._first.items()}
+        return "; ".join(f"{n:,} {why} (first: {first[why]})" for why, n in self._counts.items())
 
     def tell(self) -> None:
         """Warn of everything that was left out.
@@ -80,40 +77,35 @@ def repaired(text: str) -> str:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def encoding_of(pieces: Iterator[bytes]) -> tuple[str, str]:
-    """Return the encoding of a text and how faults are to be handled.
+def _encoding_of(pieces: Iterable[bytes], omissions: Omissions) -> tuple[str, str]:
+    """Return the encoding of a text, and how faults are handled; note all but UTF-8 and UTF-16.
 
     A byte order mark decides; else UTF-8 where it fits; else UTF-16 where every other byte is zero;
     else the Windows code page that charset-normalizer finds likeliest.
-
-    Args:
-        pieces: Of the bytes, in order; read as far as needed.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     for number, piece in enumerate(pieces):
-        marked = [name for mark, name in _MARKS if number == 0 and piece.startswith(mark)]
-        if marked:
-            return marked[0], "strict"
-        zeros = piece[:_SAMPLE].count(0) if number == 0 else 0
-        if zeros > len(piece[:_SAMPLE]) // 4:
-            return ("utf-16-le" if piece[1:2] == b"\0" else "utf-16-be"), "strict"
+        if number == 0:
+            for mark, name in _MARKS:
+                if piece.startswith(mark):
+                    return name, "strict"
+            if piece[:_SAMPLE].count(0) > len(piece[:_SAMPLE]) // 4:
+                return ("utf-16-le" if piece[1:2] == b"\0" else "utf-16-be"), "strict"
         try:
             decoder.decode(piece)
         except UnicodeDecodeError as fault:
             around = piece[max(0, fault.start - _SAMPLE) : fault.start + _SAMPLE]
             text = around.decode("utf-8", "replace")
-            broken = text.count("\N{REPLACEMENT CHARACTER}")
-            if sum(not character.isascii() for character in text) > 2 * broken:
-                return "utf-8", "replace"  # UTF-8, with some bytes damaged
-            return _page_of(around), "replace"
+            damaged = sum(not each.isascii() for each in text) > 2 * text.count("\ufffd")
+            found = "utf-8" if damaged else _page_of(around)
+            omissions.add(f"file that is not all UTF-8, read as {found}", found)
+            return found, "replace"
     return "utf-8", "strict"
 
 
 def _page_of(sample: bytes) -> str:
-    try:
-        from charset_normalizer import from_bytes  # comes with requests, and so with LlamaIndex
-    except ImportError:
-        return "cp1252"
+    from charset_normalizer import from_bytes
+
     best = from_bytes(sample, cp_isolation=_PAGES).best()
     found = "cp1252" if best is None else str(best.encoding)
     # Of short texts in Latin letters it confuses these two; signs inside words tell.
@@ -128,14 +120,7 @@ def _odd(sample: bytes, page: str) -> int:
 
 def decode(data: bytes, omissions: Omissions) -> str:
     """Return bytes as text, whatever their encoding; anything but UTF-8 and UTF-16 is noted."""
-    encoding, errors = encoding_of(iter([data]))
-    _note_encoding(encoding, errors, omissions)
-    return data.decode(encoding, errors)
-
-
-def _note_encoding(encoding: str, errors: str, omissions: Omissions) -> None:
-    if errors != "strict":
-        omissions.add(f"file that is not all UTF-8, read as {encoding}", encoding)
+    return data.decode(*_encoding_of([data], omissions))
 
 
 @contextmanager
@@ -151,38 +136,23 @@ def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
         raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
     if not found.is_file():
         raise DatasetError(f"{found}: expected a file.")
-    size = found.stat().st_size
-    most = max(_MOST_UNZIPPED, _MOST_RATIO * size) if found.suffix == ".gz" else None
-    encoding = "unknown"
+    encoding, most, opened = "unknown", None, cast(Any, open)
+    if found.suffix == ".gz":
+        opened, most = gzip.open, max(_MOST_UNZIPPED, _MOST_RATIO * found.stat().st_size)
     try:
-        with _bytes_of(found) as raw:
-            encoding, errors = encoding_of(_blocks(raw, most))
-        _note_encoding(encoding, errors, omissions)
-        with (
-            _bytes_of(found) as raw,
-            io.TextIOWrapper(cast(Any, raw), encoding, errors, newline="") as stream,
-        ):
-            yield _lines(stream, found, most=most)
+        with opened(found, "rb") as raw:
+            blocks = iter(lambda: raw.read(1 << 20), b"")
+            encoding, errors = _encoding_of(islice(blocks, most and most >> 18), omissions)
+            raw.seek(0)
+            with io.TextIOWrapper(raw, encoding, errors, newline="") as stream:
+                yield _lines(stream, found, most)
     except csv.Error as cause:
         raise DatasetError(f"{found}: cannot be read ({cause}).") from cause
     except (UnicodeError, EOFError, OSError, zlib.error) as cause:
         raise DatasetError(f"{found}: cannot be read as {encoding} ({cause}).") from cause
 
 
-def _bytes_of(path: Path) -> io.BufferedIOBase:
-    return cast(
-        io.BufferedIOBase, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    )
-
-
-def _blocks(stream: io.BufferedIOBase, most: int | None) -> Iterator[bytes]:
-    read = 0
-    while (block := stream.read(1 << 20)) and (most is None or read <= 4 * most):
-        read += len(block)
-        yield block
-
-
-def _lines(stream: io.TextIOBase, path: Path, *, most: int | None) -> Iterator[str]:
+def _lines(stream: io.TextIOBase, path: Path, most: int | None) -> Iterator[str]:
     read = 0
     while line := stream.readline(_MOST_IN_LINE):
         read += len(line)
@@ -224,53 +194,40 @@ def read_file(path: Path, omissions: Omissions) -> Any:
     """
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
-        return read_parquet(path)
+        arrow = require_extra("pyarrow", extra="pandas")
+        parquet = require_extra("pyarrow.parquet", extra="pandas")
+        try:
+            return parquet.read_table(path).to_pylist()
+        except (OSError, arrow.ArrowException) as cause:
+            raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
     text = decode(data, omissions)
-    return (
-        parse_json(text, path, omissions)
-        if text.lstrip().startswith(("[", "{"))
-        else parse_table(text, path)
-    )
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file, or raise a DatasetError or MissingExtraError."""
-    arrow = require_extra("pyarrow", extra="pandas")
-    parquet = require_extra("pyarrow.parquet", extra="pandas")
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such file.")
-    try:
-        return list(parquet.read_table(path).to_pylist())
-    except (OSError, arrow.ArrowException) as cause:
-        raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
-
-
-def parse_json(text: str, path: Path, omissions: Omissions) -> Any:
-    """Return what JSON holds, or the rows of JSON lines, or raise a DatasetError."""
+    if not text.lstrip().startswith(("[", "{")):
+        return _parse_table(text.lstrip(), path)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        pass
+        return _parse_lines(text, path, omissions)
+
+
+def _parse_lines(text: str, path: Path, omissions: Omissions) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            row = json_object(line)
-            if row:
-                rows.append(row)
-            else:
-                omissions.add("lines that are no JSON objects", f"line {number}")
+        row = json_object(line)
+        rows += [row] if row else []
+        if line.strip() and not row:
+            omissions.add("lines that are no JSON objects", f"line {number}")
     if not rows:
         raise DatasetError(f"{path}: expected JSON or JSON lines: {omissions}.")
     return rows
 
 
-def parse_table(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a table whose first line names its columns, or raise a DatasetError."""
-    usual = csv.field_size_limit(_MOST_IN_FIELD)  # of the whole process, so it is given back
-    head = text.lstrip().split("\n", 1)[0]
+def _parse_table(text: str, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table whose first line names its columns."""
+    usual = csv.field_size_limit(_MOST_IN_LINE)  # of the whole process, so it is given back
+    head = text.split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)
     try:
-        rows = list(csv.DictReader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as cause:
         raise DatasetError(f"{path}: expected a table ({cause}).") from cause
     finally:

@@ -13,6 +13,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "title": ("title",),
     "provenance": ("provenance",),
 }  # fmt: skip
-_UP = {"up", "yes", "true", "positive", "good", "like", "liked", "helpful", "👍", "+1"}
-_DOWN = {"down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎", "-1"}
+_VOTES = dict.fromkeys(
+    ("up", "yes", "true", "positive", "good", "like", "liked", "helpful", "👍"), 1.0
+) | dict.fromkeys(
+    ("down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎"), -1.0
+)
 _LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
 
@@ -62,14 +66,29 @@ class _Gathered:
     grades: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     negatives: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
     sources: dict[str, str] = field(default_factory=dict)
-    votes: bool = False  # which add up, and of which none is no judgement
+    roles: dict[str, list[str]] = field(default_factory=dict)  # and the columns that have them
+
+    @property
+    def votes(self) -> bool:
+        """Whether grades add up, and none is no judgement."""
+        return bool(self.roles["thumbs"] or self.roles["clicks"])
+
+    def first(self, row: Row, role: str) -> Any:
+        """Return what a row says in the first column of a role that it fills."""
+        return next((row[name] for name in self.roles[role] if row.get(name) is not None), None)
+
+    def values(self, row: Row, role: str) -> list[tuple[Any, float]]:
+        """Return texts, ids or objects with grades; a cell may hold a list as a table has it."""
+        cells = (_listed(row.get(name)) for name in self.roles[role])
+        found = [pair for cell in cells for pair in formats.listed(cell)]
+        return [(value, float(grade)) for value, grade in found if isinstance(grade, (int, float))]
 
     def judge(self, query: str, document: str, grade: float) -> None:
         """Add a grade to what is known of a pair: votes add up, of grades the highest counts."""
-        before = self.grades[query].get(document)
-        if before is not None:
-            grade = before + grade if self.votes else max(before, grade)
-        self.grades[query][document] = grade
+        known = self.grades[query]
+        if document in known:
+            grade = known[document] + grade if self.votes else max(known[document], grade)
+        known[document] = grade
 
     def keep(self, texts: dict[str, str], key: str | None, text: str, mark: str) -> str:
         """Keep a text under its id; one id for two texts keeps both, the second under its own."""
@@ -85,13 +104,8 @@ class _Gathered:
         """Return the id of a passage given by text, by id, or as an object with both."""
         if isinstance(value, Mapping):
             key = plain_id(next((value[n] for n in formats.ID if n in value), key))
-            title, value = (
-                value.get("title"),
-                next(
-                    (value[n] for n in ("text", "contents", "content", "passage") if n in value),
-                    None,
-                ),
-            )
+            title = value.get("title")
+            value = next((value[n] for n in formats.TEXT if n in value), None)
         named = plain_id(value)
         if named is not None and named in self.corpus and key in (None, named):
             return named
@@ -132,14 +146,15 @@ def parts_of(
     table = list(rows_of(rows))
     if not table:
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
-    by_id = (queries is not None, corpus is not None)
-    roles = _roles(table, options, by_id=by_id, where=omissions.where)
-    found.votes = bool(roles["thumbs"] or roles["clicks"])
-    if feedback or (found.votes and roles["position"]):
-        _read_feedback(table, roles, found, reading)
-        return _finished(found)
-    for number, row in enumerate(table, start=1):
-        _read_row(row, roles, found, f"row {number}", provenance)
+    by_id = [
+        role for role, texts in (("query", queries), ("document", corpus)) if texts is not None
+    ]
+    found.roles = _roles(table, options, by_id=by_id, where=omissions.where)
+    if feedback or (found.votes and found.roles["position"]):
+        _read_feedback(table, found, reading)
+    else:
+        for number, row in enumerate(table, start=1):
+            _read_row(row, found, f"row {number}", provenance)
     return _finished(found)
 
 
@@ -226,7 +241,7 @@ def _roles(
     rows: Sequence[Row],
     columns: Mapping[str, str | Sequence[str] | None],
     *,
-    by_id: tuple[bool, bool],
+    by_id: Sequence[str],
     where: object,
 ) -> dict[str, list[str]]:
     """Return which columns have which role, or raise a DatasetError."""
@@ -250,13 +265,10 @@ def _roles(
                 found += [n for p, n in free.items() if re.fullmatch(r"neg(ative)?_?\d+", p)]
             roles[role] = list(dict.fromkeys(found))
             taken.update(found)
-    if by_id[0] and not roles["query"]:
-        roles["query"] = roles["query_id"]
-    if by_id[1] and not roles["document"]:
-        roles["document"] = roles["document_id"]
-    for role in ("query", "document"):
+    for role, held in (("query", "queries"), ("document", "documents")):
+        if role in by_id:
+            roles[role] = roles[role] or roles[f"{role}_id"]
         if not roles[role]:
-            held = "queries" if role == "query" else "documents"
             call = "from_csv(path, query=…, document=…)" if isinstance(where, Path) else f"{role}=…"
             raise DatasetError(
                 f"{where}: no column is known to hold {held}. Rename it to {role}, or name it: "
@@ -265,131 +277,96 @@ def _roles(
     return roles
 
 
-def _read_row(
-    row: Row, roles: Mapping[str, list[str]], found: _Gathered, where: str, provenance: str | None
-) -> None:
-    query = _query_of(row, roles, found)
+def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) -> None:
+    query, grade = _query_of(row, found), _grade_of(row, found)
     if query is None:
         found.omissions.add("rows without a query", where)
         return
-    grade = _grade_of(row, roles)
     if grade is None:
         found.omissions.add("rows whose grade, vote or count is no number", where)
         return
-    key = plain_id(_first(row, roles["document_id"]))
-    title = _first(row, roles["title"])
-    values = [v for name in roles["document"] for v in _values(row.get(name))]
-    documents = [
-        (found.document(v, key if len(values) == 1 else None, title), g) for v, g in values
-    ]
+    values, title = found.values(row, "document"), found.first(row, "title")
+    key = plain_id(found.first(row, "document_id")) if len(values) == 1 else None
+    documents = [(found.document(value, key, title), own) for value, own in values]
     for document, own in documents:
         if document is not None:
             found.judge(query, document, grade * own)
     if not any(document for document, _ in documents):
         found.omissions.add("rows without a document", where)
-    for name in roles["negative"]:
-        for value, _ in _values(row.get(name)):
-            document = found.document(value)
-            if document is not None:
-                found.negatives[query][document] = None
-    source = provenance or _source_of(row, roles)
+    for value, _ in found.values(row, "negative"):
+        document = found.document(value)
+        if document is not None:
+            found.negatives[query][document] = None
+    source = provenance or _source_of(row, found)
     if source is not None:
         found.sources[query] = source
 
 
-def _read_feedback(
-    rows: Sequence[Row], roles: Mapping[str, list[str]], found: _Gathered, reading: Feedback
-) -> None:
+def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> None:
     """Judge documents by clicks, of which each counts the more the less its place is looked at."""
     shown: dict[tuple[str, object], list[Shown]] = {}
     for number, row in enumerate(rows, start=1):
-        query, votes = _query_of(row, roles, found), _grade_of(row, roles)
-        value = _first(row, roles["document"])
-        document = found.document(value, plain_id(_first(row, roles["document_id"])))
-        place = str(_first(row, roles["position"]) or 1)
-        if query is None or document is None or votes is None or not _is_number(place):
+        query, votes = _query_of(row, found), _grade_of(row, found)
+        key = plain_id(found.first(row, "document_id"))
+        document = found.document(found.first(row, "document"), key)
+        place = _number(found.first(row, "position") or 1)
+        if query is None or document is None or votes is None or place is None:
             found.omissions.add("rows without query, document, clicks or position", f"row {number}")
             continue
-        seen = shown.setdefault((query, _first(row, roles["session"])), [])
-        seen.append((float(place), document, votes))
+        seen = shown.setdefault((query, found.first(row, "session")), [])
+        seen.append((place, document, votes))
     for query, relevant, refused in reading.judged(shown, found.omissions):
         found.grades[query] = relevant
         found.negatives[query] = dict.fromkeys(refused)
         found.sources[query] = "feedback"
 
 
-def _query_of(row: Row, roles: Mapping[str, list[str]], found: _Gathered) -> str | None:
-    key, value = plain_id(_first(row, roles["query_id"])), _first(row, roles["query"])
+def _query_of(row: Row, found: _Gathered) -> str | None:
+    key, value = plain_id(found.first(row, "query_id")), found.first(row, "query")
     if key is None and plain_id(value) in found.queries:
         return plain_id(value)
-    if roles["query"] == roles["query_id"]:
-        return key if key in found.queries else None
-    if not isinstance(value, str) or not value.strip():
+    named = found.roles["query"] == found.roles["query_id"]
+    if named or not isinstance(value, str) or not value.strip():
         return key if key in found.queries else None
     return found.keep(found.queries, key, value.strip(), "q")
 
 
-def _first(row: Row, names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _values(value: Any) -> list[tuple[Any, float]]:
-    """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _listed(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return []
-    if isinstance(value, Mapping) and not any(n in value for n in ("text", "contents", "passage")):
-        return [
-            (key, float(grade)) for key, grade in value.items() if isinstance(grade, (int, float))
-        ]
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=str)
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return [(v, 1.0) for v in value] if isinstance(value, (list, tuple)) else [(value, 1.0)]
-
-
-def _listed(text: str) -> Any:
+def _listed(cell: Any) -> Any:
     """Return the list that a cell of a table holds as JSON or as Python writes it."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, list) and all(isinstance(item, (str, dict)) for item in value):
-            return value
-    return text
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = parse(cell)
+                if isinstance(value, list) and all(isinstance(i, (str, dict)) for i in value):
+                    return value
+    return cell
 
 
-def _grade_of(row: Row, roles: Mapping[str, list[str]]) -> float | None:
+def _grade_of(row: Row, found: _Gathered) -> float | None:
     """Return the grade of a row: 1 where it says nothing, below 0 where it was voted down."""
     for role in ("thumbs", "clicks", "grade"):
-        value = _first(row, roles[role])
+        value = found.first(row, role)
         if value is None or value == "":
             continue
         word = str(value).strip().lower()
-        if word in _UP | _DOWN and not _is_number(word):
-            return 1.0 if word in _UP else -1.0
-        if not _is_number(word):
-            return None
-        number = float(word)
-        if role == "thumbs":  # 1 and 0, or 1 and -1
+        number = _VOTES.get(word, _number(word))
+        if role == "thumbs" and number is not None:  # 1 and 0, or 1 and -1
             return 1.0 if number > 0 else -1.0
         return number
     return 1.0
 
 
-def _is_number(word: str) -> bool:
+def _number(value: object) -> float | None:
     try:
-        return math.isfinite(float(word))
+        number = float(str(value))
     except ValueError:
-        return False
+        return None
+    return number if math.isfinite(number) else None
 
 
-def _source_of(row: Row, roles: Mapping[str, list[str]]) -> str | None:
+def _source_of(row: Row, found: _Gathered) -> str | None:
     """Return where a query comes from, as far as a row says it."""
-    told = _first(row, roles["provenance"])
+    told = found.first(row, "provenance")
     if told in formats.SOURCES:
         return str(told)
     author = row.get("query_by")  # LlamaIndex
@@ -397,22 +374,19 @@ def _source_of(row: Row, roles: Mapping[str, list[str]]) -> str | None:
         return {"ai": "llm", "human": "human"}.get(str(author.get("type")))
     if "synthesizer_name" in row or "evolution_type" in row:  # Ragas
         return "llm"
-    return "feedback" if roles["thumbs"] or roles["clicks"] else None
+    return "feedback" if found.votes else None
 
 
 def _finished(found: _Gathered) -> dict[str, Any]:
     """Return the arguments of a dataset; what was said not to be relevant is a hard negative."""
-    judged = {
-        query: {d: 1.0 if found.votes and grade >= 1 else grade for d, grade in grades.items()}
-        for query, grades in found.grades.items()
-    }
-    parts = formats.fitted(found.queries, found.corpus, judged, found.omissions)
     negatives: dict[str, list[str]] = {}
-    for query in parts["queries"]:
-        refused = [d for d, g in judged[query].items() if g < 0 or (g == 0 and not found.votes)]
+    for query, judged in found.grades.items():
+        refused = [d for d, g in judged.items() if g < 0 or (g == 0 and not found.votes)]
         wrong = dict.fromkeys([*found.negatives.get(query, ()), *refused])
-        mined = [d for d in wrong if d not in parts["relevant_docs"][query]]
-        if mined:
+        mined = [document for document in wrong if judged.get(document, 0.0) <= 0]
+        if mined and max(judged.values(), default=0.0) > 0:
             negatives[query] = mined
-    sources = {q: s for q, s in found.sources.items() if q in parts["queries"]}
-    return {**parts, "hard_negatives": negatives or None, "provenance": sources or None}
+        if found.votes:
+            found.grades[query] = {d: min(grade, 1.0) for d, grade in judged.items()}
+    texts = (found.queries, found.corpus, found.grades, found.omissions)
+    return formats.fitted(*texts, negatives=negatives or None, sources=found.sources)

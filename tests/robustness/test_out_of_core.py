@@ -160,7 +160,6 @@ def test_where_judging_would_take_long_fewer_queries_are_held_out(monkeypatch):
     assert len(train.relevance) + len(capped) == len(data.relevance)
 
 
-def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(small, monkeypatch):
-    monkeypatch.setattr("llama_index_embeddings_adapted.data.contents._HASHED_AT_ONCE", 5)
+def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(small):
     whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
     assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]

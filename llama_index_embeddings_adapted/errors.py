@@ -1,21 +1,4 @@
-"""The errors of this package. Every one says what was expected, what arrived and what to do.
-
-AdaptedError
- ├─ DatasetError(ValueError)        texts, ids or relevance that cannot be trained on or judged
- ├─ ShapeError(ValueError)          vectors of another dimension than expected
- ├─ OptionError(ValueError)         an argument outside its range, or an unknown keyword
- ├─ EncodeError(RuntimeError)       the base model gave no usable vector for a text
- ├─ CacheError(RuntimeError)        the vector cache on disk is damaged or of another version
- ├─ DiskError(OSError)              a result could not be written; what was there before still is
- ├─ GenerationError(RuntimeError)   the LLM cannot be asked, or nothing it wrote was usable
- ├─ TrainingError(RuntimeError)     training diverged or cannot start
- ├─ NotTrainedError(RuntimeError)   a result was asked for before ``finetune()``
- ├─ StoreError(RuntimeError)        a vector store that an index cannot be rebuilt from or into
- ├─ FolderError(ValueError)         a saved adapter that is damaged, foreign or newer than we are
- ├─ BaseModelMismatchError(ValueError)  another base model than the adapter was trained on
- ├─ MetricError(KeyError)           a metric that does not exist or was not computed deep enough
- └─ MissingExtraError(ImportError)  an optional dependency that is not installed
-"""
+"""The errors of this package. Every one says what was expected, what arrived and what to do."""
 
 from __future__ import annotations
 
@@ -149,11 +132,7 @@ def require_extra(module: str, *, extra: str) -> ModuleType:
 
 
 def integration(module: str, name: str) -> Any:
-    """Import a class of one of LlamaIndex's integration packages, such as ``llms.ollama``.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-    """
+    """Import a class of LlamaIndex, such as of ``llms.ollama``, or raise a MissingExtraError."""
     try:
         return getattr(importlib.import_module(f"llama_index.{module}"), name)
     except ModuleNotFoundError as error:
@@ -182,18 +161,7 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """Refuse what is not a number in a range; NaN is in none.
-
-    Args:
-        name: Of the setting.
-        value: Of any kind.
-        least: The number has to be this or more.
-        above: It has to be more than this.
-        below: It has to be less than this.
-
-    Raises:
-        OptionError: It is not.
-    """
+    """Refuse, by an :class:`OptionError`, what is not a number in a range; NaN is in none."""
     fits = isinstance(value, (int, float)) and least <= value < below and value > above
     if isinstance(value, bool) or not fits:
         start = f"> {above:g}" if above > -math.inf else f">= {least:g}"

@@ -66,12 +66,7 @@ class QuestionJob(EmbeddingJob):
     seed: int = 0
 
     def _documents(self, source: Path) -> Any:
-        """Read documents, once it is clear that a way leads from them to questions.
-
-        Raises:
-            OptionError: None does; or an LLM that nothing is known by.
-            MissingExtraError: The package of the LLM is not installed.
-        """
+        """Read documents, or raise an OptionError where no way leads from them to questions."""
         from ..questions import options
         from . import inputs
 
@@ -217,10 +212,7 @@ class Finetune(QuestionJob):
     def _judges(
         self, val: EmbeddingQAFinetuneDataset | None, written: EmbeddingQAFinetuneDataset
     ) -> EmbeddingQAFinetuneDataset | None:
-        """Return the real queries that judge, without those that the writer was shown.
-
-        They are those of --val, or those of --examples from 100 on.
-        """
+        """Return the queries of --val, or many of --examples, less those the writer was shown."""
         from . import inputs
 
         if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):

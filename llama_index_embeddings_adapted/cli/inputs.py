@@ -61,11 +61,7 @@ def existing(path: Path, hint: str = "") -> Path:
 
 
 def holds_pairs(path: Path) -> bool:
-    """Return whether a path is a dataset, and not documents to make one of.
-
-    Raises:
-        OptionError: There is nothing at the path.
-    """
+    """Return whether a path is a dataset, not documents to make one of, or raise an OptionError."""
     existing(path, " Expected a dataset (a file of rows, or a BEIR folder) or documents.")
     if path.is_dir():
         return _corpus_of(path) is not None and any((path / name).exists() for name in _QUERIES)
@@ -114,12 +110,7 @@ def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
 
 
 def read_texts(path: Path, split: str) -> list[str]:
-    """Return the texts that an index holds: the corpus of a dataset, or documents as passages.
-
-    Raises:
-        OptionError: There is nothing at the path.
-        DatasetError: No text in it.
-    """
+    """Return the texts that an index holds: the corpus of a dataset, or documents as passages."""
     if holds_pairs(path):
         return list(read_pairs(path, split).corpus.values())
     passages = cut(read_documents(path), None, None, None)
@@ -145,11 +136,7 @@ def check_cut(size: int | None, overlap: int | None) -> None:
 def cut(
     documents: list[BaseNode], model: BaseEmbedding | None, size: int | None, overlap: int | None
 ) -> list[BaseNode]:
-    """Cut documents into passages; ids are relative paths and numbers, the same in every run.
-
-    Raises:
-        DatasetError: No text in them.
-    """
+    """Cut documents into passages, or raise a DatasetError; ids are relative paths and numbers."""
     read = embedded_tokens(model)
     size = size or (round(_MOST_OF_A_CHUNK * read) if read else _USUAL_CHUNK)
     overlap = min(size - 1, size // 10 if overlap is None else overlap)
@@ -267,12 +254,9 @@ def resolve_writer(spec: str) -> ResolvedLLM:
 
 
 def resolve_model(spec: str) -> BaseEmbedding:
-    """Build the embedding model that a text names, see ``resolve_embed_model``.
+    """Build the embedding model that a text names, or raise an OptionError.
 
-    Raises:
-        OptionError: It names none.
-        MissingExtraError: A package is not installed.
-        FolderError: A saved adapter is damaged or does not know its base model.
+    For other errors see ``resolve_embed_model``.
     """
     if spec.startswith("adapted:"):
         existing(Path(spec.removeprefix("adapted:")))
@@ -288,15 +272,11 @@ def resolve_model(spec: str) -> BaseEmbedding:
 
 
 def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
-    """Build models from ``name=model`` texts, a lone adapter or mixture beside its base.
+    """Build models from texts, a lone adapter or mixture beside its base.
 
-    Args:
-        specs: ``"name=model"``, or ``"model"``, which is then its own name; ``"bm25"`` is words
-            alone, ``"model+bm25"`` words beside a model, at the weight that is safe without labels.
-        corpus: What words search.
-
-    Raises:
-        OptionError: Two models of one name.
+    A text is ``"name=model"``, or ``"model"``, which is then its own name. ``"bm25"`` is words
+    alone, in ``corpus``; ``"model+bm25"`` words beside a model, at the weight that is safe without
+    labels.
     """
     models: dict[str, Any] = {}
     for spec in specs:

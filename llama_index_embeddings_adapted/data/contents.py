@@ -1,4 +1,4 @@
-"""What is in a dataset: what it is refused for, what clicks say, its hash, its lengths, its parts.
+"""What is in a dataset: what it is refused for, its hash, its lengths, its parts.
 
 Every message counts and names what is wrong. No split leaks: queries of one text stay together.
 """
@@ -11,15 +11,13 @@ import math
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 from statistics import median
 from typing import Any, TypeVar
 
 from ..errors import DatasetError, OptionError, quote_some
 from .formats import FLAGS, SOURCES
-from .reading import Omissions
 
 Lists = Mapping[str, Sequence[str]]
 
@@ -32,11 +30,7 @@ def check(
     hard_negatives: Any,
     provenance: Any,
 ) -> None:
-    """Refuse texts, judgements, grades, hard negatives and sources that do not fit together.
-
-    Raises:
-        DatasetError: The first thing found.
-    """
+    """Refuse, by a DatasetError, parts of a dataset that do not fit together."""
     _check_texts("queries", queries)
     _check_texts("corpus", corpus)
     _check_lists("relevant_docs", relevant_docs, queries, corpus)
@@ -136,60 +130,6 @@ def _are_ids(documents: object) -> bool:
 def _is_grade(grade: object) -> bool:
     number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
     return number and 0 < grade < math.inf  # type: ignore[operator]
-
-
-#: Position from 1, document, and clicks, or a vote below 0.
-Shown = tuple[float, str, float]
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """How clicks are read.
-
-    Args:
-        bias: η: a document at position k is looked at as often as ``1 / k ** bias``; 0 for lists
-            that were shuffled.
-        most_weight: Of a click, so that a few at the end of a list do not decide.
-        min_clicks: Of a query on a document, or skips of it, below which they say nothing.
-        least: Share of the weight of a query's best document from which another is relevant.
-    """
-
-    bias: float = 1.0
-    most_weight: float = 10.0
-    min_clicks: int = 2
-    least: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.bias < 0 or self.most_weight < 1 or self.min_clicks < 1 or not 0 <= self.least <= 1:
-            raise OptionError(
-                "feedback: expected bias >= 0, most_weight >= 1, min_clicks >= 1 and least from 0 "
-                f"to 1, got {self}."
-            )
-
-    def judged(
-        self, shown: Mapping[tuple[str, object], Sequence[Shown]], omissions: Omissions
-    ) -> Iterator[tuple[str, dict[str, float], list[str]]]:
-        """Yield each query with the weights of its relevant documents, and what was passed over."""
-        clicks, weights, skips = (
-            defaultdict[str, defaultdict[str, float]](lambda: defaultdict(float)) for _ in range(3)
-        )
-        for (query, _), documents in shown.items():
-            deepest = max((place for place, _, votes in documents if votes > 0), default=0.0)
-            for place, document, votes in documents:
-                if votes > 0:
-                    clicks[query][document] += votes
-                    weight = min(max(place, 1.0) ** self.bias, self.most_weight)
-                    weights[query][document] += votes * weight
-                elif votes < 0 or place < deepest:
-                    skips[query][document] += 1
-        for query in dict.fromkeys(query for query, _ in shown):
-            known = {d: w for d, w in weights[query].items() if clicks[query][d] >= self.min_clicks}
-            for document in weights[query].keys() - known.keys():
-                omissions.add(f"pairs of fewer than {self.min_clicks} clicks", document)
-            best = max(known.values(), default=0.0)
-            relevant = {d: w / best for d, w in known.items() if w >= self.least * best}
-            often = [d for d, n in skips[query].items() if n >= self.min_clicks]
-            yield query, relevant, [d for d in often if d not in clicks[query]]
 
 
 MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
@@ -332,11 +272,7 @@ PER_QUERY = ("relevant_docs", "grades", "hard_negatives", "provenance")
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a dataset of both; see ``EmbeddingQAFinetuneDataset.merged``.
-
-    Raises:
-        DatasetError: A document id stands for two texts.
-    """
+    """Return the fields of a dataset of both; see ``EmbeddingQAFinetuneDataset.merged``."""
     clash = [d for d, text in second["corpus"].items() if first["corpus"].get(d, text) != text]
     if clash:
         raise DatasetError(

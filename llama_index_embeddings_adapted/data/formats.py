@@ -58,12 +58,9 @@ def fitted(
     sources: Mapping[str, str] | None = None,
     allow_unjudged: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset, without what does not fit together, which is noted.
+    """Return the arguments of a dataset without what does not fit together, which is noted.
 
-    A grade of 0 or less means judged irrelevant; ``sources`` are where queries are from.
-
-    Raises:
-        DatasetError: No query is left.
+    A grade of 0 or less means judged irrelevant. Where no query is left, that is a DatasetError.
     """
     relevant: dict[str, dict[str, float]] = {query: {} for query in queries}
     for query, grades in judged.items():
@@ -100,11 +97,7 @@ def fitted(
 
 
 def read_corpus(path: Path, omissions: Omissions) -> dict[str, str]:
-    """Return id → text of a ``corpus.jsonl``; a document's text is its title and its text.
-
-    Raises:
-        DatasetError: It cannot be read, or holds no document.
-    """
+    """Return id → title and text of a ``corpus.jsonl``, or raise a DatasetError."""
     return _read_texts(path, _document_text, omissions)[0]
 
 
@@ -299,12 +292,9 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
 def mended_qa(
     data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset from its parts as others write them.
+    """Return the arguments of a dataset from its parts as others write them, see :func:`fitted`.
 
     Ids may be numbers; the documents of a query a list, a set, one id, or a dict with grades.
-
-    Raises:
-        DatasetError: Nothing is left.
     """
     texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
     for part, found in texts.items():

@@ -55,11 +55,7 @@ class Omissions:
         return "; ".join(f"{n:,} {why} (first: {first[why]})" for why, n in self._counts.items())
 
     def tell(self) -> None:
-        """Warn of everything that was left out.
-
-        Raises:
-            DatasetError: Something was, and the reader is strict.
-        """
+        """Warn of everything that was left out, or refuse it by a DatasetError if strict."""
         if self._counts and self._strict:
             raise DatasetError(f"{self.where}: {self}. Without strict=True they are left out.")
         if self._counts:
@@ -125,10 +121,9 @@ def decode(data: bytes, omissions: Omissions) -> str:
 
 @contextmanager
 def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
-    """Give the lines of a file, plain or gzipped, of which neither one nor all are without end.
+    """Give the lines of a file, plain or gzipped, or raise a DatasetError.
 
-    Raises:
-        DatasetError: No such file, or it cannot be read.
+    Neither a line nor a gzipped file is read without end.
     """
     zipped = path.with_name(path.name + ".gz")
     found = path if path.exists() or not zipped.exists() else zipped
@@ -185,12 +180,8 @@ def plain_id(value: object) -> str | None:
 def read_file(path: Path, omissions: Omissions) -> Any:
     """Return what a file holds, by looking inside: rows, or an object around them.
 
-    Parquet needs pandas or pyarrow. JSON, JSON lines and tables with commas, semicolons or tabs
-    need nothing.
-
-    Raises:
-        DatasetError: No such file, or it is damaged.
-        MissingExtraError: Parquet, and no pyarrow.
+    Parquet needs pyarrow; JSON, JSON lines and tables need nothing. What is damaged or missing is a
+    DatasetError or a MissingExtraError.
     """
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
@@ -241,11 +232,7 @@ def _parse_table(text: str, path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text file of any encoding with one query per line; empty lines are left out.
-
-    Raises:
-        DatasetError: It cannot be read.
-    """
+    """Read a text file of one query per line, without empty ones, or raise a DatasetError."""
     if not path.is_file():
         raise DatasetError(f"{path}: expected a text file, one query per line; there is none.")
     omissions = Omissions(path)

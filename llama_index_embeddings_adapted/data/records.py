@@ -11,16 +11,15 @@ import hashlib
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError, quote_some
+from ..errors import DatasetError, OptionError, quote_some
 from . import formats
-from .contents import Feedback, Shown
 from .reading import Omissions, plain_id, repaired
 
 Row = Mapping[str, Any]
@@ -54,6 +53,31 @@ _VOTES = dict.fromkeys(
 )
 _LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How clicks are read.
+
+    Args:
+        bias: η: a document at position k is looked at as often as ``1 / k ** bias``; 0 for lists
+            that were shuffled.
+        most_weight: Of a click, so that a few at the end of a list do not decide.
+        min_clicks: Of a query on a document, or skips of it, below which they say nothing.
+        least: Share of the weight of a query's best document from which another is relevant.
+    """
+
+    bias: float = 1.0
+    most_weight: float = 10.0
+    min_clicks: int = 2
+    least: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.bias < 0 or self.most_weight < 1 or self.min_clicks < 1 or not 0 <= self.least <= 1:
+            raise OptionError(
+                "feedback: expected bias >= 0, most_weight >= 1, min_clicks >= 1 and least from 0 "
+                f"to 1, got {self}."
+            )
 
 
 @dataclass
@@ -127,28 +151,23 @@ def parts_of(
     feedback: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``.
-
-    Raises:
-        DatasetError: No columns of queries and documents are found, or nothing is left.
-    """
-    if _is_qa(rows):
+    """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``."""
+    parts = [rows.get(name) if isinstance(rows, Mapping) else None for name in formats.OBJECTS]
+    if all(isinstance(part, Mapping) for part in parts):
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
-    found = _Gathered(omissions)
-    for texts, given, mark in ((found.queries, queries, "q"), (found.corpus, corpus, "d")):
-        for key, text in (given or {}).items():
+    found, given = _Gathered(omissions), {"query": queries, "document": corpus}
+    for role, texts in (("query", found.queries), ("document", found.corpus)):
+        for key, text in (given[role] or {}).items():
             if isinstance(text, str) and text.strip():
-                found.keep(texts, str(key), text, mark)
+                found.keep(texts, str(key), text, role[0])
             else:
                 omissions.add("given texts that are empty", key)
     table = list(rows_of(rows))
     if not table:
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
-    by_id = [
-        role for role, texts in (("query", queries), ("document", corpus)) if texts is not None
-    ]
+    by_id = [role for role, known_by_id in given.items() if known_by_id is not None]
     found.roles = _roles(table, options, by_id=by_id, where=omissions.where)
     if feedback or (found.votes and found.roles["position"]):
         _read_feedback(table, found, reading)
@@ -177,11 +196,7 @@ def as_lists(
 
 
 def rows_of(data: Any) -> Iterator[Row]:
-    """Yield rows of whatever holds them: lists, data frames, tables, LlamaIndex's and Ragas' sets.
-
-    Raises:
-        DatasetError: It holds none.
-    """
+    """Yield rows of whatever holds them, or raise a DatasetError."""
     for method in ("to_pylist", "to_list"):  # Arrow, Ragas
         if callable(getattr(data, method, None)):
             return rows_of(getattr(data, method)())
@@ -189,7 +204,7 @@ def rows_of(data: Any) -> Iterator[Row]:
         frame = data.to_pandas() if hasattr(data, "to_pandas") else data
         return rows_of(frame.astype(object).where(frame.notna(), None).to_dict("records"))
     if not isinstance(data, Mapping) and hasattr(data, "examples"):  # LabelledRagDataset
-        return rows_of([example.model_dump(mode="json") for example in data.examples])
+        return rows_of(data.examples)
     if isinstance(data, Mapping):
         return _rows_of_mapping(data)
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
@@ -201,10 +216,8 @@ def _row(row: Any, number: int) -> Row:
     if isinstance(row, Mapping):
         return row
     if isinstance(row, (list, tuple)) and len(row) in (2, 3):
-        third = (
-            {} if len(row) == 2 else {"negative" if isinstance(row[2], str) else "grade": row[2]}
-        )
-        return {"query": row[0], "document": row[1], **third}
+        third = "negative" if isinstance(row[-1], str) else "grade"
+        return dict(zip(("query", "document", third), row, strict=False))
     if hasattr(row, "model_dump"):
         return dict(row.model_dump(mode="json"))
     raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
@@ -212,25 +225,17 @@ def _row(row: Any, number: int) -> Row:
 
 def _rows_of_mapping(data: Mapping[str, Any]) -> Iterator[Row]:
     """Yield one row, the rows of an object around a list, of columns, or of query → documents."""
-    inside = next((data[name] for name in _LISTS if isinstance(data.get(name), list)), None)
-    if inside is not None:
-        return rows_of(inside)
+    for name in _LISTS:
+        if isinstance(data.get(name), list):
+            return rows_of(data[name])
     asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
     if asked and isinstance(asked[0], str):
         return iter([data])
-    if asked:
-        columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
-        if len({len(column) for column in columns.values()}) == 1:
-            return (
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            )
+    columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
+    if asked and len({len(column) for column in columns.values()}) == 1:
+        rows = zip(*columns.values(), strict=True)
+        return (dict(zip(columns, row, strict=True)) for row in rows)
     return ({"query": query, "document": documents} for query, documents in data.items())
-
-
-def _is_qa(data: object) -> bool:
-    return isinstance(data, Mapping) and all(
-        isinstance(data.get(name), Mapping) for name in formats.OBJECTS
-    )
 
 
 def _plain(name: object) -> str:
@@ -304,7 +309,7 @@ def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) ->
 
 def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> None:
     """Judge documents by clicks, of which each counts the more the less its place is looked at."""
-    shown: dict[tuple[str, object], list[Shown]] = {}
+    shown = defaultdict[tuple[str, object], list[tuple[float, str, float]]](list)
     for number, row in enumerate(rows, start=1):
         query, votes = _query_of(row, found), _grade_of(row, found)
         key = plain_id(found.first(row, "document_id"))
@@ -312,12 +317,27 @@ def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> 
         place = _number(found.first(row, "position") or 1)
         if query is None or document is None or votes is None or place is None:
             found.omissions.add("rows without query, document, clicks or position", f"row {number}")
-            continue
-        seen = shown.setdefault((query, found.first(row, "session")), [])
-        seen.append((place, document, votes))
-    for query, relevant, refused in reading.judged(shown, found.omissions):
-        found.grades[query] = relevant
-        found.negatives[query] = dict.fromkeys(refused)
+        else:
+            shown[query, found.first(row, "session")].append((place, document, votes))
+    clicks, weights, skips = (defaultdict[str, Any](Counter) for _ in range(3))
+    for (query, _), documents in shown.items():
+        deepest = max((place for place, _, votes in documents if votes > 0), default=0.0)
+        for place, document, votes in documents:
+            if votes > 0:
+                clicks[query][document] += votes
+                weight = min(max(place, 1.0) ** reading.bias, reading.most_weight)
+                weights[query][document] += votes * weight
+            elif votes < 0 or place < deepest:
+                skips[query][document] += 1
+    fewest = reading.min_clicks
+    for query in dict.fromkeys(query for query, _ in shown):
+        known = {d: w for d, w in weights[query].items() if clicks[query][d] >= fewest}
+        for document in weights[query].keys() - known.keys():
+            found.omissions.add(f"pairs of fewer than {fewest} clicks", document)
+        best = max(known.values(), default=0.0)
+        found.grades[query] = {d: w / best for d, w in known.items() if w >= reading.least * best}
+        often = [d for d, n in skips[query].items() if n >= fewest]
+        found.negatives[query] = dict.fromkeys(d for d in often if d not in clicks[query])
         found.sources[query] = "feedback"
 
 

@@ -69,7 +69,7 @@ def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[s
 
 def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> Ranker:
     learnt = encoder.dataset(pairs)
-    served = tune(learnt, TrainingOptions(), adapts=adapts, show_progress=False).adapter
+    served = tune(learnt, TrainingOptions(adapts=adapts), show_progress=False).adapter
     return lambda test: search(
         test, served.apply(test.queries), served.apply(test.documents, "document", test.keys)
     )

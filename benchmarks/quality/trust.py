@@ -156,7 +156,7 @@ def _run(sample: EncodedDataset, test: EncodedDataset, seed: int) -> Row:
         "verdict": tuned.choice.verdict,
         "recipe": tuned.choice.recipe,
         "announced": tuned.choice.provable,
-        "cross_fitted": tuned.overall.difference.mean,
+        "cross_fitted": tuned.parts.overall.difference.mean,
         "base": base,
         "gain": _score(tuned.candidate, test) - base,
         "seconds": seconds,

@@ -227,14 +227,14 @@ class Finetune(QuestionJob):
     def _training(self) -> dict[str, Any]:
         """Return the options of the training, checked."""
         from ..training.auto.search_space import check_method
-        from ..training.options import AdapterOptions, implied_method
+        from ..training.options import TrainingOptions, implied_method
 
         options = self.given(
             "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed"
         )
         method = self.method or implied_method(options)
         options["method"] = method.split(",") if "," in method else method
-        check_method(AdapterOptions(**options))
+        check_method(TrainingOptions(**options))
         return options
 
 

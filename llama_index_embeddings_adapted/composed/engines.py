@@ -25,7 +25,7 @@ from ..evaluation.comparison import plot_history
 from ..evaluation.held_out import known_mask, labels_look_random
 from ..evaluation.reports import Epoch, FinetuneReport
 from ..evaluation.retrieval import Texts
-from ..training.options import ComposedOptions, composed_options
+from ..training.options import ComposedOptions
 from . import embedding
 from .data import Collator, ComposedValidation, first_answers, held_out_split, training_groups
 from .embedding import ComposedEmbedding
@@ -273,7 +273,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
     ) -> None:
         embed_model = check_base(embed_model, "embed_model")
         settings = {"weight": weight, "epochs": epochs, "patience": patience, "seed": seed}
-        options = composed_options({**settings, "batch_size": batch_size, **train_kwargs})
+        options = ComposedOptions.of({**settings, "batch_size": batch_size, **train_kwargs})
         given = (val_dataset, model_output_path, cache_dir, report_path, show_progress, verbose)
         super().__init__(dataset, augment_model, embed_model, options, *given)
 
@@ -375,7 +375,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             if name not in _OLD and not name.startswith("checkpoint_save_")
         }
         settings = {"epochs": epochs, "batch_size": batch_size, "device": device, "seed": seed}
-        options = composed_options({"label_smoothing": 0.0, **settings, **train_kwargs})
+        options = ComposedOptions.of({"label_smoothing": 0.0, **settings, **train_kwargs})
         whole = answered(dataset, "dataset")
         learnt = whole if use_all_docs else first_answers(whole)
         model = HuggingFaceEmbedding(model_id, device=device)

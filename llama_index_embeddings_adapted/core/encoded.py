@@ -33,14 +33,10 @@ class Qrels:
         cls, documents: Sequence[Sequence[int]], grades: Sequence[Sequence[float]] | None = None
     ) -> Qrels:
         """Build from one list of rows (and one of grades) per query; grades default to 1."""
-        counts = [len(rows) for rows in documents]
         flat = [row for rows in documents for row in rows]
         flat_grades = [1.0] * len(flat) if grades is None else [g for gs in grades for g in gs]
-        return cls(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            np.array(flat, dtype=np.int64),
-            np.array(flat_grades, dtype=np.float64),
-        )
+        counts = np.array([len(rows) for rows in documents], dtype=np.int64)
+        return cls._of(counts, np.array(flat, dtype=np.int64), np.array(flat_grades, np.float64))
 
     def __len__(self) -> int:
         """Return the number of queries."""
@@ -60,14 +56,31 @@ class Qrels:
         """Return the rows relevant to one query."""
         return self.documents[self.offsets[query] : self.offsets[query + 1]]
 
+    @classmethod
+    def _of(cls, counts: Rows, documents: Rows, grades: NDArray[np.float64]) -> Qrels:
+        """Build from how many entries each query has."""
+        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), documents, grades)
+
     def take(self, queries: Rows) -> Qrels:
         """Keep these queries, in this order."""
         counts = self.counts[queries]
         starts = np.repeat(self.offsets[queries], counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        entries = starts + within
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Qrels(offsets, self.documents[entries], self.grades[entries])
+        return Qrels._of(counts, self.documents[starts + within], self.grades[starts + within])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Qrels]) -> Qrels:
+        """Return the queries of all parts, over the same documents, one part after the other."""
+        return cls._of(
+            np.concatenate([part.counts for part in parts]),
+            np.concatenate([part.documents for part in parts]),
+            np.concatenate([part.grades for part in parts]),
+        )
+
+    def where(self, keep: NDArray[np.bool_]) -> Qrels:
+        """Keep these entries, ``(entries,)``, and all queries, of which some may have none left."""
+        counts = np.bincount(self.queries[keep], minlength=len(self))
+        return Qrels._of(counts, self.documents[keep], self.grades[keep])
 
     def plus(self, other: Qrels) -> Qrels:
         """Return the entries of both for each query, those of ``other`` last."""
@@ -90,16 +103,12 @@ class Qrels:
         _, once = np.unique(np.stack([queries, documents])[:, order], axis=1, return_index=True)
         kept = order[once]
         counts = np.bincount(queries[kept], minlength=len(self))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Qrels(offsets, documents[kept], self.grades[entries][kept])
+        return Qrels._of(counts, documents[kept], self.grades[entries][kept])
 
     def among(self, rows: Rows) -> Qrels:
         """Keep the documents of these rows, ascending, and count them anew."""
         place = np.minimum(np.searchsorted(rows, self.documents), len(rows) - 1)
-        kept = rows[place] == self.documents
-        counts = np.bincount(self.queries[kept], minlength=len(self))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Qrels(offsets, place[kept], self.grades[kept])
+        return replace(self, documents=place).where(rows[place] == self.documents)
 
     def last(self, ranked: Rows) -> Rows:
         """Return rankings, ``(n, k)``, with these documents at their end."""
@@ -109,25 +118,16 @@ class Qrels:
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
         """Return the discounted gain of the entries that rank among the first ``k``.
 
-        Args:
-            ranks: ``(entries,)``, 0 is first.
-            k: Cut-off.
-
-        Returns:
-            ``(n,)``; NDCG before it is divided by that of the best order.
+        ``ranks``, ``(entries,)``, are 0 for the first; NDCG is this, ``(n,)``, over the ideal.
         """
         gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)
 
     def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
-        """Return the grade of each ranked document, 0 where it is not relevant.
+        """Return the grade of each ranked document, 0 where it is not relevant, ``(n, k)``.
 
-        Args:
-            ranked: ``(n, k)``, document rows per query, or :data:`NO_DOCUMENT`.
-
-        Returns:
-            ``(n, k)``.
+        ``ranked``, ``(n, k)``, are document rows per query, or :data:`NO_DOCUMENT`.
         """
         width = 1 + max(int(ranked.max(initial=0)), int(self.documents.max(initial=0)))
         keys = self.queries * width + self.documents

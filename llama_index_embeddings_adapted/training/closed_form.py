@@ -14,10 +14,9 @@ from scipy.sparse import csr_matrix
 
 from ..adapters.base import Adapter, CompositeAdapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, NudgeAdapter, gaussian
-from ..core.arrays import Rows, Vectors, l2_normalize, normalized_blocks
+from ..core.arrays import Vectors, l2_normalize, normalized_blocks
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
-from .options import AdapterOptions
 
 Matrix = NDArray[np.float64]
 
@@ -83,36 +82,26 @@ class Spectrum:
         return values, (rows.T @ combinations) / np.sqrt(count * values)
 
 
-MOST_KEYS = 16_384  # a gigabyte of kernel
+MOST_KEYS = 16_384  # a gigabyte of kernel; time grows with its third power
 
 
 def kernel_ridge(
-    queries: Vectors,
-    values: Vectors,
-    *,
-    temperature: float,
-    penalty: float = 0.1,
-    most_keys: int = MOST_KEYS,
-    seed: int = 0,
+    queries: Vectors, values: Vectors, *, temperature: float, penalty: float = 0.1, seed: int = 0
 ) -> tuple[Vectors, Vectors]:
     """Return keys and coefficients whose kernel expansion comes near the values.
 
     ``f(q) = Σ k(q, k_i) a_i`` minimises ``Σ ‖f(q_j) - v_j‖² + penalty · ‖f‖²`` in the norm of the
-    kernel. Of more than ``most_keys`` queries, a sample stands for all.
+    kernel. Of more than 16,384 queries, a sample stands for all.
 
     Args:
         queries: ``(n, dim)``, unit rows.
         values: ``(n, dim)``, what to return for each.
         temperature: Of the Gaussian kernel, in cosine units, ``> 0``.
         penalty: In units of the kernel of a query with itself, which is 1, ``> 0``.
-        most_keys: ``>= 1``; time grows with its third power, memory with its square.
         seed: Of the sample.
 
     Returns:
-        ``(k, dim)`` and ``(k, dim)``, ``k = min(n, most_keys)``.
-
-    Raises:
-        OptionError: A setting out of range.
+        ``(k, dim)`` and ``(k, dim)``, ``k = min(n, 16,384)``.
 
     Source:
         Saunders et al. 1998, Ridge regression learning algorithm in dual variables; the sample is
@@ -120,13 +109,8 @@ def kernel_ridge(
         Learning, section 8.3.2. With a sample of keys and all queries in the sum (8.3.1), the
         equations are too badly conditioned for single precision.
     """
-    if not temperature > 0 or not penalty > 0 or most_keys < 1:
-        raise OptionError(
-            "Expected temperature > 0, penalty > 0 and most_keys >= 1, got "
-            f"{temperature!r}, {penalty!r} and {most_keys!r}."
-        )
-    if len(queries) > most_keys:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[:most_keys])
+    if len(queries) > MOST_KEYS:
+        rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[:MOST_KEYS])
         queries, values = queries[rows], values[rows]
     kernel = gaussian(queries, queries, temperature)
     kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
@@ -136,20 +120,8 @@ def kernel_ridge(
     return queries, np.asarray(coefficients, dtype=np.float32)
 
 
-def default_start(documents: Vectors, options: AdapterOptions) -> LinearAdapter:
-    """Return the linear map that training starts from."""
-    if options.start == "identity":
-        return LinearAdapter.identity(documents.shape[1], bias=options.bias)
-    return whitening(documents, bias=options.bias)
-
-
 def whitening(
-    documents: Vectors | Spectrum,
-    *,
-    power: float = 0.25,
-    shrinkage: float = 1.0,
-    bias: bool = True,
-    shared: bool = False,
+    documents: Vectors | Spectrum, *, power: float = 0.25, shrinkage: float = 1.0, bias: bool = True
 ) -> LinearAdapter:
     """Damp the directions in which all documents agree; needs no label.
 
@@ -162,7 +134,6 @@ def whitening(
         power: 0 changes nothing, 0.5 on both sides would whiten.
         shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
         bias: Give the adapter a bias, zero to begin with.
-        shared: Map documents too.
 
     Raises:
         OptionError: ``power`` or ``shrinkage`` out of range.
@@ -177,28 +148,19 @@ def whitening(
     spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
     weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None
-    return LinearAdapter(weight.astype(np.float32), zero, shared=shared)
+    return LinearAdapter(weight.astype(np.float32), zero)
 
 
 def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
     """Return the linear map that takes queries to their mean relevant document.
 
     ``W = argmin Σ ‖W q_i - t_i‖² + λ ‖W - I‖²``, with ``t_i`` the mean of the unit vectors of the
-    relevant documents.
-
-    Args:
-        train: Queries and their documents.
-        strength: λ, in units of the mean eigenvalue of ``QᵀQ``, ``> 0``. A large one stays at the
-            identity.
-
-    Raises:
-        OptionError: The strength is out of range.
+    relevant documents and λ the strength, ``> 0``, in units of the mean eigenvalue of ``QᵀQ``. A
+    large one stays at the identity.
 
     Source:
         Hoerl and Kennard 1970, shrunk to the identity instead of zero.
     """
-    if not strength > 0:
-        raise OptionError(f"strength: expected a number > 0, got {strength!r}.")
     queries = l2_normalize(train.queries).astype(np.float64)
     missing = mean_documents(train.relevance, train.documents) - queries  # what the identity lacks
     count, dim = queries.shape
@@ -211,17 +173,13 @@ def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
     return LinearAdapter((np.eye(dim) + step.T).astype(np.float32))
 
 
-def answer_directions(train: EncodedDataset, spectrum: Spectrum | None = None) -> Vectors:
+def answer_directions(train: EncodedDataset, spectrum: Spectrum) -> Vectors:
     """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
 
     The mean of its relevant documents, less the mean of all documents and whitened: of all vectors
     of its length that one favours these documents most against the rest of the corpus.
-
-    Args:
-        train: Queries and their documents.
-        spectrum: Of the documents, if it is at hand.
+    ``spectrum`` is that of the documents.
     """
-    spectrum = spectrum or Spectrum(train.documents)
     values = mean_documents(train.relevance, train.documents) - spectrum.mean
     return l2_normalize(values @ spectrum.power(1.0, 1.0).astype(np.float32))
 
@@ -235,23 +193,20 @@ def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
     return np.asarray(weights @ l2_normalize(documents[asked]), dtype=np.float32)
 
 
-def nudge_n(
-    train: EncodedDataset, distance: float, *, below: Adapter | None = None
-) -> NudgeAdapter:
+def nudge_n(train: EncodedDataset, distance: float) -> NudgeAdapter:
     """Turn each document towards the sum of its training queries, on the unit sphere.
 
-    Args:
-        train: Queries and their documents.
-        distance: γ, the squared length of the longest offset, in [0, 2]. Documents nearer to their
-            queries' direction than that arrive there; those on the far side of it stay.
-        below: The adapter that is applied before; by default none.
+    ``distance`` is γ, the squared length of the longest offset, in [0, 2]. Documents nearer to
+    their queries' direction than that arrive there; those on the far side of it stay.
 
     Source:
         NUDGE-N, Zeighami et al. 2024, arXiv:2409.02343, theorem 2.
     """
-    if not 0 <= distance <= 2:
-        raise OptionError(f"distance: expected a number in [0, 2], got {distance!r}.")
-    asked, documents, pull = _pull(train, below)
+    queries, relevant = l2_normalize(train.queries), train.canonical_rows[train.relevance.documents]
+    asked = np.unique(relevant)
+    documents = l2_normalize(train.documents[asked])
+    pull = np.zeros_like(documents)
+    np.add.at(pull, np.searchsorted(asked, relevant), queries[train.relevance.queries])
     along = np.einsum("ij,ij->i", documents, pull)[:, None]
     aside = l2_normalize(pull - along * documents)
     cosine = np.float32(1.0 - distance / 2.0)
@@ -259,26 +214,6 @@ def nudge_n(
     arrived = along >= cosine * np.linalg.norm(pull, axis=1, keepdims=True)
     moved = np.where(along < 0, documents, np.where(arrived, l2_normalize(pull), turned))
     return NudgeAdapter.of(train.keys[asked], moved - documents)
-
-
-def _pull(train: EncodedDataset, below: Adapter | None) -> tuple[Rows, Vectors, Vectors]:
-    """Return the rows of documents with training queries, their vectors, and their queries' sum."""
-    queries, documents = adapted_sides(train, below)
-    relevant = train.canonical_rows[train.relevance.documents]
-    asked = np.unique(relevant)
-    total = np.zeros((len(asked), documents.shape[1]), dtype=np.float32)
-    np.add.at(total, np.searchsorted(asked, relevant), queries[train.relevance.queries])
-    return asked, documents[asked], total
-
-
-def adapted_sides(train: EncodedDataset, below: Adapter | None) -> tuple[Vectors, Vectors]:
-    """Return queries and documents as an adapter has them, unit rows."""
-    if below is None:
-        return l2_normalize(train.queries), l2_normalize(train.documents)
-    return (
-        l2_normalize(below.apply(train.queries)),
-        l2_normalize(below.apply(train.documents, "document", train.keys)),
-    )
 
 
 MOST_DIMENSIONS = 1_024
@@ -290,12 +225,7 @@ def span(data: EncodedDataset, most: int = MOST_DIMENSIONS, *, seed: int = 0) ->
     """Return the main directions of queries and documents, ``(dim, k)``, orthonormal.
 
     All of them, ``k = dim``, up to ``most``: a map is better trained along them too, as Adam gives
-    every coordinate a rate of its own.
-
-    Args:
-        data: Of which 6,000 queries and as many documents are looked at.
-        most: How many directions.
-        seed: Of the sample.
+    every coordinate a rate of its own. 6,000 queries and as many documents are looked at.
 
     Source:
         Halko et al. 2011, Finding structure with randomness, algorithms 4.3 and 5.1, where vectors
@@ -327,16 +257,9 @@ def narrowed(data: EncodedDataset, directions: Vectors) -> EncodedDataset:
 def widened(adapter: Adapter, directions: Vectors) -> Adapter:
     """Return the adapter that does along some directions what the given one does to coordinates.
 
-    What lies aside of them stays as it is. A linear map becomes one of low rank
-    where that is smaller; keys, offsets and
-    what a gate remembers become vectors again.
-
-    Args:
-        adapter: Over coordinates.
-        directions: ``(dim, k)``, orthonormal.
-
-    Raises:
-        OptionError: An adapter of a class that is not known here.
+    ``directions`` are ``(dim, k)``, orthonormal. What lies aside of them stays as it is. A linear
+    map becomes one of low rank where that is smaller; keys, offsets and what a gate remembers
+    become vectors again.
     """
     if isinstance(adapter, LinearAdapter):
         dim, kept = directions.shape
@@ -351,8 +274,7 @@ def widened(adapter: Adapter, directions: Vectors) -> Adapter:
         return LinearAdapter(whole, bias)
     if isinstance(adapter, NudgeAdapter):
         return NudgeAdapter(adapter.keys, adapter.offsets @ directions.T)
-    if not isinstance(adapter, CompositeAdapter):
-        raise OptionError(f"{type(adapter).__name__} cannot be widened.")
+    assert isinstance(adapter, CompositeAdapter)
     arrays = {
         name: array @ directions.T if array.ndim == 2 and array.size else array
         for name, array in adapter.own_arrays().items()

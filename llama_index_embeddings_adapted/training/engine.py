@@ -23,6 +23,7 @@ from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..adapters.sketch import QuerySketch
 from ..core import files
+from ..core.arrays import Vectors
 from ..core.encoded import EncodedDataset
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
@@ -50,15 +51,8 @@ from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
 from .auto.search_space import check_method
 from .auto.tune import tune
-from .closed_form import default_start
-from .options import (
-    AdapterOptions,
-    as_adapter,
-    check_dim,
-    implied_method,
-    known_options,
-    settings_of,
-)
+from .closed_form import whitening
+from .options import TrainingOptions, check_dim, implied_method, settings_of
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one
@@ -71,8 +65,8 @@ class _Found:
     model: AdaptedEmbedding
     candidate: AdaptedEmbedding
     report: FinetuneReport
-    mixed: Adapter | None = None
-    bank: Any = None
+    mixed: Adapter | None
+    bank: Vectors
 
 
 class EmbeddingAdapterFinetuneEngine:
@@ -170,11 +164,11 @@ class EmbeddingAdapterFinetuneEngine:
         check_whole("checkpoint_save_steps", checkpoint_save_steps)
         self.dataset = answered(dataset, "dataset")
         self._val_dataset = None if val_dataset is None else answered(val_dataset, "val_dataset")
-        self._start = None if adapter_model is None else as_adapter(adapter_model)
+        ours = adapter_model is None or isinstance(adapter_model, Adapter)
+        self._start: Adapter | None = adapter_model if ours else saving.from_module(adapter_model)
         loop = {"batch_size": batch_size, "epochs": epochs, "start": start, "refit": refit}
         given = {name: value for name, value in loop.items() if value is not None}
-        self._settings: dict[str, Any] = known_options(train_kwargs) | given
-        self._settings |= {
+        self._settings: dict[str, Any] = train_kwargs | given | {
             "dim": dim, "device": device, "bias": bias, "adapts": adapts, "ship": ship,
             "expect": expect, "seed": seed, "method": method, "lexical": lexical,
         }  # fmt: skip
@@ -220,7 +214,7 @@ class EmbeddingAdapterFinetuneEngine:
             ShapeError: ``dim`` or the adapter to start from is not as the base model.
             TrainingError: Training diverged; what was saved before is untouched.
         """
-        options = self._options_for(known_options(train_kwargs))
+        options = self._options_for(train_kwargs)
         candidate_output = self._check_destinations()
         began = time.perf_counter()
         with Encoder(
@@ -246,7 +240,7 @@ class EmbeddingAdapterFinetuneEngine:
         cache_folder(self._cache_dir)
         return candidate_output
 
-    def _options_for(self, more: dict[str, Any]) -> AdapterOptions:
+    def _options_for(self, more: dict[str, Any]) -> TrainingOptions:
         """Return the options of a call, checked."""
         settings = {**self._settings, **more}
         if settings["method"] is None:
@@ -254,16 +248,19 @@ class EmbeddingAdapterFinetuneEngine:
             settings["method"] = implied_method(settings, training_loop=in_mind)
         elif not isinstance(settings["method"], str):
             settings["method"] = list(settings["method"])
-        options = AdapterOptions(**settings)
+        options = TrainingOptions.of(settings)
         check_method(options, self._start)
         return options
 
-    def _stop_early(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
+    def _stop_early(self, encoder: Encoder, options: TrainingOptions, began: float) -> _Found:
         """Train with early stopping, then on everything for as many epochs."""
         own = encoder.dataset(self.dataset)
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         data = own if given is None else drop_leaked_queries(own, given)
-        start = self._start or default_start(data.documents, options)
+        start, dim = self._start, data.documents.shape[1]
+        if start is None and options.start == "identity":
+            start = LinearAdapter.identity(dim, bias=options.bias)
+        start = start or whitening(data.documents, bias=options.bias)
         looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
         shown, on_step = self._show_progress, self._checkpoint
@@ -272,32 +269,28 @@ class EmbeddingAdapterFinetuneEngine:
         if options.refit and fitted.best_epoch and not fitted.interrupted:
             again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
             candidate = again or candidate
-        base, adapted = validation.base_scores, validation.judge(fitted.adapter)
+        judged = {"base": validation.base_scores, "adapted": validation.judge(fitted.adapter)}
         texts, views = self._texts(validation, given), None
         if options.lexical:
             held = (validation, texts, fitted.adapter, train.queries, self._asked())
             views = judge_on(*held, seed=options.seed)
-        judged = {"base": base, "adapted": adapted}
+        notes = scoring_notes(validation.parts[0].data, candidate)
         report = FinetuneReport(
-            *compare_by_part(base, adapted, validation.known),
+            *compare_by_part(judged["base"], judged["adapted"], validation.known),
             train_queries=len((data if options.refit else train).relevance),
             best_epoch=fitted.best_epoch,
             history=fitted.history,
             interrupted=fitted.interrupted,
-            settings=settings_of(options)
-            | {"looks_random": looks_random}
-            | scoring_notes(validation.parts[0].data, candidate)
-            | self._judged_on(base.query_ids),
+            settings=settings_of(options) | {"looks_random": looks_random} | notes,
             held_out=Comparison(judged | beside(views), Texts.joined(texts)),
             views=None if looks_random else views,
-            **self._cost(encoder, began),
         )
         against = report.verdict == LOOKS_RANDOM and options.ship != "always"
-        served = LinearAdapter.identity(start.input_dim) if against else candidate
-        found = self._serving(served, candidate, report, own)
-        return replace(found, mixed=candidate, bank=bank_of(data.queries))
+        served = LinearAdapter.identity(dim) if against else candidate
+        report = self._completed(report, encoder, began, judged["base"].query_ids)
+        return self._serving(served, candidate, report, own, data, candidate)
 
-    def _cross_fit(self, encoder: Encoder, options: AdapterOptions, began: float) -> _Found:
+    def _cross_fit(self, encoder: Encoder, options: TrainingOptions, began: float) -> _Found:
         """Let methods compete on all queries, each judged by what has not seen it."""
         given = self._val_dataset
         everything = self.dataset if given is None else self.dataset.merged(given)
@@ -306,10 +299,6 @@ class EmbeddingAdapterFinetuneEngine:
         tuned = tune(
             data,
             options,
-            method=options.method,
-            adapts=options.adapts,
-            expect=options.expect,
-            always=options.ship == "always",
             words=None if options.lexical is None else partial(WordScores.within, everything),
             kept=self._output.with_name(f"{self._output.name}.fitting"),
             show_progress=self._show_progress,
@@ -317,30 +306,49 @@ class EmbeddingAdapterFinetuneEngine:
         texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(
-            overall=tuned.overall,
-            known=tuned.known,
-            new=tuned.new,
+            *tuned.parts,
             train_queries=len(data.relevance),
-            settings=kept | scoring_notes(data, tuned.candidate) | self._judged_on(data.query_ids),
+            settings=kept | scoring_notes(data, tuned.candidate),
             choice=tuned.choice,
             held_out=Comparison(tuned.judged | beside(tuned.views), texts),
             views=tuned.views,
-            **self._cost(encoder, began),
         )
-        found = self._serving(tuned.adapter, tuned.candidate, report, data)
-        return replace(found, mixed=tuned.mixed, bank=bank_of(data.queries))
+        report = self._completed(report, encoder, began, data.query_ids)
+        return self._serving(tuned.adapter, tuned.candidate, report, data, data, tuned.mixed)
+
+    def _completed(
+        self, report: FinetuneReport, encoder: Encoder, began: float, judged: Iterable[str]
+    ) -> FinetuneReport:
+        """Add what it cost, what it learnt from, and how many of the judged queries are whose."""
+        given = self._val_dataset or self.dataset
+        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
+        sources = dict(Counter(known.get(query, "unknown") for query in judged))
+        return replace(
+            report,
+            settings={**report.settings, "judged_on": sources},
+            views=report.views and report.views.judged_by(sources),
+            seconds=time.perf_counter() - began,
+            base_calls=encoder.base_calls,
+            base_texts=encoder.base_texts,
+            base_tokens=encoder.base_tokens,
+            data=data_statistics(self.dataset),
+        )
 
     def _serving(
-        self, adapter: Adapter, candidate: Adapter, report: FinetuneReport, data: EncodedDataset
+        self,
+        adapter: Adapter,
+        candidate: Adapter,
+        report: FinetuneReport,
+        own: EncodedDataset,
+        learnt: EncodedDataset,
+        mixed: Adapter | None,
     ) -> _Found:
-        """Put adapter and candidate on the base model; ``data`` begins with this dataset's."""
-        count = len(self.dataset.queries)
-        asked = data.relevance.documents[data.relevance.offsets[:count]]
-        sketch = QuerySketch.of(data.queries[:count], asked.tolist())
-        views = report.views and report.views.judged_by(report.settings["judged_on"])
-        served_as = (self._output.name, base_name(self.embed_model), candidate)
-        deployment = Deployment.of(*served_as, data.queries[:_TIMED])
-        report = replace(report, deployment=deployment, views=views)
+        """Put adapter and candidate on the base model; ``own`` begins with this dataset's."""
+        count, name = len(self.dataset.queries), self._output.name
+        asked = own.relevance.documents[own.relevance.offsets[:count]]
+        sketch = QuerySketch.of(own.queries[:count], asked.tolist())
+        base, timed = base_name(self.embed_model), own.queries[:_TIMED]
+        report = replace(report, deployment=Deployment.of(name, base, candidate, timed))
 
         def model(adapter: Adapter, report: FinetuneReport) -> AdaptedEmbedding:
             training = {"data": self.dataset.fingerprint, "report": report.to_dict()}
@@ -348,10 +356,12 @@ class EmbeddingAdapterFinetuneEngine:
 
         if candidate is adapter or candidate.is_identity:  # then there is none to keep
             report = replace(report, saved="base" if adapter.is_identity else "candidate")
+            served = kept = model(adapter, report)
+        else:
+            kept = model(candidate, report)
+            report = replace(report, saved="base", candidate=f"{name}.candidate")
             served = model(adapter, report)
-            return _Found(served, served, report)
-        aside = replace(report, saved="base", candidate=f"{self._output.name}.candidate")
-        return _Found(model(adapter, aside), model(candidate, report), aside)
+        return _Found(served, kept, report, mixed, bank_of(learnt.queries))
 
     def _texts(self, validation: Validation, given: EncodedDataset | None) -> list[Texts]:
         """Return the texts behind the scores of each part."""
@@ -365,21 +375,6 @@ class EmbeddingAdapterFinetuneEngine:
         """Return the texts of all queries, to learn which words are usual in them."""
         sources = (self.dataset, self._val_dataset)
         return [query for each in sources if each is not None for query in each.queries.values()]
-
-    def _cost(self, encoder: Encoder, began: float) -> dict[str, Any]:
-        return {
-            "seconds": time.perf_counter() - began,
-            "base_calls": encoder.base_calls,
-            "base_texts": encoder.base_texts,
-            "base_tokens": encoder.base_tokens,
-            "data": data_statistics(self.dataset),
-        }
-
-    def _judged_on(self, queries: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Return how many of these queries come from where."""
-        given = self._val_dataset or self.dataset
-        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
-        return {"judged_on": dict(Counter(known.get(query, "unknown") for query in queries))}
 
     def _checkpoint(self, step: int, export: Callable[[], Adapter]) -> None:
         if self._checkpoints is not None and step % self._checkpoint_steps == 0:

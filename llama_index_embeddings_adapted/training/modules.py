@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,61 +15,13 @@ from torch import Tensor, nn
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
 from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
-from ..core.encoded import Qrels
+from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
+from .options import TrainingOptions
 
+Forward = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
 
-class TrainableAdapter(nn.Module):
-    """An adapter whose weights can be trained."""
-
-    def pull_back(self, *parameters: nn.Parameter | None) -> None:
-        """Name the weights that :meth:`shrinkage` draws back to what they are now."""
-        self._pulled = [p for p in parameters if p is not None]
-        self._start = nn.ParameterList(
-            nn.Parameter(p.detach().clone(), requires_grad=False) for p in self._pulled
-        )
-
-    def shrinkage(self) -> Tensor:
-        """Return the squared distance of the weights from where they started, ``()``."""
-        pairs = zip(self._pulled, self._start, strict=True)
-        return torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
-
-    @abstractmethod
-    def export(self) -> Adapter:
-        """Return the adapter with the present weights."""
-
-
-class _Linear(TrainableAdapter):
-    def __init__(self, start: LinearAdapter) -> None:
-        super().__init__()
-        self.weight = _parameter(start.weight)
-        self.bias = None if start.bias is None else _parameter(start.bias)
-        self.pull_back(self.weight, self.bias)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        return nn.functional.linear(queries, self.weight, self.bias)
-
-    def export(self) -> LinearAdapter:
-        return LinearAdapter(_array(self.weight), None if self.bias is None else _array(self.bias))
-
-
-class _LowRank(TrainableAdapter):
-    def __init__(self, start: LowRankAdapter) -> None:
-        super().__init__()
-        self.down = _parameter(start.down)
-        self.up = _parameter(start.up)
-        self.bias = _parameter(start.bias)
-        self.pull_back(self.up, self.bias)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        low = nn.functional.linear(queries, self.down)
-        return queries + nn.functional.linear(low, self.up, self.bias)
-
-    def export(self) -> LowRankAdapter:
-        return LowRankAdapter(_array(self.down), _array(self.up), _array(self.bias))
-
-
-_TORCH_ACTIVATIONS = {
+_ACTIVATIONS = {
     "relu": torch.relu,
     "leaky_relu": nn.functional.leaky_relu,
     "tanh": torch.tanh,
@@ -76,57 +29,67 @@ _TORCH_ACTIVATIONS = {
 }
 
 
-class _TwoLayer(TrainableAdapter):
-    def __init__(self, start: TwoLayerAdapter) -> None:
-        super().__init__()
-        self._config = start.config()
-        self.hidden_weight = _parameter(start.hidden_weight)
-        self.hidden_bias = _parameter(start.hidden_bias)
-        self.output_weight = _parameter(start.output_weight)
-        self.output_bias = _parameter(start.output_bias)
-        # The output layer alone: from a zero output layer that is the distance from the identity.
-        self.pull_back(self.output_weight, self.output_bias)
-
-    def forward(self, queries: Tensor) -> Tensor:
-        hidden = nn.functional.linear(queries, self.hidden_weight, self.hidden_bias)
-        hidden = _TORCH_ACTIVATIONS[self._config["activation"]](hidden)
-        mapped = nn.functional.linear(hidden, self.output_weight, self.output_bias)
-        return mapped + queries if self._config["residual"] else mapped
-
-    def export(self) -> TwoLayerAdapter:
-        return TwoLayerAdapter(
-            _array(self.hidden_weight),
-            _array(self.hidden_bias),
-            _array(self.output_weight),
-            _array(self.output_bias),
-            **self._config,
-        )
+def _linear(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
+    return nn.functional.linear(queries, w["weight"], w.get("bias"))
 
 
-def trainable(adapter: Adapter) -> TrainableAdapter:
-    """Return the adapter as a torch module.
+def _low_rank(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
+    low = nn.functional.linear(queries, w["down"])
+    return queries + nn.functional.linear(low, w["up"], w["bias"])
+
+
+def _two_layer(w: Mapping[str, Tensor], queries: Tensor, config: Mapping[str, Any]) -> Tensor:
+    hidden = nn.functional.linear(queries, w["hidden_weight"], w["hidden_bias"])
+    hidden = _ACTIVATIONS[config["activation"]](hidden)
+    mapped = nn.functional.linear(hidden, w["output_weight"], w["output_bias"])
+    return mapped + queries if config["residual"] else mapped
+
+
+#: What each class does to queries, and the weights that are drawn back to where they start. Of two
+#: layers that is the last alone: from zeros, that is the distance from the identity.
+_KINDS: dict[type[Adapter], tuple[Forward, tuple[str, ...]]] = {
+    LinearAdapter: (_linear, ("weight", "bias")),
+    LowRankAdapter: (_low_rank, ("up", "bias")),
+    TwoLayerAdapter: (_two_layer, ("output_weight", "output_bias")),
+}
+
+
+class TrainableAdapter(nn.Module):
+    """An adapter whose weights can be trained.
 
     Raises:
         OptionError: No training is known for its class.
     """
-    if isinstance(adapter, LinearAdapter):
-        return _Linear(adapter)
-    if isinstance(adapter, LowRankAdapter):
-        return _LowRank(adapter)
-    if isinstance(adapter, TwoLayerAdapter):
-        return _TwoLayer(adapter)
-    raise OptionError(
-        f"adapter_model: expected a LinearAdapter, a LowRankAdapter or a TwoLayerAdapter, got "
-        f"{type(adapter).__name__}."
-    )
 
+    def __init__(self, start: Adapter, device: torch.device) -> None:
+        super().__init__()
+        if type(start) not in _KINDS:
+            raise OptionError(
+                "adapter_model: expected a LinearAdapter, a LowRankAdapter or a TwoLayerAdapter, "
+                f"got {type(start).__name__}."
+            )
+        self._class = type(start)
+        self._map, pulled = _KINDS[self._class]
+        self._config = {} if self._class is LinearAdapter else start.config()
+        arrays = {name: as_tensor(array.copy(), device) for name, array in start.arrays().items()}
+        pairs = [(name, nn.Parameter(array.clone())) for name, array in arrays.items()]
+        self.weights = nn.ParameterDict(pairs)  # of pairs, as a dict would be sorted
+        self._start = {name: arrays[name] for name in pulled if name in arrays}
 
-def _parameter(array: Vectors) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(array.copy()))
+    def forward(self, queries: Tensor) -> Tensor:
+        weights = dict(self.weights.items())
+        return self._map(weights, queries, self._config)
 
+    def shrinkage(self) -> Tensor:
+        """Return the squared distance of the weights from where they started, ``()``."""
+        moved = [self.weights[name] - start for name, start in self._start.items()]
+        total: Tensor = torch.stack([change.square().sum() for change in moved]).sum()
+        return total
 
-def _array(parameter: Tensor) -> Vectors:
-    return np.asarray(parameter.detach().cpu().numpy(), dtype=np.float32)
+    def export(self) -> Adapter:
+        """Return the adapter with the present weights."""
+        arrays = {name: w.detach().cpu().numpy().copy() for name, w in self.weights.items()}
+        return self._class.build(arrays, self._config)
 
 
 def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -138,51 +101,108 @@ MOST_BYTES = 512 * 2**20  # held as one tensor
 
 
 class TrainingDocuments:
-    """Unit rows of documents as tensors.
+    """Unit rows of documents, ``(m, dim)`` of the base model, as tensors.
 
     Up to 512 MiB of them are held on the device. More stay where they are, in memory or mapped
     from a file, and only those that a step scores are copied.
-
-    Args:
-        vectors: ``(m, dim)``, of the base model.
-        device: Where tensors go.
     """
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
-        self._vectors, self._device = vectors, device
-        self._rows = NormalizedRows(vectors)
-        self._all = (
-            None if vectors.nbytes > MOST_BYTES else as_tensor(l2_normalize(vectors), device)
-        )
-
-    def __len__(self) -> int:
-        """Return the number of documents."""
-        return len(self._vectors)
-
-    @property
-    def dim(self) -> int:
-        """Their dimension."""
-        return int(self._vectors.shape[1])
+        self._vectors, self._device, small = vectors, device, vectors.nbytes <= MOST_BYTES
+        self._all: Tensor | None = as_tensor(l2_normalize(vectors), device) if small else None
 
     def take(self, rows: Rows) -> Tensor:
         """Return these rows, ``(n, dim)``."""
         if self._all is None:
-            return as_tensor(self._rows[rows], self._device)
-        return self._all.index_select(
-            0, as_tensor(rows, self._device)
-        )  # three times as fast as brackets
+            return as_tensor(NormalizedRows(self._vectors)[rows], self._device)
+        # Three times as fast as brackets.
+        return self._all.index_select(0, as_tensor(rows, self._device))
 
     def moment(self) -> Tensor:
         """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
+        count, dim = self._vectors.shape
         if self._all is not None:
-            return self._all.T @ self._all / len(self)
-        total = np.zeros((self.dim, self.dim))
+            return self._all.T @ self._all / count
+        total = np.zeros((dim, dim))
         for block in normalized_blocks(self._vectors):
             total += block.T @ block
-        return as_tensor((total / len(self)).astype(np.float32), self._device)
+        return as_tensor((total / count).astype(np.float32), self._device)
 
 
-_NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
+class Competition:
+    """Which documents compete in a step, and which of them each query should rank first.
+
+    A document stands for all of its text. Hard negatives compete like the documents that queries
+    ask for.
+
+    Args:
+        train: Queries to learn from.
+        options: Loss and bounds.
+        random: Of what is drawn.
+        strict: Draw among the relevant documents too, where they are more than may compete.
+    """
+
+    def __init__(
+        self,
+        train: EncodedDataset,
+        options: TrainingOptions,
+        random: np.random.Generator,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self._in_batch, self._most = options.loss == "mnr", options.max_candidates
+        self._random, self._strict = random, strict
+        first, nothing = train.canonical_rows, Qrels.from_lists([[]] * len(train.relevance))
+        mined, self._hidden = train.negatives or nothing, train.hidden or nothing
+        self._relevance, self._negatives = (
+            replace(qrels, documents=first[qrels.documents]) for qrels in (train.relevance, mined)
+        )
+        asked = np.concatenate([self._relevance.documents, self._negatives.documents])
+        self._pool = np.unique(first if options.loss == "corpus" else asked)
+        self.most_scored = min(len(self._pool), self._most)
+
+    @property
+    def fixed(self) -> Rows | None:
+        """The documents that compete in every step; None where they change."""
+        return None if self._in_batch or len(self._pool) > self._most else self._pool
+
+    def candidates(self, batch: Rows) -> Rows:
+        """Return the documents that compete for a batch of queries, sorted."""
+        if self.fixed is not None:
+            return self.fixed
+        relevant, hard = self._relevance.take(batch), self._negatives.take(batch).documents
+        if self._in_batch:
+            # One relevant document per query, as each (query, document) pair is one example; the
+            # others are drawn in other epochs. Those of the batch's other queries compete.
+            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
+            return _union(relevant.documents[place], hard)
+        own = _union(relevant.documents, hard)
+        if self._strict:
+            own = self._random.permutation(own)[: self._most]
+        more = max(0, self._most - len(own))
+        return _union(own, self._random.choice(self._pool, size=more, replace=False))
+
+    def stands_for(self, candidates: Rows) -> float:
+        """Return how many documents a candidate stands for."""
+        return 1.0 if self._in_batch else len(self._pool) / len(candidates)
+
+    def among(self, batch: Rows, candidates: Rows) -> tuple[Qrels, Qrels]:
+        """Return a batch's relevant documents, and what does not compete for it, as candidates."""
+        relevant, hidden = (
+            q.take(batch).among(candidates) for q in (self._relevance, self._hidden)
+        )
+        return relevant, hidden
+
+
+def _union(*rows: Rows) -> Rows:
+    """Return the different ones, sorted; for thousands faster than ``np.unique``, which hashes."""
+    ordered = np.sort(np.concatenate(rows))
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
+NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
 class Targets(NamedTuple):
@@ -203,14 +223,11 @@ class Targets(NamedTuple):
     hidden: Tensor
 
     @classmethod
-    def of(
-        cls, relevant: Qrels, hidden: Qrels, candidates: Rows, device: torch.device | None = None
-    ) -> Targets:
-        """Place the documents of a batch of queries among candidates, whose rows ascend."""
-        wanted, own = relevant.among(candidates), hidden.among(candidates)
-        shares = (1.0 / wanted.counts[wanted.queries]).astype(np.float32)
-        arrays: tuple[NDArray[Any], ...] = (wanted.queries, wanted.documents, shares)
-        arrays += (own.queries, own.documents)
+    def of(cls, relevant: Qrels, hidden: Qrels, device: torch.device | None = None) -> Targets:
+        """Take the relevant and the hidden documents of a batch, rows of the candidates."""
+        shares = (1.0 / relevant.counts[relevant.queries]).astype(np.float32)
+        arrays: tuple[NDArray[Any], ...] = (relevant.queries, relevant.documents, shares)
+        arrays += (hidden.queries, hidden.documents)
         return cls(*(as_tensor(array, device or torch.device("cpu")) for array in arrays))
 
 
@@ -252,7 +269,7 @@ def ranking_nll(
         lower = torch.full_like(targets.shares, -math.log(stands_for), dtype=logits.dtype)
         logits.index_put_(entries, lower, accumulate=True)
     if len(targets.hidden):
-        logits = logits.index_put((targets.askers, targets.hidden), logits.new_tensor(_NEVER))
+        logits = logits.index_put((targets.askers, targets.hidden), logits.new_tensor(NEVER))
     wanted = torch.zeros_like(logits)
     wanted[entries] = targets.shares.to(logits.dtype)
     return nn.functional.cross_entropy(logits, wanted)

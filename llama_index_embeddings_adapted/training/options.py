@@ -1,33 +1,66 @@
-"""How to train; every value is checked before anything is embedded.
-
-How to train a small model beside a black box; every value is checked at once.
-"""
+"""How to train an adapter, or a small model beside a black box; every value is checked at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
-from ..adapters import saving
 from ..adapters.base import Adapter
 from ..errors import MetricError, OptionError, ShapeError, check_known, check_number, check_whole
 from ..evaluation.metrics import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
 
-_OPTIONAL = ("patience", "steps_per_epoch")
-_CHOICES = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "loss": get_args(Loss),
     "adapts": ("query", "both"),
     "ship": ("proven", "always"),
     "start": ("whitening", "identity"),
     "lexical": ("auto", None),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
+}
+_WHOLE = (
+    "epochs", "batch_size", "anchor_documents", "max_candidates", "mini_batch_size",
+    "queries_per_document",
+)  # fmt: skip
+_WHOLE_OR_NONE = ("patience", "steps_per_epoch", "val_depth", "lora_rank")
+_RANGES: dict[str, dict[str, float]] = {
+    **{key: {"above": 0.0} for key in ("learning_rate", "temperature", "max_grad_norm", "weight")},
+    **{key: {"least": 0.0} for key in ("shrinkage", "anchor", "warmup_steps", "weight_decay")},
+    **{key: {"least": 0.0, "below": 1.0} for key in ("warmup_share", "label_smoothing")},
 }
 
 
+Options = TypeVar("Options", bound="_Checked")
+
+
 @dataclass(frozen=True)
-class TrainingOptions:
-    """How to train; every field is checked on construction.
+class _Checked:
+    """Options whose fields are checked by the tables above; a bad one is an OptionError."""
+
+    @classmethod
+    def of(cls: type[Options], settings: Mapping[str, Any]) -> Options:
+        """Return options from keyword arguments, and say what an unknown one perhaps meant."""
+        check_known(settings, (field.name for field in fields(cls)))
+        return cls(**settings)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name in _CHOICES and value not in _CHOICES[name]:
+                choices = ", ".join(map(str, _CHOICES[name]))
+                raise OptionError(f"{name}: expected one of {choices}, got {value!r}.")
+            if name in _WHOLE or (name in _WHOLE_OR_NONE and value is not None):
+                check_whole(name, value)
+            if name in _RANGES:
+                check_number(name, value, **_RANGES[name])
+
+
+@dataclass(frozen=True)
+class TrainingOptions(_Checked):
+    """All that decides what the fine-tuning of an adapter finds, beside data and base model.
+
+    The last nine are arguments of :class:`EmbeddingAdapterFinetuneEngine`.
 
     Args:
         loss: Which documents a query's relevant ones compete with. ``"queried"``: all documents
@@ -84,39 +117,6 @@ class TrainingOptions:
     device: str | None = None
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise OptionError(f"loss: expected one of {get_args(Loss)}, got {self.loss!r}.")
-        for name in ("epochs", "batch_size", "anchor_documents", "max_candidates", *_OPTIONAL):
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            check_whole(name, value)
-        for name in ("learning_rate", "temperature", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=0.0)
-        for name in ("shrinkage", "anchor", "warmup_steps"):
-            check_number(name, getattr(self, name), least=0.0)
-
-
-@dataclass(frozen=True)
-class AdapterOptions(TrainingOptions):
-    """All that decides what the fine-tuning of an adapter finds, beside data and base model.
-
-    Args:
-        method: See :class:`EmbeddingAdapterFinetuneEngine`, as for all others.
-        adapts: ``"query"`` or ``"both"``.
-        ship: ``"proven"`` or ``"always"``.
-        expect: In [0, 1], or None.
-        start: ``"whitening"`` or ``"identity"``.
-        bias: Of the map to start from.
-        dim: Expected of the base model, or None.
-        refit: Train on everything in the end.
-        lexical: ``"auto"`` or None.
-
-    Raises:
-        OptionError: A value outside its range.
-    """
-
     method: str | list[str] = "auto"
     adapts: str = "query"
     ship: str = "proven"
@@ -129,44 +129,25 @@ class AdapterOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                choices = ", ".join(map(str, known))
-                raise OptionError(f"{name}: expected one of {choices}, got {value!r}.")
         if self.expect is not None and not 0.0 <= self.expect <= 1.0:
             raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
 
 
 #: What only a training loop has; who names one of these and no method means ``"linear"``.
-LOOP = frozenset(field.name for field in fields(TrainingOptions)) - {"device", "seed"} | {
-    "start", "refit",
+LOOP = frozenset(field.name for field in fields(TrainingOptions)) - {
+    "device", "seed", "method", "adapts", "ship", "expect", "bias", "dim", "lexical",
 }  # fmt: skip
-
-
-def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments, if all are fields of :class:`AdapterOptions`.
-
-    Raises:
-        OptionError: An unknown one; the message has what was perhaps meant.
-    """
-    check_known(options, (field.name for field in fields(AdapterOptions)))
-    return options
 
 
 def settings_of(options: TrainingOptions) -> dict[str, Any]:
     """Return options as JSON knows them."""
-    optimizer = options.optimizer_class
-    plain = {
-        key: value
-        for key, value in asdict(options).items()
-        if key not in ("optimizer_class", "optimizer_params")
-    }
+    optimizer, params = options.optimizer_class, options.optimizer_params
     return {
-        **plain,
+        **asdict(replace(options, optimizer_class=None)),
         "optimizer_class": None if optimizer is None else getattr(optimizer, "__name__", "custom"),
         "optimizer_params": {
             key: value if isinstance(value, (int, float, str, bool)) else repr(value)
-            for key, value in options.optimizer_params.items()
+            for key, value in params.items()
         },
     }
 
@@ -174,20 +155,14 @@ def settings_of(options: TrainingOptions) -> dict[str, Any]:
 def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
     """Return the method of a call that names none: who speaks of a training loop means one.
 
-    Args:
-        settings: What was given.
-        training_loop: Whether something else speaks of it.
+    ``training_loop`` says whether something other than the settings speaks of it.
     """
     spoken = training_loop or not LOOP.isdisjoint(settings)
     return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
 
 
 def check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
-    """Refuse a dimension, or an adapter to start from, that is not as the base model.
-
-    Raises:
-        ShapeError: It is not.
-    """
+    """Refuse, by a :class:`ShapeError`, what to start from or expect if the base model differs."""
     if dim is not None and dim != base:
         raise ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
     if start is not None and (start.input_dim, start.output_dim) != (base, base):
@@ -198,18 +173,8 @@ def check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
         )
 
 
-def as_adapter(value: Any) -> Adapter:
-    """Return an adapter as it is; make one of a module of the old package."""
-    return value if isinstance(value, Adapter) else saving.from_module(value)
-
-
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-_WHOLE = ("epochs", "batch_size", "mini_batch_size", "queries_per_document")
-_WHOLE_OR_NONE = ("patience", "val_depth", "lora_rank")
-
-
 @dataclass(frozen=True)
-class ComposedOptions:
+class ComposedOptions(_Checked):
     """How to train; every field is checked on construction.
 
     Args:
@@ -274,34 +239,11 @@ class ComposedOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*_WHOLE, *_WHOLE_OR_NONE):
-            value = getattr(self, name)
-            if value is None and name in _WHOLE_OR_NONE:
-                continue
-            check_whole(name, value)
+        super().__post_init__()
         if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
             raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
-        for name in ("weight", "learning_rate", "temperature", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=0.0)
-        for name in ("weight_decay", "hard_negatives"):
-            check_number(name, getattr(self, name), least=0.0)
-        for name in ("warmup_share", "label_smoothing"):
-            check_number(name, getattr(self, name), least=0.0, below=1.0)
-        if self.precision not in PRECISIONS:
-            raise OptionError(
-                f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
-            )
+        check_number("hard_negatives", self.hard_negatives, least=0.0)
         try:
             parse(self.metric)
         except MetricError as cause:
             raise OptionError(f"metric: {cause}") from cause
-
-
-def composed_options(settings: dict[str, Any]) -> ComposedOptions:
-    """Return options from keyword arguments.
-
-    Raises:
-        OptionError: An unknown one, or a value outside its range.
-    """
-    check_known(settings, (field.name for field in fields(ComposedOptions)))
-    return ComposedOptions(**settings)

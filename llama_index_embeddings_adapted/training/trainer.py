@@ -22,18 +22,18 @@ from tqdm import tqdm
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..core.arrays import Rows, l2_normalize
-from ..core.encoded import EncodedDataset, Qrels
+from ..core.encoded import EncodedDataset
 from ..errors import OptionError, TrainingError
 from ..evaluation.held_out import Gain, Validation
 from ..evaluation.reports import Epoch
 from .modules import (
+    Competition,
     Targets,
     TrainableAdapter,
     TrainingDocuments,
     as_tensor,
     ranking_nll,
     score_drift,
-    trainable,
 )
 from .options import TrainingOptions
 
@@ -55,15 +55,9 @@ def limit_threads(multiplications: int) -> Iterator[None]:
 def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
     """Exhaust iterators, several at once, with torch's threads divided among them.
 
-    Two trainings on a thread each are done sooner than one after the other on two threads. An error
-    or an interrupt ends all of them, each after what it does at that moment.
-
-    Args:
-        works: Independent of each other; what they yield is of no interest.
-        most: How many at once; by default as many as torch has threads.
-
-    Raises:
-        BaseException: The first error of any of them.
+    Two trainings on a thread each are done sooner than one after the other on two threads. The
+    first error or interrupt ends all of them, each after what it does at that moment, and is
+    raised. ``most`` run at once, by default as many as torch has threads.
     """
     threads = torch.get_num_threads()
     workers = min(len(works), most or threads)
@@ -99,11 +93,8 @@ _PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 class Fit:
     """What training found.
 
-    Args:
-        adapter: The best one; an identity where nothing beat the base model.
-        best_epoch: When it was found; 0 is the base model.
-        history: One entry per epoch, epoch 0 included.
-        interrupted: Whether it was stopped from the keyboard.
+    ``best_epoch`` is 0 where nothing beat the base model; the adapter is an identity then. Epoch 0
+    is in the history too.
     """
 
     adapter: Adapter
@@ -124,15 +115,8 @@ def fit(
     """Train an adapter, stopping early, and keep the best state, the base model included.
 
     An epoch is better when its :class:`Gain` is higher and harmless. Interrupting from the keyboard
-    keeps the best so far.
-
-    Args:
-        train: Queries to learn from.
-        validation: Held-out queries.
-        start: Where to start: an identity, a label-free map, or an adapter trained before.
-        options: How to train.
-        show_progress: Show a bar.
-        on_step: Called after each step with its number and a function that exports the adapter.
+    keeps the best so far. ``on_step`` is called after each step with its number and a function that
+    exports the adapter.
 
     Raises:
         TrainingError: The loss is not finite, or far above where it started.
@@ -145,7 +129,9 @@ def fit(
     interrupted, began = False, time.perf_counter()
     try:
         for number, loss in run.epochs(show_progress=show_progress):
-            _check_progress(loss, history, options)
+            if loss > 10 * max(history[0].loss, 1.0):
+                what = f"from {history[0].loss:.3g} to {loss:.3g} in {len(history)} epochs"
+                raise _diverged(options, f"the loss went {what}")
             adapter = run.module.export()
             gain = Gain.of(validation, validation.score(adapter))
             if gain.harmless and gain.overall > best_gain.overall:
@@ -162,6 +148,18 @@ def fit(
     return Fit(best, best_epoch, tuple(history), interrupted)
 
 
+def states(
+    train: EncodedDataset, start: Adapter, options: TrainingOptions, *, show_progress: bool = False
+) -> Iterator[tuple[int, Callable[[], Adapter]]]:
+    """Train, and yield after each epoch its number and a function that exports the adapter.
+
+    Nothing is validated, so ``patience`` has no effect; the rest is as in :func:`fit`.
+    """
+    run = _Run(train, start, options)
+    for number, _ in run.epochs(show_progress=show_progress):
+        yield number, run.module.export
+
+
 def refit(
     train: EncodedDataset,
     start: Adapter,
@@ -171,98 +169,13 @@ def refit(
     show_progress: bool = True,
 ) -> Adapter | None:
     """Train for a known number of epochs, on everything; None when interrupted."""
-    run = _Run(train, start, replace(options, epochs=epochs))
+    options = replace(options, epochs=epochs)
     try:
-        deque(run.epochs(show_progress=show_progress), maxlen=0)
+        *_, (_, export) = states(train, start, options, show_progress=show_progress)
     except KeyboardInterrupt:
         warnings.warn("Training on all queries was interrupted.", stacklevel=2)
         return None
-    return run.module.export()
-
-
-def states(
-    train: EncodedDataset,
-    start: Adapter | TrainableAdapter,
-    options: TrainingOptions,
-    *,
-    show_progress: bool = False,
-) -> Iterator[tuple[int, Callable[[], Adapter]]]:
-    """Train, and yield after each epoch its number and a function that exports the adapter.
-
-    Args:
-        train: Queries to learn from.
-        start: As above.
-        options: How to train; ``patience`` has no effect, as nothing is validated.
-        show_progress: Show a bar.
-    """
-    run = _Run(train, start, options)
-    for number, _ in run.epochs(show_progress=show_progress):
-        yield number, run.module.export
-
-
-class _Competition:
-    """Which documents compete in a step, and which of them each query should rank first.
-
-    Args:
-        train: Queries to learn from.
-        options: Loss and bounds.
-        device: Where tensors go.
-        random: Of what is drawn.
-    """
-
-    def __init__(
-        self,
-        train: EncodedDataset,
-        options: TrainingOptions,
-        device: torch.device,
-        random: np.random.Generator,
-    ) -> None:
-        self._options, self._device, self._random = options, device, random
-        self.documents = TrainingDocuments(train.documents, device)
-        first = train.canonical_rows
-        self.relevance = replace(train.relevance, documents=first[train.relevance.documents])
-        # Hard negatives compete like the documents that queries ask for.
-        nothing = Qrels.from_lists([[]] * len(train.relevance))
-        mined, self._hidden = train.negatives or nothing, train.hidden or nothing
-        self._negatives = replace(mined, documents=first[mined.documents])
-        asked = np.concatenate([self.relevance.documents, self._negatives.documents])
-        self._candidates = np.unique(first if options.loss == "corpus" else asked)
-        # Gathered once where every step scores the same documents.
-        self._vectors: Tensor | None = None
-        if options.loss != "mnr" and len(self._candidates) <= options.max_candidates:
-            self._vectors = self.documents.take(self._candidates)
-        self.scored = min(len(self._candidates), options.max_candidates)
-
-    def candidates(self, batch: Rows) -> tuple[Rows, Tensor]:
-        """Return the documents that compete in this step, sorted, and their vectors."""
-        if self._vectors is not None:
-            return self._candidates, self._vectors
-        relevant, hard = self.relevance.take(batch), self._negatives.take(batch).documents
-        if self._options.loss == "mnr":
-            # One relevant document per query, as each (query, document) pair is one example; the
-            # others are drawn in other epochs. Those of the batch's other queries compete.
-            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            chosen = _union(relevant.documents[place], hard)
-        else:
-            own = _union(relevant.documents, hard)
-            more = max(0, self._options.max_candidates - len(own))
-            others = self._random.choice(self._candidates, size=more, replace=False)
-            chosen = _union(own, others)
-        return chosen, self.documents.take(chosen)
-
-    def stands_for(self, candidates: Rows) -> float:
-        """Return how many documents a candidate stands for."""
-        return 1.0 if self._options.loss == "mnr" else len(self._candidates) / len(candidates)
-
-    def targets(self, batch: Rows, candidates: Rows) -> Targets:
-        """Return the relevant documents of each query of a batch among the candidates."""
-        relevant, hidden = (own.take(batch) for own in (self.relevance, self._hidden))
-        return Targets.of(relevant, hidden, candidates, self._device)
-
-    def anchors(self) -> Tensor:
-        """Draw the documents whose scores should stay."""
-        count = self._options.anchor_documents
-        return self.documents.take(self._random.integers(len(self.documents), size=count))
+    return export()
 
 
 class _Run:
@@ -271,35 +184,36 @@ class _Run:
     def __init__(
         self,
         train: EncodedDataset,
-        start: Adapter | TrainableAdapter,
+        start: Adapter,
         options: TrainingOptions,
         on_step: OnStep | None = None,
     ) -> None:
         self._options, self._on_step, self._steps = options, on_step, 0
         device = device_for(options)
         self._random = np.random.default_rng(options.seed)
-        module = start if isinstance(start, TrainableAdapter) else trainable(start)
-        self.module: TrainableAdapter = module.to(device)
+        self.module = TrainableAdapter(start, device)
         self._log_temperature = nn.Parameter(
             torch.tensor(math.log(options.temperature), device=device),
             requires_grad=options.learn_temperature,
         )
         self._queries = as_tensor(train.queries, device)
         self._unit_queries = as_tensor(l2_normalize(train.queries), device)
-        self._competition = _Competition(train, options, device, self._random)
-        documents = self._competition.documents
-        exact = documents.dim <= options.anchor_documents  # and cheaper than a sample
-        self._moment = documents.moment() if options.anchor and exact else None
-        scored = self._competition.scored + options.anchor_documents
-        self._multiplications = options.batch_size * scored * documents.dim
+        self._documents = TrainingDocuments(train.documents, device)
+        self._competition = Competition(train, options, self._random)
+        fixed = self._competition.fixed  # gathered once where every step scores the same documents
+        self._fixed = None if fixed is None else self._documents.take(fixed)
+        self._count, dim = train.documents.shape
+        exact = dim <= options.anchor_documents  # and cheaper than a sample
+        self._moment = self._documents.moment() if options.anchor and exact else None
+        scored = self._competition.most_scored + options.anchor_documents
+        self._multiplications = options.batch_size * scored * dim
         self._optimizer = self._make_optimizer()
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
 
     def epochs(self, *, show_progress: bool) -> Iterator[tuple[int, float]]:
         """Train; yield number and mean loss of each epoch."""
         numbers = range(1, self._options.epochs + 1)
-        bar = tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress)
-        with bar:
+        with tqdm(numbers, desc="Training", unit="epoch", disable=not show_progress) as bar:
             for number in bar:
                 with limit_threads(self._multiplications):
                     loss = float(np.mean([self.step(batch) for batch in self.batches()]))
@@ -311,7 +225,7 @@ class _Run:
         order = self._random.permutation(len(self._queries))
         size = self._options.batch_size
         steps = [order[start : start + size] for start in range(0, len(order), size)]
-        return steps[: self._steps_per_epoch]
+        return steps[: self._options.steps_per_epoch]
 
     def step(self, batch: Rows) -> float:
         """Take one step; return its loss."""
@@ -319,7 +233,7 @@ class _Run:
         loss = self._loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(_diverged(self._options, f"the loss is {value}"))
+            raise _diverged(self._options, f"the loss is {value}")
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.module.parameters(), self._options.max_grad_norm)
         self._optimizer.step()
@@ -345,45 +259,40 @@ class _Run:
         warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
         if not options.decay:
             return warm
-        total = options.epochs * self._steps_per_epoch
+        steps = math.ceil(len(self._queries) / options.batch_size)
+        total = options.epochs * min(steps, options.steps_per_epoch or steps)
         return warm * _PEAK * (1.0 - min(step, total) / total)
 
-    @property
-    def _steps_per_epoch(self) -> int:
-        steps = math.ceil(len(self._queries) / self._options.batch_size)
-        return min(steps, self._options.steps_per_epoch or steps)
-
     def _loss(self, batch: Rows) -> Tensor:
-        options = self._options
-        rows = as_tensor(batch, self._queries.device)
+        options, rows = self._options, as_tensor(batch, self._queries.device)
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
-        candidates, documents = self._competition.candidates(batch)
+        competition = self._competition
+        candidates = competition.candidates(batch)
         loss = ranking_nll(
             adapted,
-            documents,
-            self._competition.targets(batch, candidates),
+            self._documents.take(candidates) if self._fixed is None else self._fixed,
+            Targets.of(*competition.among(batch, candidates), rows.device),
             temperature=self._log_temperature.exp(),
-            stands_for=self._competition.stands_for(candidates),
+            stands_for=competition.stands_for(candidates),
         )
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
         if options.anchor:
-            loss = loss + options.anchor * self._drift(adapted, self._unit_queries[rows])
+            loss = loss + options.anchor * self._drift(adapted - self._unit_queries[rows])
         return loss
 
-    def _drift(self, adapted: Tensor, base: Tensor) -> Tensor:
+    def _drift(self, moved: Tensor) -> Tensor:
         """Return how far the scores of documents have moved, of all of them or of a sample."""
         if self._moment is not None:
-            return score_drift(adapted - base, self._moment)
-        anchors = self._competition.anchors()
-        return ((adapted - base) @ anchors.T).square().mean()
+            return score_drift(moved, self._moment)
+        drawn = self._random.integers(self._count, size=self._options.anchor_documents)
+        return (moved @ self._documents.take(drawn).T).square().mean()
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         options = self._options
         make: Callable[..., torch.optim.Optimizer] = options.optimizer_class or torch.optim.Adam
-        params: dict[str, Any] = dict(options.optimizer_params)
-        if make in (torch.optim.Adam, torch.optim.AdamW):
-            params.setdefault("lr", options.learning_rate)
+        ours = make in (torch.optim.Adam, torch.optim.AdamW)
+        params = {**({"lr": options.learning_rate} if ours else {}), **options.optimizer_params}
         parameters = [*self.module.parameters(), self._log_temperature]
         try:
             return make([p for p in parameters if p.requires_grad], **params)
@@ -394,24 +303,9 @@ class _Run:
             ) from cause
 
 
-def _union(*rows: Rows) -> Rows:
-    """Return the different ones, sorted; for thousands faster than ``np.unique``, which hashes."""
-    ordered = np.sort(np.concatenate(rows))
-    first = np.ones(len(ordered), dtype=bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[first]
-
-
-def _check_progress(loss: float, history: list[Epoch], options: TrainingOptions) -> None:
-    start = history[0].loss
-    if loss > 10 * max(start, 1.0):
-        what = f"the loss went from {start:.3g} to {loss:.3g} in {len(history)} epochs"
-        raise TrainingError(_diverged(options, what))
-
-
-def _diverged(options: TrainingOptions, what: str) -> str:
+def _diverged(options: TrainingOptions, what: str) -> TrainingError:
     rate = options.optimizer_params.get("lr", options.learning_rate)
-    return f"Training diverged: {what}. Lower the learning rate (now {rate:g})."
+    return TrainingError(f"Training diverged: {what}. Lower the learning rate (now {rate:g}).")
 
 
 def device_for(options: TrainingOptions) -> torch.device:

@@ -199,10 +199,10 @@ def test_the_held_out_rankings_give_the_scores_of_the_report(base, small, tmp_pa
 
 def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by():
     data, _ = rotated_corpus(documents=60)
-    tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
-    weights = [tuned.known.queries, tuned.new.queries]
+    tuned = tune(data, TrainingOptions(method="ridge"), show_progress=False)
+    weights = [tuned.parts.known.queries, tuned.parts.new.queries]
     for name in ("base", "adapted"):
-        parts = [getattr(p, name)["ndcg@10"] for p in (tuned.known, tuned.new)]
+        parts = [getattr(p, name)["ndcg@10"] for p in (tuned.parts.known, tuned.parts.new)]
         expected = np.average(parts, weights=weights)
         assert tuned.judged[name]["ndcg@10"] == pytest.approx(expected)
     assert tuned.judged["adapted"]["ndcg@10"] > tuned.judged["base"]["ndcg@10"]

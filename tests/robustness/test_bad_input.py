@@ -123,7 +123,8 @@ def tuned(given: EncodedDataset, method: str) -> AutoResult:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*cannot be fitted and is left out")
-        return tune(given, TrainingOptions(), method=method, adapts="both", show_progress=False)
+        options = TrainingOptions(method=method, adapts="both")
+        return tune(given, options, show_progress=False)
 
 
 def simplest(method: str) -> PipelineSpec:
@@ -152,7 +153,7 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
     assert found.choice.verdict.decision is verdict.Decision.KEEP_BASE
     assert re.search(message, found.choice.verdict)
     assert found.adapter == found.candidate == LinearAdapter.identity(found.adapter.input_dim)
-    assert found.overall.difference.mean == 0
+    assert found.parts.overall.difference.mean == 0
 
 
 @pytest.mark.parametrize("method", SPECS)

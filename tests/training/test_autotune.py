@@ -46,8 +46,9 @@ def quick(monkeypatch) -> None:
 
 
 def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoResult:
-    options = TrainingOptions(learning_rate=0.01, seed=settings.pop("seed", 0))
-    return tune(data, options, method=method, **{"show_progress": False, **settings})
+    show = settings.pop("show_progress", False)
+    options = TrainingOptions(learning_rate=0.01, method=method, **settings)
+    return tune(data, options, show_progress=show)
 
 
 def refitted(found: AutoResult, data: EncodedDataset) -> Adapter:
@@ -99,8 +100,8 @@ def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts):
     assert first(LinearAdapter.identity(12), test) < 0.2
     assert first(found.adapter, test) > 0.6
     assert found.adapter.adapts_documents <= (adapts == "both")
-    assert found.new.queries == found.overall.queries == 120
-    assert found.known.queries <= 120  # where the other query of a document trains
+    assert found.parts.new.queries == found.parts.overall.queries == 120
+    assert found.parts.known.queries <= 120  # where the other query of a document trains
     assert found.choice.recipe in found.choice.gains
     assert json.loads(json.dumps(found.choice.to_dict(), allow_nan=False))["ship"] is True
 
@@ -162,7 +163,7 @@ def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(monk
     assert [found[expect].choice.ship for expect in (None, 1.0, 0.0)] == [False, True, False]
     assert found[None].choice.verdict.startswith("keep the base model: no candidate gained")
     assert found[1.0].choice.expect_told
-    assert found[1.0].overall.difference.mean == pytest.approx(known)
+    assert found[1.0].parts.overall.difference.mean == pytest.approx(known)
 
 
 # --- what is said ---------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> 
     found = cross_fitted(flags, base=base, given=given, chosen=base + change)
     spec = CHOSEN if change.any() else IDENTITY
     selection = Selection(spec, found, found.scores[CHOSEN], {})
-    return autotune._judge(selection, *autotune._parts(selection.scores, selection.chosen))
+    return autotune._judge(selection, autotune._parts(selection.scores, selection.chosen))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(monkeyp
     assert found.adapter == found.candidate == LinearAdapter.identity(12)
     assert not found.choice.ship
     assert found.choice.verdict.startswith("do not ship: ridge(strength=")
-    assert found.overall.difference.mean > 0.3  # what cross-fitting found
+    assert found.parts.overall.difference.mean > 0.3  # what cross-fitting found
 
 
 def test_a_large_set_is_sampled_and_it_says_so(monkeypatch, capsys):
@@ -305,7 +306,7 @@ def test_a_large_set_is_sampled_and_it_says_so(monkeypatch, capsys):
         "Cross-fitting takes a sample of 90 of 600 queries and 120 of 200 documents."
     )
     assert found.choice.sampled in capsys.readouterr().out
-    assert found.overall.queries <= 90
+    assert found.parts.overall.queries <= 90
     # What is served learned from all of them.
     names = list(found.choice.gains)
     assert found.choice.recipe in names

@@ -52,7 +52,7 @@ def test_a_few_pairs_are_not_enough_to_tell():
 
 
 def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why(capsys):
-    tuned = tune(shuffled(noisy()), TrainingOptions(), method="ridge", show_progress=True)
+    tuned = tune(shuffled(noisy()), TrainingOptions(method="ridge"), show_progress=True)
     assert not tuned.choice.ship
     assert "mismatched ids" in tuned.choice.verdict
     assert "mismatched ids" in "".join(capsys.readouterr())
@@ -61,8 +61,8 @@ def test_what_is_learned_from_shuffled_judgements_is_not_shipped_and_it_says_why
 def test_a_gain_on_new_documents_is_believed_although_the_labels_look_random():
     data, _ = rotated_corpus(documents=100)
     assert labels_look_random(data)
-    tuned = tune(data, TrainingOptions(), method="ridge", show_progress=False)
-    assert tuned.new.difference.low > 0
+    tuned = tune(data, TrainingOptions(method="ridge"), show_progress=False)
+    assert tuned.parts.new.difference.low > 0
     assert tuned.choice.ship
 
 

@@ -3,13 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.auto.descent import NudgeOptions, listwise_nudges
+from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
 from llama_index_embeddings_adapted.training.closed_form import nudge_n
 from tests.support.synthetic import encoded
 
@@ -56,23 +54,6 @@ def test_nudge_n_turns_by_the_distance_arrives_or_stays():
     assert np.allclose(found[2], X)  # on the far side
 
 
-def test_distances_out_of_range_are_refused():
-    data = several()
-    for distance in (-1, 2.5):
-        with pytest.raises(OptionError, match=rf"a number in \[0, 2\], got {distance}"):
-            nudge_n(data, distance)
-
-
-def test_nudges_on_top_of_a_map_start_from_what_it_gives():
-    data = several()
-    turn, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
-    below = LinearAdapter(turn, shared=True)
-    on_top = StackedAdapter(below, nudge_n(data, 0.3, below=below))
-    alone = nudge_n(data, 0.3)
-    # Turning everything turns the result.
-    assert np.allclose(moved(on_top, data), moved(alone, data) @ turn.T, atol=1e-5)
-
-
 def test_documents_of_one_text_are_asked_and_moved_as_one():
     apart = encoded(np.array([X + Y, X - Y]), np.array([X, X]), [[0], [1]])
     same = np.zeros(2, dtype=np.int64)
@@ -109,8 +90,7 @@ def first(data: EncodedDataset, documents: Vectors) -> float:
 
 
 def fitted(data: EncodedDataset, epochs: int = 60, **options: float) -> NudgeAdapter:
-    settings = NudgeOptions(**{"learning_rate": 0.02, **options})
-    return listwise_nudges(data, epochs, settings)
+    return listwise_nudges(data, epochs, **{"learning_rate": 0.02, **options})
 
 
 def test_listwise_nudges_help_fresh_queries_about_the_same_documents():

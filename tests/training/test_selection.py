@@ -320,8 +320,8 @@ def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(monkeypatch
         return once(*args, **settings)
 
     def run(seed: int = 0) -> Any:
-        options = TrainingOptions(seed=seed)
-        return tune(data, options, method=["linear"], kept=place, show_progress=False)
+        options = TrainingOptions(seed=seed, method=["linear"])
+        return tune(data, options, kept=place, show_progress=False)
 
     whole = run()
     assert not place.exists()

@@ -16,6 +16,7 @@ from llama_index_embeddings_adapted.evaluation.held_out import (
     known_mask,
 )
 from llama_index_embeddings_adapted.training import trainer as training_module
+from llama_index_embeddings_adapted.training.modules import Targets
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import Fit, fit, refit
 from tests.support.synthetic import encoded, rotated_corpus
@@ -107,9 +108,9 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     )
     options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
-    candidates, _ = run._competition.candidates(np.arange(4))
+    candidates = run._competition.candidates(np.arange(4))
     assert candidates.tolist() == [0, 2, 3]
-    found = run._competition.targets(np.arange(4), candidates)
+    found, _ = run._competition.among(np.arange(4), candidates)
     assert found.documents.tolist() == [0, 0, 1, 1]
 
 
@@ -119,8 +120,8 @@ def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query():
     options = TrainingOptions(loss="mnr", batch_size=2)
     run = training_module._Run(data, LinearAdapter.identity(3), options, None)
     for _ in range(10):  # whichever document of query 0 is drawn
-        candidates, _ = run._competition.candidates(np.arange(2))
-        found = run._competition.targets(np.arange(2), candidates)
+        candidates = run._competition.candidates(np.arange(2))
+        found = Targets.of(*run._competition.among(np.arange(2), candidates))
         shares = dict(zip(found.queries.tolist(), found.shares.tolist(), strict=False))
         count = found.queries.tolist().count(0)
         assert count == len(candidates)  # all that is drawn is relevant to query 0
@@ -134,11 +135,10 @@ def test_a_large_corpus_is_sampled_to_the_stated_bound_with_all_relevant_documen
     data = encoded(random.standard_normal((64, 4)), documents, relevant)
     options = TrainingOptions(loss="corpus", max_candidates=500)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
-    candidates, vectors = run._competition.candidates(np.arange(64))
+    candidates = run._competition.candidates(np.arange(64))
     assert len(candidates) <= 500 + 64
-    assert vectors.shape == (len(candidates), 4)
     assert set(np.unique(data.relevance.documents)) <= set(candidates.tolist())
-    assert len(run._competition.targets(np.arange(64), candidates).queries) == 64
+    assert len(run._competition.among(np.arange(64), candidates)[0].documents) == 64
 
 
 def test_the_loss_of_a_sample_is_about_that_of_all_documents():

@@ -54,47 +54,26 @@ class TestFold:
 
     def take(self, rows: Rows) -> TestFold:
         """Keep these judgements."""
-        return TestFold(
-            self.queries[rows],
-            self.rows[rows],
-            self.relevance.take(rows),
-            self.excluded.take(rows),
-            self.known[rows],
-        )
+        relevance, excluded = self.relevance.take(rows), self.excluded.take(rows)
+        return TestFold(self.queries[rows], self.rows[rows], relevance, excluded, self.known[rows])
 
     def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
-        """Return NDCG@10 of each judgement.
-
-        Args:
-            queries: ``(n, dim)``, adapted, unit rows.
-            documents: ``(m, dim)``, adapted, unit rows.
-        """
+        """Return NDCG@10 of each judgement; ``(n, dim)`` and ``(m, dim)`` are adapted unit rows."""
+        relevance, excluded = self.relevance, self.excluded
         found = ranks(
             queries,
             documents,
-            self.relevance.queries,
-            self.relevance.documents,
+            relevance.queries,
+            relevance.documents,
             depth=_DEPTH,
-            hidden=(self.excluded.queries, self.excluded.documents),
+            hidden=(excluded.queries, excluded.documents),
         )
-        return self.relevance.discounted_gain(found, _DEPTH) / self.ideal
+        return relevance.discounted_gain(found, _DEPTH) / self.ideal
 
     @cached_property
     def ideal(self) -> PerQuery:
         """What the best order of each judgement gains."""
         return metrics.ideal_gain(self.relevance, _DEPTH)
-
-    def ranked(self, queries: Vectors, documents: Vectors, depth: int) -> Rows:
-        """Return the first documents of each judgement, ``(n, depth)``; excluded ones come last.
-
-        Args:
-            queries: ``(n, dim)``, adapted, unit rows.
-            documents: ``(m, dim)``, adapted, unit rows.
-            depth: How many, at most ``m``.
-        """
-        most = int(self.excluded.counts.max(initial=0))
-        found, _ = top_k(queries, documents, min(depth + most, len(documents)))
-        return self.excluded.last(found)[:, :depth]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +93,11 @@ class Fold:
         return self.test.score(*self.adapted(adapter))
 
     def ranked(self, adapter: Adapter, depth: int) -> Rows:
-        """Return the rows of what each judgement finds first, ``(n, depth)``."""
+        """Return what judgements find first, ``(n, at most depth)``; excluded ones come last."""
         queries, documents = self.adapted(adapter)
-        return self.test.ranked(queries, documents, min(depth, len(documents)))
+        most = depth + int(self.test.excluded.counts.max(initial=0))
+        found, _ = top_k(queries, documents, most)
+        return self.test.excluded.last(found)[:, :depth]
 
 
 def folds(
@@ -130,19 +111,14 @@ def folds(
     does not train on by their documents of part ``k`` (*new*). Where documents form groups by
     shared queries, groups stay together; where all hang together, as with dozens of relevant
     documents per query, single documents are assigned and a query's other relevant documents do not
-    compete. A fold that would train on nothing or judge nothing is left out.
-
-    Args:
-        data: The training set.
-        count: How many folds, ``>= 2``.
-        seed: Of the assignment, and of the sample.
-        most: How many judgements a fold is to have; of more, a sample stands for all.
+    compete. A fold that would train on nothing or judge nothing is left out. Of more than ``most``
+    judgements in a fold, a sample stands for all.
 
     Raises:
         TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
-    relevance = data.relevance
-    relevance = Qrels(relevance.offsets, data.canonical_rows[relevance.documents], relevance.grades)
+    first = data.canonical_rows[data.relevance.documents]
+    relevance = replace(data.relevance, documents=first)
     if len(relevance) < count:
         raise TooLittleError(
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}"
@@ -197,13 +173,8 @@ def _assign_documents(
 def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows, Rows]:
     """Return the group of each asked document, connected by queries, and the groups' sizes."""
     queries = len(relevance)
-    links = coo_matrix(
-        (
-            np.ones(len(relevance.documents), dtype=np.int8),
-            (same[relevance.queries], queries + relevance.documents),
-        ),
-        shape=(queries + total, queries + total),
-    )
+    ends, shape = (same[relevance.queries], queries + relevance.documents), 2 * (queries + total,)
+    links = coo_matrix((np.ones(len(ends[0]), dtype=np.int8), ends), shape=shape)
     labels = connected_components(links, directed=False)[1][queries:][asked]
     _, group, size = np.unique(labels, return_inverse=True, return_counts=True)
     return group, size
@@ -232,7 +203,7 @@ def _fold(
 ) -> Fold:
     new = new_document[relevance.documents]
     held = held_query[relevance.queries]
-    kept = _where(relevance, ~new & ~held)
+    kept = relevance.where(~new & ~held)
     train_rows = np.flatnonzero(kept.counts)
     train = kept.take(train_rows)
     trained = np.zeros(len(relevance), dtype=bool)
@@ -241,52 +212,20 @@ def _fold(
     on_known = held & ~new & np.isin(relevance.documents, train.documents)
     # Equal queries of which one is trained on judge nothing, as they memorised the answer.
     on_new = new & ~trained[same[relevance.queries]]
-    test = _joined(
-        _test_fold(data, relevance, on_known, known=True),
-        _test_fold(data, relevance, on_new, known=False),
+    # Queries that own some entries are judged by these; their other documents are excluded.
+    both = [relevance.where(judged) for judged in (on_known, on_new)]
+    others = [relevance.where(~judged) for judged in (on_known, on_new)]
+    if data.hidden is not None:
+        others = [excluded.plus(data.hidden) for excluded in others]
+    rows = [np.flatnonzero(judged.counts) for judged in both]
+    judges = np.concatenate(rows)
+    relevant, excluded = (
+        Qrels.joined([qrels.take(own) for qrels, own in zip(each, rows, strict=True)])
+        for each in (both, others)
     )
+    known = np.arange(len(judges)) < len(rows[0])
+    test = TestFold(data.queries[judges], judges, relevant, excluded, known)
     return Fold(replace(data.take(train_rows), relevance=train), test)
-
-
-def _test_fold(
-    data: EncodedDataset, relevance: Qrels, judged: NDArray[np.bool_], *, known: bool
-) -> TestFold:
-    """Judge the queries that own some entries by these; their other documents are excluded."""
-    relevant, excluded = _where(relevance, judged), _where(relevance, ~judged)
-    excluded = excluded if data.hidden is None else excluded.plus(data.hidden)
-    rows = np.flatnonzero(relevant.counts)
-    return TestFold(
-        data.queries[rows],
-        rows,
-        relevant.take(rows),
-        excluded.take(rows),
-        np.full(len(rows), known),
-    )
-
-
-def _joined(first: TestFold, second: TestFold) -> TestFold:
-    return TestFold(
-        np.concatenate([first.queries, second.queries]),
-        np.concatenate([first.rows, second.rows]),
-        _concatenated(first.relevance, second.relevance),
-        _concatenated(first.excluded, second.excluded),
-        np.concatenate([first.known, second.known]),
-    )
-
-
-def _where(relevance: Qrels, keep: NDArray[np.bool_]) -> Qrels:
-    """Keep some entries, and all queries, of which some may have none left."""
-    counts = np.bincount(relevance.queries[keep], minlength=len(relevance))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Qrels(offsets, relevance.documents[keep], relevance.grades[keep])
-
-
-def _concatenated(first: Qrels, second: Qrels) -> Qrels:
-    return Qrels(
-        np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
-        np.concatenate([first.documents, second.documents]),
-        np.concatenate([first.grades, second.grades]),
-    )
 
 
 _MOST_QUERIES = 4096
@@ -301,26 +240,17 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     The gate learns from folds of the training set: a query held out alone is about a known
     document, one held out with its documents about a new one. It compares base vectors only, so
     no map has to be trained for it. Both kinds weigh the same; shift the result by the log odds of
-    the share of live queries about known documents with :meth:`Gate.with_odds`.
-
-    Args:
-        train: What the maps behind the gate are trained on.
-        seed: Of the folds, and of the sample where there are more queries (4,096) or documents
-            (2,048 with and 2,048 without training queries) than a gate carries.
+    the share of live queries about known documents with :meth:`Gate.with_odds`. Of more queries
+    than 4,096, or documents than 2,048 with and 2,048 without training queries, a sample is kept.
     """
     features, known = [], []
     for fold in folds(train, seed=seed):
         features.append(Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.test.queries)))
         known.append(fold.test.known)
     seen = np.concatenate(features)
-    return Gate(
-        **{
-            **_memory(train, seed),
-            "coefficients": _logistic(seen, np.concatenate(known)),
-            "low": seen.min(axis=0),
-            "high": seen.max(axis=0),
-        }
-    )
+    found = _logistic(seen, np.concatenate(known))
+    learnt = {"coefficients": found, "low": seen.min(axis=0), "high": seen.max(axis=0)}
+    return Gate(**{**_memory(train, seed), **learnt})
 
 
 def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:

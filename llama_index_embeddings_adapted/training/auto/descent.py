@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...adapters.base import Adapter, describe
+from ...adapters.base import Adapter
 from ...adapters.composites import TwoSidedAdapter
 from ...adapters.maps import LinearAdapter, NudgeAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize
 from ...core.encoded import EncodedDataset, Qrels
-from ...errors import OptionError, TrainingError
-from ..closed_form import Spectrum, adapted_sides
-from ..modules import Targets, ranking_nll
+from ...errors import TrainingError
+from ..closed_form import Spectrum
+from ..modules import NEVER, Competition, Targets, ranking_nll
 from ..options import TrainingOptions
 from ..trainer import limit_threads
 
-_STEPS = (
-    80  # for up to 800 queries; for 1,600 twice as many, each twice as long, of twice the batch
-)
+_STEPS = 80
 _RATE = 8.0  # times that of the options, where it starts; it falls to zero
 _MOMENTS = (0.9, 0.999)  # of Adam
 _ANCHORS = 128  # documents that a step draws to hold scores, where documents move
@@ -46,17 +45,13 @@ def descend(
 ) -> Adapter:
     """Return the linear map, or one for each side, that ranks the relevant documents first.
 
-    The loss is that of :func:`ranking_nll`, with the shrinkage and the anchor of the options; a
-    step scores a batch of queries against ``max_candidates`` documents.
+    Both sides start from ``start`` and are drawn back to it. The loss is that of
+    :func:`ranking_nll`, with the shrinkage and the anchor of the options; a step scores a batch of
+    queries against ``max_candidates`` documents.
 
-    Args:
-        train: Queries to learn from.
-        start: Where both sides start, and what they are drawn back to.
-        options: Loss, batch size, rates and weights, with batch and rate doubled from 1,600
-            queries on; ``epochs`` has no effect: 80 steps are taken for up to 800 queries, 160 for
-            1,600 and more.
-        both: Map documents too.
-        moment: Mean of ``d dᵀ`` over all documents, ``(dim, dim)``, if it is at hand.
+    Steps are 80 for up to 800 queries, 160 of twice the batch and rate for 1,600 and more;
+    ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all documents, ``(dim, dim)``,
+    if it is at hand.
 
     Source:
         Kingma and Ba 2015, arXiv:1412.6980, for the steps.
@@ -68,26 +63,6 @@ def descend(
     for step in range(steps):
         run.step(1.0 - step / steps)
     return run.export()
-
-
-def interpolated(initial: Adapter, trained: Adapter, alpha: float) -> Adapter:
-    """Return the adapter that lies between two, in their weights.
-
-    Args:
-        initial: A map.
-        trained: One of the same kind.
-        alpha: 0 is the first, 1 the second.
-
-    Raises:
-        OptionError: Adapters that cannot be mixed.
-    """
-    if describe(initial) != describe(trained):
-        raise OptionError(f"Expected two maps of one kind to mix, got {initial!r} and {trained!r}.")
-    start = initial.arrays()
-    mixed = {
-        name: (1 - alpha) * start[name] + alpha * array for name, array in trained.arrays().items()
-    }
-    return type(trained).build(mixed, trained.config())
 
 
 class _Weights:
@@ -137,9 +112,6 @@ class _Side(_Weights):
         return LinearAdapter(self.value[:, :-1].copy(), self.value[:, -1].copy())
 
 
-_NEVER = -1e4  # the logit of what does not compete
-
-
 class _Descent:
     """The state of one training; ``D`` are documents that compete, ``A`` those held in place."""
 
@@ -155,34 +127,29 @@ class _Descent:
         self._anchor = 0.0 if options.loss == "corpus" else options.anchor  # that is to memorise
         self._queries, self._units = train.queries, l2_normalize(train.queries)
         self._documents = l2_normalize(train.documents)
-        first = train.canonical_rows
-        self._relevance = replace(train.relevance, documents=first[train.relevance.documents])
-        nothing = Qrels.from_lists([[]] * len(train.relevance))
-        mined, self._hidden = train.negatives or nothing, train.hidden or nothing
-        self._negatives = replace(mined, documents=first[mined.documents])
-        asked = np.concatenate([self._relevance.documents, self._negatives.documents])
-        self._pool = np.unique(first if options.loss == "corpus" else asked)
+        self._competition = Competition(train, options, self._random, strict=True)
         self._query = _Side(start)
         self._document = _Side(start) if both else None
         self._log_temperature = _Weights(np.array([math.log(options.temperature)], np.float32))
         if self._anchor and not both:
             self._moment = Spectrum(train.documents).moment if moment is None else moment
-        self._waiting: Rows = np.zeros(0, dtype=np.int64)
-        self._steps = 0
+        self._waiting, self._steps = np.zeros(0, dtype=np.int64), 0
 
     def step(self, pace: float) -> None:
         """Take one step, ``pace`` times as long as the first."""
-        batch = self._next_batch()
-        candidates = self._candidates(batch)
+        size = min(self._options.batch_size, len(self._units))
+        if len(self._waiting) < size:
+            self._waiting = self._random.permutation(len(self._units))
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        candidates = self._competition.candidates(batch)
         units, base = self._query.forward(self._queries[batch]), self._units[batch]
         if self._document is None:
             fixed = self._documents[candidates]
             excess, temperature = self._excess(batch, candidates, units, fixed)
             towards = excess @ fixed
             if self._anchor:
-                towards += np.float32(2 * self._anchor / len(batch)) * (
-                    (units - base) @ self._moment
-                )
+                weight = np.float32(2 * self._anchor / len(batch))
+                towards += weight * ((units - base) @ self._moment)
             self._move({self._query: towards}, temperature, pace)
             return
         count = len(candidates)
@@ -196,40 +163,16 @@ class _Descent:
         gradients = {self._query: weights @ moved, self._document: weights.T @ units}
         self._move(gradients, temperature, pace)
 
-    def _next_batch(self) -> Rows:
-        size = min(self._options.batch_size, len(self._units))
-        if len(self._waiting) < size:
-            self._waiting = self._random.permutation(len(self._units))
-        batch, self._waiting = self._waiting[:size], self._waiting[size:]
-        return batch
-
-    def _candidates(self, batch: Rows) -> Rows:
-        """Return the documents that compete, sorted."""
-        relevant, hard = self._relevance.take(batch), self._negatives.take(batch).documents
-        if self._options.loss == "mnr":  # a relevant document of each query, drawn anew
-            place = relevant.offsets[:-1] + self._random.integers(relevant.counts)
-            return np.union1d(relevant.documents[place], hard)
-        most = self._options.max_candidates
-        if len(self._pool) <= most:
-            return self._pool
-        own = np.union1d(relevant.documents, hard)
-        own = self._random.permutation(own)[:most]
-        return np.union1d(own, self._random.choice(self._pool, most - len(own), replace=False))
-
     def _excess(
         self, batch: Rows, candidates: Rows, units: Vectors, documents: Vectors
     ) -> tuple[Vectors, float]:
         """Return the gradient of the loss by cosines, ``(batch, candidates)``, and by log T."""
-        relevant, hidden = (
-            q.take(batch).among(candidates) for q in (self._relevance, self._hidden)
-        )
-        entries = relevant.queries, relevant.documents
-        targets = np.bincount(entries[0], minlength=len(batch))
+        relevant, hidden = self._competition.among(batch, candidates)
+        entries, targets = (relevant.queries, relevant.documents), relevant.counts
         temperature = np.float32(np.exp(self._log_temperature.value[0]))
         logits = (units / temperature) @ documents.T
-        if self._options.loss != "mnr":  # each candidate stands for several documents
-            logits[entries] -= np.float32(math.log(len(self._pool) / len(candidates)))
-        logits[hidden.queries, hidden.documents] = _NEVER
+        logits[entries] -= np.float32(math.log(self._competition.stands_for(candidates)))
+        logits[hidden.queries, hidden.documents] = NEVER
         excess = np.exp(logits - logits.max(axis=1, keepdims=True))
         excess /= excess.sum(axis=1, keepdims=True)
         excess[entries] -= (1.0 / targets[entries[0]]).astype(np.float32)
@@ -259,125 +202,92 @@ class _Descent:
         return query if self._document is None else TwoSidedAdapter(query, self._document.export())
 
 
-@dataclass(frozen=True)
-class NudgeOptions:
-    """How to fit listwise nudges.
-
-    Args:
-        learning_rate: Of Adam.
-        batch_size: Queries per step.
-        temperature: Where the learned temperature starts, in cosine units.
-        shrinkage: Weight of the squared length of the offsets that compete in a step.
-        max_candidates: Most documents with training queries that compete in a step: the relevant
-            ones of its batch, and a sample.
-        max_others: Most documents without training queries that compete, drawn anew per epoch.
-        max_drift: Longest offset, in units of the documents' length 1.
-        seed: Of the shuffle.
-    """
-
-    learning_rate: float = 2e-3
-    batch_size: int = 128
-    temperature: float = 0.05
-    shrinkage: float = 1e-3
-    max_candidates: int = 1_024
-    max_others: int = 1_024  # 2,048 of both gave the same, in twice the time
-    max_drift: float = 1.0
-    seed: int = 0
-
-
 def listwise_nudges(
-    train: EncodedDataset,
-    epochs: int,
-    options: NudgeOptions | None = None,
-    *,
-    below: Adapter | None = None,
+    train: EncodedDataset, epochs: int, *, below: Adapter | None = None, **settings: Any
 ) -> NudgeAdapter:
-    """Fit offsets by a softmax over the whole corpus.
+    """Fit offsets of documents by a softmax over the whole corpus, on top of an adapter.
 
     Unlike NUDGE, which draws each document towards its own queries and nothing else, this also
     draws it away from queries that it wrongly wins. Documents without training queries compete and
-    are not moved.
-
-    Args:
-        train: Queries and their documents.
-        epochs: Passes over the queries.
-        options: How to fit.
-        below: The adapter that is applied before; by default none.
+    are not moved. ``settings`` are fields of :class:`_Listwise`.
     """
-    run = _Listwise(train, options or NudgeOptions(), below)
+    identity = LinearAdapter.identity(train.queries.shape[1])
+    run = _Listwise(train, below or identity, **settings)
     for _ in range(epochs):
         run.epoch()
     return run.export()
 
 
+@dataclass(eq=False)
 class _Listwise:
-    def __init__(self, train: EncodedDataset, options: NudgeOptions, below: Adapter | None) -> None:
-        self._options = options
-        self._random = np.random.default_rng(options.seed)
-        queries, documents = adapted_sides(train, below)
+    train: EncodedDataset
+    below: Adapter
+    learning_rate: float = 2e-3
+    batch_size: int = 128
+    temperature: float = 0.05  # where the learned one starts
+    shrinkage: float = 1e-3  # weight of the squared length of the offsets that compete in a step
+    max_candidates: int = 1_024  # with training queries: the relevant ones of a batch, and a sample
+    max_others: int = 1_024  # without, drawn anew per epoch; 2,048 of both gave the same
+    max_drift: float = 1.0  # longest offset, in units of the documents' length 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._random, train = np.random.default_rng(self.seed), self.train
+        documents = self.below.apply(train.documents, "document", train.keys)
+        units = torch.from_numpy(l2_normalize(documents))
+        self._queries = torch.from_numpy(l2_normalize(self.below.apply(train.queries)))
         relevant = train.canonical_rows[train.relevance.documents]
         asked = np.unique(relevant)
         self._keys = train.keys[asked]
-        self._relevance = Qrels(
-            train.relevance.offsets, np.searchsorted(asked, relevant), train.relevance.grades
-        )
+        self._relevance = replace(train.relevance, documents=np.searchsorted(asked, relevant))
         nothing = Qrels.from_lists([[]] * len(train.relevance))
         self._hidden = (train.hidden or nothing).among(asked)
-        self._queries = torch.from_numpy(queries)
-        self._asked = torch.from_numpy(documents[asked])
-        self._others = torch.from_numpy(
-            documents[np.setdiff1d(np.unique(train.canonical_rows), asked)]
-        )
+        self._asked = units[torch.from_numpy(asked)]
+        self._others = units[torch.from_numpy(np.setdiff1d(train.canonical_rows, asked))]
         # Sparse, so that a step costs what it scores, however many documents there are.
         zeros = torch.zeros_like(self._asked)
         self._offsets = nn.Embedding(len(zeros), zeros.shape[1], sparse=True, _weight=zeros)
-        self._log_temperature = nn.Parameter(torch.tensor(math.log(options.temperature)))
-        rate = options.learning_rate
+        self._log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.SparseAdam(self._offsets.parameters(), lr=rate),
-            torch.optim.Adam([self._log_temperature], lr=rate),
+            torch.optim.SparseAdam(self._offsets.parameters(), lr=self.learning_rate),
+            torch.optim.Adam([self._log_temperature], lr=self.learning_rate),
         )
 
     def epoch(self) -> None:
         """Take one pass over the queries."""
-        options = self._options
         others = self._others
-        if len(others) > options.max_others:
-            kept = self._random.choice(len(others), options.max_others, replace=False)
+        if len(others) > self.max_others:
+            kept = self._random.choice(len(others), self.max_others, replace=False)
             others = others[torch.from_numpy(kept)]
         order = self._random.permutation(len(self._relevance))
-        scored = min(len(self._asked), options.max_candidates) + len(others)
-        with limit_threads(options.batch_size * scored * self._asked.shape[1]):
-            for start in range(0, len(order), options.batch_size):
-                self._step(order[start : start + options.batch_size], others)
+        scored = min(len(self._asked), self.max_candidates) + len(others)
+        with limit_threads(self.batch_size * scored * self._asked.shape[1]):
+            for start in range(0, len(order), self.batch_size):
+                self._step(order[start : start + self.batch_size], others)
 
     def _step(self, batch: Rows, others: Tensor) -> None:
-        relevant = self._relevance.take(batch)
-        candidates = self._candidates(relevant.documents)
+        relevant, count = self._relevance.take(batch), len(self._asked)
+        candidates = np.arange(count)
+        if count > self.max_candidates:
+            drawn = self._random.choice(count, self.max_candidates, replace=False)
+            candidates = np.union1d(relevant.documents, drawn)
         rows = torch.from_numpy(candidates)
         offsets = self._offsets(rows)
         moved = nn.functional.normalize(self._asked[rows] + offsets, dim=1)
         loss = ranking_nll(
             self._queries[torch.from_numpy(batch)],
             torch.cat([moved, others]),
-            Targets.of(relevant, self._hidden.take(batch), candidates),
+            Targets.of(relevant.among(candidates), self._hidden.take(batch).among(candidates)),
             temperature=self._log_temperature.exp(),
         )
-        loss = loss + self._options.shrinkage * offsets.square().sum()
+        loss = loss + self.shrinkage * offsets.square().sum()
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         torch.autograd.backward(loss)
         for optimizer in self._optimizers:
             optimizer.step()
 
-    def _candidates(self, relevant: Rows) -> Rows:
-        """Return which documents with training queries compete in a step, sorted."""
-        count, most = len(self._asked), self._options.max_candidates
-        if count <= most:
-            return np.arange(count)
-        return np.union1d(relevant, self._random.choice(count, most, replace=False))
-
     def export(self) -> NudgeAdapter:
         """Return the offsets so far."""
         offsets = self._offsets.weight.detach().numpy()
-        return NudgeAdapter.of(self._keys, offsets, max_drift=self._options.max_drift)
+        return NudgeAdapter.of(self._keys, offsets, max_drift=self.max_drift)

@@ -33,7 +33,7 @@ from ..closed_form import (
 )
 from ..options import Loss, TrainingOptions
 from .cross_fitting import TestFold, fit_gate
-from .descent import NudgeOptions, descend, interpolated, listwise_nudges
+from .descent import descend, listwise_nudges
 from .shortlist import Mixture, QueryBasis, mixed
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
@@ -43,22 +43,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class PipelineSpec(ABC):
-    """A method with its settings, on top of the specs among its fields.
-
-    A subclass names its method and says how to fit it; its settings are its fields, those it
-    builds upon first.
-    """
+    """A method; its settings are its fields, the specs that it builds upon first."""
 
     method: ClassVar[str]
     moves_documents: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        """Return the adapter on the training set of a fitter.
-
-        Raises:
-            AdaptedError: The method cannot work on this training set.
-        """
+        """Return the adapter on the training set of a fitter, or raise an AdaptedError."""
 
     def mixture(self, view: QueryView) -> Mixture:
         """Return what becomes of the queries of a fold, where documents stay."""
@@ -112,7 +104,7 @@ class WhiteningSpec(PipelineSpec):
     power: float
 
     def fit(self, fitter: PipelineFitter) -> LinearAdapter:
-        return whitening(fitter.directions, power=self.power)
+        return whitening(fitter.spectrum, power=self.power)
 
     def mixture(self, view: QueryView) -> Mixture:
         return view.vector(self, lambda: view.mapped(self.fit(view.fitter)))
@@ -144,21 +136,22 @@ class TrainedSpec(PipelineSpec):
     """
 
     loss: ClassVar[Loss] = "queried"
+    power: ClassVar[float] = 0.25  # of the whitening where training starts
     alpha: float = 1.0
-
-    def start(self, fitter: PipelineFitter) -> LinearAdapter:
-        """Return what training starts from."""
-        return fitter.start or whitening(fitter.directions)
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         initial, trained = fitter.trained(replace(self, alpha=1.0))
-        return trained if self.alpha == 1.0 else interpolated(initial, trained, self.alpha)
+        if self.alpha == 1.0:
+            return trained
+        start, end = initial.arrays(), trained.arrays()
+        part = {name: (1 - self.alpha) * start[name] + self.alpha * end[name] for name in end}
+        return type(trained).build(part, trained.config())
 
     def mixture(self, view: QueryView) -> Mixture:
         whole = replace(self, alpha=1.0)
         _, trained = view.fitter.trained(whole)
         end = view.vector(whole, lambda: view.mapped(cast(LinearAdapter, trained)))
-        start = IDENTITY if view.fitter.start else WhiteningSpec(0.25)
+        start = IDENTITY if view.fitter.start else WhiteningSpec(self.power)
         return mixed([(1.0 - self.alpha, start.mixture(view)), (self.alpha, end)])
 
 
@@ -184,10 +177,7 @@ class TwoSidedSpec(TrainedSpec):
     """A map for each side."""
 
     method, moves_documents = "two_sided", True
-
-    def start(self, fitter: PipelineFitter) -> LinearAdapter:
-        # Half the power on each side gives the scores of the whole power on one.
-        return whitening(fitter.directions, power=0.125)
+    power = 0.125  # on each side, which gives the scores of the whole on one
 
 
 @dataclass(frozen=True)
@@ -204,14 +194,8 @@ class KernelSpec(PipelineSpec):
         return self.base.lowest_map
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        keys, coefficients = fitter.kernel(self.temperature)
-        return KernelAdapter(
-            fitter.fit(self.base),
-            keys,
-            coefficients,
-            weight=self.weight,
-            temperature=self.temperature,
-        )
+        base, learnt = fitter.fit(self.base), fitter.kernel(self.temperature)
+        return KernelAdapter(base, *learnt, weight=self.weight, temperature=self.temperature)
 
     def mixture(self, view: QueryView) -> Mixture:
         general = view.unit(self.base.mixture(view))
@@ -221,12 +205,8 @@ class KernelSpec(PipelineSpec):
             return gaussian(l2_normalize(view.queries), keys, self.temperature) @ coefficients
 
         beside = mixed([(0.5, general)])
-        return mixed(
-            [
-                (1.0, general),
-                (self.weight, view.vector(("kernel", self.temperature), added, beside)),
-            ]
-        )
+        special = view.vector(("kernel", self.temperature), added, beside)
+        return mixed([(1.0, general), (self.weight, special)])
 
 
 @dataclass(frozen=True)
@@ -256,9 +236,7 @@ class GateSpec(PipelineSpec):
 class QueryOnMappedSpec(PipelineSpec):
     """Documents as one side of a map of both leaves them; queries trained in front of these.
 
-    Args:
-        document_map: A map of both sides.
-        query_side: What is done to queries; it starts from the query side of that map.
+    What is done to queries starts from the query side of that map.
     """
 
     method, moves_documents = "query_on_mapped", True
@@ -271,7 +249,8 @@ class QueryOnMappedSpec(PipelineSpec):
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         query = fitter.on_mapped(self.document_map).fit(self.query_side)
-        return TwoSidedAdapter(query, fitter.sides(self.document_map).document)
+        below = cast(TwoSidedAdapter, fitter.fit(self.document_map))
+        return TwoSidedAdapter(query, below.document)
 
 
 @dataclass(frozen=True)
@@ -316,8 +295,8 @@ SPECS: dict[str, type[PipelineSpec]] = {
 class QueryView(QueryBasis):
     """The queries of a fold in front of documents that stay, or that one map has moved."""
 
-    def __init__(self, fitter: PipelineFitter, test: TestFold, documents: Vectors) -> None:
-        super().__init__(test, documents)
+    def __init__(self, fitter: PipelineFitter, test: TestFold) -> None:
+        super().__init__(test, l2_normalize(fitter.train.documents))
         self.fitter, self.queries = fitter, test.queries
 
     def mapped(self, adapter: LinearAdapter) -> Vectors:
@@ -338,34 +317,30 @@ class QueryView(QueryBasis):
 class PipelineFitter:
     """Fits specs on one training set; what several specs share is fitted once.
 
-    Args:
-        train: The training set.
-        options: Of everything trained by gradients; epochs and loss come from the spec.
-        spectrum: Of the documents; computed when first needed, if at all.
-        start: What the query side does before anything is learned; by default nothing.
-        base: Works on the vectors of the base model, where documents here are mapped.
-        kept: Where trained maps are kept, so that a run that was killed goes on with them.
+    ``spectrum`` is that of the documents. ``start`` is what the query side does before anything is
+    learned, if anything; ``base`` then works on the vectors of the base model. Trained maps are
+    kept in the folder ``kept``, so that a run that was killed goes on with them.
     """
 
     train: EncodedDataset
     options: TrainingOptions
-    spectrum: Spectrum | None = None
+    spectrum: Spectrum = None  # type: ignore[assignment]
     start: LinearAdapter | None = None
     base: PipelineFitter | None = None
     kept: Path | None = None
     _made: dict[Any, Any] = field(default_factory=dict)
 
-    def _once(self, what: str, of: Any, make: Callable[[], Made]) -> Made:
+    def __post_init__(self) -> None:
+        self.spectrum = self.spectrum or Spectrum(self.train.documents)
+
+    def once(self, what: str, of: Any, make: Callable[[], Made]) -> Made:
+        """Return what was made before, or make it."""
         if (what, of) not in self._made:
             self._made[what, of] = make()
         return cast(Made, self._made[what, of])
 
     def fit(self, spec: PipelineSpec) -> Adapter:
-        """Return the adapter of a spec.
-
-        Raises:
-            AdaptedError: Its method cannot work on this training set.
-        """
+        """Return the adapter of a spec, or raise an AdaptedError."""
         return spec.fit(self)
 
     def fit_whole(self, spec: PipelineSpec, directions: Vectors) -> Adapter:
@@ -379,41 +354,36 @@ class PipelineFitter:
         """Tells queries about known documents from others, by vectors of the base model."""
         return self.base.gate if self.base else fit_gate(self.train, seed=self.options.seed)
 
-    @functools.cached_property
-    def directions(self) -> Spectrum:
-        """In which directions the documents vary."""
-        return self.spectrum or Spectrum(self.train.documents)
-
-    @functools.cached_property
-    def _towards_answers(self) -> Vectors:
-        return answer_directions(self.train, self.directions)
-
     def kernel(self, temperature: float) -> tuple[Vectors, Vectors]:
         """Return keys and coefficients of a kernel regression from queries to their answers."""
 
         def fit() -> tuple[Vectors, Vectors]:
-            queries, answers = l2_normalize(self.train.queries), self._towards_answers
-            return kernel_ridge(queries, answers, temperature=temperature, seed=self.options.seed)
+            answers = self.once("answers", "", lambda: answer_directions(self.train, self.spectrum))
+            queries, seed = l2_normalize(self.train.queries), self.options.seed
+            return kernel_ridge(queries, answers, temperature=temperature, seed=seed)
 
-        return self._once("kernel", temperature, fit)
+        return self.once("kernel", temperature, fit)
 
     def trained(self, spec: TrainedSpec) -> tuple[Adapter, Adapter]:
         """Return a map where training starts and where it ends."""
-        start = self._once("start", type(spec), lambda: spec.start(self))
+
+        def begin() -> LinearAdapter:
+            return self.start or whitening(self.spectrum, power=spec.power)
+
+        start = self.once("start", spec.power, begin)
         initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start
-        return initial, self._once("map", spec, lambda: self._end(spec, start))
+        return initial, self.once("map", spec, lambda: self._end(spec, start))
 
     def _end(self, spec: TrainedSpec, start: LinearAdapter) -> Adapter:
         """Train a map, or read what a run before this one trained."""
         place = None if self.kept is None else self.kept / str(spec)
         if place is not None and place.exists():
             return Adapter.load(place)
-        both = spec.adapts_documents
-        options = replace(self.options, loss=spec.loss)
-        if both:  # every step maps the documents too
-            most = min(options.max_candidates, _MOST_MAPPED)
-            options = replace(options, max_candidates=most)
-        moment = None if both else self.directions.moment
+        both, most = spec.adapts_documents, self.options.max_candidates
+        # Every step of a map of both sides maps the documents too.
+        most = min(most, _MOST_MAPPED) if both else most
+        options = replace(self.options, loss=spec.loss, max_candidates=most)
+        moment = None if both else self.spectrum.moment
         end = descend(self.train, start, options, both=both, moment=moment)
         if place is not None:
             end.save(place)
@@ -421,28 +391,25 @@ class PipelineFitter:
 
     def on_mapped(self, document_map: TwoSidedSpec) -> PipelineFitter:
         """Return the fitter of the query side where documents are as a map leaves them."""
-        return self._once("fitter", document_map, lambda: self._in_front_of(document_map))
 
-    def _in_front_of(self, document_map: TwoSidedSpec) -> PipelineFitter:
-        below = self.sides(document_map)
-        documents = l2_normalize(below.apply(self.train.documents, "document", self.train.keys))
-        return PipelineFitter(
-            replace(self.train, documents=documents),
-            self.options,
-            start=cast(LinearAdapter, below.query),
-            base=self,
-            kept=self.kept and self.kept / f"on {document_map}",
-        )
+        def fitter() -> PipelineFitter:
+            below = cast(TwoSidedAdapter, self.fit(document_map))
+            moved = below.apply(self.train.documents, "document", self.train.keys)
+            return PipelineFitter(
+                replace(self.train, documents=l2_normalize(moved)),
+                self.options,
+                start=cast(LinearAdapter, below.query),
+                base=self,
+                kept=self.kept and self.kept / f"on {document_map}",
+            )
 
-    def sides(self, document_map: TwoSidedSpec) -> TwoSidedAdapter:
-        """Return what a map does to queries and what to documents."""
-        return cast(TwoSidedAdapter, self.fit(document_map))
+        return self.once("fitter", document_map, fitter)
 
     def nudges(self, below: PipelineSpec) -> NudgeAdapter:
         """Fit offsets of documents on top of a map; what is stacked in between shares them."""
 
         def fit() -> NudgeAdapter:
-            options = NudgeOptions(seed=self.options.seed)
-            return listwise_nudges(self.train, _NUDGE_EPOCHS, options, below=self.fit(below))
+            map_, seed = self.fit(below), self.options.seed
+            return listwise_nudges(self.train, _NUDGE_EPOCHS, below=map_, seed=seed)
 
-        return self._once("nudges", below, fit)
+        return self.once("nudges", below, fit)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...adapters.base import Adapter
 from ...errors import OptionError
-from ..options import AdapterOptions
+from ..options import TrainingOptions
 from .pipelines import (
     IDENTITY,
     SPECS,
@@ -42,19 +42,28 @@ _RENAMED = {"facing": "query_on_mapped"}
 
 
 def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
-    """Return the names of the methods that compete.
-
-    Args:
-        method: ``"auto"``, a key of :data:`SPECS`, or several of these.
-        adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
+    """Return the names of the methods that compete: ``"auto"``, keys of :data:`SPECS`.
 
     Raises:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
     """
-    return [_checked(name, adapts) for name in ([method] if isinstance(method, str) else method)]
+    names = [method] if isinstance(method, str) else list(method)
+    for at, name in enumerate(names):
+        if name in _GONE:
+            raise OptionError(f"method: {name!r} is no longer there; use {_GONE[name]}.")
+        if name in _RENAMED:
+            names[at] = _RENAMED[name]
+            said = f'method="{name}" is now called "{names[at]}".'
+            warnings.warn(said, DeprecationWarning, stacklevel=3)
+        elif name not in ("auto", *SPECS):
+            known = ", ".join(["auto", *SPECS])
+            raise OptionError(f"method: expected one of {known}, or several, got {name!r}.")
+        if adapts == "query" and name != "auto" and SPECS[names[at]].moves_documents:
+            raise OptionError(f'method: {names[at]!r} moves documents, which needs adapts="both".')
+    return names
 
 
-def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
+def check_method(options: TrainingOptions, start: Adapter | None = None) -> None:
     """Refuse an unknown method, and an adapter to start from where none is taken."""
     check_methods(options.method, options.adapts)
     if start is not None and options.method != "linear":
@@ -64,29 +73,8 @@ def check_method(options: AdapterOptions, start: Adapter | None = None) -> None:
         )
 
 
-def _checked(name: str, adapts: str) -> str:
-    if name in _GONE:
-        raise OptionError(f"method: {name!r} is no longer there; use {_GONE[name]}.")
-    if name in _RENAMED:
-        warnings.warn(
-            f'method="{name}" is now called "{_RENAMED[name]}".', DeprecationWarning, stacklevel=4
-        )
-        name = _RENAMED[name]
-    if name not in ("auto", *SPECS):
-        known = ", ".join(["auto", *SPECS])
-        raise OptionError(f"method: expected one of {known}, or several, got {name!r}.")
-    if adapts == "query" and name != "auto" and SPECS[name].moves_documents:
-        raise OptionError(f'method: {name!r} moves documents, which needs adapts="both".')
-    return name
-
-
 def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
-    """Return what proposes specs, in turn.
-
-    Args:
-        methods: As :func:`check_methods` returns them.
-        adapts: ``"query"`` leaves documents alone; ``"both"`` may move them.
-    """
+    """Return what proposes specs, in turn; the methods are those of :func:`check_methods`."""
     named = [spec for name in methods if name != "auto" for spec in alone(name)]
     space: list[Proposer] = [lambda _: named] if named else []
     if "auto" not in methods:
@@ -152,31 +140,28 @@ def _gates(state: SearchState) -> list[PipelineSpec]:
 
 def _on_mapped(state: SearchState) -> list[PipelineSpec]:
     """Maps that memorise, of queries to documents as the best map of both sides has them."""
-    mapped = _document_map(state)
-    return [] if mapped is None else _maps_on(mapped)
+    return [spec for mapped in _document_map(state) for spec in _maps_on(mapped)]
 
 
 def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
     """Kernels that were best in front of documents that nothing had moved, now where it has."""
-    mapped = _document_map(state)
-    if mapped is None:
-        return []
     kernels = [spec for spec in state.gains if isinstance(spec, KernelSpec)]
     best = [state.best(kernels), state.most(kernels, "new"), state.most(kernels, "known")]
     settings = dict.fromkeys((k.temperature, k.weight) for k in best if isinstance(k, KernelSpec))
     return [
         QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
+        for mapped in _document_map(state)
         for base in dict.fromkeys([IDENTITY, _memorising_on(mapped, state)])
         for kept in settings
     ]
 
 
 def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
-    mapped = _document_map(state)
-    if mapped is None:
-        return []
-    gates = _gates_between(IDENTITY, _memorising_on(mapped, state))
-    return [QueryOnMappedSpec(mapped, gate) for gate in gates]
+    return [
+        QueryOnMappedSpec(mapped, gate)
+        for mapped in _document_map(state)
+        for gate in _gates_between(IDENTITY, _memorising_on(mapped, state))
+    ]
 
 
 def _nudges(state: SearchState) -> list[PipelineSpec]:
@@ -195,19 +180,15 @@ def _query_side(spec: PipelineSpec) -> PipelineSpec:
     return spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
 
 
-def _document_map(state: SearchState) -> TwoSidedSpec | None:
-    """Return the best map of both sides; None where none gains."""
+def _document_map(state: SearchState) -> list[TwoSidedSpec]:
+    """Return the best map of both sides; none where none gains."""
     best = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
-    return best if isinstance(best, TwoSidedSpec) else None
+    return [best] if isinstance(best, TwoSidedSpec) else []
 
 
 def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
     """Return the query side that gains most on known documents there; the identity if none does."""
-    there = [
-        spec
-        for spec in state.gains
-        if isinstance(spec, QueryOnMappedSpec) and spec.document_map == mapped
-    ]
+    there = [s for s in state.gains if getattr(s, "document_map", None) == mapped]
     return _query_side(state.most(there, "known"))
 
 

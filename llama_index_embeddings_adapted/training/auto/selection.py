@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...adapters.base import Adapter
-from ...core.arrays import Rows, l2_normalize
+from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.candidates import WordScores
@@ -26,14 +25,7 @@ from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
 from .cross_fitting import Fold, PerQuery, folds
-from .pipelines import (
-    IDENTITY,
-    PipelineFitter,
-    PipelineSpec,
-    QueryOnMappedSpec,
-    QueryView,
-    TwoSidedSpec,
-)
+from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec, QueryView
 
 Mask = NDArray[np.bool_]
 
@@ -50,10 +42,8 @@ FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
 class QueryMix:
     """Which queries will come.
 
-    Args:
-        known_share: Of live queries about documents that training has questions for, in [0, 1].
-        given: Whether the user said so; then a loss on the other documents is accepted if the
-            mixture gains.
+    ``known_share``, in [0, 1], is that of live queries about documents that training has questions
+    for; ``given``: the user said so, and accepts a loss on the others if the mixture gains.
     """
 
     known_share: float
@@ -78,19 +68,13 @@ class QueryMix:
 
 
 class CrossFittedScores:
-    """NDCG@10 of candidates on cross-fitted judgements.
-
-    Args:
-        parts: The folds.
-        mix: Weighs known against new documents.
-    """
+    """NDCG@10 of candidates on the judgements of all folds."""
 
     def __init__(self, parts: Sequence[Fold], mix: QueryMix) -> None:
         self.mix = mix
         self.known: Mask = np.concatenate([fold.test.known for fold in parts])
         self.rows = np.concatenate([fold.test.rows for fold in parts])
-        sizes = [len(fold.test) for fold in parts]
-        self.fold = np.repeat(np.arange(len(parts)), sizes)
+        self.fold = np.repeat(np.arange(len(parts)), [len(fold.test) for fold in parts])
         self.scores: dict[PipelineSpec, PerQuery] = {}
 
     @property
@@ -104,19 +88,17 @@ class CrossFittedScores:
 
     def mean_gains(self, spec: PipelineSpec) -> tuple[float | None, float | None]:
         """Return the mean gain on known and on new documents; None where none was judged."""
-        gain = self.gain(spec)
-        known, new = (
-            float(gain[part].mean()) if part.any() else None for part in (self.known, ~self.known)
-        )
-        return known, new
+        return self._by_part(spec, 1, lambda gain: gain.mean())
 
     def margins(self, spec: PipelineSpec) -> tuple[float | None, float | None]:
         """Return half the 95 % interval of both means, by the normal distribution."""
-        gain = self.gain(spec)
-        known, new = (
-            float(1.96 * gain[part].std(ddof=1) / part.sum() ** 0.5) if part.sum() > 1 else None
-            for part in (self.known, ~self.known)
-        )
+        return self._by_part(spec, 2, lambda gain: 1.96 * gain.std(ddof=1) / len(gain) ** 0.5)
+
+    def _by_part(
+        self, spec: PipelineSpec, least: int, of: Callable[[PerQuery], Any]
+    ) -> tuple[float | None, float | None]:
+        gains = (self.gain(spec)[part] for part in (self.known, ~self.known))
+        known, new = (float(of(gain)) if len(gain) >= least else None for gain in gains)
         return known, new
 
     def weights(self, among: Mask) -> PerQuery:
@@ -124,9 +106,8 @@ class CrossFittedScores:
         weights = np.zeros(len(self.known))
         shares = [self.mix.known_share, 1.0 - self.mix.known_share]
         parts = [among & self.known, among & ~self.known]
-        there = [bool(part.any()) for part in parts]
-        if not all(there):  # one kind cannot be judged: the other speaks for it
-            shares = [float(t) for t in there]
+        if not all(part.any() for part in parts):  # one kind cannot be judged: the other speaks
+            shares = [1.0, 1.0]
         for share, part in zip(shares, parts, strict=True):
             if share and part.any():
                 weights[part] = share / part.sum()
@@ -146,10 +127,8 @@ class CrossFittedScores:
     def choose(self, specs: Sequence[PipelineSpec], among: Mask) -> PipelineSpec:
         """Return the simplest spec that is as good as the best within one standard error.
 
-        Args:
-            specs: Simplest first; the identity among them.
-            among: Which judgements may be looked at; where there is none, nothing is better
-                than the identity.
+        Specs are given simplest first, the identity among them; ``among`` says which judgements
+        may be looked at. Where there is none, nothing is better than the identity.
 
         Source:
             Breiman et al. 1984, section 3.4.3, with the error of the paired difference.
@@ -170,11 +149,8 @@ class CrossFittedScores:
 class MeanGains:
     """Mean gains in NDCG@10 of a spec over the base model, 0 where no such query was judged.
 
-    Args:
-        known: On known documents.
-        new: On new ones.
-        expected: In the mixture.
-        no_regression: Whether neither part loses, or the user has given the mixture.
+    They are those on known documents, on new ones and in the mixture; ``no_regression`` says
+    whether neither part loses, or the user has given the mixture.
     """
 
     known: float
@@ -185,11 +161,7 @@ class MeanGains:
 
 @dataclass(frozen=True)
 class SearchState:
-    """What is known so far: all that proposers see.
-
-    Args:
-        gains: Of each candidate so far, simplest first, the identity among them.
-    """
+    """What proposers see: the gains of each candidate so far, simplest first, the identity too."""
 
     gains: Mapping[PipelineSpec, MeanGains]
 
@@ -227,11 +199,9 @@ class Selection:
         scores: Of all candidates, simplest first.
         chosen: ``(n,)``: the score of each judgement by the spec that the other folds chose.
         failed: Candidates that could not be fitted, and why.
-        judged: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement, with
-            the spec that the other folds chose.
+        judged: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement.
         finalists: Specs that a mixture with words may take, the identity first.
-        parts: What each of these finds, by vectors and by words, fold after fold; empty without
-            words.
+        parts: What each of these finds, by vectors and by words, fold after fold.
     """
 
     spec: PipelineSpec
@@ -259,17 +229,9 @@ def select(
     the *other* folds find best, so that a judgement never takes part in the choice it judges (only
     in which specs are proposed at all); the spec to follow is chosen on all.
 
-    On processors, folds are fitted at once, on as many threads as torch has; see
-    ``torch.set_num_threads``.
-
-    Args:
-        data: The training set.
-        search_space: In the order in which proposers are asked.
-        mix: Which queries will come.
-        options: Of everything trained by gradients; the seed is also that of the folds.
-        words: What words say of the documents, for each query; None: vectors only.
-        kept: Where trained maps are kept for a run after a kill.
-        bar: Shows :func:`work` done in a fold, if at all.
+    On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
+    the queries; trained maps are kept in ``kept`` for a run after a kill; ``bar`` shows
+    :func:`work` done in a fold.
     """
     search = _Search(data, mix, options, kept, bar)
     search.score([IDENTITY])
@@ -294,33 +256,20 @@ def work(spec: PipelineSpec, queries: int) -> float:
 
 
 class FoldJudge:
-    """Scores specs on a fold.
-
-    Args:
-        fold: What judges.
-        fitter: Of its training set.
-    """
+    """Scores specs on a fold, by a fitter of its training set."""
 
     def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
-        self._fold, self._fitter = fold, fitter
-        self._views: dict[TwoSidedSpec | None, QueryView] = {}
+        self.fold, self.fitter = fold, fitter
 
     def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
+        fitter = self.fitter
         if isinstance(spec, QueryOnMappedSpec):
-            view, spec = self._view(spec.document_map), spec.query_side
+            fitter, spec = fitter.on_mapped(spec.document_map), spec.query_side
         elif spec.adapts_documents:
-            return functools.partial(self._fold.score, spec.fit(self._fitter))
-        else:
-            view = self._view(None)
+            return functools.partial(self.fold.score, spec.fit(fitter))
+        view = fitter.once("view", "", functools.partial(QueryView, fitter, self.fold.test))
         return functools.partial(view.score, spec.mixture(view))
-
-    def _view(self, document_map: TwoSidedSpec | None) -> QueryView:
-        if document_map not in self._views:
-            fitter = self._fitter if document_map is None else self._fitter.on_mapped(document_map)
-            documents = l2_normalize(fitter.train.documents)
-            self._views[document_map] = QueryView(fitter, self._fold.test, documents)
-        return self._views[document_map]
 
 
 class _Search:
@@ -337,27 +286,23 @@ class _Search:
         self._data, self._bar = data, bar or tqdm(disable=True)
         self._directions = span(data, seed=options.seed)
         narrow = narrowed(data, self._directions)
-        self._folds = list(folds(narrow, seed=options.seed, most=_MOST_JUDGED))
         spectrum = Spectrum(narrow.documents)  # the same in all folds
-        self._fitters = [
-            PipelineFitter(fold.train, options, spectrum, kept=kept and kept / f"fold {k}")
-            for k, fold in enumerate(self._folds)
-        ]
         self._judges = [
-            FoldJudge(fold, fitter) for fold, fitter in zip(self._folds, self._fitters, strict=True)
+            FoldJudge(
+                fold,
+                PipelineFitter(fold.train, options, spectrum, kept=kept and kept / f"fold {k}"),
+            )
+            for k, fold in enumerate(folds(narrow, seed=options.seed, most=_MOST_JUDGED))
         ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
-        self.scores = CrossFittedScores(self._folds, mix)
+        self.scores = CrossFittedScores([judge.fold for judge in self._judges], mix)
         self._failed: dict[PipelineSpec, str] = {}
 
     def score(self, proposed: Sequence[PipelineSpec]) -> None:
         """Cross-fit specs, but for those that have scores or failed."""
-        specs = [
-            spec
-            for spec in dict.fromkeys(proposed)
-            if spec not in self.scores.scores and spec not in self._failed
-        ]
+        tried = self.scores.scores.keys() | self._failed.keys()
+        specs = [spec for spec in dict.fromkeys(proposed) if spec not in tried]
         scores = {spec: np.zeros(len(self.scores.known)) for spec in specs}
         failed: dict[PipelineSpec, str] = {}
         lock = threading.Lock()  # a bar counts for one thread
@@ -371,8 +316,8 @@ class _Search:
                     except FAILURES as cause:
                         failed.setdefault(spec, str(cause))
                 with lock:
-                    queries = len(self._folds[k].train.relevance)
-                    self._bar.update(work(spec, queries) / len(self._folds))
+                    queries = len(judge.fold.train.relevance)
+                    self._bar.update(work(spec, queries) / len(self._judges))
                 yield
             for spec, score in prepared.items():
                 try:
@@ -381,7 +326,7 @@ class _Search:
                     failed.setdefault(spec, str(cause))
                 yield
 
-        run_in_threads([judge(k) for k in range(len(self._folds))], self._at_once)
+        run_in_threads([judge(k) for k in range(len(self._judges))], self._at_once)
         for spec, why in failed.items():
             warnings.warn(f"{spec} cannot be fitted and is left out: {why}", stacklevel=3)
         self._failed.update(failed)
@@ -390,7 +335,7 @@ class _Search:
     def conclude(self) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
-        picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._folds))]
+        picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._judges))]
         judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
         best = scores.choose(specs, scores.everything)
         chosen = judged["adapted"].values(METRIC)
@@ -406,30 +351,28 @@ class _Search:
         best = sorted(allowed, key=lambda spec: -gains[spec].expected)[:_FINALISTS]
         finalists = tuple(s for s in scores if s in {IDENTITY, found.spec, *best})
         parts = []
-        for fold, fitter in zip(self._folds, self._fitters, strict=True):
+        for fold, fitter in ((judge.fold, judge.fitter) for judge in self._judges):
             train, test = fold.train, fold.test
             given = (test.queries, train.queries, (train.documents, train.keys))
             own = (words.take(test.rows), test.excluded)
             each = tuple(candidates_of(fitter.fit(spec), *given, *own) for spec in finalists)
-            ids = tuple(self._data.query_ids[row] for row in test.rows)
-            parts.append(JudgedPart(test.relevance, ids, self._data.document_ids, each))
+            parts.append(JudgedPart(test.relevance, *self._ids(test.rows), each))
         return replace(found, finalists=finalists, parts=tuple(parts))
 
-    def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:
-        """Return what the judgements of each fold find with its spec."""
-        parts = []
-        for fold, fitter, spec in zip(self._folds, self._fitters, picks, strict=True):
-            adapter = fitter.fit_whole(spec, self._directions)
-            ranked = self._ranked(fold, adapter)
-            ids = tuple(self._data.query_ids[row] for row in fold.test.rows)
-            parts.append(RetrievalScores(ranked, fold.test.relevance, ids, self._data.document_ids))
-        return joined(parts)
+    def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the ids of some queries and of all documents."""
+        return tuple(self._data.query_ids[row] for row in rows), self._data.document_ids
 
-    def _ranked(self, fold: Fold, adapter: Adapter) -> Rows:
-        """Search exactly, with whole vectors."""
-        train = replace(fold.train, documents=self._data.documents)
-        test = replace(fold.test, queries=self._data.queries[fold.test.rows])
-        return Fold(train, test).ranked(adapter, DEPTH)
+    def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:
+        """Return what the judgements of each fold find with its spec, exactly, by whole vectors."""
+        parts = []
+        for judge, spec in zip(self._judges, picks, strict=True):
+            train = replace(judge.fold.train, documents=self._data.documents)
+            test = replace(judge.fold.test, queries=self._data.queries[judge.fold.test.rows])
+            adapter = judge.fitter.fit_whole(spec, self._directions)
+            ranked = Fold(train, test).ranked(adapter, DEPTH)
+            parts.append(RetrievalScores(ranked, test.relevance, *self._ids(test.rows)))
+        return joined(parts)
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

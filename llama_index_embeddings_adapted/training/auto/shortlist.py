@@ -30,11 +30,7 @@ class QueryBasis:
     """The vectors that candidates mix, for the queries of a fold.
 
     What a mixture finds beyond the shortlist is missed, so scores are for choosing; what is chosen
-    is judged by an exact search.
-
-    Args:
-        test: The queries, and what they should find.
-        documents: ``(m, dim)``, unit rows.
+    is judged by an exact search. ``documents`` are ``(m, dim)``, unit rows.
     """
 
     def __init__(self, test: TestFold, documents: Vectors) -> None:
@@ -46,18 +42,14 @@ class QueryBasis:
     def vector(
         self, name: Hashable, make: Callable[[], Vectors], beside: Mixture | None = None
     ) -> Mixture:
-        """Return the mixture that is one vector alone.
+        """Return the mixture that is one vector alone, ``(n, dim)``, which is made once.
 
-        Args:
-            name: Of the vector.
-            make: Returns it, ``(n, dim)``; called once.
-            beside: What it is added to, where it means nothing alone.
+        ``beside`` is what it is added to, where it means nothing alone.
         """
         if name not in self._vectors:
-            self._vectors[name] = make()
-            searching = self._vectors[name] + (
-                0.0 if beside is None else self._sum(beside, self._vectors)
-            )
+            self._vectors[name] = searching = make()
+            if beside is not None:
+                searching = searching + self._sum(beside, self._vectors)
             found, _ = top_k(l2_normalize(searching), self._documents, _FOUND)
             self._found.append(found)
         return {name: 1.0}
@@ -71,7 +63,10 @@ class QueryBasis:
 
     @staticmethod
     def _sum(mixture: Mixture, parts: Mapping[Hashable, Vectors]) -> Vectors:
-        weighted = [_column(weight) * parts[name] for name, weight in mixture.items()]
+        weighted = [
+            np.asarray(weight, dtype=np.float32).reshape(-1, 1) * parts[name]
+            for name, weight in mixture.items()
+        ]
         total: Vectors = np.sum(weighted, axis=0, dtype=np.float32)
         return total
 
@@ -112,10 +107,6 @@ def mixed(parts: Sequence[tuple[NDArray[Any] | float, Mixture]]) -> Mixture:
         for name, weight in mixture.items():
             total[name] = total.get(name, 0.0) + share * weight
     return total
-
-
-def _column(weight: NDArray[Any] | float) -> NDArray[np.float32]:
-    return np.asarray(weight, dtype=np.float32).reshape(-1, 1)
 
 
 def _union(found: Rows) -> Rows:

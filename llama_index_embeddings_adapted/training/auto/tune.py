@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ...evaluation.verdict import (
 )
 from ...evaluation.views import ViewsReport, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
-from ..options import TrainingOptions
+from ..options import LOOP, TrainingOptions
 from .cross_fitting import TooLittleError
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 from .search_space import check_methods, planned, search_space
@@ -58,9 +59,7 @@ class AutoResult:
         adapter: To be served: the candidate, or the identity where the verdict is against it.
         candidate: The chosen spec, fitted on everything.
         choice: How it was chosen.
-        overall: Cross-fitted, weighted as live queries are expected.
-        known: Queries judged on documents that training knew.
-        new: Queries judged on documents that training did not know.
+        parts: Candidate against base model; all queries weighted as live ones are expected.
         judged: ``"base"`` and ``"adapted"``: what every judgement found, unweighted.
         views: What words and a prior add; None where that was not asked, or labels look random.
         mixed: The adapter of the mixture, fitted on everything.
@@ -69,9 +68,7 @@ class AutoResult:
     adapter: Adapter
     candidate: Adapter
     choice: SelectionReport
-    overall: PartReport
-    known: PartReport | None
-    new: PartReport | None
+    parts: Parts
     judged: dict[str, RetrievalScores]
     views: ViewsReport | None = None
     mixed: Adapter | None = None
@@ -81,10 +78,6 @@ def tune(
     data: EncodedDataset,
     options: TrainingOptions,
     *,
-    method: str | Sequence[str] = "auto",
-    adapts: str = "query",
-    expect: float | None = None,
-    always: bool = False,
     words: Callable[[EncodedDataset], WordScores] | None = None,
     kept: Path | None = None,
     show_progress: bool = True,
@@ -93,80 +86,81 @@ def tune(
 
     Args:
         data: Queries to learn from and to judge on; none is judged by what saw it.
-        options: Of all training by gradients; ``max_candidates`` is at most 1,024.
-        method: ``"auto"``, a single method, or several that compete, ``"auto"`` among them or not.
-        adapts: ``"query"`` or ``"both"``.
-        expect: Share of live queries about known documents, if the user knows it.
-        always: Return the candidate whatever the verdict.
+        options: Of all training by gradients, ``max_candidates`` at most 1,024, and what competes.
         words: Says what words find in these queries and documents; None: vectors only.
         kept: A folder for what a run after a kill need not train again; gone after success.
         show_progress: Show bars, and what gain the data can prove.
     """
-    methods = check_methods(method, adapts)
+    methods = check_methods(options.method, options.adapts)
     sample, sampled = _sampled(data, options.seed)
-    mix = QueryMix.of(expect, data)
-    provable = 2.93 * _LARGEST_DEVIATION / len(sample.relevance) ** 0.5
+    mix, count = QueryMix.of(options.expect, data), len(sample.relevance)
+    provable = 2.93 * _LARGEST_DEVIATION / count**0.5
     if show_progress:
-        tqdm.write(_announcement(len(sample.relevance), provable, mix, sampled))
+        tqdm.write(_announcement(count, provable, mix, sampled))
     looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
     identity = LinearAdapter.identity(data.queries.shape[1])
-    with _bar(methods, adapts, sample, data, show_progress) as bar:
+    choice = partial(
+        SelectionReport,
+        expect=mix.known_share,
+        expect_told=mix.given,
+        provable=provable,
+        sampled=sampled,
+    )
+    with _bar(methods, options.adapts, count, len(data.relevance), show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
-            space = search_space(methods, adapts)
+            space = search_space(methods, options.adapts)
             selection = select(sample, space, mix, options, words=found, kept=place, bar=bar)
         except TooLittleError as cause:
-            return _base_kept(data, identity, str(cause), mix, provable)
+            return _base_kept(data, identity, choice, str(cause))
         candidate, failure = refit_on_all(selection.spec, data, options)
         bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
-    overall, known, new = _parts(selection.scores, selection.chosen)
-    verdict = _judge(selection, overall, known, new)
+    parts, scores = _parts(selection.scores, selection.chosen), selection.scores
+    verdict = _judge(selection, parts)
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
-    if looks_random and not (new and new.difference.beyond_luck):  # generalising is no artefact
-        verdict = LOOKS_RANDOM
-    choice = _choice(selection, verdict, mix, provable, sampled)
-    served = candidate if choice.ship or always else identity
+    if looks_random and not (parts.new and parts.new.difference.beyond_luck):
+        verdict = LOOKS_RANDOM  # generalising would be no artefact
+    gains, margins = (
+        {str(spec): of(spec) for spec in scores.scores}
+        for of in (scores.mean_gains, scores.margins)
+    )
+    failed = {str(spec): why for spec, why in selection.failed.items()}
+    report = choice(str(selection.spec), verdict, gains=gains, failed=failed, margins=margins)
+    served = candidate if report.ship or options.ship == "always" else identity
     mixture = _mixture(selection, candidate, data, options)
-    return AutoResult(served, candidate, choice, overall, known, new, selection.judged, *mixture)
+    return AutoResult(served, candidate, report, parts, selection.judged, *mixture)
 
 
-def _bar(
-    methods: Sequence[str], adapts: str, sample: EncodedDataset, data: EncodedDataset, show: bool
-) -> Any:
+def _base_kept(
+    data: EncodedDataset, base: Adapter, choice: Callable[..., SelectionReport], why: str
+) -> AutoResult:
+    """Keep the base model where nothing can be judged, and say what is missing."""
+    found = search(data, data.queries, data.documents)
+    part = _part(found.values(METRIC), found.values(METRIC))
+    verdict = Verdict(Decision.KEEP_BASE, why)
+    report = choice(str(IDENTITY), verdict, sampled="", gains={}, failed={})
+    judged = {"base": found, "adapted": found}
+    return AutoResult(base, base, report, Parts(part, None, None), judged)
+
+
+def _bar(methods: Sequence[str], adapts: str, sample: int, queries: int, show: bool) -> Any:
     """Return a bar with an estimate of the time for all that follows.
 
     The fit on everything grows with the third power of the queries, as kernels do.
     """
-    fold = 0.64 * len(sample.relevance)
-    last = 1.0 + 0.16 * (min(len(data.relevance), MOST_KEYS) / fold) ** 3
+    fold = 0.64 * sample
+    last = 1.0 + 0.16 * (min(queries, MOST_KEYS) / fold) ** 3
     return tqdm(
         total=planned(methods, adapts, int(fold)) + last,
         desc="Cross-fitting",
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
         smoothing=0.0,  # remaining by the mean rate
         disable=not show,
-    )
-
-
-def _choice(
-    selection: Selection, verdict: Verdict, mix: QueryMix, provable: float, sampled: str
-) -> SelectionReport:
-    scores = selection.scores
-    return SelectionReport(
-        str(selection.spec),
-        verdict,
-        mix.known_share,
-        mix.given,
-        provable,
-        sampled,
-        {str(spec): scores.mean_gains(spec) for spec in scores.scores},
-        {str(spec): why for spec, why in selection.failed.items()},
-        {str(spec): scores.margins(spec) for spec in scores.scores},
     )
 
 
@@ -194,7 +188,8 @@ def _mixture(
 
 def _place(kept: Path, data: EncodedDataset, options: TrainingOptions) -> Path:
     """Return the folder of this data and these options; those of others are removed."""
-    digest = hashlib.sha256(repr((options, library_version())).encode())
+    trained = [getattr(options, name) for name in sorted(LOOP | {"device", "seed"})]
+    digest = hashlib.sha256(repr((trained, library_version())).encode())
     for array in (data.queries, data.documents, *vars(data.relevance).values()):
         digest.update(np.ascontiguousarray(array).tobytes())
     place = kept / digest.hexdigest()[:16]
@@ -202,20 +197,6 @@ def _place(kept: Path, data: EncodedDataset, options: TrainingOptions) -> Path:
         if other != place:
             shutil.rmtree(other, ignore_errors=True)
     return place
-
-
-def _base_kept(
-    data: EncodedDataset, base: Adapter, why: str, mix: QueryMix, provable: float
-) -> AutoResult:
-    """Keep the base model where nothing can be judged, and say what is missing."""
-    found = search(data, data.queries, data.documents)
-    values = found.values(METRIC)
-    choice = SelectionReport(
-        str(IDENTITY), Verdict(Decision.KEEP_BASE, why), mix.known_share, mix.given, provable,
-        "", {}, {},
-    )  # fmt: skip
-    judged = {"base": found, "adapted": found}
-    return AutoResult(base, base, choice, _part(values, values), None, None, judged)
 
 
 def refit_on_all(
@@ -285,24 +266,18 @@ def _parts(scores: CrossFittedScores, chosen: Any) -> Parts:
     # A query that is judged twice is one observation, so that the interval is not too narrow.
     rows, query = np.unique(scores.rows, return_inverse=True)
     weights = scores.weights(scores.everything) * len(rows)
-    base_sum, chosen_sum = (
-        np.bincount(query, weights=weights * values) for values in (base, chosen)
-    )
-    return Parts(_part(base_sum, chosen_sum), known, new)
+    summed = (np.bincount(query, weights=weights * values) for values in (base, chosen))
+    return Parts(_part(*summed), known, new)
 
 
 def _part(base: Any, chosen: Any) -> PartReport:
-    return PartReport(
-        {METRIC: float(base.mean())},
-        {METRIC: float(chosen.mean())},
-        paired_difference(base, chosen, metric=METRIC),
-    )
+    difference = paired_difference(base, chosen, metric=METRIC)
+    return PartReport({METRIC: float(base.mean())}, {METRIC: float(chosen.mean())}, difference)
 
 
-def _judge(
-    selection: Selection, overall: PartReport, known: PartReport | None, new: PartReport | None
-) -> Verdict:
+def _judge(selection: Selection, parts: Parts) -> Verdict:
     """Decide, and say why."""
+    overall, known, new = parts
     difference = overall.difference
     if selection.spec == IDENTITY:
         if overall.base[METRIC] > 0.95:

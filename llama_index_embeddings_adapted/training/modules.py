@@ -122,7 +122,7 @@ class TrainingDocuments:
         """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
         count, dim = self._vectors.shape
         if self._all is not None:
-            return self._all.T @ self._all / count
+            return torch.div(self._all.T @ self._all, count)
         total = np.zeros((dim, dim))
         for block in normalized_blocks(self._vectors):
             total += block.T @ block

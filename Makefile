@@ -26,10 +26,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-quick: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

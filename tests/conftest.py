@@ -22,13 +22,14 @@ if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_workers))))
 
 
-#: Whole files, and what needs these fixtures: real models, servers, stores and kills take minutes.
-_SLOW_FILES = frozenset(
+#: Whole files, the longest first, and what needs these fixtures: real models, servers, stores and
+#: kills take minutes.
+_SLOW_FILES = tuple(
     f"test_{name}.py"
     for name in (
-        "readme", "guides", "notebooks", "ray", "kills", "llama", "composed_training", "browser",
-        "stores", "rebuild", "streaming", "hybrid", "import", "serialize", "soak", "disk", "cli",
-        "flaky_base", "bad_input", "hostile", "secrets", "frozen", "autotune",
+        "guides", "composed_training", "readme", "cli", "stores", "kills", "notebooks", "hybrid",
+        "browser", "disk", "llama", "secrets", "serialize", "import", "frozen", "autotune", "ray",
+        "flaky_base", "bad_input", "hostile", "rebuild", "streaming", "soak",
     )
 )  # fmt: skip
 _SLOW_FIXTURES = frozenset(("minilm", "model_server", "page_cache"))
@@ -36,11 +37,12 @@ _SLOW_FIXTURES = frozenset(("minilm", "model_server", "page_cache"))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow; begin with the longest, so that nobody waits for it in the end."""
+    order = {name: rank for rank, name in enumerate((*_SLOW_FILES, "test_engines.py"))}
     for item in items:
         needed = set(getattr(item, "fixturenames", ()))
         if item.path.name in _SLOW_FILES or needed & _SLOW_FIXTURES:
             item.add_marker("slow")
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 class CountingEmbedding(BaseEmbedding):
@@ -104,8 +106,11 @@ def model_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def page_cache(tmp_path_factory) -> Path:
-    """Where guides and notebooks, which are about the same texts, keep vectors."""
-    return tmp_path_factory.mktemp("page_cache")
+    """Where pages, which are about the same texts, keep vectors: one place for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if _workers else folder) / "page_cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

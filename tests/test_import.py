@@ -10,6 +10,8 @@ from llama_index.core.embeddings import MockEmbedding
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, LinearAdapter, errors
+from tests.support.frozen import FOLDER
+from tests.test_frozen import ADAPTERS
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "llama_index.finetuning", "scipy")
 
@@ -37,34 +39,27 @@ def refuse(event, args):
         raise SystemExit(f"network: {event} {args}")
 
 sys.addaudithook(refuse)
-from llama_index_embeddings_adapted import AdaptedEmbedding
+from llama_index_embeddings_adapted import AdaptedEmbedding, resolve_embed_model
 after_import = sorted(sys.modules)
 from llama_index.core.embeddings import MockEmbedding
 model = AdaptedEmbedding.from_pretrained(sys.argv[1], MockEmbedding(embed_dim=4))
-query = model.get_query_embedding("why?")
 model.get_text_embedding_batch(["because"])
-print(json.dumps([query, after_import, sorted(sys.modules)]))
+for folder in sys.argv[2:]:
+    older = AdaptedEmbedding.from_pretrained(folder, MockEmbedding(embed_dim=16), verify=False)
+    assert len(older.get_query_embedding("why?")) == 16
+resolved = resolve_embed_model(f"adapted:{sys.argv[1]}")
+queries = [each.get_query_embedding("why?") for each in (model, resolved)]
+print(json.dumps([queries, after_import, sorted(sys.modules)]))
 """
 
 
 def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved):
-    query, after_import, after_query = fresh(SERVE, saved)
-    assert query == [0.5] * 4
+    older = [FOLDER / name for name in ADAPTERS]  # every adapter is recognised
+    queries, after_import, after_query = fresh(SERVE, saved, *older)
+    assert queries == [[0.5] * 4] * 2
     assert not set(HEAVY) & set(after_query)
     # Importing it would import the package of every provider that is installed.
     assert "llama_index.core.embeddings.loading" not in after_import
-
-
-def test_a_saved_adapter_alone_is_resolved_without_torch(saved):
-    code = """
-import json, sys
-from llama_index_embeddings_adapted import resolve_embed_model
-query = resolve_embed_model(f"adapted:{sys.argv[1]}").get_query_embedding("why?")
-print(json.dumps([query, sorted(sys.modules)]))
-"""
-    query, modules = fresh(code, saved)
-    assert query == [0.5] * 4
-    assert not set(HEAVY) & set(modules)
 
 
 TRAIN = """
@@ -121,19 +116,19 @@ def test_every_error_has_one_root():
     assert all(issubclass(error, AdaptedError) for error in found)
 
 
-BEFORE = "from llama_index.core.embeddings.loading import load_embed_model"
-OURS = "from llama_index_embeddings_adapted import AdaptedEmbedding"
-
-
-@pytest.mark.parametrize("order", [(BEFORE, OURS), (OURS, BEFORE)], ids=["before us", "after us"])
-def test_load_embed_model_knows_us(order):
-    code = (
-        "\n".join(("import json, sys", *order))
-        + """
+LOAD = """
+import json, sys
+from llama_index.core.embeddings.loading import load_embed_model
+from llama_index_embeddings_adapted import AdaptedEmbedding
 model = load_embed_model(json.loads(sys.argv[1]))
 assert type(model) is AdaptedEmbedding
 print(json.dumps(model.get_query_embedding("why?")))
 """
-    )
+
+
+def test_load_embed_model_knows_us_whichever_is_imported_first():
     model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
-    assert fresh(code, model.to_json()) == [0.5] * 4
+    assert fresh(LOAD, model.to_json()) == [0.5] * 4
+    from llama_index.core.embeddings.loading import load_embed_model  # here, after us
+
+    assert type(load_embed_model(json.loads(model.to_json()))) is AdaptedEmbedding

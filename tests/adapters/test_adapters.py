@@ -162,8 +162,6 @@ QUERIES = l2_normalize(random_array(5, DIM, seed=1))
 
 
 # --- the contract ---------------------------------------------------------------------------
-
-
 def test_the_identity_leaves_unit_vectors_as_they_are(identity):
     assert np.allclose(identity.apply(QUERIES), QUERIES, atol=1e-7)
 
@@ -254,8 +252,6 @@ def test_adapters_differ_by_weights_settings_and_class():
 
 
 # --- each of them ---------------------------------------------------------------------------
-
-
 def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation():
     weight, bias = np.array([[0, 2], [1, 0]]), np.array([0, 3])
     assert LinearAdapter(weight, bias, normalize=False).apply([1, 2]).tolist() == [4, 4]
@@ -327,34 +323,27 @@ def test_a_damaged_part_of_a_composite_is_named():
         restore(description, stack.arrays(), where="here")
 
 
+def ones(*shapes: int | tuple[int, ...]) -> list[np.ndarray]:
+    return [np.ones(shape) for shape in shapes]
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "arrays", "message"),
     [
-        (lambda: LinearAdapter(np.ones(3)), r"weight: expected 2 dimensions, got shape \(3,\)"),
-        (lambda: LinearAdapter(np.ones((0, 3))), "weight: expected 2 dimensions"),
-        (lambda: LinearAdapter(np.ones((2, 3)), np.ones(3)), r"bias: expected \(2,\), got \(3,\)"),
-        (lambda: LinearAdapter(np.full((2, 2), np.nan)), "weight: expected finite numbers"),
-        (
-            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((1, 3)), np.ones(3)),
-            r"up: expected \(3, 1\), got \(1, 3\)",
-        ),
-        (
-            lambda: LowRankAdapter(np.ones((1, 3)), np.ones((3, 1)), np.ones(1)),
-            r"bias: expected \(3,\), got \(1,\)",
-        ),
-        (
-            lambda: TwoLayerAdapter(np.ones((4, 2)), np.ones(3), np.ones((2, 4)), np.ones(2)),
-            r"hidden_bias: expected \(4,\), got \(3,\)",
-        ),
-        (
-            lambda: TwoLayerAdapter(np.ones((4, 2)), np.ones(4), np.ones((3, 4)), np.ones(3)),
-            r"output_weight: expected \(2, 4\), got \(3, 4\)",  # a residual needs one dimension
-        ),
+        (LinearAdapter, ones(3), r"weight: expected 2 dimensions, got shape \(3,\)"),
+        (LinearAdapter, ones((0, 3)), "weight: expected 2 dimensions"),
+        (LinearAdapter, ones((2, 3), 3), r"bias: expected \(2,\), got \(3,\)"),
+        (LinearAdapter, [np.full((2, 2), np.nan)], "weight: expected finite numbers"),
+        (LowRankAdapter, ones((1, 3), (1, 3), 3), r"up: expected \(3, 1\), got \(1, 3\)"),
+        (LowRankAdapter, ones((1, 3), (3, 1), 1), r"bias: expected \(3,\), got \(1,\)"),
+        (TwoLayerAdapter, ones((4, 2), 3, (2, 4), 2), r"hidden_bias: expected \(4,\), got \(3,\)"),
+        # A residual needs one dimension.
+        (TwoLayerAdapter, ones((4, 2), 4, (3, 4), 3), r"output_weight: expected \(2, 4\), got \(3"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(make, message):
+def test_weights_that_do_not_fit_are_refused(kind, arrays, message):
     with pytest.raises(ShapeError, match=message):
-        make()
+        kind(*arrays)
 
 
 def test_an_unknown_activation_is_refused_with_the_known_ones():

@@ -33,8 +33,6 @@ def saved(model, tmp_path) -> Path:
 
 
 # --- there and back -------------------------------------------------------------------------
-
-
 def test_a_saved_model_comes_back_as_it_was(model, base, saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, base)
     assert loaded.adapter == model.adapter
@@ -82,8 +80,6 @@ def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
 
 
 # --- replacing ------------------------------------------------------------------------------
-
-
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(base, saved):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(saved)
     assert Adapter.load(saved) == LinearAdapter.identity(16)
@@ -107,8 +103,6 @@ def test_a_failed_save_leaves_the_old_folder(saved):
 
 
 # --- is it the right model? -----------------------------------------------------------------
-
-
 def test_another_model_is_refused_unless_not_verified(saved):
     other = CountingEmbedding(dim=8)
     message = r"trained on CountingEmbedding; .*gives 8 dimensions, expected 16.*verify=False"
@@ -244,8 +238,6 @@ def test_an_adapter_saved_alone_asks_for_its_base(base, tmp_path):
 
 
 # --- folders of the old package -------------------------------------------------------------
-
-
 def old(name: str, *dims: int, **settings: Any) -> Any:
     """A network of the old package, with a bias and a residual to be seen."""
     module = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="it is missing")

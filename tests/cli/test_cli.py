@@ -123,8 +123,6 @@ def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path
 
 
 # --- help, usage, errors --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command):
     shown = Ran(command, "--help").out
@@ -248,8 +246,6 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
 
 
 # --- the commands -------------------------------------------------------------------------------
-
-
 def test_from_documents_to_a_saved_adapter_in_one_command(minilm, documents, tmp_path):
     """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
     base = ("--base", "minilm", "--quiet", "--json", "--method", "linear", "--epochs", "2")
@@ -516,8 +512,6 @@ def test_moved_documents_are_counted_with_how_far_they_went(counting, tmp_path):
 
 
 # --- what users point at ------------------------------------------------------------------------
-
-
 def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents):
     first, again = (cut(read_documents(documents), None, 20, 0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]

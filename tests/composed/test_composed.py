@@ -130,8 +130,6 @@ def test_it_drops_into_an_index_and_into_settings(composed, monkeypatch):
 
 
 # --- saving and loading ------------------------------------------------------------------------
-
-
 @pytest.fixture
 def saved(composed, tmp_path) -> Path:
     composed.save_pretrained(tmp_path / "saved")
@@ -302,8 +300,6 @@ def test_a_small_model_that_gives_no_numbers_is_found(base, small):
 
 
 # --- a remote black box --------------------------------------------------------------------------
-
-
 @pytest.fixture
 def server() -> Iterator[flaky_server.Flaky]:
     """Refuses every tenth request, as busy servers do."""

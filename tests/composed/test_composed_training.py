@@ -68,14 +68,18 @@ def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
     return ComposedFinetuneEngine(coded(), base, small or tiny_model(), **settings)
 
 
+def trained_in(folder: Path, base: Any = None, **kwargs: Any) -> ComposedFinetuneEngine:
+    found = engine(folder, base or CountingEmbedding(), **kwargs)
+    found.finetune()
+    return found
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> ComposedFinetuneEngine:
     folder = tmp_path_factory.mktemp("trained")
     # Wide enough to tell the things apart, which queries and documents name: not blind to the task.
     black_box = CountingEmbedding(dim=64)
-    found = engine(folder, black_box, epochs=8, report_path=folder / "report.html")
-    found.finetune()
-    return found
+    return trained_in(folder, black_box, epochs=8, report_path=folder / "report.html")
 
 
 def test_a_small_model_fills_the_gaps_of_a_black_box(trained):
@@ -122,16 +126,14 @@ def test_the_page_shows_scores_by_epoch_the_weight_and_passages(trained):
 
 
 def test_training_stops_when_patience_ends_and_returns_epoch_0(tmp_path):
-    found = engine(tmp_path, CountingEmbedding(), learning_rate=1e-9, patience=2, epochs=9)
-    found.finetune()
+    found = trained_in(tmp_path, learning_rate=1e-9, patience=2, epochs=9)
     assert len(found.history) == 3
     assert found.report.best_epoch == 0
     assert found.report.overall.adapted["ndcg@10"] >= found.report.overall.base["ndcg@10"]
 
 
 def test_queries_are_held_out_where_no_validation_set_is_given(tmp_path):
-    found = engine(tmp_path, CountingEmbedding(), val_dataset=None, epochs=1)
-    found.finetune()
+    found = trained_in(tmp_path, val_dataset=None, epochs=1)
     assert found.report.train_queries + found.report.overall.queries <= 60
     assert found.report.new is not None
 
@@ -140,8 +142,7 @@ def test_the_same_seed_trains_the_same_weights_and_changes_nothing_else(tmp_path
     vectors, small = [], tiny_model()
     before = random.getstate(), np.random.get_state()[1].tolist(), small.encode("a text").tolist()
     for run in ("one", "two"):
-        found = engine(tmp_path / run, CountingEmbedding(), augment_model=small, epochs=2)
-        found.finetune()
+        found = trained_in(tmp_path / run, augment_model=small, epochs=2)
         vectors.append(found.get_finetuned_model().get_query_embedding("where is it"))
     assert vectors[0] == vectors[1]
     after = random.getstate(), np.random.get_state()[1].tolist(), small.encode("a text").tolist()
@@ -160,8 +161,7 @@ def test_the_same_seed_trains_the_same_weights_and_changes_nothing_else(tmp_path
 def test_every_way_to_train_trains(options, tmp_path):
     if "lora_rank" in options:
         pytest.importorskip("peft", reason="extra 'lora' is missing")
-    found = engine(tmp_path, CountingEmbedding(), patience=None, **{"epochs": 4, **options})
-    found.finetune()
+    found = trained_in(tmp_path, patience=None, **{"epochs": 4, **options})
     losses = [line.loss for line in found.history[1:]]
     assert losses[-1] < losses[0]
     folder = tmp_path / "model" / "augment_model"
@@ -195,11 +195,9 @@ def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "killed" / "model").exists()
     assert not left.exists()
-    resumed = engine(tmp_path / "killed", CountingEmbedding(), epochs=4)
-    resumed.finetune()
+    resumed = trained_in(tmp_path / "killed", epochs=4)
     assert resumed.report.settings["resumed_from"] == 2
-    whole = engine(tmp_path / "whole", CountingEmbedding(), epochs=4)
-    whole.finetune()
+    whole = trained_in(tmp_path / "whole", epochs=4)
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert one.scores == other.scores
         assert one.loss == pytest.approx(other.loss, nan_ok=True)
@@ -228,10 +226,10 @@ def test_an_interrupt_keeps_the_best_epoch_so_far(tmp_path, monkeypatch):
 
 
 def test_a_diverging_training_says_so_and_leaves_the_old_model(tmp_path):
-    engine(tmp_path, CountingEmbedding(), epochs=1).finetune()
+    trained_in(tmp_path, epochs=1)
     before = (tmp_path / "model" / "config.json").read_text()
     with pytest.raises(TrainingError, match=r"diverged: the loss of epoch 1 is nan.*learning rate"):
-        engine(tmp_path, CountingEmbedding(), learning_rate=1e38, max_grad_norm=1e38).finetune()
+        trained_in(tmp_path, learning_rate=1e38, max_grad_norm=1e38)
     assert (tmp_path / "model" / "config.json").read_text() == before
 
 
@@ -263,8 +261,7 @@ def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_
             answer = f"{answers[text]} " * 9 if text in answers else ""
             return super().vector("document", answer + text)
 
-    found = engine(tmp_path, Knows(dim=256), epochs=1)
-    found.finetune()
+    found = trained_in(tmp_path, Knows(dim=256), epochs=1)
     assert found.report.weight == 0
     assert found.report.verdict.startswith("keep the base model: the small model adds nothing")
     model = found.get_finetuned_model()
@@ -321,8 +318,6 @@ def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path):
 
 
 # --- what is refused, before anything is embedded -------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -37,8 +37,6 @@ def datasets(draw: st.DrawFn, *, graded: bool = False) -> Dataset:
 
 
 # --- JSON -------------------------------------------------------------------------------------
-
-
 def test_the_json_is_that_of_the_old_class_byte_for_byte(tmp_path, small):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -265,8 +263,6 @@ def test_the_fingerprint_tells_datasets_apart_and_the_repr_is_short(small):
 
 
 # --- BEIR -------------------------------------------------------------------------------------
-
-
 def beir_folder(folder: Path, *, qrels: str, corpus: str = "", queries: str = "") -> Path:
     (folder / "qrels").mkdir(parents=True)
     corpus = corpus or '{"_id": "d1", "title": "T", "text": "t"}\n{"_id": "d2", "text": "u"}\n'
@@ -379,8 +375,6 @@ def test_a_real_graded_set_is_read_whole():
 
 
 # --- splits -----------------------------------------------------------------------------------
-
-
 @FAST
 @given(data=datasets(), by=st.sampled_from(["query", "document"]), seed=st.integers(0, 5))
 def test_splits_do_not_leak_and_do_not_depend_on_order(data, by, seed):
@@ -440,8 +434,6 @@ def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning():
 
 
 # --- files ------------------------------------------------------------------------------------
-
-
 def test_a_file_is_old_or_new_never_half(tmp_path):
     path = tmp_path / "data.json"
     files.write_json(path, {"version": 1})

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.filterwarnings("default")
-def test_every_block_of_the_readme_runs_in_order(model_server, tmp_path, monkeypatch):
+def test_every_block_of_the_readme_runs_in_order(model_server, page_cache, tmp_path, monkeypatch):
     remember_minilm(monkeypatch)
-    use(model_server, tmp_path, monkeypatch, tmp_path / "cache")
+    use(model_server, tmp_path, monkeypatch, page_cache)
     monkeypatch.setattr(Settings, "_embed_model", None)
     write_log(tmp_path / "log.csv")
     names = run_page(ROOT / "README.md", model_server)

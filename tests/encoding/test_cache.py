@@ -1,6 +1,6 @@
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,42 +22,36 @@ def rows(*values: float) -> np.ndarray:
 
 
 @pytest.fixture(params=["disk", "memory"])
-def place(request, tmp_path) -> Path | None:
-    return tmp_path / "cache" if request.param == "disk" else None
+def cache(request, tmp_path) -> Iterator[VectorCache]:
+    found = VectorCache(tmp_path / "cache" if request.param == "disk" else None, model())
+    yield found
+    found.close()
 
 
-def test_what_was_put_is_found_in_any_order(place):
-    cache = VectorCache(place, model())
+def test_what_was_put_is_found_in_any_order(cache):
     cache.put("query", ["one", "two"], rows(1, 2))
     cache.put("query", ["three"], rows(3))
     positions, vectors = cache.get("query", ["three", "unknown", "one"])
     assert positions.tolist() == [0, 2]
     assert np.array_equal(vectors, rows(3, 1))
-    cache.close()
 
 
-def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(place):
-    cache = VectorCache(place, model())
+def test_a_text_put_twice_keeps_its_vector_and_those_after_it_theirs(cache):
     cache.put("query", ["a", "b"], rows(1, 2))
     cache.put("query", ["c", "b"], rows(3, 9))  # the last row belongs to nobody
     cache.put("query", ["d", "e"], rows(4, 5))
     assert np.array_equal(cache.get("query", list("abcde"))[1], rows(1, 2, 3, 4, 5))
-    cache.close()
 
 
-def test_texts_that_are_no_valid_unicode_have_keys_too(place):
-    cache = VectorCache(place, model())
+def test_texts_that_are_no_valid_unicode_have_keys_too(cache):
     cache.put("query", ["\ud800", ""], rows(1, 2))
     assert np.array_equal(cache.get("query", ["", "\ud800"])[1], rows(2, 1))
-    cache.close()
 
 
-def test_more_texts_than_one_statement_takes_are_found(place):
+def test_more_texts_than_one_statement_takes_are_found(cache):
     texts = [str(number) for number in range(1300)]
-    cache = VectorCache(place, model())
     cache.put("query", texts, rows(*range(1300)))
     assert np.array_equal(cache.get("query", texts[::-1])[1], rows(*range(1300))[::-1])
-    cache.close()
 
 
 @pytest.mark.parametrize(
@@ -106,8 +100,7 @@ def test_rows_without_a_key_are_overwritten(tmp_path):
     assert np.array_equal(cache.get("query", ["a", "b"])[1], rows(1, 2))
 
 
-def test_threads_share_one_cache(place):
-    cache = VectorCache(place, model())
+def test_threads_share_one_cache(cache):
 
     def put(start: int) -> None:
         for number in range(start, start + 10):  # each number by two threads
@@ -120,18 +113,15 @@ def test_threads_share_one_cache(place):
         thread.join()
     texts = [str(number) for number in range(30)] + [f"again {number}" for number in range(7)]
     assert np.array_equal(cache.get("query", texts)[1], rows(*range(30), *range(7)))
-    cache.close()
 
 
-def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(place):
-    cache = VectorCache(place, model())
+def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(cache):
     cache.put("query", ["a", "b", "c"], rows(1, 2, 3))
     cache.forget("query", ["b", "unknown"])
     cache.forget("document", ["a"])
     assert cache.get("query", ["a", "b", "c"])[0].tolist() == [0, 2]
     cache.put("query", ["b"], rows(4))
     assert np.array_equal(cache.get("query", ["a", "b", "c"])[1], rows(1, 4, 3))
-    cache.close()
 
 
 def sql(statement: str) -> Callable[[Path], None]:

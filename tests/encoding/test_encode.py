@@ -32,8 +32,6 @@ def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
 
 
 # --- each text once -------------------------------------------------------------------------
-
-
 def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     work = encoder(base)
     before = len(base.batches)
@@ -168,8 +166,6 @@ def test_processes_share_one_folder_at_once(tmp_path):
 
 
 # --- answers that cannot be used ------------------------------------------------------------
-
-
 def test_a_model_that_fails_its_probes_is_named():
     class Mute(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
@@ -188,8 +184,6 @@ def test_a_model_that_fails_its_probes_is_named():
 
 
 # --- any model ------------------------------------------------------------------------------
-
-
 class Limiter(BaseRateLimiter):
     """Counts instead of waiting."""
 

@@ -1,8 +1,8 @@
 """A base model behind a real, unreliable server: nothing is lost, nothing wrong is kept."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -28,8 +28,18 @@ TRUTH = np.float32([cheap.vector(text, "document") for text in TEXTS])
 BATCH = 8
 
 
-def encoder(server: Flaky, folder: Path, **options: object) -> Encoder:
-    return Encoder(client(server.address, **options), cache_dir=folder, show_progress=False)
+@pytest.fixture
+def encoder(tmp_path) -> Iterator[Callable[..., Encoder]]:
+    """Make encoders over a server with one cache, which are closed in the end."""
+    with ExitStack() as opened:
+
+        def make(server: Flaky, **options: object) -> Encoder:
+            work = Encoder(
+                client(server.address, **options), cache_dir=tmp_path, show_progress=False
+            )
+            return opened.enter_context(work)
+
+        yield make
 
 
 def asked(server: Flaky) -> list[str]:
@@ -51,31 +61,30 @@ MOMENT = TEXTS[20]  # in the third batch
 
 
 # --- what passes ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "reply",
     [Reply(429, retry_after="0.05"), Reply(503), Reply(hang_up=True), Reply(after_s=1.0)],
     ids=["429", "503", "hung up", "timeout"],
 )
-def test_a_fault_that_passes_is_not_noticed(reply, tmp_path):
+def test_a_fault_that_passes_is_not_noticed(reply, encoder):
     with serving(at(MOMENT, reply)) as server:
-        work = encoder(server, tmp_path, timeout=0.5, max_retries=2)
+        work = encoder(server, timeout=0.5, max_retries=2)
         assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
         assert len(asked(server)) == len(TEXTS) + BATCH
-        work.close()
 
 
-def test_retry_after_is_waited_for(tmp_path):
+def test_retry_after_is_waited_for(encoder):
     with serving(at(MOMENT, Reply(429, retry_after="1"))) as server:
-        work = encoder(server, tmp_path, max_retries=2)
+        work = encoder(server, max_retries=2)
         work.encode(TEXTS, "document")
-        work.close()
         [first, again] = [n for n, texts in enumerate(server.requests) if MOMENT in texts]
         assert server.times[again] - server.times[first] >= 0.95
 
 
 # --- what does not ------------------------------------------------------------------------------
+def giving(change: Callable[[list[float]], list[float]]) -> Reply:
+    return Reply(vectors=lambda vectors: [change(vector) for vector in vectors])
+
 
 FAULTS: dict[str, tuple[Reply, type[Exception], str]] = {
     "429": (Reply(429), openai.RateLimitError, "status 429"),
@@ -84,70 +93,53 @@ FAULTS: dict[str, tuple[Reply, type[Exception], str]] = {
     "hung up": (Reply(hang_up=True), openai.APIConnectionError, "Connection error"),
     "fewer vectors": (Reply(vectors=lambda vs: vs[:-1]), EncodeError, "7 vectors for a batch of 8"),
     "more vectors": (Reply(vectors=lambda vs: [*vs, vs[0]]), EncodeError, "9 vectors for a batch"),
-    "another dimension": (
-        Reply(vectors=lambda vs: [v[:-1] for v in vs]),
-        EncodeError,
-        r"shape \(31,\), expected \(32,\)",
-    ),
-    "zeros": (Reply(vectors=lambda vs: [[0.0] * len(v) for v in vs]), EncodeError, "of zeros"),
-    "infinity": (
-        Reply(vectors=lambda vs: [[math.inf, *v[1:]] for v in vs]),
-        EncodeError,
-        "NaN or infinity",
-    ),
-    "NaN": (
-        Reply(vectors=lambda vs: [[math.nan, *v[1:]] for v in vs]),
-        EncodeError,
-        "NaN or infinity",
-    ),
+    "another dimension": (giving(lambda v: v[:-1]), EncodeError, r"\(31,\), expected \(32,\)"),
+    "zeros": (giving(lambda v: [0.0] * len(v)), EncodeError, "of zeros"),
+    "infinity": (giving(lambda v: [math.inf, *v[1:]]), EncodeError, "NaN or infinity"),
+    "NaN": (giving(lambda v: [math.nan, *v[1:]]), EncodeError, "NaN or infinity"),
 }
 
 
 @pytest.mark.parametrize(("reply", "error", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_came_before_a_fault_is_kept_and_nothing_of_it(reply, error, message, tmp_path):
+def test_what_came_before_a_fault_is_kept_and_nothing_of_it(reply, error, message, encoder):
     with serving(always(MOMENT, reply)) as server:
-        work = encoder(server, tmp_path, timeout=0.3, max_retries=0)
+        work = encoder(server, timeout=0.3, max_retries=0)
         with pytest.raises(error, match=message):
             work.encode(TEXTS, "document")
         rows, found = work.known(TEXTS, "document")
         assert rows.tolist() == list(range(2 * BATCH))
         assert np.allclose(found, TRUTH[:16], atol=1e-6)
-        work.close()
         server.script, before = Flaky().script, len(asked(server))
-        work = encoder(server, tmp_path)
+        work = encoder(server)
         assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
         assert sorted(asked(server)[before:]) == TEXTS[16:]
-        work.close()
 
 
-def test_queries_that_were_answered_are_kept_one_by_one(tmp_path):
+def test_queries_that_were_answered_are_kept_one_by_one(encoder):
     with serving(always(MOMENT, Reply(500))) as server:
-        work = encoder(server, tmp_path, max_retries=0)
+        work = encoder(server, max_retries=0)
         with pytest.raises(openai.InternalServerError, match="status 500"):
             work.encode(TEXTS, "query")
         assert work.known(TEXTS, "query")[0].tolist() == list(range(20))
-        work.close()
 
 
 @pytest.mark.parametrize("nonsense", [[], [None], ["x"], [[1.0]]], ids=str)
-def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, tmp_path):
+def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, encoder, tmp_path):
     script = lambda texts, number: Reply(vectors=lambda vs: [nonsense] * len(vs))  # noqa: E731
     with (
         serving(script) as server,
         pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input"),
     ):
-        encoder(server, tmp_path, max_retries=0)
+        encoder(server, max_retries=0)
     assert not (tmp_path / "vectors.sqlite").exists()
 
 
 # --- another model behind the same name -----------------------------------------------------------
-
-
 def turned(vectors: Vectors) -> Vectors:
     return [[*v[1:], v[0]] for v in vectors]
 
 
-def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path):
+def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(encoder, tmp_path):
     texts = [f"text {number:03d} of many" for number in range(700)]
     truth = np.float32([cheap.vector(text, "document") for text in texts])
 
@@ -157,13 +149,12 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path):
 
     with serving(script) as server:
         server.exchanged = False
-        work = encoder(server, tmp_path)
+        work = encoder(server)
         with pytest.raises(EncodeError, match=r"has changed: a probe text.*last 256 texts"):
             work.encode(texts, "document")
         rows, found = work.known(texts, "document")
         assert rows.tolist() == list(range(256))
         assert np.allclose(found, truth[:256], atol=1e-6)
-        work.close()
         new = Encoder(work._model, cache_dir=tmp_path, show_progress=False)
         assert len(new.known(texts, "document")[0]) == 0  # another model has vectors of its own
         expected = np.float32(turned(truth[:70].tolist()))
@@ -171,26 +162,23 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(tmp_path):
         new.close()
 
 
-def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(tmp_path):
+def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(encoder):
     with serving() as server:
-        work = encoder(server, tmp_path)
+        work = encoder(server)
         work.encode([f"text {number}" for number in range(600)], "document")
-        work.close()
     probes = sum(text in PROBE_TEXTS for texts in server.requests for text in texts)
     assert probes == 2 * len(PROBE_TEXTS) + 3 * len(PROBE_TEXTS) + BATCH
 
 
 # --- one text, one moment, one order --------------------------------------------------------------
-
-
-def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_path):
+def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(encoder):
     data = EmbeddingQAFinetuneDataset(
         {"q": "text 000 of many"},
         {f"p{row}": text for row, text in enumerate(TEXTS)},
         {"q": ["p0", "p20"]},
     )
     with serving(always(MOMENT, Reply(400))) as server:
-        work = encoder(server, tmp_path, max_retries=0)
+        work = encoder(server, max_retries=0)
         message = r"refuses 1 of 40 texts .first: of 16 characters; it says: .*400.*Ids: .p20."
         with pytest.raises(EncodeError, match=message) as caught:
             work.dataset(data)
@@ -199,48 +187,43 @@ def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(tmp_pat
         smaller = data.without(caught.value.ids)
         assert smaller.relevant_docs == {"q": ["p0"]}
         assert work.dataset(smaller).documents.shape == (39, 32)
-        work.close()
 
 
-def test_of_many_refusals_in_a_row_the_model_is_at_fault(tmp_path):
+def test_of_many_refusals_in_a_row_the_model_is_at_fault(encoder):
     with serving() as server:
-        work = encoder(server, tmp_path, max_retries=0)
+        work = encoder(server, max_retries=0)
         server.script = lambda texts, number: Reply(400)
         before = len(server.requests)
         with pytest.raises(openai.BadRequestError):
             work.encode(TEXTS, "document")
         assert len(server.requests) - before < 2 * BATCH
-        work.close()
 
 
 @pytest.mark.parametrize("reply", [Reply(503), Reply(429), Reply(hang_up=True)], ids=str)
-def test_faults_that_pass_are_waited_for_where_the_client_does_not(reply, tmp_path):
+def test_faults_that_pass_are_waited_for_where_the_client_does_not(reply, encoder):
     with serving(lambda texts, number: reply if number % 4 == 3 else Reply()) as server:
-        work = encoder(server, tmp_path, max_retries=0)
+        work = encoder(server, max_retries=0)
         assert np.allclose(work.encode(TEXTS, "document"), TRUTH, atol=1e-6)
         assert len(work.encode(TEXTS, "query")) == len(TEXTS)
-        work.close()
 
 
-def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(tmp_path):
+def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(encoder):
     texts = [f"text {number:03d} of many" for number in range(80)]
     script = lambda given, number: Reply(  # noqa: E731
         vectors=lambda vs: vs[::-1] if len(vs) > 3 else vs
     )
     with serving(script) as server:
-        work = encoder(server, tmp_path)
+        work = encoder(server)
         with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
             work.encode(texts, "document")
         assert len(work.known(texts, "document")[0]) == 0
-        work.close()
 
 
-def test_half_a_surrogate_is_sent_as_a_whole_character(tmp_path):
+def test_half_a_surrogate_is_sent_as_a_whole_character(encoder):
     with serving() as server:
-        work = encoder(server, tmp_path)
+        work = encoder(server)
         assert len(work.encode(["Let \ud835 be a vector."], "document")) == 1
         assert "Let \N{REPLACEMENT CHARACTER} be a vector." in server.requests[-1]
-        work.close()
 
 
 class Noisy(CountingEmbedding):
@@ -271,8 +254,6 @@ def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(noise, tmp_path
 
 
 # --- what the cache itself refuses ----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
@@ -291,8 +272,6 @@ def test_the_cache_refuses_what_is_no_vector_of_its_model(vectors, message, tmp_
 
 
 # --- serving --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronous):
     from llama_index.core.storage.kvstore import SimpleKVStore

@@ -82,16 +82,8 @@ def test_what_is_no_secret_is_kept(provider):
         "instruction": "Answer like https://host/x does? Yes.",
         "stop": [],
     }
-    assert sorted(described["omitted"]) == [
-        "additional_kwargs",
-        "api_base",
-        "api_key",
-        "auth_token",
-        "default_headers",
-        "instruction",
-        "model_name",
-        "user",
-    ]
+    omitted = "additional_kwargs api_base api_key auth_token default_headers instruction"
+    assert sorted(described["omitted"]) == [*omitted.split(), "model_name", "user"]
     json.dumps(described)
 
 

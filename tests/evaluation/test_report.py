@@ -1,6 +1,7 @@
 import copy
 import json
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -43,41 +44,30 @@ def report(overall: PartReport, **changes: Any) -> FinetuneReport:
     return FinetuneReport(**{**fields, **changes})
 
 
-@pytest.mark.parametrize(
-    ("found", "verdict"),
-    [
-        (report(part(0.3, 0.1)), r"^ship: held-out queries gain \+0.2000"),
-        (report(part(0.3, -0.29)), "^inconclusive: no significant gain or loss$"),
-        (report(part(0.0), best_epoch=0), "^keep the base model: no epoch of training was better"),
-        (
-            report(part(0.3, 0.1), new=part(-0.3, -0.1)),
-            "^do not ship: NDCG@10 drops on new documents$",
-        ),
-        (report(part(0.3, 0.1), new=part(-0.3, -0.1), settings={"expect": 0.9}), "^ship"),
-        (
-            report(part(0.3, 0.1), new=part(-0.3, -0.1, queries=6), known=part(0.3, 0.1)),
-            r"^ship: .*; too few queries to show a loss: 6 on new documents$",
-        ),
-        (
-            report(part(0.3, 0.1), settings={"judged_on": {"llm": 150, "structure": 50}}),
-            r"^promising: judge on real queries before shipping; none of .* gain \+0.2000",
-        ),
-        (
-            report(part(0.3, 0.1), settings={"judged_on": {"llm": 181, "human": 19}}),
-            "^promising: judge on real queries before shipping; 19 of those judged",
-        ),
-        (report(part(0.3, 0.1, queries=18)), "^promising: .* at least 20 are needed"),
-        (report(part(0.3, 0.1), settings={"judged_on": {"llm": 150, "human": 50}}), "^ship"),
-        (report(part(0.3, 0.1), settings={"looks_random": True}), "^do not ship: .*mismatched ids"),
-        (
-            report(part(0.3, 0.1), new=part(0.3, 0.1), settings={"looks_random": True}),
-            "^ship: held-out queries gain",
-        ),
-    ],
-)
-def test_the_verdict_says_what_the_numbers_say(found, verdict):
-    import re
+GOOD, BAD = part(0.3, 0.1), part(-0.3, -0.1)
+REAL = "^promising: judge on real queries before shipping; "
 
+
+@pytest.mark.parametrize(
+    ("overall", "changes", "settings", "verdict"),
+    [
+        (GOOD, {}, {}, r"^ship: held-out queries gain \+0.2000"),
+        (part(0.3, -0.29), {}, {}, "^inconclusive: no significant gain or loss$"),
+        (part(0.0), {"best_epoch": 0}, {}, "^keep the base model: no epoch of training was better"),
+        (GOOD, {"new": BAD}, {}, "^do not ship: NDCG@10 drops on new documents$"),
+        (GOOD, {"new": BAD}, {"expect": 0.9}, "^ship"),
+        (GOOD, {"new": part(-0.3, -0.1, queries=6), "known": GOOD}, {},
+         r"^ship: .*; too few queries to show a loss: 6 on new documents$"),
+        (GOOD, {}, {"judged_on": {"llm": 150, "structure": 50}}, REAL + r"none of .* \+0.2000"),
+        (GOOD, {}, {"judged_on": {"llm": 181, "human": 19}}, REAL + "19 of those judged"),
+        (part(0.3, 0.1, queries=18), {}, {}, "^promising: .* at least 20 are needed"),
+        (GOOD, {}, {"judged_on": {"llm": 150, "human": 50}}, "^ship"),
+        (GOOD, {}, {"looks_random": True}, "^do not ship: .*mismatched ids"),
+        (GOOD, {"new": GOOD}, {"looks_random": True}, "^ship: held-out queries gain"),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_what_the_numbers_say(overall, changes, settings, verdict):
+    found = report(overall, settings=settings, **changes)
     assert re.search(verdict, found.verdict)
     assert found.verdict in str(found)
     assert found.to_dict()["decision"] == found.verdict.decision.value
@@ -108,12 +98,8 @@ def test_the_report_is_json_without_nan_and_reads_well():
     found = report(part(0.3, 0.1), known=part(0.2, 0.1))
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["overall"]["queries"] == 200
-    assert data["history"][1] == {
-        "epoch": 1,
-        "loss": 1.0,
-        "scores": {"overall": 0.1, "new": 0.1},
-        "seconds": 0.5,
-    }
+    scores = {"overall": 0.1, "new": 0.1}
+    assert data["history"][1] == {"epoch": 1, "loss": 1.0, "scores": scores, "seconds": 0.5}
     assert data["history"][0]["loss"] is None
     assert Epoch.from_dict(data["history"][1]) == found.history[1]
     assert data["new"] is None

@@ -130,15 +130,7 @@ def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(stores, base, 
     plain.close()
     before = len(base.batches)
     given = None if old.vector_store.stores_text else nodes()
-    new = adapt_index(
-        old,
-        model,
-        stores("new", DIM),
-        cache_dir=cache,
-        nodes=given,
-        check=False,
-        show_progress=False,
-    )
+    new = quietly(old, model, stores("new", DIM), cache_dir=cache, nodes=given)
     assert len(base.batches) == before
     corpus = BOTH_SIDES.apply(documents(base), "document")
     for text in QUERIES:

@@ -135,8 +135,6 @@ def towns(count: int = 6) -> list[TextNode]:
 
 
 # --- any LLM ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "llm",
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
@@ -226,8 +224,6 @@ def test_bad_options_are_refused_before_anything_is_sent(options, message, write
 
 
 # --- what a passage is ------------------------------------------------------------------------
-
-
 def chapters() -> list[TextNode]:
     """Ninety passages of a long document, six of a short one, four without a document."""
     nodes = []
@@ -326,8 +322,6 @@ def test_whole_documents_are_held_out(write):
 
 
 # --- failures ---------------------------------------------------------------------------------
-
-
 def test_a_refused_key_fails_at_once(write):
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
@@ -407,8 +401,6 @@ def test_calls_per_minute_are_limited(write):
 
 
 # --- recovery ---------------------------------------------------------------------------------
-
-
 def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write):
     first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
@@ -466,8 +458,6 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
 
 
 # --- cost, report, filters over all -----------------------------------------------------------
-
-
 def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(write, quiet):
     options = {"concurrency": 4, "retry_limit": 2}
     with ScriptedServer(latency_s=0.1) as server:

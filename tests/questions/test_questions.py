@@ -38,8 +38,6 @@ def reason(text: str, **more: str | None) -> str | None:
 
 
 # --- reading answers --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -205,8 +203,6 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer):
 
 
 # --- filters ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -321,8 +317,6 @@ def test_languages_are_told_apart_only_when_clear():
 
 
 # --- near-duplicates --------------------------------------------------------------------------
-
-
 def test_near_duplicates_point_at_the_first_that_stays():
     texts = [
         "How high is the commission on a trip?",
@@ -367,8 +361,6 @@ def test_ten_thousand_questions_are_compared_in_seconds():
 
 
 # --- prompts ----------------------------------------------------------------------------------
-
-
 def test_passages_take_turns_so_that_every_style_is_used():
     prompting = PromptConfig(2)
     used = [

@@ -93,8 +93,6 @@ def fill(place: Path) -> Path:
 
 
 # --- a full disk ------------------------------------------------------------------------------
-
-
 def test_a_full_disk_leaves_the_old_adapter_and_says_so(base, small_disk):
     old = LinearAdapter.identity(16)
     AdaptedEmbedding(base, old).save_pretrained(small_disk / "model")
@@ -179,8 +177,6 @@ def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
 
 
 # --- places that cannot be written ----------------------------------------------------------------
-
-
 def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, read_only, tmp_path):
     place = read_only()
     quiet: dict[str, Any] = {"show_progress": False}
@@ -256,8 +252,6 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
 
 
 # --- the clock ------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def jumping_clock(monkeypatch) -> None:
     """Every look at the clock of the wall finds it a day earlier than the last."""

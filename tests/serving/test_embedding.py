@@ -57,8 +57,6 @@ def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[
 
 
 # --- six paths ------------------------------------------------------------------------------
-
-
 async def test_all_paths_give_what_base_and_adapter_give(model):
     query = expected(model, "query", TEXTS)
     documents = expected(model, "document", TEXTS)
@@ -113,8 +111,6 @@ def test_one_adapted_model_adapts_another(base):
 
 
 # --- events, limits, retries ----------------------------------------------------------------
-
-
 class Ends(BaseEventHandler):
     """Keeps the events that end an embedding."""
 
@@ -252,8 +248,6 @@ def test_one_cache_serves_many_adapters_and_models(base):
 
 
 # --- threads and coroutines -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cached", [False, True])
 def test_threads_get_what_single_calls_get(base, cached):
     store = SimpleKVStore() if cached else None
@@ -299,8 +293,6 @@ def test_past_events_are_noted_only_for_handlers(base, handlers, kept):
 
 
 # --- copies ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "again",
     [
@@ -341,14 +333,11 @@ class Own(AdaptedEmbedding):
 
 def test_saved_paths_and_pickles_name_the_package_and_classes_can_be_derived(base):
     assert AdaptedEmbedding.__module__ == "llama_index_embeddings_adapted"
-    assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(
-        AdaptedEmbedding(base, ADAPTER)
-    )
+    model = AdaptedEmbedding(base, ADAPTER)
+    assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(model)
     own = pickle.loads(pickle.dumps(Own(base, ADAPTER)))
     assert (type(own), own.note) == (Own, "mine")
-    assert own.get_query_embedding("why?") == AdaptedEmbedding(base, ADAPTER).get_query_embedding(
-        "why?"
-    )
+    assert own.get_query_embedding("why?") == model.get_query_embedding("why?")
 
 
 class Unpicklable(BaseRateLimiter):
@@ -382,32 +371,19 @@ def test_a_damaged_dict_is_refused(data):
 
 
 # --- what is refused ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("model", "adapter", "cache", "error", "message"),
     [
-        (
-            lambda base: AdaptedEmbedding(base, LinearAdapter(np.ones((8, 16)))),
-            ShapeError,
-            "expected 16 dimensions, as the documents.*got 8.*cannot change the dimension",
-        ),
-        (
-            lambda _: AdaptedEmbedding("local:x", ADAPTER),
-            OptionError,
-            "base_embed_model.*names no model",
-        ),
-        (lambda base: AdaptedEmbedding(base, np.eye(16)), OptionError, "adapter: .*got ndarray"),
-        (
-            lambda base: AdaptedEmbedding(base, ADAPTER, embeddings_cache={}),
-            OptionError,
-            "embeddings_cache: expected a LlamaIndex key-value store, got dict",
-        ),
+        (None, LinearAdapter(np.ones((8, 16))), None, ShapeError,
+         "expected 16 dimensions, as the documents.*got 8.*cannot change the dimension"),
+        ("local:x", ADAPTER, None, OptionError, "base_embed_model.*names no model"),
+        (None, np.eye(16), None, OptionError, "adapter: .*got ndarray"),
+        (None, ADAPTER, {}, OptionError, "embeddings_cache: expected a LlamaIndex key.*got dict"),
     ],
-)
-def test_what_cannot_work_is_refused_at_construction(base, make, error, message):
+)  # fmt: skip
+def test_what_cannot_work_is_refused_at_construction(base, model, adapter, cache, error, message):
     with pytest.raises(error, match=message):
-        make(base)
+        AdaptedEmbedding(base if model is None else model, adapter, embeddings_cache=cache)
     assert base.asked == []
 
 

@@ -86,8 +86,6 @@ def nodes_of(*ids: str) -> dict[str, BaseNode]:
 
 
 # --- the memory -------------------------------------------------------------------------------
-
-
 def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(memory):
     best = {"b": 1.0, "c": 0.5, "a": 0.0}
     assert memory.lookup(np.float32([0, 3]), temperature=0.01) == pytest.approx(best)
@@ -140,8 +138,6 @@ def test_a_memory_whose_parts_do_not_fit_is_refused(memory, broken):
 
 
 # --- around a retriever -----------------------------------------------------------------------
-
-
 def test_a_node_gains_the_weighted_memory(memory):
     found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
     assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
@@ -237,8 +233,6 @@ def test_each_wrong_argument_has_its_error(memory, settings, message):
 
 
 # --- the query's vector -----------------------------------------------------------------------
-
-
 class Searching(Fixed):
     """Holds a model, as LlamaIndex's vector retrievers do."""
 
@@ -298,8 +292,6 @@ async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(m
 
 
 # --- saving -----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def saved(memory, angles, tmp_path) -> Path:
     wrapped = wrap({"a": 0.1}, memory, embed_model=angles, neighbours=3, weight=0.25, top_k=7)
@@ -373,8 +365,6 @@ def test_damaged_or_missing_files_have_their_error(saved, angles):
 
 
 # --- a real index -----------------------------------------------------------------------------
-
-
 async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     texts = {
         "payroll": "Salaries are transferred on the 25th of each month.",
@@ -390,16 +380,8 @@ async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     question = "intranet lunch page not loading"
     plain = index.as_retriever(similarity_top_k=1)
     assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]
-    wrapped = MemoryRetriever.from_dataset(
-        plain,
-        dataset,
-        minilm,
-        cache_dir=False,
-        show_progress=False,
-        weight=0.5,
-        top_k=2,
-        nodes=index.docstore,
-    )
+    options = {"weight": 0.5, "top_k": 2, "nodes": index.docstore, "cache_dir": False}
+    wrapped = MemoryRetriever.from_dataset(plain, dataset, minilm, show_progress=False, **options)
     found = wrapped.retrieve(question)
     assert [node.node_id for node in found] == ["zephyr", "lunch"]
     assert found[0].text == texts["zephyr"]

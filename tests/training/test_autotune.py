@@ -87,8 +87,6 @@ def shuffled(seed: int = 0) -> EncodedDataset:
 
 
 # --- what is found --------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts):
@@ -132,8 +130,6 @@ def test_the_same_seed_gives_the_same_choice_and_adapter():
 
 
 # --- what is expected -----------------------------------------------------------------------
-
-
 def asked_and_others() -> EncodedDataset:
     """20 documents with five queries each among 200 that nobody asks for."""
     random = np.random.default_rng(0)
@@ -167,8 +163,6 @@ def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(monk
 
 
 # --- what is said ---------------------------------------------------------------------------
-
-
 def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> Verdict:
     """Of a candidate that changes 50 known and 50 new judgements, in turn, by these numbers."""
     flags = np.arange(100) < 50
@@ -260,8 +254,6 @@ def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_on
 
 
 # --- what is left out -----------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("quick")
 def test_auto_goes_on_without_methods_that_fail(monkeypatch):
     def broken(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:

@@ -237,8 +237,6 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, trained: Tra
 
 
 # --- methods --------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Train maps for a few steps only."""
@@ -352,8 +350,6 @@ def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypat
 
 
 # --- errors ---------------------------------------------------------------------------------
-
-
 def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(trained, engine_of):
     trained(epochs=1)
     engine = engine_of()
@@ -453,8 +449,6 @@ def test_diverging_training_leaves_what_was_saved_before(trained, tmp_path):
 
 
 # --- the old package ------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_an_engine_is_a_base_embedding_finetune_engine():

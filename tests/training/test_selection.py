@@ -48,8 +48,6 @@ LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
 
 
 # --- what is expected -----------------------------------------------------------------------
-
-
 def test_what_the_user_says_about_live_queries_is_believed():
     data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
     assert QueryMix.of(0.9, data) == QueryMix(0.9, True)
@@ -79,8 +77,6 @@ def test_two_documents_of_one_text_are_asked_for_as_one():
 
 
 # --- weighing -------------------------------------------------------------------------------
-
-
 def test_known_and_new_documents_weigh_as_expected_however_many_were_judged():
     found = cross_fitted([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
     weights = found.weights(found.everything)
@@ -167,8 +163,6 @@ def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part():
 
 
 # --- the search -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Broken(PipelineSpec):
     method = "broken"
@@ -281,8 +275,6 @@ def test_a_spec_proposed_twice_is_tried_once(fitted):
 
 
 # --- specs ----------------------------------------------------------------------------------
-
-
 def test_a_spec_reads_well_and_knows_whether_it_moves_documents():
     kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
@@ -393,8 +385,6 @@ def test_the_lowest_map_lies_below_kernels_and_gates():
 
 
 # --- the search space -----------------------------------------------------------------------
-
-
 def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
     assert check_methods("auto", "query") == ["auto"]
     assert check_methods(["ridge", "nudge"], "both") == ["ridge", "nudge"]

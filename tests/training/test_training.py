@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,15 +98,8 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     # would be pushed away from its own answer.
     queries = np.eye(4)[[0, 0, 1, 1]]
     documents = np.eye(4)[[0, 0, 1, 2]]
-    data = EncodedDataset(
-        np.float32(queries),
-        np.float32(documents),
-        encoded(queries, documents, [[0], [1], [2], [2]]).relevance,
-        ("a", "b", "c", "d"),
-        ("0", "1", "2", "3"),
-        np.array([0, 0, 2, 3]),
-        np.arange(4, dtype=np.uint64),
-    )
+    data = encoded(queries, documents, [[0], [1], [2], [2]])
+    data = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
     options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
     candidates = run._competition.candidates(np.arange(4))

@@ -20,14 +20,7 @@ class DatasetError(AdaptedError, ValueError):
 
 
 class ShapeError(AdaptedError, ValueError):
-    """Vectors whose shape is not the expected one.
-
-    Args:
-        what: The vectors concerned, as a user would name them.
-        expected: The expected shape or dimension.
-        actual: What arrived.
-        hint: What to do about it.
-    """
+    """Vectors, named as a user would name them, whose shape is not the expected one."""
 
     def __init__(self, what: str, *, expected: object, actual: object, hint: str = "") -> None:
         self.what, self.expected, self.actual = what, expected, actual
@@ -39,13 +32,7 @@ class OptionError(AdaptedError, ValueError):
 
 
 class EncodeError(AdaptedError, RuntimeError):
-    """The base model gave no usable vector.
-
-    Args:
-        message: What is wrong with the answer.
-        text: The first text concerned.
-        texts: All of them, where they are known.
-    """
+    """The base model gave no usable vector for ``text``, the first of ``texts`` if known."""
 
     def __init__(self, message: str, *, text: str, texts: tuple[str, ...] = ()) -> None:
         self.text, self.texts = text, texts
@@ -58,12 +45,7 @@ class CacheError(AdaptedError, RuntimeError):
 
 
 class DiskError(AdaptedError, OSError):
-    """A result could not be written: no space, no permission, no such place.
-
-    Args:
-        path: What was to be written; a file or folder of that name is as it was.
-        cause: What the system said.
-    """
+    """A result could not be written: no space, no permission, no such place."""
 
     def __init__(self, path: Path, cause: OSError) -> None:
         reason = cause.strerror or str(cause)

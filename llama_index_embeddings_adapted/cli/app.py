@@ -2,49 +2,90 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ..errors import OptionError
-from .commands import Export, Show, Split, Upgrade
-from .options import EXIT_CODES, LLMS, CommandResult, EmbeddingJob, Job, command
+from ..errors import OptionError, truncate
+from .options import LLMS, CommandResult, EmbeddingJob, Job, app, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset
 
-app = typer.Typer(
-    name="llama-index-adapted",
-    help="Train a small adapter on top of an embedding model, and know whether it helps.\n\n"
-    + EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+_SHOWN = 300  # characters of a passage
+_FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from ..core.files import library_version
+@command("Show queries of a dataset with their documents.")
+class Show(Job):
+    """Show what a dataset holds: numbers, and queries with their documents, drawn at random."""
 
-        print(library_version())
-        raise typer.Exit
+    data: Path
+    number: int = 5
+    split: str = "train"
+    seed: int = 0
+
+    def run(self) -> CommandResult:
+        from ..data.dataset import data_statistics
+        from . import inputs
+
+        dataset = inputs.read_pairs(self.data, self.split)
+        sources = ", ".join(f"{n:,} {source}" for source, n in dataset.sources.items())
+        origin = f" ({sources})" if sources else ""
+        lines = [f"{len(dataset):,} queries{origin}, {len(dataset.corpus):,} documents"]
+        shown = []
+        names = list(dataset.queries)
+        for name in random.Random(self.seed).sample(names, min(self.number, len(names))):
+            query = dataset.queries[name]
+            answers = {found: dataset.corpus[found] for found in dataset.relevant_docs[name]}
+            shown.append({"query_id": name, "query": query, "documents": answers})
+            lines.append(f"\n{truncate(query, _SHOWN)}  [{name}]")
+            lines += [
+                f"  → {truncate(' '.join(text.split()), _SHOWN)}  [{found}]"
+                for found, text in answers.items()
+            ]
+        data = {"statistics": data_statistics(dataset), "queries": shown}
+        return CommandResult("\n".join(lines), data)
 
 
-_Version = typer.Option(
-    "--version", is_eager=True, callback=_show_version, help="Show it and exit."
-)
+@command("Cut a dataset into one to train on and one to test on.")
+class Split(Job):
+    """Cut a dataset in two: train on one file, compare on the other.
 
+    By document, no test query asks for a document that a training query asks for: the harder test,
+    and the honest one where users will ask about documents that nobody has asked about yet.
+    """
 
-@app.callback()
-def root(version: Annotated[bool, _Version] = False) -> None:
-    """Carry the options that belong to no command; its help is that of the program."""
+    data: Path
+    train: Path = Path("train.json")
+    test: Path = Path("test.json")
+    share: float = 0.2
+    by: str = "document"
+    split: str = "train"
+    seed: int = 0
 
+    def run(self) -> CommandResult:
+        from . import inputs
 
-command(app, "Show queries of a dataset with their documents.")(Show)
-command(app, "Cut a dataset into one to train on and one to test on.")(Split)
+        if self.by not in ("document", "query") or not 0 < self.share < 1:
+            raise OptionError("expected --by document or query, and --share above 0 and below 1.")
+        if self.train.resolve() == self.test.resolve():
+            raise OptionError(f"--train and --test: expected two files, both are {self.test}.")
+        for path in (self.train, self.test):
+            inputs.check_target(path)
+            if path.exists():
+                raise OptionError(f"{path} is there already. Name others: --train and --test.")
+        dataset = inputs.read_pairs(self.data, self.split)
+        by: Any = self.by
+        parts = dataset.train_test_split(self.share, by=by, seed=self.seed)
+        lines, data = [], {}
+        for name, part in zip(("train", "test"), parts, strict=True):
+            path = getattr(self, name)
+            inputs.save_pairs(part, path)
+            lines.append(f"{path}: {len(part):,} queries, {len(part.corpus):,} documents")
+            data[name] = {"path": str(path), "queries": len(part)}
+        return CommandResult("\n".join(lines), data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +149,7 @@ class QuestionJob(EmbeddingJob):
         return make(passages, writer.llm, **options, **filters)
 
 
-@command(app, "Write questions about documents.")
-@dataclass(frozen=True, kw_only=True)
+@command("Write questions about documents.")
 class Generate(QuestionJob):
     """Write questions about documents: a dataset to train on."""
 
@@ -135,11 +175,7 @@ class Generate(QuestionJob):
         return CommandResult(f"{dataset.report}\n{dataset} in {self.out}", data)
 
 
-_FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
-
-
-@command(app, "Train and save an adapter, and judge it.")
-@dataclass(frozen=True, kw_only=True)
+@command("Train and save an adapter, and judge it.")
 class Finetune(QuestionJob):
     """Train and save an adapter, from a dataset or, with --llm, from documents.
 
@@ -238,8 +274,7 @@ class Finetune(QuestionJob):
         return options
 
 
-@command(app, "Score one model.")
-@dataclass(frozen=True, kw_only=True)
+@command("Score one model.")
 class Evaluate(EmbeddingJob):
     """Score one model: hit rate, MRR, NDCG, recall, precision and MAP."""
 
@@ -258,8 +293,7 @@ class Evaluate(EmbeddingJob):
         return CommandResult(str(scores), {"model": self.model, **scores.to_dict()})
 
 
-@command(app, "Score models side by side, with significance tests.")
-@dataclass(frozen=True, kw_only=True)
+@command("Score models side by side, with significance tests.")
 class Compare(EmbeddingJob):
     """Score models side by side, and test whether the difference is chance.
 
@@ -293,8 +327,7 @@ class Compare(EmbeddingJob):
         return CommandResult("\n".join(lines), data, verdict)
 
 
-@command(app, "Say what a saved adapter is; watch queries.")
-@dataclass(frozen=True, kw_only=True)
+@command("Say what a saved adapter is; watch queries.")
 class Inspect(EmbeddingJob):
     """Say what a saved adapter is, what it belongs to, how it scored and how old it is."""
 
@@ -325,8 +358,7 @@ class Inspect(EmbeddingJob):
         return CommandResult(text, facts, verdict)
 
 
-@command(app, "Put a candidate into its folder.")
-@dataclass(frozen=True, kw_only=True)
+@command("Put a candidate into its folder.")
 class Ship(Job):
     """Put the candidate that finetune --method auto kept beside a folder into the folder.
 
@@ -343,8 +375,63 @@ class Ship(Job):
         return CommandResult(as_text(facts), facts)
 
 
-command(app, "Let a new base model ask an old index.")(Upgrade)
-command(app, "Write an adapter for use elsewhere.")(Export)
+@command("Let a new base model ask an old index.")
+class Upgrade(EmbeddingJob):
+    """Let a new base model ask the index of an old one: nothing is embedded again.
+
+    A map from the new model's vectors to the old one's is fitted on texts; no labels are needed.
+    Serve the folder like any adapter.
+    """
+
+    old: str
+    new: str
+    texts: Path
+    out: Path = Path("upgrade")
+    judged: Path | None = None
+    split: str = "test"
+
+    def run(self) -> CommandResult:
+        """Check, read, then load the models, fit, save, and judge."""
+        from ..operations.upgrade import evaluate_upgrade, upgrade_adapter
+        from ..serving.embedding import AdaptedEmbedding
+        from . import inputs
+
+        inputs.check_target_folder(self.out)
+        judged = None if self.judged is None else inputs.read_pairs(self.judged, self.split)
+        texts = inputs.read_texts(self.texts, self.split)
+        old, new = inputs.resolve_model(self.old), inputs.resolve_model(self.new)
+        found = upgrade_adapter(old, new, texts, **self._encoding)
+        AdaptedEmbedding(new, found.adapter).save_pretrained(self.out)
+        lines = [str(found), f"adapter: {self.out}"]
+        data = {"out": str(self.out), "method": found.method, "texts": found.texts}
+        data |= {"agreement": found.agreement, "cosine": found.cosine}
+        if judged is not None:
+            scores = evaluate_upgrade(found, old, new, judged, **self._encoding)
+            lines.insert(1, str(scores))
+            data["scores"] = scores.to_dict()
+        return CommandResult("\n".join(lines), data)
+
+
+@command("Write an adapter for use elsewhere.")
+class Export(Job):
+    """Write a saved adapter for use outside LlamaIndex: see docs/export.md for its readers."""
+
+    folder: Path
+    out: Path
+    format: str = "onnx"
+    role: str = "query"
+
+    def run(self) -> CommandResult:
+        from ..adapters import saving
+        from . import inputs
+
+        adapter, base = saving.load(inputs.existing(self.folder)).adapter, None
+        if self.format == "sentence-transformers":
+            base = getattr(inputs.resolve_model(str(self.folder)), "base_embed_model", None)
+        role: Any = self.role
+        adapter.export(self.out, self.format, role=role, base=base)
+        data = {"out": str(self.out), "format": self.format, "role": self.role}
+        return CommandResult(f"{self.format}: {self.out}", data)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
+from typing_extensions import dataclass_transform
 
 from ..errors import AdaptedError, OptionError, nearest, truncate
 from ..questions.prompts import STYLES
@@ -293,23 +294,53 @@ def _quiet(quiet: bool) -> bool:
 
 
 _FLAGS = {"as_json": "--json", "styles": "--style", "ks": "--k"}
-_COUNTS = (
-    *("batch_size", "chunk_size", "concurrency", "epochs", "ks", "max_chunks"),
-    *("questions_per_call", "questions_per_chunk", "round_trip_k"),
-)
-_LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0, **dict.fromkeys(_COUNTS, 1)}
+_LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0}
+_COUNTS = (int | None, list[int] | None)  # of others these, from 1
 _SETTINGS: dict[str, dict[str, Any]] = {
     "config": {"is_eager": True, "callback": _from_file},
     "quiet": {"callback": _quiet},
     "expect": {"max": 1},
 }
+
+
+app = typer.Typer(
+    name="llama-index-adapted",
+    help="Train a small adapter on top of an embedding model, and know whether it helps.\n\n"
+    + EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from ..core.files import library_version
+
+        print(library_version())
+        raise typer.Exit
+
+
+_Version = typer.Option(
+    "--version", is_eager=True, callback=_show_version, help="Show it and exit."
+)
+
+
+@app.callback()
+def root(version: Annotated[bool, _Version] = False) -> None:
+    """Carry the options that belong to no command; its help is that of the program."""
+
+
 _Kind = TypeVar("_Kind", bound=type[Job])
 
 
-def command(app: typer.Typer, summary: str) -> Callable[[_Kind], _Kind]:
-    """Make a command of a job, whose docstring is the help."""
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def command(summary: str) -> Callable[[_Kind], _Kind]:
+    """Make a command of a job, a dataclass of its options; its docstring is the help."""
 
     def register(kind: _Kind) -> _Kind:
+        dataclass(frozen=True, kw_only=True)(kind)
+
         def call(**given: Any) -> None:
             run_command(kind(**given))
 
@@ -332,7 +363,8 @@ def _parameter(option: Field[Any], hint: Any, command: str) -> Parameter:
     about = typer.Argument(help=text)
     if default is not MISSING or name == "out":
         flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-        about = typer.Option(flag, help=text, min=_LEAST.get(name), **_SETTINGS.get(name, {}))
+        least = _LEAST.get(name, 1 if hint in _COUNTS else None)
+        about = typer.Option(flag, help=text, min=least, **_SETTINGS.get(name, {}))
     default = Parameter.empty if default is MISSING else default
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, about]

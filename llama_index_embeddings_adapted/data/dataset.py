@@ -361,12 +361,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Drop documents and queries, and queries that are left without a relevant document."""
         gone = set(ids)
         corpus = {document: text for document, text in self.corpus.items() if document not in gone}
-        left = {
-            name: contents.kept_of(getattr(self, name), corpus)
-            for name in ("grades", "hard_negatives")
-        }
-        relevant = contents.kept_of(self.relevant_docs, corpus) or {}
-        smaller = self._but(corpus=corpus, relevant_docs=relevant, **left)
+        lists = ("relevant_docs", "grades", "hard_negatives")
+        left = {name: contents.kept_of(getattr(self, name), corpus) for name in lists}
+        smaller = self._but(corpus=corpus, **left)
+        relevant = smaller.relevant_docs
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
     def with_hard_negatives(

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -233,16 +234,11 @@ def _split_rows(
 
 def _judgement(row: list[Any]) -> tuple[str, str, float] | None:
     """Return query, document and grade; of TREC's four columns the second says nothing."""
-    if len(row) not in (3, 4):
-        return None
-    query, document = plain_id(row[0]), plain_id(row[-2])
-    try:
-        grade = float(row[-1])
-    except (TypeError, ValueError):
-        return None
-    if query is None or document is None or not math.isfinite(grade):
-        return None
-    return query, document, grade
+    with suppress(TypeError, ValueError, IndexError):
+        query, document, grade = plain_id(row[0]), plain_id(row[-2]), float(row[-1])
+        if len(row) in (3, 4) and query is not None and document is not None:
+            return (query, document, grade) if math.isfinite(grade) else None
+    return None
 
 
 def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, str]) -> None:
@@ -284,8 +280,6 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
             f"{path}: expected an object with the objects {quote_some(OBJECTS)}; "
             f"missing or not an object: {quote_some(missing)}."
         )
-    if not isinstance(data.get("mode", "text"), str):
-        raise DatasetError(f"{path}: mode: expected a string, got {type(data['mode']).__name__}.")
     return data
 
 

@@ -66,11 +66,7 @@ def repaired(text: str) -> str:
     """Join surrogate pairs that stand apart; a half one becomes the replacement character."""
     if text.isascii():
         return text
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _encoding_of(pieces: Iterable[bytes], omissions: Omissions) -> tuple[str, str]:

@@ -183,8 +183,8 @@ def as_lists(
     """Return relevance as lists, and the grades, where sets or dicts of grades were given."""
     if not isinstance(relevant, Mapping):
         return relevant, grades
-    found = {q: docs for q, docs in relevant.items() if isinstance(docs, Mapping)}
-    graded = {q: {d: g for d, g in docs.items() if g > 0} for q, docs in found.items()}
+    given = {q: docs for q, docs in relevant.items() if isinstance(docs, Mapping)}
+    graded = {q: {d: g for d, g in docs.items() if g > 0} for q, docs in given.items()}
     lists = {
         q: list(graded[q]) if q in graded else sorted(docs) if isinstance(docs, Set) else docs
         for q, docs in relevant.items()

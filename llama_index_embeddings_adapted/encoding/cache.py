@@ -30,12 +30,21 @@ CacheDir = str | Path | None | Literal[False]
 
 
 def cache_folder(cache_dir: CacheDir) -> Path | None:
-    """Return the folder that a ``cache_dir`` stands for; None for memory only."""
+    """Return the folder that a ``cache_dir`` stands for, created; None for memory only."""
     if cache_dir is False:
         return None
-    if cache_dir is None:
-        return llama_cache() / "embeddings_adapted"
-    return Path(cache_dir)
+    return _created(llama_cache() / "embeddings_adapted" if cache_dir is None else Path(cache_dir))
+
+
+def _created(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise CacheError(
+            f"The cache folder {folder} cannot be created ({cause.strerror}). Pass another "
+            "cache_dir, or cache_dir=False to keep vectors in memory."
+        ) from cause
+    return folder
 
 
 FORMAT = 1
@@ -62,15 +71,7 @@ class VectorCache:
     def __init__(self, folder: Path | None, base: Fingerprint) -> None:
         self._base, self._memory = base, io.BytesIO()
         self._file: Path | None = None
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as cause:
-                raise CacheError(
-                    f"The cache folder {folder} cannot be created ({cause.strerror}). Pass another "
-                    "cache_dir, or cache_dir=False to keep vectors in memory."
-                ) from cause
-        self._where = ":memory:" if folder is None else str(folder / "vectors.sqlite")
+        self._where = ":memory:" if folder is None else str(_created(folder) / "vectors.sqlite")
         # Callers may encode from worker threads; each call holds the connection alone.
         self._lock = threading.RLock()
         with self._guard():

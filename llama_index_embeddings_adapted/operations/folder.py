@@ -42,7 +42,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     found = saving.load(path)
     adapter, report, base = found.adapter, _report(found.training, path), found.base or {}
     config = files.read_config(path) if (path / files.CONFIG).is_file() else {}
-    candidate, moved = candidate_of(path), None
+    candidate, is_kept, moved = candidate_of(path), _has_candidate(found.training), None
     if nudges := nudges_in(adapter):
         lengths = np.concatenate([np.linalg.norm(part.offsets, axis=1) for part in nudges])
         far = lengths[lengths > 0] if lengths.any() else np.zeros(1)
@@ -57,7 +57,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
             "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
         },
         "saved": "base" if adapter.is_identity else "candidate",
-        "candidate": str(candidate) if (candidate / files.CONFIG).is_file() else None,
+        "candidate": str(candidate) if is_kept and (candidate / files.CONFIG).is_file() else None,
         "shipped_at": found.training.get("shipped_at"),
         "base_model": {key: base.get(key) for key in ("name", "dim", "fingerprint")},
         "saved_at": config.get("saved_at"),
@@ -99,7 +99,7 @@ def ship_candidate(folder: str | Path) -> Path:
         raise FolderError(f"{path}: no candidate to ship: {source.name} is the base model, too.")
     if (candidate.base or {}).get("fingerprint") != (now.base or {}).get("fingerprint"):
         raise FolderError(f"{source}: was trained on another base model than {path} holds.")
-    if not (now.training.get("report", {}).get("candidate") or "shipped_at" in now.training):
+    if not _has_candidate(now.training):
         raise FolderError(f"{path}: no candidate to ship: {source.name} is of an earlier training.")
     files.check_target_folder(path)
     config = files.read_config(source)
@@ -112,6 +112,11 @@ def ship_candidate(folder: str | Path) -> Path:
         card = saving.model_card(candidate.adapter, base, config["training"], path.name)
         (temporary / files.CARD).write_text(card, encoding="utf-8")
     return path
+
+
+def _has_candidate(training: Mapping[str, Any]) -> bool:
+    """Whether this training kept one; what lies beside the folder may be of an earlier one."""
+    return bool(training.get("report", {}).get("candidate") or "shipped_at" in training)
 
 
 def _holding(facts: Mapping[str, Any]) -> str:

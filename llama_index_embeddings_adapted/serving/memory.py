@@ -6,6 +6,7 @@ Its folder: ``memory.json`` and ``memory.safetensors``.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,8 @@ class AnswerMemory:
 class MemoryRetriever(SteppedRetriever):
     """Adds to any LlamaIndex retriever's scores what similar training queries were answered by.
 
+    Deprecated: ``method="auto"`` learns the same, and :class:`HybridRetriever` serves it.
+
     ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
     to remembered query ``i``, sums to at most 1 and vanishes far from every remembered query;
     ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes of equal
@@ -185,6 +188,12 @@ class MemoryRetriever(SteppedRetriever):
         shares_embedding: bool | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
+        warnings.warn(
+            'MemoryRetriever goes with 0.3. method="auto" learns what answered similar queries, '
+            "proven on held-out ones; HybridRetriever puts words beside it.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         check_retriever("retriever", retriever)
         check_nodes(nodes or {})
         hint = "Of a dataset: MemoryRetriever.from_dataset."

@@ -483,6 +483,7 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(cou
     for seed, why in ((0, "is of an earlier training"), (1, "trained on another base model")):
         other = AdaptedEmbedding(CountingEmbedding(seed=seed), LinearAdapter(np.eye(16)))
         other.save_pretrained(tmp_path / "served")
+        assert inspect_adapter("served")["candidate"] is None
         with pytest.raises(FolderError, match=why):
             ship_candidate("served")
 

@@ -32,6 +32,8 @@ from llama_index_embeddings_adapted.errors import (
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 from tests.conftest import CountingEmbedding
 
+pytestmark = pytest.mark.filterwarnings("ignore:MemoryRetriever goes:DeprecationWarning")
+
 
 class Fixed(BaseRetriever):
     """Gives the same nodes whatever it is asked, and remembers how it was asked."""

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,17 +66,11 @@ def content_hashes(texts: Sequence[str]) -> Keys:
 
 @dataclass(frozen=True, eq=False)
 class NormalizedRows:
-    """Rows of a matrix, in memory or mapped from a file, adapted and scaled to length 1.
+    """Rows of a matrix, in memory or mapped from a file, adapted and scaled to length 1."""
 
-    Args:
-        vectors: ``(m, dim)``, of the base model.
-        keys: ``(m,)``, the content keys of the documents, for adapters that know single ones.
-        adapt: Maps ``(n, dim)`` vectors with their keys; None leaves them alone.
-    """
-
-    vectors: Vectors
-    keys: Keys | None = None
-    adapt: Adapt | None = None
+    vectors: Vectors  #: ``(m, dim)``, of the base model.
+    keys: Keys | None = None  #: ``(m,)``, for adapters that know single documents.
+    adapt: Adapt | None = None  #: Maps ``(n, dim)`` vectors with their keys.
 
     def __len__(self) -> int:
         """Return the number of documents."""
@@ -109,16 +103,8 @@ _NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differ
 _FEW = 4  # documents per query that are ranked faster one by one
 
 
-class RowSource(Protocol):
-    """What can be searched: a matrix, or rows that are made when they are asked for."""
-
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        ...
-
-    def __getitem__(self, rows: Any, /) -> Vectors:
-        """Return a slice of rows, or chosen ones, in memory."""
-        ...
+#: What can be searched: a matrix, or rows that are made when they are asked for.
+RowSource: TypeAlias = "Vectors | NormalizedRows"
 
 
 def score_blocks(
@@ -126,13 +112,7 @@ def score_blocks(
 ) -> Iterator[tuple[slice, slice, Vectors]]:
     """Yield dot products of some queries and some documents at a time; a document is read once.
 
-    Args:
-        queries: ``(n, dim)``.
-        documents: ``m`` rows of ``dim``.
-        width: Documents at a time; 65,536 by default.
-
-    Yields:
-        Which queries, which documents, and their scores, free to be changed.
+    Which queries, which of 65,536 documents at a time, or ``width``, and scores, free to change.
     """
     width = width or DOCUMENTS_PER_BLOCK
     step = max(1, SCORES_PER_BLOCK // max(1, min(width, len(documents))))
@@ -146,15 +126,8 @@ def score_blocks(
 def top_k(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors]:
     """Return the ``k`` documents with the highest dot product for each query, exactly.
 
-    Ties go to the document that stands first, so that a ranking is reproducible.
-
-    Args:
-        queries: ``(n, dim)``; unit rows for cosine.
-        documents: ``(m, dim)``; unit rows for cosine.
-        k: How many, ``>= 1``; at most ``m`` come back.
-
-    Returns:
-        Rows into ``documents`` and scores, both ``(n, min(k, m))``, best first.
+    Ties go to the document that stands first, so that a ranking is reproducible. Rows into
+    ``documents`` and scores are both ``(n, min(k, m))``, best first.
     """
     k = min(k, len(documents))
     rows = np.zeros((len(queries), k), dtype=np.int64)
@@ -183,15 +156,10 @@ def ranks(
     block, scores within ``1e-6`` count as equal, so vectors are to be of length 1.
 
     Args:
-        queries: ``(n, dim)``.
-        documents: ``(m, dim)``.
-        rows: ``(entries,)``, rows of queries, ascending.
-        wanted: ``(entries,)``, the document to rank for each.
-        depth: Ranks from here on need not be exact, only at least this; None for exact ones.
+        queries, documents: ``(n, dim)`` and ``(m, dim)``.
+        rows, wanted: ``(entries,)``, rows of queries, ascending, and the document to rank for each.
+        depth: Ranks from here on, 0 is first, need only be at least this; None for exact ones.
         hidden: Rows of queries, ascending, and for each a document that does not compete.
-
-    Returns:
-        ``(entries,)``, 0 is first.
     """
     found = np.zeros(len(rows), dtype=np.int64)
     whole = len(documents) <= DOCUMENTS_PER_BLOCK
@@ -219,15 +187,10 @@ def _hide(scores: Vectors, part: slice, block: slice, rows: Rows, documents: Row
 def _ahead(
     scores: Vectors, lines: Rows, places: Rows, own: Vectors, depth: int | None, noise: float
 ) -> Rows:
-    """Return for each entry how many documents of a block stand before its own.
+    """Return for each entry how many documents of a block, ``(b, m)``, stand before its own.
 
-    Args:
-        scores: ``(b, m)``.
-        lines: ``(entries,)``, rows of ``scores``.
-        places: ``(entries,)``, the document of each, which may lie before or behind the block.
-        own: ``(entries,)``, its score.
-        depth: See :func:`ranks`.
-        noise: How far equal scores may be apart.
+    ``lines`` are rows of ``scores``, ``places`` documents, which may lie before or behind the
+    block, ``own`` their scores; equal ones may be ``noise`` apart.
     """
     count = scores.shape[1]
     if depth is not None and len(lines) > _FEW * len(scores):
@@ -240,10 +203,7 @@ def _ahead(
         found = np.array(ahead, dtype=np.int64)
     for entry in np.flatnonzero(found < (depth or count)):
         before = scores[lines[entry], : max(0, places[entry])]
-        if noise:
-            found[entry] += np.count_nonzero(np.abs(before - own[entry]) <= noise)
-        else:
-            found[entry] += np.count_nonzero(before == own[entry])
+        found[entry] += np.count_nonzero(np.abs(before - own[entry]) <= noise)
     return found
 
 
@@ -282,27 +242,22 @@ def _merge(rows: Rows, scores: Vectors, found: Vectors, start: int) -> None:
 MOST_IN_MEMORY = 256 * 2**20  # bytes
 
 
-def _reserve(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)  # a disk that is full is an error here, not a crash later
-    else:
-        os.truncate(file, size)
-
-
 def allocate_vectors(shape: tuple[int, int], folder: Path | None) -> Vectors:
     """Return a float32 matrix to be filled, or raise a CacheError.
 
-    Args:
-        shape: Of the matrix.
-        folder: Where the file of a matrix of more than 256 MiB goes; None for memory in any case.
-            The file has no name, so that nothing is left of it, also after a kill.
+    More than 256 MiB lie in a file in ``folder``, if there is one. It has no name, so that nothing
+    is left of it, also after a kill.
     """
     size = 4 * shape[0] * shape[1]
     if folder is None or size <= MOST_IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
-            _reserve(stream.fileno(), size)
+            # A disk that is full is an error here, not a crash later.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:
+                os.truncate(stream.fileno(), size)
             return np.memmap(stream, dtype=np.float32, mode="r+", shape=shape)
     except OSError as cause:
         raise CacheError(

@@ -16,17 +16,11 @@ NO_DOCUMENT = -1
 
 @dataclass(frozen=True, eq=False)
 class Qrels:
-    """Relevant documents per query, in compressed rows.
+    """Relevant documents per query, in compressed rows."""
 
-    Args:
-        offsets: ``(n + 1,)``; query ``i`` owns entries ``offsets[i]:offsets[i + 1]``.
-        documents: ``(entries,)``, rows into the document vectors.
-        grades: ``(entries,)``, ``> 0``.
-    """
-
-    offsets: Rows
-    documents: Rows
-    grades: NDArray[np.float64]
+    offsets: Rows  #: ``(n + 1,)``; query ``i`` owns entries ``offsets[i]:offsets[i + 1]``.
+    documents: Rows  #: ``(entries,)``, rows into the document vectors.
+    grades: NDArray[np.float64]  #: ``(entries,)``, ``> 0``.
 
     @classmethod
     def from_lists(
@@ -142,31 +136,18 @@ class Qrels:
 
 @dataclass(frozen=True, eq=False)
 class EncodedDataset:
-    """A dataset as arrays; what learns and what judges sees nothing else.
+    """A dataset as arrays; what learns and what judges sees nothing else."""
 
-    Args:
-        queries: ``(n, dim)``, as the base model gave them.
-        documents: ``(m, dim)``, likewise.
-        relevance: Over the rows of both.
-        query_ids: ``n`` ids.
-        document_ids: ``m`` ids.
-        canonical_rows: ``(m,)``, the row of the first document with the same text, mostly its own.
-        keys: ``(m,)``, the content keys of the documents.
-        negatives: Documents mined as hard negatives, over the rows of both; None where none were.
-        hidden: Documents that a query does not compete with, such as its own text; None if none.
-        twins_count: Whether a document of a relevant one's text counts as relevant in scores.
-    """
-
-    queries: Vectors
-    documents: Vectors
-    relevance: Qrels
+    queries: Vectors  #: ``(n, dim)``, as the base model gave them.
+    documents: Vectors  #: ``(m, dim)``, likewise.
+    relevance: Qrels  #: Over the rows of both.
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
-    canonical_rows: Rows
-    keys: Keys
-    negatives: Qrels | None = None
-    hidden: Qrels | None = None
-    twins_count: bool = False
+    canonical_rows: Rows  #: ``(m,)``, the first document with the same text, mostly its own row.
+    keys: Keys  #: ``(m,)``, the content keys of the documents.
+    negatives: Qrels | None = None  #: Documents mined as hard negatives.
+    hidden: Qrels | None = None  #: Documents that do not compete for a query, as its own text.
+    twins_count: bool = False  #: Whether a document of a relevant one's text counts as relevant.
 
     @property
     def scored(self) -> Qrels:

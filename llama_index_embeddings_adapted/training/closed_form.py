@@ -24,13 +24,10 @@ _FLAT = 1e-12  # mean variance below which there is no direction to speak of
 
 
 class Spectrum:
-    """The eigenpairs of the covariance of documents, computed when first asked for.
+    """The eigenpairs of the covariance of documents, ``(m, dim)``, computed when first asked for.
 
     With fewer documents than dimensions only as many pairs are computed as there are documents:
     all other directions have no variance.
-
-    Args:
-        documents: ``(m, dim)``, vectors of the base model.
     """
 
     def __init__(self, documents: Vectors) -> None:
@@ -91,17 +88,9 @@ def kernel_ridge(
     """Return keys and coefficients whose kernel expansion comes near the values.
 
     ``f(q) = Σ k(q, k_i) a_i`` minimises ``Σ ‖f(q_j) - v_j‖² + penalty · ‖f‖²`` in the norm of the
-    kernel. Of more than 16,384 queries, a sample stands for all.
-
-    Args:
-        queries: ``(n, dim)``, unit rows.
-        values: ``(n, dim)``, what to return for each.
-        temperature: Of the Gaussian kernel, in cosine units, ``> 0``.
-        penalty: In units of the kernel of a query with itself, which is 1, ``> 0``.
-        seed: Of the sample.
-
-    Returns:
-        ``(k, dim)`` and ``(k, dim)``, ``k = min(n, 16,384)``.
+    Gaussian kernel; queries are unit rows, all are ``(n, dim)``. The temperature is in cosine
+    units, the penalty in those of the kernel of a query with itself, which is 1; both are ``> 0``.
+    Of more than 16,384 queries, a sample stands for all.
 
     Source:
         Saunders et al. 1998, Ridge regression learning algorithm in dual variables; the sample is
@@ -263,13 +252,12 @@ def widened(adapter: Adapter, directions: Vectors) -> Adapter:
     """
     if isinstance(adapter, LinearAdapter):
         dim, kept = directions.shape
-        change = adapter.weight - np.eye(kept, dtype=np.float32)
+        up = directions @ (adapter.weight - np.eye(kept, dtype=np.float32))
         bias = None if adapter.bias is None else directions @ adapter.bias
         if 2 * kept < dim:
             none = np.zeros(dim, dtype=np.float32)
-            up = directions @ change
             return LowRankAdapter(directions.T, up, none if bias is None else bias)
-        whole = np.asarray(directions @ change @ directions.T, dtype=np.float32)
+        whole = np.asarray(up @ directions.T, dtype=np.float32)
         whole[np.diag_indices(dim)] += 1.0
         return LinearAdapter(whole, bias)
     if isinstance(adapter, NudgeAdapter):

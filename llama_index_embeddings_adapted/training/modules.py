@@ -133,13 +133,7 @@ class Competition:
     """Which documents compete in a step, and which of them each query should rank first.
 
     A document stands for all of its text. Hard negatives compete like the documents that queries
-    ask for.
-
-    Args:
-        train: Queries to learn from.
-        options: Loss and bounds.
-        random: Of what is drawn.
-        strict: Draw among the relevant documents too, where they are more than may compete.
+    ask for. ``strict``: where the relevant documents are more than may compete, they are drawn too.
     """
 
     def __init__(
@@ -206,21 +200,13 @@ NEVER = -1e4  # the logit of what does not compete: infinity times no target wou
 
 
 class Targets(NamedTuple):
-    """Which candidates a query should rank first.
+    """Which candidates a query should rank first."""
 
-    Args:
-        queries: ``(entries,)``, rows of the batch.
-        documents: ``(entries,)``, rows of the candidates.
-        shares: ``(entries,)``, ``> 0``; those of one query sum to 1.
-        askers: ``(hidden,)``, rows of the batch, and
-        hidden: for each the row of a candidate that does not compete for it.
-    """
-
-    queries: Tensor
-    documents: Tensor
-    shares: Tensor
-    askers: Tensor
-    hidden: Tensor
+    queries: Tensor  #: ``(entries,)``, rows of the batch.
+    documents: Tensor  #: ``(entries,)``, rows of the candidates.
+    shares: Tensor  #: ``(entries,)``, ``> 0``; those of one query sum to 1.
+    askers: Tensor  #: ``(hidden,)``, rows of the batch, and
+    hidden: Tensor  #: for each the row of a candidate that does not compete for it.
 
     @classmethod
     def of(cls, relevant: Qrels, hidden: Qrels, device: torch.device | None = None) -> Targets:

@@ -32,9 +32,8 @@ from ..closed_form import (
     widened,
 )
 from ..options import Loss, TrainingOptions
-from .cross_fitting import TestFold, fit_gate
+from .cross_fitting import Mixture, QueryBasis, fit_gate, mixed
 from .descent import descend, listwise_nudges
-from .shortlist import Mixture, QueryBasis, mixed
 
 _MOST_MAPPED = 512  # documents that compete in a step of training a map of both sides
 _NUDGE_EPOCHS = 3  # 6 and 12 gave the same
@@ -52,9 +51,9 @@ class PipelineSpec(ABC):
     def fit(self, fitter: PipelineFitter) -> Adapter:
         """Return the adapter on the training set of a fitter, or raise an AdaptedError."""
 
-    def mixture(self, view: QueryView) -> Mixture:
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
         """Return what becomes of the queries of a fold, where documents stay."""
-        adapter = self.fit(view.fitter)
+        adapter = self.fit(fitter)
         return view.vector(self, lambda: adapter.apply(view.queries))
 
     @property
@@ -91,8 +90,8 @@ class IdentitySpec(PipelineSpec):
     def fit(self, fitter: PipelineFitter) -> Adapter:
         return fitter.start or LinearAdapter.identity(fitter.train.queries.shape[1])
 
-    def mixture(self, view: QueryView) -> Mixture:
-        start = view.fitter.start
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
+        start = fitter.start
         return view.vector(self, lambda: view.queries if start is None else view.mapped(start))
 
 
@@ -106,8 +105,8 @@ class WhiteningSpec(PipelineSpec):
     def fit(self, fitter: PipelineFitter) -> LinearAdapter:
         return whitening(fitter.spectrum, power=self.power)
 
-    def mixture(self, view: QueryView) -> Mixture:
-        return view.vector(self, lambda: view.mapped(self.fit(view.fitter)))
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
+        return view.vector(self, lambda: view.mapped(self.fit(fitter)))
 
 
 @dataclass(frozen=True)
@@ -147,12 +146,12 @@ class TrainedSpec(PipelineSpec):
         part = {name: (1 - self.alpha) * start[name] + self.alpha * end[name] for name in end}
         return type(trained).build(part, trained.config())
 
-    def mixture(self, view: QueryView) -> Mixture:
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
         whole = replace(self, alpha=1.0)
-        _, trained = view.fitter.trained(whole)
+        _, trained = fitter.trained(whole)
         end = view.vector(whole, lambda: view.mapped(cast(LinearAdapter, trained)))
-        start = IDENTITY if view.fitter.start else WhiteningSpec(self.power)
-        return mixed([(1.0 - self.alpha, start.mixture(view)), (self.alpha, end)])
+        start = IDENTITY if fitter.start else WhiteningSpec(self.power)
+        return mixed([(1.0 - self.alpha, start.mixture(view, fitter)), (self.alpha, end)])
 
 
 class LinearSpec(TrainedSpec):
@@ -197,9 +196,9 @@ class KernelSpec(PipelineSpec):
         base, learnt = fitter.fit(self.base), fitter.kernel(self.temperature)
         return KernelAdapter(base, *learnt, weight=self.weight, temperature=self.temperature)
 
-    def mixture(self, view: QueryView) -> Mixture:
-        general = view.unit(self.base.mixture(view))
-        keys, coefficients = view.fitter.kernel(self.temperature)
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
+        general = view.unit(self.base.mixture(view, fitter))
+        keys, coefficients = fitter.kernel(self.temperature)
 
         def added() -> Vectors:
             return gaussian(l2_normalize(view.queries), keys, self.temperature) @ coefficients
@@ -226,9 +225,17 @@ class GateSpec(PipelineSpec):
         gate = fitter.gate.with_odds(self.prior_log_odds)
         return GatedAdapter(fitter.fit(self.general), fitter.fit(self.special), gate)
 
-    def mixture(self, view: QueryView) -> Mixture:
-        known = expit(view.log_odds + self.prior_log_odds)
-        general, special = (view.unit(end.mixture(view)) for end in (self.general, self.special))
+    def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
+        def odds() -> NDArray[np.float32]:
+            gate = fitter.gate
+            features = np.clip(gate.features(l2_normalize(view.queries)), gate.low, gate.high)
+            slopes, intercept = gate.coefficients[:-1], gate.coefficients[-1]
+            return np.asarray(features @ slopes + intercept, dtype=np.float32)
+
+        known = expit(fitter.once("odds", view, odds) + self.prior_log_odds)
+        general, special = (
+            view.unit(end.mixture(view, fitter)) for end in (self.general, self.special)
+        )
         return mixed([(1.0 - known, general), (known, special)])
 
 
@@ -290,27 +297,6 @@ SPECS: dict[str, type[PipelineSpec]] = {
     )
 }  # fmt: skip
 """The methods by name."""
-
-
-class QueryView(QueryBasis):
-    """The queries of a fold in front of documents that stay, or that one map has moved."""
-
-    def __init__(self, fitter: PipelineFitter, test: TestFold) -> None:
-        super().__init__(test, l2_normalize(fitter.train.documents))
-        self.fitter, self.queries = fitter, test.queries
-
-    def mapped(self, adapter: LinearAdapter) -> Vectors:
-        """Map the queries, and leave their length as it is."""
-        mapped: Vectors = self.queries @ adapter.weight.T
-        return mapped if adapter.bias is None else mapped + adapter.bias
-
-    @functools.cached_property
-    def log_odds(self) -> NDArray[np.float32]:
-        """Of each query asking for a known document, ``(n,)``."""
-        gate = self.fitter.gate
-        features = np.clip(gate.features(l2_normalize(self.queries)), gate.low, gate.high)
-        slopes, intercept = gate.coefficients[:-1], gate.coefficients[-1]
-        return np.asarray(features @ slopes + intercept, dtype=np.float32)
 
 
 @dataclass(eq=False)

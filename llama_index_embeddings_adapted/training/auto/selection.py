@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...core.arrays import Rows
+from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.candidates import WordScores
@@ -24,8 +24,8 @@ from ...evaluation.views import JudgedPart, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
-from .cross_fitting import Fold, PerQuery, folds
-from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec, QueryView
+from .cross_fitting import Fold, PerQuery, QueryBasis, folds
+from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
 Mask = NDArray[np.bool_]
 
@@ -192,25 +192,16 @@ Proposer = Callable[[SearchState], list[PipelineSpec]]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What cross-fitting chose, and the gain it proves.
+    """What cross-fitting chose, and the gain it proves."""
 
-    Args:
-        spec: Chosen on all judgements; to be fitted on everything.
-        scores: Of all candidates, simplest first.
-        chosen: ``(n,)``: the score of each judgement by the spec that the other folds chose.
-        failed: Candidates that could not be fitted, and why.
-        judged: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement.
-        finalists: Specs that a mixture with words may take, the identity first.
-        parts: What each of these finds, by vectors and by words, fold after fold.
-    """
-
-    spec: PipelineSpec
-    scores: CrossFittedScores
-    chosen: PerQuery
-    failed: dict[PipelineSpec, str]
+    spec: PipelineSpec  #: Chosen on all judgements; to be fitted on everything.
+    scores: CrossFittedScores  #: Of all candidates, simplest first.
+    chosen: PerQuery  #: The score of each judgement by the spec that the other folds chose.
+    failed: dict[PipelineSpec, str]  #: Candidates that could not be fitted, and why.
+    #: ``"base"`` and ``"adapted"``: what an exact search finds for each judgement.
     judged: dict[str, RetrievalScores] = field(default_factory=dict)
-    finalists: tuple[PipelineSpec, ...] = (IDENTITY,)
-    parts: tuple[JudgedPart, ...] = ()
+    finalists: Sequence[PipelineSpec] = ()  #: What a mixture with words may take, identity first.
+    parts: Sequence[JudgedPart] = ()  #: What each of them finds by both, fold after fold.
 
 
 def select(
@@ -237,8 +228,7 @@ def select(
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
-    found = search.conclude()
-    return found if words is None else search.with_words(found, words)
+    return search.conclude(words)
 
 
 #: Of fitting and scoring a spec in a fold: measured on five sets. Of one training, the first part
@@ -255,11 +245,12 @@ def work(spec: PipelineSpec, queries: int) -> float:
     return 0.0 if again else _WORK.get(last.method, 0.06)
 
 
+@dataclass(frozen=True, eq=False)
 class FoldJudge:
     """Scores specs on a fold, by a fitter of its training set."""
 
-    def __init__(self, fold: Fold, fitter: PipelineFitter) -> None:
-        self.fold, self.fitter = fold, fitter
+    fold: Fold
+    fitter: PipelineFitter
 
     def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
@@ -268,8 +259,9 @@ class FoldJudge:
             fitter, spec = fitter.on_mapped(spec.document_map), spec.query_side
         elif spec.adapts_documents:
             return functools.partial(self.fold.score, spec.fit(fitter))
-        view = fitter.once("view", "", functools.partial(QueryView, fitter, self.fold.test))
-        return functools.partial(view.score, spec.mixture(view))
+        documents = fitter.train.documents
+        view = fitter.once("view", "", lambda: QueryBasis(self.fold.test, l2_normalize(documents)))
+        return functools.partial(view.score, spec.mixture(view, fitter))
 
 
 class _Search:
@@ -332,32 +324,35 @@ class _Search:
         self._failed.update(failed)
         self.scores.scores.update({s: found for s, found in scores.items() if s not in failed})
 
-    def conclude(self) -> Selection:
+    def conclude(self, words: WordScores | None) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
         picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._judges))]
         judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
         best = scores.choose(specs, scores.everything)
+        finalists, parts = [], []
+        if words is not None:
+            finalists = self._finalists(best)
+            parts = [self._with_words(judge, finalists, words) for judge in self._judges]
         chosen = judged["adapted"].values(METRIC)
-        return Selection(best, scores, chosen, self._failed, judged)
+        return Selection(best, scores, chosen, self._failed, judged, finalists, parts)
 
-    def with_words(self, found: Selection, words: WordScores) -> Selection:
-        """Add what the best specs find, each fold by what has not seen it, by words and vectors.
-
-        A mixture is chosen among these few: what gains much beside words gains by vectors, too.
-        """
-        gains, scores = SearchState.of(self.scores).gains, list(self.scores.scores)
-        allowed = [spec for spec in scores if gains[spec].no_regression]
+    def _finalists(self, chosen: PipelineSpec) -> list[PipelineSpec]:
+        """Return the best specs: what gains much beside words gains by vectors, too."""
+        gains = SearchState.of(self.scores).gains
+        allowed = [spec for spec in gains if gains[spec].no_regression]
         best = sorted(allowed, key=lambda spec: -gains[spec].expected)[:_FINALISTS]
-        finalists = tuple(s for s in scores if s in {IDENTITY, found.spec, *best})
-        parts = []
-        for fold, fitter in ((judge.fold, judge.fitter) for judge in self._judges):
-            train, test = fold.train, fold.test
-            given = (test.queries, train.queries, (train.documents, train.keys))
-            own = (words.take(test.rows), test.excluded)
-            each = tuple(candidates_of(fitter.fit(spec), *given, *own) for spec in finalists)
-            parts.append(JudgedPart(test.relevance, *self._ids(test.rows), each))
-        return replace(found, finalists=finalists, parts=tuple(parts))
+        return [spec for spec in gains if spec in {IDENTITY, chosen, *best}]
+
+    def _with_words(
+        self, judge: FoldJudge, specs: Sequence[PipelineSpec], words: WordScores
+    ) -> JudgedPart:
+        """Return what specs find in a fold, by words and vectors."""
+        train, test = judge.fold.train, judge.fold.test
+        given = (test.queries, train.queries, (train.documents, train.keys))
+        own = (words.take(test.rows), test.excluded)
+        found = (candidates_of(judge.fitter.fit(spec), *given, *own) for spec in specs)
+        return JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
 
     def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the ids of some queries and of all documents."""

@@ -53,25 +53,17 @@ _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks agains
 
 @dataclass(frozen=True, eq=False)
 class AutoResult:
-    """What tuning found.
+    """What tuning found."""
 
-    Args:
-        adapter: To be served: the candidate, or the identity where the verdict is against it.
-        candidate: The chosen spec, fitted on everything.
-        choice: How it was chosen.
-        parts: Candidate against base model; all queries weighted as live ones are expected.
-        judged: ``"base"`` and ``"adapted"``: what every judgement found, unweighted.
-        views: What words and a prior add; None where that was not asked, or labels look random.
-        mixed: The adapter of the mixture, fitted on everything.
-    """
-
-    adapter: Adapter
-    candidate: Adapter
+    adapter: Adapter  #: To be served: the candidate, or the identity if the verdict is against it.
+    candidate: Adapter  #: The chosen spec, fitted on everything.
     choice: SelectionReport
-    parts: Parts
-    judged: dict[str, RetrievalScores]
-    views: ViewsReport | None = None
-    mixed: Adapter | None = None
+    parts: Parts  #: Candidate against base model; all queries weighted as live ones are expected.
+    judged: dict[
+        str, RetrievalScores
+    ]  #: ``"base"`` and ``"adapted"``: every judgement, unweighted.
+    views: ViewsReport | None = None  #: What words and a prior add, where that was asked.
+    mixed: Adapter | None = None  #: The adapter of the mixture, fitted on everything.
 
 
 def tune(

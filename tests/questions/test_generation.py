@@ -525,13 +525,16 @@ def test_the_report_counts_every_question_and_prints_a_table(write):
     assert data.subset(list(data.queries)).report is None
 
 
-def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, tmp_path):
+def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
     data = write(towns(30), DoubleLLM())
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
     assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
-    engine = EmbeddingAdapterFinetuneEngine(train, base, epochs=1, model_output_path=tmp_path / "a")
+    folder = quiet["cache_dir"].with_name("a")
+    engine = EmbeddingAdapterFinetuneEngine(
+        train, base, epochs=1, model_output_path=folder, **quiet
+    )
     engine.finetune()
     assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")

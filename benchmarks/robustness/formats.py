@@ -257,7 +257,7 @@ FORMATS = {
         ),
         lambda folder: inspect_adapter(folder) and saving.load(folder).adapter.apply(_random(4)),
     ),
-    "composed folder": Format((_compose,), embedding.load),
+    "composed folder": Format((_compose,), embedding.ComposedEmbedding._load),
     "memory folder": Format((_remember,), _use_memory),
     "run configuration": Format(
         (lambda folder: _written(folder / "run.toml", _TOML),), _read_config

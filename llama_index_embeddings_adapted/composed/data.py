@@ -6,8 +6,8 @@ model, alone or beside a black box, on the queries held out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,21 +35,6 @@ _MOST_OF_POSITIVE = 0.95
 _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """How a trained small model compares with the base model, among all documents.
-
-    Args:
-        weight: λ as tuned; as trained, where there is no black box.
-        parts: On all held-out queries, and on those about known and about new documents.
-        held_out: Both models on the held-out queries, one by one, with their texts.
-    """
-
-    weight: float
-    parts: Parts
-    held_out: Comparison
-
-
 class ComposedValidation:
     """Scores a small model on held-out queries, alone or composed with the black box.
 
@@ -70,10 +55,6 @@ class ComposedValidation:
         self._composed = composed
         self._queries, self._documents = l2_normalize(data.queries), l2_normalize(data.documents)
 
-    def __len__(self) -> int:
-        """Return the number of held-out queries."""
-        return len(self._known)
-
     def pool(self, depth: int | None) -> Rows:
         """Return the documents that validation between epochs searches, ascending.
 
@@ -86,45 +67,22 @@ class ComposedValidation:
         ranked, _ = top_k(self._queries, self._documents, depth)
         return np.union1d(ranked, self.data.relevance.documents)
 
-    def base_scores(self, metric: str, pool: Rows) -> dict[str, float]:
-        """Return the base model's scores among the documents of a pool, see :meth:`scores`."""
-        return self._scores(metric, self._queries, self._documents[pool], pool)
-
-    def scores(self, small: SmallModel, weight: float, metric: str, pool: Rows) -> dict[str, float]:
-        """Return the scores of a small model, composed at λ, among the documents of a pool.
-
-        Returns:
-            Metric → mean, for ``metric`` and those that every history has.
-        """
-        queries, documents = self._embedded(small, pool)
-        if self._composed:
-            queries = compose(self._queries, queries, weight)
-            documents = compose(self._documents[pool], documents, weight)
-        return self._scores(metric, l2_normalize(queries), l2_normalize(documents), pool)
-
-    def judge(self, small: SmallModel, trained_weight: float) -> Judged:
-        """Tune λ, where there is a black box, and compare with the base model."""
-        queries, documents = self._embedded(small, np.arange(len(self._documents)))
-        weight = trained_weight
-        if self._composed:
-            pairs = (self._queries, queries), (self._documents, documents)
-            hidden = self.data.hidden_entries
-            weight = tune_weight(*pairs, self.data.relevance, weight, hidden=hidden)
-            queries = compose(self._queries, queries, weight)
-            documents = compose(self._documents, documents, weight)
-        base = search(self.data, self._queries, self._documents)
-        adapted = search(self.data, queries, documents)
-        parts = compare_by_part(base, adapted, self._known)
-        held_out = Comparison({"base": base, "adapted": adapted}, self._texts)
-        return Judged(weight, parts, held_out)
-
-    def _embedded(self, small: SmallModel, pool: Rows) -> tuple[Vectors, Vectors]:
-        documents = [self._texts.documents[row] for row in pool]
-        return (small.encode(self._texts.queries, "query"), small.encode(documents, "document"))
-
-    def _scores(
-        self, metric: str, queries: Vectors, documents: Vectors, pool: Rows
+    def scores(
+        self, small: SmallModel | None, weight: float, metric: str, pool: Rows
     ) -> dict[str, float]:
+        """Return scores among the documents of a pool.
+
+        Args:
+            small: The small model, composed at λ; None for the base model alone.
+            weight: λ.
+            metric: Which score, besides those that every history has.
+            pool: Rows of documents, ascending.
+        """
+        queries, documents = self._queries, self._documents[pool]
+        if small is not None:
+            theirs = self._embedded(small, pool)
+            joined = self._joined((queries, documents), theirs, weight)
+            queries, documents = map(l2_normalize, joined)
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
         names = dict.fromkeys((metric, *_ALWAYS))
@@ -135,6 +93,34 @@ class ComposedValidation:
             name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
             for name in names
         }
+
+    def judge(self, small: SmallModel, trained_weight: float) -> tuple[float, Parts, Comparison]:
+        """Tune λ, where there is a black box, and compare with the base model.
+
+        Returns:
+            λ; how both models compare on all held-out queries, and on those about known and about
+            new documents; both models on the held-out queries, one by one, with their texts.
+        """
+        own, weight = (self._queries, self._documents), trained_weight
+        theirs = self._embedded(small, np.arange(len(self._documents)))
+        if self._composed:
+            pairs = zip(own, theirs, strict=True)
+            hidden = self.data.hidden_entries
+            weight = tune_weight(*pairs, self.data.relevance, weight, hidden=hidden)
+        base = search(self.data, *own)
+        adapted = search(self.data, *self._joined(own, theirs, weight))
+        parts = compare_by_part(base, adapted, self._known)
+        return weight, parts, Comparison({"base": base, "adapted": adapted}, self._texts)
+
+    def _joined(
+        self, own: tuple[Vectors, Vectors], small: tuple[Vectors, Vectors], weight: float
+    ) -> Iterator[Vectors]:
+        for ours, theirs in zip(own, small, strict=True):
+            yield compose(ours, theirs, weight) if self._composed else theirs
+
+    def _embedded(self, small: SmallModel, pool: Rows) -> tuple[Vectors, Vectors]:
+        documents = [self._texts.documents[row] for row in pool]
+        return (small.encode(self._texts.queries, "query"), small.encode(documents, "document"))
 
 
 def first_answers(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:

@@ -22,12 +22,12 @@ from ..core.arrays import Role, Vectors
 from ..core.files import atomic_folder
 from ..encoding.base_model import Embedding, fingerprint_of
 from ..encoding.serialize import base_name, describe_base
-from ..errors import DiskError, FolderError, OptionError, quote_some
+from ..errors import DiskError, FolderError, OptionError, check_number, quote_some
 from ..lexical.embedding import LexicalEmbedding
 from ..serving.base_vectors import arun_steps
 from ..serving.embedding import savable
 from ..serving.wrapped import Loaded, ServedEmbedding
-from .small_model import SmallModel, check_weight, compose, no_bars, refuse_code
+from .small_model import SmallModel, compose, no_bars, refuse_code
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
@@ -41,65 +41,9 @@ def check_target(folder: Path) -> None:
 
 def check_small_target(folder: Path) -> None:
     """Refuse, by a :class:`FolderError`, a folder that holds anything but a small model."""
-    model = folder.is_dir() and (folder / "modules.json").is_file()
+    model = (folder / "modules.json").is_file()
     ours = frozenset(path.name for path in folder.iterdir()) if model else frozenset()
     folders.check_target_folder(folder, ours)
-
-
-def save(
-    folder: Path,
-    model: Any,
-    weight: float,
-    base: BaseEmbedding,
-    training: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a folder that is complete or absent; see :func:`load` and :func:`check_target`."""
-    check_target(folder)
-    fingerprint = fingerprint_of(base)
-    with atomic_folder(folder) as temporary:
-        save_small(model, temporary / SMALL)
-        probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
-        (temporary / PROBES).write_bytes(probes)
-        config = {
-            **saving.provenance(base, fingerprint),
-            "composed": {"weight": weight, "files": _digests(temporary / SMALL)},
-            "training": dict(training or {}),
-        }
-        text = json.dumps(config, indent=2) + "\n"
-        (temporary / folders.CONFIG).write_text(text, encoding="utf-8")
-        about = (
-            f"# A small model beside {base_name(base)}\n\n`normalise([black box ; {weight:.4g} · "
-            "small model])`, for queries and documents. The small model is the "
-            f"sentence-transformers folder `{SMALL}/`."
-        )
-        card = saving.card(about, config["training"], "ComposedEmbedding", folder.name)
-        (temporary / folders.CARD).write_text(card, encoding="utf-8")
-
-
-def load(folder: Path) -> Loaded:
-    """Read a folder; the small model stays on disk until it is needed, or raise a FolderError."""
-    config = folders.read_config(folder)
-    folders.check_version(config, folder)
-    composed, base = config.get("composed"), config.get("base_model")
-    if not isinstance(composed, dict) or not isinstance(base, dict):
-        raise FolderError(f"{folder}: holds no composed model. Is it an adapter's folder?")
-    weight = composed.get("weight")
-    try:
-        check_weight(weight)
-    except OptionError as cause:
-        raise FolderError(f"{folder / folders.CONFIG}: {cause}") from cause
-    _check_small(folder / SMALL, composed.get("files"))
-    if not (folder / PROBES).is_file():
-        raise FolderError(f"{folder}: no {PROBES}.")
-    arrays = folders.read_arrays(folder / PROBES)
-    training = config.get("training")
-    fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
-    arguments = {
-        "augment_model": folder / SMALL,
-        "weight": float(weight),  # type: ignore[arg-type]
-        "training": training if isinstance(training, dict) else {},
-    }
-    return base, fingerprint, arguments
 
 
 def save_small(model: Any, folder: Path) -> None:
@@ -130,16 +74,14 @@ def _check_small(folder: Path, expected: object) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    found = {}
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while part := stream.read(1 << 20):
+                digest.update(part)
+        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
 
 
 @savable("composed")
@@ -194,7 +136,7 @@ class ComposedEmbedding(ServedEmbedding):
         device: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        check_weight(weight)
+        check_number("weight", weight, least=0.0)
         super().__init__(
             base_embed_model,
             "composed:",
@@ -254,11 +196,53 @@ class ComposedEmbedding(ServedEmbedding):
         Raises:
             FolderError: The folder exists and holds something else.
         """
-        save(Path(folder), self.augment_model, self.weight, self.base_embed_model, self._training)
+        folder, base = Path(folder), self.base_embed_model
+        check_target(folder)
+        fingerprint = fingerprint_of(base)
+        with atomic_folder(folder) as temporary:
+            save_small(self.augment_model, temporary / SMALL)
+            probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
+            (temporary / PROBES).write_bytes(probes)
+            config = {
+                **saving.provenance(base, fingerprint),
+                "composed": {"weight": self.weight, "files": _digests(temporary / SMALL)},
+                "training": self._training,
+            }
+            text = json.dumps(config, indent=2) + "\n"
+            (temporary / folders.CONFIG).write_text(text, encoding="utf-8")
+            about = (
+                f"# A small model beside {base_name(base)}\n\n`normalise([black box ; "
+                f"{self.weight:.4g} · small model])`, for queries and documents. The small model "
+                f"is the sentence-transformers folder `{SMALL}/`."
+            )
+            card = saving.card(about, self._training, "ComposedEmbedding", folder.name)
+            (temporary / folders.CARD).write_text(card, encoding="utf-8")
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:
-        return load(folder)
+        """Read a folder; the small model stays on disk until it is needed."""
+        config = folders.read_config(folder)
+        folders.check_version(config, folder)
+        composed, base = config.get("composed"), config.get("base_model")
+        if not isinstance(composed, dict) or not isinstance(base, dict):
+            raise FolderError(f"{folder}: holds no composed model. Is it an adapter's folder?")
+        weight: Any = composed.get("weight")
+        try:
+            check_number("weight", weight, least=0.0)
+        except OptionError as cause:
+            raise FolderError(f"{folder / folders.CONFIG}: {cause}") from cause
+        _check_small(folder / SMALL, composed.get("files"))
+        if not (folder / PROBES).is_file():
+            raise FolderError(f"{folder}: no {PROBES}.")
+        arrays = folders.read_arrays(folder / PROBES)
+        training = config.get("training")
+        arguments = {
+            "augment_model": folder / SMALL,
+            "weight": float(weight),
+            "training": training if isinstance(training, dict) else {},
+        }
+        fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
+        return base, fingerprint, arguments
 
     def _described(self) -> dict[str, Any]:
         # The small model is named by its folder; one that was never saved is not in the dict.

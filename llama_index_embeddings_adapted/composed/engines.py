@@ -37,6 +37,7 @@ class SmallModelEngine(ABC):
 
     _composed: ClassVar[bool]
     _check_target: ClassVar[staticmethod[[Path], None]]
+    _loads: ClassVar[str]
 
     def __init__(
         self,
@@ -66,13 +67,15 @@ class SmallModelEngine(ABC):
 
     @property
     def report(self) -> FinetuneReport:
-        """What ``finetune()`` found.
+        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
+        return self._trained("report")
 
-        Raises:
-            NotTrainedError: Before ``finetune()``.
-        """
+    def _trained(self, what: str) -> FinetuneReport:
         if self._report is None:
-            raise NotTrainedError("There is no report before finetune().")
+            raise NotTrainedError(
+                f"There is no {what} before finetune(). To load an earlier model: "
+                f"{self._loads.format(self._output)}."
+            )
         return self._report
 
     @property
@@ -120,7 +123,15 @@ class SmallModelEngine(ABC):
         small = SmallModel(copy.deepcopy(self._small))
         weight = self._train(small)
         self._save(small.model, weight)
-        self._finished()
+        if self._report_path is not None:
+            self.report.to_html(self._report_path, title=f"Small model {self._output.name}")
+        if not self.report.interrupted:
+            shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
+        if self._verbose:
+            metric = self._options.metric
+            for line in self.history:
+                print(f"epoch {line.number}: {metric} {line.scores[metric]:.4f}")
+            print(self.report)
 
     @abstractmethod
     def _save(self, model: Any, weight: float) -> None:
@@ -142,28 +153,26 @@ class SmallModelEngine(ABC):
             data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
         looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         source = self.dataset if self._given is None else self._given
-        known = known_mask(data, judged)
-        validation = ComposedValidation(
-            judged, Texts.of(source, judged), known, composed=self._composed
-        )
+        searched = (judged, Texts.of(source, judged), known_mask(data, judged))
+        validation = ComposedValidation(*searched, composed=self._composed)
         pool = validation.pool(options.val_depth)
-        self._base_scores = validation.base_scores(options.metric, pool)
+        among = (options.metric, pool)
+        self._base_scores = validation.scores(None, 0.0, *among)
+        per_group, negatives = options.queries_per_document, options.hard_negatives
         own = Texts.of(self.dataset, data)
         fitted = train(
             small.model,
-            training_groups(
-                data, per_group=options.queries_per_document, negatives=options.hard_negatives
-            ),
+            training_groups(data, per_group=per_group, negatives=negatives),
             Collator(small.model, data, own, frozen=self._composed),
-            lambda: validation.scores(small, options.weight, options.metric, pool),
+            lambda: validation.scores(small, options.weight, *among),
             options,
             folder=checkpoint_folder(self._output, self._identity(encoder, small)),
             show_progress=self._show_progress,
         )
-        found = validation.judge(small, options.weight)
+        weight, parts, held_out = validation.judge(small, options.weight)
         settings = {
             **asdict(options),
-            **({"tuned_weight": found.weight} if self._composed else {}),
+            **({"tuned_weight": weight} if self._composed else {}),
             "base_scores": self._base_scores,
             "resumed_from": fitted.resumed_from,
             "judged_on": source.subset(judged.query_ids).sources,
@@ -171,7 +180,7 @@ class SmallModelEngine(ABC):
             "notes": list(judged.notes),
         }
         self._report = FinetuneReport(
-            **found.parts._asdict(),
+            **parts._asdict(),
             best_epoch=fitted.best_epoch,
             history=fitted.history,
             train_queries=len(data.relevance),
@@ -182,9 +191,9 @@ class SmallModelEngine(ABC):
             interrupted=fitted.interrupted,
             settings=settings,
             data=data_statistics(self.dataset),
-            held_out=found.held_out,
+            held_out=held_out,
         )
-        return found.weight
+        return weight
 
     def _identity(self, encoder: Encoder, small: SmallModel) -> dict[str, Any]:
         """Return what tells this training from any other."""
@@ -195,18 +204,6 @@ class SmallModelEngine(ABC):
             "base_model": encoder.fingerprint.digest,
             "augment_model": small.digest,
         }
-
-    def _finished(self) -> None:
-        """Write and print the report; drop the checkpoints, unless training may go on."""
-        if self._report_path is not None:
-            self.report.to_html(self._report_path, title=f"Small model {self._output.name}")
-        if not self.report.interrupted:
-            shutil.rmtree(self._output.with_name(f"{self._output.name}.checkpoints"))
-        if self._verbose:
-            metric = self._options.metric
-            for line in self.history:
-                print(f"epoch {line.number}: {metric} {line.scores[metric]:.4f}")
-            print(self.report)
 
 
 class ComposedFinetuneEngine(SmallModelEngine):
@@ -251,6 +248,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
 
     _composed = True
     _check_target = staticmethod(embedding.check_target)
+    _loads = 'ComposedEmbedding.from_pretrained("{}", embed_model)'
 
     def __init__(
         self,
@@ -279,7 +277,8 @@ class ComposedFinetuneEngine(SmallModelEngine):
 
     def _save(self, model: Any, weight: float) -> None:
         training = {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
-        embedding.save(self._output, model, weight, self.embed_model, training)
+        composed = ComposedEmbedding(self.embed_model, model, weight, training=training)
+        composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
         """Return the black box with the small model beside it.
@@ -290,15 +289,9 @@ class ComposedFinetuneEngine(SmallModelEngine):
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._report is None:
-            raise NotTrainedError(
-                "There is no model before finetune(). To load an earlier one: "
-                f'ComposedEmbedding.from_pretrained("{self._output}", embed_model).'
-            )
-        options = {"device": self._options.device, **model_kwargs}
-        return ComposedEmbedding.from_pretrained(
-            self._output, self.embed_model, verify=False, **options
-        )
+        self._trained("model")
+        options = {"device": self._options.device, "verify": False, **model_kwargs}
+        return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
 
 
 _OLD = ("save_checkpoints", "resume_from_checkpoint")
@@ -340,6 +333,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
 
     _composed = False
     _check_target = staticmethod(embedding.check_small_target)
+    _loads = 'HuggingFaceEmbedding("{}")'
 
     def __init__(
         self,
@@ -395,8 +389,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         Raises:
             NotTrainedError: Before ``finetune()``.
         """
-        if self._report is None:
-            raise NotTrainedError("There is no model before finetune().")
+        self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
         model: BaseEmbedding = HuggingFaceEmbedding(

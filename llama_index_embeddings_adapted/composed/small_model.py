@@ -22,9 +22,7 @@ from ..lexical import embedding as lexical
 from ..lexical.embedding import LexicalEmbedding
 from ..training.options import ComposedOptions
 
-_MODULES = "modules.json"
 _CONFIGS = ("config.json", "tokenizer_config.json")
-_OURS = "sentence_transformers."
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -56,7 +54,7 @@ class SmallModel:
         """The ``SentenceTransformer``, or raise an OptionError or FolderError."""
         with self._lock:
             if self._model is None:
-                self._model = load_sentence_transformer(self.source, device=self.device)
+                self._model = _loaded(self.source, self.device)
             return self._model
 
     @property
@@ -89,25 +87,18 @@ class SmallModel:
         return vectors
 
 
-def load_sentence_transformer(source: Any, *, device: str | None = None) -> Any:
-    """Load a model by name or folder, without executing anything that a folder holds.
-
-    Raises:
-        OptionError: It cannot be loaded, or gives no vector per text.
-        FolderError: Its folder asks for code or pickles to be loaded.
-    """
-    if (Path(source) / lexical.CONFIG).is_file():
+def _loaded(source: Any, device: str | None) -> Any:
+    """Load a model by name or folder, without executing anything that a folder holds."""
+    path = Path(source)
+    if (path / lexical.CONFIG).is_file():
         return LexicalEmbedding.from_pretrained(source)
     library = require_extra("sentence_transformers", extra="composed")
-    path = Path(source)
-    local = path.is_dir()
-    if local:
+    if path.is_dir():
         refuse_code(path)
+    given = {"device": device, "trust_remote_code": False, "local_files_only": path.is_dir()}
     try:
         with no_bars():
-            model = library.SentenceTransformer(
-                str(source), device=device, trust_remote_code=False, local_files_only=local
-            )
+            model = library.SentenceTransformer(str(source), **given)
     except Exception as cause:  # the library and the hub raise what they like
         raise OptionError(
             f"augment_model: no sentence-transformers model could be loaded from {source!s} "
@@ -131,20 +122,18 @@ def no_bars() -> Iterator[None]:
 
 def check_pooled(model: Any) -> Any:
     """Return a model that gives one vector per text; another one is an :class:`OptionError`."""
+    cause: Exception | None = None
     try:
         found = np.asarray(model.encode(["one text"], show_progress_bar=False), dtype=np.float32)
-    except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        raise OptionError(
-            "augment_model: expected a sentence-transformers model that gives one vector per text, "
-            f"got {type(model).__name__} that gives none ({type(cause).__name__}: {cause}). Has it "
-            "a pooling layer?"
-        ) from cause
-    if found.ndim != 2 or found.shape[0] != 1:
-        raise OptionError(
-            f"augment_model: expected one vector per text, got shape {found.shape}. Has it a "
-            "pooling layer?"
-        )
-    return model
+        if found.ndim == 2 and len(found) == 1:
+            return model
+        what = f"shape {found.shape}"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        cause, what = error, f"none ({type(error).__name__}: {error})"
+    raise OptionError(
+        "augment_model: expected a sentence-transformers model that gives one vector per text, got "
+        f"{type(model).__name__} that gives {what}. Has it a pooling layer?"
+    ) from cause
 
 
 def refuse_code(folder: Path) -> None:
@@ -152,9 +141,12 @@ def refuse_code(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and not _inside(path, folder):
             raise FolderError(f"{path}: points outside its folder, or nowhere.")
-        if path.suffix == ".json":
-            _refuse_code_in(path)
-        if path.suffix in _PICKLES and not _safe_weights_beside(path):
+        if path.name == "modules.json":
+            _check_modules(path)
+        elif path.name in _CONFIGS and "auto_map" in read_json_object(path, error=FolderError):
+            raise FolderError(f"{path}: asks for code of its own (auto_map), which is not loaded.")
+        safe = path.name == "training_args.bin" or (path.parent / "model.safetensors").is_file()
+        if path.suffix in _PICKLES and not safe:
             raise FolderError(
                 f"{path}: weights that may run code when loaded. Save the model as safetensors."
             )
@@ -167,41 +159,28 @@ def _inside(link: Path, folder: Path) -> bool:
         return False
 
 
-def _refuse_code_in(path: Path) -> None:
-    if path.name == _MODULES:
-        for module in _modules(path):
-            kind, place = str(module.get("type")), Path(str(module.get("path", "")))
-            if not kind.startswith(_OURS):
-                raise FolderError(f"{path}: asks for the code of {kind}, which is not loaded.")
-            if place.is_absolute() or ".." in place.parts:
-                raise FolderError(f"{path}: points outside its folder ({place}).")
-    elif path.name in _CONFIGS and "auto_map" in read_json_object(path, error=FolderError):
-        raise FolderError(f"{path}: asks for code of its own (auto_map), which is not loaded.")
-
-
-def _modules(path: Path) -> list[dict[str, Any]]:
-    found = read_json(path, error=FolderError)
-    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
+def _check_modules(path: Path) -> None:
+    modules = read_json(path, error=FolderError)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise FolderError(f"{path}: expected a list of modules.")
-    return found
-
-
-def _safe_weights_beside(path: Path) -> bool:
-    return path.name == "training_args.bin" or (path.parent / "model.safetensors").is_file()
+    for module in modules:
+        kind, place = str(module.get("type")), Path(str(module.get("path", "")))
+        if not kind.startswith("sentence_transformers."):
+            raise FolderError(f"{path}: asks for the code of {kind}, which is not loaded.")
+        if place.is_absolute() or ".." in place.parts:
+            raise FolderError(f"{path}: points outside its folder ({place}).")
 
 
 def precision_on(device: str, options: ComposedOptions) -> str:
     """Return in which numbers a kind of device trains, or raise an :class:`OptionError`."""
     wanted = options.precision
-    if wanted == "auto":
-        if device != "cuda":
-            return "float32"
-        import torch
-
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     if wanted == "float16" and device == "cpu":
         raise OptionError('precision: "float16" does not train on a CPU; use "bfloat16".')
-    return wanted
+    if wanted != "auto" or device != "cuda":
+        return "float32" if wanted == "auto" else wanted
+    import torch
+
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
 def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
@@ -211,7 +190,12 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
     the end.
     """
     if options.gradient_checkpointing:
-        enable_gradient_checkpointing(model[0].model)
+        # Asked of the body itself: the trainer's setting warns. Renamed in transformers 5.
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            enable = getattr(model[0].model, f"{name}_enable", None)
+            if enable is not None:
+                enable(**{f"{name}_kwargs": {"use_reentrant": False}})
+                break
     if not options.lora_rank:
         return lambda: None
     peft = require_extra("peft", extra="lora")
@@ -227,16 +211,6 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
         model.requires_grad_(True)
 
     return merge
-
-
-def enable_gradient_checkpointing(body: Any) -> None:
-    """Compute activations twice. Asked of the body itself: the trainer's own setting warns."""
-    # transformers renamed it in its version 5.
-    for name in ("activation_checkpointing", "gradient_checkpointing"):
-        enable = getattr(body, f"{name}_enable", None)
-        if enable is not None:
-            enable(**{f"{name}_kwargs": {"use_reentrant": False}})
-            return
 
 
 #: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
@@ -265,18 +239,13 @@ def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
     Source:
         Zhang et al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
     """
-    check_weight(weight)
+    check_number("weight", weight, least=0.0)
     if weight == 0:
         return l2_normalize(black_box)
     if black_box.shape[:-1] != small.shape[:-1]:
         raise ShapeError("Vectors to compose", expected=black_box.shape[:-1], actual=small.shape)
     parts = [l2_normalize(black_box), np.float32(weight) * l2_normalize(small)]
     return l2_normalize(np.concatenate(parts, axis=-1))
-
-
-def check_weight(weight: object) -> None:
-    """Refuse, by an :class:`OptionError`, a λ that is no number ``>= 0``."""
-    check_number("weight", weight, least=0.0)
 
 
 def tune_weight(

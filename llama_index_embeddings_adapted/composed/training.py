@@ -35,7 +35,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..core.files import atomic_file, write_json
+from ..core.files import write_json
 from ..errors import TrainingError
 from ..evaluation.reports import Epoch, best_epoch
 from ..training.options import ComposedOptions
@@ -143,43 +143,50 @@ class ComposedLoss(CachedLossMixin, nn.Module):
 Score = Callable[[], dict[str, float]]
 
 _STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
-_HISTORY = "history.json"
+_HISTORY, _WEIGHTS, _BEST = "history.json", "weights.safetensors", "best.safetensors"
 
 
 class Progress(TrainerCallback):
-    """Scores every epoch, keeps the best one on disk, stops when there is no better one.
+    """Scores every epoch, keeps the best one, stops when there is no better one.
 
     The mean of the loss over an epoch goes into the history, and so does what ``score`` says of
-    the model as it is: metric → mean. Checkpoints of this training alone lie in ``folder``.
+    the model as it is: metric → mean.
     """
 
     def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
-                 folder: Path, *, show_progress: bool) -> None:  # fmt: skip
-        self.model, self.loss, self.score = model, loss, score
-        self.options, self.folder = options, folder
+                 *, show_progress: bool) -> None:  # fmt: skip
+        self.model, self.loss, self.score, self.options = model, loss, score, options
         self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
         self.bar = tqdm(total=0, desc="Training", unit="step", disable=not show_progress)
         self._began = time.perf_counter()
 
-    def restore(self, checkpoint: Path | None) -> int:
-        """Take up the history of a run that ended at a checkpoint; return its last epoch."""
-        if checkpoint is None:
-            return 0
-        done: int = round(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["epoch"])
-        lines = json.loads((self.folder / _HISTORY).read_text(encoding="utf-8"))
-        # Of an epoch whose checkpoint is not whole, only the score is known: it is trained again.
-        self.history = [Epoch.from_dict(line) for line in lines if line["epoch"] <= done]
-        return done
+    def save(self, checkpoint: Path) -> None:
+        """Write weights, best weights and history, in the course of writing a checkpoint."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        save_file(trained(self.model), checkpoint / _WEIGHTS)
+        save_file(self.best, checkpoint / _BEST)
+        write_json(checkpoint / _HISTORY, [line.to_dict() for line in self.history])
+
+    def restore(self, checkpoint: Path) -> int:
+        """Take up best weights and history of a run; return its last epoch."""
+        lines = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
+        self.history = [Epoch.from_dict(line) for line in lines]
+        self.best = load_file(checkpoint / _BEST)
+        return self.history[-1].number
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of the best so far."""
+        return best_epoch(self.history, self.options.metric)
 
     @property
     def exhausted(self) -> bool:
         """Whether patience is at its end."""
-        if not self.history or self.options.patience is None:
+        patience = self.options.patience
+        if not self.history or patience is None:
             return False
-        return (
-            self.history[-1].number - best_epoch(self.history, self.options.metric)
-            >= self.options.patience
-        )
+        return self.history[-1].number - self.best_epoch >= patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Score the small model before training, unless a run is continued."""
@@ -195,22 +202,7 @@ class Progress(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Score the epoch; stop when patience is at its end."""
         self._record(round(state.epoch))
-        if self.exhausted:
-            control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the weights of epochs that are not the best."""
-        # Only now: until a checkpoint is whole, a restart needs the best of the epoch before it.
-        kept = self._best_file(best_epoch(self.history, self.options.metric))
-        for path in self.folder.glob("best-*.safetensors"):
-            if path != kept:
-                path.unlink()
-
-    def load_best(self) -> int:
-        """Give the model the weights of the best epoch; return its number."""
-        number = best_epoch(self.history, self.options.metric)
-        load_trained(self.model, self._best_file(number))
-        return number
+        control.should_training_stop |= self.exhausted
 
     def _record(self, number: int) -> None:
         loss = self.loss.take_mean()
@@ -228,33 +220,19 @@ class Progress(TrainerCallback):
         self._began = time.perf_counter()
         shown = f"{scores[self.options.metric]:.4f}"
         self.bar.set_postfix({"epoch": number, self.options.metric: shown})
-        if best_epoch(self.history, self.options.metric) == number:
-            with atomic_file(self._best_file(number)) as temporary:
-                save_file(trained(self.model), temporary)
-        write_json(self.folder / _HISTORY, [line.to_dict() for line in self.history])
-
-    def _best_file(self, number: int) -> Path:
-        return self.folder / f"best-{number}.safetensors"
+        if self.best_epoch == number:
+            self.best = trained(self.model)
 
 
 def checkpoint_folder(output: Path, identity: dict[str, Any]) -> Path:
     """Return the folder of one training; what another one left there is deleted."""
     folder = output.with_name(f"{output.name}.checkpoints")
     run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    if folder.exists():
-        for other in folder.iterdir():
-            if other.name != run:
-                shutil.rmtree(other)
     (folder / run).mkdir(parents=True, exist_ok=True)
+    for other in folder.iterdir():
+        if other.name != run:
+            shutil.rmtree(other)
     return folder / run
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
-    if not whole or not (folder / _HISTORY).is_file():
-        return None
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
@@ -264,18 +242,6 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
-
-
-def load_trained(model: Any, path: Path) -> None:
-    """Give a model the weights of a file of those that train."""
-    weights = load_file(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
-
-
-_WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,9 +288,10 @@ def train(
     """
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
-    progress = Progress(model, loss, score, options, folder, show_progress=show_progress)
-    checkpoint = last_checkpoint(folder)
-    resumed_from = progress.restore(checkpoint)
+    progress = Progress(model, loss, score, options, show_progress=show_progress)
+    whole = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
+    checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    resumed_from = 0 if checkpoint is None else progress.restore(checkpoint)
     trainer = _Trainer(
         model=model,
         args=_arguments(model, options, folder),
@@ -333,6 +300,7 @@ def train(
         data_collator=collate,
         callbacks=[progress],
     )
+    trainer.progress = progress
     trainer.remove_callback(PrinterCallback)
     interrupted = False
     try:
@@ -345,22 +313,23 @@ def train(
         warnings.warn("Training was interrupted; the best epoch so far is kept.", stacklevel=2)
     finally:
         progress.bar.close()
-    best = progress.load_best()
+    model.load_state_dict(progress.best, strict=False)
     finish()
     model.eval()
-    return ComposedFit(best, tuple(progress.history), interrupted, resumed_from)
+    return ComposedFit(progress.best_epoch, tuple(progress.history), interrupted, resumed_from)
 
 
 class _Trainer(SentenceTransformerTrainer):
     """The library's trainer, but for what a checkpoint holds of the model: weights that train."""
 
+    progress: Progress
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        target = Path(str(output_dir or self.args.output_dir))
-        target.mkdir(parents=True, exist_ok=True)
-        save_file(trained(self.model), target / _WEIGHTS)
+        self.progress.save(Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
+        weights = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        self.model.load_state_dict(weights, strict=False)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Write no model card: ours says more."""

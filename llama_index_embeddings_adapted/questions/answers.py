@@ -75,13 +75,8 @@ def read_questions(answer: object, *, limit: int, wanted: int = 0) -> list[str]:
 
     Marks of lists, labels, quotes, emphasis and the thoughts of a reasoning model are taken off;
     answers and explanations that come with questions are left out. Whether a line is a question is
-    not judged here.
-
-    Args:
-        answer: What the LLM gave; anything but text counts as empty.
-        limit: Most parts returned, ``>= 0``.
-        wanted: How many were asked for. A line of several questions is taken apart where there are
-            fewer lines; 0 leaves it as it is.
+    not judged here. Anything but text counts as empty; at most ``limit`` parts are returned. A line
+    of several questions is taken apart where there are fewer lines than were ``wanted``.
     """
     if not isinstance(answer, str):
         return []
@@ -120,11 +115,8 @@ def _visible(character: str) -> str:
     if category in ("Cc", "Zl", "Zp", "Zs"):
         return " "
     # Joiners spell words in Persian and Indic scripts; direction marks and the like spell nothing.
-    return (
-        ""
-        if category in ("Cf", "Co", "Cs", "Cn") and character not in "\u200c\u200d"
-        else character
-    )
+    spells = category not in ("Cf", "Co", "Cs", "Cn") or character in "\u200c\u200d"
+    return character if spells else ""
 
 
 def _unwrapped(line: str) -> str:
@@ -226,13 +218,14 @@ def _from_table(text: str) -> list[str]:
     """Return the column of questions of a Markdown or CSV table."""
     lines = [line.strip() for line in text.splitlines()]
     rule = next((row for row, line in enumerate(lines) if "|" in line and _RULE.match(line)), 0)
+    rows: list[list[str]] = []
     if rule:
         rows = [_cells(line) for line in (lines[rule - 1], *lines[rule + 1 :]) if "|" in line]
     elif _CSV_HEAD.match(text):
         rows = list(csv.reader(filter(None, lines), skipinitialspace=True))
-    else:
+    if not rows:
         return []
-    head, body = rows[0], rows[1:]
+    head, *body = rows
     named = [column for column, name in enumerate(head) if _ASKS.search(name)]
 
     def asked(column: int) -> int:
@@ -349,14 +342,10 @@ def _unescaped(text: str) -> str:
 # --- keywords ------------------------------------------------------------------------------------
 
 _KEYWORDS_KEPT = 8  # small models do not stop
-_DANGLING = frozenset(
-    word
-    for language in (
-        "a an and as at by for from if in is it its of on or our that the their there to we with",
-        "y o de del la el los las en por para con que et ou le les des du au un une dans pour avec",
-        "und oder der die das den dem des im in am von mit für zu ein eine",
-    )
-    for word in language.split()
+_DANGLING = (
+    "a an and as at by for from if in is it its of on or our that the their there to we with "
+    "y o de del la el los las en por para con que et ou le les des du au un une dans pour avec "
+    "und oder der die das den dem des im in am von mit für zu ein eine"
 )
 
 
@@ -365,6 +354,6 @@ def first_keywords(line: str) -> str:
     first = line.replace(".", ";").split(";")[0].strip()
     line = first if len(first.split()) > 1 else line
     kept = line.split()[:_KEYWORDS_KEPT]
-    while len(kept) > 2 and kept[-1].casefold() in _DANGLING:
+    while len(kept) > 2 and kept[-1].casefold() in _DANGLING.split():
         kept.pop()
     return " ".join(kept)

@@ -100,30 +100,6 @@ _REFERENCES = (
 )
 
 
-def is_remark(text: str, passage: str = "") -> bool:
-    """Return whether a text is a refusal, an introduction or a remark about the task.
-
-    Words of the passage are no remark: it may be about language models.
-    """
-    own = set(words(passage))
-    remarks = (words(match[0]) for match in _REMARK.finditer(text))
-    return _OPENING.match(text) is not None or not all(map(own.issuperset, remarks))
-
-
-def refers_to_text(text: str, passage: str = "") -> bool:
-    """Return whether a text points at a passage that its reader does not have.
-
-    The passage may itself speak of a passage, or a document.
-    """
-    own = f" {' '.join(words(passage))} "
-    for match in _REFERENCE.finditer(text):
-        said = words(match[0])
-        said = said[1:] if said[0] in _BEFORE else said
-        if f" {' '.join(said)} " not in own:
-            return True
-    return False
-
-
 _BEFORE = {"in", "of", "from", "to", "by", "does", "do", "is", "can", "with", "for", "about"}
 
 
@@ -215,27 +191,6 @@ _LITTLE_WORDS: Mapping[str, frozenset[str]] = {
 _CLEAR = 2  # little words of one language that are no chance
 
 
-def same_language(text: str, other: str) -> bool:
-    """Return whether two texts may be in one language; in doubt, yes.
-
-    They are not where most of their letters belong to different scripts, words that both have
-    aside; or where the first has little words of a language that the other's does not have, at
-    least two and over twice as many as of the other's own.
-    """
-    counts = Counter(words(other))
-    own = " ".join(word for word in words(text) if word not in counts)
-    if _script(own) != _script(other):
-        return not (_script(own) and _script(other))
-    totals = {name: sum(counts[w] for w in known) for name, known in _LITTLE_WORDS.items()}
-    expected = max(totals, key=lambda name: totals[name])
-    if totals[expected] < 2 * _CLEAR:
-        return True
-    home, mine = _LITTLE_WORDS[expected], set(words(text))
-    foreign = {name: (len(mine & known - home), len(mine & home - known))
-               for name, known in _LITTLE_WORDS.items()}  # fmt: skip
-    return not any(away >= _CLEAR and away > 2 * here for away, here in foreign.values())
-
-
 def _script(text: str) -> str:
     """Return the script of most letters, such as ``"LATIN"``; Chinese and Japanese are one."""
     names = Counter(
@@ -251,15 +206,10 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
     """Find texts that share most of their words with an earlier one that stays.
 
     Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
-    ``threshold``. A text that differs in a number is another question, however long it is.
-
-    Args:
-        texts: In order of precedence.
-        threshold: In (0, 1].
+    ``threshold``, in (0, 1]. A text that differs in a number is another question, however long.
 
     Returns:
-        Row of a near-duplicate → row of the text it repeats. Rows that are not keys have pairwise
-        similarity below ``threshold``.
+        Row of a near-duplicate → row of the text it repeats, the first with that similarity.
 
     Source:
         Candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough, the
@@ -272,23 +222,16 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
     for row, mine in enumerate(sets):
         rarest = sorted(mine, key=lambda word: (frequency[word], word))
         prefix = rarest[: len(mine) - math.ceil(threshold * len(mine)) + 1]
-        numbers = _numbers(mine)
-        candidates = sorted({other for word in prefix for other in index[numbers, word]})
-        twin = next((o for o in candidates if _same(mine, sets[o], threshold)), None)
+        numbers = frozenset(word for word in mine if any(map(str.isdecimal, word)))
+        near = sorted({other for word in prefix for other in index[numbers, word]})
+        both = ((other, mine & sets[other], mine | sets[other]) for other in near)
+        twin = next((o for o, same, either in both if len(same) >= threshold * len(either)), None)
         if twin is not None:
             found[row] = twin
             continue
         for word in prefix:
             index[numbers, word].append(row)
     return found
-
-
-def _same(one: frozenset[str], other: frozenset[str], threshold: float) -> bool:
-    return len(one & other) >= threshold * len(one | other)
-
-
-def _numbers(tokens: frozenset[str]) -> frozenset[str]:
-    return frozenset(t for t in tokens if any(character.isdecimal() for character in t))
 
 
 Filter = Callable[[Candidate], bool]
@@ -352,8 +295,13 @@ def count_words(text: str) -> float:
 
 
 def refusal(candidate: Candidate) -> bool:
-    """A refusal, an offer to help, or a remark about the task instead of an answer to it."""
-    return is_remark(candidate.text, candidate.passage)
+    """A refusal, an offer to help, or a remark about the task instead of an answer to it.
+
+    Words of the passage are no remark: it may be about language models.
+    """
+    own = set(words(candidate.passage))
+    remarks = (words(match[0]) for match in _REMARK.finditer(candidate.text))
+    return _OPENING.match(candidate.text) is not None or not all(map(own.issuperset, remarks))
 
 
 def leaked(candidate: Candidate) -> bool:
@@ -385,13 +333,39 @@ def copied(candidate: Candidate) -> bool:
 
 
 def refers_to_passage(candidate: Candidate) -> bool:
-    """ "This passage", "the context": nobody who has not seen the passage would ask that."""
-    return refers_to_text(candidate.text, candidate.passage)
+    """ "This passage", "the context": nobody who has not seen the passage would ask that.
+
+    The passage may itself speak of a passage, or a document.
+    """
+    own = f" {' '.join(words(candidate.passage))} "
+    for match in _REFERENCE.finditer(candidate.text):
+        said = words(match[0])
+        said = said[1:] if said[0] in _BEFORE else said
+        if f" {' '.join(said)} " not in own:
+            return True
+    return False
 
 
 def other_language(candidate: Candidate) -> bool:
-    """Another language than the passage's, as when an example is imitated too closely."""
-    return not same_language(candidate.text, candidate.passage)
+    """Another language than the passage's, as when an example is imitated too closely.
+
+    That is where most of their letters belong to different scripts, words that both have aside; or
+    where the question has little words of a language that the passage's does not have, at least two
+    and over twice as many as of the passage's own. In doubt it is not.
+    """
+    text, passage = candidate.text, candidate.passage
+    counts = Counter(words(passage))
+    own = _script(" ".join(word for word in words(text) if word not in counts))
+    if own != _script(passage):
+        return bool(own and _script(passage))
+    totals = {name: sum(counts[w] for w in known) for name, known in _LITTLE_WORDS.items()}
+    expected = max(totals, key=lambda name: totals[name])
+    if totals[expected] < 2 * _CLEAR:
+        return False
+    home, mine = _LITTLE_WORDS[expected], set(words(text))
+    foreign = ((len(mine & known - home), len(mine & home - known))
+               for known in _LITTLE_WORDS.values())  # fmt: skip
+    return any(away >= _CLEAR and away > 2 * here for away, here in foreign)
 
 
 def too_short(candidate: Candidate) -> bool:

@@ -13,10 +13,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_index.core import Settings
 from llama_index.core.base.llms.types import LLMMetadata
@@ -30,7 +29,7 @@ from ..encoding.cache import cache_folder
 from ..errors import GenerationError, OptionError
 from . import options as given
 from .answers import first_keywords, read_questions
-from .filters import Candidate, is_remark, words
+from .filters import Candidate, refusal, words
 from .llm import AnswerCache, CachedAnswer, LLMCalls, identity, without_secrets
 from .options import TOKENS_PER_QUESTION, GenerationOptions, Passage, count_tokens
 from .prompts import PromptConfig, Request
@@ -86,7 +85,7 @@ def generate_qa_embedding_pairs(
             question was kept.
     """
     first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, retry_limit)
-    with GenerationRun.of(*first, on_failure, save_every, output_path, verbose, **options) as run:
+    with GenerationRun(*first, on_failure, save_every, output_path, verbose, **options) as run:
         base_model.run(run.ask(run.missing))
         return run.dataset()
 
@@ -96,7 +95,7 @@ async def agenerate_qa_embedding_pairs(
     *arguments: Any, **options: Any
 ) -> EmbeddingQAFinetuneDataset:
     """Do what :func:`generate_qa_embedding_pairs` does, with its arguments, in the running loop."""
-    with GenerationRun.of(*arguments, **options) as run:
+    with GenerationRun(*arguments, **options) as run:
         await run.ask(run.missing)
         return await asyncio.to_thread(run.dataset)
 
@@ -128,12 +127,7 @@ class Estimate:
     known: int = 0
 
     def price(self, prompt: float, completion: float) -> float:
-        """Return what the calls cost.
-
-        Args:
-            prompt: Price of a million prompt tokens.
-            completion: Price of a million completion tokens.
-        """
+        """Return what the calls cost, at prices per million prompt and completion tokens."""
         return (self.prompt_tokens * prompt + self.completion_tokens * completion) / 1e6
 
     def __str__(self) -> str:
@@ -168,25 +162,21 @@ def estimate(
     are kept like any others.
 
     Args:
-        nodes: See :func:`generate_qa_embedding_pairs`; so for all others.
-        llm: Who would be asked.
-        qa_generate_prompt_tmpl: Likewise.
-        num_questions_per_chunk: Likewise.
+        nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, options: See
+            :func:`generate_qa_embedding_pairs`.
         probe: Make those calls; without them nothing is paid, and time is known from answers on
             disk only.
-        options: Likewise.
 
     Raises:
         OptionError: An argument out of range.
         GenerationError: The probe failed.
     """
     first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
-    with GenerationRun.of(*first, **options) as run:
+    with GenerationRun(*first, **options) as run:
         return run.probe() if probe and run.missing else run.estimate()
 
 
-@dataclass(frozen=True)
-class PendingCall:
+class PendingCall(NamedTuple):
     """One request about one passage, and where its answer is kept."""
 
     passage: Passage
@@ -202,69 +192,60 @@ class PendingCall:
         row = 0
         for line in read_questions(answer.text, limit=2 * len(styles) + 2, wanted=wanted):
             style = styles[min(row, len(styles) - 1)]
-            row += not is_remark(line)
+            row += not refusal(Candidate(line, "", ""))
             text = first_keywords(line) if style == "keywords" else line
             yield Candidate(text, self.passage.nodes[0], self.sent, style, self.request.frame)
 
 
-@dataclass
 class GenerationRun:
     """One run, a context manager: its passages, the calls about them, and the answers so far.
 
-    Fields are the arguments of :func:`generate_qa_embedding_pairs`, which says what they mean.
+    The arguments are those of :func:`generate_qa_embedding_pairs`, which says what they mean. Which
+    passages, which requests about them, and which of those are answered is settled at once.
+
+    Raises:
+        OptionError: An argument out of range.
+        DatasetError: Nodes without text, or with one id.
+        GenerationError: Answers cannot be kept.
     """
 
-    nodes: Sequence[BaseNode]
-    llm: LLM | None = None
-    qa_generate_prompt_tmpl: Any | None = None
-    num_questions_per_chunk: int = 2
-    retry_limit: int = 3
-    on_failure: str = "continue"
-    save_every: int = 500
-    output_path: str | Path | None = None
-    verbose: bool = False
-    structure: bool = False
-    options: GenerationOptions = field(default_factory=GenerationOptions, kw_only=True)
-
-    @classmethod
-    def of(cls, *arguments: Any, **options: Any) -> GenerationRun:
-        """Take the arguments of a run apart from the options, or raise an OptionError."""
-        own = {each.name for each in fields(cls)} & set(options)
-        chosen = {name: options.pop(name) for name in own}
-        return cls(*arguments, **chosen, options=GenerationOptions.of(options))
-
-    def __enter__(self) -> GenerationRun:
-        """Plan: which passages, which requests about them, and which of those are answered.
-
-        Raises:
-            OptionError: An argument out of range.
-            DatasetError: Nodes without text, or with one id.
-            GenerationError: Answers cannot be kept.
-        """
+    def __init__(
+        self,
+        nodes: Sequence[BaseNode],
+        llm: LLM | None = None,
+        qa_generate_prompt_tmpl: Any | None = None,
+        num_questions_per_chunk: int = 2,
+        retry_limit: int = 3,
+        on_failure: str = "continue",
+        save_every: int = 500,
+        output_path: str | Path | None = None,
+        verbose: bool = False,
+        *,
+        structure: bool = False,
+        **options: Any,
+    ) -> None:
         self._began = time.perf_counter()
-        if self.on_failure not in ("continue", "fail"):
-            raise OptionError(
-                f'on_failure: expected "continue" or "fail", got {self.on_failure!r}.'
-            )
-        options = self.options
-        llm = Settings.llm if self.llm is None else self.llm
-        self._calls = LLMCalls(llm, options.policy(attempts=self.retry_limit))
-        nodes = list(self.nodes)
-        self.corpus = given.corpus_of(nodes)
-        asked = (self.num_questions_per_chunk, self.qa_generate_prompt_tmpl)
-        prompts = options.prompts(*asked, options.shown(self.corpus), llm)
+        self.options = GenerationOptions.of(options)
+        if on_failure not in ("continue", "fail"):
+            raise OptionError(f'on_failure: expected "continue" or "fail", got {on_failure!r}.')
+        self._most, self._on_failure = num_questions_per_chunk, on_failure
+        self._output, self._verbose, self._structure = output_path, verbose, structure
+        llm = Settings.llm if llm is None else llm
+        self._calls = LLMCalls(llm, self.options, retry_limit)
+        self._nodes = list(nodes)
+        self.corpus = given.corpus_of(self._nodes)
+        shown = self.options.shown(self.corpus)
+        prompts = self.options.prompts(self._most, qa_generate_prompt_tmpl, shown, llm)
         self.examples = prompts.examples
-        everything = given.passages_of(nodes, self.corpus)
+        everything = given.passages_of(self._nodes, self.corpus)
         self._known = len(everything)
-        self.passages = given.sample(everything, options.max_chunks, seed=options.seed)
+        self.passages = given.sample(everything, self.options.max_chunks, seed=self.options.seed)
         self.failed: dict[str, str] = {}
-        self.answers: dict[str, CachedAnswer] = {}
         self._billed: list[CachedAnswer] = []
         sent = self._texts_sent(llm.metadata, prompts)
-        folder = cache_folder(options.cache_dir)
+        folder = cache_folder(self.options.cache_dir)
         settings = {**identity(llm), **prompts.to_dict()}
-        self._cache = AnswerCache(folder and folder / "questions", settings)
-        self._cache.__enter__()
+        self._cache = AnswerCache(folder and folder / "questions", settings).__enter__()
         self.plan = [
             PendingCall(passage, text, request, self._cache.key(request.turns))
             for passage, text in zip(self.passages, sent, strict=True)
@@ -273,11 +254,11 @@ class GenerationRun:
         found = ((call.key, self._cache.get(call.key)) for call in self.plan)
         self.answers = {key: answer for key, answer in found if answer is not None}
         self.calls_saved = len(self.plan) - len(self.missing)
+
+    def __enter__(self) -> GenerationRun:
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cache.__exit__()
 
     def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
@@ -302,11 +283,7 @@ class GenerationRun:
         return [call for call in self.plan if call.key not in self.answers]
 
     async def ask(self, calls: Sequence[PendingCall]) -> None:
-        """Ask; every answer is kept the moment it arrives.
-
-        Raises:
-            GenerationError: No call can succeed.
-        """
+        """Ask; every answer is kept the moment it arrives. A GenerationError if none can be had."""
         show = self.options.show_progress and bool(calls)
         if show:
             tqdm.write(str(self.estimate()), file=sys.stderr)
@@ -336,11 +313,7 @@ class GenerationRun:
                 await self._calls.ask_all([call.request for call in calls], keep, fail)
 
     def estimate(self, basis: Sequence[PendingCall] | None = None) -> Estimate:
-        """Say what the missing calls will cost, judging by answers that are there.
-
-        Args:
-            basis: Calls that are answered; all of those by default.
-        """
+        """Say what the missing calls will cost, judging by ``basis``, else by all answers."""
         left = self.missing
         done = [call for call in self.plan if call.key in self.answers] if basis is None else basis
         known = [self.answers[call.key] for call in done]
@@ -366,10 +339,7 @@ class GenerationRun:
         """Make a few of the missing calls, and say what the others will cost.
 
         The first call is slower than all others: weights are loaded, a prompt is read anew. Where
-        it is not the only one, only calls after it count.
-
-        Raises:
-            GenerationError: They failed.
+        it is not the only one, only calls after it count. A GenerationError if they failed.
         """
         missing = self.missing
         step = max(1, len(missing) // (self._calls.workers + 1))
@@ -388,7 +358,7 @@ class GenerationRun:
         Raises:
             GenerationError: Passages failed and ``on_failure="fail"``, or nothing was kept.
         """
-        if self.failed and self.on_failure == "fail":
+        if self.failed and self._on_failure == "fail":
             node, reason = next(iter(self.failed.items()))
             raise GenerationError(
                 f"{len(self.failed)} of {len(self.passages)} passages failed (first: "
@@ -397,9 +367,8 @@ class GenerationRun:
             )
         answered = [call for call in self.plan if call.key in self.answers]
         candidates = [c for call in answered for c in call.candidates(self.answers[call.key])]
-        most = self.num_questions_per_chunk
         judged = (candidates, self.corpus, self.options)
-        kept, dropped, cost = select(*judged, most=most, examples=self.examples)
+        kept, dropped, cost = select(*judged, most=self._most, examples=self.examples)
         report = QuestionReport(
             tuple(kept),
             tuple(dropped),
@@ -425,12 +394,12 @@ class GenerationRun:
             self.corpus,
             {candidate.query_id: relevant[candidate.document] for candidate in kept},
         ).reported(report, synthetic=True)
-        if self.structure:
-            nodes = [node for node in self.nodes if node.node_id in self.corpus]
+        if self._structure:
+            nodes = [node for node in self._nodes if node.node_id in self.corpus]
             dataset = with_structure(dataset, nodes, self.options)
-        if self.output_path is not None:
-            dataset.save_json(self.output_path)
-        if self.verbose:
+        if self._output is not None:
+            dataset.save_json(self._output)
+        if self._verbose:
             print(report)
         return dataset
 

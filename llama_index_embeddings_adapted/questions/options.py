@@ -10,7 +10,7 @@ import random
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,6 @@ from ..encoding.encoder import Encoder
 from ..errors import DatasetError, OptionError, check_known, check_whole
 from .answers import is_question
 from .filters import TEXT_FILTERS, Filter, near_duplicates
-from .llm import RetryPolicy
 from .local_llama import LocalLlama
 from .prompts import STYLES, Example, PromptConfig
 
@@ -104,10 +103,14 @@ class GenerationOptions:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        check_whole("concurrency", self.concurrency)
         for name in ("max_chunks", "max_passage_tokens", "generic_matches", "round_trip_k"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        for name in ("requests_per_minute", "timeout_s"):
             value = getattr(self, name)
-            if value is not None:
-                check_whole(name, value)
+            if value is not None and not value > 0:
+                raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
         if not 0.0 < self.near_duplicate <= 1.0:
             raise OptionError(
                 f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."
@@ -119,7 +122,6 @@ class GenerationOptions:
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")
-        self.policy(attempts=1)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
@@ -137,9 +139,32 @@ class GenerationOptions:
         return cls(**{**loose, **options})
 
     def shown(self, corpus: Mapping[str, str]) -> tuple[Example, ...]:
-        """Return the examples, with passages of the corpus where none are known."""
-        encoder = None if self.embed_model is None else self.encoder
-        return examples_of(self.examples, corpus, encoder, seed=self.seed)
+        """Return the examples, in an order of chance; of more than 30, draw 8.
+
+        Passages take turns, so that few are drawn twice. Where one is not known, the nearest of the
+        corpus stands in, by the base model; without one that is an OptionError.
+        """
+        pairs = [] if self.examples is None else read_examples(self.examples)
+        random.Random(self.seed).shuffle(pairs)
+        first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
+        pairs.sort(key=lambda pair: first[pair.passage or pair.query] is not pair)
+        pairs = pairs[: DRAWN_EXAMPLES if len(pairs) > MOST_EXAMPLES else None]
+        if all(pair.passage for pair in pairs):
+            return tuple(pairs)
+        if self.embed_model is None:
+            raise OptionError(
+                "examples: queries without passages need embed_model=…, whose nearest passage "
+                "stands in for the right one. Or give the passages."
+            )
+        texts = list(dict.fromkeys(corpus.values()))
+        with self.encoder() as encoder:
+            documents = l2_normalize(encoder.encode(texts, "document"))
+            queries = l2_normalize(encoder.encode([pair.query for pair in pairs], "query"))
+        rows = (queries @ documents.T).argmax(axis=1)
+        return tuple(
+            pair if pair.passage else Example(texts[row], pair.query, judged=False)
+            for pair, row in zip(pairs, rows, strict=True)
+        )
 
     def prompts(
         self, questions: int, template: Any | None, examples: tuple[Example, ...], llm: LLM
@@ -150,17 +175,16 @@ class GenerationOptions:
             small = isinstance(llm, LocalLlama) and llm.is_small
             completes = small or not llm.metadata.is_chat_model
         asked = (questions, tuple(self.styles), self.questions_per_call, template, examples)
-        labels = self.labels or labels_of(examples)
-        return fitted(PromptConfig(*asked, labels, bool(completes)), llm.metadata)
+        prompts = PromptConfig(*asked, self.labels or labels_of(examples), bool(completes))
+        most = llm.metadata.context_window / 2
+        while len(prompts.examples) > FEWEST_EXAMPLES and frame_tokens(prompts) > most:
+            prompts = replace(prompts, examples=prompts.examples[:-1])
+        return prompts
 
     def encoder(self) -> Encoder:
         """Open the base model, which must be given."""
         assert self.embed_model is not None
         return Encoder(self.embed_model, cache_dir=self.cache_dir, show_progress=self.show_progress)
-
-    def policy(self, *, attempts: int) -> RetryPolicy:
-        """Return how hard to try."""
-        return RetryPolicy(attempts, self.concurrency, self.requests_per_minute, self.timeout_s)
 
 
 # --- examples and passages ----------------------------------------------------------------------
@@ -175,9 +199,14 @@ def count_tokens(text: str) -> int:
     return len(get_tokenizer()(text))
 
 
+def frame_tokens(prompts: PromptConfig) -> int:
+    """Return about how many tokens are sent besides a passage."""
+    return max(count_tokens(request.text) for request in prompts.requests("", 0))
+
+
 def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
     """Return how many tokens of a passage an LLM can be sent, or raise an OptionError."""
-    frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
+    frame = frame_tokens(prompts)
     left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
     if left < _FEWEST:
         raise OptionError(
@@ -185,16 +214,6 @@ def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
             f"the prompt of about {frame}. Give the LLM a larger context_window."
         )
     return left
-
-
-def fitted(prompts: PromptConfig, metadata: LLMMetadata) -> PromptConfig:
-    """Leave out the last examples while the prompt fills over half of the context."""
-    while len(prompts.examples) > FEWEST_EXAMPLES:
-        frame = max(count_tokens(request.text) for request in prompts.requests("", 0))
-        if 2 * frame <= metadata.context_window:
-            break
-        prompts = replace(prompts, examples=prompts.examples[:-1])
-    return prompts
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
@@ -212,13 +231,9 @@ _OF_CODE, _SHARE_OF_CODE = "{}()[]=;|\\$<>_/*-", 0.05
 def read_examples(given: Any) -> list[Example]:
     """Read queries of users, with the passage that answers each best, empty where none is known.
 
-    Args:
-        given: A dataset, records, the path of a file of them or of a text file of queries, or a
-            list of queries.
-
-    Raises:
-        OptionError: Fewer than three different queries.
-        DatasetError: A file or records that cannot be read.
+    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or a
+    list of queries. Fewer than three different ones are an OptionError, what cannot be read is a
+    DatasetError.
     """
     if isinstance(given, (str, Path)):
         is_text = Path(given).suffix.lower() == ".txt"
@@ -243,52 +258,6 @@ def read_examples(given: Any) -> list[Example]:
     return found
 
 
-def examples_of(
-    given: Any, corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None, *, seed: int
-) -> tuple[Example, ...]:
-    """Return the examples to show, in an order of chance; of more than 30, draw 8.
-
-    Passages take turns, so that few are drawn twice.
-
-    Args:
-        given: See :func:`read_examples`; None for no examples.
-        corpus: Where passages are looked for that are not known.
-        encoder: Opens the base model for that, if there is one.
-        seed: Of what is drawn.
-
-    Raises:
-        OptionError: See :func:`read_examples`, or passages are missing and there is no base model.
-    """
-    pairs = [] if given is None else read_examples(given)
-    random.Random(seed).shuffle(pairs)
-    first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
-    pairs.sort(key=lambda pair: first[pair.passage or pair.query] is not pair)
-    pairs = pairs[: DRAWN_EXAMPLES if len(pairs) > MOST_EXAMPLES else None]
-    return tuple(_beside_nearest(pairs, corpus, encoder))
-
-
-def _beside_nearest(
-    pairs: Sequence[Example], corpus: Mapping[str, str], encoder: Callable[[], Encoder] | None
-) -> list[Example]:
-    """Put the base model's nearest passage beside queries that have none."""
-    if all(pair.passage for pair in pairs):
-        return list(pairs)
-    if encoder is None:
-        raise OptionError(
-            "examples: queries without passages need embed_model=…, whose nearest passage stands "
-            "in for the right one. Or give the passages."
-        )
-    texts = list(dict.fromkeys(corpus.values()))
-    with encoder() as opened:
-        documents = l2_normalize(opened.encode(texts, "document"))
-        queries = l2_normalize(opened.encode([pair.query for pair in pairs], "query"))
-    rows = (queries @ documents.T).argmax(axis=1)
-    return [
-        pair if pair.passage else Example(texts[row], pair.query, judged=False)
-        for pair, row in zip(pairs, rows, strict=True)
-    ]
-
-
 def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
     """Return how many tokens of a text the model embeds, None where it does not say."""
     length = getattr(embed_model, "max_length", None)
@@ -304,10 +273,8 @@ _EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
 class Passage:
     """One distinct text and the nodes that have it.
 
-    Args:
-        nodes: Ids, at least one.
-        text: As it is embedded.
-        source: Id of the document that the first node is a part of; its own id if of none.
+    ``nodes`` are ids; ``text`` is as it is embedded; ``source`` is the id of the document that the
+    first node is a part of, its own id if of none.
     """
 
     nodes: tuple[str, ...]
@@ -353,16 +320,9 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
     Documents take turns, each giving a random passage of its own until it has none left; near
     repetitions of what is chosen are left out. A larger sample contains the smaller one with the
     same seed; the given order stays.
-
-    Returns:
-        At most ``most`` passages, in their given order.
-
-    Raises:
-        OptionError: ``most`` is not a whole number ``>= 1``.
     """
     if most is None:
         return list(passages)
-    check_whole("max_chunks", most)
     by_source: dict[str, list[int]] = defaultdict(list)
     for row, passage in enumerate(passages):
         by_source[passage.source].append(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import OptionError, check_whole, quote_some, truncate
 
@@ -85,17 +85,13 @@ class Example:
     judged: bool = True
 
 
-@dataclass(frozen=True)
-class Request:
-    """One call to an LLM.
+class Request(NamedTuple):
+    """One call to an LLM: ``turns`` are (role, text) of a chat.
 
     Args:
-        turns: (role, text), roles ``"system"``, ``"user"``, ``"assistant"``.
-        styles: What its questions should be, in order; None where a prompt of the user's or
-            examples decide.
+        styles: Of its questions, in order; None where a prompt of the user's or examples decide.
         frame: What is sent besides the passage, to recognise in an answer.
-        piece: Of a passage, where the text is to be gone on with up to the end of its line,
-            whatever the model; None otherwise.
+        piece: Of a passage, where the text is to be gone on with to the end of its line; else None.
         others: Then, the queries of the examples above it.
     """
 
@@ -114,14 +110,12 @@ class Request:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What is asked about each passage.
+    """What is asked about each passage; see also :class:`GenerationOptions`.
 
     Args:
         questions: Questions per passage, ``>= 1``.
-        styles: Names from :data:`STYLES`; passages take turns, so that all styles are used even if
-            each passage has fewer questions than there are styles.
-        questions_per_call: How many to ask for at once; None for all. A passage is sent, and paid
-            for, once per call. Small models follow a prompt for one question best.
+        styles: Passages take turns, so that all are used even if there are fewer questions.
+        questions_per_call: A passage is sent, and paid for, once per call.
         template: A prompt of the user's with ``{context_str}`` and, if wanted,
             ``{num_questions_per_chunk}``: a string or a LlamaIndex prompt template. It replaces
             styles and examples, and asks for all questions at once.
@@ -143,11 +137,9 @@ class PromptConfig:
     completes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("questions", "questions_per_call"):
-            value = getattr(self, name)
-            if value is None and name == "questions_per_call":
-                continue
-            check_whole("num_questions_per_chunk" if name == "questions" else name, value)
+        check_whole("num_questions_per_chunk", self.questions)
+        if self.questions_per_call is not None:
+            check_whole("questions_per_call", self.questions_per_call)
         unknown = [style for style in self.styles if style not in STYLES]
         if unknown or not self.styles:
             raise OptionError(
@@ -160,20 +152,15 @@ class PromptConfig:
     def requests(self, passage: str, turn: int) -> list[Request]:
         """Return the calls for a passage."""
         if self.template is not None:
-            frame = self._filled("")
             turns = (("user", self._filled(passage)),)
-            return [Request(turns, (None,) * self.questions, frame)]
+            return [Request(turns, (None,) * self.questions, self._filled(""))]
         if self.examples and self.completes:
             return [self._to_complete(piece) for piece in pieces(passage)[: self.questions]]
         if self.examples:
             return [self._like_examples(passage)]
-        count = len(self.styles)
-        styles = [self.styles[(turn * self.questions + i) % count] for i in range(self.questions)]
-        size = self.questions_per_call or self.questions
-        return [
-            few_shot(passage, styles[start : start + size])
-            for start in range(0, self.questions, size)
-        ]
+        count, size = self.questions, self.questions_per_call or self.questions
+        styles = [self.styles[(turn * count + i) % len(self.styles)] for i in range(count)]
+        return [few_shot(passage, styles[i : i + size]) for i in range(0, count, size)]
 
     def _to_complete(self, passage: str) -> Request:
         """Return the examples as lines, the same for every passage, and the passage last."""
@@ -184,12 +171,13 @@ class PromptConfig:
         return Request((("user", text),), (None,), "", passage, others)
 
     def _like_examples(self, passage: str) -> Request:
+        above = self.labels[0]
         turns = [("system", _IMITATE)]
         for example in self.examples:
-            turns.append(("user", f"{self.labels[0]}: {pieces(example.passage)[0]}"))
-            turns.append(("assistant", example.query))
+            shown = f"{above}: {pieces(example.passage)[0]}"
+            turns += [("user", shown), ("assistant", example.query)]
         more = f"\n\nWrite {self.questions} different queries." if self.questions > 1 else ""
-        turns.append(("user", f"{self.labels[0]}: {passage}{more}"))
+        turns.append(("user", f"{above}: {passage}{more}"))
         return Request(tuple(turns), (None,) * self.questions, "")
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,11 +196,8 @@ class PromptConfig:
 
     def _filled(self, passage: str) -> str:
         try:
-            filled = str(
-                self.template.format(  # type: ignore[union-attr]
-                    context_str=passage, num_questions_per_chunk=self.questions
-                )
-            )
+            given = {"context_str": passage, "num_questions_per_chunk": self.questions}
+            filled = str(self.template.format(**given))  # type: ignore[union-attr]
         except (AttributeError, IndexError, KeyError, ValueError) as cause:
             raise OptionError(
                 "qa_generate_prompt_tmpl: expected a text with {context_str} and, if wanted, "
@@ -235,7 +220,12 @@ def pieces(passage: str) -> list[str]:
 
 def few_shot(passage: str, styles: Sequence[str]) -> Request:
     """Return the turns that ask for one query of each style."""
-    instruction = _instruction(styles)
+    if len(styles) == 1:
+        instruction = f"Write one {STYLES[styles[0]]}, that this passage answers."
+    else:
+        lines = [f"Line {n}: a {STYLES[style]}." for n, style in enumerate(styles, start=1)]
+        first = f"Write {len(styles)} queries that this passage answers."
+        instruction = "\n".join([first, *lines])
     frame = [_SYSTEM, instruction]
     turns = [("system", _SYSTEM)]
     for example, answers in _EXAMPLES:
@@ -244,10 +234,3 @@ def few_shot(passage: str, styles: Sequence[str]) -> Request:
         frame += [example, answer]
     turns.append(("user", f"Passage: {passage}\n\n{instruction}"))
     return Request(tuple(turns), tuple(styles), "\n".join(frame))
-
-
-def _instruction(styles: Sequence[str]) -> str:
-    if len(styles) == 1:
-        return f"Write one {STYLES[styles[0]]}, that this passage answers."
-    lines = [f"Line {number}: a {STYLES[style]}." for number, style in enumerate(styles, start=1)]
-    return "\n".join([f"Write {len(styles)} queries that this passage answers.", *lines])

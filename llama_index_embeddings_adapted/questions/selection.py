@@ -1,22 +1,17 @@
-"""From everything that was written to what is kept: the filters, in order, each drop counted.
-
-Does a question find its passage, and its passage only? The base model is asked.
-
-How many questions were written, how many kept, and why the others were not.
-"""
+"""From everything that was written to what is kept: filters, then the base model; drops counted."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from numpy.typing import NDArray
 
 from ..core.arrays import Rows, Vectors, l2_normalize, score_blocks
-from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import quote_some, truncate
 from .answers import is_question
@@ -24,19 +19,15 @@ from .filters import Candidate, Filter, count_words, near_duplicates
 from .options import GenerationOptions
 from .prompts import Example
 
-_KEPT_SHOWN = 5
 
-
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """A question that was not kept, and the name of the filter that objected."""
 
     candidate: Candidate
     reason: str
 
 
-@dataclass(frozen=True)
-class BaseCost:
+class BaseCost(NamedTuple):
     """What was sent to a base model; texts whose vectors were kept cost nothing."""
 
     calls: int = 0
@@ -74,17 +65,13 @@ class QuestionReport:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
-    base: BaseCost = BaseCost()
+    base: BaseCost = field(default_factory=BaseCost)
 
     def plus(self, other: QuestionReport) -> QuestionReport:
         """Return the questions of both, and the costs of this run and of judging the other's."""
-        cost = zip(asdict(self.base).values(), asdict(other.base).values(), strict=True)
-        return replace(
-            self,
-            kept=self.kept + other.kept,
-            dropped=self.dropped + other.dropped,
-            base=BaseCost(*map(sum, cost)),
-        )
+        cost = BaseCost(*map(sum, zip(self.base, other.base, strict=True)))
+        both = {"kept": self.kept + other.kept, "dropped": self.dropped + other.dropped}
+        return replace(self, **both, base=cost)
 
     @property
     def written(self) -> int:
@@ -107,6 +94,7 @@ class QuestionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and examples as JSON knows them."""
+        counts = ("cut", "calls", "calls_saved", "prompt_tokens", "completion_tokens", "seconds")
         return {
             "written": self.written,
             "kept": len(self.kept),
@@ -115,13 +103,8 @@ class QuestionReport:
             "passages": self.passages,
             "shown": [example.query for example in self.shown],
             "failed": dict(self.failed),
-            "cut": self.cut,
-            "calls": self.calls,
-            "calls_saved": self.calls_saved,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "seconds": self.seconds,
-            **{f"base_{name}": number for name, number in asdict(self.base).items()},
+            **{name: getattr(self, name) for name in counts},
+            **{f"base_{name}": number for name, number in self.base._asdict().items()},
         }
 
     def to_markdown(self) -> str:
@@ -129,7 +112,7 @@ class QuestionReport:
         rows = [
             ("**written**", self.written, ""),
             ("**kept**", len(self.kept), self.kept[0].text if self.kept else ""),
-            *((_spaced(r), n, self.examples(r, 1)[0]) for r, n in self.reasons.items()),
+            *((r.replace("_", " "), n, self.examples(r, 1)[0]) for r, n in self.reasons.items()),
         ]
         lines = ["| questions | number | share | for example |", "|---|---:|---:|---|"]
         for name, number, example in rows:
@@ -139,33 +122,29 @@ class QuestionReport:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        facts = [f"{self.passages:,} passages, {self.seconds:.1f} s"]
-        if self.shown:
-            stand_ins = sum(not example.judged for example in self.shown)
-            told = f", {stand_ins} beside the base model's nearest passage" if stand_ins else ""
-            facts.append(f"like {len(self.shown)} examples{told}")
-        if self.calls or self.calls_saved:
-            facts.append(f"{self.calls:,} calls made, {self.calls_saved:,} answers found on disk")
-        if self.prompt_tokens or self.completion_tokens:
-            facts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens")
-        if self.base.texts:
-            facts.append(f"{self.base.texts:,} texts embedded in {self.base.calls:,} calls")
-        if self.cut:
-            facts.append(f"{self.cut:,} passages sent only in part")
-        text = f"{self.to_markdown()}\n{'; '.join(facts)}"
+        stand_ins = sum(not example.judged for example in self.shown)
+        told = f", {stand_ins} beside the base model's nearest passage" if stand_ins else ""
+        facts = {
+            f"{self.passages:,} passages, {self.seconds:.1f} s": True,
+            f"like {len(self.shown)} examples{told}": self.shown,
+            f"{self.calls:,} calls made, {self.calls_saved:,} answers found on disk": (
+                self.calls or self.calls_saved
+            ),
+            f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens": (
+                self.prompt_tokens or self.completion_tokens
+            ),
+            f"{self.base.texts:,} texts embedded in {self.base.calls:,} calls": self.base.texts,
+            f"{self.cut:,} passages sent only in part": self.cut,
+        }
+        text = f"{self.to_markdown()}\n{'; '.join(fact for fact, told in facts.items() if told)}"
         if self.kept:
-            shown = quote_some([candidate.text for candidate in self.kept], limit=_KEPT_SHOWN)
-            text += f"\nKept: {shown}"
+            text += f"\nKept: {quote_some([candidate.text for candidate in self.kept], limit=5)}"
         if self.failed:
             text += f"\nNo answer about {len(self.failed):,} passages: {_grouped(self.failed)}"
         return text
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.kept)} of {self.written} questions kept)"
-
-
-def _spaced(reason: str) -> str:
-    return reason.replace("_", " ")
 
 
 def _grouped(failed: Mapping[str, str]) -> str:
@@ -180,22 +159,13 @@ def _grouped(failed: Mapping[str, str]) -> str:
 _ABOUT_AS_WELL = 0.9
 
 
-@dataclass(frozen=True, eq=False)
-class RoundTrip:
-    """How each question ranks its passage among all.
+class RoundTrip(NamedTuple):
+    """How each of ``n`` questions ranks its passage among all."""
 
-    Args:
-        ranks: ``(n,)``, how many other passages score higher; 0 is first.
-        rivals: ``(n,)``, how many other passages reach at least 90 % of its passage's cosine.
-        strange: ``(n,)``, whether it is farther from the mean of the examples than they are.
-        usual: The largest rank, and number of rivals, of an example; 0 without any.
-        cost: What was asked of the base model.
-    """
-
-    ranks: Rows
-    rivals: Rows
-    strange: Rows
-    usual: tuple[int, int]
+    ranks: Rows  #: ``(n,)``, how many other passages score higher; 0 is first
+    rivals: Rows  #: ``(n,)``, how many other passages reach 90 % of its passage's cosine
+    strange: NDArray[np.bool_]  #: ``(n,)``, whether it is farther from the examples than they are
+    usual: tuple[int, int]  #: the largest rank, and number of rivals, of an example; else 0
     cost: BaseCost
 
 
@@ -204,25 +174,21 @@ def round_trip(
     corpus: Mapping[str, str],
     embed_model: BaseEmbedding,
     *,
-    cache_dir: CacheDir = None,
-    show_progress: bool = True,
     examples: Sequence[Example] = (),
+    **settings: Any,
 ) -> RoundTrip:
     """Search the corpus for each question with the base model, or raise an EncodeError.
 
-    Documents with the same text count as one.
+    Documents with the same text count as one. ``settings`` are those of the :class:`Encoder`.
     """
     judged = {example.query: example.passage for example in examples if example.judged}
     texts = list(dict.fromkeys([*corpus.values(), *judged.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
-    encoder = Encoder(embed_model, cache_dir=cache_dir, show_progress=show_progress)
-    try:
+    asked = [candidate.text for candidate in candidates]
+    shown = [*judged, *(example.query for example in examples if not example.judged)]
+    with Encoder(embed_model, **settings) as encoder:
         documents = l2_normalize(encoder.encode(texts, "document"))
-        asked = [candidate.text for candidate in candidates]
-        shown = [*judged, *(example.query for example in examples if not example.judged)]
         vectors = l2_normalize(encoder.encode(asked + shown, "query"))
-    finally:
-        encoder.close()
     count, known = len(asked), len(asked) + len(judged)
     passages = [*(corpus[c.document] for c in candidates), *judged.values()]
     own = np.array([row_of[text] for text in passages], dtype=np.int64)
@@ -233,19 +199,19 @@ def round_trip(
     return RoundTrip(ranks[:count], rivals[:count], strange, usual, cost)
 
 
-def _strange(queries: Vectors, examples: Vectors) -> Rows:
+def _strange(queries: Vectors, examples: Vectors) -> NDArray[np.bool_]:
     """Tell which queries are farther from the examples' mean than chance lets an example be.
 
     That is three standard deviations below what each example has with the mean of the others, and
     more where few examples say little of their spread.
     """
     if not len(examples):
-        return np.zeros(len(queries), dtype=np.int64)
+        return np.zeros(len(queries), dtype=bool)
     others = l2_normalize(examples.sum(axis=0) - examples)
     usual = (others * examples).sum(axis=1)
     near = queries @ l2_normalize(examples.sum(axis=0, keepdims=True))[0]
     tolerance = 3 + 12 / len(examples)  # about 99 % of the like, as of a normal sample
-    return np.asarray(near < usual.mean() - tolerance * usual.std(ddof=1), dtype=np.int64)
+    return np.asarray(near < usual.mean() - tolerance * usual.std(ddof=1))
 
 
 def _ranked(queries: Vectors, documents: Vectors, own: Rows) -> tuple[Rows, Rows]:
@@ -271,36 +237,41 @@ def select(
     Returns:
         What is kept, in order, what is dropped, and what was asked of the base model.
     """
-    kept, dropped = by_text(candidates, _filters(options.filters, examples))
-    kept = _without(kept, _beyond(kept, most), dropped)
+    dropped: list[Dropped] = []
+
+    def without(found: Sequence[Candidate], reasons: Iterable[str | None]) -> list[Candidate]:
+        judged = list(zip(found, reasons, strict=True))
+        dropped.extend(Dropped(candidate, reason) for candidate, reason in judged if reason)
+        return [candidate for candidate, reason in judged if not reason]
+
+    filters = _filters(options.filters, examples)
+    objecting = (next((f.__name__ for f in filters if f(c)), None) for c in candidates)
+    kept = without(candidates, objecting)
+    count: Counter[str] = Counter()
+
+    def beyond(candidate: Candidate) -> str | None:
+        count[candidate.document] += 1
+        return "more_than_asked" if count[candidate.document] > most else None
+
+    kept = without(kept, map(beyond, kept))
     texts = [example.query for example in examples]
     repeats = near_duplicates(texts + [c.text for c in kept], threshold=options.near_duplicate)
-    twins = {row - len(texts): twin for row, twin in repeats.items() if row >= len(texts)}
-    names = {row: _REPEATS[twin < len(texts)] for row, twin in twins.items()}
-    kept = _without(kept, names, dropped)
+    twins = [repeats.get(row + len(texts)) for row in range(len(kept))]
+    names = (t if t is None else _REPEATS[t < len(texts)] for t in twins)
+    kept = without(kept, names)
     if options.embed_model is None or not kept:
         return kept, dropped, BaseCost()
-    found = round_trip(
-        kept,
-        corpus,
-        options.embed_model,
-        cache_dir=options.cache_dir,
-        show_progress=options.show_progress,
-        examples=examples,
-    )
-    reasons: dict[int, str] = {}
-    # Where an example goes, others may.
-    rank, rivals = found.usual
-    farthest = None if options.round_trip_k is None else max(rank + 1, options.round_trip_k)
-    most_rivals = None if options.generic_matches is None else max(rivals, options.generic_matches)
-    for row in range(len(kept)):
-        if found.strange[row]:
-            reasons[row] = "unlike_examples"
-        elif most_rivals is not None and found.rivals[row] > most_rivals:
-            reasons[row] = "generic"
-        elif farthest is not None and found.ranks[row] >= farthest:
-            reasons[row] = "round_trip"
-    return _without(kept, reasons, dropped), dropped, found.cost
+    settings = {"cache_dir": options.cache_dir, "show_progress": options.show_progress}
+    found = round_trip(kept, corpus, options.embed_model, examples=examples, **settings)
+    rank, rivals = found.usual  # where an example goes, others may
+    objections = {"unlike_examples": found.strange}
+    if options.generic_matches is not None:
+        objections["generic"] = found.rivals > max(rivals, options.generic_matches)
+    if options.round_trip_k is not None:
+        objections["round_trip"] = found.ranks >= max(rank + 1, options.round_trip_k)
+    rows = range(len(kept))
+    reasons = [next((name for name, each in objections.items() if each[r]), None) for r in rows]
+    return without(kept, reasons), dropped, found.cost
 
 
 _REPEATS = ("near_duplicate", "an_example")
@@ -329,35 +300,3 @@ def _form(queries: Sequence[str]) -> Filter:
         return not fits or asks == {not is_question(candidate.text)}
 
     return unlike_examples
-
-
-def by_text(
-    candidates: Sequence[Candidate], filters: Sequence[Filter]
-) -> tuple[list[Candidate], list[Dropped]]:
-    """Apply text filters; the first that objects is the reason."""
-    kept: list[Candidate] = []
-    dropped: list[Dropped] = []
-    for candidate in candidates:
-        reason = next((f.__name__ for f in filters if f(candidate)), None)
-        if reason is None:
-            kept.append(candidate)
-        else:
-            dropped.append(Dropped(candidate, reason))
-    return kept, dropped
-
-
-def _beyond(kept: Sequence[Candidate], most: int) -> dict[int, str]:
-    count: Counter[str] = Counter()
-    reasons: dict[int, str] = {}
-    for row, candidate in enumerate(kept):
-        count[candidate.document] += 1
-        if count[candidate.document] > most:
-            reasons[row] = "more_than_asked"
-    return reasons
-
-
-def _without(
-    kept: list[Candidate], reasons: Mapping[int, str], dropped: list[Dropped]
-) -> list[Candidate]:
-    dropped += [Dropped(kept[row], reason) for row, reason in reasons.items()]
-    return [candidate for row, candidate in enumerate(kept) if row not in reasons]

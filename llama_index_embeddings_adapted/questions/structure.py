@@ -8,7 +8,6 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from html.parser import HTMLParser
 from typing import Any
 
@@ -55,14 +54,6 @@ _ANSWER_LABEL = re.compile(
 _FEWEST_BODY_WORDS = 8
 _COMMON = 3  # documents with one heading, from which on it says nothing about any of them
 _SUMMARY_WORDS = range(4, 31)
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A part of a document and the line above it; ``heading`` is empty for what precedes any."""
-
-    heading: str
-    body: str
 
 
 def pairs_from_structure(
@@ -131,8 +122,7 @@ def with_structure(
     dataset: EmbeddingQAFinetuneDataset, nodes: Sequence[BaseNode], options: GenerationOptions
 ) -> EmbeddingQAFinetuneDataset:
     """Add to questions about nodes what their titles and headings ask, where there are any."""
-    own = {each.name: getattr(options, each.name) for each in fields(options)}
-    own["filters"] = STRUCTURE_FILTERS
+    own = {**vars(options), "filters": STRUCTURE_FILTERS}
     try:
         found = pairs_from_structure(nodes, keep_nodes=True, **own)
     except DatasetError as none:
@@ -144,20 +134,21 @@ def with_structure(
 def _pairs(node: BaseNode, corpus: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """Yield (query, document ids) of a node, and put its documents into the corpus."""
     title, summary, text = _taken_apart(node)
-    sections = list(_sections(text))
-    if sections and not _is_body(sections[0].body):
-        title = title or sections[0].heading
-    sections = [section for section in sections if _is_body(section.body)]
-    if len(sections) == 1 and not sections[0].heading and not summary:
-        line, body = _summary_line(sections[0].body)
-        summary, sections = line, [_Section("", body)]
+    sections = _sections(text)
+    if sections and not _is_body(sections[0][1]):
+        title = title or sections[0][0]
+    sections = [(heading, body) for heading, body in sections if _is_body(body)]
+    if len(sections) == 1 and not sections[0][0] and not summary:
+        summary, body = _summary_line(sections[0][1])
+        sections = [("", body)]
     ids = [node.node_id if n == 1 else f"{node.node_id}#{n}" for n in range(1, len(sections) + 1)]
-    corpus.update(zip(ids, (section.body for section in sections), strict=True))
-    whole = [(query, ids) for query in dict.fromkeys((title, summary)) if query and ids]
-    yield from ((clean(query), documents) for query, documents in whole if clean(query))
-    for section, document in zip(sections, ids, strict=True):
-        if clean(section.heading) and section.heading != title:
-            yield clean(section.heading), [document]
+    corpus.update(zip(ids, (body for _, body in sections), strict=True))
+    for query in dict.fromkeys((title, summary)):
+        if ids and clean(query):
+            yield clean(query), ids
+    for (heading, _), document in zip(sections, ids, strict=True):
+        if clean(heading) and heading != title:
+            yield clean(heading), [document]
 
 
 def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
@@ -176,26 +167,24 @@ def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
         title = title or next((fields[key] for key in TITLE_KEYS if key in fields), "")
         summary = summary or next((fields[key] for key in SUMMARY_KEYS if key in fields), "")
         text = text[front.end() :]
-    text = _OTHER_HEADINGS.sub(_as_markdown, _COMMENT.sub("", text))
-    bare.set_content(text)
+    text = _COMMENT.sub("", text)
+    bare.set_content(
+        _OTHER_HEADINGS.sub(lambda m: f"## {m['equals'] or m['textile'] or m['under']}\n", text)
+    )
     return title, summary, bare.get_content(MetadataMode.EMBED)
 
 
-def _as_markdown(match: re.Match[str]) -> str:
-    return f"## {match['equals'] or match['textile'] or match['under']}\n"
-
-
-def _sections(text: str) -> Iterator[_Section]:
-    """Split a text at its headings and question lines."""
-    heading, body = "", [""]
-    for found, line in _lines(text):
-        if not found:
-            body.append(line)
-            continue
-        if heading or "".join(body).strip():
-            yield _Section(heading, _body("\n".join(body)))
-        heading, body = found, []
-    yield _Section(heading, _body("\n".join(body)))
+def _sections(text: str) -> list[tuple[str, str]]:
+    """Split a text at its headings and question lines: (heading, body), the first without one."""
+    parts: list[tuple[str, list[str]]] = [("", [""])]
+    for heading, line in _lines(text):
+        if heading:
+            parts.append((heading, []))
+        else:
+            parts[-1][1].append(line)
+    if len(parts) > 1 and not "".join(parts[0][1]).strip():
+        del parts[0]
+    return [(title, _ANSWER_LABEL.sub("", "\n".join(body)).strip()) for title, body in parts]
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -288,10 +277,6 @@ def _html_lines(text: str) -> list[tuple[str, str]]:
     parser.close()
     parser.flush()
     return parser.lines
-
-
-def _body(text: str) -> str:
-    return _ANSWER_LABEL.sub("", text).strip()
 
 
 def _summary_line(text: str) -> tuple[str, str]:

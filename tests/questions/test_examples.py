@@ -24,8 +24,6 @@ from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_li
 from llama_index_embeddings_adapted.questions.options import (
     GenerationOptions,
     count_tokens,
-    examples_of,
-    fitted,
     labels_of,
 )
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
@@ -63,12 +61,12 @@ def test_examples_are_read_in_any_shape(shape, tmp_path):
         "dataset": EmbeddingQAFinetuneDataset.from_records(ROWS),
         "file": tmp_path / "rows.json",
     }[shape]
-    assert set(examples_of(given, {}, None, seed=0)) == set(EXAMPLES)
+    assert set(GenerationOptions(examples=given).shown({})) == set(EXAMPLES)
 
 
 def test_of_many_pairs_eight_are_drawn_from_different_passages_by_the_seed():
     rows = [{"query": f"word{n} asks about {n}", "document": f"text {n % 9}"} for n in range(60)]
-    drawn = [examples_of(rows, {}, None, seed=seed) for seed in (0, 0, 1)]
+    drawn = [GenerationOptions(examples=rows, seed=seed).shown({}) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({example.passage for example in drawn[0]}) == len(drawn[0]) == 8
 
@@ -77,11 +75,11 @@ def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("\n\n".join(row["query"] for row in ROWS))
     corpus = {row["query"]: row["query"] for row in ROWS}  # each its own nearest
-    base = GenerationOptions(embed_model=CountingEmbedding(), cache_dir=False, show_progress=False)
-    found = examples_of(log, corpus, base.encoder, seed=0)
+    given = {"examples": log, "cache_dir": False, "show_progress": False}
+    found = GenerationOptions(embed_model=CountingEmbedding(), **given).shown(corpus)
     assert {(each.passage, each.judged) for each in found} == {(q, False) for q in corpus}
     with pytest.raises(OptionError, match="queries without passages need embed_model"):
-        examples_of(log, corpus, None, seed=0)
+        GenerationOptions(**given).shown(corpus)
 
 
 @pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])
@@ -119,8 +117,9 @@ def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room():
     assert all(SHOWN - 10 < len(piece) <= SHOWN for piece in pieces(passage)[:-1])
     prompts = PromptConfig(2, examples=EXAMPLES, completes=True)
     assert [r.piece for r in prompts.requests(passage, 0)] == pieces(passage)[:2]
-    many = PromptConfig(1, examples=(Example("word " * 99, "a word"),) * 30, completes=True)
-    small = fitted(many, DoubleLLM(context_window=2048).metadata)
+    many = (Example("word " * 99, "a word"),) * 30
+    llm = DoubleLLM(context_window=2048)
+    small = GenerationOptions(completion=True).prompts(1, None, many, llm)
     assert 3 <= len(small.examples) < 30
     assert 2 * count_tokens(small.requests("", 0)[0].text) <= 2048
     assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")

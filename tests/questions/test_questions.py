@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.questions.filters import (
     Candidate,
     leaked,
     near_duplicates,
-    same_language,
+    other_language,
     statement,
     words,
 )
@@ -310,10 +310,10 @@ def test_a_statement_will_do_where_a_problem_was_asked_for():
 
 
 def test_languages_are_told_apart_only_when_clear():
-    assert same_language("rider service fee", "Los viajes del año y sus precios son más altos")
-    assert not same_language("What is the price of a trip?", "цена поездки выросла")
-    assert same_language("", "anything")
-    assert same_language("12 %", "цена поездки")
+    assert other_language(candidate("What is the price of a trip?", passage="цена поездки выросла"))
+    unclear = {"": "anything", "12 %": "цена поездки", "rider fee": "Los viajes del año son más"}
+    for text, passage in unclear.items():
+        assert not other_language(candidate(text, passage=passage))
 
 
 # --- near-duplicates --------------------------------------------------------------------------

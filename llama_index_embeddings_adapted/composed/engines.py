@@ -27,9 +27,8 @@ from ..evaluation.reports import Epoch, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..training.options import ComposedOptions
 from . import embedding
-from .data import Collator, ComposedValidation, first_answers, held_out_split, training_groups
 from .embedding import ComposedEmbedding
-from .small_model import SmallModel, precision_on
+from .small_model import ComposedValidation, SmallModel, first_answers, held_out_split, precision_on
 
 
 class SmallModelEngine(ABC):
@@ -144,7 +143,7 @@ class SmallModelEngine(ABC):
             require_extra(module, extra="composed")
         if options.lora_rank:
             require_extra("peft", extra="lora")
-        from .training import checkpoint_folder, train
+        from .training import Collator, checkpoint_folder, train, training_groups
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
         with Encoder(

@@ -1,4 +1,4 @@
-"""The small model beside a black box, loaded without running code; ``[b ; λ·a]`` and its best λ."""
+"""The small model, loaded without running code; ``[b ; λ·a]`` and its best λ; held-out queries."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks
-from ..core.encoded import Qrels
+from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks, top_k
+from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
-from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
-from ..evaluation.metrics import ideal_gain
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..encoding.encoder import Encoder
+from ..errors import (
+    DatasetError,
+    EncodeError,
+    FolderError,
+    OptionError,
+    ShapeError,
+    check_number,
+    require_extra,
+)
+from ..evaluation import held_out, metrics
+from ..evaluation.comparison import Comparison
+from ..evaluation.retrieval import Texts, search
 from ..lexical import embedding as lexical
 from ..lexical.embedding import LexicalEmbedding
 from ..training.options import ComposedOptions
@@ -270,7 +283,7 @@ def tune_weight(
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
-    ideal = ideal_gain(relevance, _DEPTH)
+    ideal = metrics.ideal_gain(relevance, _DEPTH)
 
     def ndcg(weight: float) -> NDArray[np.float64]:
         parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
@@ -286,3 +299,123 @@ def tune_weight(
     if gain.mean() <= noise and scores[trained].mean() > scores[0.0].mean():
         return trained
     return best
+
+
+_HELD_OUT = 0.1
+_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
+
+
+class ComposedValidation:
+    """Scores a small model on held-out queries, alone or composed with the black box.
+
+    ``data`` is as the base model embeds it: the black box, or where there is none (``composed`` is
+    False) the small model before training. ``known``, ``(n,)``, says whether training has queries
+    for one of a query's documents.
+    """
+
+    def __init__(
+        self, data: EncodedDataset, texts: Texts, known: NDArray[np.bool_], *, composed: bool
+    ) -> None:
+        self.data, self._texts, self._known, self._composed = data, texts, known, composed
+        self._queries, self._documents = l2_normalize(data.queries), l2_normalize(data.documents)
+
+    def pool(self, depth: int | None) -> Rows:
+        """Return the documents that validation between epochs searches, ascending.
+
+        Those are the relevant ones and the base model's first ``depth`` of each query; None: all.
+        """
+        if depth is None:
+            return np.arange(len(self._documents))
+        ranked, _ = top_k(self._queries, self._documents, depth)
+        return np.union1d(ranked, self.data.relevance.documents)
+
+    def scores(
+        self, small: SmallModel | None, weight: float, metric: str, pool: Rows
+    ) -> dict[str, float]:
+        """Return scores among the documents of a pool: ``metric``, and what every history has.
+
+        They are those of the small model, composed at λ; None: of the base model alone.
+        """
+        queries, documents = self._queries, self._documents[pool]
+        if small is not None:
+            theirs = self._embedded(small, pool)
+            joined = self._joined((queries, documents), theirs, weight)
+            queries, documents = map(l2_normalize, joined)
+        relevance = self.data.relevance
+        within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
+        names = dict.fromkeys((metric, *_ALWAYS))
+        hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
+        ranked, _ = top_k(queries, documents, depth + (hidden is not None))
+        ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
+        return {
+            name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
+            for name in names
+        }
+
+    def judge(
+        self, small: SmallModel, trained_weight: float
+    ) -> tuple[float, held_out.Parts, Comparison]:
+        """Tune λ, where there is a black box, and compare with the base model.
+
+        Returns:
+            λ; how both models compare on all held-out queries, and on those about known and about
+            new documents; both models on the held-out queries, one by one, with their texts.
+        """
+        own, weight = (self._queries, self._documents), trained_weight
+        theirs = self._embedded(small, np.arange(len(self._documents)))
+        if self._composed:
+            pairs = zip(own, theirs, strict=True)
+            hidden = self.data.hidden_entries
+            weight = tune_weight(*pairs, self.data.relevance, weight, hidden=hidden)
+        base = search(self.data, *own)
+        adapted = search(self.data, *self._joined(own, theirs, weight))
+        parts = held_out.compare_by_part(base, adapted, self._known)
+        return weight, parts, Comparison({"base": base, "adapted": adapted}, self._texts)
+
+    def _joined(
+        self, own: tuple[Vectors, Vectors], small: tuple[Vectors, Vectors], weight: float
+    ) -> Iterator[Vectors]:
+        for ours, theirs in zip(own, small, strict=True):
+            yield compose(ours, theirs, weight) if self._composed else theirs
+
+    def _embedded(self, small: SmallModel, pool: Rows) -> tuple[Vectors, Vectors]:
+        documents = [self._texts.documents[row] for row in pool]
+        return (small.encode(self._texts.queries, "query"), small.encode(documents, "document"))
+
+
+def first_answers(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+    """Return a dataset with the first relevant document of each query alone."""
+    first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
+    changes = {"relevant_docs": first, "grades": None, "hard_negatives": None}
+    return dataset.model_copy(update=changes).reported(None)
+
+
+def held_out_split(
+    encoder: Encoder,
+    dataset: EmbeddingQAFinetuneDataset,
+    given: EmbeddingQAFinetuneDataset | None,
+    *,
+    seed: int,
+) -> tuple[EncodedDataset, EncodedDataset]:
+    """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
+
+    Without ``given``, a tenth of the queries is held out, and another tenth with all its documents.
+
+    Raises:
+        DatasetError: Too few queries, or a base model that tells none from another.
+    """
+    data = encoder.dataset(dataset)
+    held_out.check_queries_differ(data)
+    if given is not None:
+        judged = encoder.dataset(given)
+        train = held_out.drop_leaked_queries(data, judged)
+    else:
+        rows, held = held_out.hold_out(data, queries=_HELD_OUT, documents=_HELD_OUT, seed=seed)
+        train, judged = data.take(rows), data.take(held)
+    if not len(train.relevance) or not len(judged.relevance):
+        raise DatasetError(
+            "Training needs queries to learn from and queries to validate on; "
+            f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
+            "Add queries, or pass val_dataset."
+        )
+    return train, judged

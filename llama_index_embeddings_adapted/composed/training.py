@@ -18,11 +18,10 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +34,12 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
+from ..core.arrays import Rows, l2_normalize
+from ..core.encoded import EncodedDataset
 from ..core.files import write_json
 from ..errors import TrainingError
 from ..evaluation.reports import Epoch, best_epoch
+from ..evaluation.retrieval import Texts, hard_negatives
 from ..training.options import ComposedOptions
 from .small_model import precision_on, prepare_model
 
@@ -138,6 +140,89 @@ class ComposedLoss(CachedLossMixin, nn.Module):
         """Return the mean loss of the steps since the last call; NaN where there were none."""
         seen, self._seen = self._seen, []
         return float(torch.stack(seen).mean()) if seen else float("nan")
+
+
+_MOST_OF_POSITIVE = 0.95
+
+
+def training_groups(
+    data: EncodedDataset, *, per_group: int, negatives: int
+) -> list[dict[str, list[int]]]:
+    """Return what an epoch passes over: a document, queries it answers, and hard negatives.
+
+    Documents with the same text are one document. One with more than ``per_group`` queries has
+    several groups; each has ``negatives`` hard negatives at most.
+    """
+    asked: dict[int, list[int]] = {}
+    documents = data.canonical_rows[data.relevance.documents]
+    for query, document in zip(data.relevance.queries, documents, strict=True):
+        if int(query) not in asked.setdefault(int(document), []):
+            asked[int(document)].append(int(query))
+    mined = _mined(data, negatives)
+    found = []
+    for document, queries in asked.items():
+        for start in range(0, len(queries), per_group):
+            own = queries[start : start + per_group]
+            hard = dict.fromkeys(int(row) for query in own for row in mined[query])
+            found.append({"document": [document], "queries": own, "hard": [*hard][:negatives]})
+    return found
+
+
+def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
+    if not count:
+        return [np.empty(0, dtype=np.int64)] * len(data.relevance)
+    if data.negatives is None:
+        return hard_negatives(data, k=count, most_of_positive=_MOST_OF_POSITIVE)
+    given = data.negatives
+    return [data.canonical_rows[given.relevant_to(query)][:count] for query in range(len(given))]
+
+
+class Collator:
+    """Makes a batch of groups: tokens of queries and documents, and how they are judged.
+
+    The small model tokenises with the prompts it has for the two roles; ``data`` are the training
+    queries, with the vectors of the black box, whose cosines count if it is ``frozen``.
+    """
+
+    #: The trainer asks for it: no column of the dataset holds labels.
+    valid_label_columns: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, data: EncodedDataset, texts: Texts, *, frozen: bool) -> None:
+        self._model, self._texts = model, texts
+        vectors = (l2_normalize(data.queries), l2_normalize(data.documents))
+        self._vectors = vectors if frozen else None
+        relevant = data.canonical_rows[data.relevance.documents]
+        self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
+        for query, document in zip(data.relevance.queries, relevant, strict=True):
+            self._relevant[query].add(int(document))
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return ``query_…`` and ``document_…`` tokens, and the judgements as ``label``."""
+        queries = list(dict.fromkeys(q for group in features for q in group["queries"]))
+        answers = [document for group in features for document in group["document"]]
+        hard = [document for group in features for document in group["hard"]]
+        documents = list(dict.fromkeys([*answers, *hard]))
+        relevant = np.array([[d in self._relevant[q] for d in documents] for q in queries])
+        drawn = {(q, d) for group in features for d in group["document"] for q in group["queries"]}
+        row = {query: number for number, query in enumerate(queries)}
+        column = {document: number for number, document in enumerate(documents)}
+        label = {
+            "relevant": torch.from_numpy(relevant),
+            "pairs": torch.tensor(sorted((row[q], column[d]) for q, d in drawn)),
+        }
+        if self._vectors is not None:
+            own, theirs = self._vectors
+            label["frozen"] = torch.from_numpy(own[queries] @ theirs[documents].T)
+        return {
+            **self._tokens("query", [self._texts.queries[query] for query in queries]),
+            **self._tokens("document", [self._texts.documents[one] for one in documents]),
+            "label": label,
+        }
+
+    def _tokens(self, role: str, texts: list[str]) -> dict[str, Any]:
+        prompt = self._model.prompts.get(role) or None
+        found = self._model.preprocess(texts, prompt=prompt)
+        return {f"{role}_{name}": value for name, value in found.items()}
 
 
 Score = Callable[[], dict[str, float]]
@@ -244,8 +329,7 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class ComposedFit:
+class ComposedFit(NamedTuple):
     """What training found; the small model has the weights of the best epoch."""
 
     best_epoch: int

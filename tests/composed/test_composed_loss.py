@@ -8,9 +8,13 @@ pytest.importorskip("datasets", reason="extra 'composed' is missing")
 
 import torch
 
-from llama_index_embeddings_adapted.composed.data import Collator, training_groups
 from llama_index_embeddings_adapted.composed.small_model import compose
-from llama_index_embeddings_adapted.composed.training import ComposedLoss, composed_nll
+from llama_index_embeddings_adapted.composed.training import (
+    Collator,
+    ComposedLoss,
+    composed_nll,
+    training_groups,
+)
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.training.options import ComposedOptions

@@ -28,7 +28,7 @@ from ..evaluation.retrieval import Texts
 from ..training.options import ComposedOptions
 from . import embedding
 from .embedding import ComposedEmbedding
-from .small_model import ComposedValidation, SmallModel, first_answers, held_out_split, precision_on
+from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 
 
 class SmallModelEngine(ABC):
@@ -362,18 +362,18 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
                 "loss and trust_remote_code are not taken: the ranking loss is the one there is, "
                 "and no folder's code is run. Leave them out."
             )
-        train_kwargs = {
-            name: value
-            for name, value in train_kwargs.items()
-            if name not in _OLD and not name.startswith("checkpoint_save_")
-        }
+        for name in [n for n in train_kwargs if n in _OLD or n.startswith("checkpoint_save_")]:
+            del train_kwargs[name]
         settings = {"epochs": epochs, "batch_size": batch_size, "device": device, "seed": seed}
         options = ComposedOptions.of({"label_smoothing": 0.0, **settings, **train_kwargs})
-        whole = answered(dataset, "dataset")
-        learnt = whole if use_all_docs else first_answers(whole)
+        dataset = answered(dataset, "dataset")
+        if not use_all_docs:
+            first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
+            changes = {"relevant_docs": first, "grades": None, "hard_negatives": None}
+            dataset = dataset.model_copy(update=changes).reported(None)
         model = HuggingFaceEmbedding(model_id, device=device)
         given = (val_dataset, model_output_path, cache_dir, report_path, show_progress_bar, verbose)
-        super().__init__(learnt, model_id, model, options, *given)
+        super().__init__(dataset, model_id, model, options, *given)
 
     def _save(self, model: Any, weight: float) -> None:
         with atomic_folder(self._output) as temporary:

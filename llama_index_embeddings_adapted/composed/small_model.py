@@ -383,13 +383,6 @@ class ComposedValidation:
         return (small.encode(self._texts.queries, "query"), small.encode(documents, "document"))
 
 
-def first_answers(dataset: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset with the first relevant document of each query alone."""
-    first = {query: documents[:1] for query, documents in dataset.relevant_docs.items()}
-    changes = {"relevant_docs": first, "grades": None, "hard_negatives": None}
-    return dataset.model_copy(update=changes).reported(None)
-
-
 def held_out_split(
     encoder: Encoder,
     dataset: EmbeddingQAFinetuneDataset,

@@ -373,7 +373,8 @@ def train(
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
     progress = Progress(model, loss, score, options, show_progress=show_progress)
-    whole = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
+    found = folder.glob("checkpoint-*")
+    whole = [path for path in found if (path / _STATE).is_file() and (path / _BEST).is_file()]
     checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     resumed_from = 0 if checkpoint is None else progress.restore(checkpoint)
     trainer = _Trainer(

@@ -236,13 +236,10 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
 
 Filter = Callable[[Candidate], bool]
 
-FEWEST_WORDS, MOST_WORDS = 2, 60
-MOST_KEYWORDS = 12
-MOST_CHARACTERS = 400
+FEWEST_WORDS, MOST_WORDS, MOST_KEYWORDS, MOST_CHARACTERS = 2, 60, 12, 400
 _CHARACTERS_PER_WORD = 5
 _SHINGLE = 5  # words in a row that are no chance
-_COPIED_RUN = 6
-_COPIED_SHARE = 0.8
+_COPIED_RUN, _COPIED_SHARE = 6, 0.8
 
 _CODE = re.compile(r"[{}<>\\|`=;$^~\[\]]")
 _SENTENCE_MARKS = ".,:;!?\"'“”„‘’«»()`…。？！؟"

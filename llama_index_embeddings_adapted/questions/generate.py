@@ -176,6 +176,9 @@ def estimate(
         return run.probe() if probe and run.missing else run.estimate()
 
 
+_FEWEST_TOKENS = 32  # of a passage
+
+
 class PendingCall(NamedTuple):
     """One request about one passage, and where its answer is kept."""
 
@@ -262,7 +265,13 @@ class GenerationRun:
         self._cache.__exit__()
 
     def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
-        context = given.passage_budget(llm, prompts)
+        frame = given.frame_tokens(prompts)
+        context = llm.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
+        if context < _FEWEST_TOKENS:
+            raise OptionError(
+                f"llm: a context of {llm.context_window} tokens has no room for a passage beside "
+                f"the prompt of about {frame}. Give the LLM a larger context_window."
+            )
         read = (self.options.max_passage_tokens, given.embedded_tokens(self.options.embed_model))
         self.sent_tokens = min([context, *(tokens for tokens in read if tokens is not None)])
         sent = [given.truncate_to_tokens(p.text, self.sent_tokens) for p in self.passages]

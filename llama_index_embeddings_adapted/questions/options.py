@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tokenizer
@@ -157,7 +156,8 @@ class GenerationOptions:
                 "stands in for the right one. Or give the passages."
             )
         texts = list(dict.fromkeys(corpus.values()))
-        with self.encoder() as encoder:
+        settings = {"cache_dir": self.cache_dir, "show_progress": self.show_progress}
+        with Encoder(self.embed_model, **settings) as encoder:
             documents = l2_normalize(encoder.encode(texts, "document"))
             queries = l2_normalize(encoder.encode([pair.query for pair in pairs], "query"))
         rows = (queries @ documents.T).argmax(axis=1)
@@ -181,17 +181,11 @@ class GenerationOptions:
             prompts = replace(prompts, examples=prompts.examples[:-1])
         return prompts
 
-    def encoder(self) -> Encoder:
-        """Open the base model, which must be given."""
-        assert self.embed_model is not None
-        return Encoder(self.embed_model, cache_dir=self.cache_dir, show_progress=self.show_progress)
-
 
 # --- examples and passages ----------------------------------------------------------------------
 
 #: Reserved for the answer, per question.
 TOKENS_PER_QUESTION = 80
-_FEWEST = 32
 
 
 def count_tokens(text: str) -> int:
@@ -202,18 +196,6 @@ def count_tokens(text: str) -> int:
 def frame_tokens(prompts: PromptConfig) -> int:
     """Return about how many tokens are sent besides a passage."""
     return max(count_tokens(request.text) for request in prompts.requests("", 0))
-
-
-def passage_budget(metadata: LLMMetadata, prompts: PromptConfig) -> int:
-    """Return how many tokens of a passage an LLM can be sent, or raise an OptionError."""
-    frame = frame_tokens(prompts)
-    left = metadata.context_window - frame - TOKENS_PER_QUESTION * prompts.questions - 64
-    if left < _FEWEST:
-        raise OptionError(
-            f"llm: a context of {metadata.context_window} tokens has no room for a passage beside "
-            f"the prompt of about {frame}. Give the LLM a larger context_window."
-        )
-    return left
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
@@ -300,14 +282,9 @@ def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
     return kept
 
 
-def source_of(node: BaseNode) -> str:
-    """Return the id of the document that a node is a part of; its own where there is none."""
-    return node.ref_doc_id or node.node_id
-
-
 def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Passage]:
     """Group the nodes of a corpus by text: what is the same is asked about once."""
-    sources = {node.node_id: source_of(node) for node in nodes}
+    sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
     groups: dict[str, list[str]] = defaultdict(list)
     for node, text in corpus.items():
         groups[text].append(node)
@@ -346,13 +323,12 @@ def truncate_to_tokens(text: str, tokens: int) -> str:
     plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
     if len(plain.encode("utf-8", "replace")) <= tokens:
         return plain
-    needed = count_tokens(plain)
-    while needed > _MARGIN * tokens:
+    while (needed := count_tokens(plain)) > _MARGIN * tokens:
         keep = int(len(plain) * min(0.95, _MARGIN * tokens / needed))
         shorter = plain[:keep].rsplit(None, 1)[0] or plain[:keep]
         if not shorter:
             break
-        plain, needed = shorter, count_tokens(shorter)
+        plain = shorter
     return plain
 
 
@@ -375,7 +351,7 @@ def hold_out_documents(
         OptionError: ``test_size`` out of range.
         DatasetError: A part would be empty, for instance because there is one document only.
     """
-    sources = {node.node_id: source_of(node) for node in nodes}
+    sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
     unknown = [document for document in dataset.corpus if document not in sources]
     if unknown:
         raise DatasetError(

@@ -364,9 +364,9 @@ class ComposedValidation:
         own, weight = (self._queries, self._documents), trained_weight
         theirs = self._embedded(small, np.arange(len(self._documents)))
         if self._composed:
-            pairs = zip(own, theirs, strict=True)
-            hidden = self.data.hidden_entries
-            weight = tune_weight(*pairs, self.data.relevance, weight, hidden=hidden)
+            queries, documents = zip(own, theirs, strict=True)
+            relevance, hidden = self.data.relevance, self.data.hidden_entries
+            weight = tune_weight(queries, documents, relevance, weight, hidden=hidden)
         base = search(self.data, *own)
         adapted = search(self.data, *self._joined(own, theirs, weight))
         parts = held_out.compare_by_part(base, adapted, self._known)

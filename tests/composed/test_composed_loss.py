@@ -8,13 +8,8 @@ pytest.importorskip("datasets", reason="extra 'composed' is missing")
 
 import torch
 
+from llama_index_embeddings_adapted.composed import training
 from llama_index_embeddings_adapted.composed.small_model import compose
-from llama_index_embeddings_adapted.composed.training import (
-    Collator,
-    ComposedLoss,
-    composed_nll,
-    training_groups,
-)
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import Texts
 from llama_index_embeddings_adapted.training.options import ComposedOptions
@@ -29,7 +24,7 @@ def judged(relevant: list[list[bool]], pairs: list[tuple[int, int]], **more: Any
 def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates():
     one = torch.ones(3, 4)
     batch = judged(torch.eye(3).bool().tolist(), [(0, 0), (1, 1), (2, 2)])
-    loss = composed_nll(one, one, batch, weight=0.5, temperature=0.05)
+    loss = training.composed_nll(one, one, batch, weight=0.5, temperature=0.05)
     assert float(loss) == pytest.approx(math.log(3), abs=1e-5)
 
 
@@ -46,7 +41,7 @@ def test_the_loss_is_the_cross_entropy_of_the_composed_vectors():
         frozen=torch.from_numpy(unit[0] @ unit[1].T),
     )
     small = [torch.from_numpy(side) for side in a]
-    loss = composed_nll(*small, batch, weight=0.5, temperature=0.05, label_smoothing=0.2)
+    loss = training.composed_nll(*small, batch, weight=0.5, temperature=0.05, label_smoothing=0.2)
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -54,7 +49,7 @@ def test_a_document_that_also_answers_the_query_does_not_compete():
     queries = torch.tensor([[1.0, 0.0]])
     documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     batch = judged([[True, True, False]], [(0, 0)])
-    loss = composed_nll(queries, documents, batch, weight=1, temperature=1.0)
+    loss = training.composed_nll(queries, documents, batch, weight=1, temperature=1.0)
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
 
 
@@ -72,11 +67,11 @@ def shared_documents() -> EncodedDataset:
 def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, Any]:
     data = shared_documents()
     texts = Texts(tuple(f"query {q}" for q in data.query_ids), ("d",) * len(data.document_ids))
-    return Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
+    return training.Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
 
 
 def test_an_epoch_visits_each_document_once_with_its_queries():
-    found = training_groups(shared_documents(), per_group=4, negatives=0)
+    found = training.training_groups(shared_documents(), per_group=4, negatives=0)
     assert found == [
         {"document": [0], "queries": [0, 1, 2], "hard": []},
         {"document": [2], "queries": [2], "hard": []},
@@ -85,13 +80,13 @@ def test_an_epoch_visits_each_document_once_with_its_queries():
 
 
 def test_a_document_with_many_queries_has_several_groups():
-    found = training_groups(shared_documents(), per_group=2, negatives=0)
+    found = training.training_groups(shared_documents(), per_group=2, negatives=0)
     assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
 
 
 def test_hard_negatives_are_mined_and_never_relevant():
     data = shared_documents()
-    found = training_groups(data, per_group=4, negatives=2)
+    found = training.training_groups(data, per_group=4, negatives=2)
     assert any(place["hard"] for place in found)
     for place in found:
         answers = {
@@ -103,7 +98,7 @@ def test_hard_negatives_are_mined_and_never_relevant():
 
 
 def test_a_batch_holds_every_text_once_and_knows_what_answers_what():
-    batch = collated(training_groups(shared_documents(), per_group=2, negatives=0))
+    batch = collated(training.training_groups(shared_documents(), per_group=2, negatives=0))
     assert batch["query_input_ids"].shape[0] == 6
     assert batch["document_input_ids"].shape[0] == 3
     label = batch["label"]
@@ -114,7 +109,8 @@ def test_a_batch_holds_every_text_once_and_knows_what_answers_what():
 
 
 def test_without_a_black_box_the_batch_holds_no_cosines_of_one():
-    batch = collated(training_groups(shared_documents(), per_group=4, negatives=0), frozen=False)
+    groups = training.training_groups(shared_documents(), per_group=4, negatives=0)
+    batch = collated(groups, frozen=False)
     assert "frozen" not in batch["label"]
 
 
@@ -128,7 +124,8 @@ def gradients(mini_batch_size: int) -> tuple[float, torch.Tensor]:
     texts = ["short", "a longer text of words", "another one here", "x y z", "five", "six seven"]
     features = [model.preprocess(texts), model.preprocess([f"about {text}" for text in texts])]
     batch = judged(torch.eye(6).bool().tolist(), [(i, i) for i in range(6)])
-    loss = ComposedLoss(model, ComposedOptions(mini_batch_size=mini_batch_size))(features, batch)
+    options = ComposedOptions(mini_batch_size=mini_batch_size)
+    loss = training.ComposedLoss(model, options)(features, batch)
     torch.autograd.backward(loss)
     return float(loss.detach()), torch.cat(
         [p.grad.flatten() for p in model.parameters() if p.grad is not None]

@@ -117,9 +117,8 @@ def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room():
     assert all(SHOWN - 10 < len(piece) <= SHOWN for piece in pieces(passage)[:-1])
     prompts = PromptConfig(2, examples=EXAMPLES, completes=True)
     assert [r.piece for r in prompts.requests(passage, 0)] == pieces(passage)[:2]
-    many = (Example("word " * 99, "a word"),) * 30
-    llm = DoubleLLM(context_window=2048)
-    small = GenerationOptions(completion=True).prompts(1, None, many, llm)
+    asked = (1, None, (Example("word " * 99, "a word"),) * 30, DoubleLLM(context_window=2048))
+    small = GenerationOptions(completion=True).prompts(*asked)
     assert 3 <= len(small.examples) < 30
     assert 2 * count_tokens(small.requests("", 0)[0].text) <= 2048
     assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")

@@ -311,9 +311,9 @@ def test_a_statement_will_do_where_a_problem_was_asked_for():
 
 def test_languages_are_told_apart_only_when_clear():
     assert other_language(candidate("What is the price of a trip?", passage="цена поездки выросла"))
-    unclear = {"": "anything", "12 %": "цена поездки", "rider fee": "Los viajes del año son más"}
-    for text, passage in unclear.items():
-        assert not other_language(candidate(text, passage=passage))
+    spanish = "Los viajes del año y sus precios son más altos"
+    unclear = {"rider service fee": spanish, "": "anything", "12 %": "цена поездки"}
+    assert not any(other_language(candidate(t, passage=p)) for t, p in unclear.items())
 
 
 # --- near-duplicates --------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ..adapters import saving
 from ..core import files as folders
 from ..core.arrays import Role, Vectors
 from ..core.files import atomic_folder
-from ..encoding.base_model import Embedding, fingerprint_of
+from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of
 from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, check_number, quote_some
 from ..lexical.embedding import LexicalEmbedding
@@ -203,11 +203,7 @@ class ComposedEmbedding(ServedEmbedding):
             save_small(self.augment_model, temporary / SMALL)
             probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
             (temporary / PROBES).write_bytes(probes)
-            config = {
-                **saving.provenance(base, fingerprint),
-                "composed": {"weight": self.weight, "files": _digests(temporary / SMALL)},
-                "training": self._training,
-            }
+            config = self._config(fingerprint, _digests(temporary / SMALL))
             text = json.dumps(config, indent=2) + "\n"
             (temporary / folders.CONFIG).write_text(text, encoding="utf-8")
             about = (
@@ -217,6 +213,13 @@ class ComposedEmbedding(ServedEmbedding):
             )
             card = saving.card(about, self._training, "ComposedEmbedding", folder.name)
             (temporary / folders.CARD).write_text(card, encoding="utf-8")
+
+    def _config(self, fingerprint: Fingerprint, digests: dict[str, str]) -> dict[str, Any]:
+        return {
+            **saving.provenance(self.base_embed_model, fingerprint),
+            "composed": {"weight": self.weight, "files": digests},
+            "training": self._training,
+        }
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:

@@ -151,7 +151,7 @@ class LLMCalls:
         async def work() -> None:
             for row in rows:
                 try:
-                    answer = await self._attempts.copy()(self._once, requests[row])
+                    answer: CachedAnswer = await self._attempts.copy()(self._once, requests[row])
                 except Exception as error:
                     self._give_up_if_fatal(error)
                     fail(row, error)
@@ -210,19 +210,20 @@ class LLMCalls:
         return CachedAnswer(text, *_usage(response), time.perf_counter() - began)
 
     async def _send(self, request: Request) -> Any:
-        name, given, settings = "complete", [request.text], {"formatted": True}
+        given: Any = request.text
+        name, settings = "complete", dict[str, Any](formatted=True)
         if isinstance(self._llm, LocalLlama) and request.piece is not None:
             settings |= one_line(request.piece, request.others)
-            return await asyncio.to_thread(self._llm.complete, *given, **settings)
+            return await asyncio.to_thread(self._llm.complete, given, **settings)
         if self._chat and request.piece is None:
             turns = [ChatMessage(role=role, content=text) for role, text in request.turns]
-            name, given, settings = "chat", [turns], {}
+            name, given, settings = "chat", turns, {}
         if not self._synchronous:
             try:
-                return await getattr(self._llm, f"a{name}")(*given, **settings)
+                return await getattr(self._llm, f"a{name}")(given, **settings)
             except NotImplementedError:
                 self._synchronous = True
-        return await asyncio.to_thread(getattr(self._llm, name), *given, **settings)
+        return await asyncio.to_thread(getattr(self._llm, name), given, **settings)
 
     def _text(self, response: Any, request: Request) -> str | None:
         if request.piece is not None:  # others than ours may write on
@@ -246,13 +247,14 @@ def identity(llm: LLM) -> dict[str, Any]:
     }
 
 
-def _usage(response: Any) -> tuple[int | None, ...]:
+def _usage(response: Any) -> tuple[int | None, int | None]:
     """Return the tokens billed for prompt and completion, where the provider says so."""
     raw = getattr(response, "raw", None)
     usage = raw.get("usage") if isinstance(raw, dict) else getattr(raw, "usage", None)
     get = usage.get if isinstance(usage, dict) else partial(getattr, usage)
-    found = (get(name, None) for name in ("prompt_tokens", "completion_tokens"))
-    return tuple(value if isinstance(value, int) else None for value in found)
+    prompt, completion = get("prompt_tokens", None), get("completion_tokens", None)
+    billed = prompt if isinstance(prompt, int) else None
+    return billed, completion if isinstance(completion, int) else None
 
 
 # --- answers that are kept ------------------------------------------------------------------------
@@ -264,7 +266,7 @@ CREATE TABLE IF NOT EXISTS answers (
     seconds REAL NOT NULL) WITHOUT ROWID;
 """
 _INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
-_KINDS = (str, str, (int, type(None)), (int, type(None)), (int, float))
+_KINDS: Any = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
 class CachedAnswer(NamedTuple):

@@ -156,7 +156,7 @@ class GenerationOptions:
                 "stands in for the right one. Or give the passages."
             )
         texts = list(dict.fromkeys(corpus.values()))
-        settings = {"cache_dir": self.cache_dir, "show_progress": self.show_progress}
+        settings: Any = {"cache_dir": self.cache_dir, "show_progress": self.show_progress}
         with Encoder(self.embed_model, **settings) as encoder:
             documents = l2_normalize(encoder.encode(texts, "document"))
             queries = l2_normalize(encoder.encode([pair.query for pair in pairs], "query"))

@@ -70,8 +70,8 @@ class QuestionReport:
     def plus(self, other: QuestionReport) -> QuestionReport:
         """Return the questions of both, and the costs of this run and of judging the other's."""
         cost = BaseCost(*map(sum, zip(self.base, other.base, strict=True)))
-        both = {"kept": self.kept + other.kept, "dropped": self.dropped + other.dropped}
-        return replace(self, **both, base=cost)
+        kept, dropped = self.kept + other.kept, self.dropped + other.dropped
+        return replace(self, kept=kept, dropped=dropped, base=cost)
 
     @property
     def written(self) -> int:

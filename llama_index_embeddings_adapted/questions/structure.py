@@ -153,20 +153,17 @@ def _pairs(node: BaseNode, corpus: dict[str, str]) -> Iterator[tuple[str, list[s
 
 def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
     """Return title, summary, and the text that would be embedded without them."""
-    title, summary = (
-        next((str(node.metadata[key]) for key in keys if node.metadata.get(key)), "")
-        for keys in (TITLE_KEYS, SUMMARY_KEYS)
-    )
     bare = node.model_copy()
     hidden = [*bare.excluded_embed_metadata_keys, *TITLE_KEYS, *SUMMARY_KEYS]
     bare.excluded_embed_metadata_keys = hidden
-    text = bare.get_content(MetadataMode.NONE)
-    front = _FRONT_MATTER.match(text)
-    if front:
+    text, fields = bare.get_content(MetadataMode.NONE), dict[str, str]()
+    if front := _FRONT_MATTER.match(text):
         fields = {match["key"]: match["value"] for match in _FIELD.finditer(front["fields"])}
-        title = title or next((fields[key] for key in TITLE_KEYS if key in fields), "")
-        summary = summary or next((fields[key] for key in SUMMARY_KEYS if key in fields), "")
         text = text[front.end() :]
+    title, summary = (
+        next((str(each[k]) for each in (node.metadata, fields) for k in keys if each.get(k)), "")
+        for keys in (TITLE_KEYS, SUMMARY_KEYS)
+    )
     text = _COMMENT.sub("", text)
     bare.set_content(
         _OTHER_HEADINGS.sub(lambda m: f"## {m['equals'] or m['textile'] or m['under']}\n", text)

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llama_index.core import PromptTemplate
 
@@ -181,6 +181,7 @@ def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer):
 
 
 @settings(max_examples=150, deadline=None)
+@example("Which?\n|---|")
 @given(
     st.one_of(
         st.text(max_size=300),

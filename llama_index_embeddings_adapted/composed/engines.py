@@ -98,13 +98,9 @@ class SmallModelEngine(ABC):
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        return plot_history(
-            [line.scores[self._options.metric] for line in self.history],
-            self._base_scores[self._options.metric],
-            path,
-            metric=self._options.metric,
-            best=self.report.best_epoch,
-        )
+        metric, best = self._options.metric, self.report.best_epoch
+        scores = [line.scores[metric] for line in self.history]
+        return plot_history(scores, self._base_scores[metric], path, metric=metric, best=best)
 
     def finetune(self) -> None:
         """Embed what is not cached, train, and save the model to ``model_output_path``.
@@ -181,7 +177,7 @@ class SmallModelEngine(ABC):
         self._report = FinetuneReport(
             **parts._asdict(),
             best_epoch=fitted.best_epoch,
-            history=fitted.history,
+            history=tuple(fitted.history),
             train_queries=len(data.relevance),
             seconds=time.perf_counter() - began,
             base_calls=encoder.base_calls,

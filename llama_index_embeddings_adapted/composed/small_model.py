@@ -42,9 +42,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 class SmallModel:
     """Embeds texts with a sentence-transformers model, loaded when first needed; or by words.
 
-    Args:
-        model: A loaded model, or the name or folder of one; or a :class:`LexicalEmbedding`.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
+    ``model`` is a loaded model, or the name or folder of one; or a :class:`LexicalEmbedding`.
     """
 
     def __init__(self, model: Any, *, device: str | None = None) -> None:
@@ -82,8 +80,7 @@ class SmallModel:
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Vectors:
         """Embed texts with the prompt of their role, ``(len(texts), dim)``, of any length.
 
-        Raises:
-            EncodeError: A vector with NaN or infinity.
+        A vector with NaN or infinity is an :class:`EncodeError`.
         """
         model = self.model
         if isinstance(model, LexicalEmbedding):
@@ -234,20 +231,10 @@ _DEPTH = 10
 def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
     """Join the vectors of two models, ``normalise([b ; λ·a])``.
 
-    Both parts are unit rows first, so that λ means the same for every pair of models. The cosine
-    of two composed vectors is ``(cos_b + λ²·cos_a) / (1 + λ²)``.
-
-    Args:
-        black_box: ``(n, dim_b)`` or ``(dim_b,)``, any length.
-        small: ``(n, dim_a)`` or ``(dim_a,)``, any length.
-        weight: λ, ``>= 0``. At 0 the small model has no say and no dimensions.
-
-    Returns:
-        ``(n, dim_b + dim_a)``, unit rows; ``(n, dim_b)`` where λ is 0.
-
-    Raises:
-        OptionError: ``weight`` is negative or not finite.
-        ShapeError: Different numbers of rows.
+    ``(n, dim_b)`` and ``(n, dim_a)``, or one of each, of any length, become ``(n, dim_b + dim_a)``,
+    unit rows. Both parts are unit rows first, so that λ means the same for every pair of models:
+    the cosine of two composed vectors is ``(cos_b + λ²·cos_a) / (1 + λ²)``. At λ = 0 the small
+    model has no dimensions. An OptionError for a λ below 0, a ShapeError for other numbers of rows.
 
     Source:
         Zhang et al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
@@ -275,9 +262,8 @@ def tune_weight(
     difference, and is never kept where it is worse than λ = 0.
 
     Args:
-        queries: Of black box and small model, ``(n, dim_b)`` and ``(n, dim_a)``, any length.
-        documents: Likewise, ``(m, dim_b)`` and ``(m, dim_a)``.
-        relevance: Of the ``n`` queries over the ``m`` documents.
+        queries, documents: Of black box and small model, ``(n, dim_b)`` and ``(n, dim_a)``, any
+            length; likewise ``m`` documents, over which ``relevance`` is.
         trained: The λ trained with.
         hidden: Rows of queries, and for each a document that does not compete.
     """
@@ -355,12 +341,7 @@ class ComposedValidation:
     def judge(
         self, small: SmallModel, trained_weight: float
     ) -> tuple[float, held_out.Parts, Comparison]:
-        """Tune λ, where there is a black box, and compare with the base model.
-
-        Returns:
-            λ; how both models compare on all held-out queries, and on those about known and about
-            new documents; both models on the held-out queries, one by one, with their texts.
-        """
+        """Tune λ, where there is a black box, and compare with the base model, part by part."""
         own, weight = (self._queries, self._documents), trained_weight
         theirs = self._embedded(small, np.arange(len(self._documents)))
         if self._composed:
@@ -393,9 +374,7 @@ def held_out_split(
     """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
 
     Without ``given``, a tenth of the queries is held out, and another tenth with all its documents.
-
-    Raises:
-        DatasetError: Too few queries, or a base model that tells none from another.
+    A DatasetError for too few queries, or a base model that tells none from another.
     """
     data = encoder.dataset(dataset)
     held_out.check_queries_differ(data)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ def composed_nll(
     The black box is frozen, so all it contributes is its cosine of each query and document.
 
     Args:
-        queries: ``(queries, dim)``, of the small model, any length.
-        documents: ``(documents, dim)``, likewise.
+        queries, documents: ``(queries, dim)`` and ``(documents, dim)`` of the small model, of any
+            length.
         judged: ``"frozen"``: ``(queries, documents)``, cosines of the black box; absent where
             there is none, and the small model's own cosine counts. ``"pairs"``: ``(pairs, 2)``,
             rows of queries and of documents that answer them. ``"relevant"``: ``(queries,
@@ -243,6 +243,7 @@ class Progress(TrainerCallback):
         self.model, self.loss, self.score, self.options = model, loss, score, options
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
+        self.interrupted, self.resumed_from = False, 0
         self.bar = tqdm(total=0, desc="Training", unit="step", disable=not show_progress)
         self._began = time.perf_counter()
 
@@ -253,12 +254,11 @@ class Progress(TrainerCallback):
         save_file(self.best, checkpoint / _BEST)
         write_json(checkpoint / _HISTORY, [line.to_dict() for line in self.history])
 
-    def restore(self, checkpoint: Path) -> int:
-        """Take up best weights and history of a run; return its last epoch."""
+    def restore(self, checkpoint: Path) -> None:
+        """Take up best weights and history of a run."""
         lines = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
         self.history = [Epoch.from_dict(line) for line in lines]
-        self.best = load_file(checkpoint / _BEST)
-        return self.history[-1].number
+        self.best, self.resumed_from = load_file(checkpoint / _BEST), self.history[-1].number
 
     @property
     def best_epoch(self) -> int:
@@ -329,15 +329,6 @@ def trained(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-class ComposedFit(NamedTuple):
-    """What training found; the small model has the weights of the best epoch."""
-
-    best_epoch: int
-    history: tuple[Epoch, ...]
-    interrupted: bool = False
-    resumed_from: int = 0
-
-
 @contextmanager
 def _own_randomness() -> Iterator[None]:
     """Give the caller's random numbers back: the trainer seeds all of them."""
@@ -360,15 +351,13 @@ def train(
     *,
     folder: Path,
     show_progress: bool = True,
-) -> ComposedFit:
+) -> Progress:
     """Train until validation stops gaining; leave the best weights in ``model``.
 
     Every finished epoch is kept in ``folder`` with the state of optimizer and schedule: the same
     call after a kill continues there. The library writes that state with ``torch.save`` and reads
-    it with ``weights_only``; nothing of it is in the model saved in the end.
-
-    Raises:
-        TrainingError: The loss is not finite.
+    it with ``weights_only``; nothing of it is in the model saved in the end. A loss that is not
+    finite is a TrainingError.
     """
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
@@ -376,7 +365,8 @@ def train(
     found = folder.glob("checkpoint-*")
     whole = [path for path in found if (path / _STATE).is_file() and (path / _BEST).is_file()]
     checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    resumed_from = 0 if checkpoint is None else progress.restore(checkpoint)
+    if checkpoint is not None:
+        progress.restore(checkpoint)
     trainer = _Trainer(
         model=model,
         args=_arguments(model, options, folder),
@@ -387,21 +377,20 @@ def train(
     )
     trainer.progress = progress
     trainer.remove_callback(PrinterCallback)
-    interrupted = False
     try:
         if not progress.exhausted:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except KeyboardInterrupt:
         if not progress.history:
             raise
-        interrupted = True
+        progress.interrupted = True
         warnings.warn("Training was interrupted; the best epoch so far is kept.", stacklevel=2)
     finally:
         progress.bar.close()
     model.load_state_dict(progress.best, strict=False)
     finish()
     model.eval()
-    return ComposedFit(progress.best_epoch, tuple(progress.history), interrupted, resumed_from)
+    return progress
 
 
 class _Trainer(SentenceTransformerTrainer):

@@ -203,13 +203,8 @@ class PendingCall(NamedTuple):
 class GenerationRun:
     """One run, a context manager: its passages, the calls about them, and the answers so far.
 
-    The arguments are those of :func:`generate_qa_embedding_pairs`, which says what they mean. Which
-    passages, which requests about them, and which of those are answered is settled at once.
-
-    Raises:
-        OptionError: An argument out of range.
-        DatasetError: Nodes without text, or with one id.
-        GenerationError: Answers cannot be kept.
+    Arguments and errors are those of :func:`generate_qa_embedding_pairs`. Which passages, which
+    requests about them, and which of those are answered is settled at once.
     """
 
     def __init__(
@@ -364,8 +359,7 @@ class GenerationRun:
     def dataset(self) -> EmbeddingQAFinetuneDataset:
         """Judge what was written and make the dataset.
 
-        Raises:
-            GenerationError: Passages failed and ``on_failure="fail"``, or nothing was kept.
+        A GenerationError if passages failed and ``on_failure="fail"``, or nothing was kept.
         """
         if self.failed and self._on_failure == "fail":
             node, reason = next(iter(self.failed.items()))

@@ -267,8 +267,7 @@ class Passage:
 def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
     """Return node id → text as an index embeds it (``MetadataMode.EMBED``), empty ones left out.
 
-    Raises:
-        DatasetError: Two nodes with one id, or no node with text.
+    A DatasetError for two nodes with one id, or no node with text.
     """
     pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
     corpus = files.unique(pairs, what="node", error=DatasetError)

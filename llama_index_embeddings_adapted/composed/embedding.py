@@ -100,9 +100,8 @@ class ComposedEmbedding(ServedEmbedding):
         augment_model: The small model: a ``SentenceTransformer``, or the name or folder of one. It
             is loaded when first needed. Or a :class:`LexicalEmbedding`: one vector has words, too.
         weight: λ, ``>= 0``.
-        embed_batch_size: Texts per call to either model; that of the black box by default.
-        callback_manager: That of the black box by default.
-        num_workers: Of LlamaIndex's asynchronous batches; that of the black box by default.
+        embed_batch_size: Texts per call to either model. This, ``callback_manager`` and
+            ``num_workers`` are those of the black box by default.
         model_name: For logs.
         device: Of the small model.
         training: What is known of the training, to be saved along.

@@ -301,13 +301,11 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     among the candidates, and the report says whether it helped.
 
     Args:
-        dataset: Queries to learn from.
+        dataset, batch_size, epochs: See :class:`ComposedFinetuneEngine`.
         model_id: Name or folder of a sentence-transformers model.
         model_output_path: Where ``finetune()`` saves it, as a standard folder.
-        batch_size: Documents per step, each with its queries.
         val_dataset: Queries that decide on the epoch; some are held out by default.
         loss: Not taken: the ranking loss is the one there is.
-        epochs: Passes over the training queries, at most.
         show_progress_bar: Show bars.
         evaluation_steps: Of no effect: every epoch is scored.
         use_all_docs: Learn from all relevant documents of a query, not from the first alone.
@@ -315,11 +313,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         device: Of the model; the best there is by default.
         old_arguments: How to keep checkpoints, of no effect: every epoch is kept until training is
             done, and a killed training continues.
-        cache_dir: Of the vectors before training, see :class:`ComposedFinetuneEngine`.
-        report_path: Of a page about what was found, see :class:`ComposedFinetuneEngine`.
-        seed: Same seed, same machine, same weights.
-        verbose: Print the score of every epoch and the report.
-        train_kwargs: Fields of :class:`ComposedOptions`.
+        cache_dir, report_path, seed, verbose, train_kwargs: See :class:`ComposedFinetuneEngine`.
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.

@@ -6,7 +6,6 @@ actor that dies to another, and keeps no order; nothing but the caller writes to
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
 from .base_model import Fingerprint
 from .cache import CacheDir
-from .encoder import Encoder
+from .encoder import Encoder, batches
 from .serialize import without_keys
 
 PIECE = 1024  # texts that are kept together; that go to an actor, and come back, at most
@@ -247,7 +246,7 @@ def _embedded(
     given, embedded = 0, 0
     failures: dict[str, str] = {}
     with tqdm(desc="Embedding a corpus", unit="text", disable=not show_progress) as bar:
-        while part := list(itertools.islice(texts, window)):
+        for part in batches(texts, window):
             given += len(part)
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.missing(part, role), key=len, reverse=True)

@@ -89,8 +89,7 @@ class DriftReport:
         sketch: How many of these were kept to compare with.
         far_share: Share of live queries far from any training query, in [0, 1]: farther than all
             but 5 % of the training queries are from each other.
-        far_low: Lower end of its 95 % interval (Wilson 1927).
-        far_high: Upper end.
+        far_low, far_high: Its 95 % interval (Wilson 1927).
         distance: Energy distance of the two distributions, in [0, 1]; 0 is none.
         p_value: How often chance alone gives a distance this large.
         farthest: The live queries farthest from training, the farthest first.
@@ -221,9 +220,6 @@ def compare(
     farthest = tuple(texts[row] for row in order) if texts else ()
     seen = count, sketch.queries, len(sketch.points)
     return DriftReport(*seen, *shares, distance, p_value, farthest)
-
-
-# --- documents that move ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ A batch at a time, so that there may be more documents than memory holds.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
@@ -23,7 +22,7 @@ from ..core import files
 from ..core.arrays import Vectors, content_hashes
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir, cache_folder
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import Encoder, batches
 from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_kind, check_whole
 from ..serving.embedding import AdaptedEmbedding
@@ -86,9 +85,6 @@ def adapt_index(
     return new
 
 
-T = TypeVar("T")
-
-
 def adapt_nodes(
     nodes: Iterable[BaseNode],
     embed_model: AdaptedEmbedding,
@@ -134,7 +130,7 @@ def _write(
     mark, digest, before, written, certain = _begun(source, store)
     count, trail = 0, hashlib.sha256()
     with tqdm(desc="Writing nodes", unit="node", total=whole, disable=source.quiet) as bar:
-        for batch in _batches(nodes, source.batch_size):
+        for batch in batches(nodes, source.batch_size):
             for node in batch:
                 trail.update(node.node_id.encode() + b"\0")
                 count += 1
@@ -228,7 +224,7 @@ def adapt_vectors(
     ):
         dim, rows = embed_model.adapter.output_dim, 0
         _header(stream, rows, dim)
-        for batch in _batches(texts, batch_size):
+        for batch in batches(texts, batch_size):
             stream.write(np.ascontiguousarray(source.vectors_of(batch), "<f4").tobytes())
             rows += len(batch)
             bar.update(len(batch))
@@ -293,12 +289,6 @@ class _Source(Encoder):
         if items and isinstance(items[0], str):
             return list(items), [None] * len(items)
         return texts_of(items), [node.embedding if self.stored else None for node in items]
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _header(stream: Any, rows: int, dim: int) -> None:

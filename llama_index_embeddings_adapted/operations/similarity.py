@@ -40,8 +40,7 @@ class SimilarityCheck:
         scores: The formula that gives the scores, with ``s`` the cosine or inner product and ``d``
             the distance.
         ascending: The best document has the smallest score.
-        shortest: Length of the shortest document vector in the sample.
-        longest: Length of the longest.
+        shortest, longest: Lengths of document vectors in the sample.
         query_length: Length of the model's query vectors, the one furthest from 1.
         agreement: Share of the first 10 that the index has in common with exact search by cosine,
             in [0, 1], among the documents sampled.

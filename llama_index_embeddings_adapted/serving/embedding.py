@@ -123,8 +123,6 @@ class AdaptedEmbedding(ServedEmbedding):
         """What the training queries looked like, if that was kept."""
         return self._sketch
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
         adapter = self.adapter  # read once: another may be swapped in meanwhile
         applies = self.transform_query if role == "query" else adapter.adapts_documents
@@ -140,8 +138,6 @@ class AdaptedEmbedding(ServedEmbedding):
         if name == "adapter":
             check_adapter(value)
         super().__setattr__(name, value)
-
-    # --- versions -----------------------------------------------------------------------------
 
     def swap(
         self,
@@ -241,8 +237,6 @@ class AdaptedEmbedding(ServedEmbedding):
         if role == "query" and not self.transform_query:
             return vectors
         return self.adapter.apply(vectors, role, keys)
-
-    # --- saving, copying, sending -------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter, identity of the base model and model card; atomic, without secrets.

@@ -164,8 +164,6 @@ class HybridRetriever(SteppedRetriever):
         other.dense, other._past, other._allowed = dense, [], None
         return other
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
         """Embed the query, retrieve by vector, rank with the words, fetch what only words found."""
         model, vector, views = self.embed_model, bundle.embedding, self.views
@@ -186,8 +184,6 @@ class HybridRetriever(SteppedRetriever):
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"dense": self.dense}
-
-    # --- mixing -------------------------------------------------------------------------------
 
     def _ranked(
         self, views: Views, text: str, vector: Sequence[float], found: list[NodeWithScore]
@@ -232,8 +228,6 @@ class HybridRetriever(SteppedRetriever):
 
         self._allowed = (lexical, np.array([allows(name) for name in lexical.ids]))
         return self._allowed[1]
-
-    # --- changing and saving ------------------------------------------------------------------
 
     def swap(self, **changes: Any) -> None:
         """Serve with other views from the next query on; :meth:`roll_back` undoes it.

@@ -301,8 +301,6 @@ class MemoryRetriever(SteppedRetriever):
         scored.sort(key=lambda pair: -pair[0])
         return [node.model_copy(update={"score": score}) for score, node in scored]
 
-    # --- saving -------------------------------------------------------------------------------
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write memory, settings and the identity of the base model; atomic, without texts.
 

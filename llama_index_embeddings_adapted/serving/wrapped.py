@@ -144,8 +144,6 @@ class ServedEmbedding(WrappedEmbedding):
         """What is known of the training: data, scores, settings."""
         return self._training
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     def _base_steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         asked = self.base_embed_model, texts, role, self.embed_batch_size
         return base_vectors(*asked, self.callback_manager, self._store)
@@ -169,8 +167,6 @@ class ServedEmbedding(WrappedEmbedding):
         """Show which model is served, not its settings: keys are among them."""
         base = ("base_embed_model", base_name(self.base_embed_model))
         return [base, *((name, getattr(self, name)) for name in self._SHOWN)]
-
-    # --- saving, copying, sending -------------------------------------------------------------
 
     @classmethod
     @abstractmethod

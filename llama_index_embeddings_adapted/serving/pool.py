@@ -54,7 +54,7 @@ class AdapterPool:
     ) -> None:
         check_number("max_bytes", max_bytes, above=0)
         self._root, self._base = Path(root), check_base(base_embed_model, "base_embed_model")
-        self._default, self._max_bytes, self._verify = default, max_bytes, verify
+        self._max_bytes, self._verify = max_bytes, verify
         nothing = LinearAdapter.identity(1)  # never applied: the base model is served as it is
         self._plain = AdaptedEmbedding(self._base, nothing, transform_query=False)
         self._models: OrderedDict[str, AdaptedEmbedding] = OrderedDict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,31 +199,14 @@ def _union(*rows: Rows) -> Rows:
 NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
-class Targets(NamedTuple):
-    """Which candidates a query should rank first."""
-
-    queries: Tensor  #: ``(entries,)``, rows of the batch.
-    documents: Tensor  #: ``(entries,)``, rows of the candidates.
-    shares: Tensor  #: ``(entries,)``, ``> 0``; those of one query sum to 1.
-    askers: Tensor  #: ``(hidden,)``, rows of the batch, and
-    hidden: Tensor  #: for each the row of a candidate that does not compete for it.
-
-    @classmethod
-    def of(cls, relevant: Qrels, hidden: Qrels, device: torch.device | None = None) -> Targets:
-        """Take the relevant and the hidden documents of a batch, rows of the candidates."""
-        shares = (1.0 / relevant.counts[relevant.queries]).astype(np.float32)
-        arrays: tuple[NDArray[Any], ...] = (relevant.queries, relevant.documents, shares)
-        arrays += (hidden.queries, hidden.documents)
-        return cls(*(as_tensor(array, device or torch.device("cpu")) for array in arrays))
-
-
 def ranking_nll(
     queries: Tensor,
     documents: Tensor,
-    targets: Targets,
+    relevant: Qrels,
     *,
     temperature: Tensor | float,
     stands_for: float = 1.0,
+    hidden: Qrels | None = None,
 ) -> Tensor:
     """Draw each query towards its relevant documents and away from the other candidates.
 
@@ -232,9 +215,8 @@ def ranking_nll(
     its target mass, so that none of them is ever a negative.
 
     Args:
-        queries: ``(batch, dim)``, unit rows.
-        documents: ``(candidates, dim)``, unit rows.
-        targets: The relevant documents of each query.
+        queries, documents: ``(batch, dim)`` and ``(candidates, dim)``, unit rows.
+        relevant, hidden: Of each query the candidates to rank first, and those that do not compete.
         temperature: In cosine units, ``> 0``. At 0.05, a lead of 0.05 in cosine makes a document
             ``e`` times likelier.
         stands_for: How many documents each irrelevant candidate stands for, ``>= 1``: where
@@ -250,25 +232,27 @@ def ranking_nll(
         3.1 (a sample that stands for all).
     """
     logits = (queries / temperature) @ documents.T
-    entries = (targets.queries, targets.documents)
+    entries = _entries(relevant, logits.device)
+    each = (1.0 / relevant.counts[relevant.queries]).astype(np.float32)
+    shares = as_tensor(each, logits.device).to(logits.dtype)
     if stands_for > 1.0:  # lowers the relevant ones, which is to raise all others
-        lower = torch.full_like(targets.shares, -math.log(stands_for), dtype=logits.dtype)
+        lower = torch.full_like(shares, -math.log(stands_for))
         logits.index_put_(entries, lower, accumulate=True)
-    if len(targets.hidden):
-        logits = logits.index_put((targets.askers, targets.hidden), logits.new_tensor(NEVER))
+    if hidden is not None and len(hidden.documents):
+        logits = logits.index_put(_entries(hidden, logits.device), logits.new_tensor(NEVER))
     wanted = torch.zeros_like(logits)
-    wanted[entries] = targets.shares.to(logits.dtype)
+    wanted[entries] = shares
     return nn.functional.cross_entropy(logits, wanted)
 
 
+def _entries(qrels: Qrels, device: torch.device) -> tuple[Tensor, Tensor]:
+    return as_tensor(qrels.queries, device), as_tensor(qrels.documents, device)
+
+
 def score_drift(moved: Tensor, moment: Tensor) -> Tensor:
-    """How far the scores of all documents have moved from those the base model gives.
+    """Return the mean squared change in cosine over queries and documents, ``()``.
 
-    Args:
-        moved: ``(batch, dim)``, adapted minus base queries, both with unit rows.
-        moment: ``(dim, dim)``, ``DᵀD / m`` of the documents, ``(m, dim)``, unit rows.
-
-    Returns:
-        ``()``, mean squared change in cosine, over queries and documents.
+    ``moved``, ``(batch, dim)``, are adapted minus base queries, both with unit rows, ``moment``,
+    ``(dim, dim)``, is ``DᵀD / m`` of the documents, ``(m, dim)``, unit rows.
     """
     return ((moved @ moment) * moved).sum(dim=1).mean()

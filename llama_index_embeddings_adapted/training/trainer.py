@@ -28,7 +28,6 @@ from ..evaluation.held_out import Gain, Validation
 from ..evaluation.reports import Epoch
 from .modules import (
     Competition,
-    Targets,
     TrainableAdapter,
     TrainingDocuments,
     as_tensor,
@@ -266,14 +265,15 @@ class _Run:
     def _loss(self, batch: Rows) -> Tensor:
         options, rows = self._options, as_tensor(batch, self._queries.device)
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
-        competition = self._competition
-        candidates = competition.candidates(batch)
+        candidates = self._competition.candidates(batch)
+        relevant, hidden = self._competition.among(batch, candidates)
         loss = ranking_nll(
             adapted,
             self._documents.take(candidates) if self._fixed is None else self._fixed,
-            Targets.of(*competition.among(batch, candidates), rows.device),
+            relevant,
             temperature=self._log_temperature.exp(),
-            stands_for=competition.stands_for(candidates),
+            stands_for=self._competition.stands_for(candidates),
+            hidden=hidden,
         )
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()

@@ -27,7 +27,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
 )
 from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
 from llama_index_embeddings_adapted.training.closed_form import narrowed, span
-from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll
+from llama_index_embeddings_adapted.training.modules import ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -52,11 +52,7 @@ def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) ->
     adapted, moved = applied(maps[0], queries), documents
     if both:
         moved = applied(maps[1], documents)
-    shares = torch.tensor(np.repeat(1.0 / data.relevance.counts, data.relevance.counts))
-    none = torch.zeros(0, dtype=torch.int64)
-    relevant = torch.tensor(data.relevance.queries), torch.tensor(data.relevance.documents)
-    targets = Targets(*relevant, shares, none, none)
-    loss = ranking_nll(adapted, moved, targets, temperature=0.05)
+    loss = ranking_nll(adapted, moved, data.relevance, temperature=0.05)
     loss = loss + anchor * (adapted @ moved.T - base @ documents.T).square().mean()
     for weights, side in zip(maps, parts, strict=True):
         loss = loss + 0.01 * (weights - torch.tensor(side.start)).square().sum()

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from llama_index_embeddings_adapted.training.modules import Targets, ranking_nll, score_drift
+from llama_index_embeddings_adapted.core.encoded import Qrels
+from llama_index_embeddings_adapted.training.modules import ranking_nll, score_drift
 
 
 def l2_normalize(*degrees: float) -> torch.Tensor:
@@ -12,16 +13,9 @@ def l2_normalize(*degrees: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def targets(*entries: tuple[int, int, float]) -> Targets:
-    queries, documents, shares = zip(*entries, strict=True)
-    none = torch.empty(0, dtype=torch.int64)
-    given = (torch.tensor(values) for values in (queries, documents, shares))
-    return Targets(*given, none, none)
-
-
 def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates():
     loss = ranking_nll(
-        l2_normalize(0), l2_normalize(90, 270), targets((0, 0, 1.0)), temperature=0.05
+        l2_normalize(0), l2_normalize(90, 270), Qrels.from_lists([[0]]), temperature=0.05
     )
     assert loss.item() == pytest.approx(math.log(2))
 
@@ -29,14 +23,14 @@ def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates():
 def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier():
     cosine = math.degrees(math.acos(0.95))
     loss = ranking_nll(
-        l2_normalize(0), l2_normalize(0, cosine), targets((0, 0, 1.0)), temperature=0.05
+        l2_normalize(0), l2_normalize(0, cosine), Qrels.from_lists([[0]]), temperature=0.05
     )
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
 def test_two_relevant_documents_share_the_target_and_neither_is_a_negative():
     queries = l2_normalize(10).requires_grad_()
-    both = targets((0, 0, 0.5), (0, 1, 0.5))
+    both = Qrels.from_lists([[0, 1]])
     loss = ranking_nll(queries, l2_normalize(0, 20), both, temperature=1.0)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
@@ -45,17 +39,19 @@ def test_two_relevant_documents_share_the_target_and_neither_is_a_negative():
 
 
 def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents():
-    one = ranking_nll(l2_normalize(0), l2_normalize(0, 90), targets((0, 0, 1.0)), temperature=1.0)
-    two = ranking_nll(
-        l2_normalize(90), l2_normalize(0, 90), targets((0, 0, 0.5), (0, 1, 0.5)), temperature=1.0
+    one = ranking_nll(
+        l2_normalize(0), l2_normalize(0, 90), Qrels.from_lists([[0]]), temperature=1.0
     )
-    entries = targets((0, 0, 1.0), (1, 0, 0.5), (1, 1, 0.5))
+    two = ranking_nll(
+        l2_normalize(90), l2_normalize(0, 90), Qrels.from_lists([[0, 1]]), temperature=1.0
+    )
+    entries = Qrels.from_lists([[0], [0, 1]])
     together = ranking_nll(l2_normalize(0, 90), l2_normalize(0, 90), entries, temperature=1.0)
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
 
 
 def test_a_candidate_that_stands_for_three_counts_as_three():
-    both = targets((0, 0, 0.5), (0, 1, 0.5))  # relevant documents stand for themselves
+    both = Qrels.from_lists([[0, 1]])  # relevant documents stand for themselves
     sampled = ranking_nll(
         l2_normalize(5), l2_normalize(0, 20, 90), both, temperature=0.5, stands_for=3.0
     )

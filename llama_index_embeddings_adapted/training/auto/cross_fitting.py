@@ -178,14 +178,10 @@ def _assign_queries(
     same: Rows, relevance: Qrels, document_part: Rows, count: int, random: np.random.Generator
 ) -> Rows:
     """Assign queries, equal ones together, each to another part than its first document."""
-    groups: dict[int, list[int]] = {}
-    for row, first in enumerate(same.tolist()):
-        groups.setdefault(first, []).append(row)
-    part = np.empty(len(same), dtype=np.int64)
-    for row, members in groups.items():
-        avoided = document_part[relevance.relevant_to(row)[0]]
-        part[members] = (avoided + 1 + random.integers(count - 1)) % count
-    return part
+    firsts, group = np.unique(same, return_inverse=True)
+    avoided = (document_part[relevance.relevant_to(row)[0]] for row in firsts)
+    part = [(other + 1 + random.integers(count - 1)) % count for other in avoided]
+    return np.array(part, dtype=np.int64)[group]
 
 
 def _fold(

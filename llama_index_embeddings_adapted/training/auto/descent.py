@@ -22,7 +22,7 @@ from ...core.arrays import Rows, Vectors, l2_normalize
 from ...core.encoded import EncodedDataset, Qrels
 from ...errors import TrainingError
 from ..closed_form import Spectrum
-from ..modules import NEVER, Competition, Targets, ranking_nll
+from ..modules import NEVER, Competition, ranking_nll
 from ..options import TrainingOptions
 from ..trainer import limit_threads
 
@@ -113,7 +113,7 @@ class _Side(_Weights):
 
 
 class _Descent:
-    """The state of one training; ``D`` are documents that compete, ``A`` those held in place."""
+    """The state of one training."""
 
     def __init__(
         self,
@@ -277,8 +277,9 @@ class _Listwise:
         loss = ranking_nll(
             self._queries[torch.from_numpy(batch)],
             torch.cat([moved, others]),
-            Targets.of(relevant.among(candidates), self._hidden.take(batch).among(candidates)),
+            relevant.among(candidates),
             temperature=self._log_temperature.exp(),
+            hidden=self._hidden.take(batch).among(candidates),
         )
         loss = loss + self.shrinkage * offsets.square().sum()
         for optimizer in self._optimizers:

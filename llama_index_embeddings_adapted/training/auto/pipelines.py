@@ -71,6 +71,11 @@ class PipelineSpec(ABC):
         """The map below kernels and gates."""
         return self
 
+    @property
+    def last(self) -> PipelineSpec:
+        """What is done to queries last."""
+        return getattr(self, "query_side", self)
+
     def __str__(self) -> str:
         """Write it as calls: ``kernel(linear(epochs=9), temperature=0.2, weight=1)``."""
         inside = [str(part) for part in self.parts]

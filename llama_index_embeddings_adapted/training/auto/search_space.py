@@ -169,15 +169,10 @@ def _nudges(state: SearchState) -> list[PipelineSpec]:
 
     What moves documents once comes before what moves them twice, as simpler.
     """
-    kernels = [spec for spec in state.gains if isinstance(_query_side(spec), KernelSpec)]
+    kernels = [spec for spec in state.gains if isinstance(spec.last, KernelSpec)]
     bases = [state.best(state.gains), state.most(kernels, "new")]
     in_order = sorted(dict.fromkeys(bases), key=lambda spec: spec.adapts_documents)
     return [nudge for base in in_order for nudge in _nudges_on(base)]
-
-
-def _query_side(spec: PipelineSpec) -> PipelineSpec:
-    """Return what is done to queries last."""
-    return spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
 
 
 def _document_map(state: SearchState) -> list[TwoSidedSpec]:
@@ -189,7 +184,7 @@ def _document_map(state: SearchState) -> list[TwoSidedSpec]:
 def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
     """Return the query side that gains most on known documents there; the identity if none does."""
     there = [s for s in state.gains if getattr(s, "document_map", None) == mapped]
-    return _query_side(state.most(there, "known"))
+    return state.most(there, "known").last
 
 
 def _query_maps(state: SearchState) -> list[PipelineSpec]:

@@ -238,7 +238,7 @@ _WORK = {"mnr": 3.0, "linear": 3.0, "corpus": 3.0, "two_sided": 6.0, "nudge": 3.
 
 def work(spec: PipelineSpec, queries: int) -> float:
     """Return how much work a spec is in a fold of so many queries, after what it builds upon."""
-    last = spec.query_side if isinstance(spec, QueryOnMappedSpec) else spec
+    last = spec.last
     if last.method == "kernel":
         return 0.06 + 0.00013 * queries
     again = getattr(last, "alpha", ALPHAS[0]) != ALPHAS[0]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows
-from ...core.encoded import EncodedDataset, Qrels
+from ...core.encoded import EncodedDataset
 from ...core.files import library_version
 from ...evaluation.candidates import WordScores
 from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
@@ -234,12 +234,11 @@ def _sampled(data: EncodedDataset, seed: int) -> tuple[EncodedDataset, str]:
 
 def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
     """Keep these documents, which hold every relevant one's first twin."""
-    relevance = data.relevance
-    documents = np.searchsorted(rows, data.canonical_rows[relevance.documents])
+    first = data.canonical_rows[data.relevance.documents]
     return replace(
         data,
         documents=data.documents[rows],
-        relevance=Qrels(relevance.offsets, documents, relevance.grades),
+        relevance=replace(data.relevance, documents=first).among(rows),
         document_ids=tuple(data.document_ids[row] for row in rows),
         canonical_rows=np.arange(len(rows)),
         keys=data.keys[rows],

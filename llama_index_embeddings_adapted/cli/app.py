@@ -124,7 +124,12 @@ class QuestionJob(EmbeddingJob):
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
         if self.examples is not None:
             options.read_examples(inputs.existing(self.examples))
-        inputs.check_cut(self.chunk_size, self.chunk_overlap)
+        size = self.chunk_size or inputs.USUAL_CHUNK
+        if (self.chunk_overlap or 0) >= size:
+            raise OptionError(
+                f"chunk_overlap: expected a number from 0 to below chunk_size ({size}), "
+                f"got {self.chunk_overlap}."
+            )
         return inputs.read_documents(source)
 
     def _written(self, documents: Any, model: Any) -> Any:
@@ -403,8 +408,8 @@ class Upgrade(EmbeddingJob):
         found = upgrade_adapter(old, new, texts, **self._encoding)
         AdaptedEmbedding(new, found.adapter).save_pretrained(self.out)
         lines = [str(found), f"adapter: {self.out}"]
-        data = {"out": str(self.out), "method": found.method, "texts": found.texts}
-        data |= {"agreement": found.agreement, "cosine": found.cosine}
+        named = ("method", "texts", "agreement", "cosine")
+        data = {"out": str(self.out), **{name: getattr(found, name) for name in named}}
         if judged is not None:
             scores = evaluate_upgrade(found, old, new, judged, **self._encoding)
             lines.insert(1, str(scores))

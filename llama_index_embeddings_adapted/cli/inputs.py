@@ -121,16 +121,7 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.report.json")
 
 
-_MOST_OF_A_CHUNK, _USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
-
-
-def check_cut(size: int | None, overlap: int | None) -> None:
-    """Refuse, by an OptionError, passages that share more than they hold."""
-    if overlap is not None and overlap >= (size or _USUAL_CHUNK):
-        raise OptionError(
-            f"chunk_overlap: expected a number from 0 to below chunk_size "
-            f"({size or _USUAL_CHUNK}), got {overlap}."
-        )
+_MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
 
 
 def cut(
@@ -138,7 +129,7 @@ def cut(
 ) -> list[BaseNode]:
     """Cut documents into passages, or raise a DatasetError; ids are relative paths and numbers."""
     read = embedded_tokens(model)
-    size = size or (round(_MOST_OF_A_CHUNK * read) if read else _USUAL_CHUNK)
+    size = size or (round(_MOST_OF_A_CHUNK * read) if read else USUAL_CHUNK)
     overlap = min(size - 1, size // 10 if overlap is None else overlap)
     splitter = SentenceSplitter(chunk_size=size, chunk_overlap=overlap)
     counts = Counter[str]()
@@ -157,12 +148,8 @@ def read_documents(path: Path) -> list[BaseNode]:
 
     Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
     and so are files of records. The path of a file is no part of the text that is embedded or shown
-    to an LLM. A BEIR ``corpus.jsonl`` without queries is read as the documents
-    that it holds, with their ids.
-
-    Raises:
-        OptionError: There is nothing at the path.
-        DatasetError: No file that can be read.
+    to an LLM. A BEIR ``corpus.jsonl`` without queries holds documents with ids of their own. Where
+    no file can be read, that is a DatasetError.
     """
     corpus = _corpus_of(path)
     if corpus is not None:

@@ -297,11 +297,8 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 def kept_of(by_query: Mapping[str, Any] | None, corpus: Mapping[str, str]) -> dict[str, Any] | None:
     """Return lists or dicts by document without the documents that are gone."""
-    if by_query is None:
-        return None
-    return {
-        query: {d: own[d] for d in own if d in corpus}
-        if isinstance(own, Mapping)
-        else [d for d in own if d in corpus]
-        for query, own in by_query.items()
-    }
+    found: dict[str, Any] = {}
+    for query, own in (by_query or {}).items():
+        kept = [document for document in own if document in corpus]
+        found[query] = {d: own[d] for d in kept} if isinstance(own, Mapping) else kept
+    return found if by_query is not None else None

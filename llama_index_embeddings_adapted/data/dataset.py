@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
+from typing_extensions import Self
 
 from ..core import files
 from ..errors import DatasetError, OptionError
@@ -96,7 +97,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         )
 
     def __len__(self) -> int:
-        """Return the number of queries."""
         return len(self.queries)
 
     def __repr__(self) -> str:
@@ -133,7 +133,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             return {}
         return dict(Counter(self.provenance.get(query, "unknown") for query in self.queries))
 
-    def with_provenance(self, source: str) -> EmbeddingQAFinetuneDataset:
+    def with_provenance(self, source: str) -> Self:
         """Return the same dataset, of whose queries all are from ``source``.
 
         Raises:
@@ -141,20 +141,18 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
-    def scored(
-        self, *, ignore_identical_ids: bool = True, twins_count: bool = True
-    ) -> EmbeddingQAFinetuneDataset:
+    def scored(self, *, ignore_identical_ids: bool = True, twins_count: bool = True) -> Self:
         """Return the same dataset, to be scored and trained on otherwise, see the class."""
         same = self._but(ignore_identical_ids=ignore_identical_ids, twins_count=twins_count)
         return same.reported(self._report)
 
-    def reported(self, report: object, *, synthetic: bool = False) -> EmbeddingQAFinetuneDataset:
+    def reported(self, report: object, *, synthetic: bool = False) -> Self:
         """Return the same dataset with a report; ``synthetic`` marks all queries as by an LLM."""
         found = self.with_provenance("llm") if synthetic else self.model_copy()
         found._report = report
         return found
 
-    def _but(self, **changes: Any) -> EmbeddingQAFinetuneDataset:
+    def _but(self, **changes: Any) -> Self:
         return type(self)(**{**vars(self), "allow_unjudged": True, **changes})
 
     @property
@@ -180,12 +178,15 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
         ``grades``, ``hard_negatives`` and ``provenance`` are added where there are any.
         """
-        formats.write_qa_json(Path(path), self.model_dump())
+        fields = self.model_dump()
+        added = {key: fields[key] for key in formats.ADDED if fields[key] is not None}
+        added |= {key: False for key in formats.FLAGS if not fields[key]}
+        files.write_json(Path(path), {key: fields[key] for key in formats.OLD} | added)
 
     @classmethod
     def from_json(
         cls, path: str | Path, *, strict: bool = False, allow_unjudged: bool = False
-    ) -> EmbeddingQAFinetuneDataset:
+    ) -> Self:
         """Read a dataset that this class, or its predecessor, has written.
 
         Args:
@@ -211,7 +212,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         *,
         strict: bool = False,
         allow_unjudged: bool = False,
-    ) -> EmbeddingQAFinetuneDataset:
+    ) -> Self:
         """Read one split of a BEIR folder, as they are published; files may be gzipped.
 
         A document's text is its title and text joined by a space. Only queries with a judgement in
@@ -221,8 +222,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Args:
             folder: With ``corpus.jsonl``, ``queries.jsonl`` and ``qrels``.
             split: Such as ``"train"`` or ``"test"``.
-            strict: Refuse what does not fit together, instead of leaving it out with a warning.
-            allow_unjudged: Keep queries without a relevant document.
+            strict: See :meth:`from_json`.
+            allow_unjudged: Likewise.
 
         Raises:
             DatasetError: A file is missing or damaged, or nothing is left.
@@ -233,9 +234,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return cls(**parts, allow_unjudged=allow_unjudged)
 
     @classmethod
-    def from_records(
-        cls, rows: Any, *, strict: bool = False, **options: Any
-    ) -> EmbeddingQAFinetuneDataset:
+    def from_records(cls, rows: Any, *, strict: bool = False, **options: Any) -> Self:
         """Read rows as people have them; columns are found by their usual names, or named.
 
         Pairs; triplets (anchor, positive, negative); ``{query, pos, neg}``; graded rows, where 0
@@ -264,7 +263,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return cls(**parts)
 
     @classmethod
-    def from_file(cls, path: str | Path, **arguments: Any) -> EmbeddingQAFinetuneDataset:
+    def from_file(cls, path: str | Path, **arguments: Any) -> Self:
         """Read rows from a file, whatever it is by what is inside: JSON, JSON lines, CSV, parquet.
 
         The JSON of this class is read, too.
@@ -280,9 +279,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return cls.from_records(Path(path), **arguments)
 
     @classmethod
-    def from_feedback(
-        cls, rows: Any, *, strict: bool = False, **options: Any
-    ) -> EmbeddingQAFinetuneDataset:
+    def from_feedback(cls, rows: Any, *, strict: bool = False, **options: Any) -> Self:
         """Read a log of what users were shown and clicked, or voted for: a row per document shown.
 
         What stands first is looked at most, so a click at position k, counted from 1, weighs
@@ -322,7 +319,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         nodes: Iterable[BaseNode],
         queries: Mapping[str, str],
         relevant_docs: Mapping[str, Sequence[str]],
-    ) -> EmbeddingQAFinetuneDataset:
+    ) -> Self:
         """Take the corpus from LlamaIndex nodes, with the text an index would embed.
 
         That is ``MetadataMode.EMBED``: content with its metadata, as ``VectorStoreIndex`` sends it
@@ -336,18 +333,15 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
     # --- taking parts -------------------------------------------------------------------------
 
-    def judged(self) -> EmbeddingQAFinetuneDataset:
+    def judged(self) -> Self:
         """Drop the queries without a relevant document, and warn how many that were."""
         kept = [query for query in self.queries if self.relevant_docs.get(query)]
-        dropped = len(self.queries) - len(kept)
-        if dropped:
-            warnings.warn(
-                f"Dropped {dropped} of {len(self.queries)} queries: no relevant document.",
-                stacklevel=2,
-            )
+        if dropped := len(self) - len(kept):
+            told = f"Dropped {dropped} of {len(self)} queries: no relevant document."
+            warnings.warn(told, stacklevel=2)
         return self.subset(kept)
 
-    def subset(self, query_ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
+    def subset(self, query_ids: Iterable[str]) -> Self:
         """Keep these queries, in this order, and the whole corpus."""
         chosen = list(query_ids)
         found = {
@@ -357,7 +351,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         }
         return self._but(**found, allow_unjudged=False)
 
-    def without(self, ids: Iterable[str]) -> EmbeddingQAFinetuneDataset:
+    def without(self, ids: Iterable[str]) -> Self:
         """Drop documents and queries, and queries that are left without a relevant document."""
         gone = set(ids)
         corpus = {document: text for document, text in self.corpus.items() if document not in gone}
@@ -367,9 +361,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         relevant = smaller.relevant_docs
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
-    def with_hard_negatives(
-        self, negatives: Mapping[str, Sequence[str]]
-    ) -> EmbeddingQAFinetuneDataset:
+    def with_hard_negatives(self, negatives: Mapping[str, Sequence[str]]) -> Self:
         """Return the same dataset with documents that look relevant and are not.
 
         Raises:
@@ -377,7 +369,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         return self._but(hard_negatives=negatives).reported(self._report)
 
-    def merged(self, other: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+    def merged(self, other: EmbeddingQAFinetuneDataset) -> Self:
         """Return a dataset of the queries and documents of both.
 
         Documents of equal id must have equal text. Queries of equal id are the same query if
@@ -386,7 +378,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Raises:
             DatasetError: A document id stands for two texts.
         """
-        return EmbeddingQAFinetuneDataset(**contents.merged(vars(self), vars(other)))
+        return type(self)(**contents.merged(vars(self), vars(other)))
 
     def train_test_split(
         self,
@@ -394,7 +386,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         *,
         by: Literal["query", "document"] = "query",
         seed: int = 0,
-    ) -> tuple[EmbeddingQAFinetuneDataset, EmbeddingQAFinetuneDataset]:
+    ) -> tuple[Self, Self]:
         """Split the queries in two; both parts keep the whole corpus to search in.
 
         ``by="query"`` asks how well the adapter serves new questions about documents it may have

@@ -262,13 +262,6 @@ ADDED = ("grades", "hard_negatives", "provenance")
 FLAGS = ("ignore_identical_ids", "twins_count")
 
 
-def write_qa_json(path: Path, dataset: Mapping[str, Any]) -> None:
-    """Write the fields of a dataset, atomically; what ours adds only where there is any."""
-    added = {key: dataset[key] for key in ADDED if dataset[key] is not None}
-    added |= {key: False for key in FLAGS if not dataset[key]}
-    files.write_json(path, {key: dataset[key] for key in OLD} | added)
-
-
 def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
     """Read the fields of a dataset, in any encoding, or raise a DatasetError."""
     data = files.read_json_object(

@@ -329,7 +329,7 @@ def listed(value: Any) -> list[tuple[Any, Any]]:
     """Return texts, ids or objects with grades: of one, a list, a set, or a dict of grades."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
-    if isinstance(value, Mapping) and not any(isinstance(value.get(n), str) for n in TEXT):
+    if isinstance(value, Mapping) and not any(name in value for name in TEXT):
         return list(value.items())
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
@@ -340,7 +340,8 @@ def listed(value: Any) -> list[tuple[Any, Any]]:
 
 def _graded(documents: object, omissions: Omissions) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for document, grade in listed(documents):
+    pairs = documents.items() if isinstance(documents, Mapping) else listed(documents)
+    for document, grade in pairs:
         name = plain_id(document)
         if name is None or name in found:
             omissions.add("documents named twice by a query, or no ids", document)

@@ -129,10 +129,10 @@ def check_kind(name: str, value: object, kind: Any, expected: str, hint: str = "
         raise OptionError(f"{name}: expected {expected}, got {got}.{hint and f' {hint}'}")
 
 
-def check_whole(name: str, value: object) -> None:
-    """Refuse, by an :class:`OptionError`, what is not a whole number ``>= 1``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name}: expected a whole number >= 1, got {value!r}.")
+def check_whole(name: str, value: object, *, least: int = 1) -> None:
+    """Refuse, by an :class:`OptionError`, what is not a whole number ``>= least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
 
 
 def check_number(

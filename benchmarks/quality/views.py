@@ -16,9 +16,9 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.candidates import PENALTIES, WEIGHTS
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
+from llama_index_embeddings_adapted.evaluation.views import PENALTIES, WEIGHTS
 from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 from llama_index_embeddings_adapted.serving.views import Views
 from llama_index_embeddings_adapted.training.unlabelled import SHRINKAGE, self_trained

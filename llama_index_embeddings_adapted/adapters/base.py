@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..core import files as folders
-from ..core.arrays import Keys, Role, Vectors
+from ..core.arrays import Keys, Role, Rows, Vectors
 from ..core.files import Arrays
 from ..errors import FolderError, OptionError, ShapeError, truncate
 from .export import Program, export
@@ -27,8 +28,8 @@ class Adapter(ABC):
     saved folders.
     """
 
-    ARRAYS: ClassVar[tuple[str, ...]]  # no default: weights that were forgotten would not be saved
-    SETTINGS: ClassVar[tuple[str, ...]] = ()
+    ARRAYS: ClassVar[Iterable[str]]  # no default: weights that were forgotten would not be saved
+    SETTINGS: ClassVar[Iterable[str]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -83,9 +84,9 @@ class Adapter(ABC):
             vectors: ``(input_dim,)`` or ``(n, input_dim)``.
             role: ``"query"`` or ``"document"``. Documents come back as they are, unless
                 :attr:`adapts_documents`.
-            keys: ``(n,)``, the :func:`content_hashes` of the
-                documents, for adapters that know documents one by one. Without them, and for
-                texts they do not know, such adapters treat documents alike.
+            keys: ``(n,)``, the :func:`content_hashes` of the documents, for adapters that know
+                documents one by one. Without them, and for texts they do not know, such adapters
+                treat documents alike.
 
         Returns:
             ``(output_dim,)`` or ``(n, output_dim)``, float32.
@@ -96,11 +97,10 @@ class Adapter(ABC):
         """
         vectors = np.asarray(vectors, dtype=np.float32)
         if vectors.shape[-1:] != (self.input_dim,) or vectors.ndim > 2:
+            expected = f"{self.input_dim} dimensions, as this adapter was trained on"
+            found, hint = f"shape {vectors.shape}", "Was it trained on another base model?"
             raise ShapeError(
-                "Vectors of the base model",
-                expected=f"{self.input_dim} dimensions, as this adapter was trained on",
-                actual=f"shape {vectors.shape}",
-                hint="Was it trained on another base model?",
+                "Vectors of the base model", expected=expected, actual=found, hint=hint
             )
         if role == "query":
             return self.map(vectors)
@@ -111,20 +111,12 @@ class Adapter(ABC):
     def trace(self, program: Program, vector: str, role: Role) -> str:
         """Write down what the adapter does to a vector, for :meth:`export`.
 
-        Args:
-            program: Takes the steps.
-            vector: Name of the vector of the base model.
-            role: As in :meth:`apply`; ``"document"`` only if :attr:`adapts_documents`.
-
-        Returns:
-            The name of the mapped vector.
-
-        Raises:
-            OptionError: Unless a subclass says how.
+        ``program`` takes the steps; ``vector`` names the vector of the base model, and what comes
+        back the mapped one; ``role`` is ``"document"`` only if :attr:`adapts_documents`. Unless a
+        subclass says how, it is an :class:`OptionError`.
         """
-        raise OptionError(
-            f"{type(self).__name__} has no trace() for a {role}: it cannot be exported."
-        )
+        name = type(self).__name__
+        raise OptionError(f"{name} has no trace() for a {role}: it cannot be exported.")
 
     def export(
         self, path: str | Path, format: str = "onnx", *, role: Role = "query", base: Any = None
@@ -148,9 +140,7 @@ class Adapter(ABC):
             OptionError: An unknown format, or one that cannot express this adapter.
             MissingExtraError: ``"onnx"`` or ``"sentence-transformers"`` without its package.
         """
-        target = Path(path)
-        export(self, target, format, input_dim=self.input_dim, role=role, base=base)
-        return target
+        return export(self, Path(path), format, role=role, base=base)
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter alone; :meth:`AdaptedEmbedding.save_pretrained` adds its base model."""
@@ -158,10 +148,9 @@ class Adapter(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Read an adapter from a saved folder, of whatever class it is.
+        """Read an adapter from a saved folder, of whatever class it is, or raise a FolderError.
 
-        Raises:
-            FolderError: A damaged or foreign folder, or, called on a subclass, another class.
+        Called on a subclass, it refuses another class.
         """
         config, arrays = folders.read(Path(folder))
         arrays.pop(folders.PROBES, None)
@@ -174,11 +163,8 @@ class Adapter(ABC):
         if type(other) is not type(self):
             return NotImplemented
         mine, theirs = self.arrays(), other.arrays()
-        return (
-            self.config() == other.config()
-            and mine.keys() == theirs.keys()
-            and all(np.array_equal(mine[name], theirs[name]) for name in mine)
-        )
+        same = self.config() == other.config() and mine.keys() == theirs.keys()
+        return same and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     __hash__ = object.__hash__
 
@@ -196,7 +182,7 @@ class CompositeAdapter(Adapter):
     Their arrays are saved under ``<part>.<array>``.
     """
 
-    ARRAYS: ClassVar[tuple[str, ...]] = ()
+    ARRAYS: ClassVar[Iterable[str]] = ()
 
     @abstractmethod
     def parts(self) -> dict[str, Adapter]:
@@ -206,34 +192,26 @@ class CompositeAdapter(Adapter):
         """Return the arrays besides those of the parts."""
         return super().arrays()
 
-    def own_config(self) -> dict[str, Any]:
-        """Return the settings besides the parts."""
-        return super().config()
-
     def arrays(self) -> Arrays:
         """Return all weights, those of the parts under their names."""
-        return self.own_arrays() | {
-            f"{name}.{key}": array
-            for name, part in self.parts().items()
-            for key, array in part.arrays().items()
-        }
+        arrays = {name: part.arrays() for name, part in self.parts().items()}
+        theirs = {f"{name}.{key}": own[key] for name, own in arrays.items() for key in own}
+        return self.own_arrays() | theirs
 
     def config(self) -> dict[str, Any]:
         """Return the settings, with a description of each part."""
         parts = {name: describe(part) for name, part in self.parts().items()}
-        return {**self.own_config(), "parts": parts}
+        return {**super().config(), "parts": parts}
 
     @classmethod
     def build(cls, arrays: Mapping[str, Any], config: Mapping[str, Any]) -> Adapter:
         """Rebuild the parts, then the whole."""
-        own = dict(arrays)
-        parts: dict[str, Adapter] = {}
-        for name, description in config["parts"].items():
-            prefix = f"{name}."
-            theirs = {key[len(prefix) :]: own.pop(key) for key in arrays if key.startswith(prefix)}
+        settings, parts = {**arrays, **config}, {}
+        for name, description in settings.pop("parts").items():
+            mine = [key for key in arrays if key.startswith(f"{name}.")]
+            theirs = {key.removeprefix(f"{name}."): settings.pop(key) for key in mine}
             parts[name] = restore(description, theirs, where=name)
-        settings = {key: value for key, value in config.items() if key != "parts"}
-        return cls.assemble(parts, {**own, **settings})
+        return cls.assemble(parts, settings)
 
     @classmethod
     def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> Adapter:
@@ -242,7 +220,7 @@ class CompositeAdapter(Adapter):
 
     def __repr__(self) -> str:
         inside = [f"{name}={part!r}" for name, part in self.parts().items()]
-        inside += [f"{key}={value!r}" for key, value in self.own_config().items()]
+        inside += [f"{key}={value!r}" for key, value in super().config().items()]
         return f"{type(self).__name__}({', '.join(inside)})"
 
 
@@ -268,30 +246,26 @@ RETIRED = {
 def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Adapter:
     """Rebuild what :func:`describe` described.
 
-    Raises:
-        FolderError: An unknown class, shapes that are not as described, or settings the class
-            does not take.
+    An unknown class, other shapes, or settings that the class does not take are a FolderError.
     """
     if not isinstance(description, dict):
         raise FolderError(f"{where}: no adapter is described in it.")
-    name = description.get("class")
-    cls = _registry.get(name) if isinstance(name, str) else None
-    if isinstance(name, str) and name in RETIRED:
+    given = description.get("class")
+    name = given if isinstance(given, str) else ""
+    if name in RETIRED:
         raise FolderError(f"{where}: holds a {name}, which {RETIRED[name]}.")
-    if cls is None:
+    if name not in _registry:
         raise FolderError(
-            f"{where}: adapter class {truncate(repr(name))} is not known here (known: "
+            f"{where}: adapter class {truncate(repr(given))} is not known here (known: "
             f"{', '.join(sorted(_registry))}). Import the module that defines it first."
         )
-    shapes = {key: list(array.shape) for key, array in arrays.items()}
-    if shapes != description.get("shapes"):
-        raise FolderError(
-            f"{where}: expected weights of shapes {truncate(str(description.get('shapes')), 500)}, "
-            f"found {truncate(str(shapes), 500)}."
-        )
+    shapes, told = {key: list(a.shape) for key, a in arrays.items()}, description.get("shapes")
+    if shapes != told:
+        expected, found = (truncate(str(each), 500) for each in (told, shapes))
+        raise FolderError(f"{where}: expected weights of shapes {expected}, found {found}.")
     settings = description.get("config")
     try:
-        return cls.build(arrays, settings if isinstance(settings, dict) else {})
+        return _registry[name].build(arrays, settings if isinstance(settings, dict) else {})
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
             ValueError) as cause:  # fmt: skip
         reason = truncate(str(cause), 500)
@@ -309,12 +283,46 @@ def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
     return array
 
 
-def check_shapes(owner: object, **expected: tuple[int, ...]) -> None:
-    """Refuse, by a :class:`ShapeError`, arrays of an object that have another shape."""
-    for name, shape in expected.items():
-        actual = getattr(owner, name).shape
-        if actual != shape:
-            raise ShapeError(name, expected=shape, actual=actual)
+def settle(owner: object, **kinds: str | type) -> None:
+    """Give settings of an object their type, and make its arrays read-only, float32 and finite.
+
+    The kind of an array are its axes, such as ``"rank dim"``: those of one name have one length, a
+    number is a length. Another shape is a :class:`ShapeError`; an array that is None stays so.
+    """
+    lengths: dict[str, int] = {}
+    for name, kind in kinds.items():
+        value = getattr(owner, name)
+        if not isinstance(kind, str):
+            setattr(owner, name, kind(value))
+        elif value is not None:
+            axes = kind.split()
+            array = readonly_array(value, name, ndim=len(axes))
+            sized = (lengths.setdefault(a, n) for a, n in zip(axes, array.shape, strict=True))
+            shape = tuple(int(a) if a.isdigit() else n for a, n in zip(axes, sized, strict=True))
+            if array.shape != shape:
+                raise ShapeError(name, expected=shape, actual=array.shape)
+            setattr(owner, name, array)
+
+
+def reading(path: str, axis: int | None = None) -> Any:
+    """Return a property that is another's, ``"query.output_dim"``, or the length of an array."""
+    read = attrgetter(path)
+    return property(read if axis is None else lambda self: int(read(self).shape[axis]))
+
+
+def key_array(keys: Any, *, ascending: bool = True) -> Keys:
+    """Return content keys that nobody can write to, or raise an :class:`OptionError`."""
+    array = np.array(keys, dtype=np.uint64)
+    if ascending and (array[1:] <= array[:-1]).any():
+        raise OptionError("keys: expected distinct content keys in ascending order.")
+    array.setflags(write=False)
+    return array
+
+
+def places_of(wanted: Keys, keys: Keys) -> tuple[Rows, Any]:
+    """Return where keys stand among at least one ascending key, and which of them do at all."""
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return at, keys[at] == wanted
 
 
 def check_part(owner: object, name: str, part: Adapter, dims: tuple[int, int]) -> None:
@@ -325,5 +333,4 @@ def check_part(owner: object, name: str, part: Adapter, dims: tuple[int, int]) -
             f"{type(part).__name__}. Stack what moves documents after the {type(owner).__name__}."
         )
     if (part.input_dim, part.output_dim) != dims:
-        expected = f"{dims[0]} to {dims[1]} dimensions"
-        raise ShapeError(name, expected=expected, actual=repr(part))
+        raise ShapeError(name, expected=f"{dims[0]} to {dims[1]} dimensions", actual=repr(part))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..core.files import Arrays
 from ..errors import OptionError, ShapeError
-from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
+from .base import Adapter, CompositeAdapter, check_part, reading, settle
 from .export import Program
 
 
@@ -31,11 +32,9 @@ class StackedAdapter(CompositeAdapter):
             raise OptionError("StackedAdapter: expected at least one adapter.")
         for first, second in itertools.pairwise(adapters):
             if first.output_dim != second.input_dim:
-                raise ShapeError(
-                    f"{type(second).__name__} in a stack",
-                    expected=f"{first.output_dim} dimensions, as {type(first).__name__} gives",
-                    actual=second.input_dim,
-                )
+                expected = f"{first.output_dim} dimensions, as {type(first).__name__} gives"
+                what = f"{type(second).__name__} in a stack"
+                raise ShapeError(what, expected=expected, actual=second.input_dim)
         self.adapters = adapters
 
     @classmethod
@@ -73,6 +72,7 @@ class StackedAdapter(CompositeAdapter):
         return vector
 
 
+@dataclass(eq=False, repr=False)
 class TwoSidedAdapter(CompositeAdapter):
     """``q' = Q(q)`` and ``d' = D(d)``; an index has to be rebuilt.
 
@@ -89,22 +89,16 @@ class TwoSidedAdapter(CompositeAdapter):
         2009, DOI 10.1145/1645953.1645979), with documents scaled to length 1 afterwards.
     """
 
-    def __init__(self, query: Adapter, document: Adapter) -> None:
-        self.query, self.document = query, document
+    input_dim: ClassVar[int] = reading("query.input_dim")
+    output_dim: ClassVar[int] = reading("query.output_dim")
+    adapts_documents: ClassVar[bool] = True
+
+    query: Adapter
+    document: Adapter
+
+    def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            check_part(self, name, part, (query.input_dim, query.output_dim))
-
-    @property
-    def input_dim(self) -> int:
-        return self.query.input_dim
-
-    @property
-    def output_dim(self) -> int:
-        return self.query.output_dim
-
-    @property
-    def adapts_documents(self) -> bool:
-        return True
+            check_part(self, name, part, (self.input_dim, self.output_dim))
 
     def parts(self) -> dict[str, Adapter]:
         return {"query": self.query, "document": self.document}
@@ -122,7 +116,6 @@ class TwoSidedAdapter(CompositeAdapter):
 
 Features = NDArray[np.float32]
 
-
 #: What a gate sees of a query, all from base vectors.
 FEATURES = (
     "cosine to the nearest training query",
@@ -137,56 +130,25 @@ _NEAREST = 3
 _FAR = -1.0  # the cosine to a document where there is none
 
 
+@dataclass(eq=False)
 class Gate:
-    """The probability that a query asks for a document that training had queries for.
+    """The probability that a query asks for a document that training had queries for."""
 
-    Args:
-        queries: ``(n, dim)``, unit rows: training queries, or a sample.
-        asked: ``(a, dim)``, unit rows: documents with training queries, or a sample.
-        others: ``(o, dim)``, unit rows: documents without, or a sample; may be empty.
-        shares: ``(2,)``: which share of all such documents ``asked`` and ``others`` are, in (0, 1].
-        coefficients: ``(7,)``: of the 6 features, and the intercept.
-        low: ``(6,)``: the smallest value of each feature that was seen; smaller ones count as it.
-        high: ``(6,)``: the largest.
+    queries: Vectors  #: ``(n, dim)``, unit rows: training queries, or a sample.
+    asked: Vectors  #: ``(a, dim)``, unit rows: documents with training queries, or a sample.
+    others: Vectors  #: ``(o, dim)``, unit rows: documents without, or a sample; may be empty.
+    shares: Vectors  #: ``(2,)``, in (0, 1], of all such documents that these two are.
+    coefficients: Vectors  #: ``(7,)``: of the 6 features, and the intercept.
+    low: Vectors  #: ``(6,)``: the smallest values seen of the features; smaller ones count as it.
+    high: Vectors  #: ``(6,)``: the largest.
 
-    Raises:
-        ShapeError: Shapes that disagree.
-    """
-
-    def __init__(
-        self,
-        queries: Vectors,
-        asked: Vectors,
-        others: Vectors,
-        shares: Vectors,
-        coefficients: Vectors,
-        low: Vectors,
-        high: Vectors,
-    ) -> None:
-        self.queries = readonly_array(queries, "queries", ndim=2)
-        self.asked = readonly_array(asked, "asked", ndim=2)
-        dim, count = self.queries.shape[1], len(FEATURES)
-        none = np.zeros((0, dim), dtype=np.float32)
-        none.setflags(write=False)
-        self.others = readonly_array(others, "others", ndim=2) if np.size(others) else none
-        self.shares = readonly_array(shares, "shares", ndim=1)
-        self.coefficients = readonly_array(coefficients, "coefficients", ndim=1)
-        self.low = readonly_array(low, "low", ndim=1)
-        self.high = readonly_array(high, "high", ndim=1)
-        check_shapes(
-            self,
-            asked=(len(self.asked), dim),
-            others=(len(self.others), dim),
-            shares=(2,),
-            coefficients=(count + 1,),
-            low=(count,),
-            high=(count,),
-        )
-
-    def arrays(self) -> Arrays:
-        """Return the constructor's arguments."""
-        names = ("queries", "asked", "others", "shares", "coefficients", "low", "high")
-        return {name: getattr(self, name) for name in names}
+    def __post_init__(self) -> None:
+        others = {"others": "o dim"} if np.size(self.others) else {}
+        rest = {"shares": "2", "coefficients": "7", "low": "6", "high": "6"}
+        settle(self, queries="n dim", asked="a dim", **others, **rest)
+        if not others:
+            self.others = np.zeros((0, self.queries.shape[1]), dtype=np.float32)
+            self.others.setflags(write=False)
 
     def known(self, queries: Vectors) -> Vectors:
         """Return p(known | q) of queries, ``(n, dim)``, unit rows, as ``(n,)``."""
@@ -196,22 +158,14 @@ class Gate:
 
     def features(self, queries: Vectors) -> Features:
         """Return :data:`FEATURES` of queries ``(n, dim)``, unit rows, as ``(n, 6)``."""
-        nearest = _largest(queries @ self.queries.T, _NEAREST)
+        cosines, count = queries @ self.queries.T, min(_NEAREST, len(self.queries))
+        nearest = np.partition(cosines, -count, axis=1)[:, -count:]
         asked, others = queries @ self.asked.T, queries @ self.others.T
-        best_asked = asked.max(axis=1)
-        best_other = others.max(axis=1, initial=_FAR)
+        best_asked, best_other = asked.max(axis=1), others.max(axis=1, initial=_FAR)
         odds = _log_mass(asked, self.shares[0]) - _log_mass(others, self.shares[1])
-        return np.stack(
-            [
-                nearest.max(axis=1),
-                nearest.mean(axis=1),
-                best_asked,
-                best_other,
-                best_asked - best_other,
-                np.float32(_TEMPERATURE) * odds,
-            ],
-            axis=1,
-        ).astype(np.float32)
+        best = (best_asked, best_other, best_asked - best_other)
+        near = (nearest.max(axis=1), nearest.mean(axis=1))
+        return np.stack([*near, *best, np.float32(_TEMPERATURE) * odds], 1).astype(np.float32)
 
     def trace(self, program: Program, unit: str) -> str:
         """Write down what :meth:`known` does to a vector of length 1."""
@@ -244,9 +198,10 @@ class Gate:
         """Return the same with p(known | q) shifted, as for another share of known queries."""
         moved = self.coefficients.copy()
         moved[-1] += log_odds
-        return Gate(**{**self.arrays(), "coefficients": moved})
+        return replace(self, coefficients=moved)
 
 
+@dataclass(eq=False, repr=False)
 class GatedAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + p(known | q) · (S(q) - G(q)))``; documents keep their vectors.
 
@@ -267,28 +222,26 @@ class GatedAdapter(CompositeAdapter):
         on held-out documents of the training set is what keeps new documents safe.
     """
 
-    def __init__(self, general: Adapter, special: Adapter, gate: Gate) -> None:
-        self.general, self.special, self.gate = general, special, gate
+    input_dim: ClassVar[int] = reading("gate.queries", 1)
+    output_dim: ClassVar[int] = reading("general.output_dim")
+
+    general: Adapter
+    special: Adapter
+    gate: Gate
+
+    def __post_init__(self) -> None:
         for name, part in self.parts().items():
-            check_part(self, name, part, (self.input_dim, general.output_dim))
+            check_part(self, name, part, (self.input_dim, self.output_dim))
 
     @classmethod
     def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> GatedAdapter:
         return cls(parts["general"], parts["special"], Gate(**settings))
 
-    @property
-    def input_dim(self) -> int:
-        return int(self.gate.queries.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return self.general.output_dim
-
     def parts(self) -> dict[str, Adapter]:
         return {"general": self.general, "special": self.special}
 
     def own_arrays(self) -> Arrays:
-        return self.gate.arrays()
+        return {**vars(self.gate)}
 
     def map(self, vectors: Vectors) -> Vectors:
         rows = np.atleast_2d(vectors)
@@ -308,11 +261,6 @@ class GatedAdapter(CompositeAdapter):
 
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         return vectors
-
-
-def _largest(values: Vectors, count: int) -> Vectors:
-    count = min(count, values.shape[1])
-    return np.asarray(np.partition(values, -count, axis=1)[:, -count:], dtype=np.float32)
 
 
 def _log_mass(cosines: Vectors, share: float) -> Vectors:

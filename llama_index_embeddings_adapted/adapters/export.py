@@ -6,6 +6,7 @@ fewer refuse an adapter that needs more, and say which formats can.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -30,17 +31,12 @@ _SMALLEST_EXPONENT = -80  # exp of less is an error there, and nothing beside 1 
 Step = list[Any]
 
 
-class Traceable(Protocol):
-    """What :class:`Program` asks of an adapter."""
-
+class _Traceable(Protocol):  # what :class:`Program` asks of an adapter
     @property
-    def adapts_documents(self) -> bool:
-        """Whether documents are mapped at all."""
-        ...
-
-    def trace(self, program: Program, vector: str, role: Role) -> str:
-        """Add the steps of the adapter to a program; return the name of the result."""
-        ...
+    def input_dim(self) -> int: ...
+    @property
+    def adapts_documents(self) -> bool: ...
+    def trace(self, program: Program, vector: str, role: Role) -> str: ...
 
 
 @dataclass
@@ -61,13 +57,13 @@ class Program:
     output: str = "v0"
 
     @classmethod
-    def of(cls, adapter: Traceable, input_dim: int, role: Role) -> Program:
+    def of(cls, adapter: _Traceable, role: Role) -> Program:
         """Write down what an adapter does in one role."""
-        program = cls(input_dim, dims={"v0": input_dim})
+        program = cls(adapter.input_dim, dims={"v0": adapter.input_dim})
         program.output = program.through(adapter, "v0", role)
         return program
 
-    def through(self, adapter: Traceable, vector: str, role: Role) -> str:
+    def through(self, adapter: _Traceable, vector: str, role: Role) -> str:
         """Pass a vector through an adapter; documents, if it adapts them."""
         if role == "document" and not adapter.adapts_documents:
             return vector
@@ -88,30 +84,27 @@ class Program:
 
     def linear(self, vector: str, weight: ArrayLike, bias: ArrayLike | None = None) -> str:
         """Add ``W x + b``."""
-        matrix = np.asarray(weight, dtype=np.float32)
-        offset = np.zeros(len(matrix)) if bias is None else bias
-        names = self.weight(matrix), self.weight(offset)
-        return self.apply("linear", vector, *names, dim=len(matrix))
+        rows = len(np.asarray(weight))
+        names = self.weight(weight), self.weight(np.zeros(rows) if bias is None else bias)
+        return self.apply("linear", vector, *names, dim=rows)
 
 
-def export(
-    adapter: Traceable, path: Path, format: str, *, input_dim: int, role: Role, base: object
-) -> None:
+def export(adapter: _Traceable, path: Path, format: str, *, role: Role, base: object) -> Path:
     """Write an adapter in one of :data:`FORMATS`; see :meth:`Adapter.export`."""
     if format not in FORMATS:
         raise OptionError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
     if role not in ("query", "document"):
         raise OptionError(f'role: expected "query" or "document", got {role!r}.')
     if format == "sentence-transformers":
-        _write_folder(adapter, path, input_dim, base)
-        return
+        _write_folder(adapter, path, base)
+        return path
     if path.suffix == "":
         raise OptionError(f"{path}: expected the name of a file, such as {path}.{format}.")
     files.check_target(path, error=OptionError)
-    program = Program.of(adapter, input_dim, role)
-    data = _FILES[format](program, path)
+    data = _FILES[format](Program.of(adapter, role), path)
     with files.atomic_file(path) as temporary:
         temporary.write_bytes(data)
+    return path
 
 
 def _refuse(path: Path, format: str, holds: str) -> NoReturn:
@@ -133,19 +126,14 @@ def _json(program: Program, path: Path) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode()
 
 
-def _numbers(array: Vectors) -> list[Any]:
+def _numbers(array: Any) -> Any:
     """Return nested lists, with as many digits as float32 has."""
-    if array.ndim > 1:
-        return [_numbers(row) for row in array]
-    return [float(f"{value:.9g}") for value in array]
+    return [_numbers(row) for row in array] if np.ndim(array) else float(f"{array:.9g}")
 
 
 def _numpy(program: Program, path: Path) -> bytes:
     """Fold what is ``normalise(W q + b)``, refuse the rest."""
-    import io
-
-    weight, bias = np.eye(program.input_dim), np.zeros(program.input_dim)
-    normalized = 0
+    weight, bias, normalized = np.eye(program.input_dim), np.zeros(program.input_dim), 0
     for _, operation, *arguments in program.steps:
         if operation == "linear" and not normalized:
             matrix, offset = (program.weights[name].astype(np.float64) for name in arguments[1:])
@@ -165,17 +153,11 @@ def _numpy(program: Program, path: Path) -> bytes:
 _NODES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "linear": ("Gemm", {"transB": 1}, ()),
     "normalize": ("LpNormalization", {"axis": 1, "p": 2}, ()),
-    "add": ("Add", {}, ()),
-    "sub": ("Sub", {}, ()),
-    "mul": ("Mul", {}, ()),
-    "relu": ("Relu", {}, ()),
     "leaky_relu": ("LeakyRelu", {"alpha": 0.01}, ()),
-    "tanh": ("Tanh", {}, ()),
-    "sigmoid": ("Sigmoid", {}, ()),
-    "exp": ("Exp", {}, ()),
     "max": ("ReduceMax", {"keepdims": 1}, ("axis",)),
     "log_sum_exp": ("ReduceLogSumExp", {"keepdims": 1}, ("axis",)),
     "concat": ("Concat", {"axis": 1}, ()),
+    **{n.lower(): (n, {}, ()) for n in ("Add", "Sub", "Mul", "Relu", "Tanh", "Sigmoid", "Exp")},
 }
 
 
@@ -199,25 +181,19 @@ def _onnx(program: Program, path: Path) -> bytes:
             constants |= {each: np.array([1]) for each in more}
             nodes.append(make(kind, [*arguments, *more], [name], **attributes))
     nodes.append(make("Identity", [program.output], ["adapted"]))
-    graph = onnx.helper.make_graph(
-        nodes,
-        "adapter",
-        [_tensor(onnx, "vectors", program.input_dim)],
-        [_tensor(onnx, "adapted", program.dims[program.output])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
+    dims = {"vectors": program.input_dim, "adapted": program.dims[program.output]}
+    value, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    ends = [[value(name, kind, ["batch", dim])] for name, dim in dims.items()]
+    arrays = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "adapter", *ends, arrays)
     opsets = [onnx.helper.make_opsetid("", OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
 
-def _tensor(onnx: Any, name: str, dim: int) -> Any:
-    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", dim])
-
-
 # --- PostgreSQL -----------------------------------------------------------------------------------
-#: Operation → expression over arrays of numbers; ``e`` is an element, ``{0}`` an argument.
+#: Operation → expression of each element ``e``.
 _EACH = {
     "relu": "greatest(e, 0)",
     "leaky_relu": "greatest(e, 0.01 * e)",
@@ -225,7 +201,26 @@ _EACH = {
     "sigmoid": "0.5 + 0.5 * tanh(0.5 * e)",
     "exp": f"exp(greatest(e, {_SMALLEST_EXPONENT}))",
 }
-_SIGNS = {"add": "+", "sub": "-", "mul": "*"}
+_ELEMENTS = "unnest({0}::real[]) with ordinality as u(e, i)"
+_LARGEST = "(select max(m) from unnest({0}::real[]) m)"
+#: Operation → expression of its arguments: a vector ``{0}``, and values, tables or a number.
+_EXPRESSIONS = {
+    "linear": "(select array_agg(b - (w <#> {0}) order by i)::vector from {1})",
+    "normalize": "l2_normalize({0})",
+    "max": f"(select array[max(e)]::vector from {_ELEMENTS})",
+    "mean_top": "(select array[avg(e)]::vector from "
+    f"(select e from {_ELEMENTS} order by e desc limit {{1}}) t)",
+    "log_sum_exp": f"(select array[{_LARGEST} + "
+    f"ln(sum({_EACH['exp'].replace('greatest(e', f'greatest(e - {_LARGEST}')}))]::vector "
+    f"from {_ELEMENTS})",
+    "clip": "(select array_agg(least(greatest(e, l), h) order by i)::vector from "
+    "unnest({0}::real[], {1}, {2}) with ordinality as u(e, l, h, i))",
+    **{name: f"{{0}} {sign} {{1}}" for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"))},
+    **{
+        name: f"(select array_agg({each} order by i)::vector from {_ELEMENTS})"
+        for name, each in _EACH.items()
+    },
+}
 
 
 def _sql(program: Program, path: Path) -> bytes:
@@ -236,12 +231,7 @@ def _sql(program: Program, path: Path) -> bytes:
             f"{path}: PostgreSQL's vectors have at most {_MOST_DIMENSIONS:,} dimensions, and this "
             f'adapter needs {max(program.dims.values()):,}; "onnx" and "json" have no limit.'
         )
-    tables = [
-        line
-        for _, operation, *arguments in program.steps
-        if operation == "linear"
-        for line in _table(name, arguments[1], *(program.weights[each] for each in arguments[1:]))
-    ]
+    tables = [line for step in program.steps for line in _table(name, program, *step)]
     body = [f"  {step[0]} := {_expression(name, program, step)};" for step in program.steps]
     lines = [
         "begin;",
@@ -261,13 +251,15 @@ def _sql(program: Program, path: Path) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _table(name: str, weight: str, matrix: Vectors, bias: Vectors) -> Iterator[str]:
+def _table(name: str, program: Program, _: str, operation: str, *arguments: Any) -> Iterator[str]:
     """Yield statements that make a table with a row of the matrix and an offset per row."""
-    table = f"{name}_{weight}"
-    yield f"drop table if exists {table};"
-    yield f"create table {table} (i integer primary key, w vector({matrix.shape[1]}), b real);"
-    for row, (values, offset) in enumerate(zip(matrix, bias, strict=True)):
-        yield f"insert into {table} values ({row}, '[{_listed(values)}]', {offset:.9g});"
+    if operation == "linear":
+        table = f"{name}_{arguments[1]}"
+        matrix, bias = (program.weights[each] for each in arguments[1:])
+        yield f"drop table if exists {table};"
+        yield f"create table {table} (i integer primary key, w vector({matrix.shape[1]}), b real);"
+        for row, (values, offset) in enumerate(zip(matrix, bias, strict=True)):
+            yield f"insert into {table} values ({row}, '[{_listed(values)}]', {offset:.9g});"
 
 
 def _listed(values: Vectors) -> str:
@@ -275,34 +267,16 @@ def _listed(values: Vectors) -> str:
 
 
 def _expression(name: str, program: Program, step: Step) -> str:
-    _, operation, *arguments = step
-    first = str(arguments[0])
-    elements = f"unnest({first}::real[]) with ordinality as u(e, i)"
-    if operation == "linear":
-        table = f"{name}_{arguments[1]}"
-        return f"(select array_agg(b - (w <#> {first}) order by i)::vector from {table})"
-    if operation == "normalize":
-        return f"l2_normalize({first})"
-    if operation in _EACH:
-        return f"(select array_agg({_EACH[operation]} order by i)::vector from {elements})"
-    if operation in _SIGNS:
-        return f"{first} {_SIGNS[operation]} {_as_long(program, arguments[1], first)}"
-    if operation == "max":
-        return f"(select array[max(e)]::vector from {elements})"
-    if operation == "mean_top":
-        top = f"select e from {elements} order by e desc limit {arguments[1]}"
-        return f"(select array[avg(e)]::vector from ({top}) t)"
-    if operation == "log_sum_exp":
-        top = f"(select max(m) from unnest({first}::real[]) m)"
-        total = f"sum({_EACH['exp'].replace('greatest(e', f'greatest(e - {top}')})"
-        return f"(select array[{top} + ln({total})]::vector from {elements})"
+    _, operation, first, *others = step
     if operation == "concat":
-        parts = " || ".join(f"{each}::real[]" for each in arguments)
-        return f"({parts})::vector"
-    low, high = (_constant(program.weights[each]) for each in arguments[1:])  # clip
-    bounded = "array_agg(least(greatest(e, l), h) order by i)::vector"
-    several = f"unnest({first}::real[], {low}, {high}) with ordinality as u(e, l, h, i)"
-    return f"(select {bounded} from {several})"
+        return f"({' || '.join(f'{each}::real[]' for each in (first, *others))})::vector"
+    if operation == "linear":
+        others = [f"{name}_{others[0]}"]
+    elif operation == "clip":
+        others = [_constant(program.weights[each]) for each in others]
+    elif operation in ("add", "sub", "mul"):
+        others = [_as_long(program, others[0], first)]
+    return _EXPRESSIONS[operation].format(first, *others)
 
 
 def _as_long(program: Program, value: str, other: str) -> str:
@@ -323,7 +297,7 @@ def _constant(weight: Vectors) -> str:
 _TORCH = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def _write_folder(adapter: Traceable, path: Path, input_dim: int, base: object) -> None:
+def _write_folder(adapter: _Traceable, path: Path, base: object) -> None:
     """Write a model that takes queries and documents through different modules."""
     library = require_extra("sentence_transformers", extra="composed")
     model = getattr(base, "_model", base)
@@ -338,10 +312,9 @@ def _write_folder(adapter: Traceable, path: Path, input_dim: int, base: object) 
     shared = list(model)
     if getattr(base, "normalize", False) and not isinstance(shared[-1], kinds.Normalize):
         shared.append(kinds.Normalize())
-    routes = []
-    for role in ("query", "document"):
-        program = Program.of(adapter, input_dim, role)
-        routes.append([*shared, *_modules(program, path, kinds)])
+    roles: tuple[Role, Role] = ("query", "document")
+    programs = [Program.of(adapter, role) for role in roles]
+    routes = [[*shared, *_modules(program, path, kinds)] for program in programs]
     prompts = {
         "query": model.prompts.get("query", ""),
         "document": model.prompts.get("text") or model.prompts.get("document", ""),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
-from ..errors import OptionError
-from .base import Adapter, CompositeAdapter, check_part, check_shapes, readonly_array
+from ..errors import OptionError, ShapeError
+from .base import Adapter, CompositeAdapter, check_part, key_array, places_of, reading, settle
 from .export import Program
 
 
+@dataclass(eq=False, repr=False)
 class LinearAdapter(Adapter):
     """``q' = normalise(W q + b)``.
 
@@ -29,20 +31,18 @@ class LinearAdapter(Adapter):
 
     ARRAYS = ("weight", "bias")
     SETTINGS = ("normalize", "shared")
+    input_dim: ClassVar[int] = reading("weight", 1)
+    output_dim: ClassVar[int] = reading("weight", 0)
+    adapts_documents: ClassVar[bool] = reading("shared")
 
-    def __init__(
-        self,
-        weight: Vectors,
-        bias: Vectors | None = None,
-        *,
-        normalize: bool = True,
-        shared: bool = False,
-    ) -> None:
-        self.weight = readonly_array(weight, "weight", ndim=2)
-        self.bias = None if bias is None else readonly_array(bias, "bias", ndim=1)
-        self.normalize, self.shared = bool(normalize), bool(shared)
-        if self.bias is not None:
-            check_shapes(self, bias=self.weight.shape[:1])
+    weight: Vectors
+    bias: Vectors | None = None
+    _: KW_ONLY
+    normalize: bool = True
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        settle(self, weight="out in", bias="out", normalize=bool, shared=bool)
 
     @classmethod
     def identity(cls, dim: int, *, bias: bool = True, shared: bool = False) -> LinearAdapter:
@@ -51,26 +51,13 @@ class LinearAdapter(Adapter):
         return cls(np.eye(dim, dtype=np.float32), zero, shared=shared)
 
     @property
-    def input_dim(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return int(self.weight.shape[0])
-
-    @property
-    def adapts_documents(self) -> bool:
-        return self.shared
-
-    @property
     def is_identity(self) -> bool:
         still = self.bias is None or not self.bias.any()
         return still and np.array_equal(self.weight, np.eye(*self.weight.shape))
 
     def map(self, vectors: Vectors) -> Vectors:
-        mapped: Vectors = (
-            np.dot(self.weight, vectors) if vectors.ndim == 1 else vectors @ self.weight.T
-        )
+        one = vectors.ndim == 1
+        mapped: Vectors = np.dot(self.weight, vectors) if one else vectors @ self.weight.T
         if self.bias is not None:
             mapped += self.bias
         return l2_normalize(mapped) if self.normalize else mapped
@@ -80,6 +67,7 @@ class LinearAdapter(Adapter):
         return program.apply("normalize", mapped) if self.normalize else mapped
 
 
+@dataclass(eq=False, repr=False)
 class LowRankAdapter(Adapter):
     """``q' = normalise(q + U V q + b)``: small enough for one adapter per tenant.
 
@@ -96,27 +84,22 @@ class LowRankAdapter(Adapter):
     """
 
     ARRAYS = ("down", "up", "bias")
+    input_dim: ClassVar[int] = reading("down", 1)
 
-    def __init__(self, down: Vectors, up: Vectors, bias: Vectors) -> None:
-        self.down = readonly_array(down, "down", ndim=2)
-        self.up = readonly_array(up, "up", ndim=2)
-        self.bias = readonly_array(bias, "bias", ndim=1)
-        rank, dim = self.down.shape
-        check_shapes(self, up=(dim, rank), bias=(dim,))
+    down: Vectors
+    up: Vectors
+    bias: Vectors
+
+    def __post_init__(self) -> None:
+        settle(self, down="rank dim", up="dim rank", bias="dim")
 
     @classmethod
     def identity(cls, dim: int, *, rank: int = 32, seed: int = 0) -> LowRankAdapter:
         """Return an adapter that changes nothing yet: random V, zero U."""
-        random = np.random.default_rng(seed)
-        return cls(
-            (random.standard_normal((min(rank, dim), dim)) / dim**0.5).astype(np.float32),
-            np.zeros((dim, min(rank, dim)), dtype=np.float32),
-            np.zeros(dim, dtype=np.float32),
-        )
-
-    @property
-    def input_dim(self) -> int:
-        return int(self.down.shape[1])
+        random, rank = np.random.default_rng(seed), min(rank, dim)
+        down = random.standard_normal((rank, dim)) / dim**0.5
+        zeros = np.zeros((dim, rank), np.float32), np.zeros(dim, np.float32)
+        return cls(down, *zeros)
 
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)
@@ -126,6 +109,7 @@ class LowRankAdapter(Adapter):
         return program.apply("normalize", program.linear(vector, weight, self.bias))
 
 
+@dataclass(eq=False, repr=False)
 class UnitAdapter(Adapter):
     """Scales queries and documents to length 1, so that all similarities rank as cosine does.
 
@@ -133,23 +117,16 @@ class UnitAdapter(Adapter):
         dim: Of the vectors.
     """
 
-    ARRAYS = ()
+    ARRAYS, SETTINGS = (), ("dim",)
+    input_dim: ClassVar[int] = reading("dim")
+    adapts_documents: ClassVar[bool] = True
 
-    def __init__(self, dim: int) -> None:
-        if dim < 1:
-            raise OptionError(f"dim: expected a number above 0, got {dim!r}.")
-        self._dim = int(dim)
+    dim: int
 
-    @property
-    def input_dim(self) -> int:
-        return self._dim
-
-    @property
-    def adapts_documents(self) -> bool:
-        return True
-
-    def config(self) -> dict[str, Any]:
-        return {"dim": self._dim}
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise OptionError(f"dim: expected a number above 0, got {self.dim!r}.")
+        settle(self, dim=int)
 
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors)
@@ -166,6 +143,7 @@ _ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class TwoLayerAdapter(Adapter):
     """``q' = normalise([q +] V a(U q + u) + v)``, with a residual by default.
 
@@ -185,53 +163,32 @@ class TwoLayerAdapter(Adapter):
 
     ARRAYS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
     SETTINGS = ("activation", "residual", "normalize")
+    input_dim: ClassVar[int] = reading("hidden_weight", 1)
+    output_dim: ClassVar[int] = reading("output_weight", 0)
 
-    def __init__(
-        self,
-        hidden_weight: Vectors,
-        hidden_bias: Vectors,
-        output_weight: Vectors,
-        output_bias: Vectors,
-        *,
-        activation: str = "relu",
-        residual: bool = True,
-        normalize: bool = True,
-    ) -> None:
-        self.hidden_weight = readonly_array(hidden_weight, "hidden_weight", ndim=2)
-        self.hidden_bias = readonly_array(hidden_bias, "hidden_bias", ndim=1)
-        self.output_weight = readonly_array(output_weight, "output_weight", ndim=2)
-        self.output_bias = readonly_array(output_bias, "output_bias", ndim=1)
-        self.activation, self.residual, self.normalize = activation, bool(residual), bool(normalize)
-        if activation not in _ACTIVATIONS:
-            raise OptionError(
-                f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
-            )
-        hidden, out = len(self.hidden_weight), len(self.output_weight)
-        check_shapes(
-            self,
-            hidden_bias=(hidden,),
-            output_weight=(self.input_dim if self.residual else out, hidden),
-            output_bias=(out,),
-        )
+    hidden_weight: Vectors
+    hidden_bias: Vectors
+    output_weight: Vectors
+    output_bias: Vectors
+    _: KW_ONLY
+    activation: str = "relu"
+    residual: bool = True
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.activation not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise OptionError(f"activation: expected one of {known}, got {self.activation!r}.")
+        out = "in" if self.residual else "out"
+        hidden = {"hidden_weight": "hidden in", "hidden_bias": "hidden"}
+        output = {"output_weight": f"{out} hidden", "output_bias": out}
+        settle(self, **hidden, **output, residual=bool, normalize=bool)
 
     @classmethod
     def identity(cls, dim: int, *, hidden: int = 256, seed: int = 0) -> TwoLayerAdapter:
         """Return an adapter that changes nothing yet: random hidden layer, zero output layer."""
-        random = np.random.default_rng(seed)
-        return cls(
-            (random.standard_normal((hidden, dim)) * (2.0 / dim) ** 0.5).astype(np.float32),
-            np.zeros(hidden, dtype=np.float32),
-            np.zeros((dim, hidden), dtype=np.float32),
-            np.zeros(dim, dtype=np.float32),
-        )
-
-    @property
-    def input_dim(self) -> int:
-        return int(self.hidden_weight.shape[1])
-
-    @property
-    def output_dim(self) -> int:
-        return int(self.output_weight.shape[0])
+        weight = np.random.default_rng(seed).standard_normal((hidden, dim)) * (2.0 / dim) ** 0.5
+        return cls(weight, *(np.zeros(shape, np.float32) for shape in (hidden, (dim, hidden), dim)))
 
     def map(self, vectors: Vectors) -> Vectors:
         hidden = _ACTIVATIONS[self.activation](vectors @ self.hidden_weight.T + self.hidden_bias)
@@ -248,6 +205,7 @@ class TwoLayerAdapter(Adapter):
         return program.apply("normalize", mapped) if self.normalize else mapped
 
 
+@dataclass(eq=False, repr=False)
 class KernelAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + weight · Σ k(q, k_i) a_i)`` over all remembered queries.
 
@@ -274,30 +232,22 @@ class KernelAdapter(CompositeAdapter):
 
     ARRAYS = ("keys", "coefficients")
     SETTINGS = ("weight", "temperature")
+    input_dim: ClassVar[int] = reading("keys", 1)
 
-    def __init__(
-        self,
-        general: Adapter,
-        keys: Vectors,
-        coefficients: Vectors,
-        *,
-        weight: float = 1.0,
-        temperature: float = 0.2,
-    ) -> None:
-        self.general = general
-        self.keys = readonly_array(keys, "keys", ndim=2)
-        self.coefficients = readonly_array(coefficients, "coefficients", ndim=2)
-        check_shapes(self, coefficients=self.keys.shape)
-        check_part(self, "general", general, (self.input_dim, self.input_dim))
-        if not weight >= 0 or not temperature > 0:
-            raise OptionError(
-                f"Expected weight >= 0 and temperature > 0, got {weight!r} and {temperature!r}."
-            )
-        self.weight, self.temperature = float(weight), float(temperature)
+    general: Adapter
+    keys: Vectors
+    coefficients: Vectors
+    _: KW_ONLY
+    weight: float = 1.0
+    temperature: float = 0.2
 
-    @property
-    def input_dim(self) -> int:
-        return int(self.keys.shape[1])
+    def __post_init__(self) -> None:
+        settle(self, keys="n dim", coefficients="n dim")
+        check_part(self, "general", self.general, (self.input_dim, self.input_dim))
+        if not self.weight >= 0 or not self.temperature > 0:
+            given = f"{self.weight!r} and {self.temperature!r}"
+            raise OptionError(f"Expected weight >= 0 and temperature > 0, got {given}.")
+        settle(self, weight=float, temperature=float)
 
     def parts(self) -> dict[str, Adapter]:
         return {"general": self.general}
@@ -322,10 +272,10 @@ def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
     similar: Vectors = first @ second.T
     similar -= 1.0
     similar /= np.float32(temperature)
-    np.exp(similar, out=similar)
-    return similar
+    return np.exp(similar, out=similar)
 
 
+@dataclass(eq=False, repr=False)
 class NudgeAdapter(Adapter):
     """Adds an offset to the vectors of the documents it knows; leaves queries as they are.
 
@@ -343,24 +293,24 @@ class NudgeAdapter(Adapter):
     """
 
     ARRAYS = ("keys", "offsets")
+    input_dim: ClassVar[int] = reading("offsets", 1)
+    adapts_documents: ClassVar[bool] = True
 
-    def __init__(self, keys: Keys, offsets: Vectors) -> None:
-        self.keys = np.array(keys, dtype=np.uint64)
-        self.offsets = readonly_array(offsets, "offsets", ndim=2)
-        check_shapes(self, keys=self.offsets.shape[:1])
-        if (self.keys[1:] <= self.keys[:-1]).any():
-            raise OptionError("keys: expected distinct content keys in ascending order.")
-        self.keys.setflags(write=False)
+    keys: Keys
+    offsets: Vectors
+
+    def __post_init__(self) -> None:
+        settle(self, offsets="n dim")
+        self.keys = key_array(self.keys)
+        if len(self.keys) != len(self.offsets):
+            expected = (len(self.offsets),)
+            raise ShapeError("keys", expected=expected, actual=self.keys.shape)
 
     @classmethod
     def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
         """Build from keys in any order; of documents with equal text, the first counts.
 
-        Args:
-            keys: ``(n,)``.
-            offsets: ``(n, dim)``.
-            max_drift: Longest offset allowed, in units of the document vectors' length 1; longer
-                ones are scaled down.
+        Offsets longer than ``max_drift``, in units of the vectors' length 1, are scaled down.
         """
         distinct, first = np.unique(keys, return_index=True)
         moved = np.asarray(offsets[first], dtype=np.float32)
@@ -370,27 +320,12 @@ class NudgeAdapter(Adapter):
         return cls(distinct, moved)
 
     @property
-    def input_dim(self) -> int:
-        return int(self.offsets.shape[1])
-
-    @property
-    def adapts_documents(self) -> bool:
-        return True
-
-    @property
     def drift(self) -> float:
         """The longest offset, in units of the document vectors' length 1."""
         return float(np.linalg.norm(self.offsets, axis=1).max())
 
     def without(self, keys: Keys) -> NudgeAdapter:
-        """Undo the nudges of these documents; at least one other must remain.
-
-        Args:
-            keys: Their content keys.
-
-        Raises:
-            OptionError: None would remain; serve without this adapter instead.
-        """
+        """Undo the nudges of the documents of these keys; if none remains, an OptionError."""
         keep = ~np.isin(self.keys, keys)
         if not keep.any():
             raise OptionError("No nudge would remain: use the adapter below it, or the base model.")
@@ -410,8 +345,7 @@ class NudgeAdapter(Adapter):
     def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
         if keys is None:
             return vectors
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        known = self.keys[at] == keys
+        at, known = places_of(keys, self.keys)
         moved = np.array(np.atleast_2d(vectors))
         moved[known] = l2_normalize(l2_normalize(moved[known]) + self.offsets[at[known]])
         return moved.reshape(vectors.shape)

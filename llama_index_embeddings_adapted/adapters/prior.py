@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from ..core.arrays import (
     as_vectors,
     l2_normalize,
 )
-from ..errors import OptionError, ShapeError, check_number, check_whole
-from .base import Adapter, readonly_array
+from ..errors import ShapeError, check_number, check_whole
+from .base import Adapter, key_array, places_of, reading, settle
 from .export import Program
 
 WEIGHT, NEIGHBOURS = 0.2, 10
@@ -68,6 +68,9 @@ class DocumentPrior(Adapter):
     ARRAYS = ("bank", "sources", "keys", "values")
     SETTINGS = ("weight", "neighbours", "neutral", "limit")
 
+    input_dim: ClassVar[int] = reading("bank", 1)
+    adapts_documents: ClassVar[bool] = True
+
     def __init__(
         self,
         bank: Vectors,
@@ -82,26 +85,23 @@ class DocumentPrior(Adapter):
     ) -> None:
         rows = as_vectors(bank, what="bank")
         is_unit = np.abs(np.linalg.norm(rows, axis=1, keepdims=True) - 1.0) < 1e-5
-        self.bank = readonly_array(
-            np.where(is_unit, rows, l2_normalize(rows)), "bank", ndim=2
-        )  # saved bit-equal
-        self.sources = _key_array(np.zeros(len(self.bank)) if sources is None else sources)
-        self.keys = _key_array([] if keys is None else keys)
-        self.values = np.array([] if values is None else values, dtype=np.float32)
-        self.values.setflags(write=False)
+        self.bank = np.where(is_unit, rows, l2_normalize(rows))  # saved bit-equal
+        self.weight, self.neighbours, self.neutral = weight, neighbours, neutral
+        self.limit = weight if limit is None else limit
         check_number("weight", weight, least=0.0)
         check_whole("neighbours", neighbours)
         check_number("neutral", neutral, least=-1.0, below=1.0 + 1e-6)
-        check_number("limit", weight if limit is None else limit, least=0.0)
-        self.weight, self.neighbours = float(weight), int(neighbours)
-        self.neutral = float(neutral)
-        self.limit = float(weight if limit is None else limit)
+        check_number("limit", self.limit, least=0.0)
+        settle(self, bank="n dim", weight=float, neighbours=int, neutral=float, limit=float)
+        given = np.zeros(len(self.bank)) if sources is None else sources
+        self.sources = key_array(given, ascending=False)
+        self.keys = key_array([] if keys is None else keys)
+        self.values = np.array([] if values is None else values, dtype=np.float32)
+        self.values.setflags(write=False)
         if self.sources.shape != self.bank.shape[:1]:
             raise ShapeError("sources", expected=self.bank.shape[:1], actual=self.sources.shape)
         if self.keys.shape != self.values.shape or not np.isfinite(self.values).all():
             raise ShapeError("values", expected=f"{len(self.keys)} numbers", actual=self.values)
-        if (self.keys[1:] <= self.keys[:-1]).any():
-            raise OptionError("keys: expected distinct content keys in ascending order.")
 
     @classmethod
     def of(
@@ -122,28 +122,17 @@ class DocumentPrior(Adapter):
             documents: ``(m, dim)``, of the same model.
             keys: ``(m,)``, their content keys; needed where ``sources`` are given.
             sources: See the class.
-            most: Of a larger bank, so many queries are drawn.
-            seed: Of that draw.
+            most: Of a larger bank, so many queries are drawn, by ``seed``.
             settings: ``weight``, ``neighbours``, ``limit``.
         """
-        chosen = np.arange(len(bank))
-        if len(bank) > most:
-            chosen = np.sort(np.random.default_rng(seed).permutation(len(bank))[:most])
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(bank))[:most])
         rows = np.asarray(bank)[chosen]
         prior = cls(rows, None if sources is None else sources[chosen], **settings)
         return prior.changed(neutral=float(prior.nearness(documents, keys).mean()))
 
     @property
-    def input_dim(self) -> int:
-        return int(self.bank.shape[1])
-
-    @property
     def output_dim(self) -> int:
         return self.input_dim + 2
-
-    @property
-    def adapts_documents(self) -> bool:
-        return True
 
     def changed(self, **settings: Any) -> DocumentPrior:
         """Return the same prior with other settings or arrays, such as ``weight`` or ``limit``.
@@ -157,32 +146,21 @@ class DocumentPrior(Adapter):
         return type(self)(**{**self.arrays(), **self.config(), **settings})
 
     def with_values(self, keys: Keys, values: Vectors) -> DocumentPrior:
-        """Give documents values of their own in place of ``h``; others keep theirs.
-
-        Args:
-            keys: ``(n,)``, content keys in any order; of equal ones the first counts.
-            values: ``(n,)``, cosines.
-        """
-        both = np.concatenate([_key_array(keys), self.keys])
+        """Give documents values of their own in place of ``h``; of equal keys the first counts."""
+        both = np.concatenate([np.asarray(keys, dtype=np.uint64), self.keys])
         distinct, first = np.unique(both, return_index=True)
         merged = np.concatenate([np.asarray(values, dtype=np.float32), self.values])
         return self.changed(keys=distinct, values=merged[first])
 
     def without(self, keys: Keys) -> DocumentPrior:
-        """Undo the prior of these documents: their cosines stay as they are.
-
-        Args:
-            keys: ``(n,)``, their content keys.
-        """
+        """Undo the prior of the documents of these keys: their cosines stay as they are."""
         return self.with_values(keys, np.full(len(keys), self.neutral, dtype=np.float32))
 
     def nearness(self, vectors: Vectors, keys: Keys | None = None) -> Vectors:
-        """Return ``h`` of documents, ``(n,)``, in [-1, 1].
+        """Return ``h`` of documents, ``(n, dim)``, as ``(n,)``, in [-1, 1].
 
-        Args:
-            vectors: ``(n, dim)``.
-            keys: ``(n,)``, their content keys; without, no document has a value of its own and
-                every query of the bank counts.
+        Without content ``keys``, ``(n,)``, no document has a value of its own, and every query of
+        the bank counts.
         """
         rows = np.atleast_2d(vectors)
         found = np.empty(len(rows), dtype=np.float32)
@@ -192,8 +170,7 @@ class DocumentPrior(Adapter):
             cosines = l2_normalize(rows[part]) @ self.bank.T
             found[part] = self._mean_of_nearest(cosines, None if keys is None else keys[part])
         if keys is not None and len(self.keys):
-            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-            own = self.keys[at] == keys
+            at, own = places_of(keys, self.keys)
             found[own] = self.values[at[own]]
         return found
 
@@ -210,26 +187,14 @@ class DocumentPrior(Adapter):
         return np.asarray(np.where(counted.any(axis=1), mean, self.neutral), dtype=np.float32)
 
     def shifts(self, vectors: Vectors, keys: Keys | None = None) -> Vectors:
-        """Return what is taken off the cosines of documents, ``(n,)``, within ``±limit``.
-
-        Args:
-            vectors: ``(n, dim)``.
-            keys: ``(n,)``, their content keys.
-        """
+        """Return what is taken off the cosines of documents, ``(n,)``, within ``±limit``."""
         moved = self.weight * (self.nearness(vectors, keys) - self.neutral)
         return np.asarray(np.clip(moved, -self.limit, self.limit), dtype=np.float32)
 
     def most_moved(
         self, ids: Sequence[str], vectors: Vectors, keys: Keys | None = None, *, count: int = 20
     ) -> dict[str, float]:
-        """Return the documents whose scores change most: id → change, largest first.
-
-        Args:
-            ids: ``n`` names.
-            vectors: ``(n, dim)``.
-            keys: ``(n,)``, content keys.
-            count: How many.
-        """
+        """Return the ``count`` documents whose scores change most: id → change, largest first."""
         changes = -self.shifts(vectors, keys)
         order: Rows = np.argsort(-np.abs(changes), kind="stable")[:count]
         return {ids[row]: float(changes[row]) for row in order}
@@ -251,9 +216,3 @@ class DocumentPrior(Adapter):
         rest = np.sqrt(np.maximum(self.limit**2 - shifts**2, 0.0))
         mapped = np.concatenate([rows, -shifts[:, None], rest[:, None]], axis=1)
         return mapped.astype(np.float32).reshape(*vectors.shape[:-1], self.output_dim)
-
-
-def _key_array(keys: Any) -> Keys:
-    array = np.array(keys, dtype=np.uint64)
-    array.setflags(write=False)
-    return array

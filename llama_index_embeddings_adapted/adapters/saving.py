@@ -6,7 +6,7 @@ Folders of ``llama-index-finetuning``, ``LinearLayer`` and ``TwoLayerNN``, are r
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,23 +40,20 @@ def read_old_folder(folder: Path) -> Adapter:
     """Read an adapter of the old package; nothing but tensors is unpickled."""
     import torch
 
-    config = read_config(folder)
+    config, path = read_config(folder), folder / OLD_WEIGHTS
     try:
-        state = torch.load(folder / OLD_WEIGHTS, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:  # of damaged files torch raises what it likes
-        raise FolderError(
-            f"{folder / OLD_WEIGHTS}: not a plain file of tensors ({cause})."
-        ) from cause
+        raise FolderError(f"{path}: not a plain file of tensors ({cause}).") from cause
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise FolderError(f"{folder / OLD_WEIGHTS}: expected named tensors.")
+        raise FolderError(f"{path}: expected named tensors.")
     return from_state(config, state, where=str(folder))
 
 
 def from_module(module: Any) -> Adapter:
     """Convert a ``LinearLayer`` or ``TwoLayerNN`` object, and whatever computes what those do.
 
-    Raises:
-        OptionError: Anything else, also a network whose tensors have the same names.
+    Anything else is an OptionError, also a network whose tensors have the same names.
     """
     refused = (
         "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
@@ -83,11 +80,7 @@ _OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activa
 
 
 def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> Adapter:
-    """Build an adapter from the config and tensors of an old one.
-
-    Raises:
-        FolderError: Tensors that are neither those of a ``LinearLayer`` nor of a ``TwoLayerNN``.
-    """
+    """Build an adapter from config and tensors of an old one, or raise a :class:`FolderError`."""
     strange = sorted(set(config) - _OLD_CONFIG)
     if strange:  # a class of somebody's own, whose forward nobody knows
         raise FolderError(f"{where}: no LinearLayer and no TwoLayerNN has {quote_some(strange)}.")
@@ -98,19 +91,13 @@ def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> 
         residual = bool(config.get("add_residual", False))
         # The old class scales its output by a learned weight before it adds the query.
         scale = arrays["residual_weight"] if residual else 1.0
-        return TwoLayerAdapter(
-            arrays["linear1.weight"],
-            arrays["linear1.bias"],
-            arrays["linear2.weight"] * scale,
-            arrays["linear2.bias"] * scale,
-            activation=config.get("activation_fn_str", "relu"),
-            residual=residual,
-        )
+        hidden = arrays["linear1.weight"], arrays["linear1.bias"]
+        output = arrays["linear2.weight"] * scale, arrays["linear2.bias"] * scale
+        activation = config.get("activation_fn_str", "relu")
+        return TwoLayerAdapter(*hidden, *output, activation=activation, residual=residual)
     except (KeyError, ValueError, TypeError) as cause:
-        raise FolderError(
-            f"{where}: expected the tensors of a LinearLayer or a TwoLayerNN, "
-            f"found {sorted(arrays)} ({cause})."
-        ) from cause
+        expected = "expected the tensors of a LinearLayer or a TwoLayerNN"
+        raise FolderError(f"{where}: {expected}, found {sorted(arrays)} ({cause}).") from cause
 
 
 _METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
@@ -126,43 +113,34 @@ def model_card(adapter: Adapter, base: str, training: Mapping[str, Any], folder:
 
 def card(about: str, training: Mapping[str, Any], kind: str, folder: str) -> str:
     """Return a card: what a folder holds, how it scored, how its class loads it."""
-    report = training.get("report") or {}
-    sections = [
-        about,
-        _scores_table(report) if report else "",
+    report = training.get("report")
+    use = (
         f"## Use\n\n```python\nfrom llama_index_embeddings_adapted import {kind}\n\n"
         f'embed_model = {kind}.from_pretrained("{folder}", base_embed_model)\n```\n\n'
-        "Loading checks that `base_embed_model` is the base model of the training.",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+        "Loading checks that `base_embed_model` is the base model of the training."
+    )
+    return "\n\n".join([about, *(_scores(report) if report else ()), use]) + "\n"
 
 
-def _scores_table(report: Mapping[str, Any]) -> str:
+def _scores(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## Scores on held-out queries\n\nVerdict: {report['verdict']}."
+    if report.get("holds"):
+        yield f"This folder holds {report['holds']}."
     metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
-    lines = [
-        "## Scores on held-out queries",
-        "",
-        f"Verdict: {report['verdict']}.",
-        "",
-        *([f"This folder holds {report['holds']}.", ""] if report.get("holds") else []),
-        "| queries | model | " + " | ".join(metrics) + " |",
-        "|---" * (len(metrics) + 2) + "|",
+    head = f"| queries | model | {' | '.join(metrics)} |\n{'|---' * (len(metrics) + 2)}|"
+    labels = {"known": "documents with training questions", "new": "documents without"}
+    rows = [
+        f"| {label} ({report[name]['queries']}) | {model} | "
+        f"{' | '.join(f'{report[name][model][metric]:.4f}' for metric in metrics)} |"
+        for name, label in {"overall": "all", **labels}.items()
+        if report.get(name)
+        for model in ("base", "adapted")
     ]
-    for name, label in (
-        ("overall", "all"),
-        ("known", "documents with training questions"),
-        ("new", "documents without"),
-    ):
-        part = report.get(name)
-        if part:
-            for model in ("base", "adapted"):
-                values = " | ".join(f"{part[model][metric]:.4f}" for metric in metrics)
-                lines.append(f"| {label} ({part['queries']}) | {model} | {values} |")
+    yield "\n".join([head, *rows])
+    chosen = "The held-out queries also chose when training stopped."
     if report.get("choice"):
-        lines += ["", f"Chosen by cross-fitting: {report['choice']['recipe']}."]
-    else:
-        lines += ["", "The held-out queries also chose when training stopped."]
-    return "\n".join(lines)
+        chosen = f"Chosen by cross-fitting: {report['choice']['recipe']}."
+    yield chosen
 
 
 #: A folder may hold any of their classes, which are recognised once they are defined.
@@ -171,31 +149,20 @@ RECOGNISED = (composites, maps, prior)
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What a folder holds.
-
-    Args:
-        adapter: The adapter.
-        base: How to build its base model, see :mod:`serialize`; None where the folder is silent.
-        fingerprint: Of that model; None likewise.
-        transform_query: Whether the adapter is applied to queries.
-        training: Data, scores and settings of the training, as far as known.
-        sketch: What its training queries looked like; None where that was not kept.
-    """
+    """What a folder holds; None is where it is silent."""
 
     adapter: Adapter
-    base: dict[str, Any] | None = None
-    fingerprint: Fingerprint | None = None
-    transform_query: bool = True
+    base: dict[str, Any] | None = None  #: How to build its base model, see :mod:`serialize`.
+    fingerprint: Fingerprint | None = None  #: Of that model.
+    transform_query: bool = True  #: Whether the adapter is applied to queries.
+    #: Data, scores and settings of the training, as far as known.
     training: dict[str, Any] = field(default_factory=dict)
-    sketch: QuerySketch | None = None
+    sketch: QuerySketch | None = None  #: What its training queries looked like.
 
 
 def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object) -> None:
     """Ask a model for probe vectors; a :class:`BaseModelMismatchError` if it is another one."""
-    if expected is None:
-        return
-    actual = fingerprint_of(model)
-    if actual.agrees_with(expected):
+    if expected is None or (actual := fingerprint_of(model)).agrees_with(expected):
         return
     if actual.dim != expected.dim:
         found = f"gives {actual.dim} dimensions, expected {expected.dim}"
@@ -262,11 +229,7 @@ def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Saved:
-    """Read a folder of ours, or one of ``llama-index-finetuning``.
-
-    Raises:
-        FolderError: Missing, damaged, foreign, or newer than this library.
-    """
+    """Read a folder of ours, or one of ``llama-index-finetuning``, or raise a FolderError."""
     if is_old_folder(folder):
         return Saved(read_old_folder(folder))
     config, arrays = folders.read(folder)
@@ -289,10 +252,11 @@ def load(folder: Path) -> Saved:
 
 def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Fingerprint:
     """Return the fingerprint of a base model in a folder, or raise a :class:`FolderError`."""
+    what, count = "probe vectors", 2 * len(PROBE_TEXTS)
     try:
-        found = as_vectors(probes, what="probe vectors", dim=base.get("dim"))
-        if len(found) != 2 * len(PROBE_TEXTS):
-            raise ShapeError("probe vectors", expected=2 * len(PROBE_TEXTS), actual=len(found))
+        found = as_vectors(probes, what=what, dim=base.get("dim"))
+        if len(found) != count:
+            raise ShapeError(what, expected=count, actual=len(found))
     except (TypeError, ValueError) as cause:
         raise FolderError(
             f"{where}: the vectors that identify its base model are damaged ({cause})."

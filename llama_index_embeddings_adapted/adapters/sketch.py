@@ -28,31 +28,22 @@ class QuerySketch:
     Vectors of the base model are scaled to length 1 and, beyond 128 dimensions, projected on 128
     fixed random directions, which keeps distances within a few percent (Johnson and Lindenstrauss
     1984; signs as in Achlioptas 2003). Texts and whole vectors are not kept.
-
-    Args:
-        points: ``(n, directions)``, int8, in units of ``step``.
-        step: Size of one level.
-        dim: Dimension of the base model's vectors.
-        queries: How many queries the sample was drawn from.
     """
 
-    points: NDArray[np.int8]
-    step: float
-    dim: int
-    queries: int
+    points: NDArray[np.int8]  #: ``(n, directions)``, in units of ``step``.
+    step: float  #: Size of one level.
+    dim: int  #: Dimension of the base model's vectors.
+    queries: int  #: How many queries the sample was drawn from.
 
     @classmethod
     def of(
         cls, queries: Vectors, groups: Sequence[Hashable] | None = None, *, seed: int = 0
     ) -> QuerySketch:
-        """Sample queries.
+        """Sample queries, ``(n, dim)``, vectors of the base model, ``n >= 1``.
 
-        Args:
-            queries: ``(n, dim)``, vectors of the base model, ``n >= 1``.
-            groups: ``(n,)``, such as the document each asks for. Of one group, one query is drawn
-                as long as that leaves enough: two questions about one passage lie closer together
-                than a stranger's question would, and would make strangers look strange.
-            seed: Of the sample.
+        Of one of the ``groups``, ``(n,)``, such as the document each asks for, one query is drawn
+        as long as that leaves enough: two questions about one passage lie closer together than a
+        stranger's question would, and would make strangers look strange.
         """
         count = len(queries)
         order = np.random.default_rng(seed).permutation(count)
@@ -70,20 +61,13 @@ class QuerySketch:
         return self.points.astype(np.float32) * np.float32(self.step)
 
     def project(self, queries: Vectors) -> Vectors:
-        """Return where live queries lie among the points, ``(n, directions)``.
+        """Return where live queries, ``(n, dim)``, lie among the points, ``(n, directions)``.
 
-        Args:
-            queries: ``(n, dim)``, vectors of the base model.
-
-        Raises:
-            ShapeError: Vectors of another dimension than the training queries had.
+        Vectors of another dimension than the training queries had are a ShapeError.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ShapeError(
-                "Live queries",
-                expected=f"{self.dim} dimensions, as the training queries",
-                actual=f"shape {queries.shape}",
-            )
+            expected = f"{self.dim} dimensions, as the training queries"
+            raise ShapeError("Live queries", expected=expected, actual=f"shape {queries.shape}")
         return projected(queries)
 
     def overlap(self, queries: Vectors) -> str:
@@ -106,25 +90,16 @@ class QuerySketch:
 
     @classmethod
     def restore(cls, arrays: Arrays, *, where: str) -> QuerySketch:
-        """Rebuild what :meth:`arrays` gave.
-
-        Raises:
-            FolderError: Something else.
-        """
-        points: Any = arrays.get("points")
-        numbers: Any = arrays.get("numbers")
-        if (
-            points is None
-            or numbers is None
-            or points.dtype != np.int8
-            or points.ndim != 2
-            or not len(points)
-            or numbers.shape != (3,)
-            or numbers.dtype != np.float64
-            or not (numbers > 0).all()
-            or not (numbers <= _MOST_NUMBER).all()
-            or points.shape[1] != min(int(numbers[1]), MOST_DIRECTIONS)
-        ):
+        """Rebuild what :meth:`arrays` gave; anything else is a FolderError."""
+        points = arrays.get("points", np.empty(0))
+        numbers = arrays.get("numbers", np.empty(0))
+        kinds: tuple[Any, ...] = (points.dtype, points.ndim, numbers.dtype, numbers.shape)
+        whole = (
+            kinds == (np.int8, 2, np.float64, (3,))
+            and bool(((numbers > 0) & (numbers <= _MOST_NUMBER)).all() and len(points))
+            and points.shape[1] == min(int(numbers[1]), MOST_DIRECTIONS)
+        )
+        if not whole:
             raise FolderError(f"{where}: the sketch of training queries is damaged.")
         return cls(points, float(numbers[0]), int(numbers[1]), int(numbers[2]))
 

@@ -44,13 +44,10 @@ class Comparison:
     def significance(
         self, base: str, adapted: str, *, metric: str = METRIC, seed: int = 0
     ) -> Difference:
-        """Compare two models query by query: interval, p-value and verdict.
+        """Compare two models by name, query by query: interval, p-value and verdict.
 
-        Args:
-            base: Name of the model to compare with.
-            adapted: Name of the model that should be better.
-            metric: Such as ``"hit_rate@5"``.
-            seed: Of the resampling.
+        ``adapted`` should be better, by a ``metric`` such as ``"hit_rate@5"``; ``seed`` is that of
+        the resampling.
         """
         values = self[base].values(metric), self[adapted].values(metric)
         return paired_difference(*values, metric=metric, seed=seed, seen=self[adapted].seen)
@@ -67,11 +64,7 @@ class Comparison:
         return "\n".join(lines)
 
     def to_dataframe(self, metrics: Sequence[str] | None = None) -> Any:
-        """Return a pandas data frame, models by metrics.
-
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
+        """Return a pandas data frame, models by metrics; without pandas, a MissingExtraError."""
         pandas = require_extra("pandas", extra="pandas")
         columns, rows = self._means(metrics)
         return pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
@@ -81,13 +74,7 @@ class Comparison:
     ) -> Path:
         """Draw bars with 95 % intervals, models side by side for each metric.
 
-        Args:
-            path: Where to write; the suffix chooses the format.
-            metrics: Which.
-            title: Above the figure.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
+        The suffix of ``path`` chooses the format; without matplotlib, it is a MissingExtraError.
         """
         axes, width = _axes(2.6 + 1.9 * len(metrics)), 0.8 / len(self.scores)
         highest = 0.0
@@ -110,14 +97,8 @@ class Comparison:
 
         It has the verdict and what it means to who decides, scores with intervals, how the
         adapters among the models were trained, wins and losses against the first model with the
-        passages, what the data are, and what it cost. It holds texts of yours.
-
-        Args:
-            path: Where to write.
-            title: Of the page; by default the names of the models.
-
-        Returns:
-            The path written.
+        passages, what the data are, and what it cost. It holds texts of yours. The title is by
+        default the names of the models. Returns the path written.
         """
         title = title or ", ".join(self.scores) + " compared"
         notes = next((found.notes for found in self.scores.values()), ())
@@ -127,13 +108,10 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return scores and differences to the first model as JSON knows them."""
         first, *others = self.scores
-        return {
-            "models": {name: scores.to_dict() for name, scores in self.scores.items()},
-            "differences": {
-                name: {"against": first, **self.significance(first, name).to_dict()}
-                for name in others
-            },
-        }
+        found = {name: self.significance(first, name).to_dict() for name in others}
+        models = {name: scores.to_dict() for name, scores in self.scores.items()}
+        differences = {name: {"against": first, **each} for name, each in found.items()}
+        return {"models": models, "differences": differences}
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -141,9 +119,8 @@ class Comparison:
     def _means(self, metrics: Sequence[str] | None) -> tuple[list[str], dict[str, list[float]]]:
         if metrics is None:
             metrics = next(iter(self.scores.values())).headline
-        return [*metrics], {
-            name: [found[m] for m in metrics] for name, found in self.scores.items()
-        }
+        means = {name: [found[m] for m in metrics] for name, found in self.scores.items()}
+        return [*metrics], means
 
 
 def compare_retrieval(
@@ -171,8 +148,8 @@ def compare_retrieval(
         raise OptionError('models: expected at least one, such as {"base": model}.')
     answered(dataset, "dataset")
     models = {  # all of them are there before any is asked
-        name: check_base(model, f"models[{name!r}]") if isinstance(model, str) else model
-        for name, model in models.items()
+        name: check_base(one, f"models[{name!r}]") if isinstance(one, str) else one
+        for name, one in models.items()
     }
     settings: dict[str, Any] = {"ks": ks, "batch_size": batch_size, "cache_dir": cache_dir}
     settings["show_progress"] = show_progress
@@ -180,13 +157,10 @@ def compare_retrieval(
     seen = [f"{name}: {found.seen}" for name, found in scores.items() if found.seen]
     if seen:
         warnings.warn(f"{'; '.join(seen)}. Split first, then train.", stacklevel=2)
-    trained = {name: getattr(model, "training", {}).get("report") for name, model in models.items()}
-    return Comparison(
-        scores,
-        Texts(tuple(dataset.queries.values()), tuple(dataset.corpus.values())),
-        data_statistics(dataset),
-        {name: report for name, report in trained.items() if report},
-    )
+    texts = Texts(tuple(dataset.queries.values()), tuple(dataset.corpus.values()))
+    reports = {name: getattr(one, "training", {}).get("report") for name, one in models.items()}
+    trained = {name: report for name, report in reports.items() if report}
+    return Comparison(scores, texts, data_statistics(dataset), trained)
 
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
@@ -210,10 +184,8 @@ def plot_history(
 
 
 def _axes(width: float) -> Any:
-    figure = require_extra("matplotlib.figure", extra="plot").Figure(
-        figsize=(width, 4.2), layout="constrained"
-    )
-    axes = figure.subplots()
+    matplotlib = require_extra("matplotlib.figure", extra="plot")
+    axes = matplotlib.Figure(figsize=(width, 4.2), layout="constrained").subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +21,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..adapters.base import Adapter
-from ..core.arrays import Rows, l2_normalize, normalized_rows, ranks, top_k
-from ..core.encoded import EncodedDataset
+from ..core.arrays import Rows, RowSource, l2_normalize, normalized_rows, ranks, top_k
+from ..core.encoded import EncodedDataset, Qrels
 from ..data.contents import hold_out_documents
 from ..errors import DatasetError
-from . import metrics
+from .metrics import PerQuery, ScoreShift, ideal_gain
 from .retrieval import RetrievalScores, joined, search
-from .verdict import FEWEST, LOOKS_RANDOM, Difference, paired_difference
+from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, paired_difference
 
-PerQuery = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-METRIC = "ndcg@10"
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10
 _MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
@@ -58,6 +57,10 @@ class PartReport:
         """How many were compared."""
         return self.difference.queries
 
+    def __str__(self) -> str:
+        interval = f"[{self.difference.low:+.4f}, {self.difference.high:+.4f}]"
+        return f"NDCG@10 {self.base[METRIC]:.4f} → {self.adapted[METRIC]:.4f} {interval}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the part as JSON knows it."""
         means = {"base": dict(self.base), "adapted": dict(self.adapted)}
@@ -75,27 +78,19 @@ class Parts(NamedTuple):
     new: PartReport | None
 
 
-def by_part(base: Mapping[str, PerQuery], adapted: Mapping[str, PerQuery], known: Mask) -> Parts:
-    """Compare two models on all queries, on the known and on the new.
-
-    ``base`` and ``adapted`` are metric → value of each query, ``(n,)``, NDCG@10 among them.
-    """
-
-    def part(keep: Mask) -> PartReport:
-        return PartReport(
-            {name: float(values[keep].mean()) for name, values in base.items()},
-            {name: float(values[keep].mean()) for name, values in adapted.items()},
-            paired_difference(base[METRIC][keep], adapted[METRIC][keep], metric=METRIC),
-        )
-
-    known_part, new_part = (part(keep) if keep.any() else None for keep in (known, ~known))
-    return Parts(part(np.ones(len(known), dtype=bool)), known_part, new_part)
-
-
 def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask) -> Parts:
-    """Compare two models in the reported metrics, see :func:`by_part`."""
-    first, second = ({name: found.values(name) for name in REPORTED} for found in (base, adapted))
-    return by_part(first, second, known)
+    """Compare two models on all queries, on the known and on the new."""
+
+    def part(keep: Mask) -> PartReport | None:
+        if not keep.any():
+            return None
+        kept = [{name: found.values(name)[keep] for name in REPORTED} for found in (base, adapted)]
+        first, second = ({name: float(one[name].mean()) for name in one} for one in kept)
+        return PartReport(first, second, paired_difference(*(one[METRIC] for one in kept)))
+
+    overall = part(np.ones(len(known), dtype=bool))
+    assert overall is not None
+    return Parts(overall, part(known), part(~known))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +99,12 @@ class HeldOut:
 
     data: EncodedDataset
     known: Mask
+
+    @cached_property
+    def searched(self) -> tuple[RowSource, Qrels, PerQuery]:
+        """Documents of length 1, what counts as relevant, and the gain of the best order."""
+        truth = self.data.scored
+        return normalized_rows(self.data.documents), truth, ideal_gain(truth, _DEPTH)
 
 
 class Validation:
@@ -118,9 +119,6 @@ class Validation:
         self.expect = expect
         self.parts = [part for part in parts if len(part.known)]
         self.known: Mask = np.concatenate([part.known for part in self.parts])
-        self._documents = [normalized_rows(part.data.documents) for part in self.parts]
-        self._relevance = [part.data.scored for part in self.parts]
-        self._ideal = [metrics.ideal_gain(scored, _DEPTH) for scored in self._relevance]
         self.base_scores = self.judge(None)
         self.base: PerQuery = self.base_scores.values(METRIC)
 
@@ -131,18 +129,12 @@ class Validation:
     def score(self, adapter: Adapter) -> PerQuery:
         """Return NDCG@10 of each held-out query, ``(n,)``."""
         values = []
-        each = zip(self.parts, self._documents, self._relevance, self._ideal, strict=True)
-        for part, documents, relevance, ideal in each:
+        for part in self.parts:
+            (documents, truth, ideal), hidden = part.searched, part.data.hidden_entries
             queries = l2_normalize(adapter.apply(part.data.queries))
-            found = ranks(
-                queries,
-                documents,
-                relevance.queries,
-                relevance.documents,
-                depth=_DEPTH,
-                hidden=part.data.hidden_entries,
-            )
-            values.append(relevance.discounted_gain(found, _DEPTH) / ideal)
+            entries = (truth.queries, truth.documents)
+            found = ranks(queries, documents, *entries, depth=_DEPTH, hidden=hidden)
+            values.append(truth.discounted_gain(found, _DEPTH) / ideal)
         return np.concatenate(values)
 
     def judge(self, adapter: Adapter | None) -> RetrievalScores:
@@ -187,43 +179,37 @@ class Gain:
             overall = sum(share * gain for share, gain in mixed) / weight if weight else 0.0
             return cls(known, new, overall, harmless=True)
         telling = [part for part in parts if len(part) >= FEWEST]
-        harmless = all(part.mean() >= -_standard_error(part) for part in telling)
-        return cls(known, new, float(change.mean()), bool(harmless))
-
-
-def _standard_error(values: PerQuery) -> float:
-    return float(values.std(ddof=1) / len(values) ** 0.5)
+        harmless = all(part.mean() >= -part.std(ddof=1) / len(part) ** 0.5 for part in telling)
+        return cls(known, new, float(change.mean()), harmless)
 
 
 # --- which queries are held out -----------------------------------------------------------------
 def hold_out_split(
     data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
 ) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on and what to validate on.
+    """Decide what to train on and what to validate on; too few queries are a DatasetError.
 
-    ``given`` are queries to validate on, if there are any; they are complemented where few of them
-    are new.
-
-    Raises:
-        DatasetError: Too few queries, or all have the same vector.
+    ``given`` are queries to validate on, if any; they are complemented where few of them are new.
     """
     check_queries_differ(data)
-    most = _most_held_out(data)
+    # Judging takes queries times documents.
+    judges = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
+    most = judges / max(1, len(data.relevance))
     by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
     by_document = min(_HELD_OUT_DOCUMENTS, most)
     if expect == 1.0 or (given is not None and (~known_mask(data, given)).sum() >= _ENOUGH_NEW):
         by_document = 0.0
     rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
     train = data.take(rows)
-    judges = [part for part in (given, data.take(held)) if part is not None and len(part.relevance)]
-    if not len(rows) or not judges:
+    parts = [part for part in (given, data.take(held)) if part is not None and len(part.relevance)]
+    if not len(rows) or not parts:
         raise DatasetError(
-            f"Training needs queries to learn from and queries to validate on; "
+            "Training needs queries to learn from and queries to validate on; "
             f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
             "val_dataset."
         )
-    parts = (HeldOut(part, known_mask(train, part)) for part in judges)
-    return train, Validation(*parts, expect=expect)
+    judged = (HeldOut(part, known_mask(train, part)) for part in parts)
+    return train, Validation(*judged, expect=expect)
 
 
 def hold_out(
@@ -235,64 +221,40 @@ def hold_out(
     none where documents are shared by so many queries that this would cost training too much, and
     ``queries`` of the rest alone. Queries that ask for held-out and other documents are in neither.
     """
-    rows = np.arange(len(data.relevance))
-    groups = _same_question(data)
+    equal: dict[bytes, list[int]] = {}  # questions that the base model cannot tell apart
+    for row, vector in enumerate(data.queries):
+        equal.setdefault(vector.tobytes(), []).append(row)
+    groups = {members[0]: members for members in equal.values()}
     wants = {
         group: {int(d) for q in members for d in data.canonical_rows[data.relevance.relevant_to(q)]}
         for group, members in groups.items()
     }
-    taken: set[int] = set()
-    lost: set[int] = set()
-    if documents > 0:
-        wanted = round(documents * len(groups))
-        taken, lost = hold_out_documents(wants, wanted=wanted, seed=seed)
-        if len(taken) + len(lost) > (documents + _MOST_LOST) * len(groups):
-            taken, lost = set(), set()
+    wanted = round(documents * len(groups))
+    taken, lost = hold_out_documents(wants, wanted=wanted, seed=seed)
+    if len(taken) + len(lost) > (documents + _MOST_LOST) * len(groups):
+        taken, lost = set(), set()
     rest = np.array([group for group in groups if group not in taken and group not in lost])
-    random = np.random.default_rng(seed)
-    by_query = random.permutation(rest)[: round(queries * len(rest))].tolist()
-    chosen = {row for group in [*taken, *by_query] for row in groups[group]}
-    dropped = {row for group in lost for row in groups[group]}
-    train = np.array([row for row in rows if row not in chosen and row not in dropped], dtype=int)
-    return train, np.array(sorted(chosen), dtype=int)
+    alone = np.random.default_rng(seed).permutation(rest)[: round(queries * len(rest))]
+    chosen = sorted(row for group in [*taken, *alone.tolist()] for row in groups[group])
+    dropped = [row for group in lost for row in groups[group]]
+    held = np.array(chosen, dtype=int)
+    return np.setdiff1d(np.arange(len(data.relevance)), [*chosen, *dropped]), held
 
 
-def known_mask(train: EncodedDataset, other: EncodedDataset) -> NDArray[np.bool_]:
+def known_mask(train: EncodedDataset, other: EncodedDataset) -> Mask:
     """Return which queries of ``other`` ask for a document that a query of ``train`` asks for.
 
     Documents are compared by id, so that the two may hold different corpora.
     """
-    ids = np.asarray(train.document_ids, dtype=object)
-    asked = set(ids[train.relevance.documents])
-    theirs = np.asarray(other.document_ids, dtype=object)
-    hits = np.array(
-        [document in asked for document in theirs[other.relevance.documents]], dtype=bool
-    )
-    return np.asarray(
-        np.bincount(other.relevance.queries, weights=hits, minlength=len(other.relevance)) > 0
-    )
-
-
-def _same_question(data: EncodedDataset) -> dict[int, list[int]]:
-    """Group queries with equal vectors: texts that the base model cannot tell apart."""
-    groups: dict[bytes, list[int]] = {}
-    for row, vector in enumerate(data.queries):
-        groups.setdefault(vector.tobytes(), []).append(row)
-    return {members[0]: members for members in groups.values()}
-
-
-def _most_held_out(data: EncodedDataset) -> float:
-    """Return the share of queries worth holding out: judging takes queries times documents."""
-    queries = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
-    return queries / max(1, len(data.relevance))
+    asked = {train.document_ids[row] for row in train.relevance.documents}
+    truth, known = other.relevance, np.zeros(len(other.relevance), dtype=bool)
+    hits = [other.document_ids[row] in asked for row in truth.documents]
+    known[truth.queries[np.array(hits, dtype=bool)]] = True
+    return known
 
 
 def check_queries_differ(data: EncodedDataset) -> None:
-    """Refuse a base model that tells no query from another.
-
-    Raises:
-        DatasetError: All queries have the same vector.
-    """
+    """Refuse, by a DatasetError, a base model that gives all queries the same vector."""
     if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
         raise DatasetError(
             f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
@@ -302,20 +264,17 @@ def check_queries_differ(data: EncodedDataset) -> None:
 def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = False) -> bool:
     """Whether the base model ranks the relevant documents no better than randomly assigned ones.
 
-    Such judgements are nearly always a mistake: ids that do not belong together, or shuffled
-    columns. An adapter can still fit them, and even pass cross-fitting, as it learns which
-    documents are asked for at all; served, it ruins what the base model can do. 1,000 queries are
-    looked at; ``tell`` prints it where they do.
+    Such judgements are nearly always a mistake, as of shuffled columns. An adapter can still fit
+    them, and even pass cross-fitting, as it learns which documents are asked for at all; served, it
+    ruins what the base model can do. 1,000 queries are looked at; ``tell`` prints where they do.
     """
     random = np.random.default_rng(seed)
-    rows = np.sort(random.permutation(len(data.relevance))[:_MOST_LOOKED_AT])
-    sample = data.take(rows)
-    relevance = sample.relevance
+    sample = data.take(np.sort(random.permutation(len(data.relevance))[:_MOST_LOOKED_AT]))
+    truth = sample.relevance
     # The same documents as often, so that one that suits every query is no advantage.
-    assigned = replace(relevance, documents=random.permutation(relevance.documents))
+    drawn = replace(sample, relevance=replace(truth, documents=random.permutation(truth.documents)))
     found, by_chance = (
-        search(replace(sample, relevance=truth), sample.queries, sample.documents).values("mrr@10")
-        for truth in (relevance, assigned)
+        search(each, sample.queries, sample.documents).values("mrr@10") for each in (sample, drawn)
     )
     difference = paired_difference(by_chance, found, metric="mrr@10", seed=seed)
     random_looking = not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
@@ -329,11 +288,10 @@ def scoring_notes(data: EncodedDataset, adapter: Adapter) -> dict[str, list[str]
     if adapter.is_identity:
         return {"notes": list(data.notes)}
     step = -(-len(data.queries) // _MOST_LOOKED_AT)
-    queries, best = data.queries[::step], []
-    documents = adapter.apply(data.documents, "document", data.keys)
-    for asked, found in ((queries, data.documents), (adapter.apply(queries), documents)):
-        best.append(top_k(l2_normalize(asked), normalized_rows(found), 1)[1][:, 0])
-    return {"notes": [*data.notes, str(metrics.ScoreShift.of(*best))]}
+    queries, documents = data.queries[::step], adapter.apply(data.documents, "document", data.keys)
+    sides = ((queries, data.documents), (adapter.apply(queries), documents))
+    best = (top_k(l2_normalize(one), normalized_rows(other), 1)[1][:, 0] for one, other in sides)
+    return {"notes": [*data.notes, str(ScoreShift.of(*best))]}
 
 
 def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:

@@ -18,44 +18,11 @@ from ..core.encoded import Qrels
 from ..errors import MetricError, OptionError
 
 PerQuery = NDArray[np.float64]
-Metric = Callable[[PerQuery, Qrels, int], PerQuery]
 
 
-def hit_rate(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """1 where a relevant document is among the first ``k``, else 0."""
-    return np.asarray((grades[:, :k] > 0).any(axis=1), dtype=np.float64)
-
-
-def mrr(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """1 / rank of the first relevant document among the first ``k``, else 0."""
-    hits = grades[:, :k] > 0
-    return np.asarray(np.where(hits.any(axis=1), 1.0 / (1 + hits.argmax(axis=1)), 0.0))
-
-
-def precision(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """Share of the ``k`` places that hold a relevant document."""
-    return np.asarray((grades[:, :k] > 0).sum(axis=1) / k)
-
-
-def recall(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """Share of the relevant documents found among the first ``k``."""
-    return np.asarray((grades[:, :k] > 0).sum(axis=1) / relevance.counts)
-
-
-def average_precision(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """Precision at each relevant document among the first ``k``, over all relevant ones."""
-    hits = grades[:, :k] > 0
-    at = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    return np.asarray((at * hits).sum(axis=1) / relevance.counts)
-
-
-def ndcg(grades: PerQuery, relevance: Qrels, k: int) -> PerQuery:
-    """Discounted gain of the first ``k`` over that of the best possible order.
-
-    Source: Järvelin and Kekäläinen 2002, with gain = grade and discount 1 / log2(rank + 1).
-    """
-    found = grades[:, :k] @ _discount(grades[:, :k].shape[1])
-    return found / ideal_gain(relevance, k)
+def discounts(k: int) -> PerQuery:
+    """Return what a place counts, ``(k,)``."""
+    return np.asarray(1.0 / np.log2(np.arange(2, k + 2)))
 
 
 def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
@@ -66,23 +33,34 @@ def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
     return ideal.discounted_gain(rank, k)
 
 
-METRICS: dict[str, Metric] = {
-    "hit_rate": hit_rate,
-    "mrr": mrr,
-    "ndcg": ndcg,
-    "recall": recall,
-    "precision": precision,
-    "map": average_precision,
+def _precisions(hits: Any) -> Any:
+    """Return the precision at each relevant document, else 0."""
+    return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1) * hits
+
+
+#: Of the grades of the first ``k`` documents, ``(n, at most k)``.
+METRICS: dict[str, Callable[[PerQuery, Qrels, int], Any]] = {
+    # 1 where a relevant document is among them, else 0.
+    "hit_rate": lambda grades, truth, k: (grades > 0).any(axis=1),
+    # 1 / rank of the first relevant document, else 0.
+    "mrr": lambda grades, truth, k: (grades > 0).any(axis=1) / (1 + (grades > 0).argmax(axis=1)),
+    # Discounted gain over that of the best possible order: Järvelin and Kekäläinen 2002, with
+    # gain = grade and discount 1 / log2(rank + 1).
+    "ndcg": lambda grades, truth, k: grades @ discounts(grades.shape[1]) / ideal_gain(truth, k),
+    # Share of the relevant documents found.
+    "recall": lambda grades, truth, k: (grades > 0).sum(axis=1) / truth.counts,
+    # Share of the ``k`` places that hold a relevant document.
+    "precision": lambda grades, truth, k: (grades > 0).sum(axis=1) / k,
+    # Precision at each relevant document found, over all relevant ones.
+    "map": lambda grades, truth, k: _precisions(grades > 0).sum(axis=1) / truth.counts,
 }
 
 
 def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> PerQuery:
     """Compute a metric such as ``"ndcg@10"`` of ``(n, depth)`` rankings, ``(n,)``, in [0, 1].
 
-    Each of the ``n`` queries has at least one relevant document.
-
-    Raises:
-        MetricError: No such metric, or a cut-off deeper than ``ranked``.
+    Each of the ``n`` queries has at least one relevant document. No such metric, or a cut-off
+    deeper than ``ranked``, is a MetricError.
     """
     metric, k = parse(name)
     if k > ranked.shape[1] and ranked.shape[1] < corpus_size:
@@ -90,15 +68,12 @@ def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> P
             f"{name}: only {ranked.shape[1]} documents per query were retrieved. "
             f"Evaluate with a k of {k} among ks."
         )
-    return METRICS[metric](relevance.grades_at(ranked), relevance, k)
+    values = METRICS[metric](relevance.grades_at(ranked)[:, :k], relevance, k)
+    return np.asarray(values, dtype=np.float64)
 
 
 def parse(name: str) -> tuple[str, int]:
-    """Split ``"ndcg@10"`` in its metric and cut-off.
-
-    Raises:
-        MetricError: No such metric, or no cut-off.
-    """
+    """Split ``"ndcg@10"`` in its metric and cut-off, or raise a MetricError."""
     metric, _, cut = name.partition("@")
     if metric not in METRICS or not cut.isdecimal() or int(cut) < 1:
         raise MetricError(
@@ -109,19 +84,11 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def check_ks(ks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the cut-offs as a tuple of ints.
-
-    Raises:
-        OptionError: None given, or one that is not a positive whole number.
-    """
+    """Return at least one cut-off, positive whole numbers, as a tuple, or raise an OptionError."""
     cuts = tuple(ks)
     if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
         raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
     return cuts
-
-
-def _discount(k: int) -> PerQuery:
-    return np.asarray(1.0 / np.log2(np.arange(2, k + 2)))
 
 
 FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from .page import write_page
 from .verdict import (
     FEWEST,
     LOOKS_RANDOM,
+    METRIC,
     Decision,
     Verdict,
     dropping,
@@ -75,8 +76,6 @@ class Deployment:
         return cls(folder, base, adapter.adapts_documents, 1e6 * median(taken))
 
 
-#: What decides between epochs that are equal in the metric asked for.
-FINE = "ndcg@10"
 _LEAST_GAIN = 1e-9  # below this, two scores are the same
 
 
@@ -112,7 +111,7 @@ def best_epoch(history: Sequence[Epoch], metric: str) -> int:
     """
     best = history[0]
     for line in history[1:]:
-        for name in (metric, FINE):
+        for name in (metric, METRIC):
             change = line.scores[name] - best.scores[name]
             if abs(change) > _LEAST_GAIN:
                 best = line if change > 0 else best
@@ -120,6 +119,15 @@ def best_epoch(history: Sequence[Epoch], metric: str) -> int:
     return best.number
 
 
+_NO_WEIGHT = Verdict(
+    Decision.KEEP_BASE,
+    "the small model adds nothing on held-out queries; the model returned is the base model",
+)
+_NO_EPOCH = Verdict(
+    Decision.KEEP_BASE,
+    "no epoch of training was better on held-out queries without harm; the adapter returned "
+    "changes nothing",
+)
 _HELD_OUT = (
     "Queries held out of training, with 95 % intervals. They also chose when training stopped."
 )
@@ -219,17 +227,9 @@ class FinetuneReport:
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
         if self.weight == 0.0:
-            return Verdict(
-                Decision.KEEP_BASE,
-                "the small model adds nothing on held-out queries; the model returned is the base "
-                "model",
-            )
+            return _NO_WEIGHT
         if self.best_epoch == 0 and self.weight is None:
-            return Verdict(
-                Decision.KEEP_BASE,
-                "no epoch of training was better on held-out queries without harm; the adapter "
-                "returned changes nothing",
-            )
+            return _NO_EPOCH
         gains = difference.low > 0
         verdict = gaining(difference, real=real) if gains else inconclusive(difference)
         if self.settings.get("expect") is not None:
@@ -257,9 +257,8 @@ class FinetuneReport:
         """What is to be known beside the verdict, in words."""
         judged = self.settings.get("judged_on") or {}
         sources = ", ".join(f"{count:,} {source}" for source, count in sorted(judged.items()))
-        notes = self.settings.get("notes") or ()
         told = [f"judged on queries from: {sources}"] if set(judged) - {"unknown"} else []
-        return (f"saved: {self.holds}", *told, *notes)
+        return (f"saved: {self.holds}", *told, *(self.settings.get("notes") or ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
@@ -281,14 +280,8 @@ class FinetuneReport:
 
         It has the verdict and what it means to who decides, the scores of the held-out queries
         with intervals, the history of the training, wins and losses with the passages, what the
-        data are, and what it cost. It holds texts of yours.
-
-        Args:
-            path: Where to write.
-            title: Of the page; by default the names of adapter and base model.
-
-        Returns:
-            The path written.
+        data are, and what it cost. It holds texts of yours. The title is by default the names of
+        adapter and base model. Returns the path written.
         """
         held_out, made = self.held_out or Comparison({}), self.deployment
         named = f"Adapter {made.folder} for {made.base}" if made else "Training of an adapter"
@@ -316,11 +309,7 @@ class FinetuneReport:
         whose = ", by what other folds chose; it is not saved" if self._nothing_better else ""
         for name, part in parts.items():
             if part is not None:
-                lines.append(
-                    f"  {name}: NDCG@10 {part.base['ndcg@10']:.4f} → {part.adapted['ndcg@10']:.4f} "
-                    f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}], "
-                    f"{part.queries} held-out queries{whose}"
-                )
+                lines.append(f"  {name}: {part}, {part.queries} held-out queries{whose}")
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"
         if self.choice is not None:
             kept = f"chosen: {self.choice.recipe} of {len(self.choice.gains)} candidates"
@@ -335,6 +324,5 @@ class FinetuneReport:
 
 def _plain(report: Any, *, without: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a dataclass as JSON knows them, some left out."""
-    names = (each.name for each in fields(report) if each.name not in without)
-    found = {name: getattr(report, name) for name in names}
-    return {name: dict(v) if isinstance(v, Mapping) else v for name, v in found.items()}
+    kept = {name: value for name, value in vars(report).items() if name not in without}
+    return {name: dict(v) if isinstance(v, Mapping) else v for name, v in kept.items()}

@@ -14,21 +14,13 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from ..core.arrays import (
-    NormalizedRows,
-    Rows,
-    RowSource,
-    Vectors,
-    l2_normalize,
-    normalized_rows,
-    top_k,
-)
+from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_rows, top_k
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, with_rows
-from ..errors import DatasetError, OptionError, quote_some
+from ..errors import DatasetError, OptionError, check_whole, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
 from . import metrics
 from .metrics import PerQuery
@@ -76,11 +68,7 @@ class RetrievalScores:
     _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, metric: str) -> float:
-        """Return the mean of a metric over all queries.
-
-        Raises:
-            MetricError: No such metric, or deeper than what was retrieved.
-        """
+        """Return the mean of a metric; none such, or deeper than retrieved, is a MetricError."""
         return float(self.values(metric).mean())
 
     def values(self, metric: str) -> PerQuery:
@@ -99,36 +87,28 @@ class RetrievalScores:
     @property
     def headline(self) -> tuple[str, ...]:
         """The few metrics that a table shows unless asked for others."""
-        deepest = max(self.ks)
-        return (
-            *(f"hit_rate@{k}" for k in self.ks),
-            *(f"{metric}@{deepest}" for metric in ("mrr", "ndcg", "recall")),
-        )
+        k = max(self.ks)
+        return (*(f"hit_rate@{k}" for k in self.ks), f"mrr@{k}", f"ndcg@{k}", f"recall@{k}")
 
     @property
     def per_query(self) -> dict[str, dict[str, float]]:
         """Metric → query id → value, for the metrics that tables show."""
-        return {
-            name: dict(zip(self.query_ids, self.values(name).tolist(), strict=True))
-            for name in self.names
-        }
+        values = {name: self.values(name).tolist() for name in self.names}
+        return {name: dict(zip(self.query_ids, own, strict=True)) for name, own in values.items()}
 
     def retrieved(self, query_id: str, k: int = 10) -> list[str]:
         """Return the ids of the first ``k`` documents for a query."""
-        row = self.query_ids.index(query_id)
-        found = [int(document) for document in self.ranked[row, :k]]
+        found = self.ranked[self.query_ids.index(query_id), :k]
         return [self.document_ids[document] for document in found if document != NO_DOCUMENT]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the means and what they were computed on, as JSON knows it."""
+        spent = ("seconds", "base_calls", "base_texts", "base_tokens")
         return {
             "metrics": {name: self[name] for name in self.names},
             "queries": len(self.query_ids),
             "documents": len(self.document_ids),
-            "seconds": self.seconds,
-            "base_calls": self.base_calls,
-            "base_texts": self.base_texts,
-            "base_tokens": self.base_tokens,
+            **{name: getattr(self, name) for name in spent},
             "notes": list(self.notes),
         }
 
@@ -150,10 +130,8 @@ class Texts:
         cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset | RetrievalScores
     ) -> Texts:
         """Return the texts behind the rows of vectors or scores, which may be a part of them."""
-        return cls(
-            tuple(dataset.queries[query] for query in data.query_ids),
-            tuple(dataset.corpus[document] for document in data.document_ids),
-        )
+        queries = tuple(dataset.queries[name] for name in data.query_ids)
+        return cls(queries, tuple(dataset.corpus[name] for name in data.document_ids))
 
     @classmethod
     def joined(cls, parts: Sequence[Texts]) -> Texts:
@@ -196,12 +174,8 @@ def evaluate_retrieval(
         return _asked(embed_model, dataset, cuts)
     mixture = embed_model if isinstance(embed_model, Mixture) else None
     embed_model = check_base(mixture.embed_model if mixture else embed_model, "embed_model")
-    with Encoder(
-        base_of(embed_model),
-        batch_size=batch_size,
-        cache_dir=cache_dir,
-        show_progress=show_progress,
-    ) as encoder:
+    settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
+    with Encoder(base_of(embed_model), **settings, show_progress=show_progress) as encoder:
         data = encoder.dataset(dataset)
     queries = adapted(embed_model, data.queries, "query")
     documents = NormalizedRows(
@@ -209,19 +183,13 @@ def evaluate_retrieval(
     )
     scores = search(data, queries, documents, ks=cuts)
     if mixture is not None:
-        texts, unit = list(dataset.queries.values()), l2_normalize(queries)
-        given = (texts, dataset.corpus, unit, documents, data.keys)
-        ranked = mixture.rank(*given, depth=_depth(data, cuts))
+        given = ([*dataset.queries.values()], dataset.corpus, l2_normalize(queries), documents)
+        ranked = mixture.rank(*given, data.keys, depth=_depth(data, cuts))
         scores = scores_of(data, ranked, cuts)
     sketch = getattr(embed_model, "sketch", None)
-    return replace(
-        scores,
-        seen="" if sketch is None else sketch.overlap(data.queries),
-        seconds=time.perf_counter() - began,
-        base_calls=encoder.base_calls,
-        base_texts=encoder.base_texts,
-        base_tokens=encoder.base_tokens,
-    )
+    seen = "" if sketch is None else sketch.overlap(data.queries)
+    spent = {name: getattr(encoder, name) for name in ("base_calls", "base_texts", "base_tokens")}
+    return replace(scores, seen=seen, seconds=time.perf_counter() - began, **spent)
 
 
 def _asked(
@@ -229,8 +197,7 @@ def _asked(
 ) -> RetrievalScores:
     """Score what a retriever gives, query by query."""
     began = time.perf_counter()
-    none = np.empty((0, 0), dtype=np.float32)
-    data = with_rows(dataset, none, none)
+    data = with_rows(dataset, *[np.empty((0, 0), dtype=np.float32)] * 2)
     rows = {document: row for row, document in enumerate(dataset.corpus)}
     depth = _depth(data, ks)
     ranked = np.full((len(dataset.queries), depth), NO_DOCUMENT, dtype=np.int64)
@@ -239,8 +206,7 @@ def _asked(
             found = model.first(query, depth)
         else:
             found = [node.node_id for node in model.retrieve(query)]
-        strangers = [name for name in found if name not in rows]
-        if strangers:
+        if strangers := [name for name in found if name not in rows]:
             raise DatasetError(
                 "The retriever has to search the corpus of the dataset, with document ids as node "
                 f"ids; it gave {quote_some(strangers)}."
@@ -290,32 +256,29 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     """
     starts: dict[int, int] = {}
     document_ids: list[str] = []
-    for scores in parts:
-        if id(scores.document_ids) not in starts:
-            starts[id(scores.document_ids)] = len(document_ids)
-            document_ids += scores.document_ids
+    for ids in (scores.document_ids for scores in parts):
+        if starts.setdefault(id(ids), len(document_ids)) == len(document_ids):
+            document_ids += ids
     shifts = [starts[id(scores.document_ids)] for scores in parts]
     cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
     depth = min(DEPTH, len(document_ids), *cut)
-    pairs = list(zip(parts, shifts, strict=True))
-    counts = np.concatenate([scores.relevance.counts for scores in parts])
+    ranked = np.full((sum(len(s.query_ids) for s in parts), depth), NO_DOCUMENT, dtype=np.int64)
+    places, start = [], 0
+    for scores, shift in zip(parts, shifts, strict=True):
+        own = scores.ranked[:, :depth]
+        ranked[start : start + len(own), : own.shape[1]] = own + shift
+        places.append(scores.relevance.documents + shift)
+        start += len(own)
+    counts = np.concatenate([[0], *(scores.relevance.counts for scores in parts)])
+    grades = np.concatenate([scores.relevance.grades for scores in parts])
     return RetrievalScores(
-        np.concatenate([_filled(scores.ranked + shift, depth) for scores, shift in pairs]),
-        Qrels(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            np.concatenate([scores.relevance.documents + shift for scores, shift in pairs]),
-            np.concatenate([scores.relevance.grades for scores in parts]),
-        ),
+        ranked,
+        Qrels(np.cumsum(counts).astype(np.int64), np.concatenate(places), grades),
         tuple(query for scores in parts for query in scores.query_ids),
         tuple(document_ids),
         parts[0].ks,
         notes=tuple(dict.fromkeys(note for scores in parts for note in scores.notes)),
     )
-
-
-def _filled(ranked: Rows, depth: int) -> Rows:
-    missing = max(0, depth - ranked.shape[1])
-    return np.pad(ranked, ((0, 0), (0, missing)), constant_values=NO_DOCUMENT)[:, :depth]
 
 
 _DEEPER = 4  # times k are looked at, as many of the first are relevant or too close
@@ -359,57 +322,37 @@ def mine_hard_negatives(
     Source:
         Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.
     """
-    _check(k, most_of_positive, skip)
-    with Encoder(
-        embed_model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
-    ) as encoder:
+    check_whole("k", k)
+    check_whole("skip", skip, least=0)
+    if not 0.0 < most_of_positive <= 1.0:
+        raise OptionError(
+            f"most_of_positive: expected a share in (0, 1], got {most_of_positive!r}."
+        )
+    settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
+    with Encoder(embed_model, **settings, show_progress=show_progress) as encoder:
         data = encoder.dataset(dataset)
     rows = hard_negatives(data, k=k, most_of_positive=most_of_positive, skip=skip)
-    found = {
-        query: [data.document_ids[row] for row in documents]
-        for query, documents in zip(data.query_ids, rows, strict=True)
-        if len(documents)
-    }
-    return dataset.with_hard_negatives(found)
+    each = zip(data.query_ids, rows, strict=True)
+    ids = {query: [data.document_ids[row] for row in documents] for query, documents in each}
+    return dataset.with_hard_negatives({query: found for query, found in ids.items() if found})
 
 
 def hard_negatives(
     data: EncodedDataset, *, k: int, most_of_positive: float, skip: int = 0
 ) -> list[Rows]:
-    """Do the same on arrays.
-
-    Returns:
-        One array of document rows per query, hardest first, at most ``k`` long.
-    """
+    """Do the same on arrays: rows of at most ``k`` documents for each query, hardest first."""
     queries, documents = l2_normalize(data.queries), normalized_rows(data.documents)
-    depth = _DEEPER * (k + skip) + int(data.relevance.counts.max(initial=0))
-    ranked, scores = top_k(queries, documents, depth)
-    best = _best_positive(data, queries, documents)
+    truth, depth = data.relevance, _DEEPER * (k + skip)
+    ranked, scores = top_k(queries, documents, depth + int(truth.counts.max(initial=0)))
+    entries = np.einsum("ij,ij->i", queries[truth.queries], documents[truth.documents])
+    best = np.full(len(queries), -np.inf, dtype=np.float32)
+    np.maximum.at(best, truth.queries, entries)
     found: list[Rows] = []
     for query, (rows, row_scores) in enumerate(zip(ranked, scores, strict=True)):
-        relevant = data.canonical_rows[data.relevance.relevant_to(query)]
+        relevant = data.canonical_rows[truth.relevant_to(query)]
         allowed = (row_scores <= most_of_positive * best[query]) & (best[query] > 0)
         own: Any = [] if data.hidden is None else data.hidden.relevant_to(query)
         allowed &= ~np.isin(data.canonical_rows[rows], relevant) & ~np.isin(rows, own)
         allowed &= data.canonical_rows[rows] == rows
         found.append(rows[allowed][skip : skip + k])
     return found
-
-
-def _best_positive(data: EncodedDataset, queries: Vectors, documents: RowSource) -> Any:
-    entries = np.einsum(
-        "ij,ij->i", queries[data.relevance.queries], documents[data.relevance.documents]
-    )
-    best = np.full(len(queries), -np.inf, dtype=np.float32)
-    np.maximum.at(best, data.relevance.queries, entries)
-    return best
-
-
-def _check(k: int, most_of_positive: float, skip: int) -> None:
-    for name, value, least in (("k", k, 1), ("skip", skip, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
-    if not 0.0 < most_of_positive <= 1.0:
-        raise OptionError(
-            f"most_of_positive: expected a share in (0, 1], got {most_of_positive!r}."
-        )

@@ -107,7 +107,7 @@ def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
     return Verdict(Decision.PROMISING, reason, difference)
 
 
-def dropping(documents: Literal["known", "new"], difference: Difference) -> Verdict:
+def dropping(documents: str, difference: Difference) -> Verdict:
     """Return the verdict on a loss on known or on new documents."""
     return Verdict(Decision.DO_NOT_SHIP, f"NDCG@10 drops on {documents} documents", difference)
 

@@ -1,12 +1,14 @@
 """Words and a prior beside vectors, judged on held-out queries: their weights, and what each adds.
 
-A weight that is judged was chosen on other queries than those that judge it, 0 among its values.
+A mixture ranks what vectors and words find first for each query. A weight that is judged was chosen
+on other queries than those that judge it, 0 among its values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,25 @@ from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
-from ..core.arrays import DOCUMENTS_PER_BLOCK, Keys, Rows, Vectors, l2_normalize
-from ..core.encoded import NO_DOCUMENT, Qrels
-from ..lexical.bm25 import WEIGHT, BM25Index
-from .candidates import GRID, PENALTIES, WEIGHTS, Candidates, WordScores
-from .held_out import METRIC, Mask, PartReport, Parts, PerQuery, Validation, compare_by_part
+from ..core.arrays import (
+    DOCUMENTS_PER_BLOCK,
+    Keys,
+    Rows,
+    RowSource,
+    Vectors,
+    l2_normalize,
+    score_blocks,
+)
+from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
+from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
+from . import metrics
+from .held_out import Mask, Parts, Validation, compare_by_part
+from .metrics import PerQuery
 from .retrieval import DEPTH, RetrievalScores, Texts, joined
 from .verdict import (
     FEWEST,
+    METRIC,
     Decision,
     Verdict,
     dropping,
@@ -32,9 +45,132 @@ from .verdict import (
     real_queries,
 )
 
+#: Of words and of the prior, in cosine units; simplest first.
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
+PENALTIES = (0.0, 0.1, 0.2, 0.3, 0.5)
+GRID = tuple(product(WEIGHTS, PENALTIES))
+
 _FOLDS = 5
 _MOST_QUERIES = 1_000  # of a bank
+_CUT = 10
+_RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
+_HALF = np.float16  # 240 MB for 6,000 queries of 20,000 documents
 
+
+@dataclass(frozen=True, eq=False)
+class WordScores:
+    """What words say of all documents for some queries."""
+
+    shares: Any  #: ``(n, m)``, in [0, 1], see :meth:`BM25Index.shares`.
+    first: Rows  #: ``(n, 100)`` found first, in no order; or fewer, then :data:`NO_DOCUMENT`.
+
+    @classmethod
+    def of(cls, words: BM25Index, queries: Sequence[str]) -> WordScores:
+        """Score queries against an index."""
+        shares = np.empty((len(queries), len(words)), dtype=_HALF)
+        first = np.full((len(queries), min(DEPTH, len(words))), NO_DOCUMENT, dtype=np.int64)
+        for row, query in enumerate(queries):
+            scores = words.shares(query)
+            best = best_rows(scores, DEPTH)
+            shares[row], first[row, : len(best)] = scores, best
+        return cls(shares, first)
+
+    @classmethod
+    def within(cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset) -> WordScores:
+        """Score an encoded part of a dataset; all its queries say which words are usual."""
+        corpus = {name: dataset.corpus[name] for name in data.document_ids}
+        index = BM25Index.of(corpus, dataset.queries.values())
+        return cls.of(index, [dataset.queries[name] for name in data.query_ids])
+
+    def take(self, queries: Rows) -> WordScores:
+        """Keep these queries."""
+        return WordScores(self.shares[queries], self.first[queries])
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The documents that vectors or words find first for each query, and what each view says.
+
+    A mixture of the three ranks these; what is among the first 100 of neither is not looked at.
+    """
+
+    rows: Rows  #: ``(n, c)``, ascending; :data:`NO_DOCUMENT` where there are fewer.
+    cosines: Vectors  #: ``(n, c)``; minus infinity where there are fewer.
+    words: Vectors  #: ``(n, c)``, in [0, 1].
+    nearness: Vectors  #: ``(n, c)``, see :meth:`DocumentPrior.nearness`; 0 without a prior.
+
+    @classmethod
+    def of(
+        cls,
+        queries: Vectors,
+        documents: RowSource,
+        words: WordScores,
+        nearness: Vectors | None = None,
+        excluded: Qrels | None = None,
+    ) -> Candidates:
+        """Search by both: ``(n, dim)`` queries, ``(m, dim)`` documents, unit rows, adapted or not.
+
+        ``nearness`` is ``(m,)``; ``excluded`` are documents that do not compete, by query.
+        """
+        count = min(DEPTH, len(documents))
+        rows = np.empty((len(queries), count + words.first.shape[1]), dtype=np.int64)
+        cosines = np.empty(rows.shape, dtype=np.float32)
+        for part, _, scores in score_blocks(queries, documents, width=len(documents)):
+            if excluded is not None:
+                hidden = excluded.take(np.arange(part.start, part.stop))
+                scores[hidden.queries, hidden.documents] = -np.inf
+            dense = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+            rows[part] = np.sort(np.concatenate([dense, words.first[part]], axis=1), axis=1)
+            cosines[part] = np.take_along_axis(scores, rows[part], axis=1)
+        again = np.diff(rows, axis=1, prepend=NO_DOCUMENT) == 0  # found by both, or by none
+        cosines[again] = -np.inf
+        rows = np.where(np.isfinite(cosines), rows, NO_DOCUMENT)
+        shares = np.take_along_axis(words.shares, np.maximum(rows, 0), axis=1).astype(np.float32)
+        near = np.zeros_like(cosines) if nearness is None else nearness[rows]
+        return cls(rows, cosines, shares, near.astype(np.float32))
+
+    def mixed(self, weight: float, penalty: float) -> Vectors:
+        """Return ``cosine + weight · words - penalty · nearness``, ``(n, c)``."""
+        scores: Vectors = self.cosines + np.float32(weight) * self.words
+        return scores - np.float32(penalty) * self.nearness
+
+    def by_words(self) -> Vectors:
+        """Return the words' scores; documents that share no word are not found, ``(n, c)``."""
+        found = (self.words > 0) & np.isfinite(self.cosines)
+        return np.where(found, self.words, np.float32(-np.inf))
+
+    def fused(self) -> Vectors:
+        """Return the scores of LlamaIndex's reciprocal rank fusion of 100 a side, ``(n, c)``."""
+        total = np.zeros_like(self.cosines)
+        for scores in (self.mixed(0.0, 0.0), self.by_words()):
+            rank = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
+            found = (rank < DEPTH) & np.isfinite(scores)
+            total += (found / (rank + _RANK_CONSTANT)).astype(np.float32)
+        return np.where(np.isfinite(self.cosines), total, np.float32(-np.inf))
+
+    def ranked(self, scores: Vectors) -> Rows:
+        """Return the documents by such scores, best first, ``(n, at most 100)``, ties by row."""
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
+        found = np.take_along_axis(self.rows, order, axis=1)
+        there = np.isfinite(np.take_along_axis(scores, order, axis=1))
+        return np.where(there, found, NO_DOCUMENT)
+
+    def grid(self, relevance: Qrels) -> PerQuery:
+        """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
+        grades = relevance.grades_at(self.rows)
+        discounts = metrics.discounts(min(_CUT, self.rows.shape[1]))
+        ideal = metrics.ideal_gain(relevance, _CUT)
+        found: list[PerQuery] = []
+        for weight, penalty in GRID:
+            scores = -self.mixed(weight, penalty)
+            best = np.argpartition(scores, len(discounts) - 1, axis=1)[:, : len(discounts)]
+            order = np.argsort(np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+            gains = np.take_along_axis(grades, np.take_along_axis(best, order, axis=1), axis=1)
+            found.append(gains @ discounts / ideal)
+        return np.stack(found)
+
+
+# --- which weights, and what they bring ---------------------------------------------------------
 #: Takes scores of candidates ``(k, n)`` and which queries may be looked at, and says what each is
 #: worth ``(k,)``; minus infinity for one that does harm.
 Worth = Callable[[PerQuery, Mask], PerQuery]
@@ -43,11 +179,9 @@ Worth = Callable[[PerQuery, Mask], PerQuery]
 def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bool) -> Worth:
     """Return what says how much is to be gained over the base model, where neither part loses.
 
-    Args:
-        base: ``(n,)``, NDCG@10 of the base model.
-        known: ``(n,)``, which queries are about known documents.
-        share: Of live queries about known documents; None: that of the judged ones.
-        given: Whether the user said so; then either part may lose.
+    ``base`` is NDCG@10 of the base model, ``known`` says which queries are about known documents,
+    ``(n,)`` each; ``share`` of live queries will be, None: as of the judged ones. Where the user
+    said so, it is ``given``, and either part may lose.
     """
 
     def worth(scores: PerQuery, among: Mask) -> PerQuery:
@@ -123,26 +257,17 @@ class JudgedPart:
 
 @dataclass(frozen=True, eq=False)
 class ViewsReport:
-    """What words and a prior add, on held-out queries; every weight was chosen on other queries.
+    """What words and a prior add, on held-out queries; every weight was chosen on other queries."""
 
-    Args:
-        words: The weight of words to serve with, in cosine units; 0 leaves them out.
-        prior: λ of the document prior to serve with; 0 leaves it out.
-        model: Beside them: 0 is the base model, others are adapted.
-        parts: The mixture against the base model: on all queries, on known and on new documents.
-        base: What the base model finds.
-        scores: View → what it finds: ``"BM25"``, ``"base + BM25"``, ``"rank fusion"``,
-            ``"base + words + prior"`` and ``"mixture"``, with the best of all models.
-        real: Judged queries of people; None for all.
-    """
-
-    words: float
-    prior: float
-    model: int
-    parts: Parts
+    words: float  #: The weight of words to serve with, in cosine units; 0 leaves them out.
+    prior: float  #: λ of the document prior to serve with; 0 leaves it out.
+    model: int  #: Beside them: 0 is the base model, others are adapted.
+    parts: Parts  #: The mixture against the base model: on all, on known and on new documents.
     base: RetrievalScores = field(repr=False)
-    scores: Mapping[str, RetrievalScores] = field(repr=False)
-    real: int | None = None
+    #: View → what it finds: ``"BM25"``, ``"base + BM25"``, ``"rank fusion"``,
+    #: ``"base + words + prior"`` and ``"mixture"``, with the best of all models.
+    scores: dict[str, RetrievalScores] = field(repr=False)
+    real: int | None = None  #: Judged queries of people; None for all.
 
     @property
     def verdict(self) -> Verdict:
@@ -150,10 +275,9 @@ class ViewsReport:
         difference = self.parts.overall.difference
         if not (self.words or self.prior or self.model):
             return Verdict(Decision.KEEP_BASE, "neither words nor a prior gain on held-out queries")
-        if self.parts.known is not None and _loses(self.parts.known):
-            return dropping("known", self.parts.known.difference)
-        if self.parts.new is not None and _loses(self.parts.new):
-            return dropping("new", self.parts.new.difference)
+        for documents, part in (("known", self.parts.known), ("new", self.parts.new)):
+            if part is not None and part.queries >= FEWEST and part.difference.high < 0:
+                return dropping(documents, part.difference)
         gains = difference.low > 0
         return gaining(difference, real=self.real) if gains else inconclusive(difference)
 
@@ -174,36 +298,23 @@ class ViewsReport:
         return self.verdict.decision.stance != "against"
 
     def __str__(self) -> str:
-        part, vectors = self.parts.overall, "adapted" if self.model else "base"
-        return (
-            f"{vectors} vectors + {self.words:g} · words - {self.prior:g} · prior: NDCG@10 "
-            f"{part.base[METRIC]:.4f} → {part.adapted[METRIC]:.4f} "
-            f"[{part.difference.low:+.4f}, {part.difference.high:+.4f}]; {self.verdict}"
-        )
+        mixed = f"{'adapted' if self.model else 'base'} vectors + {self.words:g} · words"
+        return f"{mixed} - {self.prior:g} · prior: {self.parts.overall}; {self.verdict}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return weights, verdict, and NDCG@10 of each view with the interval of its gain."""
-        parts, base = self.parts._asdict(), self.base.values(METRIC)
-        scores = {"base": self.base, **self.scores}
-        gains = {
-            name: paired_difference(base, found.values(METRIC), metric=METRIC)
-            for name, found in scores.items()
-        }
+        parts, base, views = self.parts._asdict(), self.base.values(METRIC), {}
+        for name, found in {"base": self.base, **self.scores}.items():
+            gain = paired_difference(base, found.values(METRIC))
+            views[name] = {METRIC: found[METRIC], "interval": [gain.low, gain.high]}
         return {
             "words": self.words,
             "prior": self.prior,
             "adapted": bool(self.model),
             "verdict": self.verdict,
-            **{name: None if part is None else part.to_dict() for name, part in parts.items()},
-            "views": {
-                name: {METRIC: scores[name][METRIC], "interval": [gain.low, gain.high]}
-                for name, gain in gains.items()
-            },
+            **{name: part and part.to_dict() for name, part in parts.items()},
+            "views": views,
         }
-
-
-def _loses(part: PartReport) -> bool:
-    return part.queries >= FEWEST and part.difference.high < 0
 
 
 def candidates_of(
@@ -241,14 +352,10 @@ def judge_views(
 ) -> ViewsReport:
     """Choose model and weights, and judge the choice and single views.
 
-    Args:
-        parts: With the same models.
-        fold: ``(n,)``, of all queries, part after part: those of a fold are judged by weights that
-            were chosen on the others.
-        known: ``(n,)``, which queries are about known documents.
-        share: See :func:`expected_gain`.
-        given: Likewise.
-        summarise: Compares base model and mixture; :func:`compare_by_part` by default.
+    All ``parts`` have the same models; of all queries, part after part, those of a ``fold``,
+    ``(n,)``, are judged by weights that were chosen on the others. ``known``, ``share`` and
+    ``given`` are those of :func:`expected_gain`; ``summarise`` compares base model and mixture,
+    :func:`compare_by_part` by default.
     """
     ends = np.cumsum([len(part.query_ids) for part in parts])
     folds = np.split(fold, ends[:-1])
@@ -263,9 +370,11 @@ def judge_views(
         np.concatenate([part.candidates[at].grid(part.relevance) for part in parts], axis=1)
         for at in range(len(parts[0].candidates))
     ]
-    single = {"base + BM25": [_without_prior(grids[0])], "base + words + prior": grids[:1]}
+    # Pairs that use the prior score as those that do not, so that none of them is picked.
+    plain = grids[0][np.arange(len(GRID)) // len(PENALTIES) * len(PENALTIES)]
+    compared = {"base + BM25": [plain], "base + words + prior": grids[:1], "mixture": grids}
     picked = {}
-    for name, some in {**single, "mixture": grids}.items():
+    for name, some in compared.items():
         picks, (model, pair) = cross_fitted_picks(some, fold, worth)
         each = zip(parts, folds, strict=True)
         picked[name] = joined([part.picked(picks, mine) for part, mine in each])
@@ -273,17 +382,6 @@ def judge_views(
     scores = {"BM25": found(Candidates.by_words), "rank fusion": found(Candidates.fused), **picked}
     compare = summarise or (lambda one, other: compare_by_part(one, other, known))
     return ViewsReport(words, prior, model, compare(base, picked["mixture"]), base, scores)
-
-
-def beside(views: ViewsReport | None) -> dict[str, RetrievalScores]:
-    """Return what is compared besides base and adapted model."""
-    return {} if views is None else dict(views.scores)
-
-
-def _without_prior(grid: PerQuery) -> PerQuery:
-    """Let pairs that use the prior score as those that do not, so that none is picked."""
-    shaped = grid.reshape(len(WEIGHTS), len(PENALTIES), -1)
-    return np.broadcast_to(shaped[:, :1], shaped.shape).reshape(grid.shape)
 
 
 def judge_on(

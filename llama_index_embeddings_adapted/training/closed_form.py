@@ -268,4 +268,5 @@ def widened(adapter: Adapter, directions: Vectors) -> Adapter:
         for name, array in adapter.own_arrays().items()
     }
     parts = {name: widened(part, directions) for name, part in adapter.parts().items()}
-    return adapter.assemble(parts, {**arrays, **adapter.own_config()})
+    settings = {name: getattr(adapter, name) for name in adapter.SETTINGS}
+    return adapter.assemble(parts, {**arrays, **settings})

@@ -31,7 +31,6 @@ from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
 from ..errors import NotTrainedError, OptionError, check_whole
-from ..evaluation.candidates import WordScores
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import (
     Validation,
@@ -45,7 +44,7 @@ from ..evaluation.held_out import (
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
-from ..evaluation.views import bank_of, beside, judge_on
+from ..evaluation.views import WordScores, bank_of, judge_on
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
@@ -282,7 +281,7 @@ class EmbeddingAdapterFinetuneEngine:
             history=fitted.history,
             interrupted=fitted.interrupted,
             settings=settings_of(options) | {"looks_random": looks_random} | notes,
-            held_out=Comparison(judged | beside(views), Texts.joined(texts)),
+            held_out=Comparison(judged | (views.scores if views else {}), Texts.joined(texts)),
             views=None if looks_random else views,
         )
         against = report.verdict == LOOKS_RANDOM and options.ship != "always"
@@ -310,7 +309,7 @@ class EmbeddingAdapterFinetuneEngine:
             train_queries=len(data.relevance),
             settings=kept | scoring_notes(data, tuned.candidate),
             choice=tuned.choice,
-            held_out=Comparison(tuned.judged | beside(tuned.views), texts),
+            held_out=Comparison(tuned.judged | (tuned.views.scores if tuned.views else {}), texts),
             views=tuned.views,
         )
         report = self._completed(report, encoder, began, data.query_ids)

@@ -88,7 +88,7 @@ def test_a_gated_adapter_goes_from_one_map_to_the_other_with_the_probability():
 
 
 def test_a_gate_or_maps_that_do_not_fit_are_refused():
-    arrays = gate().arrays()
+    arrays = dict(vars(gate()))
     with pytest.raises(ShapeError, match=r"coefficients: expected \(7,\), got \(6,\)"):
         Gate(**{**arrays, "coefficients": np.ones(6)})
     with pytest.raises(ShapeError, match=r"asked: expected \(1, 2\), got \(1, 3\)"):

@@ -17,10 +17,9 @@ from tqdm import tqdm
 from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
-from ...evaluation.candidates import WordScores
-from ...evaluation.held_out import METRIC
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
-from ...evaluation.views import JudgedPart, candidates_of
+from ...evaluation.verdict import METRIC
+from ...evaluation.views import JudgedPart, WordScores, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads

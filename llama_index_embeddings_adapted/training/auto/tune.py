@@ -19,13 +19,13 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows
 from ...core.encoded import EncodedDataset
 from ...core.files import library_version
-from ...evaluation.candidates import WordScores
-from ...evaluation.held_out import METRIC, PartReport, Parts, labels_look_random
+from ...evaluation.held_out import PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
 from ...evaluation.verdict import (
     FEWEST,
     LOOKS_RANDOM,
+    METRIC,
     SATURATED,
     Decision,
     Verdict,
@@ -35,7 +35,7 @@ from ...evaluation.verdict import (
     paired_difference,
     with_small_parts,
 )
-from ...evaluation.views import ViewsReport, judge_views
+from ...evaluation.views import ViewsReport, WordScores, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import LOOP, TrainingOptions
 from .cross_fitting import TooLittleError

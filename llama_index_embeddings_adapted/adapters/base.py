@@ -177,16 +177,29 @@ class Adapter(ABC):
 
 
 class CompositeAdapter(Adapter):
-    """An adapter made of others; subclasses name them in :meth:`parts` and take them back so.
+    """An adapter made of others, which it takes and has by the names of :meth:`parts`.
 
-    Their arrays are saved under ``<part>.<array>``.
+    Their arrays are saved under ``<part>.<array>``. They leave documents alone, else it is an
+    :class:`OptionError`, and take and give its dimensions, else it is a :class:`ShapeError`.
     """
 
     ARRAYS: ClassVar[Iterable[str]] = ()
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        for name, part in self.parts().items():
+            if part.adapts_documents:
+                raise OptionError(
+                    f"{name}: expected an adapter that leaves documents alone, got a "
+                    f"{type(part).__name__}. Stack what moves documents after the "
+                    f"{type(self).__name__}."
+                )
+            if (part.input_dim, part.output_dim) != (self.input_dim, self.output_dim):
+                expected = f"{self.input_dim} to {self.output_dim} dimensions"
+                raise ShapeError(name, expected=expected, actual=repr(part))
+
     def parts(self) -> dict[str, Adapter]:
         """Return the adapters by the name of their constructor argument."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, Adapter)}
 
     def own_arrays(self) -> Arrays:
         """Return the arrays besides those of the parts."""
@@ -323,14 +336,3 @@ def places_of(wanted: Keys, keys: Keys) -> tuple[Rows, Any]:
     """Return where keys stand among at least one ascending key, and which of them do at all."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return at, keys[at] == wanted
-
-
-def check_part(owner: object, name: str, part: Adapter, dims: tuple[int, int]) -> None:
-    """Refuse a part of an adapter that moves documents (:class:`OptionError`) or has other dims."""
-    if part.adapts_documents:
-        raise OptionError(
-            f"{name}: expected an adapter that leaves documents alone, got a "
-            f"{type(part).__name__}. Stack what moves documents after the {type(owner).__name__}."
-        )
-    if (part.input_dim, part.output_dim) != dims:
-        raise ShapeError(name, expected=f"{dims[0]} to {dims[1]} dimensions", actual=repr(part))

@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..core.files import Arrays
 from ..errors import OptionError, ShapeError
-from .base import Adapter, CompositeAdapter, check_part, reading, settle
+from .base import Adapter, CompositeAdapter, reading, settle
 from .export import Program
 
 
 class StackedAdapter(CompositeAdapter):
     """Applies adapters in turn, such as a map and then the nudges that were fitted on top of it.
 
-    Args:
-        adapters: At least one, first to last.
-
-    Raises:
-        OptionError: None given.
-        ShapeError: One gives vectors of another dimension than the next takes.
+    None is an OptionError; that one gives another dimension than the next takes, a ShapeError.
     """
 
     def __init__(self, *adapters: Adapter) -> None:
@@ -76,14 +71,6 @@ class StackedAdapter(CompositeAdapter):
 class TwoSidedAdapter(CompositeAdapter):
     """``q' = Q(q)`` and ``d' = D(d)``; an index has to be rebuilt.
 
-    Args:
-        query: ``Q``, anything that leaves documents alone: a map, a memory, a gate.
-        document: ``D``, a map; applied to documents as it would be to queries.
-
-    Raises:
-        ShapeError: Dimensions that disagree.
-        OptionError: A part that moves documents by itself.
-
     Source:
         The score is ``qᵀ Qᵀ D d``, the bilinear form of supervised semantic indexing (Bai et al.
         2009, DOI 10.1145/1645953.1645979), with documents scaled to length 1 afterwards.
@@ -93,15 +80,8 @@ class TwoSidedAdapter(CompositeAdapter):
     output_dim: ClassVar[int] = reading("query.output_dim")
     adapts_documents: ClassVar[bool] = True
 
-    query: Adapter
-    document: Adapter
-
-    def __post_init__(self) -> None:
-        for name, part in self.parts().items():
-            check_part(self, name, part, (self.input_dim, self.output_dim))
-
-    def parts(self) -> dict[str, Adapter]:
-        return {"query": self.query, "document": self.document}
+    query: Adapter  #: ``Q``, anything that leaves documents alone: a map, a memory, a gate.
+    document: Adapter  #: ``D``, a map; applied to documents as it would be to queries.
 
     def map(self, vectors: Vectors) -> Vectors:
         return self.query.apply(vectors)
@@ -208,15 +188,6 @@ class GatedAdapter(CompositeAdapter):
     ``G`` generalises: it does no harm to documents without training queries. ``S`` is a specialist
     for those with. The gate tells the two kinds of query apart.
 
-    Args:
-        general: ``G``, used where the document is new.
-        special: ``S``, used where it is known.
-        gate: Says which.
-
-    Raises:
-        ShapeError: Dimensions that disagree.
-        OptionError: A map that moves documents.
-
     Source:
         Ours. Gating between maps is old (Jacobs et al. 1991, mixtures of experts); fitting the gate
         on held-out documents of the training set is what keeps new documents safe.
@@ -229,16 +200,9 @@ class GatedAdapter(CompositeAdapter):
     special: Adapter
     gate: Gate
 
-    def __post_init__(self) -> None:
-        for name, part in self.parts().items():
-            check_part(self, name, part, (self.input_dim, self.output_dim))
-
     @classmethod
     def assemble(cls, parts: dict[str, Adapter], settings: dict[str, Any]) -> GatedAdapter:
         return cls(parts["general"], parts["special"], Gate(**settings))
-
-    def parts(self) -> dict[str, Adapter]:
-        return {"general": self.general, "special": self.special}
 
     def own_arrays(self) -> Arrays:
         return {**vars(self.gate)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..errors import OptionError, ShapeError
-from .base import Adapter, CompositeAdapter, check_part, key_array, places_of, reading, settle
+from .base import Adapter, CompositeAdapter, key_array, places_of, reading, settle
 from .export import Program
 
 
@@ -111,11 +111,7 @@ class LowRankAdapter(Adapter):
 
 @dataclass(eq=False, repr=False)
 class UnitAdapter(Adapter):
-    """Scales queries and documents to length 1, so that all similarities rank as cosine does.
-
-    Args:
-        dim: Of the vectors.
-    """
+    """Scales queries and documents to length 1, so that all similarities rank as cosine does."""
 
     ARRAYS, SETTINGS = (), ("dim",)
     input_dim: ClassVar[int] = reading("dim")
@@ -212,18 +208,8 @@ class KernelAdapter(CompositeAdapter):
     With the Gaussian kernel ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)``, whose variance on
     unit vectors is the temperature. Far from every remembered query it vanishes, and the query
     stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what two similar
-    training queries teach is not counted twice.
-
-    Args:
-        general: ``G``, what is done to every query.
-        keys: ``(n, dim)``, unit rows: the remembered queries.
-        coefficients: ``(n, dim)``: ``a_i``, see :func:`kernel_ridge`.
-        weight: How much of it, ``>= 0``.
-        temperature: In cosine units, ``> 0``.
-
-    Raises:
-        ShapeError: Shapes that disagree.
-        OptionError: A setting out of range, or a map that moves documents.
+    training queries teach is not counted twice. A setting out of range is an
+    OptionError.
 
     Source:
         Kernel ridge regression: Saunders et al. 1998, Ridge regression learning algorithm in dual
@@ -234,23 +220,20 @@ class KernelAdapter(CompositeAdapter):
     SETTINGS = ("weight", "temperature")
     input_dim: ClassVar[int] = reading("keys", 1)
 
-    general: Adapter
-    keys: Vectors
-    coefficients: Vectors
+    general: Adapter  #: ``G``, what is done to every query.
+    keys: Vectors  #: ``(n, dim)``, unit rows: the remembered queries.
+    coefficients: Vectors  #: ``(n, dim)``: ``a_i``, see :func:`kernel_ridge`.
     _: KW_ONLY
-    weight: float = 1.0
-    temperature: float = 0.2
+    weight: float = 1.0  #: How much of it, ``>= 0``.
+    temperature: float = 0.2  #: In cosine units, ``> 0``.
 
     def __post_init__(self) -> None:
         settle(self, keys="n dim", coefficients="n dim")
-        check_part(self, "general", self.general, (self.input_dim, self.input_dim))
+        super().__post_init__()
         if not self.weight >= 0 or not self.temperature > 0:
             given = f"{self.weight!r} and {self.temperature!r}"
             raise OptionError(f"Expected weight >= 0 and temperature > 0, got {given}.")
         settle(self, weight=float, temperature=float)
-
-    def parts(self) -> dict[str, Adapter]:
-        return {"general": self.general}
 
     def map(self, vectors: Vectors) -> Vectors:
         queries = l2_normalize(np.atleast_2d(vectors))
@@ -281,23 +264,16 @@ class NudgeAdapter(Adapter):
 
     Documents are known by the hash of their text. A new or an edited document has no offset and
     keeps its vector; the offset of one that was deleted is never looked up. Without keys, as for
-    vectors whose texts are not at hand, nothing is moved.
-
-    Args:
-        keys: ``(n,)``, ascending, the content keys of the moved documents.
-        offsets: ``(n, dim)``, added to their unit vectors.
-
-    Raises:
-        ShapeError: Shapes that disagree.
-        OptionError: Keys out of order, or twice.
+    vectors whose texts are not at hand, nothing is moved. Shapes that disagree are a ShapeError,
+    keys out of order, or twice, an OptionError.
     """
 
     ARRAYS = ("keys", "offsets")
     input_dim: ClassVar[int] = reading("offsets", 1)
     adapts_documents: ClassVar[bool] = True
 
-    keys: Keys
-    offsets: Vectors
+    keys: Keys  #: ``(n,)``, ascending, the content keys of the moved documents.
+    offsets: Vectors  #: ``(n, dim)``, added to their unit vectors.
 
     def __post_init__(self) -> None:
         settle(self, offsets="n dim")

@@ -74,7 +74,7 @@ def write_page(
         rivals = [name for name, _ in named[1:]]
         best = max(rivals, key=lambda name: scores[name][METRIC], default="adapted")
         style, script = map(_part, ("report.css", "report.js"))
-        text = _template("report").render(
+        text = template("report").render(
             style=Markup(style),
             script=Markup(script),
             hashes={"style": _hash(style), "script": _hash(script)},
@@ -98,13 +98,9 @@ def write_page(
     return target
 
 
-def draw(chart: Curves | Dots) -> str:
-    """Return one chart, as the page has it."""
-    return str(_template("charts").module.figure(chart))  # type: ignore[attr-defined]
-
-
 @functools.cache
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """Return one of the files that write the page."""
     environment = Environment(
         loader=PackageLoader(_PACKAGE, _TEMPLATES), autoescape=True, undefined=StrictUndefined
     )

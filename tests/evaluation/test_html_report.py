@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page as pages
-from llama_index_embeddings_adapted.evaluation.page import MOST_ROWS, draw, wins_losses
+from llama_index_embeddings_adapted.evaluation.page import MOST_ROWS, template, wins_losses
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
 from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
@@ -284,7 +284,8 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing():
 
 def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words():
     rows = {"a": [(0.5, 0.4, 0.6), None], "<b>": [(-0.25, -0.3, 0.1), (0.1, 0.0, 0.2)]}
-    drawn = Reader(draw(pages.Dots("Change", rows, "+.2f")))
+    dots = pages.Dots("Change", rows, "+.2f")
+    drawn = Reader(template("charts").module.figure(dots))
     places = [float(str(dot["cx"])) for dot in drawn.all("circle")]
     assert len(places) == 3
     assert (places[0] - places[2]) / (places[2] - places[1]) == pytest.approx(0.4 / 0.35, abs=0.01)
@@ -303,10 +304,10 @@ def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one():
 
 
 def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with():
-    drawn = Reader(
-        draw(pages.Curves("Gain", [0, 1, 2], {"all": [0.0, float("nan"), 0.2]},
-                               level=(0.0, "base model"), mark=(2, "kept")))
-    )  # fmt: skip
+    gains = {"all": [0.0, float("nan"), 0.2]}
+    marked = {"level": (0.0, "base model"), "mark": (2, "kept")}
+    curves = pages.Curves("Gain", [0, 1, 2], gains, **marked)
+    drawn = Reader(template("charts").module.figure(curves))
     [line] = drawn.all("polyline")
     points = [tuple(map(float, point.split(","))) for point in str(line["points"]).split()]
     assert len(points) == 2

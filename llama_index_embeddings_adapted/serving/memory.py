@@ -134,21 +134,16 @@ class MemoryRetriever(SteppedRetriever):
 
     ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
     to remembered query ``i``, sums to at most 1 and vanishes far from every remembered query;
-    ``y_id`` is 1 for its best documents. So a document gains at most ``weight``. Nodes of equal
-    score keep the retriever's order; where it gives no scores, that stands behind what is
-    remembered.
+    ``y_id`` is 1 for its best documents. Nodes of equal score keep the retriever's order; where it
+    gives no scores, that stands behind what is remembered. Documents without a remembered query
+    gain nothing: choose ``weight`` on held-out queries about both kinds of document.
 
-    Documents without a remembered query gain nothing, so where queries about them resemble
-    remembered ones, others pass them by. Choose ``weight`` on held-out queries about both kinds of
-    document, with :func:`evaluate_retrieval`.
-
-    Let the wrapped retriever give more nodes than are needed, 30 or 100, and set ``top_k``: what it
-    does not give, only ``nodes`` lets the memory bring in, with the lowest score that the retriever
-    gave (0 if none) and what is remembered, from 1 % of ``weight`` on. **The retriever's filters do
-    not apply to them:** pass only nodes that anyone who may ask may see.
+    What the retriever does not give, only ``nodes`` lets the memory bring in, with the lowest score
+    that the retriever gave (0 if none) and what is remembered, from 1 % of ``weight`` on. **The
+    retriever's filters do not apply to them:** pass only nodes that anyone who may ask may see.
 
     Args:
-        retriever: Any.
+        retriever: Any; let it give more nodes than are needed, 30 or 100.
         memory: See :meth:`from_dataset`.
         embed_model: The model whose query vectors are remembered; of an adapted model, the base.
         weight: ``>= 0``, in the units of the retriever's scores: .1 suits cosines; for BM25 start
@@ -156,13 +151,12 @@ class MemoryRetriever(SteppedRetriever):
         temperature: In cosine units, ``> 0``.
         neighbours: How many remembered queries count at most.
         top_k: How many nodes come back at most; by default as many as the retriever gave.
-        match: What a remembered document id is: a ``node_id``, or the ``ref_doc_id`` of nodes,
-            which all gain alike.
-        nodes: Remembered documents that the retriever did not give: id → node, or a docstore.
-        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``, by
-            default only where it holds this very object. Then one embedding serves both, handed on
-            in the ``QueryBundle`` or taken from it; otherwise the bundle's is the retriever's
-            alone.
+        match: Whether remembered ids are ``"node_id"``, or ``"ref_doc_id"`` of nodes that gain
+        alike. nodes: Remembered documents that the retriever did not give: id → node, or a
+        docstore. shares_embedding: Whether the retriever searches with the vectors of
+        ``embed_model``, so that
+            one embedding serves both, handed on in the ``QueryBundle`` or taken from it; by default
+            only where it holds this very object. Otherwise the bundle's is the retriever's alone.
         callback_manager: That of the retriever by default.
 
     Raises:

@@ -101,7 +101,6 @@ def test_rows_without_a_key_are_overwritten(tmp_path):
 
 
 def test_threads_share_one_cache(cache):
-
     def put(start: int) -> None:
         for number in range(start, start + 10):  # each number by two threads
             cache.put("query", [str(number), f"again {number % 7}"], rows(number, number % 7))

@@ -12,11 +12,11 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import DatasetError, OptionError, quote_some
 from . import formats
@@ -164,7 +164,7 @@ def parts_of(
                 found.keep(texts, str(key), text, role[0])
             else:
                 omissions.add("given texts that are empty", key)
-    table = list(rows_of(rows))
+    table = rows_of(rows)
     if not table:
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
     by_id = [role for role, known_by_id in given.items() if known_by_id is not None]
@@ -195,21 +195,35 @@ def as_lists(
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def rows_of(data: Any) -> Iterator[Row]:
-    """Yield rows of whatever holds them, or raise a DatasetError."""
+def rows_of(data: Any) -> list[Row]:
+    """Return the rows of whatever holds them, or raise a DatasetError."""
     for method in ("to_pylist", "to_list"):  # Arrow, Ragas
         if callable(getattr(data, method, None)):
-            return rows_of(getattr(data, method)())
+            data = getattr(data, method)()
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, polars
         frame = data.to_pandas() if hasattr(data, "to_pandas") else data
-        return rows_of(frame.astype(object).where(frame.notna(), None).to_dict("records"))
-    if not isinstance(data, Mapping) and hasattr(data, "examples"):  # LabelledRagDataset
-        return rows_of(data.examples)
+        data = frame.astype(object).where(frame.notna(), None).to_dict("records")
     if isinstance(data, Mapping):
-        return _rows_of_mapping(data)
+        data = _inside(data)
+    elif hasattr(data, "examples"):  # LabelledRagDataset
+        data = data.examples
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise DatasetError(f"rows: expected dicts, one per row, got {type(data).__name__}.")
-    return (_row(row, number) for number, row in enumerate(data, start=1))
+    return [_row(row, number) for number, row in enumerate(data, start=1)]
+
+
+def _inside(data: Mapping[str, Any]) -> Iterable[Any]:
+    """Return one row, the rows of an object around a list, of columns, or of query → documents."""
+    for name in _LISTS:
+        if isinstance(data.get(name), list):
+            return cast(list[Any], data[name])
+    asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
+    if asked and isinstance(asked[0], str):
+        return [data]
+    columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
+    if asked and len({len(column) for column in columns.values()}) == 1:
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return data.items()
 
 
 def _row(row: Any, number: int) -> Row:
@@ -221,21 +235,6 @@ def _row(row: Any, number: int) -> Row:
     if hasattr(row, "model_dump"):
         return dict(row.model_dump(mode="json"))
     raise DatasetError(f"row {number}: expected a dict, got {type(row).__name__}.")
-
-
-def _rows_of_mapping(data: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield one row, the rows of an object around a list, of columns, or of query → documents."""
-    for name in _LISTS:
-        if isinstance(data.get(name), list):
-            return rows_of(data[name])
-    asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
-    if asked and isinstance(asked[0], str):
-        return iter([data])
-    columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
-    if asked and len({len(column) for column in columns.values()}) == 1:
-        rows = zip(*columns.values(), strict=True)
-        return (dict(zip(columns, row, strict=True)) for row in rows)
-    return ({"query": query, "document": documents} for query, documents in data.items())
 
 
 def _plain(name: object) -> str:

@@ -148,23 +148,21 @@ class SmallModelEngine(ABC):
             data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
         looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
         source = self.dataset if self._given is None else self._given
-        searched = (judged, Texts.of(source, judged), known_mask(data, judged))
+        searched = (judged, Texts.of(source, judged), known_mask(data, judged), options)
         validation = ComposedValidation(*searched, composed=self._composed)
-        pool = validation.pool(options.val_depth)
-        among = (options.metric, pool)
-        self._base_scores = validation.scores(None, 0.0, *among)
+        self._base_scores = validation.scores(None)
         per_group, negatives = options.queries_per_document, options.hard_negatives
         own = Texts.of(self.dataset, data)
         fitted = train(
             small.model,
             training_groups(data, per_group=per_group, negatives=negatives),
             Collator(small.model, data, own, frozen=self._composed),
-            lambda: validation.scores(small, options.weight, *among),
+            lambda: validation.scores(small),
             options,
             folder=checkpoint_folder(self._output, self._identity(encoder, small)),
             show_progress=self._show_progress,
         )
-        weight, parts, held_out = validation.judge(small, options.weight)
+        weight, parts, held_out = validation.judge(small)
         settings = {
             **asdict(options),
             **({"tuned_weight": weight} if self._composed else {}),

@@ -300,28 +300,28 @@ class ComposedValidation:
     """
 
     def __init__(
-        self, data: EncodedDataset, texts: Texts, known: NDArray[np.bool_], *, composed: bool
+        self,
+        data: EncodedDataset,
+        texts: Texts,
+        known: NDArray[np.bool_],
+        options: ComposedOptions,
+        *,
+        composed: bool,
     ) -> None:
         self.data, self._texts, self._known, self._composed = data, texts, known, composed
+        self._options, self._pool = options, np.arange(len(data.documents))
         self._queries, self._documents = l2_normalize(data.queries), l2_normalize(data.documents)
+        if options.val_depth is not None:
+            ranked, _ = top_k(self._queries, self._documents, options.val_depth)
+            self._pool = np.union1d(ranked, data.relevance.documents)
 
-    def pool(self, depth: int | None) -> Rows:
-        """Return the documents that validation between epochs searches, ascending.
+    def scores(self, small: SmallModel | None) -> dict[str, float]:
+        """Return the scores that a history has, with the metric that decides, between epochs.
 
-        Those are the relevant ones and the base model's first ``depth`` of each query; None: all.
+        They are those of the small model, composed at the λ of the training; None: of the base
+        model alone. Only the documents of a pool are searched, see ``val_depth``.
         """
-        if depth is None:
-            return np.arange(len(self._documents))
-        ranked, _ = top_k(self._queries, self._documents, depth)
-        return np.union1d(ranked, self.data.relevance.documents)
-
-    def scores(
-        self, small: SmallModel | None, weight: float, metric: str, pool: Rows
-    ) -> dict[str, float]:
-        """Return scores among the documents of a pool: ``metric``, and what every history has.
-
-        They are those of the small model, composed at λ; None: of the base model alone.
-        """
+        weight, pool = self._options.weight, self._pool
         queries, documents = self._queries, self._documents[pool]
         if small is not None:
             theirs = self._embedded(small, pool)
@@ -329,7 +329,7 @@ class ComposedValidation:
             queries, documents = map(l2_normalize, joined)
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
-        names = dict.fromkeys((metric, *_ALWAYS))
+        names = dict.fromkeys((self._options.metric, *_ALWAYS))
         hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
         ranked, _ = top_k(queries, documents, depth + (hidden is not None))
         ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
@@ -338,11 +338,9 @@ class ComposedValidation:
             for name in names
         }
 
-    def judge(
-        self, small: SmallModel, trained_weight: float
-    ) -> tuple[float, held_out.Parts, Comparison]:
+    def judge(self, small: SmallModel) -> tuple[float, held_out.Parts, Comparison]:
         """Tune λ, where there is a black box, and compare with the base model, part by part."""
-        own, weight = (self._queries, self._documents), trained_weight
+        own, weight = (self._queries, self._documents), self._options.weight
         theirs = self._embedded(small, np.arange(len(self._documents)))
         if self._composed:
             queries, documents = zip(own, theirs, strict=True)

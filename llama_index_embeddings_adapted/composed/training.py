@@ -1,12 +1,10 @@
 """Training a small model beside a black box with the trainer of sentence-transformers.
 
-How the loss is expressed there: a row of the training set is a document with queries that it
-answers, as row numbers; a collator of ours turns a batch of rows into the tokens of the distinct
-queries and documents, and hands the black box's cosines and the judgements of the batch over as its
-"labels"; the loss adds the small model's cosines to the former and masks by the latter. Batching,
-gradient caching, optimizer, schedule, mixed precision, gradient checkpointing and checkpoints are
-the library's. Which epoch is best is ours to say: to the library, the model before training is
-none, and of epochs with equal hit rates the first is the best.
+A row of the training set is a document with queries that it answers, as row numbers. A collator of
+ours turns a batch of rows into the tokens of the distinct queries and documents, and hands cosines
+of the black box and judgements over as "labels"; the loss adds the small model's cosines and masks.
+Batching, gradient caching, optimizer, schedule, precision and checkpoints are the library's. Which
+epoch is best is ours to say: to the library, the model before training is none.
 """
 
 from __future__ import annotations
@@ -45,13 +43,7 @@ from .small_model import precision_on, prepare_model
 
 
 def composed_nll(
-    queries: Tensor,
-    documents: Tensor,
-    judged: dict[str, Tensor],
-    *,
-    weight: float,
-    temperature: float,
-    label_smoothing: float = 0.0,
+    queries: Tensor, documents: Tensor, judged: dict[str, Tensor], options: ComposedOptions
 ) -> Tensor:
     """Draw each query towards its document, by the cosine of the composed vectors.
 
@@ -65,9 +57,8 @@ def composed_nll(
             rows of queries and of documents that answer them. ``"relevant"``: ``(queries,
             documents)``, True where a document answers a query: none of a query's documents
             competes with another of them.
-        weight: λ.
-        temperature: In cosine units.
-        label_smoothing: Share of the target spread evenly over the candidates of a pair.
+        options: Whose ``weight``, ``temperature`` and ``label_smoothing`` count; the latter is
+            spread evenly over the candidates of a pair.
 
     Returns:
         ``()``, mean over the pairs, in nats.
@@ -79,15 +70,16 @@ def composed_nll(
         nn.functional.normalize(documents.float(), dim=1).T
     )
     frozen = judged.get("frozen")
-    cosines = small if frozen is None else (frozen + weight**2 * small) / (1 + weight**2)
+    share, smoothing = options.weight**2, options.label_smoothing
+    cosines = small if frozen is None else (frozen + share * small) / (1 + share)
     rows, targets = judged["pairs"].unbind(1)
     allowed = ~judged["relevant"][rows]
     allowed[torch.arange(len(rows), device=allowed.device), targets] = True
-    logits = (cosines[rows] / temperature).masked_fill(~allowed, -torch.inf)
+    logits = (cosines[rows] / options.temperature).masked_fill(~allowed, -torch.inf)
     log_shares = logits - logits.logsumexp(dim=1, keepdim=True)
     right = log_shares.gather(1, targets[:, None]).squeeze(1)
     spread = log_shares.masked_fill(~allowed, 0.0).sum(dim=1) / allowed.sum(dim=1)
-    return -((1 - label_smoothing) * right + label_smoothing * spread).mean()
+    return -((1 - smoothing) * right + smoothing * spread).mean()
 
 
 class ComposedLoss(CachedLossMixin, nn.Module):
@@ -123,14 +115,7 @@ class ComposedLoss(CachedLossMixin, nn.Module):
     ) -> Tensor:
         """Return the loss of embedded mini-batches, queries first; back-propagate if asked."""
         queries, documents = (torch.cat(parts) for parts in reps)
-        loss = composed_nll(
-            queries,
-            documents,
-            labels,
-            weight=self._options.weight,
-            temperature=self._options.temperature,
-            label_smoothing=self._options.label_smoothing,
-        )
+        loss = composed_nll(queries, documents, labels, self._options)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()

@@ -24,7 +24,7 @@ def judged(relevant: list[list[bool]], pairs: list[tuple[int, int]], **more: Any
 def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates():
     one = torch.ones(3, 4)
     batch = judged(torch.eye(3).bool().tolist(), [(0, 0), (1, 1), (2, 2)])
-    loss = training.composed_nll(one, one, batch, weight=0.5, temperature=0.05)
+    loss = training.composed_nll(one, one, batch, ComposedOptions(label_smoothing=0.0))
     assert float(loss) == pytest.approx(math.log(3), abs=1e-5)
 
 
@@ -40,8 +40,7 @@ def test_the_loss_is_the_cross_entropy_of_the_composed_vectors():
         [(row, row) for row in range(5)],
         frozen=torch.from_numpy(unit[0] @ unit[1].T),
     )
-    small = [torch.from_numpy(side) for side in a]
-    loss = training.composed_nll(*small, batch, weight=0.5, temperature=0.05, label_smoothing=0.2)
+    loss = training.composed_nll(*map(torch.from_numpy, a), batch, ComposedOptions(weight=0.5))
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -49,7 +48,8 @@ def test_a_document_that_also_answers_the_query_does_not_compete():
     queries = torch.tensor([[1.0, 0.0]])
     documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     batch = judged([[True, True, False]], [(0, 0)])
-    loss = training.composed_nll(queries, documents, batch, weight=1, temperature=1.0)
+    options = ComposedOptions(weight=1, temperature=1.0, label_smoothing=0.0)
+    loss = training.composed_nll(queries, documents, batch, options)
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
 
 

@@ -54,14 +54,8 @@ class TestFold:
     def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
         """Return NDCG@10 of each judgement; ``(n, dim)`` and ``(m, dim)`` are adapted unit rows."""
         relevance, excluded = self.relevance, self.excluded
-        found = ranks(
-            queries,
-            documents,
-            relevance.queries,
-            relevance.documents,
-            depth=_DEPTH,
-            hidden=(excluded.queries, excluded.documents),
-        )
+        entries, hidden = ((q.queries, q.documents) for q in (relevance, excluded))
+        found = ranks(queries, documents, *entries, depth=_DEPTH, hidden=hidden)
         return relevance.discounted_gain(found, _DEPTH) / self.ideal
 
     @cached_property

@@ -122,11 +122,8 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
 def _kernels(state: SearchState) -> list[PipelineSpec]:
     """Kernels on the map that generalises best, and on the one that memorises most usefully."""
     maps = _query_maps(state)
-    return [
-        kernel
-        for base in dict.fromkeys([state.most(maps, "new"), state.most(maps, "known")])
-        for kernel in _kernels_on(base)
-    ]
+    bases = dict.fromkeys([state.most(maps, "new"), state.most(maps, "known")])
+    return [kernel for base in bases for kernel in _kernels_on(base)]
 
 
 def _gates(state: SearchState) -> list[PipelineSpec]:

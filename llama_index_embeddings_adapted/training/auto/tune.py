@@ -92,13 +92,8 @@ def tune(
     looks_random = labels_look_random(sample, seed=options.seed, tell=show_progress)
     options = replace(options, max_candidates=min(options.max_candidates, _CANDIDATES))
     identity = LinearAdapter.identity(data.queries.shape[1])
-    choice = partial(
-        SelectionReport,
-        expect=mix.known_share,
-        expect_told=mix.given,
-        provable=provable,
-        sampled=sampled,
-    )
+    known: Any = {"expect": mix.known_share, "expect_told": mix.given, "provable": provable}
+    choice: Callable[..., SelectionReport] = partial(SelectionReport, sampled=sampled, **known)
     with _bar(methods, options.adapts, count, len(data.relevance), show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None

@@ -94,7 +94,7 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     dataset = EmbeddingQAFinetuneDataset.from_file(path)
     note = _note(path)
     found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
-    if found.get("data") != dataset.fingerprint:
+    if not found or found.get("data") != dataset.fingerprint:
         return dataset  # the file was edited or replaced: the note is about another one
     report = found.get("report")
     return dataset.reported(  # version 0.1 said only in its note that an LLM wrote the questions

@@ -285,17 +285,6 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         raise FolderError(f"{where}: not a valid {name} ({reason}).") from cause
 
 
-def readonly_array(value: Any, what: str, *, ndim: int) -> Vectors:
-    """Return a finite float32 copy that nobody can write to; else a :class:`ShapeError`."""
-    array = np.array(value, dtype=np.float32)  # a copy: nobody else can write to it
-    if array.ndim != ndim or not array.size:
-        raise ShapeError(what, expected=f"{ndim} dimensions", actual=f"shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ShapeError(what, expected="finite numbers", actual="NaN or infinity")
-    array.setflags(write=False)
-    return array
-
-
 def settle(owner: object, **kinds: str | type) -> None:
     """Give settings of an object their type, and make its arrays read-only, float32 and finite.
 
@@ -308,12 +297,17 @@ def settle(owner: object, **kinds: str | type) -> None:
         if not isinstance(kind, str):
             setattr(owner, name, kind(value))
         elif value is not None:
-            axes = kind.split()
-            array = readonly_array(value, name, ndim=len(axes))
+            axes, array = kind.split(), np.array(value, dtype=np.float32)  # a copy: ours alone
+            if array.ndim != len(axes) or not array.size:
+                expected, actual = f"{len(axes)} dimensions", f"shape {array.shape}"
+                raise ShapeError(name, expected=expected, actual=actual)
+            if not np.isfinite(array).all():
+                raise ShapeError(name, expected="finite numbers", actual="NaN or infinity")
             sized = (lengths.setdefault(a, n) for a, n in zip(axes, array.shape, strict=True))
             shape = tuple(int(a) if a.isdigit() else n for a, n in zip(axes, sized, strict=True))
             if array.shape != shape:
                 raise ShapeError(name, expected=shape, actual=array.shape)
+            array.setflags(write=False)
             setattr(owner, name, array)
 
 

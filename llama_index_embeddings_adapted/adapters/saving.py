@@ -31,11 +31,6 @@ OLD_WEIGHTS = "pytorch_model.bin"
 OPENED_BY = "open this folder by llama_index_embeddings_adapted.AdaptedEmbedding(base, folder)"
 
 
-def is_old_folder(folder: Path) -> bool:
-    """Return whether the folder was written by the old package."""
-    return (folder / OLD_WEIGHTS).is_file() and not (folder / WEIGHTS).exists()
-
-
 def read_old_folder(folder: Path) -> Adapter:
     """Read an adapter of the old package; nothing but tensors is unpickled."""
     import torch
@@ -164,9 +159,8 @@ def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object)
     """Ask a model for probe vectors; a :class:`BaseModelMismatchError` if it is another one."""
     if expected is None or (actual := fingerprint_of(model)).agrees_with(expected):
         return
-    if actual.dim != expected.dim:
-        found = f"gives {actual.dim} dimensions, expected {expected.dim}"
-    else:
+    found = f"gives {actual.dim} dimensions, expected {expected.dim}"
+    if actual.dim == expected.dim:
         found = (
             f"gives other vectors for the probe texts (least cosine "
             f"{actual.cosine(expected):.4f}, expected at least {1 - tolerance():g}; "
@@ -230,7 +224,7 @@ def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
 
 def load(folder: Path) -> Saved:
     """Read a folder of ours, or one of ``llama-index-finetuning``, or raise a FolderError."""
-    if is_old_folder(folder):
+    if (folder / OLD_WEIGHTS).is_file() and not (folder / WEIGHTS).exists():
         return Saved(read_old_folder(folder))
     config, arrays = folders.read(folder)
     probes = arrays.pop(folders.PROBES, None)

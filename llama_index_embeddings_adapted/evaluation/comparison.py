@@ -101,9 +101,7 @@ class Comparison:
         default the names of the models. Returns the path written.
         """
         title = title or ", ".join(self.scores) + " compared"
-        notes = next((found.notes for found in self.scores.values()), ())
-        shown = (self.scores, self.texts, self.trained)
-        return write_page(path, title, *shown, data=self.data, notes=notes)
+        return write_page(path, title, self.scores, self.texts, self.trained, data=self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """Return scores and differences to the first model as JSON knows them."""

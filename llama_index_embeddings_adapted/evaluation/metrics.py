@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..core.arrays import Rows
 from ..core.encoded import Qrels
-from ..errors import MetricError, OptionError
+from ..errors import MetricError
 
 PerQuery = NDArray[np.float64]
 
@@ -81,14 +81,6 @@ def parse(name: str) -> tuple[str, int]:
             f"metrics are {', '.join(METRICS)}."
         )
     return metric, int(cut)
-
-
-def check_ks(ks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return at least one cut-off, positive whole numbers, as a tuple, or raise an OptionError."""
-    cuts = tuple(ks)
-    if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
-        raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
-    return cuts
 
 
 FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift

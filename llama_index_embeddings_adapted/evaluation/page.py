@@ -14,7 +14,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from .retrieval import RetrievalScores, Texts
 from .verdict import METRIC, Decision, Interval, Verdict, mean_interval, paired_difference
 
 _PACKAGE = "llama_index_embeddings_adapted"
-_TEMPLATES = "evaluation/templates"
 _PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
 _COLOURS = 6  # classes ``m0`` … ``m5``; more models share them
 _SHOWN = {"hit_rate@5": "Hit rate@5", "mrr@10": "MRR@10", "ndcg@10": "NDCG@10, which decides"}
@@ -51,33 +49,29 @@ def write_page(
     trained: Mapping[str, Mapping[str, Any]],
     *,
     verdict: Verdict | None = None,
-    holds: str = "",
     data: Mapping[str, Any] | None = None,
-    note: str = "Means over all judged queries, with 95 % intervals.",
-    queries: int = 0,
-    notes: Sequence[str] = (),
 ) -> Path:
     """Write the page, atomically; return its path. What is not known is left out of it.
 
-    Without a verdict it is taken from the scores, whose first model is what others are compared
-    with. ``trained`` are ``FinetuneReport.to_dict()`` by model, ``holds`` says what its folder
-    holds; ``note`` says how the scores came about; ``queries`` how many they are, where some are
-    judged more than once.
+    ``trained`` are ``FinetuneReport.to_dict()`` by model; that of a training is ``"adapted"``, with
+    its verdict. Else the verdict is taken from the scores, whose first model is what others are
+    compared with.
     """
     target = Path(path)
     with files.atomic_file(target) as temporary:
         named = list(scores.items())
         judged = len(named[0][1].query_ids) if named else 0
-        counted = "judgements" if 0 < queries < judged else "queries"
+        queries = trained["adapted"]["overall"]["queries"] if verdict else judged
+        counted = "judgements" if queries < judged else "queries"
         pairs = [wins_losses(named[0], other, texts, counted=counted) for other in named[1:]]
         first, *others = [verdict] if verdict else _differences(scores)
         rivals = [name for name, _ in named[1:]]
         best = max(rivals, key=lambda name: scores[name][METRIC], default="adapted")
-        style, script = map(_part, ("report.css", "report.js"))
+        means = {
+            metric: {name: [mean_interval(one.values(metric))] for name, one in named}
+            for metric in _fitting(scores, _SHOWN)
+        }
         text = template("report").render(
-            style=Markup(style),
-            script=Markup(script),
-            hashes={"style": _hash(style), "script": _hash(script)},
             title=title,
             made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             version=library_version(),
@@ -86,13 +80,13 @@ def write_page(
             others=others,
             of_training=verdict is not None,
             new="adapted" if verdict else best,
-            charts=[_means(scores, metric) for metric in _fitting(scores, _SHOWN)],
+            charts=[Dots(_SHOWN[metric], rows) for metric, rows in means.items()],
             columns=_fitting(scores, named[0][1].headline) if named else (),
             trained={name: (report, *_drawn(report)) for name, report in trained.items()},
             pairs=pairs,
             judged=judged,
-            **{"data": data or {}, "holds": holds, "note": note, "notes": notes},
-            queries=queries or judged,
+            queries=queries,
+            data=data or {},
         )
         temporary.write_text(text, encoding="utf-8")
     return target
@@ -102,16 +96,14 @@ def write_page(
 def template(name: str) -> Template:
     """Return one of the files that write the page."""
     environment = Environment(
-        loader=PackageLoader(_PACKAGE, _TEMPLATES), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader(_PACKAGE, "evaluation/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     environment.globals |= {"colours": _COLOURS, "parts": _PARTS}
-    environment.globals |= {"number": itertools.count().__next__, "sentence": _sentence}
+    environment.globals |= {"number": itertools.count().__next__}
+    environment.globals |= {"sentence": _sentence, "hash_of": _hash}
     return environment.get_template(f"{name}.html.j2")
-
-
-@functools.cache
-def _part(name: str) -> str:
-    return (resources.files(_PACKAGE) / _TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -126,8 +118,6 @@ def _sentence(text: Markup) -> Markup:
 def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     """Say how each model compares with the first, the best one first."""
     ((first, base), *others) = scores.items()
-    if not others:
-        return [Verdict(Decision.INCONCLUSIVE, "one model: nothing to compare it with")]
     verdicts = []
     for name, found in sorted(others, key=lambda item: -item[1][METRIC]):
         values = base.values(METRIC), found.values(METRIC)
@@ -137,7 +127,8 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
             f"{difference.numbers}, p = {difference.p_value:.4f}; {difference.verdict.reason}"
         )
         verdicts.append(Verdict(difference.verdict.decision, reason, difference))
-    return verdicts
+    alone = Verdict(Decision.INCONCLUSIVE, "one model: nothing to compare it with")
+    return verdicts or [alone]
 
 
 # --- charts: what is drawn here, how by ``charts.html.j2`` --------------------------------------
@@ -203,11 +194,6 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Iterable[str]) -> lis
     return [name for name in names if scores and metrics.parse(name)[1] <= deepest]
 
 
-def _means(scores: Mapping[str, RetrievalScores], metric: str) -> Dots:
-    values = {model: [mean_interval(found.values(metric))] for model, found in scores.items()}
-    return Dots(_SHOWN[metric], values)
-
-
 def _drawn(report: Mapping[str, Any]) -> tuple[list[str], Sequence[Curves | Dots]]:
     """Return colours' names and charts of a ``FinetuneReport.to_dict()``, of any version."""
     history = report.get("history") or []
@@ -242,9 +228,8 @@ def _candidates(choice: Mapping[str, Any]) -> Dots:
 
     def expected(name: str) -> float:
         known, new = map(_number, gains[name])
-        if math.isnan(known) or math.isnan(new):
-            return new if math.isnan(known) else known
-        return float(choice["expect"] * known + (1 - choice["expect"]) * new)
+        both = choice["expect"] * known + (1 - choice["expect"]) * new
+        return new if math.isnan(known) else known if math.isnan(new) else float(both)
 
     ranked = sorted(gains, key=lambda name: -expected(name))
     rows = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
+import timeit
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -68,11 +69,7 @@ class Deployment:
     @classmethod
     def of(cls, folder: str, base: str, adapter: Adapter, queries: Vectors) -> Deployment:
         """Time an adapter on some queries: the median, as a busy machine says too much."""
-        taken = []
-        for query in queries:
-            began = time.perf_counter()
-            adapter.apply(query)
-            taken.append(time.perf_counter() - began)
+        taken = (timeit.timeit(partial(adapter.apply, query), number=1) for query in queries)
         return cls(folder, base, adapter.adapts_documents, 1e6 * median(taken))
 
 
@@ -128,14 +125,6 @@ _NO_EPOCH = Verdict(
     "no epoch of training was better on held-out queries without harm; the adapter returned "
     "changes nothing",
 )
-_HELD_OUT = (
-    "Queries held out of training, with 95 % intervals. They also chose when training stopped."
-)
-_CROSS_FITTED = (
-    "Every query judged by adapters that had not seen it, with 95 % intervals; a query may be "
-    "judged twice, on documents with training questions and on documents without. All judgements "
-    "count the same here; the verdict weighs them by the queries that are expected."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,9 +145,8 @@ class FinetuneReport:
             a black box, 0 is the small model before training.
         history: Loss and gain of every epoch; empty with a choice.
         seconds: Wall time, embedding included.
-        base_calls: Calls to the base model, the probes that identify it included.
-        base_texts: Texts sent to it.
-        base_tokens: Tokens of those texts, about: a token for every four characters.
+        base_calls, base_texts, base_tokens: Calls to the base model, the probes that identify it
+            included; texts sent; their tokens, about: one for every four characters.
         interrupted: Whether training was stopped from the keyboard.
         settings: Loss, hyper-parameters, seed.
         choice: How the method was chosen; None with ``method="linear"``.
@@ -285,29 +273,15 @@ class FinetuneReport:
         """
         held_out, made = self.held_out or Comparison({}), self.deployment
         named = f"Adapter {made.folder} for {made.base}" if made else "Training of an adapter"
-        return write_page(
-            path,
-            title or named,
-            held_out.scores,
-            held_out.texts,
-            {"adapted": self.to_dict()},
-            verdict=self.verdict,
-            holds=self.holds,
-            note=_CROSS_FITTED if self.choice else _HELD_OUT,
-            queries=self.overall.queries,
-            notes=self.settings.get("notes") or (),
-        )
+        shown = (held_out.scores, held_out.texts, {"adapted": self.to_dict()})
+        return write_page(path, title or named, *shown, verdict=self.verdict)
 
     def __str__(self) -> str:
         lines = [f"Verdict: {self.verdict}.", *(f"  {line}" for line in self.headline)]
-        parts = {
-            "all": self.overall,
-            "documents with training questions": self.known,
-            "documents without": self.new,
-        }
         # Queries are judged by what the other folds chose, even where all together choose nothing.
-        whose = ", by what other folds chose; it is not saved" if self._nothing_better else ""
-        for name, part in parts.items():
+        whose = ", by what other folds chose; it is not saved" * self._nothing_better
+        names = ("all", "documents with training questions", "documents without")
+        for name, part in zip(names, (self.overall, self.known, self.new), strict=True):
             if part is not None:
                 lines.append(f"  {name}: {part}, {part.queries} held-out queries{whose}")
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"
@@ -317,9 +291,7 @@ class FinetuneReport:
             f"  {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
             f"{self.base_texts} texts embedded in {self.base_calls} calls"
         )
-        if self.views is not None:
-            lines.append(f"  {self.views}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.views}"] if self.views else [])])
 
 
 def _plain(report: Any, *, without: Sequence[str]) -> dict[str, Any]:

@@ -47,9 +47,8 @@ class RetrievalScores:
         document_ids: Ids of the documents searched.
         ks: The cut-offs that tables show.
         seconds: Wall time of search and embedding.
-        base_calls: Calls to the embedding model; 0 where the cache held everything.
-        base_texts: Texts sent to it.
-        base_tokens: Tokens of those texts, about: a token for every four characters.
+        base_calls, base_texts, base_tokens: Calls to the embedding model, 0 where the cache held
+            everything; texts sent; their tokens, about: one for every four characters.
         notes: What was scored otherwise than ids and judgements alone would have it.
         seen: How many of the queries the model was trained on, where that is a fifth or more.
     """
@@ -168,7 +167,9 @@ def evaluate_retrieval(
         DatasetError: A query without a relevant document, or a retriever of other documents.
         EncodeError: The model gave no usable vector.
     """
-    cuts = metrics.check_ks(ks)
+    cuts = tuple(ks)
+    if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
+        raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
     began, dataset = time.perf_counter(), answered(dataset, "dataset")
     if isinstance(embed_model, (BaseRetriever, BM25Index)):
         return _asked(embed_model, dataset, cuts)
@@ -324,10 +325,8 @@ def mine_hard_negatives(
     """
     check_whole("k", k)
     check_whole("skip", skip, least=0)
-    if not 0.0 < most_of_positive <= 1.0:
-        raise OptionError(
-            f"most_of_positive: expected a share in (0, 1], got {most_of_positive!r}."
-        )
+    if not 0.0 < (most := most_of_positive) <= 1.0:
+        raise OptionError(f"most_of_positive: expected a share in (0, 1], got {most!r}.")
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
     with Encoder(embed_model, **settings, show_progress=show_progress) as encoder:
         data = encoder.dataset(dataset)

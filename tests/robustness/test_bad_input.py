@@ -172,16 +172,16 @@ def test_each_method_works_on_odd_data_or_gives_one_clear_error(name, method):
 
 @pytest.mark.parametrize("method", SPECS)
 def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method):
-    given = data(each(12), dim=4096)
+    given = data(each(12), dim=2048)
     adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
-    assert (adapter.input_dim, adapter.output_dim) == (4096, 4096)
+    assert (adapter.input_dim, adapter.output_dim) == (2048, 2048)
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
 
 
 @pytest.mark.parametrize("method", ["whitening", "nudge_n"])
 def test_tuning_bears_thousands_of_dimensions(method):
-    assert tuned(data(each(12), dim=4096), method).candidate.input_dim == 4096
+    assert tuned(data(each(12), dim=3072), method).candidate.input_dim == 3072
 
 
 # --- the default, from texts to a folder ----------------------------------------------------------

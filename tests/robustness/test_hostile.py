@@ -23,7 +23,10 @@ from llama_index_embeddings_adapted.data.reading import _MOST_IN_LINE
 from llama_index_embeddings_adapted.encoding.serialize import describe_base, rebuild_base
 from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError, FolderError
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux"),
+    pytest.mark.filterwarnings("ignore:MemoryRetriever goes with"),
+]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -73,6 +73,14 @@ def test_the_verdict_says_what_the_numbers_say(overall, changes, settings, verdi
     assert found.to_dict()["decision"] == found.verdict.decision.value
 
 
+def test_a_gain_on_the_queries_that_chose_the_epoch_has_to_be_rarer_than_an_interval_says():
+    found = report(part(0.3, -0.22))
+    assert found.overall.difference.low > 0
+    assert 0.02 < found.overall.difference.p_value < 0.05
+    assert found.verdict.decision is Decision.INCONCLUSIVE
+    assert report(part(0.3, -0.2)).verdict.decision is Decision.SHIP
+
+
 def test_a_verdict_is_its_words_and_a_copy_keeps_its_decision():
     verdict = report(part(0.3, 0.1)).verdict
     for copied in (copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import DatasetError, OptionError, quote_some
+from ..errors import DatasetError, OptionError, check_known, quote_some
 from . import formats
 from .reading import Omissions, plain_id, repaired
 
@@ -157,6 +157,7 @@ def parts_of(
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
+    check_known(options, {*NAMES, *known}, what="Reading rows")
     found, given = _Gathered(omissions), {"query": queries, "document": corpus}
     for role, texts in (("query", found.queries), ("document", found.corpus)):
         for key, text in (given[role] or {}).items():

@@ -127,6 +127,8 @@ def test_columns_of_other_names_are_named():
     assert data.hard_negatives is not None
     with pytest.raises(DatasetError, match=r'query: no column "fragen". Columns: "frage"'):
         Dataset.from_records(rows, query="fragen", document="abschnitt")
+    with pytest.raises(OptionError, match=r'Unknown argument "quary". Did you mean "query"'):
+        Dataset.from_records([{"query": "a", "document": "b"}], quary="query")
 
 
 def test_rows_that_cannot_be_used_are_counted_or_refused():

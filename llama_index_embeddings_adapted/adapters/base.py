@@ -140,7 +140,17 @@ class Adapter(ABC):
             OptionError: An unknown format, or one that cannot express this adapter.
             MissingExtraError: ``"onnx"`` or ``"sentence-transformers"`` without its package.
         """
-        return export(self, Path(path), format, role=role, base=base)
+        return export(self._written_down, Path(path), format, role=role, base=base)
+
+    def _written_down(self, role: Role) -> Program:
+        program = Program(self.input_dim)
+        program.output = self.through(program, "v0", role)
+        return program
+
+    def through(self, program: Program, vector: str, role: Role) -> str:
+        """Add what it does to a vector in a role, as :meth:`trace` does if that is anything."""
+        moves = role == "query" or self.adapts_documents
+        return self.trace(program, vector, role) if moves else vector
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter alone; :meth:`AdaptedEmbedding.save_pretrained` adds its base model."""

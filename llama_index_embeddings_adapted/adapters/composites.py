@@ -63,7 +63,7 @@ class StackedAdapter(CompositeAdapter):
 
     def trace(self, program: Program, vector: str, role: Role) -> str:
         for adapter in self.adapters:
-            vector = program.through(adapter, vector, role)
+            vector = adapter.through(program, vector, role)
         return vector
 
 
@@ -216,7 +216,7 @@ class GatedAdapter(CompositeAdapter):
 
     def trace(self, program: Program, vector: str, role: Role) -> str:
         general, special = (
-            program.apply("normalize", program.through(part, vector, role))
+            program.apply("normalize", part.through(program, vector, role))
             for part in (self.general, self.special)
         )
         known = self.gate.trace(program, program.apply("normalize", vector))

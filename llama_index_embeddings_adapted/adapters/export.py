@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,14 +31,6 @@ _SMALLEST_EXPONENT = -80  # exp of less is an error there, and nothing beside 1 
 Step = list[Any]
 
 
-class _Traceable(Protocol):  # what :class:`Program` asks of an adapter
-    @property
-    def input_dim(self) -> int: ...
-    @property
-    def adapts_documents(self) -> bool: ...
-    def trace(self, program: Program, vector: str, role: Role) -> str: ...
-
-
 @dataclass
 class Program:
     """What an adapter does to one vector ``v0``, step by step.
@@ -53,21 +45,10 @@ class Program:
     input_dim: int
     weights: dict[str, Vectors] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
-    dims: dict[str, int] = field(default_factory=dict)
     output: str = "v0"
 
-    @classmethod
-    def of(cls, adapter: _Traceable, role: Role) -> Program:
-        """Write down what an adapter does in one role."""
-        program = cls(adapter.input_dim, dims={"v0": adapter.input_dim})
-        program.output = program.through(adapter, "v0", role)
-        return program
-
-    def through(self, adapter: _Traceable, vector: str, role: Role) -> str:
-        """Pass a vector through an adapter; documents, if it adapts them."""
-        if role == "document" and not adapter.adapts_documents:
-            return vector
-        return adapter.trace(self, vector, role)
+    def __post_init__(self) -> None:
+        self.dims = {"v0": self.input_dim}
 
     def weight(self, values: ArrayLike) -> str:
         """Add a constant; return its name."""
@@ -89,19 +70,21 @@ class Program:
         return self.apply("linear", vector, *names, dim=rows)
 
 
-def export(adapter: _Traceable, path: Path, format: str, *, role: Role, base: object) -> Path:
+def export(
+    write_down: Callable[[Role], Program], path: Path, format: str, *, role: Role, base: object
+) -> Path:
     """Write an adapter in one of :data:`FORMATS`; see :meth:`Adapter.export`."""
     if format not in FORMATS:
         raise OptionError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
     if role not in ("query", "document"):
         raise OptionError(f'role: expected "query" or "document", got {role!r}.')
     if format == "sentence-transformers":
-        _write_folder(adapter, path, base)
+        _write_folder(write_down, path, base)
         return path
     if path.suffix == "":
         raise OptionError(f"{path}: expected the name of a file, such as {path}.{format}.")
     files.check_target(path, error=OptionError)
-    data = _FILES[format](Program.of(adapter, role), path)
+    data = _FILES[format](write_down(role), path)
     with files.atomic_file(path) as temporary:
         temporary.write_bytes(data)
     return path
@@ -297,7 +280,7 @@ def _constant(weight: Vectors) -> str:
 _TORCH = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-def _write_folder(adapter: _Traceable, path: Path, base: object) -> None:
+def _write_folder(write_down: Callable[[Role], Program], path: Path, base: object) -> None:
     """Write a model that takes queries and documents through different modules."""
     library = require_extra("sentence_transformers", extra="composed")
     model = getattr(base, "_model", base)
@@ -312,8 +295,7 @@ def _write_folder(adapter: _Traceable, path: Path, base: object) -> None:
     shared = list(model)
     if getattr(base, "normalize", False) and not isinstance(shared[-1], kinds.Normalize):
         shared.append(kinds.Normalize())
-    roles: tuple[Role, Role] = ("query", "document")
-    programs = [Program.of(adapter, role) for role in roles]
+    programs = write_down("query"), write_down("document")
     routes = [[*shared, *_modules(program, path, kinds)] for program in programs]
     prompts = {
         "query": model.prompts.get("query", ""),

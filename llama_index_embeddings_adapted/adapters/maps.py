@@ -246,7 +246,7 @@ class KernelAdapter(CompositeAdapter):
         unit = program.apply("normalize", vector)
         similar = program.apply("exp", program.linear(unit, self.keys / self.temperature, far))
         added = program.linear(similar, self.weight * self.coefficients.T)
-        general = program.apply("normalize", program.through(self.general, vector, role))
+        general = program.apply("normalize", self.general.through(program, vector, role))
         return program.apply("normalize", program.apply("add", general, added))
 
 
@@ -278,9 +278,8 @@ class NudgeAdapter(Adapter):
     def __post_init__(self) -> None:
         settle(self, offsets="n dim")
         self.keys = key_array(self.keys)
-        if len(self.keys) != len(self.offsets):
-            expected = (len(self.offsets),)
-            raise ShapeError("keys", expected=expected, actual=self.keys.shape)
+        if self.keys.shape != (rows := self.offsets.shape[:1]):
+            raise ShapeError("keys", expected=rows, actual=self.keys.shape)
 
     @classmethod
     def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:

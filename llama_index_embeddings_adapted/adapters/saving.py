@@ -132,10 +132,8 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
         for model in ("base", "adapted")
     ]
     yield "\n".join([head, *rows])
-    chosen = "The held-out queries also chose when training stopped."
-    if report.get("choice"):
-        chosen = f"Chosen by cross-fitting: {report['choice']['recipe']}."
-    yield chosen
+    choice, stopped = report.get("choice"), "The held-out queries also chose when training stopped."
+    yield f"Chosen by cross-fitting: {choice['recipe']}." if choice else stopped
 
 
 #: A folder may hold any of their classes, which are recognised once they are defined.

@@ -81,16 +81,13 @@ class Parts(NamedTuple):
 def compare_by_part(base: RetrievalScores, adapted: RetrievalScores, known: Mask) -> Parts:
     """Compare two models on all queries, on the known and on the new."""
 
-    def part(keep: Mask) -> PartReport | None:
-        if not keep.any():
-            return None
+    def part(keep: Mask) -> PartReport:
         kept = [{name: found.values(name)[keep] for name in REPORTED} for found in (base, adapted)]
         first, second = ({name: float(one[name].mean()) for name in one} for one in kept)
         return PartReport(first, second, paired_difference(*(one[METRIC] for one in kept)))
 
-    overall = part(np.ones(len(known), dtype=bool))
-    assert overall is not None
-    return Parts(overall, part(known), part(~known))
+    sides = (part(keep) if keep.any() else None for keep in (known, ~known))
+    return Parts(part(np.ones(len(known), dtype=bool)), *sides)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,6 @@ from . import metrics
 from .retrieval import RetrievalScores, Texts
 from .verdict import METRIC, Decision, Interval, Verdict, mean_interval, paired_difference
 
-_PACKAGE = "llama_index_embeddings_adapted"
 _PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
 _COLOURS = 6  # classes ``m0`` … ``m5``; more models share them
 _SHOWN = {"hit_rate@5": "Hit rate@5", "mrr@10": "MRR@10", "ndcg@10": "NDCG@10, which decides"}
@@ -96,7 +95,7 @@ def write_page(
 def template(name: str) -> Template:
     """Return one of the files that write the page."""
     environment = Environment(
-        loader=PackageLoader(_PACKAGE, "evaluation/templates"),
+        loader=PackageLoader("llama_index_embeddings_adapted", "evaluation/templates"),
         autoescape=True,
         undefined=StrictUndefined,
     )
@@ -194,17 +193,18 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Iterable[str]) -> lis
     return [name for name in names if scores and metrics.parse(name)[1] <= deepest]
 
 
-def _drawn(report: Mapping[str, Any]) -> tuple[list[str], Sequence[Curves | Dots]]:
-    """Return colours' names and charts of a ``FinetuneReport.to_dict()``, of any version."""
+_Drawn = tuple[list[str], Sequence[Curves | Dots]]  # names of the colours, and charts
+
+
+def _drawn(report: Mapping[str, Any]) -> _Drawn:
+    """Return what is drawn of a ``FinetuneReport.to_dict()``, of any version."""
     history = report.get("history") or []
     if report.get("choice"):
         return [_PARTS["known"], _PARTS["new"]], [_candidates(report["choice"])]
     return _history(report, history) if len(history) > 1 else ([], [])
 
 
-def _history(
-    report: Mapping[str, Any], history: list[Any]
-) -> tuple[list[str], Sequence[Curves | Dots]]:
+def _history(report: Mapping[str, Any], history: list[Any]) -> _Drawn:
     """Draw gain and loss of every epoch."""
     epochs, best = [epoch["epoch"] for epoch in history], report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None

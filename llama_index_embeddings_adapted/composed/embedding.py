@@ -117,7 +117,7 @@ class ComposedEmbedding(ServedEmbedding):
 
     _small: SmallModel = PrivateAttr()
 
-    _NAME: ClassVar = "ComposedEmbedding"
+    _NAME: ClassVar[str] = "ComposedEmbedding"
     _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, "weight", "device")
     _OPTIONS: ClassVar[tuple[str, ...]] = (*ServedEmbedding._OPTIONS, "weight", "device")
     _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "weight")

@@ -78,7 +78,7 @@ class AdaptedEmbedding(ServedEmbedding):
     _lock: threading.RLock = PrivateAttr(default_factory=threading.RLock)
     _past: list[saving.Saved] = PrivateAttr(default_factory=list)
 
-    _NAME: ClassVar = "AdaptedEmbedding"
+    _NAME: ClassVar[str] = "AdaptedEmbedding"
     _OWN: ClassVar = ("transform_query", "sketch")
     _STATE: ClassVar = (*ServedEmbedding._STATE, *_OWN, "adapter")
     _OPTIONS: ClassVar = (*ServedEmbedding._OPTIONS, *_OWN, "embeddings_cache", "rate_limiter")

@@ -194,7 +194,7 @@ class AdapterPool:
 class PooledEmbedding(WrappedEmbedding):
     """The model of an :class:`AdapterPool`: which adapter answers is chosen per call."""
 
-    _NAME: ClassVar = "PooledEmbedding"
+    _NAME: ClassVar[str] = "PooledEmbedding"
     _pool: AdapterPool = PrivateAttr()
 
     def __init__(self, pool: AdapterPool) -> None:

@@ -273,7 +273,7 @@ class DocumentEmbedding(WrappedEmbedding):
     on disk, by model and text. Made by :meth:`AdaptedEmbedding.for_documents`.
     """
 
-    _NAME: ClassVar = "DocumentEmbedding"
+    _NAME: ClassVar[str] = "DocumentEmbedding"
     _base: BaseEmbedding = PrivateAttr()
     _adapter: Adapter | None = PrivateAttr()
     _cache: VectorCache = PrivateAttr()

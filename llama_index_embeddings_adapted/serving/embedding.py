@@ -79,10 +79,11 @@ class AdaptedEmbedding(ServedEmbedding):
     _past: list[saving.Saved] = PrivateAttr(default_factory=list)
 
     _NAME: ClassVar[str] = "AdaptedEmbedding"
-    _OWN: ClassVar = ("transform_query", "sketch")
-    _STATE: ClassVar = (*ServedEmbedding._STATE, *_OWN, "adapter")
-    _OPTIONS: ClassVar = (*ServedEmbedding._OPTIONS, *_OWN, "embeddings_cache", "rate_limiter")
-    _SHOWN: ClassVar = (*ServedEmbedding._SHOWN, "transform_query", "adapter")
+    _OWN: ClassVar[tuple[str, ...]] = ("transform_query", "sketch")
+    _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, *_OWN, "adapter")
+    _OPTIONS: ClassVar[tuple[str, ...]]
+    _OPTIONS = (*ServedEmbedding._OPTIONS, *_OWN, "embeddings_cache", "rate_limiter")
+    _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "transform_query", "adapter")
 
     def __init__(
         self,

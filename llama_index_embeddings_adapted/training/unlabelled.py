@@ -1,5 +1,4 @@
-"""Better retrieval without a single label: words, and a prior and a map from queries nobody has
-judged."""
+"""Better retrieval without a label: words, and a prior and a map from unjudged queries."""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ _NO_WEIGHT = Verdict(
 )
 #: Two-sided. The epoch was chosen on the same queries: at .05, 7 of 250 runs with nothing to gain
 #: would ship (benchmarks: nulls)
-_SURE = 0.02
+_P_TO_SHIP = 0.02
+_CHANCE = "the gain may be chance, as the same queries chose when to stop"
 _NO_EPOCH = Verdict(
     Decision.KEEP_BASE,
     "no epoch of training was better on held-out queries without harm; the adapter returned "
@@ -221,8 +222,11 @@ class FinetuneReport:
             return _NO_WEIGHT
         if self.best_epoch == 0 and self.weight is None:
             return _NO_EPOCH
-        gains = difference.low > 0 and difference.p_value <= _SURE
-        verdict = gaining(difference, real=real) if gains else inconclusive(difference)
+        if difference.low > 0:
+            sure = difference.p_value <= _P_TO_SHIP
+            verdict = gaining(difference, real=real) if sure else inconclusive(difference, _CHANCE)
+        else:
+            verdict = inconclusive(difference)
         if self.settings.get("expect") is not None:
             return verdict
         known, new = (0 if part is None else part.queries for part in (self.known, self.new))

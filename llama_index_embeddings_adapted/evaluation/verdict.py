@@ -122,9 +122,8 @@ def with_small_parts(verdict: Verdict, known: int, new: int) -> Verdict:
     return Verdict(verdict.decision, reason, verdict.difference)
 
 
-def inconclusive(difference: Difference) -> Verdict:
+def inconclusive(difference: Difference, reason: str = "no significant gain or loss") -> Verdict:
     """Return the verdict on what may be chance, with the queries that would settle it if few."""
-    reason = "no significant gain or loss"
     needed, queries = difference.queries_needed, difference.queries
     if queries < needed < _WORTH_SAYING * queries:
         reason += f"; about {needed - queries:,} more judged queries would settle it"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode
 
 from ..adapters.maps import LinearAdapter
 from ..adapters.prior import MOST_QUERIES
@@ -17,13 +17,13 @@ from ..core.arrays import Keys, Vectors, content_hashes, l2_normalize
 from ..core.encoded import EncodedDataset, Qrels
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder
+from ..encoding.encoder import encode
 from ..errors import OptionError
 from ..lexical.bm25 import WEIGHT, ranked
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
-from ..serving.views import Views, index_and_nodes
+from ..serving.views import Views, index_and_nodes, texts_of
 from .closed_form import ridge
 
 SHRINKAGE = 100.0  # of 10, 30, 100, 300 the least that lost, words left out, on dev of no set
@@ -81,7 +81,7 @@ def adapt_without_labels(
     some = np.sort(np.random.default_rng(0).permutation(len(texts))[:MOST_QUERIES])
     asked = [texts[row] for row in some]
     quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
-    bank = _query_vectors(base, asked, **quiet) if asked else None
+    bank = adapted(base, encode(base_of(base), asked, "query", **quiet), "query") if asked else None
     found = HybridRetriever.from_nodes(
         index, nodes, embed_model=base, weight=weight, penalty=penalty, queries=texts, bank=bank,
         sources=sources[some], top_k=top_k, candidates=candidates, **quiet,
@@ -151,15 +151,7 @@ def _queries(
     if llm is not None:
         written = generate_qa_embedding_pairs(list(nodes.values()), llm, **writing)
         about = [written.relevant_docs[query][0] for query in written.queries]
-        own = [nodes[name].get_content(metadata_mode=MetadataMode.EMBED) for name in about]
+        own = texts_of(nodes[name] for name in about)
         texts = logged + list(written.queries.values())
         sources = np.concatenate([sources, content_hashes(own)])
     return texts, sources
-
-
-def _query_vectors(
-    model: BaseEmbedding, texts: list[str], cache_dir: CacheDir, show_progress: bool
-) -> Vectors:
-    with Encoder(base_of(model), cache_dir=cache_dir, show_progress=show_progress) as encoder:
-        vectors = encoder.encode(texts, "query")
-    return adapted(model, vectors, "query")

@@ -1,4 +1,9 @@
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +44,7 @@ from llama_index_embeddings_adapted.training.auto.selection import (
     select,
     weighted_error,
 )
-from llama_index_embeddings_adapted.training.auto.tune import tune
+from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
@@ -300,32 +305,26 @@ def test_what_is_trained_is_trained_once(monkeypatch):
     assert len(runs) == 2
 
 
+def tuned(kept: Path) -> AutoResult:
+    data, options = rotated_corpus(documents=200)[0], TrainingOptions(method=["linear", "mnr"])
+    return tune(data, options, kept=kept, show_progress=False)
+
+
+@pytest.mark.slow
 def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(monkeypatch, tmp_path):
-    data, _ = rotated_corpus(documents=40)
-    runs: list[int] = []
-    once, place = pipelines.descend, tmp_path / "adapter.fitting"
-
-    def killed(*args: Any, **settings: Any) -> Adapter:
-        runs.append(1)
-        if len(runs) == 4:
-            raise KeyboardInterrupt
-        return once(*args, **settings)
-
-    def run(seed: int = 0) -> Any:
-        options = TrainingOptions(seed=seed, method=["linear"])
-        return tune(data, options, kept=place, show_progress=False)
-
-    whole = run()
-    assert not place.exists()
-    monkeypatch.setattr(pipelines, "descend", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert len(list(place.glob("*/fold */linear"))) >= 1
-    done = len(list(place.glob("*/fold */linear")))
-    again = run()
-    assert len(runs) == 4 + (5 - done) + 1  # the other folds, and all queries
-    assert again.choice.gains == whole.choice.gains
-    assert again.candidate == whole.candidate
+    place, runs, once = tmp_path / "adapter.fitting", [], pipelines.descend
+    code = f"from tests.training.test_selection import *; tuned(Path({str(place)!r}))"
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while killed.poll() is None and not list(place.glob("*/fold */linear")):
+        time.sleep(0.002)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL  # in the midst of it
+    done = len([found for found in place.glob("*/fold */*") if found.name in SPECS])
+    monkeypatch.setattr(pipelines, "descend", lambda *a, **k: runs.append(1) or once(*a, **k))
+    again, trained = tuned(place), len(runs)
+    whole = tuned(tmp_path / "other")
+    assert 1 <= done == len(runs) - 2 * trained  # what the second run of all trained in addition
+    assert (again.choice.to_dict(), again.candidate) == (whole.choice.to_dict(), whole.candidate)
     assert not place.exists()
 
 

@@ -151,12 +151,11 @@ class MemoryRetriever(SteppedRetriever):
         temperature: In cosine units, ``> 0``.
         neighbours: How many remembered queries count at most.
         top_k: How many nodes come back at most; by default as many as the retriever gave.
-        match: Whether remembered ids are ``"node_id"``, or ``"ref_doc_id"`` of nodes that gain
-        alike. nodes: Remembered documents that the retriever did not give: id → node, or a
-        docstore. shares_embedding: Whether the retriever searches with the vectors of
-        ``embed_model``, so that
-            one embedding serves both, handed on in the ``QueryBundle`` or taken from it; by default
-            only where it holds this very object. Otherwise the bundle's is the retriever's alone.
+        match: Remembered ids are ``"node_id"``, or ``"ref_doc_id"``, whose nodes gain alike.
+        nodes: Where to find what the retriever did not give: id → node, or a docstore.
+        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``, so
+            that one embedding serves both, handed on in the ``QueryBundle`` or taken from it; by
+            default only where it holds this very object. Else the bundle's is the retriever's.
         callback_manager: That of the retriever by default.
 
     Raises:

@@ -21,9 +21,7 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
 from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ...errors import DatasetError
-from ...evaluation import metrics
-
-PerQuery = NDArray[np.float64]
+from ...evaluation.metrics import PerQuery, discounts, ideal_gain
 
 _DEPTH = 10
 
@@ -61,7 +59,7 @@ class TestFold:
     @cached_property
     def ideal(self) -> PerQuery:
         """What the best order of each judgement gains."""
-        return metrics.ideal_gain(self.relevance, _DEPTH)
+        return ideal_gain(self.relevance, _DEPTH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +282,7 @@ class QueryBasis:
         best.sort(axis=1)  # of equals, the first document comes first
         order = np.argsort(np.take_along_axis(worst, best, axis=1), axis=1, kind="stable")
         grades = np.take_along_axis(self._grades, np.take_along_axis(best, order, axis=1), axis=1)
-        gain: PerQuery = grades @ (1.0 / np.log2(np.arange(most) + 2.0))
+        gain: PerQuery = grades @ discounts(most)
         return gain / self._test.ideal
 
     def _search(self) -> None:

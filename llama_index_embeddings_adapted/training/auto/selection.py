@@ -17,13 +17,14 @@ from tqdm import tqdm
 from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
+from ...evaluation.metrics import PerQuery
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
 from ...evaluation.verdict import METRIC
 from ...evaluation.views import JudgedPart, WordScores, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, run_in_threads
-from .cross_fitting import Fold, PerQuery, QueryBasis, folds
+from .cross_fitting import Fold, QueryBasis, folds
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
 Mask = NDArray[np.bool_]

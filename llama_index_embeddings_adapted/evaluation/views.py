@@ -23,6 +23,7 @@ from ..core.arrays import (
     Rows,
     RowSource,
     Vectors,
+    first_k,
     l2_normalize,
     score_blocks,
 )
@@ -119,8 +120,8 @@ class Candidates:
             if excluded is not None:
                 hidden = excluded.take(np.arange(part.start, part.stop))
                 scores[hidden.queries, hidden.documents] = -np.inf
-            dense = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-            rows[part] = np.sort(np.concatenate([dense, words.first[part]], axis=1), axis=1)
+            both = [first_k(scores, count), words.first[part]]
+            rows[part] = np.sort(np.concatenate(both, axis=1), axis=1)
             cosines[part] = np.take_along_axis(scores, rows[part], axis=1)
         again = np.diff(rows, axis=1, prepend=NO_DOCUMENT) == 0  # found by both, or by none
         cosines[again] = -np.inf
@@ -192,7 +193,8 @@ def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bo
         shares = counts if share is None else [share if kind else 1 - share for kind, _ in kinds]
         weights = np.array(shares if sum(shares) else counts, dtype=np.float64)
         total = weights @ gains / weights.sum()
-        return total if given else np.where((gains >= 0).all(axis=0), total, -np.inf)
+        least = np.maximum(gains[:, :1], 0.0)  # what the model gains alone
+        return total if given else np.where((gains >= least).all(axis=0), total, -np.inf)
 
     return worth
 

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
@@ -182,21 +183,29 @@ def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bo
 
     ``base`` is NDCG@10 of the base model, ``known`` says which queries are about known documents,
     ``(n,)`` each; ``share`` of live queries will be, None: as of the judged ones. Where the user
-    said so, it is ``given``, and either part may lose.
+    said so, it is ``given``, and either part may lose. Nor may weights take from a part what the
+    same model gains there without them, :data:`GRID`'s first, by more than a standard error.
     """
 
     def worth(scores: PerQuery, among: Mask) -> PerQuery:
-        change = scores - base
-        kinds = [(kind, part) for kind, part in ((1, known), (0, ~known)) if (among & part).any()]
-        gains = np.stack([change[:, among & part].mean(axis=1) for _, part in kinds])
-        counts = [(among & part).sum() for _, part in kinds]
-        shares = counts if share is None else [share if kind else 1 - share for kind, _ in kinds]
+        parts = [(kind, among & (known == kind)) for kind in (True, False)]
+        changes = [(kind, (scores - base)[:, part]) for kind, part in parts if part.any()]
+        counts = [change.shape[1] for _, change in changes]
+        shares = counts if share is None else [share if kind else 1 - share for kind, _ in changes]
         weights = np.array(shares if sum(shares) else counts, dtype=np.float64)
-        total = weights @ gains / weights.sum()
-        least = np.maximum(gains[:, :1], 0.0)  # what the model gains alone
-        return total if given else np.where((gains >= least).all(axis=0), total, -np.inf)
+        total = weights @ np.stack([change.mean(axis=1) for _, change in changes]) / weights.sum()
+        harmless = np.all([_harmless(change) for _, change in changes], axis=0)
+        return np.where(harmless | given, total, -np.inf)
 
     return worth
+
+
+def _harmless(change: PerQuery) -> NDArray[np.bool_]:
+    """Say of which rows of ``(k, n)`` the mean is no loss, nor less than that of the first."""
+    behind = change[:1] - change
+    error = behind.std(axis=1) / change.shape[1] ** 0.5
+    found: NDArray[np.bool_] = (change.mean(axis=1) >= 0) & (behind.mean(axis=1) <= error)
+    return found
 
 
 def pick(grids: Sequence[PerQuery], among: Mask, worth: Worth) -> tuple[int, int]:

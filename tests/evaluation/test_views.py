@@ -137,6 +137,20 @@ def test_neither_part_may_lose_unless_the_mixture_is_given():
         assert views.pick([grid], everything, worth) == (0, expected)
 
 
+def test_weights_take_from_no_part_what_the_model_gains_there_alone_but_for_noise():
+    known, everything = np.arange(400) < 200, np.ones(400, dtype=bool)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(400)
+    alone = np.full((len(views.GRID), 400), 0.7)
+    taking, noisy = alone.copy(), alone.copy()
+    taking[5] += noise + np.where(known, -0.05, 0.3)  # more than the base model's .5, and less
+    noisy[5] += noise - noise[known].mean() + np.where(known, -0.002, 0.3)
+    worth = views.expected_gain(np.full(400, 0.5), known, 0.5, given=False)
+    assert views.pick([taking], everything, worth) == (0, 0)
+    assert views.pick([noisy], everything, worth) == (0, 5)
+    given = views.expected_gain(np.full(400, 0.5), known, 0.5, given=True)
+    assert views.pick([taking], everything, given) == (0, 5)
+
+
 def test_of_models_within_a_standard_error_the_simplest_is_taken():
     random = np.random.default_rng(0)
     base = np.full((len(views.GRID), 200), 0.5)

@@ -44,7 +44,9 @@ def _upgrade(given: argparse.Namespace) -> None:
 
 def _questions(given: argparse.Namespace) -> None:
     names = [name for name in questions.LABELS if name in given.sets]
-    questions.run(given.load, given.cache, names, given.most)
+    seeds = range(given.first, given.first + given.seeds)
+    asked = (given.most, given.examples, seeds, given.weights)
+    questions.run(given.load, given.cache, names, *asked)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
@@ -99,6 +101,9 @@ def main() -> None:
         "--packages", type=Path, help="folder of three packages, which sets are made of"
     )
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
+    parser.add_argument("--examples", type=int, default=8, help="that it is shown")
+    parser.add_argument("--weights", type=Path, help="of another Llama that writes, a GGUF file")
+    parser.add_argument("--first", type=int, default=0, help="seed")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     given = parser.parse_args()
     given.sets = tuple(given.sets or (every if given.packages else sets.NAMES))

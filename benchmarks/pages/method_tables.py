@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from statistics import mean, stdev
 from typing import Any
@@ -179,38 +180,51 @@ def composed_table() -> str:
     return "\n\n".join(shown)
 
 
-def _written() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield set, number of examples and row, of all that SmolLM2 wrote."""
+def _written() -> Iterator[tuple[tuple[Any, ...], Runs]]:
+    """Yield set, writer, examples and passages, and the rows of the seeds of that."""
     for name, rows in environment.load("questions").items():
         if name not in ("command", "environment"):
-            yield from ((name, shown, row) for shown, row in rows.items())
+            named = ("model", "examples", "passages")
+            for known in dict.fromkeys(tuple(row[each] for each in named) for row in rows):
+                mine = [row for row in rows if tuple(row[each] for each in named) == known]
+                yield (name, known[0].split("-")[0], *known[1:]), mine
 
 
 def questions_table() -> str:
-    """What was kept of what SmolLM2 wrote, and why the rest was not."""
+    """What was kept of what was written, and why the rest was not, over all seeds."""
     rows = []
-    for name, shown, row in _written():
-        reasons = (f"{reason.replace('_', ' ')} {n}" for reason, n in row["dropped"].items())
-        found = (f"{row['first']:.0%}", f"{row['in top 20']:.0%}")
-        rows.append((name, shown, row["written"], row["kept"], *found, ", ".join(reasons)))
-    return table("set | examples | written | kept | first | in the top 20 | dropped", rows)
+    for known, runs in _written():
+        dropped: Counter[str] = Counter()
+        for run in runs:
+            dropped.update(run["dropped"])
+        reasons = (f"{reason.replace('_', ' ')} {n}" for reason, n in dropped.most_common())
+        found = (f"{mean(run[each] for run in runs):.0%}" for each in ("first", "in top 20"))
+        counts = (sum(run[each] for run in runs) for each in ("written", "kept"))
+        rows.append((*known, len(runs), *counts, *found, ", ".join(reasons)))
+    return table(f"{_WRITTEN} | written | kept | first | in the top 20 | dropped", rows)
 
 
 def synthetic_table() -> str:
     """What the questions are good for: gains on queries that people wrote, in percent."""
     rows = []
-    for name, shown, row in _written():
-        base = row["ndcg@10"]
-        gains = {
-            view: f"{mean / base:+.1%} [{low / base:+.1%}, {high / base:+.1%}]"
-            for view, (mean, low, high) in row["gains"].items()
-        }
-        rows.append((name, shown, row["test queries"], f"{base:.4f}", *map(gains.get, _GAINS)))
-    views = " | ".join(_GAINS)
-    return table(f"test set | examples | queries | base | {views}", rows)
+    for known, runs in _written():
+        base = runs[0]["ndcg@10"]
+        cells = (_over_base([run["gains"][view] for run in runs], base) for view in _GAINS)
+        rows.append((*known, len(runs), f"{base:.4f}", *cells))
+    return table(" | ".join([_WRITTEN, "base", *_GAINS]), rows)
 
 
-_GAINS = ("linear", "base, prior", "base, words", "base, words, prior", "linear, words, prior")
+def _over_base(gains: list[list[float]], base: float) -> str:
+    """Return the mean gain of several seeds, and how many are proven, or proven losses."""
+    above, below = (sum(each) for each in ((g[1] > 0 for g in gains), (g[2] < 0 for g in gains)))
+    proven = f" ({above} above 0)" if above else ""
+    return f"{mean(g[0] for g in gains) / base:+.1%}{proven}{f' ({below} below 0)' * (below > 0)}"
+
+
+_WRITTEN = "set | writer | examples | passages | seeds"
+_GAINS = (
+    "linear", "auto", "base, prior", "base, words", "base, words, prior", "auto, words, prior",
+)  # fmt: skip
 
 
 def upgrade_table() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
+from llama_index_embeddings_adapted.questions.options import DRAWN_EXAMPLES
 from llama_index_embeddings_adapted.questions.selection import round_trip
 
 #: Set → what its passages and queries are called.
@@ -38,11 +40,19 @@ LABELS = {
     "aws_cli": ("Command", "Query"),
     "docstrings": ("Code", "Query"),
 }
-EXAMPLES = 8  # that the writer draws from the training part
 SHOWN = 30
+_NAMED = ("model", "examples", "passages", "seed")  # what tells a row from others of its set
 
 
-def run(load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], most: int) -> None:
+def run(
+    load: Callable[[str], sets.RealSet],
+    cache: Path,
+    names: Sequence[str],
+    most: int,
+    examples: int,
+    seeds: Sequence[int],
+    weights: Path | None = None,
+) -> None:
     """Per set: have questions written, train on them and nothing else, test on people's.
 
     Args:
@@ -50,44 +60,84 @@ def run(load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], 
         cache: Of vectors and answers.
         names: Which sets.
         most: Passages asked about, one question each.
+        examples: Pairs of the training part that the writer is shown, drawn by a seed; with 0 it is
+            asked in chat turns, in our own styles.
+        seeds: Of the examples, of the passages asked about, and of training.
+        weights: A GGUF file; None for SmolLM2.
     """
-    base = environment.minilm(embed_batch_size=32)
+    base, llm = environment.minilm(embed_batch_size=32), LocalLlama(path=weights and str(weights))
     for name in names:
         real = load(name)
         test = views._some(real.tests["test"], views.MOST_TEST)
-        row = _measured(name, real.train, test, base, cache, most)
-        command = f"python -m benchmarks questions --most {most}"
-        environment.add("questions", command, (name, str(EXAMPLES)), row)
-        print(name, row["kept"], row["ndcg@10"], row["gains"], flush=True)
+        for seed in seeds:
+            known = (llm.metadata.model_name, examples, most, seed)
+            shown = _drawn(real.train, examples, seed)
+            row = dict(zip(_NAMED, known, strict=True))
+            row |= _measured(name, shown, test, base, llm, cache, most, seed)
+            command = f"python -m benchmarks questions --most {most}"
+            environment.update("questions", command, partial(_put, name, row))
+            print(name, row["kept"], row["ndcg@10"], row["gains"], flush=True)
+
+
+def _put(name: str, row: dict[str, Any], results: dict[str, Any]) -> None:
+    key = [row[each] for each in _NAMED]
+    others = [one for one in results.get(name, []) if [one[each] for each in _NAMED] != key]
+    results[name] = sorted([*others, row], key=lambda one: [one[each] for each in _NAMED])
+
+
+def _drawn(train: Dataset, count: int, seed: int) -> Dataset | None:
+    """Draw pairs about different documents, unless the writer draws as many itself."""
+    if count in (0, DRAWN_EXAMPLES):
+        return train if count else None
+    queries, asked, drawn = list(train.queries), set[str](), []
+    random.Random(seed).shuffle(queries)
+    for query in queries:
+        document = max(train.relevant_docs[query], key=partial(train.grade, query))
+        if document not in asked and len(drawn) < count:
+            asked.add(document)
+            drawn.append(query)
+    return train.subset(drawn)
 
 
 def _measured(
-    name: str, train: Dataset, test: Dataset, base: Any, cache: Path, most: int
+    name: str,
+    examples: Dataset | None,
+    test: Dataset,
+    base: Any,
+    llm: LocalLlama,
+    cache: Path,
+    most: int,
+    seed: int,
 ) -> dict[str, Any]:
     written = generate_qa_embedding_pairs(
         [TextNode(id_=each, text=text) for each, text in test.corpus.items()],
-        LocalLlama(),
-        examples=train,
+        llm,
+        examples=examples,
         labels=LABELS[name],
         num_questions_per_chunk=1,
         max_chunks=most,
+        seed=seed,
         embed_model=base,
         cache_dir=cache,
         show_progress=False,
     )
+    adapters, verdicts = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            written,
-            base,
-            model_output_path=Path(folder),
-            method="linear",
-            cache_dir=cache,
-            show_progress=False,
-        )
-        engine.finetune()
-        adapter = engine.get_finetuned_model().adapter
+        for method in ("linear", "auto"):
+            engine = EmbeddingAdapterFinetuneEngine(
+                written,
+                base,
+                model_output_path=Path(folder) / method,
+                method=method,
+                seed=seed,
+                cache_dir=cache,
+                show_progress=False,
+            )
+            engine.finetune()
+            adapters[method] = engine.get_finetuned_model().adapter
+            verdicts[method] = engine.report.verdict
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
-        scores = _views(written, test, encoder, adapter)
+        scores = _views(written, test, encoder, adapters)
     start = scores["base"].values("ndcg@10")
     gains = {
         view: paired_difference(start, found.values("ndcg@10"), metric="ndcg@10")
@@ -97,14 +147,16 @@ def _measured(
     return {
         **_facts(written, base, cache),
         "test queries": len(test),
-        "verdict": engine.report.verdict,
+        "verdicts": verdicts,
         "ndcg@10": scores["base"]["ndcg@10"],
         "gains": {v: [gain.mean, gain.low, gain.high] for v, gain in gains.items()},
     }
 
 
-def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> dict[str, Any]:
-    """Return the scores of base and adapter, alone and with words and a prior at fixed weights."""
+def _views(
+    written: Dataset, test: Dataset, encoder: Encoder, adapters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the scores of base and adapters, alone and with words and a prior at fixed weights."""
     bank = l2_normalize(encoder.encode(list(written.queries.values()), "query"))
     about = [written.corpus[documents[0]] for documents in written.relevant_docs.values()]
     data = encoder.dataset(test)
@@ -113,7 +165,7 @@ def _views(written: Dataset, test: Dataset, encoder: Encoder, adapter: Any) -> d
     documents = l2_normalize(data.documents)
     keys = content_hashes(list(test.corpus.values()))
     found = {}
-    for label, change in (("base", None), ("linear", adapter)):
+    for label, change in {"base": None, **adapters}.items():
         asked, queries = (_adapted(change, each) for each in (bank, l2_normalize(data.queries)))
         prior = DocumentPrior(asked, content_hashes(about))
         nearness = prior.nearness(documents, keys)
@@ -135,7 +187,7 @@ def _facts(written: Dataset, base: Any, cache: Path) -> dict[str, Any]:
     randomness = random.Random(0)
     answers = report.to_dict()
     return {
-        "examples": answers["shown"],
+        "shown": answers["shown"],
         "written": report.written,
         "kept": len(report.kept),
         "dropped": answers["dropped"],

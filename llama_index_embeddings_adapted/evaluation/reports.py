@@ -31,6 +31,23 @@ from .verdict import (
 from .views import ViewsReport
 
 
+@dataclass(frozen=True)
+class LearningCurve:
+    """What the chosen candidate gains by a quarter, a half and all of each fold's queries."""
+
+    queries: tuple[int, ...]  #: Trained on, in the mean of the folds.
+    gains: tuple[
+        float, ...
+    ]  #: Mean change in NDCG@10, of judged queries as live ones are expected.
+    #: Whether all gain more than the half, by more than a standard error and a tenth of the gain.
+    grows: bool
+
+    def __str__(self) -> str:
+        pairs = zip(self.queries, self.gains, strict=True)
+        steps = ", ".join(f"{queries} gain {gain:+.4f}" for queries, gain in pairs)
+        return f"training queries: {steps}; more would {'' if self.grows else 'hardly '}gain more"
+
+
 @dataclass(frozen=True, eq=False)
 class SelectionReport:
     """How a pipeline was chosen, and what became of it."""
@@ -46,6 +63,7 @@ class SelectionReport:
     failed: Mapping[str, str]  #: Candidate → why it could not be fitted.
     #: Candidate → half the 95 % interval of each of its gains.
     margins: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    curve: LearningCurve | None = None  #: Where an LLM wrote the queries, so that more can be had.
 
     @property
     def ship(self) -> bool:
@@ -54,7 +72,8 @@ class SelectionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON knows it."""
-        return {**_plain(self, without=("verdict",)), "ship": self.ship}
+        curve = self.curve and asdict(self.curve)
+        return {**_plain(self, without=("verdict",)), "ship": self.ship, "curve": curve}
 
 
 @dataclass(frozen=True)
@@ -294,6 +313,7 @@ class FinetuneReport:
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"
         if self.choice is not None:
             kept = f"chosen: {self.choice.recipe} of {len(self.choice.gains)} candidates"
+            lines += [f"  {self.choice.curve}"] if self.choice.curve else []
         lines.append(
             f"  {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
             f"{self.base_texts} texts embedded in {self.base_calls} calls"

@@ -300,6 +300,7 @@ class EmbeddingAdapterFinetuneEngine:
             options,
             words=None if options.lexical is None else partial(WordScores.within, everything),
             kept=self._output.with_name(f"{self._output.name}.fitting"),
+            curve=everything.synthetic,
             show_progress=self._show_progress,
         )
         texts = Texts.of(everything, tuned.judged["base"])

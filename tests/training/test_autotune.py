@@ -104,6 +104,21 @@ def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts):
     assert json.loads(json.dumps(found.choice.to_dict(), allow_nan=False))["ship"] is True
 
 
+def test_a_curve_says_what_fewer_queries_gain_and_whether_more_would():
+    few, _ = parts(rotated_corpus(documents=60)[0])
+    found = tune(few, TrainingOptions(method="ridge"), curve=True, show_progress=False).choice.curve
+    quarter, half, whole = found.queries
+    assert (quarter, half) == pytest.approx((whole / 4, whole / 2), abs=1)
+    assert found.gains[0] < found.gains[1] < found.gains[2]
+    assert found.grows
+    assert str(found).endswith(f"{whole} gain {found.gains[2]:+.4f}; more would gain more")
+    many, _ = parts(rotated_corpus(documents=600)[0])
+    found = tune(many, TrainingOptions(method="ridge"), curve=True, show_progress=False).choice
+    assert not found.curve.grows  # 12 dimensions are learnt long before
+    assert found.to_dict()["curve"]["queries"] == found.curve.queries
+    assert tuned(shuffled()).choice.curve is None
+
+
 @pytest.mark.usefixtures("quick")
 def test_nothing_ships_where_there_is_nothing_to_learn():
     data = shuffled()

@@ -1,5 +1,6 @@
 """Words and a prior without labels: over an index, over nodes, with a log or with an LLM."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,17 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode, TextNode
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_without_labels
+from llama_index_embeddings_adapted import (
+    AdaptedEmbedding,
+    adapt_without_labels,
+    generate_until_enough,
+)
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.evaluation.reports import LearningCurve
 from llama_index_embeddings_adapted.lexical.bm25 import ranked
-from llama_index_embeddings_adapted.training import unlabelled
+from llama_index_embeddings_adapted.training import enough, unlabelled
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
 
@@ -99,3 +105,34 @@ def test_what_cannot_be_meant_is_refused(nodes, base):
         adapt_without_labels([], base, **QUIET)
     with pytest.raises(OptionError, match=r"expected LlamaIndex nodes.*got str"):
         adapt_without_labels(["one text"], base, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("grows", "asked"),
+    [
+        ([False], [2]),
+        ([True, False], [2, 4]),
+        ([None, True, True], [2, 4, 5]),  # nothing gains yet: on, to max_chunks
+    ],
+)
+def test_questions_are_asked_for_until_more_would_hardly_gain(
+    small, nodes, base, monkeypatch, grows, asked
+):
+    calls: list[int] = []
+    curves = [each if each is None else LearningCurve((1, 2, 4), (0, 0, 0), each) for each in grows]
+
+    def write(given: list[Any], llm: Any, *, max_chunks: int, **options: Any) -> Dataset:
+        assert (options["styles"], options["embed_model"]) == (["question"], base)
+        calls.append(max_chunks)
+        return small
+
+    def tune(*_: Any, curve: bool, **__: Any) -> Any:
+        return SimpleNamespace(choice=SimpleNamespace(curve=curves[len(calls) - 1], verdict=""))
+
+    monkeypatch.setattr(enough, "generate_qa_embedding_pairs", write)
+    monkeypatch.setattr(enough, "tune", tune)
+    settings: Any = {"first": 2, "max_chunks": 5, "styles": ["question"], **QUIET}
+    assert generate_until_enough(nodes, "an LLM", base, **settings) is small
+    assert calls == asked
+    with pytest.raises(OptionError, match="first: expected at most max_chunks, 1, got 2"):
+        generate_until_enough(nodes, "an LLM", base, **{**settings, "max_chunks": 1})

@@ -18,6 +18,7 @@ from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.metrics import PerQuery
+from ...evaluation.reports import LearningCurve
 from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
 from ...evaluation.verdict import METRIC
 from ...evaluation.views import JudgedPart, WordScores, candidates_of
@@ -30,6 +31,8 @@ from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 Mask = NDArray[np.bool_]
 
 ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
+_SHARES = (0.25, 0.5, 1.0)  # of the training queries, of a learning curve
+_WORTH = 0.1  # of the gain: what twice the queries have to add
 _FINALISTS = 5  # that a mixture with words is chosen among
 _MOST_JUDGED = 800  # of a fold: 4,000 in all prove a gain of .016 NDCG@10, mostly much less
 
@@ -202,6 +205,7 @@ class Selection:
     judged: dict[str, RetrievalScores] = field(default_factory=dict)
     finalists: Sequence[PipelineSpec] = ()  #: What a mixture with words may take, identity first.
     parts: Sequence[JudgedPart] = ()  #: What each of them finds by both, fold after fold.
+    curve: LearningCurve | None = None  #: What fewer queries gain, where that was asked.
 
 
 def select(
@@ -212,6 +216,7 @@ def select(
     *,
     words: WordScores | None = None,
     kept: Path | None = None,
+    curve: bool = False,
     bar: Any = None,
 ) -> Selection:
     """Choose a spec and judge the choice.
@@ -221,14 +226,15 @@ def select(
     in which specs are proposed at all); the spec to follow is chosen on all.
 
     On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
-    the queries; trained maps are kept in ``kept`` for a run after a kill; ``bar`` shows
-    :func:`work` done in a fold.
+    the queries; trained maps are kept in ``kept`` for a run after a kill; ``curve`` asks what fewer
+    queries gain; ``bar`` shows :func:`work` done in a fold.
     """
     search = _Search(data, mix, options, kept, bar)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
-    return search.conclude(words)
+    found = search.conclude(words)
+    return replace(found, curve=search.curve(found.spec)) if curve else found
 
 
 #: Of fitting and scoring a spec in a fold: measured on five sets. Of one training, the first part
@@ -251,6 +257,15 @@ class FoldJudge:
 
     fold: Fold
     fitter: PipelineFitter
+
+    def with_share(self, share: float) -> FoldJudge:
+        """Return the judge of a fold that trains on a share of the queries, in (0, 1]."""
+        train, options = self.fold.train, self.fitter.options
+        count = len(train.relevance)
+        order = np.random.default_rng(options.seed).permutation(count)
+        fewer = train.take(np.sort(order[: max(1, round(share * count))]))
+        fitter = PipelineFitter(fewer, options, self.fitter.spectrum)
+        return FoldJudge(Fold(fewer, self.fold.test), fitter)
 
     def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
@@ -336,6 +351,25 @@ class _Search:
             parts = [self._with_words(judge, finalists, words) for judge in self._judges]
         chosen = judged["adapted"].values(METRIC)
         return Selection(best, scores, chosen, self._failed, judged, finalists, parts)
+
+    def curve(self, spec: PipelineSpec) -> LearningCurve | None:
+        """Return what a spec gains by fewer queries; None for the identity and where it fails."""
+        if spec == IDENTITY:
+            return None
+        counts, gains = [], []
+        for share in _SHARES:
+            judges = [judge.with_share(share) for judge in self._judges]
+            try:
+                scores = np.concatenate([judge.prepared(spec)() for judge in judges])
+            except FAILURES:
+                return None
+            counts.append(round(np.mean([len(judge.fold.train.relevance) for judge in judges])))
+            gains.append(scores - self.scores.scores[IDENTITY])
+        weights, growth = self.scores.weights(self.scores.everything), gains[-1] - gains[-2]
+        means = tuple(float(weights @ gain) for gain in gains)
+        least = max(weighted_error(growth, weights), _WORTH * means[-1])
+        grows = bool(weights @ growth > least)
+        return LearningCurve(tuple(counts), means, grows)
 
     def _finalists(self, chosen: PipelineSpec) -> list[PipelineSpec]:
         """Return the best specs: what gains much beside words gains by vectors, too."""

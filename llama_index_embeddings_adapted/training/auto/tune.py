@@ -72,6 +72,7 @@ def tune(
     *,
     words: Callable[[EncodedDataset], WordScores] | None = None,
     kept: Path | None = None,
+    curve: bool = False,
     show_progress: bool = True,
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
@@ -81,6 +82,7 @@ def tune(
         options: Of all training by gradients, ``max_candidates`` at most 1,024, and what competes.
         words: Says what words find in these queries and documents; None: vectors only.
         kept: A folder for what a run after a kill need not train again; gone after success.
+        curve: Say what fewer queries gain.
         show_progress: Show bars, and what gain the data can prove.
     """
     methods = check_methods(options.method, options.adapts)
@@ -99,7 +101,8 @@ def tune(
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
-            selection = select(sample, space, mix, options, words=found, kept=place, bar=bar)
+            shown: Any = {"kept": place, "curve": curve, "bar": bar}
+            selection = select(sample, space, mix, options, words=found, **shown)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
         candidate, failure = refit_on_all(selection.spec, data, options)
@@ -117,7 +120,8 @@ def tune(
         for of in (scores.mean_gains, scores.margins)
     )
     failed = {str(spec): why for spec, why in selection.failed.items()}
-    report = choice(str(selection.spec), verdict, gains=gains, failed=failed, margins=margins)
+    found_: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
+    report = choice(str(selection.spec), verdict, **found_)
     served = candidate if report.ship or options.ship == "always" else identity
     mixture = _mixture(selection, candidate, data, options)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)

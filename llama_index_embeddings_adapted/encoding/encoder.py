@@ -151,8 +151,14 @@ class Encoder:
             self._check_model(role, after=LEAST_CHECKED)
         return rows, vectors[rows], failures
 
-    def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
-        """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError."""
+    def dataset(
+        self, dataset: EmbeddingQAFinetuneDataset, *, training: bool = False
+    ) -> EncodedDataset:
+        """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError.
+
+        For ``training``, what may answer a question of an LLM does not compete, see
+        :meth:`EncodedDataset.without_rivals`.
+        """
         dataset, vectors = answered(dataset, "dataset"), []
         sides: tuple[tuple[dict[str, str], Role], ...]
         sides = (dataset.queries, "query"), (dataset.corpus, "document")
@@ -165,7 +171,9 @@ class Encoder:
                 if error.ids:
                     error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
                 raise
-        return with_rows(dataset, *vectors)
+        encoded, sources = with_rows(dataset, *vectors), dataset.provenance or {}
+        written = [query for query in dataset.queries if sources.get(query) == "llm"]
+        return encoded.without_rivals(written) if training else encoded
 
     def close(self) -> None:
         """Release the cache's files; leaving a ``with`` block does so too."""

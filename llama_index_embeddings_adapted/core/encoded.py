@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Keys, Rows, Vectors, l2_normalize, top_k
+from .arrays import Keys, Rows, Vectors
 
-_MOST_RIVALS = 500  # of a question
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1
 
@@ -165,50 +164,15 @@ class EncodedDataset:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is scored otherwise than ids and judgements alone would have it, in words."""
-        queries, documents = self.hidden_entries or ((), ())
-        pairs = zip(queries, documents, strict=True)
-        own = sum(self.query_ids[query] == self.document_ids[document] for query, document in pairs)
-        rivals = len(queries) - own
+        own = 0 if self.hidden is None else int((self.hidden.counts > 0).sum())
         twins = len(self.scored.documents) - len(self.relevance.documents)
         told = (
             (own, f"{own:,} queries stand in the corpus under their own id, and are not searched "
              "for themselves (ignore_identical_ids)"),
-            (rivals, f"{rivals / max(1, len(self.queries)):,.1f} documents do not compete for a "
-             "question, in the mean, as they are nearer to its passage than the question is"),
             (twins, f"{twins:,} documents have the text of a relevant one, and count as relevant "
              "(twins_count)"),
         )  # fmt: skip
         return tuple(words for count, words in told if count)
-
-    def without_rivals(self, written: Sequence[str]) -> EncodedDataset:
-        """Let documents not compete for written questions whose passages are nearer to them.
-
-        Who writes a question has seen one passage. Others may answer it as well, and nobody judged
-        them: those that are nearer to the passage than the question itself is, of the nearest 500.
-        A map that learns to rank them below unlearns what the base model knows.
-
-        Args:
-            written: Ids of the questions.
-
-        Source:
-            Ours; the negatives that RocketQA (Qu et al. 2021, arXiv:2010.08191) leaves to a
-            cross-encoder to find.
-        """
-        chosen = set(written)
-        asked = np.array([row for row, name in enumerate(self.query_ids) if name in chosen], int)
-        if not len(asked):
-            return self
-        units, first = l2_normalize(self.documents), self.relevance.offsets[asked]
-        passages = units[self.relevance.documents[first]]
-        found, nearness = top_k(passages, units, _MOST_RIVALS)
-        own = np.einsum("ij,ij->i", l2_normalize(self.queries[asked]), passages)
-        answers = self.relevance.take(asked).with_twins(self.canonical_rows)
-        rivals = (nearness > own[:, None]) & (answers.grades_at(found) == 0)
-        lists: list[list[int]] = [[] for _ in self.query_ids]
-        for row, documents, keep in zip(asked, found, rivals, strict=True):
-            lists[row] = documents[keep].tolist()
-        hidden = Qrels.from_lists(lists)
-        return replace(self, hidden=hidden if self.hidden is None else self.hidden.plus(hidden))
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""

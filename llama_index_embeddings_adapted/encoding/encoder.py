@@ -151,14 +151,8 @@ class Encoder:
             self._check_model(role, after=LEAST_CHECKED)
         return rows, vectors[rows], failures
 
-    def dataset(
-        self, dataset: EmbeddingQAFinetuneDataset, *, training: bool = False
-    ) -> EncodedDataset:
-        """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError.
-
-        For ``training``, what may answer a question of an LLM does not compete, see
-        :meth:`EncodedDataset.without_rivals`.
-        """
+    def dataset(self, dataset: EmbeddingQAFinetuneDataset) -> EncodedDataset:
+        """Embed the queries and documents of a dataset, or raise a DatasetError or EncodeError."""
         dataset, vectors = answered(dataset, "dataset"), []
         sides: tuple[tuple[dict[str, str], Role], ...]
         sides = (dataset.queries, "query"), (dataset.corpus, "document")
@@ -171,9 +165,7 @@ class Encoder:
                 if error.ids:
                     error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
                 raise
-        encoded, sources = with_rows(dataset, *vectors), dataset.provenance or {}
-        written = [query for query in dataset.queries if sources.get(query) == "llm"]
-        return encoded.without_rivals(written) if training else encoded
+        return with_rows(dataset, *vectors)
 
     def close(self) -> None:
         """Release the cache's files; leaving a ``with`` block does so too."""

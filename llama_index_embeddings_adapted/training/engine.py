@@ -253,8 +253,8 @@ class EmbeddingAdapterFinetuneEngine:
 
     def _stop_early(self, encoder: Encoder, options: TrainingOptions, began: float) -> _Found:
         """Train with early stopping, then on everything for as many epochs."""
-        own, judges = encoder.dataset(self.dataset, training=True), self._val_dataset
-        given = None if judges is None else encoder.dataset(judges, training=True)
+        own = encoder.dataset(self.dataset)
+        given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
         data = own if given is None else drop_leaked_queries(own, given)
         start, dim = self._start, data.documents.shape[1]
         if start is None and options.start == "identity":
@@ -293,7 +293,7 @@ class EmbeddingAdapterFinetuneEngine:
         """Let methods compete on all queries, each judged by what has not seen it."""
         given = self._val_dataset
         everything = self.dataset if given is None else self.dataset.merged(given)
-        data = encoder.dataset(everything, training=True)
+        data = encoder.dataset(everything)
         check_queries_differ(data)
         tuned = tune(
             data,

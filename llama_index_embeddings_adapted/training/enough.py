@@ -64,7 +64,7 @@ def generate_until_enough(
             nodes, llm, max_chunks=asked, embed_model=base, **quiet, **writing
         )
         with Encoder(base, **quiet) as encoder:
-            data = encoder.dataset(written, training=True)
+            data = encoder.dataset(written)
         found = tune(data, TrainingOptions(), curve=True, show_progress=False).choice
         if show_progress:
             tqdm.write(f"{asked} passages: {found.curve or found.verdict}", file=sys.stderr)

@@ -23,7 +23,6 @@ from llama_index_embeddings_adapted import (
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, fingerprint_of
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import (
     DatasetError,
     FolderError,
@@ -488,18 +487,3 @@ def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(
     assert "(ignore_identical_ids)" in str(engine.report)
     plain = trained(data.scored(ignore_identical_ids=False), epochs=2)
     assert plain.report.base["hit_rate@1"] == 0.0 < engine.report.base["hit_rate@1"]
-
-
-def test_what_is_nearer_to_the_passage_than_a_written_question_does_not_compete(base):
-    corpus = {"a": "red car fast", "twin": "red car fast", "b": "red car", "c": "slow whale"}
-    queries = {"far": "fast car it is", "own": "red car fast"}
-    data = Dataset(queries, corpus, {"far": ["a"], "own": ["a"]})
-    with Encoder(base, cache_dir=False, show_progress=False) as encoder:
-        judged = encoder.dataset(data.with_provenance("llm"))
-        learnt = encoder.dataset(data.with_provenance("llm"), training=True)
-        real = encoder.dataset(data.with_provenance("human"), training=True)
-    assert judged.hidden is None
-    assert real.hidden is None
-    hidden = [[learnt.document_ids[row] for row in learnt.hidden.relevant_to(q)] for q in (0, 1)]
-    assert hidden == [["b"], []]  # neither the answer and its twin, nor what is less near
-    assert learnt.notes[0].startswith("0.5 documents do not compete for a question, in the mean")

@@ -180,38 +180,56 @@ def composed_table() -> str:
     return "\n\n".join(shown)
 
 
-def _written() -> Iterator[tuple[tuple[Any, ...], Runs]]:
-    """Yield set, writer, examples and passages, and the rows of the seeds of that."""
+def _written(*, alike: bool) -> Iterator[tuple[tuple[Any, ...], Runs]]:
+    """Yield set, writer, examples and passages, and the rows of the seeds of that.
+
+    ``alike``: as the writer asks by itself, eight examples and many passages; else by 100 passages.
+    """
+    named = ("model", "examples", "passages")
     for name, rows in environment.load("questions").items():
         if name not in ("command", "environment"):
-            named = ("model", "examples", "passages")
             for known in dict.fromkeys(tuple(row[each] for each in named) for row in rows):
-                mine = [row for row in rows if tuple(row[each] for each in named) == known]
-                yield (name, known[0].split("-")[0], *known[1:]), mine
+                model, examples, passages = known
+                if alike == (passages > 100 or "SmolLM2" not in model):
+                    mine = [row for row in rows if tuple(row[each] for each in named) == known]
+                    yield (name, model.split("-")[0], examples, passages), mine
 
 
 def questions_table() -> str:
     """What was kept of what was written, and why the rest was not, over all seeds."""
     rows = []
-    for known, runs in _written():
+    for (name, writer, _, passages), runs in _written(alike=True):
         dropped: Counter[str] = Counter()
         for run in runs:
             dropped.update(run["dropped"])
         reasons = (f"{reason.replace('_', ' ')} {n}" for reason, n in dropped.most_common())
         found = (f"{mean(run[each] for run in runs):.0%}" for each in ("first", "in top 20"))
         counts = (sum(run[each] for run in runs) for each in ("written", "kept"))
-        rows.append((*known, len(runs), *counts, *found, ", ".join(reasons)))
+        rows.append((name, writer, passages, len(runs), *counts, *found, ", ".join(reasons)))
     return table(f"{_WRITTEN} | written | kept | first | in the top 20 | dropped", rows)
 
 
 def synthetic_table() -> str:
     """What the questions are good for: gains on queries that people wrote, in percent."""
     rows = []
-    for known, runs in _written():
+    for (name, writer, _, passages), runs in _written(alike=True):
         base = runs[0]["ndcg@10"]
         cells = (_over_base([run["gains"][view] for run in runs], base) for view in _GAINS)
-        rows.append((*known, len(runs), f"{base:.4f}", *cells))
+        rows.append((name, writer, passages, len(runs), f"{base:.4f}", *cells))
     return table(" | ".join([_WRITTEN, "base", *_GAINS]), rows)
+
+
+def examples_table() -> str:
+    """What examples are worth: kept of 100 questions, and the gains of a map and of all views."""
+    counts = (0, 3, 8, 20)
+    found: dict[str, dict[int, str]] = {}
+    for (name, _, examples, _), (run, *_) in _written(alike=False):
+        gains = (run["gains"][view][0] / run["ndcg@10"] for view in ("linear", _GAINS[-1]))
+        found.setdefault(name, {})[examples] = " ".join(
+            [f"{run['kept']}:", *(f"{gain:+.1%}" for gain in gains)]
+        )
+    rows = [(name, *(cells.get(count, "–") for count in counts)) for name, cells in found.items()]
+    return table(" | ".join(["set", *(f"{count} examples" for count in counts)]), rows)
 
 
 def _over_base(gains: list[list[float]], base: float) -> str:
@@ -221,7 +239,7 @@ def _over_base(gains: list[list[float]], base: float) -> str:
     return f"{mean(g[0] for g in gains) / base:+.1%}{proven}{f' ({below} below 0)' * (below > 0)}"
 
 
-_WRITTEN = "set | writer | examples | passages | seeds"
+_WRITTEN = "set | writer | passages | seeds"
 _GAINS = (
     "linear", "auto", "base, prior", "base, words", "base, words, prior", "auto, words, prior",
 )  # fmt: skip
@@ -315,6 +333,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "composed": composed_table,
     "questions": questions_table,
     "synthetic": synthetic_table,
+    "examples": examples_table,
     "upgrade": upgrade_table,
     "watching": watching_table,
     "views": views_table,

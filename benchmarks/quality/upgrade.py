@@ -9,13 +9,8 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
+import llama_index_embeddings_adapted as package
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import (
-    EmbeddingQAFinetuneDataset,
-    RetrievalScores,
-    evaluate_upgrade,
-    upgrade_adapter,
-)
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 #: Of each set, drawn with a fixed seed: mpnet embeds four texts a second.
@@ -43,8 +38,8 @@ def _one(
     models: dict[str, BaseEmbedding], old: str, new: str, dataset: Any, cache: Path
 ) -> dict[str, Any]:
     pair = models[old], models[new]
-    upgrade = upgrade_adapter(*pair, list(dataset.corpus.values()), cache_dir=cache)
-    scores = evaluate_upgrade(upgrade, *pair, dataset, cache_dir=cache)
+    upgrade = package.upgrade_adapter(*pair, list(dataset.corpus.values()), cache_dir=cache)
+    scores = package.evaluate_upgrade(upgrade, *pair, dataset, cache_dir=cache)
     print(old, "→", new, upgrade, scores, sep="\n", flush=True)
     return {
         "old": old,
@@ -60,7 +55,7 @@ def _one(
     }
 
 
-def _part(test: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+def _part(test: package.EmbeddingQAFinetuneDataset) -> package.EmbeddingQAFinetuneDataset:
     """Return some judged queries, a document or two relevant to each, and others up to the cap."""
     random = np.random.default_rng(0)
     asked = random.permutation(sorted(test.queries))[:QUERIES].tolist()
@@ -68,14 +63,14 @@ def _part(test: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
     wanted = {document for documents in relevant.values() for document in documents}
     others = random.permutation(sorted(set(test.corpus) - wanted)).tolist()
     kept = wanted | set(others[: DOCUMENTS - len(wanted)])
-    return EmbeddingQAFinetuneDataset(
+    return package.EmbeddingQAFinetuneDataset(
         {query: test.queries[query] for query in asked},
         {document: text for document, text in test.corpus.items() if document in kept},
         {query: [each for each in test.relevant_docs[query] if each in kept] for query in asked},
     )
 
 
-def _interval(one: RetrievalScores, other: RetrievalScores) -> list[float]:
+def _interval(one: package.RetrievalScores, other: package.RetrievalScores) -> list[float]:
     metric = "ndcg@10"
     lost = paired_difference(one.values(metric), other.values(metric), metric=metric)
     return [lost.mean, lost.low, lost.high]

@@ -23,19 +23,7 @@ from llama_index_embeddings_adapted import (
     LowRankAdapter,
     MemoryRetriever,
 )
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.composites import (
-    FEATURES,
-    Gate,
-    GatedAdapter,
-    StackedAdapter,
-)
-from llama_index_embeddings_adapted.adapters.maps import (
-    KernelAdapter,
-    NudgeAdapter,
-    TwoLayerAdapter,
-    UnitAdapter,
-)
+from llama_index_embeddings_adapted.adapters import composites, maps, saving
 from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
@@ -96,16 +84,18 @@ def _random(*shape: int) -> Any:
 
 def _adapters() -> list[Any]:
     linear, few = LinearAdapter(_random(DIM, DIM), _random(DIM)), l2_normalize(_random(5, DIM))
-    gate = Gate(few, few[:2], few[2:], np.ones(2), np.ones(len(FEATURES) + 1),
-                -np.ones(len(FEATURES)), np.ones(len(FEATURES)))  # fmt: skip
-    nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), _random(3, DIM))
+    gate = composites.Gate(few, few[:2], few[2:], np.ones(2), np.ones(len(composites.FEATURES) + 1),
+                -np.ones(len(composites.FEATURES)), np.ones(len(composites.FEATURES)))  # fmt: skip
+    nudges = maps.NudgeAdapter.of(np.arange(3, dtype=np.uint64), _random(3, DIM))
     return [
         linear,
         LowRankAdapter.identity(DIM, rank=4),
-        TwoLayerAdapter.identity(DIM, hidden=4),
-        GatedAdapter(linear, KernelAdapter(linear, few, few), gate),
-        KernelAdapter(linear, few, few),
-        StackedAdapter(LinearAdapter(_random(DIM, DIM), shared=True), nudges, UnitAdapter(DIM)),
+        maps.TwoLayerAdapter.identity(DIM, hidden=4),
+        composites.GatedAdapter(linear, maps.KernelAdapter(linear, few, few), gate),
+        maps.KernelAdapter(linear, few, few),
+        composites.StackedAdapter(
+            LinearAdapter(_random(DIM, DIM), shared=True), nudges, maps.UnitAdapter(DIM)
+        ),
     ]
 
 

@@ -20,16 +20,8 @@ import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    Adapter,
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    adapt_index,
-    generate_qa_embedding_pairs,
-)
 from llama_index_embeddings_adapted.core.files import read_config
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.questions.llm import FILE, AnswerCache
@@ -83,11 +75,11 @@ class Train:
     most_in_flight = BATCH
 
     def prepare(self, folder: Path) -> None:
-        LinearAdapter.identity(cheap.DIM).save(folder / "model")
+        package.LinearAdapter.identity(cheap.DIM).save(folder / "model")
         (folder / "page.html").write_text("old")
 
     def work(self, folder: Path) -> None:
-        engine = EmbeddingAdapterFinetuneEngine(
+        engine = package.EmbeddingAdapterFinetuneEngine(
             _pairs(),
             _base(folder),
             method="linear",
@@ -103,13 +95,13 @@ class Train:
 
     def check(self, folder: Path) -> None:
         """The adapter is the old one or a trained one, and so are page and checkpoints."""
-        found = Adapter.load(folder / "model")
+        found = package.Adapter.load(folder / "model")
         trained = "report" in read_config(folder / "model").get("training", {})
-        assert trained or found == LinearAdapter.identity(cheap.DIM), found
+        assert trained or found == package.LinearAdapter.identity(cheap.DIM), found
         page = (folder / "page.html").read_text(encoding="utf-8")
         assert page == "old" or page.rstrip().endswith("</html>"), page[-80:]
         for step in folder.glob("steps/step_*"):
-            Adapter.load(step)
+            package.Adapter.load(step)
         pairs = _pairs()
         _check_vectors(folder, list(pairs.queries.values()), "query")
         _check_vectors(folder, list(pairs.corpus.values()), "document")
@@ -119,7 +111,7 @@ class Train:
         for changing in ("seconds", "base_calls", "base_texts", "base_tokens", "deployment"):
             report.pop(changing)
         report["history"] = [{**epoch, "seconds": 0.0} for epoch in report["history"]]
-        arrays = Adapter.load(folder / "model").arrays()
+        arrays = package.Adapter.load(folder / "model").arrays()
         weights = {name: _digest(array) for name, array in arrays.items()}
         return weights, json.dumps(report, sort_keys=True)
 
@@ -138,21 +130,23 @@ class Save:
     most_in_flight = 0
 
     def prepare(self, folder: Path) -> None:
-        AdaptedEmbedding(_base(folder), _adapter(0)).save_pretrained(folder / "model")
+        package.AdaptedEmbedding(_base(folder), _adapter(0)).save_pretrained(folder / "model")
 
     def work(self, folder: Path) -> None:
         for version in range(1, 6):
-            model = AdaptedEmbedding(_base(folder), _adapter(version), training={"v": version})
+            model = package.AdaptedEmbedding(
+                _base(folder), _adapter(version), training={"v": version}
+            )
             model.save_pretrained(folder / "model")
 
     def check(self, folder: Path) -> None:
         """The folder is one version, weights and description alike, and loads."""
-        found = AdaptedEmbedding.from_pretrained(folder / "model", _base(folder))
+        found = package.AdaptedEmbedding.from_pretrained(folder / "model", _base(folder))
         assert found.adapter == _adapter(found.training.get("v", 0)), found.training
 
     def result(self, folder: Path) -> object:
         return sorted(file.name for file in (folder / "model").iterdir()), _digest(
-            *Adapter.load(folder / "model").arrays().values()
+            *package.Adapter.load(folder / "model").arrays().values()
         )
 
     def paid(self, folder: Path) -> Paid:
@@ -168,7 +162,7 @@ class Generate:
         _pairs().save_json(folder / "pairs.json")
 
     def work(self, folder: Path) -> None:
-        generate_qa_embedding_pairs(
+        package.generate_qa_embedding_pairs(
             [TextNode(id_=f"n{n}", text=text) for n, text in enumerate(TEXTS[:80])],
             cheap.WritingLLM(log=str(folder / "log"), pause_s=0.01),
             concurrency=CONCURRENCY,
@@ -179,11 +173,11 @@ class Generate:
 
     def check(self, folder: Path) -> None:
         """The dataset is whole: the old one, or one that was written."""
-        found = EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json")
+        found = package.EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json")
         assert found == _pairs() or len(found.corpus) == 80, found
 
     def result(self, folder: Path) -> object:
-        return EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
+        return package.EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
 
     def paid(self, folder: Path) -> Paid:
         place, kept = folder / "cache" / "questions", set()
@@ -207,9 +201,9 @@ class Rebuild:
         base = _base(folder)
         with _qdrant(folder / "old") as old, _qdrant(folder / "new") as new:
             index = VectorStoreIndex.from_vector_store(old, embed_model=base)
-            adapt_index(
+            package.adapt_index(
                 index,
-                AdaptedEmbedding(base, _adapter(1)),
+                package.AdaptedEmbedding(base, _adapter(1)),
                 new,
                 nodes=_nodes(),
                 embed_missing=True,
@@ -254,10 +248,12 @@ def _encoder(folder: Path) -> Encoder:
     return Encoder(_base(folder), cache_dir=folder / "cache", show_progress=False)
 
 
-def _pairs() -> EmbeddingQAFinetuneDataset:
+def _pairs() -> package.EmbeddingQAFinetuneDataset:
     corpus = {f"d{n}": text for n, text in enumerate(TEXTS[:60])}
     queries = {f"q{n}": f"which {TEXTS[n].split(' and ')[0]}" for n in range(60)}
-    return EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(60)})
+    return package.EmbeddingQAFinetuneDataset(
+        queries, corpus, {f"q{n}": [f"d{n}"] for n in range(60)}
+    )
 
 
 def _nodes() -> list[TextNode]:
@@ -267,9 +263,9 @@ def _nodes() -> list[TextNode]:
     ]
 
 
-def _adapter(version: int) -> LinearAdapter:
+def _adapter(version: int) -> package.LinearAdapter:
     random = np.random.default_rng(version)
-    return LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
+    return package.LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
 
 
 def _kept(folder: Path, texts: list[str], role: Any) -> Any:

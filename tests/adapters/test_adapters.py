@@ -161,7 +161,6 @@ def role(request) -> Role:
 QUERIES = l2_normalize(random_array(5, DIM, seed=1))
 
 
-# --- the contract ---------------------------------------------------------------------------
 def test_the_identity_leaves_unit_vectors_as_they_are(identity):
     assert np.allclose(identity.apply(QUERIES), QUERIES, atol=1e-7)
 
@@ -251,7 +250,6 @@ def test_adapters_differ_by_weights_settings_and_class():
     assert LinearAdapter(weight) != "LinearAdapter"
 
 
-# --- each of them ---------------------------------------------------------------------------
 def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation():
     weight, bias = np.array([[0, 2], [1, 0]]), np.array([0, 3])
     assert LinearAdapter(weight, bias, normalize=False).apply([1, 2]).tolist() == [4, 4]

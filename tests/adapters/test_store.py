@@ -32,7 +32,6 @@ def saved(model, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-# --- there and back -------------------------------------------------------------------------
 def test_a_saved_model_comes_back_as_it_was(model, base, saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, base)
     assert loaded.adapter == model.adapter
@@ -79,7 +78,6 @@ def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
     assert 'AdaptedEmbedding.from_pretrained("mine", base_embed_model)' in card
 
 
-# --- replacing ------------------------------------------------------------------------------
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(base, saved):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(saved)
     assert Adapter.load(saved) == LinearAdapter.identity(16)
@@ -102,7 +100,6 @@ def test_a_failed_save_leaves_the_old_folder(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 
 
-# --- is it the right model? -----------------------------------------------------------------
 class Instructed(CountingEmbedding):
     def vector(self, role: str, text: str) -> list[float]:
         return super().vector(role, f"query: {text}" if role == "query" else text)
@@ -140,8 +137,6 @@ def test_verifying_asks_for_the_probe_texts_only(saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, unasked, verify=False)
     assert (loaded.base_embed_model, unasked.asked) == (unasked, [])
 
-
-# --- damage ---------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
 
@@ -232,7 +227,6 @@ def test_an_adapter_saved_alone_asks_for_its_base(base, tmp_path):
     assert AdaptedEmbedding(base, str(tmp_path / "alone")).adapter == loaded.adapter
 
 
-# --- folders of the old package -------------------------------------------------------------
 def old(name: str, *dims: int, **settings: Any) -> Any:
     """A network of the old package, with a bias and a residual to be seen."""
     module = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="it is missing")

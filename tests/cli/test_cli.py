@@ -122,7 +122,6 @@ def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path
     return folder
 
 
-# --- help, usage, errors --------------------------------------------------------------------------
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command):
     shown = Ran(command, "--help").out
@@ -245,7 +244,6 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
         assert shown.out == ""
 
 
-# --- the commands -------------------------------------------------------------------------------
 def test_from_documents_to_a_saved_adapter_in_one_command(minilm, documents, tmp_path):
     """A process of its own, real MiniLM; a scripted server in place of a paid LLM."""
     base = ("--base", "minilm", "--quiet", "--json", "--method", "linear", "--epochs", "2")
@@ -512,7 +510,6 @@ def test_moved_documents_are_counted_with_how_far_they_went(counting, tmp_path):
     assert "moved documents: 2, by 0.200 on average and 0.300 at most" in as_text(found)
 
 
-# --- what users point at ------------------------------------------------------------------------
 def test_passages_have_the_same_ids_in_every_run_and_no_path_in_their_text(documents):
     first, again = (cut(read_documents(documents), None, 20, 0) for _ in range(2))
     assert [node.node_id for node in first] == [node.node_id for node in again]
@@ -564,8 +561,6 @@ def test_a_provider_that_is_not_installed_is_named_with_its_command(monkeypatch)
         inputs.resolve_writer("openai-like:m@http://localhost:9/v1")
 
 
-# --- the configuration file -----------------------------------------------------------------------
-
 OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["data", "cache_dir"]}
 
 
@@ -610,8 +605,6 @@ def test_the_command_line_wins_over_the_file(counting, pairs):
     assert wrong.code == 2
     assert "missing.toml: no such file" in wrong.err
 
-
-# --- the documentation ----------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "command-line.md").read_text("utf-8")

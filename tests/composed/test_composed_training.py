@@ -317,7 +317,6 @@ def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path):
     assert len(all_.dataset.relevant_docs["q5"]) == 2
 
 
-# --- what is refused, before anything is embedded -------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

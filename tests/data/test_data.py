@@ -36,7 +36,6 @@ def datasets(draw: st.DrawFn, *, graded: bool = False) -> Dataset:
     return Dataset(queries, corpus, relevant, grades=grades if graded else None)
 
 
-# --- JSON -------------------------------------------------------------------------------------
 def test_the_json_is_that_of_the_old_class_byte_for_byte(tmp_path, small):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -196,8 +195,6 @@ def test_relevance_may_be_sets_or_dicts_of_grades():
     assert (graded.relevant_docs, graded.grades) == ({"q": ["a"]}, {"q": {"a": 2}})
 
 
-# --- bad data ---------------------------------------------------------------------------------
-
 GOOD: dict[str, Any] = {
     "queries": {"q1": "one", "q2": "two"},
     "corpus": {"d1": "first", "d2": "second"},
@@ -262,7 +259,6 @@ def test_the_fingerprint_tells_datasets_apart_and_the_repr_is_short(small):
     assert repr(small) == "EmbeddingQAFinetuneDataset(12 queries, 6 documents)"
 
 
-# --- BEIR -------------------------------------------------------------------------------------
 def beir_folder(folder: Path, *, qrels: str, corpus: str = "", queries: str = "") -> Path:
     (folder / "qrels").mkdir(parents=True)
     corpus = corpus or '{"_id": "d1", "title": "T", "text": "t"}\n{"_id": "d2", "text": "u"}\n'
@@ -374,7 +370,6 @@ def test_a_real_graded_set_is_read_whole():
     assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
 
 
-# --- splits -----------------------------------------------------------------------------------
 @FAST
 @given(data=datasets(), by=st.sampled_from(["query", "document"]), seed=st.integers(0, 5))
 def test_splits_do_not_leak_and_do_not_depend_on_order(data, by, seed):
@@ -433,7 +428,6 @@ def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning():
     assert (len(train), len(test)) == (3, 1)
 
 
-# --- files ------------------------------------------------------------------------------------
 def test_a_file_is_old_or_new_never_half(tmp_path):
     path = tmp_path / "data.json"
     files.write_json(path, {"version": 1})

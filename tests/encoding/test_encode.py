@@ -31,7 +31,6 @@ def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
     return [asked for asked in model.asked if asked[1] not in PROBE_TEXTS]
 
 
-# --- each text once -------------------------------------------------------------------------
 def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     work = encoder(base)
     before = len(base.batches)
@@ -113,8 +112,6 @@ def test_the_cache_of_the_model_confuses_nothing():
     assert model.embeddings_cache is not None
 
 
-# --- processes ------------------------------------------------------------------------------
-
 WORKER = """
 import json, sys, time
 from tests.conftest import CountingEmbedding
@@ -165,7 +162,6 @@ def test_processes_share_one_folder_at_once(tmp_path):
     assert logged(tmp_path / "late") == []
 
 
-# --- answers that cannot be used ------------------------------------------------------------
 def test_a_model_that_fails_its_probes_is_named():
     class Mute(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
@@ -183,7 +179,6 @@ def test_a_model_that_fails_its_probes_is_named():
         encoder(Nested())
 
 
-# --- any model ------------------------------------------------------------------------------
 class Limiter(BaseRateLimiter):
     """Counts instead of waiting."""
 

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import llama_index_embeddings_adapted as package
 from benchmarks.pages.browser import NoBrowserError, Tab, browser
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    compare_retrieval,
-)
 from tests.conftest import CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
 
@@ -68,8 +64,8 @@ def page(tmp_path_factory) -> Path:
         for way in ("what", "where")
     }
     relevant = {query: [f"d{query[1:].partition('-')[0]}"] for query in queries}
-    dataset = EmbeddingQAFinetuneDataset(queries, corpus, relevant)
-    engine = EmbeddingAdapterFinetuneEngine(
+    dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
+    engine = package.EmbeddingAdapterFinetuneEngine(
         dataset, base, epochs=3, cache_dir=False, show_progress=False,
         model_output_path=folder / "adapter",
     )  # fmt: skip
@@ -80,7 +76,7 @@ def page(tmp_path_factory) -> Path:
         "upside down": reversing(base),
     }
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
-        found = compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
+        found = package.compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
     return found.to_html(folder / "page.html")
 
 

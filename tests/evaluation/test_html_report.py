@@ -87,7 +87,6 @@ def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> Retriev
     )
 
 
-# --- the page -----------------------------------------------------------------------------------
 def test_hostile_texts_come_out_as_text(base, tmp_path):
     found = compare_retrieval(
         {"<b>base</b>": base, "a&b": reversing(base)}, hostile(), cache_dir=False
@@ -134,7 +133,6 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(base, small, tmp
     assert "nothing to compare it with" in alone.read_text("utf-8")
 
 
-# --- what training found ------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["linear", "ridge"])
 def test_every_method_writes_a_page_with_history_passages_data_and_cost(
     method, base, small, tmp_path
@@ -223,7 +221,6 @@ def test_the_verdict_colours_follow_its_words(tmp_path):
     assert tone(report(part(0.3, 0.1), new=part(-0.3, -0.1))) == "bad"
 
 
-# --- the parts ------------------------------------------------------------------------------------
 def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages():
     before = scores([1, 2, 0], [0, 1, 2], [0, 1, 2], [1, 0, 2])
     after = scores([0, 1, 2], [1, 2, 0], [0, 1, 2], [0, 1, 2])

@@ -28,7 +28,6 @@ from tests.support.synthetic import encoded
 RANDOM = np.random.default_rng(0)
 
 
-# --- search -----------------------------------------------------------------------------------
 def test_ties_go_to_the_document_that_stands_first():
     documents = np.float32([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
     rows, scores = top_k(np.float32([[1, 0]]), documents, 2)
@@ -51,7 +50,6 @@ def test_vectors_have_length_one_and_are_checked_at_the_border():
             as_vectors(value, what="answers", dim=dim)
 
 
-# --- metrics ----------------------------------------------------------------------------------
 def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
     # Relevant are documents 5 (grade 2) and 7 (grade 1); found at ranks 2 and 4 of 4.
     ranked = np.array([[1, 7, 2, 5]])
@@ -115,7 +113,6 @@ def test_relevance_gives_grades_by_rank_and_keeps_parts():
     assert some.queries.tolist() == [0, 1, 1]
 
 
-# --- is it chance? ----------------------------------------------------------------------------
 def test_identical_models_do_not_differ():
     values = RANDOM.random(50)
     found = paired_difference(values, values, metric="ndcg@10")
@@ -155,7 +152,6 @@ def test_chance_is_called_significant_about_as_often_as_stated():
     assert covered > 0.86
 
 
-# --- evaluation -------------------------------------------------------------------------------
 async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_path):
     words = [f"w{i}" for i in range(12)]
     corpus = {f"d{i}": " ".join(RANDOM.choice(words, 5)) + f" only{i}" for i in range(40)}
@@ -216,7 +212,6 @@ def test_parts_of_the_scores_are_those_of_the_queries(small):
     assert some["ndcg@10"] == pytest.approx(scores.values("ndcg@10")[known].mean())
 
 
-# --- comparison -------------------------------------------------------------------------------
 def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
     base = CountingEmbedding(embed_batch_size=4)
     flipped = AdaptedEmbedding(base, LinearAdapter(-np.eye(16, dtype=np.float32)))

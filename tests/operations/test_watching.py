@@ -5,12 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingAdapterFinetuneEngine,
-    LinearAdapter,
-    inspect_queries,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.adapters.sketch import (
     MOST_DIRECTIONS,
     MOST_QUERIES,
@@ -104,7 +99,7 @@ def test_of_questions_about_one_document_one_is_drawn():
 
 
 def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(base, small, tmp_path):
-    engine = EmbeddingAdapterFinetuneEngine(
+    engine = package.EmbeddingAdapterFinetuneEngine(
         small, base, epochs=1, model_output_path=tmp_path / "adapter", **QUIET
     )
     engine.finetune()
@@ -112,31 +107,31 @@ def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(base, small,
     saved = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
     assert not any(text.encode() in saved for text in small.queries.values())
     words = [f"question {number} of quantum physics" for number in range(40)]
-    report = inspect_queries(tmp_path / "adapter", words, base, examples=2, **QUIET)
+    report = package.inspect_queries(tmp_path / "adapter", words, base, examples=2, **QUIET)
     assert (report.queries, report.trained_on, len(report.farthest)) == (40, 12, 2)
     assert report.retrain
     assert json.loads(json.dumps(report.to_dict()))["verdict"] == report.verdict
     model = engine.get_finetuned_model()
-    assert inspect_queries(model, words, examples=2, **QUIET) == report
+    assert package.inspect_queries(model, words, examples=2, **QUIET) == report
     asked = len(base.asked)
     alike = [f"{text}{end}" for text in small.queries.values() for end in ("", " now", " today")]
-    assert not inspect_queries(model, alike, **QUIET).retrain
+    assert not package.inspect_queries(model, alike, **QUIET).retrain
     assert {role for role, _ in base.asked[asked:]} == {"query"}
 
 
 def test_what_cannot_be_compared_is_refused(base, tmp_path):
-    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    model = package.AdaptedEmbedding(base, package.LinearAdapter.identity(16))
     many = [f"query {number}" for number in range(30)]
     with pytest.raises(DatasetError, match="at least 30 distinct ones, got 1"):
-        inspect_queries(model, ["the same"] * 100, **QUIET)
+        package.inspect_queries(model, ["the same"] * 100, **QUIET)
     with pytest.raises(FolderError, match="There is no sketch of the training queries"):
-        inspect_queries(model, many, **QUIET)
+        package.inspect_queries(model, many, **QUIET)
     assert not base.asked
-    few = AdaptedEmbedding(
-        base, LinearAdapter.identity(16), sketch=QuerySketch.of(cloud(4, dim=16))
+    few = package.AdaptedEmbedding(
+        base, package.LinearAdapter.identity(16), sketch=QuerySketch.of(cloud(4, dim=16))
     )
     with pytest.raises(DatasetError, match="trained on 4 queries; at least 5"):
-        inspect_queries(few, many, **QUIET)
+        package.inspect_queries(few, many, **QUIET)
     with pytest.raises(ShapeError, match="Live queries: expected 20 dimensions"):
         compare(QuerySketch.of(cloud(10)), cloud(40, dim=8))
     few.save_pretrained(tmp_path / "torn")
@@ -144,4 +139,4 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
         (tmp_path / "torn" / "adapter.safetensors").read_bytes()
     )
     with pytest.raises(FolderError, match="the sketch of training queries is damaged"):
-        AdaptedEmbedding.from_pretrained(tmp_path / "torn", base)
+        package.AdaptedEmbedding.from_pretrained(tmp_path / "torn", base)

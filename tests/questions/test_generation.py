@@ -9,27 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from llama_index.core import Settings
-from llama_index.core.llms import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    CustomLLM,
-    LLMMetadata,
-)
+from llama_index.core import Settings, llms
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    agenerate_qa_embedding_pairs,
-    estimate,
-    generate_qa_embedding_pairs,
-    hold_out_documents,
-)
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
 from llama_index_embeddings_adapted.questions.filters import Candidate
@@ -44,7 +30,7 @@ from llama_index_embeddings_adapted.questions.selection import BaseCost
 from tests.conftest import CountingEmbedding
 
 
-class DoubleLLM(CustomLLM):
+class DoubleLLM(llms.CustomLLM):
     """A synchronous LLM that answers by script and remembers what it was sent."""
 
     chat_model: bool = True
@@ -52,8 +38,8 @@ class DoubleLLM(CustomLLM):
     model: str = "double"
 
     @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(
+    def metadata(self) -> llms.LLMMetadata:
+        return llms.LLMMetadata(
             is_chat_model=self.chat_model, context_window=self.context_window, model_name=self.model
         )
 
@@ -62,15 +48,17 @@ class DoubleLLM(CustomLLM):
         return _SENT
 
     @llm_chat_callback()
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         text = two_questions(messages[-1].content)[1]
         _SENT.append(messages[-1].content)
-        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+        return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+    def complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> llms.CompletionResponse:
         _SENT.append(prompt)
-        return CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
+        return llms.CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
 
     @llm_completion_callback()
     def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,22 +72,22 @@ class AsyncDoubleLLM(DoubleLLM):
     _most: int = 0
 
     @llm_chat_callback()
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    async def achat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         self._now += 1
         self._most = max(self._most, self._now)
         await asyncio.sleep(0.02)
         self._now -= 1
         text = two_questions(messages[-1].content)[1]
-        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+        return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
 
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         raise AssertionError("the synchronous path was used")
 
 
 class NoAsyncLLM(DoubleLLM):
     """Says only when asked that it has no asynchronous path."""
 
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    async def achat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         raise NotImplementedError
 
 
@@ -111,7 +99,7 @@ def nothing_sent() -> None:
     _SENT.clear()
 
 
-Write = Callable[..., EmbeddingQAFinetuneDataset]
+Write = Callable[..., package.EmbeddingQAFinetuneDataset]
 
 
 @pytest.fixture
@@ -122,7 +110,7 @@ def quiet(tmp_path) -> dict[str, Any]:
 @pytest.fixture
 def write(quiet) -> Write:
     """Have questions written; answers are kept in a folder of the test."""
-    return partial(generate_qa_embedding_pairs, **quiet)
+    return partial(package.generate_qa_embedding_pairs, **quiet)
 
 
 @pytest.fixture
@@ -134,7 +122,6 @@ def towns(count: int = 6) -> list[TextNode]:
     return scripted_server.nodes(count)
 
 
-# --- any LLM ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "llm",
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
@@ -153,7 +140,7 @@ def test_any_llm_gives_the_same_dataset(llm, write):
 
 async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(write, quiet):
     llm = AsyncDoubleLLM()
-    data = await agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
+    data = await package.agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
     assert data == write(towns(20), llm)
     assert llm._most == 5
 
@@ -171,7 +158,7 @@ def test_old_calls_work_as_they_are(write, tmp_path):
         towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
     )  # fmt: skip
     assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
-    assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
+    assert package.EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
     saved = json.loads((tmp_path / "pairs.json").read_text())
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
 
@@ -223,7 +210,6 @@ def test_bad_options_are_refused_before_anything_is_sent(options, message, write
     assert not _SENT
 
 
-# --- what a passage is ------------------------------------------------------------------------
 def chapters() -> list[TextNode]:
     """Ninety passages of a long document, six of a short one, four without a document."""
     nodes = []
@@ -310,7 +296,7 @@ def test_nodes_without_text_are_left_out_with_a_word(write):
 def test_whole_documents_are_held_out(write):
     nodes = chapters()
     data = write(nodes, DoubleLLM(), near_duplicate=1.0)
-    train, test = hold_out_documents(data, nodes, 0.1, seed=3)
+    train, test = package.hold_out_documents(data, nodes, 0.1, seed=3)
     sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
     sides = [
         {sources[d] for docs in part.relevant_docs.values() for d in docs} for part in (train, test)
@@ -318,10 +304,9 @@ def test_whole_documents_are_held_out(write):
     assert sides[0].isdisjoint(sides[1])
     assert len(train) + len(test) == len(data)
     with pytest.raises(DatasetError, match="nodes of all 100 documents, 98 are missing"):
-        hold_out_documents(data, nodes[:2])
+        package.hold_out_documents(data, nodes[:2])
 
 
-# --- failures ---------------------------------------------------------------------------------
 def test_a_refused_key_fails_at_once(write):
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
@@ -400,7 +385,6 @@ def test_calls_per_minute_are_limited(write):
     assert time.perf_counter() - began > 5 * 60 / 1200
 
 
-# --- recovery ---------------------------------------------------------------------------------
 def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write):
     first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
@@ -457,14 +441,13 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     assert file.stat().st_mode & 0o077 == 0
 
 
-# --- cost, report, filters over all -----------------------------------------------------------
 def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(write, quiet):
     options = {"concurrency": 4, "retry_limit": 2}
     with ScriptedServer(latency_s=0.1) as server:
         llm = scripted_server.client(server.api_base)
-        unprobed = estimate(towns(30), llm, probe=False, **options, **quiet)
+        unprobed = package.estimate(towns(30), llm, probe=False, **options, **quiet)
         assert (unprobed.calls, unprobed.seconds, unprobed.probed) == (30, None, False)
-        before = estimate(towns(30), llm, **options, **quiet)
+        before = package.estimate(towns(30), llm, **options, **quiet)
         assert (before.passages, before.calls, before.probed) == (30, 25, True)
         bill = write(towns(30), llm, **options).report
         assert (bill.calls, bill.calls_saved) == (25, 5)
@@ -474,20 +457,20 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(wri
         assert before.price(1.0, 2.0) == pytest.approx(
             (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
         )
-        after = estimate(towns(30), llm, **options, **quiet)
+        after = package.estimate(towns(30), llm, **options, **quiet)
         assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
         assert "0 calls to make" in str(after)
-        more = estimate(towns(40), llm, probe=False, **options, **quiet)
+        more = package.estimate(towns(40), llm, probe=False, **options, **quiet)
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
 def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     class Slow(DoubleLLM):
-        def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
             time.sleep(0.05)
             return super().chat(messages, **kwargs)
 
-    found = estimate(towns(22), Slow(), **quiet)
+    found = package.estimate(towns(22), Slow(), **quiet)
     assert found.calls == 20
     assert (found.seconds or 0) >= 20 * 0.05
 
@@ -530,9 +513,11 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
-    assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
+    assert not package.EmbeddingQAFinetuneDataset(
+        test.queries, test.corpus, test.relevant_docs
+    ).synthetic
     folder = quiet["cache_dir"].with_name("a")
-    engine = EmbeddingAdapterFinetuneEngine(
+    engine = package.EmbeddingAdapterFinetuneEngine(
         train, base, epochs=1, model_output_path=folder, **quiet
     )
     engine.finetune()
@@ -571,7 +556,7 @@ def test_generic_questions_and_those_that_miss_their_passage_go(write, base):
 
 async def test_an_interrupt_keeps_what_was_answered(write, quiet):
     llm = AsyncDoubleLLM()
-    work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
+    work = package.agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
     with pytest.raises((TimeoutError, asyncio.TimeoutError)):
         await asyncio.wait_for(work, timeout=0.4)
     again = write(towns(60), llm, concurrency=30)

@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 from llama_index.core import PromptTemplate
 
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions import filters
 from llama_index_embeddings_adapted.questions.answers import clean, read_questions
-from llama_index_embeddings_adapted.questions.filters import (
-    TEXT_FILTERS,
-    Candidate,
-    leaked,
-    near_duplicates,
-    other_language,
-    statement,
-    words,
-)
 from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig, few_shot
 
 PASSAGE = (
@@ -28,16 +20,15 @@ PASSAGE = (
 GOOD = ["How high is the commission on a trip?", "rider service fee California"]
 
 
-def candidate(text: str, **more: str | None) -> Candidate:
-    return Candidate(text, "d", **{"passage": PASSAGE, **more})
+def candidate(text: str, **more: str | None) -> filters.Candidate:
+    return filters.Candidate(text, "d", **{"passage": PASSAGE, **more})
 
 
 def reason(text: str, **more: str | None) -> str | None:
     """Return the name of the first filter that objects."""
-    return next((f.__name__ for f in TEXT_FILTERS if f(candidate(text, **more))), None)
+    return next((f.__name__ for f in filters.TEXT_FILTERS if f(candidate(text, **more))), None)
 
 
-# --- reading answers --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "answer",
     [
@@ -200,10 +191,9 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer):
         assert line == line.strip()
         assert "\n" not in line
         kept = reason(line) is None
-        assert not kept or (len(words(line)) >= 2 and len(line) <= 400)
+        assert not kept or (len(filters.words(line)) >= 2 and len(line) <= 400)
 
 
-# --- filters ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -289,35 +279,38 @@ def test_an_english_question_about_a_passage_in_another_language_goes():
 
 def test_thai_questions_of_the_same_letters_are_no_duplicates():
     texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
-    assert near_duplicates(texts) == {2: 0}
+    assert filters.near_duplicates(texts) == {2: 0}
 
 
 def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them():
     frame = few_shot("passage", ["problem"]).frame
     leak = "My loaves are crisp from the oven, which fee do I pay?"
-    assert leaked(candidate(leak, prompt=frame))
-    assert not leaked(candidate(leak, prompt=frame, passage="My loaves are crisp from the oven"))
-    assert leaked(
+    assert filters.leaked(candidate(leak, prompt=frame))
+    assert not filters.leaked(
+        candidate(leak, prompt=frame, passage="My loaves are crisp from the oven")
+    )
+    assert filters.leaked(
         candidate("Why does bread tear when sliced hot?", prompt=few_shot("", ["question"]).frame)
     )
-    assert not any(leaked(candidate(good, prompt=frame)) for good in GOOD)
-    assert not leaked(candidate("anything at all"))
+    assert not any(filters.leaked(candidate(good, prompt=frame)) for good in GOOD)
+    assert not filters.leaked(candidate("anything at all"))
 
 
 def test_a_statement_will_do_where_a_problem_was_asked_for():
     text = "My driver charged me for a trip that I had cancelled in time."
-    assert statement(candidate(text))
-    assert not statement(candidate(text, style="problem"))
+    assert filters.statement(candidate(text))
+    assert not filters.statement(candidate(text, style="problem"))
 
 
 def test_languages_are_told_apart_only_when_clear():
-    assert other_language(candidate("What is the price of a trip?", passage="цена поездки выросла"))
+    assert filters.other_language(
+        candidate("What is the price of a trip?", passage="цена поездки выросла")
+    )
     spanish = "Los viajes del año y sus precios son más altos"
     unclear = {"rider service fee": spanish, "": "anything", "12 %": "цена поездки"}
-    assert not any(other_language(candidate(t, passage=p)) for t, p in unclear.items())
+    assert not any(filters.other_language(candidate(t, passage=p)) for t, p in unclear.items())
 
 
-# --- near-duplicates --------------------------------------------------------------------------
 def test_near_duplicates_point_at_the_first_that_stays():
     texts = [
         "How high is the commission on a trip?",
@@ -327,8 +320,8 @@ def test_near_duplicates_point_at_the_first_that_stays():
         "How high was revenue in 2020?",
         "How high was revenue in 2021?",
     ]
-    assert near_duplicates(texts) == {2: 0, 3: 0}
-    assert near_duplicates(texts, threshold=1.0) == {2: 0}
+    assert filters.near_duplicates(texts) == {2: 0, 3: 0}
+    assert filters.near_duplicates(texts, threshold=1.0) == {2: 0}
 
 
 @settings(max_examples=60, deadline=None)
@@ -342,26 +335,25 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(texts, threshold):
     kept: list[int] = []
     expected = set()
     for row, text in enumerate(texts):
-        mine = set(words(text))
+        mine = set(filters.words(text))
         similar = [
             other
             for other in kept
-            if len(mine & set(words(texts[other])))
-            >= threshold * len(mine | set(words(texts[other])))
+            if len(mine & set(filters.words(texts[other])))
+            >= threshold * len(mine | set(filters.words(texts[other])))
         ]
         expected |= {row} if similar else set()
         kept += [] if similar else [row]
-    assert set(near_duplicates(texts, threshold=threshold)) == expected
+    assert set(filters.near_duplicates(texts, threshold=threshold)) == expected
 
 
 def test_ten_thousand_questions_are_compared_in_seconds():
     texts = [f"What is item {n} of list {n % 97} called in town {n % 13}?" for n in range(10_000)]
     began = time.process_time()
-    assert near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
+    assert filters.near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
     assert time.process_time() - began < 10
 
 
-# --- prompts ----------------------------------------------------------------------------------
 def test_passages_take_turns_so_that_every_style_is_used():
     prompting = PromptConfig(2)
     used = [

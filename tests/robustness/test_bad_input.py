@@ -23,12 +23,7 @@ from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError, EncodeError
 from llama_index_embeddings_adapted.evaluation import verdict
-from llama_index_embeddings_adapted.training.auto import descent, search_space
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    SPECS,
-    PipelineFitter,
-    PipelineSpec,
-)
+from llama_index_embeddings_adapted.training.auto import descent, pipelines, search_space
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded
@@ -127,7 +122,7 @@ def tuned(given: EncodedDataset, method: str) -> AutoResult:
         return tune(given, options, show_progress=False)
 
 
-def simplest(method: str) -> PipelineSpec:
+def simplest(method: str) -> pipelines.PipelineSpec:
     """The spec that a method tries first."""
     return search_space.alone(method)[0]
 
@@ -156,24 +151,24 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
     assert found.parts.overall.difference.mean == 0
 
 
-@pytest.mark.parametrize("method", SPECS)
+@pytest.mark.parametrize("method", pipelines.SPECS)
 @pytest.mark.parametrize("name", ODD)
 def test_each_method_works_on_odd_data_or_gives_one_clear_error(name, method):
     given = ODD[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
+            adapter = pipelines.PipelineFitter(given, TrainingOptions()).fit(simplest(method))
         except AdaptedError:
             return
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
 
 
-@pytest.mark.parametrize("method", SPECS)
+@pytest.mark.parametrize("method", pipelines.SPECS)
 def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method):
     given = data(each(12), dim=2048)
-    adapter = PipelineFitter(given, TrainingOptions()).fit(simplest(method))
+    adapter = pipelines.PipelineFitter(given, TrainingOptions()).fit(simplest(method))
     assert (adapter.input_dim, adapter.output_dim) == (2048, 2048)
     assert np.isfinite(adapter.apply(given.queries)).all()
     assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
@@ -182,9 +177,6 @@ def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method):
 @pytest.mark.parametrize("method", ["whitening", "nudge_n"])
 def test_tuning_bears_thousands_of_dimensions(method):
     assert tuned(data(each(12), dim=3072), method).candidate.input_dim == 3072
-
-
-# --- the default, from texts to a folder ----------------------------------------------------------
 
 
 ONE_VECTOR = "gives all 20 queries the same vector"

@@ -56,7 +56,6 @@ def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[
     return model.adapter.apply(np.array(vectors), role).tolist()
 
 
-# --- six paths ------------------------------------------------------------------------------
 async def test_all_paths_give_what_base_and_adapter_give(model):
     query = expected(model, "query", TEXTS)
     documents = expected(model, "document", TEXTS)
@@ -110,7 +109,6 @@ def test_one_adapted_model_adapts_another(base):
     assert outer.adapter.input_dim == 16
 
 
-# --- events, limits, retries ----------------------------------------------------------------
 class Ends(BaseEventHandler):
     """Keeps the events that end an embedding."""
 
@@ -186,8 +184,6 @@ def test_a_batch_of_another_length_is_an_error_with_a_text(base):
         AdaptedEmbedding(Short(), ADAPTER).get_text_embedding_batch(TEXTS)
 
 
-# --- caches ---------------------------------------------------------------------------------
-
 Give = Callable[[CountingEmbedding, SimpleKVStore], AdaptedEmbedding]
 
 
@@ -247,7 +243,6 @@ def test_one_cache_serves_many_adapters_and_models(base):
     assert len(own.asked) == 10  # the cache of the base is shared for documents
 
 
-# --- threads and coroutines -----------------------------------------------------------------
 @pytest.mark.parametrize("cached", [False, True])
 def test_threads_get_what_single_calls_get(base, cached):
     store = SimpleKVStore() if cached else None
@@ -292,7 +287,6 @@ def test_past_events_are_noted_only_for_handlers(base, handlers, kept):
     assert (noted == kept) == bool(handlers)
 
 
-# --- copies ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "again",
     [
@@ -370,7 +364,6 @@ def test_a_damaged_dict_is_refused(data):
         AdaptedEmbedding.from_dict(data)
 
 
-# --- what is refused ------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("model", "adapter", "cache", "error", "message"),
     [

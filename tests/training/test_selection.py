@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.training.auto import pipelines
+from llama_index_embeddings_adapted.training.auto import pipelines, selection
 from llama_index_embeddings_adapted.training.auto import search_space as space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
@@ -35,15 +35,6 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     WhiteningSpec,
 )
 from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
-from llama_index_embeddings_adapted.training.auto.selection import (
-    CrossFittedScores,
-    MeanGains,
-    QueryMix,
-    SearchState,
-    Selection,
-    select,
-    weighted_error,
-)
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
@@ -52,11 +43,10 @@ SIMPLE, RICH = Named("simple"), Named("rich")
 LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
 
 
-# --- what is expected -----------------------------------------------------------------------
 def test_what_the_user_says_about_live_queries_is_believed():
     data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
-    assert QueryMix.of(0.9, data) == QueryMix(0.9, True)
-    assert QueryMix.of(0.0, data) == QueryMix(0.0, True)
+    assert selection.QueryMix.of(0.9, data) == selection.QueryMix(0.9, True)
+    assert selection.QueryMix.of(0.0, data) == selection.QueryMix(0.0, True)
 
 
 @pytest.mark.parametrize(
@@ -72,16 +62,15 @@ def test_what_the_user_says_about_live_queries_is_believed():
 )
 def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones(relevant, share):
     data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
-    assert QueryMix.of(None, data) == QueryMix(pytest.approx(share), False)
+    assert selection.QueryMix.of(None, data) == selection.QueryMix(pytest.approx(share), False)
 
 
 def test_two_documents_of_one_text_are_asked_for_as_one():
     data = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
     same = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
-    assert QueryMix.of(None, same).known_share == 0.5
+    assert selection.QueryMix.of(None, same).known_share == 0.5
 
 
-# --- weighing -------------------------------------------------------------------------------
 def test_known_and_new_documents_weigh_as_expected_however_many_were_judged():
     found = cross_fitted([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
     weights = found.weights(found.everything)
@@ -98,11 +87,11 @@ def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it(known):
 def test_the_error_of_a_plain_mean_is_its_standard_error():
     values = np.array([1.0, 2.0, 4.0, 5.0])
     # Deviations of 2, 1, 1, 2 from the mean of 3, each weighing a quarter.
-    assert weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
-    assert weighted_error(values, np.array([0.5, 0, 0.5, 0])) == pytest.approx((4.5 / 4) ** 0.5)
+    assert selection.weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
+    assert selection.weighted_error(values, np.array([0.5, 0, 0.5, 0])) == pytest.approx(
+        (4.5 / 4) ** 0.5
+    )
 
-
-# --- choosing -------------------------------------------------------------------------------
 
 KNOWN = np.array([True, False] * 10)
 
@@ -149,25 +138,26 @@ def test_only_judgements_that_may_be_looked_at_are():
 
 def test_the_state_of_a_search_is_the_mean_gain_of_each_spec():
     found = cross_fitted(KNOWN, expect=0.25, memorised=np.where(KNOWN, 0.9, 0.2))
-    gains = SearchState.of(found).gains
-    assert gains[IDENTITY] == MeanGains(0.0, 0.0, 0.0, True)
+    gains = selection.SearchState.of(found).gains
+    assert gains[IDENTITY] == selection.MeanGains(0.0, 0.0, 0.0, True)
     expected = pytest.approx(0.25 * 0.4 - 0.75 * 0.3)
     memorised = gains[Named("memorised")]
-    assert memorised == MeanGains(pytest.approx(0.4), pytest.approx(-0.3), expected, False)
-    one_kind = SearchState.of(cross_fitted([True], better=0.6)).gains[Named("better")]
-    assert one_kind == MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
+    assert memorised == selection.MeanGains(
+        pytest.approx(0.4), pytest.approx(-0.3), expected, False
+    )
+    one_kind = selection.SearchState.of(cross_fitted([True], better=0.6)).gains[Named("better")]
+    assert one_kind == selection.MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
 
 
 def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part():
     found = cross_fitted(KNOWN, careful=0.6, memorised=np.where(KNOWN, 0.9, 0.2))
-    state, tried = SearchState.of(found), [Named("careful"), Named("memorised")]
+    state, tried = selection.SearchState.of(found), [Named("careful"), Named("memorised")]
     assert state.best(tried) == Named("careful")
     assert state.most(tried, "known") == Named("memorised")
     assert state.most(tried, "new") == state.most(tried, "expected") == Named("careful")
     assert state.best([]) == state.most([], "known") == state.most([], "new") == IDENTITY
 
 
-# --- the search -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Broken(PipelineSpec):
     method = "broken"
@@ -195,9 +185,9 @@ def fitted() -> list[PipelineSpec]:
     return FITTED
 
 
-def search(data: EncodedDataset, *proposed: PipelineSpec) -> Selection:
-    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
-    return select(data, [lambda _: list(proposed)], mix, options)
+def search(data: EncodedDataset, *proposed: PipelineSpec) -> selection.Selection:
+    mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    return selection.select(data, [lambda _: list(proposed)], mix, options)
 
 
 def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing():
@@ -213,11 +203,11 @@ def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch):
     base = search(data).scores
     fold = base.fold
 
-    def lucky(self: CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
+    def lucky(self: selection.CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
         """One candidate is perfect on fold 0 and useless on the others."""
         return np.where(fold == 0, 1.0, -1.0) if spec == SIMPLE else np.zeros(len(fold))
 
-    monkeypatch.setattr(CrossFittedScores, "gain", lucky)
+    monkeypatch.setattr(selection.CrossFittedScores, "gain", lucky)
     assert np.array_equal(search(data, SIMPLE).chosen, base.scores[IDENTITY])
 
 
@@ -225,13 +215,13 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted)
     data, _ = rotated_corpus(documents=60)
     seen = []
 
-    def again(state: SearchState) -> list[PipelineSpec]:
+    def again(state: selection.SearchState) -> list[PipelineSpec]:
         seen.append((len(fitted), Broken() in state.gains))
         return [Broken(), RidgeSpec(0.1)]
 
-    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
-        found = select(data, [lambda _: [Broken()], again], mix, options)
+        found = selection.select(data, [lambda _: [Broken()], again], mix, options)
     assert len(w) == 1
     assert seen == [(len(fitted), False)]
     assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once
@@ -279,7 +269,6 @@ def test_a_spec_proposed_twice_is_tried_once(fitted):
     assert list(found.scores.scores) == [IDENTITY, Counted()]
 
 
-# --- specs ----------------------------------------------------------------------------------
 def test_a_spec_reads_well_and_knows_whether_it_moves_documents():
     kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
@@ -383,7 +372,6 @@ def test_the_lowest_map_lies_below_kernels_and_gates():
     assert TWO_SIDED.lowest_map == TWO_SIDED
 
 
-# --- the search space -----------------------------------------------------------------------
 def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
     assert check_methods("auto", "query") == ["auto"]
     assert check_methods(["ridge", "nudge"], "both") == ["ridge", "nudge"]
@@ -402,21 +390,21 @@ def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
             check_methods([name], "query")
 
 
-def state(**gains: float) -> SearchState:
+def state(**gains: float) -> selection.SearchState:
     """After maps that gain as much on known as on new documents."""
     specs = {SPECS[name](): gain for name, gain in gains.items()}
     return state_of({IDENTITY: 0.0, **specs})
 
 
-def state_of(gains: dict[PipelineSpec, Any]) -> SearchState:
+def state_of(gains: dict[PipelineSpec, Any]) -> selection.SearchState:
     """Gains on known and on new documents, or one for both."""
     pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in gains.items()}
-    return SearchState(
-        {s: MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
+    return selection.SearchState(
+        {s: selection.MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
     )
 
 
-def proposed(after: SearchState, place: int, adapts: str = "both") -> list[Any]:
+def proposed(after: selection.SearchState, place: int, adapts: str = "both") -> list[Any]:
     return search_space(["auto"], adapts)[place](after)
 
 

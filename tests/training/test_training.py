@@ -10,22 +10,17 @@ import torch
 from llama_index_embeddings_adapted import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.evaluation.held_out import (
-    HeldOut,
-    Validation,
-    hold_out,
-    known_mask,
-)
+from llama_index_embeddings_adapted.evaluation import held_out
 from llama_index_embeddings_adapted.training import trainer as training_module
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import Fit, fit, refit
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, Validation]:
-    rows, held = hold_out(data, queries=0.2, documents=0.2, seed=seed)
+def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, held_out.Validation]:
+    rows, held = held_out.hold_out(data, queries=0.2, documents=0.2, seed=seed)
     train, other = data.take(rows), data.take(held)
-    return train, Validation(HeldOut(other, known_mask(train, other)))
+    return train, held_out.Validation(held_out.HeldOut(other, held_out.known_mask(train, other)))
 
 
 def learn(data: EncodedDataset, **options: object) -> Fit:

@@ -7,9 +7,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import environment, quality, sets
+from benchmarks import environment, sets
 from benchmarks.cost import against_old, load, scale, serving, speed, throughput, words
 from benchmarks.pages import figures, tables
+from benchmarks.quality import (
+    clicks,
+    composed,
+    curves,
+    methods,
+    package_sets,
+    parts,
+    peers,
+    questions,
+    trust,
+    upgrade,
+    views,
+    watching,
+)
 from benchmarks.robustness import frozen, fuzz, kills, soak
 
 
@@ -18,41 +32,41 @@ def _saved(name: str, results: dict[str, object], command: str = "") -> None:
 
 
 def _power(given: argparse.Namespace) -> None:
-    names = tuple(name for name in given.sets if name in quality.trust.SIZES)
-    quality.trust.power(given.data, given.cache, names, given.runs or 50)
+    names = tuple(name for name in given.sets if name in trust.SIZES)
+    trust.power(given.data, given.cache, names, given.runs or 50)
 
 
 def _upgrade(given: argparse.Namespace) -> None:
     if given.mpnet is None:
         raise SystemExit("upgrade needs --mpnet")
-    quality.upgrade.run(given.data, given.cache, given.mpnet, tuple(given.sets))
+    upgrade.run(given.data, given.cache, given.mpnet, tuple(given.sets))
 
 
 def _questions(given: argparse.Namespace) -> None:
-    names = [name for name in quality.questions.LABELS if name in given.sets]
-    quality.questions.run(given.load, given.cache, names, given.most)
+    names = [name for name in questions.LABELS if name in given.sets]
+    questions.run(given.load, given.cache, names, given.most)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
-    "methods": lambda g: quality.methods.run(g.load, g.cache, g.sets, tuple(g.variants), g.seeds),
-    "peers": lambda g: quality.peers.run(g.load, g.cache, g.sets, tuple(g.peers), g.seeds),
-    "calibration": lambda g: quality.trust.calibrate(g.data, g.cache, g.runs or 200),
+    "methods": lambda g: methods.run(g.load, g.cache, g.sets, tuple(g.variants), g.seeds),
+    "peers": lambda g: peers.run(g.load, g.cache, g.sets, tuple(g.peers), g.seeds),
+    "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
     "power": _power,
-    "clicks": lambda g: quality.clicks.run(g.data, g.cache),
-    "nulls": lambda g: quality.trust.nulls(g.data, g.cache, g.runs or 500),
-    "parts": lambda g: _saved("parts", {"queries": quality.parts.run()}),
-    "curves": lambda g: quality.curves.run(g.data, g.cache, tuple(g.sets)),
+    "clicks": lambda g: clicks.run(g.data, g.cache),
+    "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
+    "parts": lambda g: _saved("parts", {"queries": parts.run()}),
+    "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
     "speed": lambda g: speed.run(g.data, g.cache),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),
     "load": lambda g: _saved("load", load.run(g.runs or 4800)),
     "questions": _questions,
     "throughput": lambda g: _saved("throughput", throughput.run()),
-    "composed": lambda g: quality.composed.run(g.data, g.cache, g.black_box, g.sets, g.epochs),
+    "composed": lambda g: composed.run(g.data, g.cache, g.black_box, g.sets, g.epochs),
     "upgrade": _upgrade,
-    "views": lambda g: quality.views.run(g.load, g.cache, g.sets),
+    "views": lambda g: views.run(g.load, g.cache, g.sets),
     "words": lambda g: _saved("words", words.run(g.data, g.cache)),
-    "watching": lambda g: _saved("watching", {"rows": quality.watching.run(g.data, g.cache)}),
+    "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),
     "kills": lambda g: _saved("kills", kills.run(g.runs or 60)),
     "fuzz": lambda g: _saved("fuzz", fuzz.run(g.runs or 1000)),
@@ -66,17 +80,12 @@ def main() -> None:
     parser.add_argument("what", choices=[*PARTS, "tables", "all"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
-    every = [*sets.NAMES, *quality.package_sets.SETS]
+    every = [*sets.NAMES, *package_sets.SETS]
     parser.add_argument("--sets", nargs="+", choices=every, help="all that are at hand")
     parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=list(quality.methods.VARIANTS),
-        default=list(quality.methods.VARIANTS),
+        "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
     )
-    parser.add_argument(
-        "--peers", nargs="+", choices=quality.peers.PEERS, default=list(quality.peers.PEERS)
-    )
+    parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.operations.monitoring import MOST_QUERIES, compare
 

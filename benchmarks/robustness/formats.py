@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted import (
     MemoryRetriever,
 )
 from llama_index_embeddings_adapted.adapters import composites, maps, saving
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.composed import embedding

@@ -77,11 +77,8 @@ def _corpus_of(path: Path) -> Path | None:
 def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     """Read a dataset: rows of any usual shape in a file, or one split of a BEIR folder.
 
-    What the filters made of questions is known where :func:`save_pairs` left its note.
-
-    Raises:
-        OptionError: There is nothing at the path, or something else.
-        DatasetError: It is damaged.
+    What the filters made of questions is known where :func:`save_pairs` left its note. No dataset
+    is an OptionError, a damaged one a DatasetError.
     """
     if not holds_pairs(path):
         raise OptionError(

@@ -93,11 +93,7 @@ class SmallModelEngine(ABC):
         files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
-        """Draw validation score against epoch, the base model as a horizontal line.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
+        """Draw validation score against epoch, the base model as a line; needs matplotlib."""
         metric, best = self._options.metric, self.report.best_epoch
         scores = [line.scores[metric] for line in self.history]
         return plot_history(scores, self._base_scores[metric], path, metric=metric, best=best)
@@ -274,13 +270,9 @@ class ComposedFinetuneEngine(SmallModelEngine):
         composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
-        """Return the black box with the small model beside it.
+        """Return the black box with the small model beside it; a NotTrainedError before training.
 
-        Args:
-            model_kwargs: Passed to :class:`ComposedEmbedding`.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
+        ``model_kwargs`` are passed to :class:`ComposedEmbedding`.
         """
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
@@ -370,11 +362,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
         """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
 
-        Args:
-            model_kwargs: Passed to ``HuggingFaceEmbedding``.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
+        ``model_kwargs`` are passed to ``HuggingFaceEmbedding``. A NotTrainedError before training.
         """
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding

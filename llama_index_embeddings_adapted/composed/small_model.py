@@ -19,15 +19,7 @@ from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.encoder import Encoder
-from ..errors import (
-    DatasetError,
-    EncodeError,
-    FolderError,
-    OptionError,
-    ShapeError,
-    check_number,
-    require_extra,
-)
+from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
 from ..evaluation import held_out, metrics
 from ..evaluation.comparison import Comparison
 from ..evaluation.retrieval import Texts, search
@@ -259,13 +251,9 @@ def tune_weight(
     """Find the λ of :data:`WEIGHTS` with the highest mean NDCG@10, the smallest of equals.
 
     The λ of the training stays unless another is better by more than the standard error of the
-    difference, and is never kept where it is worse than λ = 0.
-
-    Args:
-        queries, documents: Of black box and small model, ``(n, dim_b)`` and ``(n, dim_a)``, any
-            length; likewise ``m`` documents, over which ``relevance`` is.
-        trained: The λ trained with.
-        hidden: Rows of queries, and for each a document that does not compete.
+    difference, and is never kept where it is worse than λ = 0. Vectors are those of black box and
+    small model, ``(n, dim_b)`` and ``(n, dim_a)``, of any length, and likewise of ``m`` documents;
+    ``hidden`` are rows of queries, and for each a document that does not compete.
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
@@ -287,7 +275,6 @@ def tune_weight(
     return best
 
 
-_HELD_OUT = 0.1
 _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
@@ -380,12 +367,8 @@ def held_out_split(
         judged = encoder.dataset(given)
         train = held_out.drop_leaked_queries(data, judged)
     else:
-        rows, held = held_out.hold_out(data, queries=_HELD_OUT, documents=_HELD_OUT, seed=seed)
+        share = held_out.HELD_OUT
+        rows, held = held_out.hold_out(data, queries=share, documents=share, seed=seed)
         train, judged = data.take(rows), data.take(held)
-    if not len(train.relevance) or not len(judged.relevance):
-        raise DatasetError(
-            "Training needs queries to learn from and queries to validate on; "
-            f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
-            "Add queries, or pass val_dataset."
-        )
+    held_out.check_split(data, len(train.relevance), len(judged.relevance))
     return train, judged

@@ -60,11 +60,8 @@ def composed_nll(
         options: Whose ``weight``, ``temperature`` and ``label_smoothing`` count; the latter is
             spread evenly over the candidates of a pair.
 
-    Returns:
-        ``()``, mean over the pairs, in nats.
-
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177, eq. 4. The mask is ours.
+    Returns ``()``, the mean over the pairs, in nats. Source: Zhang et al. 2024, arXiv:2402.12177,
+    eq. 4; the mask is ours.
     """
     small = nn.functional.normalize(queries.float(), dim=1) @ (
         nn.functional.normalize(documents.float(), dim=1).T

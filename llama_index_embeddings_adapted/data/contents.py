@@ -152,11 +152,10 @@ def _lengths(texts: Mapping[str, str]) -> list[float]:
 def data_statistics(dataset: Any) -> dict[str, Any]:
     """Return counts and lengths as JSON knows them, without any text of the dataset.
 
-    Returns:
-        ``queries``, ``documents``, ``distinct_documents``, ``judgements``, ``documents_asked_for``,
-        ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and ``document_words``
-        (least, median, most), and ``questions``: what the filters kept and dropped, None where no
-        report is known.
+    That are ``queries``, ``documents``, ``distinct_documents``, ``judgements``,
+    ``documents_asked_for``, ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and
+    ``document_words`` (least, median, most), and ``questions``: what the filters kept and dropped,
+    None where no report is known.
     """
     asked = {document for documents in dataset.relevant_docs.values() for document in documents}
     report, questions = dataset.report, None
@@ -238,14 +237,11 @@ def hold_out_documents(
     wanted: int,
     seed: int,
 ) -> tuple[set[Query], set[Query]]:
-    """Choose queries whose documents no other query will train on.
+    """Choose queries whose documents no other query will train on; return them, and those lost.
 
     Queries are visited in random order. Taking one also takes every query whose documents are
     all held out by then; a query with documents on both sides is lost to either part. The walk
     stops once ``wanted`` queries are taken, of which each counts for its size, by default 1.
-
-    Returns:
-        Queries held out, and queries lost.
     """
     askers = defaultdict[Document, list[Query]](list)
     for query, wants in documents.items():

@@ -25,18 +25,10 @@ from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
+from .. import errors
 from ..core.arrays import Keys, Role, Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import (
-    AdaptedError,
-    EncodeError,
-    OptionError,
-    ShapeError,
-    check_kind,
-    is_passing,
-    status_of,
-    truncate,
-)
+from ..errors import AdaptedError, EncodeError, OptionError, check_kind, truncate
 from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)
@@ -67,14 +59,10 @@ def tolerance() -> float:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """The identity of a base model: its vectors of a few fixed texts.
+    """The identity of a base model: its vectors of a few fixed texts."""
 
-    Args:
-        name: Class and model name, for messages; equal names prove nothing.
-        probes: ``(2 * len(PROBE_TEXTS), dim)``: the probe texts as documents, then as queries.
-    """
-
-    name: str
+    name: str  #: Class and model, for messages; equal names prove nothing.
+    #: ``(2 * len(PROBE_TEXTS), dim)``: the probe texts as documents, then as queries.
     probes: Vectors = field(repr=False)
 
     @property
@@ -219,7 +207,7 @@ class BaseModelCalls:
         if self._tries == 1:
             return ask()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_passing),
+            retry=tenacity.retry_if_exception(errors.is_passing),
             stop=tenacity.stop_after_attempt(self._tries),
             wait=tenacity.wait_exponential(FIRST_WAIT_S, MOST_WAIT_S)
             + tenacity.wait_random(0, FIRST_WAIT_S),
@@ -238,9 +226,8 @@ class BaseModelCalls:
                 return whole_batch(self._model, answers, texts)
             except NotImplementedError:
                 self._only_async = True
-        return whole_batch(
-            self._model, run(self._model.aget_text_embedding_batch(list(texts))), texts
-        )
+        answers = run(self._model.aget_text_embedding_batch(list(texts)))
+        return whole_batch(self._model, answers, texts)
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
         self.calls += len(texts)
@@ -339,9 +326,9 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
                 answers += calls.embed(role, PROBE_TEXTS[start : start + calls.batch_size])
         probes = as_vectors(cast(Any, answers), what="probe vectors of the base model")
         if probes.shape[0] != 2 * len(PROBE_TEXTS) or probes.shape[1] == 0:
-            raise ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
+            raise errors.ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
     except (TypeError, ValueError) as cause:
-        if isinstance(cause, EncodeError) or status_of(cause) is not None:
+        if isinstance(cause, EncodeError) or errors.status_of(cause) is not None:
             raise
         reason = " ".join(truncate(str(cause), 200).split())
         if not isinstance(cause, AdaptedError):  # in words of ours, where pydantic or numpy spoke

@@ -16,15 +16,8 @@ from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..errors import EncodeError, is_fatal, is_passing, quote_some, truncate
-from .base_model import (
-    PROBE_TEXTS,
-    BaseModelCalls,
-    Fingerprint,
-    check_base,
-    fingerprint_of,
-    is_unchanged,
-    keeps_order,
-)
+from . import base_model
+from .base_model import BaseModelCalls, check_base, fingerprint_of, is_unchanged, keeps_order
 from .cache import CacheDir, VectorCache, cache_folder
 from .serialize import base_name, without_keys
 
@@ -65,7 +58,7 @@ class Encoder:
         self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
-        self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
+        self.fingerprint = fingerprint_of(model, self._calls)
         self.cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
@@ -281,14 +274,14 @@ class Encoder:
             raise EncodeError(
                 f"{self._name} gives the vectors of a batch in another order than its texts. The "
                 f"last {count} are not kept. Ask it for one text at a time: batch_size=1.",
-                text=PROBE_TEXTS[0],
+                text=base_model.PROBE_TEXTS[0],
             )
         raise EncodeError(
             f"The model behind the name {self._name} has changed: a probe text has another vector "
             f"now than before. The vectors of the last {count} texts are not kept. Find out what "
             "answers under this name, and run again; where it is one model that is not bit-stable, "
             "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
-            text=PROBE_TEXTS[0],
+            text=base_model.PROBE_TEXTS[0],
         )
 
 

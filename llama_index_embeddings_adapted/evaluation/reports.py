@@ -13,21 +13,11 @@ from typing import Any, Literal
 
 from ..adapters.base import Adapter
 from ..core.arrays import Vectors
+from . import verdict as verdicts
 from .comparison import Comparison
 from .held_out import PartReport
 from .page import write_page
-from .verdict import (
-    FEWEST,
-    LOOKS_RANDOM,
-    METRIC,
-    Decision,
-    Verdict,
-    dropping,
-    gaining,
-    inconclusive,
-    real_queries,
-    with_small_parts,
-)
+from .verdict import LOOKS_RANDOM, METRIC, Decision, Verdict
 from .views import ViewsReport
 
 
@@ -212,9 +202,10 @@ class FinetuneReport:
     def verdict(self) -> Verdict:
         """What to make of it."""
         difference = self.overall.difference
-        real = real_queries(self.settings.get("judged_on") or {})
+        real = verdicts.real_queries(self.settings.get("judged_on") or {})
         if self.choice is not None:
-            return gaining(difference, real=real) if self.choice.ship else self.choice.verdict
+            shipped = self.choice.ship
+            return verdicts.gaining(difference, real=real) if shipped else self.choice.verdict
         generalises = self.new is not None and self.new.difference.beyond_luck
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
@@ -222,17 +213,18 @@ class FinetuneReport:
             return _NO_WEIGHT
         if self.best_epoch == 0 and self.weight is None:
             return _NO_EPOCH
-        if difference.low > 0:
-            sure = difference.p_value <= _P_TO_SHIP
-            verdict = gaining(difference, real=real) if sure else inconclusive(difference, _CHANCE)
+        if difference.low <= 0:
+            verdict = verdicts.inconclusive(difference)
+        elif difference.p_value > _P_TO_SHIP:
+            verdict = verdicts.inconclusive(difference, _CHANCE)
         else:
-            verdict = inconclusive(difference)
+            verdict = verdicts.gaining(difference, real=real)
         if self.settings.get("expect") is not None:
             return verdict
         known, new = (0 if part is None else part.queries for part in (self.known, self.new))
-        if self.new is not None and new >= FEWEST and self.new.difference.high < 0:
-            return dropping("new", self.new.difference)
-        return with_small_parts(verdict, known, new)
+        if self.new is not None and new >= verdicts.FEWEST and self.new.difference.high < 0:
+            return verdicts.dropping("new", self.new.difference)
+        return verdicts.with_small_parts(verdict, known, new)
 
     @property
     def holds(self) -> str:

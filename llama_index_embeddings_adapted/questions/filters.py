@@ -207,13 +207,10 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
 
     Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
     ``threshold``, in (0, 1]. A text that differs in a number is another question, however long.
+    Returned is the row of a near-duplicate → the row of the first text that it repeats.
 
-    Returns:
-        Row of a near-duplicate → row of the text it repeats, the first with that similarity.
-
-    Source:
-        Candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough, the
-        rarest words cannot all differ. Work grows about linearly with the number of texts.
+    Source: candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough,
+    the rarest words cannot all differ. Work grows about linearly with the number of texts.
     """
     sets = [_shingles(text) for text in texts]
     frequency = Counter(word for each in sets for word in each)

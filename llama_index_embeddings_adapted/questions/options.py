@@ -107,13 +107,10 @@ class GenerationOptions:
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
         for name in ("requests_per_minute", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
-        if not 0.0 < self.near_duplicate <= 1.0:
-            raise OptionError(
-                f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."
-            )
+        if not 0.0 < (share := self.near_duplicate) <= 1.0:
+            raise OptionError(f"near_duplicate: expected a share in (0, 1], got {share!r}.")
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
         if self.embed_model is not None:
@@ -253,10 +250,9 @@ _EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
 
 @dataclass(frozen=True)
 class Passage:
-    """One distinct text and the nodes that have it.
+    """One distinct text as it is embedded, and the ids of the nodes that have it.
 
-    ``nodes`` are ids; ``text`` is as it is embedded; ``source`` is the id of the document that the
-    first node is a part of, its own id if of none.
+    ``source`` is the id of the document that the first node is a part of, its own id if of none.
     """
 
     nodes: tuple[str, ...]

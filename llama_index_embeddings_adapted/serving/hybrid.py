@@ -31,9 +31,9 @@ from ..errors import OptionError, ShapeError, check_kind, check_whole
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
-from .base_vectors import Nodes, SteppedRetriever, Steps, check_nodes, check_retriever, fetch_nodes
 from .embedding import AdaptedEmbedding
-from .views import Views, document_vectors, nodes_by_id, texts_of
+from .views import Nodes, SteppedRetriever, Views, document_vectors, nodes_by_id, texts_of
+from .wrapped import Steps
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")
@@ -87,8 +87,8 @@ class HybridRetriever(SteppedRetriever):
         embed_model: BaseEmbedding | str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        check_retriever("dense", dense)
-        check_nodes(nodes)
+        documents_views.check_retriever("dense", dense)
+        documents_views.check_nodes(nodes)
         check_whole("top_k", top_k)
         check_whole("candidates", candidates)
         keys = np.zeros(len(lexical), dtype=np.uint64) if keys is None else np.asarray(keys)
@@ -159,7 +159,7 @@ class HybridRetriever(SteppedRetriever):
 
     def over(self, dense: BaseRetriever) -> HybridRetriever:
         """Return the same views over another retriever of the store, such as one with filters."""
-        check_retriever("dense", dense)
+        documents_views.check_retriever("dense", dense)
         other = copy.copy(self)
         other.dense, other._past, other._allowed = dense, [], None
         return other
@@ -175,7 +175,7 @@ class HybridRetriever(SteppedRetriever):
         ranked = self._ranked(views, bundle.query_str, vector, found)
         present = {node.node_id for node in found}
         absent = [name for name, _ in ranked if name not in present]
-        nodes = yield from fetch_nodes(self.nodes, absent[: 2 * self.top_k])
+        nodes = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
         nodes.update((node.node_id, node.node) for node in found)
         # Nodes that are nowhere any more are passed over.
         there = [(nodes[name], score) for name, score in ranked if name in nodes][: self.top_k]
@@ -251,11 +251,9 @@ class HybridRetriever(SteppedRetriever):
         """Give scores another retriever's scale from the next query on; their order stays.
 
         A ``similarity_cutoff`` chosen for that one then keeps answers of as many queries as before.
-        :meth:`roll_back` undoes it; it is saved along.
-
-        Args:
-            base: Over the same documents, such as ``index.as_retriever(embed_model=base_model)``.
-            queries: Live ones, at least 30, each with an answer of both, else an OptionError.
+        :meth:`roll_back` undoes it; it is saved along. ``base`` is over the same documents, such as
+        ``index.as_retriever(embed_model=base_model)``; ``queries`` are live ones, at least 30, each
+        with an answer of both, else it is an OptionError.
         """
         if len(queries) < FEWEST_TO_SCALE:
             raise OptionError(f"queries: expected at least {FEWEST_TO_SCALE}, got {len(queries)}.")

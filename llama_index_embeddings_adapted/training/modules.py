@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
-from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
+from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
+from .closed_form import Spectrum
 from .options import TrainingOptions
 
 Forward = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
@@ -55,11 +56,7 @@ _KINDS: dict[type[Adapter], tuple[Forward, tuple[str, ...]]] = {
 
 
 class TrainableAdapter(nn.Module):
-    """An adapter whose weights can be trained.
-
-    Raises:
-        OptionError: No training is known for its class.
-    """
+    """An adapter whose weights can be trained; of another class, it is an OptionError."""
 
     def __init__(self, start: Adapter, device: torch.device) -> None:
         super().__init__()
@@ -120,13 +117,9 @@ class TrainingDocuments:
 
     def moment(self) -> Tensor:
         """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
-        count, dim = self._vectors.shape
         if self._all is not None:
-            return torch.div(self._all.T @ self._all, count)
-        total = np.zeros((dim, dim))
-        for block in normalized_blocks(self._vectors):
-            total += block.T @ block
-        return as_tensor((total / count).astype(np.float32), self._device)
+            return torch.div(self._all.T @ self._all, len(self._vectors))
+        return as_tensor(Spectrum(self._vectors).moment, self._device)
 
 
 class Competition:

@@ -240,9 +240,7 @@ class ComposedOptions(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
-            raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
-        check_number("hard_negatives", self.hard_negatives, least=0.0)
+        check_whole("hard_negatives", self.hard_negatives, least=0)
         try:
             parse(self.metric)
         except MetricError as cause:

@@ -26,14 +26,8 @@ from ..core.encoded import EncodedDataset
 from ..errors import OptionError, TrainingError
 from ..evaluation.held_out import Gain, Validation
 from ..evaluation.reports import Epoch
-from .modules import (
-    Competition,
-    TrainableAdapter,
-    TrainingDocuments,
-    as_tensor,
-    ranking_nll,
-    score_drift,
-)
+from . import modules
+from .modules import Competition, TrainableAdapter, TrainingDocuments, as_tensor, ranking_nll
 from .options import TrainingOptions
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
@@ -115,10 +109,7 @@ def fit(
 
     An epoch is better when its :class:`Gain` is higher and harmless. Interrupting from the keyboard
     keeps the best so far. ``on_step`` is called after each step with its number and a function that
-    exports the adapter.
-
-    Raises:
-        TrainingError: The loss is not finite, or far above where it started.
+    exports the adapter. A loss that is not finite, or far above the first, is a TrainingError.
     """
     began = time.perf_counter()
     run = _Run(train, start, options, on_step)
@@ -284,7 +275,7 @@ class _Run:
     def _drift(self, moved: Tensor) -> Tensor:
         """Return how far the scores of documents have moved, of all of them or of a sample."""
         if self._moment is not None:
-            return score_drift(moved, self._moment)
+            return modules.score_drift(moved, self._moment)
         drawn = self._random.integers(self._count, size=self._options.anchor_documents)
         return (moved @ self._documents.take(drawn).T).square().mean()
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 import llama_index_embeddings_adapted as package
-from llama_index_embeddings_adapted.adapters.sketch import (
+from llama_index_embeddings_adapted.adapters.saving import (
     MOST_DIRECTIONS,
     MOST_QUERIES,
     QuerySketch,

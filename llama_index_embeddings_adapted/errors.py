@@ -10,6 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
+
 
 class AdaptedError(Exception):
     """Root of every error this package raises on purpose."""
@@ -164,10 +167,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a question for what was perhaps meant, with a space before it; empty if unknown."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
-
-
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
-_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
 
 
 def status_of(error: BaseException) -> int | None:

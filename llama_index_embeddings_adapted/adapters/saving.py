@@ -39,6 +39,12 @@ _LEVELS = 127
 _MOST_NUMBER = 2**31  # dimensions, queries
 _FEWEST_SEEN, _SEEN = 3, 0.2  # queries, and their share, that users do not just ask again
 _FEW = 64  # sketches smaller than this take several queries of a group
+_OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
+               "add_residual"}  # fmt: skip
+_METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
+
+#: A folder may hold any of their classes, which are recognised once they are defined.
+RECOGNISED = (composites, maps, prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +186,6 @@ def from_module(module: Any) -> Adapter:
     return found
 
 
-_OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
-               "add_residual"}  # fmt: skip
-
-
 def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> Adapter:
     """Build an adapter from config and tensors of an old one, or raise a :class:`FolderError`."""
     strange = sorted(set(config) - _OLD_CONFIG)
@@ -203,9 +205,6 @@ def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> 
     except (KeyError, ValueError, TypeError) as cause:
         expected = "expected the tensors of a LinearLayer or a TwoLayerNN"
         raise FolderError(f"{where}: {expected}, found {sorted(arrays)} ({cause}).") from cause
-
-
-_METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
 
 
 def model_card(adapter: Adapter, base: str, training: Mapping[str, Any], folder: str) -> str:
@@ -244,10 +243,6 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join([head, *rows])
     choice, stopped = report.get("choice"), "The held-out queries also chose when training stopped."
     yield f"Chosen by cross-fitting: {choice['recipe']}." if choice else stopped
-
-
-#: A folder may hold any of their classes, which are recognised once they are defined.
-RECOGNISED = (composites, maps, prior)
 
 
 @dataclass(frozen=True, eq=False)

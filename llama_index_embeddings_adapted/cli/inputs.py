@@ -41,6 +41,14 @@ _LOOKED_AT = 8192  # bytes that tell text from other files
 
 check_target = partial(files.check_target, error=OptionError)
 check_target_folder = partial(files.check_target_folder, error=OptionError)
+_MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
+_SMALL = {
+    "questions_per_call": 1,
+    "styles": ("question", "keywords"),
+    "concurrency": 1,
+    "num_questions_per_chunk": 1,  # about more passages instead
+    "max_chunks": 120,  # less than ten minutes on two cores, where all passages may take hours
+}
 
 
 def page(report: str | None, default: Path | None) -> Path | None:
@@ -118,9 +126,6 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.report.json")
 
 
-_MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
-
-
 def cut(
     documents: list[BaseNode], model: BaseEmbedding | None, size: int | None, overlap: int | None
 ) -> list[BaseNode]:
@@ -195,15 +200,6 @@ def _is_text(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.read(_LOOKED_AT)
     return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
-
-
-_SMALL = {
-    "questions_per_call": 1,
-    "styles": ("question", "keywords"),
-    "concurrency": 1,
-    "num_questions_per_chunk": 1,  # about more passages instead
-    "max_chunks": 120,  # less than ten minutes on two cores, where all passages may take hours
-}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from . import embedding
 from .embedding import ComposedEmbedding
 from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 
+_OLD = ("save_checkpoints", "resume_from_checkpoint")
+
 
 class SmallModelEngine(ABC):
     """What both engines share: data, validation, training, report."""
@@ -277,9 +279,6 @@ class ComposedFinetuneEngine(SmallModelEngine):
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
         return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
-
-
-_OLD = ("save_checkpoints", "resume_from_checkpoint")
 
 
 class SentenceTransformersFinetuneEngine(SmallModelEngine):

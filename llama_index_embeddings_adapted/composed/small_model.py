@@ -30,6 +30,11 @@ from ..training.options import ComposedOptions
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
+#: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
+WEIGHTS = tuple(step / 10 for step in range(41))
+_DEPTH = 10
+_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
+
 
 class SmallModel:
     """Embeds texts with a sentence-transformers model, loaded when first needed; or by words.
@@ -215,11 +220,6 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
     return merge
 
 
-#: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
-WEIGHTS = tuple(step / 10 for step in range(41))
-_DEPTH = 10
-
-
 def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
     """Join the vectors of two models, ``normalise([b ; λ·a])``.
 
@@ -275,9 +275,6 @@ def tune_weight(
     return best
 
 
-_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
-
-
 class ComposedValidation:
     """Scores a small model on held-out queries, alone or composed with the black box.
 
@@ -320,10 +317,9 @@ class ComposedValidation:
         hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
         ranked, _ = top_k(queries, documents, depth + (hidden is not None))
         ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
-        return {
-            name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
-            for name in names
-        }
+        size = len(pool)
+        found = {name: metrics.compute(name, ranked, within, corpus_size=size) for name in names}
+        return {name: float(values.mean()) for name, values in found.items()}
 
     def judge(self, small: SmallModel) -> tuple[float, held_out.Parts, Comparison]:
         """Tune λ, where there is a black box, and compare with the base model, part by part."""

@@ -152,9 +152,8 @@ class EncodedDataset:
     @property
     def scored(self) -> Qrels:
         """What scores count as relevant."""
-        return (
-            self.relevance.with_twins(self.canonical_rows) if self.twins_count else self.relevance
-        )
+        first = self.canonical_rows
+        return self.relevance.with_twins(first) if self.twins_count else self.relevance
 
     @property
     def hidden_entries(self) -> tuple[Rows, Rows] | None:

@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,20 @@ _OF_THE_DISK = frozenset(
      errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
+FORMAT_VERSION = 1
+
+#: More is no adapter: a file that claims to be larger is not read into memory.
+MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+QUERIES = "queries.safetensors"
+
+#: The array beside the adapter's own: vectors that identify its base model.
+PROBES = "fingerprint.probes"
+
+# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
+_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
+Array = NDArray[Any]
+Arrays = dict[str, Array]
 
 
 def llama_cache() -> Path:
@@ -150,9 +165,8 @@ def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None
     except FileNotFoundError:
         raise error(f"{path}: no such file.") from None
     except (OSError, MemoryError) as cause:
-        raise error(
-            f"{path}: cannot be read ({cause or 'it does not fit into memory'})."
-        ) from cause
+        why = cause or "it does not fit into memory"
+        raise error(f"{path}: cannot be read ({why}).") from cause
 
 
 def read_json(
@@ -164,10 +178,9 @@ def read_json(
 ) -> Any:
     """Read JSON; errors as of :func:`read_bytes`, or if it is none or a key is given twice."""
     try:
-        return json.loads(
-            decode(read_bytes(path, error=error, most=most)),
-            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
-        )
+        text = decode(read_bytes(path, error=error, most=most))
+        once = partial(unique, what="key", error=error, where=path)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError, MemoryError) as cause:
         if isinstance(cause, AdaptedError):
             raise
@@ -246,24 +259,6 @@ def library_version() -> str:
         return version("llama-index-embeddings-adapted")
     except PackageNotFoundError:  # run from a bare checkout
         return "unknown"
-
-
-FORMAT_VERSION = 1
-
-#: More is no adapter: a file that claims to be larger is not read into memory.
-MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
-CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
-QUERIES = "queries.safetensors"
-
-#: The array beside the adapter's own: vectors that identify its base model.
-PROBES = "fingerprint.probes"
-
-
-# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
-
-Array = NDArray[Any]
-Arrays = dict[str, Array]
 
 
 def write(

@@ -295,10 +295,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
         Grades are written as integers when all of them are whole.
         """
-        qrels = {
-            query: {document: self.grade(query, document) for document in documents}
-            for query, documents in self.relevant_docs.items()
-        }
+        relevant = self.relevant_docs.items()
+        qrels = {query: {d: self.grade(query, d) for d in docs} for query, docs in relevant}
         formats.write_beir(Path(folder), split, self.queries, self.corpus, qrels, self.provenance)
 
     @classmethod

@@ -42,6 +42,20 @@ PROBE_TEXTS = (
 
 
 _TOLERANCE = "LLAMA_INDEX_ADAPTED_TOLERANCE"
+T = TypeVar("T")
+Embedding = list[float]
+QueryBatch = Callable[[list[str]], list[Embedding]]
+_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
+TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
+
+#: What makes a model of a string; a room above, which knows saved adapters, adds itself.
+resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
+_known: dict[int, tuple[weakref.ref[BaseEmbedding], dict[str, object], Fingerprint]] = {}
+_CHANGES_NO_VECTOR = frozenset(
+    ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
+)
+_ORDER_CHECKED = 32  # texts
+_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
 
 
 def tolerance() -> float:
@@ -95,9 +109,6 @@ class Fingerprint:
         return near and bool(np.allclose(ours, theirs, rtol=max(0.01, allowed), atol=1e-6))
 
 
-T = TypeVar("T")
-
-
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also where a loop is running."""
     future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
@@ -114,16 +125,6 @@ def _loop(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="embeddings-adapted", daemon=True).start()
     return loop
-
-
-Embedding = list[float]
-QueryBatch = Callable[[list[str]], list[Embedding]]
-_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
-TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
-
-
-#: What makes a model of a string; a room above, which knows saved adapters, adds itself.
-resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
 
 
 def check_base(model: object, name: str) -> BaseEmbedding:
@@ -298,12 +299,6 @@ def clear_trace_map(manager: CallbackManager) -> None:
             notes.clear()
 
 
-_known: dict[int, tuple[weakref.ref[BaseEmbedding], dict[str, object], Fingerprint]] = {}
-_CHANGES_NO_VECTOR = frozenset(
-    ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
-)
-
-
 def _state(model: BaseEmbedding) -> dict[str, object]:
     """Return what tells a model object that was changed: plain settings, identity of others."""
     return {
@@ -342,10 +337,6 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     number = id(model)
     _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), _state(model), found)
     return found
-
-
-_ORDER_CHECKED = 32  # texts
-_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
 
 
 def is_unchanged(

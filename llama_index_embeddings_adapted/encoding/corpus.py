@@ -33,6 +33,7 @@ Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
 #: Texts, which of them have a vector, those vectors, and why the others have none, by row.
 Pieces = Iterator[tuple[Sequence[str], Rows, Vectors, dict[int, str]]]
+EXECUTORS = ("local", "ray")
 
 
 def _on_ray(
@@ -106,9 +107,6 @@ def packed(model: object) -> bytes:
             f"{type(model).__name__} cannot be sent to other processes ({cause}). Pass a function "
             "that builds it."
         ) from cause
-
-
-EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,8 @@ class Encoder:
                 text. What came before it is kept. Or the model is no longer the same.
         """
         first: dict[str, int] = {}
-        origin = np.array(
-            [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
-        )
+        rows_of_first = [first.setdefault(text, row) for row, text in enumerate(texts)]
+        origin = np.array(rows_of_first, dtype=int)
         distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
         vectors = allocate_vectors((len(texts), self.fingerprint.dim), self._folder)
         missing: list[int] = []
@@ -313,21 +312,15 @@ def with_rows(
     row = {document: number for number, document in enumerate(dataset.corpus)}
     first: dict[str, int] = {}
     twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]
-    mined = dataset.hard_negatives
-    return EncodedDataset(
-        queries,
-        documents,
-        answers_of(dataset),
-        tuple(dataset.queries),
-        tuple(dataset.corpus),
-        np.array(twins, dtype=np.int64),
-        content_hashes(list(dataset.corpus.values())),
-        None
-        if mined is None
-        else Qrels.from_lists([[row[each] for each in mined.get(q, ())] for q in dataset.queries]),
-        _own(dataset, row) if dataset.ignore_identical_ids else None,
-        dataset.twins_count,
-    )
+    mined, negatives = dataset.hard_negatives, None
+    if mined is not None:
+        lists = [[row[each] for each in mined.get(query, ())] for query in dataset.queries]
+        negatives = Qrels.from_lists(lists)
+    own = _own(dataset, row) if dataset.ignore_identical_ids else None
+    ids = tuple(dataset.queries), tuple(dataset.corpus)
+    about = np.array(twins, dtype=np.int64), content_hashes([*dataset.corpus.values()]), negatives
+    given = queries, documents, answers_of(dataset)
+    return EncodedDataset(*given, *ids, *about, own, dataset.twins_count)
 
 
 def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | None:

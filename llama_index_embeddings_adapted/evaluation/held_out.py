@@ -299,8 +299,6 @@ def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> Encoded
     own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
     shared = len(train.queries) - len(own)
     if shared:
-        warnings.warn(
-            f"{shared} training queries are also in val_dataset; they are not trained on.",
-            stacklevel=5,
-        )
+        told = "training queries are also in val_dataset; they are not trained on"
+        warnings.warn(f"{shared} {told}.", stacklevel=5)
     return train.take(np.array(own, dtype=np.int64))

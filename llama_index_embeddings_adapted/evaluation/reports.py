@@ -20,6 +20,21 @@ from .page import write_page
 from .verdict import LOOKS_RANDOM, METRIC, Decision, Verdict
 from .views import ViewsReport
 
+_LEAST_GAIN = 1e-9  # below this, two scores are the same
+_NO_WEIGHT = Verdict(
+    Decision.KEEP_BASE,
+    "the small model adds nothing on held-out queries; the model returned is the base model",
+)
+#: Two-sided. The epoch was chosen on the same queries: at .05, 7 of 250 runs with nothing to gain
+#: would ship (benchmarks: nulls)
+_P_TO_SHIP = 0.02
+_CHANCE = "the gain may be chance, as the same queries chose when to stop"
+_NO_EPOCH = Verdict(
+    Decision.KEEP_BASE,
+    "no epoch of training was better on held-out queries without harm; the adapter returned "
+    "changes nothing",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class SelectionReport:
@@ -63,9 +78,6 @@ class Deployment:
         return cls(folder, base, adapter.adapts_documents, 1e6 * median(taken))
 
 
-_LEAST_GAIN = 1e-9  # below this, two scores are the same
-
-
 @dataclass(frozen=True)
 class Epoch:
     """One line of a training history; epoch 0 is the model before training."""
@@ -104,21 +116,6 @@ def best_epoch(history: Sequence[Epoch], metric: str) -> int:
                 best = line if change > 0 else best
                 break
     return best.number
-
-
-_NO_WEIGHT = Verdict(
-    Decision.KEEP_BASE,
-    "the small model adds nothing on held-out queries; the model returned is the base model",
-)
-#: Two-sided. The epoch was chosen on the same queries: at .05, 7 of 250 runs with nothing to gain
-#: would ship (benchmarks: nulls)
-_P_TO_SHIP = 0.02
-_CHANCE = "the gain may be chance, as the same queries chose when to stop"
-_NO_EPOCH = Verdict(
-    Decision.KEEP_BASE,
-    "no epoch of training was better on held-out queries without harm; the adapter returned "
-    "changes nothing",
-)
 
 
 @dataclass(frozen=True, eq=False)

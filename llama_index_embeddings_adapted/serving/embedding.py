@@ -94,9 +94,7 @@ class DocumentEmbedding(WrappedEmbedding):
 
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
         if role == "query":
-            raise OptionError(
-                "This model embeds documents only; ask the adapted model for queries."
-            )
+            raise OptionError("This model embeds documents; ask the adapted model for queries.")
         if not texts:
             return []
         distinct = list(dict.fromkeys(texts))

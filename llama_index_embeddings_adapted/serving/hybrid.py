@@ -140,22 +140,14 @@ class HybridRetriever(SteppedRetriever):
         texts = texts_of(found.values())
         settings: dict[str, Any] = {"top_k": top_k, "candidates": candidates}
         dense = _dense(index, model, filters, **settings)
-        keys, vectors = document_vectors(
-            model, texts, cache_dir=cache_dir, show_progress=show_progress
-        )
+        shown = show_progress
+        keys, vectors = document_vectors(model, texts, cache_dir=cache_dir, show_progress=shown)
         if bank is not None and penalty:
             prior = DocumentPrior.of(bank, vectors, keys, sources=sources, weight=penalty)
-        return cls(
-            dense,
-            BM25Index.of(dict(zip(found, texts, strict=True)), queries),
-            vectors=vectors,
-            nodes=nodes if isinstance(nodes, BaseDocumentStore) else found,
-            keys=keys,
-            weight=weight,
-            prior=prior,
-            embed_model=model,
-            **settings,
-        )
+        words = BM25Index.of(dict(zip(found, texts, strict=True)), queries)
+        settings |= {"weight": weight, "prior": prior, "embed_model": model}
+        held = nodes if isinstance(nodes, BaseDocumentStore) else found
+        return cls(dense, words, vectors=vectors, nodes=held, keys=keys, **settings)
 
     def over(self, dense: BaseRetriever) -> HybridRetriever:
         """Return the same views over another retriever of the store, such as one with filters."""
@@ -192,9 +184,8 @@ class HybridRetriever(SteppedRetriever):
         shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
         query = l2_normalize(np.asarray(vector, dtype=np.float32))
         if query.shape != views.vectors.shape[1:]:
-            raise ShapeError(
-                "Query vector", expected=f"{views.vectors.shape[1:]}", actual=query.shape
-            )
+            expected = f"{views.vectors.shape[1:]}"
+            raise ShapeError("Query vector", expected=expected, actual=query.shape)
         given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
         known = [row for _, row in given if row is not None]
         rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
@@ -277,9 +268,8 @@ class HybridRetriever(SteppedRetriever):
         found = {**nodes_by_id(self.nodes), **new}
         texts = dict(zip(found, texts_of(found.values()), strict=True))
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
-        keys, vectors = document_vectors(
-            self.embed_model, [texts[name] for name in new], **settings
-        )
+        own = [texts[name] for name in new]
+        keys, vectors = document_vectors(self.embed_model, own, **settings)
         views = self.views
         before = views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]

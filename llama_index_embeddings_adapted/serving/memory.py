@@ -190,9 +190,8 @@ class MemoryRetriever(SteppedRetriever):
         self._embed_model, self._nodes = check_base(embed_model, "embed_model"), nodes
         self._base, its = base_of(self._embed_model), getattr(retriever, "_embed_model", None)
         self._shares = its is embed_model if shares_embedding is None else shares_embedding
-        super().__init__(
-            callback_manager=callback_manager or getattr(retriever, "callback_manager", None)
-        )
+        own = getattr(retriever, "callback_manager", None)
+        super().__init__(callback_manager=callback_manager or own)
 
     @classmethod
     def from_dataset(
@@ -319,9 +318,7 @@ class MemoryRetriever(SteppedRetriever):
         files.check_version(config, path)
         arrays = files.read_arrays(path / ARRAYS)
         with files.legible(f"{path}: not a saved memory"):
-            parts: Any = (
-                arrays[name].astype(kind, casting="safe") for name, kind in _ARRAYS.items()
-            )
+            parts: Any = (arrays[k].astype(kind, casting="safe") for k, kind in _ARRAYS.items())
             memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
             base = {**config["base_model"], "dim": memory.queries.shape[1]}
             fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=path)

@@ -320,13 +320,9 @@ class ServedEmbedding(WrappedEmbedding):
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
         """Give what :meth:`from_dict` needs, as JSON knows it, without the base model's secrets."""
-        return {
-            "class_name": self.class_name(),
-            "model_name": self.model_name,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
-            **self._described(),
-        }
+        names = ("model_name", "embed_batch_size", "num_workers")
+        settings = {name: getattr(self, name) for name in names}
+        return {"class_name": self.class_name(), **settings, **self._described()}
 
     @classmethod
     def from_dict(

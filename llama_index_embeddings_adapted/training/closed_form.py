@@ -122,9 +122,8 @@ def whitening(
     OptionError. Source: Su et al. 2021, arXiv:2103.15316, with exponent and shrinkage added.
     """
     if not 0 <= power <= 1 or not shrinkage > 0:
-        raise OptionError(
-            f"Expected power in [0, 1] and shrinkage > 0, got {power!r} and {shrinkage!r}."
-        )
+        given = f"{power!r} and {shrinkage!r}"
+        raise OptionError(f"Expected power in [0, 1] and shrinkage > 0, got {given}.")
     spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
     weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None

@@ -28,6 +28,8 @@ _ACTIVATIONS = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
 }
+MOST_BYTES = 512 * 2**20  # held as one tensor
+NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
 def _linear(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
@@ -92,9 +94,6 @@ class TrainableAdapter(nn.Module):
 def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return an array as a tensor on a device."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
-MOST_BYTES = 512 * 2**20  # held as one tensor
 
 
 class TrainingDocuments:
@@ -175,10 +174,8 @@ class Competition:
 
     def among(self, batch: Rows, candidates: Rows) -> tuple[Qrels, Qrels]:
         """Return a batch's relevant documents, and what does not compete for it, as candidates."""
-        relevant, hidden = (
-            q.take(batch).among(candidates) for q in (self._relevance, self._hidden)
-        )
-        return relevant, hidden
+        relevant, hidden = self._relevance.take(batch), self._hidden.take(batch)
+        return relevant.among(candidates), hidden.among(candidates)
 
 
 def _union(*rows: Rows) -> Rows:
@@ -187,9 +184,6 @@ def _union(*rows: Rows) -> Rows:
     first = np.ones(len(ordered), dtype=bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return ordered[first]
-
-
-NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
 def ranking_nll(

@@ -31,6 +31,9 @@ from .modules import Competition, TrainableAdapter, TrainingDocuments, as_tensor
 from .options import TrainingOptions
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
+OnStep = Callable[[int, Callable[[], Adapter]], None]
+_TEMPERATURE_RANGE = (0.005, 1.0)
+_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
 
 @contextmanager
@@ -74,12 +77,6 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
                 raise
     finally:
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
-
-
-OnStep = Callable[[int, Callable[[], Adapter]], None]
-
-_TEMPERATURE_RANGE = (0.005, 1.0)
-_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +129,8 @@ def fit(
             began = time.perf_counter()
     except KeyboardInterrupt:
         interrupted = True
-        warnings.warn(
-            f"Training was interrupted; the adapter of epoch {best_epoch} is kept.", stacklevel=2
-        )
+        kept = f"the adapter of epoch {best_epoch} is kept"
+        warnings.warn(f"Training was interrupted; {kept}.", stacklevel=2)
     return Fit(best, best_epoch, tuple(history), interrupted)
 
 
@@ -289,9 +285,8 @@ class _Run:
             return make([p for p in parameters if p.requires_grad], **params)
         except (TypeError, ValueError) as cause:
             name = getattr(make, "__name__", make)
-            raise OptionError(
-                f"optimizer_class={name}, optimizer_params={params}: {cause}"
-            ) from cause
+            given = f"optimizer_class={name}, optimizer_params={params}"
+            raise OptionError(f"{given}: {cause}") from cause
 
 
 def _diverged(options: TrainingOptions, what: str) -> TrainingError:

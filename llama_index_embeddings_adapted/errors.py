@@ -138,6 +138,12 @@ def check_whole(name: str, value: object, *, least: int = 1) -> None:
         raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
 
 
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse, by an :class:`OptionError`, what is not one of a few values."""
+    if value not in (known := list(choices)):
+        raise OptionError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}.")
+
+
 def check_number(
     name: str,
     value: object,

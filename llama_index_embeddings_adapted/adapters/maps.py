@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
-from ..errors import OptionError, ShapeError, check_whole
+from ..errors import OptionError, ShapeError, check_choice, check_whole
 from .base import Adapter, CompositeAdapter, key_array, places_of, reading, settle
 from .export import Program
 
@@ -163,9 +163,7 @@ class TwoLayerAdapter(Adapter):
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.activation not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
-            raise OptionError(f"activation: expected one of {known}, got {self.activation!r}.")
+        check_choice("activation", self.activation, _ACTIVATIONS)
         out = "in" if self.residual else "out"
         hidden = {"hidden_weight": "hidden in", "hidden_bias": "hidden"}
         output = {"output_weight": f"{out} hidden", "output_bias": out}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
-from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..encoding.encoder import Encoder
 from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
 from ..evaluation import held_out, metrics
@@ -346,11 +346,7 @@ class ComposedValidation:
 
 
 def held_out_split(
-    encoder: Encoder,
-    dataset: EmbeddingQAFinetuneDataset,
-    given: EmbeddingQAFinetuneDataset | None,
-    *,
-    seed: int,
+    encoder: Encoder, dataset: Dataset, given: Dataset | None, *, seed: int
 ) -> tuple[EncodedDataset, EncodedDataset]:
     """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
 

@@ -317,10 +317,9 @@ def with_rows(
         lists = [[row[each] for each in mined.get(query, ())] for query in dataset.queries]
         negatives = Qrels.from_lists(lists)
     own = _own(dataset, row) if dataset.ignore_identical_ids else None
-    ids = tuple(dataset.queries), tuple(dataset.corpus)
-    about = np.array(twins, dtype=np.int64), content_hashes([*dataset.corpus.values()]), negatives
-    given = queries, documents, answers_of(dataset)
-    return EncodedDataset(*given, *ids, *about, own, dataset.twins_count)
+    rows, keys = np.array(twins, dtype=np.int64), content_hashes([*dataset.corpus.values()])
+    found = queries, documents, answers_of(dataset), tuple(dataset.queries), tuple(dataset.corpus)
+    return EncodedDataset(*found, rows, keys, negatives, own, dataset.twins_count)
 
 
 def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | None:

@@ -283,10 +283,9 @@ class FinetuneReport:
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"
         if self.choice is not None:
             kept = f"chosen: {self.choice.recipe} of {len(self.choice.gains)} candidates"
-        lines.append(
-            f"  {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
-            f"{self.base_texts} texts embedded in {self.base_calls} calls"
-        )
+        spent = f"{self.base_texts} texts embedded in {self.base_calls} calls"
+        took = f"{self.train_queries} training queries, {self.seconds:.1f} s, {spent}"
+        lines.append(f"  {kept}; {took}")
         return "\n".join([*lines, *([f"  {self.views}"] if self.views else [])])
 
 

@@ -22,7 +22,7 @@ from ..core.arrays import Vectors, l2_normalize, top_k
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, encode
-from ..errors import DatasetError, OptionError
+from ..errors import DatasetError, OptionError, check_choice
 from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
 
@@ -145,8 +145,7 @@ def upgrade_adapter(
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    check_choice("method", method, METHODS)
     if not 0 < holdout < 1:
         raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
     distinct = list(dict.fromkeys(texts))

@@ -131,12 +131,8 @@ class LLMCalls:
         own, blocking = (inspect.unwrap(getattr(each, method)) for each in (type(llm), CustomLLM))
         self._synchronous = own is blocking
         self._heard = False
-        self._attempts = AsyncRetrying(
-            stop=stop_after_attempt(attempts),
-            wait=backoff_s,
-            retry=retry_if_exception(self._may_repeat),
-            reraise=True,
-        )
+        stop, retry = stop_after_attempt(attempts), retry_if_exception(self._may_repeat)
+        self._attempts = AsyncRetrying(stop=stop, wait=backoff_s, retry=retry, reraise=True)
         self._next_start = 0.0
         self.calls = 0
 

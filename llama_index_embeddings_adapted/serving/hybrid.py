@@ -340,11 +340,8 @@ class HybridRetriever(SteppedRetriever):
             nodes = nodes_by_id(nodes)
             missing = len(set(found.lexical.ids) - set(nodes))
         if missing:
-            warnings.warn(
-                f"{missing:,} of the {len(found.lexical.ids):,} nodes that the folder knows are "
-                "not among those given: words cannot find them.",
-                stacklevel=2,
-            )
+            of = f"{missing:,} of the {len(found.lexical.ids):,} nodes that the folder knows"
+            warnings.warn(f"{of} are not among those given: words cannot find them.", stacklevel=2)
         parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
         new = cls(dense, found.lexical, **parts, embed_model=embed_model)
         new.views = found

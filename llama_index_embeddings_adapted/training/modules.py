@@ -22,12 +22,8 @@ from .options import TrainingOptions
 
 Forward = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
 
-_ACTIVATIONS = {
-    "relu": torch.relu,
-    "leaky_relu": nn.functional.leaky_relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
+_ACTIVATIONS = {name: getattr(torch, name) for name in ("relu", "tanh", "sigmoid")}
+_ACTIVATIONS["leaky_relu"] = nn.functional.leaky_relu
 MOST_BYTES = 512 * 2**20  # held as one tensor
 NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 

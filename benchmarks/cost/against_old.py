@@ -99,15 +99,7 @@ def _old(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any,
 def _new(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any, dict[str, Any]]:
     dataset = package.EmbeddingQAFinetuneDataset(**_plain(real.train))
     began = time.perf_counter()
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        dataset,
-        base,
-        model_output_path=folder / "new",
-        cache_dir=folder / "cache",
-        show_progress=False,
-        method="linear",
-    )
-    engine.finetune()
+    engine = sets.trained(dataset, base, folder / "cache", method="linear")
     seconds = time.perf_counter() - began
     return engine.get_finetuned_model(), {"seconds": seconds, **base.counts()}
 

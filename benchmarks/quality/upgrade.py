@@ -11,7 +11,7 @@ from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 import llama_index_embeddings_adapted as package
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
+from benchmarks.quality import judged
 
 #: Of each set, drawn with a fixed seed: mpnet embeds four texts a second.
 DOCUMENTS, QUERIES, TOKENS = 150, 60, 96
@@ -34,21 +34,16 @@ def run(data: Path, cache: Path, mpnet: Path, names: tuple[str, ...]) -> None:
         environment.add("upgrade", COMMAND, ("sets", name), row)
 
 
-def _one(
-    models: dict[str, BaseEmbedding], old: str, new: str, dataset: Any, cache: Path
-) -> dict[str, Any]:
+def _one(models: Any, old: str, new: str, dataset: Any, cache: Path) -> dict[str, Any]:
     pair = models[old], models[new]
     upgrade = package.upgrade_adapter(*pair, list(dataset.corpus.values()), cache_dir=cache)
     scores = package.evaluate_upgrade(upgrade, *pair, dataset, cache_dir=cache)
     print(old, "→", new, upgrade, scores, sep="\n", flush=True)
+    facts = ("texts", "method", "agreement", "chance", "cosine")
     return {
         "old": old,
         "new": new,
-        "texts": upgrade.texts,
-        "method": upgrade.method,
-        "agreement": upgrade.agreement,
-        "chance": upgrade.chance,
-        "cosine": upgrade.cosine,
+        **{fact: getattr(upgrade, fact) for fact in facts},
         **scores.to_dict(),
         "against re-embedding": _interval(scores.reembedded, scores.upgraded),
         "against the old model": _interval(scores.old, scores.upgraded),
@@ -71,6 +66,5 @@ def _part(test: package.EmbeddingQAFinetuneDataset) -> package.EmbeddingQAFinetu
 
 
 def _interval(one: package.RetrievalScores, other: package.RetrievalScores) -> list[float]:
-    metric = "ndcg@10"
-    lost = paired_difference(one.values(metric), other.values(metric), metric=metric)
+    lost = judged.difference(one, other)
     return [lost.mean, lost.low, lost.high]

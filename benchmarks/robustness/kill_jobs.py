@@ -53,9 +53,8 @@ class Encode:
         """Start from nothing."""
 
     def work(self, folder: Path) -> None:
-        encoder = _encoder(folder)
-        encoder.encode(TEXTS, "document")
-        encoder.close()
+        with Encoder(_base(folder), **_quiet(folder)) as encoder:
+            encoder.encode(TEXTS, "document")
 
     def check(self, folder: Path) -> None:
         """Every vector in the cache is that of its text."""
@@ -88,8 +87,7 @@ class Train:
             model_checkpoint_path=folder / "steps",
             checkpoint_save_steps=5,
             report_path=folder / "page.html",
-            cache_dir=folder / "cache",
-            show_progress=False,
+            **_quiet(folder),
         )
         engine.finetune()
 
@@ -166,9 +164,8 @@ class Generate:
             [TextNode(id_=f"n{n}", text=text) for n, text in enumerate(TEXTS[:80])],
             cheap.WritingLLM(log=str(folder / "log"), pause_s=0.01),
             concurrency=CONCURRENCY,
-            cache_dir=folder / "cache",
             output_path=folder / "pairs.json",
-            show_progress=False,
+            **_quiet(folder),
         )
 
     def check(self, folder: Path) -> None:
@@ -201,16 +198,9 @@ class Rebuild:
         base = _base(folder)
         with _qdrant(folder / "old") as old, _qdrant(folder / "new") as new:
             index = VectorStoreIndex.from_vector_store(old, embed_model=base)
-            package.adapt_index(
-                index,
-                package.AdaptedEmbedding(base, _adapter(1)),
-                new,
-                nodes=_nodes(),
-                embed_missing=True,
-                batch_size=BATCH,
-                cache_dir=folder / "cache",
-                show_progress=False,
-            )
+            model = package.AdaptedEmbedding(base, _adapter(1))
+            options = {"nodes": _nodes(), "embed_missing": True, "batch_size": BATCH}
+            package.adapt_index(index, model, new, **options, **_quiet(folder))
 
     def check(self, folder: Path) -> None:
         """The old collection is untouched; what the new one holds is mapped."""
@@ -231,36 +221,27 @@ class Rebuild:
         return Paid(cheap.noted(folder / "log"), kept)
 
 
-JOBS = {
-    "encode": Encode(),
-    "train": Train(),
-    "save": Save(),
-    "generate": Generate(),
-    "rebuild": Rebuild(),
-}
+_ALL = (Encode(), Train(), Save(), Generate(), Rebuild())
+JOBS = {type(job).__name__.lower(): job for job in _ALL}
 
 
 def _base(folder: Path) -> cheap.WordsEmbedding:
     return cheap.WordsEmbedding(log=str(folder / "log"), pause_s=0.004, embed_batch_size=BATCH)
 
 
-def _encoder(folder: Path) -> Encoder:
-    return Encoder(_base(folder), cache_dir=folder / "cache", show_progress=False)
+def _quiet(folder: Path) -> dict[str, Any]:
+    return {"cache_dir": folder / "cache", "show_progress": False}
 
 
 def _pairs() -> package.EmbeddingQAFinetuneDataset:
     corpus = {f"d{n}": text for n, text in enumerate(TEXTS[:60])}
     queries = {f"q{n}": f"which {TEXTS[n].split(' and ')[0]}" for n in range(60)}
-    return package.EmbeddingQAFinetuneDataset(
-        queries, corpus, {f"q{n}": [f"d{n}"] for n in range(60)}
-    )
+    return package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
 
 
 def _nodes() -> list[TextNode]:
-    return [
-        TextNode(id_=f"00000000-0000-0000-0000-{n:012d}", text=text)
-        for n, text in enumerate(TEXTS[:60])
-    ]
+    ids = (f"00000000-0000-0000-0000-{n:012d}" for n in range(60))
+    return [TextNode(id_=name, text=text) for name, text in zip(ids, TEXTS, strict=False)]
 
 
 def _adapter(version: int) -> package.LinearAdapter:
@@ -269,11 +250,8 @@ def _adapter(version: int) -> package.LinearAdapter:
 
 
 def _kept(folder: Path, texts: list[str], role: Any) -> Any:
-    encoder = Encoder(cheap.WordsEmbedding(), cache_dir=folder / "cache", show_progress=False)
-    try:
+    with Encoder(cheap.WordsEmbedding(), **_quiet(folder)) as encoder:
         return encoder.known(texts, role)
-    finally:
-        encoder.close()
 
 
 def _check_vectors(folder: Path, texts: list[str], role: str) -> None:

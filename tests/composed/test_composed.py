@@ -42,16 +42,13 @@ def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.nd
     return joined / np.linalg.norm(joined)
 
 
-def test_a_vector_is_both_models_side_by_side(composed, base, small):
+def test_a_vector_is_both_models_side_by_side_alone_in_batches_and_async(composed, base, small):
     query = composed.get_query_embedding(TEXTS[0])
     document = composed.get_text_embedding(TEXTS[0])
     assert len(query) == 16 + 32
     np.testing.assert_allclose(query, expected(base, small, "query", TEXTS[0]), atol=1e-5)
     np.testing.assert_allclose(document, expected(base, small, "document", TEXTS[0]), atol=1e-5)
     assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
-
-
-def test_batches_and_async_give_what_single_calls_give(composed):
     single = [composed.get_text_embedding(text) for text in TEXTS]
     batch = composed.get_text_embedding_batch(TEXTS)
     later = asyncio.run(composed.aget_text_embedding_batch(TEXTS))
@@ -106,9 +103,7 @@ def test_the_small_model_computes_while_the_black_box_is_awaited(small, monkeypa
 
 def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(base, tmp_path):
     model = package.ComposedEmbedding(base, str(tmp_path / "not there"), 0)
-    np.testing.assert_allclose(
-        model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6
-    )
+    assert np.allclose(model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6)
     assert len(asyncio.run(model.aget_text_embedding("why"))) == 16
 
 
@@ -128,7 +123,9 @@ def saved(composed, tmp_path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_saved_model_gives_the_same_vectors_and_is_replaced(composed, saved, base):
+def test_a_saved_model_gives_the_same_vectors_is_replaced_and_named_by_a_string(
+    composed, saved, base
+):
     loaded = package.ComposedEmbedding.from_pretrained(saved, base)
     assert loaded.get_query_embedding("why") == composed.get_query_embedding("why")
     assert loaded.weight == 0.5
@@ -136,6 +133,10 @@ def test_a_saved_model_gives_the_same_vectors_and_is_replaced(composed, saved, b
     composed.weight = 0.25
     composed.save_pretrained(saved)
     assert package.ComposedEmbedding.from_pretrained(saved, base).weight == 0.25
+    model = package.resolve_embed_model(f"adapted:{saved}")
+    assert isinstance(model, package.ComposedEmbedding)
+    assert isinstance(model.base_embed_model, CountingEmbedding)
+    assert len(model.get_query_embedding("why")) == 48
 
 
 def test_the_folder_is_a_standard_one_without_pickles(saved, small):
@@ -147,21 +148,11 @@ def test_the_folder_is_a_standard_one_without_pickles(saved, small):
     assert kinds <= {".json", ".safetensors", ".md", ".txt"}
 
 
-def test_a_string_resolves_to_it_and_builds_the_black_box(saved):
-    model = package.resolve_embed_model(f"adapted:{saved}")
-    assert isinstance(model, package.ComposedEmbedding)
-    assert isinstance(model.base_embed_model, CountingEmbedding)
-    assert len(model.get_query_embedding("why")) == 48
-
-
-def test_a_dict_without_secrets_rebuilds_it(saved):
+def test_a_dict_rebuilds_it_unless_it_was_never_saved(saved, composed):
     model = package.ComposedEmbedding.from_pretrained(saved)
     data = json.loads(model.to_json())
     for again in (package.ComposedEmbedding.from_dict(dict(data)), load_embed_model(dict(data))):
         assert again.get_query_embedding("why") == model.get_query_embedding("why")
-
-
-def test_a_dict_of_a_model_that_was_never_saved_is_refused(composed):
     with pytest.raises(FolderError, match=r"names no small model.*save_pretrained"):
         package.ComposedEmbedding.from_dict(composed.to_dict())
 
@@ -180,9 +171,8 @@ def test_pickles_and_copies_give_the_same_vectors(from_folder, saved, composed):
 def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
     model = package.ComposedEmbedding.from_pretrained(saved)
     wrapped = package.AdaptedEmbedding(model, package.LinearAdapter.identity(48))
-    np.testing.assert_allclose(
-        wrapped.get_query_embedding("why"), model.get_query_embedding("why"), atol=1e-5
-    )
+    query = model.get_query_embedding("why")
+    assert np.allclose(wrapped.get_query_embedding("why"), query, atol=1e-5)
     wrapped.save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "config.json"
     data = json.loads(config.read_text())
@@ -195,10 +185,12 @@ def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
         assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
 
 
-def test_another_black_box_is_refused(saved):
+def test_another_black_box_and_the_class_of_adapters_are_refused(saved):
     with pytest.raises(BaseModelMismatchError, match="gives other vectors for the probe texts"):
         package.ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1))
     package.ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
+    with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
+        package.AdaptedEmbedding.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -276,11 +268,6 @@ def test_no_folder_makes_us_run_its_code_or_leave_it(path, content, message, sav
         package.ComposedEmbedding.from_pretrained(saved, base)
 
 
-def test_the_class_of_adapters_names_the_right_one(saved):
-    with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
-        package.AdaptedEmbedding.from_pretrained(saved)
-
-
 def test_a_small_model_that_gives_no_numbers_is_found(base, small):
     import torch
 
@@ -306,9 +293,7 @@ def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path
     remote = flaky_server.client(server.address, api_key=key, embed_batch_size=16, max_retries=5)
     corpus = {f"d{n}": f"entry number {n}" for n in range(24)}
     queries = {f"q{n}": f"what is {n}" for n in range(24)}
-    data = package.EmbeddingQAFinetuneDataset(
-        queries, corpus, {f"q{n}": [f"d{n}"] for n in range(24)}
-    )
+    data = package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
     settings: dict[str, Any] = {
         "epochs": 3, "cache_dir": tmp_path / "cache", "model_output_path": tmp_path / "model",
         "show_progress": False, "device": "cpu",

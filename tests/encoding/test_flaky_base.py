@@ -30,9 +30,8 @@ def encoder(tmp_path) -> Iterator[Callable[..., Encoder]]:
     with ExitStack() as opened:
 
         def make(server: Flaky, **options: object) -> Encoder:
-            work = Encoder(
-                client(server.address, **options), cache_dir=tmp_path, show_progress=False
-            )
+            model = client(server.address, **options)
+            work = Encoder(model, cache_dir=tmp_path, show_progress=False)
             return opened.enter_context(work)
 
         yield make

@@ -76,9 +76,8 @@ class Forgetful(CountingEmbedding):
 
 
 def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> Any:
-    return embed_corpus(
-        texts, model, executor="ray", cache_dir=cache, show_progress=False, **options
-    )
+    given = {"executor": "ray", "cache_dir": cache, "show_progress": False, **options}
+    return embed_corpus(texts, model, **given)
 
 
 def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -> None:
@@ -101,9 +100,8 @@ def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path)
 
 
 def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(tmp_path):
-    model = Mortal(
-        embed_batch_size=64, deadly=TEXTS[700], grave=str(tmp_path / "grave"), bad=(TEXTS[5],)
-    )
+    grave = tmp_path / "grave"
+    model = Mortal(embed_batch_size=64, deadly=TEXTS[700], grave=str(grave), bad=(TEXTS[5],))
     cache = tmp_path / "cache"
     with pytest.raises(errors.EncodeError, match=r"1 of 1,200 texts .*cannot read text 5 of many"):
         embedded(TEXTS, lambda: model, cache, actors=1)  # what an actor calls
@@ -121,15 +119,10 @@ def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_p
     encoder.close()
 
 
-def test_a_model_that_does_not_arrive_as_it_left_is_refused():
+def test_what_does_not_arrive_as_it_left_or_cannot_be_sent_is_refused():
     model = Forgetful()
-    with pytest.raises(
-        errors.BaseModelMismatchError, match="Pass a function that builds the model"
-    ):
+    with pytest.raises(errors.BaseModelMismatchError, match="Pass a function that builds the"):
         EmbeddingActor(packed(model), fingerprint_of(model), "document", None)
-
-
-def test_what_cannot_be_sent_is_refused_with_what_to_do():
     with pytest.raises(errors.OptionError, match="cannot be sent to other processes"):
         packed(threading.Lock())
 

@@ -54,15 +54,12 @@ def model(provider) -> AdaptedEmbedding:
     return AdaptedEmbedding(provider, LinearAdapter.identity(16))
 
 
-def test_no_secret_reaches_dict_json_or_repr(model):
+def test_no_secret_reaches_dict_json_or_repr_and_what_is_none_is_kept(model, provider):
     for shown in (str(model.to_dict()), model.to_json(), repr(model), str(model)):
         assert SECRET not in shown
     assert SECRET not in str(model.to_payload())
     assert "someone" not in repr(model)
     assert repr(model).startswith("AdaptedEmbedding(base_embed_model='Provider(")
-
-
-def test_what_is_no_secret_is_kept(provider):
     described = serialize.describe_base(provider)
     assert described["settings"] == {
         "model_name": "https://models.example.org/embedder",
@@ -156,13 +153,10 @@ def test_what_is_no_embedding_model_is_refused(changes, message):
         serialize.rebuild_base(described(**changes))
 
 
-@pytest.mark.parametrize("wrong", [None, [], "x"])
-def test_no_description_is_an_error(wrong):
-    with pytest.raises(FolderError, match="No base model is described here"):
-        serialize.rebuild_base(wrong)
-
-
-def test_damaged_settings_are_as_good_as_none():
+def test_no_description_is_an_error_and_damaged_settings_are_as_good_as_none():
+    for wrong in (None, [], "x"):
+        with pytest.raises(FolderError, match="No base model is described here"):
+            serialize.rebuild_base(wrong)
     rebuilt = serialize.rebuild_base(described(settings=["dim", 3], omitted=None))
     assert isinstance(rebuilt, CountingEmbedding)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import llama_index_embeddings_adapted as package
-from benchmarks.pages.browser import NoBrowserError, Tab, browser
 from tests.conftest import CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
+from tests.support.browser import Tab, browser
 
 TOPICS = (
     *("apple", "whale", "bus", "sea", "bird", "car"),
@@ -40,13 +40,8 @@ WIDTHS_AND_SCHEMES = [(400, False), (400, True), (1400, False), (1400, True)]
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
-    try:
-        opened = browser()
-        tab = opened.__enter__()
-    except NoBrowserError as reason:
-        pytest.skip(str(reason))
-    yield tab
-    opened.__exit__(None, None, None)
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,7 @@ def index_of(dataset: Dataset, model: Any) -> VectorStoreIndex:
 def prior_of(dataset: Dataset, model: Any) -> package.DocumentPrior:
     bank = [model.get_query_embedding(text) for text in dataset.queries.values()]
     documents = [model.get_text_embedding(text) for text in dataset.corpus.values()]
-    return package.DocumentPrior.of(
-        np.float32(bank), np.float32(documents), weight=0.4, neighbours=3
-    )
+    return package.DocumentPrior.of(*map(np.float32, (bank, documents)), weight=0.4, neighbours=3)
 
 
 @pytest.mark.parametrize("adapted", [False, True])

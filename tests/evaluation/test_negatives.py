@@ -25,7 +25,7 @@ def at(*cosines: float) -> np.ndarray:
     return np.array([[c, (1 - c * c) ** 0.5] for c in cosines])
 
 
-def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
+def test_negatives_are_the_nearest_below_95_percent_of_the_positive_and_no_twins():
     #                      positive   too close  just right
     documents = at(0.1, 0.80, 0.90, 0.77, 0.759, 0.70, 0.60)
     data = encoded(np.array([[1.0, 0.0]]), documents, [[1]])
@@ -35,9 +35,6 @@ def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
     assert all_.tolist() == [3, 4, 5, 6, 0]
     (later,) = hard_negatives(data, k=2, most_of_positive=0.95, skip=1)
     assert later.tolist() == [5, 6]
-
-
-def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives():
     documents = at(0.9, 0.5, 0.5, -0.2)
     data = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), documents, [[0], [3]])
     data = replace(data, canonical_rows=np.array([0, 1, 1, 3]))

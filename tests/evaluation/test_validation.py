@@ -6,17 +6,13 @@ from llama_index_embeddings_adapted.evaluation import held_out
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def test_no_training_query_asks_for_a_document_that_was_held_out():
+def test_no_training_query_asks_for_what_was_held_out_and_queries_alone_leave_theirs():
     data, _ = rotated_corpus(documents=50)
     train, held = held_out.hold_out(data, queries=0.0, documents=0.2, seed=3)
     trained, judged = data.take(train), data.take(held)
     assert not held_out.known_mask(trained, judged).any()
     assert len(held) == pytest.approx(0.2 * len(data.relevance), abs=3)
     assert sorted([*train, *held]) == list(range(150))
-
-
-def test_queries_held_out_alone_leave_their_documents_to_training():
-    data, _ = rotated_corpus(documents=50)
     train, held = held_out.hold_out(data, queries=0.1, documents=0.0, seed=3)
     assert len(held) == 15
     assert held_out.known_mask(data.take(train), data.take(held)).mean() > 0.9
@@ -27,15 +23,12 @@ def test_queries_held_out_alone_leave_their_documents_to_training():
     assert first == again != other
 
 
-def test_equal_questions_are_never_on_both_sides():
+def test_equal_questions_are_on_one_side_and_documents_held_out_where_training_allows():
     random = np.random.default_rng(0)
     questions = np.repeat(random.standard_normal((20, 4)), 3, axis=0)
     data = encoded(questions, random.standard_normal((60, 4)), [[i] for i in range(60)])
     train, held = held_out.hold_out(data, queries=0.3, documents=0.2, seed=0)
     assert not {row // 3 for row in train} & {row // 3 for row in held}
-
-
-def test_no_documents_are_held_out_where_that_would_cost_most_of_the_training() -> None:
     # Every query asks for document 0 as well: holding it out would leave nothing to train on.
     data = encoded(np.eye(40), np.eye(40), [[0, i] for i in range(40)])
     train, held = held_out.hold_out(data, queries=0.1, documents=0.2, seed=0)
@@ -50,9 +43,7 @@ def test_known_documents_compares_ids_across_corpora():
 
 def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     data, rotation = rotated_corpus(documents=30)
-    validation = held_out.Validation(
-        held_out.HeldOut(data, np.ones(len(data.relevance), dtype=bool))
-    )
+    validation = held_out.Validation(held_out.HeldOut(data, np.full(len(data.relevance), True)))
     assert np.allclose(validation.score(LinearAdapter.identity(12)), validation.base)
     undo = LinearAdapter(np.float32(rotation.T))
     found = validation.judge(undo)
@@ -64,7 +55,7 @@ def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     assert overall.to_dict()["difference"]["verdict"].startswith("better")
 
 
-def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothing():
+def test_a_loss_within_its_error_or_of_few_is_noise_and_told_the_mixture_decides():
     data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
     known = np.arange(50) < 40
     validation = held_out.Validation(held_out.HeldOut(data, known))
@@ -73,10 +64,6 @@ def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothin
     assert not held_out.Gain.of(validation, validation.base + change - 0.2).harmless
     few_lose = np.where(known, 0.1, -1.0)  # 10 new queries: fewer than 20
     assert held_out.Gain.of(validation, validation.base + few_lose).harmless
-
-
-def test_told_what_to_expect_the_mixture_decides():
-    data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
     known = np.arange(50) < 25
     change = np.where(known, 0.2, -0.1)
     for expect, overall in ((1.0, 0.2), (0.5, 0.05), (0.0, -0.1)):

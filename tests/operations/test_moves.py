@@ -28,9 +28,8 @@ def test_the_report_says_which_documents_moved_and_how_far(model, base):
     report = package.moved_documents(model, CORPUS, **QUIET)
     assert list(report.distances) == ["bus", "pie"]  # the farthest first
     for name, length in report.distances.items():
-        moved = np.subtract(
-            model.get_text_embedding(CORPUS[name]), base.vector("document", CORPUS[name])
-        )
+        text = CORPUS[name]
+        moved = np.subtract(model.get_text_embedding(text), base.vector("document", text))
         assert length == pytest.approx(np.linalg.norm(moved), abs=1e-4)
     assert report.new == ("whale", "sea")  # edited, and new: both keep their vectors
     assert report.deleted == 1  # the text that was edited is gone
@@ -42,10 +41,9 @@ def test_the_report_says_which_documents_moved_and_how_far(model, base):
     assert json.loads(json.dumps(report.to_dict()))["moved"] == 2
 
 
-def test_a_nudge_is_undone_by_the_text_it_belongs_to(model, base):
-    undone = package.AdaptedEmbedding(
-        base, package.undo_nudges(model.adapter, ["city bus", "never there"])
-    )
+def test_nudges_are_undone_by_their_text_and_bounded_afterwards(model, base):
+    less = package.undo_nudges(model.adapter, ["city bus", "never there"])
+    undone = package.AdaptedEmbedding(base, less)
     assert list(package.moved_documents(undone, CORPUS, **QUIET).distances) == ["pie"]
     assert undone.get_query_embedding("why?") == model.get_query_embedding("why?")
     clean = package.undo_nudges(model.adapter, keep=list(CORPUS.values()))
@@ -58,9 +56,6 @@ def test_a_nudge_is_undone_by_the_text_it_belongs_to(model, base):
     texts = list(CORPUS.values())
     assert np.allclose(none.get_text_embedding_batch(texts), base.get_text_embedding_batch(texts))
     assert np.allclose(none.get_query_embedding("why?"), model.get_query_embedding("why?"))
-
-
-def test_drift_is_bounded_afterwards_and_short_nudges_stay(model, base):
     bounded = package.AdaptedEmbedding(base, package.bound_nudges(model.adapter, 0.15))
     before, after = (package.moved_documents(each, CORPUS, **QUIET) for each in (model, bounded))
     assert after.bound == pytest.approx(0.15)
@@ -68,13 +63,20 @@ def test_drift_is_bounded_afterwards_and_short_nudges_stay(model, base):
     assert after.distances["bus"] < before.distances["bus"]
 
 
-def test_a_map_of_all_documents_is_reported_as_well(base):
+def test_a_map_of_all_documents_and_a_prior_are_reported_as_well(base):
     turned = package.AdaptedEmbedding(base, package.LinearAdapter(-np.eye(16), shared=True))
     report = package.moved_documents(turned, CORPUS, **QUIET)
     assert list(report.distances.values()) == pytest.approx([2.0] * 4)
     assert report.new == ()
     still = package.AdaptedEmbedding(base, UnitAdapter(16))
     assert not package.moved_documents(still, CORPUS, **QUIET).distances
+    corpus = dict(zip("abc", TEXTS, strict=True))
+    vectors = np.float32([base.vector("document", text) for text in TEXTS])
+    prior = package.DocumentPrior.of(vectors[:1], vectors, weight=0.5)
+    report = package.moved_documents(package.AdaptedEmbedding(base, prior), corpus, **QUIET)
+    changes = np.abs(prior.shifts(vectors))
+    assert dict(report.distances) == pytest.approx(dict(zip("abc", changes, strict=True)))
+    assert report.farthest == pytest.approx(changes.max())
 
 
 def test_what_has_no_nudges_or_no_distance_is_refused(base):
@@ -90,13 +92,3 @@ def test_what_has_no_nudges_or_no_distance_is_refused(base):
     wider = package.AdaptedEmbedding(base, package.LinearAdapter(np.ones((4, 16)), shared=True))
     with pytest.raises(OptionError, match="by no distance"):
         package.moved_documents(wider, CORPUS, **QUIET)
-
-
-def test_a_prior_moves_scores(base):
-    corpus = dict(zip("abc", TEXTS, strict=True))
-    vectors = np.float32([base.vector("document", text) for text in TEXTS])
-    prior = package.DocumentPrior.of(vectors[:1], vectors, weight=0.5)
-    report = package.moved_documents(package.AdaptedEmbedding(base, prior), corpus, **QUIET)
-    changes = np.abs(prior.shifts(vectors))
-    assert dict(report.distances) == pytest.approx(dict(zip("abc", changes, strict=True)))
-    assert report.farthest == pytest.approx(changes.max())

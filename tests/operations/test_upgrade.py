@@ -80,9 +80,8 @@ def test_an_old_adapter_is_applied_after_the_map():
     found = package.upgrade_adapter(served, new, TEXTS, method="procrustes", **QUIET)
     assert isinstance(found.adapter, StackedAdapter)
     model = package.AdaptedEmbedding(new, found.adapter)
-    assert (
-        np.dot(model.get_query_embedding("sea bird"), served.get_query_embedding("sea bird")) > 0.95
-    )
+    query = np.dot(*(each.get_query_embedding("sea bird") for each in (model, served)))
+    assert query > 0.95
     document = np.dot(model.get_text_embedding("sea bird"), old.get_text_embedding("sea bird"))
     assert document > 0.97
     moving = package.AdaptedEmbedding(old, package.LinearAdapter.identity(16, shared=True))
@@ -94,9 +93,7 @@ def test_the_upgrade_is_compared_with_a_real_re_embedding():
     old, new = CountingEmbedding(dim=16), Turned(dim=16)
     corpus = {text: text for text in TEXTS[:100]}
     queries = {f"q{text}": " ".join(reversed(text.split())) for text in TEXTS[:40]}
-    dataset = package.EmbeddingQAFinetuneDataset(
-        queries, corpus, {f"q{t}": [t] for t in TEXTS[:40]}
-    )
+    dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [q[1:]] for q in queries})
     found = package.upgrade_adapter(old, new, TEXTS, **QUIET)
     assert found.texts == len(set(TEXTS))
     scores = package.evaluate_upgrade(found, old, new, dataset, **QUIET)
@@ -120,9 +117,7 @@ class Aimless(CountingEmbedding):
 def test_an_agreement_no_better_than_chance_is_warned_of(count):
     texts = TEXTS[:: len(TEXTS) // count][:count]
     count = len(set(texts))
-    said = (
-        rf"no better than chance .* among {count} texts\. Give more, a few times the 12 dimensions"
-    )
+    said = rf"no better than chance .* among {count} texts\. Give more, a few times the 12 dim"
     for seed in range(2):
         with pytest.warns(UserWarning, match=said):
             package.upgrade_adapter(CountingEmbedding(), Aimless(dim=12), texts, seed=seed, **QUIET)

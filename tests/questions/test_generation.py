@@ -54,9 +54,7 @@ class DoubleLLM(llms.CustomLLM):
         return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
 
     @llm_completion_callback()
-    def complete(
-        self, prompt: str, formatted: bool = False, **kwargs: Any
-    ) -> llms.CompletionResponse:
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> llms.CompletionResponse:
         _SENT.append(prompt)
         return llms.CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
 
@@ -131,10 +129,8 @@ def test_any_llm_gives_the_same_dataset(llm, write):
     data = write(towns(), llm)
     assert len(data) == 12
     about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
-    assert about == {
-        "What is known about Town3 has market21 these days?",
-        "market21 and river9 with facts",
-    }
+    asked = "What is known about Town3 has market21 these days?"
+    assert about == {asked, "market21 and river9 with facts"}
     assert data.corpus == {node.node_id: node.text for node in towns()}
 
 
@@ -152,7 +148,7 @@ def test_the_llm_of_the_settings_is_the_default(write, monkeypatch):
         write(towns(), "gpt-5")
 
 
-def test_old_calls_work_as_they_are(write, tmp_path):
+def test_old_calls_work_as_they_are_and_actors_are_ignored_with_a_word(write, tmp_path):
     prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
     data = write(
         towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
@@ -161,32 +157,22 @@ def test_old_calls_work_as_they_are(write, tmp_path):
     assert package.EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
     saved = json.loads((tmp_path / "pairs.json").read_text())
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
+    with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
+        write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
 
-def test_the_text_sent_is_the_text_that_is_embedded(write):
-    node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
-    write([node], DoubleLLM())
-    assert "town: Ulm\n\nThe market opens at nine" in _SENT[0]
-
-
-def test_nodes_with_one_text_are_asked_about_once_and_both_answer(write):
+def test_a_text_is_sent_as_it_is_embedded_once_for_twins_and_once_per_question(write):
     twins = [TextNode(id_=name, text="The market of Ulm opens at nine.") for name in ("a", "b")]
     data = write(twins, DoubleLLM())
     assert len(_SENT) == 1
     assert set(map(tuple, data.relevant_docs.values())) == {("a", "b")}
-
-
-def test_one_question_per_call_sends_the_passage_once_for_each(write):
+    node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
+    write([node], DoubleLLM())
+    assert "town: Ulm\n\nThe market opens at nine" in _SENT[1]
     options = {"questions_per_call": 1, "styles": ["question", "keywords"]}
     data = write(towns(2), DoubleLLM(), **options)
-    assert len(_SENT) == 4
-    assert data.report.calls == 4
+    assert data.report.calls == len(_SENT) - 2 == 4
     assert len(data) <= 4
-
-
-def test_actors_of_old_scripts_are_ignored_with_a_word(write):
-    with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
-        write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +238,7 @@ def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
     assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
 
 
-def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write):
+def test_a_passage_longer_than_the_context_or_what_the_model_reads_is_cut(write):
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 300)
     said = "1 of 1 passages are longer than the LLM's context of 2048"
     with pytest.warns(UserWarning, match=said):
@@ -262,15 +248,13 @@ def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write):
     with pytest.raises(OptionError, match="a context of 256 tokens has no room for a passage"):
         write([node], DoubleLLM(context_window=256))
 
-
-def test_only_what_the_embedding_model_reads_is_asked_about(write):
     class Short(CountingEmbedding):
         max_length: int = 32
 
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 100)
     data = write([node], DoubleLLM(), embed_model=Short())
     assert data.report.cut == 1
-    assert len(_SENT[0].split("\n\n")[0].split()) <= 32
+    assert len(_SENT[-1].split("\n\n")[0].split()) <= 32
 
 
 def test_what_the_filters_ask_of_the_base_model_is_counted_once(write):
@@ -298,16 +282,14 @@ def test_whole_documents_are_held_out(write):
     data = write(nodes, DoubleLLM(), near_duplicate=1.0)
     train, test = package.hold_out_documents(data, nodes, 0.1, seed=3)
     sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
-    sides = [
-        {sources[d] for docs in part.relevant_docs.values() for d in docs} for part in (train, test)
-    ]
+    sides = [{sources[d] for docs in p.relevant_docs.values() for d in docs} for p in (train, test)]
     assert sides[0].isdisjoint(sides[1])
     assert len(train) + len(test) == len(data)
     with pytest.raises(DatasetError, match="nodes of all 100 documents, 98 are missing"):
         package.hold_out_documents(data, nodes[:2])
 
 
-def test_a_refused_key_fails_at_once(write):
+def test_a_refused_key_and_an_unreachable_server_fail_at_once(write):
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
         pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
@@ -315,9 +297,6 @@ def test_a_refused_key_fails_at_once(write):
         write(towns(50), scripted_server.client(server.api_base), concurrency=8)
     assert sum(server.started.values()) <= 8  # what was under way when the first refusal came
     assert "sk-aaaa" not in str(caught.value)
-
-
-def test_an_unreachable_server_fails_at_once(write):
     began = time.perf_counter()
     with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
         write(towns(50), scripted_server.client("http://127.0.0.1:9/v1"))
@@ -361,15 +340,12 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(q
         assert len(again) == 8
 
 
-def test_a_call_that_hangs_is_given_up(quick, write):
+def test_a_call_that_hangs_is_given_up_and_useless_answers_are_shown(quick, write):
     with (
         ScriptedServer(latency_s=30) as server,
         pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
     ):
         write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)
-
-
-def test_useless_answers_end_in_an_error_that_shows_them(write):
     with (
         ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
         pytest.raises(
@@ -385,7 +361,7 @@ def test_calls_per_minute_are_limited(write):
     assert time.perf_counter() - began > 5 * 60 / 1200
 
 
-def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write):
+def test_nothing_is_paid_for_twice_and_another_model_prompt_or_text_is_another_run(write, tmp_path):
     first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
     assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
@@ -393,9 +369,6 @@ def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(wr
     assert len(_SENT) == 12
     write(towns(), DoubleLLM(), num_questions_per_chunk=1)
     assert len(_SENT) == 18
-
-
-def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(write, tmp_path):
     nodes, path = towns(6), tmp_path / "qa.json"
     train, other = (write(part, DoubleLLM(), output_path=path) for part in (nodes[:3], nodes[3:]))
     assert set(train.corpus).isdisjoint(other.corpus)
@@ -424,12 +397,6 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path):
         assert cache.key("x") != AnswerCache(None, {"model": "another"}).key("x")
 
 
-def test_answers_that_cannot_be_kept_say_so(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
-        AnswerCache(tmp_path / "file", {}).__enter__()
-
-
 def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     with ScriptedServer() as server:
         llm = scripted_server.client(server.api_base)
@@ -439,6 +406,9 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     (file,) = (tmp_path / "cache" / "questions").iterdir()
     assert b"secret" not in file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
+        AnswerCache(tmp_path / "file", {}).__enter__()
 
 
 def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(write, quiet):
@@ -513,13 +483,11 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
-    assert not package.EmbeddingQAFinetuneDataset(
-        test.queries, test.corpus, test.relevant_docs
-    ).synthetic
+    plain = package.EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs)
+    assert not plain.synthetic
     folder = quiet["cache_dir"].with_name("a")
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        train, base, epochs=1, model_output_path=folder, **quiet
-    )
+    options = {"epochs": 1, "model_output_path": folder, **quiet}
+    engine = package.EmbeddingAdapterFinetuneEngine(train, base, **options)
     engine.finetune()
     assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")

@@ -166,9 +166,7 @@ def served(base: BaseEmbedding) -> list[object]:
     return [as_text(inspect_adapter("model")), inspected.output, failed.value]
 
 
-def test_no_key_is_in_anything_that_a_run_leaves(
-    planted, listening, logged, tmp_path, capfd, monkeypatch
-):
+def test_no_key_is_in_what_a_run_leaves(planted, listening, logged, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     callbacks = LlamaDebugHandler(print_trace_on_end=False)
     with flaky_server.serving() as server, warnings.catch_warnings(record=True) as warned:
@@ -206,9 +204,7 @@ def test_a_server_that_repeats_the_key_is_not_quoted(planted, tmp_path):
         model = llm(server.address)
         model.api_key = KEYS["embedding"]
         with pytest.raises(GenerationError, match=r"refuse|401|key") as caught:
-            package.generate_qa_embedding_pairs(
-                nodes, model, cache_dir=tmp_path, show_progress=False
-            )
+            package.generate_qa_embedding_pairs(nodes, model, cache_dir=tmp_path)
     assert KEYS["embedding"] not in str(caught.value)
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEYS["embedding"].encode() not in path.read_bytes()

@@ -31,9 +31,8 @@ class Fixed(BaseRetriever):
     """Gives the same nodes whatever it is asked, and remembers how it was asked."""
 
     def __init__(self, scores: dict[str, float | None], **kwargs: Any) -> None:
-        self.nodes = [
-            schema.NodeWithScore(node=schema.TextNode(id_=i), score=s) for i, s in scores.items()
-        ]
+        nodes = ((schema.TextNode(id_=name), score) for name, score in scores.items())
+        self.nodes = [schema.NodeWithScore(node=node, score=score) for node, score in nodes]
         self.asked: list[schema.QueryBundle] = []
         super().__init__(**kwargs)
 
@@ -142,18 +141,15 @@ def test_a_node_gains_the_weighted_memory(memory):
     assert shown(wrap(wrap(inner, memory), memory).retrieve("0")) == {"a": 2.6, "x": 0.7}
 
 
-def test_remembered_documents_are_brought_in_at_the_lowest_score(memory):
-    wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
-    assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
-    assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
-
-
-def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(memory):
+def test_remembered_documents_are_brought_in_lowest_and_no_more_than_asked_for(memory):
     inner, nodes = {"x": 0.7, "y": 0.1}, nodes_of("a", "b", "c")
     assert list(shown(wrap(inner, memory, nodes=nodes).retrieve("90"))) == ["b", "x"]
     assert shown(wrap(inner, memory, nodes=nodes, top_k=1).retrieve("90")) == {"b": 1.1}
     assert wrap({}, memory, nodes=nodes).retrieve("90") == []
     assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
+    wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
+    assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
+    assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
 
 
 def test_where_little_is_remembered_little_changes(memory):
@@ -186,9 +182,8 @@ def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(memory)
 def test_chunks_of_a_remembered_document_gain_alike(memory):
     inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
     for node in inner.nodes[1:]:
-        node.node.relationships = {
-            schema.NodeRelationship.SOURCE: schema.RelatedNodeInfo(node_id="b")
-        }
+        source = schema.RelatedNodeInfo(node_id="b")
+        node.node.relationships = {schema.NodeRelationship.SOURCE: source}
     found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
     assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
     assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
@@ -293,7 +288,7 @@ def saved(memory, angles, tmp_path) -> Path:
     return tmp_path / "memory"
 
 
-def test_a_saved_memory_comes_back_as_it_was(saved, memory, angles):
+def test_a_saved_memory_comes_back_as_it_was_unless_told_otherwise(saved, memory, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}), angles)
     assert (loaded.weight, loaded.temperature, loaded.neighbours) == (0.25, 0.01, 3)
     assert (loaded.top_k, loaded.match) == (7, "node_id")
@@ -301,13 +296,14 @@ def test_a_saved_memory_comes_back_as_it_was(saved, memory, angles):
     assert np.array_equal(loaded.memory.queries, memory.queries)
     assert np.array_equal(loaded.memory.answers.grades, memory.answers.grades)
     assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
-
-
-def test_settings_and_base_model_come_from_the_folder_unless_given(saved, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({}), angles, weight=2, nodes={})
     assert (loaded.weight, loaded.top_k) == (2.0, 7)
     rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
     assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
+    other = CountingEmbedding(dim=2)
+    with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), other)
+    assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 
 
 def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, tmp_path):
@@ -321,13 +317,6 @@ def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, 
     (tmp_path / "file").write_text("x")
     with pytest.raises(FolderError, match="cannot be written \\(Not a directory"):
         wrap({}, memory, embed_model=angles).save_pretrained(tmp_path / "file")
-
-
-def test_another_base_model_is_refused_unless_told_otherwise(saved):
-    other = CountingEmbedding(dim=2)
-    with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
-        MemoryRetriever.from_pretrained(saved, Fixed({}), other)
-    assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 
 
 @pytest.mark.parametrize(
@@ -367,9 +356,8 @@ async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     }
     nodes = [schema.TextNode(id_=name, text=text) for name, text in texts.items()]
     index = VectorStoreIndex(nodes, embed_model=minilm)
-    dataset = Dataset.from_nodes(
-        nodes, {"q": "the lunch page of the intranet is down"}, {"q": ["zephyr"]}
-    )
+    asked = {"q": "the lunch page of the intranet is down"}
+    dataset = Dataset.from_nodes(nodes, asked, {"q": ["zephyr"]})
     question = "intranet lunch page not loading"
     plain = index.as_retriever(similarity_top_k=1)
     assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]

@@ -13,9 +13,7 @@ from llama_index_embeddings_adapted.training.auto import pipelines
 from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
 
 
-def encoded(
-    queries: np.ndarray, documents: np.ndarray, relevant: list[list[int]]
-) -> EncodedDataset:
+def encoded(queries: Any, documents: Any, relevant: list[list[int]]) -> EncodedDataset:
     return EncodedDataset(
         np.float32(queries),
         np.float32(documents),

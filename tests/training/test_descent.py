@@ -59,9 +59,8 @@ def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
     run._moment = np.asarray(l2_normalize(data.documents).T @ l2_normalize(data.documents) / 30)
     run._query.value += np.float32(0.05)
     found: dict[int, np.ndarray] = {}
-    monkeypatch.setattr(
-        descent._Weights, "move", lambda self, gradient, *_: found.update({id(self): gradient})
-    )
+    keep: Any = lambda self, gradient, *_: found.update({id(self): gradient})  # noqa: E731
+    monkeypatch.setattr(descent._Weights, "move", keep)
     run.step(1.0)
     sides = [run._query, run._document][: 1 + both]
     expected = differentiated(data, run, both, anchor)
@@ -72,9 +71,8 @@ def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
 @pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
 def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss):
     data, _ = rotated_corpus(documents=200)
-    options = TrainingOptions(
-        loss=loss, max_candidates=50, learning_rate=0.01, anchor=0.0, shrinkage=0.0
-    )
+    free = {"learning_rate": 0.01, "anchor": 0.0, "shrinkage": 0.0}
+    options = TrainingOptions(loss=loss, max_candidates=50, **free)
     adapter = descent.descend(data, LinearAdapter.identity(12), options)
 
     def found(queries: np.ndarray) -> float:

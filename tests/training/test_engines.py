@@ -51,11 +51,8 @@ def things() -> Dataset:
 
 @pytest.fixture
 def options(tmp_path) -> dict[str, Any]:
-    return {
-        "model_output_path": tmp_path / "adapter",
-        "cache_dir": tmp_path / "cache",
-        "show_progress": False,
-    }
+    places = {"model_output_path": tmp_path / "adapter", "cache_dir": tmp_path / "cache"}
+    return {**places, "show_progress": False}
 
 
 Trained = Callable[..., Engine]
@@ -100,9 +97,6 @@ def test_the_call_of_the_old_tutorial_runs_and_serves(things, base, tmp_path):
     assert len(model.get_query_embedding("what apple?")) == 16
     loaded = package.AdaptedEmbedding.from_pretrained(tmp_path / "model_output_test", base)
     assert loaded.adapter == model.adapter
-
-
-def test_arguments_keep_the_order_of_the_old_engine():
     names = list(inspect.signature(Engine).parameters)
     assert " ".join(names[:12]) == (
         "dataset embed_model batch_size epochs adapter_model dim device model_output_path "
@@ -168,21 +162,24 @@ def test_queries_of_a_given_validation_set_are_not_trained_on(things, trained):
     report = trained(train, val_dataset=val, method="ridge").report  # which judges on all of them
     assert report.train_queries == len(things)
     assert report.overall.queries > len(train)
-
-
-def test_training_queries_that_are_also_in_the_validation_set_are_left_out(things, trained):
     shared = things.subset(list(things.queries)[:30])
     with pytest.warns(UserWarning, match="30 training queries are also in val_dataset"):
         engine = trained(val_dataset=shared, epochs=1)
     assert engine.report.train_queries == len(things) - 30
 
 
-def test_finetune_takes_and_checks_overrides(engine_of):
+def test_finetune_takes_and_checks_overrides_and_there_is_no_model_before(engine_of, trained):
     engine = engine_of(epochs=9)
     engine.finetune(epochs=1)
     assert len(engine.report.history) == 2
     with pytest.raises(OptionError, match='Unknown argument "epoch"'):
         engine.finetune(epoch=1)
+    trained(epochs=1)
+    engine = engine_of()
+    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
+        engine.get_finetuned_model()
+    with pytest.raises(NotTrainedError, match="no report"):
+        _ = engine.report
 
 
 def test_an_adapter_given_is_where_training_starts(things, base, trained, options):
@@ -269,9 +266,7 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(base, trained, options, m
     folder = options["model_output_path"]
     served = package.AdaptedEmbedding.from_pretrained(folder, base)
     kept = package.AdaptedEmbedding.from_pretrained(folder.with_name("adapter.candidate"), base)
-    assert (
-        served.adapter == engine.get_finetuned_model().adapter == package.LinearAdapter.identity(16)
-    )
+    assert served.adapter == engine.get_finetuned_model().adapter == IDENTITY
     assert kept.adapter == engine.candidate.adapter != served.adapter
     holds = "the base model, unchanged; the candidate is in adapter.candidate"
     assert engine.report.holds == served.training["report"]["holds"] == holds
@@ -344,15 +339,6 @@ def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypat
     assert model.get_text_embedding(unknown) == pytest.approx(base.get_text_embedding(unknown))
 
 
-def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(trained, engine_of):
-    trained(epochs=1)
-    engine = engine_of()
-    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
-        engine.get_finetuned_model()
-    with pytest.raises(NotTrainedError, match="no report"):
-        _ = engine.report
-
-
 IDENTITY = package.LinearAdapter.identity(16)
 
 
@@ -383,9 +369,7 @@ def test_wrong_arguments_are_refused_before_anything_is_embedded(engine_of, base
 
 
 @pytest.mark.parametrize("place", ["adapter", "adapter.candidate"])
-def test_a_folder_with_other_files_is_refused_before_anything_is_embedded(
-    place, engine_of, base, tmp_path
-):
+def test_a_folder_with_other_files_is_refused_before_embedding(place, engine_of, base, tmp_path):
     (tmp_path / place).mkdir()
     (tmp_path / place / "thesis.tex").write_text("precious")
     with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):

@@ -77,29 +77,25 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
 }
 
 
+#: Of --runs, by command.
+RUNS = "calibration 200, power 50 per size, kills 60, load 4800, fuzz 1000 per format, soak 200,000"
+
+
 def main() -> None:
+    variants = list(methods.VARIANTS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=[*PARTS, "tables", "all"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="BEIR folders")
     parser.add_argument("--cache", type=Path, default=Path("out/bench-cache"))
     every = [*sets.NAMES, *package_sets.SETS]
     parser.add_argument("--sets", nargs="+", choices=every, help="all that are at hand")
-    parser.add_argument(
-        "--variants", nargs="+", choices=list(methods.VARIANTS), default=list(methods.VARIANTS)
-    )
+    parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
     parser.add_argument("--peers", nargs="+", choices=peers.PEERS, default=list(peers.PEERS))
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
-    parser.add_argument(
-        "--runs",
-        type=int,
-        help="of calibration (200), power (50 per size), kills (60), "
-        "load (4800), fuzz (1000 per format) and soak (200,000)",
-    )
+    parser.add_argument("--runs", type=int, help=RUNS)
     parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
-    parser.add_argument(
-        "--packages", type=Path, help="folder of three packages, which sets are made of"
-    )
+    parser.add_argument("--packages", type=Path, help="folder of packages that sets are made of")
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--examples", type=int, default=8, help="that it is shown")
     parser.add_argument("--weights", type=Path, help="of another Llama that writes, a GGUF file")

@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 _LONG = 600  # characters of a record that takes a line of its own
-PACKAGES = (
-    "llama-index-embeddings-adapted",
-    "llama-index-core",
-    "llama-index-finetuning",
-    "torch",
-    "numpy",
-    "sentence-transformers",
-    "xllamacpp",
-)
+PACKAGES = ("llama-index-embeddings-adapted", "llama-index-core", "llama-index-finetuning")
+PACKAGES += ("torch", "numpy", "sentence-transformers", "xllamacpp")
 
 
 def minilm(**kwargs: Any) -> HuggingFaceEmbedding:
@@ -40,7 +33,6 @@ def minilm(**kwargs: Any) -> HuggingFaceEmbedding:
 
 
 def describe() -> dict[str, Any]:
-    """Return machine and versions."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
@@ -51,7 +43,6 @@ def describe() -> dict[str, Any]:
 
 
 def save(name: str, command: str, results: dict[str, Any]) -> Path:
-    """Write a result file."""
     with _locked(name):
         return _write(name, command, results)
 
@@ -66,9 +57,7 @@ def update(name: str, command: str, change: Callable[[dict[str, Any]], Any]) -> 
         return _write(name, command, results)
 
 
-def add(
-    name: str, command: str, keys: tuple[str, ...], row: dict[str, Any], *, seeded: bool = False
-) -> None:
+def add(name: str, command: str, keys: tuple[str, ...], row: Any, *, seeded: bool = False) -> None:
     """Put a row into a result file, below these keys; among those of other seeds if it has one."""
 
     def change(results: dict[str, Any]) -> None:
@@ -145,10 +134,8 @@ def replace(path: Path, text: str) -> None:
 
 
 def exists(name: str) -> bool:
-    """Return whether there is a result file."""
     return (RESULTS / f"{name}.json").is_file()
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read a result file."""
     return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))

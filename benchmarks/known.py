@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -34,9 +36,7 @@ class KnownEmbedding(BaseEmbedding):
         return self._get_text_embedding(query)
 
 
-def as_texts(
-    data: EncodedDataset, relevance: Qrels | None = None
-) -> tuple[Dataset, KnownEmbedding]:
+def as_texts(data: EncodedDataset, relevance: Qrels | None = None) -> tuple[Dataset, Any]:
     """Return a data set of numbered texts, one for twins, and the model that knows them."""
     answers = data.relevance if relevance is None else relevance
     vectors = {f"query {row}": vector for row, vector in enumerate(data.queries)}

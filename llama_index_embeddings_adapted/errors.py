@@ -10,6 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
+
 
 class AdaptedError(Exception):
     """Root of every error this package raises on purpose."""
@@ -135,6 +138,12 @@ def check_whole(name: str, value: object, *, least: int = 1) -> None:
         raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
 
 
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse, by an :class:`OptionError`, what is not one of a few values."""
+    if value not in (known := list(choices)):
+        raise OptionError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}.")
+
+
 def check_number(
     name: str,
     value: object,
@@ -164,10 +173,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a question for what was perhaps meant, with a space before it; empty if unknown."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
-
-
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
-_FATAL = frozenset((401, 403, 404, 429))  # whatever the text is
 
 
 def status_of(error: BaseException) -> int | None:

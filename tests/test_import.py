@@ -96,20 +96,14 @@ print(json.dumps((time.process_time() - between) / (between - start)))
     assert statistics.median(fresh(code) for _ in range(3)) <= 0.15
 
 
-def test_all_is_sorted_and_resolves():
+def test_all_is_sorted_and_resolves_and_every_error_has_one_root():
     assert package.__all__ == sorted(package.__all__)
     assert dir(package) == package.__all__
     for name in package.__all__:
         assert getattr(package, name).__name__ == name
     assert set(package._LAZY) < set(package.__all__)
-
-
-def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"adapted' has no attribute 'Magic'"):
         _ = package.Magic
-
-
-def test_every_error_has_one_root():
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     found = [cls for cls in classes if issubclass(cls, Exception)]
     assert len(found) > 5

@@ -11,12 +11,8 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+import llama_index_embeddings_adapted as package
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    compare_retrieval,
-)
 
 EPOCHS = 4
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
@@ -72,7 +68,7 @@ def run(data: Path) -> dict[str, Any]:
         new_model, cold = _new(real, base, folder)
         _, warm = _new(real, base, folder)
         models = {"base": base, "llama-index-finetuning": old_model, "ours": new_model}
-        compared = compare_retrieval(
+        compared = package.compare_retrieval(
             models, real.tests["test"], cache_dir=folder / "judge", show_progress=False
         )
     return {
@@ -101,22 +97,14 @@ def _old(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any,
 
 
 def _new(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any, dict[str, Any]]:
-    dataset = EmbeddingQAFinetuneDataset(**_plain(real.train))
+    dataset = package.EmbeddingQAFinetuneDataset(**_plain(real.train))
     began = time.perf_counter()
-    engine = EmbeddingAdapterFinetuneEngine(
-        dataset,
-        base,
-        model_output_path=folder / "new",
-        cache_dir=folder / "cache",
-        show_progress=False,
-        method="linear",
-    )
-    engine.finetune()
+    engine = sets.trained(dataset, base, folder / "cache", method="linear")
     seconds = time.perf_counter() - began
     return engine.get_finetuned_model(), {"seconds": seconds, **base.counts()}
 
 
-def _plain(dataset: EmbeddingQAFinetuneDataset) -> dict[str, Any]:
+def _plain(dataset: package.EmbeddingQAFinetuneDataset) -> dict[str, Any]:
     """Return the Lyft part: queries with the documents that they were written from."""
     used = {document for documents in dataset.relevant_docs.values() for document in documents}
     return {

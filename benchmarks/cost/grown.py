@@ -13,7 +13,6 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
 _NOISE = 0.02  # per dimension, so that copies of a real vector differ by .4 in length
 _TABLES = (16_381, 16_369)  # primes: two rows of noise added are a third that no other text has
@@ -21,9 +20,9 @@ _TABLES = (16_381, 16_369)  # primes: two rows of noise added are a third that n
 
 def prepare(data: Path, cache: Path, folder: Path) -> Path:
     """Write the vectors and texts of nl2bash that a grown corpus repeats."""
-    from benchmarks import environment, sets  # loads torch, which measured processes may not need
+    from benchmarks import sets  # loads torch, which measured processes may not need
 
-    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    encoder = sets.encoder(cache)
     train = sets.load(data, "nl2bash").train
     real = encoder.dataset(train)
     encoder.close()
@@ -68,7 +67,6 @@ class Grown:
         return EmbeddingQAFinetuneDataset(asked, corpus, {q: [f"d{q[1:]}"] for q in asked})
 
     def real_document(self, row: int) -> int:
-        """Return which real document a document is a copy of."""
         asked = self.real["asked"]
         if row < self.pairs:
             return int(asked[row % len(asked)])

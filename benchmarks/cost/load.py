@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def run(requests: int) -> dict[str, Any]:
         began = time.perf_counter()
         with ThreadPoolExecutor(CLIENTS) as threads:
             each = [requests // CLIENTS] * CLIENTS
-            asked = [
-                one for rows in threads.map(_client, [address] * CLIENTS, each) for one in rows
-            ]
+            rows = threads.map(_client, [address] * CLIENTS, each)
+            asked = list(chain.from_iterable(rows))
         seconds = time.perf_counter() - began
     found: dict[str, Any] = {}
     for model in MODELS:
@@ -56,13 +56,9 @@ def run(requests: int) -> dict[str, Any]:
         p50, p95 = np.percentile(took, [50, 95]) * 1000
         errors = sum(status != 200 for name, _, status in asked if name == model)
         found[model] = {"requests": len(took), "errors": errors, "p50_ms": p50, "p95_ms": p95}
-    return {
-        "clients": CLIENTS,
-        "base_answers_after_ms": ANSWER_S * 1000,
-        "requests_per_second": len(asked) / seconds,
-        "load_average": os.getloadavg()[0],
-        "models": found,
-    }
+    rates = {"requests_per_second": len(asked) / seconds, "load_average": os.getloadavg()[0]}
+    settings = {"clients": CLIENTS, "base_answers_after_ms": ANSWER_S * 1000}
+    return {**settings, **rates, "models": found}
 
 
 def _client(address: str, count: int) -> list[tuple[str, float, int]]:

@@ -43,11 +43,15 @@ class Clock:
         }
 
 
+def _quiet(folder: Path) -> dict[str, Any]:
+    return {"cache_dir": folder / "cache", "show_progress": False}
+
+
 def _encode(corpus: Grown, folder: Path) -> dict[str, Any]:
     from llama_index_embeddings_adapted import embed_corpus
 
     base = CheapBase(corpus)
-    options: dict[str, Any] = {"cache_dir": folder / "cache", "show_progress": False}
+    options = _quiet(folder)
     with Clock() as clock:
         embed_corpus(corpus.documents(), base, **options)
     stored = sum(file.stat().st_size for file in (folder / "cache").iterdir())
@@ -58,10 +62,8 @@ def _encode(corpus: Grown, folder: Path) -> dict[str, Any]:
 def _encoded(corpus: Grown, folder: Path) -> Any:
     from llama_index_embeddings_adapted.encoding.encoder import Encoder
 
-    encoder = Encoder(CheapBase(corpus), cache_dir=folder / "cache", show_progress=False)
-    data = encoder.dataset(corpus.dataset())
-    encoder.close()
-    return data
+    with Encoder(CheapBase(corpus), **_quiet(folder)) as encoder:
+        return encoder.dataset(corpus.dataset())
 
 
 def _read(corpus: Grown, folder: Path) -> dict[str, Any]:
@@ -102,30 +104,22 @@ def _evaluate(corpus: Grown, folder: Path) -> dict[str, Any]:
     model = AdaptedEmbedding(CheapBase(corpus), Adapter.load(folder / "adapter"))
     dataset = corpus.dataset(JUDGED)
     with Clock() as clock:
-        scores = evaluate_retrieval(model, dataset, cache_dir=folder / "cache", show_progress=False)
+        scores = evaluate_retrieval(model, dataset, **_quiet(folder))
     return {**clock.found, "ndcg@10": scores["ndcg@10"]}
 
 
 def _finetune(corpus: Grown, folder: Path) -> dict[str, Any]:
-    from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
+    from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 
-    engine = EmbeddingAdapterFinetuneEngine(
-        corpus.dataset(),
-        CheapBase(corpus),
-        epochs=EPOCHS,
-        max_candidates=CANDIDATES,
-        model_output_path=folder / "finetuned",
-        cache_dir=folder / "cache",
-        show_progress=False,
-    )
+    options = {"epochs": EPOCHS, "max_candidates": CANDIDATES, **_quiet(folder)}
+    place = folder / "finetuned"
+    engine = Engine(corpus.dataset(), CheapBase(corpus), model_output_path=place, **options)
     _warm_up(_encoded(Grown(folder / "real.npz", 10, 10), folder))
     with Clock() as clock:
         engine.finetune()
-    return {
-        **clock.found,
-        "held_out_queries": engine.report.overall.queries,
-        "difference": engine.report.overall.difference.mean,
-    }
+    overall = engine.report.overall
+    judged = {"held_out_queries": overall.queries, "difference": overall.difference.mean}
+    return {**clock.found, **judged}
 
 
 def _rebuild(corpus: Grown, folder: Path) -> dict[str, Any]:
@@ -133,9 +127,7 @@ def _rebuild(corpus: Grown, folder: Path) -> dict[str, Any]:
 
     model, file = _both_sides(corpus, folder), folder / "vectors.npy"
     with Clock() as clock:
-        adapt_vectors(
-            corpus.documents(), model, file, cache_dir=folder / "cache", show_progress=False
-        )
+        adapt_vectors(corpus.documents(), model, file, **_quiet(folder))
     stored = file.stat().st_size
     file.unlink()
     return {**clock.found, "bytes_per_document": stored / corpus.count}
@@ -151,9 +143,7 @@ def _rebuild_store(corpus: Grown, folder: Path) -> dict[str, Any]:
     store = LanceDBVectorStore(uri=str(place), table_name="new", mode="create")
     nodes = (TextNode(id_=f"d{row}", text=text) for row, text in enumerate(corpus.documents()))
     with Clock() as clock:
-        adapt_nodes(
-            nodes, model, store, batch_size=8192, cache_dir=folder / "cache", show_progress=False
-        )
+        adapt_nodes(nodes, model, store, batch_size=8192, **_quiet(folder))
     stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     return {**clock.found, "bytes_per_document": stored / corpus.count}
 
@@ -216,26 +206,16 @@ def run(data: Path, cache: Path, most: int | None = None) -> None:
 
 
 def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "threads": 1,
-        "judged_queries": JUDGED,
-        "candidates_per_step": CANDIDATES,
-        "epochs": {"train": 1, "finetune": EPOCHS},
-        "rows": rows,
-    }
+    settings = {"threads": 1, "judged_queries": JUDGED, "candidates_per_step": CANDIDATES}
+    return {**settings, "epochs": {"train": 1, "finetune": EPOCHS}, "rows": rows}
 
 
 def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, Any]:
     corpus = Grown(folder / "real.npz", pairs, documents)
     found = WORK[work](corpus, folder)
-    return {
-        "work": work,
-        "pairs": pairs,
-        "documents": documents,
-        **found,
-        "documents_per_second": documents / found["cpu_seconds"],
-        "peak_memory_mib": peak_memory(),
-    }
+    facts = {"work": work, "pairs": pairs, "documents": documents, **found}
+    rate = documents / found["cpu_seconds"]
+    return {**facts, "documents_per_second": rate, "peak_memory_mib": peak_memory()}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ REPEATS = 5
 
 def run(data: Path, cache: Path) -> None:
     """Measure on a machine that should do nothing else; what is there already is kept."""
-    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    encoder = sets.encoder(cache)
     nfcorpus = sets.load(data, "nfcorpus")
     parts: dict[str, Callable[[], Any]] = {
         "old_loop": lambda: {name: _old_loop(encoder, sets.load(data, name)) for name in OLD_SETS},
@@ -112,7 +112,8 @@ def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
 
 def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
     base = environment.minilm()
-    work = partial(sets.trained, real, base, cache, method="auto", adapts=adapts)
+    options = {"val_dataset": real.dev, "method": "auto", "adapts": adapts}
+    work = partial(sets.trained, real.train, base, cache, **options)
     return _seconds(work, repeats=1)
 
 

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llama_index.core.llms import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    CustomLLM,
-    LLMMetadata,
-)
+from llama_index.core import llms
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from benchmarks.robustness import scripted_server
@@ -30,31 +24,33 @@ from llama_index_embeddings_adapted import generate_qa_embedding_pairs
 ROUNDS = 3
 
 
-class LeanLLM(CustomLLM):
+class LeanLLM(llms.CustomLLM):
     """A client that adds next to nothing to a call, so that only the generation is measured."""
 
     api_base: str
 
     @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(is_chat_model=True, model_name="scripted", context_window=4096)
+    def metadata(self) -> llms.LLMMetadata:
+        return llms.LLMMetadata(is_chat_model=True, model_name="scripted", context_window=4096)
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+    def complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> llms.CompletionResponse:
         """Answer in the synchronous way, which the old function takes."""
         url = urlsplit(self.api_base)
         connection = http.client.HTTPConnection(url.hostname or "", url.port)
         connection.request("POST", "/v1/chat/completions", _body([("user", prompt)]))
         raw = json.loads(connection.getresponse().read())
         connection.close()
-        return CompletionResponse(text=raw["choices"][0]["message"]["content"], raw=raw)
+        return llms.CompletionResponse(text=raw["choices"][0]["message"]["content"], raw=raw)
 
     @llm_completion_callback()
     def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
     @llm_chat_callback()
-    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+    async def achat(self, messages: Sequence[llms.ChatMessage], **kwargs: Any) -> llms.ChatResponse:
         """Answer in the asynchronous way, which ours takes."""
         url = urlsplit(self.api_base)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -66,7 +62,7 @@ class LeanLLM(CustomLLM):
         raw = json.loads(await reader.readexactly(length))
         writer.close()
         text = raw["choices"][0]["message"]["content"]
-        return ChatResponse(message=ChatMessage(role="assistant", content=text), raw=raw)
+        return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text), raw=raw)
 
 
 def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -> dict[str, Any]:
@@ -76,26 +72,17 @@ def run(*, passages: int = 200, latency_s: float = 0.2, concurrency: int = 32) -
         "OpenAILike": scripted_server.client,
         "a client without overhead": lambda address: LeanLLM(api_base=address),
     }
-    found: dict[str, Any] = {
-        "passages": passages,
-        "latency_s": latency_s,
-        "concurrency": concurrency,
-        "ideal_seconds": ideal,
-        "load_average_before": os.getloadavg()[0],
-        "clients": {},
-    }
+    found: dict[str, Any] = {"passages": passages, "latency_s": latency_s}
+    found |= {"concurrency": concurrency, "ideal_seconds": ideal}
+    found |= {"load_average_before": os.getloadavg()[0], "clients": {}}
     with scripted_server.in_a_process(latency_s) as address:
         for name, client in clients.items():
             ours = [_ours(client(address), passages, concurrency) for _ in range(ROUNDS)]
             old = _old(client(address), passages)
             best, middle = min(ours), statistics.median(ours)
-            found["clients"][name] = {
-                "old_seconds": old,
-                "ours_seconds": ours,
-                "times_as_fast": old / middle,
-                "over_ideal": middle / ideal,
-                "best_over_ideal": best / ideal,
-            }
+            seconds = {"old_seconds": old, "ours_seconds": ours, "times_as_fast": old / middle}
+            over = {"over_ideal": middle / ideal, "best_over_ideal": best / ideal}
+            found["clients"][name] = {**seconds, **over}
     return found
 
 

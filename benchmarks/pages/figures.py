@@ -49,9 +49,8 @@ def _power(pyplot: Any, found: dict[str, Any]) -> Any:
 def _curves(pyplot: Any, found: dict[str, Any]) -> Any:
     """Gain on the test set against the number of pairs, one panel a set."""
     sets = found["sets"]
-    methods = list(
-        dict.fromkeys(m for sizes in sets.values() for runs in sizes.values() for m in runs)
-    )
+    every = (runs for sizes in sets.values() for runs in sizes.values())
+    methods = list(dict.fromkeys(method for runs in every for method in runs))
     figure, panels = pyplot.subplots(1, len(sets), figsize=(3.1 * len(sets), 3.0), squeeze=False)
     for panel, (name, sizes) in zip(panels[0], sets.items(), strict=True):
         for method in methods:  # also those that are not there, for the same colours everywhere

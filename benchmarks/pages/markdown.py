@@ -23,5 +23,4 @@ def table(head: str, rows: Iterable[Sequence[object]]) -> str:
 
 
 def interval(low: float, high: float, digits: int = 4) -> str:
-    """Return an interval as text."""
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]"

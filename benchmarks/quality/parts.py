@@ -40,9 +40,8 @@ def run() -> dict[str, Any]:
 def _changes(random: np.random.Generator, size: int, loss: float) -> tuple[Any, Any]:
     """Return change and base value of NDCG@10, both ``(trials, size)``."""
     lead = _LEAD + _SPREAD * random.standard_normal((_TRIALS, size))
-    base, adapted = (
-        _ndcg(lead - less + _NOISE * random.standard_normal(lead.shape)) for less in (0.0, loss)
-    )
+    noises = (_NOISE * random.standard_normal(lead.shape) for _ in range(2))
+    base, adapted = (_ndcg(lead - less + next(noises)) for less in (0.0, loss))
     return adapted - base, base
 
 

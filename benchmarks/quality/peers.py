@@ -44,7 +44,7 @@ def run(
     peers: tuple[str, ...], seeds: int,
 ) -> None:  # fmt: skip
     """Tune on dev, test once; what is there already is kept."""
-    encoder = Encoder(environment.minilm(embed_batch_size=32), cache_dir=cache, show_progress=False)
+    encoder = sets.encoder(cache, embed_batch_size=32)
     for name in names:
         there = {
             (peer, row["seed"]): row["setting"]
@@ -114,7 +114,6 @@ def _as_nudge_wants(data: EncodedDataset) -> dict[str, Any]:
 
 
 def _old(learnt: EncodedDataset, decides: EncodedDataset, setting: Setting, seed: int) -> Ranker:
-    """The old engine's own loop."""
     weight = old_weight(learnt, setting["rate"], setting["epochs"])
     return lambda test: search(test, test.queries @ weight.T, test.documents)
 
@@ -124,22 +123,14 @@ def old_weight(learnt: EncodedDataset, rate: float, epochs: int) -> np.ndarray[A
 
     texts, base = as_texts(learnt)
     with tempfile.TemporaryDirectory() as folder:
-        engine = OldEngine(
-            texts,
-            base,
-            model_output_path=folder,
-            epochs=epochs,
-            optimizer_params={"lr": rate},
-            device="cpu",
-        )
+        options = {"epochs": epochs, "optimizer_params": {"lr": rate}, "device": "cpu"}
+        engine = OldEngine(texts, base, model_output_path=folder, **options)
         engine.finetune()
         model = engine.get_finetuned_model()
         return np.asarray(model._adapter.linear.weight.detach().numpy(), dtype=np.float32)
 
 
-def _trainer(
-    learnt: EncodedDataset, decides: EncodedDataset, setting: Setting, seed: int
-) -> Ranker:
+def _trainer(learnt: EncodedDataset, decides: EncodedDataset, setting: Any, seed: int) -> Ranker:
     """linear-adapter-trainer: triplets with its sampler, its loop, which keeps its best epoch."""
     import linear_adapter_trainer as lat
 

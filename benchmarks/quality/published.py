@@ -102,9 +102,7 @@ def _ranked(data: EncodedDataset, scores: Callable[[Rows], Vectors]) -> Retrieva
     return retrieval.scores_of(data, np.concatenate(first), retrieval.DEFAULT_KS)
 
 
-def search_adaptor(
-    learnt: EncodedDataset, judged: EncodedDataset, setting: Setting, seed: int
-) -> Ranker:
+def search_adaptor(learnt: EncodedDataset, judged: EncodedDataset, setting: Any, seed: int) -> Any:
     """Search-Adaptor (Yoon et al. 2024, arXiv:2310.08750): one residual map for both sides.
 
     Of documents of a batch, every one that is less relevant to a query than another costs the
@@ -116,16 +114,14 @@ def search_adaptor(
 
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    queries, documents = (
-        torch.from_numpy(l2_normalize(each)) for each in (learnt.queries, learnt.documents)
-    )
+    sides = learnt.queries, learnt.documents
+    queries, documents = (torch.from_numpy(l2_normalize(side)) for side in sides)
     relevance = _grades(learnt)
     adaptor, predictor = (torch.nn.Linear(queries.shape[1], queries.shape[1]) for _ in range(2))
     torch.nn.init.zeros_(adaptor.weight)
     torch.nn.init.zeros_(adaptor.bias)
-    optimizer = torch.optim.Adam(
-        [*adaptor.parameters(), *predictor.parameters()], lr=setting["rate"]
-    )
+    weights = [*adaptor.parameters(), *predictor.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=setting["rate"])
     best, kept, since = -1.0, adaptor, 0
     for step in range(STEPS + 1):
         if step % EVERY == 0:

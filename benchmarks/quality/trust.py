@@ -3,7 +3,6 @@ gain that the data can prove, it mostly does."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,11 +14,9 @@ import numpy as np
 
 from benchmarks import environment, sets
 from benchmarks.known import as_texts
-from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -95,17 +92,7 @@ def _decision(data: EncodedDataset, method: str, null: str, pairs: int, seed: in
     random = np.random.default_rng(seed)
     sample = _sample(data, pairs, random)
     texts, model = as_texts(sample, NULLS[null](sample, random))
-    with tempfile.TemporaryDirectory() as folder:
-        engine = EmbeddingAdapterFinetuneEngine(
-            texts,
-            model,
-            method=method,
-            seed=seed,
-            model_output_path=Path(folder) / "adapter",
-            cache_dir=False,
-            show_progress=False,
-        )
-        engine.finetune()
+    engine = sets.trained(texts, model, False, method=method, seed=seed)
     return engine.report.verdict.decision.value
 
 
@@ -120,7 +107,7 @@ def power(data: Path, cache: Path, names: tuple[str, ...], runs: int) -> None:
 
 
 def _encoded(data: Path, cache: Path, name: str) -> tuple[EncodedDataset, EncodedDataset]:
-    encoder = Encoder(environment.minilm(), cache_dir=cache, show_progress=False)
+    encoder = sets.encoder(cache)
     real = sets.load(data, name)
     train = real.train if real.dev is None else real.train.merged(real.dev)
     return encoder.dataset(train), encoder.dataset(real.tests["test"])

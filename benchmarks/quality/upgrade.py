@@ -9,14 +9,9 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
+import llama_index_embeddings_adapted as package
 from benchmarks import environment, sets
-from llama_index_embeddings_adapted import (
-    EmbeddingQAFinetuneDataset,
-    RetrievalScores,
-    evaluate_upgrade,
-    upgrade_adapter,
-)
-from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
+from benchmarks.quality import judged
 
 #: Of each set, drawn with a fixed seed: mpnet embeds four texts a second.
 DOCUMENTS, QUERIES, TOKENS = 150, 60, 96
@@ -39,28 +34,23 @@ def run(data: Path, cache: Path, mpnet: Path, names: tuple[str, ...]) -> None:
         environment.add("upgrade", COMMAND, ("sets", name), row)
 
 
-def _one(
-    models: dict[str, BaseEmbedding], old: str, new: str, dataset: Any, cache: Path
-) -> dict[str, Any]:
+def _one(models: Any, old: str, new: str, dataset: Any, cache: Path) -> dict[str, Any]:
     pair = models[old], models[new]
-    upgrade = upgrade_adapter(*pair, list(dataset.corpus.values()), cache_dir=cache)
-    scores = evaluate_upgrade(upgrade, *pair, dataset, cache_dir=cache)
+    upgrade = package.upgrade_adapter(*pair, list(dataset.corpus.values()), cache_dir=cache)
+    scores = package.evaluate_upgrade(upgrade, *pair, dataset, cache_dir=cache)
     print(old, "→", new, upgrade, scores, sep="\n", flush=True)
+    facts = ("texts", "method", "agreement", "chance", "cosine")
     return {
         "old": old,
         "new": new,
-        "texts": upgrade.texts,
-        "method": upgrade.method,
-        "agreement": upgrade.agreement,
-        "chance": upgrade.chance,
-        "cosine": upgrade.cosine,
+        **{fact: getattr(upgrade, fact) for fact in facts},
         **scores.to_dict(),
         "against re-embedding": _interval(scores.reembedded, scores.upgraded),
         "against the old model": _interval(scores.old, scores.upgraded),
     }
 
 
-def _part(test: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
+def _part(test: package.EmbeddingQAFinetuneDataset) -> package.EmbeddingQAFinetuneDataset:
     """Return some judged queries, a document or two relevant to each, and others up to the cap."""
     random = np.random.default_rng(0)
     asked = random.permutation(sorted(test.queries))[:QUERIES].tolist()
@@ -68,14 +58,13 @@ def _part(test: EmbeddingQAFinetuneDataset) -> EmbeddingQAFinetuneDataset:
     wanted = {document for documents in relevant.values() for document in documents}
     others = random.permutation(sorted(set(test.corpus) - wanted)).tolist()
     kept = wanted | set(others[: DOCUMENTS - len(wanted)])
-    return EmbeddingQAFinetuneDataset(
+    return package.EmbeddingQAFinetuneDataset(
         {query: test.queries[query] for query in asked},
         {document: text for document, text in test.corpus.items() if document in kept},
         {query: [each for each in test.relevant_docs[query] if each in kept] for query in asked},
     )
 
 
-def _interval(one: RetrievalScores, other: RetrievalScores) -> list[float]:
-    metric = "ndcg@10"
-    lost = paired_difference(one.values(metric), other.values(metric), metric=metric)
+def _interval(one: package.RetrievalScores, other: package.RetrievalScores) -> list[float]:
+    lost = judged.difference(one, other)
     return [lost.mean, lost.low, lost.high]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, sets
+from benchmarks.quality import judged
 from llama_index_embeddings_adapted import BM25Index, DocumentPrior, LexicalEmbedding
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.adapters.base import Adapter
@@ -17,7 +18,6 @@ from llama_index_embeddings_adapted.adapters.prior import WEIGHT as PENALTY
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import DEPTH, RetrievalScores
-from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.evaluation.views import PENALTIES, WEIGHTS
 from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 from llama_index_embeddings_adapted.serving.views import Views
@@ -62,9 +62,8 @@ class Scored:
             first = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
             found = np.take_along_axis(scores, first, axis=1) != 0  # words that match nothing
             gains = found / (np.arange(first.shape[1]) + _RANK_CONSTANT)
-            np.put_along_axis(
-                total, first, np.take_along_axis(total, first, axis=1) + gains, axis=1
-            )
+            gains += np.take_along_axis(total, first, axis=1)
+            np.put_along_axis(total, first, gains, axis=1)
         return self.ranked(total)
 
 
@@ -113,7 +112,7 @@ def measure(
         if method in trained:
             weights |= {name: w for name, w in there["tuned"].items() if name == method}
             continue
-        engine = sets.trained(replace(real, train=train, dev=dev), base, cache, method=method)
+        engine = sets.trained(train, base, cache, val_dataset=dev, method=method)
         views, given = engine.report.views, engine._found
         found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
         found[f"{method} + views"] = found["base"]
@@ -121,14 +120,13 @@ def measure(
             mixed = test.adapted(given.mixed, given.bank) if views.model else test
             found[f"{method} + views"] = mixed.mixed(*views.weights)
             weights[method] = [views.words, views.prior, views.model]
-    values = found["base"].values("ndcg@10")
     rows = {}
     for view, scores in found.items():
-        gain = paired_difference(values, scores.values("ndcg@10"), metric="ndcg@10")
+        gain = judged.difference(found["base"], scores)
         rows[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
     rows = {**trained, **rows}
     return {
-        "queries": len(values),
+        "queries": len(tested),
         "documents": len(test.data.document_ids),
         "bank": len(bank),
         "tuned": weights,

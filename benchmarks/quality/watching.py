@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import environment, sets
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
+from benchmarks import sets
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.operations.monitoring import MOST_QUERIES, compare
 
 
@@ -21,7 +20,7 @@ def run(data: Path, cache: Path) -> list[dict[str, Any]]:
     """
     trains: dict[str, tuple[np.ndarray[Any, Any], list[str]]] = {}
     tests: dict[str, np.ndarray[Any, Any]] = {}
-    encoder = Encoder(environment.minilm(), cache_dir=cache)
+    encoder = sets.encoder(cache)
     for name in sets.NAMES:
         real = sets.load(data, name)
         groups = [documents[0] for documents in real.train.relevant_docs.values()]

@@ -6,6 +6,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,8 @@ from llama_index_embeddings_adapted import (
     LowRankAdapter,
     MemoryRetriever,
 )
-from llama_index_embeddings_adapted.adapters import saving
-from llama_index_embeddings_adapted.adapters.composites import (
-    FEATURES,
-    Gate,
-    GatedAdapter,
-    StackedAdapter,
-)
-from llama_index_embeddings_adapted.adapters.maps import (
-    KernelAdapter,
-    NudgeAdapter,
-    TwoLayerAdapter,
-    UnitAdapter,
-)
-from llama_index_embeddings_adapted.adapters.sketch import QuerySketch
+from llama_index_embeddings_adapted.adapters import composites, maps, saving
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.cli.inputs import read_pairs
 from llama_index_embeddings_adapted.cli.options import read_run_config
 from llama_index_embeddings_adapted.composed import embedding
@@ -68,7 +57,6 @@ class Format:
 
     @functools.cached_property
     def trees(self) -> list[Tree]:
-        """The examples as files."""
         found = []
         for write in self.seeds:
             with tempfile.TemporaryDirectory() as name:
@@ -81,13 +69,9 @@ def pairs() -> EmbeddingQAFinetuneDataset:
     """Return a small dataset with everything that a file can hold."""
     corpus = {f"d{n}": f"document {n} about boats" for n in range(4)}
     queries = {f"q{n}": f"which boat is {n}" for n in range(4)}
-    return EmbeddingQAFinetuneDataset(
-        queries,
-        corpus,
-        {f"q{n}": [f"d{n}", f"d{(n + 1) % 4}"] for n in range(4)},
-        grades={"q0": {"d0": 2.0, "d1": 1.0}},
-        hard_negatives={"q1": ["d3"]},
-    )
+    relevant = {f"q{n}": [f"d{n}", f"d{(n + 1) % 4}"] for n in range(4)}
+    more: Any = {"grades": {"q0": {"d0": 2.0, "d1": 1.0}}, "hard_negatives": {"q1": ["d3"]}}
+    return EmbeddingQAFinetuneDataset(queries, corpus, relevant, **more)
 
 
 def _random(*shape: int) -> Any:
@@ -96,28 +80,26 @@ def _random(*shape: int) -> Any:
 
 def _adapters() -> list[Any]:
     linear, few = LinearAdapter(_random(DIM, DIM), _random(DIM)), l2_normalize(_random(5, DIM))
-    gate = Gate(few, few[:2], few[2:], np.ones(2), np.ones(len(FEATURES) + 1),
-                -np.ones(len(FEATURES)), np.ones(len(FEATURES)))  # fmt: skip
-    nudges = NudgeAdapter.of(np.arange(3, dtype=np.uint64), _random(3, DIM))
+    gate = composites.Gate(few, few[:2], few[2:], np.ones(2), np.ones(len(composites.FEATURES) + 1),
+                -np.ones(len(composites.FEATURES)), np.ones(len(composites.FEATURES)))  # fmt: skip
+    nudges = maps.NudgeAdapter.of(np.arange(3, dtype=np.uint64), _random(3, DIM))
     return [
         linear,
         LowRankAdapter.identity(DIM, rank=4),
-        TwoLayerAdapter.identity(DIM, hidden=4),
-        GatedAdapter(linear, KernelAdapter(linear, few, few), gate),
-        KernelAdapter(linear, few, few),
-        StackedAdapter(LinearAdapter(_random(DIM, DIM), shared=True), nudges, UnitAdapter(DIM)),
+        maps.TwoLayerAdapter.identity(DIM, hidden=4),
+        composites.GatedAdapter(linear, maps.KernelAdapter(linear, few, few), gate),
+        maps.KernelAdapter(linear, few, few),
+        composites.StackedAdapter(
+            LinearAdapter(_random(DIM, DIM), shared=True), nudges, maps.UnitAdapter(DIM)
+        ),
     ]
 
 
 def _save(adapter: Any) -> Callable[[Path], None]:
+    overall = {"queries": 9, "base": {"ndcg@10": 0.5}, "adapted": {"ndcg@10": 0.6}}
     report = {
         "verdict": "keep the base model",
-        "overall": {
-            "queries": 9,
-            "base": {"ndcg@10": 0.5},
-            "adapted": {"ndcg@10": 0.6},
-            "difference": {"low": 0.0, "high": 0.2},
-        },
+        "overall": {**overall, "difference": {"low": 0.0, "high": 0.2}},
         "data": {"queries": 1, "documents": 2},
         "settings": {"seed": 0},
     }
@@ -154,12 +136,9 @@ def _compose(folder: Path) -> None:
     (folder / embedding.SMALL).mkdir(parents=True)
     (folder / embedding.SMALL / "modules.json").write_text("[]")
     digests = embedding._digests(folder / embedding.SMALL)
-    config = {
-        "format_version": 1,
-        "composed": {"weight": 0.5, "files": digests},
-        "base_model": {"name": "WordsEmbedding", "dim": DIM},
-        "training": {},
-    }
+    base = {"name": "WordsEmbedding", "dim": DIM}
+    config = {"format_version": 1, "composed": {"weight": 0.5, "files": digests}}
+    config |= {"base_model": base, "training": {}}
     (folder / folders.CONFIG).write_text(json.dumps(config))
     probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
     (folder / embedding.PROBES).write_bytes(probes)
@@ -211,20 +190,16 @@ _TEXTS = [f"text {number}" for number in range(20)]
 
 
 def _fill(folder: Path) -> None:
-    cache = VectorCache(folder, _PROBES)
-    cache.put("query", _TEXTS, _random(20, DIM))
-    cache.close()
+    with closing(VectorCache(folder, _PROBES)) as cache:
+        cache.put("query", _TEXTS, _random(20, DIM))
 
 
 def _use_cache(folder: Path) -> object:
-    cache = VectorCache(folder, _PROBES)
-    try:
+    with closing(VectorCache(folder, _PROBES)) as cache:
         _, found = cache.get("query", _TEXTS)
         assert np.isfinite(found).all(), "vectors that are no numbers"
         cache.put("query", ["another"], _random(1, DIM))
         return found
-    finally:
-        cache.close()
 
 
 ANSWERS = [

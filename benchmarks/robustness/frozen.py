@@ -33,9 +33,9 @@ def run(data: Path, cache: Path) -> list[str]:
 
 
 def found_on(data: Path, cache: Path, name: str) -> dict[str, Any]:
-    """Return what training on a set gives now."""
     given = sets.load(data, name)
-    linear = sets.trained(given, environment.minilm(), cache, method="linear")
+    options = {"val_dataset": given.dev, "method": "linear"}
+    linear = sets.trained(given.train, environment.minilm(), cache, **options)
     arrays = linear.get_finetuned_model().adapter.arrays()
     overall = linear.report.overall.to_dict()
     return {
@@ -53,7 +53,6 @@ def _kept(expected: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(found: Any, expected: Any, where: str = "") -> list[str]:
-    """Return the places where two results differ."""
     if isinstance(expected, dict) and isinstance(found, dict):
         return [
             line

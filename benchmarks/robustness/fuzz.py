@@ -19,7 +19,8 @@ from benchmarks.robustness.watched import outcome
 from llama_index_embeddings_adapted.questions.answers import read_questions
 
 ANSWER = "answer of an LLM"
-QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+_CHECKS = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+QUIET = settings(deadline=None, database=None, suppress_health_check=_CHECKS)
 
 
 def run(inputs: int = 1000) -> dict[str, Any]:
@@ -44,9 +45,7 @@ def fed(name: str, inputs: int) -> dict[str, Any]:
 
 def checked(name: str, counts: Counter[str], inputs: int) -> Callable[[], None]:
     """Return a hypothesis test of one format that counts its outcomes."""
-    fixed = settings(
-        max_examples=inputs, deadline=None, database=None, suppress_health_check=list(QUIET)
-    )
+    fixed = settings(QUIET, max_examples=inputs)
     if name in FORMATS:
         form = FORMATS[name]
 

@@ -20,16 +20,8 @@ import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    Adapter,
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    adapt_index,
-    generate_qa_embedding_pairs,
-)
 from llama_index_embeddings_adapted.core.files import read_config
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.questions.llm import FILE, AnswerCache
@@ -61,9 +53,8 @@ class Encode:
         """Start from nothing."""
 
     def work(self, folder: Path) -> None:
-        encoder = _encoder(folder)
-        encoder.encode(TEXTS, "document")
-        encoder.close()
+        with Encoder(_base(folder), **_quiet(folder)) as encoder:
+            encoder.encode(TEXTS, "document")
 
     def check(self, folder: Path) -> None:
         """Every vector in the cache is that of its text."""
@@ -83,11 +74,11 @@ class Train:
     most_in_flight = BATCH
 
     def prepare(self, folder: Path) -> None:
-        LinearAdapter.identity(cheap.DIM).save(folder / "model")
+        package.LinearAdapter.identity(cheap.DIM).save(folder / "model")
         (folder / "page.html").write_text("old")
 
     def work(self, folder: Path) -> None:
-        engine = EmbeddingAdapterFinetuneEngine(
+        engine = package.EmbeddingAdapterFinetuneEngine(
             _pairs(),
             _base(folder),
             method="linear",
@@ -96,20 +87,19 @@ class Train:
             model_checkpoint_path=folder / "steps",
             checkpoint_save_steps=5,
             report_path=folder / "page.html",
-            cache_dir=folder / "cache",
-            show_progress=False,
+            **_quiet(folder),
         )
         engine.finetune()
 
     def check(self, folder: Path) -> None:
         """The adapter is the old one or a trained one, and so are page and checkpoints."""
-        found = Adapter.load(folder / "model")
+        found = package.Adapter.load(folder / "model")
         trained = "report" in read_config(folder / "model").get("training", {})
-        assert trained or found == LinearAdapter.identity(cheap.DIM), found
+        assert trained or found == package.LinearAdapter.identity(cheap.DIM), found
         page = (folder / "page.html").read_text(encoding="utf-8")
         assert page == "old" or page.rstrip().endswith("</html>"), page[-80:]
         for step in folder.glob("steps/step_*"):
-            Adapter.load(step)
+            package.Adapter.load(step)
         pairs = _pairs()
         _check_vectors(folder, list(pairs.queries.values()), "query")
         _check_vectors(folder, list(pairs.corpus.values()), "document")
@@ -119,7 +109,7 @@ class Train:
         for changing in ("seconds", "base_calls", "base_texts", "base_tokens", "deployment"):
             report.pop(changing)
         report["history"] = [{**epoch, "seconds": 0.0} for epoch in report["history"]]
-        arrays = Adapter.load(folder / "model").arrays()
+        arrays = package.Adapter.load(folder / "model").arrays()
         weights = {name: _digest(array) for name, array in arrays.items()}
         return weights, json.dumps(report, sort_keys=True)
 
@@ -138,21 +128,23 @@ class Save:
     most_in_flight = 0
 
     def prepare(self, folder: Path) -> None:
-        AdaptedEmbedding(_base(folder), _adapter(0)).save_pretrained(folder / "model")
+        package.AdaptedEmbedding(_base(folder), _adapter(0)).save_pretrained(folder / "model")
 
     def work(self, folder: Path) -> None:
         for version in range(1, 6):
-            model = AdaptedEmbedding(_base(folder), _adapter(version), training={"v": version})
+            model = package.AdaptedEmbedding(
+                _base(folder), _adapter(version), training={"v": version}
+            )
             model.save_pretrained(folder / "model")
 
     def check(self, folder: Path) -> None:
         """The folder is one version, weights and description alike, and loads."""
-        found = AdaptedEmbedding.from_pretrained(folder / "model", _base(folder))
+        found = package.AdaptedEmbedding.from_pretrained(folder / "model", _base(folder))
         assert found.adapter == _adapter(found.training.get("v", 0)), found.training
 
     def result(self, folder: Path) -> object:
         return sorted(file.name for file in (folder / "model").iterdir()), _digest(
-            *Adapter.load(folder / "model").arrays().values()
+            *package.Adapter.load(folder / "model").arrays().values()
         )
 
     def paid(self, folder: Path) -> Paid:
@@ -168,22 +160,21 @@ class Generate:
         _pairs().save_json(folder / "pairs.json")
 
     def work(self, folder: Path) -> None:
-        generate_qa_embedding_pairs(
+        package.generate_qa_embedding_pairs(
             [TextNode(id_=f"n{n}", text=text) for n, text in enumerate(TEXTS[:80])],
             cheap.WritingLLM(log=str(folder / "log"), pause_s=0.01),
             concurrency=CONCURRENCY,
-            cache_dir=folder / "cache",
             output_path=folder / "pairs.json",
-            show_progress=False,
+            **_quiet(folder),
         )
 
     def check(self, folder: Path) -> None:
         """The dataset is whole: the old one, or one that was written."""
-        found = EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json")
+        found = package.EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json")
         assert found == _pairs() or len(found.corpus) == 80, found
 
     def result(self, folder: Path) -> object:
-        return EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
+        return package.EmbeddingQAFinetuneDataset.from_json(folder / "pairs.json").fingerprint
 
     def paid(self, folder: Path) -> Paid:
         place, kept = folder / "cache" / "questions", set()
@@ -207,16 +198,9 @@ class Rebuild:
         base = _base(folder)
         with _qdrant(folder / "old") as old, _qdrant(folder / "new") as new:
             index = VectorStoreIndex.from_vector_store(old, embed_model=base)
-            adapt_index(
-                index,
-                AdaptedEmbedding(base, _adapter(1)),
-                new,
-                nodes=_nodes(),
-                embed_missing=True,
-                batch_size=BATCH,
-                cache_dir=folder / "cache",
-                show_progress=False,
-            )
+            model = package.AdaptedEmbedding(base, _adapter(1))
+            options = {"nodes": _nodes(), "embed_missing": True, "batch_size": BATCH}
+            package.adapt_index(index, model, new, **options, **_quiet(folder))
 
     def check(self, folder: Path) -> None:
         """The old collection is untouched; what the new one holds is mapped."""
@@ -237,47 +221,37 @@ class Rebuild:
         return Paid(cheap.noted(folder / "log"), kept)
 
 
-JOBS = {
-    "encode": Encode(),
-    "train": Train(),
-    "save": Save(),
-    "generate": Generate(),
-    "rebuild": Rebuild(),
-}
+_ALL = (Encode(), Train(), Save(), Generate(), Rebuild())
+JOBS = {type(job).__name__.lower(): job for job in _ALL}
 
 
 def _base(folder: Path) -> cheap.WordsEmbedding:
     return cheap.WordsEmbedding(log=str(folder / "log"), pause_s=0.004, embed_batch_size=BATCH)
 
 
-def _encoder(folder: Path) -> Encoder:
-    return Encoder(_base(folder), cache_dir=folder / "cache", show_progress=False)
+def _quiet(folder: Path) -> dict[str, Any]:
+    return {"cache_dir": folder / "cache", "show_progress": False}
 
 
-def _pairs() -> EmbeddingQAFinetuneDataset:
+def _pairs() -> package.EmbeddingQAFinetuneDataset:
     corpus = {f"d{n}": text for n, text in enumerate(TEXTS[:60])}
     queries = {f"q{n}": f"which {TEXTS[n].split(' and ')[0]}" for n in range(60)}
-    return EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(60)})
+    return package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
 
 
 def _nodes() -> list[TextNode]:
-    return [
-        TextNode(id_=f"00000000-0000-0000-0000-{n:012d}", text=text)
-        for n, text in enumerate(TEXTS[:60])
-    ]
+    ids = (f"00000000-0000-0000-0000-{n:012d}" for n in range(60))
+    return [TextNode(id_=name, text=text) for name, text in zip(ids, TEXTS, strict=False)]
 
 
-def _adapter(version: int) -> LinearAdapter:
+def _adapter(version: int) -> package.LinearAdapter:
     random = np.random.default_rng(version)
-    return LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
+    return package.LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
 
 
 def _kept(folder: Path, texts: list[str], role: Any) -> Any:
-    encoder = Encoder(cheap.WordsEmbedding(), cache_dir=folder / "cache", show_progress=False)
-    try:
+    with Encoder(cheap.WordsEmbedding(), **_quiet(folder)) as encoder:
         return encoder.known(texts, role)
-    finally:
-        encoder.close()
 
 
 def _check_vectors(folder: Path, texts: list[str], role: str) -> None:

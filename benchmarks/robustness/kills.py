@@ -40,10 +40,8 @@ def killed(kills: int, seed: int) -> dict[str, Any]:
     """Kill each job so often, in children of this process."""
     for module in _IMPORTED_LATE:
         importlib.import_module(module)
-    return {
-        "jobs": {name: experiment(job, kills, seed=seed) for name, job in JOBS.items()},
-        "seed": seed,
-    }
+    jobs = {name: experiment(job, kills, seed=seed) for name, job in JOBS.items()}
+    return {"jobs": jobs, "seed": seed}
 
 
 def experiment(job: Any, kills: int, *, seed: int = 0) -> dict[str, Any]:
@@ -137,7 +135,6 @@ def _wait(child: int) -> None:
 
 
 def main() -> None:
-    """Run every job; print what was found as JSON."""
     print(json.dumps(killed(*map(int, sys.argv[1:]))))
 
 

@@ -163,7 +163,6 @@ def _with_value(text: bytes, path: list[float], value: Any) -> bytes:
 
 
 def write(tree: Tree, folder: Path) -> None:
-    """Make the files."""
     for name, content in tree.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +175,5 @@ def write(tree: Tree, folder: Path) -> None:
 
 
 def read(folder: Path) -> Tree:
-    """Return the files below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

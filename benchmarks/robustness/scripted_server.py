@@ -78,7 +78,6 @@ class ScriptedServer:
 
     @property
     def api_base(self) -> str:
-        """Address for clients."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> ScriptedServer:

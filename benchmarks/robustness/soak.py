@@ -139,12 +139,9 @@ def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:
     counts = load.counts
     return {
         "queries": queries,
-        "served": counts["served"],
-        "errors": counts["errors"],
+        **{name: counts[name] for name in ("served", "errors", "wrong", "swaps")},
         "kinds_of_error": dict(load.errors),
-        "wrong": counts["wrong"],
         "by_version": [counts["version 0"], counts["version 1"]],
-        "swaps": counts["swaps"],
         "seconds": time.perf_counter() - began,
         "resident_mb": {"warm": warm, "end": after[-1], "most": max(after)},
         "growth": max(after) / warm - 1,

@@ -18,6 +18,12 @@ from .export import Program, export
 
 _registry: dict[str, type[Adapter]] = {}
 
+#: Classes that folders of earlier versions name, and what to do about them.
+RETIRED = {
+    "QueryMemoryAdapter": "version 0.1 of this library reads; from then on, "
+    'method="kernel" does its work: train again'
+}
+
 
 class Adapter(ABC):
     """Maps vectors of a base model; subclasses are final and immutable.
@@ -99,9 +105,8 @@ class Adapter(ABC):
         if vectors.shape[-1:] != (self.input_dim,) or vectors.ndim > 2:
             expected = f"{self.input_dim} dimensions, as this adapter was trained on"
             found, hint = f"shape {vectors.shape}", "Was it trained on another base model?"
-            raise ShapeError(
-                "Vectors of the base model", expected=expected, actual=found, hint=hint
-            )
+            what = "Vectors of the base model"
+            raise ShapeError(what, expected=expected, actual=found, hint=hint)
         if role == "query":
             return self.map(vectors)
         if role != "document":
@@ -257,13 +262,6 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "config": adapter.config(),
         "shapes": {name: list(array.shape) for name, array in adapter.arrays().items()},
     }
-
-
-#: Classes that folders of earlier versions name, and what to do about them.
-RETIRED = {
-    "QueryMemoryAdapter": "version 0.1 of this library reads; from then on, "
-    'method="kernel" does its work: train again'
-}
 
 
 def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Adapter:

@@ -71,9 +71,8 @@ class StackedAdapter(CompositeAdapter):
 class TwoSidedAdapter(CompositeAdapter):
     """``q' = Q(q)`` and ``d' = D(d)``; an index has to be rebuilt.
 
-    Source:
-        The score is ``qᵀ Qᵀ D d``, the bilinear form of supervised semantic indexing (Bai et al.
-        2009, DOI 10.1145/1645953.1645979), with documents scaled to length 1 afterwards.
+    The score is ``qᵀ Qᵀ D d``, the bilinear form of supervised semantic indexing (Bai et al. 2009,
+    DOI 10.1145/1645953.1645979), with documents scaled to length 1 afterwards.
     """
 
     input_dim: ClassVar[int] = reading("query.input_dim")
@@ -186,11 +185,9 @@ class GatedAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + p(known | q) · (S(q) - G(q)))``; documents keep their vectors.
 
     ``G`` generalises: it does no harm to documents without training queries. ``S`` is a specialist
-    for those with. The gate tells the two kinds of query apart.
-
-    Source:
-        Ours. Gating between maps is old (Jacobs et al. 1991, mixtures of experts); fitting the gate
-        on held-out documents of the training set is what keeps new documents safe.
+    for those with. The gate tells the two kinds of query apart. Gating between maps is old (Jacobs
+    et al. 1991, mixtures of experts); fitting the gate on held-out documents of the training set,
+    which keeps new documents safe, is ours.
     """
 
     input_dim: ClassVar[int] = reading("gate.queries", 1)

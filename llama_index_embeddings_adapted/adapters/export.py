@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from ..core import files
 from ..core.arrays import Role, Vectors
-from ..errors import FolderError, OptionError, require_extra
+from ..errors import FolderError, OptionError, check_choice, require_extra
 
 #: Of the ONNX graphs; onnxruntime reads it since 1.14.
 OPSET = 18
@@ -74,8 +74,7 @@ def export(
     write_down: Callable[[Role], Program], path: Path, format: str, *, role: Role, base: object
 ) -> Path:
     """Write an adapter in one of :data:`FORMATS`; see :meth:`Adapter.export`."""
-    if format not in FORMATS:
-        raise OptionError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}.")
+    check_choice("format", format, FORMATS)
     if role not in ("query", "document"):
         raise OptionError(f'role: expected "query" or "document", got {role!r}.')
     if format == "sentence-transformers":
@@ -329,10 +328,6 @@ def _modules(program: Program, path: Path, kinds: Any) -> list[Any]:
     return found
 
 
-_FILES: dict[str, Callable[[Program, Path], bytes]] = {
-    "onnx": _onnx,
-    "json": _json,
-    "numpy": _numpy,
-    "sql": _sql,
-}
+Writer = Callable[[Program, Path], bytes]
+_FILES: dict[str, Writer] = {"onnx": _onnx, "json": _json, "numpy": _numpy, "sql": _sql}
 FORMATS = (*_FILES, "sentence-transformers")

@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
-from ..errors import OptionError, ShapeError
+from ..errors import OptionError, ShapeError, check_choice, check_whole
 from .base import Adapter, CompositeAdapter, key_array, places_of, reading, settle
 from .export import Program
 
 
 @dataclass(eq=False, repr=False)
 class LinearAdapter(Adapter):
-    """``q' = normalise(W q + b)``.
+    """``q' = normalise(W q + b)``; shapes that disagree are a ShapeError.
 
     Args:
         weight: ``(output_dim, input_dim)``.
@@ -24,9 +24,6 @@ class LinearAdapter(Adapter):
         normalize: Scale the result to length 1. Rankings do not change with the length of a
             query, but scores, cut-offs and fusion in several vector stores do.
         shared: Map documents in the same way; an index has to be rebuilt.
-
-    Raises:
-        ShapeError: Shapes that disagree.
     """
 
     ARRAYS = ("weight", "bias")
@@ -74,10 +71,7 @@ class LowRankAdapter(Adapter):
     Args:
         down: V, ``(rank, dim)``.
         up: U, ``(dim, rank)``.
-        bias: b, ``(dim,)``.
-
-    Raises:
-        ShapeError: Shapes that disagree.
+        bias: b, ``(dim,)``. Shapes that disagree are a ShapeError.
 
     Source:
         The form is that of LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3, added to the identity.
@@ -120,8 +114,7 @@ class UnitAdapter(Adapter):
     dim: int
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise OptionError(f"dim: expected a number above 0, got {self.dim!r}.")
+        check_whole("dim", self.dim)
         settle(self, dim=int)
 
     def map(self, vectors: Vectors) -> Vectors:
@@ -152,9 +145,7 @@ class TwoLayerAdapter(Adapter):
         residual: Add the query itself.
         normalize: Scale the result to length 1.
 
-    Raises:
-        ShapeError: Shapes that disagree.
-        OptionError: An unknown activation.
+    Shapes that disagree are a ShapeError, an unknown activation an OptionError.
     """
 
     ARRAYS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias")
@@ -172,9 +163,7 @@ class TwoLayerAdapter(Adapter):
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.activation not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
-            raise OptionError(f"activation: expected one of {known}, got {self.activation!r}.")
+        check_choice("activation", self.activation, _ACTIVATIONS)
         out = "in" if self.residual else "out"
         hidden = {"hidden_weight": "hidden in", "hidden_bias": "hidden"}
         output = {"output_weight": f"{out} hidden", "output_bias": out}
@@ -208,12 +197,8 @@ class KernelAdapter(CompositeAdapter):
     With the Gaussian kernel ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)``, whose variance on
     unit vectors is the temperature. Far from every remembered query it vanishes, and the query
     stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what two similar
-    training queries teach is not counted twice. A setting out of range is an
-    OptionError.
-
-    Source:
-        Kernel ridge regression: Saunders et al. 1998, Ridge regression learning algorithm in dual
-        variables.
+    training queries teach is not counted twice. A setting out of range is an OptionError. Source:
+    kernel ridge regression, Saunders et al. 1998, in dual variables.
     """
 
     ARRAYS = ("keys", "coefficients")

@@ -7,16 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..core.arrays import (
-    DOCUMENTS_PER_BLOCK,
-    SCORES_PER_BLOCK,
-    Keys,
-    Role,
-    Rows,
-    Vectors,
-    as_vectors,
-    l2_normalize,
-)
+from ..core import arrays
+from ..core.arrays import Keys, Role, Rows, Vectors, as_vectors, l2_normalize
 from ..errors import ShapeError, check_number, check_whole
 from .base import Adapter, key_array, places_of, reading, settle
 from .export import Program
@@ -164,7 +156,7 @@ class DocumentPrior(Adapter):
         """
         rows = np.atleast_2d(vectors)
         found = np.empty(len(rows), dtype=np.float32)
-        step = min(DOCUMENTS_PER_BLOCK, max(1, SCORES_PER_BLOCK // len(self.bank)))
+        step = min(arrays.DOCUMENTS_PER_BLOCK, max(1, arrays.SCORES_PER_BLOCK // len(self.bank)))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             cosines = l2_normalize(rows[part]) @ self.bank.T

@@ -1,12 +1,15 @@
 """Saving an adapter with what it belongs to, and finding out on loading whether it still does.
 
+What training queries looked like is saved along, in a few kilobytes and without their texts.
 Folders of ``llama-index-finetuning``, ``LinearLayer`` and ``TwoLayerNN``, are read too.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,21 +17,134 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from numpy.typing import NDArray
 
 from ..core import files as folders
-from ..core.arrays import as_vectors, l2_normalize
-from ..core.files import WEIGHTS, read_config
+from ..core.arrays import Vectors, as_vectors, l2_normalize
+from ..core.files import WEIGHTS, Arrays, read_config
 from ..encoding.base_model import PROBE_TEXTS, Fingerprint, fingerprint_of, tolerance
 from ..encoding.serialize import base_name, describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
 from . import composites, maps, prior
 from .base import Adapter, describe, restore
 from .maps import LinearAdapter, TwoLayerAdapter
-from .sketch import QuerySketch
 
 OLD_WEIGHTS = "pytorch_model.bin"
 #: The first key of a folder: the old package's loader names the first that it does not know.
 OPENED_BY = "open this folder by llama_index_embeddings_adapted.AdaptedEmbedding(base, folder)"
+
+#: A sketch holds at most so many queries, in so many directions, one byte each: 32 KB.
+MOST_QUERIES, MOST_DIRECTIONS = 256, 128
+_LEVELS = 127
+_MOST_NUMBER = 2**31  # dimensions, queries
+_FEWEST_SEEN, _SEEN = 3, 0.2  # queries, and their share, that users do not just ask again
+_FEW = 64  # sketches smaller than this take several queries of a group
+_OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
+               "add_residual"}  # fmt: skip
+_METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
+
+#: A folder may hold any of their classes, which are recognised once they are defined.
+RECOGNISED = (composites, maps, prior)
+
+
+@dataclass(frozen=True, eq=False)
+class QuerySketch:
+    """A sample of training queries as points that live queries can be compared with.
+
+    Vectors of the base model are scaled to length 1 and, beyond 128 dimensions, projected on 128
+    fixed random directions, which keeps distances within a few percent (Johnson and Lindenstrauss
+    1984; signs as in Achlioptas 2003). Texts and whole vectors are not kept.
+    """
+
+    points: NDArray[np.int8]  #: ``(n, directions)``, in units of ``step``.
+    step: float  #: Size of one level.
+    dim: int  #: Dimension of the base model's vectors.
+    queries: int  #: How many queries the sample was drawn from.
+
+    @classmethod
+    def of(
+        cls, queries: Vectors, groups: Sequence[Hashable] | None = None, *, seed: int = 0
+    ) -> QuerySketch:
+        """Sample queries, ``(n, dim)``, vectors of the base model, ``n >= 1``.
+
+        Of one of the ``groups``, ``(n,)``, such as the document each asks for, one query is drawn
+        as long as that leaves enough: two questions about one passage lie closer together than a
+        stranger's question would, and would make strangers look strange.
+        """
+        count = len(queries)
+        order = np.random.default_rng(seed).permutation(count)
+        if groups is not None:
+            first = list({groups[row]: row for row in order[::-1]}.values())[::-1]
+            rest = np.setdiff1d(order, first, assume_unique=True)
+            order = np.concatenate([first, rest[: max(0, _FEW - len(first))]]).astype(np.int64)
+        points = projected(queries[np.sort(order[:MOST_QUERIES])])
+        step = max(float(np.abs(points).max()), 1e-12) / _LEVELS
+        return cls(np.round(points / step).astype(np.int8), step, queries.shape[1], count)
+
+    @functools.cached_property
+    def reference(self) -> Vectors:
+        """The points as numbers, ``(n, directions)``."""
+        return self.points.astype(np.float32) * np.float32(self.step)
+
+    def project(self, queries: Vectors) -> Vectors:
+        """Return where live queries, ``(n, dim)``, lie among the points, ``(n, directions)``.
+
+        Vectors of another dimension than the training queries had are a ShapeError.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            expected = f"{self.dim} dimensions, as the training queries"
+            raise ShapeError("Live queries", expected=expected, actual=f"shape {queries.shape}")
+        return projected(queries)
+
+    def overlap(self, queries: Vectors) -> str:
+        """Say how many queries of a test, ``(n, dim)``, were trained on; nothing below a fifth.
+
+        The sketch is a sample: what is found in it stands for as much more as it left out.
+        """
+        places, kept = self.project(queries), len(self.points)
+        same = [np.abs(places - point).max(axis=1) <= self.step for point in self.reference]
+        found, count = int(np.any(same, axis=0).sum()), len(queries)
+        if found < _FEWEST_SEEN or found * self.queries < _SEEN * count * kept:
+            return ""
+        trained = f"{kept:,} kept of {self.queries:,}" if kept < self.queries else f"{kept:,}"
+        return f"{found:,} of the {count:,} test queries are among the {trained} it was trained on"
+
+    def arrays(self) -> Arrays:
+        """Return what is saved, as safetensors know it."""
+        numbers = np.array([self.step, self.dim, self.queries], dtype=np.float64)
+        return {"points": self.points, "numbers": numbers}
+
+    @classmethod
+    def restore(cls, arrays: Arrays, *, where: str) -> QuerySketch:
+        """Rebuild what :meth:`arrays` gave; anything else is a FolderError."""
+        points = arrays.get("points", np.empty(0))
+        numbers = arrays.get("numbers", np.empty(0))
+        kinds: tuple[Any, ...] = (points.dtype, points.ndim, numbers.dtype, numbers.shape)
+        whole = (
+            kinds == (np.int8, 2, np.float64, (3,))
+            and bool(((numbers > 0) & (numbers <= _MOST_NUMBER)).all() and len(points))
+            and points.shape[1] == min(int(numbers[1]), MOST_DIRECTIONS)
+        )
+        if not whole:
+            raise FolderError(f"{where}: the sketch of training queries is damaged.")
+        return cls(points, float(numbers[0]), int(numbers[1]), int(numbers[2]))
+
+
+def projected(vectors: Vectors) -> Vectors:
+    """Return unit rows on at most 128 directions, ``(n, min(dim, 128))``."""
+    rows = l2_normalize(vectors)
+    dim = rows.shape[1]
+    return rows if dim <= MOST_DIRECTIONS else rows @ _directions(dim)
+
+
+@functools.lru_cache(maxsize=8)
+def _directions(dim: int) -> Vectors:
+    # From a hash, not from a random generator, whose stream may change between versions of numpy:
+    # saved sketches depend on these signs.
+    size = dim * MOST_DIRECTIONS
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(b"sketch").digest(size // 8), np.uint8))
+    signs = bits.astype(np.float32).reshape(dim, MOST_DIRECTIONS) * 2 - 1
+    return np.asarray(signs / MOST_DIRECTIONS**0.5, dtype=np.float32)
 
 
 def read_old_folder(folder: Path) -> Adapter:
@@ -70,10 +186,6 @@ def from_module(module: Any) -> Adapter:
     return found
 
 
-_OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
-               "add_residual"}  # fmt: skip
-
-
 def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> Adapter:
     """Build an adapter from config and tensors of an old one, or raise a :class:`FolderError`."""
     strange = sorted(set(config) - _OLD_CONFIG)
@@ -93,9 +205,6 @@ def from_state(config: dict[str, Any], state: dict[str, Any], *, where: str) -> 
     except (KeyError, ValueError, TypeError) as cause:
         expected = "expected the tensors of a LinearLayer or a TwoLayerNN"
         raise FolderError(f"{where}: {expected}, found {sorted(arrays)} ({cause}).") from cause
-
-
-_METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
 
 
 def model_card(adapter: Adapter, base: str, training: Mapping[str, Any], folder: str) -> str:
@@ -134,10 +243,6 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join([head, *rows])
     choice, stopped = report.get("choice"), "The held-out queries also chose when training stopped."
     yield f"Chosen by cross-fitting: {choice['recipe']}." if choice else stopped
-
-
-#: A folder may hold any of their classes, which are recognised once they are defined.
-RECOGNISED = (composites, maps, prior)
 
 
 @dataclass(frozen=True, eq=False)

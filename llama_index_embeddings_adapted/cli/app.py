@@ -145,9 +145,8 @@ class QuestionJob(EmbeddingJob):
         options = dict(writer.settings)
         if self.examples is not None and "max_chunks" in options:
             options["max_chunks"] *= 2  # a call takes less than half as long
-        options |= self.given(
-            "examples", "styles", "questions_per_call", "concurrency", "max_chunks", "structure"
-        )
+        named = ("examples", "styles", "questions_per_call", "concurrency", "max_chunks")
+        options |= self.given(*named, "structure")
         if self.questions_per_chunk is not None:
             options["num_questions_per_chunk"] = self.questions_per_chunk
         make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
@@ -270,9 +269,8 @@ class Finetune(QuestionJob):
         from ..training.auto.search_space import check_method
         from ..training.options import TrainingOptions, implied_method
 
-        options = self.given(
-            "adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed"
-        )
+        named = ("adapts", "ship", "expect", "epochs", "batch_size", "learning_rate", "seed")
+        options = self.given(*named)
         method = self.method or implied_method(options)
         options["method"] = method.split(",") if "," in method else method
         check_method(TrainingOptions(**options))

@@ -41,6 +41,14 @@ _LOOKED_AT = 8192  # bytes that tell text from other files
 
 check_target = partial(files.check_target, error=OptionError)
 check_target_folder = partial(files.check_target_folder, error=OptionError)
+_MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
+_SMALL = {
+    "questions_per_call": 1,
+    "styles": ("question", "keywords"),
+    "concurrency": 1,
+    "num_questions_per_chunk": 1,  # about more passages instead
+    "max_chunks": 120,  # less than ten minutes on two cores, where all passages may take hours
+}
 
 
 def page(report: str | None, default: Path | None) -> Path | None:
@@ -77,11 +85,8 @@ def _corpus_of(path: Path) -> Path | None:
 def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     """Read a dataset: rows of any usual shape in a file, or one split of a BEIR folder.
 
-    What the filters made of questions is known where :func:`save_pairs` left its note.
-
-    Raises:
-        OptionError: There is nothing at the path, or something else.
-        DatasetError: It is damaged.
+    What the filters made of questions is known where :func:`save_pairs` left its note. No dataset
+    is an OptionError, a damaged one a DatasetError.
     """
     if not holds_pairs(path):
         raise OptionError(
@@ -119,9 +124,6 @@ def read_texts(path: Path, split: str) -> list[str]:
 
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.report.json")
-
-
-_MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours
 
 
 def cut(
@@ -198,15 +200,6 @@ def _is_text(file: Path) -> bool:
     with file.open("rb") as stream:
         start = stream.read(_LOOKED_AT)
     return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
-
-
-_SMALL = {
-    "questions_per_call": 1,
-    "styles": ("question", "keywords"),
-    "concurrency": 1,
-    "num_questions_per_chunk": 1,  # about more passages instead
-    "max_chunks": 120,  # less than ten minutes on two cores, where all passages may take hours
-}
 
 
 @dataclass(frozen=True)

@@ -313,7 +313,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _version(wanted: bool) -> None:
     if wanted:
         from ..core.files import library_version
 
@@ -321,9 +321,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_Version = typer.Option(
-    "--version", is_eager=True, callback=_show_version, help="Show it and exit."
-)
+_Version = typer.Option("--version", is_eager=True, callback=_version, help="Show it and exit.")
 
 
 @app.callback()
@@ -366,6 +364,5 @@ def _parameter(option: Field[Any], hint: Any, command: str) -> Parameter:
         least = _LEAST.get(name, 1 if hint in _COUNTS else None)
         about = typer.Option(flag, help=text, min=least, **_SETTINGS.get(name, {}))
     default = Parameter.empty if default is MISSING else default
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, about]
-    )
+    kind, hint = Parameter.KEYWORD_ONLY, Annotated[hint, about]
+    return Parameter(name, kind, default=default, annotation=hint)

@@ -24,9 +24,8 @@ from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of
 from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, check_number, quote_some
 from ..lexical.embedding import LexicalEmbedding
-from ..serving.base_vectors import arun_steps
 from ..serving.embedding import savable
-from ..serving.wrapped import Loaded, ServedEmbedding
+from ..serving.wrapped import Loaded, ServedEmbedding, arun_steps
 from .small_model import SmallModel, compose, no_bars, refuse_code
 
 SMALL = "augment_model"
@@ -178,10 +177,8 @@ class ComposedEmbedding(ServedEmbedding):
     def _joined(self, answers: list[Embedding], small: Vectors) -> list[Embedding]:
         if not answers:
             return answers
-        joined: list[Embedding] = compose(
-            np.array(answers, np.float32), small, self.weight
-        ).tolist()
-        return joined
+        both: list[Embedding] = compose(np.array(answers, np.float32), small, self.weight).tolist()
+        return both
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Show the small model besides."""
@@ -192,8 +189,7 @@ class ComposedEmbedding(ServedEmbedding):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write small model, λ, identity of the black box and model card; atomic, without secrets.
 
-        Raises:
-            FolderError: The folder exists and holds something else.
+        A FolderError where the folder holds something else.
         """
         folder, base = Path(folder), self.base_embed_model
         check_target(folder)

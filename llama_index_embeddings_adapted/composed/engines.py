@@ -30,6 +30,8 @@ from . import embedding
 from .embedding import ComposedEmbedding
 from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 
+_OLD = ("save_checkpoints", "resume_from_checkpoint")
+
 
 class SmallModelEngine(ABC):
     """What both engines share: data, validation, training, report."""
@@ -93,11 +95,7 @@ class SmallModelEngine(ABC):
         files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
-        """Draw validation score against epoch, the base model as a horizontal line.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
+        """Draw validation score against epoch, the base model as a line; needs matplotlib."""
         metric, best = self._options.metric, self.report.best_epoch
         scores = [line.scores[metric] for line in self.history]
         return plot_history(scores, self._base_scores[metric], path, metric=metric, best=best)
@@ -274,20 +272,13 @@ class ComposedFinetuneEngine(SmallModelEngine):
         composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
-        """Return the black box with the small model beside it.
+        """Return the black box with the small model beside it; a NotTrainedError before training.
 
-        Args:
-            model_kwargs: Passed to :class:`ComposedEmbedding`.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
+        ``model_kwargs`` are passed to :class:`ComposedEmbedding`.
         """
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
         return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
-
-
-_OLD = ("save_checkpoints", "resume_from_checkpoint")
 
 
 class SentenceTransformersFinetuneEngine(SmallModelEngine):
@@ -370,11 +361,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
         """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
 
-        Args:
-            model_kwargs: Passed to ``HuggingFaceEmbedding``.
-
-        Raises:
-            NotTrainedError: Before ``finetune()``.
+        ``model_kwargs`` are passed to ``HuggingFaceEmbedding``. A NotTrainedError before training.
         """
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding

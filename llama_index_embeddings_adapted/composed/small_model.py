@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
-from ..data.dataset import EmbeddingQAFinetuneDataset
+from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..encoding.encoder import Encoder
-from ..errors import (
-    DatasetError,
-    EncodeError,
-    FolderError,
-    OptionError,
-    ShapeError,
-    check_number,
-    require_extra,
-)
+from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
 from ..evaluation import held_out, metrics
 from ..evaluation.comparison import Comparison
 from ..evaluation.retrieval import Texts, search
@@ -37,6 +29,11 @@ from ..training.options import ComposedOptions
 
 _CONFIGS = ("config.json", "tokenizer_config.json")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+#: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
+WEIGHTS = tuple(step / 10 for step in range(41))
+_DEPTH = 10
+_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
 class SmallModel:
@@ -223,11 +220,6 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
     return merge
 
 
-#: What λ is tuned among; at 4 the small model has 16 times the say of the black box.
-WEIGHTS = tuple(step / 10 for step in range(41))
-_DEPTH = 10
-
-
 def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
     """Join the vectors of two models, ``normalise([b ; λ·a])``.
 
@@ -259,13 +251,9 @@ def tune_weight(
     """Find the λ of :data:`WEIGHTS` with the highest mean NDCG@10, the smallest of equals.
 
     The λ of the training stays unless another is better by more than the standard error of the
-    difference, and is never kept where it is worse than λ = 0.
-
-    Args:
-        queries, documents: Of black box and small model, ``(n, dim_b)`` and ``(n, dim_a)``, any
-            length; likewise ``m`` documents, over which ``relevance`` is.
-        trained: The λ trained with.
-        hidden: Rows of queries, and for each a document that does not compete.
+    difference, and is never kept where it is worse than λ = 0. Vectors are those of black box and
+    small model, ``(n, dim_b)`` and ``(n, dim_a)``, of any length, and likewise of ``m`` documents;
+    ``hidden`` are rows of queries, and for each a document that does not compete.
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
@@ -285,10 +273,6 @@ def tune_weight(
     if gain.mean() <= noise and scores[trained].mean() > scores[0.0].mean():
         return trained
     return best
-
-
-_HELD_OUT = 0.1
-_ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
 class ComposedValidation:
@@ -333,10 +317,9 @@ class ComposedValidation:
         hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
         ranked, _ = top_k(queries, documents, depth + (hidden is not None))
         ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
-        return {
-            name: float(metrics.compute(name, ranked, within, corpus_size=len(pool)).mean())
-            for name in names
-        }
+        size = len(pool)
+        found = {name: metrics.compute(name, ranked, within, corpus_size=size) for name in names}
+        return {name: float(values.mean()) for name, values in found.items()}
 
     def judge(self, small: SmallModel) -> tuple[float, held_out.Parts, Comparison]:
         """Tune λ, where there is a black box, and compare with the base model, part by part."""
@@ -363,11 +346,7 @@ class ComposedValidation:
 
 
 def held_out_split(
-    encoder: Encoder,
-    dataset: EmbeddingQAFinetuneDataset,
-    given: EmbeddingQAFinetuneDataset | None,
-    *,
-    seed: int,
+    encoder: Encoder, dataset: Dataset, given: Dataset | None, *, seed: int
 ) -> tuple[EncodedDataset, EncodedDataset]:
     """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
 
@@ -380,12 +359,8 @@ def held_out_split(
         judged = encoder.dataset(given)
         train = held_out.drop_leaked_queries(data, judged)
     else:
-        rows, held = held_out.hold_out(data, queries=_HELD_OUT, documents=_HELD_OUT, seed=seed)
+        share = held_out.HELD_OUT
+        rows, held = held_out.hold_out(data, queries=share, documents=share, seed=seed)
         train, judged = data.take(rows), data.take(held)
-    if not len(train.relevance) or not len(judged.relevance):
-        raise DatasetError(
-            "Training needs queries to learn from and queries to validate on; "
-            f"{len(data.relevance)} leave {len(train.relevance)} and {len(judged.relevance)}. "
-            "Add queries, or pass val_dataset."
-        )
+    held_out.check_split(data, len(train.relevance), len(judged.relevance))
     return train, judged

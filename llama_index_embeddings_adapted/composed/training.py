@@ -41,6 +41,11 @@ from ..evaluation.retrieval import Texts, hard_negatives
 from ..training.options import ComposedOptions
 from .small_model import precision_on, prepare_model
 
+_MOST_OF_POSITIVE = 0.95
+Score = Callable[[], dict[str, float]]
+_STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
+_HISTORY, _WEIGHTS, _BEST = "history.json", "weights.safetensors", "best.safetensors"
+
 
 def composed_nll(
     queries: Tensor, documents: Tensor, judged: dict[str, Tensor], options: ComposedOptions
@@ -60,11 +65,8 @@ def composed_nll(
         options: Whose ``weight``, ``temperature`` and ``label_smoothing`` count; the latter is
             spread evenly over the candidates of a pair.
 
-    Returns:
-        ``()``, mean over the pairs, in nats.
-
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177, eq. 4. The mask is ours.
+    Returns ``()``, the mean over the pairs, in nats. Source: Zhang et al. 2024, arXiv:2402.12177,
+    eq. 4; the mask is ours.
     """
     small = nn.functional.normalize(queries.float(), dim=1) @ (
         nn.functional.normalize(documents.float(), dim=1).T
@@ -125,9 +127,6 @@ class ComposedLoss(CachedLossMixin, nn.Module):
         """Return the mean loss of the steps since the last call; NaN where there were none."""
         seen, self._seen = self._seen, []
         return float(torch.stack(seen).mean()) if seen else float("nan")
-
-
-_MOST_OF_POSITIVE = 0.95
 
 
 def training_groups(
@@ -191,10 +190,8 @@ class Collator:
         drawn = {(q, d) for group in features for d in group["document"] for q in group["queries"]}
         row = {query: number for number, query in enumerate(queries)}
         column = {document: number for number, document in enumerate(documents)}
-        label = {
-            "relevant": torch.from_numpy(relevant),
-            "pairs": torch.tensor(sorted((row[q], column[d]) for q, d in drawn)),
-        }
+        pairs = torch.tensor(sorted((row[q], column[d]) for q, d in drawn))
+        label = {"relevant": torch.from_numpy(relevant), "pairs": pairs}
         if self._vectors is not None:
             own, theirs = self._vectors
             label["frozen"] = torch.from_numpy(own[queries] @ theirs[documents].T)
@@ -208,12 +205,6 @@ class Collator:
         prompt = self._model.prompts.get(role) or None
         found = self._model.preprocess(texts, prompt=prompt)
         return {f"{role}_{name}": value for name, value in found.items()}
-
-
-Score = Callable[[], dict[str, float]]
-
-_STATE = "trainer_state.json"  # the trainer writes it last: a checkpoint that has it is whole
-_HISTORY, _WEIGHTS, _BEST = "history.json", "weights.safetensors", "best.safetensors"
 
 
 class Progress(TrainerCallback):

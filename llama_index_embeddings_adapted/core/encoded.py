@@ -65,11 +65,8 @@ class Qrels:
     @classmethod
     def joined(cls, parts: Sequence[Qrels]) -> Qrels:
         """Return the queries of all parts, over the same documents, one part after the other."""
-        return cls._of(
-            np.concatenate([part.counts for part in parts]),
-            np.concatenate([part.documents for part in parts]),
-            np.concatenate([part.grades for part in parts]),
-        )
+        names = ("counts", "documents", "grades")
+        return cls._of(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
 
     def where(self, keep: NDArray[np.bool_]) -> Qrels:
         """Keep these entries, ``(entries,)``, and all queries, of which some may have none left."""
@@ -152,9 +149,8 @@ class EncodedDataset:
     @property
     def scored(self) -> Qrels:
         """What scores count as relevant."""
-        return (
-            self.relevance.with_twins(self.canonical_rows) if self.twins_count else self.relevance
-        )
+        first = self.canonical_rows
+        return self.relevance.with_twins(first) if self.twins_count else self.relevance
 
     @property
     def hidden_entries(self) -> tuple[Rows, Rows] | None:

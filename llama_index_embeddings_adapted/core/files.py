@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,20 @@ _OF_THE_DISK = frozenset(
      errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )  # fmt: skip
 _ENOUGH = 1000  # duplicates: a file of nothing else is not read to its end
+FORMAT_VERSION = 1
+
+#: More is no adapter: a file that claims to be larger is not read into memory.
+MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
+CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
+QUERIES = "queries.safetensors"
+
+#: The array beside the adapter's own: vectors that identify its base model.
+PROBES = "fingerprint.probes"
+
+# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
+_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
+Array = NDArray[Any]
+Arrays = dict[str, Array]
 
 
 def llama_cache() -> Path:
@@ -54,8 +69,7 @@ def llama_cache() -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
 
-    Raises:
-        DiskError: The disk is full, or the place cannot be written to.
+    A DiskError where the disk is full, or the place cannot be written to.
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,10 +90,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; its files replace those of ``path`` on success.
 
     A kill leaves the old folder or the new one. Where the system cannot swap folders (it can on
-    Linux), a kill in the instant between two renames leaves the old one under a hidden name.
-
-    Raises:
-        DiskError: The disk is full, or the place cannot be written to.
+    Linux), a kill in the instant between two renames leaves the old one under a hidden name. A
+    DiskError as of :func:`atomic_file`.
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +153,7 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
 def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
     """Read a file whole, provided that it is one: a device or a pipe has no end.
 
-    Raises:
-        error: No such file, not a file, larger than ``most``, or it cannot be read.
+    The error is raised for no file, one larger than ``most``, or one that cannot be read.
     """
     try:
         about = path.stat()
@@ -154,9 +165,8 @@ def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None
     except FileNotFoundError:
         raise error(f"{path}: no such file.") from None
     except (OSError, MemoryError) as cause:
-        raise error(
-            f"{path}: cannot be read ({cause or 'it does not fit into memory'})."
-        ) from cause
+        why = cause or "it does not fit into memory"
+        raise error(f"{path}: cannot be read ({why}).") from cause
 
 
 def read_json(
@@ -168,10 +178,9 @@ def read_json(
 ) -> Any:
     """Read JSON; errors as of :func:`read_bytes`, or if it is none or a key is given twice."""
     try:
-        return json.loads(
-            decode(read_bytes(path, error=error, most=most)),
-            object_pairs_hook=lambda pairs: unique(pairs, what="key", error=error, where=path),
-        )
+        text = decode(read_bytes(path, error=error, most=most))
+        once = partial(unique, what="key", error=error, where=path)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError, MemoryError) as cause:
         if isinstance(cause, AdaptedError):
             raise
@@ -184,6 +193,24 @@ def read_json_object(path: Path, *, error: type[AdaptedError], **options: Any) -
     if not isinstance(data, dict):
         raise error(f"{path}: expected a JSON object, got {type(data).__name__}.")
     return data
+
+
+def read_format(path: Path, version: int) -> dict[str, Any]:
+    """Read the JSON object of a saved folder, or raise a FolderError if of another format."""
+    config = read_json_object(path, error=FolderError, most=MOST_CONFIG_BYTES)
+    found = config.pop("format_version", None)
+    if found != version:
+        raise FolderError(f"{path}: expected format {version}, found {found!r}.")
+    return config
+
+
+@contextmanager
+def legible(what: str) -> Iterator[None]:
+    """Turn what parts of a damaged folder raise into a FolderError, which begins with ``what``."""
+    try:
+        yield
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as cause:
+        raise FolderError(f"{what}, or damaged ({truncate(str(cause), 300)}).") from cause
 
 
 def unique(
@@ -232,24 +259,6 @@ def library_version() -> str:
         return version("llama-index-embeddings-adapted")
     except PackageNotFoundError:  # run from a bare checkout
         return "unknown"
-
-
-FORMAT_VERSION = 1
-
-#: More is no adapter: a file that claims to be larger is not read into memory.
-MOST_BYTES, MOST_CONFIG_BYTES = 4 << 30, 256 << 20
-CONFIG, WEIGHTS, CARD = "config.json", "adapter.safetensors", "README.md"
-QUERIES = "queries.safetensors"
-
-#: The array beside the adapter's own: vectors that identify its base model.
-PROBES = "fingerprint.probes"
-
-
-# Files of llama-index-finetuning are ours to replace: its default output path is ours too.
-_OURS = frozenset((CONFIG, WEIGHTS, QUERIES, CARD, "pytorch_model.bin"))
-
-Array = NDArray[Any]
-Arrays = dict[str, Array]
 
 
 def write(
@@ -307,11 +316,11 @@ def check_version(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Read ``config.json``, of any version, or raise a :class:`FolderError`."""
     if not folder.is_dir():
         raise FolderError(f"{folder}: no such folder.")
-    return read_json_object(folder / CONFIG, error=FolderError, most=MOST_CONFIG_BYTES)
+    return read_json_object(folder / name, error=FolderError, most=MOST_CONFIG_BYTES)
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:
@@ -338,8 +347,7 @@ def check_target_folder(
 ) -> None:
     """Check that a folder can be written, before the work whose result it is to hold.
 
-    Raises:
-        error: It exists and holds anything else, or its place cannot be written to.
+    The error is raised where it holds anything else, or its place cannot be written to.
     """
     try:
         _write_in(folder.parent)

@@ -20,6 +20,12 @@ from ..errors import DatasetError, OptionError, quote_some
 from .formats import FLAGS, SOURCES
 
 Lists = Mapping[str, Sequence[str]]
+MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
+Query = TypeVar("Query", bound=Hashable)
+Document = TypeVar("Document", bound=Hashable)
+
+#: Fields of a dataset that are dicts by query, beside the queries.
+PER_QUERY = ("relevant_docs", "grades", "hard_negatives", "provenance")
 
 
 def check(
@@ -34,49 +40,37 @@ def check(
     _check_texts("queries", queries)
     _check_texts("corpus", corpus)
     _check_lists("relevant_docs", relevant_docs, queries, corpus)
-    _refuse(
-        [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)],
-        "relevant_docs: {} queries name a document twice",
-    )
+    repeated = [query for query, docs in relevant_docs.items() if len(set(docs)) < len(docs)]
+    _refuse(repeated, "relevant_docs: {} queries name a document twice")
     if grades is not None:
         _check_dict("grades", grades, "query id → dict of document id → grade")
         for query, graded in grades.items():
             _check_dict(f"grades of {query}", graded, "document id → grade")
         pairs = [(query, d, grade) for query, own in grades.items() for d, grade in own.items()]
-        _refuse(
-            [f"{query} → {d}" for query, d, _ in pairs if d not in relevant_docs.get(query, ())],
-            "grades: {} pairs of query and document are not among relevant_docs",
-        )
-        _refuse(
-            [f"{query} → {d}: {grade!r}" for query, d, grade in pairs if not _is_grade(grade)],
-            "grades: expected numbers > 0; {} are not",
-        )
+        other = [f"{query} → {d}" for query, d, _ in pairs if d not in relevant_docs.get(query, ())]
+        _refuse(other, "grades: {} pairs of query and document are not among relevant_docs")
+        odd = [f"{query} → {d}: {grade!r}" for query, d, grade in pairs if not _is_grade(grade)]
+        _refuse(odd, "grades: expected numbers > 0; {} are not")
     if hard_negatives is not None:
         _check_lists("hard_negatives", hard_negatives, queries, corpus)
         negative = [(query, d) for query, docs in hard_negatives.items() for d in docs]
-        _refuse(
-            [f"{query} → {d}" for query, d in negative if d in relevant_docs.get(query, ())],
-            "hard_negatives: {} pairs of query and document are relevant",
-        )
+        wrong = [f"{query} → {d}" for query, d in negative if d in relevant_docs.get(query, ())]
+        _refuse(wrong, "hard_negatives: {} pairs of query and document are relevant")
     if provenance is not None:
         _check_dict("provenance", provenance, "query id → source")
         strange = [query for query in provenance if query not in queries]
         _refuse(strange, "provenance: {} query ids are not in queries")
-        _refuse(
-            [source for source in provenance.values() if source not in SOURCES],
-            f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not",
-        )
+        unknown = [source for source in provenance.values() if source not in SOURCES]
+        _refuse(unknown, f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not")
 
 
 def check_judged(
     queries: Mapping[str, str], relevant_docs: Lists, *, what: str = "", hint: str = ""
 ) -> None:
     """Refuse, by a DatasetError, queries without a relevant document."""
-    _refuse(
-        [query for query in queries if not relevant_docs.get(query)],
-        f"{what}{{}} of {len(queries)} queries have no relevant document",
-        f"{hint}Drop them with dataset.judged().",
-    )
+    unjudged = [query for query in queries if not relevant_docs.get(query)]
+    told = f"{what}{{}} of {len(queries)} queries have no relevant document"
+    _refuse(unjudged, told, f"{hint}Drop them with dataset.judged().")
 
 
 def _refuse(faults: Sequence[object], told: str, advice: str = "") -> None:
@@ -92,15 +86,11 @@ def _check_dict(what: str, value: object, held: str) -> None:
 
 def _check_texts(what: str, texts: Mapping[str, str]) -> None:
     _check_dict(what, texts, "id → text")
-    _refuse(
-        [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)],
-        f"{what}: expected string ids and string texts; {{}} of {len(texts)} are not",
-    )
-    _refuse(
-        [key for key, text in texts.items() if not text.strip()],
-        f"{what}: {{}} of {len(texts)} texts are empty",
-        "Drop them, or give them text.",
-    )
+    odd = [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)]
+    _refuse(odd, f"{what}: expected string ids and string texts; {{}} of {len(texts)} are not")
+    empty = [key for key, text in texts.items() if not text.strip()]
+    told = f"{what}: {{}} of {len(texts)} texts are empty"
+    _refuse(empty, told, "Drop them, or give them text.")
     if not texts:
         raise DatasetError(f"{what}: expected at least one text, got none.")
 
@@ -109,17 +99,13 @@ def _check_lists(
     what: str, lists: Lists, queries: Mapping[str, str], corpus: Mapping[str, str]
 ) -> None:
     _check_dict(what, lists, "query id → list of document ids")
-    _refuse(
-        [query for query, documents in lists.items() if not _are_ids(documents)],
-        f"{what}: expected lists of document ids; {{}} of {len(lists)} are not",
-    )
+    odd = [query for query, documents in lists.items() if not _are_ids(documents)]
+    _refuse(odd, f"{what}: expected lists of document ids; {{}} of {len(lists)} are not")
     strange = [query for query in lists if query not in queries]
     _refuse(strange, f"{what}: {{}} query ids are not in queries")
-    _refuse(
-        [document for own in lists.values() for document in own if document not in corpus],
-        f"{what}: {{}} document ids are not in the corpus",
-        "Add those documents, or drop the ids.",
-    )
+    unknown = [document for own in lists.values() for document in own if document not in corpus]
+    told = f"{what}: {{}} document ids are not in the corpus"
+    _refuse(unknown, told, "Add those documents, or drop the ids.")
 
 
 def _are_ids(documents: object) -> bool:
@@ -130,9 +116,6 @@ def _are_ids(documents: object) -> bool:
 def _is_grade(grade: object) -> bool:
     number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
     return number and 0 < grade < math.inf  # type: ignore[operator]
-
-
-MOST_MEASURED = 10_000  # texts whose words are counted; beyond, every n-th
 
 
 def fingerprint(*parts: Mapping[str, Any] | None) -> str:
@@ -152,11 +135,10 @@ def _lengths(texts: Mapping[str, str]) -> list[float]:
 def data_statistics(dataset: Any) -> dict[str, Any]:
     """Return counts and lengths as JSON knows them, without any text of the dataset.
 
-    Returns:
-        ``queries``, ``documents``, ``distinct_documents``, ``judgements``, ``documents_asked_for``,
-        ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and ``document_words``
-        (least, median, most), and ``questions``: what the filters kept and dropped, None where no
-        report is known.
+    That are ``queries``, ``documents``, ``distinct_documents``, ``judgements``,
+    ``documents_asked_for``, ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and
+    ``document_words`` (least, median, most), and ``questions``: what the filters kept and dropped,
+    None where no report is known.
     """
     asked = {document for documents in dataset.relevant_docs.values() for document in documents}
     report, questions = dataset.report, None
@@ -180,9 +162,6 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
 
 
 # --- parts ----------------------------------------------------------------------------------------
-
-Query = TypeVar("Query", bound=Hashable)
-Document = TypeVar("Document", bound=Hashable)
 
 
 def split(
@@ -224,10 +203,8 @@ def split(
             f"{len(test)} for testing. {advice}"
         )
     if lost:
-        warnings.warn(
-            f"{len(lost)} of {count} queries ask for documents of both parts and were dropped.",
-            stacklevel=3,
-        )
+        told = "queries ask for documents of both parts and were dropped"
+        warnings.warn(f"{len(lost)} of {count} {told}.", stacklevel=3)
     return dataset.subset(train), dataset.subset([q for q in dataset.queries if q in test])
 
 
@@ -238,14 +215,11 @@ def hold_out_documents(
     wanted: int,
     seed: int,
 ) -> tuple[set[Query], set[Query]]:
-    """Choose queries whose documents no other query will train on.
+    """Choose queries whose documents no other query will train on; return them, and those lost.
 
     Queries are visited in random order. Taking one also takes every query whose documents are
     all held out by then; a query with documents on both sides is lost to either part. The walk
     stops once ``wanted`` queries are taken, of which each counts for its size, by default 1.
-
-    Returns:
-        Queries held out, and queries lost.
     """
     askers = defaultdict[Document, list[Query]](list)
     for query, wants in documents.items():
@@ -265,10 +239,6 @@ def hold_out_documents(
                     taken.add(asker)
                     count += sizes[asker] if sizes else 1
     return taken, touched.keys() - taken
-
-
-#: Fields of a dataset that are dicts by query, beside the queries.
-PER_QUERY = ("relevant_docs", "grades", "hard_negatives", "provenance")
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

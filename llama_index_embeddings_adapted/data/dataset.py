@@ -134,11 +134,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return dict(Counter(self.provenance.get(query, "unknown") for query in self.queries))
 
     def with_provenance(self, source: str) -> Self:
-        """Return the same dataset, of whose queries all are from ``source``.
-
-        Raises:
-            DatasetError: Not one of :data:`formats.SOURCES`.
-        """
+        """Return the same dataset, of whose queries all are from one of :data:`formats.SOURCES`."""
         return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
     def scored(self, *, ignore_identical_ids: bool = True, twins_count: bool = True) -> Self:
@@ -222,8 +218,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         Args:
             folder: With ``corpus.jsonl``, ``queries.jsonl`` and ``qrels``.
             split: Such as ``"train"`` or ``"test"``.
-            strict: See :meth:`from_json`.
-            allow_unjudged: Likewise.
+            strict, allow_unjudged: See :meth:`from_json`.
 
         Raises:
             DatasetError: A file is missing or damaged, or nothing is left.
@@ -266,15 +261,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
     def from_file(cls, path: str | Path, **arguments: Any) -> Self:
         """Read rows from a file, whatever it is by what is inside: JSON, JSON lines, CSV, parquet.
 
-        The JSON of this class is read, too.
-
-        Args:
-            path: Of the file, in any encoding.
-            arguments: Those of :meth:`from_records`.
-
-        Raises:
-            DatasetError: It is damaged, or see :meth:`from_records`.
-            MissingExtraError: Parquet needs pyarrow.
+        The JSON of this class is read, too; encodings are found out. For arguments and errors see
+        :meth:`from_records`; parquet needs pyarrow.
         """
         return cls.from_records(Path(path), **arguments)
 
@@ -307,10 +295,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
         Grades are written as integers when all of them are whole.
         """
-        qrels = {
-            query: {document: self.grade(query, document) for document in documents}
-            for query, documents in self.relevant_docs.items()
-        }
+        relevant = self.relevant_docs.items()
+        qrels = {query: {d: self.grade(query, d) for d in docs} for query, docs in relevant}
         formats.write_beir(Path(folder), split, self.queries, self.corpus, qrels, self.provenance)
 
     @classmethod
@@ -323,10 +309,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """Take the corpus from LlamaIndex nodes, with the text an index would embed.
 
         That is ``MetadataMode.EMBED``: content with its metadata, as ``VectorStoreIndex`` sends it
-        to the embedding model.
-
-        Raises:
-            DatasetError: Two nodes with one id, or bad data (see the class).
+        to the embedding model. Two nodes with one id are a DatasetError.
         """
         pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
         return cls(queries, files.unique(pairs, what="node", error=DatasetError), relevant_docs)
@@ -362,21 +345,15 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
     def with_hard_negatives(self, negatives: Mapping[str, Sequence[str]]) -> Self:
-        """Return the same dataset with documents that look relevant and are not.
-
-        Raises:
-            DatasetError: Unknown ids, or a document that is relevant to its query.
-        """
+        """Return the same dataset with documents that look relevant and are not, by query."""
         return self._but(hard_negatives=negatives).reported(self._report)
 
     def merged(self, other: EmbeddingQAFinetuneDataset) -> Self:
         """Return a dataset of the queries and documents of both.
 
-        Documents of equal id must have equal text. Queries of equal id are the same query if
-        their text and documents are equal; else that of ``other`` gets a new id.
-
-        Raises:
-            DatasetError: A document id stands for two texts.
+        Documents of equal id must have equal text, else it is a DatasetError. Queries of equal id
+        are the same query if their text and documents are equal; else that of ``other`` gets a new
+        id.
         """
         return type(self)(**contents.merged(vars(self), vars(other)))
 
@@ -409,9 +386,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
     """Return a dataset whose every query has an answer; the old package's class will do.
 
-    Raises:
-        DatasetError: A query has none, or see :class:`EmbeddingQAFinetuneDataset`.
-        OptionError: No dataset.
+    Any other is a DatasetError, what is no dataset an OptionError.
     """
     if not isinstance(value, EmbeddingQAFinetuneDataset):
         try:

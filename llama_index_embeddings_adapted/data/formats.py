@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,15 @@ def read_beir(
     """Return the arguments of a dataset: one split of a folder, or raise a DatasetError."""
     qrels = _qrels_file(folder, split)
     if not _exists(qrels):
-        found = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
-        raise DatasetError(
-            f"{folder}: no split {split!r}. Splits there: {quote_some(found, 9) or 'none'}."
-        )
+        names = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
+        there = quote_some(names, 9) or "none"
+        raise DatasetError(f"{folder}: no split {split!r}. Splits there: {there}.")
     corpus = read_corpus(folder / "corpus.jsonl", omissions)
     texts, sources = _read_texts(folder / "queries.jsonl", _text_of, omissions)
     judged = _read_qrels(qrels, texts, corpus, omissions)
     queries = {query: texts[query] for query in judged if query in texts}
-    return fitted(
-        queries, corpus, judged, omissions, sources=sources, allow_unjudged=allow_unjudged
-    )
+    found = (queries, corpus, judged, omissions)
+    return fitted(*found, sources=sources, allow_unjudged=allow_unjudged)
 
 
 def fitted(
@@ -116,9 +115,7 @@ def write_beir(
         try:
             name.encode()
         except UnicodeEncodeError as cause:
-            raise DatasetError(
-                f"The id {name!r} is no text that a file can hold ({cause})."
-            ) from cause
+            raise DatasetError(f"The id {name!r} is no text for a file ({cause}).") from cause
     strict = Omissions(known, strict=True)
     texts, sources = _read_texts(known, _text_of, strict) if known.exists() else ({}, {})
     _write_texts(known, {**texts, **queries}, {**sources, **(provenance or {})})
@@ -140,9 +137,8 @@ def _qrels_file(folder: Path, split: str) -> Path:
     """Return where a split's judgements are, which is always below the folder."""
     if not split or Path(split).name != split:
         raise DatasetError(f"split: expected a name such as train or test, got {split!r}.")
-    names = [
-        folder / "qrels" / f"{split}.{end}" for end in ("tsv", "jsonl", "txt", "qrels", "trec")
-    ]
+    endings = ("tsv", "jsonl", "txt", "qrels", "trec")
+    names = [folder / "qrels" / f"{split}.{ending}" for ending in endings]
     return next(filter(_exists, names), names[0])
 
 
@@ -186,9 +182,8 @@ def _read_texts(
                 if isinstance(about, dict) and about.get("provenance") in SOURCES:
                     sources[key] = about["provenance"]
     if not texts:
-        raise DatasetError(
-            f"{path}: expected at least one text with an id, found none: {omissions}."
-        )
+        what = "expected at least one text with an id, found none"
+        raise DatasetError(f"{path}: {what}: {omissions}.")
     return texts, sources
 
 
@@ -264,9 +259,8 @@ FLAGS = ("ignore_identical_ids", "twins_count")
 
 def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
     """Read the fields of a dataset, in any encoding, or raise a DatasetError."""
-    data = files.read_json_object(
-        path, error=DatasetError, decode=lambda content: decode(content, omissions)
-    )
+    text_of = partial(decode, omissions=omissions)
+    data = files.read_json_object(path, error=DatasetError, decode=text_of)
     missing = [key for key in OBJECTS if not isinstance(data.get(key), dict)]
     if missing:
         raise DatasetError(

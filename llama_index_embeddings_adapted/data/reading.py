@@ -24,11 +24,8 @@ from ..errors import DatasetError, quote_some, require_extra
 
 #: Characters: no document is as long, and no texts compress as well; what does was made to flood.
 _MOST_IN_LINE, _MOST_UNZIPPED, _MOST_RATIO = 1 << 25, 1 << 30, 200
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", **dict.fromkeys(_UTF16, "utf-16")}
 #: Code pages that office software writes; of others charset-normalizer finds lookalikes.
 _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp932", "cp949",
           "gb18030", "big5"]  # fmt: skip
@@ -78,7 +75,7 @@ def _encoding_of(pieces: Iterable[bytes], omissions: Omissions) -> tuple[str, st
     decoder = codecs.getincrementaldecoder("utf-8")()
     for number, piece in enumerate(pieces):
         if number == 0:
-            for mark, name in _MARKS:
+            for mark, name in _MARKS.items():
                 if piece.startswith(mark):
                     return name, "strict"
             if piece[:_SAMPLE].count(0) > len(piece[:_SAMPLE]) // 4:

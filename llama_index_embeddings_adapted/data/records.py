@@ -57,20 +57,13 @@ _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions tha
 
 @dataclass(frozen=True)
 class Feedback:
-    """How clicks are read.
+    """How clicks are read."""
 
-    Args:
-        bias: η: a document at position k is looked at as often as ``1 / k ** bias``; 0 for lists
-            that were shuffled.
-        most_weight: Of a click, so that a few at the end of a list do not decide.
-        min_clicks: Of a query on a document, or skips of it, below which they say nothing.
-        least: Share of the weight of a query's best document from which another is relevant.
-    """
-
+    #: η: a document at position k is looked at as often as ``1 / k ** bias``; 0 for shuffled lists.
     bias: float = 1.0
-    most_weight: float = 10.0
-    min_clicks: int = 2
-    least: float = 0.5
+    most_weight: float = 10.0  #: Of a click, so that a few at the end of a list do not decide.
+    min_clicks: int = 2  #: Of a query on a document, or skips, below which they say nothing.
+    least: float = 0.5  #: Share of the weight of a query's best document that is relevant, too.
 
     def __post_init__(self) -> None:
         if self.bias < 0 or self.most_weight < 1 or self.min_clicks < 1 or not 0 <= self.least <= 1:

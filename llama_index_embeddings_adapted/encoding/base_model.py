@@ -25,18 +25,10 @@ from llama_index.core.embeddings.utils import resolve_embed_model
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 
+from .. import errors
 from ..core.arrays import Keys, Role, Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import (
-    AdaptedError,
-    EncodeError,
-    OptionError,
-    ShapeError,
-    check_kind,
-    is_passing,
-    status_of,
-    truncate,
-)
+from ..errors import AdaptedError, EncodeError, OptionError, check_kind, truncate
 from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)
@@ -50,6 +42,20 @@ PROBE_TEXTS = (
 
 
 _TOLERANCE = "LLAMA_INDEX_ADAPTED_TOLERANCE"
+T = TypeVar("T")
+Embedding = list[float]
+QueryBatch = Callable[[list[str]], list[Embedding]]
+_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
+TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
+
+#: What makes a model of a string; a room above, which knows saved adapters, adds itself.
+resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
+_known: dict[int, tuple[weakref.ref[BaseEmbedding], dict[str, object], Fingerprint]] = {}
+_CHANGES_NO_VECTOR = frozenset(
+    ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
+)
+_ORDER_CHECKED = 32  # texts
+_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
 
 
 def tolerance() -> float:
@@ -67,14 +73,10 @@ def tolerance() -> float:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """The identity of a base model: its vectors of a few fixed texts.
+    """The identity of a base model: its vectors of a few fixed texts."""
 
-    Args:
-        name: Class and model name, for messages; equal names prove nothing.
-        probes: ``(2 * len(PROBE_TEXTS), dim)``: the probe texts as documents, then as queries.
-    """
-
-    name: str
+    name: str  #: Class and model, for messages; equal names prove nothing.
+    #: ``(2 * len(PROBE_TEXTS), dim)``: the probe texts as documents, then as queries.
     probes: Vectors = field(repr=False)
 
     @property
@@ -107,9 +109,6 @@ class Fingerprint:
         return near and bool(np.allclose(ours, theirs, rtol=max(0.01, allowed), atol=1e-6))
 
 
-T = TypeVar("T")
-
-
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also where a loop is running."""
     future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
@@ -126,16 +125,6 @@ def _loop(process: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="embeddings-adapted", daemon=True).start()
     return loop
-
-
-Embedding = list[float]
-QueryBatch = Callable[[list[str]], list[Embedding]]
-_MOST_PER_CALL = 2048  # as BaseEmbedding.embed_batch_size
-TRIES, FIRST_WAIT_S, MOST_WAIT_S = 5, 0.5, 20.0  # then the fault is not one that passes
-
-
-#: What makes a model of a string; a room above, which knows saved adapters, adds itself.
-resolvers: list[Callable[[Any], BaseEmbedding]] = [resolve_embed_model]
 
 
 def check_base(model: object, name: str) -> BaseEmbedding:
@@ -219,7 +208,7 @@ class BaseModelCalls:
         if self._tries == 1:
             return ask()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_passing),
+            retry=tenacity.retry_if_exception(errors.is_passing),
             stop=tenacity.stop_after_attempt(self._tries),
             wait=tenacity.wait_exponential(FIRST_WAIT_S, MOST_WAIT_S)
             + tenacity.wait_random(0, FIRST_WAIT_S),
@@ -238,9 +227,8 @@ class BaseModelCalls:
                 return whole_batch(self._model, answers, texts)
             except NotImplementedError:
                 self._only_async = True
-        return whole_batch(
-            self._model, run(self._model.aget_text_embedding_batch(list(texts))), texts
-        )
+        answers = run(self._model.aget_text_embedding_batch(list(texts)))
+        return whole_batch(self._model, answers, texts)
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
         self.calls += len(texts)
@@ -311,12 +299,6 @@ def clear_trace_map(manager: CallbackManager) -> None:
             notes.clear()
 
 
-_known: dict[int, tuple[weakref.ref[BaseEmbedding], dict[str, object], Fingerprint]] = {}
-_CHANGES_NO_VECTOR = frozenset(
-    ("callback_manager", "embed_batch_size", "embeddings_cache", "num_workers", "rate_limiter")
-)
-
-
 def _state(model: BaseEmbedding) -> dict[str, object]:
     """Return what tells a model object that was changed: plain settings, identity of others."""
     return {
@@ -339,9 +321,9 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
                 answers += calls.embed(role, PROBE_TEXTS[start : start + calls.batch_size])
         probes = as_vectors(cast(Any, answers), what="probe vectors of the base model")
         if probes.shape[0] != 2 * len(PROBE_TEXTS) or probes.shape[1] == 0:
-            raise ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
+            raise errors.ShapeError("answers", expected=2 * len(PROBE_TEXTS), actual=probes.shape)
     except (TypeError, ValueError) as cause:
-        if isinstance(cause, EncodeError) or status_of(cause) is not None:
+        if isinstance(cause, EncodeError) or errors.status_of(cause) is not None:
             raise
         reason = " ".join(truncate(str(cause), 200).split())
         if not isinstance(cause, AdaptedError):  # in words of ours, where pydantic or numpy spoke
@@ -355,10 +337,6 @@ def fingerprint_of(model: BaseEmbedding, calls: BaseModelCalls | None = None) ->
     number = id(model)
     _known[number] = (weakref.ref(model, lambda _: _known.pop(number, None)), _state(model), found)
     return found
-
-
-_ORDER_CHECKED = 32  # texts
-_MOST_SPREAD = 0.02  # of cosines between answers of one model to one text; quantised ones: 0.01
 
 
 def is_unchanged(

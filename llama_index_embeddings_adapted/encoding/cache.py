@@ -27,6 +27,16 @@ from ..errors import AdaptedError, CacheError, ShapeError
 from .base_model import Fingerprint
 
 CacheDir = str | Path | None | Literal[False]
+FORMAT = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS bases (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, dim INTEGER NOT NULL, probes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS vectors (
+    base INTEGER NOT NULL, key BLOB NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (base, key)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS rows ON vectors (base, row);
+"""
+_KEYS_PER_QUERY = 500
 
 
 def cache_folder(cache_dir: CacheDir) -> Path | None:
@@ -45,18 +55,6 @@ def _created(folder: Path) -> Path:
             "cache_dir, or cache_dir=False to keep vectors in memory."
         ) from cause
     return folder
-
-
-FORMAT = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS bases (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, dim INTEGER NOT NULL, probes BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS vectors (
-    base INTEGER NOT NULL, key BLOB NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (base, key)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS rows ON vectors (base, row);
-"""
-_KEYS_PER_QUERY = 500
 
 
 class VectorCache:
@@ -136,18 +134,14 @@ class VectorCache:
         with self._guard(), self._write():
             first = self._rows_in_index()
             self._append(first, vectors)
-            self._db.executemany(
-                "INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)",
-                [(self._id, _key(role, text), first + i) for i, text in enumerate(texts)],
-            )
+            rows = [(self._id, _key(role, text), first + i) for i, text in enumerate(texts)]
+            self._db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?, ?)", rows)
 
     def forget(self, role: str, texts: Sequence[str]) -> None:
         """Drop the vectors of texts, known or not; their space is not reclaimed."""
+        keys = [(self._id, _key(role, text)) for text in texts]
         with self._guard(), self._write():
-            self._db.executemany(
-                "DELETE FROM vectors WHERE base = ? AND key = ?",
-                [(self._id, _key(role, text)) for text in texts],
-            )
+            self._db.executemany("DELETE FROM vectors WHERE base = ? AND key = ?", keys)
 
     def close(self) -> None:
         """Release the files."""
@@ -158,11 +152,8 @@ class VectorCache:
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             part = keys[start : start + _KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            found = self._db.execute(
-                f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})",
-                (self._id, *part),
-            )
-            rows.update(found)
+            query = f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})"
+            rows.update(self._db.execute(query, (self._id, *part)))
         return rows
 
     def _rows_in_index(self) -> int:

@@ -17,9 +17,10 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
 
+from .. import errors
 from ..core.arrays import Role, Rows, Vectors
 from ..data.dataset import EmbeddingQAFinetuneDataset
-from ..errors import BaseModelMismatchError, EncodeError, OptionError, check_whole, require_extra
+from ..errors import EncodeError, OptionError, require_extra
 from .base_model import Fingerprint
 from .cache import CacheDir
 from .encoder import Encoder, batches
@@ -33,18 +34,16 @@ Batch = dict[str, Any]
 Model = BaseEmbedding | Callable[[], BaseEmbedding]
 #: Texts, which of them have a vector, those vectors, and why the others have none, by row.
 Pieces = Iterator[tuple[Sequence[str], Rows, Vectors, dict[int, str]]]
+Work = Callable[[Sequence[str]], Pieces]
+EXECUTORS = ("local", "ray")
+_ROLES, _ON_FAILURE = ("document", "query"), ("raise", "continue")
+_CHOICES = {"role": _ROLES, "executor": EXECUTORS, "on_failure": _ON_FAILURE}
 
 
 def _on_ray(
-    model: bytes,
-    fingerprint: Fingerprint,
-    role: Role,
-    batch_size: int | None,
-    actors: int,
-    options: Mapping[str, Any],
-    texts: Sequence[str],
+    given: tuple[Any, ...], actors: int, options: Mapping[str, Any], texts: Sequence[str]
 ) -> Pieces:
-    """Yield pieces as actors of Ray Data finish them; one with another model refuses to work."""
+    """Yield pieces as actors of Ray Data, made of ``given``, finish them."""
     if not texts:
         return
     arrow, data = (require_extra(name, extra="ray") for name in ("pyarrow", "ray.data"))
@@ -53,7 +52,7 @@ def _on_ray(
     tables = [arrow.table({"row": rows, "text": [texts[row] for row in rows]}) for rows in pieces]
     answers = data.from_arrow(tables).map_batches(
         EmbeddingActor,
-        fn_constructor_args=(model, fingerprint, role, batch_size),
+        fn_constructor_args=given,
         batch_size=None,
         compute=data.ActorPoolStrategy(size=min(actors, len(tables))),
         **{"max_task_retries": _DEATHS, **options},
@@ -81,7 +80,7 @@ class EmbeddingActor:
         self._encoder = Encoder(built, batch_size=batch_size, cache_dir=False, show_progress=False)
         self._role, found = role, self._encoder.fingerprint
         if not found.agrees_with(fingerprint):
-            raise BaseModelMismatchError(
+            raise errors.BaseModelMismatchError(
                 f"The model in the actor, {found.name}, gives other vectors for the probe texts "
                 f"than {fingerprint.name} where the work was started (least cosine "
                 f"{found.cosine(fingerprint):.4f}). Pass a function that builds the model."
@@ -106,9 +105,6 @@ def packed(model: object) -> bytes:
             f"{type(model).__name__} cannot be sent to other processes ({cause}). Pass a function "
             "that builds it."
         ) from cause
-
-
-EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,8 @@ def embed_corpus(
         EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
-    _check(texts, role, executor, actors, window, on_failure, cache_dir)
+    chosen = {"role": role, "executor": executor, "on_failure": on_failure}
+    _check(texts, cache_dir, **chosen, actors=actors, window=window)
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
@@ -185,10 +182,10 @@ def embed_corpus(
     with Encoder(
         model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
     ) as encoder:
-        work: Callable[[Sequence[str]], Pieces] = partial(_locally, encoder, role)
+        work: Work = partial(_locally, encoder, role)
         if executor == "ray":  # what cannot be packed is refused before anything is embedded
             known = packed(embed_model), encoder.fingerprint, role, batch_size
-            work = partial(_on_ray, *known, actors, ray_options or {})
+            work = partial(_on_ray, known, actors, ray_options or {})
         given, embedded, failures = _embedded(some, encoder, work, role, window, show_progress)
     if failures and on_failure == "raise":
         text, reason = next(iter(failures.items()))
@@ -202,30 +199,18 @@ def embed_corpus(
     return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
 
 
-def _check(
-    texts: object,
-    role: str,
-    executor: str,
-    actors: int,
-    window: int,
-    on_failure: str,
-    cache_dir: CacheDir,
-) -> None:
+def _check(texts: object, cache_dir: CacheDir, **options: Any) -> None:
     if isinstance(texts, str):
         raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
     if cache_dir is False:
         raise OptionError(
             "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
         )
-    for name, value, known in (
-        ("role", role, ("document", "query")),
-        ("executor", executor, EXECUTORS),
-        ("on_failure", on_failure, ("raise", "continue")),
-    ):
-        if value not in known:
-            raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}.")
-    check_whole("actors", actors)
-    check_whole("window", window)
+    for name, value in options.items():
+        if name in _CHOICES:
+            errors.check_choice(name, value, _CHOICES[name])
+        else:
+            errors.check_whole(name, value)
 
 
 def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:
@@ -235,17 +220,12 @@ def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:
 
 
 def _embedded(
-    texts: Iterator[str],
-    encoder: Encoder,
-    work: Callable[[Sequence[str]], Pieces],
-    role: Role,
-    window: int,
-    show_progress: bool,
+    texts: Iterator[str], encoder: Encoder, work: Work, role: Role, window: int, shown: bool
 ) -> tuple[int, int, dict[str, str]]:
     """Embed what is missing; return texts given, texts embedded and failures."""
     given, embedded = 0, 0
     failures: dict[str, str] = {}
-    with tqdm(desc="Embedding a corpus", unit="text", disable=not show_progress) as bar:
+    with tqdm(desc="Embedding a corpus", unit="text", disable=not shown) as bar:
         for part in batches(texts, window):
             given += len(part)
             # Of like length together: batches waste no padding.

@@ -16,15 +16,8 @@ from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..errors import EncodeError, is_fatal, is_passing, quote_some, truncate
-from .base_model import (
-    PROBE_TEXTS,
-    BaseModelCalls,
-    Fingerprint,
-    check_base,
-    fingerprint_of,
-    is_unchanged,
-    keeps_order,
-)
+from . import base_model
+from .base_model import BaseModelCalls, check_base, fingerprint_of, is_unchanged, keeps_order
 from .cache import CacheDir, VectorCache, cache_folder
 from .serialize import base_name, without_keys
 
@@ -65,7 +58,7 @@ class Encoder:
         self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
-        self.fingerprint: Fingerprint = fingerprint_of(model, self._calls)
+        self.fingerprint = fingerprint_of(model, self._calls)
         self.cache = VectorCache(self._folder, self.fingerprint)
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
@@ -97,9 +90,8 @@ class Encoder:
                 text. What came before it is kept. Or the model is no longer the same.
         """
         first: dict[str, int] = {}
-        origin = np.array(
-            [first.setdefault(text, row) for row, text in enumerate(texts)], dtype=int
-        )
+        rows_of_first = [first.setdefault(text, row) for row, text in enumerate(texts)]
+        origin = np.array(rows_of_first, dtype=int)
         distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
         vectors = allocate_vectors((len(texts), self.fingerprint.dim), self._folder)
         missing: list[int] = []
@@ -281,14 +273,14 @@ class Encoder:
             raise EncodeError(
                 f"{self._name} gives the vectors of a batch in another order than its texts. The "
                 f"last {count} are not kept. Ask it for one text at a time: batch_size=1.",
-                text=PROBE_TEXTS[0],
+                text=base_model.PROBE_TEXTS[0],
             )
         raise EncodeError(
             f"The model behind the name {self._name} has changed: a probe text has another vector "
             f"now than before. The vectors of the last {count} texts are not kept. Find out what "
             "answers under this name, and run again; where it is one model that is not bit-stable, "
             "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
-            text=PROBE_TEXTS[0],
+            text=base_model.PROBE_TEXTS[0],
         )
 
 
@@ -320,21 +312,14 @@ def with_rows(
     row = {document: number for number, document in enumerate(dataset.corpus)}
     first: dict[str, int] = {}
     twins = [first.setdefault(text, number) for number, text in enumerate(dataset.corpus.values())]
-    mined = dataset.hard_negatives
-    return EncodedDataset(
-        queries,
-        documents,
-        answers_of(dataset),
-        tuple(dataset.queries),
-        tuple(dataset.corpus),
-        np.array(twins, dtype=np.int64),
-        content_hashes(list(dataset.corpus.values())),
-        None
-        if mined is None
-        else Qrels.from_lists([[row[each] for each in mined.get(q, ())] for q in dataset.queries]),
-        _own(dataset, row) if dataset.ignore_identical_ids else None,
-        dataset.twins_count,
-    )
+    mined, negatives = dataset.hard_negatives, None
+    if mined is not None:
+        lists = [[row[each] for each in mined.get(query, ())] for query in dataset.queries]
+        negatives = Qrels.from_lists(lists)
+    own = _own(dataset, row) if dataset.ignore_identical_ids else None
+    rows, keys = np.array(twins, dtype=np.int64), content_hashes([*dataset.corpus.values()])
+    found = queries, documents, answers_of(dataset), tuple(dataset.queries), tuple(dataset.corpus)
+    return EncodedDataset(*found, rows, keys, negatives, own, dataset.twins_count)
 
 
 def _own(dataset: EmbeddingQAFinetuneDataset, row: dict[str, int]) -> Qrels | None:

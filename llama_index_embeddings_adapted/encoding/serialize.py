@@ -36,6 +36,18 @@ _ADDRESS_NAME = re.compile(
 )
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 
+#: Taken by BaseEmbedding, but not by the constructors of all its subclasses.
+_SET_AFTERWARDS = ("num_workers",)
+_NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
+_PACKAGE = "package:"
+#: Of the machine at hand, or never to be trusted from a folder.
+_NOT_KEPT = frozenset(
+    ("self", "async_http_client", "cache_dir", "cache_folder", "callback_manager", "device",
+     "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar",
+     "target_devices", "tokenizer", "training", "trust_remote_code")
+)  # fmt: skip
+_OMIT: Any = object()  # marks a value that must not be written
+
 
 def base_name(model: BaseEmbedding) -> str:
     """Return class and model name, as messages and saved folders show them.
@@ -99,11 +111,6 @@ def without_keys(text: str) -> str:
     return _SECRET_VALUE.sub("…", _USER_IN_URL.sub("", text))
 
 
-#: Taken by BaseEmbedding, but not by the constructors of all its subclasses.
-_SET_AFTERWARDS = ("num_workers",)
-_NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
-
-
 def describe_base(model: BaseEmbedding) -> dict[str, Any]:
     """Return what is needed to build the model again, but for its secrets.
 
@@ -129,15 +136,6 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
         "settings": settings,
         "omitted": omitted,
     }
-
-
-_PACKAGE = "package:"
-#: Of the machine at hand, or never to be trusted from a folder.
-_NOT_KEPT = frozenset(
-    ("self", "async_http_client", "cache_dir", "cache_folder", "callback_manager", "device",
-     "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar",
-     "target_devices", "tokenizer", "training", "trust_remote_code")
-)  # fmt: skip
 
 
 def portable(name: str) -> str:
@@ -301,9 +299,6 @@ def _find_class(class_name: str, import_path: str) -> type[BaseEmbedding]:
             "base_embed_model=…, or import the module that defines it first."
         )
     return cls
-
-
-_OMIT: Any = object()  # marks a value that must not be written
 
 
 def _without_secrets(value: Any) -> Any:

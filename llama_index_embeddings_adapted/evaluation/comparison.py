@@ -18,6 +18,8 @@ from .page import write_page
 from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
 from .verdict import METRIC, Difference, mean_interval, paired_difference
 
+_COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -159,9 +161,6 @@ def compare_retrieval(
     reports = {name: getattr(one, "training", {}).get("report") for name, one in models.items()}
     trained = {name: report for name, report in reports.items() if report}
     return Comparison(scores, texts, data_statistics(dataset), trained)
-
-
-_COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
 
 
 def plot_history(

@@ -34,8 +34,7 @@ Mask = NDArray[np.bool_]
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10
 _MOST_LOST = 0.25  # of the training queries, at most, for holding out documents
-_HELD_OUT_QUERIES = 0.1
-_HELD_OUT_DOCUMENTS = 0.1
+HELD_OUT = 0.1  # of the queries, alone, and as many with all their documents
 _SCORES_PER_JUDGEMENT = 1_000_000_000  # of each kind: half a minute on one core, every epoch
 _FEWEST_JUDGES = 500
 _RANDOM_LEVEL = 0.01  # one-sided, for labels that look random
@@ -192,21 +191,24 @@ def hold_out_split(
     # Judging takes queries times documents.
     judges = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
     most = judges / max(1, len(data.relevance))
-    by_query = min(_HELD_OUT_QUERIES, most) if given is None else 0.0
-    by_document = min(_HELD_OUT_DOCUMENTS, most)
+    by_query, by_document = min(HELD_OUT, most) if given is None else 0.0, min(HELD_OUT, most)
     if expect == 1.0 or (given is not None and (~known_mask(data, given)).sum() >= _ENOUGH_NEW):
         by_document = 0.0
     rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
     train = data.take(rows)
     parts = [part for part in (given, data.take(held)) if part is not None and len(part.relevance)]
-    if not len(rows) or not parts:
-        raise DatasetError(
-            "Training needs queries to learn from and queries to validate on; "
-            f"{len(data.relevance)} leave {len(rows)} and {len(held)}. Add queries, or pass "
-            "val_dataset."
-        )
+    check_split(data, len(rows), sum(len(part.relevance) for part in parts))
     judged = (HeldOut(part, known_mask(train, part)) for part in parts)
     return train, Validation(*judged, expect=expect)
+
+
+def check_split(data: EncodedDataset, train: int, judged: int) -> None:
+    """Refuse, by a DatasetError, a split that leaves no query to learn from, or none to judge."""
+    if not train or not judged:
+        raise DatasetError(
+            "Training needs queries to learn from and queries to validate on; "
+            f"{len(data.relevance)} leave {train} and {judged}. Add queries, or pass val_dataset."
+        )
 
 
 def hold_out(
@@ -297,8 +299,6 @@ def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> Encoded
     own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
     shared = len(train.queries) - len(own)
     if shared:
-        warnings.warn(
-            f"{shared} training queries are also in val_dataset; they are not trained on.",
-            stacklevel=5,
-        )
+        told = "training queries are also in val_dataset; they are not trained on"
+        warnings.warn(f"{shared} {told}.", stacklevel=5)
     return train.take(np.array(own, dtype=np.int64))

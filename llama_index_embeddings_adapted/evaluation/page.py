@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from ..core import files
 from ..core.encoded import NO_DOCUMENT
@@ -66,10 +65,8 @@ def write_page(
         first, *others = [verdict] if verdict else _differences(scores)
         rivals = [name for name, _ in named[1:]]
         best = max(rivals, key=lambda name: scores[name][METRIC], default="adapted")
-        means = {
-            metric: {name: [mean_interval(one.values(metric))] for name, one in named}
-            for metric in _fitting(scores, _SHOWN)
-        }
+        shown = _fitting(scores, _SHOWN)
+        means = {m: {name: [mean_interval(one.values(m))] for name, one in named} for m in shown}
         text = template("report").render(
             title=title,
             made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -101,17 +98,14 @@ def template(name: str) -> Template:
     )
     environment.globals |= {"colours": _COLOURS, "parts": _PARTS}
     environment.globals |= {"number": itertools.count().__next__}
-    environment.globals |= {"sentence": _sentence, "hash_of": _hash}
+    environment.globals |= {"hash_of": _hash}
+    environment.globals |= {"sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + "."}
     return environment.get_template(f"{name}.html.j2")
 
 
 def _hash(text: str) -> str:
     """Return the hash by which a content policy admits an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _sentence(text: Markup) -> Markup:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
@@ -144,9 +138,8 @@ class Dots(NamedTuple):
     @property
     def ticks(self) -> list[str]:
         """Round numbers of the horizontal axis, between which all intervals and 0 lie."""
-        return _ticks(
-            [0.0, *(end for row in self.rows.values() for dot in row for end in dot or ())]
-        )
+        ends = (end for row in self.rows.values() for dot in row for end in dot or ())
+        return _ticks([0.0, *ends])
 
 
 class Curves(NamedTuple):
@@ -318,16 +311,11 @@ def wins_losses(
         summary += f" Shown are the {MOST_ROWS} largest of each; the search looks through those."
 
     def passages(scores: RetrievalScores, query: int, rows: Iterable[int]) -> tuple[Passage, ...]:
-        relevant = set(scores.relevance.relevant_to(query).tolist())
-        return tuple(
-            Passage(
-                scores.document_ids[row],
-                truncate(texts.documents[row], MOST_CHARACTERS),
-                int(row) in relevant,
-            )
-            for row in rows
-            if row != NO_DOCUMENT
-        )
+        right = set(scores.relevance.relevant_to(query).tolist())
+        found = [int(row) for row in rows if row != NO_DOCUMENT]
+        shown = (truncate(texts.documents[row], MOST_CHARACTERS) for row in found)
+        each = zip(found, shown, strict=True)
+        return tuple(Passage(scores.document_ids[row], text, row in right) for row, text in each)
 
     rows = [
         Row(

@@ -13,22 +13,27 @@ from typing import Any, Literal
 
 from ..adapters.base import Adapter
 from ..core.arrays import Vectors
+from . import verdict as verdicts
 from .comparison import Comparison
 from .held_out import PartReport
 from .page import write_page
-from .verdict import (
-    FEWEST,
-    LOOKS_RANDOM,
-    METRIC,
-    Decision,
-    Verdict,
-    dropping,
-    gaining,
-    inconclusive,
-    real_queries,
-    with_small_parts,
-)
+from .verdict import LOOKS_RANDOM, METRIC, Decision, Verdict
 from .views import ViewsReport
+
+_LEAST_GAIN = 1e-9  # below this, two scores are the same
+_NO_WEIGHT = Verdict(
+    Decision.KEEP_BASE,
+    "the small model adds nothing on held-out queries; the model returned is the base model",
+)
+#: Two-sided. The epoch was chosen on the same queries: at .05, 7 of 250 runs with nothing to gain
+#: would ship (benchmarks: nulls)
+_P_TO_SHIP = 0.02
+_CHANCE = "the gain may be chance, as the same queries chose when to stop"
+_NO_EPOCH = Verdict(
+    Decision.KEEP_BASE,
+    "no epoch of training was better on held-out queries without harm; the adapter returned "
+    "changes nothing",
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,8 @@ class LearningCurve:
     """What the chosen candidate gains by a quarter, a half and all of each fold's queries."""
 
     queries: tuple[int, ...]  #: Trained on, in the mean of the folds.
-    gains: tuple[
-        float, ...
-    ]  #: Mean change in NDCG@10, of judged queries as live ones are expected.
+    #: Mean change in NDCG@10, of judged queries as live ones are expected.
+    gains: tuple[float, ...]
     #: Whether all gain more than the half, by more than a standard error and a tenth of the gain.
     grows: bool
 
@@ -92,9 +96,6 @@ class Deployment:
         return cls(folder, base, adapter.adapts_documents, 1e6 * median(taken))
 
 
-_LEAST_GAIN = 1e-9  # below this, two scores are the same
-
-
 @dataclass(frozen=True)
 class Epoch:
     """One line of a training history; epoch 0 is the model before training."""
@@ -133,21 +134,6 @@ def best_epoch(history: Sequence[Epoch], metric: str) -> int:
                 best = line if change > 0 else best
                 break
     return best.number
-
-
-_NO_WEIGHT = Verdict(
-    Decision.KEEP_BASE,
-    "the small model adds nothing on held-out queries; the model returned is the base model",
-)
-#: Two-sided. The epoch was chosen on the same queries: at .05, 7 of 250 runs with nothing to gain
-#: would ship (benchmarks: nulls)
-_P_TO_SHIP = 0.02
-_CHANCE = "the gain may be chance, as the same queries chose when to stop"
-_NO_EPOCH = Verdict(
-    Decision.KEEP_BASE,
-    "no epoch of training was better on held-out queries without harm; the adapter returned "
-    "changes nothing",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +217,10 @@ class FinetuneReport:
     def verdict(self) -> Verdict:
         """What to make of it."""
         difference = self.overall.difference
-        real = real_queries(self.settings.get("judged_on") or {})
+        real = verdicts.real_queries(self.settings.get("judged_on") or {})
         if self.choice is not None:
-            return gaining(difference, real=real) if self.choice.ship else self.choice.verdict
+            shipped = self.choice.ship
+            return verdicts.gaining(difference, real=real) if shipped else self.choice.verdict
         generalises = self.new is not None and self.new.difference.beyond_luck
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
@@ -241,17 +228,18 @@ class FinetuneReport:
             return _NO_WEIGHT
         if self.best_epoch == 0 and self.weight is None:
             return _NO_EPOCH
-        if difference.low > 0:
-            sure = difference.p_value <= _P_TO_SHIP
-            verdict = gaining(difference, real=real) if sure else inconclusive(difference, _CHANCE)
+        if difference.low <= 0:
+            verdict = verdicts.inconclusive(difference)
+        elif difference.p_value > _P_TO_SHIP:
+            verdict = verdicts.inconclusive(difference, _CHANCE)
         else:
-            verdict = inconclusive(difference)
+            verdict = verdicts.gaining(difference, real=real)
         if self.settings.get("expect") is not None:
             return verdict
         known, new = (0 if part is None else part.queries for part in (self.known, self.new))
-        if self.new is not None and new >= FEWEST and self.new.difference.high < 0:
-            return dropping("new", self.new.difference)
-        return with_small_parts(verdict, known, new)
+        if self.new is not None and new >= verdicts.FEWEST and self.new.difference.high < 0:
+            return verdicts.dropping("new", self.new.difference)
+        return verdicts.with_small_parts(verdict, known, new)
 
     @property
     def holds(self) -> str:
@@ -314,10 +302,9 @@ class FinetuneReport:
         if self.choice is not None:
             kept = f"chosen: {self.choice.recipe} of {len(self.choice.gains)} candidates"
             lines += [f"  {self.choice.curve}"] if self.choice.curve else []
-        lines.append(
-            f"  {kept}; {self.train_queries} training queries, {self.seconds:.1f} s, "
-            f"{self.base_texts} texts embedded in {self.base_calls} calls"
-        )
+        spent = f"{self.base_texts} texts embedded in {self.base_calls} calls"
+        took = f"{self.train_queries} training queries, {self.seconds:.1f} s, {spent}"
+        lines.append(f"  {kept}; {took}")
         return "\n".join([*lines, *([f"  {self.views}"] if self.views else [])])
 
 

@@ -264,17 +264,15 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
     depth = min(DEPTH, len(document_ids), *cut)
     ranked = np.full((sum(len(s.query_ids) for s in parts), depth), NO_DOCUMENT, dtype=np.int64)
-    places, start = [], 0
+    moved, start = [], 0
     for scores, shift in zip(parts, shifts, strict=True):
-        own = scores.ranked[:, :depth]
+        own, truth = scores.ranked[:, :depth], scores.relevance
         ranked[start : start + len(own), : own.shape[1]] = own + shift
-        places.append(scores.relevance.documents + shift)
+        moved.append(replace(truth, documents=truth.documents + shift))
         start += len(own)
-    counts = np.concatenate([[0], *(scores.relevance.counts for scores in parts)])
-    grades = np.concatenate([scores.relevance.grades for scores in parts])
     return RetrievalScores(
         ranked,
-        Qrels(np.cumsum(counts).astype(np.int64), np.concatenate(places), grades),
+        Qrels.joined(moved),
         tuple(query for scores in parts for query in scores.query_ids),
         tuple(document_ids),
         parts[0].ks,

@@ -19,6 +19,23 @@ from .metrics import PerQuery
 METRIC = "ndcg@10"  #: that decides
 Stance = Literal["for", "open", "against"]
 
+#: Queries on known, or on new, documents from which on they decide by themselves. In simulation, a
+#: loss of .15 NDCG@10 is then seen five times as often as one that is not there (benchmarks: parts)
+FEWEST = 20
+#: Judged queries of people from which on a gain may be shipped. Below, an interval lies beside zero
+#: by chance nearly twice as often as it says (benchmarks: parts; whole runs: nulls)
+FEWEST_TO_SHIP = 20
+#: Sources of queries that no user asked: a gain on them alone proves nothing of live queries
+MADE = ("llm", "structure")
+_SURE = 3.1  # standard errors: one-sided, one in a thousand
+_WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
+RESAMPLES = 9_999
+CONFIDENCE = 0.95
+_VALUES_PER_BATCH = 4_000_000
+_NIL = 1e-6  # a mean difference that is rounding
+Interval = tuple[float, float, float]
+"""Mean, and the lower and upper end of its interval."""
+
 
 class Decision(Enum):
     """What to do: with an adapter (first six), of two models, with an adapter in service."""
@@ -76,16 +93,6 @@ LOOKS_RANDOM = Verdict(
     "the base model ranks the relevant documents no better than randomly assigned documents: too "
     "few pairs, or mismatched ids",
 )
-#: Queries on known, or on new, documents from which on they decide by themselves. In simulation, a
-#: loss of .15 NDCG@10 is then seen five times as often as one that is not there (benchmarks: parts)
-FEWEST = 20
-#: Judged queries of people from which on a gain may be shipped. Below, an interval lies beside zero
-#: by chance nearly twice as often as it says (benchmarks: parts; whole runs: nulls)
-FEWEST_TO_SHIP = 20
-#: Sources of queries that no user asked: a gain on them alone proves nothing of live queries
-MADE = ("llm", "structure")
-_SURE = 3.1  # standard errors: one-sided, one in a thousand
-_WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
 
 
 def real_queries(judged: Mapping[str, int]) -> int | None:
@@ -128,15 +135,6 @@ def inconclusive(difference: Difference, reason: str = "no significant gain or l
     if queries < needed < _WORTH_SAYING * queries:
         reason += f"; about {needed - queries:,} more judged queries would settle it"
     return Verdict(Decision.INCONCLUSIVE, reason, difference)
-
-
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
-_VALUES_PER_BATCH = 4_000_000
-_NIL = 1e-6  # a mean difference that is rounding
-
-Interval = tuple[float, float, float]
-"""Mean, and the lower and upper end of its interval."""
 
 
 @dataclass(frozen=True)

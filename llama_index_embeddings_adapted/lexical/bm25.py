@@ -18,7 +18,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from ..adapters.prior import DocumentPrior
 from ..core import files
 from ..core.arrays import Keys, Rows, RowSource, Vectors
-from ..errors import DatasetError, FolderError, check_number, truncate
+from ..errors import DatasetError, check_number
 from .tokens import numbered_tokens, tokenize
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
@@ -27,6 +27,8 @@ _ARRAYS = ("data", "indices", "indptr")
 _FREQUENT = 8  # a token in an eighth of the documents is
 _FEWEST_ASKING = 3  # queries, before a word of theirs counts as usual, and is kept
 _BLOCK = 64
+_SCORES_PER_BLOCK = 16_000_000
+WEIGHT = 0.4  # without a label: the highest of .3, .4, .5 that lost on dev of no set in benchmarks/
 
 
 class BM25Index:
@@ -160,12 +162,7 @@ class BM25Index:
         return shares if allowed is None else np.where(allowed, shares, np.float32(0.0))
 
     def first(self, query: str, count: int) -> list[str]:
-        """Return the ids of the documents that share words with a query, best first.
-
-        Args:
-            query: Any text.
-            count: How many at most.
-        """
+        """Return ids of at most ``count`` documents that share words with a query, best first."""
         scores = self.scores(query)
         rows = np.sort(best_rows(scores, count))
         return [self.ids[row] for row in rows[np.argsort(-scores[rows], kind="stable")]]
@@ -173,8 +170,7 @@ class BM25Index:
     def save(self, folder: str | Path) -> None:
         """Write the index: atomic, without texts or pickle. Its words can be read in it.
 
-        Raises:
-            FolderError: The folder exists and holds something else.
+        A FolderError where the folder holds something else.
         """
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
@@ -194,26 +190,12 @@ class BM25Index:
 
     @classmethod
     def load(cls, folder: str | Path) -> BM25Index:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            FolderError: Missing, damaged, foreign or too new.
-        """
+        """Read what :meth:`save` wrote; damaged, foreign or too new, it is a FolderError."""
         path = Path(folder)
-        config = files.read_json_object(
-            path / CONFIG, error=FolderError, most=files.MOST_CONFIG_BYTES
-        )
-        version = config.get("format_version")
-        if version != FORMAT_VERSION:
-            raise FolderError(
-                f"{path / CONFIG}: expected format {FORMAT_VERSION}, found {version!r}."
-            )
-        try:
+        config = files.read_format(path / CONFIG, FORMAT_VERSION)
+        with files.legible(f"{path}: not an index of words"):
             arrays = files.read_arrays(path / ARRAYS)
             return cls(config["document_ids"], config["vocabulary"], arrays, config["usual"])
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as cause:
-            reason = truncate(str(cause), 300)
-            raise FolderError(f"{path}: not an index of words, or damaged ({reason}).") from cause
 
 
 def best_rows(scores: Vectors, count: int) -> Rows:
@@ -230,11 +212,7 @@ def best_rows(scores: Vectors, count: int) -> Rows:
 
 
 def usual_words(queries: Iterable[str]) -> dict[str, float]:
-    """Return what is left of the weight of words that three queries or more have, in (0, 1].
-
-    Args:
-        queries: Distinct texts; none give none.
-    """
+    """Return what is left of the weight of words that three distinct queries have, in (0, 1]."""
     found = [set(tokenize(query)) for query in queries]
     counts = Counter(token for tokens in found for token in tokens)
     most = _idf(0, len(found))
@@ -248,15 +226,7 @@ def _idf(found: Any, count: int) -> Any:
 
 
 def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict[str, Any]:
-    """Return the arrays of an index.
-
-    Args:
-        tokens: Of all documents, one after the other, as numbers.
-        starts: ``(m + 1,)``, where each document begins.
-        words: How many distinct tokens there are.
-        k1: See :meth:`BM25Index.of`.
-        b: Likewise.
-    """
+    """Return the arrays of an index of numbered tokens, of which ``words`` are distinct."""
     from scipy.sparse import csr_matrix  # serving needs no scipy
 
     lengths = np.diff(starts)
@@ -277,11 +247,7 @@ def _check(
     arrays: Any,
     usual: Mapping[str, float],
 ) -> None:
-    """Refuse parts that do not fit together, as those of a damaged folder.
-
-    Raises:
-        DatasetError: They do not.
-    """
+    """Refuse, by a DatasetError, parts that do not fit together, as those of a damaged folder."""
     data, indices, indptr = (arrays[name] for name in _ARRAYS)
     whole = (
         len(set(ids)) == len(ids) > 0
@@ -297,11 +263,6 @@ def _check(
     )
     if not whole:
         raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")
-
-
-WEIGHT = 0.4  # without a label: the highest of .3, .4, .5 that lost on dev of no set in benchmarks/
-
-_SCORES_PER_BLOCK = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,13 +305,9 @@ class Mixture:
         Args:
             texts: ``n``, of the queries.
             corpus: Id → text of ``m`` documents.
-            queries: ``(n, dim)``, unit rows, adapted if the model is.
-            documents: ``(m, dim)``, likewise.
+            queries, documents: ``(n, dim)`` and ``(m, dim)``, unit rows, adapted if the model is.
             keys: ``(m,)``, content keys of the documents.
-            depth: How many come back.
-
-        Returns:
-            ``(n, min(depth, m))``, rows of documents, best first, ties by row.
+            depth: ``(n, min(depth, m))`` rows of documents come back, best first, ties by row.
         """
         matrix = documents[:]
         words = BM25Index.of(corpus, self.queries)
@@ -369,17 +326,8 @@ def ranked(
 ) -> Rows:
     """Rank all documents for each query by ``cosine + weight · words - shifts``.
 
-    Args:
-        words: Of the ``m`` documents.
-        texts: ``n``, of the queries.
-        queries: ``(n, dim)``, unit rows.
-        documents: ``(m, dim)``, likewise.
-        weight: Of words.
-        shifts: ``(m,)`` or 0.
-        depth: How many come back.
-
-    Returns:
-        ``(n, min(depth, m))``, rows of documents, best first, ties by row.
+    ``texts`` are those of the queries, ``(n, dim)``, unit rows as the documents are, ``(m, dim)``;
+    ``shifts`` are ``(m,)`` or 0. ``(n, min(depth, m))`` rows come back, best first, ties by row.
     """
     found = np.empty((len(texts), min(depth, len(documents))), dtype=np.int64)
     step = max(1, _SCORES_PER_BLOCK // len(documents))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..core import files
 from ..core.arrays import Role, Rows, Vectors
-from ..errors import DatasetError, FolderError, OptionError, check_number, check_whole, truncate
+from ..errors import DatasetError, OptionError, check_number, check_whole
 from .bm25 import usual_words
 from .tokens import numbered_tokens
 
@@ -168,8 +168,7 @@ class LexicalEmbedding(BaseEmbedding):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it: atomic, without texts, words or pickle.
 
-        Raises:
-            FolderError: The folder exists and holds something else.
+        A FolderError where the folder holds something else.
         """
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
@@ -183,22 +182,11 @@ class LexicalEmbedding(BaseEmbedding):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LexicalEmbedding:
-        """Load what :meth:`save_pretrained` wrote.
-
-        Raises:
-            FolderError: Missing, damaged, foreign or too new.
-        """
+        """Load what :meth:`save_pretrained` wrote, or raise a FolderError."""
         path = Path(folder)
-        config = files.read_json_object(path / CONFIG, error=FolderError)
-        if config.pop("format_version", None) != FORMAT_VERSION:
-            raise FolderError(f"{path / CONFIG}: expected format {FORMAT_VERSION}.")
-        try:
+        config = files.read_format(path / CONFIG, FORMAT_VERSION)
+        with files.legible(f"{path}: not a saved model of words"):
             return cls(**files.read_arrays(path / ARRAYS), **config)
-        except (KeyError, TypeError, ValueError) as cause:
-            reason = truncate(str(cause), 300)
-            raise FolderError(
-                f"{path}: not a saved model of words, or damaged ({reason})."
-            ) from cause
 
 
 def _buckets(hashes: Any) -> Rows:

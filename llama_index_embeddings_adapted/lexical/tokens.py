@@ -28,12 +28,6 @@ def tokenize(text: str) -> list[str]:
     word is left out. ``parseHTTPHeader`` and ``parse_http_header`` give ``parse``, ``http`` and
     ``header`` besides themselves. Scripts that put no spaces between words (Chinese, Japanese,
     Thai, Lao, Khmer, Burmese) give every character and every pair of neighbours.
-
-    Args:
-        text: Of any length and language; may be empty.
-
-    Returns:
-        None for a text without letters or digits.
     """
     if text.isascii():
         words = _ASCII_WORDS.findall(text)
@@ -53,9 +47,8 @@ def tokenize(text: str) -> list[str]:
 def numbered_tokens(texts: Iterable[str]) -> tuple[tuple[str, ...], Rows, Rows]:
     """Tokenize many texts, what stands between two spaces once.
 
-    Returns:
-        The distinct tokens; those of all texts, one text after the other, as numbers of these; and
-        ``(n + 1,)``, where each text begins.
+    Returns the distinct tokens; those of all texts, one text after the other, as numbers of these;
+    and ``(n + 1,)``, where each text begins.
     """
     numbers: dict[str, int] = {}
     pieces, sizes = array("i"), array("i")  # of each distinct word

@@ -166,9 +166,8 @@ def _report(training: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not all(isinstance(data[key], int) for key in ("queries", "documents")):
             raise TypeError("numbers of queries and documents")
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
-        raise FolderError(
-            f"{folder}: what it says of its training is damaged ({cause!r})."
-        ) from cause
+        what = "what it says of its training is damaged"
+        raise FolderError(f"{folder}: {what} ({cause!r}).") from cause
     return dict(report)
 
 

@@ -15,7 +15,7 @@ from ..adapters.base import Adapter
 from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter, NudgeAdapter
 from ..adapters.prior import DocumentPrior
-from ..adapters.sketch import QuerySketch
+from ..adapters.saving import QuerySketch
 from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import encode
@@ -288,12 +288,10 @@ def moved_documents(
     """Report which documents a model moves, and how far.
 
     Args:
-        model: Any; of a :class:`DocumentPrior` the changes of scores are reported.
-        corpus: Document id → text, as it is embedded.
+        model: Any; of a :class:`DocumentPrior` the changes of scores are reported. Another adapter
+            that changes the dimension is an OptionError.
+        corpus: Document id → text, as it is embedded; without any, it is an OptionError.
         cache_dir, show_progress: See :class:`Encoder`.
-
-    Raises:
-        OptionError: ``corpus`` is empty, or the adapter changes the dimension.
     """
     if not corpus:
         raise OptionError("corpus: expected at least one document, got none.")

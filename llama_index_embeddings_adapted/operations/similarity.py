@@ -201,9 +201,8 @@ def check_similarity(
     if sample < _FIRST:
         raise OptionError(f"sample: expected at least {_FIRST}, got {sample!r}.")
     if 0 < len(queries) < FEWEST_TO_SCALE:
-        raise OptionError(
-            f"queries: expected at least {FEWEST_TO_SCALE} or none, got {len(queries)}."
-        )
+        expected = f"expected at least {FEWEST_TO_SCALE} or none"
+        raise OptionError(f"queries: {expected}, got {len(queries)}.")
     if queries and getattr(getattr(embed_model, "adapter", None), "adapts_documents", False):
         raise OptionError(
             "queries: expected none, as the adapter moves documents: this index has no scores of "

@@ -22,7 +22,7 @@ from ..core.arrays import Vectors, l2_normalize, top_k
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, encode
-from ..errors import DatasetError, OptionError
+from ..errors import DatasetError, OptionError, check_choice
 from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
 
@@ -145,8 +145,7 @@ def upgrade_adapter(
         Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
         Vejendla 2025, arXiv:2509.23471.
     """
-    if method not in METHODS:
-        raise OptionError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    check_choice("method", method, METHODS)
     if not 0 < holdout < 1:
         raise OptionError(f"holdout: expected a share in (0, 1), got {holdout!r}.")
     distinct = list(dict.fromkeys(texts))
@@ -174,13 +173,11 @@ def _judged(
     held = max(2, round(holdout * len(ours)))
     choosing, scoring, fitting = np.split(order, [held // 2, held])
     fits = {name: FITS[name](theirs[fitting], ours[fitting]) for name in names}
-    tried = {
-        name: _agreement(fit.apply(theirs[choosing]), ours, choosing)[0]
-        for name, fit in fits.items()
-    }
+    mapped = {name: fit.apply(theirs[choosing]) for name, fit in fits.items()}
+    tried = {name: _agreement(found, ours, choosing)[0] for name, found in mapped.items()}
     best = max(tried, key=lambda name: tried[name])
-    mapped = fits[best].apply(theirs[scoring])
-    agreement, chance = _agreement(mapped, ours, scoring)
+    chosen = fits[best].apply(theirs[scoring])
+    agreement, chance = _agreement(chosen, ours, scoring)
     others = len(ours) - 1  # of one text's agreement by chance, the variance (hypergeometric)
     share, picked = _NEIGHBOURS / others, 1 - (_NEIGHBOURS - 1) / (others - 1)
     variance = share * (1 - share) * picked / _NEIGHBOURS
@@ -191,7 +188,7 @@ def _judged(
             f"{theirs.shape[1]} dimensions of the new model, or embed the documents again.",
             stacklevel=3,
         )
-    cosine = float(np.sum(mapped * ours[scoring], axis=1).mean())
+    cosine = float(np.sum(chosen * ours[scoring], axis=1).mean())
     return best, {"agreement": agreement, "cosine": cosine, "tried": tried, "chance": chance}
 
 

@@ -284,9 +284,7 @@ def _from_json(text: str) -> list[str]:
     if keys:
         return list(dict.fromkeys(keys))
     asked = [value for path, value in found if path and _NAMES_QUESTION.search(path[-1])]
-    others = [
-        (path, value) for path, value in found if not path or not _NAMES_OTHER.search(path[-1])
-    ]
+    others = [pair for pair in found if not pair[0] or not _NAMES_OTHER.search(pair[0][-1])]
     below = [value for path, value in others if any(map(_NAMES_QUESTION.search, path))]
     return asked or below or [value for _, value in others]
 

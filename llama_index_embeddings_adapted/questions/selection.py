@@ -19,6 +19,9 @@ from .filters import Candidate, Filter, count_words, near_duplicates
 from .options import GenerationOptions
 from .prompts import Example
 
+_ABOUT_AS_WELL = 0.9
+_REPEATS = ("near_duplicate", "an_example")
+
 
 class Dropped(NamedTuple):
     """A question that was not kept, and the name of the filter that objected."""
@@ -156,9 +159,6 @@ def _grouped(failed: Mapping[str, str]) -> str:
     return "; ".join(f"{len(p)} × {reason} (first: {p[0]})" for reason, p in common)
 
 
-_ABOUT_AS_WELL = 0.9
-
-
 class RoundTrip(NamedTuple):
     """How each of ``n`` questions ranks its passage among all."""
 
@@ -272,9 +272,6 @@ def select(
     rows = range(len(kept))
     reasons = [next((name for name, each in objections.items() if each[r]), None) for r in rows]
     return without(kept, reasons), dropped, found.cost
-
-
-_REPEATS = ("near_duplicate", "an_example")
 
 
 def _filters(filters: Sequence[Filter], examples: Sequence[Example]) -> tuple[Filter, ...]:

@@ -54,6 +54,12 @@ _ANSWER_LABEL = re.compile(
 _FEWEST_BODY_WORDS = 8
 _COMMON = 3  # documents with one heading, from which on it says nothing about any of them
 _SUMMARY_WORDS = range(4, 31)
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "title"))
+_HIDDEN = frozenset(("script", "style", "nav", "template"))
+_BLOCKS = frozenset(
+    ("p", "div", "section", "article", "li", "ul", "ol", "dl", "dd", "br", "tr", "table", "pre",
+     "body", "head", "main", "header", "footer", "details", "blockquote", "html")
+)  # fmt: skip
 
 
 def pairs_from_structure(
@@ -103,18 +109,13 @@ def pairs_from_structure(
         [c for c in candidates if _plain(c) not in common], corpus, chosen, most=len(candidates)
     )
     dropped += [Dropped(c, "generic_heading") for c in candidates if _plain(c) in common]
-    report = QuestionReport(
-        tuple(kept),
-        tuple(dropped),
-        passages=len(corpus),
-        seconds=time.perf_counter() - began,
-        base=cost,
-    )
+    found, seconds = (tuple(kept), tuple(dropped)), time.perf_counter() - began
+    report = QuestionReport(*found, passages=len(corpus), seconds=seconds, base=cost)
     if not kept:
         raise DatasetError(f"Not one pair was kept of {report.written} found.\n{report}")
     queries = {candidate.query_id: candidate.text for candidate in kept}
-    found = {query: relevant[query] for query in queries}
-    dataset = EmbeddingQAFinetuneDataset(queries, whole or corpus, found)
+    judged = {query: relevant[query] for query in queries}
+    dataset = EmbeddingQAFinetuneDataset(queries, whole or corpus, judged)
     return dataset.with_provenance("structure").reported(report)
 
 
@@ -260,14 +261,6 @@ class _Html(HTMLParser):
             self.lines += map(_asked, text.split("\n"))
 
 
-_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6", "summary", "dt", "title"))
-_HIDDEN = frozenset(("script", "style", "nav", "template"))
-_BLOCKS = frozenset(
-    ("p", "div", "section", "article", "li", "ul", "ol", "dl", "dd", "br", "tr", "table", "pre",
-     "body", "head", "main", "header", "footer", "details", "blockquote", "html")
-)  # fmt: skip
-
-
 def _html_lines(text: str) -> list[tuple[str, str]]:
     parser = _Html()
     parser.feed(text)
@@ -280,10 +273,9 @@ def _summary_line(text: str) -> tuple[str, str]:
     """Return the first line and the rest, where the line stands apart and the rest is longer."""
     first, _, rest = text.partition("\n\n")
     count = len(words(first))
-    apart = (
-        "\n" not in first.strip() and count in _SUMMARY_WORDS and first.lstrip()[:1] not in "-*|>"
-    )
-    if apart and len(words(rest)) >= max(_FEWEST_BODY_WORDS, 2 * count):
+    is_line = "\n" not in first.strip() and first.lstrip()[:1] not in "-*|>"
+    longer = len(words(rest)) >= max(_FEWEST_BODY_WORDS, 2 * count)
+    if is_line and longer and count in _SUMMARY_WORDS:
         return first.strip(), rest.strip()
     return "", text
 

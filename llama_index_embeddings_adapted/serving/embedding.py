@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,14 +22,20 @@ from ..adapters import saving
 from ..adapters.base import Adapter, describe, restore
 from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter, UnitAdapter
-from ..adapters.sketch import QuerySketch
+from ..adapters.saving import QuerySketch
 from ..core import files as folders
-from ..core.arrays import Keys, Role, Vectors, content_hashes
-from ..encoding.base_model import Embedding, check_base, resolvers
-from ..encoding.cache import CacheDir
+from ..core.arrays import Keys, Role, Vectors, as_vectors, content_hashes
+from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of, resolvers
+from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, check_kind, integration, require_extra
-from .wrapped import DocumentEmbedding, Loaded, ServedEmbedding
+from .wrapped import Loaded, ServedEmbedding, Steps, WrappedEmbedding, base_vectors
+
+DEPTH = 8  #: How many earlier versions can be rolled back to.
+PREFIX = "adapted:"
+_Kind = TypeVar("_Kind", bound=type[ServedEmbedding])
+_KINDS: dict[str, type[ServedEmbedding]] = {}
+_first_seen: dict[str, Fingerprint] = {}
 
 
 def check_adapter(adapter: Adapter) -> None:
@@ -40,8 +50,83 @@ def check_adapter(adapter: Adapter) -> None:
         )
 
 
-#: How many earlier versions can be rolled back to.
-DEPTH = 8
+class DocumentEmbedding(WrappedEmbedding):
+    """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
+
+    A pipeline keeps nodes by the dict of the transformation that made them. This one's,
+    ``description``, names only what document vectors depend on. Vectors of the base model are kept
+    on disk, by model and text. Made by :meth:`AdaptedEmbedding.for_documents`.
+    """
+
+    _NAME: ClassVar[str] = "DocumentEmbedding"
+    _base: BaseEmbedding = PrivateAttr()
+    _adapter: Adapter | None = PrivateAttr()
+    _cache: VectorCache = PrivateAttr()
+    _description: dict[str, Any] = PrivateAttr()
+
+    def __init__(
+        self,
+        base: BaseEmbedding,
+        adapter: Adapter | None,
+        description: dict[str, Any],
+        *,
+        cache_dir: CacheDir = None,
+    ) -> None:
+        super().__init__(base, "", model_name=base.model_name)
+        fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
+        self._base, self._adapter = base, adapter
+        self._cache = VectorCache(folder, fingerprint)
+        self._description = dict(description)
+        if adapter is not None or not _is_first(description, fingerprint, folder):
+            self._description["fingerprint"] = fingerprint.digest
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the dict of the base model, where the adapter leaves documents alone.
+
+        A second base model with the dict of the first but with other vectors has its fingerprint in
+        it, too; so has every adapter that moves documents.
+        """
+        return dict(self._description)
+
+    def close(self) -> None:
+        """Release the files of the vector cache."""
+        self._cache.close()
+
+    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
+        if role == "query":
+            raise OptionError("This model embeds documents; ask the adapted model for queries.")
+        if not texts:
+            return []
+        distinct = list(dict.fromkeys(texts))
+        rows, found = self._cache.get(role, distinct)
+        vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
+        if missing := [text for text in distinct if text not in vectors]:
+            asked = self._base, missing, role, self.embed_batch_size, self.callback_manager
+            answers = yield from base_vectors(*asked)
+            new = as_vectors(np.array(answers), what="document vectors of the base model")
+            self._cache.put(role, missing, new)
+            vectors.update(zip(missing, new, strict=True))
+        moved = np.stack([vectors[text] for text in texts])
+        if self._adapter is not None:
+            moved = self._adapter.apply(moved, role, content_hashes(texts))
+        embedded: list[Embedding] = moved.tolist()
+        return embedded
+
+
+def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | None) -> bool:
+    """Return whether a model is the first with this dict, or has the vectors of the first."""
+    key = hashlib.sha256(str(description).encode(errors="surrogatepass")).hexdigest()
+    if folder is None:
+        return model.agrees_with(_first_seen.setdefault(key, model))
+    path = folder / "ingestion" / f"{key}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as folder_of_ours, suppress(FileExistsError):
+            written = Path(folder_of_ours) / path.name
+            written.write_bytes(folders.to_bytes({"probes": model.probes}))
+            os.link(written, path)  # whole, unless somebody else was first
+    probes: Any = folders.from_bytes(path.read_bytes(), where=str(path))["probes"]
+    return model.agrees_with(Fingerprint(model.name, probes))
 
 
 class AdaptedEmbedding(ServedEmbedding):
@@ -242,8 +327,7 @@ class AdaptedEmbedding(ServedEmbedding):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter, identity of the base model and model card; atomic, without secrets.
 
-        Raises:
-            FolderError: The folder exists and holds something else.
+        A FolderError where the folder holds something else.
         """
         with self._lock:
             adapter, training, sketch = self.adapter, self._training, self._sketch
@@ -282,10 +366,6 @@ class AdaptedEmbedding(ServedEmbedding):
 
 # Saved folders and pickles name a class by its module: one that stays, wherever the class moves.
 AdaptedEmbedding.__module__ = "llama_index_embeddings_adapted"
-
-PREFIX = "adapted:"
-_Kind = TypeVar("_Kind", bound=type[ServedEmbedding])
-_KINDS: dict[str, type[ServedEmbedding]] = {}
 
 
 def savable(mark: str) -> Callable[[_Kind], _Kind]:

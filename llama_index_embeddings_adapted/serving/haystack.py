@@ -17,9 +17,8 @@ haystack = require_extra("haystack", extra="haystack")
 class AdaptedTextEmbedder:
     """Embeds the query of a Haystack pipeline; documents keep the embedder they have.
 
-    Args:
-        model: Any LlamaIndex embedding model, such as an :class:`AdaptedEmbedding`; or the folder
-            of a saved adapter that knows its base model, which a pipeline can be saved with.
+    ``model`` is any LlamaIndex embedding model, such as an :class:`AdaptedEmbedding`; or the folder
+    of a saved adapter that knows its base model, which a pipeline can be saved with.
     """
 
     def __init__(self, model: BaseEmbedding | str) -> None:
@@ -42,10 +41,9 @@ class AdaptedTextEmbedder:
         return {"embedding": await self.model.aget_query_embedding(_text(text))}
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the component, for a pipeline that is saved.
+        """Describe the component, for a pipeline that is saved, or raise an OptionError.
 
-        Raises:
-            OptionError: It was made of a model: keys and weights do not belong into a pipeline.
+        Keys and weights of a model do not belong into a pipeline; a folder does.
         """
         if self.folder is None:
             raise OptionError(

@@ -31,9 +31,9 @@ from ..errors import OptionError, ShapeError, check_kind, check_whole
 from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
-from .base_vectors import Nodes, SteppedRetriever, Steps, check_nodes, check_retriever, fetch_nodes
 from .embedding import AdaptedEmbedding
-from .views import Views, document_vectors, nodes_by_id, texts_of
+from .views import Nodes, SteppedRetriever, Views, document_vectors, nodes_by_id, texts_of
+from .wrapped import Steps
 
 CANDIDATES, TOP_K = 100, 10
 _SETTINGS = ("top_k", "candidates")
@@ -87,8 +87,8 @@ class HybridRetriever(SteppedRetriever):
         embed_model: BaseEmbedding | str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        check_retriever("dense", dense)
-        check_nodes(nodes)
+        documents_views.check_retriever("dense", dense)
+        documents_views.check_nodes(nodes)
         check_whole("top_k", top_k)
         check_whole("candidates", candidates)
         keys = np.zeros(len(lexical), dtype=np.uint64) if keys is None else np.asarray(keys)
@@ -140,26 +140,18 @@ class HybridRetriever(SteppedRetriever):
         texts = texts_of(found.values())
         settings: dict[str, Any] = {"top_k": top_k, "candidates": candidates}
         dense = _dense(index, model, filters, **settings)
-        keys, vectors = document_vectors(
-            model, texts, cache_dir=cache_dir, show_progress=show_progress
-        )
+        shown = show_progress
+        keys, vectors = document_vectors(model, texts, cache_dir=cache_dir, show_progress=shown)
         if bank is not None and penalty:
             prior = DocumentPrior.of(bank, vectors, keys, sources=sources, weight=penalty)
-        return cls(
-            dense,
-            BM25Index.of(dict(zip(found, texts, strict=True)), queries),
-            vectors=vectors,
-            nodes=nodes if isinstance(nodes, BaseDocumentStore) else found,
-            keys=keys,
-            weight=weight,
-            prior=prior,
-            embed_model=model,
-            **settings,
-        )
+        words = BM25Index.of(dict(zip(found, texts, strict=True)), queries)
+        settings |= {"weight": weight, "prior": prior, "embed_model": model}
+        held = nodes if isinstance(nodes, BaseDocumentStore) else found
+        return cls(dense, words, vectors=vectors, nodes=held, keys=keys, **settings)
 
     def over(self, dense: BaseRetriever) -> HybridRetriever:
         """Return the same views over another retriever of the store, such as one with filters."""
-        check_retriever("dense", dense)
+        documents_views.check_retriever("dense", dense)
         other = copy.copy(self)
         other.dense, other._past, other._allowed = dense, [], None
         return other
@@ -175,7 +167,7 @@ class HybridRetriever(SteppedRetriever):
         ranked = self._ranked(views, bundle.query_str, vector, found)
         present = {node.node_id for node in found}
         absent = [name for name, _ in ranked if name not in present]
-        nodes = yield from fetch_nodes(self.nodes, absent[: 2 * self.top_k])
+        nodes = yield from documents_views.fetch_nodes(self.nodes, absent[: 2 * self.top_k])
         nodes.update((node.node_id, node.node) for node in found)
         # Nodes that are nowhere any more are passed over.
         there = [(nodes[name], score) for name, score in ranked if name in nodes][: self.top_k]
@@ -192,9 +184,8 @@ class HybridRetriever(SteppedRetriever):
         shares = views.lexical.shares(text, self._allowed_rows(views.lexical))
         query = l2_normalize(np.asarray(vector, dtype=np.float32))
         if query.shape != views.vectors.shape[1:]:
-            raise ShapeError(
-                "Query vector", expected=f"{views.vectors.shape[1:]}", actual=query.shape
-            )
+            expected = f"{views.vectors.shape[1:]}"
+            raise ShapeError("Query vector", expected=expected, actual=query.shape)
         given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
         known = [row for _, row in given if row is not None]
         rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
@@ -251,11 +242,9 @@ class HybridRetriever(SteppedRetriever):
         """Give scores another retriever's scale from the next query on; their order stays.
 
         A ``similarity_cutoff`` chosen for that one then keeps answers of as many queries as before.
-        :meth:`roll_back` undoes it; it is saved along.
-
-        Args:
-            base: Over the same documents, such as ``index.as_retriever(embed_model=base_model)``.
-            queries: Live ones, at least 30, each with an answer of both, else an OptionError.
+        :meth:`roll_back` undoes it; it is saved along. ``base`` is over the same documents, such as
+        ``index.as_retriever(embed_model=base_model)``; ``queries`` are live ones, at least 30, each
+        with an answer of both, else it is an OptionError.
         """
         if len(queries) < FEWEST_TO_SCALE:
             raise OptionError(f"queries: expected at least {FEWEST_TO_SCALE}, got {len(queries)}.")
@@ -279,9 +268,8 @@ class HybridRetriever(SteppedRetriever):
         found = {**nodes_by_id(self.nodes), **new}
         texts = dict(zip(found, texts_of(found.values()), strict=True))
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
-        keys, vectors = document_vectors(
-            self.embed_model, [texts[name] for name in new], **settings
-        )
+        own = [texts[name] for name in new]
+        keys, vectors = document_vectors(self.embed_model, own, **settings)
         views = self.views
         before = views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
@@ -352,11 +340,8 @@ class HybridRetriever(SteppedRetriever):
             nodes = nodes_by_id(nodes)
             missing = len(set(found.lexical.ids) - set(nodes))
         if missing:
-            warnings.warn(
-                f"{missing:,} of the {len(found.lexical.ids):,} nodes that the folder knows are "
-                "not among those given: words cannot find them.",
-                stacklevel=2,
-            )
+            of = f"{missing:,} of the {len(found.lexical.ids):,} nodes that the folder knows"
+            warnings.warn(f"{of} are not among those given: words cannot find them.", stacklevel=2)
         parts: Any = {"vectors": found.vectors, "nodes": nodes, "keys": found.keys, **kept}
         new = cls(dense, found.lexical, **parts, embed_model=embed_model)
         new.views = found

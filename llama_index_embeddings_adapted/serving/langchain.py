@@ -11,11 +11,7 @@ Embeddings = require_extra("langchain_core.embeddings", extra="langchain").Embed
 
 
 class LangChainEmbeddings(Embeddings):  # type: ignore[misc, valid-type]
-    """Any LlamaIndex embedding model, adapted or not, wherever LangChain takes ``Embeddings``.
-
-    Args:
-        model: Such as an :class:`AdaptedEmbedding`, or a pool's ``embed_model()``.
-    """
+    """Any LlamaIndex embedding model, or a pool's, wherever LangChain takes ``Embeddings``."""
 
     def __init__(self, model: BaseEmbedding) -> None:
         check_base(model, "model")

@@ -28,17 +28,9 @@ from ..encoding.base_model import adapted, base_of, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import answers_of, encode
 from ..encoding.serialize import rebuild_base
-from ..errors import (
-    DatasetError,
-    FolderError,
-    OptionError,
-    ShapeError,
-    check_kind,
-    check_number,
-    check_whole,
-    truncate,
-)
-from .base_vectors import Nodes, SteppedRetriever, Steps, check_nodes, check_retriever, fetch_nodes
+from ..errors import DatasetError, OptionError, ShapeError, check_kind, check_number, check_whole
+from .views import Nodes, SteppedRetriever, check_nodes, check_retriever, fetch_nodes
+from .wrapped import Steps
 
 TEMPERATURE, NEIGHBOURS = 0.1, 10
 CONFIG, ARRAYS = "memory.json", "memory.safetensors"
@@ -54,18 +46,12 @@ _LEAST_SCORE = 0.01  # less than this share of ``weight`` brings no document in
 class AnswerMemory:
     """Queries and the documents that answered them; texts are not kept.
 
-    Args:
-        queries: ``(n, dim)``, unit rows, of the base model.
-        answers: Of the ``n`` queries, rows into ``document_ids``; the grades are shares in (0, 1].
-        document_ids: Distinct.
-
-    Raises:
-        ShapeError: Parts that do not fit together.
+    Parts that do not fit together are a ShapeError.
     """
 
-    queries: Vectors
-    answers: Qrels
-    document_ids: tuple[str, ...]
+    queries: Vectors  #: ``(n, dim)``, unit rows, of the base model.
+    answers: Qrels  #: Of the queries, rows into ``document_ids``; the grades are shares in (0, 1].
+    document_ids: tuple[str, ...]  #: Distinct.
 
     def __post_init__(self) -> None:
         count, known = len(as_vectors(self.queries, what="queries")), len(set(self.document_ids))
@@ -80,12 +66,8 @@ class AnswerMemory:
             and ((shares > 0) & (shares <= 1)).all()
         )
         if not fits:
-            raise ShapeError(
-                "answers",
-                expected=f"some of {known} distinct documents, with shares in (0, 1], for each of "
-                f"{count} queries",
-                actual=self.answers,
-            )
+            expected = f"some of {known} distinct documents, with shares in (0, 1], for each query"
+            raise ShapeError("answers", expected=expected, actual=self.answers)
 
     @classmethod
     def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
@@ -208,9 +190,8 @@ class MemoryRetriever(SteppedRetriever):
         self._embed_model, self._nodes = check_base(embed_model, "embed_model"), nodes
         self._base, its = base_of(self._embed_model), getattr(retriever, "_embed_model", None)
         self._shares = its is embed_model if shares_embedding is None else shares_embedding
-        super().__init__(
-            callback_manager=callback_manager or getattr(retriever, "callback_manager", None)
-        )
+        own = getattr(retriever, "callback_manager", None)
+        super().__init__(callback_manager=callback_manager or own)
 
     @classmethod
     def from_dataset(
@@ -237,14 +218,9 @@ class MemoryRetriever(SteppedRetriever):
             EncodeError: The model gave no usable vector.
         """
         embed_model = check_base(embed_model, "embed_model")
-        queries = encode(
-            base_of(embed_model),
-            list(dataset.queries.values()),
-            "query",
-            batch_size=batch_size,
-            cache_dir=cache_dir,
-            show_progress=show_progress,
-        )
+        encoding: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
+        encoding["show_progress"] = show_progress
+        queries = encode(base_of(embed_model), [*dataset.queries.values()], "query", **encoding)
         memory = AnswerMemory.of(queries, answers_of(dataset), tuple(dataset.corpus))
         return cls(retriever, memory, embed_model=embed_model, **settings)
 
@@ -338,22 +314,15 @@ class MemoryRetriever(SteppedRetriever):
             BaseModelMismatchError: The model is not the one the memory was made with.
         """
         path = Path(folder)
-        config = files.read_json_object(
-            path / CONFIG, error=FolderError, most=files.MOST_CONFIG_BYTES
-        )
+        config = files.read_config(path, CONFIG)
         files.check_version(config, path)
         arrays = files.read_arrays(path / ARRAYS)
-        try:
-            parts: Any = (
-                arrays[each].astype(kind, casting="safe") for each, kind in _ARRAYS.items()
-            )
+        with files.legible(f"{path}: not a saved memory"):
+            parts: Any = (arrays[k].astype(kind, casting="safe") for k, kind in _ARRAYS.items())
             memory = AnswerMemory(arrays["queries"], Qrels(*parts), tuple(config["document_ids"]))
             base = {**config["base_model"], "dim": memory.queries.shape[1]}
             fingerprint = saving.read_fingerprint(base, arrays.get(files.PROBES), where=path)
             saved = {name: each for name, each in config["settings"].items() if name in _SETTINGS}
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as cause:
-            reason = truncate(str(cause), 300)
-            raise FolderError(f"{path}: not a saved memory, or damaged ({reason}).") from cause
         embed_model = rebuild_base(config["base_model"]) if embed_model is None else embed_model
         if verify:
             saving.verify(fingerprint, base_of(embed_model), where=path)

@@ -20,9 +20,8 @@ from ..core.arrays import Keys, Role, Vectors
 from ..core.files import CONFIG, atomic_folder
 from ..encoding.base_model import Embedding, check_base
 from ..errors import OptionError, check_number, quote_some
-from .base_vectors import Steps
 from .embedding import AdaptedEmbedding
-from .wrapped import WrappedEmbedding
+from .wrapped import Steps, WrappedEmbedding
 
 DEFAULT_BYTES = 200_000_000
 _PREVIOUS = ".previous"  # below the root: the version before, by name

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.storage.docstore.types import BaseDocumentStore
 from llama_index.core.vector_stores.types import MetadataFilters
 
@@ -22,20 +23,12 @@ from ..core import files
 from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.encoder import encode
-from ..errors import (
-    FolderError,
-    OptionError,
-    ShapeError,
-    StoreError,
-    check_known,
-    check_number,
-    truncate,
-)
+from ..errors import OptionError, ShapeError, StoreError, check_kind, check_known, check_number
 from ..evaluation.metrics import ScoreShift
 from ..lexical import bm25
 from ..lexical.bm25 import WEIGHT, BM25Index
-from .base_vectors import Nodes
 from .embedding import AdaptedEmbedding
+from .wrapped import Steps, arun_steps, run_steps
 
 CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
@@ -43,28 +36,20 @@ MODEL = "model"  # the folder of an adapted model
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
 
+Nodes = Mapping[str, BaseNode] | BaseDocumentStore
+
+
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What is known of documents besides the vector store; immutable.
+    """What is known of documents besides the vector store; immutable."""
 
-    Args:
-        lexical: Their words.
-        vectors: ``(m, dim)``, unit rows as the vector store holds them, in the order of
-            ``lexical.ids``; may lie in a file.
-        keys: ``(m,)``, content keys.
-        weight: Of words, in cosine units.
-        prior: None for none.
-        shifts: ``(m,)``, what the prior takes off; computed unless given.
-        scale: Of best scores beside the base model's, see :meth:`HybridRetriever.calibrate`.
-    """
-
-    lexical: BM25Index
-    vectors: Vectors
-    keys: Keys
-    weight: float = WEIGHT
+    lexical: BM25Index  #: Their words.
+    vectors: Vectors  #: ``(m, dim)``, unit rows in the order of ``lexical.ids``; maybe in a file.
+    keys: Keys  #: ``(m,)``, content keys.
+    weight: float = WEIGHT  #: Of words, in cosine units.
     prior: DocumentPrior | None = None
-    shifts: Any = None
-    scale: ScoreShift | None = None
+    shifts: Any = None  #: ``(m,)``, what the prior takes off; computed unless given.
+    scale: ScoreShift | None = None  #: See :meth:`HybridRetriever.calibrate`.
 
     def __post_init__(self) -> None:
         check_number("weight", self.weight, least=0.0)
@@ -76,9 +61,8 @@ class Views:
                 actual=f"{self.vectors.shape} and {self.keys.shape}",
             )
         if self.prior is not None and self.prior.input_dim != self.vectors.shape[1]:
-            raise ShapeError(
-                "prior", expected=f"{self.vectors.shape[1]} dimensions", actual=self.prior
-            )
+            expected = f"{self.vectors.shape[1]} dimensions"
+            raise ShapeError("prior", expected=expected, actual=self.prior)
         if self.prior is None:
             object.__setattr__(self, "shifts", np.zeros(count, dtype=np.float32))
         elif self.shifts is None:
@@ -99,6 +83,38 @@ class Views:
         cosines = self.vectors[rows] @ query
         mixed = cosines + np.float32(self.weight) * shares[rows] - self.shifts[rows]
         return np.asarray(mixed, dtype=np.float32)
+
+
+class SteppedRetriever(BaseRetriever):
+    """Finds nodes by a generator of calls, :meth:`_steps`, both ways."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return run_steps(self._steps(query_bundle))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await arun_steps(self._steps(query_bundle))
+
+    def _steps(self, bundle: QueryBundle) -> Steps[list[NodeWithScore]]:
+        raise NotImplementedError
+
+
+def check_retriever(name: str, retriever: object) -> None:
+    """Refuse, by an :class:`OptionError`, what is no retriever."""
+    hint = "Of an index: index.as_retriever(similarity_top_k=100)."
+    check_kind(name, retriever, BaseRetriever, "a LlamaIndex retriever", hint)
+
+
+def check_nodes(nodes: object) -> None:
+    """Refuse, by an :class:`OptionError`, where no node can be looked up."""
+    check_kind("nodes", nodes, (Mapping, BaseDocumentStore), "a dict of id → node or a docstore")
+
+
+def fetch_nodes(nodes: Nodes, ids: list[str]) -> Steps[dict[str, BaseNode]]:
+    """Yield the call that gets nodes by their ids; those that are not known are passed over."""
+    if isinstance(nodes, BaseDocumentStore):
+        stored = yield nodes.get_nodes, nodes.aget_nodes, (ids, False)
+        return {node.node_id: node for node in stored}
+    return {name: nodes[name] for name in ids if name in nodes}
 
 
 def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
@@ -193,13 +209,10 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
 
 def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
     """Read what :func:`write` wrote, or raise a FolderError; the vectors stay on disk."""
-    config = files.read_json_object(folder / CONFIG, error=FolderError)
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        raise FolderError(f"{folder}: expected format {FORMAT_VERSION}, found {version!r}.")
+    config = files.read_format(folder / CONFIG, FORMAT_VERSION)
     arrays = files.read_arrays(folder / ARRAYS)
     own = {n.removeprefix("prior."): a for n, a in arrays.items() if n.startswith("prior.")}
-    try:
+    with files.legible(f"{folder}: not a saved retriever"):
         prior: Any = config["prior"] and restore(config["prior"], own, where=str(folder))
         if not (prior is None or isinstance(prior, DocumentPrior)):
             raise TypeError(f"a {type(prior).__name__} in place of a prior")
@@ -215,6 +228,3 @@ def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
             {name: int(value) for name, value in config["settings"].items()},
             saving.read_fingerprint(base, probes, where=folder),
         )
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as cause:
-        reason = truncate(str(cause), 300)
-        raise FolderError(f"{folder}: not a saved retriever, or damaged ({reason}).") from cause

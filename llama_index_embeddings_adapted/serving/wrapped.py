@@ -1,34 +1,125 @@
-"""Models around a base model: how LlamaIndex asks them, how they are saved, copied and sent."""
+"""Models around a base model: how LlamaIndex asks them, how they are saved, copied and sent.
+
+A model fires LlamaIndex's events once per call, so it must not call the base model's public
+methods; what those do besides (rate limit, cache) is done here. Unlike there, a query and a
+document of the same text never share a cache entry.
+
+What can be asked both ways is written once: a generator yields calls, each with its asynchronous
+twin, and :func:`run_steps` or :func:`arun_steps` makes them.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_serializer
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR  # type: ignore[attr-defined]
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from typing_extensions import Self
 
 from ..adapters import saving
-from ..adapters.base import Adapter
-from ..core.arrays import Role, as_vectors, content_hashes
-from ..core.files import from_bytes, to_bytes
+from ..core.arrays import Role
+from ..data.reading import repaired
+from ..encoding import base_model
 from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of
-from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import base_name, rebuild_base, without_url_secrets
-from ..errors import OptionError, check_kind
-from .base_vectors import Steps, arun_steps, base_vectors, run_steps
+from ..errors import EncodeError, OptionError, check_kind
 
+T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+#: A function, its asynchronous twin, and their arguments.
+Call = tuple[Callable[..., Any], Callable[..., Awaitable[Any]], tuple[Any, ...]]
+Steps = Generator[Call, Any, T]
+#: What a folder holds: how to build the base model, its fingerprint, and arguments.
+Loaded = tuple[dict[str, Any] | None, Fingerprint | None, dict[str, Any]]
+
+
+def run_steps(steps: Steps[T]) -> T:
+    """Make the calls that a generator yields; return what it returns."""
+    answer: Any = None
+    while True:
+        try:
+            call, _, arguments = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        answer = call(*arguments)
+
+
+async def arun_steps(steps: Steps[T]) -> T:
+    """Await the calls that a generator yields; return what it returns."""
+    answer: Any = None
+    while True:
+        try:
+            _, call, arguments = steps.send(answer)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        answer = await call(*arguments)
+
+
+def base_vectors(
+    model: BaseEmbedding,
+    texts: Sequence[str],
+    role: Role,
+    size: int,
+    manager: CallbackManager,
+    cache: Any | None = None,
+) -> Steps[list[Embedding]]:
+    """Yield the calls that embed texts: look up, wait for the limiter, ask, remember.
+
+    The store is LlamaIndex's, by default the base model's own ``embeddings_cache``, whose documents
+    are shared with the model, its queries kept apart. ``manager`` is that of the model served.
+    """
+    base_model.clear_trace_map(manager)
+    texts = [repaired(text) for text in texts]  # half a surrogate is no text to a server
+    missing, found = list(dict.fromkeys(texts)), dict[str, Embedding]()
+    store: Any = model.embeddings_cache if cache is None else cache
+    if store is not None:
+        collection = "embeddings"
+        if cache is not None or role == "query":
+            collection = f"embeddings:{role}:{fingerprint_of(model).digest}"
+        for text in missing:
+            # LlamaIndex's stores keep one vector as {random id: vector}, shared with us.
+            if entry := (yield store.get, store.aget, (text, collection)):
+                found[text] = next(iter(entry.values()))
+        missing = [text for text in missing if text not in found]
+    ask, aask, step = _ways(model, role, min(size, len(missing)))
+    for start in range(0, len(missing), step):
+        batch = missing[start : start + step]
+        if (limiter := model.rate_limiter) is not None:
+            yield limiter.acquire, limiter.async_acquire, ()
+        answers = base_model.whole_batch(model, (yield ask, aask, (batch,)), batch)
+        found.update(zip(batch, answers, strict=True))
+        for text, answer in zip(batch, answers, strict=True) if store is not None else ():
+            if not np.isfinite(answer).all():  # remembered, it would be served for ever
+                name = base_name(model)
+                raise EncodeError(f"{name} gave a vector with NaN or infinity.", text=text)
+            yield store.put, store.aput, (text, {str(uuid.uuid4()): answer}, collection)
+    return [found[text] for text in texts]
+
+
+def _ways(
+    model: BaseEmbedding, role: Role, size: int
+) -> tuple[Callable[..., Any], Callable[..., Awaitable[Any]], int]:
+    """Return how to ask for a batch, both ways, and how large it may be."""
+    if role == "document":
+        return model._get_text_embeddings, model._aget_text_embeddings, max(size, 1)
+
+    async def alone(batch: list[str]) -> list[Embedding]:
+        return [await model._aget_query_embedding(text) for text in batch]
+
+    if size > 1 and (together := base_model.query_batch(model)) is not None:
+        return together, alone, size
+    return lambda batch: [model._get_query_embedding(text) for text in batch], alone, 1
 
 
 def without_span(method: Method) -> Method:
@@ -98,10 +189,6 @@ class WrappedEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await self._aembed(texts, "document")
-
-
-#: What a folder holds: how to build the base model, its fingerprint, and arguments.
-Loaded = tuple[dict[str, Any] | None, Fingerprint | None, dict[str, Any]]
 
 
 class ServedEmbedding(WrappedEmbedding):
@@ -233,13 +320,9 @@ class ServedEmbedding(WrappedEmbedding):
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
         """Give what :meth:`from_dict` needs, as JSON knows it, without the base model's secrets."""
-        return {
-            "class_name": self.class_name(),
-            "model_name": self.model_name,
-            "embed_batch_size": self.embed_batch_size,
-            "num_workers": self.num_workers,
-            **self._described(),
-        }
+        names = ("model_name", "embed_batch_size", "num_workers")
+        settings = {name: getattr(self, name) for name in names}
+        return {"class_name": self.class_name(), **settings, **self._described()}
 
     @classmethod
     def from_dict(
@@ -263,87 +346,3 @@ class ServedEmbedding(WrappedEmbedding):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Copy the model; what does not change is shared: the base model, its limits, weights."""
         return type(self)(**{**self.__getstate__(), **self._shared()})
-
-
-class DocumentEmbedding(WrappedEmbedding):
-    """The document side of an adapted model, for ``IngestionPipeline`` and for building indexes.
-
-    A pipeline keeps nodes by the dict of the transformation that made them. This one's,
-    ``description``, names only what document vectors depend on. Vectors of the base model are kept
-    on disk, by model and text. Made by :meth:`AdaptedEmbedding.for_documents`.
-    """
-
-    _NAME: ClassVar[str] = "DocumentEmbedding"
-    _base: BaseEmbedding = PrivateAttr()
-    _adapter: Adapter | None = PrivateAttr()
-    _cache: VectorCache = PrivateAttr()
-    _description: dict[str, Any] = PrivateAttr()
-
-    def __init__(
-        self,
-        base: BaseEmbedding,
-        adapter: Adapter | None,
-        description: dict[str, Any],
-        *,
-        cache_dir: CacheDir = None,
-    ) -> None:
-        super().__init__(base, "", model_name=base.model_name)
-        fingerprint, folder = fingerprint_of(base), cache_folder(cache_dir)
-        self._base, self._adapter = base, adapter
-        self._cache = VectorCache(folder, fingerprint)
-        self._description = dict(description)
-        if adapter is not None or not _is_first(description, fingerprint, folder):
-            self._description["fingerprint"] = fingerprint.digest
-
-    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Return the dict of the base model, where the adapter leaves documents alone.
-
-        A second base model with the dict of the first but with other vectors has its fingerprint in
-        it, too; so has every adapter that moves documents.
-        """
-        return dict(self._description)
-
-    def close(self) -> None:
-        """Release the files of the vector cache."""
-        self._cache.close()
-
-    def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
-        if role == "query":
-            raise OptionError(
-                "This model embeds documents only; ask the adapted model for queries."
-            )
-        if not texts:
-            return []
-        distinct = list(dict.fromkeys(texts))
-        rows, found = self._cache.get(role, distinct)
-        vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
-        if missing := [text for text in distinct if text not in vectors]:
-            asked = self._base, missing, role, self.embed_batch_size, self.callback_manager
-            answers = yield from base_vectors(*asked)
-            new = as_vectors(np.array(answers), what="document vectors of the base model")
-            self._cache.put(role, missing, new)
-            vectors.update(zip(missing, new, strict=True))
-        moved = np.stack([vectors[text] for text in texts])
-        if self._adapter is not None:
-            moved = self._adapter.apply(moved, role, content_hashes(texts))
-        embedded: list[Embedding] = moved.tolist()
-        return embedded
-
-
-_first_seen: dict[str, Fingerprint] = {}
-
-
-def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | None) -> bool:
-    """Return whether a model is the first with this dict, or has the vectors of the first."""
-    key = hashlib.sha256(str(description).encode(errors="surrogatepass")).hexdigest()
-    if folder is None:
-        return model.agrees_with(_first_seen.setdefault(key, model))
-    path = folder / "ingestion" / f"{key}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as folder_of_ours, suppress(FileExistsError):
-            written = Path(folder_of_ours) / path.name
-            written.write_bytes(to_bytes({"probes": model.probes}))
-            os.link(written, path)  # whole, unless somebody else was first
-    probes: Any = from_bytes(path.read_bytes(), where=str(path))["probes"]
-    return model.agrees_with(Fingerprint(model.name, probes))

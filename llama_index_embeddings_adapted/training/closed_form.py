@@ -21,6 +21,10 @@ from ..errors import OptionError
 Matrix = NDArray[np.float64]
 
 _FLAT = 1e-12  # mean variance below which there is no direction to speak of
+MOST_KEYS = 16_384  # a gigabyte of kernel; time grows with its third power
+MOST_DIMENSIONS = 1_024
+_ROWS = 6_000  # of queries and of documents that the span is found from
+_MORE = 64  # directions that are tried beyond those kept
 
 
 class Spectrum:
@@ -79,9 +83,6 @@ class Spectrum:
         return values, (rows.T @ combinations) / np.sqrt(count * values)
 
 
-MOST_KEYS = 16_384  # a gigabyte of kernel; time grows with its third power
-
-
 def kernel_ridge(
     queries: Vectors, values: Vectors, *, temperature: float, penalty: float = 0.1, seed: int = 0
 ) -> tuple[Vectors, Vectors]:
@@ -116,24 +117,13 @@ def whitening(
 
     ``W = V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, with ``w, V`` the eigenpairs of the
     document covariance, scaled so that its mean eigenvalue is 1. Applied to queries alone it stands
-    for a milder whitening of both sides.
-
-    Args:
-        documents: ``(m, dim)``, vectors of the base model, or their spectrum.
-        power: 0 changes nothing, 0.5 on both sides would whiten.
-        shrinkage: Towards equal eigenvalues, in units of their mean, ``> 0``.
-        bias: Give the adapter a bias, zero to begin with.
-
-    Raises:
-        OptionError: ``power`` or ``shrinkage`` out of range.
-
-    Source:
-        Su et al. 2021, arXiv:2103.15316, with the exponent and the shrinkage added.
+    for a milder whitening of both sides. A power of 0 changes nothing, 0.5 on both sides would
+    whiten; it is in [0, 1], the shrinkage ``> 0``, in units of the mean eigenvalue, else it is an
+    OptionError. Source: Su et al. 2021, arXiv:2103.15316, with exponent and shrinkage added.
     """
     if not 0 <= power <= 1 or not shrinkage > 0:
-        raise OptionError(
-            f"Expected power in [0, 1] and shrinkage > 0, got {power!r} and {shrinkage!r}."
-        )
+        given = f"{power!r} and {shrinkage!r}"
+        raise OptionError(f"Expected power in [0, 1] and shrinkage > 0, got {given}.")
     spectrum = documents if isinstance(documents, Spectrum) else Spectrum(documents)
     weight = spectrum.power(power, shrinkage)
     zero = np.zeros(len(weight), dtype=np.float32) if bias else None
@@ -145,10 +135,7 @@ def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
 
     ``W = argmin Σ ‖W q_i - t_i‖² + λ ‖W - I‖²``, with ``t_i`` the mean of the unit vectors of the
     relevant documents and λ the strength, ``> 0``, in units of the mean eigenvalue of ``QᵀQ``. A
-    large one stays at the identity.
-
-    Source:
-        Hoerl and Kennard 1970, shrunk to the identity instead of zero.
+    large one stays at the identity. Source: Hoerl and Kennard 1970, shrunk to the identity.
     """
     queries = l2_normalize(train.queries).astype(np.float64)
     missing = mean_documents(train.relevance, train.documents) - queries  # what the identity lacks
@@ -186,10 +173,8 @@ def nudge_n(train: EncodedDataset, distance: float) -> NudgeAdapter:
     """Turn each document towards the sum of its training queries, on the unit sphere.
 
     ``distance`` is γ, the squared length of the longest offset, in [0, 2]. Documents nearer to
-    their queries' direction than that arrive there; those on the far side of it stay.
-
-    Source:
-        NUDGE-N, Zeighami et al. 2024, arXiv:2409.02343, theorem 2.
+    their queries' direction than that arrive there; those on the far side of it stay. Source:
+    NUDGE-N, Zeighami et al. 2024, arXiv:2409.02343, theorem 2.
     """
     queries, relevant = l2_normalize(train.queries), train.canonical_rows[train.relevance.documents]
     asked = np.unique(relevant)
@@ -205,20 +190,13 @@ def nudge_n(train: EncodedDataset, distance: float) -> NudgeAdapter:
     return NudgeAdapter.of(train.keys[asked], moved - documents)
 
 
-MOST_DIMENSIONS = 1_024
-_ROWS = 6_000  # of queries and of documents that the span is found from
-_MORE = 64  # directions that are tried beyond those kept
-
-
 def span(data: EncodedDataset, most: int = MOST_DIMENSIONS, *, seed: int = 0) -> Vectors:
     """Return the main directions of queries and documents, ``(dim, k)``, orthonormal.
 
     All of them, ``k = dim``, up to ``most``: a map is better trained along them too, as Adam gives
-    every coordinate a rate of its own. 6,000 queries and as many documents are looked at.
-
-    Source:
-        Halko et al. 2011, Finding structure with randomness, algorithms 4.3 and 5.1, where vectors
-        are wider than ``most``.
+    every coordinate a rate of its own. 6,000 queries and as many documents are looked at; where
+    vectors are wider than ``most``, as in Halko et al. 2011, Finding structure with randomness,
+    algorithms 4.3 and 5.1.
     """
     random, dim = np.random.default_rng(seed), data.queries.shape[1]
     rows = [

@@ -21,7 +21,7 @@ from llama_index.core.schema import BaseNode
 from ..adapters import saving
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
-from ..adapters.sketch import QuerySketch
+from ..adapters.saving import QuerySketch
 from ..core import files
 from ..core.arrays import Vectors
 from ..core.encoded import EncodedDataset
@@ -31,16 +31,9 @@ from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
 from ..errors import NotTrainedError, OptionError, check_whole
+from ..evaluation import held_out
 from ..evaluation.comparison import Comparison
-from ..evaluation.held_out import (
-    Validation,
-    check_queries_differ,
-    compare_by_part,
-    drop_leaked_queries,
-    hold_out_split,
-    labels_look_random,
-    scoring_notes,
-)
+from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
 from ..evaluation.reports import Deployment, FinetuneReport
 from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
@@ -203,9 +196,7 @@ class EmbeddingAdapterFinetuneEngine:
     def finetune(self, **train_kwargs: Any) -> None:
         """Embed what is not cached, train, and save the adapter to ``model_output_path``.
 
-        Args:
-            train_kwargs: Override those of the constructor for this call.
-
+        ``train_kwargs`` override those of the constructor for this call.
         Raises:
             DatasetError: Too few queries to hold some out.
             FolderError: ``model_output_path`` cannot be written, or holds something else.
@@ -255,15 +246,16 @@ class EmbeddingAdapterFinetuneEngine:
         """Train with early stopping, then on everything for as many epochs."""
         own = encoder.dataset(self.dataset)
         given = None if self._val_dataset is None else encoder.dataset(self._val_dataset)
-        data = own if given is None else drop_leaked_queries(own, given)
+        data = own if given is None else held_out.drop_leaked_queries(own, given)
         start, dim = self._start, data.documents.shape[1]
         if start is None and options.start == "identity":
             start = LinearAdapter.identity(dim, bias=options.bias)
         start = start or whitening(data.documents, bias=options.bias)
-        looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
-        train, validation = hold_out_split(data, given, expect=options.expect, seed=options.seed)
-        shown, on_step = self._show_progress, self._checkpoint
-        fitted = fit(train, validation, start, options, show_progress=shown, on_step=on_step)
+        seed, shown = options.seed, self._show_progress
+        looks_random = held_out.labels_look_random(data, seed=seed, tell=shown)
+        train, validation = held_out.hold_out_split(data, given, expect=options.expect, seed=seed)
+        settings: dict[str, Any] = {"show_progress": shown, "on_step": self._checkpoint}
+        fitted = fit(train, validation, start, options, **settings)
         candidate = fitted.adapter
         if options.refit and fitted.best_epoch and not fitted.interrupted:
             again = refit(data, start, options, epochs=fitted.best_epoch, show_progress=shown)
@@ -272,7 +264,7 @@ class EmbeddingAdapterFinetuneEngine:
         texts, views = self._texts(validation, given), None
         if options.lexical:
             held = (validation, texts, fitted.adapter, train.queries, self._asked())
-            views = judge_on(*held, seed=options.seed)
+            views = judge_on(*held, seed=seed)
         notes = scoring_notes(validation.parts[0].data, candidate)
         report = FinetuneReport(
             *compare_by_part(judged["base"], judged["adapted"], validation.known),
@@ -294,7 +286,7 @@ class EmbeddingAdapterFinetuneEngine:
         given = self._val_dataset
         everything = self.dataset if given is None else self.dataset.merged(given)
         data = encoder.dataset(everything)
-        check_queries_differ(data)
+        held_out.check_queries_differ(data)
         tuned = tune(
             data,
             options,
@@ -383,8 +375,7 @@ class EmbeddingAdapterFinetuneEngine:
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
         """Return the base model with the trained adapter; :class:`NotTrainedError` before training.
 
-        Args:
-            model_kwargs: Passed to :class:`AdaptedEmbedding`.
+        ``model_kwargs`` are passed to :class:`AdaptedEmbedding`.
         """
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model

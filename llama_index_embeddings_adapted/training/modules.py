@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
-from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_blocks
+from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
+from .closed_form import Spectrum
 from .options import TrainingOptions
 
 Forward = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Any]], Tensor]
 
-_ACTIVATIONS = {
-    "relu": torch.relu,
-    "leaky_relu": nn.functional.leaky_relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
+_ACTIVATIONS = {name: getattr(torch, name) for name in ("relu", "tanh", "sigmoid")}
+_ACTIVATIONS["leaky_relu"] = nn.functional.leaky_relu
+MOST_BYTES = 512 * 2**20  # held as one tensor
+NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
 def _linear(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
@@ -55,11 +54,7 @@ _KINDS: dict[type[Adapter], tuple[Forward, tuple[str, ...]]] = {
 
 
 class TrainableAdapter(nn.Module):
-    """An adapter whose weights can be trained.
-
-    Raises:
-        OptionError: No training is known for its class.
-    """
+    """An adapter whose weights can be trained; of another class, it is an OptionError."""
 
     def __init__(self, start: Adapter, device: torch.device) -> None:
         super().__init__()
@@ -97,9 +92,6 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-MOST_BYTES = 512 * 2**20  # held as one tensor
-
-
 class TrainingDocuments:
     """Unit rows of documents, ``(m, dim)`` of the base model, as tensors.
 
@@ -120,13 +112,9 @@ class TrainingDocuments:
 
     def moment(self) -> Tensor:
         """Return the mean of ``d dᵀ`` over all documents, ``(dim, dim)``."""
-        count, dim = self._vectors.shape
         if self._all is not None:
-            return torch.div(self._all.T @ self._all, count)
-        total = np.zeros((dim, dim))
-        for block in normalized_blocks(self._vectors):
-            total += block.T @ block
-        return as_tensor((total / count).astype(np.float32), self._device)
+            return torch.div(self._all.T @ self._all, len(self._vectors))
+        return as_tensor(Spectrum(self._vectors).moment, self._device)
 
 
 class Competition:
@@ -182,10 +170,8 @@ class Competition:
 
     def among(self, batch: Rows, candidates: Rows) -> tuple[Qrels, Qrels]:
         """Return a batch's relevant documents, and what does not compete for it, as candidates."""
-        relevant, hidden = (
-            q.take(batch).among(candidates) for q in (self._relevance, self._hidden)
-        )
-        return relevant, hidden
+        relevant, hidden = self._relevance.take(batch), self._hidden.take(batch)
+        return relevant.among(candidates), hidden.among(candidates)
 
 
 def _union(*rows: Rows) -> Rows:
@@ -194,9 +180,6 @@ def _union(*rows: Rows) -> Rows:
     first = np.ones(len(ordered), dtype=bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return ordered[first]
-
-
-NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
 def ranking_nll(

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
+from .. import errors
 from ..adapters.base import Adapter
-from ..errors import MetricError, OptionError, ShapeError, check_known, check_number, check_whole
+from ..errors import OptionError, check_choice, check_known, check_number, check_whole
 from ..evaluation.metrics import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
@@ -47,9 +48,8 @@ class _Checked:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in _CHOICES and value not in _CHOICES[name]:
-                choices = ", ".join(map(str, _CHOICES[name]))
-                raise OptionError(f"{name}: expected one of {choices}, got {value!r}.")
+            if name in _CHOICES:
+                check_choice(name, value, _CHOICES[name])
             if name in _WHOLE or (name in _WHOLE_OR_NONE and value is not None):
                 check_whole(name, value)
             if name in _RANGES:
@@ -164,9 +164,9 @@ def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) 
 def check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
     """Refuse, by a :class:`ShapeError`, what to start from or expect if the base model differs."""
     if dim is not None and dim != base:
-        raise ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
+        raise errors.ShapeError("dim", expected=f"{base}, as the base model gives", actual=dim)
     if start is not None and (start.input_dim, start.output_dim) != (base, base):
-        raise ShapeError(
+        raise errors.ShapeError(
             "adapter_model",
             expected=f"{base} → {base}, as the base model gives",
             actual=f"{start.input_dim} → {start.output_dim}",
@@ -240,10 +240,8 @@ class ComposedOptions(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.hard_negatives, bool) or not isinstance(self.hard_negatives, int):
-            raise OptionError(f"hard_negatives: expected a number, got {self.hard_negatives!r}.")
-        check_number("hard_negatives", self.hard_negatives, least=0.0)
+        check_whole("hard_negatives", self.hard_negatives, least=0)
         try:
             parse(self.metric)
-        except MetricError as cause:
+        except errors.MetricError as cause:
             raise OptionError(f"metric: {cause}") from cause

@@ -26,17 +26,14 @@ from ..core.encoded import EncodedDataset
 from ..errors import OptionError, TrainingError
 from ..evaluation.held_out import Gain, Validation
 from ..evaluation.reports import Epoch
-from .modules import (
-    Competition,
-    TrainableAdapter,
-    TrainingDocuments,
-    as_tensor,
-    ranking_nll,
-    score_drift,
-)
+from . import modules
+from .modules import Competition, TrainableAdapter, TrainingDocuments, as_tensor, ranking_nll
 from .options import TrainingOptions
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
+OnStep = Callable[[int, Callable[[], Adapter]], None]
+_TEMPERATURE_RANGE = (0.005, 1.0)
+_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
 
 @contextmanager
@@ -82,12 +79,6 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
 
 
-OnStep = Callable[[int, Callable[[], Adapter]], None]
-
-_TEMPERATURE_RANGE = (0.005, 1.0)
-_PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
-
-
 @dataclass(frozen=True, eq=False)
 class Fit:
     """What training found.
@@ -115,10 +106,7 @@ def fit(
 
     An epoch is better when its :class:`Gain` is higher and harmless. Interrupting from the keyboard
     keeps the best so far. ``on_step`` is called after each step with its number and a function that
-    exports the adapter.
-
-    Raises:
-        TrainingError: The loss is not finite, or far above where it started.
+    exports the adapter. A loss that is not finite, or far above the first, is a TrainingError.
     """
     began = time.perf_counter()
     run = _Run(train, start, options, on_step)
@@ -141,9 +129,8 @@ def fit(
             began = time.perf_counter()
     except KeyboardInterrupt:
         interrupted = True
-        warnings.warn(
-            f"Training was interrupted; the adapter of epoch {best_epoch} is kept.", stacklevel=2
-        )
+        kept = f"the adapter of epoch {best_epoch} is kept"
+        warnings.warn(f"Training was interrupted; {kept}.", stacklevel=2)
     return Fit(best, best_epoch, tuple(history), interrupted)
 
 
@@ -284,7 +271,7 @@ class _Run:
     def _drift(self, moved: Tensor) -> Tensor:
         """Return how far the scores of documents have moved, of all of them or of a sample."""
         if self._moment is not None:
-            return score_drift(moved, self._moment)
+            return modules.score_drift(moved, self._moment)
         drawn = self._random.integers(self._count, size=self._options.anchor_documents)
         return (moved @ self._documents.take(drawn).T).square().mean()
 
@@ -298,9 +285,8 @@ class _Run:
             return make([p for p in parameters if p.requires_grad], **params)
         except (TypeError, ValueError) as cause:
             name = getattr(make, "__name__", make)
-            raise OptionError(
-                f"optimizer_class={name}, optimizer_params={params}: {cause}"
-            ) from cause
+            given = f"optimizer_class={name}, optimizer_params={params}"
+            raise OptionError(f"{given}: {cause}") from cause
 
 
 def _diverged(options: TrainingOptions, what: str) -> TrainingError:

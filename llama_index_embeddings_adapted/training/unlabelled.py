@@ -112,31 +112,17 @@ def self_trained(
     """Return a map of queries towards the documents that the views rank first for them.
 
     Vectors, words and prior together are right more often than vectors alone, so that their first
-    document is a label, if a noisy one. The map is that of :func:`ridge`.
-
-    Args:
-        views: Words, vectors and prior of the documents.
-        texts: ``n`` queries.
-        queries: ``(n, dim)``, their vectors.
-        shrinkage: Towards the identity, ``> 0``. Where squares of the queries sum up to as much
-            along a direction, the map goes half of the way.
-
-    Source:
-        Self-training (Yarowsky 1995, DOI 10.3115/981658.981684), its teacher being the mixture.
+    document is a label, if a noisy one. The map is that of :func:`ridge`; ``queries``, ``(n,
+    dim)``, are the vectors of the texts. ``shrinkage``, ``> 0``, is towards the identity: where
+    squares of the queries sum up to as much along a direction, the map goes half of the way.
+    Source: self-training (Yarowsky 1995, DOI 10.3115/981658.981684) by the mixture.
     """
-    first = ranked(
-        views.lexical, texts, l2_normalize(queries), views.vectors, views.weight, views.shifts, 1
-    )
+    asked = views.lexical, texts, l2_normalize(queries)
+    first = ranked(*asked, views.vectors, views.weight, views.shifts, 1)
     count, dim = queries.shape
-    data = EncodedDataset(
-        queries,
-        views.vectors,
-        Qrels.from_lists(first.tolist()),
-        tuple(map(str, range(count))),
-        views.lexical.ids,
-        np.arange(len(views.keys)),
-        views.keys,
-    )
+    ids = tuple(map(str, range(count))), views.lexical.ids
+    labels, rows = Qrels.from_lists(first.tolist()), np.arange(len(views.keys))
+    data = EncodedDataset(queries, views.vectors, labels, *ids, rows, views.keys)
     return ridge(data, shrinkage * dim / count)
 
 

@@ -179,9 +179,7 @@ class Unknown(LinearAdapter):
         (Unknown(np.eye(DIM)), "a.onnx", {}, r"Unknown has no trace\(\) for a query"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_a_sentence(
-    adapter, name, settings, message, tmp_path
-):
+def test_what_cannot_be_exported_is_refused(adapter, name, settings, message, tmp_path):
     with pytest.raises(OptionError, match=message):
         adapter.export(tmp_path / name, **settings)
     assert not [*tmp_path.iterdir()]

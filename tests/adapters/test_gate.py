@@ -34,48 +34,39 @@ def gate(
     )
 
 
-def test_features_are_cosines_to_training_queries_and_to_both_kinds_of_documents() -> None:
+def test_features_are_cosines_to_training_queries_and_to_both_kinds_of_documents():
     # At 0 degrees: the training queries have cosines 1/2 and 0, the documents 1/2 and 0. The log
     # odds are 0.5 / 0.05 - 0 / 0.05 = 10, times the temperature of 0.05.
     found = gate().features(at(0))
     assert found.shape == (1, len(FEATURES))
     assert np.allclose(found, [[0.5, 0.25, 0.5, 0.0, 0.5, 0.5]], atol=1e-6)
-
-
-def test_the_mean_is_over_the_three_nearest_training_queries():
     found = gate(queries=(0, 60, 90, 120, 180)).features(at(0))
     assert np.allclose(found[0, :2], [1.0, 0.5], atol=1e-6)  # (1 + 1/2 + 0) / 3
 
 
-def test_documents_left_out_of_the_sample_are_made_up_for() -> None:
+def test_documents_left_out_are_made_up_for_and_none_are_as_far_as_can_be():
     # A sample of a quarter stands for four times as much mass.
     whole, sampled = gate(), gate(shares=(0.25, 1.0))
     more = sampled.features(at(0)) - whole.features(at(0))
     assert np.allclose(more, [[0, 0, 0, 0, 0, 0.05 * np.log(4)]], atol=1e-6)
-
-
-def test_without_other_documents_they_are_as_far_as_can_be():
     found = gate(others=()).features(at(0, 180))
     assert np.allclose(found[0], [0.5, 0.25, 0.5, -1.0, 1.5, 1.5], atol=1e-6)
     assert np.isfinite(found).all()
 
 
-def test_the_probability_is_logistic_in_the_features() -> None:
+def test_the_probability_is_logistic_in_the_features_and_shifted_by_odds():
     # log odds 4 · 0.5 - 1 = 1
     found = gate(coefficients=(4, 0, 0, 0, 0, 0, -1)).known(at(0))
     assert found == pytest.approx([1 / (1 + np.exp(-1))])
     assert gate().known(at(0, 90)).tolist() == [0.5, 0.5]
+    assert gate().with_odds(np.log(3)).known(at(0)) == pytest.approx([0.75])
+    assert gate().with_odds(-50.0).known(at(0)) == pytest.approx([0.0], abs=1e-6)
+    assert gate().with_odds(50.0).known(at(0)) == pytest.approx([1.0])
 
 
 def test_features_beyond_what_was_seen_count_as_the_nearest_that_was():
     found = gate(coefficients=(4, 0, 0, 0, 0, 0, 0), bound=0.25).known(at(0, 210))
     assert found == pytest.approx([1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))], abs=1e-6)
-
-
-def test_odds_shift_the_probability():
-    assert gate().with_odds(np.log(3)).known(at(0)) == pytest.approx([0.75])
-    assert gate().with_odds(-50.0).known(at(0)) == pytest.approx([0.0], abs=1e-6)
-    assert gate().with_odds(50.0).known(at(0)) == pytest.approx([1.0])
 
 
 def test_a_gated_adapter_goes_from_one_map_to_the_other_with_the_probability():
@@ -116,7 +107,7 @@ def two_kinds(seed: int = 0) -> tuple[EncodedDataset, np.ndarray, np.ndarray]:
     return data, ask(corpus[:100]), ask(corpus[100:])
 
 
-def test_fresh_queries_about_known_documents_are_told_from_those_about_others():
+def test_fresh_queries_about_known_documents_are_told_from_others_by_one_gate_a_seed():
     data, known, new = two_kinds()
     found = fit_gate(data)
     of_known, of_new = found.known(known), found.known(new)
@@ -124,10 +115,6 @@ def test_fresh_queries_about_known_documents_are_told_from_those_about_others():
     assert (of_known[:, None] > of_new[None, :]).mean() > 0.95
     assert of_known.mean() > 0.8
     assert of_new.mean() < 0.2
-
-
-def test_one_seed_gives_one_gate():
-    data, known, _ = two_kinds()
     first, again = (fit_gate(data, seed=3).known(known) for _ in range(2))
     assert np.array_equal(first, again)
 
@@ -142,19 +129,13 @@ def test_a_gate_remembers_samples_of_large_sets_and_their_shares(monkeypatch):
     assert found.known(known).mean() > found.known(new).mean()
 
 
-def test_each_text_counts_once_however_often_it_is_in_the_corpus():
-    data, _, _ = two_kinds()
+def test_of_others_each_text_counts_once_and_without_any_a_gate_still_learns():
+    data, known, _ = two_kinds()
     twins = np.arange(200)
     twins[101:] = 100  # all others have the same text
     same = replace(data, canonical_rows=twins, keys=data.keys[twins])
     assert len(fit_gate(same).others) == 1
-
-
-def test_where_all_documents_have_questions_a_gate_still_learns():
-    data, known, _ = two_kinds()
-    asked_only = encoded(
-        data.queries, data.documents[:100], [[i] for i in np.repeat(range(100), 3)]
-    )
+    asked_only = encoded(data.queries, data.documents[:100], [[i // 3] for i in range(300)])
     found = fit_gate(asked_only)
     assert found.others.shape == (0, 16)
     assert np.isfinite(found.known(known)).all()

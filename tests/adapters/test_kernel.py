@@ -26,33 +26,21 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_a_remembered_query_takes_its_coefficient_on_by_the_weight():
+def test_a_remembered_query_takes_its_coefficient_on_and_a_far_one_stays():
     assert np.allclose(kernel(weight=1.0).apply(KEY), (KEY + VALUE) / 2**0.5)
     assert np.allclose(kernel(weight=3.0).apply(5 * KEY), (KEY + 3 * VALUE) / 10**0.5)
-
-
-def test_a_query_far_from_all_that_is_remembered_stays_as_it_is() -> None:
     # The kernel at a right angle is exp(-1 / 0.1) = 0.00005.
     assert np.allclose(kernel(weight=1.0, temperature=0.1).apply(FAR), FAR, atol=1e-4)
 
 
-def test_coefficients_add_up_by_the_angle_and_the_temperature():
+def test_coefficients_add_up_by_the_angle_of_the_base_vector_to_the_mapped_one():
     query = np.array([0.8, 0.0, 0.6])  # its cosines with the keys are 0.8 and 0.6
     expected = query + np.exp(-0.2 / 0.2) * VALUE - np.exp(-0.4 / 0.2) * KEY
     found = kernel((KEY, FAR), (VALUE, -KEY), weight=1.0, temperature=0.2).apply(query)
     assert np.allclose(found, l2_normalize(expected[None])[0])
-
-
-def test_the_kernel_sees_the_base_vector_and_adds_to_the_mapped_one():
     turned = LinearAdapter(np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]))  # KEY becomes VALUE
     found = kernel(coefficients=(FAR,), general=turned, weight=1.0).apply(KEY)
     assert np.allclose(found, (VALUE + FAR) / 2**0.5)
-
-
-def test_the_kernel_is_the_gaussian_of_its_name():
-    first, second = l2_normalize(normal(4, 5)), l2_normalize(normal(3, 5, seed=1))
-    squared = ((first[:, None] - second[None]) ** 2).sum(axis=2)
-    assert np.allclose(gaussian(first, second, 0.3), np.exp(-squared / (2 * 0.3)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

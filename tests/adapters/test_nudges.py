@@ -12,21 +12,20 @@ def keys(*texts: str) -> Keys:
     return content_hashes(texts)
 
 
-def test_a_document_is_known_by_its_text_and_moved_by_its_offset():
+def test_a_document_is_known_by_its_text_and_moved_by_the_first_offset_of_it():
     adapter = NudgeAdapter.of(keys("apple", "whale"), np.array([Y, 3 * X]))
     found = adapter.apply(np.array([X, Y, X]), "document", keys("apple", "whale", "bus"))
     assert np.allclose(found, [(X + Y) / 2**0.5, (3 * X + Y) / 10**0.5, X])
+    adapter = NudgeAdapter.of(keys("twin", "twin"), np.array([Y, -Y]))
+    found = adapter.apply(np.array([X, X]), "document", keys("twin", "twin"))
+    assert np.allclose(found, [(X + Y) / 2**0.5] * 2)
 
 
-def test_edited_and_new_documents_keep_their_vectors_bit_for_bit():
+def test_queries_and_edited_and_new_documents_keep_their_vectors_bit_for_bit():
     adapter = NudgeAdapter.of(keys("apple"), np.array([Y]))
     vectors = np.float32([[0.6, 0.81], [0.3, 0.2]])  # not of length 1, and not made so
     found = adapter.apply(vectors, "document", keys("apple.", "an addition"))
     assert np.array_equal(found, vectors)
-
-
-def test_queries_stay_as_they_are_whatever_their_text():
-    adapter = NudgeAdapter.of(keys("apple"), np.array([Y]))
     assert np.array_equal(adapter.apply(X), X)
     assert np.array_equal(adapter.apply(X, "query", keys("apple")), X)
 
@@ -42,12 +41,6 @@ def test_where_a_document_stands_does_not_matter():
     assert NudgeAdapter.of(names[order], offsets[order]) == adapter
 
 
-def test_of_two_documents_with_one_text_the_first_offset_counts_for_both():
-    adapter = NudgeAdapter.of(keys("twin", "twin"), np.array([Y, -Y]))
-    found = adapter.apply(np.array([X, X]), "document", keys("twin", "twin"))
-    assert np.allclose(found, [(X + Y) / 2**0.5] * 2)
-
-
 def test_drift_is_the_longest_offset_and_can_be_bounded():
     names, offsets = keys("near", "far"), np.array([0.5 * Y, 4 * Y])
     assert NudgeAdapter.of(names, offsets).drift == 4.0
@@ -55,9 +48,6 @@ def test_drift_is_the_longest_offset_and_can_be_bounded():
     assert bounded.drift == 1.0
     found = bounded.apply(np.array([X, X]), "document", names)
     assert np.allclose(found, [(X + 0.5 * Y) / 1.25**0.5, (X + Y) / 2**0.5])
-
-
-def test_a_bound_leaves_an_offset_of_zero_at_zero():
     adapter = NudgeAdapter.of(keys("still"), np.array([0 * Y]), max_drift=0.5)
     assert np.array_equal(adapter.apply(X, "document", keys("still")), X)
 
@@ -72,15 +62,12 @@ def test_a_nudge_can_be_undone():
         adapter.without(keys("apple", "whale"))
 
 
-def test_keys_that_do_not_fit_are_refused():
+def test_keys_of_the_whole_range_are_kept_and_those_that_do_not_fit_refused():
     with pytest.raises(ShapeError, match=r"keys: expected \(2,\), got \(1,\)"):
         NudgeAdapter(np.array([1]), np.array([X, Y]))
     for wrong in ([2, 1], [1, 1]):
         with pytest.raises(OptionError, match="distinct content keys in ascending order"):
             NudgeAdapter(np.array(wrong), np.array([X, Y]))
-
-
-def test_keys_of_the_whole_range_are_kept():
     largest = np.array([0, 2**64 - 1], dtype=np.uint64)
     adapter = NudgeAdapter(largest, np.array([Y, Y]))
     found = adapter.apply(np.array([X, X]), "document", largest)

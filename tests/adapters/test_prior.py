@@ -64,7 +64,7 @@ def test_values_of_their_own_and_undoing():
     assert undone.nearness(DOCUMENTS, KEYS)[3] == pytest.approx(0.9)
 
 
-def test_limits_bound_what_a_score_may_change():
+def test_limits_bound_what_a_score_may_change_and_the_most_moved_come_first():
     prior = DocumentPrior.of(BANK, DOCUMENTS)
     most = float(np.abs(prior.shifts(DOCUMENTS)).max())
     bounded = prior.changed(limit=most / 2)
@@ -73,10 +73,6 @@ def test_limits_bound_what_a_score_may_change():
     assert lengths == pytest.approx(lengths[0])
     assert bounded.changed(weight=0.4).limit == pytest.approx(most)
     assert DocumentPrior(BANK, weight=0.0).changed(weight=0.3).limit == pytest.approx(0.3)
-
-
-def test_the_most_moved_come_first_with_the_sign_of_their_change():
-    prior = DocumentPrior.of(BANK, DOCUMENTS)
     changes = -prior.shifts(DOCUMENTS)
     moved = prior.most_moved([f"d{row}" for row in range(COUNT)], DOCUMENTS, count=5)
     assert len(moved) == 5

@@ -32,23 +32,11 @@ def saved(model, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-# --- there and back -------------------------------------------------------------------------
-def test_a_saved_model_comes_back_as_it_was(model, base, saved):
+def test_a_saved_model_comes_back_as_it_was_and_its_folder_says_what_is_in_it(model, base, saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, base)
     assert loaded.adapter == model.adapter
     assert loaded.training == {"data": "abc", "seed": 3}
     assert loaded.get_query_embedding("why?") == model.get_query_embedding("why?")
-
-
-def test_a_model_that_shows_its_base_stays_so(base, tmp_path):
-    shown = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)), transform_query=False)
-    shown.save_pretrained(tmp_path / "a")
-    assert AdaptedEmbedding.from_pretrained(tmp_path / "a", base).transform_query is False
-    applied = AdaptedEmbedding.from_pretrained(tmp_path / "a", base, transform_query=True)
-    assert np.allclose(applied.get_query_embedding("x"), -np.float32(base.vector("query", "x")))
-
-
-def test_the_folder_says_what_is_in_it(saved):
     assert sorted(path.name for path in saved.iterdir()) == [
         "README.md",
         "adapter.safetensors",
@@ -62,6 +50,14 @@ def test_the_folder_says_what_is_in_it(saved):
     assert config["base_model"]["name"] == "CountingEmbedding"
     assert config["base_model"]["settings"]["dim"] == config["base_model"]["dim"] == 16
     assert load_file(saved / "adapter.safetensors").keys() == {"weight", "fingerprint.probes"}
+
+
+def test_a_model_that_shows_its_base_stays_so(base, tmp_path):
+    shown = AdaptedEmbedding(base, LinearAdapter(-np.eye(16)), transform_query=False)
+    shown.save_pretrained(tmp_path / "a")
+    assert AdaptedEmbedding.from_pretrained(tmp_path / "a", base).transform_query is False
+    applied = AdaptedEmbedding.from_pretrained(tmp_path / "a", base, transform_query=True)
+    assert np.allclose(applied.get_query_embedding("x"), -np.float32(base.vector("query", "x")))
 
 
 def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
@@ -79,10 +75,13 @@ def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
     assert 'AdaptedEmbedding.from_pretrained("mine", base_embed_model)' in card
 
 
-# --- replacing ------------------------------------------------------------------------------
-def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(base, saved):
+def test_saving_again_replaces_the_folder_or_leaves_it_and_nothing_beside_it(base, saved):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(saved)
     assert Adapter.load(saved) == LinearAdapter.identity(16)
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        folders.write(saved, {"adapter": object()}, {})
+    assert isinstance(Adapter.load(saved), LinearAdapter)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 
 
@@ -95,14 +94,6 @@ def test_a_folder_with_other_files_is_not_replaced(model, saved):
         model.save_pretrained(saved / "notes.txt")
 
 
-def test_a_failed_save_leaves_the_old_folder(saved):
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        folders.write(saved, {"adapter": object()}, {})
-    assert isinstance(Adapter.load(saved), LinearAdapter)
-    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
-
-
-# --- is it the right model? -----------------------------------------------------------------
 class Instructed(CountingEmbedding):
     def vector(self, role: str, text: str) -> list[float]:
         return super().vector(role, f"query: {text}" if role == "query" else text)
@@ -122,16 +113,13 @@ def test_another_model_or_a_changed_one_of_the_same_name_is_refused(saved, other
         AdaptedEmbedding.from_pretrained(saved, other)
 
 
-def test_float_noise_and_another_class_of_the_same_vectors_are_accepted(saved):
+def test_verifying_asks_for_probes_only_and_accepts_noise_and_another_class(saved):
     class Noisy(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
             noise = np.random.default_rng(len(text)).standard_normal(16)
             return (np.array(super().vector(role, text)) + 1e-3 * noise).tolist()
 
     AdaptedEmbedding.from_pretrained(saved, Noisy())
-
-
-def test_verifying_asks_for_the_probe_texts_only(saved):
     base = CountingEmbedding()
     AdaptedEmbedding.from_pretrained(saved, base)
     assert {text for _, text in base.asked} == set(PROBE_TEXTS)
@@ -140,8 +128,6 @@ def test_verifying_asks_for_the_probe_texts_only(saved):
     loaded = AdaptedEmbedding.from_pretrained(saved, unasked, verify=False)
     assert (loaded.base_embed_model, unasked.asked) == (unasked, [])
 
-
-# --- damage ---------------------------------------------------------------------------------
 
 Damage = Callable[[Path], object]
 
@@ -216,23 +202,19 @@ def test_a_damaged_folder_is_refused(base, saved, damage):
         AdaptedEmbedding.from_pretrained(saved, base)
 
 
-def test_a_missing_folder_is_named(base, tmp_path):
-    with pytest.raises(FolderError, match="nowhere: no such folder"):
-        AdaptedEmbedding.from_pretrained(tmp_path / "nowhere", base)
-    with pytest.raises(FolderError, match="nowhere: no such folder"):
-        AdaptedEmbedding(base, tmp_path / "nowhere")
-
-
-def test_an_adapter_saved_alone_asks_for_its_base(base, tmp_path):
+def test_an_adapter_saved_alone_asks_for_its_base_and_a_missing_one_is_named(base, tmp_path):
     LinearAdapter.identity(16).save(tmp_path / "alone")
     with pytest.raises(FolderError, match=r"Pass base_embed_model=…"):
         AdaptedEmbedding.from_pretrained(tmp_path / "alone")
     loaded = AdaptedEmbedding.from_pretrained(tmp_path / "alone", base)
     assert loaded.adapter == LinearAdapter.identity(16)
     assert AdaptedEmbedding(base, str(tmp_path / "alone")).adapter == loaded.adapter
+    with pytest.raises(FolderError, match="nowhere: no such folder"):
+        AdaptedEmbedding.from_pretrained(tmp_path / "nowhere", base)
+    with pytest.raises(FolderError, match="nowhere: no such folder"):
+        AdaptedEmbedding(base, tmp_path / "nowhere")
 
 
-# --- folders of the old package -------------------------------------------------------------
 def old(name: str, *dims: int, **settings: Any) -> Any:
     """A network of the old package, with a bias and a residual to be seen."""
     module = pytest.importorskip("llama_index.embeddings.adapter.utils", reason="it is missing")

@@ -49,15 +49,12 @@ def packages(tmp_path) -> Path:
     return tmp_path
 
 
-def test_titles_of_examples_ask_for_what_the_latest_operation_does(packages):
+def test_titles_ask_for_the_latest_operation_and_sentences_for_a_sense(packages):
     made = package_sets.aws_cli(packages)
     assert made.corpus == {"s3/list-db-buckets": "Returns all buckets of the sender's account."}
     assert list(made.queries.values()) == [
         "To list the buckets of an account", "To list no buckets"
     ]  # fmt: skip
-
-
-def test_sentences_ask_for_the_definition_of_a_sense(packages):
     made = package_sets.wordnet(packages)
     assert list(made.corpus.values()) == ["a separate and self-contained entity of any kind"]
     assert list(made.queries.values()) == ["it was full of rackets, balls and other things"]
@@ -72,14 +69,11 @@ def test_a_first_paragraph_asks_for_the_rest_of_its_docstring(packages, monkeypa
     assert "object_hook" in made.corpus[document]
 
 
-def test_a_text_that_asks_for_two_documents_is_one_query():
+def test_a_text_asked_of_two_documents_is_one_query_and_so_many_are_drawn(monkeypatch):
     texts = ("a document of some length and no sense", "another one that is as long and dull")
     asked = [("what both documents say", str(i), text * 2) for i, text in enumerate(texts)]
     made = package_sets._dataset(iter(asked))
     assert made.relevant_docs == {"q0": ["0", "1"]}
-
-
-def test_only_so_many_documents_are_drawn_with_what_asks_for_them(monkeypatch):
     monkeypatch.setattr(package_sets, "DOCUMENTS", 3)
     asked = [(f"what is number {i} about", str(i), f"document {i} " * 5) for i in range(9)]
     made = package_sets._dataset(iter(asked))
@@ -99,9 +93,7 @@ def test_new_documents_of_the_test_set_are_asked_for_nowhere_else():
     whole = Dataset(queries, corpus, {f"q{i}": [f"d{i // 2}"] for i in range(200)})
     real = sets.split("some", whole)
     assert real.dev is not None
-    trained = {
-        d for part in (real.train, real.dev) for ds in part.relevant_docs.values() for d in ds
-    }
+    trained = {d for p in (real.train, real.dev) for ds in p.relevant_docs.values() for d in ds}
     test = real.tests["test"]
     new = [query for query, documents in test.relevant_docs.items() if not trained & {*documents}]
     assert 50 <= len(new) < len(test.queries)

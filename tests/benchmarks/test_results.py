@@ -84,7 +84,9 @@ def test_a_run_replaces_that_of_its_seed():
     assert not methods._there("scifact", "auto, both", 0, "abc")
 
 
-def test_tables_have_means_over_seeds_and_a_spread_where_there_are_several():
+def test_tables_have_means_over_seeds_with_a_spread_or_say_that_there_are_none():
+    block = "<!-- results: targets -->\n{}\n<!-- end -->"
+    assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")
     keep([run(0, 0.6)])
     assert "| scifact | +20.0% |" in method_tables.targets_table()
     keep([run(0, 0.6), run(1, 0.62)])
@@ -106,8 +108,3 @@ def test_peers_have_means_and_a_star_where_most_seeds_lose():
     assert (
         "| scifact | 0.5000 | – | +20.0% (wins) | – | +40.0% | – |" in method_tables.front_table()
     )
-
-
-def test_a_table_without_results_says_so():
-    block = "<!-- results: targets -->\n{}\n<!-- end -->"
-    assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")

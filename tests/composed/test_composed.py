@@ -15,14 +15,7 @@ import pytest
 from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings.loading import load_embed_model
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    ComposedEmbedding,
-    ComposedFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    resolve_embed_model,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.composed.small_model import SmallModel
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, EncodeError, FolderError
 from tests.conftest import CountingEmbedding
@@ -39,8 +32,8 @@ def small() -> Any:
 
 
 @pytest.fixture
-def composed(base, small) -> ComposedEmbedding:
-    return ComposedEmbedding(base, small, 0.5)
+def composed(base, small) -> package.ComposedEmbedding:
+    return package.ComposedEmbedding(base, small, 0.5)
 
 
 def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.ndarray:
@@ -49,16 +42,13 @@ def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.nd
     return joined / np.linalg.norm(joined)
 
 
-def test_a_vector_is_both_models_side_by_side(composed, base, small):
+def test_a_vector_is_both_models_side_by_side_alone_in_batches_and_async(composed, base, small):
     query = composed.get_query_embedding(TEXTS[0])
     document = composed.get_text_embedding(TEXTS[0])
     assert len(query) == 16 + 32
     np.testing.assert_allclose(query, expected(base, small, "query", TEXTS[0]), atol=1e-5)
     np.testing.assert_allclose(document, expected(base, small, "document", TEXTS[0]), atol=1e-5)
     assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
-
-
-def test_batches_and_async_give_what_single_calls_give(composed):
     single = [composed.get_text_embedding(text) for text in TEXTS]
     batch = composed.get_text_embedding_batch(TEXTS)
     later = asyncio.run(composed.aget_text_embedding_batch(TEXTS))
@@ -107,15 +97,13 @@ def test_the_small_model_computes_while_the_black_box_is_awaited(small, monkeypa
         return encode(self, *args, **kwargs)
 
     monkeypatch.setattr(SmallModel, "encode", begun)
-    found = asyncio.run(ComposedEmbedding(Waiting(), small).aget_query_embedding("why"))
+    found = asyncio.run(package.ComposedEmbedding(Waiting(), small).aget_query_embedding("why"))
     assert len(found) == 48
 
 
 def test_without_weight_it_is_the_black_box_and_the_small_model_is_not_loaded(base, tmp_path):
-    model = ComposedEmbedding(base, str(tmp_path / "not there"), 0)
-    np.testing.assert_allclose(
-        model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6
-    )
+    model = package.ComposedEmbedding(base, str(tmp_path / "not there"), 0)
+    assert np.allclose(model.get_query_embedding("why"), base.vector("query", "why"), atol=1e-6)
     assert len(asyncio.run(model.aget_text_embedding("why"))) == 16
 
 
@@ -129,21 +117,26 @@ def test_it_drops_into_an_index_and_into_settings(composed, monkeypatch):
     assert Settings.embed_model is composed
 
 
-# --- saving and loading ------------------------------------------------------------------------
 @pytest.fixture
 def saved(composed, tmp_path) -> Path:
     composed.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-def test_a_saved_model_gives_the_same_vectors_and_is_replaced(composed, saved, base):
-    loaded = ComposedEmbedding.from_pretrained(saved, base)
+def test_a_saved_model_gives_the_same_vectors_is_replaced_and_named_by_a_string(
+    composed, saved, base
+):
+    loaded = package.ComposedEmbedding.from_pretrained(saved, base)
     assert loaded.get_query_embedding("why") == composed.get_query_embedding("why")
     assert loaded.weight == 0.5
     assert "ComposedEmbedding.from_pretrained" in (saved / "README.md").read_text()
     composed.weight = 0.25
     composed.save_pretrained(saved)
-    assert ComposedEmbedding.from_pretrained(saved, base).weight == 0.25
+    assert package.ComposedEmbedding.from_pretrained(saved, base).weight == 0.25
+    model = package.resolve_embed_model(f"adapted:{saved}")
+    assert isinstance(model, package.ComposedEmbedding)
+    assert isinstance(model.base_embed_model, CountingEmbedding)
+    assert len(model.get_query_embedding("why")) == 48
 
 
 def test_the_folder_is_a_standard_one_without_pickles(saved, small):
@@ -155,28 +148,18 @@ def test_the_folder_is_a_standard_one_without_pickles(saved, small):
     assert kinds <= {".json", ".safetensors", ".md", ".txt"}
 
 
-def test_a_string_resolves_to_it_and_builds_the_black_box(saved):
-    model = resolve_embed_model(f"adapted:{saved}")
-    assert isinstance(model, ComposedEmbedding)
-    assert isinstance(model.base_embed_model, CountingEmbedding)
-    assert len(model.get_query_embedding("why")) == 48
-
-
-def test_a_dict_without_secrets_rebuilds_it(saved):
-    model = ComposedEmbedding.from_pretrained(saved)
+def test_a_dict_rebuilds_it_unless_it_was_never_saved(saved, composed):
+    model = package.ComposedEmbedding.from_pretrained(saved)
     data = json.loads(model.to_json())
-    for again in (ComposedEmbedding.from_dict(dict(data)), load_embed_model(dict(data))):
+    for again in (package.ComposedEmbedding.from_dict(dict(data)), load_embed_model(dict(data))):
         assert again.get_query_embedding("why") == model.get_query_embedding("why")
-
-
-def test_a_dict_of_a_model_that_was_never_saved_is_refused(composed):
     with pytest.raises(FolderError, match=r"names no small model.*save_pretrained"):
-        ComposedEmbedding.from_dict(composed.to_dict())
+        package.ComposedEmbedding.from_dict(composed.to_dict())
 
 
 @pytest.mark.parametrize("from_folder", [True, False], ids=["from folder", "in memory"])
 def test_pickles_and_copies_give_the_same_vectors(from_folder, saved, composed):
-    model = ComposedEmbedding.from_pretrained(saved) if from_folder else composed
+    model = package.ComposedEmbedding.from_pretrained(saved) if from_folder else composed
     query = model.get_query_embedding("why")
     state = pickle.dumps(model)
     assert (b"torch._" not in state) == from_folder  # a saved small model travels as its name
@@ -186,11 +169,10 @@ def test_pickles_and_copies_give_the_same_vectors(from_folder, saved, composed):
 
 
 def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
-    model = ComposedEmbedding.from_pretrained(saved)
-    wrapped = AdaptedEmbedding(model, LinearAdapter.identity(48))
-    np.testing.assert_allclose(
-        wrapped.get_query_embedding("why"), model.get_query_embedding("why"), atol=1e-5
-    )
+    model = package.ComposedEmbedding.from_pretrained(saved)
+    wrapped = package.AdaptedEmbedding(model, package.LinearAdapter.identity(48))
+    query = model.get_query_embedding("why")
+    assert np.allclose(wrapped.get_query_embedding("why"), query, atol=1e-5)
     wrapped.save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "config.json"
     data = json.loads(config.read_text())
@@ -199,14 +181,16 @@ def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
         if path is not None:
             config.write_text(json.dumps({**data, "base_model": {
                 **data["base_model"], "import_path": path}}))  # fmt: skip
-        again = resolve_embed_model(f"adapted:{tmp_path / 'adapter'}")
+        again = package.resolve_embed_model(f"adapted:{tmp_path / 'adapter'}")
         assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
 
 
-def test_another_black_box_is_refused(saved):
+def test_another_black_box_and_the_class_of_adapters_are_refused(saved):
     with pytest.raises(BaseModelMismatchError, match="gives other vectors for the probe texts"):
-        ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1))
-    ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
+        package.ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1))
+    package.ComposedEmbedding.from_pretrained(saved, CountingEmbedding(seed=1), verify=False)
+    with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
+        package.AdaptedEmbedding.from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +206,7 @@ def test_a_config_that_was_changed_to_nonsense_is_refused(part, changes, message
     config[part].update(changes)
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(FolderError, match=message):
-        ComposedEmbedding.from_pretrained(saved)
+        package.ComposedEmbedding.from_pretrained(saved)
 
 
 def tampered(saved: Path, path: str, content: str | None) -> Path:
@@ -258,7 +242,7 @@ def with_files(saved: Path) -> None:
 )
 def test_a_damaged_or_foreign_folder_is_refused(path, content, message, saved, base):
     with pytest.raises(FolderError, match=message):
-        ComposedEmbedding.from_pretrained(tampered(saved, path, content), base)
+        package.ComposedEmbedding.from_pretrained(tampered(saved, path, content), base)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +265,7 @@ def test_no_folder_makes_us_run_its_code_or_leave_it(path, content, message, sav
         tampered(saved, f"augment_model/{path}", content)
     with_files(saved)
     with pytest.raises(FolderError, match=message):
-        ComposedEmbedding.from_pretrained(saved, base)
-
-
-def test_the_class_of_adapters_names_the_right_one(saved):
-    with pytest.raises(FolderError, match="holds a ComposedEmbedding: load it with that"):
-        AdaptedEmbedding.from_pretrained(saved)
+        package.ComposedEmbedding.from_pretrained(saved, base)
 
 
 def test_a_small_model_that_gives_no_numbers_is_found(base, small):
@@ -296,10 +275,9 @@ def test_a_small_model_that_gives_no_numbers_is_found(base, small):
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     with pytest.raises(EncodeError, match="small model gave a vector with NaN"):
-        ComposedEmbedding(base, broken).get_query_embedding("why")
+        package.ComposedEmbedding(base, broken).get_query_embedding("why")
 
 
-# --- a remote black box --------------------------------------------------------------------------
 @pytest.fixture
 def server() -> Iterator[flaky_server.Flaky]:
     """Refuses every tenth request, as busy servers do."""
@@ -315,19 +293,19 @@ def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path
     remote = flaky_server.client(server.address, api_key=key, embed_batch_size=16, max_retries=5)
     corpus = {f"d{n}": f"entry number {n}" for n in range(24)}
     queries = {f"q{n}": f"what is {n}" for n in range(24)}
-    data = EmbeddingQAFinetuneDataset(queries, corpus, {f"q{n}": [f"d{n}"] for n in range(24)})
+    data = package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
     settings: dict[str, Any] = {
         "epochs": 3, "cache_dir": tmp_path / "cache", "model_output_path": tmp_path / "model",
         "show_progress": False, "device": "cpu",
     }  # fmt: skip
-    engine = ComposedFinetuneEngine(data, remote, tiny_model(), **settings)
+    engine = package.ComposedFinetuneEngine(data, remote, tiny_model(), **settings)
     engine.finetune()
     assert {server.answered[text] for text in [*corpus.values(), *queries.values()]} == {1}
     assert 10 <= len(server.requests) < 48  # some refused and asked again, documents in batches
     saved = "".join(path.read_text(errors="ignore") for path in (tmp_path / "model").glob("*.*"))
     assert "sk-secret" not in saved
     before = server.answered.total()
-    ComposedFinetuneEngine(data, remote, tiny_model(), **settings).finetune()
+    package.ComposedFinetuneEngine(data, remote, tiny_model(), **settings).finetune()
     assert server.answered.total() == before
     model = engine.get_finetuned_model()
     later = asyncio.run(model.aget_query_embedding("what is 3"))

@@ -70,16 +70,13 @@ def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, A
     return training.Collator(tiny_model(), data, texts, **{"frozen": True, **kwargs})(features)
 
 
-def test_an_epoch_visits_each_document_once_with_its_queries():
+def test_an_epoch_visits_each_document_with_its_queries_in_groups():
     found = training.training_groups(shared_documents(), per_group=4, negatives=0)
     assert found == [
         {"document": [0], "queries": [0, 1, 2], "hard": []},
         {"document": [2], "queries": [2], "hard": []},
         {"document": [1], "queries": [3, 4, 5], "hard": []},
     ]
-
-
-def test_a_document_with_many_queries_has_several_groups():
     found = training.training_groups(shared_documents(), per_group=2, negatives=0)
     assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
 
@@ -106,9 +103,6 @@ def test_a_batch_holds_every_text_once_and_knows_what_answers_what():
     assert len(label["pairs"]) == 7  # query 2 asks for two documents
     assert label["relevant"][tuple(label["pairs"].T)].all()
     assert label["relevant"].sum() == 7
-
-
-def test_without_a_black_box_the_batch_holds_no_cosines_of_one():
     groups = training.training_groups(shared_documents(), per_group=4, negatives=0)
     batch = collated(groups, frozen=False)
     assert "frozen" not in batch["label"]

@@ -82,7 +82,7 @@ def trained(tmp_path_factory) -> ComposedFinetuneEngine:
     return trained_in(folder, black_box, epochs=8, report_path=folder / "report.html")
 
 
-def test_a_small_model_fills_the_gaps_of_a_black_box(trained):
+def test_a_small_model_fills_the_gaps_of_a_black_box_and_the_best_epoch_is_kept(trained, tmp_path):
     report = trained.report
     assert report.best_epoch > 0
     assert report.adapted["hit_rate@5"] > report.base["hit_rate@5"] + 0.1
@@ -91,9 +91,6 @@ def test_a_small_model_fills_the_gaps_of_a_black_box(trained):
     assert isinstance(model, ComposedEmbedding)
     scores = evaluate_retrieval(model, coded("please"), cache_dir=False, show_progress=False)
     assert scores["hit_rate@5"] == pytest.approx(report.adapted["hit_rate@5"])
-
-
-def test_history_begins_before_training_and_the_best_epoch_is_kept(trained, tmp_path):
     scores = [line.scores["hit_rate@5"] for line in trained.history]
     assert [line.number for line in trained.history] == list(range(len(scores)))
     assert np.isnan(trained.history[0].loss)
@@ -303,21 +300,16 @@ def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
     for refused in ({"loss": object()}, {"trust_remote_code": True}):
         with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):
             SentenceTransformersFinetuneEngine(coded(), small, **refused)
-
-
-def test_only_first_documents_are_learnt_from_unless_asked_for(tmp_path):
     data = coded()
     both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
             data.relevant_docs.items()}  # fmt: skip
     twice = EmbeddingQAFinetuneDataset(data.queries, data.corpus, both)
-    small = str(saved_tiny(tmp_path / "small"))
     one = SentenceTransformersFinetuneEngine(twice, small, device="cpu")
     all_ = SentenceTransformersFinetuneEngine(twice, small, device="cpu", use_all_docs=True)
     assert len(one.dataset.relevant_docs["q5"]) == 1
     assert len(all_.dataset.relevant_docs["q5"]) == 2
 
 
-# --- what is refused, before anything is embedded -------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -19,25 +19,15 @@ def test_the_cosine_of_a_composition_is_the_weighted_mean_of_both_cosines(weight
     expected = (b @ b.T + weight**2 * (a @ a.T)) / (1 + weight**2)
     np.testing.assert_allclose(joined @ joined.T, expected, atol=1e-6)
     assert joined.shape == (5, 7)
-
-
-def test_without_weight_a_composition_is_the_black_box_at_its_dimension():
-    b = random_unit(5, 4, 0)
-    np.testing.assert_allclose(compose(3 * b, np.empty((5, 0), np.float32), 0), b, atol=1e-6)
-
-
-def test_one_vector_is_composed_like_many():
-    b, a = random_unit(2, 4, 0), random_unit(2, 3, 1)
-    np.testing.assert_allclose(compose(b[0], a[0], 0.5), compose(b, a, 0.5)[0], atol=1e-6)
+    np.testing.assert_allclose(compose(b[0], a[0], weight), compose(b, a, weight)[0], atol=1e-6)
+    alone = compose(3 * b, np.empty((5, 0), np.float32), 0)  # without weight it has no more dims
+    np.testing.assert_allclose(alone, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), True, "half"])
 def test_a_weight_that_is_no_share_is_refused(weight):
     with pytest.raises(OptionError, match="weight: expected a number >= 0"):
         compose(random_unit(1, 2, 0), random_unit(1, 2, 0), weight)
-
-
-def test_different_numbers_of_vectors_are_refused():
     with pytest.raises(ShapeError, match="Vectors to compose: expected"):
         compose(random_unit(2, 2, 0), random_unit(3, 2, 0), 0.5)
 
@@ -86,12 +76,9 @@ def eight(small: np.ndarray) -> Pairs:
     return (one, one), (one, np.float32(small)), Qrels.from_lists([[query] for query in range(8)])
 
 
-def test_a_small_model_that_only_harms_gets_no_weight():
-    assert tune_weight(*eight(-np.eye(8)), trained=0.5) == 0.0
-
-
-def test_a_small_model_that_knows_nothing_gets_no_weight():
-    assert tune_weight(*eight(np.zeros((8, 8))), trained=0.5) == 0.0
+def test_a_small_model_that_knows_nothing_or_only_harms_gets_no_weight():
+    for small in (np.zeros((8, 8)), -np.eye(8)):
+        assert tune_weight(*eight(small), trained=0.5) == 0.0
 
 
 def behind(*leads: float) -> Pairs:

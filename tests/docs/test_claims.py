@@ -13,9 +13,7 @@ CLAIMS = ROOT / "benchmarks" / "CLAIMS.md"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 _UNIT = r"(?:%|s\b|seconds?|minutes?|hours?|ms\b|µs|[KMG]i?B\b|times\b|queries/s|points)"
 _NUMBER = re.compile(rf"(?<![\w.:/])((?:\d[\d,]*)?\.?\d+ ?{_UNIT})")
-_ROW = re.compile(
-    r"^\| (.+?) \| \[(.+?)\]\(.+?\) \| `(.+?)` \| `(.*?)` \| `(.+?)` \|$", re.MULTILINE
-)
+_ROW = re.compile(r"^\| (.+?) \| \[(.+?)\]\(.+?\) \| `(.+?)` \| `(.*?)` \| `(.+?)` \|$", re.M)
 _SETTING = re.compile(r"^- (.+?): ", re.MULTILINE)
 
 

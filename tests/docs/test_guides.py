@@ -23,9 +23,8 @@ from tests.support.tiny import saved_tiny
 ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
 FIRST = DOCS / "first-adapter.md"
-OTHERS = sorted(
-    page for page in DOCS.glob("*.md") if page.name not in (FIRST.name, "README.md", "reference.md")
-)
+APART = (FIRST.name, "README.md", "reference.md")
+OTHERS = sorted(page for page in DOCS.glob("*.md") if page.name not in APART)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -97,9 +96,7 @@ def test_every_script_runs_with_the_files_of_the_guides(script, work, model_serv
     run_script(script, SCRIPTS[script], model_server, monkeypatch)
 
 
-def test_the_guide_of_openai_runs_and_its_script_with_what_that_leaves(
-    work, model_server, monkeypatch
-):
+def test_the_guide_of_openai_runs_and_its_script_with_what_it_left(work, model_server, monkeypatch):
     run_page(DOCS / "openai.md", model_server)["dataset"].save_json("pairs.json")
     arguments = ("storage", "pairs.json", "how do I smooth out short spikes?")
     run_script("openai_index.py", arguments, model_server, monkeypatch)
@@ -122,9 +119,7 @@ def test_the_script_for_a_new_base_model_says_what_it_is_worth(new, work, monkey
     assert float(kept) > (90 if known else 0)
 
 
-def run_script(
-    script: str, arguments: Sequence[str], server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_script(script: str, arguments: Sequence[str], server: str, monkeypatch: Any) -> None:
     words = [argument.format(server=server) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [script, *words])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
@@ -138,18 +133,12 @@ def test_a_script_without_its_arguments_says_how_it_is_called(script, monkeypatc
         run_script(script, (), "", monkeypatch)
 
 
-def test_no_script_goes_untested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
-
-
-def test_the_table_of_methods_has_every_method():
-    table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
-    named = re.findall(r'`"(\w+)"`', " ".join(table))
-    assert sorted(named) == sorted({"auto", *SPECS})
-
-
-def test_every_guide_is_in_the_index_and_the_readme_leads_there():
+def test_no_guide_script_or_method_is_left_out():
     index = (DOCS / "README.md").read_text()
     for page in [FIRST, *OTHERS, DOCS / "reference.md"]:
         assert f"({page.name})" in index, page.name
     assert "(docs/README.md)" in (ROOT / "README.md").read_text()
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, *ELSEWHERE}
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "methods.md").read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r'`"(\w+)"`', " ".join(table))
+    assert sorted(named) == sorted({"auto", *SPECS})

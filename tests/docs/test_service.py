@@ -38,9 +38,8 @@ class Provider(CountingEmbedding):
 
 
 def saved(base: Any, folder: Path, factor: float) -> None:
-    AdaptedEmbedding(base, LinearAdapter(factor * np.eye(DIM), np.eye(DIM)[0])).save_pretrained(
-        folder
-    )
+    adapter = LinearAdapter(factor * np.eye(DIM), np.eye(DIM)[0])
+    AdaptedEmbedding(base, adapter).save_pretrained(folder)
 
 
 class Running:
@@ -148,9 +147,7 @@ def test_versions_are_swapped_and_rolled_back_while_clients_ask(running):
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(running.ask, "adapter") for _ in range(60)]
         assert running.admin("swap", "adapter", "two").json()["done"] == "swap"
-        assert all(
-            any(np.allclose(each.result(), v, atol=1e-6) for v in (before, two)) for each in asked
-        )
+        assert all(any(np.allclose(a.result(), v, atol=1e-6) for v in (before, two)) for a in asked)
     assert np.allclose(running.ask("adapter"), two, atol=1e-6)
     assert running.admin("swap", "adapter").status_code == 200
     assert np.allclose(running.ask("adapter"), plain, atol=1e-6)

@@ -31,15 +31,16 @@ def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
     return [asked for asked in model.asked if asked[1] not in PROBE_TEXTS]
 
 
-# --- each text once -------------------------------------------------------------------------
 def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     work = encoder(base)
     before = len(base.batches)
+    assert work.encode([], "query").shape == (0, 16)
     vectors = work.encode([*TEXTS, *TEXTS], "document")
     assert base.batches[before:] == [4, 4, 2]
     assert sorted(beyond_probes(base)) == sorted(("document", text) for text in TEXTS)
     expected = np.float32([base.vector("document", text) for text in [*TEXTS, *TEXTS]])
     assert np.array_equal(vectors, expected)
+    assert (work.base_calls, work.base_texts) == (len(base.batches), len(base.asked)) == (7, 16)
 
 
 def test_a_dataset_keeps_its_order_and_knows_its_twins(base):
@@ -58,11 +59,6 @@ def test_a_dataset_keeps_its_order_and_knows_its_twins(base):
     assert np.array_equal(second.queries, encoded.queries[1:])
 
 
-def test_nothing_to_encode_makes_no_call(base):
-    assert encoder(base).encode([], "query").shape == (0, 16)
-    assert beyond_probes(base) == []
-
-
 def test_batch_size_overrides_that_of_the_model_for_this_run_only(base):
     work = encoder(base, batch_size=10)
     work.encode(TEXTS, "document")
@@ -72,13 +68,7 @@ def test_batch_size_overrides_that_of_the_model_for_this_run_only(base):
         encoder(base, batch_size=0)
 
 
-def test_calls_and_texts_are_counted_with_the_probes(base):
-    work = encoder(base)
-    work.encode(TEXTS, "document")
-    assert (work.base_calls, work.base_texts) == (len(base.batches), len(base.asked)) == (7, 16)
-
-
-def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path):
+def test_a_second_instance_makes_no_call_for_what_is_there_and_a_changed_one_does(tmp_path):
     first, second = CountingEmbedding(), CountingEmbedding()
     vectors = encoder(first, tmp_path).encode(TEXTS, "document")
     again = encoder(second, tmp_path).encode(TEXTS[::-1], "document")
@@ -86,9 +76,6 @@ def test_a_second_instance_makes_no_call_for_what_is_there(tmp_path):
     assert beyond_probes(second) == []
     encoder(first, tmp_path).encode(TEXTS, "document")
     assert len(first.asked) == len(TEXTS) + 2 * len(PROBE_TEXTS)  # one object is probed once
-
-
-def test_a_model_object_that_was_changed_is_another_model(tmp_path):
     model = CountingEmbedding(seed=1)
     encoder(model, tmp_path).encode(TEXTS, "document")
     model.seed = 2
@@ -96,24 +83,19 @@ def test_a_model_object_that_was_changed_is_another_model(tmp_path):
     assert np.array_equal(vectors[0], np.float32(model.vector("document", TEXTS[0])))
 
 
-def test_roles_of_equal_text_never_share(base, tmp_path):
+def test_roles_of_equal_text_never_share_nor_does_the_cache_of_the_model(base, tmp_path):
     work = encoder(base, tmp_path)
     document = work.encode(["same text"], "document")
     query = work.encode(["same text"], "query")
     assert np.array_equal(document[0], np.float32(base.vector("document", "same text")))
     assert np.array_equal(query[0], np.float32(base.vector("query", "same text")))
     assert not np.array_equal(document, query)
-
-
-def test_the_cache_of_the_model_confuses_nothing():
     model = CountingEmbedding(embeddings_cache=SimpleKVStore())
     model.get_text_embedding("same text")  # LlamaIndex files it under the bare text
     query = encoder(model).encode(["same text"], "query")
     assert np.array_equal(query[0], np.float32(model.vector("query", "same text")))
     assert model.embeddings_cache is not None
 
-
-# --- processes ------------------------------------------------------------------------------
 
 WORKER = """
 import json, sys, time
@@ -165,7 +147,6 @@ def test_processes_share_one_folder_at_once(tmp_path):
     assert logged(tmp_path / "late") == []
 
 
-# --- answers that cannot be used ------------------------------------------------------------
 def test_a_model_that_fails_its_probes_is_named():
     class Mute(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
@@ -183,7 +164,6 @@ def test_a_model_that_fails_its_probes_is_named():
         encoder(Nested())
 
 
-# --- any model ------------------------------------------------------------------------------
 class Limiter(BaseRateLimiter):
     """Counts instead of waiting."""
 
@@ -320,14 +300,11 @@ def test_a_subclass_with_its_own_queries_keeps_them(minilm):
     assert query_batch(Prefixed.model_construct()) is None
 
 
-def test_a_bar_shows_progress_on_request_only(base, capsys):
+def test_the_default_folder_is_llama_indexs_and_a_bar_is_shown(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path))
+    Encoder(base, show_progress=False).encode(TEXTS, "query")
+    assert (tmp_path / "embeddings_adapted" / "vectors.sqlite").exists()
     encoder(base).encode(TEXTS, "query")
     assert capsys.readouterr().err == ""
     Encoder(base, cache_dir=False).encode(TEXTS, "query")
     assert "Embedding queries: 100%" in capsys.readouterr().err
-
-
-def test_the_default_folder_is_in_the_cache_folder_of_llama_index(base, tmp_path, monkeypatch):
-    monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path))
-    Encoder(base, show_progress=False).encode(TEXTS, "query")
-    assert (tmp_path / "embeddings_adapted" / "vectors.sqlite").exists()

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-)
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -34,9 +30,8 @@ def encoder(tmp_path) -> Iterator[Callable[..., Encoder]]:
     with ExitStack() as opened:
 
         def make(server: Flaky, **options: object) -> Encoder:
-            work = Encoder(
-                client(server.address, **options), cache_dir=tmp_path, show_progress=False
-            )
+            model = client(server.address, **options)
+            work = Encoder(model, cache_dir=tmp_path, show_progress=False)
             return opened.enter_context(work)
 
         yield make
@@ -60,7 +55,6 @@ def always(moment: str, reply: Reply) -> Callable[[list[str], int], Reply]:
 MOMENT = TEXTS[20]  # in the third batch
 
 
-# --- what passes ------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "reply",
     [Reply(429, retry_after="0.05"), Reply(503), Reply(hang_up=True), Reply(after_s=1.0)],
@@ -81,7 +75,6 @@ def test_retry_after_is_waited_for(encoder):
         assert server.times[again] - server.times[first] >= 0.95
 
 
-# --- what does not ------------------------------------------------------------------------------
 def giving(change: Callable[[list[float]], list[float]]) -> Reply:
     return Reply(vectors=lambda vectors: [change(vector) for vector in vectors])
 
@@ -134,7 +127,6 @@ def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, encoder,
     assert not (tmp_path / "vectors.sqlite").exists()
 
 
-# --- another model behind the same name -----------------------------------------------------------
 def turned(vectors: Vectors) -> Vectors:
     return [[*v[1:], v[0]] for v in vectors]
 
@@ -170,9 +162,8 @@ def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(encoder):
     assert probes == 2 * len(PROBE_TEXTS) + 3 * len(PROBE_TEXTS) + BATCH
 
 
-# --- one text, one moment, one order --------------------------------------------------------------
 def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(encoder):
-    data = EmbeddingQAFinetuneDataset(
+    data = package.EmbeddingQAFinetuneDataset(
         {"q": "text 000 of many"},
         {f"p{row}": text for row, text in enumerate(TEXTS)},
         {"q": ["p0", "p20"]},
@@ -253,7 +244,6 @@ def test_a_model_that_is_not_stable_to_the_bit_is_the_same_model(noise, tmp_path
             work.encode([f"word{n} here" for n in range(100)], "document")
 
 
-# --- what the cache itself refuses ----------------------------------------------------------------
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
@@ -271,7 +261,6 @@ def test_the_cache_refuses_what_is_no_vector_of_its_model(vectors, message, tmp_
     cache.close()
 
 
-# --- serving --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronous):
     from llama_index.core.storage.kvstore import SimpleKVStore
@@ -279,8 +268,8 @@ async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronou
     wrong = Reply(vectors=lambda vs: [[math.nan] * 32 for _ in vs])
     with serving(always("why", wrong)) as server:
         store = SimpleKVStore()
-        model = AdaptedEmbedding(
-            client(server.address), LinearAdapter.identity(32), embeddings_cache=store
+        model = package.AdaptedEmbedding(
+            client(server.address), package.LinearAdapter.identity(32), embeddings_cache=store
         )
 
         async def ask() -> None:

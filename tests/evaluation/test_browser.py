@@ -5,14 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pages.browser import NoBrowserError, Tab, browser
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    compare_retrieval,
-)
+import llama_index_embeddings_adapted as package
 from tests.conftest import CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
+from tests.support.browser import Tab, browser
 
 TOPICS = (
     *("apple", "whale", "bus", "sea", "bird", "car"),
@@ -44,13 +40,8 @@ WIDTHS_AND_SCHEMES = [(400, False), (400, True), (1400, False), (1400, True)]
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Tab]:
-    try:
-        opened = browser()
-        tab = opened.__enter__()
-    except NoBrowserError as reason:
-        pytest.skip(str(reason))
-    yield tab
-    opened.__exit__(None, None, None)
+    with browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +59,8 @@ def page(tmp_path_factory) -> Path:
         for way in ("what", "where")
     }
     relevant = {query: [f"d{query[1:].partition('-')[0]}"] for query in queries}
-    dataset = EmbeddingQAFinetuneDataset(queries, corpus, relevant)
-    engine = EmbeddingAdapterFinetuneEngine(
+    dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
+    engine = package.EmbeddingAdapterFinetuneEngine(
         dataset, base, epochs=3, cache_dir=False, show_progress=False,
         model_output_path=folder / "adapter",
     )  # fmt: skip
@@ -80,7 +71,7 @@ def page(tmp_path_factory) -> Path:
         "upside down": reversing(base),
     }
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
-        found = compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
+        found = package.compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
     return found.to_html(folder / "page.html")
 
 

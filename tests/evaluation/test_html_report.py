@@ -67,9 +67,7 @@ class Reader(HTMLParser):
 def hostile() -> EmbeddingQAFinetuneDataset:
     queries = {f"q{n}": f"{text} topic{n}" for n, text in enumerate(HOSTILE)}
     corpus = {f"<d{n}>": f"topic{n} {text}" for n, text in enumerate(HOSTILE)}
-    return EmbeddingQAFinetuneDataset(
-        queries, corpus, {f"q{n}": [f"<d{n}>"] for n in range(len(HOSTILE))}
-    )
+    return EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"<d{q[1:]}>"] for q in queries})
 
 
 def reversing(base: CountingEmbedding) -> AdaptedEmbedding:
@@ -87,11 +85,9 @@ def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> Retriev
     )
 
 
-# --- the page -----------------------------------------------------------------------------------
 def test_hostile_texts_come_out_as_text(base, tmp_path):
-    found = compare_retrieval(
-        {"<b>base</b>": base, "a&b": reversing(base)}, hostile(), cache_dir=False
-    )
+    models = {"<b>base</b>": base, "a&b": reversing(base)}
+    found = compare_retrieval(models, hostile(), cache_dir=False)
     text = found.to_html(tmp_path / "page.html", title="<script>title</script>").read_text("utf-8")
     page = Reader(text)
     assert len(page.all("script")) == len(page.all("style")) == 1
@@ -134,11 +130,8 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(base, small, tmp
     assert "nothing to compare it with" in alone.read_text("utf-8")
 
 
-# --- what training found ------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ["linear", "ridge"])
-def test_every_method_writes_a_page_with_history_passages_data_and_cost(
-    method, base, small, tmp_path
-):
+def test_every_method_writes_a_page_with_history_passages_and_cost(method, base, small, tmp_path):
     engine = EmbeddingAdapterFinetuneEngine(
         small,
         base,
@@ -204,7 +197,7 @@ def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by():
     assert tuned.judged["adapted"]["ndcg@10"] > tuned.judged["base"]["ndcg@10"]
 
 
-def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(tmp_path):
+def test_reports_without_rankings_make_a_page_whose_colour_follows_the_verdict(tmp_path):
     text = report(part(0.3, 0.1)).to_html(tmp_path / "page.html").read_text("utf-8")
     assert "<strong>Ship:</strong>" in text
     assert "Scores</h2>" not in text
@@ -212,8 +205,6 @@ def test_a_report_without_rankings_and_one_of_an_older_folder_still_make_a_page(
     nothing_new: dict[str, Any] = {"settings": {}, "choice": None, "history": ()}
     assert report(part(0.0), best_epoch=0, **nothing_new).to_html(tmp_path / "old.html").exists()
 
-
-def test_the_verdict_colours_follow_its_words(tmp_path):
     def tone(found: FinetuneReport) -> str:
         text = found.to_html(tmp_path / "page.html").read_text("utf-8")
         return text.partition('<section class="verdict ')[2].partition('"')[0]
@@ -223,18 +214,14 @@ def test_the_verdict_colours_follow_its_words(tmp_path):
     assert tone(report(part(0.3, 0.1), new=part(-0.3, -0.1))) == "bad"
 
 
-# --- the parts ------------------------------------------------------------------------------------
-def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages():
+def test_wins_and_losses_are_counted_ordered_capped_and_shown_with_passages():
     before = scores([1, 2, 0], [0, 1, 2], [0, 1, 2], [1, 0, 2])
     after = scores([0, 1, 2], [1, 2, 0], [0, 1, 2], [0, 1, 2])
     texts = Texts(("one", "two", "three", "four"), ("right", "wrong", "other " * 200))
     found = wins_losses(("base", before), ("new", after), texts, metric="ndcg@10")
     assert found.summary.startswith("2 of 4 queries win, 1 lose and 1 stay as they are")
-    assert [(row.kind, row.query) for row in found.rows] == [
-        ("win", "one"),
-        ("win", "four"),
-        ("loss", "two"),
-    ]
+    kinds = [("win", "one"), ("win", "four"), ("loss", "two")]
+    assert [(row.kind, row.query) for row in found.rows] == kinds
     first = found.rows[0]
     assert first.change == "+0.500"
     assert first.ranks == "first relevant passage: place 3 → place 1"
@@ -244,9 +231,6 @@ def test_wins_and_losses_are_counted_ordered_and_shown_with_their_passages():
     assert "beyond 2" in wins_losses(
         ("base", scores([1, 2])), ("new", scores([0, 1])), texts, metric="hit_rate@1"
     ).rows[0].ranks  # fmt: skip
-
-
-def test_rows_are_capped_and_the_cap_is_said():
     many = MOST_ROWS + 20
     before, after = scores(*[[1, 0]] * many), scores(*[[0, 1]] * many)
     texts = Texts(("text",) * many, ("a", "b"))
@@ -282,7 +266,7 @@ def test_an_interval_holds_the_mean_and_one_query_tells_nothing():
     assert mean_interval(np.array([1.0])) == (1.0, 0.0, 1.0)
 
 
-def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words():
+def test_dots_stand_on_one_axis_in_words_and_curves_leave_out_what_is_not_known():
     rows = {"a": [(0.5, 0.4, 0.6), None], "<b>": [(-0.25, -0.3, 0.1), (0.1, 0.0, 0.2)]}
     dots = pages.Dots("Change", rows, "+.2f")
     drawn = Reader(template("charts").module.figure(dots))
@@ -291,6 +275,15 @@ def test_dots_stand_on_one_axis_with_their_intervals_and_are_said_in_words():
     assert (places[0] - places[2]) / (places[2] - places[1]) == pytest.approx(0.4 / 0.35, abs=0.01)
     assert {"a", "<b>"} <= set(drawn.inside["text"])
     assert "<b> -0.25 (-0.300 to 0.100) and +0.10" in "".join(drawn.inside["desc"])
+    gains = {"all": [0.0, float("nan"), 0.2]}
+    marked = {"level": (0.0, "base model"), "mark": (2, "kept")}
+    curves = pages.Curves("Gain", [0, 1, 2], gains, **marked)
+    drawn = Reader(template("charts").module.figure(curves))
+    [line] = drawn.all("polyline")
+    points = [tuple(map(float, point.split(","))) for point in str(line["points"]).split()]
+    assert len(points) == 2
+    assert points[0][1] > points[1][1]  # higher values stand higher
+    assert {"base model", "kept"} <= set(drawn.inside["text"])
 
 
 def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one():
@@ -301,18 +294,6 @@ def test_candidates_of_a_choice_are_drawn_best_first_with_the_chosen_one():
     assert found.rows["c29"] == [(0.29, pytest.approx(0.27), pytest.approx(0.31)), None]
     assert found.rows["chosen: c3"][0] == (0.03, 0.03, 0.03)
     assert "best 13 of 30" in found.title
-
-
-def test_curves_leave_out_what_is_not_known_and_name_the_line_to_compare_with():
-    gains = {"all": [0.0, float("nan"), 0.2]}
-    marked = {"level": (0.0, "base model"), "mark": (2, "kept")}
-    curves = pages.Curves("Gain", [0, 1, 2], gains, **marked)
-    drawn = Reader(template("charts").module.figure(curves))
-    [line] = drawn.all("polyline")
-    points = [tuple(map(float, point.split(","))) for point in str(line["points"]).split()]
-    assert len(points) == 2
-    assert points[0][1] > points[1][1]  # higher values stand higher
-    assert {"base model", "kept"} <= set(drawn.inside["text"])
 
 
 @pytest.mark.parametrize(

@@ -28,16 +28,7 @@ from tests.support.synthetic import encoded
 RANDOM = np.random.default_rng(0)
 
 
-# --- search -----------------------------------------------------------------------------------
-def test_ties_go_to_the_document_that_stands_first():
-    documents = np.float32([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
-    rows, scores = top_k(np.float32([[1, 0]]), documents, 2)
-    assert rows.tolist() == [[1, 2]]
-    assert scores.tolist() == [[1, 1]]
-    assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
-
-
-def test_vectors_have_length_one_and_are_checked_at_the_border():
+def test_vectors_have_length_one_are_checked_and_ties_go_to_the_first_document():
     rows = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 0.0]]
     assert l2_normalize(np.array([0.0, 5.0])).tolist() == [0.0, 1.0]
@@ -49,9 +40,13 @@ def test_vectors_have_length_one_and_are_checked_at_the_border():
     ):
         with pytest.raises(ShapeError, match=message):
             as_vectors(value, what="answers", dim=dim)
+    documents = np.float32([[0, 1], [1, 0], [1, 0], [1, 0], [0, 1]])
+    rows, scores = top_k(np.float32([[1, 0]]), documents, 2)
+    assert rows.tolist() == [[1, 2]]
+    assert scores.tolist() == [[1, 1]]
+    assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
 
 
-# --- metrics ----------------------------------------------------------------------------------
 def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
     # Relevant are documents 5 (grade 2) and 7 (grade 1); found at ranks 2 and 4 of 4.
     ranked = np.array([[1, 7, 2, 5]])
@@ -79,9 +74,8 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     )
     # Vectors of relevant documents lie near their query, so that there is something to find.
     documents = RANDOM.standard_normal((len(place), 32))
-    queries = np.array(
-        [documents[relevance.relevant_to(row)].mean(axis=0) for row in range(len(data))]
-    )
+    found = [relevance.relevant_to(row) for row in range(len(data))]
+    queries = np.array([documents[rows].mean(axis=0) for rows in found])
     ranked, _ = top_k(l2_normalize(queries), l2_normalize(documents), 100)
     names = list(place)
     qrels = {q: {d: int(data.grade(q, d)) for d in docs} for q, docs in data.relevant_docs.items()}
@@ -103,7 +97,7 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     assert 0.1 < mrr.mean() < 0.99  # neither trivial
 
 
-def test_relevance_gives_grades_by_rank_and_keeps_parts():
+def test_relevance_gives_grades_by_rank_keeps_parts_and_adds_twins_once():
     relevance = Qrels.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
     assert relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]])).tolist() == [
         [1, 0, 2],
@@ -113,10 +107,17 @@ def test_relevance_gives_grades_by_rank_and_keeps_parts():
     some = relevance.take(np.array([2, 0]))
     assert (some.counts.tolist(), some.documents.tolist()) == ([1, 2], [2, 3, 1])
     assert some.queries.tolist() == [0, 1, 1]
+    first = np.array([0, 1, 0, 3, 1])
+    found = Qrels.from_lists([[2], [1, 4], [3]], [[1.0], [1.0, 2.0], [1.0]]).with_twins(first)
+    assert [found.relevant_to(row).tolist() for row in range(3)] == [[0, 2], [1, 4], [3]]
+    assert found.grades.tolist() == [1.0, 1.0, 2.0, 2.0, 1.0]
+    among = found.among(np.array([2, 3]))
+    assert [among.relevant_to(row).tolist() for row in range(3)] == [[0], [], [1]]
+    assert found.plus(found).counts.tolist() == [4, 4, 2]
+    assert found.last(np.array([[0, 1], [1, 0], [0, 1]])).tolist() == [[1, 0], [0, 1], [0, 1]]
 
 
-# --- is it chance? ----------------------------------------------------------------------------
-def test_identical_models_do_not_differ():
+def test_identical_models_do_not_differ_a_clear_gain_is_proven_a_small_one_says_how():
     values = RANDOM.random(50)
     found = paired_difference(values, values, metric="ndcg@10")
     assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
@@ -125,9 +126,6 @@ def test_identical_models_do_not_differ():
     found = paired_difference(np.array([0.1]), np.array([0.9]), metric="m")  # one proves nothing
     assert found.p_value == 1
     assert found.low < 0 < found.high
-
-
-def test_a_clear_gain_is_proven_and_a_small_one_says_what_it_would_take():
     base = RANDOM.random(200)
     clear = paired_difference(base, base + 0.1 + 0.05 * RANDOM.standard_normal(200), metric="m")
     assert clear.low < 0.1 < clear.high or abs(clear.mean - 0.1) < 0.02
@@ -155,7 +153,6 @@ def test_chance_is_called_significant_about_as_often_as_stated():
     assert covered > 0.86
 
 
-# --- evaluation -------------------------------------------------------------------------------
 async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_path):
     words = [f"w{i}" for i in range(12)]
     corpus = {f"d{i}": " ".join(RANDOM.choice(words, 5)) + f" only{i}" for i in range(40)}
@@ -164,9 +161,7 @@ async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_pat
     data = Dataset(queries, corpus, relevant)
     scores = evaluate_retrieval(base, data, ks=(5,), cache_dir=tmp_path, show_progress=False)
     nodes = [TextNode(id_=d, text=text) for d, text in corpus.items()]
-    retriever = VectorStoreIndex(nodes, embed_model=base).as_retriever(
-        similarity_top_k=5, embed_model=base
-    )
+    retriever = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=5)
     evaluator = RetrieverEvaluator.from_metric_names(["hit_rate", "mrr"], retriever=retriever)
     for query, text in queries.items():
         result = await evaluator.aevaluate(text, relevant[query])
@@ -176,7 +171,7 @@ async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_pat
     assert 0 < scores["hit_rate@5"] < 1
 
 
-def test_any_metric_can_be_asked_for_down_to_the_depth(small):
+def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
     scores = evaluate_retrieval(
         CountingEmbedding(), small, ks=(1, 3), cache_dir=False, show_progress=False
     )
@@ -192,9 +187,6 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small):
     shallow = search(deep, deep.queries, deep.documents)
     with pytest.raises(MetricError, match="ndcg@200: only 100 documents per query were retrieved"):
         shallow["ndcg@200"]
-
-
-def test_settings_out_of_range_are_refused(small, base):
     for change, match in (
         ({"ks": (0,)}, r"ks: expected whole numbers >= 1, got \(0,\)"),
         ({"batch_size": 0}, "batch_size: expected a number from 1 to 2048, got 0"),
@@ -216,7 +208,6 @@ def test_parts_of_the_scores_are_those_of_the_queries(small):
     assert some["ndcg@10"] == pytest.approx(scores.values("ndcg@10")[known].mean())
 
 
-# --- comparison -------------------------------------------------------------------------------
 def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
     base = CountingEmbedding(embed_batch_size=4)
     flipped = AdaptedEmbedding(base, LinearAdapter(-np.eye(16, dtype=np.float32)))
@@ -265,14 +256,3 @@ def test_a_query_does_not_find_itself_and_a_twin_of_an_answer_is_one(base, tmp_p
     assert not scores.notes
     answered = Dataset({"a": "red blue"}, corpus, {"a": ["a"]})  # by its own id, and rightly
     assert evaluate_retrieval(base, answered, cache_dir=tmp_path)["hit_rate@1"] == 1.0
-
-
-def test_twins_are_added_once_with_the_highest_grade_and_rows_are_counted_anew():
-    first = np.array([0, 1, 0, 3, 1])
-    found = Qrels.from_lists([[2], [1, 4], [3]], [[1.0], [1.0, 2.0], [1.0]]).with_twins(first)
-    assert [found.relevant_to(row).tolist() for row in range(3)] == [[0, 2], [1, 4], [3]]
-    assert found.grades.tolist() == [1.0, 1.0, 2.0, 2.0, 1.0]
-    among = found.among(np.array([2, 3]))
-    assert [among.relevant_to(row).tolist() for row in range(3)] == [[0], [], [1]]
-    assert found.plus(found).counts.tolist() == [4, 4, 2]
-    assert found.last(np.array([[0, 1], [1, 0], [0, 1]])).tolist() == [[1, 0], [0, 1], [0, 1]]

@@ -7,16 +7,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    BM25Index,
-    DocumentPrior,
-    HybridRetriever,
-    LinearAdapter,
-    Mixture,
-    compare_retrieval,
-    evaluate_retrieval,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
@@ -28,10 +19,10 @@ def index_of(dataset: Dataset, model: Any) -> VectorStoreIndex:
     return VectorStoreIndex(nodes, embed_model=model)
 
 
-def prior_of(dataset: Dataset, model: Any) -> DocumentPrior:
+def prior_of(dataset: Dataset, model: Any) -> package.DocumentPrior:
     bank = [model.get_query_embedding(text) for text in dataset.queries.values()]
     documents = [model.get_text_embedding(text) for text in dataset.corpus.values()]
-    return DocumentPrior.of(np.float32(bank), np.float32(documents), weight=0.4, neighbours=3)
+    return package.DocumentPrior.of(*map(np.float32, (bank, documents)), weight=0.4, neighbours=3)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -39,24 +30,24 @@ def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(adapted, small, base
     model: Any = base
     if adapted:
         turn = np.roll(np.eye(base.dim, dtype=np.float32), 1, axis=0)
-        model = AdaptedEmbedding(base, LinearAdapter(turn))
+        model = package.AdaptedEmbedding(base, package.LinearAdapter(turn))
     prior = prior_of(small, model)
     index = index_of(small, model)
     nodes = list(index.docstore.docs.values())
-    hybrid = HybridRetriever.from_nodes(index, nodes, weight=0.3, prior=prior, **QUIET)
-    mixed = evaluate_retrieval(Mixture(model, 0.3, prior), small, **QUIET)
-    served = evaluate_retrieval(hybrid, small, **QUIET)
+    hybrid = package.HybridRetriever.from_nodes(index, nodes, weight=0.3, prior=prior, **QUIET)
+    mixed = package.evaluate_retrieval(package.Mixture(model, 0.3, prior), small, **QUIET)
+    served = package.evaluate_retrieval(hybrid, small, **QUIET)
     assert np.array_equal(mixed.ranked, served.ranked)
-    plain = evaluate_retrieval(model, small, **QUIET)
+    plain = package.evaluate_retrieval(model, small, **QUIET)
     assert not np.array_equal(mixed.ranked, plain.ranked)
-    nothing = evaluate_retrieval(Mixture(model, weight=0.0), small, **QUIET)
+    nothing = package.evaluate_retrieval(package.Mixture(model, weight=0.0), small, **QUIET)
     assert np.array_equal(nothing.ranked, plain.ranked)
 
 
 def test_words_alone_rank_what_shares_words_and_nothing_else():
     corpus = {"a": "red apple", "b": "green apple", "c": "blue sea"}
     dataset = Dataset({"q": "a green apple", "r": "zebra"}, corpus, {"q": ["b"], "r": ["c"]})
-    words = evaluate_retrieval(BM25Index.of(corpus), dataset)
+    words = package.evaluate_retrieval(package.BM25Index.of(corpus), dataset)
     assert words.retrieved("q") == ["b", "a"]
     assert words.retrieved("r") == []
     assert words["mrr@10"] == 0.5
@@ -66,11 +57,11 @@ def test_words_alone_rank_what_shares_words_and_nothing_else():
 def test_they_stand_side_by_side_in_a_comparison(small, base):
     models = {
         "base": base,
-        "words": BM25Index.of(small.corpus),
+        "words": package.BM25Index.of(small.corpus),
         "retriever": index_of(small, base).as_retriever(similarity_top_k=6),
-        "mixture": Mixture(base, 0.2),
+        "mixture": package.Mixture(base, 0.2),
     }
-    compared = compare_retrieval(models, small, **QUIET)
+    compared = package.compare_retrieval(models, small, **QUIET)
     assert compared["retriever"]["ndcg@10"] == pytest.approx(compared["base"]["ndcg@10"])
     assert compared.significance("base", "mixture").low <= 1
     for name in models:
@@ -82,6 +73,6 @@ def test_a_retriever_of_other_documents_is_refused(small, base):
     index.insert_nodes([TextNode(id_="x", text="what is a blue whale")])
     retriever = index.as_retriever(similarity_top_k=7)
     with pytest.raises(DatasetError, match=r'document ids as node ids; it gave "x"'):
-        evaluate_retrieval(retriever, small)
+        package.evaluate_retrieval(retriever, small)
     with pytest.raises(OptionError, match="weight: expected a number >= 0"):
-        Mixture(base, -0.1)
+        package.Mixture(base, -0.1)

@@ -6,11 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    mine_hard_negatives,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import Qrels
@@ -29,7 +25,7 @@ def at(*cosines: float) -> np.ndarray:
     return np.array([[c, (1 - c * c) ** 0.5] for c in cosines])
 
 
-def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
+def test_negatives_are_the_nearest_below_95_percent_of_the_positive_and_no_twins():
     #                      positive   too close  just right
     documents = at(0.1, 0.80, 0.90, 0.77, 0.759, 0.70, 0.60)
     data = encoded(np.array([[1.0, 0.0]]), documents, [[1]])
@@ -39,9 +35,6 @@ def test_negatives_are_the_nearest_below_95_percent_of_the_positive() -> None:
     assert all_.tolist() == [3, 4, 5, 6, 0]
     (later,) = hard_negatives(data, k=2, most_of_positive=0.95, skip=1)
     assert later.tolist() == [5, 6]
-
-
-def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives():
     documents = at(0.9, 0.5, 0.5, -0.2)
     data = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), documents, [[0], [3]])
     data = replace(data, canonical_rows=np.array([0, 1, 1, 3]))
@@ -51,12 +44,12 @@ def test_twins_of_the_positive_and_queries_that_miss_theirs_have_no_negatives():
 
 
 def test_mined_negatives_travel_with_the_dataset(small, base, tmp_path):
-    mined = mine_hard_negatives(small, base, k=2, **QUIET)
+    mined = package.mine_hard_negatives(small, base, k=2, **QUIET)
     for query, documents in mined.hard_negatives.items():
         assert 1 <= len(documents) <= 2
         assert not set(documents) & set(small.relevant_docs[query])
     mined.save_json(tmp_path / "mined.json")
-    assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "mined.json") == mined
+    assert package.EmbeddingQAFinetuneDataset.from_json(tmp_path / "mined.json") == mined
     part = mined.subset(list(mined.queries)[:3])
     assert part.hard_negatives == {q: mined.hard_negatives[q] for q in part.queries}
     small.save_json(tmp_path / "plain.json")
@@ -70,13 +63,13 @@ def test_negatives_that_cannot_be_are_refused(small, base):
         ({"most_of_positive": 0.0}, r"most_of_positive: expected a share in \(0, 1\], got 0.0"),
     ):
         with pytest.raises(OptionError, match=message):
-            mine_hard_negatives(small, base, **options, **QUIET)
+            package.mine_hard_negatives(small, base, **options, **QUIET)
     with pytest.raises(DatasetError, match=r"1 pairs .* are relevant .first: .q00 → d0"):
         small.with_hard_negatives({"q00": ["d0"]})
     with pytest.raises(DatasetError, match=r'1 document ids are not in the corpus.*"d9"'):
         small.with_hard_negatives({"q00": ["d9"]})
     with pytest.raises(DatasetError, match="hard_negatives: expected a dict"):
-        EmbeddingQAFinetuneDataset(
+        package.EmbeddingQAFinetuneDataset(
             small.queries, small.corpus, small.relevant_docs, hard_negatives=["d1"]
         )
 
@@ -102,13 +95,13 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss):
 
 
 def test_the_engine_takes_mined_negatives(small, base, tmp_path):
-    mined = mine_hard_negatives(small, base, k=2, **QUIET)
+    mined = package.mine_hard_negatives(small, base, k=2, **QUIET)
     encoder = Encoder(base, **QUIET)
     data = encoder.dataset(mined)
     encoder.close()
     taken = data.take(np.array([3, 1]))
     assert taken.negatives.relevant_to(0).tolist() == data.negatives.relevant_to(3).tolist()
-    engine = EmbeddingAdapterFinetuneEngine(
+    engine = package.EmbeddingAdapterFinetuneEngine(
         mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
     )
     engine.finetune()

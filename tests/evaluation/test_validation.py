@@ -2,65 +2,52 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.evaluation.held_out import (
-    Gain,
-    HeldOut,
-    Validation,
-    compare_by_part,
-    hold_out,
-    known_mask,
-)
+from llama_index_embeddings_adapted.evaluation import held_out
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def test_no_training_query_asks_for_a_document_that_was_held_out():
+def test_no_training_query_asks_for_what_was_held_out_and_queries_alone_leave_theirs():
     data, _ = rotated_corpus(documents=50)
-    train, held = hold_out(data, queries=0.0, documents=0.2, seed=3)
+    train, held = held_out.hold_out(data, queries=0.0, documents=0.2, seed=3)
     trained, judged = data.take(train), data.take(held)
-    assert not known_mask(trained, judged).any()
+    assert not held_out.known_mask(trained, judged).any()
     assert len(held) == pytest.approx(0.2 * len(data.relevance), abs=3)
     assert sorted([*train, *held]) == list(range(150))
-
-
-def test_queries_held_out_alone_leave_their_documents_to_training():
-    data, _ = rotated_corpus(documents=50)
-    train, held = hold_out(data, queries=0.1, documents=0.0, seed=3)
+    train, held = held_out.hold_out(data, queries=0.1, documents=0.0, seed=3)
     assert len(held) == 15
-    assert known_mask(data.take(train), data.take(held)).mean() > 0.9
+    assert held_out.known_mask(data.take(train), data.take(held)).mean() > 0.9
     first, again, other = (
-        hold_out(data, queries=0.1, documents=0.1, seed=seed)[1].tolist() for seed in (1, 1, 2)
+        held_out.hold_out(data, queries=0.1, documents=0.1, seed=seed)[1].tolist()
+        for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
-def test_equal_questions_are_never_on_both_sides():
+def test_equal_questions_are_on_one_side_and_documents_held_out_where_training_allows():
     random = np.random.default_rng(0)
     questions = np.repeat(random.standard_normal((20, 4)), 3, axis=0)
     data = encoded(questions, random.standard_normal((60, 4)), [[i] for i in range(60)])
-    train, held = hold_out(data, queries=0.3, documents=0.2, seed=0)
+    train, held = held_out.hold_out(data, queries=0.3, documents=0.2, seed=0)
     assert not {row // 3 for row in train} & {row // 3 for row in held}
-
-
-def test_no_documents_are_held_out_where_that_would_cost_most_of_the_training() -> None:
     # Every query asks for document 0 as well: holding it out would leave nothing to train on.
     data = encoded(np.eye(40), np.eye(40), [[0, i] for i in range(40)])
-    train, held = hold_out(data, queries=0.1, documents=0.2, seed=0)
+    train, held = held_out.hold_out(data, queries=0.1, documents=0.2, seed=0)
     assert (len(train), len(held)) == (36, 4)
 
 
 def test_known_documents_compares_ids_across_corpora():
     train = encoded(np.eye(2), np.eye(3), [[0], [2]])
     other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
-    assert known_mask(train, other).tolist() == [True, False, True]
+    assert held_out.known_mask(train, other).tolist() == [True, False, True]
 
 
 def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     data, rotation = rotated_corpus(documents=30)
-    validation = Validation(HeldOut(data, np.ones(len(data.relevance), dtype=bool)))
+    validation = held_out.Validation(held_out.HeldOut(data, np.full(len(data.relevance), True)))
     assert np.allclose(validation.score(LinearAdapter.identity(12)), validation.base)
     undo = LinearAdapter(np.float32(rotation.T))
     found = validation.judge(undo)
-    overall, known, new = compare_by_part(validation.base_scores, found, validation.known)
+    overall, known, new = held_out.compare_by_part(validation.base_scores, found, validation.known)
     assert validation.score(undo).mean() == pytest.approx(overall.adapted["ndcg@10"])
     assert overall.adapted["ndcg@10"] > 0.95 > 0.5 > overall.base["ndcg@10"]
     assert new is None
@@ -68,27 +55,23 @@ def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     assert overall.to_dict()["difference"]["verdict"].startswith("better")
 
 
-def test_a_loss_within_its_standard_error_is_noise_and_a_few_queries_tell_nothing():
+def test_a_loss_within_its_error_or_of_few_is_noise_and_told_the_mixture_decides():
     data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
     known = np.arange(50) < 40
-    validation = Validation(HeldOut(data, known))
+    validation = held_out.Validation(held_out.HeldOut(data, known))
     change = np.where(np.arange(50) % 2, 0.5, -0.5)
-    assert Gain.of(validation, validation.base + change - 0.01).harmless
-    assert not Gain.of(validation, validation.base + change - 0.2).harmless
+    assert held_out.Gain.of(validation, validation.base + change - 0.01).harmless
+    assert not held_out.Gain.of(validation, validation.base + change - 0.2).harmless
     few_lose = np.where(known, 0.1, -1.0)  # 10 new queries: fewer than 20
-    assert Gain.of(validation, validation.base + few_lose).harmless
-
-
-def test_told_what_to_expect_the_mixture_decides():
-    data = encoded(np.eye(50), np.eye(50), [[i] for i in range(50)])
+    assert held_out.Gain.of(validation, validation.base + few_lose).harmless
     known = np.arange(50) < 25
     change = np.where(known, 0.2, -0.1)
     for expect, overall in ((1.0, 0.2), (0.5, 0.05), (0.0, -0.1)):
-        validation = Validation(HeldOut(data, known), expect=expect)
-        gain = Gain.of(validation, validation.base + change)
+        validation = held_out.Validation(held_out.HeldOut(data, known), expect=expect)
+        gain = held_out.Gain.of(validation, validation.base + change)
         assert gain.overall == pytest.approx(overall)
         assert gain.harmless
-    only_known = Validation(HeldOut(data, np.ones(50, dtype=bool)), expect=0.5)
-    gain = Gain.of(only_known, only_known.base + 0.2)
+    only_known = held_out.Validation(held_out.HeldOut(data, np.ones(50, dtype=bool)), expect=0.5)
+    gain = held_out.Gain.of(only_known, only_known.base + 0.2)
     assert (gain.overall, gain.known) == (pytest.approx(0.2), pytest.approx(0.2))
     assert np.isnan(gain.new)

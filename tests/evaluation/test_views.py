@@ -59,7 +59,7 @@ def test_candidates_rank_as_all_documents_do(world, weight, penalty):
     assert grid == pytest.approx(expected, abs=1e-6)
 
 
-def test_words_alone_find_only_what_shares_a_word(world):
+def test_words_find_only_what_shares_a_word_and_fusion_adds_reciprocal_ranks(world):
     found = world.candidates()
     ranked = found.ranked(found.by_words())
     for row in range(QUERIES):
@@ -67,10 +67,6 @@ def test_words_alone_find_only_what_shares_a_word(world):
         assert len(there)
         assert (world.words.shares[row, there] > 0).all()
         assert world.words.shares[row, there[0]] == world.words.shares[row].max()
-
-
-def test_rank_fusion_adds_reciprocal_ranks(world):
-    found = world.candidates()
     fused = found.ranked(found.fused())[0, 0]
     lists = [found.ranked(scores)[0].tolist() for scores in (found.mixed(0, 0), found.by_words())]
 
@@ -79,9 +75,6 @@ def test_rank_fusion_adds_reciprocal_ranks(world):
 
     best = max({row for ranks in lists for row in ranks if row >= 0}, key=score)
     assert score(fused) == pytest.approx(score(best))
-
-
-def test_excluded_documents_do_not_compete(world):
     first = world.candidates().ranked(world.candidates().mixed(0.2, 0.0))[:, :1]
     excluded = Qrels.from_lists(first.tolist())
     found = world.candidates(excluded=excluded)
@@ -127,7 +120,7 @@ def test_words_without_a_say_keep_the_base_model():
     assert report.verdict.startswith("keep the base model")
 
 
-def test_neither_part_may_lose_unless_the_mixture_is_given():
+def test_neither_part_may_lose_and_of_models_within_an_error_the_simplest_is_taken():
     known = np.arange(40) < 20
     grid = np.full((len(views.GRID), 40), 0.5)
     grid[5, known], grid[5, ~known] = 0.9, 0.4
@@ -135,6 +128,16 @@ def test_neither_part_may_lose_unless_the_mixture_is_given():
     for share, given, expected in ((None, False, 0), (0.5, True, 5), (0.1, True, 0)):
         worth = views.expected_gain(grid[0], known, share, given=given)
         assert views.pick([grid], everything, worth) == (0, expected)
+    random = np.random.default_rng(0)
+    base = np.full((len(views.GRID), 200), 0.5)
+    near = base.copy()
+    near[7, :2] += 0.4, -0.2
+    far = base.copy()
+    far[7] += 0.1 + 0.01 * random.standard_normal(200)
+    everything = np.ones(200, dtype=bool)
+    worth = views.expected_gain(base[0], everything, None, given=False)
+    assert views.pick([base, near], everything, worth)[0] == 0
+    assert views.pick([base, near, far], everything, worth) == (2, 7)
 
 
 def test_weights_take_from_no_part_what_the_model_gains_there_alone_but_for_noise():
@@ -149,16 +152,3 @@ def test_weights_take_from_no_part_what_the_model_gains_there_alone_but_for_nois
     assert views.pick([noisy], everything, worth) == (0, 5)
     given = views.expected_gain(np.full(400, 0.5), known, 0.5, given=True)
     assert views.pick([taking], everything, given) == (0, 5)
-
-
-def test_of_models_within_a_standard_error_the_simplest_is_taken():
-    random = np.random.default_rng(0)
-    base = np.full((len(views.GRID), 200), 0.5)
-    near = base.copy()
-    near[7, :2] += 0.4, -0.2
-    far = base.copy()
-    far[7] += 0.1 + 0.01 * random.standard_normal(200)
-    everything = np.ones(200, dtype=bool)
-    worth = views.expected_gain(base[0], everything, None, given=False)
-    assert views.pick([base, near], everything, worth)[0] == 0
-    assert views.pick([base, near, far], everything, worth) == (2, 7)

@@ -54,11 +54,18 @@ def test_nodes_are_copied_not_changed_and_only_those_that_a_nudge_knows_are_move
         assert same == (row > 0)
 
 
-def test_vectors_that_are_missing_are_an_error_before_anything_is_written(old, model, quiet):
+def test_missing_vectors_and_nodes_that_no_store_lists_are_an_error(
+    old, model, quiet, base, tmp_path
+):
     store = SimpleVectorStore()
     with pytest.raises(StoreError, match=r"30 of 30 texts have no vector.*embed_missing=True"):
         adapt_index(old, model, store, **quiet)
     assert not store.data.embedding_dict
+    with faiss(tmp_path) as stores:
+        bare = VectorStoreIndex([], storage_context=StorageContext.from_defaults(
+            vector_store=stores("old", DIM)), embed_model=base)  # fmt: skip
+        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
+            adapt_index(bare, model, SimpleVectorStore(), **quiet)
 
 
 def test_the_result_is_searched_and_what_spoils_it_is_warned_of(old, model, quiet, tmp_path):
@@ -112,9 +119,7 @@ def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(old
         passing = [np.sum(np.array(best[0]) >= cutoff),
                    np.sum(np.array(best[1]) >= check.equivalent_cutoff(cutoff))]  # fmt: skip
         assert abs(passing[0] - passing[1]) <= 1
-    assert check.equivalent_cutoff(2.0) == pytest.approx(
-        max(best[1]) + 2.0 - max(best[0]), abs=1e-5
-    )
+    assert check.equivalent_cutoff(2) == pytest.approx(max(best[1]) + 2 - max(best[0]), abs=1e-5)
     assert f"{check.shift:+.3f} with the adapter" in str(check)
     assert len(check.to_dict()["best_scores"]) == 40
     plain = check_similarity(old, model, **quiet)
@@ -143,14 +148,6 @@ def test_bad_arguments_are_refused(old, model, base, quiet):
     empty = VectorStoreIndex([], embed_model=base)
     with pytest.raises(OptionError, match="expected documents in it, found none"):
         check_similarity(empty, base, **quiet)
-
-
-def test_nodes_that_a_store_cannot_list_have_to_be_given(model, base, quiet, tmp_path):
-    with faiss(tmp_path) as stores:
-        bare = VectorStoreIndex([], storage_context=StorageContext.from_defaults(
-            vector_store=stores("old", DIM)), embed_model=base)  # fmt: skip
-        with pytest.raises(StoreError, match=r"FaissVectorStore cannot list.*Pass nodes="):
-            adapt_index(bare, model, SimpleVectorStore(), **quiet)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")

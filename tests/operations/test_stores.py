@@ -57,23 +57,17 @@ def base() -> CountingEmbedding:
 
 def nodes() -> list[TextNode]:
     ids = (f"00000000-0000-0000-0000-{row:012d}" for row in range(len(TEXTS)))
-    return [
-        TextNode(id_=name, text=text, metadata={"n": 1})
-        for name, text in zip(ids, TEXTS, strict=True)
-    ]
+    return [TextNode(id_=i, text=t, metadata={"n": 1}) for i, t in zip(ids, TEXTS, strict=True)]
 
 
 def built(base: Any, store: Any, of: list[TextNode] | None = None) -> VectorStoreIndex:
     storage = StorageContext.from_defaults(vector_store=store)
-    return VectorStoreIndex(
-        nodes() if of is None else of, storage_context=storage, embed_model=base
-    )
+    return VectorStoreIndex(nodes(), storage_context=storage, embed_model=base)
 
 
 def documents(base: CountingEmbedding) -> Vectors:
-    return np.float32(
-        [base.vector("document", node.get_content(MetadataMode.EMBED)) for node in nodes()]
-    )
+    texts = [node.get_content(MetadataMode.EMBED) for node in nodes()]
+    return np.float32([base.vector("document", text) for text in texts])
 
 
 def exact(query: Vectors, corpus: Vectors) -> list[str]:
@@ -90,9 +84,7 @@ def asked_documents(base: CountingEmbedding) -> int:
     return sum(role == "document" for role, _ in base.asked)
 
 
-async def test_an_adapter_is_swapped_onto_an_index_and_no_document_is_embedded_again(
-    stores, engine, base
-):
+async def test_an_adapter_is_put_onto_an_index_and_no_document_embedded_again(stores, engine, base):
     index = built(base, stores("docs", DIM))
     corpus, before = documents(base), asked_documents(base)
     model = AdaptedEmbedding(base, QUERY_SIDE)
@@ -141,9 +133,7 @@ def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(stores, base, 
         assert found(unchanged, text) == exact(query, documents(base))
 
 
-def quietly(
-    index: VectorStoreIndex, model: AdaptedEmbedding, store: Any, **settings: Any
-) -> VectorStoreIndex:
+def quietly(index: Any, model: AdaptedEmbedding, store: Any, **settings: Any) -> VectorStoreIndex:
     settings = {"check": False, "show_progress": False, **settings}
     return adapt_index(index, model, store, **settings)
 
@@ -226,9 +216,7 @@ class Long(CountingEmbedding):
         return [length * value for value in super().vector(role, text)]
 
 
-def test_documents_of_other_lengths_are_a_problem_unless_the_store_takes_the_cosine(
-    stores, tmp_path
-):
+def test_documents_of_other_lengths_are_a_problem_unless_a_store_takes_the_cosine(stores, tmp_path):
     base = Long(dim=DIM)
     index = built(base, stores("docs", DIM))
     model = AdaptedEmbedding(base, QUERY_SIDE)
@@ -255,9 +243,8 @@ def real_cache(tmp_path_factory) -> Path:
 
 
 def test_a_real_model_finds_the_same_in_each_store(stores, minilm, real_cache):
-    adapter = LinearAdapter(
-        np.eye(384) + 0.05 * np.random.default_rng(1).standard_normal((384, 384))
-    )
+    noise = np.random.default_rng(1).standard_normal((384, 384))
+    adapter = LinearAdapter(np.eye(384) + 0.05 * noise)
     model = AdaptedEmbedding(minilm, adapter)
     side = model.for_documents(cache_dir=real_cache)  # embeds for the first store only
     index = built(side, stores("real", 384))

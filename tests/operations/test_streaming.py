@@ -45,9 +45,7 @@ def found(store: Any, query: np.ndarray, k: int = 30) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", [*NAMED.values(), faiss_ip], ids=[*NAMED, "faiss"])
-def test_a_stream_of_nodes_is_found_by_the_vectors_of_the_adapted_model(
-    engine, model, quiet, tmp_path
-):
+def test_a_stream_of_nodes_is_found_by_vectors_of_the_adapted_model(engine, model, quiet, tmp_path):
     model = model.normalized()
     asked = len(model.base_embed_model.asked)
     with engine(tmp_path) as stores:
@@ -82,9 +80,8 @@ def test_after_a_kill_the_same_call_goes_on_and_no_node_is_there_twice(
             adapt_nodes(nodes(), model, store, batch_size=8, **quiet)
         monkeypatch.setattr(kind, "add", add)
         assert adapt_nodes(nodes(), model, stores("new", DIM), batch_size=again, **quiet) == 30
-        assert sorted(found(stores("new", DIM), expected(model)[0], 100)) == [
-            node.node_id for node in nodes()
-        ]
+        there = found(stores("new", DIM), expected(model)[0], 100)
+        assert sorted(there) == [node.node_id for node in nodes()]
         with pytest.raises(StoreError, match="already holds nodes"):
             adapt_nodes(nodes(), model, stores("new", DIM), **quiet)
 

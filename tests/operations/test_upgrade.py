@@ -5,13 +5,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    evaluate_upgrade,
-    upgrade_adapter,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
@@ -34,7 +28,7 @@ class Turned(CountingEmbedding):
         return (turn[:, :16] @ old).tolist()
 
 
-def cosines(adapter: LinearAdapter, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+def cosines(adapter: package.LinearAdapter, new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return np.sum(adapter.apply(np.float32(new)) * l2_normalize(old), axis=1)
 
 
@@ -62,14 +56,14 @@ def test_procrustes_keeps_angles_and_a_strong_ridge_is_the_rotation():
 
 def test_new_queries_find_in_the_old_index_what_the_old_model_found():
     old, new = CountingEmbedding(dim=16), Turned(dim=24)
-    found = upgrade_adapter(old, new, TEXTS, **QUIET)
+    found = package.upgrade_adapter(old, new, TEXTS, **QUIET)
     assert found.agreement > 0.95
     assert found.cosine > 0.99
     assert found.tried[found.method] == max(found.tried.values())
     assert 0.01 < found.chance < 0.2
     nodes = [TextNode(id_=text, text=text) for text in TEXTS]
     index = VectorStoreIndex(nodes, embed_model=old)
-    model = AdaptedEmbedding(new, found.adapter)
+    model = package.AdaptedEmbedding(new, found.adapter)
     before = old.get_query_embedding("whale bird")
     assert np.dot(model.get_query_embedding("whale bird"), before) > 0.98
     retriever = index.as_retriever(embed_model=model, similarity_top_k=5)
@@ -81,34 +75,33 @@ def test_new_queries_find_in_the_old_index_what_the_old_model_found():
 
 def test_an_old_adapter_is_applied_after_the_map():
     old, new = CountingEmbedding(dim=16), Turned(dim=16)
-    adapter = LinearAdapter(np.random.default_rng(2).standard_normal((16, 16)))
-    served = AdaptedEmbedding(old, adapter)
-    found = upgrade_adapter(served, new, TEXTS, method="procrustes", **QUIET)
+    adapter = package.LinearAdapter(np.random.default_rng(2).standard_normal((16, 16)))
+    served = package.AdaptedEmbedding(old, adapter)
+    found = package.upgrade_adapter(served, new, TEXTS, method="procrustes", **QUIET)
     assert isinstance(found.adapter, StackedAdapter)
-    model = AdaptedEmbedding(new, found.adapter)
-    assert (
-        np.dot(model.get_query_embedding("sea bird"), served.get_query_embedding("sea bird")) > 0.95
-    )
+    model = package.AdaptedEmbedding(new, found.adapter)
+    query = np.dot(*(each.get_query_embedding("sea bird") for each in (model, served)))
+    assert query > 0.95
     document = np.dot(model.get_text_embedding("sea bird"), old.get_text_embedding("sea bird"))
     assert document > 0.97
-    moving = AdaptedEmbedding(old, LinearAdapter.identity(16, shared=True))
+    moving = package.AdaptedEmbedding(old, package.LinearAdapter.identity(16, shared=True))
     with pytest.raises(OptionError, match="but its adapter moves them"):
-        upgrade_adapter(moving, new, TEXTS, **QUIET)
+        package.upgrade_adapter(moving, new, TEXTS, **QUIET)
 
 
 def test_the_upgrade_is_compared_with_a_real_re_embedding():
     old, new = CountingEmbedding(dim=16), Turned(dim=16)
     corpus = {text: text for text in TEXTS[:100]}
     queries = {f"q{text}": " ".join(reversed(text.split())) for text in TEXTS[:40]}
-    dataset = EmbeddingQAFinetuneDataset(queries, corpus, {f"q{t}": [t] for t in TEXTS[:40]})
-    found = upgrade_adapter(old, new, TEXTS, **QUIET)
+    dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [q[1:]] for q in queries})
+    found = package.upgrade_adapter(old, new, TEXTS, **QUIET)
     assert found.texts == len(set(TEXTS))
-    scores = evaluate_upgrade(found, old, new, dataset, **QUIET)
+    scores = package.evaluate_upgrade(found, old, new, dataset, **QUIET)
     assert scores.old["hit_rate@10"] == scores.reembedded["hit_rate@10"] == 1.0
     assert scores.kept("hit_rate@10") > 0.95
     assert scores.to_dict()["kept"]["ndcg@10"] == scores.kept()
     assert "kept of a re-embedding" in str(scores)
-    stranger = upgrade_adapter(old, CountingEmbedding(seed=9, dim=2), TEXTS, **QUIET)
+    stranger = package.upgrade_adapter(old, CountingEmbedding(seed=9, dim=2), TEXTS, **QUIET)
     assert stranger.agreement < 0.5
     assert f"{stranger.agreement:.0%}" in str(stranger)
 
@@ -124,20 +117,18 @@ class Aimless(CountingEmbedding):
 def test_an_agreement_no_better_than_chance_is_warned_of(count):
     texts = TEXTS[:: len(TEXTS) // count][:count]
     count = len(set(texts))
-    said = (
-        rf"no better than chance .* among {count} texts\. Give more, a few times the 12 dimensions"
-    )
+    said = rf"no better than chance .* among {count} texts\. Give more, a few times the 12 dim"
     for seed in range(2):
         with pytest.warns(UserWarning, match=said):
-            upgrade_adapter(CountingEmbedding(), Aimless(dim=12), texts, seed=seed, **QUIET)
+            package.upgrade_adapter(CountingEmbedding(), Aimless(dim=12), texts, seed=seed, **QUIET)
     if count >= 60:  # and not of one that is better
-        upgrade_adapter(CountingEmbedding(), Turned(dim=24), texts, **QUIET)
+        package.upgrade_adapter(CountingEmbedding(), Turned(dim=24), texts, **QUIET)
 
 
 def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(monkeypatch):
     fitted, judged = [], []
 
-    def fit(new: np.ndarray, old: np.ndarray) -> LinearAdapter:
+    def fit(new: np.ndarray, old: np.ndarray) -> package.LinearAdapter:
         fitted.append(len(new))
         return procrustes(new, old)
 
@@ -147,7 +138,7 @@ def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(monkeypatch):
 
     monkeypatch.setattr(upgrade, "FITS", {"one": fit, "two": fit})
     monkeypatch.setattr(upgrade, "_agreement", agree)
-    upgrade_adapter(CountingEmbedding(), Turned(dim=24), TEXTS[:100], holdout=0.3, **QUIET)
+    package.upgrade_adapter(CountingEmbedding(), Turned(dim=24), TEXTS[:100], holdout=0.3, **QUIET)
     assert fitted == [70, 70, 100]
     choosing, again, scoring = judged
     assert choosing == again
@@ -157,7 +148,7 @@ def test_the_texts_that_choose_and_score_take_no_part_in_the_fit(monkeypatch):
 def test_no_text_is_embedded_twice(tmp_path):
     old, new = CountingEmbedding(), CountingEmbedding(seed=1)
     for _ in range(2):
-        upgrade_adapter(old, new, TEXTS * 2, cache_dir=tmp_path, show_progress=False)
+        package.upgrade_adapter(old, new, TEXTS * 2, cache_dir=tmp_path, show_progress=False)
     for model in (old, new):
         asked = [each for each in model.asked if each[1] not in PROBE_TEXTS]  # those are looks
         assert len(asked) == len(set(asked))
@@ -171,6 +162,6 @@ def test_bad_arguments_are_refused_before_anything_is_embedded():
         ({"holdout": 1.0}, OptionError, r"expected a share in \(0, 1\), got 1.0"),
     ):
         with pytest.raises(error, match=message):
-            upgrade_adapter(old, new, **{"texts": TEXTS, **QUIET, **changes})
+            package.upgrade_adapter(old, new, **{"texts": TEXTS, **QUIET, **changes})
     assert not old.asked
     assert not new.asked

@@ -184,9 +184,8 @@ def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(count, judge
     job = Finetune(source=tmp_path, llm="smollm2", examples=tmp_path / "real.json")
     found = job._judges(None, written)
     assert (found and len(found)) == judges
-    assert found is None or {e.query for e in written.report.shown}.isdisjoint(
-        found.queries.values()
-    )
+    shown = {each.query for each in written.report.shown}
+    assert found is None or shown.isdisjoint(found.queries.values())
     assert found is None or set(written.corpus) < set(found.corpus)
 
 

@@ -9,27 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from llama_index.core import Settings
-from llama_index.core.llms import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    CustomLLM,
-    LLMMetadata,
-)
+from llama_index.core import Settings, llms
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    agenerate_qa_embedding_pairs,
-    estimate,
-    generate_qa_embedding_pairs,
-    hold_out_documents,
-)
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
 from llama_index_embeddings_adapted.questions.filters import Candidate
@@ -44,7 +30,7 @@ from llama_index_embeddings_adapted.questions.selection import BaseCost
 from tests.conftest import CountingEmbedding
 
 
-class DoubleLLM(CustomLLM):
+class DoubleLLM(llms.CustomLLM):
     """A synchronous LLM that answers by script and remembers what it was sent."""
 
     chat_model: bool = True
@@ -52,8 +38,8 @@ class DoubleLLM(CustomLLM):
     model: str = "double"
 
     @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(
+    def metadata(self) -> llms.LLMMetadata:
+        return llms.LLMMetadata(
             is_chat_model=self.chat_model, context_window=self.context_window, model_name=self.model
         )
 
@@ -62,15 +48,15 @@ class DoubleLLM(CustomLLM):
         return _SENT
 
     @llm_chat_callback()
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         text = two_questions(messages[-1].content)[1]
         _SENT.append(messages[-1].content)
-        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+        return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+    def complete(self, prompt: str, formatted: bool = False, **_: Any) -> llms.CompletionResponse:
         _SENT.append(prompt)
-        return CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
+        return llms.CompletionResponse(text=two_questions(prompt)[1] + "\nPassage: one of my own")
 
     @llm_completion_callback()
     def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,22 +70,22 @@ class AsyncDoubleLLM(DoubleLLM):
     _most: int = 0
 
     @llm_chat_callback()
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    async def achat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         self._now += 1
         self._most = max(self._most, self._now)
         await asyncio.sleep(0.02)
         self._now -= 1
         text = two_questions(messages[-1].content)[1]
-        return ChatResponse(message=ChatMessage(role="assistant", content=text))
+        return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
 
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         raise AssertionError("the synchronous path was used")
 
 
 class NoAsyncLLM(DoubleLLM):
     """Says only when asked that it has no asynchronous path."""
 
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    async def achat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         raise NotImplementedError
 
 
@@ -111,7 +97,7 @@ def nothing_sent() -> None:
     _SENT.clear()
 
 
-Write = Callable[..., EmbeddingQAFinetuneDataset]
+Write = Callable[..., package.EmbeddingQAFinetuneDataset]
 
 
 @pytest.fixture
@@ -122,7 +108,7 @@ def quiet(tmp_path) -> dict[str, Any]:
 @pytest.fixture
 def write(quiet) -> Write:
     """Have questions written; answers are kept in a folder of the test."""
-    return partial(generate_qa_embedding_pairs, **quiet)
+    return partial(package.generate_qa_embedding_pairs, **quiet)
 
 
 @pytest.fixture
@@ -134,7 +120,6 @@ def towns(count: int = 6) -> list[TextNode]:
     return scripted_server.nodes(count)
 
 
-# --- any LLM ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "llm",
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
@@ -144,16 +129,14 @@ def test_any_llm_gives_the_same_dataset(llm, write):
     data = write(towns(), llm)
     assert len(data) == 12
     about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
-    assert about == {
-        "What is known about Town3 has market21 these days?",
-        "market21 and river9 with facts",
-    }
+    asked = "What is known about Town3 has market21 these days?"
+    assert about == {asked, "market21 and river9 with facts"}
     assert data.corpus == {node.node_id: node.text for node in towns()}
 
 
 async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(write, quiet):
     llm = AsyncDoubleLLM()
-    data = await agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
+    data = await package.agenerate_qa_embedding_pairs(towns(20), llm, concurrency=5, **quiet)
     assert data == write(towns(20), llm)
     assert llm._most == 5
 
@@ -165,41 +148,31 @@ def test_the_llm_of_the_settings_is_the_default(write, monkeypatch):
         write(towns(), "gpt-5")
 
 
-def test_old_calls_work_as_they_are(write, tmp_path):
+def test_old_calls_work_as_they_are_and_actors_are_ignored_with_a_word(write, tmp_path):
     prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
     data = write(
         towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
     )  # fmt: skip
     assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
-    assert EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
+    assert package.EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
     saved = json.loads((tmp_path / "pairs.json").read_text())
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
+    with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
+        write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
 
-def test_the_text_sent_is_the_text_that_is_embedded(write):
-    node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
-    write([node], DoubleLLM())
-    assert "town: Ulm\n\nThe market opens at nine" in _SENT[0]
-
-
-def test_nodes_with_one_text_are_asked_about_once_and_both_answer(write):
+def test_a_text_is_sent_as_it_is_embedded_once_for_twins_and_once_per_question(write):
     twins = [TextNode(id_=name, text="The market of Ulm opens at nine.") for name in ("a", "b")]
     data = write(twins, DoubleLLM())
     assert len(_SENT) == 1
     assert set(map(tuple, data.relevant_docs.values())) == {("a", "b")}
-
-
-def test_one_question_per_call_sends_the_passage_once_for_each(write):
+    node = TextNode(id_="n", text="The market opens at nine every day.", metadata={"town": "Ulm"})
+    write([node], DoubleLLM())
+    assert "town: Ulm\n\nThe market opens at nine" in _SENT[1]
     options = {"questions_per_call": 1, "styles": ["question", "keywords"]}
     data = write(towns(2), DoubleLLM(), **options)
-    assert len(_SENT) == 4
-    assert data.report.calls == 4
+    assert data.report.calls == len(_SENT) - 2 == 4
     assert len(data) <= 4
-
-
-def test_actors_of_old_scripts_are_ignored_with_a_word(write):
-    with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
-        write(towns(1), DoubleLLM(), executor="ray", actors=4)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +196,6 @@ def test_bad_options_are_refused_before_anything_is_sent(options, message, write
     assert not _SENT
 
 
-# --- what a passage is ------------------------------------------------------------------------
 def chapters() -> list[TextNode]:
     """Ninety passages of a long document, six of a short one, four without a document."""
     nodes = []
@@ -266,7 +238,7 @@ def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
     assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
 
 
-def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write):
+def test_a_passage_longer_than_the_context_or_what_the_model_reads_is_cut(write):
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 300)
     said = "1 of 1 passages are longer than the LLM's context of 2048"
     with pytest.warns(UserWarning, match=said):
@@ -276,15 +248,13 @@ def test_a_passage_longer_than_the_context_is_cut_with_a_warning(write):
     with pytest.raises(OptionError, match="a context of 256 tokens has no room for a passage"):
         write([node], DoubleLLM(context_window=256))
 
-
-def test_only_what_the_embedding_model_reads_is_asked_about(write):
     class Short(CountingEmbedding):
         max_length: int = 32
 
     node = TextNode(id_="n", text="The market of Ulm opens at nine. " * 100)
     data = write([node], DoubleLLM(), embed_model=Short())
     assert data.report.cut == 1
-    assert len(_SENT[0].split("\n\n")[0].split()) <= 32
+    assert len(_SENT[-1].split("\n\n")[0].split()) <= 32
 
 
 def test_what_the_filters_ask_of_the_base_model_is_counted_once(write):
@@ -310,19 +280,16 @@ def test_nodes_without_text_are_left_out_with_a_word(write):
 def test_whole_documents_are_held_out(write):
     nodes = chapters()
     data = write(nodes, DoubleLLM(), near_duplicate=1.0)
-    train, test = hold_out_documents(data, nodes, 0.1, seed=3)
+    train, test = package.hold_out_documents(data, nodes, 0.1, seed=3)
     sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
-    sides = [
-        {sources[d] for docs in part.relevant_docs.values() for d in docs} for part in (train, test)
-    ]
+    sides = [{sources[d] for docs in p.relevant_docs.values() for d in docs} for p in (train, test)]
     assert sides[0].isdisjoint(sides[1])
     assert len(train) + len(test) == len(data)
     with pytest.raises(DatasetError, match="nodes of all 100 documents, 98 are missing"):
-        hold_out_documents(data, nodes[:2])
+        package.hold_out_documents(data, nodes[:2])
 
 
-# --- failures ---------------------------------------------------------------------------------
-def test_a_refused_key_fails_at_once(write):
+def test_a_refused_key_and_an_unreachable_server_fail_at_once(write):
     with (
         ScriptedServer(lambda _: (401, "wrong key sk-aaaaaaaaaaaaaaaaaaaaaaaa")) as server,
         pytest.raises(GenerationError, match=r"OpenAILike\(scripted\) refused the key") as caught,
@@ -330,9 +297,6 @@ def test_a_refused_key_fails_at_once(write):
         write(towns(50), scripted_server.client(server.api_base), concurrency=8)
     assert sum(server.started.values()) <= 8  # what was under way when the first refusal came
     assert "sk-aaaa" not in str(caught.value)
-
-
-def test_an_unreachable_server_fails_at_once(write):
     began = time.perf_counter()
     with pytest.raises(GenerationError, match=r"cannot be reached.*Is the server running"):
         write(towns(50), scripted_server.client("http://127.0.0.1:9/v1"))
@@ -376,15 +340,12 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(q
         assert len(again) == 8
 
 
-def test_a_call_that_hangs_is_given_up(quick, write):
+def test_a_call_that_hangs_is_given_up_and_useless_answers_are_shown(quick, write):
     with (
         ScriptedServer(latency_s=30) as server,
         pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
     ):
         write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)
-
-
-def test_useless_answers_end_in_an_error_that_shows_them(write):
     with (
         ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
         pytest.raises(
@@ -400,8 +361,7 @@ def test_calls_per_minute_are_limited(write):
     assert time.perf_counter() - began > 5 * 60 / 1200
 
 
-# --- recovery ---------------------------------------------------------------------------------
-def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(write):
+def test_nothing_is_paid_for_twice_and_another_model_prompt_or_text_is_another_run(write, tmp_path):
     first, second = (write(towns(), DoubleLLM()) for _ in range(2))
     assert first == second
     assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
@@ -409,9 +369,6 @@ def test_nothing_is_paid_for_twice_and_another_model_or_prompt_is_another_run(wr
     assert len(_SENT) == 12
     write(towns(), DoubleLLM(), num_questions_per_chunk=1)
     assert len(_SENT) == 18
-
-
-def test_a_run_on_other_documents_is_never_answered_from_this_ones_file(write, tmp_path):
     nodes, path = towns(6), tmp_path / "qa.json"
     train, other = (write(part, DoubleLLM(), output_path=path) for part in (nodes[:3], nodes[3:]))
     assert set(train.corpus).isdisjoint(other.corpus)
@@ -440,12 +397,6 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path):
         assert cache.key("x") != AnswerCache(None, {"model": "another"}).key("x")
 
 
-def test_answers_that_cannot_be_kept_say_so(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
-        AnswerCache(tmp_path / "file", {}).__enter__()
-
-
 def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     with ScriptedServer() as server:
         llm = scripted_server.client(server.api_base)
@@ -455,16 +406,18 @@ def test_what_is_kept_holds_no_key_and_only_its_owner_reads_it(write, tmp_path):
     (file,) = (tmp_path / "cache" / "questions").iterdir()
     assert b"secret" not in file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GenerationError, match=r"answers in .* cannot be used .*cache_dir=False"):
+        AnswerCache(tmp_path / "file", {}).__enter__()
 
 
-# --- cost, report, filters over all -----------------------------------------------------------
 def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(write, quiet):
     options = {"concurrency": 4, "retry_limit": 2}
     with ScriptedServer(latency_s=0.1) as server:
         llm = scripted_server.client(server.api_base)
-        unprobed = estimate(towns(30), llm, probe=False, **options, **quiet)
+        unprobed = package.estimate(towns(30), llm, probe=False, **options, **quiet)
         assert (unprobed.calls, unprobed.seconds, unprobed.probed) == (30, None, False)
-        before = estimate(towns(30), llm, **options, **quiet)
+        before = package.estimate(towns(30), llm, **options, **quiet)
         assert (before.passages, before.calls, before.probed) == (30, 25, True)
         bill = write(towns(30), llm, **options).report
         assert (bill.calls, bill.calls_saved) == (25, 5)
@@ -474,20 +427,20 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(wri
         assert before.price(1.0, 2.0) == pytest.approx(
             (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
         )
-        after = estimate(towns(30), llm, **options, **quiet)
+        after = package.estimate(towns(30), llm, **options, **quiet)
         assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
         assert "0 calls to make" in str(after)
-        more = estimate(towns(40), llm, probe=False, **options, **quiet)
+        more = package.estimate(towns(40), llm, probe=False, **options, **quiet)
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
 def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     class Slow(DoubleLLM):
-        def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+        def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
             time.sleep(0.05)
             return super().chat(messages, **kwargs)
 
-    found = estimate(towns(22), Slow(), **quiet)
+    found = package.estimate(towns(22), Slow(), **quiet)
     assert found.calls == 20
     assert (found.seconds or 0) >= 20 * 0.05
 
@@ -530,11 +483,11 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
-    assert not EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs).synthetic
+    plain = package.EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs)
+    assert not plain.synthetic
     folder = quiet["cache_dir"].with_name("a")
-    engine = EmbeddingAdapterFinetuneEngine(
-        train, base, epochs=1, model_output_path=folder, **quiet
-    )
+    options = {"epochs": 1, "model_output_path": folder, **quiet}
+    engine = package.EmbeddingAdapterFinetuneEngine(train, base, **options)
     engine.finetune()
     assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")
@@ -571,7 +524,7 @@ def test_generic_questions_and_those_that_miss_their_passage_go(write, base):
 
 async def test_an_interrupt_keeps_what_was_answered(write, quiet):
     llm = AsyncDoubleLLM()
-    work = agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
+    work = package.agenerate_qa_embedding_pairs(towns(60), llm, concurrency=2, **quiet)
     with pytest.raises((TimeoutError, asyncio.TimeoutError)):
         await asyncio.wait_for(work, timeout=0.4)
     again = write(towns(60), llm, concurrency=30)

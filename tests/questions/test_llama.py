@@ -54,9 +54,7 @@ def asked_in_process(llama, tmp_path_factory) -> Any:
     return generate_qa_embedding_pairs(NODES, llama, cache_dir=cache, **OPTIONS)
 
 
-def test_smollm2_writes_questions_that_name_their_subject(
-    asked_in_process, minilm, llama, tmp_path
-):
+def test_smollm2_writes_questions_that_name_a_subject(asked_in_process, minilm, llama, tmp_path):
     data = asked_in_process
     assert len(data) >= 2, str(data.report)
     assert all(text.endswith("?") for text in data.queries.values())
@@ -95,7 +93,7 @@ def test_the_same_model_behind_openais_protocol_writes_the_same(
     assert there.report.completion_tokens == here.report.completion_tokens > 5
 
 
-async def test_a_llama_answers_whichever_way_it_is_asked(llama):
+async def test_a_llama_answers_whichever_way_it_is_asked_within_its_context(llama):
     turn = [ChatMessage(role="user", content="Say hello.")]
     answer = llama.chat(turn, max_tokens=8).message.content
     assert answer
@@ -103,9 +101,6 @@ async def test_a_llama_answers_whichever_way_it_is_asked(llama):
     assert llama.complete("Say hello.", max_tokens=8).text == answer
     assert (await llama.acomplete("Say hello.", max_tokens=8)).text == answer
     assert [part.text for part in llama.stream_complete("Say hello.", max_tokens=8)] == [answer]
-
-
-def test_a_prompt_beyond_the_context_is_an_error_with_the_reason(llama):
     with pytest.raises(GenerationError, match="exceeds the available context size"):
         llama.complete("word " * 3000)
 

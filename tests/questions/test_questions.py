@@ -9,16 +9,8 @@ from hypothesis import strategies as st
 from llama_index.core import PromptTemplate
 
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions import filters
 from llama_index_embeddings_adapted.questions.answers import clean, read_questions
-from llama_index_embeddings_adapted.questions.filters import (
-    TEXT_FILTERS,
-    Candidate,
-    leaked,
-    near_duplicates,
-    other_language,
-    statement,
-    words,
-)
 from llama_index_embeddings_adapted.questions.prompts import STYLES, PromptConfig, few_shot
 
 PASSAGE = (
@@ -28,16 +20,15 @@ PASSAGE = (
 GOOD = ["How high is the commission on a trip?", "rider service fee California"]
 
 
-def candidate(text: str, **more: str | None) -> Candidate:
-    return Candidate(text, "d", **{"passage": PASSAGE, **more})
+def candidate(text: str, **more: str | None) -> filters.Candidate:
+    return filters.Candidate(text, "d", **{"passage": PASSAGE, **more})
 
 
 def reason(text: str, **more: str | None) -> str | None:
     """Return the name of the first filter that objects."""
-    return next((f.__name__ for f in TEXT_FILTERS if f(candidate(text, **more))), None)
+    return next((f.__name__ for f in filters.TEXT_FILTERS if f(candidate(text, **more))), None)
 
 
-# --- reading answers --------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "answer",
     [
@@ -116,16 +107,11 @@ def test_questions_are_told_from_answers_remarks_and_thoughts(answer):
     assert read_questions(answer.format(*ASKED), limit=9, wanted=2) == ASKED
 
 
-def test_quotes_within_json_and_escapes_are_read():
-    answer = (
-        '{"questions": ["What does "faecal" mean?", "He said \\"yes\\"?", "What\\u2019s it?\\n"]}'
-    )
+def test_quotes_within_json_are_read_and_lines_taken_apart_only_where_more_were_asked():
+    answer = '{"questions": ["What does "faecal" mean?", "Said \\"yes\\"?", "What\\u2019s it?\\n"]}'
     assert read_questions(answer, limit=9) == [
-        'What does "faecal" mean?', 'He said "yes"?', "What’s it?",
+        'What does "faecal" mean?', 'Said "yes"?', "What’s it?",
     ]  # fmt: skip
-
-
-def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_for():
     problem = "My loaves are crisp. What am I doing wrong?"
     assert read_questions(problem, limit=9, wanted=2) == [problem]
     assert read_questions(" ".join(ASKED), limit=9) == [" ".join(ASKED)]
@@ -140,18 +126,12 @@ def test_only_a_line_of_questions_is_taken_apart_and_only_where_more_were_asked_
         ("What is the dogs' home?", "What is the dogs' home?"),
         ("What does __init__ do?", "What does __init__ do?"),
         ("What is a[0] of b(1)?", "What is a[0] of b(1)?"),
+        *[(line, line) for line in ("10-K filing date", "3.5 million riders in 2021?")],
+        *[(line, line) for line in ("2021 revenue", "C++ or Rust for drivers?")],
     ],
 )
 def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line, expected):
     assert clean(line) == expected
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["10-K filing date", "3.5 million riders in 2021?", "2021 revenue", "C++ or Rust for drivers?"],
-)
-def test_numbers_that_belong_to_a_question_stay(line):
-    assert clean(line) == line
 
 
 @pytest.mark.parametrize(
@@ -200,10 +180,9 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer):
         assert line == line.strip()
         assert "\n" not in line
         kept = reason(line) is None
-        assert not kept or (len(words(line)) >= 2 and len(line) <= 400)
+        assert not kept or (len(filters.words(line)) >= 2 and len(line) <= 400)
 
 
-# --- filters ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -275,49 +254,40 @@ def test_the_first_filter_that_objects_is_the_reason(text, expected):
         ("Chip cards may fail at the till.", "I cannot pay with my new card at the till?"),
     ],
 )
-def test_good_questions_in_any_script_and_with_what_stands_in_the_passage_are_kept(
-    passage, question
-):
+def test_good_questions_in_any_script_with_what_stands_in_the_passage_are_kept(passage, question):
     assert reason(clean(question), passage=passage) is None
-
-
-def test_an_english_question_about_a_passage_in_another_language_goes():
-    passage = "La solicitud de aplazamiento se envía por la sede electrónica antes del último día."
-    assert reason("How can a deferral be requested?", passage=passage) == "other_language"
-    assert reason("¿Cómo pido un aplazamiento?", passage=passage) is None
-
-
-def test_thai_questions_of_the_same_letters_are_no_duplicates():
-    texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
-    assert near_duplicates(texts) == {2: 0}
 
 
 def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them():
     frame = few_shot("passage", ["problem"]).frame
     leak = "My loaves are crisp from the oven, which fee do I pay?"
-    assert leaked(candidate(leak, prompt=frame))
-    assert not leaked(candidate(leak, prompt=frame, passage="My loaves are crisp from the oven"))
-    assert leaked(
+    assert filters.leaked(candidate(leak, prompt=frame))
+    said = "My loaves are crisp from the oven"
+    assert not filters.leaked(candidate(leak, prompt=frame, passage=said))
+    assert filters.leaked(
         candidate("Why does bread tear when sliced hot?", prompt=few_shot("", ["question"]).frame)
     )
-    assert not any(leaked(candidate(good, prompt=frame)) for good in GOOD)
-    assert not leaked(candidate("anything at all"))
+    assert not any(filters.leaked(candidate(good, prompt=frame)) for good in GOOD)
+    assert not filters.leaked(candidate("anything at all"))
 
 
 def test_a_statement_will_do_where_a_problem_was_asked_for():
     text = "My driver charged me for a trip that I had cancelled in time."
-    assert statement(candidate(text))
-    assert not statement(candidate(text, style="problem"))
+    assert filters.statement(candidate(text))
+    assert not filters.statement(candidate(text, style="problem"))
 
 
 def test_languages_are_told_apart_only_when_clear():
-    assert other_language(candidate("What is the price of a trip?", passage="цена поездки выросла"))
+    asked = candidate("What is the price of a trip?", passage="цена поездки выросла")
+    assert filters.other_language(asked)
     spanish = "Los viajes del año y sus precios son más altos"
     unclear = {"rider service fee": spanish, "": "anything", "12 %": "цена поездки"}
-    assert not any(other_language(candidate(t, passage=p)) for t, p in unclear.items())
+    assert not any(filters.other_language(candidate(t, passage=p)) for t, p in unclear.items())
+    passage = "La solicitud de aplazamiento se envía por la sede electrónica antes del último día."
+    assert reason("How can a deferral be requested?", passage=passage) == "other_language"
+    assert reason("¿Cómo pido un aplazamiento?", passage=passage) is None
 
 
-# --- near-duplicates --------------------------------------------------------------------------
 def test_near_duplicates_point_at_the_first_that_stays():
     texts = [
         "How high is the commission on a trip?",
@@ -327,8 +297,10 @@ def test_near_duplicates_point_at_the_first_that_stays():
         "How high was revenue in 2020?",
         "How high was revenue in 2021?",
     ]
-    assert near_duplicates(texts) == {2: 0, 3: 0}
-    assert near_duplicates(texts, threshold=1.0) == {2: 0}
+    assert filters.near_duplicates(texts) == {2: 0, 3: 0}
+    assert filters.near_duplicates(texts, threshold=1.0) == {2: 0}
+    texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
+    assert filters.near_duplicates(texts) == {2: 0}
 
 
 @settings(max_examples=60, deadline=None)
@@ -342,31 +314,29 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(texts, threshold):
     kept: list[int] = []
     expected = set()
     for row, text in enumerate(texts):
-        mine = set(words(text))
+        mine = set(filters.words(text))
         similar = [
             other
             for other in kept
-            if len(mine & set(words(texts[other])))
-            >= threshold * len(mine | set(words(texts[other])))
+            if len(mine & set(filters.words(texts[other])))
+            >= threshold * len(mine | set(filters.words(texts[other])))
         ]
         expected |= {row} if similar else set()
         kept += [] if similar else [row]
-    assert set(near_duplicates(texts, threshold=threshold)) == expected
+    assert set(filters.near_duplicates(texts, threshold=threshold)) == expected
 
 
 def test_ten_thousand_questions_are_compared_in_seconds():
     texts = [f"What is item {n} of list {n % 97} called in town {n % 13}?" for n in range(10_000)]
     began = time.process_time()
-    assert near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
+    assert filters.near_duplicates([*texts, texts[17].lower()]) == {10_000: 17}
     assert time.process_time() - began < 10
 
 
-# --- prompts ----------------------------------------------------------------------------------
 def test_passages_take_turns_so_that_every_style_is_used():
     prompting = PromptConfig(2)
-    used = [
-        style for turn in range(2) for r in prompting.requests("text", turn) for style in r.styles
-    ]
+    asked = [r for turn in range(2) for r in prompting.requests("text", turn)]
+    used = [style for request in asked for style in request.styles]
     assert used == list(STYLES)
     one_each = PromptConfig(3, ("question", "keywords"), questions_per_call=1).requests("text", 0)
     assert [request.styles for request in one_each] == [("question",), ("keywords",), ("question",)]
@@ -398,28 +368,18 @@ def test_a_custom_prompt_is_sent_as_it_is(template):
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("no place for it", r"expected \{context_str\} where the passage goes"),
-        ('{context_str} as {"json": 1}', "write other braces twice"),
-        ("{context_str} {tone}", "KeyError 'tone'"),
-        (17, "cannot be filled in: AttributeError"),
-    ],
-)
-def test_a_prompt_that_cannot_be_filled_in_is_refused(template, message):
-    with pytest.raises(OptionError, match=message):
-        PromptConfig(2, template=template)
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"template": "no place for it"}, r"expected \{context_str\} where the passage goes"),
+        ({"template": '{context_str} as {"json": 1}'}, "write other braces twice"),
+        ({"template": "{context_str} {tone}"}, "KeyError 'tone'"),
+        ({"template": 17}, "cannot be filled in: AttributeError"),
         ({"questions": 0}, "num_questions_per_chunk: expected a whole number >= 1, got 0"),
         ({"questions_per_call": True}, "questions_per_call: expected a whole number"),
         ({"styles": ("haiku",)}, 'styles: expected some of question.*got "haiku"'),
         ({"styles": ()}, "got none"),
     ],
 )
-def test_prompts_out_of_range_is_refused(arguments, message):
+def test_prompts_out_of_range_or_that_cannot_be_filled_in_are_refused(arguments, message):
     with pytest.raises(OptionError, match=message):
-        PromptConfig(**arguments)
+        PromptConfig(**{"questions": 2, **arguments})

@@ -74,13 +74,18 @@ def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text):
     assert not any(sign in body for sign in ("title", "older", "<p>", "</details>"))
 
 
-def test_the_heading_of_a_page_asks_for_all_its_sections():
+def test_the_heading_of_a_page_asks_for_its_sections_and_a_summary_for_the_rest():
     text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
     assert pairs(Document(text=text)) == {
         "Harbour life": [KELP, FERRY],
         "How otters rest": [KELP],
         "The evening ferry": [FERRY],
     }
+    assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
+        "Rest of marine mammals.": [KELP]
+    }
+    node = Document(text=KELP, metadata={"summary": "Rest of marine mammals"})
+    assert pairs(node) == {"Rest of marine mammals": [KELP]}
 
 
 @pytest.mark.parametrize(
@@ -93,18 +98,8 @@ def test_the_heading_of_a_page_asks_for_all_its_sections():
     ids=["bold", "Q and A", "numbered"],
 )
 def test_questions_of_an_faq_page_ask_for_their_answers(text):
-    assert pairs(Document(text=text)) == {
-        "How do otters rest?": [KELP],
-        "When does the ferry leave?": [FERRY],
-    }
-
-
-def test_a_summary_line_asks_for_the_rest():
-    assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
-        "Rest of marine mammals.": [KELP]
-    }
-    node = Document(text=KELP, metadata={"summary": "Rest of marine mammals"})
-    assert pairs(node) == {"Rest of marine mammals": [KELP]}
+    found = {"How do otters rest?": [KELP], "When does the ferry leave?": [FERRY]}
+    assert pairs(Document(text=text)) == found
 
 
 def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted():
@@ -130,9 +125,8 @@ def test_the_base_model_is_asked_where_one_is_given(base):
     pages.append(
         Document(text="# nothing kelp kelp\nnot one word of it is what the heading asks for")
     )
-    data = pairs_from_structure(
-        pages, embed_model=base, round_trip_k=1, cache_dir=False, show_progress=False
-    )
+    options = {"round_trip_k": 1, "cache_dir": False, "show_progress": False}
+    data = pairs_from_structure(pages, embed_model=base, **options)
     assert data.report.reasons == {"round_trip": 1}
     assert data.report.examples("round_trip") == ["nothing kelp kelp"]
 
@@ -153,7 +147,5 @@ def test_pairs_of_the_nodes_as_they_are_combine_with_others_about_them():
     assert found.corpus == {"page": text, "bare": "No heading here."}
     assert [docs for _, docs in found.query_docid_pairs] == [["page"], ["page"]]
     assert found.sources == {"structure": 2}
-    written = EmbeddingQAFinetuneDataset(
-        {"q": "where do they sleep"}, found.corpus, {"q": ["page"]}
-    )
+    written = EmbeddingQAFinetuneDataset({"q": "where they sleep"}, found.corpus, {"q": ["page"]})
     assert written.with_provenance("llm").merged(found).sources == {"llm": 1, "structure": 2}

@@ -23,18 +23,12 @@ from llama_index_embeddings_adapted import (
     EmbeddingQAFinetuneDataset,
     LinearAdapter,
     adapt_without_labels,
+    errors,
 )
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import (
-    AdaptedError,
-    CacheError,
-    DiskError,
-    FolderError,
-    GenerationError,
-)
 from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
@@ -92,13 +86,12 @@ def fill(place: Path) -> Path:
     return ballast
 
 
-# --- a full disk ------------------------------------------------------------------------------
 def test_a_full_disk_leaves_the_old_adapter_and_says_so(base, small_disk):
     old = LinearAdapter.identity(16)
     AdaptedEmbedding(base, old).save_pretrained(small_disk / "model")
     ballast = fill(small_disk)
     new = AdaptedEmbedding(base, LinearAdapter(np.ones((16, 16), dtype=np.float32)))
-    with pytest.raises(DiskError, match=r"model could not be written \(No space left.*still is"):
+    with pytest.raises(errors.DiskError, match=r"could not be written \(No space left.*still is"):
         new.save_pretrained(small_disk / "model")
     assert LinearAdapter.load(small_disk / "model") == old
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "model"]
@@ -116,7 +109,7 @@ def test_a_full_disk_leaves_the_old_dataset(small, small_disk):
         lambda: larger.save_json(small_disk / "pairs.json"),
         lambda: larger.to_beir(small_disk / "beir"),
     ):
-        with pytest.raises(DiskError, match="No space left"):
+        with pytest.raises(errors.DiskError, match="No space left"):
             write()
     assert Dataset.from_json(small_disk / "pairs.json") == small
     assert Dataset.from_beir(small_disk / "beir") == small
@@ -125,7 +118,7 @@ def test_a_full_disk_leaves_the_old_dataset(small, small_disk):
 def test_encoding_goes_on_where_the_disk_was_full(small_disk, tmp_path):
     texts = [f"text number {number}" for number in range(2000)]
     model = CountingEmbedding(embed_batch_size=100)
-    with pytest.raises(CacheError, match=r"cannot be used.*Free some space"):
+    with pytest.raises(errors.CacheError, match=r"cannot be used.*Free some space"):
         Encoder(model, cache_dir=small_disk, show_progress=False).encode(texts, "document")
     kept = Encoder(CountingEmbedding(), cache_dir=small_disk, show_progress=False)
     rows, found = kept.known(texts, "document")
@@ -149,7 +142,7 @@ def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk):
 
     with AnswerCache(small_disk, {}) as cache:
         ballast = fill(small_disk)
-        with pytest.raises(GenerationError, match=r"is full|disk I/O"):
+        with pytest.raises(errors.GenerationError, match=r"is full|disk I/O"):
             write_for_ever(cache)
         ballast.unlink()
         cache.put("after", CachedAnswer("z"))
@@ -159,13 +152,11 @@ def test_answers_are_kept_up_to_where_the_disk_was_full(small_disk):
 
 
 @pytest.mark.parametrize("job", ["train", "generate"])
-def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
-    job, small_disk, tmp_path
-):
+def test_a_whole_run_on_a_full_disk_is_one_error_and_can_be_continued(job, small_disk, tmp_path):
     JOBS[job].prepare(small_disk)
     (small_disk / "log").symlink_to(tmp_path / "log")
     fill(small_disk)
-    with pytest.raises(AdaptedError, match=r"No space left|disk I/O|is full"):
+    with pytest.raises(errors.AdaptedError, match=r"No space left|disk I/O|is full"):
         JOBS[job].work(small_disk)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     JOBS[job].check(small_disk)
@@ -176,24 +167,27 @@ def test_a_whole_run_on_a_full_disk_is_one_error_of_ours_and_can_be_continued(
     assert JOBS[job].result(small_disk) == JOBS[job].result(tmp_path / "whole")
 
 
-# --- places that cannot be written ----------------------------------------------------------------
 def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, read_only, tmp_path):
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "saved")
     place = read_only()
     quiet: dict[str, Any] = {"show_progress": False}
     engine = EmbeddingAdapterFinetuneEngine(
         small, base, model_output_path=place / "model", cache_dir=False, **quiet
     )
-    with pytest.raises(FolderError, match="cannot be written"):
+    with pytest.raises(errors.FolderError, match="cannot be written"):
         engine.finetune()
-    with pytest.raises(CacheError, match=r"cannot be used.*cache_dir=False"):
+    with pytest.raises(errors.CacheError, match=r"cannot be used.*cache_dir=False"):
         EmbeddingAdapterFinetuneEngine(
             small, base, model_output_path=tmp_path / "model", cache_dir=place, **quiet
         ).finetune()
     assert not [text for _, text in base.asked if text in small.queries.values()]
-    with pytest.raises(DiskError, match="Read-only file system"):
+    with pytest.raises(errors.DiskError, match="Read-only file system"):
         small.save_json(place / "pairs.json")
-    with pytest.raises(GenerationError, match="Read-only file system"):
+    with pytest.raises(errors.GenerationError, match="Read-only file system"):
         AnswerCache(place, {}).__enter__()
+    found = AdaptedEmbedding.from_pretrained(place / "saved", base)  # and it is served from
+    assert found.get_query_embedding("why") == pytest.approx(base.vector("query", "why"))
+    assert saved_folder.inspect_adapter(place / "saved")["adapter"]["input_dim"] == 16
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
@@ -201,21 +195,11 @@ def test_a_place_that_takes_no_file_is_an_error_of_ours(base):
     nodes = [TextNode(text="a cat"), TextNode(text="the sea")]
     hybrid = adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
     for write in (hybrid.save_pretrained, LinearAdapter.identity(16).save):
-        with pytest.raises(FolderError, match="/proc/q: cannot be written"):
+        with pytest.raises(errors.FolderError, match="/proc/q: cannot be written"):
             write("/proc/q")
-    with pytest.raises(DiskError, match=r"/proc/x\.html could not be written"):
+    with pytest.raises(errors.DiskError, match=r"/proc/x\.html could not be written"):
         Comparison({}).to_html("/proc/x.html", title="none")
 
-
-def test_a_read_only_folder_is_served_from(base, read_only, tmp_path):
-    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "model")
-    place = read_only()
-    found = AdaptedEmbedding.from_pretrained(place / "model", base)
-    assert found.get_query_embedding("why") == pytest.approx(base.vector("query", "why"))
-    assert saved_folder.inspect_adapter(place / "model")["adapter"]["input_dim"] == 16
-
-
-# --- neighbours, other versions -------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -243,7 +227,7 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
         database.execute("CREATE TABLE bases (id INTEGER PRIMARY KEY, fingerprint TEXT)")
         database.execute("INSERT INTO bases VALUES (1, 'of another time')")
     database.close()
-    with pytest.raises(CacheError, match="cannot be used"):
+    with pytest.raises(errors.CacheError, match="cannot be used"):
         VectorCache(tmp_path, Fingerprint("model", np.ones((6, 4), dtype=np.float32)))
     database = sqlite3.connect(tmp_path / "vectors.sqlite")
     assert database.execute("SELECT * FROM bases").fetchall() == [(1, "of another time")]
@@ -251,7 +235,6 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
     database.close()
 
 
-# --- the clock ------------------------------------------------------------------------------------
 @pytest.fixture
 def jumping_clock(monkeypatch) -> None:
     """Every look at the clock of the wall finds it a day earlier than the last."""

@@ -120,14 +120,11 @@ def test_what_has_no_end_is_refused(case, tmp_path):
     assert message in said[0]
 
 
-def test_weights_that_take_no_space_on_disk_are_not_read_into_memory(tmp_path):
+def test_weights_of_no_space_on_disk_are_not_read_and_a_pipe_not_waited_for(tmp_path):
     LinearAdapter.identity(4).save(tmp_path / "a")
     os.truncate(tmp_path / "a" / "adapter.safetensors", 1 << 40)
     with pytest.raises(FolderError, match="expected at most 4,294,967,296 bytes, found 1,099,511"):
         folders.read(tmp_path / "a")
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pairs.json")
     with pytest.raises(DatasetError, match="expected a file"):
         EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json")

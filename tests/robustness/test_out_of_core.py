@@ -1,7 +1,5 @@
 """Many documents take the same way as few, a block at a time, to the same end."""
 
-import hashlib
-import json
 import os
 
 import numpy as np
@@ -19,7 +17,7 @@ from llama_index_embeddings_adapted.core.arrays import (
 )
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
-from llama_index_embeddings_adapted.evaluation.held_out import hold_out_split
+from llama_index_embeddings_adapted.evaluation import held_out
 from llama_index_embeddings_adapted.training import modules
 from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.modules import TrainingDocuments
@@ -97,13 +95,10 @@ def test_training_on_documents_left_in_their_file_learns_the_same(request):
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_documents_left_in_their_file_are_taken_as_unit_rows(corpus):
+def test_documents_left_in_their_file_are_taken_as_unit_rows_adapted_with_their_keys(corpus):
     documents = TrainingDocuments(2 * corpus, torch.device("cpu"))
     assert np.allclose(documents.take(np.array([3, 1])).numpy(), corpus[[3, 1]], atol=1e-6)
     assert np.allclose(documents.moment().numpy(), corpus.T @ corpus / 230, atol=1e-6)
-
-
-def test_rows_are_adapted_with_their_keys_when_they_are_read(corpus):
     keys = np.arange(230, dtype=np.uint64)
     rows = NormalizedRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
     assert np.allclose(rows[10:20], corpus[10:20])
@@ -122,16 +117,13 @@ def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(base, t
 
 
 @pytest.mark.usefixtures("in_blocks")
-def test_no_room_for_the_file_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+def test_no_room_for_the_file_is_an_error_and_without_a_folder_there_is_none(tmp_path, monkeypatch):
     def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(CacheError, match=r"expected room for 0 MiB.*No space left on device"):
         allocate_vectors((3, 4), tmp_path)
-
-
-def test_vectors_without_a_folder_stay_in_memory(monkeypatch):
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
     assert not isinstance(allocate_vectors((3, 4), None), np.memmap)
 
@@ -149,17 +141,10 @@ def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(small, base, 
 
 def test_where_judging_would_take_long_fewer_queries_are_held_out(monkeypatch):
     data, _ = rotated_corpus()
-    _, usual = hold_out_split(data, None, expect=None, seed=0)
-    monkeypatch.setattr(
-        "llama_index_embeddings_adapted.evaluation.held_out._SCORES_PER_JUDGEMENT", 1
-    )
-    monkeypatch.setattr("llama_index_embeddings_adapted.evaluation.held_out._FEWEST_JUDGES", 10)
-    train, capped = hold_out_split(data, None, expect=None, seed=0)
+    _, usual = held_out.hold_out_split(data, None, expect=None, seed=0)
+    monkeypatch.setattr(held_out, "_SCORES_PER_JUDGEMENT", 1)
+    monkeypatch.setattr(held_out, "_FEWEST_JUDGES", 10)
+    train, capped = held_out.hold_out_split(data, None, expect=None, seed=0)
     assert len(usual) > 100
     assert len(capped) < 30
     assert len(train.relevance) + len(capped) == len(data.relevance)
-
-
-def test_the_fingerprint_of_a_dataset_is_that_of_its_json_in_one_piece(small):
-    whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
-    assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]

@@ -16,18 +16,8 @@ from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.vector_stores import SimpleVectorStore
 from typer.testing import CliRunner
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import scripted_server
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    AdapterPool,
-    EmbeddingAdapterFinetuneEngine,
-    LinearAdapter,
-    adapt_index,
-    compare_retrieval,
-    evaluate_retrieval,
-    generate_qa_embedding_pairs,
-    inspect_queries,
-)
 from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.errors import GenerationError
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
@@ -64,7 +54,7 @@ class Spans(SimpleSpanHandler):
     said: list[str] = []  # noqa: RUF012  # a field of pydantic
 
     def new_span(self, id_: str, bound_args: Any, instance: Any = None, **kwargs: Any) -> Any:
-        ours = isinstance(instance, AdaptedEmbedding)  # others answer for themselves
+        ours = isinstance(instance, package.AdaptedEmbedding)  # others answer for themselves
         self.said += [id_, *([repr(instance), str(instance)] if ours else [])]
         return super().new_span(id_, bound_args, instance, **kwargs)
 
@@ -126,7 +116,7 @@ QUIET: dict[str, Any] = {"cache_dir": "cache"}
 
 def trained(base: BaseEmbedding, address: str) -> list[object]:
     """Write questions, train, save, evaluate and report; return what is shown on the way."""
-    pairs = generate_qa_embedding_pairs(
+    pairs = package.generate_qa_embedding_pairs(
         scripted_server.nodes(30),
         llm(address),
         output_path="pairs.json",
@@ -134,7 +124,7 @@ def trained(base: BaseEmbedding, address: str) -> list[object]:
         verbose=True,
         **QUIET,
     )
-    engine = EmbeddingAdapterFinetuneEngine(
+    engine = package.EmbeddingAdapterFinetuneEngine(
         pairs,
         base,
         epochs=2,
@@ -147,11 +137,11 @@ def trained(base: BaseEmbedding, address: str) -> list[object]:
     )
     engine.finetune()
     model = engine.get_finetuned_model()
-    scores = evaluate_retrieval(model, pairs, **QUIET)
+    scores = package.evaluate_retrieval(model, pairs, **QUIET)
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
-        compared = compare_retrieval({"base": base, "ours": model}, pairs, **QUIET)
+        compared = package.compare_retrieval({"base": base, "ours": model}, pairs, **QUIET)
     compared.to_html("comparison.html")
-    live = inspect_queries(model, [f"boat {number}" for number in range(30)], **QUIET)
+    live = package.inspect_queries(model, [f"boat {number}" for number in range(30)], **QUIET)
     return [model.to_dict(), model.to_json(), model, repr(model), model.to_payload(),
             scores.to_dict(), compared.to_markdown(), engine.report.to_dict(), engine.report,
             pairs.report, pairs.report.to_dict(), live]  # fmt: skip
@@ -159,26 +149,24 @@ def trained(base: BaseEmbedding, address: str) -> list[object]:
 
 def served(base: BaseEmbedding) -> list[object]:
     """Load, serve, swap, pool and rebuild; return what is shown on the way."""
-    model = AdaptedEmbedding.from_pretrained("model", base)
+    model = package.AdaptedEmbedding.from_pretrained("model", base)
     model.get_query_embedding("a boat")
     model.get_text_embedding_batch(["a boat", "another"])
     model.swap("model")
-    AdapterPool(".", base)["model"].get_query_embedding("a boat")
-    shared = AdaptedEmbedding(base, LinearAdapter.identity(32, shared=True))
+    package.AdapterPool(".", base)["model"].get_query_embedding("a boat")
+    shared = package.AdaptedEmbedding(base, package.LinearAdapter.identity(32, shared=True))
     shared.save_pretrained("shared")
     index = VectorStoreIndex(scripted_server.nodes(30), embed_model=base)
-    adapt_index(index, shared, SimpleVectorStore(), embed_missing=True, **QUIET)
+    package.adapt_index(index, shared, SimpleVectorStore(), embed_missing=True, **QUIET)
     inspected = CliRunner().invoke(app, ["inspect", "model", "--json"])
     with pytest.raises(GenerationError, match="reach") as failed:
-        generate_qa_embedding_pairs(
+        package.generate_qa_embedding_pairs(
             scripted_server.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET
         )
     return [as_text(inspect_adapter("model")), inspected.output, failed.value]
 
 
-def test_no_key_is_in_anything_that_a_run_leaves(
-    planted, listening, logged, tmp_path, capfd, monkeypatch
-):
+def test_no_key_is_in_what_a_run_leaves(planted, listening, logged, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     callbacks = LlamaDebugHandler(print_trace_on_end=False)
     with flaky_server.serving() as server, warnings.catch_warnings(record=True) as warned:
@@ -187,7 +175,9 @@ def test_no_key_is_in_anything_that_a_run_leaves(
         shown = [*trained(base, server.address), *served(base)]
         # A password in an address takes the place of the key.
         secret_address = server.address.replace("http://", f"http://user:{KEYS['password']}@")
-        other = AdaptedEmbedding(base_model(secret_address, callbacks), LinearAdapter.identity(32))
+        other = package.AdaptedEmbedding(
+            base_model(secret_address, callbacks), package.LinearAdapter.identity(32)
+        )
         other.save_pretrained("other")
         shown += [other, other.to_json(), other.get_query_embedding("a boat")]
     for name in ("embedding", "llm"):  # the keys were in use
@@ -214,7 +204,7 @@ def test_a_server_that_repeats_the_key_is_not_quoted(planted, tmp_path):
         model = llm(server.address)
         model.api_key = KEYS["embedding"]
         with pytest.raises(GenerationError, match=r"refuse|401|key") as caught:
-            generate_qa_embedding_pairs(nodes, model, cache_dir=tmp_path, show_progress=False)
+            package.generate_qa_embedding_pairs(nodes, model, cache_dir=tmp_path)
     assert KEYS["embedding"] not in str(caught.value)
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEYS["embedding"].encode() not in path.read_bytes()

@@ -52,15 +52,11 @@ def test_two_bases_of_one_name_do_not_share_vectors(tmp_path):
     assert first.to_dict() == second.to_dict()
     for cache_dir in (tmp_path, False):
         cache = IngestionCache()
-        sides = [
-            AdaptedEmbedding(base, ADAPTER).for_documents(cache_dir=cache_dir)
-            for base in (first, second)
-        ]
+        models = [AdaptedEmbedding(base, ADAPTER) for base in (first, second)]
+        sides = [model.for_documents(cache_dir=cache_dir) for model in models]
         assert sides[0].to_dict() == first.to_dict()
-        assert sides[1].to_dict() == {
-            **second.to_dict(),
-            "fingerprint": fingerprint_of(second).digest,
-        }
+        more = {"fingerprint": fingerprint_of(second).digest}
+        assert sides[1].to_dict() == {**second.to_dict(), **more}
         for base, side in zip((first, second), sides, strict=True):
             assert np.allclose(ingested(side, cache), of_base(base), atol=1e-6)
     again = AdaptedEmbedding(Named(seed=0), ADAPTER).for_documents(cache_dir=tmp_path)

@@ -35,9 +35,8 @@ from tests.conftest import CountingEmbedding
 from tests.encoding.test_encode import Asynchronous, Limiter
 
 TEXTS = [f"text {number}" for number in range(10)]
-ADAPTER = LinearAdapter(
-    np.random.default_rng(0).standard_normal((16, 16)), np.random.default_rng(1).random(16)
-)
+RANDOM = np.random.default_rng(0)
+ADAPTER = LinearAdapter(RANDOM.standard_normal((16, 16)), RANDOM.random(16))
 BOTH = Turned(np.array([-1.0] * 8 + [1.0] * 8), shift=1)  # adapts documents too
 
 
@@ -56,7 +55,6 @@ def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[
     return model.adapter.apply(np.array(vectors), role).tolist()
 
 
-# --- six paths ------------------------------------------------------------------------------
 async def test_all_paths_give_what_base_and_adapter_give(model):
     query = expected(model, "query", TEXTS)
     documents = expected(model, "document", TEXTS)
@@ -75,7 +73,7 @@ async def test_all_paths_give_what_base_and_adapter_give(model):
     assert np.allclose(model.get_agg_embedding_from_queries(TEXTS), np.mean(query, axis=0))
 
 
-async def test_the_base_gets_true_batches(base):
+async def test_the_base_gets_true_batches_and_has_to_answer_each_text(base):
     model = AdaptedEmbedding(base, ADAPTER)
     model.get_text_embedding_batch(TEXTS)
     assert base.batches == [4, 4, 2]
@@ -83,12 +81,26 @@ async def test_the_base_gets_true_batches(base):
     larger.get_text_embedding_batch(TEXTS)
     assert base.batches[3:] == [8, 2]
 
+    class Short(CountingEmbedding):
+        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+            return super()._get_text_embeddings(texts)[1:]
 
-def test_the_base_can_be_shown_as_it_is(base):
+    with pytest.raises(EncodeError, match=r"Short gave 9 vectors for a batch of 10.*'text 0'"):
+        AdaptedEmbedding(Short(), ADAPTER).get_text_embedding_batch(TEXTS)
+
+
+def test_the_base_can_be_shown_as_it_is_and_be_an_adapted_model(base):
     model = AdaptedEmbedding(base, ADAPTER, transform_query=False)
     assert model.get_query_embedding("why?") == base.get_query_embedding("why?")
     model.transform_query = True
     assert np.allclose(model.get_query_embedding("why?"), expected(model, "query", ["why?"])[0])
+    inner = AdaptedEmbedding(base, ADAPTER)
+    outer = AdaptedEmbedding(inner, LinearAdapter(-np.eye(16)))
+    query = outer.get_query_embedding("why?")
+    assert np.allclose(query, -np.array(inner.get_query_embedding("why?")), atol=1e-6)
+    outer.get_text_embedding_batch(TEXTS)
+    assert base.batches[-3:] == [4, 4, 2]
+    assert outer.adapter.input_dim == 16
 
 
 async def test_an_asynchronous_base_serves_asynchronously():
@@ -100,17 +112,6 @@ async def test_an_asynchronous_base_serves_asynchronously():
     assert len(await model.aget_text_embedding_batch(TEXTS)) == 10
 
 
-def test_one_adapted_model_adapts_another(base):
-    inner = AdaptedEmbedding(base, ADAPTER)
-    outer = AdaptedEmbedding(inner, LinearAdapter(-np.eye(16)))
-    query = outer.get_query_embedding("why?")
-    assert np.allclose(query, -np.array(inner.get_query_embedding("why?")), atol=1e-6)
-    outer.get_text_embedding_batch(TEXTS)
-    assert base.batches[-3:] == [4, 4, 2]
-    assert outer.adapter.input_dim == 16
-
-
-# --- events, limits, retries ----------------------------------------------------------------
 class Ends(BaseEventHandler):
     """Keeps the events that end an embedding."""
 
@@ -177,17 +178,6 @@ async def test_the_limiters_of_base_and_wrapper_both_apply():
     assert inner.async_acquired == outer.async_acquired == 1 + 1 + 3
 
 
-def test_a_batch_of_another_length_is_an_error_with_a_text(base):
-    class Short(CountingEmbedding):
-        def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-            return super()._get_text_embeddings(texts)[1:]
-
-    with pytest.raises(EncodeError, match=r"Short gave 9 vectors for a batch of 10.*'text 0'"):
-        AdaptedEmbedding(Short(), ADAPTER).get_text_embedding_batch(TEXTS)
-
-
-# --- caches ---------------------------------------------------------------------------------
-
 Give = Callable[[CountingEmbedding, SimpleKVStore], AdaptedEmbedding]
 
 
@@ -234,10 +224,7 @@ def test_one_cache_serves_many_adapters_and_models(base):
     for _ in range(2):
         for model in models:
             for text in ("same", "other"):
-                query, document = (
-                    expected(model, "query", [text]),
-                    expected(model, "document", [text]),
-                )
+                query, document = (expected(model, role, [text]) for role in ("query", "document"))
                 assert np.allclose(model.get_query_embedding(text), query[0], atol=1e-6)
                 assert np.allclose(model.get_text_embedding(text), document[0], atol=1e-6)
     assert len([entry for entry in base.asked if entry[1] not in PROBE_TEXTS]) == 4
@@ -247,7 +234,6 @@ def test_one_cache_serves_many_adapters_and_models(base):
     assert len(own.asked) == 10  # the cache of the base is shared for documents
 
 
-# --- threads and coroutines -----------------------------------------------------------------
 @pytest.mark.parametrize("cached", [False, True])
 def test_threads_get_what_single_calls_get(base, cached):
     store = SimpleKVStore() if cached else None
@@ -292,7 +278,6 @@ def test_past_events_are_noted_only_for_handlers(base, handlers, kept):
     assert (noted == kept) == bool(handlers)
 
 
-# --- copies ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "again",
     [
@@ -370,7 +355,6 @@ def test_a_damaged_dict_is_refused(data):
         AdaptedEmbedding.from_dict(data)
 
 
-# --- what is refused ------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("model", "adapter", "cache", "error", "message"),
     [
@@ -387,12 +371,6 @@ def test_what_cannot_work_is_refused_at_construction(base, model, adapter, cache
     assert base.asked == []
 
 
-def test_a_base_of_another_dimension_is_an_error_that_says_so():
-    model = AdaptedEmbedding(CountingEmbedding(dim=8), ADAPTER)
-    with pytest.raises(ShapeError, match=r"expected 16 dimensions.*got shape \(8,\).*another base"):
-        model.get_query_embedding("why?")
-
-
 def test_base_and_adapter_can_be_exchanged_but_not_for_nonsense(base):
     model, other = AdaptedEmbedding(base, ADAPTER), CountingEmbedding(seed=1)
     model.base_embed_model = other
@@ -401,3 +379,6 @@ def test_base_and_adapter_can_be_exchanged_but_not_for_nonsense(base):
     assert np.allclose(model.get_text_embedding("x"), expected(model, "document", ["x"])[0])
     with pytest.raises(OptionError, match="adapter: expected an Adapter"):
         model.adapter = np.eye(16)
+    model = AdaptedEmbedding(CountingEmbedding(dim=8), ADAPTER)
+    with pytest.raises(ShapeError, match=r"expected 16 dimensions.*got shape \(8,\).*another base"):
+        model.get_query_embedding("why?")

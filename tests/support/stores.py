@@ -91,9 +91,8 @@ def milvus(folder: Path, metric: str = "COSINE") -> Iterator[Stores]:
     with ExitStack() as opened:
 
         def make(name: str, dim: int) -> BasePydanticVectorStore:
-            store = MilvusVectorStore(
-                uri=uri, collection_name=name, dim=dim, similarity_metric=metric
-            )
+            given = {"uri": uri, "collection_name": name, "similarity_metric": metric}
+            store = MilvusVectorStore(dim=dim, **given)
             opened.callback(store.client.close)
             return store
 

@@ -9,17 +9,11 @@ import numpy as np
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    PipelineFitter,
-    PipelineSpec,
-)
+from llama_index_embeddings_adapted.training.auto import pipelines
 from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
 
 
-def encoded(
-    queries: np.ndarray, documents: np.ndarray, relevant: list[list[int]]
-) -> EncodedDataset:
+def encoded(queries: Any, documents: Any, relevant: list[list[int]]) -> EncodedDataset:
     return EncodedDataset(
         np.float32(queries),
         np.float32(documents),
@@ -48,14 +42,14 @@ def rotated_corpus(
 
 
 @dataclass(frozen=True)
-class Named(PipelineSpec):
+class Named(pipelines.PipelineSpec):
     """A spec with nothing but a name; it changes nothing."""
 
     method = "named"
     name: str
 
-    def fit(self, fitter: PipelineFitter) -> Adapter:
-        return fitter.fit(IDENTITY)
+    def fit(self, fitter: pipelines.PipelineFitter) -> Adapter:
+        return fitter.fit(pipelines.IDENTITY)
 
     def __str__(self) -> str:
         return self.name
@@ -88,7 +82,7 @@ def cross_fitted(
     flags = np.array(list(known), dtype=bool)
     fold = _Fold(_TestFold(flags, np.arange(len(flags)) if rows is None else rows))
     found = CrossFittedScores([fold], QueryMix(expect, given))
-    found.scores = {IDENTITY: np.full(len(flags), base)}
+    found.scores = {pipelines.IDENTITY: np.full(len(flags), base)}
     for name, values in scores.items():
         found.scores[Named(name)] = np.broadcast_to(values, flags.shape).astype(float)
     return found

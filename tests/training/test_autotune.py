@@ -16,17 +16,8 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation import verdict as verdicts
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
-from llama_index_embeddings_adapted.training.auto import descent
+from llama_index_embeddings_adapted.training.auto import descent, pipelines
 from llama_index_embeddings_adapted.training.auto import tune as autotune
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    GateSpec,
-    LinearSpec,
-    PipelineFitter,
-    PipelineSpec,
-    RidgeSpec,
-    WhiteningSpec,
-)
 from llama_index_embeddings_adapted.training.auto.selection import Selection
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -54,7 +45,7 @@ def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoR
 def refitted(found: AutoResult, data: EncodedDataset) -> Adapter:
     """The ridge that was chosen, on everything."""
     strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
-    return PipelineFitter(data, TrainingOptions()).fit(RidgeSpec(strength))
+    return pipelines.PipelineFitter(data, TrainingOptions()).fit(pipelines.RidgeSpec(strength))
 
 
 def assert_near(first: Adapter, second: Adapter) -> None:
@@ -86,7 +77,6 @@ def shuffled(seed: int = 0) -> EncodedDataset:
     return encoded(queries, corpus, [[int(row)] for row in random.integers(40, size=120)])
 
 
-# --- what is found --------------------------------------------------------------------------
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_finds_a_rotation_and_ships_what_undoes_it(adapts):
@@ -120,31 +110,23 @@ def test_a_curve_says_what_fewer_queries_gain_and_whether_more_would():
 
 
 @pytest.mark.usefixtures("quick")
-def test_nothing_ships_where_there_is_nothing_to_learn():
+def test_where_there_is_nothing_to_learn_hardly_one_of_twenty_ships():
     data = shuffled()
     found = tuned(data, "auto")
     assert not found.choice.ship
     assert found.adapter == LinearAdapter.identity(12)
-
-
-def test_of_twenty_sets_with_nothing_to_learn_hardly_one_ships():
     assert sum(tuned(shuffled(seed)).choice.ship for seed in range(20)) <= 2
 
 
-def test_the_candidate_is_fitted_on_everything():
+def test_the_candidate_is_fitted_on_everything_and_the_same_for_a_seed():
     data, _ = rotated_corpus(documents=60)
     found = tuned(data)
     assert_near(found.candidate, refitted(found, data))
-
-
-def test_the_same_seed_gives_the_same_choice_and_adapter():
-    data, _ = rotated_corpus(documents=60)
     one, again = tuned(data, "kernel", seed=3), tuned(data, "kernel", seed=3)
     assert one.candidate == again.candidate
     assert one.choice.to_dict() == again.choice.to_dict()
 
 
-# --- what is expected -----------------------------------------------------------------------
 def asked_and_others() -> EncodedDataset:
     """20 documents with five queries each among 200 that nobody asks for."""
     random = np.random.default_rng(0)
@@ -154,7 +136,7 @@ def asked_and_others() -> EncodedDataset:
     return encoded(queries, corpus, [[answer] for answer in answers.tolist()])
 
 
-def memorise(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
+def memorise(spec: pipelines.PipelineSpec, fitter: pipelines.PipelineFitter) -> Adapter:
     """Keep of a query what documents with training queries have in common: others are lost."""
     train = fitter.train
     asked = l2_normalize(train.documents[np.unique(train.relevance.documents)])
@@ -163,7 +145,7 @@ def memorise(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
 
 
 def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(monkeypatch):
-    monkeypatch.setattr(RidgeSpec, "fit", memorise)
+    monkeypatch.setattr(pipelines.RidgeSpec, "fit", memorise)
     data = asked_and_others()
     found = {expect: tuned(data, expect=expect) for expect in (None, 1.0, 0.0)}
     known, new = found[None].choice.gains["ridge(strength=1)"]
@@ -177,13 +159,12 @@ def test_a_memorised_gain_ships_only_where_the_user_expects_known_documents(monk
     assert found[1.0].parts.overall.difference.mean == pytest.approx(known)
 
 
-# --- what is said ---------------------------------------------------------------------------
 def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> Verdict:
     """Of a candidate that changes 50 known and 50 new judgements, in turn, by these numbers."""
     flags = np.arange(100) < 50
     change = np.concatenate([np.resize(known, 50), np.resize(new, 50)])
     found = cross_fitted(flags, base=base, given=given, chosen=base + change)
-    spec = CHOSEN if change.any() else IDENTITY
+    spec = CHOSEN if change.any() else pipelines.IDENTITY
     selection = Selection(spec, found, found.scores[CHOSEN], {})
     return autotune._judge(selection, autotune._parts(selection.scores, selection.chosen))
 
@@ -201,9 +182,7 @@ def verdict(known: Any, new: Any, *, base: float = 0.5, given: bool = False) -> 
         ([-0.29, 0.28], [0.29, -0.28], {}, False, "^inconclusive: no significant gain or loss$"),
     ],
 )
-def test_the_verdict_says_what_was_found_and_what_would_change_it(
-    known, new, settings, ships, words
-):
+def test_the_verdict_says_what_was_found_and_would_change_it(known, new, settings, ships, words):
     said = verdict(known, new, **settings)
     assert (said.decision is Decision.SHIP) == ships
     assert re.search(words, said), said
@@ -239,9 +218,7 @@ def test_what_the_data_can_prove_is_said_before_anything_is_trained(capsys):
 
 
 @pytest.mark.slow
-def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_one_and_a_half(
-    monkeypatch,
-):
+def test_after_a_quarter_the_estimate_of_time_is_right_within_a_factor_of_1_5(monkeypatch):
     seen: list[tuple[float, float]] = []  # processor time, as others use the machine; share done
 
     class Watched(tqdm):
@@ -268,13 +245,12 @@ def test_after_a_quarter_of_the_time_the_estimate_is_right_within_a_factor_of_on
     assert 1 / 1.5 < spent / share / whole < 1.5
 
 
-# --- what is left out -----------------------------------------------------------------------
 @pytest.mark.usefixtures("quick")
 def test_auto_goes_on_without_methods_that_fail(monkeypatch):
-    def broken(spec: PipelineSpec, fitter: PipelineFitter) -> Adapter:
+    def broken(spec: pipelines.PipelineSpec, fitter: pipelines.PipelineFitter) -> Adapter:
         raise TrainingError("no luck")
 
-    for spec in (WhiteningSpec, LinearSpec, GateSpec):
+    for spec in (pipelines.WhiteningSpec, pipelines.LinearSpec, pipelines.GateSpec):
         monkeypatch.setattr(spec, "fit", broken)
     data, _ = rotated_corpus(documents=40)
     with pytest.warns(UserWarning, match="cannot be fitted and is left out: no luck"):
@@ -286,17 +262,15 @@ def test_auto_goes_on_without_methods_that_fail(monkeypatch):
 
 def test_what_fails_on_all_pairs_keeps_the_base_model_and_what_was_found(monkeypatch):
     data, _ = rotated_corpus(documents=60)
-    fit = RidgeSpec.fit
+    fit = pipelines.RidgeSpec.fit
 
-    def failing(spec: RidgeSpec, fitter: PipelineFitter) -> Adapter:
+    def failing(spec: pipelines.RidgeSpec, fitter: pipelines.PipelineFitter) -> Adapter:
         if len(fitter.train.relevance) == len(data.relevance):
             raise MemoryError("Unable to allocate 9 GiB")
         return fit(spec, fitter)
 
-    monkeypatch.setattr(RidgeSpec, "fit", failing)
-    with pytest.warns(
-        UserWarning, match="The base model is kept, as ridge.* fails on all pairs: Un"
-    ):
+    monkeypatch.setattr(pipelines.RidgeSpec, "fit", failing)
+    with pytest.warns(UserWarning, match="base model is kept, as ridge.* fails on all pairs: Un"):
         found = tuned(data)
     assert found.adapter == found.candidate == LinearAdapter.identity(12)
     assert not found.choice.ship

@@ -29,9 +29,6 @@ def test_power_zero_and_documents_without_variance_change_nothing():
     assert np.allclose(whitening(documents, power=0.0).weight, np.eye(4), atol=1e-6)
     constant = np.ones((5, 4), dtype=np.float32)
     assert np.array_equal(whitening(constant).weight, np.eye(4))
-
-
-def test_the_map_is_symmetric_and_the_bias_optional():
     documents = np.float32(np.random.default_rng(0).standard_normal((50, 4)))
     adapter = whitening(documents, bias=False)
     assert np.allclose(adapter.weight, adapter.weight.T, atol=1e-6)
@@ -55,9 +52,7 @@ def several() -> EncodedDataset:
 def test_ridge_solves_its_least_squares_problem(strength):
     data = several()
     queries, documents = l2_normalize(data.queries), l2_normalize(data.documents)
-    targets = np.stack(
-        [documents[data.relevance.relevant_to(row)].mean(axis=0) for row in range(40)]
-    )
+    targets = mean_documents(data.relevance, documents)
     penalty = strength * np.linalg.eigvalsh(queries.T @ queries).mean()
     # Rows of √λ · identity, with the same as targets, hold the map to the identity.
     held = penalty**0.5 * np.eye(6)
@@ -81,15 +76,12 @@ def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones():
     assert mean_documents(data.relevance, data.documents).tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
 
 
-def test_answer_directions_point_to_the_relevant_documents() -> None:
+def test_answer_directions_point_to_relevant_documents_and_damp_what_varies_most():
     # Documents on both ends of each axis: their mean is zero, and all directions are alike.
     documents = np.vstack([np.eye(3), -np.eye(3)])
     data = encoded(np.eye(3)[:2], documents, [[0], [1, 2]])
     found = answer_directions(data, Spectrum(data.documents))
     assert np.allclose(found, [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]], atol=1e-6)
-
-
-def test_answer_directions_leave_out_what_all_documents_share_and_damp_what_varies_most():
     random = np.random.default_rng(0)
     documents = random.standard_normal((400, 3)) * [1.0, 0.1, 0.1] + [0, 0, 2.0]
     documents[0] = [1, 1, 20]
@@ -114,9 +106,8 @@ def test_few_documents_give_the_power_of_the_whole_covariance():
 
 def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map():
     random = np.random.default_rng(2)
-    few = encoded(
-        random.standard_normal((4, 9)), random.standard_normal((6, 9)), [[0], [1], [2, 3], [4]]
-    )
+    both = random.standard_normal((4, 9)), random.standard_normal((6, 9))
+    few = encoded(*both, [[0], [1], [2, 3], [4]])
     queries = l2_normalize(few.queries).astype(np.float64)
     targets = mean_documents(few.relevance, l2_normalize(few.documents))
     penalty = 0.5 * (queries**2).sum() / 9

@@ -10,21 +10,8 @@ import torch
 from llama_index_embeddings_adapted.adapters.maps import LinearAdapter, LowRankAdapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.training.auto import descent
+from llama_index_embeddings_adapted.training.auto import descent, pipelines
 from llama_index_embeddings_adapted.training.auto.cross_fitting import folds
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    CorpusSpec,
-    GateSpec,
-    KernelSpec,
-    LinearSpec,
-    MnrSpec,
-    NudgeSpec,
-    PipelineFitter,
-    QueryOnMappedSpec,
-    TwoSidedSpec,
-    WhiteningSpec,
-)
 from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
 from llama_index_embeddings_adapted.training.closed_form import narrowed, span
 from llama_index_embeddings_adapted.training.modules import ranking_nll
@@ -72,9 +59,8 @@ def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
     run._moment = np.asarray(l2_normalize(data.documents).T @ l2_normalize(data.documents) / 30)
     run._query.value += np.float32(0.05)
     found: dict[int, np.ndarray] = {}
-    monkeypatch.setattr(
-        descent._Weights, "move", lambda self, gradient, *_: found.update({id(self): gradient})
-    )
+    keep: Any = lambda self, gradient, *_: found.update({id(self): gradient})  # noqa: E731
+    monkeypatch.setattr(descent._Weights, "move", keep)
     run.step(1.0)
     sides = [run._query, run._document][: 1 + both]
     expected = differentiated(data, run, both, anchor)
@@ -85,9 +71,8 @@ def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
 @pytest.mark.parametrize("loss", ["queried", "mnr", "corpus"])
 def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss):
     data, _ = rotated_corpus(documents=200)
-    options = TrainingOptions(
-        loss=loss, max_candidates=50, learning_rate=0.01, anchor=0.0, shrinkage=0.0
-    )
+    free = {"learning_rate": 0.01, "anchor": 0.0, "shrinkage": 0.0}
+    options = TrainingOptions(loss=loss, max_candidates=50, **free)
     adapter = descent.descend(data, LinearAdapter.identity(12), options)
 
     def found(queries: np.ndarray) -> float:
@@ -115,18 +100,21 @@ def test_all_directions_of_short_vectors_are_kept_and_the_main_ones_of_wide():
                        atol=1e-4)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "spec", [LinearSpec(), NudgeSpec(QueryOnMappedSpec(TwoSidedSpec(), GateSpec(
-        IDENTITY, KernelSpec(CorpusSpec(0.5), 0.4, 2.0), 0.0)))], ids=["map", "all"],
-)  # fmt: skip
+LINEAR, MAPPED = pipelines.LinearSpec(), pipelines.TwoSidedSpec()
+KERNEL = pipelines.KernelSpec(pipelines.LinearSpec(0.5), 0.2, 1.0)
+WIDER = pipelines.KernelSpec(pipelines.CorpusSpec(0.5), 0.4, 2.0)
+GATED = pipelines.QueryOnMappedSpec(MAPPED, pipelines.GateSpec(pipelines.IDENTITY, WIDER, 0.0))
+
+
+@pytest.mark.parametrize("spec", [LINEAR, pipelines.NudgeSpec(GATED)], ids=["map", "all"])
 def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec):
     data, _ = rotated_corpus(documents=60)
     wide = replace(data, queries=data.queries @ WIDE.T, documents=data.documents @ WIDE.T)
     directions = span(wide, 12)
     narrow = narrowed(wide, directions)
-    fitter = PipelineFitter(narrow, TrainingOptions(learning_rate=0.003))
+    fitter = pipelines.PipelineFitter(narrow, TrainingOptions(learning_rate=0.003))
     adapter, whole = fitter.fit(spec), fitter.fit_whole(spec, directions)
-    assert isinstance(whole, LowRankAdapter) == isinstance(spec, LinearSpec)  # the smaller one
+    assert isinstance(whole, LowRankAdapter) == (spec == LINEAR)  # the smaller one
     scores = [
         l2_normalize(found.apply(part.queries))
         @ l2_normalize(found.apply(part.documents, "document", part.keys)).T
@@ -134,36 +122,32 @@ def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec):
     ]
     assert np.allclose(*scores, atol=1e-4)
     aside = np.eye(40, dtype=np.float32) - directions @ directions.T
-    if isinstance(spec, LinearSpec):  # what lies aside of the directions stays
+    if spec == LINEAR:  # what lies aside of the directions stays
         assert isinstance(whole, LowRankAdapter)
         assert np.allclose(aside @ whole.up, 0, atol=1e-5)
-
-
-MAPPED = TwoSidedSpec()
-KERNEL = KernelSpec(LinearSpec(0.5), 0.2, 1.0)
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        IDENTITY,
-        WhiteningSpec(0.25),
-        WhiteningSpec(0.4),
-        MnrSpec(0.75),
-        LinearSpec(),
+        pipelines.IDENTITY,
+        pipelines.WhiteningSpec(0.25),
+        pipelines.WhiteningSpec(0.4),
+        pipelines.MnrSpec(0.75),
+        LINEAR,
         KERNEL,
-        GateSpec(MnrSpec(), KERNEL, -2.0),
+        pipelines.GateSpec(pipelines.MnrSpec(), KERNEL, -2.0),
         MAPPED,
-        QueryOnMappedSpec(MAPPED, GateSpec(IDENTITY, KernelSpec(CorpusSpec(0.5), 0.4, 2.0), 0.0)),
+        GATED,
     ],
     ids=str,
 )
 def test_what_a_mixture_scores_is_what_its_adapter_finds(spec):
     data, _ = rotated_corpus(documents=60)
     fold = next(iter(folds(data)))
-    fitter = PipelineFitter(fold.train, TrainingOptions(learning_rate=0.003))
+    fitter = pipelines.PipelineFitter(fold.train, TrainingOptions(learning_rate=0.003))
     judge = FoldJudge(fold, fitter)
-    scores = [judge.prepared(other) for other in (IDENTITY, spec)][-1]()
+    scores = [judge.prepared(other) for other in (pipelines.IDENTITY, spec)][-1]()
     exact = fold.score(fitter.fit(spec))
     assert np.allclose(scores, exact, atol=1e-9)
     assert 0 < exact.mean() < 1

@@ -13,13 +13,7 @@ import pytest
 import torch
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    TwoLayerAdapter,
-    compare_retrieval,
-    ship_candidate,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, fingerprint_of
@@ -57,11 +51,8 @@ def things() -> Dataset:
 
 @pytest.fixture
 def options(tmp_path) -> dict[str, Any]:
-    return {
-        "model_output_path": tmp_path / "adapter",
-        "cache_dir": tmp_path / "cache",
-        "show_progress": False,
-    }
+    places = {"model_output_path": tmp_path / "adapter", "cache_dir": tmp_path / "cache"}
+    return {**places, "show_progress": False}
 
 
 Trained = Callable[..., Engine]
@@ -104,11 +95,8 @@ def test_the_call_of_the_old_tutorial_runs_and_serves(things, base, tmp_path):
     assert engine.finetune() is None
     model = engine.get_finetuned_model()
     assert len(model.get_query_embedding("what apple?")) == 16
-    loaded = AdaptedEmbedding.from_pretrained(tmp_path / "model_output_test", base)
+    loaded = package.AdaptedEmbedding.from_pretrained(tmp_path / "model_output_test", base)
     assert loaded.adapter == model.adapter
-
-
-def test_arguments_keep_the_order_of_the_old_engine():
     names = list(inspect.signature(Engine).parameters)
     assert " ".join(names[:12]) == (
         "dataset embed_model batch_size epochs adapter_model dim device model_output_path "
@@ -129,12 +117,12 @@ def test_training_helps_on_questions_and_documents_it_has_not_seen(things, train
     train, test = things.train_test_split(0.3, by="document", seed=1)
     engine = trained(train, base, learning_rate=0.01, anchor=0.0)
     models = {"base": base, "adapted": engine.get_finetuned_model()}
-    compared = compare_retrieval(models, test, show_progress=False, **quiet)
+    compared = package.compare_retrieval(models, test, show_progress=False, **quiet)
     found = compared.significance("base", "adapted")
     assert (found.low > 0, found.verdict.decision, found.seen) == (True, Decision.BETTER, "")
     seen = "adapted: 70 of the 140 test queries are among the 70 kept"
     with pytest.warns(UserWarning, match=seen):
-        compared = compare_retrieval(models, train, **quiet)
+        compared = package.compare_retrieval(models, train, **quiet)
     found = compared.significance("base", "adapted")
     assert (found.low > 0, found.verdict.decision) == (True, Decision.INCONCLUSIVE)
     assert found.verdict.endswith("it was trained on: split first")
@@ -174,21 +162,24 @@ def test_queries_of_a_given_validation_set_are_not_trained_on(things, trained):
     report = trained(train, val_dataset=val, method="ridge").report  # which judges on all of them
     assert report.train_queries == len(things)
     assert report.overall.queries > len(train)
-
-
-def test_training_queries_that_are_also_in_the_validation_set_are_left_out(things, trained):
     shared = things.subset(list(things.queries)[:30])
     with pytest.warns(UserWarning, match="30 training queries are also in val_dataset"):
         engine = trained(val_dataset=shared, epochs=1)
     assert engine.report.train_queries == len(things) - 30
 
 
-def test_finetune_takes_and_checks_overrides(engine_of):
+def test_finetune_takes_and_checks_overrides_and_there_is_no_model_before(engine_of, trained):
     engine = engine_of(epochs=9)
     engine.finetune(epochs=1)
     assert len(engine.report.history) == 2
     with pytest.raises(OptionError, match='Unknown argument "epoch"'):
         engine.finetune(epoch=1)
+    trained(epochs=1)
+    engine = engine_of()
+    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
+        engine.get_finetuned_model()
+    with pytest.raises(NotTrainedError, match="no report"):
+        _ = engine.report
 
 
 def test_an_adapter_given_is_where_training_starts(things, base, trained, options):
@@ -196,9 +187,9 @@ def test_an_adapter_given_is_where_training_starts(things, base, trained, option
     from llama_index.embeddings.adapter.utils import TwoLayerNN
 
     for given, kind in (
-        (TwoLayerAdapter.identity(16, hidden=8), TwoLayerAdapter),
-        (TwoLayerNN(16, 8, 16, bias=True, add_residual=True), TwoLayerAdapter),
-        (LinearLayer(16, 16, bias=True), LinearAdapter),
+        (package.TwoLayerAdapter.identity(16, hidden=8), package.TwoLayerAdapter),
+        (TwoLayerNN(16, 8, 16, bias=True, add_residual=True), package.TwoLayerAdapter),
+        (LinearLayer(16, 16, bias=True), package.LinearAdapter),
     ):
         engine = trained(adapter_model=given, epochs=6, learning_rate=0.01)
         assert isinstance(engine.candidate.adapter, kind)
@@ -214,7 +205,7 @@ def test_checkpoints_are_loadable_adapters(trained, tmp_path):
     trained(epochs=2, model_checkpoint_path=folder, checkpoint_save_steps=2, refit=False)
     saved = sorted(path.name for path in folder.iterdir())
     assert saved[0] == "step_2"
-    assert LinearAdapter.load(folder / "step_2").input_dim == 16
+    assert package.LinearAdapter.load(folder / "step_2").input_dim == 16
 
 
 def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, trained: Trained) -> None:
@@ -236,7 +227,6 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, trained: Tra
     assert engine.report.base_texts == len(queries) + len(documents) + probes
 
 
-# --- methods --------------------------------------------------------------------------------
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Train maps for a few steps only."""
@@ -264,7 +254,7 @@ def test_auto_embeds_each_text_once_reports_saves_and_serves(things, trained, op
     saved = json.loads((folder / "config.json").read_text())
     assert saved["training"]["report"] == told
     model = engine.get_finetuned_model()
-    assert AdaptedEmbedding.from_pretrained(folder, base).adapter == model.adapter
+    assert package.AdaptedEmbedding.from_pretrained(folder, base).adapter == model.adapter
     assert engine.candidate.adapter == model.adapter
     assert not folder.with_name("adapter.candidate").exists()  # it is the one that is served
 
@@ -274,9 +264,9 @@ def test_a_candidate_that_is_not_shipped_is_kept_aside(base, trained, options, m
     monkeypatch.setattr(selection.CrossFittedScores, "choose", lambda self, specs, among: specs[-1])
     engine = trained(method="ridge")
     folder = options["model_output_path"]
-    served = AdaptedEmbedding.from_pretrained(folder, base)
-    kept = AdaptedEmbedding.from_pretrained(folder.with_name("adapter.candidate"), base)
-    assert served.adapter == engine.get_finetuned_model().adapter == LinearAdapter.identity(16)
+    served = package.AdaptedEmbedding.from_pretrained(folder, base)
+    kept = package.AdaptedEmbedding.from_pretrained(folder.with_name("adapter.candidate"), base)
+    assert served.adapter == engine.get_finetuned_model().adapter == IDENTITY
     assert kept.adapter == engine.candidate.adapter != served.adapter
     holds = "the base model, unchanged; the candidate is in adapter.candidate"
     assert engine.report.holds == served.training["report"]["holds"] == holds
@@ -304,10 +294,10 @@ def test_where_nothing_is_better_there_is_no_candidate(trained, options, monkeyp
     assert engine.report.to_dict()["candidate"] is None
     assert "held-out queries, by what other folds chose; it is not saved" in str(engine.report)
     with pytest.raises(FolderError, match=r"no candidate to ship: there is no adapter.candidate"):
-        ship_candidate(folder)
+        package.ship_candidate(folder)
     engine.candidate.save_pretrained(folder.with_name("adapter.candidate"))
     with pytest.raises(FolderError, match=r"no candidate to ship: adapter.candidate is the base"):
-        ship_candidate(folder)
+        package.ship_candidate(folder)
 
 
 @pytest.mark.usefixtures("quick")
@@ -320,7 +310,7 @@ def test_every_method_can_be_asked_for_by_name(trained, options, method):
     assert tried == {"identity", method}
     model = engine.get_finetuned_model()
     assert np.isfinite(model.get_query_embedding("what apple? red?")).all()
-    loaded = AdaptedEmbedding.from_pretrained(options["model_output_path"], base)
+    loaded = package.AdaptedEmbedding.from_pretrained(options["model_output_path"], base)
     assert loaded.adapter == model.adapter
 
 
@@ -349,17 +339,7 @@ def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypat
     assert model.get_text_embedding(unknown) == pytest.approx(base.get_text_embedding(unknown))
 
 
-# --- errors ---------------------------------------------------------------------------------
-def test_there_is_no_model_before_finetune_even_if_an_earlier_run_left_one(trained, engine_of):
-    trained(epochs=1)
-    engine = engine_of()
-    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
-        engine.get_finetuned_model()
-    with pytest.raises(NotTrainedError, match="no report"):
-        _ = engine.report
-
-
-IDENTITY = LinearAdapter.identity(16)
+IDENTITY = package.LinearAdapter.identity(16)
 
 
 @pytest.mark.parametrize(
@@ -389,9 +369,7 @@ def test_wrong_arguments_are_refused_before_anything_is_embedded(engine_of, base
 
 
 @pytest.mark.parametrize("place", ["adapter", "adapter.candidate"])
-def test_a_folder_with_other_files_is_refused_before_anything_is_embedded(
-    place, engine_of, base, tmp_path
-):
+def test_a_folder_with_other_files_is_refused_before_embedding(place, engine_of, base, tmp_path):
     (tmp_path / place).mkdir()
     (tmp_path / place / "thesis.tex").write_text("precious")
     with pytest.raises(FolderError, match=r"holds other files \(thesis.tex\)"):
@@ -406,7 +384,7 @@ def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(tr
     with pytest.raises(ShapeError, match=r"dim: expected 16, as the base model gives, got 384\."):
         trained(dim=384)
     with pytest.raises(ShapeError, match=r"adapter_model: expected 16 → 16.*got 8 → 8"):
-        trained(adapter_model=LinearAdapter.identity(8))
+        trained(adapter_model=package.LinearAdapter.identity(8))
     assert {text for _, text in base.asked} == set(PROBE_TEXTS)
 
 
@@ -448,7 +426,6 @@ def test_diverging_training_leaves_what_was_saved_before(trained, tmp_path):
     assert (tmp_path / "adapter" / "adapter.safetensors").read_bytes() == before
 
 
-# --- the old package ------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_an_engine_is_a_base_embedding_finetune_engine():

@@ -81,12 +81,15 @@ def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
     assert sorted(new.tolist()) == list(range(300))
 
 
-def test_each_fold_trains_on_most_of_the_pairs_and_on_no_new_document():
+def test_each_fold_trains_on_most_pairs_and_no_new_document_as_the_seed_says():
     for fold in folds(single()):
         assert 0.5 < len(fold.train.relevance) / 60 < 0.8  # 0.64, on average
         new = fold.test.relevance.take(np.flatnonzero(~fold.test.known)).documents
         assert len(new) == 12  # a fifth of the documents, three queries each
         assert not np.isin(new, fold.train.relevance.documents).any()
+    drawn = [list(folds(single(), seed=seed)) for seed in (1, 1, 2)]
+    one, again, other = ([fold.test.rows.tolist() for fold in parts] for parts in drawn)
+    assert one == again != other
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,13 +105,6 @@ def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(relevant, t
     asked = np.arange(len(relevant)) // times  # each question up to three times
     data = replace(data, queries=data.queries[asked])
     check_honest(data, list(folds(data, seed=seed)))
-
-
-def test_one_seed_gives_one_assignment_and_another_seed_another():
-    one, again, other = (
-        [fold.test.rows.tolist() for fold in folds(single(), seed=seed)] for seed in (1, 1, 2)
-    )
-    assert one == again != other
 
 
 def test_documents_that_share_queries_stay_together() -> None:
@@ -169,12 +165,9 @@ def test_questions_about_one_document_only_are_judged_as_known_only():
     assert sum(len(fold.test) for fold in parts) == 30
 
 
-def test_too_few_queries_are_an_error_that_says_how_many_it_takes():
+def test_too_few_queries_or_one_asked_many_times_are_an_error_that_says_so():
     with pytest.raises(DatasetError, match=r"in 5 folds needs at least 5 queries, got 4$"):
         next(folds(dataset([[0], [1], [2], [3]], documents=4)))
-
-
-def test_one_question_asked_many_times_is_an_error_that_says_so():
     once = dataset([[row % 3] for row in range(20)], documents=3)
     data = replace(once, queries=np.repeat(once.queries[:1], 20, axis=0))
     with pytest.raises(DatasetError, match="20 queries cannot be cross-validated: every"):
@@ -193,9 +186,7 @@ def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_excluded(most, see
     hidden = [row[count : count + 15].tolist() for row, count in zip(rows, counts, strict=True)]
     grades = [random.integers(1, 4, size=count).tolist() for count in counts]
     relevance, kept_out = Qrels.from_lists(shown, grades), Qrels.from_lists(hidden)
-    judged = cross_fitting.TestFold(
-        queries, np.arange(30), relevance, kept_out, np.ones(30, dtype=bool)
-    )
+    judged = cross_fitting.TestFold(queries, np.arange(30), relevance, kept_out, np.full(30, True))
 
     scores = queries @ documents.T
     for line, out in zip(scores, hidden, strict=True):

@@ -6,6 +6,8 @@ import torch
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.training.modules import ranking_nll, score_drift
 
+FIRST, BOTH = Qrels.from_lists([[0]]), Qrels.from_lists([[0, 1]])
+
 
 def l2_normalize(*degrees: float) -> torch.Tensor:
     """Vectors on the unit circle, so that cosines are plain to see."""
@@ -13,49 +15,34 @@ def l2_normalize(*degrees: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def test_scores_that_say_nothing_cost_log_of_the_number_of_candidates():
-    loss = ranking_nll(
-        l2_normalize(0), l2_normalize(90, 270), Qrels.from_lists([[0]]), temperature=0.05
-    )
+def test_scores_that_say_nothing_cost_log_of_the_candidates_and_a_lead_as_its_temperature():
+    loss = ranking_nll(l2_normalize(0), l2_normalize(90, 270), FIRST, temperature=0.05)
     assert loss.item() == pytest.approx(math.log(2))
-
-
-def test_a_lead_of_one_temperature_makes_the_relevant_document_e_times_likelier():
     cosine = math.degrees(math.acos(0.95))
-    loss = ranking_nll(
-        l2_normalize(0), l2_normalize(0, cosine), Qrels.from_lists([[0]]), temperature=0.05
-    )
+    loss = ranking_nll(l2_normalize(0), l2_normalize(0, cosine), FIRST, temperature=0.05)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
 def test_two_relevant_documents_share_the_target_and_neither_is_a_negative():
     queries = l2_normalize(10).requires_grad_()
-    both = Qrels.from_lists([[0, 1]])
-    loss = ranking_nll(queries, l2_normalize(0, 20), both, temperature=1.0)
+    loss = ranking_nll(queries, l2_normalize(0, 20), BOTH, temperature=1.0)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(2))
     # Between the two, neither pulls harder.
     assert queries.grad.norm().item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_loss_is_the_mean_over_queries_not_over_relevant_documents():
-    one = ranking_nll(
-        l2_normalize(0), l2_normalize(0, 90), Qrels.from_lists([[0]]), temperature=1.0
-    )
-    two = ranking_nll(
-        l2_normalize(90), l2_normalize(0, 90), Qrels.from_lists([[0, 1]]), temperature=1.0
-    )
+def test_the_loss_is_the_mean_over_queries_and_a_candidate_may_stand_for_three():
+    one = ranking_nll(l2_normalize(0), l2_normalize(0, 90), FIRST, temperature=1.0)
+    two = ranking_nll(l2_normalize(90), l2_normalize(0, 90), BOTH, temperature=1.0)
     entries = Qrels.from_lists([[0], [0, 1]])
     together = ranking_nll(l2_normalize(0, 90), l2_normalize(0, 90), entries, temperature=1.0)
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
-
-
-def test_a_candidate_that_stands_for_three_counts_as_three():
-    both = Qrels.from_lists([[0, 1]])  # relevant documents stand for themselves
+    # Relevant documents stand for themselves.
     sampled = ranking_nll(
-        l2_normalize(5), l2_normalize(0, 20, 90), both, temperature=0.5, stands_for=3.0
+        l2_normalize(5), l2_normalize(0, 20, 90), BOTH, temperature=0.5, stands_for=3.0
     )
-    whole = ranking_nll(l2_normalize(5), l2_normalize(0, 20, 90, 90, 90), both, temperature=0.5)
+    whole = ranking_nll(l2_normalize(5), l2_normalize(0, 20, 90, 90, 90), BOTH, temperature=0.5)
     assert sampled.item() == pytest.approx(whole.item())
 
 

@@ -19,9 +19,8 @@ def several(seed: int = 0) -> EncodedDataset:
     random = np.random.default_rng(seed)
     corpus = l2_normalize(random.standard_normal((40, 8)))
     answers = [random.choice(30, size=random.integers(1, 4), replace=False) for _ in range(60)]
-    queries = l2_normalize(
-        np.stack([corpus[a].sum(axis=0) for a in answers]) + random.standard_normal((60, 8))
-    )
+    asked = np.stack([corpus[a].sum(axis=0) for a in answers])
+    queries = l2_normalize(asked + random.standard_normal((60, 8)))
     return encoded(queries, corpus, [a.tolist() for a in answers])
 
 
@@ -37,13 +36,12 @@ def test_nudge_n_is_that_of_its_authors(distance):
         "q_embs": data.queries,
         "q_ans_indx": [data.relevance.relevant_to(row).tolist() for row in range(60)],
     }
-    theirs = nudge.NUDGEN(device="cpu").finetune_embeddings(
-        data.documents, asked, asked, gamma=distance
-    )
+    method = nudge.NUDGEN(device="cpu")
+    theirs = method.finetune_embeddings(data.documents, asked, asked, gamma=distance)
     assert np.allclose(moved(nudge_n(data, distance), data), theirs, atol=1e-5)
 
 
-def test_nudge_n_turns_by_the_distance_arrives_or_stays():
+def test_nudge_n_turns_by_the_distance_or_stays_and_moves_one_text_as_one():
     at_60 = np.float32([0.5, 0.75**0.5])
     near = np.float32([0.98, 0.04**0.5])
     # A squared distance of 1 is a turn by 60 degrees.
@@ -52,9 +50,6 @@ def test_nudge_n_turns_by_the_distance_arrives_or_stays():
     assert np.allclose(found[0], at_60)  # half way
     assert np.allclose(found[1], l2_normalize(near), atol=1e-6)  # it is nearer than that
     assert np.allclose(found[2], X)  # on the far side
-
-
-def test_documents_of_one_text_are_asked_and_moved_as_one():
     apart = encoded(np.array([X + Y, X - Y]), np.array([X, X]), [[0], [1]])
     same = np.zeros(2, dtype=np.int64)
     data = replace(apart, canonical_rows=same, keys=apart.keys[same])
@@ -83,9 +78,8 @@ def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
 def first(data: EncodedDataset, documents: Vectors) -> float:
     """Share of queries whose document is found first."""
     relevance = data.relevance
-    found = ranks(
-        l2_normalize(data.queries), l2_normalize(documents), relevance.queries, relevance.documents
-    )
+    sides = map(l2_normalize, (data.queries, documents))
+    found = ranks(*sides, relevance.queries, relevance.documents)
     return float((found == 0).mean())
 
 
@@ -93,18 +87,14 @@ def fitted(data: EncodedDataset, epochs: int = 60, **options: float) -> NudgeAda
     return listwise_nudges(data, epochs, **{"learning_rate": 0.02, **options})
 
 
-def test_listwise_nudges_help_fresh_queries_about_the_same_documents():
+def test_listwise_nudges_help_fresh_queries_also_where_a_sample_competes():
     train, test = mistaken()
     before, after = first(test, test.documents), first(test, moved(fitted(train), test))
     assert before < 0.7
     assert after > before + 0.2
-
-
-def test_documents_without_training_queries_compete_and_stay():
-    train, _ = mistaken()
-    adapter = fitted(train, epochs=5)
-    assert adapter.keys.tolist() == list(range(50))
-    assert np.array_equal(moved(adapter, train)[50:], train.documents[50:])
+    adapter = fitted(train, max_others=10)
+    assert first(test, moved(adapter, test)) > first(test, test.documents) + 0.2
+    assert adapter == fitted(train, max_others=10)
 
 
 def test_a_document_is_drawn_away_from_queries_that_it_wrongly_wins() -> None:
@@ -117,22 +107,14 @@ def test_a_document_is_drawn_away_from_queries_that_it_wrongly_wins() -> None:
     assert found[1] @ between > other @ between + 0.01
 
 
-def test_the_same_seed_gives_bit_equal_nudges_and_another_seed_others():
+def test_seeds_shrinkage_the_bound_and_training_queries_decide_how_documents_move():
     train, _ = mistaken()
     one, again, other = (fitted(train, 3, seed=seed, batch_size=16) for seed in (1, 1, 2))
     assert one == again
     assert one != other
-
-
-def test_shrinkage_and_the_bound_on_drift_hold_documents_back():
-    train, _ = mistaken()
     free = fitted(train, 20, shrinkage=0.0, max_drift=9.0).drift
     assert fitted(train, 20, shrinkage=1.0, max_drift=9.0).drift < free / 2
     assert fitted(train, 20, shrinkage=0.0, max_drift=free / 2).drift <= free / 2 * (1 + 1e-6)
-
-
-def test_a_sample_of_the_other_documents_competes_in_large_corpora():
-    train, test = mistaken()
-    adapter = fitted(train, max_others=10)
-    assert first(test, moved(adapter, test)) > first(test, test.documents) + 0.2
-    assert adapter == fitted(train, max_others=10)
+    adapter = fitted(train, epochs=5)
+    assert adapter.keys.tolist() == list(range(50))
+    assert np.array_equal(moved(adapter, train)[50:], train.documents[50:])

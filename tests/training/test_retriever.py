@@ -27,9 +27,7 @@ def reports() -> EmbeddingQAFinetuneDataset:
     codes = [f"{number:06d}" for number in random.choice(10**6, COUNT, replace=False)]
     corpus = {f"d{at}": f"report {code} of the year" for at, code in enumerate(codes)}
     queries = {f"q{at}": f"what says report {code}" for at, code in enumerate(codes)}
-    return EmbeddingQAFinetuneDataset(
-        queries, corpus, {f"q{at}": [f"d{at}"] for at in range(COUNT)}
-    )
+    return EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
 
 
 def engine_of(dataset: EmbeddingQAFinetuneDataset, folder: Path, **options: Any) -> Any:
@@ -50,9 +48,8 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
     assert told["views"]["BM25"]["ndcg@10"] > told["views"]["base"]["ndcg@10"] + 0.3
     assert told["overall"]["difference"]["low"] > 0
     assert "· words - " in str(engine.report)
-    assert {"base", "adapted", "BM25", "rank fusion", "mixture"} <= set(
-        engine.report.held_out.scores
-    )
+    wanted = {"base", "adapted", "BM25", "rank fusion", "mixture"}
+    assert wanted <= set(engine.report.held_out.scores)
     nodes = [TextNode(id_=name, text=text) for name, text in reports.corpus.items()]
     retriever = engine.get_finetuned_retriever(nodes, top_k=3)
     assert (retriever.views.weight, retriever.top_k) == (views.words, 3)

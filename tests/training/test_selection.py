@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.training.auto import pipelines
+from llama_index_embeddings_adapted.training.auto import pipelines, selection
 from llama_index_embeddings_adapted.training.auto import search_space as space
 from llama_index_embeddings_adapted.training.auto.pipelines import (
     IDENTITY,
@@ -35,15 +35,6 @@ from llama_index_embeddings_adapted.training.auto.pipelines import (
     WhiteningSpec,
 )
 from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
-from llama_index_embeddings_adapted.training.auto.selection import (
-    CrossFittedScores,
-    MeanGains,
-    QueryMix,
-    SearchState,
-    Selection,
-    select,
-    weighted_error,
-)
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
@@ -52,11 +43,13 @@ SIMPLE, RICH = Named("simple"), Named("rich")
 LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
 
 
-# --- what is expected -----------------------------------------------------------------------
 def test_what_the_user_says_about_live_queries_is_believed():
     data = encoded(np.eye(3), np.eye(3), [[0], [1], [2]])
-    assert QueryMix.of(0.9, data) == QueryMix(0.9, True)
-    assert QueryMix.of(0.0, data) == QueryMix(0.0, True)
+    assert selection.QueryMix.of(0.9, data) == selection.QueryMix(0.9, True)
+    assert selection.QueryMix.of(0.0, data) == selection.QueryMix(0.0, True)
+    data = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
+    same = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
+    assert selection.QueryMix.of(None, same).known_share == 0.5
 
 
 @pytest.mark.parametrize(
@@ -72,21 +65,19 @@ def test_what_the_user_says_about_live_queries_is_believed():
 )
 def test_otherwise_documents_asked_for_once_tell_how_many_queries_ask_for_new_ones(relevant, share):
     data = encoded(np.eye(len(relevant)), np.eye(9), relevant)
-    assert QueryMix.of(None, data) == QueryMix(pytest.approx(share), False)
+    assert selection.QueryMix.of(None, data) == selection.QueryMix(pytest.approx(share), False)
 
 
-def test_two_documents_of_one_text_are_asked_for_as_one():
-    data = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
-    same = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
-    assert QueryMix.of(None, same).known_share == 0.5
-
-
-# --- weighing -------------------------------------------------------------------------------
-def test_known_and_new_documents_weigh_as_expected_however_many_were_judged():
+def test_known_and_new_weigh_as_expected_and_a_plain_mean_has_its_standard_error():
     found = cross_fitted([True, False, False, False], expect=0.7, better=[0.6, 0.5, 0.5, 0.8])
     weights = found.weights(found.everything)
     assert weights == pytest.approx([0.7, 0.1, 0.1, 0.1])
     assert weights @ found.gain(Named("better")) == pytest.approx(0.7 * 0.1 + 0.1 * 0.3)
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    # Deviations of 2, 1, 1, 2 from the mean of 3, each weighing a quarter.
+    assert selection.weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
+    half = np.array([0.5, 0, 0.5, 0])
+    assert selection.weighted_error(values, half) == pytest.approx((4.5 / 4) ** 0.5)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -94,15 +85,6 @@ def test_where_one_kind_cannot_be_judged_the_other_speaks_for_it(known):
     found = cross_fitted([known, known], expect=0.2)
     assert found.weights(found.everything) == pytest.approx([0.5, 0.5])
 
-
-def test_the_error_of_a_plain_mean_is_its_standard_error():
-    values = np.array([1.0, 2.0, 4.0, 5.0])
-    # Deviations of 2, 1, 1, 2 from the mean of 3, each weighing a quarter.
-    assert weighted_error(values, np.full(4, 0.25)) == pytest.approx((10 / 16) ** 0.5)
-    assert weighted_error(values, np.array([0.5, 0, 0.5, 0])) == pytest.approx((4.5 / 4) ** 0.5)
-
-
-# --- choosing -------------------------------------------------------------------------------
 
 KNOWN = np.array([True, False] * 10)
 
@@ -117,21 +99,13 @@ def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(
     assert found.choose([IDENTITY, SIMPLE, RICH], found.everything) == chosen
 
 
-def test_what_is_as_good_as_the_base_model_is_not_chosen():
-    found = cross_fitted(KNOWN, simple=0.5)
-    assert found.choose([IDENTITY, SIMPLE], found.everything) == IDENTITY
-
-
-def test_a_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect():
+def test_any_loss_on_new_documents_is_harm_unless_the_user_said_what_to_expect():
     scores = {"simple": np.where(KNOWN, 0.9, 0.49), "rich": np.where(KNOWN, 0.6, 0.5)}
     found = cross_fitted(KNOWN, expect=0.5, **scores)
     assert not found.no_regression(SIMPLE, found.everything)
     assert found.choose([IDENTITY, SIMPLE, RICH], found.everything) == RICH
     given = cross_fitted(KNOWN, expect=0.5, given=True, **scores)
     assert given.choose([IDENTITY, SIMPLE, RICH], given.everything) == SIMPLE
-
-
-def test_any_loss_in_the_mean_is_harm_however_small_or_noisy():
     noisy = np.where(KNOWN, 0.5, 0.49 + np.resize([0.2, 0.2, -0.2, -0.2], 20))
     small = np.where(KNOWN, 0.5, 0.499)
     found = cross_fitted(KNOWN, noisy=noisy, small=small, none=np.where(KNOWN, 0.6, 0.5))
@@ -145,29 +119,28 @@ def test_only_judgements_that_may_be_looked_at_are():
     assert found.choose([IDENTITY, SIMPLE], first) == SIMPLE
     assert found.choose([IDENTITY, SIMPLE], ~first) == IDENTITY
     assert found.choose([IDENTITY, SIMPLE], np.zeros(20, dtype=bool)) == IDENTITY
+    found = cross_fitted(KNOWN, simple=0.5)
+    assert found.choose([IDENTITY, SIMPLE], found.everything) == IDENTITY
 
 
 def test_the_state_of_a_search_is_the_mean_gain_of_each_spec():
     found = cross_fitted(KNOWN, expect=0.25, memorised=np.where(KNOWN, 0.9, 0.2))
-    gains = SearchState.of(found).gains
-    assert gains[IDENTITY] == MeanGains(0.0, 0.0, 0.0, True)
+    gains = selection.SearchState.of(found).gains
+    assert gains[IDENTITY] == selection.MeanGains(0.0, 0.0, 0.0, True)
     expected = pytest.approx(0.25 * 0.4 - 0.75 * 0.3)
     memorised = gains[Named("memorised")]
-    assert memorised == MeanGains(pytest.approx(0.4), pytest.approx(-0.3), expected, False)
-    one_kind = SearchState.of(cross_fitted([True], better=0.6)).gains[Named("better")]
-    assert one_kind == MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
-
-
-def test_proposers_see_the_best_that_does_no_harm_and_the_best_on_either_part():
+    means = pytest.approx(0.4), pytest.approx(-0.3)
+    assert memorised == selection.MeanGains(*means, expected, False)
+    one_kind = selection.SearchState.of(cross_fitted([True], better=0.6)).gains[Named("better")]
+    assert one_kind == selection.MeanGains(pytest.approx(0.1), 0.0, pytest.approx(0.1), True)
     found = cross_fitted(KNOWN, careful=0.6, memorised=np.where(KNOWN, 0.9, 0.2))
-    state, tried = SearchState.of(found), [Named("careful"), Named("memorised")]
+    state, tried = selection.SearchState.of(found), [Named("careful"), Named("memorised")]
     assert state.best(tried) == Named("careful")
     assert state.most(tried, "known") == Named("memorised")
     assert state.most(tried, "new") == state.most(tried, "expected") == Named("careful")
     assert state.best([]) == state.most([], "known") == state.most([], "new") == IDENTITY
 
 
-# --- the search -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Broken(PipelineSpec):
     method = "broken"
@@ -195,9 +168,9 @@ def fitted() -> list[PipelineSpec]:
     return FITTED
 
 
-def search(data: EncodedDataset, *proposed: PipelineSpec) -> Selection:
-    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
-    return select(data, [lambda _: list(proposed)], mix, options)
+def search(data: EncodedDataset, *proposed: PipelineSpec) -> selection.Selection:
+    mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    return selection.select(data, [lambda _: list(proposed)], mix, options)
 
 
 def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing():
@@ -213,11 +186,11 @@ def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch):
     base = search(data).scores
     fold = base.fold
 
-    def lucky(self: CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
+    def lucky(self: selection.CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
         """One candidate is perfect on fold 0 and useless on the others."""
         return np.where(fold == 0, 1.0, -1.0) if spec == SIMPLE else np.zeros(len(fold))
 
-    monkeypatch.setattr(CrossFittedScores, "gain", lucky)
+    monkeypatch.setattr(selection.CrossFittedScores, "gain", lucky)
     assert np.array_equal(search(data, SIMPLE).chosen, base.scores[IDENTITY])
 
 
@@ -225,13 +198,13 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted)
     data, _ = rotated_corpus(documents=60)
     seen = []
 
-    def again(state: SearchState) -> list[PipelineSpec]:
+    def again(state: selection.SearchState) -> list[PipelineSpec]:
         seen.append((len(fitted), Broken() in state.gains))
         return [Broken(), RidgeSpec(0.1)]
 
-    mix, options = QueryMix.of(None, data), TrainingOptions(batch_size=16)
+    mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
-        found = select(data, [lambda _: [Broken()], again], mix, options)
+        found = selection.select(data, [lambda _: [Broken()], again], mix, options)
     assert len(w) == 1
     assert seen == [(len(fitted), False)]
     assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once
@@ -264,9 +237,7 @@ def test_folds_at_once_find_what_they_find_one_by_one():
     ],
     ids=["singular", "no memory", "no memory for torch"],
 )
-def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec_too(
-    broken, why, monkeypatch
-):
+def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec(broken, why, monkeypatch):
     monkeypatch.setattr(RidgeSpec, "fit", lambda *_: LinearAdapter(broken()))
     with pytest.warns(UserWarning, match=rf"ridge\(.*\) cannot be fitted and is left out: .*{why}"):
         found = search(rotated_corpus(documents=60)[0], RidgeSpec(1.0))
@@ -279,8 +250,7 @@ def test_a_spec_proposed_twice_is_tried_once(fitted):
     assert list(found.scores.scores) == [IDENTITY, Counted()]
 
 
-# --- specs ----------------------------------------------------------------------------------
-def test_a_spec_reads_well_and_knows_whether_it_moves_documents():
+def test_a_spec_reads_well_and_knows_its_lowest_map_and_whether_it_moves_documents():
     kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
     assert str(LINEAR) == "linear"
@@ -289,6 +259,11 @@ def test_a_spec_reads_well_and_knows_whether_it_moves_documents():
     assert not kernel.adapts_documents
     assert replace(kernel, base=TWO_SIDED).adapts_documents
     assert NudgeSpec(kernel).adapts_documents
+    kernel = KernelSpec(CORPUS, 0.1, 1.0)
+    assert GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
+    assert GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
+    assert QueryOnMappedSpec(TWO_SIDED, kernel).lowest_map == QueryOnMappedSpec(TWO_SIDED, CORPUS)
+    assert TWO_SIDED.lowest_map == TWO_SIDED
 
 
 def test_what_is_trained_is_trained_once(monkeypatch):
@@ -375,15 +350,6 @@ def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates():
     assert nudges == fitter.nudges(ridge)
 
 
-def test_the_lowest_map_lies_below_kernels_and_gates():
-    kernel = KernelSpec(CORPUS, 0.1, 1.0)
-    assert GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
-    assert GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
-    assert QueryOnMappedSpec(TWO_SIDED, kernel).lowest_map == QueryOnMappedSpec(TWO_SIDED, CORPUS)
-    assert TWO_SIDED.lowest_map == TWO_SIDED
-
-
-# --- the search space -----------------------------------------------------------------------
 def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
     assert check_methods("auto", "query") == ["auto"]
     assert check_methods(["ridge", "nudge"], "both") == ["ridge", "nudge"]
@@ -402,21 +368,21 @@ def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
             check_methods([name], "query")
 
 
-def state(**gains: float) -> SearchState:
+def state(**gains: float) -> selection.SearchState:
     """After maps that gain as much on known as on new documents."""
     specs = {SPECS[name](): gain for name, gain in gains.items()}
     return state_of({IDENTITY: 0.0, **specs})
 
 
-def state_of(gains: dict[PipelineSpec, Any]) -> SearchState:
+def state_of(gains: dict[PipelineSpec, Any]) -> selection.SearchState:
     """Gains on known and on new documents, or one for both."""
     pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in gains.items()}
-    return SearchState(
-        {s: MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
+    return selection.SearchState(
+        {s: selection.MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
     )
 
 
-def proposed(after: SearchState, place: int, adapts: str = "both") -> list[Any]:
+def proposed(after: selection.SearchState, place: int, adapts: str = "both") -> list[Any]:
     return search_space(["auto"], adapts)[place](after)
 
 
@@ -437,21 +403,15 @@ def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_trainin
     assert trained == {MnrSpec(), LINEAR, CORPUS}
 
 
-def test_kernels_lie_on_what_generalises_best_and_on_what_memorises_best():
+def test_kernels_lie_on_what_generalises_and_memorises_best_and_gates_lead_there():
     kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
     assert {type(spec) for spec in kernels} == {KernelSpec}
     assert {spec.base for spec in kernels} == {LINEAR, CORPUS}
     # No document has two questions: nothing is known about what memorises.
     kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: (0.0, 0.1)}), 1)
     assert {spec.base for spec in kernels} == {LINEAR, IDENTITY}
-
-
-def test_gates_lead_from_what_generalises_to_what_memorises_or_is_balanced():
     gates = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 2)
-    assert {(spec.general, spec.special) for spec in gates} == {
-        (LINEAR, CORPUS),
-        (IDENTITY, CORPUS),
-    }
+    assert {(g.general, g.special) for g in gates} == {(LINEAR, CORPUS), (IDENTITY, CORPUS)}
 
 
 def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides():
@@ -469,14 +429,10 @@ def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():
     found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
     assert [spec.query_side.weight for spec in found] == [0.5, 1.0]
     assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
-
-
-def test_gates_on_mapped_documents_lead_to_what_memorises_there():
     memorising = QueryOnMappedSpec(TWO_SIDED, CORPUS)
     found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
-    assert {(spec.query_side.general, spec.query_side.special) for spec in found} == {
-        (IDENTITY, CORPUS)
-    }
+    sides = {spec.query_side for spec in found}
+    assert {(gate.general, gate.special) for gate in sides} == {(IDENTITY, CORPUS)}
 
 
 def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves():

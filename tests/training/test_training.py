@@ -10,22 +10,17 @@ import torch
 from llama_index_embeddings_adapted import LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
-from llama_index_embeddings_adapted.evaluation.held_out import (
-    HeldOut,
-    Validation,
-    hold_out,
-    known_mask,
-)
+from llama_index_embeddings_adapted.evaluation import held_out
 from llama_index_embeddings_adapted.training import trainer as training_module
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import Fit, fit, refit
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, Validation]:
-    rows, held = hold_out(data, queries=0.2, documents=0.2, seed=seed)
+def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, held_out.Validation]:
+    rows, held = held_out.hold_out(data, queries=0.2, documents=0.2, seed=seed)
     train, other = data.take(rows), data.take(held)
-    return train, Validation(HeldOut(other, known_mask(train, other)))
+    return train, held_out.Validation(held_out.HeldOut(other, held_out.known_mask(train, other)))
 
 
 def learn(data: EncodedDataset, **options: object) -> Fit:
@@ -92,7 +87,7 @@ def test_nothing_to_learn_keeps_the_base_model():
     assert np.array_equal(found.adapter.weight, np.eye(12))
 
 
-def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
+def test_a_relevant_document_its_twin_and_others_of_the_query_are_never_negatives():
     # Two copies of one document, one of them not judged: with the copy as a negative the query
     # would be pushed away from its own answer.
     queries = np.eye(4)[[0, 0, 1, 1]]
@@ -105,9 +100,6 @@ def test_a_relevant_document_and_its_twin_are_never_negatives() -> None:
     assert candidates.tolist() == [0, 2, 3]
     found, _ = run._competition.among(np.arange(4), candidates)
     assert found.documents.tolist() == [0, 0, 1, 1]
-
-
-def test_in_batch_negatives_leave_out_other_documents_relevant_to_the_query():
     documents = np.eye(3)
     data = encoded(np.eye(3)[[0, 1]], documents, [[0, 1], [1]])
     options = TrainingOptions(loss="mnr", batch_size=2)
@@ -254,9 +246,8 @@ print((peak() - before) / documents.nbytes)
 @pytest.mark.slow
 def test_a_corpus_of_60_000_trains_in_a_few_times_the_memory_of_its_vectors():
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=root, check=False
-    )
+    command = [sys.executable, "-c", MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     # A copy of unit length to train on, one to validate on, and the blocks that are scored.
     assert float(done.stdout) < 5.0

@@ -49,6 +49,15 @@ def test_nodes_alone_are_enough_and_without_queries_words_are_all(nodes, base):
     assert found.views.prior is None
     assert found.moved_documents() == {}
     assert found.retrieve("fast car")[0].node_id == "d5"
+    for queries in ([], ["", ""], "one text"):
+        with pytest.raises(OptionError, match="queries: expected a list of texts"):
+            adapt_without_labels(nodes, base, queries=queries, **QUIET)
+    with pytest.raises(OptionError, match="max_chunks: of use with llm"):
+        adapt_without_labels(nodes, base, max_chunks=3, **QUIET)
+    with pytest.raises(OptionError, match="got none"):
+        adapt_without_labels([], base, **QUIET)
+    with pytest.raises(OptionError, match=r"expected LlamaIndex nodes.*got str"):
+        adapt_without_labels(["one text"], base, **QUIET)
 
 
 def test_written_questions_do_not_count_for_their_own_document(nodes, base, monkeypatch):
@@ -93,18 +102,6 @@ def test_queries_move_towards_what_words_find(nodes, base):
     assert not np.allclose(found.views.shifts, plain.views.shifts)  # of adapted queries
     again = adapt_without_labels(nodes, model, queries=log, **QUIET)
     assert again.embed_model is model
-
-
-def test_what_cannot_be_meant_is_refused(nodes, base):
-    for queries in ([], ["", ""], "one text"):
-        with pytest.raises(OptionError, match="queries: expected a list of texts"):
-            adapt_without_labels(nodes, base, queries=queries, **QUIET)
-    with pytest.raises(OptionError, match="max_chunks: of use with llm"):
-        adapt_without_labels(nodes, base, max_chunks=3, **QUIET)
-    with pytest.raises(OptionError, match="got none"):
-        adapt_without_labels([], base, **QUIET)
-    with pytest.raises(OptionError, match=r"expected LlamaIndex nodes.*got str"):
-        adapt_without_labels(["one text"], base, **QUIET)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,6 @@ def _numpy(program: Program, path: Path) -> bytes:
     return buffer.getvalue()
 
 
-# --- ONNX -----------------------------------------------------------------------------------------
 #: Operation → node, its attributes, and constants that follow its arguments.
 _NODES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "linear": ("Gemm", {"transB": 1}, ()),
@@ -174,7 +173,6 @@ def _onnx(program: Program, path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-# --- PostgreSQL -----------------------------------------------------------------------------------
 #: Operation → expression of each element ``e``.
 _EACH = {
     "relu": "greatest(e, 0)",
@@ -275,7 +273,6 @@ def _constant(weight: Vectors) -> str:
     return f"'{{{_listed(weight)}}}'::real[]"
 
 
-# --- sentence-transformers ------------------------------------------------------------------------
 _TORCH = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 

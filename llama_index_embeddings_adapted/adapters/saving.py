@@ -295,13 +295,10 @@ def save(
         "transform_query": transform_query,
         "training": training,
     }
-    folders.write(
-        folder,
-        config,
-        {**adapter.arrays(), folders.PROBES: fingerprint.probes},
-        queries=None if sketch is None else sketch.arrays(),
-        card=model_card(adapter, base_name(base), training, folder.name),
-    )
+    arrays = {**adapter.arrays(), folders.PROBES: fingerprint.probes}
+    queries = None if sketch is None else sketch.arrays()
+    about = model_card(adapter, base_name(base), training, folder.name)
+    folders.write(folder, config, arrays, queries=queries, card=about)
 
 
 def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -334,16 +331,15 @@ def load(folder: Path) -> Saved:
     base = config.get("base_model")
     if base is not None and not isinstance(base, dict):
         raise FolderError(f"{folder}: base_model is not an object.")
-    training = config.get("training")
-    sketch = folder / folders.QUERIES
-    queries = folders.read_arrays(sketch) if sketch.is_file() else None
+    training, path, where = config.get("training"), folder / folders.QUERIES, str(folder)
+    queries = folders.read_arrays(path) if path.is_file() else None
     return Saved(
-        restore(config.get("adapter"), arrays, where=str(folder)),
+        restore(config.get("adapter"), arrays, where=where),
         base,
         None if base is None else read_fingerprint(base, probes, where=folder),
         bool(config.get("transform_query", True)),
         training if isinstance(training, dict) else {},
-        None if queries is None else QuerySketch.restore(queries, where=str(folder)),
+        None if queries is None else QuerySketch.restore(queries, where=where),
     )
 
 

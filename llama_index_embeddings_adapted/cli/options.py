@@ -107,8 +107,6 @@ _HELP = {
 }
 
 
-# --- the configuration file -----------------------------------------------------------------------
-
 _MOST_BYTES = 1 << 16  # of an honest file
 
 
@@ -182,8 +180,6 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
 
 _NOT_IN_FILES = ("config", "help", "as_json", "debug")
 
-
-# --- running --------------------------------------------------------------------------------------
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better
@@ -281,9 +277,6 @@ def _warnings_as_lines() -> Iterator[None]:
         # It misses readers of PDF at every start; which files that concerns is for us to say.
         logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
         yield
-
-
-# --- from a class to a command --------------------------------------------------------------------
 
 
 def _quiet(quiet: bool) -> bool:

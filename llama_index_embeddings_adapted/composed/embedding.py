@@ -157,8 +157,6 @@ class ComposedEmbedding(ServedEmbedding):
         """Where the small model computes, as it was given."""
         return self._small.device
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
         # The small model computes in a thread while the black box is awaited.
         small, answers = await asyncio.gather(
@@ -183,8 +181,6 @@ class ComposedEmbedding(ServedEmbedding):
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Show the small model besides."""
         return [*super().__repr_args__(), ("augment_model", str(self._small.source or "in memory"))]
-
-    # --- saving, copying, sending -------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write small model, λ, identity of the black box and model card; atomic, without secrets.

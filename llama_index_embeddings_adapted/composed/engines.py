@@ -150,16 +150,11 @@ class SmallModelEngine(ABC):
         validation = ComposedValidation(*searched, composed=self._composed)
         self._base_scores = validation.scores(None)
         per_group, negatives = options.queries_per_document, options.hard_negatives
-        own = Texts.of(self.dataset, data)
-        fitted = train(
-            small.model,
-            training_groups(data, per_group=per_group, negatives=negatives),
-            Collator(small.model, data, own, frozen=self._composed),
-            lambda: validation.scores(small),
-            options,
-            folder=checkpoint_folder(self._output, self._identity(encoder, small)),
-            show_progress=self._show_progress,
-        )
+        groups = training_groups(data, per_group=per_group, negatives=negatives)
+        collate = Collator(small.model, data, Texts.of(self.dataset, data), frozen=self._composed)
+        folder = checkpoint_folder(self._output, self._identity(encoder, small))
+        given = (small.model, groups, collate, lambda: validation.scores(small), options)
+        fitted = train(*given, folder=folder, show_progress=self._show_progress)
         weight, parts, held_out = validation.judge(small)
         settings = {
             **asdict(options),
@@ -216,10 +211,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
             folder of one.
         val_dataset: Queries that decide on epoch and λ. By default a tenth of the queries, and
             another tenth with all its documents, are held out.
-        weight: λ while training.
-        epochs: Passes over the training queries, at most.
-        patience: Epochs without a better validation score before training stops; None: never.
-        batch_size: Documents per step, each with its queries.
+        weight, epochs, patience, batch_size: See :class:`ComposedOptions`.
         model_output_path: Where ``finetune()`` saves the model.
         cache_dir: Folder of the vector cache, see :class:`Encoder`.
         report_path: Where ``finetune()`` writes a page about what it found, if anywhere.

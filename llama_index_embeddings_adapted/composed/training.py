@@ -343,14 +343,9 @@ def train(
     checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if checkpoint is not None:
         progress.restore(checkpoint)
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(model, options, folder),
-        train_dataset=Dataset.from_list(groups),
-        loss=loss,
-        data_collator=collate,
-        callbacks=[progress],
-    )
+    arguments, rows = _arguments(model, options, folder), Dataset.from_list(groups)
+    parts: dict[str, Any] = {"loss": loss, "data_collator": collate, "callbacks": [progress]}
+    trainer = _Trainer(model=model, args=arguments, train_dataset=rows, **parts)
     trainer.progress = progress
     trainer.remove_callback(PrinterCallback)
     try:

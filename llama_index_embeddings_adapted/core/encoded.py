@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,20 +163,17 @@ class EncodedDataset:
         """What is scored otherwise than ids and judgements alone would have it, in words."""
         own = 0 if self.hidden is None else int((self.hidden.counts > 0).sum())
         twins = len(self.scored.documents) - len(self.relevance.documents)
-        told = (
-            (own, f"{own:,} queries stand in the corpus under their own id, and are not searched "
-             "for themselves (ignore_identical_ids)"),
-            (twins, f"{twins:,} documents have the text of a relevant one, and count as relevant "
-             "(twins_count)"),
-        )  # fmt: skip
-        return tuple(words for count, words in told if count)
+        not_searched = "in the corpus under their own id, and are not searched for themselves"
+        counted = "have the text of a relevant one, and count as relevant"
+        told = {
+            f"{own:,} queries stand {not_searched} (ignore_identical_ids)": own,
+            f"{twins:,} documents {counted} (twins_count)": twins,
+        }
+        return tuple(words for words, count in told.items() if count)
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
         parts = {name: getattr(self, name) for name in ("relevance", "negatives", "hidden")}
-        return replace(
-            self,
-            queries=self.queries[queries],
-            query_ids=tuple(self.query_ids[row] for row in queries),
-            **{name: part and part.take(queries) for name, part in parts.items()},
-        )
+        taken: Any = {name: part and part.take(queries) for name, part in parts.items()}
+        ids = tuple(self.query_ids[row] for row in queries)
+        return replace(self, queries=self.queries[queries], query_ids=ids, **taken)

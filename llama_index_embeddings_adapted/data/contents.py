@@ -161,9 +161,6 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
     }
 
 
-# --- parts ----------------------------------------------------------------------------------------
-
-
 def split(
     dataset: Any, relevant: Mapping[str, Iterable[str]], test_size: float, *, by: str, seed: int
 ) -> tuple[Any, Any]:

@@ -167,8 +167,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             return 0.0
         return (self.grades or {}).get(query_id, {}).get(document_id, 1.0)
 
-    # --- reading and writing ----------------------------------------------------------------
-
     def save_json(self, path: str | Path) -> None:
         """Write the JSON of the old class, atomically.
 
@@ -313,8 +311,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         """
         pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
         return cls(queries, files.unique(pairs, what="node", error=DatasetError), relevant_docs)
-
-    # --- taking parts -------------------------------------------------------------------------
 
     def judged(self) -> Self:
         """Drop the queries without a relevant document, and warn how many that were."""

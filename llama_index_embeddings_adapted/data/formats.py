@@ -25,8 +25,6 @@ SOURCES = ("human", "llm", "structure", "feedback")
 Judged = Mapping[str, Mapping[str, float]]
 
 
-# --- BEIR -----------------------------------------------------------------------------------------
-
 TEXT = ("text", "contents", "content", "passage")
 ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 
@@ -248,8 +246,6 @@ def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, 
                 line["metadata"] = {"provenance": provenance[key]}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-
-# --- the JSON of our class ------------------------------------------------------------------------
 
 OBJECTS = ("queries", "corpus", "relevant_docs")
 OLD = (*OBJECTS, "mode")

@@ -186,9 +186,6 @@ def as_lists(
     return lists, {**graded, **(grades or {})} if graded else grades
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
 def rows_of(data: Any) -> list[Row]:
     """Return the rows of whatever holds them, or raise a DatasetError."""
     for method in ("to_pylist", "to_list"):  # Arrow, Ragas

@@ -130,12 +130,9 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
             omitted.append(name)  # or a part of it
     cls = type(model)
     settings.update(_kept_aside(model))
-    return {
-        "class_name": cls.class_name(),
-        "import_path": f"{cls.__module__}.{cls.__qualname__}",
-        "settings": settings,
-        "omitted": omitted,
-    }
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    named = {"class_name": cls.class_name(), "import_path": path}
+    return {**named, "settings": settings, "omitted": omitted}
 
 
 def portable(name: str) -> str:

@@ -135,14 +135,9 @@ def compare_retrieval(
     """Score several models on one dataset; warn of those that were trained on its queries.
 
     Args:
-        models: Name → whatever :func:`evaluate_retrieval` scores, such as
+        models: At least one: name → whatever :func:`evaluate_retrieval` scores, such as
             ``{"base": …, "adapted": …, "words": BM25Index.of(dataset.corpus)}``.
-        dataset: Queries, corpus and relevance.
-        ks: Cut-offs that tables show.
-        batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
-
-    Raises:
-        OptionError: No model given.
+        dataset, ks, batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
     """
     if not models:
         raise OptionError('models: expected at least one, such as {"base": model}.')

@@ -42,7 +42,6 @@ _MOST_LOOKED_AT = 1_000  # queries, for that
 _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
-# --- scores on held-out queries -----------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PartReport:
     """Base and adapted model on the same held-out queries: means by metric, change in NDCG@10."""
@@ -179,7 +178,6 @@ class Gain:
         return cls(known, new, float(change.mean()), harmless)
 
 
-# --- which queries are held out -----------------------------------------------------------------
 def hold_out_split(
     data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
 ) -> tuple[EncodedDataset, Validation]:

@@ -91,11 +91,8 @@ def write_page(
 @functools.cache
 def template(name: str) -> Template:
     """Return one of the files that write the page."""
-    environment = Environment(
-        loader=PackageLoader("llama_index_embeddings_adapted", "evaluation/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
+    loader = PackageLoader("llama_index_embeddings_adapted", "evaluation/templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.globals |= {"colours": _COLOURS, "parts": _PARTS}
     environment.globals |= {"number": itertools.count().__next__}
     environment.globals |= {"hash_of": _hash}
@@ -124,7 +121,6 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     return verdicts or [alone]
 
 
-# --- charts: what is drawn here, how by ``charts.html.j2`` --------------------------------------
 class Dots(NamedTuple):
     """Dots with intervals, a row for each name; 0 is a line.
 
@@ -241,7 +237,6 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-# --- wins and losses ----------------------------------------------------------------------------
 class Passage(NamedTuple):
     """A document as a row shows it."""
 

@@ -311,12 +311,7 @@ def mine_hard_negatives(
 
     Returns:
         The same dataset with ``hard_negatives``, hardest first. The engine makes them compete with
-        the relevant documents of their queries.
-
-    Raises:
-        OptionError: A number out of range.
-        DatasetError: A query without a relevant document.
-        EncodeError: The model gave no usable vector.
+        the relevant documents of their queries. For errors see :func:`evaluate_retrieval`.
 
     Source:
         Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.

@@ -83,7 +83,7 @@ class BM25Index:
         k1: float = 1.2,
         b: float = 0.75,
     ) -> BM25Index:
-        """Build the index of a corpus.
+        """Build the index of a corpus; one without a document is a DatasetError.
 
         Args:
             corpus: Document id → text. Documents without a word are never found.
@@ -91,10 +91,6 @@ class BM25Index:
             usual: Of another index, instead.
             k1: How fast a repeated word stops counting, ``>= 0``.
             b: How much longer documents are held back, in [0, 1].
-
-        Raises:
-            DatasetError: No document.
-            OptionError: ``k1`` or ``b`` out of range.
         """
         check_number("k1", k1, least=0.0)
         check_number("b", b, least=0.0, below=1.0 + 1e-9)
@@ -152,10 +148,7 @@ class BM25Index:
         they count less than the vectors. (Divided by the best document's score, as is usual, they
         would count the same for every query; on held-out queries that gains less.)
 
-        Args:
-            query: Any text.
-            allowed: ``(m,)``, booleans: the documents that may be found; others get 0. None for
-                all.
+        ``allowed``, ``(m,)``, are booleans: the documents that may be found; others get 0.
         """
         tokens = tokenize(query)
         shares = self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
@@ -274,12 +267,9 @@ class Mixture:
 
     Args:
         embed_model: Any LlamaIndex embedding model, adapted or not.
-        weight: Of words, in cosine units, ``>= 0``.
+        weight: Of words, in cosine units, ``>= 0``, else it is an OptionError.
         prior: Made with vectors of the same model; None for none.
         queries: Such as users ask, see :class:`BM25Index`; not those to be judged on.
-
-    Raises:
-        OptionError: ``weight`` out of range.
     """
 
     embed_model: BaseEmbedding

@@ -81,14 +81,10 @@ class LexicalEmbedding(BaseEmbedding):
         """Learn from a corpus how rare words are, and how long documents.
 
         Args:
-            texts: Of the documents.
+            texts: Of the documents; none are a DatasetError.
             queries: Such as users ask, to learn which words are usual in them.
             dimensions: Of the vectors, at least 8. More are more exact: the noise of a score falls
                 with their square root.
-
-        Raises:
-            DatasetError: No document.
-            OptionError: ``dimensions`` out of range.
         """
         check_whole("dimensions", dimensions)
         check_number("dimensions", dimensions, least=8)
@@ -147,8 +143,6 @@ class LexicalEmbedding(BaseEmbedding):
         total = np.bincount(flat, weights=values, minlength=len(texts) * width)
         return np.asarray(total.reshape(len(texts), width))
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self.vectors([query], "query")[0].tolist()
         return vector
@@ -162,8 +156,6 @@ class LexicalEmbedding(BaseEmbedding):
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         vectors: list[list[float]] = self.vectors(texts, "document").tolist()
         return vectors
-
-    # --- saving -------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it: atomic, without texts, words or pickle.

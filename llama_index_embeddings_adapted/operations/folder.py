@@ -33,10 +33,8 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         ``holds`` (both in words), ``base_model`` (name, dimension, fingerprint), ``saved_at``,
         ``age_days``, ``library_version``, ``format_version``, ``bytes`` per file,
         ``moved_documents`` (how many, how far), ``verdict``, ``scores``, ``data`` and ``settings``
-        of the training, each None where the folder does not say.
-
-    Raises:
-        FolderError: Missing, damaged, foreign, or newer than this library.
+        of the training, each None where the folder does not say. One that is missing, damaged,
+        foreign, or newer than this library is a FolderError.
     """
     path = Path(folder)
     found = saving.load(path)
@@ -84,11 +82,8 @@ def ship_candidate(folder: str | Path) -> Path:
 
     Training with ``method="auto"`` saves the base model, unchanged, where the verdict is against
     the candidate, and the candidate in ``<folder>.candidate``. Judge it on queries of your own with
-    :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays.
-
-    Raises:
-        FolderError: There is no candidate, it is damaged, or it belongs to another base model or
-            training than what the folder holds.
+    :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays. Where
+    there is none, or it belongs to another base model or training, that is a FolderError.
     """
     path = Path(folder)
     source = candidate_of(path)

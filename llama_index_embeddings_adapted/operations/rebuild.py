@@ -298,7 +298,6 @@ def _header(stream: Any, rows: int, dim: int) -> None:
     npy.write_array_header_1_0(stream, head)
 
 
-# --- what stores hold, by whichever of their ways of listing it works -------------------------
 _PER_QUERY = 500
 _NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
 _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")

@@ -281,8 +281,6 @@ def evaluate_upgrade(
             encoded.append(encoder.dataset(dataset))
     old, new = encoded
     queries = old.queries if after is None else after.apply(old.queries)
-    return UpgradeScores(
-        search(old, queries, old.documents),
-        search(old, upgrade.adapter.apply(new.queries), old.documents),
-        search(new, new.queries, new.documents),
-    )
+    mapped = upgrade.adapter.apply(new.queries)
+    before, upgraded = (search(old, each, old.documents) for each in (queries, mapped))
+    return UpgradeScores(before, upgraded, search(new, new.queries, new.documents))

@@ -154,9 +154,6 @@ def _sentences(line: str) -> list[str]:
     return cleaned if len(parts) > 1 and all(map(is_question, parts)) else [line]
 
 
-# --- lines: pairs of questions and answers, lists ------------------------------------------------
-
-
 def _from_lines(lines: Sequence[str]) -> list[str]:
     lines = list(_without_answers([line.strip() for line in lines]))
     for mark in (_NUMBERED, _ITEM):
@@ -202,8 +199,6 @@ def _items(lines: Sequence[str], mark: re.Pattern[str]) -> list[str]:
             open_ = open_ and not line and not is_question(items[-1])
     return items
 
-
-# --- tables and tags -----------------------------------------------------------------------------
 
 _ASKS = re.compile(
     r"quest|quer|prompt|pregunt|pergunt|frag|domand|keyword|问题|問題|質問", re.IGNORECASE
@@ -253,8 +248,6 @@ def _from_tags(text: str) -> list[str]:
     found = (re.sub(r"<[^<>]*>", " ", match["text"]) for match in _TAGGED.finditer(text))
     return [" ".join(html.unescape(each).split()) for each in found if each.strip()]
 
-
-# --- JSON, however broken ------------------------------------------------------------------------
 
 _OPENING = re.compile(
     r"""(?:^|:)[^\S\n]*(?=[\[{]\s*(?://.*\s+)?(?:[\[{"'“‘]|\w+\s*:))|^[^\S\n]*(?=["“][^"“”\n]*["”]\s*,)""",
@@ -336,8 +329,6 @@ def _unescaped(text: str) -> str:
     except ValueError:
         return text.replace("\\'", "'").replace('\\"', '"').replace("\\n", "\n")
 
-
-# --- keywords ------------------------------------------------------------------------------------
 
 _KEYWORDS_KEPT = 8  # small models do not stop
 _DANGLING = (

@@ -192,11 +192,8 @@ _CLEAR = 2  # little words of one language that are no chance
 
 def _script(text: str) -> str:
     """Return the script of most letters, such as ``"LATIN"``; Chinese and Japanese are one."""
-    names = Counter(
-        unicodedata.name(character, "?").split(" ", 1)[0].split("-")[0]
-        for character in text[:1000]
-        if character.isalpha()
-    )
+    letters = filter(str.isalpha, text[:1000])
+    names = Counter(unicodedata.name(each, "?").split(" ", 1)[0].split("-")[0] for each in letters)
     script = names.most_common(1)[0][0] if names else ""
     return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
 

@@ -167,11 +167,7 @@ def estimate(
         nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, options: See
             :func:`generate_qa_embedding_pairs`.
         probe: Make those calls; without them nothing is paid, and time is known from answers on
-            disk only.
-
-    Raises:
-        OptionError: An argument out of range.
-        GenerationError: The probe failed.
+            disk only. That they fail is a GenerationError.
     """
     first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
     with GenerationRun(*first, **options) as run:

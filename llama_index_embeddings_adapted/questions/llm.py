@@ -184,11 +184,9 @@ class LLMCalls:
             raise error
 
     def _may_repeat(self, error: BaseException) -> bool:
-        return (
-            isinstance(error, Exception)
-            and _status(error) not in _PERMANENT
-            and fatal_reason(error, reached=self._heard) is None
-        )
+        if not isinstance(error, Exception) or _status(error) in _PERMANENT:
+            return False
+        return fatal_reason(error, reached=self._heard) is None
 
     async def _once(self, request: Request) -> CachedAnswer:
         if self._options.requests_per_minute is not None:
@@ -257,9 +255,6 @@ def _usage(response: Any) -> tuple[int | None, int | None]:
     prompt, completion = get("prompt_tokens", None), get("completion_tokens", None)
     billed = prompt if isinstance(prompt, int) else None
     return billed, completion if isinstance(completion, int) else None
-
-
-# --- answers that are kept ------------------------------------------------------------------------
 
 
 class CachedAnswer(NamedTuple):

@@ -48,7 +48,7 @@ _EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to write and judge questions; every field is checked on construction.
+    """How to write and judge questions; a value outside its range is an OptionError.
 
     Args:
         max_chunks: Ask about this many passages only, drawn evenly from the source documents; None
@@ -85,9 +85,6 @@ class GenerationOptions:
         cache_dir: Where answers and vectors are kept; ``None`` is LlamaIndex's cache folder,
             ``False`` keeps them in memory only, and an interrupted run starts again.
         show_progress: Show bars with an estimate.
-
-    Raises:
-        OptionError: A value outside its range.
     """
 
     max_chunks: int | None = None
@@ -187,9 +184,6 @@ class GenerationOptions:
         return prompts
 
 
-# --- examples and passages ----------------------------------------------------------------------
-
-
 def count_tokens(text: str) -> int:
     """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
     return len(get_tokenizer()(text))
@@ -222,11 +216,10 @@ def read_examples(given: Any) -> list[Example]:
         found = [Example("", " ".join(text.split())) for text in given if text.strip()]
     else:
         data = given if isinstance(given, Dataset) else Dataset.from_records(given)
+        pairs = zip(data.queries.items(), data.relevant_docs.values(), strict=True)
         found = [
             Example(data.corpus[max(docs, key=partial(data.grade, query))], " ".join(text.split()))
-            for (query, text), docs in zip(
-                data.queries.items(), data.relevant_docs.values(), strict=True
-            )
+            for (query, text), docs in pairs
         ]
     repeats = near_duplicates([example.query for example in found])
     found = [example for row, example in enumerate(found) if row not in repeats]

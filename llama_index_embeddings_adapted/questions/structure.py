@@ -81,11 +81,8 @@ def pairs_from_structure(
 
     Returns:
         The dataset, with a ``report`` and the provenance ``"structure"``. A document has its node's
-        id, or that and ``#2``, ``#3``, … for further sections.
-
-    Raises:
-        OptionError: An option out of range.
-        DatasetError: No node has a title, a heading, a question or a summary line over a body.
+        id, or that and ``#2``, ``#3``, … for further sections. Where no node has a title, heading,
+        question or summary line over a body, that is a DatasetError.
     """
     began = time.perf_counter()
     chosen = GenerationOptions.of({"filters": STRUCTURE_FILTERS, **options})

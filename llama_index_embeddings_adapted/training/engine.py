@@ -287,13 +287,9 @@ class EmbeddingAdapterFinetuneEngine:
         everything = self.dataset if given is None else self.dataset.merged(given)
         data = encoder.dataset(everything)
         held_out.check_queries_differ(data)
-        tuned = tune(
-            data,
-            options,
-            words=None if options.lexical is None else partial(WordScores.within, everything),
-            kept=self._output.with_name(f"{self._output.name}.fitting"),
-            show_progress=self._show_progress,
-        )
+        words = None if options.lexical is None else partial(WordScores.within, everything)
+        fitting, shown = self._output.with_name(f"{self._output.name}.fitting"), self._show_progress
+        tuned = tune(data, options, words=words, kept=fitting, show_progress=shown)
         texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(

@@ -254,14 +254,10 @@ class _Run:
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
         candidates = self._competition.candidates(batch)
         relevant, hidden = self._competition.among(batch, candidates)
-        loss = ranking_nll(
-            adapted,
-            self._documents.take(candidates) if self._fixed is None else self._fixed,
-            relevant,
-            temperature=self._log_temperature.exp(),
-            stands_for=self._competition.stands_for(candidates),
-            hidden=hidden,
-        )
+        documents = self._documents.take(candidates) if self._fixed is None else self._fixed
+        temperature, count = self._log_temperature.exp(), self._competition.stands_for(candidates)
+        settings: Any = {"temperature": temperature, "stands_for": count, "hidden": hidden}
+        loss = ranking_nll(adapted, documents, relevant, **settings)
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
         if options.anchor:

@@ -265,10 +265,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 
 
 def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Adapter:
-    """Rebuild what :func:`describe` described.
-
-    An unknown class, other shapes, or settings that the class does not take are a FolderError.
-    """
+    """Rebuild what :func:`describe` described; what does not fit is a FolderError."""
     if not isinstance(description, dict):
         raise FolderError(f"{where}: no adapter is described in it.")
     given = description.get("class")

@@ -17,10 +17,7 @@ from .export import Program
 
 
 class StackedAdapter(CompositeAdapter):
-    """Applies adapters in turn, such as a map and then the nudges that were fitted on top of it.
-
-    None is an OptionError; that one gives another dimension than the next takes, a ShapeError.
-    """
+    """Applies adapters in turn, at least one; where dimensions do not follow, a ShapeError."""
 
     def __init__(self, *adapters: Adapter) -> None:
         if not adapters:

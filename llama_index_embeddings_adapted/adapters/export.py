@@ -298,9 +298,8 @@ def _write_folder(write_down: Callable[[Role], Program], path: Path, base: objec
         "document": model.prompts.get("text") or model.prompts.get("document", ""),
     }
     router = kinds.Router.for_query_document(*routes)
-    whole = library.SentenceTransformer(
-        modules=[router], prompts=prompts, device=str(model.device), similarity_fn_name="cosine"
-    )
+    settings = {"prompts": prompts, "device": str(model.device), "similarity_fn_name": "cosine"}
+    whole = library.SentenceTransformer(modules=[router], **settings)
     with files.atomic_folder(path) as temporary:
         whole.save_pretrained(str(temporary), create_model_card=False)
 

@@ -268,10 +268,7 @@ class NudgeAdapter(Adapter):
 
     @classmethod
     def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
-        """Build from keys in any order; of documents with equal text, the first counts.
-
-        Offsets longer than ``max_drift``, in units of the vectors' length 1, are scaled down.
-        """
+        """Build from keys in any order, of equal ones the first; cut to ``max_drift``, a length."""
         distinct, first = np.unique(keys, return_index=True)
         moved = np.asarray(offsets[first], dtype=np.float32)
         if max_drift is not None:

@@ -87,10 +87,7 @@ class QuerySketch:
         return self.points.astype(np.float32) * np.float32(self.step)
 
     def project(self, queries: Vectors) -> Vectors:
-        """Return where live queries, ``(n, dim)``, lie among the points, ``(n, directions)``.
-
-        Vectors of another dimension than the training queries had are a ShapeError.
-        """
+        """Return where live queries, ``(n, dim)``, lie among the points, or raise a ShapeError."""
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             expected = f"{self.dim} dimensions, as the training queries"
             raise ShapeError("Live queries", expected=expected, actual=f"shape {queries.shape}")
@@ -351,7 +348,6 @@ def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Finge
         if len(found) != count:
             raise ShapeError(what, expected=count, actual=len(found))
     except (TypeError, ValueError) as cause:
-        raise FolderError(
-            f"{where}: the vectors that identify its base model are damaged ({cause})."
-        ) from cause
+        what = "the vectors that identify its base model are damaged"
+        raise FolderError(f"{where}: {what} ({cause}).") from cause
     return Fingerprint(str(base.get("name", "unknown")), found)

@@ -125,9 +125,8 @@ def read_run_config(
     for name, known in options.items():
         table = shared.get(name, {})
         if not isinstance(table, dict):
-            raise OptionError(
-                f"{path}: {name}: expected a table of options, got {truncate(repr(table))}."
-            )
+            what = f"expected a table of options, got {truncate(repr(table))}"
+            raise OptionError(f"{path}: {name}: {what}.")
         own = _checked(table, known, where=f"{path}, {name}")
         found |= own if name == command else {}
     return found

@@ -159,9 +159,8 @@ class ComposedEmbedding(ServedEmbedding):
 
     async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
         # The small model computes in a thread while the black box is awaited.
-        small, answers = await asyncio.gather(
-            asyncio.to_thread(self._encoded, texts, role), arun_steps(self._base_steps(texts, role))
-        )
+        encoding = asyncio.to_thread(self._encoded, texts, role)
+        small, answers = await asyncio.gather(encoding, arun_steps(self._base_steps(texts, role)))
         return self._joined(answers, small)
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
@@ -179,7 +178,6 @@ class ComposedEmbedding(ServedEmbedding):
         return both
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Show the small model besides."""
         return [*super().__repr_args__(), ("augment_model", str(self._small.source or "in memory"))]
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -140,11 +140,10 @@ class SmallModelEngine(ABC):
         from .training import Collator, checkpoint_folder, train, training_groups
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
-        with Encoder(
-            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        ) as encoder:
+        cache, shown = self._cache_dir, self._show_progress
+        with Encoder(self.embed_model, cache_dir=cache, show_progress=shown) as encoder:
             data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
-        looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
+        looks_random = labels_look_random(data, seed=options.seed, tell=shown)
         source = self.dataset if self._given is None else self._given
         searched = (judged, Texts.of(source, judged), known_mask(data, judged), options)
         validation = ComposedValidation(*searched, composed=self._composed)
@@ -154,7 +153,7 @@ class SmallModelEngine(ABC):
         collate = Collator(small.model, data, Texts.of(self.dataset, data), frozen=self._composed)
         folder = checkpoint_folder(self._output, self._identity(encoder, small))
         given = (small.model, groups, collate, lambda: validation.scores(small), options)
-        fitted = train(*given, folder=folder, show_progress=self._show_progress)
+        fitted = train(*given, folder=folder, show_progress=shown)
         weight, parts, held_out = validation.judge(small)
         settings = {
             **asdict(options),
@@ -358,9 +357,8 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-        model: BaseEmbedding = HuggingFaceEmbedding(
-            str(self._output), **{"device": self._options.device, **model_kwargs}
-        )
+        options = {"device": self._options.device, **model_kwargs}
+        model: BaseEmbedding = HuggingFaceEmbedding(str(self._output), **options)
         return model
 
 

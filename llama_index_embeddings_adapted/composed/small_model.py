@@ -75,10 +75,7 @@ class SmallModel:
         return digest.hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Vectors:
-        """Embed texts with the prompt of their role, ``(len(texts), dim)``, of any length.
-
-        A vector with NaN or infinity is an :class:`EncodeError`.
-        """
+        """Embed texts as their role asks, ``(n, dim)``; of NaN or infinity, an EncodeError."""
         model = self.model
         if isinstance(model, LexicalEmbedding):
             return model.vectors(texts, role)
@@ -88,9 +85,8 @@ class SmallModel:
         vectors: Vectors = np.asarray(found, dtype=np.float32).reshape(len(texts), -1)
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
-            raise EncodeError(
-                "The small model gave a vector with NaN or infinity.", text=texts[int(bad.argmax())]
-            )
+            text, what = texts[int(bad.argmax())], "a vector with NaN or infinity"
+            raise EncodeError(f"The small model gave {what}.", text=text)
         return vectors
 
 
@@ -154,9 +150,8 @@ def refuse_code(folder: Path) -> None:
             raise FolderError(f"{path}: asks for code of its own (auto_map), which is not loaded.")
         safe = path.name == "training_args.bin" or (path.parent / "model.safetensors").is_file()
         if path.suffix in _PICKLES and not safe:
-            raise FolderError(
-                f"{path}: weights that may run code when loaded. Save the model as safetensors."
-            )
+            advice = "Save the model as safetensors."
+            raise FolderError(f"{path}: weights that may run code when loaded. {advice}")
 
 
 def _inside(link: Path, folder: Path) -> bool:
@@ -191,11 +186,7 @@ def precision_on(device: str, options: ComposedOptions) -> str:
 
 
 def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
-    """Set a small model up for training; return what is to be called when it has ended.
-
-    With ``lora_rank`` the body is frozen but for low-rank additions, which are merged into it in
-    the end.
-    """
+    """Set a small model up for training; return what ends it, which merges LoRA's additions."""
     if options.gradient_checkpointing:
         # Asked of the body itself: the trainer's setting warns. Renamed in transformers 5.
         for name in ("activation_checkpointing", "gradient_checkpointing"):
@@ -206,9 +197,8 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
     if not options.lora_rank:
         return lambda: None
     peft = require_extra("peft", extra="lora")
-    config = peft.LoraConfig(
-        r=options.lora_rank, lora_alpha=2 * options.lora_rank, target_modules="all-linear"
-    )
+    rank = options.lora_rank
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         model[0].model = peft.get_peft_model(model[0].model, config)

@@ -34,7 +34,6 @@ class Qrels:
         return cls._of(counts, np.array(flat, dtype=np.int64), np.array(flat_grades, np.float64))
 
     def __len__(self) -> int:
-        """Return the number of queries."""
         return len(self.offsets) - 1
 
     @property
@@ -108,10 +107,7 @@ class Qrels:
         return np.take_along_axis(ranked, order, axis=1)
 
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
-        """Return the discounted gain of the entries that rank among the first ``k``.
-
-        ``ranks``, ``(entries,)``, are 0 for the first; NDCG is this, ``(n,)``, over the ideal.
-        """
+        """Return the gain, ``(n,)``, of entries with ranks, from 0, ``(entries,)``, below ``k``."""
         gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)

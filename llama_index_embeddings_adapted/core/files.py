@@ -67,10 +67,7 @@ def llama_cache() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
-
-    A DiskError where the disk is full, or the place cannot be written to.
-    """
+    """Yield a path beside ``path`` that takes its place on success, or raise a DiskError."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -151,10 +148,7 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
 
 
 def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
-    """Read a file whole, provided that it is one: a device or a pipe has no end.
-
-    The error is raised for no file, one larger than ``most``, or one that cannot be read.
-    """
+    """Read a file, no device or pipe, whole; the error is raised where it cannot be read."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -345,10 +339,7 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
 def check_target_folder(
     folder: Path, ours: frozenset[str] = _OURS, *, error: type[AdaptedError] = FolderError
 ) -> None:
-    """Check that a folder can be written, before the work whose result it is to hold.
-
-    The error is raised where it holds anything else, or its place cannot be written to.
-    """
+    """Raise the error, before work is done, where a folder is not to be written or not ours."""
     try:
         _write_in(folder.parent)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()

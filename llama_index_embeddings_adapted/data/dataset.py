@@ -380,17 +380,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
 
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset whose every query has an answer; the old package's class will do.
-
-    Any other is a DatasetError, what is no dataset an OptionError.
-    """
+    """Return a dataset, maybe the old package's, all answered; or DatasetError, OptionError."""
     if not isinstance(value, EmbeddingQAFinetuneDataset):
         try:
             value = EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
         except AttributeError:
-            raise OptionError(
-                f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
-            ) from None
+            what = f"expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}"
+            raise OptionError(f"{name}: {what}.") from None
     dataset: EmbeddingQAFinetuneDataset = value
     contents.check_judged(dataset.queries, dataset.relevant_docs, what=f"{name}: ")
     return dataset

@@ -269,10 +269,7 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
 def mended_qa(
     data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset from its parts as others write them, see :func:`fitted`.
-
-    Ids may be numbers; the documents of a query a list, a set, one id, or a dict with grades.
-    """
+    """Return the arguments of a dataset from parts, as :func:`fitted`; ids may be numbers."""
     texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
     for part, found in texts.items():
         for key, text in data[part].items():

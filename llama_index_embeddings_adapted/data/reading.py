@@ -114,10 +114,7 @@ def decode(data: bytes, omissions: Omissions) -> str:
 
 @contextmanager
 def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
-    """Give the lines of a file, plain or gzipped, or raise a DatasetError.
-
-    Neither a line nor a gzipped file is read without end.
-    """
+    """Give the lines of a file, maybe gzipped, none without end, or raise a DatasetError."""
     zipped = path.with_name(path.name + ".gz")
     found = path if path.exists() or not zipped.exists() else zipped
     if not found.exists():

@@ -248,9 +248,8 @@ def _roles(
             roles[role] = [named] if isinstance(named, str) else list(named)
             absent = [name for name in roles[role] if name not in present]
             if absent:
-                raise DatasetError(
-                    f"{role}: no column {quote_some(absent)}. Columns: {quote_some(present, 20)}."
-                )
+                there = f"Columns: {quote_some(present, 20)}"
+                raise DatasetError(f"{role}: no column {quote_some(absent)}. {there}.")
             taken.update(roles[role])
     for role in ("query_id", "document_id", *NAMES):
         if role not in roles:

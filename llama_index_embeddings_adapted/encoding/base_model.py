@@ -167,9 +167,8 @@ class BaseModelCalls:
         self.calls = self.texts = self.characters = 0
         size = model.embed_batch_size if batch_size is None else batch_size
         if not 0 < size <= _MOST_PER_CALL:
-            raise OptionError(
-                f"batch_size: expected a number from 1 to {_MOST_PER_CALL}, got {batch_size!r}."
-            )
+            expected = f"expected a number from 1 to {_MOST_PER_CALL}"
+            raise OptionError(f"batch_size: {expected}, got {batch_size!r}.")
         changes = {"embeddings_cache": None, "embed_batch_size": size}
         same = all(getattr(model, name) == value for name, value in changes.items())
         self._model, self.batch_size = model if same else model.model_copy(update=changes), size
@@ -257,9 +256,8 @@ def _embed_queries(model: BaseEmbedding, embed: QueryBatch, queries: list[str]) 
     """Ask for a batch of queries as LlamaIndex asks for texts: with its events and rate limit."""
     payload = model.to_payload()
     _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
-    with model.callback_manager.event(
-        CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
-    ) as event:
+    given = {EventPayload.SERIALIZED: payload}
+    with model.callback_manager.event(CBEventType.EMBEDDING, payload=given) as event:
         if model.rate_limiter is not None:
             model.rate_limiter.acquire()
         answers = embed(queries)

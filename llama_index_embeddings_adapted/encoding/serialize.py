@@ -50,10 +50,7 @@ _OMIT: Any = object()  # marks a value that must not be written
 
 
 def base_name(model: BaseEmbedding) -> str:
-    """Return class and model name, as messages and saved folders show them.
-
-    Of a local path only the end is shown; of an address neither user nor password.
-    """
+    """Return class and model name to be shown: of a path the end, of an address no user."""
     name = type(model).__name__
     if model.model_name in ("", "unknown"):
         return name
@@ -90,10 +87,7 @@ def _leads_elsewhere(name: str, value: object) -> bool:
 
 
 def without_url_secrets(text: str) -> str:
-    """Drop the user and password of URLs, and the query of a text that is a URL.
-
-    Other texts, also those that mention a URL, come back as they are.
-    """
+    """Drop the users of URLs, and the query of a text that is one URL."""
     if "://" not in text:
         return text
     text = _USER_IN_URL.sub("", text)

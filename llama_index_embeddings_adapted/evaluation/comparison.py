@@ -38,7 +38,6 @@ class Comparison:
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> RetrievalScores:
-        """Return the scores of one model."""
         if name not in self.scores:
             raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
         return self.scores[name]
@@ -161,10 +160,7 @@ def compare_retrieval(
 def plot_history(
     scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
 ) -> Path:
-    """Draw validation scores by epoch, and those of the base model as a horizontal line.
-
-    ``scores`` of epoch 0, 1, … and ``base`` are in [0, 1], ``best`` is the epoch that was kept.
-    """
+    """Draw scores of epochs 0, 1, …, the ``best`` marked, and the base model's as a line."""
     axes = _axes(6.4)
     axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")
     axes.plot(range(len(scores)), scores, color=_COLOURS[1], marker="o", label="composed")

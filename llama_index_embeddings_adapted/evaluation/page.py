@@ -122,10 +122,7 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
 
 
 class Dots(NamedTuple):
-    """Dots with intervals, a row for each name; 0 is a line.
-
-    The first row is drawn highest; None is not known; ``form`` is that of the figures beside a row.
-    """
+    """Rows of dots with intervals, from the top; None is not known, ``form`` formats figures."""
 
     title: str
     rows: Mapping[str, Sequence[Interval | None]]
@@ -194,7 +191,6 @@ def _drawn(report: Mapping[str, Any]) -> _Drawn:
 
 
 def _history(report: Mapping[str, Any], history: list[Any]) -> _Drawn:
-    """Draw gain and loss of every epoch."""
     epochs, best = [epoch["epoch"] for epoch in history], report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
     scores = [epoch.get("gain") or epoch["scores"] for epoch in history]  # 0.1 called them gain

@@ -73,9 +73,8 @@ class RetrievalScores:
     def values(self, metric: str) -> PerQuery:
         """Return the metric of each query, ``(n,)``, in the order of ``query_ids``."""
         if metric not in self._known:
-            self._known[metric] = metrics.compute(
-                metric, self.ranked, self.relevance, corpus_size=len(self.document_ids)
-            )
+            found, size = (self.ranked, self.relevance), len(self.document_ids)
+            self._known[metric] = metrics.compute(metric, *found, corpus_size=size)
         return self._known[metric]
 
     @property
@@ -196,7 +195,6 @@ def evaluate_retrieval(
 def _asked(
     model: BaseRetriever | BM25Index, dataset: EmbeddingQAFinetuneDataset, ks: tuple[int, ...]
 ) -> RetrievalScores:
-    """Score what a retriever gives, query by query."""
     began = time.perf_counter()
     data = with_rows(dataset, *[np.empty((0, 0), dtype=np.float32)] * 2)
     rows = {document: row for row, document in enumerate(dataset.corpus)}

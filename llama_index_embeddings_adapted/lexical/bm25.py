@@ -101,7 +101,6 @@ class BM25Index:
         return cls(tuple(corpus), vocabulary, arrays, usual or usual_words(queries))
 
     def __len__(self) -> int:
-        """Return the number of documents."""
         return len(self.ids)
 
     @cached_property

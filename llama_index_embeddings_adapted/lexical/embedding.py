@@ -23,7 +23,6 @@ from .tokens import numbered_tokens
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
 FORMAT_VERSION = 1
 _BUCKETS = 2**18
-_PER_WORD = 4
 _K1, _B = 1.2, 0.75
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64

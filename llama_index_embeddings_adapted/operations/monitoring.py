@@ -201,10 +201,7 @@ def compare(
     examples: int = 5,
     seed: int = 0,
 ) -> DriftReport:
-    """Compare ``(n, dim)`` vectors of live queries with a sketch; ``texts`` are for the examples.
-
-    A DatasetError where the sketch is of fewer than 5 queries.
-    """
+    """Compare ``(n, dim)`` live queries with a sketch of 5 or more, else raise a DatasetError."""
     from scipy import stats
 
     if len(sketch.points) < 5:

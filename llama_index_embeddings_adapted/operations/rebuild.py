@@ -320,10 +320,7 @@ def delete_nodes(store: Any, ids: Sequence[str]) -> None:
 
 
 def name_of(store: BasePydanticVectorStore) -> str | None:
-    """Return class, place and name of a store's collection; None where it has no name.
-
-    Never shown or saved: there may be a password in it.
-    """
+    """Return what identifies a store, None if it has no name; it may contain a password."""
     is_chroma = type(store).class_name() == "ChromaVectorStore"
     client: Any = getattr(store, "client", None) if is_chroma else None
     named = [getattr(client, "name", None), *(getattr(store, each, None) for each in _NAMES)]

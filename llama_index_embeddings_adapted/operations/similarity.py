@@ -238,10 +238,7 @@ def query_probes(embed_model: BaseEmbedding) -> Vectors:
 def examine(
     index: VectorStoreIndex, queries: Vectors, vectors_of: VectorsOf, *, sample: int = 100
 ) -> SimilarityCheck:
-    """Compare an index's answers to ``(n, dim)`` queries with what its documents' vectors say.
-
-    An OptionError where it is empty or not searched by vectors. ``sample`` documents per query.
-    """
+    """Compare answers to ``(n, dim)`` queries with vectors, ``sample`` each; or OptionError."""
     if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
         raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
     retriever = index.as_retriever(similarity_top_k=sample)

@@ -205,10 +205,7 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
 
 
 def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too.
-
-    And the share that those mapped for other texts find, which is found by chance.
-    """
+    """Return the share of the 10 nearest old texts that are found, and the share by chance."""
     k = min(_NEIGHBOURS, len(ours) - 1)
 
     def others(queries: Vectors) -> list[NDArray[Any]]:

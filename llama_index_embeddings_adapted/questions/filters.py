@@ -240,11 +240,7 @@ _STATEMENT_ENDS = tuple(".။។。．।!！:：,、;…")
 
 
 def not_a_query(candidate: Candidate) -> bool:
-    """Code, markup, mostly digits or signs, or a phrase repeated over and over.
-
-    Code and numbers that stand in the passage belong to the question. Where no spaces are between
-    words, none are counted.
-    """
+    """Code, markup, mostly digits or signs not of the passage, or a phrase over and over."""
     text = candidate.text.replace("`", "")
     if not any(character.isalpha() for character in text):
         return True
@@ -260,10 +256,7 @@ def not_a_query(candidate: Candidate) -> bool:
 
 
 def statement(candidate: Candidate) -> bool:
-    """No question, and ends like a sentence or is longer than keywords are.
-
-    A problem description may be a statement, if it is long enough to describe one.
-    """
+    """No question, and ends like a sentence, or is longer than keywords or a problem are."""
     text = candidate.text.replace("`", "")
     told = candidate.style == "problem" and len(words(text)) >= 8
     ends = text.endswith(_STATEMENT_ENDS) or count_words(text) > MOST_KEYWORDS
@@ -283,10 +276,7 @@ def count_words(text: str) -> float:
 
 
 def refusal(candidate: Candidate) -> bool:
-    """A refusal, an offer to help, or a remark about the task instead of an answer to it.
-
-    Words of the passage are no remark: it may be about language models.
-    """
+    """A refusal, an offer to help, or a remark about the task, in words not of the passage."""
     own = set(words(candidate.passage))
     remarks = (words(match[0]) for match in _REMARK.finditer(candidate.text))
     return _OPENING.match(candidate.text) is not None or not all(map(own.issuperset, remarks))
@@ -321,10 +311,7 @@ def copied(candidate: Candidate) -> bool:
 
 
 def refers_to_passage(candidate: Candidate) -> bool:
-    """ "This passage", "the context": nobody who has not seen the passage would ask that.
-
-    The passage may itself speak of a passage, or a document.
-    """
+    """A reference to a passage that nobody sees, unless the passage itself speaks so."""
     own = f" {' '.join(words(candidate.passage))} "
     for match in _REFERENCE.finditer(candidate.text):
         said = words(match[0])

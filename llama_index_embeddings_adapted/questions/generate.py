@@ -347,10 +347,7 @@ class GenerationRun:
         return self.estimate(answered)
 
     def dataset(self) -> EmbeddingQAFinetuneDataset:
-        """Judge what was written and make the dataset.
-
-        A GenerationError if passages failed and ``on_failure="fail"``, or nothing was kept.
-        """
+        """Judge what was written and make the dataset, or raise a GenerationError."""
         if self.failed and self._on_failure == "fail":
             node, reason = next(iter(self.failed.items()))
             raise GenerationError(

@@ -250,10 +250,7 @@ class Passage:
 
 
 def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
-    """Return node id → text as an index embeds it (``MetadataMode.EMBED``), empty ones left out.
-
-    A DatasetError for two nodes with one id, or no node with text.
-    """
+    """Return node id → text as it is embedded, if it has any, or raise a DatasetError."""
     pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
     corpus = files.unique(pairs, what="node", error=DatasetError)
     kept = {node: text for node, text in corpus.items() if text.strip()}

@@ -282,9 +282,8 @@ class AdaptedEmbedding(ServedEmbedding):
         """Undo the last :meth:`swap`; return the adapter in service, or raise an OptionError."""
         with self._lock:
             if not self._past:
-                raise OptionError(
-                    f"There is no earlier adapter to roll back to; the last {DEPTH} swaps are kept."
-                )
+                kept = f"the last {DEPTH} swaps are kept"
+                raise OptionError(f"There is no earlier adapter to roll back to; {kept}.")
             *self._past, latest = self._past
             self._serve(latest)
             return self.adapter

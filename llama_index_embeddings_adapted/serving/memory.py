@@ -92,10 +92,7 @@ class AnswerMemory:
     def lookup(
         self, query: Vectors, *, temperature: float = TEMPERATURE, neighbours: int = NEIGHBOURS
     ) -> dict[str, float]:
-        """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
-
-        Values are in [0, 1], near 0 where no remembered query is similar to ``query``, ``(dim,)``.
-        """
+        """Return document id → ``Σ w_i y_i``, in [0, 1], largest first, for a query, ``(dim,)``."""
         dim = self.queries.shape[1]
         [vector] = as_vectors(np.atleast_2d(query), what="A vector for this memory", dim=dim)
         cosines = self.queries @ l2_normalize(vector)

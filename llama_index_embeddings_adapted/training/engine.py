@@ -197,6 +197,7 @@ class EmbeddingAdapterFinetuneEngine:
         """Embed what is not cached, train, and save the adapter to ``model_output_path``.
 
         ``train_kwargs`` override those of the constructor for this call.
+
         Raises:
             DatasetError: Too few queries to hold some out.
             FolderError: ``model_output_path`` cannot be written, or holds something else.
@@ -207,9 +208,8 @@ class EmbeddingAdapterFinetuneEngine:
         options = self._options_for(train_kwargs)
         candidate_output = self._check_destinations()
         began = time.perf_counter()
-        with Encoder(
-            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        ) as encoder:
+        cache, shown = self._cache_dir, self._show_progress
+        with Encoder(self.embed_model, cache_dir=cache, show_progress=shown) as encoder:
             check_dim(encoder.fingerprint.dim, options.dim, self._start)
             train = self._stop_early if options.method == "linear" else self._cross_fit
             self._found = found = train(encoder, options, began)
@@ -231,7 +231,6 @@ class EmbeddingAdapterFinetuneEngine:
         return candidate_output
 
     def _options_for(self, more: dict[str, Any]) -> TrainingOptions:
-        """Return the options of a call, checked."""
         settings = {**self._settings, **more}
         if settings["method"] is None:
             in_mind = self._start is not None or self._checkpoints is not None
@@ -351,7 +350,6 @@ class EmbeddingAdapterFinetuneEngine:
         return _Found(served, kept, report, mixed, bank_of(learnt.queries))
 
     def _texts(self, validation: Validation, given: EncodedDataset | None) -> list[Texts]:
-        """Return the texts behind the scores of each part."""
         theirs = None if given is None else given.document_ids
         return [
             Texts.of((part.document_ids is theirs and self._val_dataset) or self.dataset, part)

@@ -147,10 +147,7 @@ def settings_of(options: TrainingOptions) -> dict[str, Any]:
 
 
 def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
-    """Return the method of a call that names none: who speaks of a training loop means one.
-
-    ``training_loop`` says whether something other than the settings speaks of it.
-    """
+    """Return the method of a call that names none; ``training_loop``: other signs of one."""
     spoken = training_loop or not LOOP.isdisjoint(settings)
     return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
 

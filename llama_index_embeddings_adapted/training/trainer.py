@@ -137,10 +137,7 @@ def fit(
 def states(
     train: EncodedDataset, start: Adapter, options: TrainingOptions, *, show_progress: bool = False
 ) -> Iterator[tuple[int, Callable[[], Adapter]]]:
-    """Train, and yield after each epoch its number and a function that exports the adapter.
-
-    Nothing is validated, so ``patience`` has no effect; the rest is as in :func:`fit`.
-    """
+    """Train as :func:`fit` does, unvalidated; yield number and export of each epoch."""
     run = _Run(train, start, options)
     for number, _ in run.epochs(show_progress=show_progress):
         yield number, run.module.export
@@ -240,7 +237,6 @@ class _Run:
         return value
 
     def _rate(self, step: int) -> float:
-        """Return what the learning rate is multiplied by."""
         options = self._options
         warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
         if not options.decay:

@@ -99,9 +99,8 @@ def _adapt(
     if views.prior is not None:
         bank = l2_normalize(adapter.apply(bank))
         prior = views.prior.changed(bank=bank)
-        found.views = views.changed(
-            prior=prior.changed(neutral=float(prior.nearness(views.vectors, views.keys).mean()))
-        )
+        neutral = float(prior.nearness(views.vectors, views.keys).mean())
+        found.views = views.changed(prior=prior.changed(neutral=neutral))
 
 
 def self_trained(

@@ -163,10 +163,7 @@ class Adapter(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Read an adapter from a saved folder, of whatever class it is, or raise a FolderError.
-
-        Called on a subclass, it refuses another class.
-        """
+        """Read an adapter, of this class or one below it, from a folder, or raise a FolderError."""
         config, arrays = folders.read(Path(folder))
         arrays.pop(folders.PROBES, None)
         adapter = restore(config.get("adapter"), arrays, where=str(folder))

@@ -181,10 +181,9 @@ class Gate:
 class GatedAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + p(known | q) · (S(q) - G(q)))``; documents keep their vectors.
 
-    ``G`` generalises: it does no harm to documents without training queries. ``S`` is a specialist
-    for those with. The gate tells the two kinds of query apart. Gating between maps is old (Jacobs
-    et al. 1991, mixtures of experts); fitting the gate on held-out documents of the training set,
-    which keeps new documents safe, is ours.
+    ``G`` does no harm to documents without training queries, ``S`` is a specialist for those with;
+    the gate tells the two kinds of query apart. Gating is old (Jacobs et al. 1991); fitting the
+    gate on held-out documents of the training set, which keeps new documents safe, is ours.
     """
 
     input_dim: ClassVar[int] = reading("gate.queries", 1)

@@ -35,11 +35,10 @@ Step = list[Any]
 class Program:
     """What an adapter does to one vector ``v0``, step by step.
 
-    Operations, with vectors ``x`` and ``y``: ``linear`` (``W x + b``), ``normalize`` (to length
-    1; a zero vector stays), ``add``, ``sub`` and ``mul`` (of a vector and a vector, or one number),
-    ``relu``, ``leaky_relu`` (slope .01), ``tanh``, ``sigmoid``, ``exp``, ``clip`` (``x``, lowest,
-    highest), ``concat``; and to one number: ``max``, ``log_sum_exp``, ``mean_top`` (of the ``k``
-    largest).
+    Operations: ``linear`` (``W x + b``), ``normalize`` (to length 1; zero stays), ``add``, ``sub``
+    and ``mul`` (of vectors, or a vector and one number), ``relu``, ``leaky_relu`` (slope .01),
+    ``tanh``, ``sigmoid``, ``exp``, ``clip`` (``x``, lowest, highest), ``concat``; and to one
+    number: ``max``, ``log_sum_exp``, ``mean_top`` (of the ``k`` largest).
     """
 
     input_dim: int

@@ -94,10 +94,7 @@ class QuerySketch:
         return projected(queries)
 
     def overlap(self, queries: Vectors) -> str:
-        """Say how many queries of a test, ``(n, dim)``, were trained on; nothing below a fifth.
-
-        The sketch is a sample: what is found in it stands for as much more as it left out.
-        """
+        """Say how many test queries, ``(n, dim)``, were trained on, by this sample; if a fifth."""
         places, kept = self.project(queries), len(self.points)
         same = [np.abs(places - point).max(axis=1) <= self.step for point in self.reference]
         found, count = int(np.any(same, axis=0).sum()), len(queries)
@@ -159,10 +156,7 @@ def read_old_folder(folder: Path) -> Adapter:
 
 
 def from_module(module: Any) -> Adapter:
-    """Convert a ``LinearLayer`` or ``TwoLayerNN`` object, and whatever computes what those do.
-
-    Anything else is an OptionError, also a network whose tensors have the same names.
-    """
+    """Convert what computes what a ``LinearLayer`` or ``TwoLayerNN`` does; else an OptionError."""
     refused = (
         "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
         f"TwoLayerNN of llama-index-embeddings-adapter, got {type(module).__name__} ({{}}). "

@@ -144,9 +144,8 @@ def read_documents(path: Path) -> list[BaseNode]:
     """Read documents as LlamaIndex does, one or more per file; ids are relative paths.
 
     Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
-    and so are files of records. The path of a file is no part of the text that is embedded or shown
-    to an LLM. A BEIR ``corpus.jsonl`` without queries holds documents with ids of their own. Where
-    no file can be read, that is a DatasetError.
+    and so are files of records. Paths are no part of what is embedded or shown to an LLM. A BEIR
+    ``corpus.jsonl`` without queries has ids of its own. No file to read is a DatasetError.
     """
     corpus = _corpus_of(path)
     if corpus is not None:
@@ -221,9 +220,9 @@ def resolve_writer(spec: str) -> ResolvedLLM:
         return ResolvedLLM(integration("llms.openai", "OpenAI")(model=rest, temperature=0.0))
     if kind == "openai-like" and model and url:
         key = os.environ.get("OPENAI_API_KEY", "none")
-        settings = {"api_base": url, "is_chat_model": True, "context_window": 8192}
+        about: Any = {"api_base": url, "is_chat_model": True, "context_window": 8192}
         like = integration("llms.openai_like", "OpenAILike")
-        return ResolvedLLM(like(model=model, api_key=key, **settings))
+        return ResolvedLLM(like(model=model, api_key=key, **about))
     raise OptionError(f"llm: expected {LLMS}, got {spec!r}.")
 
 

@@ -113,11 +113,7 @@ _MOST_BYTES = 1 << 16  # of an honest file
 def read_run_config(
     path: Path, command: str, options: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Return what a TOML file says about one command, or raise an OptionError.
-
-    Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
-    commands share: each takes what it knows.
-    """
+    """Return what a TOML file says about a command, shared keys too; or raise an OptionError."""
     data = _read(path)
     everywhere = sorted({name for names in options.values() for name in names})
     shared = _checked(data, [*everywhere, *options], where=str(path))
@@ -233,11 +229,7 @@ class EmbeddingJob(Job):
 
 
 def run_command(job: Job) -> NoReturn:
-    """Do the work of a command, print what it found and exit.
-
-    Only the result is printed to standard output; progress, warnings and errors go to standard
-    error. An error is one line, unless ``debug`` asks for where it happened.
-    """
+    """Do a command's work; print its result alone to standard output, errors as a line; exit."""
     try:
         with contextlib.redirect_stdout(sys.stderr), _warnings_as_lines():
             found = job.run()

@@ -181,10 +181,7 @@ class ComposedEmbedding(ServedEmbedding):
         return [*super().__repr_args__(), ("augment_model", str(self._small.source or "in memory"))]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write small model, λ, identity of the black box and model card; atomic, without secrets.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write small model, λ, identity and card, atomically, no secrets; or a FolderError."""
         folder, base = Path(folder), self.base_embed_model
         check_target(folder)
         fingerprint = fingerprint_of(base)
@@ -228,11 +225,8 @@ class ComposedEmbedding(ServedEmbedding):
             raise FolderError(f"{folder}: no {PROBES}.")
         arrays = folders.read_arrays(folder / PROBES)
         training = config.get("training")
-        arguments = {
-            "augment_model": folder / SMALL,
-            "weight": float(weight),
-            "training": training if isinstance(training, dict) else {},
-        }
+        known = training if isinstance(training, dict) else {}
+        arguments = {"augment_model": folder / SMALL, "weight": float(weight), "training": known}
         fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
         return base, fingerprint, arguments
 

@@ -86,13 +86,10 @@ class SmallModelEngine(ABC):
 
     def save_history(self, path: str | Path) -> None:
         """Write the history as JSON: metric, scores of the base model, one object per epoch."""
-        data = {
-            "metric": self._options.metric,
-            "base": self._base_scores,
-            "best_epoch": self.report.best_epoch,
-            "epochs": [line.to_dict() for line in self.history],
-        }
-        files.write_json(Path(path), data)
+        found = {"metric": self._options.metric, "base": self._base_scores}
+        found |= {"best_epoch": self.report.best_epoch}
+        epochs = [line.to_dict() for line in self.history]
+        files.write_json(Path(path), {**found, "epochs": epochs})
 
     def plot_history(self, path: str | Path) -> Path:
         """Draw validation score against epoch, the base model as a line; needs matplotlib."""
@@ -103,12 +100,7 @@ class SmallModelEngine(ABC):
     def finetune(self) -> None:
         """Embed what is not cached, train, and save the model to ``model_output_path``.
 
-        Raises:
-            DatasetError: Too few queries to hold some out.
-            FolderError: ``model_output_path`` cannot be written, or holds something else.
-            OptionError: ``report_path`` cannot be written.
-            EncodeError: The base model gave no usable vector.
-            TrainingError: Training diverged; what was saved before is untouched.
+        For errors see :meth:`EmbeddingAdapterFinetuneEngine.finetune`.
         """
         self._check_target(self._output)
         if self._report_path is not None:
@@ -263,10 +255,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
-        """Return the black box with the small model beside it; a NotTrainedError before training.
-
-        ``model_kwargs`` are passed to :class:`ComposedEmbedding`.
-        """
+        """Return the ComposedEmbedding, of these arguments; or raise a NotTrainedError."""
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
         return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
@@ -295,9 +284,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             done, and a killed training continues.
         cache_dir, report_path, seed, verbose, train_kwargs: See :class:`ComposedFinetuneEngine`.
 
-    Raises:
-        OptionError: An argument out of range, or an unknown keyword.
-        DatasetError: Queries without a relevant document.
+    For errors see :class:`ComposedFinetuneEngine`.
     """
 
     _composed = False
@@ -350,10 +337,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             embedding.save_small(model, temporary)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
-        """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
-
-        ``model_kwargs`` are passed to ``HuggingFaceEmbedding``. A NotTrainedError before training.
-        """
+        """Return the HuggingFaceEmbedding, of these arguments; or raise a NotTrainedError."""
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
@@ -362,10 +346,8 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         return model
 
 
-def _register(types: Any) -> None:
-    for engine in (ComposedFinetuneEngine, SentenceTransformersFinetuneEngine):
-        types.BaseEmbeddingFinetuneEngine.register(engine)
-
-
-# As in engines.py: isinstance holds once the old package is imported, which we do not do.
-wrapt.register_post_import_hook(_register, "llama_index.finetuning.types")
+# As in training: isinstance holds once the old package is imported, which we do not do.
+wrapt.register_post_import_hook(
+    lambda types: types.BaseEmbeddingFinetuneEngine.register(SmallModelEngine),
+    "llama_index.finetuning.types",
+)

@@ -37,10 +37,7 @@ _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
 class SmallModel:
-    """Embeds texts with a sentence-transformers model, loaded when first needed; or by words.
-
-    ``model`` is a loaded model, or the name or folder of one; or a :class:`LexicalEmbedding`.
-    """
+    """Embeds by a sentence-transformers model, loaded when needed, or a LexicalEmbedding."""
 
     def __init__(self, model: Any, *, device: str | None = None) -> None:
         self.source = model if isinstance(model, (str, Path)) else None
@@ -215,11 +212,9 @@ def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
 
     ``(n, dim_b)`` and ``(n, dim_a)``, or one of each, of any length, become ``(n, dim_b + dim_a)``,
     unit rows. Both parts are unit rows first, so that λ means the same for every pair of models:
-    the cosine of two composed vectors is ``(cos_b + λ²·cos_a) / (1 + λ²)``. At λ = 0 the small
-    model has no dimensions. An OptionError for a λ below 0, a ShapeError for other numbers of rows.
-
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
+    the cosine becomes ``(cos_b + λ²·cos_a) / (1 + λ²)``. At λ = 0 the small model has no
+    dimensions, below it is an OptionError; other numbers of rows are a ShapeError. Source: Zhang et
+    al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
     """
     check_number("weight", weight, least=0.0)
     if weight == 0:
@@ -266,11 +261,10 @@ def tune_weight(
 
 
 class ComposedValidation:
-    """Scores a small model on held-out queries, alone or composed with the black box.
+    """Scores a small model on held-out queries, alone or ``composed`` with the black box.
 
-    ``data`` is as the base model embeds it: the black box, or where there is none (``composed`` is
-    False) the small model before training. ``known``, ``(n,)``, says whether training has queries
-    for one of a query's documents.
+    ``data`` is as the base model embeds it: the black box, or else the small model before training.
+    ``known``, ``(n,)``: whether training has queries for one of a query's documents.
     """
 
     def __init__(
@@ -290,11 +284,7 @@ class ComposedValidation:
             self._pool = np.union1d(ranked, data.relevance.documents)
 
     def scores(self, small: SmallModel | None) -> dict[str, float]:
-        """Return the scores that a history has, with the metric that decides, between epochs.
-
-        They are those of the small model, composed at the λ of the training; None: of the base
-        model alone. Only the documents of a pool are searched, see ``val_depth``.
-        """
+        """Return a history's scores, by a pool: at the training's λ, or of the base model alone."""
         weight, pool = self._options.weight, self._pool
         queries, documents = self._queries, self._documents[pool]
         if small is not None:
@@ -338,11 +328,7 @@ class ComposedValidation:
 def held_out_split(
     encoder: Encoder, dataset: Dataset, given: Dataset | None, *, seed: int
 ) -> tuple[EncodedDataset, EncodedDataset]:
-    """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
-
-    Without ``given``, a tenth of the queries is held out, and another tenth with all its documents.
-    A DatasetError for too few queries, or a base model that tells none from another.
-    """
+    """Encode what to train on, and what decides, ``given`` or held out; or a DatasetError."""
     data = encoder.dataset(dataset)
     held_out.check_queries_differ(data)
     if given is not None:

@@ -113,10 +113,7 @@ class Qrels:
         return np.asarray(total, dtype=np.float64)
 
     def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
-        """Return the grade of each ranked document, 0 where it is not relevant, ``(n, k)``.
-
-        ``ranked``, ``(n, k)``, are document rows per query, or :data:`NO_DOCUMENT`.
-        """
+        """Return grades, 0: not relevant, of ranked rows or :data:`NO_DOCUMENT`, ``(n, k)``."""
         width = 1 + max(int(ranked.max(initial=0)), int(self.documents.max(initial=0)))
         keys = self.queries * width + self.documents
         order = np.argsort(keys)

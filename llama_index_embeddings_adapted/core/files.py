@@ -1,9 +1,7 @@
 """Files that are either old or new, never half; JSON whose faults are located.
 
-The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle.
-
-Beside them, where it is known, ``queries.safetensors``: a sketch of the training queries, in a file
-of its own because serving does not need it.
+The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle. Beside them is
+``queries.safetensors``, where known: a sketch of training queries, which serving does not need.
 """
 
 from __future__ import annotations
@@ -263,11 +261,7 @@ def write(
     queries: Mapping[str, Array] | None = None,
     card: str = "",
 ) -> None:
-    """Write a folder that is complete or absent; only a saved adapter of the same name is replaced.
-
-    The format version is added to ``config`` where it is absent; ``queries`` are the arrays of the
-    sketch of training queries, ``card`` is the text of ``README.md``.
-    """
+    """Write a folder, whole or not at all, in place of none but a saved adapter's."""
     check_target_folder(folder)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))

@@ -168,10 +168,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return (self.grades or {}).get(query_id, {}).get(document_id, 1.0)
 
     def save_json(self, path: str | Path) -> None:
-        """Write the JSON of the old class, atomically.
-
-        ``grades``, ``hard_negatives`` and ``provenance`` are added where there are any.
-        """
+        """Write the old class's JSON, atomically, with grades, negatives and provenance if any."""
         fields = self.model_dump()
         added = {key: fields[key] for key in formats.ADDED if fields[key] is not None}
         added |= {key: False for key in formats.FLAGS if not fields[key]}

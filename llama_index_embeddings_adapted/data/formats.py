@@ -56,10 +56,7 @@ def fitted(
     sources: Mapping[str, str] | None = None,
     allow_unjudged: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset without what does not fit together, which is noted.
-
-    A grade of 0 or less means judged irrelevant. Where no query is left, that is a DatasetError.
-    """
+    """Return a dataset's arguments and note what does not fit; a DatasetError if none is left."""
     relevant: dict[str, dict[str, float]] = {query: {} for query in queries}
     for query, grades in judged.items():
         if query not in queries:

@@ -168,11 +168,7 @@ def plain_id(value: object) -> str | None:
 
 
 def read_file(path: Path, omissions: Omissions) -> Any:
-    """Return what a file holds, by looking inside: rows, or an object around them.
-
-    Parquet needs pyarrow; JSON, JSON lines and tables need nothing. What is damaged or missing is a
-    DatasetError or a MissingExtraError.
-    """
+    """Return the rows of a file, or the object around them, by looking inside; or raise."""
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
         arrow = require_extra("pyarrow", extra="pandas")

@@ -73,10 +73,7 @@ class Comparison:
     def plot(
         self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
     ) -> Path:
-        """Draw bars with 95 % intervals, models side by side for each metric.
-
-        The suffix of ``path`` chooses the format; without matplotlib, it is a MissingExtraError.
-        """
+        """Draw bars with 95 % intervals per metric, in the suffix's format; needs matplotlib."""
         axes, width = _axes(2.6 + 1.9 * len(metrics)), 0.8 / len(self.scores)
         highest = 0.0
         for number, (name, scores) in enumerate(self.scores.items()):

@@ -177,10 +177,7 @@ class Gain:
 def hold_out_split(
     data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
 ) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on and what to validate on; too few queries are a DatasetError.
-
-    ``given`` are queries to validate on, if any; they are complemented where few of them are new.
-    """
+    """Decide what to train on, and to validate on besides ``given``, or raise a DatasetError."""
     check_queries_differ(data)
     # Judging takes queries times documents.
     judges = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))

@@ -136,10 +136,9 @@ class Dots(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """A line for each series over places at equal distances.
+    """A line for each series over places at equal distances; NaN is not drawn.
 
-    NaN is not drawn. ``horizontal`` says what the places are; ``level`` is a horizontal line to
-    compare with, ``mark`` a place to mark by a vertical one, each with its name.
+    ``horizontal`` names the places; ``level`` is a horizontal line, ``mark`` a marked place, named.
     """
 
     title: str
@@ -271,11 +270,7 @@ def wins_losses(
     metric: str = METRIC,
     counted: str = "queries",
 ) -> WinsLosses:
-    """Compare two models, name and scores of each, query by query.
-
-    Without texts only counts come back. ``counted`` is what the scores are of: "judgements" where a
-    query is judged more than once. Other queries, or in another order, are an OptionError.
-    """
+    """Compare two models query by query, ``counted`` so; of other queries, an OptionError."""
     (first, before), (second, after) = base, new
     if before.query_ids != after.query_ids:
         raise OptionError(f"{first} and {second} were scored on different queries.")

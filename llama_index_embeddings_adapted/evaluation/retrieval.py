@@ -222,10 +222,7 @@ def search(
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
-    """Score ``(n, dim)`` queries and ``(m, dim)`` documents of which only arrays are at hand.
-
-    The same search as :func:`evaluate_retrieval`; documents are never copied as a whole.
-    """
+    """Score arrays, ``(n, dim)`` and ``(m, dim)``, never copied, as evaluate_retrieval does."""
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
     ranked, _ = top_k(l2_normalize(queries), rows, _depth(data, ks))

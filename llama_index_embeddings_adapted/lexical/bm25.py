@@ -160,10 +160,7 @@ class BM25Index:
         return [self.ids[row] for row in rows[np.argsort(-scores[rows], kind="stable")]]
 
     def save(self, folder: str | Path) -> None:
-        """Write the index: atomic, without texts or pickle. Its words can be read in it.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write the index, atomically: its words, no texts, no pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
         with files.atomic_folder(target) as temporary:
@@ -171,12 +168,8 @@ class BM25Index:
 
     def write(self, folder: Path) -> None:
         """Write the two files of :meth:`save` into a folder that is there."""
-        config = {
-            "format_version": FORMAT_VERSION,
-            "document_ids": self.ids,
-            "vocabulary": tuple(self._vocabulary),
-            "usual": self.usual,
-        }
+        named = {"format_version": FORMAT_VERSION, "document_ids": self.ids}
+        config = {**named, "vocabulary": tuple(self._vocabulary), "usual": self.usual}
         (folder / ARRAYS).write_bytes(files.to_bytes(self._arrays))
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 

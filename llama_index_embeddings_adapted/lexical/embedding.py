@@ -157,10 +157,7 @@ class LexicalEmbedding(BaseEmbedding):
         return vectors
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write it: atomic, without texts, words or pickle.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write it, atomically, without texts, words or pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
         names = ("dimensions", "mean_length", "scale")

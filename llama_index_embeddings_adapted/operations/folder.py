@@ -25,7 +25,7 @@ _PARTS = (
 
 
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:
-    """Return what is known of a saved adapter, as JSON knows it.
+    """Return what is known of a saved adapter, as JSON knows it, or raise a FolderError.
 
     Returns:
         ``adapter`` (class, shape, roles), ``saved`` (``"base"`` where the adapter changes nothing,
@@ -33,8 +33,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         ``holds`` (both in words), ``base_model`` (name, dimension, fingerprint), ``saved_at``,
         ``age_days``, ``library_version``, ``format_version``, ``bytes`` per file,
         ``moved_documents`` (how many, how far), ``verdict``, ``scores``, ``data`` and ``settings``
-        of the training, each None where the folder does not say. One that is missing, damaged,
-        foreign, or newer than this library is a FolderError.
+        of the training, each None where the folder does not say.
     """
     path = Path(folder)
     found = saving.load(path)

@@ -236,10 +236,7 @@ def adapt_vectors(
 
 
 class _Source(Encoder):
-    """Vectors of an adapted model, from the cache of its base model's, or from an old store.
-
-    ``stored``: whether the vectors that nodes bring along are those of the base model.
-    """
+    """Vectors of an adapted model, from its base's cache, or from nodes if ``stored``."""
 
     def __init__(
         self,

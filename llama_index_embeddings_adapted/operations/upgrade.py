@@ -41,10 +41,9 @@ def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
 def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
     """Return the linear map that takes new vectors to old ones, shrunk to the best rotation.
 
-    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
-    that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
-    rare directions first, in which passages differ. ``strength`` is λ, in units of the mean
-    eigenvalue of ``XᵀX``, ``> 0``. Source: Hoerl and Kennard 1970.
+    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` scaled to the
+    length of the old ones. Shrunk to zero, a map loses the rare directions first, in which passages
+    differ. λ is ``strength`` times the mean eigenvalue of ``XᵀX``. Source: Hoerl and Kennard 1970.
     """
     x, y = new.astype(np.float64), old.astype(np.float64)
     rotation = _rotation(x, y)

@@ -73,10 +73,9 @@ _LINK = re.compile(r"!?\[([^\[\]]{1,200})\]\([^()\s]{0,500}\)")
 def read_questions(answer: object, *, limit: int, wanted: int = 0) -> list[str]:
     """Return the parts of an answer that may be questions, cleaned, in order.
 
-    Marks of lists, labels, quotes, emphasis and the thoughts of a reasoning model are taken off;
-    answers and explanations that come with questions are left out. Whether a line is a question is
-    not judged here. Anything but text counts as empty; at most ``limit`` parts are returned. A line
-    of several questions is taken apart where there are fewer lines than were ``wanted``.
+    Marks of lists, labels, quotes, emphasis and thoughts are taken off; answers and explanations
+    are left out. Anything but text counts as empty; at most ``limit`` parts are returned. A line of
+    several questions is taken apart where there are fewer lines than were ``wanted``.
     """
     if not isinstance(answer, str):
         return []

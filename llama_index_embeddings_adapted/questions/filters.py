@@ -199,14 +199,11 @@ def _script(text: str) -> str:
 
 
 def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int, int]:
-    """Find texts that share most of their words with an earlier one that stays.
+    """Return the rows of near-duplicates of earlier texts → the rows of the first they repeat.
 
-    Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
-    ``threshold``, in (0, 1]. A text that differs in a number is another question, however long.
-    Returned is the row of a near-duplicate → the row of the first text that it repeats.
-
-    Source: candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough,
-    the rarest words cannot all differ. Work grows about linearly with the number of texts.
+    Their sets of words have a Jaccard similarity of at least ``threshold``, in (0, 1]. A text that
+    differs in a number is another question. Source: prefix filtering, Chaudhuri et al. 2006: of
+    sets that overlap enough, the rarest words cannot all differ; work grows about linearly.
     """
     sets = [_shingles(text) for text in texts]
     frequency = Counter(word for each in sets for word in each)

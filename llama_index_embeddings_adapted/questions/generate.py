@@ -196,11 +196,7 @@ class PendingCall(NamedTuple):
 
 
 class GenerationRun:
-    """One run, a context manager: its passages, the calls about them, and the answers so far.
-
-    Arguments and errors are those of :func:`generate_qa_embedding_pairs`. Which passages, which
-    requests about them, and which of those are answered is settled at once.
-    """
+    """A run, a context manager, settled at once: passages, calls about them, known answers."""
 
     def __init__(
         self,
@@ -330,11 +326,7 @@ class GenerationRun:
         )
 
     def probe(self) -> Estimate:
-        """Make a few of the missing calls, and say what the others will cost.
-
-        The first call is slower than all others: weights are loaded, a prompt is read anew. Where
-        it is not the only one, only calls after it count. A GenerationError if they failed.
-        """
+        """Make a few missing calls, of which the slow first does not count; estimate, or raise."""
         missing = self.missing
         step = max(1, len(missing) // (self._calls.workers + 1))
         probes = sorted(missing, key=lambda call: len(call.sent))[step // 2 :: step]

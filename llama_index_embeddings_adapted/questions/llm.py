@@ -111,11 +111,7 @@ def backoff_s(state: RetryCallState) -> float:
 
 
 class LLMCalls:
-    """Asks one LLM, through its public methods, so that its events and rate limiter apply.
-
-    Chat models get turns, others one text. An LLM without an asynchronous path of its own is asked
-    one call at a time, in a thread. ``attempts`` are those of each call.
-    """
+    """Asks one LLM through its public methods; if not asynchronous, in turn, in a thread."""
 
     def __init__(self, llm: LLM, options: GenerationOptions, attempts: int) -> None:
         check_whole("retry_limit", attempts)
@@ -266,9 +262,8 @@ class CachedAnswer(NamedTuple):
 class AnswerCache:
     """The answers of one model to one way of asking; a context manager.
 
-    Processes may share a folder. After a kill nothing that :meth:`put` returned from is lost; after
-    a power cut, at most the last few answers. Answers that version 0.1 kept in a ``.jsonl`` file
-    are taken over. Without a folder they are kept in memory only.
+    Processes may share a folder; without one, answers are in memory. After a kill nothing that
+    :meth:`put` returned from is lost. Those of version 0.1, in a ``.jsonl`` file, are taken over.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:

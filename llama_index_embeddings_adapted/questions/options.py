@@ -140,11 +140,7 @@ class GenerationOptions:
         return cls(**{**loose, **options})
 
     def shown(self, corpus: Mapping[str, str]) -> tuple[Example, ...]:
-        """Return the examples, in an order of chance; of more than 30, draw 8.
-
-        Passages take turns, so that few are drawn twice. Where one is not known, the nearest of the
-        corpus stands in, by the base model; without one that is an OptionError.
-        """
+        """Return the examples, 8 of over 30; the nearest passage stands in for an unknown one."""
         pairs = [] if self.examples is None else read_examples(self.examples)
         random.Random(self.seed).shuffle(pairs)
         first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
@@ -205,9 +201,8 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
 def read_examples(given: Any) -> list[Example]:
     """Read queries of users, with the passage that answers each best, empty where none is known.
 
-    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or a
-    list of queries. Fewer than three different ones are an OptionError, what cannot be read is a
-    DatasetError.
+    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or
+    such a list. Fewer than three are an OptionError, what cannot be read is a DatasetError.
     """
     if isinstance(given, (str, Path)):
         is_text = Path(given).suffix.lower() == ".txt"
@@ -239,10 +234,7 @@ def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
 
 @dataclass(frozen=True)
 class Passage:
-    """One distinct text as it is embedded, and the ids of the nodes that have it.
-
-    ``source`` is the id of the document that the first node is a part of, its own id if of none.
-    """
+    """A distinct text as it is embedded, the ids of its nodes, and of its source document."""
 
     nodes: tuple[str, ...]
     text: str
@@ -274,9 +266,8 @@ def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Pa
 def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[Passage]:
     """Choose passages so that every source document gives about the same number.
 
-    Documents take turns, each giving a random passage of its own until it has none left; near
-    repetitions of what is chosen are left out. A larger sample contains the smaller one with the
-    same seed; the given order stays.
+    Documents take turns, each giving a random passage of its own; near repetitions are left out. A
+    larger sample contains the smaller one of the same seed; the given order stays.
     """
     if most is None:
         return list(passages)
@@ -296,10 +287,7 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
 
 
 def truncate_to_tokens(text: str, tokens: int) -> str:
-    """Return a text with single, plain spaces, cut at a word to at most about ``tokens`` tokens.
-
-    Tokens are counted only where the text could be too long, as none is shorter than a byte.
-    """
+    """Return a text of plain spaces, cut at a word to at most about so many tokens."""
     plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
     if len(plain.encode("utf-8", "replace")) <= tokens:
         return plain

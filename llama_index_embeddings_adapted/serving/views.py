@@ -190,12 +190,9 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         "scale": None if views.scale is None else asdict(views.scale),
     }
     prior = {} if views.prior is None else views.prior.arrays()
-    arrays: files.Arrays = {
-        "document_keys": views.keys,
-        "shifts": views.shifts,
-        files.PROBES: fingerprint.probes,
-        **{f"prior.{name}": array for name, array in prior.items()},
-    }
+    arrays: files.Arrays = {"document_keys": views.keys, "shifts": views.shifts}
+    arrays |= {f"prior.{name}": array for name, array in prior.items()}
+    arrays[files.PROBES] = fingerprint.probes
     with files.atomic_folder(folder) as temporary:
         if isinstance(model, AdaptedEmbedding):
             model.save_pretrained(temporary / MODEL)

@@ -51,9 +51,8 @@ def limit_threads(multiplications: int) -> Iterator[None]:
 def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
     """Exhaust iterators, several at once, with torch's threads divided among them.
 
-    Two trainings on a thread each are done sooner than one after the other on two threads. The
-    first error or interrupt ends all of them, each after what it does at that moment, and is
-    raised. ``most`` run at once, by default as many as torch has threads.
+    Two trainings on a thread each are sooner done than in turn on two. The first error or interrupt
+    ends all, each after what it does then, and is raised. ``most``: by default torch's threads.
     """
     threads = torch.get_num_threads()
     workers = min(len(works), most or threads)
@@ -81,11 +80,7 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What training found.
-
-    ``best_epoch`` is 0 where nothing beat the base model; the adapter is an identity then. Epoch 0
-    is in the history too.
-    """
+    """What training found; epoch 0, the history's first, is the base model: an identity."""
 
     adapter: Adapter
     best_epoch: int

@@ -86,10 +86,10 @@ class SmallModelEngine(ABC):
 
     def save_history(self, path: str | Path) -> None:
         """Write the history as JSON: metric, scores of the base model, one object per epoch."""
-        found = {"metric": self._options.metric, "base": self._base_scores}
-        found |= {"best_epoch": self.report.best_epoch}
+        scored = {"metric": self._options.metric, "base": self._base_scores}
         epochs = [line.to_dict() for line in self.history]
-        files.write_json(Path(path), {**found, "epochs": epochs})
+        data = {**scored, "best_epoch": self.report.best_epoch, "epochs": epochs}
+        files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
         """Draw validation score against epoch, the base model as a line; needs matplotlib."""

@@ -94,7 +94,7 @@ class QuerySketch:
         return projected(queries)
 
     def overlap(self, queries: Vectors) -> str:
-        """Say how many test queries, ``(n, dim)``, were trained on, by this sample; if a fifth."""
+        """Say how many test queries, ``(n, dim)``, were trained on, where a fifth or more were."""
         places, kept = self.project(queries), len(self.points)
         same = [np.abs(places - point).max(axis=1) <= self.step for point in self.reference]
         found, count = int(np.any(same, axis=0).sum()), len(queries)

@@ -255,7 +255,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
-        """Return the ComposedEmbedding, of these arguments; or raise a NotTrainedError."""
+        """Return the trained ComposedEmbedding, with these arguments; or a NotTrainedError."""
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
         return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
@@ -337,7 +337,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             embedding.save_small(model, temporary)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
-        """Return the HuggingFaceEmbedding, of these arguments; or raise a NotTrainedError."""
+        """Return a HuggingFaceEmbedding of what was trained; before, a NotTrainedError."""
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 

@@ -199,7 +199,7 @@ class Collator:
 
 
 class Progress(TrainerCallback):
-    """Scores every epoch, by mean loss and ``score``; keeps the best one, and stops after it."""
+    """Scores every epoch, keeps the best one, and stops where there is no better one."""
 
     def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
                  *, show_progress: bool) -> None:  # fmt: skip

@@ -107,7 +107,7 @@ class Qrels:
         return np.take_along_axis(ranked, order, axis=1)
 
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
-        """Return the gain, ``(n,)``, of entries with ranks, from 0, ``(entries,)``, below ``k``."""
+        """Return the discounted gain, ``(n,)``, of entries with ranks, from 0, below ``k``."""
         gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)

@@ -333,7 +333,7 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
 def check_target_folder(
     folder: Path, ours: frozenset[str] = _OURS, *, error: type[AdaptedError] = FolderError
 ) -> None:
-    """Raise the error, before work is done, where a folder is not to be written or not ours."""
+    """Raise the error where a folder cannot be written, or holds other files than ours."""
     try:
         _write_in(folder.parent)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()

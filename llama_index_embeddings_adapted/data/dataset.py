@@ -377,7 +377,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
 
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset, maybe the old package's, all answered; or DatasetError, OptionError."""
+    """Return a dataset, ours or the old package's, of answered queries; else a DatasetError."""
     if not isinstance(value, EmbeddingQAFinetuneDataset):
         try:
             value = EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)

@@ -168,7 +168,7 @@ def plain_id(value: object) -> str | None:
 
 
 def read_file(path: Path, omissions: Omissions) -> Any:
-    """Return the rows of a file, or the object around them, by looking inside; or raise."""
+    """Return the rows of a file, or an object around them, or raise a DatasetError."""
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
         arrow = require_extra("pyarrow", extra="pandas")

@@ -232,7 +232,7 @@ def hold_out(
 
 
 def known_mask(train: EncodedDataset, other: EncodedDataset) -> Mask:
-    """Return which queries of ``other`` ask for a document, by id, that one of ``train`` does."""
+    """Return which queries of ``other`` share a document, by id, with one of ``train``."""
     asked = {train.document_ids[row] for row in train.relevance.documents}
     truth, known = other.relevance, np.zeros(len(other.relevance), dtype=bool)
     hits = [other.document_ids[row] in asked for row in truth.documents]

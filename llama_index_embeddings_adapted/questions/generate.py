@@ -326,7 +326,7 @@ class GenerationRun:
         )
 
     def probe(self) -> Estimate:
-        """Make a few missing calls, of which the slow first does not count; estimate, or raise."""
+        """Estimate from a few of the missing calls, the slow first aside; or GenerationError."""
         missing = self.missing
         step = max(1, len(missing) // (self._calls.workers + 1))
         probes = sorted(missing, key=lambda call: len(call.sent))[step // 2 :: step]

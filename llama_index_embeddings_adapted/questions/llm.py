@@ -61,7 +61,7 @@ _KINDS: Any = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
 def fatal_reason(error: Exception, *, reached: bool) -> str | None:
-    """Say why no call can succeed, None where one may: a server once ``reached`` may be back."""
+    """Say why no call can succeed; None where one may, as where a server was ``reached``."""
     status = _status(error)
     if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
         what = _REFUSED.get(status or 0, "has no quota left")

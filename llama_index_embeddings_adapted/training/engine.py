@@ -366,7 +366,7 @@ class EmbeddingAdapterFinetuneEngine:
             export().save(self._checkpoints / f"step_{step}")
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
-        """Return the AdaptedEmbedding, of these arguments; or raise a NotTrainedError."""
+        """Return the trained AdaptedEmbedding, with these arguments; or a NotTrainedError."""
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model
         known = {name: getattr(model, name) for name in ("adapter", "training", "sketch")}

@@ -214,7 +214,8 @@ def _from_table(text: str) -> list[str]:
     rule = next((row for row, line in enumerate(lines) if "|" in line and _RULE.match(line)), 0)
     rows: list[list[str]] = []
     if rule:
-        rows = [_cells(line) for line in (lines[rule - 1], *lines[rule + 1 :]) if "|" in line]
+        kept = (line for line in (lines[rule - 1], *lines[rule + 1 :]) if "|" in line)
+        rows = [re.split(r"\s*(?<!\\)\|\s*", line.strip("|").strip()) for line in kept]
     elif _CSV_HEAD.match(text):
         rows = list(csv.reader(filter(None, lines), skipinitialspace=True))
     if not rows:
@@ -227,10 +228,6 @@ def _from_table(text: str) -> list[str]:
 
     column = named[0] if named else max(range(len(head)), key=asked)
     return [row[column] for row in body if column < len(row)]
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
 
 _TAGGED = re.compile(

@@ -111,9 +111,8 @@ def require_extra(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f'{module} is not installed. pip install "llama-index-embeddings-adapted[{extra}]"'
-        ) from error
+        how = f'pip install "llama-index-embeddings-adapted[{extra}]"'
+        raise MissingExtraError(f"{module} is not installed. {how}") from error
 
 
 def integration(module: str, name: str) -> Any:

@@ -163,10 +163,7 @@ class Adapter(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Read an adapter from a saved folder, of whatever class it is, or raise a FolderError.
-
-        Called on a subclass, it refuses another class.
-        """
+        """Read an adapter, of this class or one below it, from a folder, or raise a FolderError."""
         config, arrays = folders.read(Path(folder))
         arrays.pop(folders.PROBES, None)
         adapter = restore(config.get("adapter"), arrays, where=str(folder))
@@ -265,10 +262,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
 
 
 def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Adapter:
-    """Rebuild what :func:`describe` described.
-
-    An unknown class, other shapes, or settings that the class does not take are a FolderError.
-    """
+    """Rebuild what :func:`describe` described; what does not fit is a FolderError."""
     if not isinstance(description, dict):
         raise FolderError(f"{where}: no adapter is described in it.")
     given = description.get("class")

@@ -17,10 +17,7 @@ from .export import Program
 
 
 class StackedAdapter(CompositeAdapter):
-    """Applies adapters in turn, such as a map and then the nudges that were fitted on top of it.
-
-    None is an OptionError; that one gives another dimension than the next takes, a ShapeError.
-    """
+    """Applies adapters in turn, at least one; where dimensions do not follow, a ShapeError."""
 
     def __init__(self, *adapters: Adapter) -> None:
         if not adapters:
@@ -184,10 +181,9 @@ class Gate:
 class GatedAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + p(known | q) · (S(q) - G(q)))``; documents keep their vectors.
 
-    ``G`` generalises: it does no harm to documents without training queries. ``S`` is a specialist
-    for those with. The gate tells the two kinds of query apart. Gating between maps is old (Jacobs
-    et al. 1991, mixtures of experts); fitting the gate on held-out documents of the training set,
-    which keeps new documents safe, is ours.
+    ``G`` does no harm to documents without training queries, ``S`` is a specialist for those with;
+    the gate tells the two kinds of query apart. Gating is old (Jacobs et al. 1991); fitting the
+    gate on held-out documents of the training set, which keeps new documents safe, is ours.
     """
 
     input_dim: ClassVar[int] = reading("gate.queries", 1)

@@ -35,11 +35,10 @@ Step = list[Any]
 class Program:
     """What an adapter does to one vector ``v0``, step by step.
 
-    Operations, with vectors ``x`` and ``y``: ``linear`` (``W x + b``), ``normalize`` (to length
-    1; a zero vector stays), ``add``, ``sub`` and ``mul`` (of a vector and a vector, or one number),
-    ``relu``, ``leaky_relu`` (slope .01), ``tanh``, ``sigmoid``, ``exp``, ``clip`` (``x``, lowest,
-    highest), ``concat``; and to one number: ``max``, ``log_sum_exp``, ``mean_top`` (of the ``k``
-    largest).
+    Operations: ``linear`` (``W x + b``), ``normalize`` (to length 1; zero stays), ``add``, ``sub``
+    and ``mul`` (of vectors, or a vector and one number), ``relu``, ``leaky_relu`` (slope .01),
+    ``tanh``, ``sigmoid``, ``exp``, ``clip`` (``x``, lowest, highest), ``concat``; and to one
+    number: ``max``, ``log_sum_exp``, ``mean_top`` (of the ``k`` largest).
     """
 
     input_dim: int
@@ -130,7 +129,6 @@ def _numpy(program: Program, path: Path) -> bytes:
     return buffer.getvalue()
 
 
-# --- ONNX -----------------------------------------------------------------------------------------
 #: Operation → node, its attributes, and constants that follow its arguments.
 _NODES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "linear": ("Gemm", {"transB": 1}, ()),
@@ -174,7 +172,6 @@ def _onnx(program: Program, path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
-# --- PostgreSQL -----------------------------------------------------------------------------------
 #: Operation → expression of each element ``e``.
 _EACH = {
     "relu": "greatest(e, 0)",
@@ -275,7 +272,6 @@ def _constant(weight: Vectors) -> str:
     return f"'{{{_listed(weight)}}}'::real[]"
 
 
-# --- sentence-transformers ------------------------------------------------------------------------
 _TORCH = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
@@ -301,9 +297,8 @@ def _write_folder(write_down: Callable[[Role], Program], path: Path, base: objec
         "document": model.prompts.get("text") or model.prompts.get("document", ""),
     }
     router = kinds.Router.for_query_document(*routes)
-    whole = library.SentenceTransformer(
-        modules=[router], prompts=prompts, device=str(model.device), similarity_fn_name="cosine"
-    )
+    settings = {"prompts": prompts, "device": str(model.device), "similarity_fn_name": "cosine"}
+    whole = library.SentenceTransformer(modules=[router], **settings)
     with files.atomic_folder(path) as temporary:
         whole.save_pretrained(str(temporary), create_model_card=False)
 

@@ -194,11 +194,10 @@ class TwoLayerAdapter(Adapter):
 class KernelAdapter(CompositeAdapter):
     """``q' = normalise(G(q) + weight · Σ k(q, k_i) a_i)`` over all remembered queries.
 
-    With the Gaussian kernel ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)``, whose variance on
-    unit vectors is the temperature. Far from every remembered query it vanishes, and the query
-    stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what two similar
-    training queries teach is not counted twice. A setting out of range is an OptionError. Source:
-    kernel ridge regression, Saunders et al. 1998, in dual variables.
+    ``k(q, k_i) = exp((cos(q, k_i) - 1) / temperature)`` vanishes far from every remembered query,
+    which then stays as it is. Unlike attention, the coefficients ``a_i`` know of each other: what
+    two similar queries teach is not counted twice. A setting out of range is an OptionError.
+    Source: kernel ridge regression, Saunders et al. 1998, in dual variables.
     """
 
     ARRAYS = ("keys", "coefficients")
@@ -247,10 +246,8 @@ def gaussian(first: Vectors, second: Vectors, temperature: float) -> Vectors:
 class NudgeAdapter(Adapter):
     """Adds an offset to the vectors of the documents it knows; leaves queries as they are.
 
-    Documents are known by the hash of their text. A new or an edited document has no offset and
-    keeps its vector; the offset of one that was deleted is never looked up. Without keys, as for
-    vectors whose texts are not at hand, nothing is moved. Shapes that disagree are a ShapeError,
-    keys out of order, or twice, an OptionError.
+    Documents are known by the hash of their text: a new or edited one, and any without a key, keeps
+    its vector. Shapes that disagree are a ShapeError, keys out of order, or twice, an OptionError.
     """
 
     ARRAYS = ("keys", "offsets")
@@ -268,10 +265,7 @@ class NudgeAdapter(Adapter):
 
     @classmethod
     def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
-        """Build from keys in any order; of documents with equal text, the first counts.
-
-        Offsets longer than ``max_drift``, in units of the vectors' length 1, are scaled down.
-        """
+        """Build from keys in any order, of equal ones the first; cut to ``max_drift``, a length."""
         distinct, first = np.unique(keys, return_index=True)
         moved = np.asarray(offsets[first], dtype=np.float32)
         if max_drift is not None:

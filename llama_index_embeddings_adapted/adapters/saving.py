@@ -87,20 +87,14 @@ class QuerySketch:
         return self.points.astype(np.float32) * np.float32(self.step)
 
     def project(self, queries: Vectors) -> Vectors:
-        """Return where live queries, ``(n, dim)``, lie among the points, ``(n, directions)``.
-
-        Vectors of another dimension than the training queries had are a ShapeError.
-        """
+        """Return where live queries, ``(n, dim)``, lie among the points, or raise a ShapeError."""
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             expected = f"{self.dim} dimensions, as the training queries"
             raise ShapeError("Live queries", expected=expected, actual=f"shape {queries.shape}")
         return projected(queries)
 
     def overlap(self, queries: Vectors) -> str:
-        """Say how many queries of a test, ``(n, dim)``, were trained on; nothing below a fifth.
-
-        The sketch is a sample: what is found in it stands for as much more as it left out.
-        """
+        """Say how many test queries, ``(n, dim)``, were trained on, where a fifth or more were."""
         places, kept = self.project(queries), len(self.points)
         same = [np.abs(places - point).max(axis=1) <= self.step for point in self.reference]
         found, count = int(np.any(same, axis=0).sum()), len(queries)
@@ -162,10 +156,7 @@ def read_old_folder(folder: Path) -> Adapter:
 
 
 def from_module(module: Any) -> Adapter:
-    """Convert a ``LinearLayer`` or ``TwoLayerNN`` object, and whatever computes what those do.
-
-    Anything else is an OptionError, also a network whose tensors have the same names.
-    """
+    """Convert what computes what a ``LinearLayer`` or ``TwoLayerNN`` does; else an OptionError."""
     refused = (
         "adapter_model: expected a LinearAdapter, a TwoLayerAdapter, or a LinearLayer or "
         f"TwoLayerNN of llama-index-embeddings-adapter, got {type(module).__name__} ({{}}). "
@@ -295,13 +286,10 @@ def save(
         "transform_query": transform_query,
         "training": training,
     }
-    folders.write(
-        folder,
-        config,
-        {**adapter.arrays(), folders.PROBES: fingerprint.probes},
-        queries=None if sketch is None else sketch.arrays(),
-        card=model_card(adapter, base_name(base), training, folder.name),
-    )
+    arrays = {**adapter.arrays(), folders.PROBES: fingerprint.probes}
+    queries = None if sketch is None else sketch.arrays()
+    about = model_card(adapter, base_name(base), training, folder.name)
+    folders.write(folder, config, arrays, queries=queries, card=about)
 
 
 def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
@@ -334,16 +322,15 @@ def load(folder: Path) -> Saved:
     base = config.get("base_model")
     if base is not None and not isinstance(base, dict):
         raise FolderError(f"{folder}: base_model is not an object.")
-    training = config.get("training")
-    sketch = folder / folders.QUERIES
-    queries = folders.read_arrays(sketch) if sketch.is_file() else None
+    training, path, where = config.get("training"), folder / folders.QUERIES, str(folder)
+    queries = folders.read_arrays(path) if path.is_file() else None
     return Saved(
-        restore(config.get("adapter"), arrays, where=str(folder)),
+        restore(config.get("adapter"), arrays, where=where),
         base,
         None if base is None else read_fingerprint(base, probes, where=folder),
         bool(config.get("transform_query", True)),
         training if isinstance(training, dict) else {},
-        None if queries is None else QuerySketch.restore(queries, where=str(folder)),
+        None if queries is None else QuerySketch.restore(queries, where=where),
     )
 
 
@@ -355,7 +342,6 @@ def read_fingerprint(base: dict[str, Any], probes: Any, *, where: Path) -> Finge
         if len(found) != count:
             raise ShapeError(what, expected=count, actual=len(found))
     except (TypeError, ValueError) as cause:
-        raise FolderError(
-            f"{where}: the vectors that identify its base model are damaged ({cause})."
-        ) from cause
+        what = "the vectors that identify its base model are damaged"
+        raise FolderError(f"{where}: {what} ({cause}).") from cause
     return Fingerprint(str(base.get("name", "unknown")), found)

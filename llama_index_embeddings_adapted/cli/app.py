@@ -232,9 +232,8 @@ class Finetune(QuestionJob):
                 return CommandResult(str(dataset), {"estimate": vars(dataset)})
             inputs.save_pairs(dataset, self._beside("pairs.json"))
             val, lines = self._judges(val, dataset), [f"{dataset.report}\n"]
-        engine = EmbeddingAdapterFinetuneEngine(
-            dataset, model, model_output_path=self.out, val_dataset=val, **options, **self._encoding
-        )
+        options |= {"model_output_path": self.out, "val_dataset": val, **self._encoding}
+        engine = EmbeddingAdapterFinetuneEngine(dataset, model, **options)
         engine.finetune()
         found, facts = engine.report, inspect_adapter(self.out)
         if page is not None:
@@ -265,7 +264,6 @@ class Finetune(QuestionJob):
         return real.subset(rest).model_copy(update={"corpus": {**written.corpus, **real.corpus}})
 
     def _training(self) -> dict[str, Any]:
-        """Return the options of the training, checked."""
         from ..training.auto.search_space import check_method
         from ..training.options import TrainingOptions, implied_method
 

@@ -83,11 +83,7 @@ def _corpus_of(path: Path) -> Path | None:
 
 
 def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
-    """Read a dataset: rows of any usual shape in a file, or one split of a BEIR folder.
-
-    What the filters made of questions is known where :func:`save_pairs` left its note. No dataset
-    is an OptionError, a damaged one a DatasetError.
-    """
+    """Read a dataset with its note, or raise an OptionError, and a DatasetError for damage."""
     if not holds_pairs(path):
         raise OptionError(
             f"{path}: expected a dataset, that is a file of rows ({', '.join(_RECORDS)}) or a "
@@ -101,10 +97,9 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
     if not found or found.get("data") != dataset.fingerprint:
         return dataset  # the file was edited or replaced: the note is about another one
-    report = found.get("report")
-    return dataset.reported(  # version 0.1 said only in its note that an LLM wrote the questions
-        report if isinstance(report, dict) else None, synthetic=bool(found.get("synthetic"))
-    )
+    report = found["report"] if isinstance(found.get("report"), dict) else None
+    # Version 0.1 said only in its note that an LLM wrote the questions.
+    return dataset.reported(report, synthetic=bool(found.get("synthetic")))
 
 
 def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
@@ -149,9 +144,8 @@ def read_documents(path: Path) -> list[BaseNode]:
     """Read documents as LlamaIndex does, one or more per file; ids are relative paths.
 
     Files that are not text are left out with a warning, unless LlamaIndex has a reader for them,
-    and so are files of records. The path of a file is no part of the text that is embedded or shown
-    to an LLM. A BEIR ``corpus.jsonl`` without queries holds documents with ids of their own. Where
-    no file can be read, that is a DatasetError.
+    and so are files of records. Paths are no part of what is embedded or shown to an LLM. A BEIR
+    ``corpus.jsonl`` without queries has ids of its own. No file to read is a DatasetError.
     """
     corpus = _corpus_of(path)
     if corpus is not None:
@@ -226,18 +220,14 @@ def resolve_writer(spec: str) -> ResolvedLLM:
         return ResolvedLLM(integration("llms.openai", "OpenAI")(model=rest, temperature=0.0))
     if kind == "openai-like" and model and url:
         key = os.environ.get("OPENAI_API_KEY", "none")
-        made = integration("llms.openai_like", "OpenAILike")(
-            model=model, api_base=url, api_key=key, is_chat_model=True, context_window=8192
-        )
-        return ResolvedLLM(made)
+        about: Any = {"api_base": url, "is_chat_model": True, "context_window": 8192}
+        like = integration("llms.openai_like", "OpenAILike")
+        return ResolvedLLM(like(model=model, api_key=key, **about))
     raise OptionError(f"llm: expected {LLMS}, got {spec!r}.")
 
 
 def resolve_model(spec: str) -> BaseEmbedding:
-    """Build the embedding model that a text names, or raise an OptionError.
-
-    For other errors see ``resolve_embed_model``.
-    """
+    """Build the embedding model that a text names; errors are those of resolving one."""
     if spec.startswith("adapted:"):
         existing(Path(spec.removeprefix("adapted:")))
     try:

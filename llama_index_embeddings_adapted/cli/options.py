@@ -107,19 +107,13 @@ _HELP = {
 }
 
 
-# --- the configuration file -----------------------------------------------------------------------
-
 _MOST_BYTES = 1 << 16  # of an honest file
 
 
 def read_run_config(
     path: Path, command: str, options: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Return what a TOML file says about one command, or raise an OptionError.
-
-    Keys are the names of options, with ``_`` or ``-``. Above the tables stands what several
-    commands share: each takes what it knows.
-    """
+    """Return what a TOML file says about a command, shared keys too; or raise an OptionError."""
     data = _read(path)
     everywhere = sorted({name for names in options.values() for name in names})
     shared = _checked(data, [*everywhere, *options], where=str(path))
@@ -127,9 +121,8 @@ def read_run_config(
     for name, known in options.items():
         table = shared.get(name, {})
         if not isinstance(table, dict):
-            raise OptionError(
-                f"{path}: {name}: expected a table of options, got {truncate(repr(table))}."
-            )
+            what = f"expected a table of options, got {truncate(repr(table))}"
+            raise OptionError(f"{path}: {name}: {what}.")
         own = _checked(table, known, where=f"{path}, {name}")
         found |= own if name == command else {}
     return found
@@ -182,8 +175,6 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
 
 _NOT_IN_FILES = ("config", "help", "as_json", "debug")
 
-
-# --- running --------------------------------------------------------------------------------------
 
 DONE, ERROR, USAGE, AGAINST, UNPROVEN, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = """Exit codes: 0 done, and where there is a verdict it is to ship (finetune), better
@@ -238,11 +229,7 @@ class EmbeddingJob(Job):
 
 
 def run_command(job: Job) -> NoReturn:
-    """Do the work of a command, print what it found and exit.
-
-    Only the result is printed to standard output; progress, warnings and errors go to standard
-    error. An error is one line, unless ``debug`` asks for where it happened.
-    """
+    """Do a command's work; print its result alone to standard output, errors as a line; exit."""
     try:
         with contextlib.redirect_stdout(sys.stderr), _warnings_as_lines():
             found = job.run()
@@ -281,9 +268,6 @@ def _warnings_as_lines() -> Iterator[None]:
         # It misses readers of PDF at every start; which files that concerns is for us to say.
         logging.getLogger("llama_index.core.readers.file.base").setLevel(logging.ERROR)
         yield
-
-
-# --- from a class to a command --------------------------------------------------------------------
 
 
 def _quiet(quiet: bool) -> bool:

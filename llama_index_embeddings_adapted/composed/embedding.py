@@ -157,13 +157,10 @@ class ComposedEmbedding(ServedEmbedding):
         """Where the small model computes, as it was given."""
         return self._small.device
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     async def _aembed(self, texts: list[str], role: Role) -> list[Embedding]:
         # The small model computes in a thread while the black box is awaited.
-        small, answers = await asyncio.gather(
-            asyncio.to_thread(self._encoded, texts, role), arun_steps(self._base_steps(texts, role))
-        )
+        encoding = asyncio.to_thread(self._encoded, texts, role)
+        small, answers = await asyncio.gather(encoding, arun_steps(self._base_steps(texts, role)))
         return self._joined(answers, small)
 
     def _mapped(self, answers: list[Embedding], texts: list[str], role: Role) -> list[Embedding]:
@@ -181,16 +178,10 @@ class ComposedEmbedding(ServedEmbedding):
         return both
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Show the small model besides."""
         return [*super().__repr_args__(), ("augment_model", str(self._small.source or "in memory"))]
 
-    # --- saving, copying, sending -------------------------------------------------------------
-
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write small model, λ, identity of the black box and model card; atomic, without secrets.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write small model, λ, identity and card, atomically, no secrets; or a FolderError."""
         folder, base = Path(folder), self.base_embed_model
         check_target(folder)
         fingerprint = fingerprint_of(base)
@@ -234,11 +225,8 @@ class ComposedEmbedding(ServedEmbedding):
             raise FolderError(f"{folder}: no {PROBES}.")
         arrays = folders.read_arrays(folder / PROBES)
         training = config.get("training")
-        arguments = {
-            "augment_model": folder / SMALL,
-            "weight": float(weight),
-            "training": training if isinstance(training, dict) else {},
-        }
+        known = training if isinstance(training, dict) else {}
+        arguments = {"augment_model": folder / SMALL, "weight": float(weight), "training": known}
         fingerprint = saving.read_fingerprint(base, arrays.get(folders.PROBES), where=folder)
         return base, fingerprint, arguments
 

@@ -86,12 +86,9 @@ class SmallModelEngine(ABC):
 
     def save_history(self, path: str | Path) -> None:
         """Write the history as JSON: metric, scores of the base model, one object per epoch."""
-        data = {
-            "metric": self._options.metric,
-            "base": self._base_scores,
-            "best_epoch": self.report.best_epoch,
-            "epochs": [line.to_dict() for line in self.history],
-        }
+        scored = {"metric": self._options.metric, "base": self._base_scores}
+        epochs = [line.to_dict() for line in self.history]
+        data = {**scored, "best_epoch": self.report.best_epoch, "epochs": epochs}
         files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
@@ -103,12 +100,7 @@ class SmallModelEngine(ABC):
     def finetune(self) -> None:
         """Embed what is not cached, train, and save the model to ``model_output_path``.
 
-        Raises:
-            DatasetError: Too few queries to hold some out.
-            FolderError: ``model_output_path`` cannot be written, or holds something else.
-            OptionError: ``report_path`` cannot be written.
-            EncodeError: The base model gave no usable vector.
-            TrainingError: Training diverged; what was saved before is untouched.
+        For errors see :meth:`EmbeddingAdapterFinetuneEngine.finetune`.
         """
         self._check_target(self._output)
         if self._report_path is not None:
@@ -140,26 +132,20 @@ class SmallModelEngine(ABC):
         from .training import Collator, checkpoint_folder, train, training_groups
 
         precision_on(small.model.device.type, options)  # refuses before anything is embedded
-        with Encoder(
-            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        ) as encoder:
+        cache, shown = self._cache_dir, self._show_progress
+        with Encoder(self.embed_model, cache_dir=cache, show_progress=shown) as encoder:
             data, judged = held_out_split(encoder, self.dataset, self._given, seed=options.seed)
-        looks_random = labels_look_random(data, seed=options.seed, tell=self._show_progress)
+        looks_random = labels_look_random(data, seed=options.seed, tell=shown)
         source = self.dataset if self._given is None else self._given
         searched = (judged, Texts.of(source, judged), known_mask(data, judged), options)
         validation = ComposedValidation(*searched, composed=self._composed)
         self._base_scores = validation.scores(None)
         per_group, negatives = options.queries_per_document, options.hard_negatives
-        own = Texts.of(self.dataset, data)
-        fitted = train(
-            small.model,
-            training_groups(data, per_group=per_group, negatives=negatives),
-            Collator(small.model, data, own, frozen=self._composed),
-            lambda: validation.scores(small),
-            options,
-            folder=checkpoint_folder(self._output, self._identity(encoder, small)),
-            show_progress=self._show_progress,
-        )
+        groups = training_groups(data, per_group=per_group, negatives=negatives)
+        collate = Collator(small.model, data, Texts.of(self.dataset, data), frozen=self._composed)
+        folder = checkpoint_folder(self._output, self._identity(encoder, small))
+        given = (small.model, groups, collate, lambda: validation.scores(small), options)
+        fitted = train(*given, folder=folder, show_progress=shown)
         weight, parts, held_out = validation.judge(small)
         settings = {
             **asdict(options),
@@ -216,10 +202,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
             folder of one.
         val_dataset: Queries that decide on epoch and λ. By default a tenth of the queries, and
             another tenth with all its documents, are held out.
-        weight: λ while training.
-        epochs: Passes over the training queries, at most.
-        patience: Epochs without a better validation score before training stops; None: never.
-        batch_size: Documents per step, each with its queries.
+        weight, epochs, patience, batch_size: See :class:`ComposedOptions`.
         model_output_path: Where ``finetune()`` saves the model.
         cache_dir: Folder of the vector cache, see :class:`Encoder`.
         report_path: Where ``finetune()`` writes a page about what it found, if anywhere.
@@ -272,10 +255,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
         composed.save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
-        """Return the black box with the small model beside it; a NotTrainedError before training.
-
-        ``model_kwargs`` are passed to :class:`ComposedEmbedding`.
-        """
+        """Return the trained ComposedEmbedding, with these arguments; or a NotTrainedError."""
         self._trained("model")
         options = {"device": self._options.device, "verify": False, **model_kwargs}
         return ComposedEmbedding.from_pretrained(self._output, self.embed_model, **options)
@@ -304,9 +284,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             done, and a killed training continues.
         cache_dir, report_path, seed, verbose, train_kwargs: See :class:`ComposedFinetuneEngine`.
 
-    Raises:
-        OptionError: An argument out of range, or an unknown keyword.
-        DatasetError: Queries without a relevant document.
+    For errors see :class:`ComposedFinetuneEngine`.
     """
 
     _composed = False
@@ -359,23 +337,17 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
             embedding.save_small(model, temporary)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
-        """Return the trained model as LlamaIndex loads it by ``"local:<folder>"``.
-
-        ``model_kwargs`` are passed to ``HuggingFaceEmbedding``. A NotTrainedError before training.
-        """
+        """Return a HuggingFaceEmbedding of what was trained; before, a NotTrainedError."""
         self._trained("model")
         from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 
-        model: BaseEmbedding = HuggingFaceEmbedding(
-            str(self._output), **{"device": self._options.device, **model_kwargs}
-        )
+        options = {"device": self._options.device, **model_kwargs}
+        model: BaseEmbedding = HuggingFaceEmbedding(str(self._output), **options)
         return model
 
 
-def _register(types: Any) -> None:
-    for engine in (ComposedFinetuneEngine, SentenceTransformersFinetuneEngine):
-        types.BaseEmbeddingFinetuneEngine.register(engine)
-
-
-# As in engines.py: isinstance holds once the old package is imported, which we do not do.
-wrapt.register_post_import_hook(_register, "llama_index.finetuning.types")
+# As in training: isinstance holds once the old package is imported, which we do not do.
+wrapt.register_post_import_hook(
+    lambda types: types.BaseEmbeddingFinetuneEngine.register(SmallModelEngine),
+    "llama_index.finetuning.types",
+)

@@ -37,10 +37,7 @@ _ALWAYS = ("hit_rate@5", "mrr@10", "ndcg@10")
 
 
 class SmallModel:
-    """Embeds texts with a sentence-transformers model, loaded when first needed; or by words.
-
-    ``model`` is a loaded model, or the name or folder of one; or a :class:`LexicalEmbedding`.
-    """
+    """Embeds by a sentence-transformers model, loaded when needed, or a LexicalEmbedding."""
 
     def __init__(self, model: Any, *, device: str | None = None) -> None:
         self.source = model if isinstance(model, (str, Path)) else None
@@ -75,10 +72,7 @@ class SmallModel:
         return digest.hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], role: Role, *, batch_size: int = 32) -> Vectors:
-        """Embed texts with the prompt of their role, ``(len(texts), dim)``, of any length.
-
-        A vector with NaN or infinity is an :class:`EncodeError`.
-        """
+        """Embed texts as their role asks, ``(n, dim)``; of NaN or infinity, an EncodeError."""
         model = self.model
         if isinstance(model, LexicalEmbedding):
             return model.vectors(texts, role)
@@ -88,9 +82,8 @@ class SmallModel:
         vectors: Vectors = np.asarray(found, dtype=np.float32).reshape(len(texts), -1)
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
-            raise EncodeError(
-                "The small model gave a vector with NaN or infinity.", text=texts[int(bad.argmax())]
-            )
+            text, what = texts[int(bad.argmax())], "a vector with NaN or infinity"
+            raise EncodeError(f"The small model gave {what}.", text=text)
         return vectors
 
 
@@ -154,9 +147,8 @@ def refuse_code(folder: Path) -> None:
             raise FolderError(f"{path}: asks for code of its own (auto_map), which is not loaded.")
         safe = path.name == "training_args.bin" or (path.parent / "model.safetensors").is_file()
         if path.suffix in _PICKLES and not safe:
-            raise FolderError(
-                f"{path}: weights that may run code when loaded. Save the model as safetensors."
-            )
+            advice = "Save the model as safetensors."
+            raise FolderError(f"{path}: weights that may run code when loaded. {advice}")
 
 
 def _inside(link: Path, folder: Path) -> bool:
@@ -191,11 +183,7 @@ def precision_on(device: str, options: ComposedOptions) -> str:
 
 
 def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
-    """Set a small model up for training; return what is to be called when it has ended.
-
-    With ``lora_rank`` the body is frozen but for low-rank additions, which are merged into it in
-    the end.
-    """
+    """Set a small model up for training; return what ends it, which merges LoRA's additions."""
     if options.gradient_checkpointing:
         # Asked of the body itself: the trainer's setting warns. Renamed in transformers 5.
         for name in ("activation_checkpointing", "gradient_checkpointing"):
@@ -206,9 +194,8 @@ def prepare_model(model: Any, options: ComposedOptions) -> Callable[[], None]:
     if not options.lora_rank:
         return lambda: None
     peft = require_extra("peft", extra="lora")
-    config = peft.LoraConfig(
-        r=options.lora_rank, lora_alpha=2 * options.lora_rank, target_modules="all-linear"
-    )
+    rank = options.lora_rank
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         model[0].model = peft.get_peft_model(model[0].model, config)
@@ -225,11 +212,9 @@ def compose(black_box: Vectors, small: Vectors, weight: float) -> Vectors:
 
     ``(n, dim_b)`` and ``(n, dim_a)``, or one of each, of any length, become ``(n, dim_b + dim_a)``,
     unit rows. Both parts are unit rows first, so that λ means the same for every pair of models:
-    the cosine of two composed vectors is ``(cos_b + λ²·cos_a) / (1 + λ²)``. At λ = 0 the small
-    model has no dimensions. An OptionError for a λ below 0, a ShapeError for other numbers of rows.
-
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
+    the cosine becomes ``(cos_b + λ²·cos_a) / (1 + λ²)``. At λ = 0 the small model has no
+    dimensions, below it is an OptionError; other numbers of rows are a ShapeError. Source: Zhang et
+    al. 2024, arXiv:2402.12177, eq. 2, with λ = 1/2.
     """
     check_number("weight", weight, least=0.0)
     if weight == 0:
@@ -276,11 +261,10 @@ def tune_weight(
 
 
 class ComposedValidation:
-    """Scores a small model on held-out queries, alone or composed with the black box.
+    """Scores a small model on held-out queries, alone or ``composed`` with the black box.
 
-    ``data`` is as the base model embeds it: the black box, or where there is none (``composed`` is
-    False) the small model before training. ``known``, ``(n,)``, says whether training has queries
-    for one of a query's documents.
+    ``data`` is as the base model embeds it: the black box, or else the small model before training.
+    ``known``, ``(n,)``: whether training has queries for one of a query's documents.
     """
 
     def __init__(
@@ -300,11 +284,7 @@ class ComposedValidation:
             self._pool = np.union1d(ranked, data.relevance.documents)
 
     def scores(self, small: SmallModel | None) -> dict[str, float]:
-        """Return the scores that a history has, with the metric that decides, between epochs.
-
-        They are those of the small model, composed at the λ of the training; None: of the base
-        model alone. Only the documents of a pool are searched, see ``val_depth``.
-        """
+        """Return a history's scores, by a pool: at the training's λ, or of the base model alone."""
         weight, pool = self._options.weight, self._pool
         queries, documents = self._queries, self._documents[pool]
         if small is not None:
@@ -348,11 +328,7 @@ class ComposedValidation:
 def held_out_split(
     encoder: Encoder, dataset: Dataset, given: Dataset | None, *, seed: int
 ) -> tuple[EncodedDataset, EncodedDataset]:
-    """Encode what is trained on, and what decides on epoch and λ: ``given``, or held-out queries.
-
-    Without ``given``, a tenth of the queries is held out, and another tenth with all its documents.
-    A DatasetError for too few queries, or a base model that tells none from another.
-    """
+    """Encode what to train on, and what decides, ``given`` or held out; or a DatasetError."""
     data = encoder.dataset(dataset)
     held_out.check_queries_differ(data)
     if given is not None:

@@ -87,9 +87,8 @@ def composed_nll(
 class ComposedLoss(CachedLossMixin, nn.Module):
     """What the sentence-transformers trainer minimises: :func:`composed_nll` of a batch.
 
-    The trainer hands over the tokens of the queries and of the documents, and the batch's
-    judgements as "labels". A batch with more tokens than ``mini_batch_size`` of its longest texts
-    goes through the library's cached gradients.
+    The trainer hands over the batch's judgements as "labels". More tokens than ``mini_batch_size``
+    of the longest texts go through the library's cached gradients.
     """
 
     def __init__(self, model: Any, options: ComposedOptions) -> None:
@@ -132,11 +131,7 @@ class ComposedLoss(CachedLossMixin, nn.Module):
 def training_groups(
     data: EncodedDataset, *, per_group: int, negatives: int
 ) -> list[dict[str, list[int]]]:
-    """Return what an epoch passes over: a document, queries it answers, and hard negatives.
-
-    Documents with the same text are one document. One with more than ``per_group`` queries has
-    several groups; each has ``negatives`` hard negatives at most.
-    """
+    """Return groups: a distinct document, up to ``per_group`` queries, and hard negatives."""
     asked: dict[int, list[int]] = {}
     documents = data.canonical_rows[data.relevance.documents]
     for query, document in zip(data.relevance.queries, documents, strict=True):
@@ -162,11 +157,7 @@ def _mined(data: EncodedDataset, count: int) -> Sequence[Rows]:
 
 
 class Collator:
-    """Makes a batch of groups: tokens of queries and documents, and how they are judged.
-
-    The small model tokenises with the prompts it has for the two roles; ``data`` are the training
-    queries, with the vectors of the black box, whose cosines count if it is ``frozen``.
-    """
+    """Makes a batch of groups: tokens of both roles, judgements, cosines of what is ``frozen``."""
 
     #: The trainer asks for it: no column of the dataset holds labels.
     valid_label_columns: tuple[str, ...] = ()
@@ -208,11 +199,7 @@ class Collator:
 
 
 class Progress(TrainerCallback):
-    """Scores every epoch, keeps the best one, stops when there is no better one.
-
-    The mean of the loss over an epoch goes into the history, and so does what ``score`` says of
-    the model as it is: metric → mean.
-    """
+    """Scores every epoch, keeps the best one, and stops where there is no better one."""
 
     def __init__(self, model: Any, loss: ComposedLoss, score: Score, options: ComposedOptions,
                  *, show_progress: bool) -> None:  # fmt: skip
@@ -330,10 +317,9 @@ def train(
 ) -> Progress:
     """Train until validation stops gaining; leave the best weights in ``model``.
 
-    Every finished epoch is kept in ``folder`` with the state of optimizer and schedule: the same
-    call after a kill continues there. The library writes that state with ``torch.save`` and reads
-    it with ``weights_only``; nothing of it is in the model saved in the end. A loss that is not
-    finite is a TrainingError.
+    Every finished epoch is kept in ``folder`` with the state of optimizer and schedule, from where
+    the same call goes on after a kill; the library reads that state with ``weights_only``. A loss
+    that is not finite is a TrainingError.
     """
     finish = prepare_model(model, options)
     loss = ComposedLoss(model, options)
@@ -343,14 +329,9 @@ def train(
     checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     if checkpoint is not None:
         progress.restore(checkpoint)
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(model, options, folder),
-        train_dataset=Dataset.from_list(groups),
-        loss=loss,
-        data_collator=collate,
-        callbacks=[progress],
-    )
+    arguments, rows = _arguments(model, options, folder), Dataset.from_list(groups)
+    parts: dict[str, Any] = {"loss": loss, "data_collator": collate, "callbacks": [progress]}
+    trainer = _Trainer(model=model, args=arguments, train_dataset=rows, **parts)
     trainer.progress = progress
     trainer.remove_callback(PrinterCallback)
     try:

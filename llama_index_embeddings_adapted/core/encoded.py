@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,6 @@ class Qrels:
         return cls._of(counts, np.array(flat, dtype=np.int64), np.array(flat_grades, np.float64))
 
     def __len__(self) -> int:
-        """Return the number of queries."""
         return len(self.offsets) - 1
 
     @property
@@ -107,19 +107,13 @@ class Qrels:
         return np.take_along_axis(ranked, order, axis=1)
 
     def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
-        """Return the discounted gain of the entries that rank among the first ``k``.
-
-        ``ranks``, ``(entries,)``, are 0 for the first; NDCG is this, ``(n,)``, over the ideal.
-        """
+        """Return the discounted gain, ``(n,)``, of entries with ranks, from 0, below ``k``."""
         gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)
 
     def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
-        """Return the grade of each ranked document, 0 where it is not relevant, ``(n, k)``.
-
-        ``ranked``, ``(n, k)``, are document rows per query, or :data:`NO_DOCUMENT`.
-        """
+        """Return grades, 0: not relevant, of ranked rows or :data:`NO_DOCUMENT`, ``(n, k)``."""
         width = 1 + max(int(ranked.max(initial=0)), int(self.documents.max(initial=0)))
         keys = self.queries * width + self.documents
         order = np.argsort(keys)
@@ -162,20 +156,17 @@ class EncodedDataset:
         """What is scored otherwise than ids and judgements alone would have it, in words."""
         own = 0 if self.hidden is None else int((self.hidden.counts > 0).sum())
         twins = len(self.scored.documents) - len(self.relevance.documents)
-        told = (
-            (own, f"{own:,} queries stand in the corpus under their own id, and are not searched "
-             "for themselves (ignore_identical_ids)"),
-            (twins, f"{twins:,} documents have the text of a relevant one, and count as relevant "
-             "(twins_count)"),
-        )  # fmt: skip
-        return tuple(words for count, words in told if count)
+        not_searched = "in the corpus under their own id, and are not searched for themselves"
+        counted = "have the text of a relevant one, and count as relevant"
+        told = {
+            f"{own:,} queries stand {not_searched} (ignore_identical_ids)": own,
+            f"{twins:,} documents {counted} (twins_count)": twins,
+        }
+        return tuple(words for words, count in told.items() if count)
 
     def take(self, queries: Rows) -> EncodedDataset:
         """Keep these queries and all documents."""
         parts = {name: getattr(self, name) for name in ("relevance", "negatives", "hidden")}
-        return replace(
-            self,
-            queries=self.queries[queries],
-            query_ids=tuple(self.query_ids[row] for row in queries),
-            **{name: part and part.take(queries) for name, part in parts.items()},
-        )
+        taken: Any = {name: part and part.take(queries) for name, part in parts.items()}
+        ids = tuple(self.query_ids[row] for row in queries)
+        return replace(self, queries=self.queries[queries], query_ids=ids, **taken)

@@ -1,9 +1,7 @@
 """Files that are either old or new, never half; JSON whose faults are located.
 
-The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle.
-
-Beside them, where it is known, ``queries.safetensors``: a sketch of the training queries, in a file
-of its own because serving does not need it.
+The saved folder: ``config.json`` and ``adapter.safetensors``; no code, no pickle. Beside them is
+``queries.safetensors``, where known: a sketch of training queries, which serving does not need.
 """
 
 from __future__ import annotations
@@ -67,10 +65,7 @@ def llama_cache() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes its place when the block succeeds.
-
-    A DiskError where the disk is full, or the place cannot be written to.
-    """
+    """Yield a path beside ``path`` that takes its place on success, or raise a DiskError."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -151,10 +146,7 @@ def write_json(path: Path, data: object, *, indent: int = 4) -> None:
 
 
 def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:
-    """Read a file whole, provided that it is one: a device or a pipe has no end.
-
-    The error is raised for no file, one larger than ``most``, or one that cannot be read.
-    """
+    """Read a file, no device or pipe, whole; the error is raised where it cannot be read."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -269,11 +261,7 @@ def write(
     queries: Mapping[str, Array] | None = None,
     card: str = "",
 ) -> None:
-    """Write a folder that is complete or absent; only a saved adapter of the same name is replaced.
-
-    The format version is added to ``config`` where it is absent; ``queries`` are the arrays of the
-    sketch of training queries, ``card`` is the text of ``README.md``.
-    """
+    """Write a folder, whole or not at all, in place of none but a saved adapter's."""
     check_target_folder(folder)
     with atomic_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(to_bytes(arrays))
@@ -345,10 +333,7 @@ def from_bytes(data: bytes, *, where: str) -> Arrays:
 def check_target_folder(
     folder: Path, ours: frozenset[str] = _OURS, *, error: type[AdaptedError] = FolderError
 ) -> None:
-    """Check that a folder can be written, before the work whose result it is to hold.
-
-    The error is raised where it holds anything else, or its place cannot be written to.
-    """
+    """Raise the error where a folder cannot be written, or holds other files than ours."""
     try:
         _write_in(folder.parent)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()

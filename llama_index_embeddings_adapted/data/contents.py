@@ -135,10 +135,8 @@ def _lengths(texts: Mapping[str, str]) -> list[float]:
 def data_statistics(dataset: Any) -> dict[str, Any]:
     """Return counts and lengths as JSON knows them, without any text of the dataset.
 
-    That are ``queries``, ``documents``, ``distinct_documents``, ``judgements``,
-    ``documents_asked_for``, ``graded``, ``synthetic``, ``provenance`` (counts), ``query_words`` and
-    ``document_words`` (least, median, most), and ``questions``: what the filters kept and dropped,
-    None where no report is known.
+    ``query_words`` and ``document_words`` are least, median and most; ``questions`` is what the
+    filters kept and dropped, None where no report is known.
     """
     asked = {document for documents in dataset.relevant_docs.values() for document in documents}
     report, questions = dataset.report, None
@@ -161,17 +159,10 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
     }
 
 
-# --- parts ----------------------------------------------------------------------------------------
-
-
 def split(
     dataset: Any, relevant: Mapping[str, Iterable[str]], test_size: float, *, by: str, seed: int
 ) -> tuple[Any, Any]:
-    """Split a dataset in train and test; warn of queries that fit neither part.
-
-    ``relevant`` is what no query of the other part may ask for; for the other arguments and errors
-    see ``train_test_split``.
-    """
+    """Split as ``train_test_split`` does; no query of the other part asks for ``relevant``."""
     count = len(dataset.queries)
     is_share = isinstance(test_size, float)
     fits = 0 < test_size < 1 if is_share else 1 <= test_size < count

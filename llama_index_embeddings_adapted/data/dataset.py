@@ -167,13 +167,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             return 0.0
         return (self.grades or {}).get(query_id, {}).get(document_id, 1.0)
 
-    # --- reading and writing ----------------------------------------------------------------
-
     def save_json(self, path: str | Path) -> None:
-        """Write the JSON of the old class, atomically.
-
-        ``grades``, ``hard_negatives`` and ``provenance`` are added where there are any.
-        """
+        """Write the old class's JSON, atomically, with grades, negatives and provenance if any."""
         fields = self.model_dump()
         added = {key: fields[key] for key in formats.ADDED if fields[key] is not None}
         added |= {key: False for key in formats.FLAGS if not fields[key]}
@@ -314,8 +309,6 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
         return cls(queries, files.unique(pairs, what="node", error=DatasetError), relevant_docs)
 
-    # --- taking parts -------------------------------------------------------------------------
-
     def judged(self) -> Self:
         """Drop the queries without a relevant document, and warn how many that were."""
         kept = [query for query in self.queries if self.relevant_docs.get(query)]
@@ -384,17 +377,13 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
 
 def answered(value: Any, name: str) -> EmbeddingQAFinetuneDataset:
-    """Return a dataset whose every query has an answer; the old package's class will do.
-
-    Any other is a DatasetError, what is no dataset an OptionError.
-    """
+    """Return a dataset, ours or the old package's, of answered queries; else a DatasetError."""
     if not isinstance(value, EmbeddingQAFinetuneDataset):
         try:
             value = EmbeddingQAFinetuneDataset(value.queries, value.corpus, value.relevant_docs)
         except AttributeError:
-            raise OptionError(
-                f"{name}: expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}."
-            ) from None
+            what = f"expected an EmbeddingQAFinetuneDataset, got {type(value).__name__}"
+            raise OptionError(f"{name}: {what}.") from None
     dataset: EmbeddingQAFinetuneDataset = value
     contents.check_judged(dataset.queries, dataset.relevant_docs, what=f"{name}: ")
     return dataset

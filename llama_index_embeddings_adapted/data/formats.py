@@ -25,8 +25,6 @@ SOURCES = ("human", "llm", "structure", "feedback")
 Judged = Mapping[str, Mapping[str, float]]
 
 
-# --- BEIR -----------------------------------------------------------------------------------------
-
 TEXT = ("text", "contents", "content", "passage")
 ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 
@@ -58,10 +56,7 @@ def fitted(
     sources: Mapping[str, str] | None = None,
     allow_unjudged: bool = False,
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset without what does not fit together, which is noted.
-
-    A grade of 0 or less means judged irrelevant. Where no query is left, that is a DatasetError.
-    """
+    """Return a dataset's arguments and note what does not fit; a DatasetError if none is left."""
     relevant: dict[str, dict[str, float]] = {query: {} for query in queries}
     for query, grades in judged.items():
         if query not in queries:
@@ -249,8 +244,6 @@ def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, 
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-# --- the JSON of our class ------------------------------------------------------------------------
-
 OBJECTS = ("queries", "corpus", "relevant_docs")
 OLD = (*OBJECTS, "mode")
 ADDED = ("grades", "hard_negatives", "provenance")
@@ -273,10 +266,7 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
 def mended_qa(
     data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset from its parts as others write them, see :func:`fitted`.
-
-    Ids may be numbers; the documents of a query a list, a set, one id, or a dict with grades.
-    """
+    """Return the arguments of a dataset from parts, as :func:`fitted`; ids may be numbers."""
     texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
     for part, found in texts.items():
         for key, text in data[part].items():

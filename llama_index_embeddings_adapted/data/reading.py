@@ -114,10 +114,7 @@ def decode(data: bytes, omissions: Omissions) -> str:
 
 @contextmanager
 def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
-    """Give the lines of a file, plain or gzipped, or raise a DatasetError.
-
-    Neither a line nor a gzipped file is read without end.
-    """
+    """Give the lines of a file, maybe gzipped, none without end, or raise a DatasetError."""
     zipped = path.with_name(path.name + ".gz")
     found = path if path.exists() or not zipped.exists() else zipped
     if not found.exists():
@@ -171,11 +168,7 @@ def plain_id(value: object) -> str | None:
 
 
 def read_file(path: Path, omissions: Omissions) -> Any:
-    """Return what a file holds, by looking inside: rows, or an object around them.
-
-    Parquet needs pyarrow; JSON, JSON lines and tables need nothing. What is damaged or missing is a
-    DatasetError or a MissingExtraError.
-    """
+    """Return the rows of a file, or an object around them, or raise a DatasetError."""
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
         arrow = require_extra("pyarrow", extra="pandas")

@@ -186,9 +186,6 @@ def as_lists(
     return lists, {**graded, **(grades or {})} if graded else grades
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
 def rows_of(data: Any) -> list[Row]:
     """Return the rows of whatever holds them, or raise a DatasetError."""
     for method in ("to_pylist", "to_list"):  # Arrow, Ragas
@@ -251,9 +248,8 @@ def _roles(
             roles[role] = [named] if isinstance(named, str) else list(named)
             absent = [name for name in roles[role] if name not in present]
             if absent:
-                raise DatasetError(
-                    f"{role}: no column {quote_some(absent)}. Columns: {quote_some(present, 20)}."
-                )
+                there = f"Columns: {quote_some(present, 20)}"
+                raise DatasetError(f"{role}: no column {quote_some(absent)}. {there}.")
             taken.update(roles[role])
     for role in ("query_id", "document_id", *NAMES):
         if role not in roles:

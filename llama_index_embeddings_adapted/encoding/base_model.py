@@ -154,22 +154,20 @@ def adapted(model: Any, vectors: Vectors, role: Role, keys: Keys | None = None) 
 
 
 class BaseModelCalls:
-    """Calls to one base model, through its public methods, so that events, rate limits and retries
-    apply, and its role is always the right one.
+    """Calls to one base model through its public methods, so that events, limits and retries apply.
 
-    A model whose synchronous methods are not implemented is reached through its asynchronous ones.
-    LlamaIndex has no method for a batch of queries: models that can batch them are asked to,
-    others get them one by one, or ``num_workers`` at a time. A ``embeddings_cache`` of the model is
-    not consulted: it confuses a query with the document of the same text.
+    Without synchronous methods it is reached through the asynchronous ones. Queries, for which
+    LlamaIndex has no batches, are batched where the model can, else go one by one, or
+    ``num_workers`` at a time. Its ``embeddings_cache`` confuses queries with documents, so it is
+    not consulted.
     """
 
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
         self.calls = self.texts = self.characters = 0
         size = model.embed_batch_size if batch_size is None else batch_size
         if not 0 < size <= _MOST_PER_CALL:
-            raise OptionError(
-                f"batch_size: expected a number from 1 to {_MOST_PER_CALL}, got {batch_size!r}."
-            )
+            expected = f"expected a number from 1 to {_MOST_PER_CALL}"
+            raise OptionError(f"batch_size: {expected}, got {batch_size!r}.")
         changes = {"embeddings_cache": None, "embed_batch_size": size}
         same = all(getattr(model, name) == value for name, value in changes.items())
         self._model, self.batch_size = model if same else model.model_copy(update=changes), size
@@ -257,9 +255,8 @@ def _embed_queries(model: BaseEmbedding, embed: QueryBatch, queries: list[str]) 
     """Ask for a batch of queries as LlamaIndex asks for texts: with its events and rate limit."""
     payload = model.to_payload()
     _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
-    with model.callback_manager.event(
-        CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
-    ) as event:
+    given: Any = {EventPayload.SERIALIZED: payload}
+    with model.callback_manager.event(CBEventType.EMBEDDING, payload=given) as event:
         if model.rate_limiter is not None:
             model.rate_limiter.acquire()
         answers = embed(queries)
@@ -290,8 +287,7 @@ def query_batch(model: BaseEmbedding) -> QueryBatch | None:
 def clear_trace_map(manager: CallbackManager) -> None:
     """Drop LlamaIndex's notes of past events where no handler is there to be given them.
 
-    A manager notes every event until the next trace begins; a model that is asked on its own, and
-    not by an index, begins none. That would be 100 bytes a query for as long as a process serves.
+    A model that is asked on its own begins no trace, and would gather 100 bytes a query for ever.
     """
     if not manager.handlers:
         notes = getattr(manager, "_trace_map", None)

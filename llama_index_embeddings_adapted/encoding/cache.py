@@ -122,10 +122,7 @@ class VectorCache:
         return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
-        """Keep finite vectors, one per text; when this returns they survive a kill.
-
-        Known texts keep what they have.
-        """
+        """Keep a finite vector per text that has none; when this returns they survive a kill."""
         if not texts:
             return
         vectors = as_vectors(vectors, what="Vectors to keep", dim=self._base.dim)

@@ -179,9 +179,8 @@ def embed_corpus(
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
     some = iter(texts.values() if isinstance(texts, Mapping) else texts)
-    with Encoder(
-        model, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
-    ) as encoder:
+    settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
+    with Encoder(model, **settings, show_progress=show_progress) as encoder:
         work: Work = partial(_locally, encoder, role)
         if executor == "ray":  # what cannot be packed is refused before anything is embedded
             known = packed(embed_model), encoder.fingerprint, role, batch_size
@@ -203,9 +202,8 @@ def _check(texts: object, cache_dir: CacheDir, **options: Any) -> None:
     if isinstance(texts, str):
         raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
     if cache_dir is False:
-        raise OptionError(
-            "cache_dir: expected a folder or None, got False. The cache is where the vectors go."
-        )
+        why = "The cache is where the vectors go."
+        raise OptionError(f"cache_dir: expected a folder or None, got False. {why}")
     for name, value in options.items():
         if name in _CHOICES:
             errors.check_choice(name, value, _CHOICES[name])

@@ -79,15 +79,11 @@ class Encoder:
         return self._calls.characters // 4
 
     def encode(self, texts: Sequence[str], role: Role) -> Vectors:
-        """Embed texts, repeated or not.
+        """Embed texts, repeated or not: ``(len(texts), dim)``, as the base model gives them.
 
-        Returns:
-            ``(len(texts), dim)``, the vectors of the base model as they are. More than 256 MiB lie
-            in a nameless file of the cache folder, mapped, which goes when the array goes.
-
-        Raises:
-            EncodeError: A vector is missing, has NaN or another length; the message names the
-                text. What came before it is kept. Or the model is no longer the same.
+        More than 256 MiB lie in a nameless file of the cache folder, mapped, which goes when the
+        array goes. A vector that is missing, has NaN or another length is an EncodeError that names
+        the text, and so is a model that is no longer the same; what came before is kept.
         """
         first: dict[str, int] = {}
         rows_of_first = [first.setdefault(text, row) for row, text in enumerate(texts)]
@@ -181,12 +177,9 @@ class Encoder:
         """Fill in the rows that are missing; return those that are refused, and why."""
         size, in_a_row = self._calls.batch_size, 0
         refused: dict[int, str] = {}
-        with tqdm(
-            total=len(missing),
-            desc=f"Embedding {'queries' if role == 'query' else 'documents'}",
-            unit="text",
-            disable=tolerant or not self._show_progress or not len(missing),
-        ) as bar:
+        what = "queries" if role == "query" else "documents"
+        quiet = tolerant or not self._show_progress or not len(missing)
+        with tqdm(total=len(missing), desc=f"Embedding {what}", unit="text", disable=quiet) as bar:
             for start in range(0, len(missing), size):
                 rows = missing[start : start + size]
                 batch = [texts[row] for row in rows]

@@ -50,10 +50,7 @@ _OMIT: Any = object()  # marks a value that must not be written
 
 
 def base_name(model: BaseEmbedding) -> str:
-    """Return class and model name, as messages and saved folders show them.
-
-    Of a local path only the end is shown; of an address neither user nor password.
-    """
+    """Return class and model name to be shown: of a path the end, of an address no user."""
     name = type(model).__name__
     if model.model_name in ("", "unknown"):
         return name
@@ -90,10 +87,7 @@ def _leads_elsewhere(name: str, value: object) -> bool:
 
 
 def without_url_secrets(text: str) -> str:
-    """Drop the user and password of URLs, and the query of a text that is a URL.
-
-    Other texts, also those that mention a URL, come back as they are.
-    """
+    """Drop the users of URLs, and the query of a text that is one URL."""
     if "://" not in text:
         return text
     text = _USER_IN_URL.sub("", text)
@@ -114,9 +108,8 @@ def without_keys(text: str) -> str:
 def describe_base(model: BaseEmbedding) -> dict[str, Any]:
     """Return what is needed to build the model again, but for its secrets.
 
-    Returns:
-        ``class_name``, ``import_path``, ``settings`` (JSON-able), and ``omitted``, the names of the
-        settings that were left out, or saved in part, because they are or look like secrets.
+    ``class_name``, ``import_path``, ``settings``, as JSON knows them, and the names of those
+    ``omitted``, or saved in part, because they are or look like secrets.
     """
     settings: dict[str, Any] = {}
     omitted: list[str] = []
@@ -130,12 +123,9 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
             omitted.append(name)  # or a part of it
     cls = type(model)
     settings.update(_kept_aside(model))
-    return {
-        "class_name": cls.class_name(),
-        "import_path": f"{cls.__module__}.{cls.__qualname__}",
-        "settings": settings,
-        "omitted": omitted,
-    }
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    named = {"class_name": cls.class_name(), "import_path": path}
+    return {**named, "settings": settings, "omitted": omitted}
 
 
 def portable(name: str) -> str:
@@ -183,11 +173,7 @@ def _kept_aside(model: BaseEmbedding) -> dict[str, Any]:
 
 
 def unrecorded(model: BaseEmbedding, settings: Collection[str]) -> list[str]:
-    """Return the arguments of a model's constructor that no folder can say.
-
-    Those have to be given and are no field of the class, or are kept in a private attribute that is
-    no plain value.
-    """
+    """Return arguments of a model's constructor that are kept in no field and no plain value."""
     missing = []
     for name, parameter in signature(type(model).__init__).parameters.items():
         plain = parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
@@ -199,17 +185,13 @@ def unrecorded(model: BaseEmbedding, settings: Collection[str]) -> list[str]:
 
 
 def rebuild_base(description: object, **secrets: Any) -> BaseEmbedding:
-    """Build the model that :func:`describe_base` described.
+    """Build the model that :func:`describe_base` described, or raise a FolderError.
 
-    Only classes of LlamaIndex's integration packages, classes registered with LlamaIndex and
-    classes of modules that are already imported are considered: a folder cannot make us import
-    any other module. Nor can it have code of its own loaded, or have texts, and a key from the
-    environment, sent to an address that is neither this machine's nor the one that the class would
-    ask anyway. ``secrets`` are settings to add or override, such as ``api_key``.
-
-    Raises:
-        FolderError: No such class, it cannot be built from the settings, or they name code or an
-            address that is not confirmed in ``secrets``.
+    Only classes of LlamaIndex's integrations, registered with it, or of modules already imported
+    are considered: a folder cannot make us import any other. Nor can it have code of its own
+    loaded, or have texts, and a key from the environment, sent to an address that is neither this
+    machine's nor what the class would ask anyway, unless confirmed in ``secrets``: settings to add
+    or override.
     """
     if not isinstance(description, dict):
         raise FolderError("No base model is described here. Pass base_embed_model=….")

@@ -38,7 +38,6 @@ class Comparison:
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> RetrievalScores:
-        """Return the scores of one model."""
         if name not in self.scores:
             raise OptionError(f"No model {name!r} here; models are {', '.join(self.scores)}.")
         return self.scores[name]
@@ -74,10 +73,7 @@ class Comparison:
     def plot(
         self, path: str | Path, metrics: Sequence[str] = ("hit_rate@5", "mrr@10"), title: str = ""
     ) -> Path:
-        """Draw bars with 95 % intervals, models side by side for each metric.
-
-        The suffix of ``path`` chooses the format; without matplotlib, it is a MissingExtraError.
-        """
+        """Draw bars with 95 % intervals per metric, in the suffix's format; needs matplotlib."""
         axes, width = _axes(2.6 + 1.9 * len(metrics)), 0.8 / len(self.scores)
         highest = 0.0
         for number, (name, scores) in enumerate(self.scores.items()):
@@ -135,14 +131,9 @@ def compare_retrieval(
     """Score several models on one dataset; warn of those that were trained on its queries.
 
     Args:
-        models: Name → whatever :func:`evaluate_retrieval` scores, such as
+        models: At least one: name → whatever :func:`evaluate_retrieval` scores, such as
             ``{"base": …, "adapted": …, "words": BM25Index.of(dataset.corpus)}``.
-        dataset: Queries, corpus and relevance.
-        ks: Cut-offs that tables show.
-        batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
-
-    Raises:
-        OptionError: No model given.
+        dataset, ks, batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
     """
     if not models:
         raise OptionError('models: expected at least one, such as {"base": model}.')
@@ -166,10 +157,7 @@ def compare_retrieval(
 def plot_history(
     scores: Sequence[float], base: float, path: str | Path, *, metric: str, best: int
 ) -> Path:
-    """Draw validation scores by epoch, and those of the base model as a horizontal line.
-
-    ``scores`` of epoch 0, 1, … and ``base`` are in [0, 1], ``best`` is the epoch that was kept.
-    """
+    """Draw scores of epochs 0, 1, …, the ``best`` marked, and the base model's as a line."""
     axes = _axes(6.4)
     axes.axhline(base, color=_COLOURS[0], linestyle="--", label=f"base model, {base:.3f}")
     axes.plot(range(len(scores)), scores, color=_COLOURS[1], marker="o", label="composed")

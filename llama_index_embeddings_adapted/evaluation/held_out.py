@@ -42,7 +42,6 @@ _MOST_LOOKED_AT = 1_000  # queries, for that
 _ENOUGH_NEW = 100  # new-document queries in a validation set that make holding out more needless
 
 
-# --- scores on held-out queries -----------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PartReport:
     """Base and adapted model on the same held-out queries: means by metric, change in NDCG@10."""
@@ -67,10 +66,7 @@ class PartReport:
 
 
 class Parts(NamedTuple):
-    """Base and adapted model on all queries, and on those about known and about new documents.
-
-    A part without queries is None.
-    """
+    """Base and adapted model on all, known and new queries; None of a part without any."""
 
     overall: PartReport
     known: PartReport | None
@@ -119,7 +115,6 @@ class Validation:
         self.base: PerQuery = self.base_scores.values(METRIC)
 
     def __len__(self) -> int:
-        """Return the number of held-out queries."""
         return len(self.known)
 
     def score(self, adapter: Adapter) -> PerQuery:
@@ -179,14 +174,10 @@ class Gain:
         return cls(known, new, float(change.mean()), harmless)
 
 
-# --- which queries are held out -----------------------------------------------------------------
 def hold_out_split(
     data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
 ) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on and what to validate on; too few queries are a DatasetError.
-
-    ``given`` are queries to validate on, if any; they are complemented where few of them are new.
-    """
+    """Decide what to train on, and to validate on besides ``given``, or raise a DatasetError."""
     check_queries_differ(data)
     # Judging takes queries times documents.
     judges = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
@@ -241,10 +232,7 @@ def hold_out(
 
 
 def known_mask(train: EncodedDataset, other: EncodedDataset) -> Mask:
-    """Return which queries of ``other`` ask for a document that a query of ``train`` asks for.
-
-    Documents are compared by id, so that the two may hold different corpora.
-    """
+    """Return which queries of ``other`` share a document, by id, with one of ``train``."""
     asked = {train.document_ids[row] for row in train.relevance.documents}
     truth, known = other.relevance, np.zeros(len(other.relevance), dtype=bool)
     hits = [other.document_ids[row] in asked for row in truth.documents]
@@ -255,9 +243,8 @@ def known_mask(train: EncodedDataset, other: EncodedDataset) -> Mask:
 def check_queries_differ(data: EncodedDataset) -> None:
     """Refuse, by a DatasetError, a base model that gives all queries the same vector."""
     if len(data.relevance) > 1 and (data.queries == data.queries[0]).all():
-        raise DatasetError(
-            f"The base model gives all {len(data.relevance)} queries the same vector. Is it a mock?"
-        )
+        what = f"all {len(data.relevance)} queries the same vector"
+        raise DatasetError(f"The base model gives {what}. Is it a mock?")
 
 
 def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = False) -> bool:
@@ -272,9 +259,8 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
     truth = sample.relevance
     # The same documents as often, so that one that suits every query is no advantage.
     drawn = replace(sample, relevance=replace(truth, documents=random.permutation(truth.documents)))
-    found, by_chance = (
-        search(each, sample.queries, sample.documents).values("mrr@10") for each in (sample, drawn)
-    )
+    vectors = sample.queries, sample.documents
+    found, by_chance = (search(each, *vectors).values("mrr@10") for each in (sample, drawn))
     difference = paired_difference(by_chance, found, metric="mrr@10", seed=seed)
     random_looking = not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
     if random_looking and tell:

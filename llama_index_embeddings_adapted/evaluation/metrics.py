@@ -57,11 +57,7 @@ METRICS: dict[str, Callable[[PerQuery, Qrels, int], Any]] = {
 
 
 def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> PerQuery:
-    """Compute a metric such as ``"ndcg@10"`` of ``(n, depth)`` rankings, ``(n,)``, in [0, 1].
-
-    Each of the ``n`` queries has at least one relevant document. No such metric, or a cut-off
-    deeper than ``ranked``, is a MetricError.
-    """
+    """Return a metric, as ``"ndcg@10"``, of ``(n, depth)`` rankings, ``(n,)``; or MetricError."""
     metric, k = parse(name)
     if k > ranked.shape[1] and ranked.shape[1] < corpus_size:
         raise MetricError(

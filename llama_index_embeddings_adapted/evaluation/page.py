@@ -91,11 +91,8 @@ def write_page(
 @functools.cache
 def template(name: str) -> Template:
     """Return one of the files that write the page."""
-    environment = Environment(
-        loader=PackageLoader("llama_index_embeddings_adapted", "evaluation/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
+    loader = PackageLoader("llama_index_embeddings_adapted", "evaluation/templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.globals |= {"colours": _COLOURS, "parts": _PARTS}
     environment.globals |= {"number": itertools.count().__next__}
     environment.globals |= {"hash_of": _hash}
@@ -124,12 +121,8 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
     return verdicts or [alone]
 
 
-# --- charts: what is drawn here, how by ``charts.html.j2`` --------------------------------------
 class Dots(NamedTuple):
-    """Dots with intervals, a row for each name; 0 is a line.
-
-    The first row is drawn highest; None is not known; ``form`` is that of the figures beside a row.
-    """
+    """Rows of dots with intervals, from the top; None is not known, ``form`` formats figures."""
 
     title: str
     rows: Mapping[str, Sequence[Interval | None]]
@@ -143,10 +136,9 @@ class Dots(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """A line for each series over places at equal distances.
+    """A line for each series over places at equal distances; NaN is not drawn.
 
-    NaN is not drawn. ``horizontal`` says what the places are; ``level`` is a horizontal line to
-    compare with, ``mark`` a place to mark by a vertical one, each with its name.
+    ``horizontal`` names the places; ``level`` is a horizontal line, ``mark`` a marked place, named.
     """
 
     title: str
@@ -200,7 +192,6 @@ def _drawn(report: Mapping[str, Any]) -> _Drawn:
 
 
 def _history(report: Mapping[str, Any], history: list[Any]) -> _Drawn:
-    """Draw gain and loss of every epoch."""
     epochs, best = [epoch["epoch"] for epoch in history], report.get("best_epoch", 0)
     mark = (epochs.index(best), "kept") if best in epochs else None
     scores = [epoch.get("gain") or epoch["scores"] for epoch in history]  # 0.1 called them gain
@@ -250,7 +241,6 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-# --- wins and losses ----------------------------------------------------------------------------
 class Passage(NamedTuple):
     """A document as a row shows it."""
 
@@ -289,11 +279,7 @@ def wins_losses(
     metric: str = METRIC,
     counted: str = "queries",
 ) -> WinsLosses:
-    """Compare two models, name and scores of each, query by query.
-
-    Without texts only counts come back. ``counted`` is what the scores are of: "judgements" where a
-    query is judged more than once. Other queries, or in another order, are an OptionError.
-    """
+    """Compare two models query by query, ``counted`` so; of other queries, an OptionError."""
     (first, before), (second, after) = base, new
     if before.query_ids != after.query_ids:
         raise OptionError(f"{first} and {second} were scored on different queries.")

@@ -121,11 +121,7 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch], metric: str) -> int:
-    """Return the number of the best epoch.
-
-    A hit rate moves in steps of one query, so that epochs are often equal in it: among those the
-    one with the highest NDCG@10 counts as better, and the first of those equal in both.
-    """
+    """Return the number of the best epoch; of those equal in the metric, NDCG@10 decides."""
     best = history[0]
     for line in history[1:]:
         for name in (metric, METRIC):

@@ -73,9 +73,8 @@ class RetrievalScores:
     def values(self, metric: str) -> PerQuery:
         """Return the metric of each query, ``(n,)``, in the order of ``query_ids``."""
         if metric not in self._known:
-            self._known[metric] = metrics.compute(
-                metric, self.ranked, self.relevance, corpus_size=len(self.document_ids)
-            )
+            found, size = (self.ranked, self.relevance), len(self.document_ids)
+            self._known[metric] = metrics.compute(metric, *found, corpus_size=size)
         return self._known[metric]
 
     @property
@@ -196,7 +195,6 @@ def evaluate_retrieval(
 def _asked(
     model: BaseRetriever | BM25Index, dataset: EmbeddingQAFinetuneDataset, ks: tuple[int, ...]
 ) -> RetrievalScores:
-    """Score what a retriever gives, query by query."""
     began = time.perf_counter()
     data = with_rows(dataset, *[np.empty((0, 0), dtype=np.float32)] * 2)
     rows = {document: row for row, document in enumerate(dataset.corpus)}
@@ -224,10 +222,7 @@ def search(
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
-    """Score ``(n, dim)`` queries and ``(m, dim)`` documents of which only arrays are at hand.
-
-    The same search as :func:`evaluate_retrieval`; documents are never copied as a whole.
-    """
+    """Score arrays, ``(n, dim)`` and ``(m, dim)``, never copied, as evaluate_retrieval does."""
     began = time.perf_counter()
     rows = documents if isinstance(documents, NormalizedRows) else NormalizedRows(documents)
     ranked, _ = top_k(l2_normalize(queries), rows, _depth(data, ks))
@@ -311,12 +306,7 @@ def mine_hard_negatives(
 
     Returns:
         The same dataset with ``hard_negatives``, hardest first. The engine makes them compete with
-        the relevant documents of their queries.
-
-    Raises:
-        OptionError: A number out of range.
-        DatasetError: A query without a relevant document.
-        EncodeError: The model gave no usable vector.
+        the relevant documents of their queries. For errors see :func:`evaluate_retrieval`.
 
     Source:
         Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.

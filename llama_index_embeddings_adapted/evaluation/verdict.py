@@ -83,7 +83,6 @@ class Verdict(str):
         return verdict
 
     def __getnewargs__(self) -> tuple[Decision, str, Difference | None]:  # type: ignore[override]
-        """Return what a copy is made of."""
         return self.decision, self.reason, self.difference
 
 
@@ -101,10 +100,7 @@ def real_queries(judged: Mapping[str, int]) -> int | None:
 
 
 def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
-    """Return the verdict on a significant gain; too few queries of people prove nothing.
-
-    ``real`` are the judged queries that neither an LLM wrote nor documents contain; None for all.
-    """
+    """Return the verdict on a significant gain; ``real``: queries of people, None for all."""
     real = difference.queries if real is None else real
     numbers = difference.numbers.replace(" ", " NDCG@10 ", 1)
     if real >= FEWEST_TO_SHIP:
@@ -241,10 +237,7 @@ def _randomisation(differences: PerQuery, *, seed: int) -> float:
 
 
 def mean_interval(values: PerQuery) -> Interval:
-    """Return the mean of ``(n,)`` values over queries and its 95 % interval, all in [0, 1].
-
-    One query says nothing of others: its interval is all of [0, 1].
-    """
+    """Return the mean of values in [0, 1], ``(n,)``, and its 95 % interval; of one, all of it."""
     if len(values) < 2:
         return float(np.mean(values)), 0.0, 1.0
     found = _bootstrap(np.asarray(values, dtype=np.float64), seed=0)

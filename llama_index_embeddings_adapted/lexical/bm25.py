@@ -83,7 +83,7 @@ class BM25Index:
         k1: float = 1.2,
         b: float = 0.75,
     ) -> BM25Index:
-        """Build the index of a corpus.
+        """Build the index of a corpus; one without a document is a DatasetError.
 
         Args:
             corpus: Document id → text. Documents without a word are never found.
@@ -91,10 +91,6 @@ class BM25Index:
             usual: Of another index, instead.
             k1: How fast a repeated word stops counting, ``>= 0``.
             b: How much longer documents are held back, in [0, 1].
-
-        Raises:
-            DatasetError: No document.
-            OptionError: ``k1`` or ``b`` out of range.
         """
         check_number("k1", k1, least=0.0)
         check_number("b", b, least=0.0, below=1.0 + 1e-9)
@@ -105,7 +101,6 @@ class BM25Index:
         return cls(tuple(corpus), vocabulary, arrays, usual or usual_words(queries))
 
     def __len__(self) -> int:
-        """Return the number of documents."""
         return len(self.ids)
 
     @cached_property
@@ -152,10 +147,7 @@ class BM25Index:
         they count less than the vectors. (Divided by the best document's score, as is usual, they
         would count the same for every query; on held-out queries that gains less.)
 
-        Args:
-            query: Any text.
-            allowed: ``(m,)``, booleans: the documents that may be found; others get 0. None for
-                all.
+        ``allowed``, ``(m,)``, are booleans: the documents that may be found; others get 0.
         """
         tokens = tokenize(query)
         shares = self._sum(tokens) / np.float32(max(self._most(tokens), 1e-6))
@@ -168,10 +160,7 @@ class BM25Index:
         return [self.ids[row] for row in rows[np.argsort(-scores[rows], kind="stable")]]
 
     def save(self, folder: str | Path) -> None:
-        """Write the index: atomic, without texts or pickle. Its words can be read in it.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write the index, atomically: its words, no texts, no pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
         with files.atomic_folder(target) as temporary:
@@ -179,12 +168,8 @@ class BM25Index:
 
     def write(self, folder: Path) -> None:
         """Write the two files of :meth:`save` into a folder that is there."""
-        config = {
-            "format_version": FORMAT_VERSION,
-            "document_ids": self.ids,
-            "vocabulary": tuple(self._vocabulary),
-            "usual": self.usual,
-        }
+        named = {"format_version": FORMAT_VERSION, "document_ids": self.ids}
+        config = {**named, "vocabulary": tuple(self._vocabulary), "usual": self.usual}
         (folder / ARRAYS).write_bytes(files.to_bytes(self._arrays))
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
@@ -274,12 +259,9 @@ class Mixture:
 
     Args:
         embed_model: Any LlamaIndex embedding model, adapted or not.
-        weight: Of words, in cosine units, ``>= 0``.
+        weight: Of words, in cosine units, ``>= 0``, else it is an OptionError.
         prior: Made with vectors of the same model; None for none.
         queries: Such as users ask, see :class:`BM25Index`; not those to be judged on.
-
-    Raises:
-        OptionError: ``weight`` out of range.
     """
 
     embed_model: BaseEmbedding

@@ -23,7 +23,6 @@ from .tokens import numbered_tokens
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
 FORMAT_VERSION = 1
 _BUCKETS = 2**18
-_PER_WORD = 4
 _K1, _B = 1.2, 0.75
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64
@@ -81,14 +80,10 @@ class LexicalEmbedding(BaseEmbedding):
         """Learn from a corpus how rare words are, and how long documents.
 
         Args:
-            texts: Of the documents.
+            texts: Of the documents; none are a DatasetError.
             queries: Such as users ask, to learn which words are usual in them.
             dimensions: Of the vectors, at least 8. More are more exact: the noise of a score falls
                 with their square root.
-
-        Raises:
-            DatasetError: No document.
-            OptionError: ``dimensions`` out of range.
         """
         check_whole("dimensions", dimensions)
         check_number("dimensions", dimensions, least=8)
@@ -147,8 +142,6 @@ class LexicalEmbedding(BaseEmbedding):
         total = np.bincount(flat, weights=values, minlength=len(texts) * width)
         return np.asarray(total.reshape(len(texts), width))
 
-    # --- what LlamaIndex calls ----------------------------------------------------------------
-
     def _get_query_embedding(self, query: str) -> list[float]:
         vector: list[float] = self.vectors([query], "query")[0].tolist()
         return vector
@@ -163,13 +156,8 @@ class LexicalEmbedding(BaseEmbedding):
         vectors: list[list[float]] = self.vectors(texts, "document").tolist()
         return vectors
 
-    # --- saving -------------------------------------------------------------------------------
-
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write it: atomic, without texts, words or pickle.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write it, atomically, without texts, words or pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
         names = ("dimensions", "mean_length", "scale")

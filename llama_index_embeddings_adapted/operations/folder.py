@@ -25,7 +25,7 @@ _PARTS = (
 
 
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:
-    """Return what is known of a saved adapter, as JSON knows it.
+    """Return what is known of a saved adapter, as JSON knows it, or raise a FolderError.
 
     Returns:
         ``adapter`` (class, shape, roles), ``saved`` (``"base"`` where the adapter changes nothing,
@@ -34,9 +34,6 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         ``age_days``, ``library_version``, ``format_version``, ``bytes`` per file,
         ``moved_documents`` (how many, how far), ``verdict``, ``scores``, ``data`` and ``settings``
         of the training, each None where the folder does not say.
-
-    Raises:
-        FolderError: Missing, damaged, foreign, or newer than this library.
     """
     path = Path(folder)
     found = saving.load(path)
@@ -84,11 +81,8 @@ def ship_candidate(folder: str | Path) -> Path:
 
     Training with ``method="auto"`` saves the base model, unchanged, where the verdict is against
     the candidate, and the candidate in ``<folder>.candidate``. Judge it on queries of your own with
-    :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays.
-
-    Raises:
-        FolderError: There is no candidate, it is damaged, or it belongs to another base model or
-            training than what the folder holds.
+    :func:`compare_retrieval`, then ship it. No model is asked. The candidate's folder stays. Where
+    there is none, or it belongs to another base model or training, that is a FolderError.
     """
     path = Path(folder)
     source = candidate_of(path)

@@ -41,14 +41,10 @@ Distances = NDArray[np.float64]
 def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, float, Distances]:
     """Compare ``(n, dim)`` live queries, at least 2, with ``(m, dim)`` of training, at least 5.
 
-    Returns:
-        The energy distance of the two samples, as a share of their mean distance, in [0, 1]. How
-        often a random split of both samples has such a distance. ``(n,)``: how far each live query
-        is from its third nearest training query, in units of what 95 % of those have from each
-        other.
-
-    Source:
-        Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018: the distance and permutation test.
+    Returned are the energy distance of the two, as a share of their mean distance, in [0, 1]; how
+    often a random split of both has such a distance; and, ``(n,)``, how far each live query is from
+    its third nearest training query, in units of what 95 % of those have from each other. Source:
+    Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018.
     """
     from scipy.spatial.distance import cdist  # takes a while to import: only who watches pays
 
@@ -201,10 +197,7 @@ def compare(
     examples: int = 5,
     seed: int = 0,
 ) -> DriftReport:
-    """Compare ``(n, dim)`` vectors of live queries with a sketch; ``texts`` are for the examples.
-
-    A DatasetError where the sketch is of fewer than 5 queries.
-    """
+    """Compare ``(n, dim)`` live queries with a sketch of 5 or more, else raise a DatasetError."""
     from scipy import stats
 
     if len(sketch.points) < 5:

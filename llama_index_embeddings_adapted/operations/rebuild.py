@@ -236,10 +236,7 @@ def adapt_vectors(
 
 
 class _Source(Encoder):
-    """Vectors of an adapted model, from the cache of its base model's, or from an old store.
-
-    ``stored``: whether the vectors that nodes bring along are those of the base model.
-    """
+    """Vectors of an adapted model, from its base's cache, or from nodes if ``stored``."""
 
     def __init__(
         self,
@@ -298,7 +295,6 @@ def _header(stream: Any, rows: int, dim: int) -> None:
     npy.write_array_header_1_0(stream, head)
 
 
-# --- what stores hold, by whichever of their ways of listing it works -------------------------
 _PER_QUERY = 500
 _NAMES = ("collection_name", "table_name", "index_name", "_table_name", "_index_name")
 _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "path", "url")
@@ -321,10 +317,7 @@ def delete_nodes(store: Any, ids: Sequence[str]) -> None:
 
 
 def name_of(store: BasePydanticVectorStore) -> str | None:
-    """Return class, place and name of a store's collection; None where it has no name.
-
-    Never shown or saved: there may be a password in it.
-    """
+    """Return what identifies a store, None if it has no name; it may contain a password."""
     is_chroma = type(store).class_name() == "ChromaVectorStore"
     client: Any = getattr(store, "client", None) if is_chroma else None
     named = [getattr(client, "name", None), *(getattr(store, each, None) for each in _NAMES)]

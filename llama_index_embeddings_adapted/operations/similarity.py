@@ -74,10 +74,7 @@ class SimilarityCheck:
         return self._shift.to_adapted(cutoff)
 
     def calibrated(self) -> CalibratedScores:
-        """Return a postprocessor that gives adapted scores the base model's scale.
-
-        An OptionError where :func:`check_similarity` was given no queries.
-        """
+        """Return a postprocessor that gives adapted scores the base's scale; or an OptionError."""
         shift = self._shift
         return CalibratedScores(base=list(shift.base), adapted=list(shift.adapted))
 
@@ -151,12 +148,8 @@ class SimilarityCheck:
 class CalibratedScores(BaseNodePostprocessor):
     """Gives the scores of an adapted model the base model's scale; the order stays.
 
-    Put before a ``SimilarityPostprocessor``, it lets a cut-off chosen for the base model keep as
-    many answers as before.
-
-    Args:
-        base: Best scores of the same queries with the base model, ascending.
-        adapted: With the adapter, ascending.
+    Before a ``SimilarityPostprocessor``, it lets a cut-off of the base model keep as many answers
+    as before. ``base`` and ``adapted`` are best scores of the same queries, each ascending.
     """
 
     base: list[float]
@@ -238,10 +231,7 @@ def query_probes(embed_model: BaseEmbedding) -> Vectors:
 def examine(
     index: VectorStoreIndex, queries: Vectors, vectors_of: VectorsOf, *, sample: int = 100
 ) -> SimilarityCheck:
-    """Compare an index's answers to ``(n, dim)`` queries with what its documents' vectors say.
-
-    An OptionError where it is empty or not searched by vectors. ``sample`` documents per query.
-    """
+    """Compare answers to ``(n, dim)`` queries with vectors, ``sample`` each; or OptionError."""
     if not isinstance(index, VectorStoreIndex) or not index.vector_store.is_embedding_query:
         raise OptionError("index: expected a VectorStoreIndex over a store of vectors.")
     retriever = index.as_retriever(similarity_top_k=sample)
@@ -298,10 +288,7 @@ def examine_written(
 
 
 def _agreement(query: Vectors, vectors: Vectors) -> float:
-    """Return the share of the first 10, as the store ranks, that are the first 10 by cosine.
-
-    Documents as near as the last of them count as well: a store may break ties as it likes.
-    """
+    """Return the share of a store's first 10 that are, up to ties, the first 10 by cosine."""
     cosine = l2_normalize(vectors) @ l2_normalize(query)
     floor = np.sort(cosine)[::-1][:_FIRST][-1]
     return float(np.mean(cosine[:_FIRST] >= floor - 1e-3))

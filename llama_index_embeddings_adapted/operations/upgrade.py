@@ -41,10 +41,9 @@ def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
 def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
     """Return the linear map that takes new vectors to old ones, shrunk to the best rotation.
 
-    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` and ``s`` such
-    that rotated vectors have the length of the old ones. Shrunk to zero instead, a map loses the
-    rare directions first, in which passages differ. ``strength`` is λ, in units of the mean
-    eigenvalue of ``XᵀX``, ``> 0``. Source: Hoerl and Kennard 1970.
+    ``W = argmin Σ ‖W x_i - y_i‖² + λ ‖W - s R‖²``, with ``R`` of :func:`procrustes` scaled to the
+    length of the old ones. Shrunk to zero, a map loses the rare directions first, in which passages
+    differ. λ is ``strength`` times the mean eigenvalue of ``XᵀX``. Source: Hoerl and Kennard 1970.
     """
     x, y = new.astype(np.float64), old.astype(np.float64)
     rotation = _rotation(x, y)
@@ -205,10 +204,7 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
 
 
 def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the share of the 10 nearest texts by old vectors that mapped ones find, too.
-
-    And the share that those mapped for other texts find, which is found by chance.
-    """
+    """Return the share of the 10 nearest old texts that are found, and the share by chance."""
     k = min(_NEIGHBOURS, len(ours) - 1)
 
     def others(queries: Vectors) -> list[NDArray[Any]]:
@@ -281,8 +277,6 @@ def evaluate_upgrade(
             encoded.append(encoder.dataset(dataset))
     old, new = encoded
     queries = old.queries if after is None else after.apply(old.queries)
-    return UpgradeScores(
-        search(old, queries, old.documents),
-        search(old, upgrade.adapter.apply(new.queries), old.documents),
-        search(new, new.queries, new.documents),
-    )
+    mapped = upgrade.adapter.apply(new.queries)
+    before, upgraded = (search(old, each, old.documents) for each in (queries, mapped))
+    return UpgradeScores(before, upgraded, search(new, new.queries, new.documents))

@@ -73,10 +73,9 @@ _LINK = re.compile(r"!?\[([^\[\]]{1,200})\]\([^()\s]{0,500}\)")
 def read_questions(answer: object, *, limit: int, wanted: int = 0) -> list[str]:
     """Return the parts of an answer that may be questions, cleaned, in order.
 
-    Marks of lists, labels, quotes, emphasis and the thoughts of a reasoning model are taken off;
-    answers and explanations that come with questions are left out. Whether a line is a question is
-    not judged here. Anything but text counts as empty; at most ``limit`` parts are returned. A line
-    of several questions is taken apart where there are fewer lines than were ``wanted``.
+    Marks of lists, labels, quotes, emphasis and thoughts are taken off; answers and explanations
+    are left out. Anything but text counts as empty; at most ``limit`` parts are returned. A line of
+    several questions is taken apart where there are fewer lines than were ``wanted``.
     """
     if not isinstance(answer, str):
         return []
@@ -154,9 +153,6 @@ def _sentences(line: str) -> list[str]:
     return cleaned if len(parts) > 1 and all(map(is_question, parts)) else [line]
 
 
-# --- lines: pairs of questions and answers, lists ------------------------------------------------
-
-
 def _from_lines(lines: Sequence[str]) -> list[str]:
     lines = list(_without_answers([line.strip() for line in lines]))
     for mark in (_NUMBERED, _ITEM):
@@ -203,8 +199,6 @@ def _items(lines: Sequence[str], mark: re.Pattern[str]) -> list[str]:
     return items
 
 
-# --- tables and tags -----------------------------------------------------------------------------
-
 _ASKS = re.compile(
     r"quest|quer|prompt|pregunt|pergunt|frag|domand|keyword|问题|問題|質問", re.IGNORECASE
 )
@@ -220,7 +214,8 @@ def _from_table(text: str) -> list[str]:
     rule = next((row for row, line in enumerate(lines) if "|" in line and _RULE.match(line)), 0)
     rows: list[list[str]] = []
     if rule:
-        rows = [_cells(line) for line in (lines[rule - 1], *lines[rule + 1 :]) if "|" in line]
+        kept = (line for line in (lines[rule - 1], *lines[rule + 1 :]) if "|" in line)
+        rows = [re.split(r"\s*(?<!\\)\|\s*", line.strip("|").strip()) for line in kept]
     elif _CSV_HEAD.match(text):
         rows = list(csv.reader(filter(None, lines), skipinitialspace=True))
     if not rows:
@@ -233,10 +228,6 @@ def _from_table(text: str) -> list[str]:
 
     column = named[0] if named else max(range(len(head)), key=asked)
     return [row[column] for row in body if column < len(row)]
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
 
 _TAGGED = re.compile(
@@ -253,8 +244,6 @@ def _from_tags(text: str) -> list[str]:
     found = (re.sub(r"<[^<>]*>", " ", match["text"]) for match in _TAGGED.finditer(text))
     return [" ".join(html.unescape(each).split()) for each in found if each.strip()]
 
-
-# --- JSON, however broken ------------------------------------------------------------------------
 
 _OPENING = re.compile(
     r"""(?:^|:)[^\S\n]*(?=[\[{]\s*(?://.*\s+)?(?:[\[{"'“‘]|\w+\s*:))|^[^\S\n]*(?=["“][^"“”\n]*["”]\s*,)""",
@@ -336,8 +325,6 @@ def _unescaped(text: str) -> str:
     except ValueError:
         return text.replace("\\'", "'").replace('\\"', '"').replace("\\n", "\n")
 
-
-# --- keywords ------------------------------------------------------------------------------------
 
 _KEYWORDS_KEPT = 8  # small models do not stop
 _DANGLING = (

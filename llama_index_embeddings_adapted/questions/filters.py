@@ -192,24 +192,18 @@ _CLEAR = 2  # little words of one language that are no chance
 
 def _script(text: str) -> str:
     """Return the script of most letters, such as ``"LATIN"``; Chinese and Japanese are one."""
-    names = Counter(
-        unicodedata.name(character, "?").split(" ", 1)[0].split("-")[0]
-        for character in text[:1000]
-        if character.isalpha()
-    )
+    letters = filter(str.isalpha, text[:1000])
+    names = Counter(unicodedata.name(each, "?").split(" ", 1)[0].split("-")[0] for each in letters)
     script = names.most_common(1)[0][0] if names else ""
     return "CJK" if script in ("HIRAGANA", "KATAKANA") else script
 
 
 def near_duplicates(texts: Sequence[str], *, threshold: float = 0.8) -> dict[int, int]:
-    """Find texts that share most of their words with an earlier one that stays.
+    """Return the rows of near-duplicates of earlier texts → the rows of the first they repeat.
 
-    Two texts are near-duplicates when their sets of words have a Jaccard similarity of at least
-    ``threshold``, in (0, 1]. A text that differs in a number is another question, however long.
-    Returned is the row of a near-duplicate → the row of the first text that it repeats.
-
-    Source: candidates by prefix filtering, Chaudhuri et al. 2006: of two sets that overlap enough,
-    the rarest words cannot all differ. Work grows about linearly with the number of texts.
+    Their sets of words have a Jaccard similarity of at least ``threshold``, in (0, 1]. A text that
+    differs in a number is another question. Source: prefix filtering, Chaudhuri et al. 2006: of
+    sets that overlap enough, the rarest words cannot all differ; work grows about linearly.
     """
     sets = [_shingles(text) for text in texts]
     frequency = Counter(word for each in sets for word in each)
@@ -243,11 +237,7 @@ _STATEMENT_ENDS = tuple(".။។。．।!！:：,、;…")
 
 
 def not_a_query(candidate: Candidate) -> bool:
-    """Code, markup, mostly digits or signs, or a phrase repeated over and over.
-
-    Code and numbers that stand in the passage belong to the question. Where no spaces are between
-    words, none are counted.
-    """
+    """Code, markup, mostly digits or signs not of the passage, or a phrase over and over."""
     text = candidate.text.replace("`", "")
     if not any(character.isalpha() for character in text):
         return True
@@ -263,10 +253,7 @@ def not_a_query(candidate: Candidate) -> bool:
 
 
 def statement(candidate: Candidate) -> bool:
-    """No question, and ends like a sentence or is longer than keywords are.
-
-    A problem description may be a statement, if it is long enough to describe one.
-    """
+    """No question, and ends like a sentence, or is longer than keywords or a problem are."""
     text = candidate.text.replace("`", "")
     told = candidate.style == "problem" and len(words(text)) >= 8
     ends = text.endswith(_STATEMENT_ENDS) or count_words(text) > MOST_KEYWORDS
@@ -286,10 +273,7 @@ def count_words(text: str) -> float:
 
 
 def refusal(candidate: Candidate) -> bool:
-    """A refusal, an offer to help, or a remark about the task instead of an answer to it.
-
-    Words of the passage are no remark: it may be about language models.
-    """
+    """A refusal, an offer to help, or a remark about the task, in words not of the passage."""
     own = set(words(candidate.passage))
     remarks = (words(match[0]) for match in _REMARK.finditer(candidate.text))
     return _OPENING.match(candidate.text) is not None or not all(map(own.issuperset, remarks))
@@ -324,10 +308,7 @@ def copied(candidate: Candidate) -> bool:
 
 
 def refers_to_passage(candidate: Candidate) -> bool:
-    """ "This passage", "the context": nobody who has not seen the passage would ask that.
-
-    The passage may itself speak of a passage, or a document.
-    """
+    """A reference to a passage that nobody sees, unless the passage itself speaks so."""
     own = f" {' '.join(words(candidate.passage))} "
     for match in _REFERENCE.finditer(candidate.text):
         said = words(match[0])

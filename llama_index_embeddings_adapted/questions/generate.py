@@ -167,11 +167,7 @@ def estimate(
         nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk, options: See
             :func:`generate_qa_embedding_pairs`.
         probe: Make those calls; without them nothing is paid, and time is known from answers on
-            disk only.
-
-    Raises:
-        OptionError: An argument out of range.
-        GenerationError: The probe failed.
+            disk only. That they fail is a GenerationError.
     """
     first = (nodes, llm, qa_generate_prompt_tmpl, num_questions_per_chunk)
     with GenerationRun(*first, **options) as run:
@@ -200,11 +196,7 @@ class PendingCall(NamedTuple):
 
 
 class GenerationRun:
-    """One run, a context manager: its passages, the calls about them, and the answers so far.
-
-    Arguments and errors are those of :func:`generate_qa_embedding_pairs`. Which passages, which
-    requests about them, and which of those are answered is settled at once.
-    """
+    """A run, a context manager, settled at once: passages, calls about them, known answers."""
 
     def __init__(
         self,
@@ -334,11 +326,7 @@ class GenerationRun:
         )
 
     def probe(self) -> Estimate:
-        """Make a few of the missing calls, and say what the others will cost.
-
-        The first call is slower than all others: weights are loaded, a prompt is read anew. Where
-        it is not the only one, only calls after it count. A GenerationError if they failed.
-        """
+        """Estimate from a few of the missing calls, the slow first aside; or GenerationError."""
         missing = self.missing
         step = max(1, len(missing) // (self._calls.workers + 1))
         probes = sorted(missing, key=lambda call: len(call.sent))[step // 2 :: step]
@@ -351,10 +339,7 @@ class GenerationRun:
         return self.estimate(answered)
 
     def dataset(self) -> EmbeddingQAFinetuneDataset:
-        """Judge what was written and make the dataset.
-
-        A GenerationError if passages failed and ``on_failure="fail"``, or nothing was kept.
-        """
+        """Judge what was written and make the dataset, or raise a GenerationError."""
         if self.failed and self._on_failure == "fail":
             node, reason = next(iter(self.failed.items()))
             raise GenerationError(

@@ -61,10 +61,7 @@ _KINDS: Any = (str, str, (int, type(None)), (int, type(None)), (int, float))
 
 
 def fatal_reason(error: Exception, *, reached: bool) -> str | None:
-    """Say why no call can succeed, and what to do; None where another one may.
-
-    A server that was ``reached`` before may be away for a moment only.
-    """
+    """Say why no call can succeed; None where one may, as where a server was ``reached``."""
     status = _status(error)
     if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
         what = _REFUSED.get(status or 0, "has no quota left")
@@ -114,11 +111,7 @@ def backoff_s(state: RetryCallState) -> float:
 
 
 class LLMCalls:
-    """Asks one LLM, through its public methods, so that its events and rate limiter apply.
-
-    Chat models get turns, others one text. An LLM without an asynchronous path of its own is asked
-    one call at a time, in a thread. ``attempts`` are those of each call.
-    """
+    """Asks one LLM through its public methods; if not asynchronous, in turn, in a thread."""
 
     def __init__(self, llm: LLM, options: GenerationOptions, attempts: int) -> None:
         check_whole("retry_limit", attempts)
@@ -184,11 +177,9 @@ class LLMCalls:
             raise error
 
     def _may_repeat(self, error: BaseException) -> bool:
-        return (
-            isinstance(error, Exception)
-            and _status(error) not in _PERMANENT
-            and fatal_reason(error, reached=self._heard) is None
-        )
+        if not isinstance(error, Exception) or _status(error) in _PERMANENT:
+            return False
+        return fatal_reason(error, reached=self._heard) is None
 
     async def _once(self, request: Request) -> CachedAnswer:
         if self._options.requests_per_minute is not None:
@@ -259,9 +250,6 @@ def _usage(response: Any) -> tuple[int | None, int | None]:
     return billed, completion if isinstance(completion, int) else None
 
 
-# --- answers that are kept ------------------------------------------------------------------------
-
-
 class CachedAnswer(NamedTuple):
     """What came back from one call."""
 
@@ -274,9 +262,8 @@ class CachedAnswer(NamedTuple):
 class AnswerCache:
     """The answers of one model to one way of asking; a context manager.
 
-    Processes may share a folder. After a kill nothing that :meth:`put` returned from is lost; after
-    a power cut, at most the last few answers. Answers that version 0.1 kept in a ``.jsonl`` file
-    are taken over. Without a folder they are kept in memory only.
+    Processes may share a folder; without one, answers are in memory. After a kill nothing that
+    :meth:`put` returned from is lost. Those of version 0.1, in a ``.jsonl`` file, are taken over.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:

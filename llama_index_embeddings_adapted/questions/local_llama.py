@@ -15,15 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.llms import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    CompletionResponseGen,
-    CustomLLM,
-    LLMMetadata,
-)
+from llama_index.core.llms import CompletionResponseGen, CustomLLM, LLMMetadata
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
 from ..errors import GenerationError, MissingExtraError, OptionError, require_extra
@@ -72,12 +66,9 @@ class LocalLlama(CustomLLM):
     def metadata(self) -> LLMMetadata:
         """Context, and the name of the weights."""
         name = Path(self.path).stem if self.path else "SmolLM2-135M-Instruct.Q4_1"
-        return LLMMetadata(
-            context_window=self.context_window,
-            num_output=self.max_tokens,
-            is_chat_model=True,
-            model_name=name,
-        )
+        window, most = self.context_window, self.max_tokens
+        sizes: dict[str, Any] = {"context_window": window, "num_output": most}
+        return LLMMetadata(**sizes, is_chat_model=True, model_name=name)
 
     @property
     def is_small(self) -> bool:

@@ -48,7 +48,7 @@ _EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*\n")
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to write and judge questions; every field is checked on construction.
+    """How to write and judge questions; a value outside its range is an OptionError.
 
     Args:
         max_chunks: Ask about this many passages only, drawn evenly from the source documents; None
@@ -85,9 +85,6 @@ class GenerationOptions:
         cache_dir: Where answers and vectors are kept; ``None`` is LlamaIndex's cache folder,
             ``False`` keeps them in memory only, and an interrupted run starts again.
         show_progress: Show bars with an estimate.
-
-    Raises:
-        OptionError: A value outside its range.
     """
 
     max_chunks: int | None = None
@@ -143,11 +140,7 @@ class GenerationOptions:
         return cls(**{**loose, **options})
 
     def shown(self, corpus: Mapping[str, str]) -> tuple[Example, ...]:
-        """Return the examples, in an order of chance; of more than 30, draw 8.
-
-        Passages take turns, so that few are drawn twice. Where one is not known, the nearest of the
-        corpus stands in, by the base model; without one that is an OptionError.
-        """
+        """Return the examples, 8 of over 30; the nearest passage stands in for an unknown one."""
         pairs = [] if self.examples is None else read_examples(self.examples)
         random.Random(self.seed).shuffle(pairs)
         first = {pair.passage or pair.query: pair for pair in reversed(pairs)}
@@ -187,9 +180,6 @@ class GenerationOptions:
         return prompts
 
 
-# --- examples and passages ----------------------------------------------------------------------
-
-
 def count_tokens(text: str) -> int:
     """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
     return len(get_tokenizer()(text))
@@ -211,9 +201,8 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
 def read_examples(given: Any) -> list[Example]:
     """Read queries of users, with the passage that answers each best, empty where none is known.
 
-    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or a
-    list of queries. Fewer than three different ones are an OptionError, what cannot be read is a
-    DatasetError.
+    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or
+    such a list. Fewer than three are an OptionError, what cannot be read is a DatasetError.
     """
     if isinstance(given, (str, Path)):
         is_text = Path(given).suffix.lower() == ".txt"
@@ -222,11 +211,10 @@ def read_examples(given: Any) -> list[Example]:
         found = [Example("", " ".join(text.split())) for text in given if text.strip()]
     else:
         data = given if isinstance(given, Dataset) else Dataset.from_records(given)
+        pairs = zip(data.queries.items(), data.relevant_docs.values(), strict=True)
         found = [
             Example(data.corpus[max(docs, key=partial(data.grade, query))], " ".join(text.split()))
-            for (query, text), docs in zip(
-                data.queries.items(), data.relevant_docs.values(), strict=True
-            )
+            for (query, text), docs in pairs
         ]
     repeats = near_duplicates([example.query for example in found])
     found = [example for row, example in enumerate(found) if row not in repeats]
@@ -246,10 +234,7 @@ def embedded_tokens(embed_model: BaseEmbedding | None) -> int | None:
 
 @dataclass(frozen=True)
 class Passage:
-    """One distinct text as it is embedded, and the ids of the nodes that have it.
-
-    ``source`` is the id of the document that the first node is a part of, its own id if of none.
-    """
+    """A distinct text as it is embedded, the ids of its nodes, and of its source document."""
 
     nodes: tuple[str, ...]
     text: str
@@ -257,10 +242,7 @@ class Passage:
 
 
 def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
-    """Return node id → text as an index embeds it (``MetadataMode.EMBED``), empty ones left out.
-
-    A DatasetError for two nodes with one id, or no node with text.
-    """
+    """Return node id → text as it is embedded, if it has any, or raise a DatasetError."""
     pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
     corpus = files.unique(pairs, what="node", error=DatasetError)
     kept = {node: text for node, text in corpus.items() if text.strip()}
@@ -284,9 +266,8 @@ def passages_of(nodes: Sequence[BaseNode], corpus: Mapping[str, str]) -> list[Pa
 def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[Passage]:
     """Choose passages so that every source document gives about the same number.
 
-    Documents take turns, each giving a random passage of its own until it has none left; near
-    repetitions of what is chosen are left out. A larger sample contains the smaller one with the
-    same seed; the given order stays.
+    Documents take turns, each giving a random passage of its own; near repetitions are left out. A
+    larger sample contains the smaller one of the same seed; the given order stays.
     """
     if most is None:
         return list(passages)
@@ -306,10 +287,7 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
 
 
 def truncate_to_tokens(text: str, tokens: int) -> str:
-    """Return a text with single, plain spaces, cut at a word to at most about ``tokens`` tokens.
-
-    Tokens are counted only where the text could be too long, as none is shorter than a byte.
-    """
+    """Return a text of plain spaces, cut at a word to at most about so many tokens."""
     plain = _EMPTY_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
     if len(plain.encode("utf-8", "replace")) <= tokens:
         return plain

@@ -104,11 +104,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What is asked about each passage; see also :class:`GenerationOptions`.
-
-    A number out of range, an unknown style, and a template that cannot be filled in are an
-    OptionError.
-    """
+    """What is asked about each passage; what is out of range or unknown is an OptionError."""
 
     questions: int = 2  #: Per passage, ``>= 1``.
     styles: tuple[str, ...] = tuple(STYLES)  #: Passages take turns, so that all are used.

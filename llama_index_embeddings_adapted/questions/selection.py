@@ -177,10 +177,7 @@ def round_trip(
     examples: Sequence[Example] = (),
     **settings: Any,
 ) -> RoundTrip:
-    """Search the corpus for each question with the base model, or raise an EncodeError.
-
-    Documents with the same text count as one. ``settings`` are those of the :class:`Encoder`.
-    """
+    """Search the distinct texts of a corpus for each question, or raise an EncodeError."""
     judged = {example.query: example.passage for example in examples if example.judged}
     texts = list(dict.fromkeys([*corpus.values(), *judged.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
@@ -232,11 +229,7 @@ def select(
     most: int,
     examples: Sequence[Example] = (),
 ) -> tuple[list[Candidate], list[Dropped], BaseCost]:
-    """Apply the text filters, then near-duplicates, then what the base model says.
-
-    Returns:
-        What is kept, in order, what is dropped, and what was asked of the base model.
-    """
+    """Apply text filters, near-duplicates, base model; return kept, dropped and what it cost."""
     dropped: list[Dropped] = []
 
     def without(found: Sequence[Candidate], reasons: Iterable[str | None]) -> list[Candidate]:

@@ -81,11 +81,8 @@ def pairs_from_structure(
 
     Returns:
         The dataset, with a ``report`` and the provenance ``"structure"``. A document has its node's
-        id, or that and ``#2``, ``#3``, … for further sections.
-
-    Raises:
-        OptionError: An option out of range.
-        DatasetError: No node has a title, a heading, a question or a summary line over a body.
+        id, or that and ``#2``, ``#3``, … for further sections. Where no node has a title, heading,
+        question or summary line over a body, that is a DatasetError.
     """
     began = time.perf_counter()
     chosen = GenerationOptions.of({"filters": STRUCTURE_FILTERS, **options})
@@ -105,9 +102,8 @@ def pairs_from_structure(
             "generate_qa_embedding_pairs."
         )
     common = {text for text, n in Counter(map(_plain, candidates)).items() if n >= _COMMON}
-    kept, dropped, cost = select(
-        [c for c in candidates if _plain(c) not in common], corpus, chosen, most=len(candidates)
-    )
+    own, most = [c for c in candidates if _plain(c) not in common], len(candidates)
+    kept, dropped, cost = select(own, corpus, chosen, most=most)
     dropped += [Dropped(c, "generic_heading") for c in candidates if _plain(c) in common]
     found, seconds = (tuple(kept), tuple(dropped)), time.perf_counter() - began
     report = QuestionReport(*found, passages=len(corpus), seconds=seconds, base=cost)
@@ -166,9 +162,8 @@ def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
         for keys in (TITLE_KEYS, SUMMARY_KEYS)
     )
     text = _COMMENT.sub("", text)
-    bare.set_content(
-        _OTHER_HEADINGS.sub(lambda m: f"## {m['equals'] or m['textile'] or m['under']}\n", text)
-    )
+    text = _OTHER_HEADINGS.sub(lambda m: f"## {m['equals'] or m['textile'] or m['under']}\n", text)
+    bare.set_content(text)
     return title, summary, bare.get_content(MetadataMode.EMBED)
 
 

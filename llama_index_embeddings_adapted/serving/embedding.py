@@ -83,8 +83,7 @@ class DocumentEmbedding(WrappedEmbedding):
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return the dict of the base model, where the adapter leaves documents alone.
 
-        A second base model with the dict of the first but with other vectors has its fingerprint in
-        it, too; so has every adapter that moves documents.
+        Another model of the same dict, and adapters that move documents, add their fingerprint.
         """
         return dict(self._description)
 
@@ -282,9 +281,8 @@ class AdaptedEmbedding(ServedEmbedding):
         """Undo the last :meth:`swap`; return the adapter in service, or raise an OptionError."""
         with self._lock:
             if not self._past:
-                raise OptionError(
-                    f"There is no earlier adapter to roll back to; the last {DEPTH} swaps are kept."
-                )
+                kept = f"the last {DEPTH} swaps are kept"
+                raise OptionError(f"There is no earlier adapter to roll back to; {kept}.")
             *self._past, latest = self._past
             self._serve(latest)
             return self.adapter
@@ -316,19 +314,13 @@ class AdaptedEmbedding(ServedEmbedding):
         return type(self)(**state)
 
     def adapt(self, vectors: Vectors, role: Role = "query", keys: Keys | None = None) -> Vectors:
-        """Map vectors of the base model, ``(dim,)`` or ``(n, dim)``, as this model would.
-
-        ``keys``, ``(n,)``, are content keys of documents, see :meth:`Adapter.apply`.
-        """
+        """Map base vectors, ``(dim,)`` or ``(n, dim)``; for ``keys`` see :meth:`Adapter.apply`."""
         if role == "query" and not self.transform_query:
             return vectors
         return self.adapter.apply(vectors, role, keys)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapter, identity of the base model and model card; atomic, without secrets.
-
-        A FolderError where the folder holds something else.
-        """
+        """Write adapter, base's identity and card, atomically, no secrets; or a FolderError."""
         with self._lock:
             adapter, training, sketch = self.adapter, self._training, self._sketch
         settings: Any = {"transform_query": self.transform_query, "sketch": sketch}

@@ -41,10 +41,7 @@ class AdaptedTextEmbedder:
         return {"embedding": await self.model.aget_query_embedding(_text(text))}
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the component, for a pipeline that is saved, or raise an OptionError.
-
-        Keys and weights of a model do not belong into a pipeline; a folder does.
-        """
+        """Describe the component by its folder; of a model, with keys, it is an OptionError."""
         if self.folder is None:
             raise OptionError(
                 "A pipeline can be saved where its embedder was made of a folder: save the model "

@@ -297,11 +297,9 @@ class HybridRetriever(SteppedRetriever):
         return views.prior.most_moved(views.lexical.ids, views.vectors, views.keys, count=count)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write words, vectors, prior and settings; atomic, without texts or pickle.
+        """Write words, vectors, prior, adapter and settings, atomically; or raise a FolderError.
 
-        The adapter of an adapted model is part of it; the store, its nodes and the base model are
-        not. The words of all documents can be read in it, not their order. A FolderError where the
-        folder holds something else.
+        Store, nodes, texts and base model are no part of it; words can be read, not their order.
         """
         settings = {name: getattr(self, name) for name in _SETTINGS}
         documents_views.write(Path(folder), self.views, self.embed_model, settings)
@@ -325,9 +323,7 @@ class HybridRetriever(SteppedRetriever):
             embed_model: The base model, where the folder holds an adapter for it; else likewise.
             verify: Refuse another base model than when the folder was written, by probe vectors.
 
-        Raises:
-            FolderError: Missing, damaged, foreign or too new.
-            BaseModelMismatchError: Another base model.
+        For errors see :meth:`AdaptedEmbedding.from_pretrained`.
         """
         found, settings, fingerprint = documents_views.read(Path(folder))
         kept = {name: settings[name] for name in _SETTINGS}

@@ -44,10 +44,7 @@ _LEAST_SCORE = 0.01  # less than this share of ``weight`` brings no document in
 
 @dataclass(frozen=True, eq=False)
 class AnswerMemory:
-    """Queries and the documents that answered them; texts are not kept.
-
-    Parts that do not fit together are a ShapeError.
-    """
+    """Queries and what answered them, no texts; parts that do not fit are a ShapeError."""
 
     queries: Vectors  #: ``(n, dim)``, unit rows, of the base model.
     answers: Qrels  #: Of the queries, rows into ``document_ids``; the grades are shares in (0, 1].
@@ -71,11 +68,7 @@ class AnswerMemory:
 
     @classmethod
     def of(cls, queries: Vectors, relevance: Qrels, document_ids: Sequence[str]) -> AnswerMemory:
-        """Remember judged queries, ``(n, dim)``; a DatasetError if there is none.
-
-        The best document of a query has the share 1, a lesser grade its fraction of that. A share
-        that summed to 1 instead would say that many answers are each worth little.
-        """
+        """Remember judged queries, ``(n, dim)``, by share of the best grade; or a DatasetError."""
         judged = np.flatnonzero(relevance.counts > 0)
         if not len(judged):
             raise DatasetError("No query has a relevant document: there is nothing to remember.")
@@ -92,10 +85,7 @@ class AnswerMemory:
     def lookup(
         self, query: Vectors, *, temperature: float = TEMPERATURE, neighbours: int = NEIGHBOURS
     ) -> dict[str, float]:
-        """Return what similar queries were answered by: document id → ``Σ w_i y_i``, largest first.
-
-        Values are in [0, 1], near 0 where no remembered query is similar to ``query``, ``(dim,)``.
-        """
+        """Return document id → ``Σ w_i y_i``, in [0, 1], largest first, for a query, ``(dim,)``."""
         dim = self.queries.shape[1]
         [vector] = as_vectors(np.atleast_2d(query), what="A vector for this memory", dim=dim)
         cosines = self.queries @ l2_normalize(vector)
@@ -271,11 +261,7 @@ class MemoryRetriever(SteppedRetriever):
         return [node.model_copy(update={"score": score}) for score, node in scored]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write memory, settings and the identity of the base model; atomic, without texts.
-
-        The wrapped retriever and ``nodes`` are not part of it. A FolderError where the folder holds
-        something else.
-        """
+        """Write memory, settings and base model's identity, atomically; or raise a FolderError."""
         files.check_target_folder(Path(folder), frozenset((CONFIG, ARRAYS)))
         fingerprint, answers = fingerprint_of(self._base), self.memory.answers
         config = {
@@ -308,10 +294,7 @@ class MemoryRetriever(SteppedRetriever):
             embed_model: None builds the base model from what the folder says.
             verify: Refuse another model than the one whose query vectors are remembered, by probes.
 
-        Raises:
-            FolderError: The folder is missing, damaged, foreign or too new, or names no model that
-                can be built.
-            BaseModelMismatchError: The model is not the one the memory was made with.
+        For errors see :meth:`AdaptedEmbedding.from_pretrained`.
         """
         path = Path(folder)
         config = files.read_config(path, CONFIG)

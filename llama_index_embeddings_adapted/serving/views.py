@@ -127,9 +127,8 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
         given = list(nodes)
         strangers = [type(node).__name__ for node in given if not isinstance(node, BaseNode)]
         if strangers:
-            raise OptionError(
-                f"nodes: expected LlamaIndex nodes, such as TextNode(text=…), got {strangers[0]}."
-            )
+            expected = "expected LlamaIndex nodes, such as TextNode(text=…)"
+            raise OptionError(f"nodes: {expected}, got {strangers[0]}.")
         found = {node.node_id: node for node in given}
     if not found:
         raise OptionError("nodes: expected the nodes of the index, got none.")
@@ -165,9 +164,8 @@ def nodes_of(index: VectorStoreIndex) -> list[BaseNode]:
         except ValueError:  # Milvus' an empty filter
             return store.get_nodes(node_ids=None, filters=MetadataFilters(filters=[]))
     except Exception as cause:  # stores raise what they like; the advice is the same
-        raise StoreError(
-            f"{type(store).__name__} cannot list its nodes ({cause}). Pass nodes=… to adapt_index."
-        ) from cause
+        what = f"{type(store).__name__} cannot list its nodes ({cause})"
+        raise StoreError(f"{what}. Pass nodes=… to adapt_index.") from cause
 
 
 def document_vectors(
@@ -192,12 +190,9 @@ def write(folder: Path, views: Views, model: BaseEmbedding, settings: Mapping[st
         "scale": None if views.scale is None else asdict(views.scale),
     }
     prior = {} if views.prior is None else views.prior.arrays()
-    arrays: files.Arrays = {
-        "document_keys": views.keys,
-        "shifts": views.shifts,
-        files.PROBES: fingerprint.probes,
-        **{f"prior.{name}": array for name, array in prior.items()},
-    }
+    arrays: files.Arrays = {"document_keys": views.keys, "shifts": views.shifts}
+    arrays |= {f"prior.{name}": array for name, array in prior.items()}
+    arrays[files.PROBES] = fingerprint.probes
     with files.atomic_folder(folder) as temporary:
         if isinstance(model, AdaptedEmbedding):
             model.save_pretrained(temporary / MODEL)

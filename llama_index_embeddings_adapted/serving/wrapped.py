@@ -123,10 +123,7 @@ def _ways(
 
 
 def without_span(method: Method) -> Method:
-    """Keep LlamaIndex from opening a second span inside that of the public method.
-
-    It would trace nothing new, and cost more than the adapter.
-    """
+    """Keep LlamaIndex from a second span inside the public method's, dearer than the adapter."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 
@@ -156,7 +153,6 @@ class WrappedEmbedding(BaseEmbedding):
         return cls._NAME
 
     def _steps(self, texts: list[str], role: Role) -> Steps[list[Embedding]]:
-        """Yield the calls that embed texts."""
         raise NotImplementedError
 
     def _embed(self, texts: list[str], role: Role) -> list[Embedding]:

@@ -28,11 +28,7 @@ _MORE = 64  # directions that are tried beyond those kept
 
 
 class Spectrum:
-    """The eigenpairs of the covariance of documents, ``(m, dim)``, computed when first asked for.
-
-    With fewer documents than dimensions only as many pairs are computed as there are documents:
-    all other directions have no variance.
-    """
+    """Eigenpairs of the covariance of documents, ``(m, dim)``, those of variance, on demand."""
 
     def __init__(self, documents: Vectors) -> None:
         self._documents = documents
@@ -90,14 +86,11 @@ def kernel_ridge(
 
     ``f(q) = Σ k(q, k_i) a_i`` minimises ``Σ ‖f(q_j) - v_j‖² + penalty · ‖f‖²`` in the norm of the
     Gaussian kernel; queries are unit rows, all are ``(n, dim)``. The temperature is in cosine
-    units, the penalty in those of the kernel of a query with itself, which is 1; both are ``> 0``.
-    Of more than 16,384 queries, a sample stands for all.
-
-    Source:
-        Saunders et al. 1998, Ridge regression learning algorithm in dual variables; the sample is
-        the "subset of datapoints" of Rasmussen and Williams 2006, Gaussian Processes for Machine
-        Learning, section 8.3.2. With a sample of keys and all queries in the sum (8.3.1), the
-        equations are too badly conditioned for single precision.
+    units, the penalty in those of a query's kernel with itself, which is 1; both are ``> 0``. Of
+    more than 16,384 queries, a sample stands for all. Source: Saunders et al. 1998, in dual
+    variables; the sample is the "subset of datapoints" of Rasmussen and Williams 2006, section
+    8.3.2: with all queries in the sum (8.3.1), the equations are too badly conditioned for single
+    precision.
     """
     if len(queries) > MOST_KEYS:
         rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[:MOST_KEYS])
@@ -152,9 +145,8 @@ def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
 def answer_directions(train: EncodedDataset, spectrum: Spectrum) -> Vectors:
     """Return for each training query what to add to a query like it, ``(n, dim)``, unit rows.
 
-    The mean of its relevant documents, less the mean of all documents and whitened: of all vectors
-    of its length that one favours these documents most against the rest of the corpus.
-    ``spectrum`` is that of the documents.
+    The mean of its relevant documents, less the mean of all, whitened by their ``spectrum``: of
+    vectors of its length what favours these documents most against the rest of the corpus.
     """
     values = mean_documents(train.relevance, train.documents) - spectrum.mean
     return l2_normalize(values @ spectrum.power(1.0, 1.0).astype(np.float32))

@@ -197,6 +197,7 @@ class EmbeddingAdapterFinetuneEngine:
         """Embed what is not cached, train, and save the adapter to ``model_output_path``.
 
         ``train_kwargs`` override those of the constructor for this call.
+
         Raises:
             DatasetError: Too few queries to hold some out.
             FolderError: ``model_output_path`` cannot be written, or holds something else.
@@ -207,9 +208,8 @@ class EmbeddingAdapterFinetuneEngine:
         options = self._options_for(train_kwargs)
         candidate_output = self._check_destinations()
         began = time.perf_counter()
-        with Encoder(
-            self.embed_model, cache_dir=self._cache_dir, show_progress=self._show_progress
-        ) as encoder:
+        cache, shown = self._cache_dir, self._show_progress
+        with Encoder(self.embed_model, cache_dir=cache, show_progress=shown) as encoder:
             check_dim(encoder.fingerprint.dim, options.dim, self._start)
             train = self._stop_early if options.method == "linear" else self._cross_fit
             self._found = found = train(encoder, options, began)
@@ -231,7 +231,6 @@ class EmbeddingAdapterFinetuneEngine:
         return candidate_output
 
     def _options_for(self, more: dict[str, Any]) -> TrainingOptions:
-        """Return the options of a call, checked."""
         settings = {**self._settings, **more}
         if settings["method"] is None:
             in_mind = self._start is not None or self._checkpoints is not None
@@ -287,14 +286,10 @@ class EmbeddingAdapterFinetuneEngine:
         everything = self.dataset if given is None else self.dataset.merged(given)
         data = encoder.dataset(everything)
         held_out.check_queries_differ(data)
-        tuned = tune(
-            data,
-            options,
-            words=None if options.lexical is None else partial(WordScores.within, everything),
-            kept=self._output.with_name(f"{self._output.name}.fitting"),
-            curve=everything.synthetic,
-            show_progress=self._show_progress,
-        )
+        words = None if options.lexical is None else partial(WordScores.within, everything)
+        place = self._output.with_name(f"{self._output.name}.fitting")
+        asked: Any = {"curve": everything.synthetic, "show_progress": self._show_progress}
+        tuned = tune(data, options, words=words, kept=place, **asked)
         texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(
@@ -356,7 +351,6 @@ class EmbeddingAdapterFinetuneEngine:
         return _Found(served, kept, report, mixed, bank_of(learnt.queries))
 
     def _texts(self, validation: Validation, given: EncodedDataset | None) -> list[Texts]:
-        """Return the texts behind the scores of each part."""
         theirs = None if given is None else given.document_ids
         return [
             Texts.of((part.document_ids is theirs and self._val_dataset) or self.dataset, part)
@@ -373,10 +367,7 @@ class EmbeddingAdapterFinetuneEngine:
             export().save(self._checkpoints / f"step_{step}")
 
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
-        """Return the base model with the trained adapter; :class:`NotTrainedError` before training.
-
-        ``model_kwargs`` are passed to :class:`AdaptedEmbedding`.
-        """
+        """Return the trained AdaptedEmbedding, with these arguments; or a NotTrainedError."""
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
         model = self._trained("model").model
         known = {name: getattr(model, name) for name in ("adapter", "training", "sketch")}

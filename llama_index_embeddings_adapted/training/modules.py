@@ -93,11 +93,7 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class TrainingDocuments:
-    """Unit rows of documents, ``(m, dim)`` of the base model, as tensors.
-
-    Up to 512 MiB of them are held on the device. More stay where they are, in memory or mapped
-    from a file, and only those that a step scores are copied.
-    """
+    """Unit rows, ``(m, dim)``, on the device up to 512 MiB, else copied as steps need them."""
 
     def __init__(self, vectors: Vectors, device: torch.device) -> None:
         self._vectors, self._device, small = vectors, device, vectors.nbytes <= MOST_BYTES

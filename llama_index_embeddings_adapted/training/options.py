@@ -60,7 +60,8 @@ class _Checked:
 class TrainingOptions(_Checked):
     """All that decides what the fine-tuning of an adapter finds, beside data and base model.
 
-    The last nine are arguments of :class:`EmbeddingAdapterFinetuneEngine`.
+    The last nine are arguments of :class:`EmbeddingAdapterFinetuneEngine`. A value outside its
+    range is an OptionError.
 
     Args:
         loss: Which documents a query's relevant ones compete with. ``"queried"``: all documents
@@ -92,9 +93,6 @@ class TrainingOptions(_Checked):
         optimizer_params: Its keyword arguments.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
         seed: Same seed, same machine, same weights.
-
-    Raises:
-        OptionError: A value outside its range.
     """
 
     loss: Loss = "queried"
@@ -141,22 +139,15 @@ LOOP = frozenset(field.name for field in fields(TrainingOptions)) - {
 
 def settings_of(options: TrainingOptions) -> dict[str, Any]:
     """Return options as JSON knows them."""
-    optimizer, params = options.optimizer_class, options.optimizer_params
-    return {
-        **asdict(replace(options, optimizer_class=None)),
-        "optimizer_class": None if optimizer is None else getattr(optimizer, "__name__", "custom"),
-        "optimizer_params": {
-            key: value if isinstance(value, (int, float, str, bool)) else repr(value)
-            for key, value in params.items()
-        },
-    }
+    optimizer, params = options.optimizer_class, options.optimizer_params.items()
+    kept = asdict(replace(options, optimizer_class=None))
+    name = None if optimizer is None else getattr(optimizer, "__name__", "custom")
+    plain = {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in params}
+    return {**kept, "optimizer_class": name, "optimizer_params": plain}
 
 
 def implied_method(settings: Mapping[str, Any], *, training_loop: bool = False) -> str:
-    """Return the method of a call that names none: who speaks of a training loop means one.
-
-    ``training_loop`` says whether something other than the settings speaks of it.
-    """
+    """Return the method of a call that names none; ``training_loop``: other signs of one."""
     spoken = training_loop or not LOOP.isdisjoint(settings)
     return "linear" if spoken and settings.get("adapts", "query") == "query" else "auto"
 
@@ -175,7 +166,7 @@ def check_dim(base: int, dim: int | None, start: Adapter | None) -> None:
 
 @dataclass(frozen=True)
 class ComposedOptions(_Checked):
-    """How to train; every field is checked on construction.
+    """How to train; a value outside its range is an OptionError.
 
     Args:
         weight: λ of the composition while training, ``> 0``; tuned afterwards.
@@ -207,9 +198,6 @@ class ComposedOptions(_Checked):
         gradient_checkpointing: Compute activations twice instead of keeping them.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
         seed: Same seed, same machine, same weights.
-
-    Raises:
-        OptionError: A value outside its range.
 
     Source:
         Zhang et al. 2024, arXiv:2402.12177, and the code beside it, for weight, epochs, patience,

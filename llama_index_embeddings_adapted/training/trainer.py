@@ -51,9 +51,8 @@ def limit_threads(multiplications: int) -> Iterator[None]:
 def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
     """Exhaust iterators, several at once, with torch's threads divided among them.
 
-    Two trainings on a thread each are done sooner than one after the other on two threads. The
-    first error or interrupt ends all of them, each after what it does at that moment, and is
-    raised. ``most`` run at once, by default as many as torch has threads.
+    Two trainings on a thread each are sooner done than in turn on two. The first error or interrupt
+    ends all, each after what it does then, and is raised. ``most``: by default torch's threads.
     """
     threads = torch.get_num_threads()
     workers = min(len(works), most or threads)
@@ -81,11 +80,7 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What training found.
-
-    ``best_epoch`` is 0 where nothing beat the base model; the adapter is an identity then. Epoch 0
-    is in the history too.
-    """
+    """What training found; epoch 0, the history's first, is the base model: an identity."""
 
     adapter: Adapter
     best_epoch: int
@@ -137,10 +132,7 @@ def fit(
 def states(
     train: EncodedDataset, start: Adapter, options: TrainingOptions, *, show_progress: bool = False
 ) -> Iterator[tuple[int, Callable[[], Adapter]]]:
-    """Train, and yield after each epoch its number and a function that exports the adapter.
-
-    Nothing is validated, so ``patience`` has no effect; the rest is as in :func:`fit`.
-    """
+    """Train as :func:`fit` does, unvalidated; yield number and export of each epoch."""
     run = _Run(train, start, options)
     for number, _ in run.epochs(show_progress=show_progress):
         yield number, run.module.export
@@ -240,7 +232,6 @@ class _Run:
         return value
 
     def _rate(self, step: int) -> float:
-        """Return what the learning rate is multiplied by."""
         options = self._options
         warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
         if not options.decay:
@@ -254,14 +245,10 @@ class _Run:
         adapted = nn.functional.normalize(self.module(self._queries[rows]), dim=1)
         candidates = self._competition.candidates(batch)
         relevant, hidden = self._competition.among(batch, candidates)
-        loss = ranking_nll(
-            adapted,
-            self._documents.take(candidates) if self._fixed is None else self._fixed,
-            relevant,
-            temperature=self._log_temperature.exp(),
-            stands_for=self._competition.stands_for(candidates),
-            hidden=hidden,
-        )
+        documents = self._documents.take(candidates) if self._fixed is None else self._fixed
+        temperature, count = self._log_temperature.exp(), self._competition.stands_for(candidates)
+        settings: Any = {"temperature": temperature, "stands_for": count, "hidden": hidden}
+        loss = ranking_nll(adapted, documents, relevant, **settings)
         if options.shrinkage:
             loss = loss + options.shrinkage * self.module.shrinkage()
         if options.anchor:

@@ -62,10 +62,8 @@ def adapt_without_labels(
         penalty: Of the prior, in cosine units.
         pseudo_labels: Adapt queries, towards what the retriever ranks first for them, see
             :func:`self_trained`. A model that has an adapter keeps it.
-        top_k: How many nodes come back.
-        candidates: Per side, see :class:`HybridRetriever`.
-        cache_dir: Where vectors are kept, see :class:`Encoder`.
-        show_progress: Show a bar while embedding.
+        top_k, candidates: See :class:`HybridRetriever`.
+        cache_dir, show_progress: See :class:`Encoder`.
         writing: Passed to :func:`generate_qa_embedding_pairs`, with ``llm`` only.
 
     Raises:
@@ -101,9 +99,8 @@ def _adapt(
     if views.prior is not None:
         bank = l2_normalize(adapter.apply(bank))
         prior = views.prior.changed(bank=bank)
-        found.views = views.changed(
-            prior=prior.changed(neutral=float(prior.nearness(views.vectors, views.keys).mean()))
-        )
+        neutral = float(prior.nearness(views.vectors, views.keys).mean())
+        found.views = views.changed(prior=prior.changed(neutral=neutral))
 
 
 def self_trained(

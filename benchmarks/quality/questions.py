@@ -39,6 +39,8 @@ LABELS = {
     "nfcorpus": ("Abstract", "Query"),
     "aws_cli": ("Command", "Query"),
     "docstrings": ("Code", "Query"),
+    "uberlyft_10k": ("Passage", "Question"),
+    "wordnet": ("Definition", "Query"),
 }
 SHOWN = 30
 _NAMED = ("model", "examples", "passages", "seed")  # what tells a row from others of its set

@@ -134,7 +134,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return dict(Counter(self.provenance.get(query, "unknown") for query in self.queries))
 
     def with_provenance(self, source: str) -> Self:
-        """Return the same dataset, of whose queries all are from one of :data:`formats.SOURCES`."""
+        """Return the same dataset, all queries from ``source``.
+
+        A DatasetError where that is not one of :data:`formats.SOURCES`.
+        """
         return self._but(provenance=dict.fromkeys(self.queries, source)).reported(self._report)
 
     def scored(self, *, ignore_identical_ids: bool = True, twins_count: bool = True) -> Self:
@@ -338,7 +341,10 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         return smaller.subset([q for q in self.queries if relevant.get(q) and q not in gone])
 
     def with_hard_negatives(self, negatives: Mapping[str, Sequence[str]]) -> Self:
-        """Return the same dataset with documents that look relevant and are not, by query."""
+        """Return the same dataset with documents that look relevant and are not, by query.
+
+        Unknown ids, or a document that is relevant to its query, are a DatasetError.
+        """
         return self._but(hard_negatives=negatives).reported(self._report)
 
     def merged(self, other: EmbeddingQAFinetuneDataset) -> Self:

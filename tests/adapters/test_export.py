@@ -1,5 +1,3 @@
-"""Every format gives what the adapter gives, read by what reads it in the wild."""
-
 import json
 import re
 import shutil
@@ -164,8 +162,6 @@ def test_sentence_transformers_gives_what_the_served_model_gives(minilm, tmp_pat
 
 
 class Unknown(LinearAdapter):
-    """A class of one's own that does not say how it is exported."""
-
     trace = Adapter.trace
 
 

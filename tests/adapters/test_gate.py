@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +15,15 @@ from tests.support.synthetic import encoded
 
 
 def at(*degrees: float) -> np.ndarray:
-    """Unit vectors in the plane, by their angles."""
     angles = np.deg2rad(degrees)
     return np.float32(np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
-def gate(
-    *,
-    queries: tuple[float, ...] = (60, 90),
-    asked: tuple[float, ...] = (60,),
-    others: tuple[float, ...] = (90,),
-    shares: tuple[float, float] = (1, 1),
-    coefficients: tuple[float, ...] = (0, 0, 0, 0, 0, 0, 0),
-    bound: float = 9.0,
-) -> Gate:
-    low, high = np.full(6, -bound), np.full(6, bound)
-    return Gate(
-        at(*queries), at(*asked), at(*others), np.array(shares), np.array(coefficients), low, high
-    )
+def gate(*, queries: Any = (60, 90), asked: Any = (60,), others: Any = (90,), **more: Any) -> Gate:
+    shares, coefficients = more.get("shares", (1, 1)), more.get("coefficients", (0,) * 7)
+    low, high = (np.full(6, sign * more.get("bound", 9.0)) for sign in (-1, 1))
+    places = at(*queries), at(*asked), at(*others)
+    return Gate(*places, np.array(shares), np.array(coefficients), low, high)
 
 
 def test_features_are_cosines_to_training_queries_and_to_both_kinds_of_documents():

@@ -11,15 +11,12 @@ from llama_index_embeddings_adapted.training import closed_form
 from llama_index_embeddings_adapted.training.closed_form import kernel_ridge
 
 KEY, VALUE, FAR = np.eye(3, dtype=np.float32)
+SHARED = LinearAdapter.identity(3, shared=True)
 
 
-def kernel(
-    keys: Any = (KEY,),
-    coefficients: Any = (VALUE,),
-    general: LinearAdapter | None = None,
-    **settings: Any,
-) -> KernelAdapter:
-    return KernelAdapter(general or LinearAdapter.identity(3), keys, coefficients, **settings)
+def kernel(keys: Any = (KEY,), coefficients: Any = (VALUE,), **settings: Any) -> KernelAdapter:
+    general = settings.pop("general", LinearAdapter.identity(3))
+    return KernelAdapter(general, keys, coefficients, **settings)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -49,9 +46,9 @@ def test_coefficients_add_up_by_the_angle_of_the_base_vector_to_the_mapped_one()
         (lambda: kernel(coefficients=(VALUE, FAR)), ShapeError, r"coefficients: expected \(1, 3\)"),
         (lambda: kernel(general=LinearAdapter.identity(4)), ShapeError, "general: expected 3 to"),
         (
-            lambda: kernel(general=LinearAdapter.identity(3, shared=True)),
+            lambda: kernel(general=SHARED),
             OptionError,
-            "general: expected an adapter that leaves documents alone",
+            "general: expected an adapter that leaves doc",
         ),
         (lambda: kernel(weight=-1), OptionError, "weight >= 0 .* got -1 and 0.2"),
         (lambda: kernel(temperature=0), OptionError, "temperature > 0"),
@@ -65,11 +62,8 @@ def test_a_kernel_that_does_not_fit_is_refused(make, error, message):
 def test_it_is_the_kernel_ridge_of_scikit_learn():
     from sklearn.kernel_ridge import KernelRidge
 
-    queries, values, others = (
-        l2_normalize(normal(30, 4)),
-        normal(30, 4, seed=1),
-        l2_normalize(normal(9, 4, seed=2)),
-    )
+    queries, others = l2_normalize(normal(30, 4)), l2_normalize(normal(9, 4, seed=2))
+    values = normal(30, 4, seed=1)
     # The same kernel: exp((cos - 1) / 0.3) is exp(-gamma · squared distance) at gamma = 1 / 0.6.
     theirs = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / 0.6).fit(queries, values)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.3, penalty=0.1)

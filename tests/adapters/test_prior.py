@@ -1,5 +1,3 @@
-"""A prior over documents: what it takes off, and that two more dimensions do the same exactly."""
-
 import numpy as np
 import pytest
 
@@ -17,11 +15,19 @@ QUERIES = l2_normalize(random.standard_normal((20, DIM)) + 1.0)
 KEYS = np.arange(1, COUNT + 1, dtype=np.uint64)
 
 
-def test_h_is_the_mean_cosine_to_the_nearest_queries():
+def test_h_is_the_mean_cosine_to_the_nearest_queries_of_other_documents():
     bank = np.float32([[1, 0], [0, 2], [-1, 0]])  # cosines to (1, 0): 1, 0 and -1
     for neighbours, expected in ((1, 1.0), (2, 0.5), (3, 0.0), (10, 0.0)):
         prior = DocumentPrior(bank, neighbours=neighbours)
         assert prior.nearness(np.float32([[3, 0]])) == pytest.approx([expected])
+    bank = np.float32([[1, 0], [0, 1]])
+    prior = DocumentPrior(bank, np.array([7, 0], dtype=np.uint64), neutral=0.3)
+    document = np.float32([[1, 0], [1, 0]])
+    keys = np.array([7, 8], dtype=np.uint64)
+    assert prior.nearness(document, keys).tolist() == pytest.approx([0.0, 0.5])
+    assert prior.nearness(document).tolist() == pytest.approx([0.5, 0.5])
+    alone = DocumentPrior(bank[:1], np.array([7], dtype=np.uint64), neutral=0.3)
+    assert alone.nearness(document, keys).tolist() == pytest.approx([0.3, 1.0])  # nothing known
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
@@ -38,17 +44,6 @@ def test_in_two_more_dimensions_every_metric_ranks_by_cosine_minus_prior(weight)
     squared = ((queries[:, None] - documents[None]) ** 2).sum(axis=2)
     for scores in (inner, l2_normalize(queries) @ l2_normalize(documents).T, -squared):
         assert np.array_equal(np.argsort(-scores, axis=1), order)
-
-
-def test_a_query_does_not_count_for_the_document_it_was_written_from():
-    bank = np.float32([[1, 0], [0, 1]])
-    prior = DocumentPrior(bank, np.array([7, 0], dtype=np.uint64), neutral=0.3)
-    document = np.float32([[1, 0], [1, 0]])
-    keys = np.array([7, 8], dtype=np.uint64)
-    assert prior.nearness(document, keys).tolist() == pytest.approx([0.0, 0.5])
-    assert prior.nearness(document).tolist() == pytest.approx([0.5, 0.5])
-    alone = DocumentPrior(bank[:1], np.array([7], dtype=np.uint64), neutral=0.3)
-    assert alone.nearness(document, keys).tolist() == pytest.approx([0.3, 1.0])  # nothing known
 
 
 def test_values_of_their_own_and_undoing():

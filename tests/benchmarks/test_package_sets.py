@@ -1,5 +1,3 @@
-"""Sets made from packages: what is asked, for what, and which part of it training may see."""
-
 import gzip
 import io
 import json

@@ -1,5 +1,3 @@
-"""Peers written after their papers: what each does where the answer is known."""
-
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +11,8 @@ from tests.support.synthetic import rotated_corpus
 WHOLE, _ = rotated_corpus(documents=60, per_document=4)
 LEARNT, DECIDES = (WHOLE.take(np.flatnonzero(np.arange(240) % 4 % 2 == half)) for half in (0, 1))
 BASE = search(DECIDES, DECIDES.queries, DECIDES.documents)
-SETTINGS = {
-    "rocchio": {"documents": 3, "weight": 0.0},
-    "pefa_xs": {"share": 1.0},
-    "pefa_xl": {"share": 1.0, "neighbours": 4},
-}
+PEFA = {"pefa_xs": {"share": 1.0}, "pefa_xl": {"share": 1.0, "neighbours": 4}}
+SETTINGS = {"rocchio": {"documents": 3, "weight": 0.0}, **PEFA}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -1,5 +1,3 @@
-"""Result files of the benchmarks: several processes may add to one, and seeds become means."""
-
 import subprocess
 import sys
 from pathlib import Path
@@ -33,19 +31,10 @@ def results(tmp_path, monkeypatch) -> Path:
 
 def run(seed: int, adapted: float, recipe: str = "linear") -> dict[str, Any]:
     scores = {"ndcg@10": adapted, "mrr@10": adapted, "hit_rate@5": adapted}
-    whole = {
-        "base": dict.fromkeys(scores, 0.5),
-        "adapted": scores,
-        "intervals": {metric: [seed / 10, 0.5] for metric in scores},
-    }
-    return {
-        "seed": seed,
-        "version": "abc",
-        "recipe": recipe,
-        "seconds": 10.0 + seed,
-        "base_calls": seed,
-        "tests": {"test": {"all": whole, "known": whole}},
-    }
+    intervals = {metric: [seed / 10, 0.5] for metric in scores}
+    whole = {"base": dict.fromkeys(scores, 0.5), "adapted": scores, "intervals": intervals}
+    row = {"seed": seed, "version": "abc", "recipe": recipe, "seconds": 10.0 + seed}
+    return {**row, "base_calls": seed, "tests": {"test": {"all": whole, "known": whole}}}
 
 
 def keep(found: Any) -> None:
@@ -53,10 +42,8 @@ def keep(found: Any) -> None:
 
 
 def test_two_processes_add_to_one_file(results):
-    started = [
-        subprocess.Popen([sys.executable, "-c", ADDS, str(results), str(first)])
-        for first in (0, 20)
-    ]
+    command = [sys.executable, "-c", ADDS, str(results)]
+    started = [subprocess.Popen([*command, first]) for first in ("0", "20")]
     assert [one.wait(timeout=120) for one in started] == [0, 0]
     found = environment.load("some")
     assert [row["seed"] for row in found["rows"]] == list(range(40))

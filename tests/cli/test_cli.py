@@ -23,13 +23,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness.scripted_server import ScriptedServer
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    ship_candidate,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, errors, ship_candidate
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.cli import inputs
 from llama_index_embeddings_adapted.cli.app import app
@@ -40,12 +36,7 @@ from llama_index_embeddings_adapted.cli.options import (
     read_run_config,
     run_command,
 )
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    FolderError,
-    MissingExtraError,
-    OptionError,
-)
+from llama_index_embeddings_adapted.errors import FolderError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from tests.conftest import CountingEmbedding
@@ -64,8 +55,6 @@ TOPICS = [page.__name__ for page in PAGES]
 
 
 class Ran:
-    """What a command printed and its exit code."""
-
     def __init__(self, *arguments: object, process: bool = False) -> None:
         words = [str(argument) for argument in arguments]
         if process:
@@ -224,10 +213,9 @@ def test_exit_codes_tell_proven_from_refused_and_open():
 def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
     import typer
 
-    for error, code, said in (
-        (KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"),
-        (ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"),
-    ):
+    interrupted = KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"
+    refused = ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"
+    for error, code, said in (interrupted, refused):
 
         class Failing(Job):
             def run(self, error: BaseException = error) -> CommandResult:
@@ -320,7 +308,7 @@ def test_headings_become_questions_without_an_llm(counting, documents):
     assert ran.data["queries"] == len(TOPICS)
 
 
-def test_evaluate_scores_one_model(counting, pairs, small):
+def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small):
     ran = Ran("evaluate", pairs, "counting", "--k", 1, "--k", 3, "--quiet", "--json")
     assert ran.code == 0, ran.err
     assert set(ran.data["metrics"]) >= {"hit_rate@1", "ndcg@3"}
@@ -328,6 +316,16 @@ def test_evaluate_scores_one_model(counting, pairs, small):
     assert ran.data["queries"] == len(small)
     for model in ("counting", "bm25", "counting+bm25"):
         assert "hit_rate@10" in Ran("evaluate", pairs, model, "--quiet").out
+    ran = Ran("show", pairs, "--number", 2, "--seed", 1)
+    assert ran.code == 0
+    assert "12 queries" in ran.out
+    data = Ran("show", pairs, "--number", 2, "--seed", 1, "--json").data
+    assert data["statistics"]["documents"] == 6
+    assert len(data["queries"]) == 2
+    for drawn in data["queries"]:
+        assert drawn["query"] == small.queries[drawn["query_id"]]
+        assert list(drawn["documents"]) == list(small.relevant_docs[drawn["query_id"]])
+        assert drawn["query"] in ran.out
 
 
 def test_compare_gates_on_the_last_model_writes_a_page_and_reads_a_split(
@@ -357,19 +355,6 @@ def test_compare_gates_on_the_last_model_writes_a_page_and_reads_a_split(
     assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
 
 
-def test_show_draws_queries_with_their_documents(pairs, small):
-    ran = Ran("show", pairs, "--number", 2, "--seed", 1)
-    assert ran.code == 0
-    assert "12 queries" in ran.out
-    data = Ran("show", pairs, "--number", 2, "--seed", 1, "--json").data
-    assert data["statistics"]["documents"] == 6
-    assert len(data["queries"]) == 2
-    for drawn in data["queries"]:
-        assert drawn["query"] == small.queries[drawn["query_id"]]
-        assert list(drawn["documents"]) == list(small.relevant_docs[drawn["query_id"]])
-        assert drawn["query"] in ran.out
-
-
 def test_split_cuts_by_document_and_overwrites_nothing(pairs):
     ran = Ran("split", pairs, "--share", 0.4, "--json")
     assert ran.code == 0, ran.err
@@ -384,7 +369,7 @@ def test_split_cuts_by_document_and_overwrites_nothing(pairs):
 
 def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_path):
     names = [f"document {n} about {topic}" for n in range(3) for topic in TOPICS]
-    dataset = EmbeddingQAFinetuneDataset(
+    dataset = package.EmbeddingQAFinetuneDataset(
         {"q": TOPICS[0]}, {f"d{n}": text for n, text in enumerate(names)}, {"q": ["d0"]}
     )
     dataset.save_json("many.json")
@@ -522,7 +507,7 @@ def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path):
     with pytest.warns(UserWarning, match="1 lines of corpus.jsonl without an id and a text"):
         assert len(read_documents(corpus)) == 1
     corpus.write_text('{"text": 3}')
-    with pytest.raises(DatasetError, match="expected at least one text with an id"):
+    with pytest.raises(errors.DatasetError, match="expected at least one text with an id"):
         read_documents(corpus)
 
 

@@ -1,5 +1,3 @@
-"""ComposedEmbedding: what it gives, how it is saved, what it refuses to load."""
-
 import asyncio
 import copy
 import json

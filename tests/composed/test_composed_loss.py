@@ -21,11 +21,17 @@ def judged(relevant: list[list[bool]], pairs: list[tuple[int, int]], **more: Any
     return {"relevant": torch.tensor(relevant), "pairs": torch.tensor(pairs), **more}
 
 
-def test_a_batch_whose_scores_say_nothing_costs_the_log_of_the_candidates():
+def test_scores_that_say_nothing_cost_the_log_of_candidates_that_are_no_answer():
     one = torch.ones(3, 4)
     batch = judged(torch.eye(3).bool().tolist(), [(0, 0), (1, 1), (2, 2)])
     loss = training.composed_nll(one, one, batch, ComposedOptions(label_smoothing=0.0))
     assert float(loss) == pytest.approx(math.log(3), abs=1e-5)
+    queries = torch.tensor([[1.0, 0.0]])
+    documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    batch = judged([[True, True, False]], [(0, 0)])
+    options = ComposedOptions(weight=1, temperature=1.0, label_smoothing=0.0)
+    loss = training.composed_nll(queries, documents, batch, options)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_composed_vectors():
@@ -35,32 +41,17 @@ def test_the_loss_is_the_cross_entropy_of_the_composed_vectors():
     logits = torch.from_numpy(queries @ documents.T) / 0.05
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(5), label_smoothing=0.2)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in b]
-    batch = judged(
-        torch.eye(5).bool().tolist(),
-        [(row, row) for row in range(5)],
-        frozen=torch.from_numpy(unit[0] @ unit[1].T),
-    )
+    frozen = torch.from_numpy(unit[0] @ unit[1].T)
+    batch = judged(torch.eye(5).bool().tolist(), [(row, row) for row in range(5)], frozen=frozen)
     loss = training.composed_nll(*map(torch.from_numpy, a), batch, ComposedOptions(weight=0.5))
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_a_document_that_also_answers_the_query_does_not_compete():
-    queries = torch.tensor([[1.0, 0.0]])
-    documents = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    batch = judged([[True, True, False]], [(0, 0)])
-    options = ComposedOptions(weight=1, temperature=1.0, label_smoothing=0.0)
-    loss = training.composed_nll(queries, documents, batch, options)
-    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
 
 
 def shared_documents() -> EncodedDataset:
     """Documents 0 and 3 have one text; query 2 has two answers; document 1 has three queries."""
     random = np.random.default_rng(0)
-    data = encoded(
-        random.standard_normal((6, 8)),
-        random.standard_normal((5, 8)),
-        [[0], [3], [0, 2], [1], [1], [1]],
-    )
+    vectors = [random.standard_normal((count, 8)) for count in (6, 5)]
+    data = encoded(*vectors, [[0], [3], [0, 2], [1], [1], [1]])
     return EncodedDataset(**{**vars(data), "canonical_rows": np.array([0, 1, 2, 0, 4])})
 
 
@@ -72,11 +63,8 @@ def collated(features: list[dict[str, list[int]]], **kwargs: Any) -> dict[str, A
 
 def test_an_epoch_visits_each_document_with_its_queries_in_groups():
     found = training.training_groups(shared_documents(), per_group=4, negatives=0)
-    assert found == [
-        {"document": [0], "queries": [0, 1, 2], "hard": []},
-        {"document": [2], "queries": [2], "hard": []},
-        {"document": [1], "queries": [3, 4, 5], "hard": []},
-    ]
+    asked = {0: [0, 1, 2], 2: [2], 1: [3, 4, 5]}.items()
+    assert found == [{"document": [d], "queries": rows, "hard": []} for d, rows in asked]
     found = training.training_groups(shared_documents(), per_group=2, negatives=0)
     assert [place["queries"] for place in found if place["document"] == [1]] == [[3, 4], [5]]
 
@@ -86,11 +74,8 @@ def test_hard_negatives_are_mined_and_never_relevant():
     found = training.training_groups(data, per_group=4, negatives=2)
     assert any(place["hard"] for place in found)
     for place in found:
-        answers = {
-            int(data.canonical_rows[d])
-            for q in place["queries"]
-            for d in data.relevance.relevant_to(q)
-        }
+        found = [d for q in place["queries"] for d in data.relevance.relevant_to(q)]
+        answers = {int(data.canonical_rows[d]) for d in found}
         assert len(place["queries"]) > 1 or not answers & set(place["hard"])
 
 

@@ -1,5 +1,3 @@
-"""Training for real, with a transformer small enough for a test."""
-
 import json
 import random
 import runpy
@@ -16,22 +14,10 @@ pytest.importorskip("datasets", reason="extra 'composed' is missing")
 
 from sentence_transformers import SentenceTransformer
 
-from llama_index_embeddings_adapted import (
-    ComposedEmbedding,
-    ComposedFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    SentenceTransformersFinetuneEngine,
-    evaluate_retrieval,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import errors
 from llama_index_embeddings_adapted.composed import training
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    FolderError,
-    MissingExtraError,
-    NotTrainedError,
-    OptionError,
-    TrainingError,
-)
+from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError, TrainingError
 from llama_index_embeddings_adapted.training.options import ComposedOptions
 from tests.conftest import CountingEmbedding
 from tests.support.tiny import saved_tiny, tiny_model
@@ -41,7 +27,9 @@ COLOURS += ["orange", "grey", "pink", "golden"]
 THINGS = ["car", "boat", "house", "horse", "coat"]
 
 
-def coded(prefix: str = "", *, start: int = 0, stop: int = 60) -> EmbeddingQAFinetuneDataset:
+def coded(
+    prefix: str = "", *, start: int = 0, stop: int = 60
+) -> package.EmbeddingQAFinetuneDataset:
     """Questions that share no word with their documents: only training tells what answers what."""
     names = [(c, t) for c in COLOURS for t in THINGS]
     corpus = {f"d{n}": f"entry {c} {t}" for n, (c, t) in enumerate(names)}
@@ -49,33 +37,25 @@ def coded(prefix: str = "", *, start: int = 0, stop: int = 60) -> EmbeddingQAFin
     queries = {f"{prefix}q{n}": f"{prefix} where {code[c]} {t}" for n, (c, t) in enumerate(names)}
     kept = [f"{prefix}q{n}" for n in range(start, stop)]
     relevant = {query: [f"d{query.removeprefix(prefix + 'q')}"] for query in kept}
-    return EmbeddingQAFinetuneDataset({q: queries[q] for q in kept}, corpus, relevant)
+    return package.EmbeddingQAFinetuneDataset({q: queries[q] for q in kept}, corpus, relevant)
 
 
-def engine(folder: Path, base: Any, **kwargs: Any) -> ComposedFinetuneEngine:
-    settings = {
-        "val_dataset": coded("please"),
-        "epochs": 3,
-        "learning_rate": 3e-3,
-        "label_smoothing": 0.0,
-        "model_output_path": folder / "model",
-        "cache_dir": folder / "cache",
-        "show_progress": False,
-        "device": "cpu",
-        **kwargs,
-    }
+def engine(folder: Path, base: Any, **kwargs: Any) -> package.ComposedFinetuneEngine:
+    settings = {"epochs": 3, "learning_rate": 3e-3, "label_smoothing": 0.0, "device": "cpu"}
+    settings |= {"model_output_path": folder / "model", "cache_dir": folder / "cache"}
+    settings |= {"val_dataset": coded("please"), "show_progress": False, **kwargs}
     small = settings.pop("augment_model", None)
-    return ComposedFinetuneEngine(coded(), base, small or tiny_model(), **settings)
+    return package.ComposedFinetuneEngine(coded(), base, small or tiny_model(), **settings)
 
 
-def trained_in(folder: Path, base: Any = None, **kwargs: Any) -> ComposedFinetuneEngine:
+def trained_in(folder: Path, base: Any = None, **kwargs: Any) -> package.ComposedFinetuneEngine:
     found = engine(folder, base or CountingEmbedding(), **kwargs)
     found.finetune()
     return found
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> ComposedFinetuneEngine:
+def trained(tmp_path_factory) -> package.ComposedFinetuneEngine:
     folder = tmp_path_factory.mktemp("trained")
     # Wide enough to tell the things apart, which queries and documents name: not blind to the task.
     black_box = CountingEmbedding(dim=64)
@@ -88,8 +68,10 @@ def test_a_small_model_fills_the_gaps_of_a_black_box_and_the_best_epoch_is_kept(
     assert report.adapted["hit_rate@5"] > report.base["hit_rate@5"] + 0.1
     assert report.verdict.startswith("ship")
     model = trained.get_finetuned_model()
-    assert isinstance(model, ComposedEmbedding)
-    scores = evaluate_retrieval(model, coded("please"), cache_dir=False, show_progress=False)
+    assert isinstance(model, package.ComposedEmbedding)
+    scores = package.evaluate_retrieval(
+        model, coded("please"), cache_dir=False, show_progress=False
+    )
     assert scores["hit_rate@5"] == pytest.approx(report.adapted["hit_rate@5"])
     scores = [line.scores["hit_rate@5"] for line in trained.history]
     assert [line.number for line in trained.history] == list(range(len(scores)))
@@ -247,11 +229,9 @@ def test_the_example_trains_prints_and_saves_the_history(tmp_path, monkeypatch, 
 
 
 def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_path):
-    answers = {
-        data.queries[query]: data.corpus[documents[0]]
-        for data in (coded(), coded("please"))
-        for query, documents in data.relevant_docs.items()
-    }
+    answers = {}
+    for data in (coded(), coded("please")):
+        answers |= {data.queries[q]: data.corpus[d] for q, (d, *_) in data.relevant_docs.items()}
 
     class Knows(CountingEmbedding):
         def vector(self, role: str, text: str) -> list[float]:
@@ -267,17 +247,11 @@ def test_a_small_model_that_adds_nothing_is_left_out_and_the_report_says_so(tmp_
 
 def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path):
     small = saved_tiny(tmp_path / "small")
-    found = SentenceTransformersFinetuneEngine(
-        coded(),
-        str(small),
-        str(tmp_path / "exp_finetune"),
-        val_dataset=coded("please"),
-        epochs=8,
-        show_progress_bar=False,
-        device="cpu",
-        cache_dir=False,
-        learning_rate=3e-3,
-        report_path=tmp_path / "report.html",
+    options = {"val_dataset": coded("please"), "epochs": 8, "learning_rate": 3e-3, "device": "cpu"}
+    options |= {"report_path": tmp_path / "report.html", "cache_dir": False}
+    place = str(tmp_path / "exp_finetune")
+    found = package.SentenceTransformersFinetuneEngine(
+        coded(), str(small), place, show_progress_bar=False, **options
     )
     found.finetune()
     assert found.report.best_epoch > 0
@@ -295,17 +269,17 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path):
 def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
     small = str(saved_tiny(tmp_path / "small"))
     old = ("out", 10, None, None, 2, False, 50, False, False, "cpu", False, False, 500, 0)
-    SentenceTransformersFinetuneEngine(coded(), small, *old)
-    SentenceTransformersFinetuneEngine(coded(), small, device="cpu", save_checkpoints=True)
+    package.SentenceTransformersFinetuneEngine(coded(), small, *old)
+    package.SentenceTransformersFinetuneEngine(coded(), small, device="cpu", save_checkpoints=True)
     for refused in ({"loss": object()}, {"trust_remote_code": True}):
         with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):
-            SentenceTransformersFinetuneEngine(coded(), small, **refused)
+            package.SentenceTransformersFinetuneEngine(coded(), small, **refused)
     data = coded()
     both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
             data.relevant_docs.items()}  # fmt: skip
-    twice = EmbeddingQAFinetuneDataset(data.queries, data.corpus, both)
-    one = SentenceTransformersFinetuneEngine(twice, small, device="cpu")
-    all_ = SentenceTransformersFinetuneEngine(twice, small, device="cpu", use_all_docs=True)
+    twice = package.EmbeddingQAFinetuneDataset(data.queries, data.corpus, both)
+    one = package.SentenceTransformersFinetuneEngine(twice, small, device="cpu")
+    all_ = package.SentenceTransformersFinetuneEngine(twice, small, device="cpu", use_all_docs=True)
     assert len(one.dataset.relevant_docs["q5"]) == 1
     assert len(all_.dataset.relevant_docs["q5"]) == 2
 
@@ -318,7 +292,7 @@ def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
         ({"report_path": Path()}, OptionError, "expected the path of a file, this is a folder"),
         ({"precision": "float16"}, OptionError, "does not train on a CPU"),
         ({"lr": 1}, OptionError, r'"lr".*Did you mean "learning_rate"'),
-        ({"model_output_path": Path(__file__).parent}, FolderError, "holds other files"),
+        ({"model_output_path": Path(__file__).parent}, errors.FolderError, "holds other files"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -334,12 +308,12 @@ def test_what_cannot_end_well_is_refused(options, error, message, tmp_path):
 @pytest.mark.parametrize("name", ["dataset", "val_dataset"])
 def test_queries_without_answers_are_refused(name, tmp_path):
     data = coded()
-    open_ = EmbeddingQAFinetuneDataset(
+    open_ = package.EmbeddingQAFinetuneDataset(
         data.queries, data.corpus, {**data.relevant_docs, "q3": []}, allow_unjudged=True
     )
     parts = {"dataset": data, "val_dataset": data, name: open_}
-    with pytest.raises(DatasetError, match=rf'{name}: 1 of 60 queries .*"q3".*judged\(\)'):
-        ComposedFinetuneEngine(
+    with pytest.raises(errors.DatasetError, match=rf'{name}: 1 of 60 queries .*"q3".*judged\(\)'):
+        package.ComposedFinetuneEngine(
             parts["dataset"], CountingEmbedding(), tiny_model(), val_dataset=parts["val_dataset"]
         )
 
@@ -363,7 +337,7 @@ def test_a_missing_extra_is_named(module, tmp_path, monkeypatch):
     found = engine(tmp_path, CountingEmbedding(), lora_rank=2)
     monkeypatch.setitem(sys.modules, module, None)
     extra = "lora" if module == "peft" else "composed"
-    with pytest.raises(MissingExtraError, match=rf"{module} is not installed.*\[{extra}\]"):
+    with pytest.raises(errors.MissingExtraError, match=rf"{module} is not installed.*\[{extra}\]"):
         found.finetune()
 
 

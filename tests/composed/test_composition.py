@@ -36,7 +36,6 @@ Pairs = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], Qrel
 
 
 def random_pairs(seed: int, queries: int = 12, documents: int = 40) -> Pairs:
-    """Queries and documents under two models, and up to three documents near each query."""
     random = np.random.default_rng(seed)
     relevant = [
         random.choice(documents, size=random.integers(1, 4), replace=False).tolist()

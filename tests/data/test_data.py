@@ -1,5 +1,3 @@
-"""The text side: datasets, BEIR folders, splits, files."""
-
 import gzip
 import hashlib
 import json
@@ -183,11 +181,8 @@ def test_provenance_is_kept_through_files_parts_and_merges(tmp_path, small):
         small.with_provenance("robot")
 
 
-GOOD: dict[str, Any] = {
-    "queries": {"q1": "one", "q2": "two"},
-    "corpus": {"d1": "first", "d2": "second"},
-    "relevant_docs": {"q1": ["d1"], "q2": ["d1", "d2"]},
-}
+PARTS = {"queries": {"q1": "one", "q2": "two"}, "corpus": {"d1": "first", "d2": "second"}}
+GOOD: dict[str, Any] = {**PARTS, "relevant_docs": {"q1": ["d1"], "q2": ["d1", "d2"]}}
 
 
 @pytest.mark.parametrize(

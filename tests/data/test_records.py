@@ -1,5 +1,3 @@
-"""Rows as people have them, in memory and in files of any kind."""
-
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,6 @@ class Example(BaseModel):
 
 
 def texts(data: Dataset) -> list[tuple[str, list[str]]]:
-    """Return each query's text with those of its documents."""
     return [(text, [data.corpus[d] for d in found]) for text, found in data.query_docid_pairs]
 
 
@@ -79,13 +76,10 @@ def test_negatives_in_every_shape_are_hard_negatives(rows):
     assert found == [[WRONG]] * 2
 
 
-def test_grades_are_kept_and_the_highest_counts():
+def test_grades_are_kept_and_clicks_and_votes_add_up():
     rows = [("q", "a", 2), ("q", "b", 1), ("q", "a", 1), ("q", "c", 0)]
     data = Dataset.from_records(rows)
     assert sorted((data.grades or {})[next(iter(data.queries))].values()) == [1, 2]
-
-
-def test_clicks_and_votes_add_up_and_none_says_nothing():
     clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
     rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
     data = Dataset.from_records(rows)
@@ -118,6 +112,8 @@ def test_equal_texts_are_one_and_ids_do_not_depend_on_order():
     data, turned = Dataset.from_records(rows), Dataset.from_records(rows[::-1])
     assert (len(data.queries), len(data.corpus)) == (2, 2)
     assert (data.queries, data.corpus) == (turned.queries, turned.corpus)
+    data = Dataset.from_records([("what is \ud83d\ude00?", "half \ud83d")])
+    assert texts(data) == [("what is 😀?", ["half \N{REPLACEMENT CHARACTER}"])]
 
 
 def test_columns_of_other_names_are_named():
@@ -150,11 +146,6 @@ def test_provenance_is_what_rows_say_or_what_is_said_of_them():
     assert Dataset.from_records({"examples": [by]}).sources == {"human": 1}
     assert Dataset.from_records(PAIRS, provenance="human").sources == {"human": 2}
     assert Dataset.from_records(PAIRS).sources == {}
-
-
-def test_half_a_surrogate_is_repaired():
-    data = Dataset.from_records([("what is \ud83d\ude00?", "half \ud83d")])
-    assert texts(data) == [("what is 😀?", ["half \N{REPLACEMENT CHARACTER}"])]
 
 
 ROWS = [{"query": q, "pos": [d]} for q, d in PAIRS]

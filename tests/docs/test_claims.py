@@ -1,5 +1,3 @@
-"""Every measured number in the README and the guides leads to a result file and its command."""
-
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ _SETTING = re.compile(r"^- (.+?): ", re.MULTILINE)
 
 
 def rows() -> list[tuple[str, ...]]:
-    """Return number, page, result file, place in it, and command of each claim."""
     return _ROW.findall(_section("Numbers"))
 
 
@@ -34,7 +31,6 @@ def prose(page: Path) -> str:
 
 
 def measured(file: str, place: str) -> Any:
-    """Return what a result file has at a place: keys, separated by ``/``."""
     value: Any = environment.load(Path(file).stem)
     for key in place.split("/"):
         value = value[int(key)] if isinstance(value, list) else value[key]
@@ -42,7 +38,6 @@ def measured(file: str, place: str) -> Any:
 
 
 def number(text: str) -> tuple[float, int]:
-    """Return a number as it is written, and how many digits follow its point."""
     digits = re.search(r"[-+−]?[\d,]*\.?\d+", text)
     assert digits, text
     plain = digits[0].replace(",", "").replace("−", "-")
@@ -65,12 +60,9 @@ def test_a_claim_is_what_was_measured(row):
 def test_no_measured_number_is_without_a_source():
     known = {(claim, page) for claim, page, *_ in rows()}
     settings = set(_SETTING.findall(_section("Settings, not measurements")))
-    loose = {
-        (found, str(page.relative_to(ROOT)))
-        for page in PAGES
-        for found in _NUMBER.findall(prose(page))
-        if found not in settings and (found, str(page.relative_to(ROOT))) not in known
-    }
+    told = [(str(page.relative_to(ROOT)), _NUMBER.findall(prose(page))) for page in PAGES]
+    loose = {(number, page) for page, numbers in told for number in numbers} - known
+    loose = {(number, page) for number, page in loose if number not in settings}
     assert loose == set()
 
 

@@ -30,8 +30,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 @dataclass(frozen=True)
 class Begun:
-    """What the first guide left."""
-
     folder: Path
     cache: Path
     names: dict[str, Any]

@@ -1,5 +1,3 @@
-"""Links of every page lead to a file that is there, to a heading it has, or to an https address."""
-
 import json
 import re
 from collections import Counter
@@ -9,17 +7,12 @@ from urllib.parse import urlsplit
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "benchmarks" / "README.md",
-    *sorted((ROOT / "examples").glob("*.ipynb")),
-]
+PLACES = "*.md", "docs/*.md", "benchmarks/README.md", "examples/*.ipynb"
+PAGES = [page for place in PLACES for page in sorted(ROOT.glob(place))]
 LINK = re.compile(r"\]\(([^()\s]*(?:\([^()\s]*\)[^()\s]*)*)\)")
 
 
 def prose(page: Path) -> str:
-    """Return the Markdown of a page or a notebook, without blocks and spans of code."""
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".ipynb":
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
@@ -28,7 +21,6 @@ def prose(page: Path) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub gives to the headings of a page."""
     taken: Counter[str] = Counter()
     found = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, re.MULTILINE):
@@ -40,7 +32,6 @@ def anchors(text: str) -> set[str]:
 
 
 def fault(page: Path, target: str) -> str | None:
-    """Return what is wrong with a link of a page, None if nothing is."""
     address = urlsplit(target)
     if address.scheme or address.netloc:
         good = address.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc)

@@ -1,5 +1,3 @@
-"""The notebooks run from top to bottom, in a shell each, and are kept without outputs."""
-
 from pathlib import Path
 
 import pytest

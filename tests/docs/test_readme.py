@@ -34,13 +34,10 @@ def write_log(path: Path) -> None:
         rows.writerows(page.text[:300].split("\n\n", 1) for page in pages[::3])
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short_and_tables_are_those_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 180
     assert len(text.split()) <= 1_400
-
-
-def test_the_tables_are_those_of_the_result_files():
     for path in tables.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert "<!-- results:" in text

@@ -1,5 +1,3 @@
-"""The service of the examples, on a real socket, asked by OpenAI's own client."""
-
 import importlib.util
 import shutil
 import threading
@@ -27,8 +25,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 class Provider(CountingEmbedding):
-    """A base model that can be out of reach."""
-
     away: bool = False
 
     def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
@@ -43,8 +39,6 @@ def saved(base: Any, folder: Path, factor: float) -> None:
 
 
 class Running:
-    """A service on a socket, its clients, and what it serves."""
-
     def __init__(self, root: Path) -> None:
         spec = importlib.util.spec_from_file_location("service", SCRIPT)
         module = importlib.util.module_from_spec(spec)
@@ -72,11 +66,9 @@ class Running:
         return vectors[0] if isinstance(text, str) else vectors
 
     def admin(self, job: str, model: str, version: str | None = None, token: str = TOKEN) -> Any:
-        return httpx.post(
-            f"{self.address}/admin/{job}",
-            json={"model": model, "version": version},
-            headers={"Authorization": f"Bearer {token}".strip()},
-        )
+        asks = {"json": {"model": model, "version": version}}
+        asks["headers"] = {"Authorization": f"Bearer {token}".strip()}
+        return httpx.post(f"{self.address}/admin/{job}", **asks)
 
     def wanted(self, folder: str, text: str = "why?") -> Any:
         model = AdaptedEmbedding.from_pretrained(self.root / folder, self.base)

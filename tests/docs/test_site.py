@@ -1,5 +1,3 @@
-"""The site of the guides builds without a warning, loads nothing from elsewhere, has every name."""
-
 import importlib.util
 import os
 import re

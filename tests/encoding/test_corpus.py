@@ -17,8 +17,6 @@ TEXTS = [f"text {number}" for number in range(10)]
 
 
 class Allergic(CountingEmbedding):
-    """Raises at batches with some texts, with a key in its message."""
-
     bad: tuple[str, ...] = ()
     _tried: int = PrivateAttr(default=0)
 

@@ -44,11 +44,9 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
 
 
 def test_a_dataset_keeps_its_order_and_knows_its_twins(base):
-    data = EmbeddingQAFinetuneDataset(
-        {"q1": "a longer question", "q2": "short"},
-        {"d1": "b", "d2": "a much longer document", "d3": "b"},
-        {"q1": ["d3"], "q2": ["d2", "d1"]},
-    )
+    corpus = {"d1": "b", "d2": "a much longer document", "d3": "b"}
+    queries = {"q1": "a longer question", "q2": "short"}
+    data = EmbeddingQAFinetuneDataset(queries, corpus, {"q1": ["d3"], "q2": ["d2", "d1"]})
     encoded = encoder(base).dataset(data)
     assert encoded.query_ids == ("q1", "q2")
     assert np.array_equal(encoded.queries[0], np.float32(base.vector("query", "a longer question")))
@@ -125,7 +123,6 @@ def worker(tmp_path: Path, log: str, texts: list[str]) -> subprocess.Popen[bytes
 
 
 def logged(path: Path) -> list[list[str]]:
-    """The batches of documents a worker asked for, without the probes."""
     batches = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [texts for _, texts in batches if texts[0] not in PROBE_TEXTS]
 
@@ -165,8 +162,6 @@ def test_a_model_that_fails_its_probes_is_named():
 
 
 class Limiter(BaseRateLimiter):
-    """Counts instead of waiting."""
-
     def __init__(self) -> None:
         self.acquired = self.async_acquired = 0
 
@@ -204,8 +199,6 @@ class Asynchronous(BaseEmbedding):
 
 
 class Synchronous(CountingEmbedding):
-    """Has no asynchronous side."""
-
     async def _aget_query_embedding(self, query: str) -> list[float]:
         raise NotImplementedError
 
@@ -279,7 +272,7 @@ def test_a_model_that_can_batch_queries_is_asked_to():
     assert np.array_equal(vectors, np.float32([model.vector("query", text) for text in TEXTS]))
 
 
-def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm):
+def test_queries_of_a_real_model_are_batched_unless_a_subclass_has_its_own(minilm):
     texts = ["what is a query?", "why", "a far longer question about the lengths of questions"]
     work = encoder(minilm)
     before = work.base_calls
@@ -287,9 +280,6 @@ def test_queries_of_a_real_model_are_batched_and_equal_single_ones(minilm):
     assert work.base_calls == before + 1
     singles = np.float32([minilm.get_query_embedding(text) for text in texts])
     assert np.allclose(vectors, singles, atol=1e-5)
-
-
-def test_a_subclass_with_its_own_queries_keeps_them(minilm):
     from llama_index_embeddings_adapted.encoding.base_model import query_batch
 
     class Prefixed(type(minilm)):

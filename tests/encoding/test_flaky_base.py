@@ -1,5 +1,3 @@
-"""A base model behind a real, unreliable server: nothing is lost, nothing wrong is kept."""
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -38,7 +36,6 @@ def encoder(tmp_path) -> Iterator[Callable[..., Encoder]]:
 
 
 def asked(server: Flaky) -> list[str]:
-    """Texts that were sent, without the probes."""
     return [text for texts in server.requests for text in texts if text not in PROBE_TEXTS]
 
 
@@ -108,21 +105,26 @@ def test_what_came_before_a_fault_is_kept_and_nothing_of_it(reply, error, messag
         assert sorted(asked(server)[before:]) == TEXTS[16:]
 
 
-def test_queries_that_were_answered_are_kept_one_by_one(encoder):
+def test_answered_queries_are_kept_and_of_many_refusals_the_model_is_at_fault(encoder):
     with serving(always(MOMENT, Reply(500))) as server:
         work = encoder(server, max_retries=0)
         with pytest.raises(openai.InternalServerError, match="status 500"):
             work.encode(TEXTS, "query")
         assert work.known(TEXTS, "query")[0].tolist() == list(range(20))
+    with serving() as server:
+        work = encoder(server, max_retries=0)
+        server.script = lambda texts, number: Reply(400)
+        before = len(server.requests)
+        with pytest.raises(openai.BadRequestError):
+            work.encode(TEXTS, "document")
+        assert len(server.requests) - before < 2 * BATCH
 
 
 @pytest.mark.parametrize("nonsense", [[], [None], ["x"], [[1.0]]], ids=str)
 def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, encoder, tmp_path):
     script = lambda texts, number: Reply(vectors=lambda vs: [nonsense] * len(vs))  # noqa: E731
-    with (
-        serving(script) as server,
-        pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input"),
-    ):
+    refused = pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input")
+    with serving(script) as server, refused:
         encoder(server, max_retries=0)
     assert not (tmp_path / "vectors.sqlite").exists()
 
@@ -160,14 +162,15 @@ def test_looking_costs_three_texts_in_256_and_a_batch_of_probes_once(encoder):
         work.encode([f"text {number}" for number in range(600)], "document")
     probes = sum(text in PROBE_TEXTS for texts in server.requests for text in texts)
     assert probes == 2 * len(PROBE_TEXTS) + 3 * len(PROBE_TEXTS) + BATCH
+    with serving() as server:
+        work = encoder(server)
+        assert len(work.encode(["Let \ud835 be a vector."], "document")) == 1
+        assert "Let \N{REPLACEMENT CHARACTER} be a vector." in asked(server)
 
 
 def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(encoder):
-    data = package.EmbeddingQAFinetuneDataset(
-        {"q": "text 000 of many"},
-        {f"p{row}": text for row, text in enumerate(TEXTS)},
-        {"q": ["p0", "p20"]},
-    )
+    queries, corpus = {"q": "text 000 of many"}, {f"p{row}": text for row, text in enumerate(TEXTS)}
+    data = package.EmbeddingQAFinetuneDataset(queries, corpus, {"q": ["p0", "p20"]})
     with serving(always(MOMENT, Reply(400))) as server:
         work = encoder(server, max_retries=0)
         message = r"refuses 1 of 40 texts .first: of 16 characters; it says: .*400.*Ids: .p20."
@@ -178,16 +181,6 @@ def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(encoder
         smaller = data.without(caught.value.ids)
         assert smaller.relevant_docs == {"q": ["p0"]}
         assert work.dataset(smaller).documents.shape == (39, 32)
-
-
-def test_of_many_refusals_in_a_row_the_model_is_at_fault(encoder):
-    with serving() as server:
-        work = encoder(server, max_retries=0)
-        server.script = lambda texts, number: Reply(400)
-        before = len(server.requests)
-        with pytest.raises(openai.BadRequestError):
-            work.encode(TEXTS, "document")
-        assert len(server.requests) - before < 2 * BATCH
 
 
 @pytest.mark.parametrize("reply", [Reply(503), Reply(429), Reply(hang_up=True)], ids=str)
@@ -208,13 +201,6 @@ def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(encoder):
         with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
             work.encode(texts, "document")
         assert len(work.known(texts, "document")[0]) == 0
-
-
-def test_half_a_surrogate_is_sent_as_a_whole_character(encoder):
-    with serving() as server:
-        work = encoder(server)
-        assert len(work.encode(["Let \ud835 be a vector."], "document")) == 1
-        assert "Let \N{REPLACEMENT CHARACTER} be a vector." in server.requests[-1]
 
 
 class Noisy(CountingEmbedding):

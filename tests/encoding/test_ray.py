@@ -1,5 +1,3 @@
-"""The same work on a real Ray, started once, on this machine."""
-
 import os
 import threading
 import warnings
@@ -20,12 +18,8 @@ from tests.conftest import CountingEmbedding
 TEXTS = [f"text {number} of many" for number in range(1200)]
 
 # Ray is started and stopped by the fixture; its sockets and files are its own affair.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+NOISE = ("Resource", "pytest.PytestUnraisableException", "Deprecation", "Future")
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}Warning") for kind in NOISE]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,13 +30,8 @@ def cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="extra 'ray' is missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        quiet = dict.fromkeys(("include_dashboard", "log_to_driver", "configure_logging"), False)
+        ray.init(num_cpus=2, object_store_memory=100 * 2**20, **quiet)
         ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -68,8 +57,6 @@ class Mortal(CountingEmbedding):
 
 
 class Forgetful(CountingEmbedding):
-    """Gives other vectors once it has been sent anywhere."""
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.seed = 1
@@ -139,11 +126,9 @@ def test_an_adapted_model_embeds_in_llamaindexs_ray_pipeline():
     base = CountingEmbedding(embed_batch_size=8)
     adapter = LinearAdapter(np.random.default_rng(0).standard_normal((16, 16)), shared=True)
     model = AdaptedEmbedding(base, adapter)
-    step = RayTransformComponent(
-        transform_class=AdaptedEmbedding,
-        transform_kwargs={"base_embed_model": base, "adapter": adapter},
-        map_batches_kwargs={"batch_size": 10},
-    )
+    made = {"transform_kwargs": {"base_embed_model": base, "adapter": adapter}}
+    made["map_batches_kwargs"] = {"batch_size": 10}
+    step = RayTransformComponent(transform_class=AdaptedEmbedding, **made)
     nodes = [TextNode(id_=f"n{row}", text=text) for row, text in enumerate(TEXTS[:25])]
     done = {n.node_id: n for n in RayIngestionPipeline(transformations=[step]).run(nodes=nodes)}
     assert len(done) == 25

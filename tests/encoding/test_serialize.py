@@ -104,10 +104,8 @@ def test_rebuilding_says_what_to_pass_again_and_takes_it(model, provider, tmp_pa
     with pytest.raises(FolderError, match=r"(?s)Provider cannot be built .*pass it again"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", additional_kwargs={}, api_base="x")
     known: dict[str, Any] = {"api_key": "new", "additional_kwargs": {}, "embed_batch_size": 3}
-    for rebuilt in (
-        AdaptedEmbedding.from_pretrained(tmp_path / "a", **known),
-        AdaptedEmbedding.from_dict(model.to_dict(), **known),
-    ):
+    loaded = AdaptedEmbedding.from_pretrained(tmp_path / "a", **known)
+    for rebuilt in (loaded, AdaptedEmbedding.from_dict(model.to_dict(), **known)):
         base = rebuilt.base_embed_model
         assert isinstance(base, Provider)
         assert (base.api_key, base.num_workers, base.embed_batch_size) == ("new", 2, 7)

@@ -1,5 +1,3 @@
-"""The report in a real browser: Chromium, from the wheel PyQt6-WebEngine."""
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +8,8 @@ from tests.conftest import CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
 from tests.support.browser import Tab, browser
 
-TOPICS = (
-    *("apple", "whale", "bus", "sea", "bird", "car"),
-    *("moon", "river", "stone", "cloud", "bread", "forest"),
-)
+THINGS = "apple", "whale", "bus", "sea", "bird", "car"
+TOPICS = *THINGS, "moon", "river", "stone", "cloud", "bread", "forest"
 CONTRASTS = """(() => {
   const part = (c) => c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
@@ -49,15 +45,11 @@ def page(tmp_path_factory) -> Path:
     """A page with every section, from hostile texts, a long word and models of long names."""
     folder = tmp_path_factory.mktemp("page")
     base = CountingEmbedding(embed_batch_size=4)
-    corpus = {
-        f"d{n}": f"all about the {topic} {HOSTILE[n % len(HOSTILE)]} {'x' * 300}"
-        for n, topic in enumerate(TOPICS)
-    }
-    queries = {
-        f"q{n}-{way}": f"{way} is the {topic} {HOSTILE[n % len(HOSTILE)]}"
-        for n, topic in enumerate(TOPICS)
-        for way in ("what", "where")
-    }
+    texts = [f"the {topic} {HOSTILE[n % len(HOSTILE)]}" for n, topic in enumerate(TOPICS)]
+    corpus = {f"d{n}": f"all about {text} {'x' * 300}" for n, text in enumerate(texts)}
+    asked = {n: f"is the {topic} {HOSTILE[n % len(HOSTILE)]}" for n, topic in enumerate(TOPICS)}
+    ways = "what", "where"
+    queries = {f"q{n}-{way}": f"{way} {text}" for n, text in asked.items() for way in ways}
     relevant = {query: [f"d{query[1:].partition('-')[0]}"] for query in queries}
     dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
     engine = package.EmbeddingAdapterFinetuneEngine(
@@ -65,11 +57,8 @@ def page(tmp_path_factory) -> Path:
         model_output_path=folder / "adapter",
     )  # fmt: skip
     engine.finetune()
-    models = {
-        "base": base,
-        "a_model_with_a_name_longer_than_any_telephone_is_wide": engine.get_finetuned_model(),
-        "upside down": reversing(base),
-    }
+    long = "a_model_with_a_name_longer_than_any_telephone_is_wide"
+    models = {"base": base, long: engine.get_finetuned_model(), "upside down": reversing(base)}
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
         found = package.compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
     return found.to_html(folder / "page.html")

@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    compare_retrieval,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, compare_retrieval
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
@@ -40,8 +35,6 @@ HOSTILE = (
 
 
 class Reader(HTMLParser):
-    """Collects elements, texts and what scripts and styles contain."""
-
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -70,19 +63,18 @@ def hostile() -> EmbeddingQAFinetuneDataset:
     return EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"<d{q[1:]}>"] for q in queries})
 
 
-def reversing(base: CountingEmbedding) -> AdaptedEmbedding:
+def reversing(base: CountingEmbedding) -> package.AdaptedEmbedding:
     """A model whose rankings are upside down: it loses every query it can."""
-    return AdaptedEmbedding(base, LinearAdapter(-np.eye(base.dim, dtype=np.float32)))
+    return package.AdaptedEmbedding(
+        base, package.LinearAdapter(-np.eye(base.dim, dtype=np.float32))
+    )
 
 
 def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> RetrievalScores:
     """Rankings by hand; the relevant document of each query is 0 unless told."""
-    return RetrievalScores(
-        np.array(rows),
-        Qrels.from_lists(relevant or [[0]] * len(rows)),
-        tuple(f"q{n}" for n in range(len(rows))),
-        tuple(f"d{n}" for n in range(1 + max(map(max, rows)))),
-    )
+    relevance, documents = Qrels.from_lists(relevant or [[0]] * len(rows)), 1 + max(map(max, rows))
+    ids = (tuple(f"{k}{n}" for n in range(s)) for k, s in (("q", len(rows)), ("d", documents)))
+    return RetrievalScores(np.array(rows), relevance, *ids)
 
 
 def test_hostile_texts_come_out_as_text(base, tmp_path):
@@ -132,16 +124,9 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(base, small, tmp
 
 @pytest.mark.parametrize("method", ["linear", "ridge"])
 def test_every_method_writes_a_page_with_history_passages_and_cost(method, base, small, tmp_path):
-    engine = EmbeddingAdapterFinetuneEngine(
-        small,
-        base,
-        method=method,
-        epochs=3,
-        cache_dir=False,
-        show_progress=False,
-        model_output_path=tmp_path / "adapter",
-        report_path=tmp_path / "report.html",
-    )
+    places = {"model_output_path": tmp_path / "adapter", "report_path": tmp_path / "report.html"}
+    options = {"epochs": 3, "cache_dir": False, "show_progress": False, **places}
+    engine = package.EmbeddingAdapterFinetuneEngine(small, base, method=method, **options)
     engine.finetune()
     found, text = engine.report, (tmp_path / "report.html").read_text("utf-8")
     assert found.verdict.partition(":")[0].partition(";")[0].capitalize() in text
@@ -168,8 +153,8 @@ def test_every_method_writes_a_page_with_history_passages_and_cost(method, base,
     assert "what is a city bus" not in json.dumps(saved)
 
 
-def test_the_held_out_rankings_give_the_scores_of_the_report(base, small, tmp_path):
-    engine = EmbeddingAdapterFinetuneEngine(
+def test_held_out_and_cross_fitted_rankings_give_the_scores_of_the_report(base, small, tmp_path):
+    engine = package.EmbeddingAdapterFinetuneEngine(
         small, base, epochs=3, cache_dir=False, show_progress=False, start="identity",
         model_output_path=tmp_path / "adapter",
         val_dataset=EmbeddingQAFinetuneDataset(
@@ -184,9 +169,6 @@ def test_the_held_out_rankings_give_the_scores_of_the_report(base, small, tmp_pa
     assert "bus in the city" in found.held_out.texts.queries
     assert len(found.held_out.texts.documents) == len(found.held_out["base"].document_ids)
     assert found.to_html(tmp_path / "page.html").exists()
-
-
-def test_cross_fitted_rankings_give_the_scores_that_the_choice_was_judged_by():
     data, _ = rotated_corpus(documents=60)
     tuned = tune(data, TrainingOptions(method="ridge"), show_progress=False)
     weights = [tuned.parts.known.queries, tuned.parts.new.queries]
@@ -244,11 +226,8 @@ def test_wins_and_losses_are_counted_ordered_capped_and_shown_with_passages():
 def test_joined_scores_keep_corpora_apart_unless_they_are_one():
     one, other = scores([0, 1], [1, 0]), scores([1, 0], relevant=[[1]])
     found = joined([one, other])
-    assert found.ranked.tolist() == [
-        [0, 1, NO_DOCUMENT, NO_DOCUMENT],
-        [1, 0, NO_DOCUMENT, NO_DOCUMENT],
-        [3, 2, NO_DOCUMENT, NO_DOCUMENT],
-    ]
+    best = [[0, 1], [1, 0], [3, 2]]
+    assert found.ranked.tolist() == [[*row, NO_DOCUMENT, NO_DOCUMENT] for row in best]
     assert found.retrieved("q1", 3) == ["d1", "d0"]
     assert found.values("hit_rate@1").tolist() == [1.0, 0.0, 1.0]
     assert found.values("precision@4").tolist() == [0.25, 0.25, 0.25]

@@ -1,5 +1,3 @@
-"""Exact search, metrics, paired tests, evaluation and comparison."""
-
 import matplotlib.image
 import numpy as np
 import pytest
@@ -8,13 +6,9 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.schema import TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.quality.judged import known_to, part
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    compare_retrieval,
-    evaluate_retrieval,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval, evaluate_retrieval
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
@@ -53,14 +47,9 @@ def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
     relevance = Qrels.from_lists([[5, 7]], [[2.0, 1.0]])
     values = {f"{m}@4": compute(f"{m}@4", ranked, relevance, corpus_size=9)[0] for m in METRICS}
     ideal = 2 + 1 / np.log2(3)
-    assert values == {
-        "hit_rate@4": 1,
-        "mrr@4": 1 / 2,
-        "precision@4": 2 / 4,
-        "recall@4": 2 / 2,
-        "map@4": pytest.approx((1 / 2 + 2 / 4) / 2),
-        "ndcg@4": pytest.approx((1 / np.log2(3) + 2 / np.log2(5)) / ideal),
-    }
+    means = {"map@4": (1 / 2 + 2 / 4) / 2, "ndcg@4": (1 / np.log2(3) + 2 / np.log2(5)) / ideal}
+    shares = {"hit_rate@4": 1, "mrr@4": 1 / 2, "precision@4": 2 / 4, "recall@4": 2 / 2}
+    assert values == pytest.approx({**shares, **means})
     assert compute("hit_rate@1", ranked, relevance, corpus_size=9)[0] == 0
     assert compute("recall@2", ranked, relevance, corpus_size=9)[0] == 1 / 2
 
@@ -99,11 +88,8 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
 
 def test_relevance_gives_grades_by_rank_keeps_parts_and_adds_twins_once():
     relevance = Qrels.from_lists([[3, 1], [], [2]], [[2.0, 1.0], [], [1.0]])
-    assert relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]])).tolist() == [
-        [1, 0, 2],
-        [0, 0, 0],
-        [1, 0, 0],
-    ]
+    grades = relevance.grades_at(np.array([[1, 0, 3], [1, 2, 3], [2, 0, 1]]))
+    assert grades.tolist() == [[1, 0, 2], [0, 0, 0], [1, 0, 0]]
     some = relevance.take(np.array([2, 0]))
     assert (some.counts.tolist(), some.documents.tolist()) == ([1, 2], [2, 3, 1])
     assert some.queries.tolist() == [0, 1, 1]
@@ -143,10 +129,8 @@ def test_identical_models_do_not_differ_a_clear_gain_is_proven_a_small_one_says_
 
 def test_chance_is_called_significant_about_as_often_as_stated():
     random = np.random.default_rng(1)
-    found = [
-        paired_difference(np.zeros(40), random.standard_normal(40), metric="m", seed=trial)
-        for trial in range(120)
-    ]
+    pairs = [(np.zeros(40), random.standard_normal(40)) for _ in range(120)]
+    found = [paired_difference(*pair, metric="m", seed=n) for n, pair in enumerate(pairs)]
     rate = np.mean([difference.p_value < 0.05 for difference in found])
     assert rate < 0.12  # expected .05, standard error .02
     covered = np.mean([difference.low <= 0 <= difference.high for difference in found])
@@ -210,7 +194,7 @@ def test_parts_of_the_scores_are_those_of_the_queries(small):
 
 def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
     base = CountingEmbedding(embed_batch_size=4)
-    flipped = AdaptedEmbedding(base, LinearAdapter(-np.eye(16, dtype=np.float32)))
+    flipped = AdaptedEmbedding(base, package.LinearAdapter(-np.eye(16, dtype=np.float32)))
     models = {"base": base, "flipped": flipped, "same": AdaptedEmbedding(base, flipped.adapter)}
     found = compare_retrieval(models, small, ks=(1, 3), cache_dir=tmp_path, show_progress=False)
     asked = [entry for entry in base.asked if "apple" in entry[1] or "whale" in entry[1]]

@@ -1,5 +1,3 @@
-"""Words, retrievers and mixtures are scored as embedding models are."""
-
 from typing import Any
 
 import numpy as np
@@ -55,12 +53,9 @@ def test_words_alone_rank_what_shares_words_and_nothing_else():
 
 
 def test_they_stand_side_by_side_in_a_comparison(small, base):
-    models = {
-        "base": base,
-        "words": package.BM25Index.of(small.corpus),
-        "retriever": index_of(small, base).as_retriever(similarity_top_k=6),
-        "mixture": package.Mixture(base, 0.2),
-    }
+    retriever = index_of(small, base).as_retriever(similarity_top_k=6)
+    models = {"base": base, "words": package.BM25Index.of(small.corpus), "retriever": retriever}
+    models["mixture"] = package.Mixture(base, 0.2)
     compared = package.compare_retrieval(models, small, **QUIET)
     assert compared["retriever"]["ndcg@10"] == pytest.approx(compared["base"]["ndcg@10"])
     assert compared.significance("base", "mixture").low <= 1

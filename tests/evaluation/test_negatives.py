@@ -1,5 +1,3 @@
-"""Hard negatives: which documents, and that training pushes them away."""
-
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +41,7 @@ def test_negatives_are_the_nearest_below_95_percent_of_the_positive_and_no_twins
     assert second.tolist() == []  # its positive scores below zero
 
 
-def test_mined_negatives_travel_with_the_dataset(small, base, tmp_path):
+def test_mined_negatives_travel_with_the_dataset_and_the_engine_takes_them(small, base, tmp_path):
     mined = package.mine_hard_negatives(small, base, k=2, **QUIET)
     for query, documents in mined.hard_negatives.items():
         assert 1 <= len(documents) <= 2
@@ -54,6 +52,16 @@ def test_mined_negatives_travel_with_the_dataset(small, base, tmp_path):
     assert part.hard_negatives == {q: mined.hard_negatives[q] for q in part.queries}
     small.save_json(tmp_path / "plain.json")
     assert "hard_negatives" not in (tmp_path / "plain.json").read_text()
+    encoder = Encoder(base, **QUIET)
+    data = encoder.dataset(mined)
+    encoder.close()
+    taken = data.take(np.array([3, 1]))
+    assert taken.negatives.relevant_to(0).tolist() == data.negatives.relevant_to(3).tolist()
+    engine = package.EmbeddingAdapterFinetuneEngine(
+        mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
+    )
+    engine.finetune()
+    assert engine.report.train_queries == len(small)
 
 
 def test_negatives_that_cannot_be_are_refused(small, base):
@@ -92,17 +100,3 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss):
         scores = l2_normalize(adapter.apply(queries)) @ documents.T
         leads.append(float(np.mean(scores[rows, rows] - scores[rows, rows + 20])))
     assert leads[1] > leads[0] + 0.02
-
-
-def test_the_engine_takes_mined_negatives(small, base, tmp_path):
-    mined = package.mine_hard_negatives(small, base, k=2, **QUIET)
-    encoder = Encoder(base, **QUIET)
-    data = encoder.dataset(mined)
-    encoder.close()
-    taken = data.take(np.array([3, 1]))
-    assert taken.negatives.relevant_to(0).tolist() == data.negatives.relevant_to(3).tolist()
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
-    )
-    engine.finetune()
-    assert engine.report.train_queries == len(small)

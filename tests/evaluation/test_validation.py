@@ -16,10 +16,8 @@ def test_no_training_query_asks_for_what_was_held_out_and_queries_alone_leave_th
     train, held = held_out.hold_out(data, queries=0.1, documents=0.0, seed=3)
     assert len(held) == 15
     assert held_out.known_mask(data.take(train), data.take(held)).mean() > 0.9
-    first, again, other = (
-        held_out.hold_out(data, queries=0.1, documents=0.1, seed=seed)[1].tolist()
-        for seed in (1, 1, 2)
-    )
+    shares = {"queries": 0.1, "documents": 0.1}
+    first, again, other = (held_out.hold_out(data, **shares, seed=n)[1].tolist() for n in (1, 1, 2))
     assert first == again != other
 
 
@@ -35,13 +33,7 @@ def test_equal_questions_are_on_one_side_and_documents_held_out_where_training_a
     assert (len(train), len(held)) == (36, 4)
 
 
-def test_known_documents_compares_ids_across_corpora():
-    train = encoded(np.eye(2), np.eye(3), [[0], [2]])
-    other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
-    assert held_out.known_mask(train, other).tolist() == [True, False, True]
-
-
-def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
+def test_scores_are_those_of_the_metric_and_known_documents_compare_ids():
     data, rotation = rotated_corpus(documents=30)
     validation = held_out.Validation(held_out.HeldOut(data, np.full(len(data.relevance), True)))
     assert np.allclose(validation.score(LinearAdapter.identity(12)), validation.base)
@@ -53,6 +45,9 @@ def test_scores_are_those_of_the_metric_and_the_identity_gains_nothing():
     assert new is None
     assert overall.queries == known.queries == 90
     assert overall.to_dict()["difference"]["verdict"].startswith("better")
+    train = encoded(np.eye(2), np.eye(3), [[0], [2]])
+    other = encoded(np.eye(3), np.eye(5), [[2], [1, 4], [0, 3]])
+    assert held_out.known_mask(train, other).tolist() == [True, False, True]
 
 
 def test_a_loss_within_its_error_or_of_few_is_noise_and_told_the_mixture_decides():

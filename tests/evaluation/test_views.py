@@ -1,5 +1,3 @@
-"""Words and a prior beside vectors: candidates against exact mixing, weights that nothing saw."""
-
 from typing import Any
 
 import numpy as np
@@ -82,7 +80,7 @@ def test_words_find_only_what_shares_a_word_and_fusion_adds_reciprocal_ranks(wor
     assert not (again == first).any()
 
 
-def test_weights_are_chosen_on_the_other_folds_and_each_view_is_judged(world):
+def test_weights_are_chosen_on_the_other_folds_and_words_without_a_say_keep_the_base(world):
     fold = views.folds_of(QUERIES, 0)
     known = np.arange(QUERIES) % 2 == 0
     report = views.judge_views([world.part(world.candidates())], fold, known)
@@ -96,6 +94,11 @@ def test_weights_are_chosen_on_the_other_folds_and_each_view_is_judged(world):
     assert told["overall"]["difference"]["mean"] > 0
     assert report.verdict.startswith("ship")
     assert {name: told[name]["queries"] for name in ("known", "new")} == {"known": 30, "new": 30}
+    world = World(by_words=0.0, by_vectors=4.0)
+    parts, known = [world.part(world.candidates(nearness=None))], np.ones(QUERIES, dtype=bool)
+    report = views.judge_views(parts, views.folds_of(QUERIES, 0), known)
+    assert (report.words, report.prior) == (0.0, 0.0)
+    assert report.verdict.startswith("keep the base model")
 
 
 def test_a_query_has_no_part_in_the_weights_it_is_judged_by():
@@ -107,17 +110,6 @@ def test_a_query_has_no_part_in_the_weights_it_is_judged_by():
     picks, final = views.cross_fitted_picks([grid], fold, worth)
     assert picks == [(0, 0), (0, len(views.GRID) - 1)]
     assert final == (0, len(views.GRID) - 1)
-
-
-def test_words_without_a_say_keep_the_base_model():
-    world = World(by_words=0.0, by_vectors=4.0)
-    report = views.judge_views(
-        [world.part(world.candidates(nearness=None))],
-        views.folds_of(QUERIES, 0),
-        np.ones(QUERIES, dtype=bool),
-    )
-    assert (report.words, report.prior) == (0.0, 0.0)
-    assert report.verdict.startswith("keep the base model")
 
 
 def test_neither_part_may_lose_and_of_models_within_an_error_the_simplest_is_taken():

@@ -1,5 +1,3 @@
-"""Words as one dense vector: near to BM25, of any text, kept without texts."""
-
 import json
 import pickle
 
@@ -72,9 +70,6 @@ def test_saved_and_loaded_it_is_the_same_and_holds_no_word(words, tmp_path):
     (tmp_path / "words" / ARRAYS).unlink()
     with pytest.raises(FolderError):
         LexicalEmbedding.from_pretrained(tmp_path / "words")
-
-
-def test_what_makes_no_model_is_refused():
     with pytest.raises(DatasetError, match="at least one document"):
         LexicalEmbedding.of([])
     with pytest.raises(OptionError, match="dimensions: expected a number >= 8"):

@@ -1,5 +1,3 @@
-"""Tokens of any language, and BM25 against its formula."""
-
 import json
 import math
 from collections import Counter
@@ -12,13 +10,9 @@ from llama_index_embeddings_adapted.lexical import tokens as tokens_module
 from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, BM25Index
 from llama_index_embeddings_adapted.lexical.tokens import LONGEST, tokenize
 
-CORPUS = {
-    "cat": "The cat sat on the mat, the cat of the house.",
-    "dog": "A dog sat.",
-    "code": "def parse_http_header(rawText): ...",
-    "tokyo": "東京都の天気",
-    "emoji": "😀🎉",
-}
+PETS = {"cat": "The cat sat on the mat, the cat of the house.", "dog": "A dog sat."}
+OTHER = {"tokyo": "東京都の天気", "emoji": "😀🎉"}
+CORPUS = {**PETS, "code": "def parse_http_header(rawText): ...", **OTHER}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +69,7 @@ def test_scores_are_those_of_the_formula(index):
         assert index.scores(query) == pytest.approx(np.array(expected), abs=1e-5)
 
 
-def test_shares_are_of_all_that_a_query_asks_for(index):
+def test_shares_are_of_all_that_a_query_asks_for_and_usual_words_say_little(index, tmp_path):
     shares = index.shares("the cat sat")
     assert index.ids[int(shares.argmax())] == "cat"
     assert shares == pytest.approx(index.scores("the cat sat") / index.highest("the cat sat"))
@@ -85,9 +79,6 @@ def test_shares_are_of_all_that_a_query_asks_for(index):
     assert index.highest("zebra") == pytest.approx(math.log(1 + (len(CORPUS) + 0.5) / 0.5))
     without_cat = np.array([name != "cat" for name in index.ids])
     assert index.shares("the cat sat", without_cat).tolist() == [0, shares[1], 0, 0, 0]
-
-
-def test_words_that_many_queries_have_say_little(tmp_path):
     asked = [f"show me the {thing}" for thing in ("cat", "dog", "header", "mat")]
     index = BM25Index.of(CORPUS, asked)
     assert set(index.usual) == {"show", "me", "the"}  # of three queries or more, and no other

@@ -77,9 +77,6 @@ def test_a_map_of_all_documents_and_a_prior_are_reported_as_well(base):
     changes = np.abs(prior.shifts(vectors))
     assert dict(report.distances) == pytest.approx(dict(zip("abc", changes, strict=True)))
     assert report.farthest == pytest.approx(changes.max())
-
-
-def test_what_has_no_nudges_or_no_distance_is_refused(base):
     plain = package.LinearAdapter.identity(16)
     with pytest.raises(OptionError, match="LinearAdapter has no nudges to undo"):
         package.undo_nudges(plain, TEXTS)

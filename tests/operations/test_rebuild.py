@@ -9,12 +9,8 @@ from llama_index.core.indices import SummaryIndex
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    adapt_index,
-    check_similarity,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_index, check_similarity
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
@@ -22,7 +18,7 @@ from tests.support.stores import faiss, faiss_ip, qdrant
 
 DIM = 16
 TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
-SHARED = LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
+SHARED = package.LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
 
 
 IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(len(TEXTS))]
@@ -77,7 +73,7 @@ def test_the_result_is_searched_and_what_spoils_it_is_warned_of(old, model, quie
 
 
 def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(old, base, quiet, tmp_path):
-    stretched = LinearAdapter(np.diag(np.arange(1.0, 17.0)), normalize=False, shared=True)
+    stretched = package.LinearAdapter(np.diag(np.arange(1.0, 17.0)), normalize=False, shared=True)
     model = AdaptedEmbedding(base, stretched)
     with faiss_ip(tmp_path) as stores:
         with pytest.warns(UserWarning, match="have length") as caught:
@@ -93,7 +89,7 @@ def test_documents_that_are_not_of_unit_length_are_warned_of_or_made_so(old, bas
         assert not check_similarity(new, cured, **quiet).problems
 
 
-def test_an_index_of_another_model_is_seen(old, model, quiet):
+def test_an_index_of_another_model_and_bad_arguments_are_seen(old, model, quiet, base):
     check = check_similarity(old, model, **quiet)  # the adapter moves documents: not rebuilt
     assert check.similarity == "unknown"
     assert "Rebuild it with adapt_index" in check.problems[0]
@@ -102,17 +98,32 @@ def test_an_index_of_another_model_is_seen(old, model, quiet):
     plain = check_similarity(old, model.base_embed_model, **quiet)
     assert (plain.similarity, plain.problems) == ("cosine", [])
     assert "No problem found." in str(plain)
+    good = {"index": old, "embed_model": model, "vector_store": SimpleVectorStore()}
+    for change, error, match in (
+        ({"index": SummaryIndex([])}, OptionError, "expected a VectorStoreIndex, got SummaryIndex"),
+        ({"embed_model": base}, OptionError, "expected an AdaptedEmbedding, got Count"),
+        ({"vector_store": "chroma"}, OptionError, "expected a LlamaIndex vector store"),
+        ({"batch_size": 0}, OptionError, "batch_size: expected a whole number >= 1"),
+        ({"vector_store": old.vector_store}, StoreError, "got the one of the index"),
+    ):
+        with pytest.raises(error, match=match):
+            adapt_index(**{**good, **quiet, **change})
+    with pytest.raises(OptionError, match="sample: expected at least 10"):
+        check_similarity(old, model, sample=5, **quiet)
+    empty = VectorStoreIndex([], embed_model=base)
+    with pytest.raises(OptionError, match="expected documents in it, found none"):
+        check_similarity(empty, base, **quiet)
 
 
 def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(old, base, quiet):
     random = np.random.default_rng(1)
-    model = AdaptedEmbedding(base, LinearAdapter(np.eye(DIM) + random.standard_normal((DIM, DIM))))
+    model = AdaptedEmbedding(
+        base, package.LinearAdapter(np.eye(DIM) + random.standard_normal((DIM, DIM)))
+    )
     queries = [f"a question {number} about thing {number % 7}" for number in range(40)]
     check = check_similarity(old, model, queries=queries, **quiet)
-    best = [
-        [old.as_retriever(embed_model=each).retrieve(text)[0].score for text in queries]
-        for each in (base, model)
-    ]
+    retrievers = [old.as_retriever(embed_model=each) for each in (base, model)]
+    best = [[each.retrieve(text)[0].score for text in queries] for each in retrievers]
     assert check.shift == pytest.approx(np.mean(best[1]) - np.mean(best[0]), abs=1e-5)
     assert abs(check.shift) > 0.01
     for cutoff in (0.4, 0.5, 0.6, float(np.median(best[0]))):
@@ -130,24 +141,6 @@ def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(old
         check_similarity(old, model, queries=["one"], **quiet)
     with pytest.raises(OptionError, match="the adapter moves documents"):
         check_similarity(old, AdaptedEmbedding(base, SHARED), queries=queries, **quiet)
-
-
-def test_bad_arguments_are_refused(old, model, base, quiet):
-    good = {"index": old, "embed_model": model, "vector_store": SimpleVectorStore()}
-    for change, error, match in (
-        ({"index": SummaryIndex([])}, OptionError, "expected a VectorStoreIndex, got SummaryIndex"),
-        ({"embed_model": base}, OptionError, "expected an AdaptedEmbedding, got Count"),
-        ({"vector_store": "chroma"}, OptionError, "expected a LlamaIndex vector store"),
-        ({"batch_size": 0}, OptionError, "batch_size: expected a whole number >= 1"),
-        ({"vector_store": old.vector_store}, StoreError, "got the one of the index"),
-    ):
-        with pytest.raises(error, match=match):
-            adapt_index(**{**good, **quiet, **change})
-    with pytest.raises(OptionError, match="sample: expected at least 10"):
-        check_similarity(old, model, sample=5, **quiet)
-    empty = VectorStoreIndex([], embed_model=base)
-    with pytest.raises(OptionError, match="expected documents in it, found none"):
-        check_similarity(empty, base, **quiet)
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect")

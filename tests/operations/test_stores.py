@@ -10,12 +10,8 @@ from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import MetadataMode, TextNode
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    adapt_index,
-    check_similarity,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, check_similarity
 from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.encoding.base_model import fingerprint_of
 from llama_index_embeddings_adapted.errors import StoreError
@@ -71,7 +67,6 @@ def documents(base: CountingEmbedding) -> Vectors:
 
 
 def exact(query: Vectors, corpus: Vectors) -> list[str]:
-    """Ids of the first 10 by cosine."""
     order = np.argsort(-l2_normalize(corpus) @ l2_normalize(query))[:10]
     return [nodes()[row].node_id for row in order]
 
@@ -135,7 +130,7 @@ def test_an_index_is_rebuilt_for_both_sides_without_one_base_call(stores, base, 
 
 def quietly(index: Any, model: AdaptedEmbedding, store: Any, **settings: Any) -> VectorStoreIndex:
     settings = {"check": False, "show_progress": False, **settings}
-    return adapt_index(index, model, store, **settings)
+    return package.adapt_index(index, model, store, **settings)
 
 
 def test_a_rebuild_that_breaks_goes_on_where_it_ended(stores, base, tmp_path, monkeypatch):

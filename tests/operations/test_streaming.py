@@ -1,5 +1,3 @@
-"""Document vectors from a stream: into stores, on real engines, and into files."""
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,12 +6,8 @@ import pytest
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    adapt_nodes,
-    adapt_vectors,
-    embed_corpus,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_nodes, adapt_vectors
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import OptionError, StoreError
 from tests.conftest import CountingEmbedding
@@ -24,13 +18,12 @@ pytestmark = QUIET_ENGINES
 NAMED = {"chroma": chroma, "lancedb": lancedb}
 
 
-class KilledError(Exception):
-    """In the middle of a batch."""
+class KilledError(Exception): ...
 
 
 @pytest.fixture
 def model(base, quiet) -> AdaptedEmbedding:
-    embed_corpus(TEXTS, base, **quiet)
+    package.embed_corpus(TEXTS, base, **quiet)
     return AdaptedEmbedding(base, SHARED)
 
 

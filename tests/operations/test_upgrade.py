@@ -20,8 +20,6 @@ QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 
 
 class Turned(CountingEmbedding):
-    """The same knowledge in other directions, and in more of them."""
-
     def vector(self, role: str, text: str) -> list[float]:
         old = CountingEmbedding(dim=16).vector(role, text)
         turn, _ = np.linalg.qr(np.random.default_rng(5).standard_normal((self.dim, self.dim)))

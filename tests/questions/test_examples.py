@@ -1,5 +1,3 @@
-"""Questions in the likeness of examples: what is read, what is sent, what is kept."""
-
 import importlib.util
 import json
 import random
@@ -41,8 +39,6 @@ QUIET: dict[str, Any] = {"show_progress": False, "num_questions_per_chunk": 1}
 
 
 class Completes(DoubleLLM):
-    """Goes on with a text; what it was sent last is kept."""
-
     chat_model: bool = False
 
     @llm_completion_callback()
@@ -55,23 +51,17 @@ class Completes(DoubleLLM):
 @pytest.mark.parametrize("shape", ["rows", "pairs", "dataset", "file"])
 def test_examples_are_read_in_any_shape(shape, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    given = {
-        "rows": ROWS,
-        "pairs": [(row["query"], row["document"]) for row in ROWS],
-        "dataset": EmbeddingQAFinetuneDataset.from_records(ROWS),
-        "file": tmp_path / "rows.json",
-    }[shape]
-    assert set(GenerationOptions(examples=given).shown({})) == set(EXAMPLES)
+    given = {"rows": ROWS, "pairs": [(row["query"], row["document"]) for row in ROWS]}
+    given["dataset"] = EmbeddingQAFinetuneDataset.from_records(ROWS)
+    given["file"] = tmp_path / "rows.json"
+    assert set(GenerationOptions(examples=given[shape]).shown({})) == set(EXAMPLES)
 
 
-def test_of_many_pairs_eight_are_drawn_from_different_passages_by_the_seed():
+def test_of_many_pairs_eight_are_drawn_and_queries_of_a_log_get_the_nearest_passage(tmp_path):
     rows = [{"query": f"word{n} asks about {n}", "document": f"text {n % 9}"} for n in range(60)]
     drawn = [GenerationOptions(examples=rows, seed=seed).shown({}) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({example.passage for example in drawn[0]}) == len(drawn[0]) == 8
-
-
-def test_beside_queries_of_a_log_stands_the_nearest_passage(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("\n\n".join(row["query"] for row in ROWS))
     corpus = {row["query"]: row["query"] for row in ROWS}  # each its own nearest

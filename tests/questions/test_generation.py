@@ -1,5 +1,3 @@
-"""From nodes to a dataset: any LLM, failures, recovery, cost, the report."""
-
 import asyncio
 import hashlib
 import json
@@ -83,8 +81,6 @@ class AsyncDoubleLLM(DoubleLLM):
 
 
 class NoAsyncLLM(DoubleLLM):
-    """Says only when asked that it has no asynchronous path."""
-
     async def achat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
         raise NotImplementedError
 
@@ -220,12 +216,18 @@ def test_a_sample_takes_from_all_documents_alike():
     assert sample(everything, 14, seed=2) != chosen
 
 
-def test_max_chunks_limits_what_is_asked_about_and_keeps_the_whole_corpus(write):
+def test_max_chunks_limits_what_is_asked_about_and_nodes_without_text_are_left_out(write):
     data = write(towns(9), DoubleLLM(), max_chunks=4)
     assert (len(_SENT), data.report.passages, len(data.corpus)) == (4, 4, 9)
     # A larger sample pays for the new passages only.
     write(towns(9), DoubleLLM(), max_chunks=6)
     assert len(_SENT) == 6
+    nodes = [*towns(2), TextNode(id_="empty", text="  ")]
+    with pytest.warns(UserWarning, match="Left out 1 of 3 nodes: no text"):
+        data = write(nodes, DoubleLLM())
+    assert list(data.corpus) == ["n0", "n1"]
+    with pytest.raises(DatasetError, match="nodes: expected at least one with text, got 0"):
+        write([], DoubleLLM())
 
 
 def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
@@ -267,14 +269,11 @@ def test_what_the_filters_ask_of_the_base_model_is_counted_once(write):
     assert first.to_dict()["base_texts"] == len(base.asked)
     assert again.base == BaseCost()
 
+    def about_town_two(candidate: Candidate) -> bool:
+        return "Town2" in candidate.text
 
-def test_nodes_without_text_are_left_out_with_a_word(write):
-    nodes = [*towns(2), TextNode(id_="empty", text="  ")]
-    with pytest.warns(UserWarning, match="Left out 1 of 3 nodes: no text"):
-        data = write(nodes, DoubleLLM())
-    assert list(data.corpus) == ["n0", "n1"]
-    with pytest.raises(DatasetError, match="nodes: expected at least one with text, got 0"):
-        write([], DoubleLLM())
+    data = write(towns(4), DoubleLLM(), filters=[about_town_two])
+    assert data.report.reasons == {"about_town_two": 1}
 
 
 def test_whole_documents_are_held_out(write):
@@ -341,17 +340,12 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(q
 
 
 def test_a_call_that_hangs_is_given_up_and_useless_answers_are_shown(quick, write):
-    with (
-        ScriptedServer(latency_s=30) as server,
-        pytest.raises(GenerationError, match="Not one question was kept of 0 written"),
-    ):
+    kept = pytest.raises(GenerationError, match="Not one question was kept of 0 written")
+    with ScriptedServer(latency_s=30) as server, kept:
         write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)
-    with (
-        ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?")) as server,
-        pytest.raises(
-            GenerationError, match=r"(?s)Not one question was kept of 3.*\| refusal \| 3"
-        ),
-    ):
+    match = r"(?s)Not one question was kept of 3.*\| refusal \| 3"
+    server = ScriptedServer(lambda _: (200, "I'm ready to assist. What's your question?"))
+    with server, pytest.raises(GenerationError, match=match):
         write(towns(3), scripted_server.client(server.api_base))
 
 
@@ -379,11 +373,8 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path):
     settings = {"model": "m"}
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     old = tmp_path / f"questions-1-{name}.jsonl"
-    lines = [
-        {"key": "one", "text": "first", "completion_tokens": 2, "seconds": 0.5},
-        {"key": "two", "text": "half \ud83d\nline"},
-        {"key": "none", "text": 7},
-    ]
+    first = {"key": "one", "text": "first", "completion_tokens": 2, "seconds": 0.5}
+    lines = [first, {"key": "two", "text": "half \ud83d\nline"}, {"key": "none", "text": 7}]
     whole = "".join(json.dumps(line) + "\n" for line in lines)
     for torn in ("", '{"key": "three", "te'):
         old.write_text(whole + torn)
@@ -434,7 +425,13 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(wri
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
-def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
+def test_the_plan_is_shown_before_anything_is_asked_and_counts_calls_at_once(write, capsys, quiet):
+    nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
+    write(nodes, DoubleLLM(), max_passage_tokens=64, show_progress=True)
+    plan = capsys.readouterr().err.splitlines()[0]
+    assert plan.startswith("3 passages, 3 calls to make: about ")
+    assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
+
     class Slow(DoubleLLM):
         def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
             time.sleep(0.05)
@@ -443,14 +440,6 @@ def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     found = package.estimate(towns(22), Slow(), **quiet)
     assert found.calls == 20
     assert (found.seconds or 0) >= 20 * 0.05
-
-
-def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(write, capsys):
-    nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
-    write(nodes, DoubleLLM(), max_passage_tokens=64, show_progress=True)
-    plan = capsys.readouterr().err.splitlines()[0]
-    assert plan.startswith("3 passages, 3 calls to make: about ")
-    assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
 
 def test_the_report_counts_every_question_and_prints_a_table(write):
@@ -491,14 +480,6 @@ def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
     engine.finetune()
     assert set(engine.report.settings["judged_on"]) == {"llm"}
     assert not engine.report.verdict.startswith("ship")
-
-
-def test_a_filter_of_the_users_is_counted_under_its_name(write):
-    def about_town_two(candidate: Candidate) -> bool:
-        return "Town2" in candidate.text
-
-    data = write(towns(4), DoubleLLM(), filters=[about_town_two])
-    assert data.report.reasons == {"about_town_two": 1}
 
 
 def test_generic_questions_and_those_that_miss_their_passage_go(write, base):

@@ -1,5 +1,3 @@
-"""A real Llama writes: SmolLM2-135M in this process, and as a server on loopback."""
-
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,17 @@ from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pai
 from llama_index_embeddings_adapted.errors import GenerationError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.questions import local_llama
 
-OPTIONS: dict[str, Any] = {
-    "num_questions_per_chunk": 1,
-    "questions_per_call": 1,
-    "styles": ["question"],
-    "concurrency": 1,
-    "show_progress": False,
-}
-NODES = [
-    TextNode(
-        id_="otter",
-        text="Sea otters wrap themselves in kelp before they sleep, so that the current does not "
-        "carry them away. Mothers wrap their pups as well when they dive for food.",
-    ),
-    TextNode(
-        id_="bridge",
-        text="The drawbridge is raised at six in the evening for the ferry. Cyclists who arrive "
-        "later may use the tunnel under the harbour, which is open all night.",
-    ),
-    TextNode(
-        id_="tomato",
-        text="Tomato plants want six hours of sun and water at the root. Wet leaves invite blight, "
-        "a fungus that turns them brown within days.",
-    ),
-]
+ONE = dict.fromkeys(("num_questions_per_chunk", "questions_per_call", "concurrency"), 1)
+OPTIONS: dict[str, Any] = {**ONE, "styles": ["question"], "show_progress": False}
+TEXTS = (
+    "Sea otters wrap themselves in kelp before they sleep, so that the current does not carry them "
+    "away. Mothers wrap their pups as well when they dive for food.",
+    "The drawbridge is raised at six in the evening for the ferry. Cyclists who arrive later may "
+    "use the tunnel under the harbour, which is open all night.",
+    "Tomato plants want six hours of sun and water at the root. Wet leaves invite blight, a fungus "
+    "that turns them brown within days.",
+)
+NODES = [TextNode(id_=text.split()[1], text=text) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +59,11 @@ def test_the_same_model_behind_openais_protocol_writes_the_same(
     here = generate_qa_embedding_pairs(NODES[:1], llama, cache_dir=False, **OPTIONS)
     llama.cache_prompt = True
     limits = httpx.Limits(max_keepalive_connections=0)
-    client = OpenAILike(
-        model="SmolLM2-135M-Instruct",
-        api_base=llama.api_base,
-        api_key="none",
-        is_chat_model=True,
-        context_window=2048,
-        max_tokens=40,
-        temperature=0.0,
-        additional_kwargs={
-            "stop": ["\n"],
-            "extra_body": {"repeat_penalty": 1.1, "cache_prompt": False},
-        },
-        async_http_client=httpx.AsyncClient(limits=limits),
-    )
+    body = {"repeat_penalty": 1.1, "cache_prompt": False}
+    settings = {"context_window": 2048, "max_tokens": 40, "temperature": 0.0}
+    settings |= {"additional_kwargs": {"stop": ["\n"], "extra_body": body}, "api_key": "none"}
+    settings |= {"async_http_client": httpx.AsyncClient(limits=limits), "is_chat_model": True}
+    client = OpenAILike(model="SmolLM2-135M-Instruct", api_base=llama.api_base, **settings)
     there = generate_qa_embedding_pairs(NODES[:1], client, cache_dir=tmp_path, **OPTIONS)
     assert there == here
     assert there.report.completion_tokens == here.report.completion_tokens > 5

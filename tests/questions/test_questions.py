@@ -1,5 +1,3 @@
-"""Questions as text: reading answers, filters, near-duplicates, prompts."""
-
 import json
 import time
 
@@ -25,7 +23,6 @@ def candidate(text: str, **more: str | None) -> filters.Candidate:
 
 
 def reason(text: str, **more: str | None) -> str | None:
-    """Return the name of the first filter that objects."""
     return next((f.__name__ for f in filters.TEXT_FILTERS if f(candidate(text, **more))), None)
 
 
@@ -141,18 +138,9 @@ def test_nothing_is_read_from_nothing(answer):
     assert read_questions(answer, limit=3) == []
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "What? " * 2_000_000,
-        "[" * 10_000_000,
-        "1. " * 3_000_000,
-        "\n" * 10_000_000,
-        "<think>" * 999_999,
-    ],
-    ids=["words", "brackets", "numbers", "lines", "thoughts"],
-)
-def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(answer):
+@pytest.mark.parametrize("piece", ["What? ", "[", "1. ", "\n", "<think>"])
+def test_ten_megabytes_are_read_at_once_and_nothing_of_them_is_kept(piece):
+    answer = piece * (10_000_000 // len(piece))
     began = time.perf_counter()
     lines = read_questions(answer, limit=6)
     assert time.perf_counter() - began < 1.0
@@ -269,9 +257,6 @@ def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them():
     )
     assert not any(filters.leaked(candidate(good, prompt=frame)) for good in GOOD)
     assert not filters.leaked(candidate("anything at all"))
-
-
-def test_a_statement_will_do_where_a_problem_was_asked_for():
     text = "My driver charged me for a trip that I had cancelled in time."
     assert filters.statement(candidate(text))
     assert not filters.statement(candidate(text, style="problem"))
@@ -289,14 +274,9 @@ def test_languages_are_told_apart_only_when_clear():
 
 
 def test_near_duplicates_point_at_the_first_that_stays():
-    texts = [
-        "How high is the commission on a trip?",
-        "rider service fee",
-        "how high is the COMMISSION on a trip",
-        "How high is the commission on a long trip?",
-        "How high was revenue in 2020?",
-        "How high was revenue in 2021?",
-    ]
+    asked = ["How high is the commission on a trip?", "rider service fee"]
+    asked += ["how high is the COMMISSION on a trip", "How high is the commission on a long trip?"]
+    texts = [*asked, "How high was revenue in 2020?", "How high was revenue in 2021?"]
     assert filters.near_duplicates(texts) == {2: 0, 3: 0}
     assert filters.near_duplicates(texts, threshold=1.0) == {2: 0}
     texts = ["หลอดไฟสำรองอยู่ที่ไหน", "ที่ไหนอยู่สำรองหลอดไฟ", "หลอดไฟสำรองอยู่ที่ไหน"]
@@ -315,12 +295,8 @@ def test_near_duplicates_are_those_of_comparing_all_with_all(texts, threshold):
     expected = set()
     for row, text in enumerate(texts):
         mine = set(filters.words(text))
-        similar = [
-            other
-            for other in kept
-            if len(mine & set(filters.words(texts[other])))
-            >= threshold * len(mine | set(filters.words(texts[other])))
-        ]
+        others = [set(filters.words(texts[other])) for other in kept]
+        similar = [each for each in others if len(mine & each) >= threshold * len(mine | each)]
         expected |= {row} if similar else set()
         kept += [] if similar else [row]
     assert set(filters.near_duplicates(texts, threshold=threshold)) == expected
@@ -333,16 +309,13 @@ def test_ten_thousand_questions_are_compared_in_seconds():
     assert time.process_time() - began < 10
 
 
-def test_passages_take_turns_so_that_every_style_is_used():
+def test_passages_take_turns_in_style_and_examples_answer_in_their_language():
     prompting = PromptConfig(2)
     asked = [r for turn in range(2) for r in prompting.requests("text", turn)]
     used = [style for request in asked for style in request.styles]
     assert used == list(STYLES)
     one_each = PromptConfig(3, ("question", "keywords"), questions_per_call=1).requests("text", 0)
     assert [request.styles for request in one_each] == [("question",), ("keywords",), ("question",)]
-
-
-def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked_for():
     request = few_shot("El pasaje.", ["keywords", "question"])
     roles = [role for role, _ in request.turns]
     assert roles == ["system", *["user", "assistant"] * 3, "user"]
@@ -353,15 +326,9 @@ def test_examples_answer_in_the_language_of_their_passage_and_in_the_order_asked
     assert "El pasaje." not in request.frame
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "Write {num_questions_per_chunk} questions on:\n{context_str}",
-        PromptTemplate("Write {num_questions_per_chunk} questions on:\n{context_str}"),
-    ],
-    ids=["string", "PromptTemplate"],
-)
-def test_a_custom_prompt_is_sent_as_it_is(template):
+@pytest.mark.parametrize("kind", [str, PromptTemplate])
+def test_a_custom_prompt_is_sent_as_it_is(kind):
+    template = kind("Write {num_questions_per_chunk} questions on:\n{context_str}")
     (request,) = PromptConfig(3, template=template).requests("The passage.", 0)
     assert request.turns == (("user", "Write 3 questions on:\nThe passage."),)
     assert request.text == "Write 3 questions on:\nThe passage."

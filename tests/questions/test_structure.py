@@ -1,5 +1,3 @@
-"""Pairs that documents already contain."""
-
 import pytest
 from llama_index.core import Document
 
@@ -11,12 +9,9 @@ FERRY = "It leaves at six in the evening from the northern pier and returns afte
 
 
 def pairs(*nodes: Document, **options: object) -> dict[str, list[str]]:
-    """Return query text → texts of its documents."""
     data = pairs_from_structure(nodes, **options)
-    return {
-        text: [data.corpus[document] for document in data.relevant_docs[query]]
-        for query, text in data.queries.items()
-    }
+    found = data.relevant_docs.items()
+    return {data.queries[query]: [data.corpus[d] for d in documents] for query, documents in found}
 
 
 @pytest.mark.parametrize("key", ["title", "document_title"])
@@ -76,11 +71,8 @@ def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text):
 
 def test_the_heading_of_a_page_asks_for_its_sections_and_a_summary_for_the_rest():
     text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
-    assert pairs(Document(text=text)) == {
-        "Harbour life": [KELP, FERRY],
-        "How otters rest": [KELP],
-        "The evening ferry": [FERRY],
-    }
+    below = {"How otters rest": [KELP], "The evening ferry": [FERRY]}
+    assert pairs(Document(text=text)) == {"Harbour life": [KELP, FERRY], **below}
     assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
         "Rest of marine mammals.": [KELP]
     }
@@ -103,12 +95,9 @@ def test_questions_of_an_faq_page_ask_for_their_answers(text):
 
 
 def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted():
-    pages = [
-        Document(
-            text=f"# Page about {topic}\n{KELP} {topic}\n## Overview\n{FERRY} {topic}", id_=topic
-        )
-        for topic in ("kelp", "ferries", "harbours")
-    ]
+    text = f"# Page about {{0}}\n{KELP} {{0}}\n## Overview\n{FERRY} {{0}}"
+    topics = ("kelp", "ferries", "harbours")
+    pages = [Document(text=text.format(topic), id_=topic) for topic in topics]
     pages.append(Document(text=f"## FAQ\n{KELP} x\n## This section\n{FERRY} y", id_="poor"))
     report = pairs_from_structure(pages).report
     assert report.reasons == {"generic_heading": 3, "too_short": 1, "refers_to_passage": 1}
@@ -116,15 +105,10 @@ def test_headings_that_many_pages_share_and_other_poor_ones_go_and_are_counted()
 
 
 def test_the_base_model_is_asked_where_one_is_given(base):
-    pages = [
-        Document(
-            text=f"# {topic} {topic} facts\n{topic} " + f"{topic} is here and there today " * 3
-        )
-        for topic in ("kelp", "ferry", "harbour")
-    ]
-    pages.append(
-        Document(text="# nothing kelp kelp\nnot one word of it is what the heading asks for")
-    )
+    text = "# {0} {0} facts\n{0} " + "{0} is here and there today " * 3
+    texts = [text.format(topic) for topic in ("kelp", "ferry", "harbour")]
+    texts.append("# nothing kelp kelp\nnot one word of it is what the heading asks for")
+    pages = [Document(text=text) for text in texts]
     options = {"round_trip_k": 1, "cache_dir": False, "show_progress": False}
     data = pairs_from_structure(pages, embed_model=base, **options)
     assert data.report.reasons == {"round_trip": 1}

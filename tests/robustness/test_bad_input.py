@@ -1,5 +1,3 @@
-"""Data that is odd or scarce: tuning works, or gives one clear error."""
-
 import re
 import warnings
 from collections.abc import Callable
@@ -10,14 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import llama_index_embeddings_adapted as package
 from benchmarks.known import as_texts
-from llama_index_embeddings_adapted import (
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    evaluate_retrieval,
-    mine_hard_negatives,
-)
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, evaluate_retrieval
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
@@ -30,7 +23,6 @@ from tests.support.synthetic import encoded
 
 
 def data(relevant: list[list[int]], *, documents: int = 10, dim: int = 8) -> EncodedDataset:
-    """Queries near the mean of their documents."""
     random = np.random.default_rng(0)
     corpus = random.standard_normal((documents, dim))
     near = np.stack([corpus[rows].mean(axis=0) for rows in relevant])
@@ -44,15 +36,11 @@ def each(queries: int = 20, documents: int = 10) -> list[list[int]]:
 def with_vectors(
     start: EncodedDataset, *, queries: Vectors | None = None, documents: Vectors | None = None
 ) -> EncodedDataset:
-    return replace(
-        start,
-        queries=start.queries if queries is None else np.float32(queries),
-        documents=start.documents if documents is None else np.float32(documents),
-    )
+    given = {"queries": queries, "documents": documents}.items()
+    return replace(start, **{name: np.float32(v) for name, v in given if v is not None})
 
 
 def duplicates() -> EncodedDataset:
-    """Each document is there twice, and a query asks for either."""
     start = data(each())
     twins = np.arange(10) // 2 * 2
     twice = {"documents": start.documents[twins], "keys": start.keys[twins]}
@@ -66,7 +54,6 @@ def zeros_among(vectors: Vectors) -> Vectors:
 
 
 def contradictory() -> EncodedDataset:
-    """Every question is there twice, with different answers."""
     start = data(each(40))
     return with_vectors(start, queries=start.queries[np.arange(40) // 2 * 2])
 
@@ -120,7 +107,6 @@ def tuned(given: EncodedDataset, method: str) -> AutoResult:
 
 
 def simplest(method: str) -> pipelines.PipelineSpec:
-    """The spec that a method tries first."""
     return search_space.alone(method)[0]
 
 
@@ -142,7 +128,9 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
     found = tuned(ODD[name](), "auto")
     assert found.choice.verdict.decision is verdict.Decision.KEEP_BASE
     assert re.search(message, found.choice.verdict)
-    assert found.adapter == found.candidate == LinearAdapter.identity(found.adapter.input_dim)
+    assert (
+        found.adapter == found.candidate == package.LinearAdapter.identity(found.adapter.input_dim)
+    )
     assert found.parts.overall.difference.mean == 0
 
 
@@ -175,26 +163,16 @@ def test_tuning_bears_thousands_of_dimensions(method):
 
 
 ONE_VECTOR = "gives all 20 queries the same vector"
-REFUSED = {
-    "one pair": "1 leave 1 and 0. Add queries",
-    "five questions": "5 leave 5 and 0. Add queries",
-    "all questions equal": ONE_VECTOR,
-    "everything equal": ONE_VECTOR,
-    "zero questions": "gave a vector of zeros",
-    "zero documents": "gave a vector of zeros",
-    "some zero vectors": "gave a vector of zeros",
-}
+ZEROS = ("zero questions", "zero documents", "some zero vectors")
+FEW = {"one pair": "1 leave 1 and 0. Add queries", "five questions": "5 leave 5 and 0. Add queries"}
+EQUAL = dict.fromkeys(("all questions equal", "everything equal"), ONE_VECTOR)
+REFUSED = {**FEW, **EQUAL, **dict.fromkeys(ZEROS, "gave a vector of zeros")}
 
 
-def engine(name: str, tmp_path: Path, **options: Any) -> EmbeddingAdapterFinetuneEngine:
-    return EmbeddingAdapterFinetuneEngine(
-        *as_texts(ODD[name]()),
-        model_output_path=tmp_path / "adapter",
-        report_path=tmp_path / "report.html",
-        cache_dir=False,
-        show_progress=False,
-        **{"epochs": 3, **options},
-    )
+def engine(name: str, tmp_path: Path, **options: Any) -> package.EmbeddingAdapterFinetuneEngine:
+    places = {"model_output_path": tmp_path / "adapter", "report_path": tmp_path / "report.html"}
+    settings = {"cache_dir": False, "show_progress": False, "epochs": 3, **options}
+    return package.EmbeddingAdapterFinetuneEngine(*as_texts(ODD[name]()), **places, **settings)
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name not in REFUSED])
@@ -218,7 +196,6 @@ def test_linear_says_where_nothing_can_be_learned(name, tmp_path):
 
 @pytest.fixture
 def unjudged() -> EmbeddingQAFinetuneDataset:
-    """Of two questions one has no answer."""
     texts = {"asked": "query 0", "open": "query 1"}
     relevant = {"asked": ["d0"], "open": []}
     return EmbeddingQAFinetuneDataset(texts, {"d0": "document 0"}, relevant, allow_unjudged=True)
@@ -230,15 +207,12 @@ def test_a_validation_set_without_judgements_is_refused_at_once(method, tmp_path
         engine("two documents", tmp_path, method=method, val_dataset=unjudged)
 
 
-def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(unjudged):
+def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(unjudged, tmp_path):
     _, base = as_texts(data(each(2)))
     with pytest.raises(DatasetError, match=r'1 of 2 .*first: "open".*Drop them with .*judged'):
         evaluate_retrieval(base, unjudged, cache_dir=False, show_progress=False)
     with pytest.raises(DatasetError, match="have no relevant document"):
-        mine_hard_negatives(unjudged, base, k=1, cache_dir=False, show_progress=False)
-
-
-def test_a_validation_set_about_other_documents_is_taken(tmp_path):
+        package.mine_hard_negatives(unjudged, base, k=1, cache_dir=False, show_progress=False)
     other = EmbeddingQAFinetuneDataset(
         {"v": "another question"}, {"x": "document 0", "y": "document 1"}, {"v": ["x"]}
     )

@@ -1,5 +1,3 @@
-"""Full disks, places that cannot be written, neighbours on one folder, clocks that jump."""
-
 import json
 import os
 import sqlite3
@@ -15,16 +13,10 @@ import numpy as np
 import pytest
 from llama_index.core.schema import TextNode
 
+import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap, mutations
 from benchmarks.robustness.kill_jobs import JOBS
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    LinearAdapter,
-    adapt_without_labels,
-    errors,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, errors
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
@@ -34,7 +26,7 @@ from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from tests.conftest import CountingEmbedding
 
-Dataset = EmbeddingQAFinetuneDataset
+Dataset = package.EmbeddingQAFinetuneDataset
 ROOT = Path(__file__).parents[2]
 
 
@@ -51,7 +43,6 @@ def mounted(place: Path, options: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of 256 KB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted(place, "size=256k")
@@ -171,13 +162,13 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, r
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "saved")
     place = read_only()
     quiet: dict[str, Any] = {"show_progress": False}
-    engine = EmbeddingAdapterFinetuneEngine(
+    engine = package.EmbeddingAdapterFinetuneEngine(
         small, base, model_output_path=place / "model", cache_dir=False, **quiet
     )
     with pytest.raises(errors.FolderError, match="cannot be written"):
         engine.finetune()
     with pytest.raises(errors.CacheError, match=r"cannot be used.*cache_dir=False"):
-        EmbeddingAdapterFinetuneEngine(
+        package.EmbeddingAdapterFinetuneEngine(
             small, base, model_output_path=tmp_path / "model", cache_dir=place, **quiet
         ).finetune()
     assert not [text for _, text in base.asked if text in small.queries.values()]
@@ -193,7 +184,7 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, r
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
 def test_a_place_that_takes_no_file_is_an_error_of_ours(base):
     nodes = [TextNode(text="a cat"), TextNode(text="the sea")]
-    hybrid = adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
+    hybrid = package.adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
     for write in (hybrid.save_pretrained, LinearAdapter.identity(16).save):
         with pytest.raises(errors.FolderError, match="/proc/q: cannot be written"):
             write("/proc/q")

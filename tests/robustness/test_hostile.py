@@ -1,5 +1,3 @@
-"""What strangers may hand us: read, or refused with one error of ours, and nothing else happens."""
-
 import gzip
 import json
 import os
@@ -175,8 +173,6 @@ def test_a_value_of_another_kind_is_one_line_on_the_command_line(key, value, tmp
 
 
 class Remote(BaseEmbedding):
-    """Sends texts, and a key from the environment, to an address."""
-
     def __init__(self, *, api_base: str | None = None, **settings: Any) -> None:
         assert "num_workers" not in settings  # as of many classes of LlamaIndex
         given = {} if api_base is None else {"api_base": api_base}
@@ -225,14 +221,8 @@ def test_addresses_that_would_be_asked_anyway_need_no_word(monkeypatch):
         rebuild_base(described(api_base="https://good.example"))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"trust_remote_code": True},
-        {"options": {"tokenizer": {"trust_remote_code": 1}}},
-        {"options": {"parts": [{"trust_remote_code": "yes"}]}},
-    ],
-)
-def test_a_folder_cannot_have_code_loaded(settings):
-    with pytest.raises(FolderError, match="ask for code to be loaded"):
-        rebuild_base(described(**settings))
+def test_a_folder_cannot_have_code_loaded():
+    inner = {"tokenizer": {"trust_remote_code": 1}}, {"parts": [{"trust_remote_code": "yes"}]}
+    for settings in ({"trust_remote_code": True}, *({"options": each} for each in inner)):
+        with pytest.raises(FolderError, match="ask for code to be loaded"):
+            rebuild_base(described(**settings))

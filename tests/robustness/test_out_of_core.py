@@ -1,5 +1,3 @@
-"""Many documents take the same way as few, a block at a time, to the same end."""
-
 import os
 
 import numpy as np
@@ -8,13 +6,6 @@ import torch
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, evaluate_retrieval
 from llama_index_embeddings_adapted.core import arrays
-from llama_index_embeddings_adapted.core.arrays import (
-    NormalizedRows,
-    allocate_vectors,
-    l2_normalize,
-    ranks,
-    top_k,
-)
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
 from llama_index_embeddings_adapted.evaluation import held_out
@@ -31,7 +22,7 @@ DIM = 12
 @pytest.fixture
 def corpus() -> np.ndarray:
     random = np.random.default_rng(0)
-    rows = l2_normalize(random.standard_normal((230, DIM)))
+    rows = arrays.l2_normalize(random.standard_normal((230, DIM)))
     rows[40:45] = rows[200:205] = rows[7]  # ties within a block and across blocks
     return rows
 
@@ -47,10 +38,10 @@ def in_blocks(monkeypatch) -> None:
 
 @pytest.mark.parametrize("k", [1, 10, 100, 500])
 def test_search_in_blocks_finds_what_search_in_one_piece_finds(corpus, k, request):
-    queries = l2_normalize(np.random.default_rng(1).standard_normal((17, DIM)))
-    whole = top_k(queries, corpus, k)
+    queries = arrays.l2_normalize(np.random.default_rng(1).standard_normal((17, DIM)))
+    whole = arrays.top_k(queries, corpus, k)
     request.getfixturevalue("in_blocks")
-    rows, scores = top_k(queries, NormalizedRows(corpus), k)
+    rows, scores = arrays.top_k(queries, arrays.NormalizedRows(corpus), k)
     assert np.allclose(scores, whole[1], atol=1e-6)
     # Blocks of other sizes may be added up in another order, so near ties may change places.
     for mine, theirs, found in zip(rows, whole[0], scores, strict=True):
@@ -61,17 +52,17 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(corpus, k, reques
 
 
 def test_ranks_in_blocks_are_those_in_one_piece(corpus, request):
-    queries = l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
+    queries = arrays.l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
     entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
     hidden = np.array([0, 1, 1]), np.array([40, 7, 200])
-    whole = ranks(queries, corpus, entries, wanted)
-    competing = ranks(queries, corpus, entries, wanted, hidden=hidden)
+    whole = arrays.ranks(queries, corpus, entries, wanted)
+    competing = arrays.ranks(queries, corpus, entries, wanted, hidden=hidden)
     assert (whole - competing).tolist() == [0, 2, 1, 0, 0]  # of equal ones, those before
     request.getfixturevalue("in_blocks")
-    rows = NormalizedRows(corpus)
-    assert np.array_equal(ranks(queries, rows, entries, wanted), whole)
-    assert np.array_equal(ranks(queries, rows, entries, wanted, hidden=hidden), competing)
-    near = ranks(queries, rows, entries, wanted, depth=2)  # exact where they are below 2
+    rows = arrays.NormalizedRows(corpus)
+    assert np.array_equal(arrays.ranks(queries, rows, entries, wanted), whole)
+    assert np.array_equal(arrays.ranks(queries, rows, entries, wanted, hidden=hidden), competing)
+    near = arrays.ranks(queries, rows, entries, wanted, depth=2)  # exact where they are below 2
     assert np.array_equal(np.minimum(near, 2), np.minimum(whole, 2))
 
 
@@ -100,7 +91,7 @@ def test_documents_left_in_their_file_are_taken_as_unit_rows_adapted_with_their_
     assert np.allclose(documents.take(np.array([3, 1])).numpy(), corpus[[3, 1]], atol=1e-6)
     assert np.allclose(documents.moment().numpy(), corpus.T @ corpus / 230, atol=1e-6)
     keys = np.arange(230, dtype=np.uint64)
-    rows = NormalizedRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
+    rows = arrays.NormalizedRows(corpus, keys, lambda part, of: part * (1 + of[:, None]))
     assert np.allclose(rows[10:20], corpus[10:20])
     assert np.allclose(rows[np.array([5, 4])], corpus[[5, 4]])
 
@@ -123,9 +114,9 @@ def test_no_room_for_the_file_is_an_error_and_without_a_folder_there_is_none(tmp
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(CacheError, match=r"expected room for 0 MiB.*No space left on device"):
-        allocate_vectors((3, 4), tmp_path)
+        arrays.allocate_vectors((3, 4), tmp_path)
     monkeypatch.setattr(arrays, "MOST_IN_MEMORY", 1)
-    assert not isinstance(allocate_vectors((3, 4), None), np.memmap)
+    assert not isinstance(arrays.allocate_vectors((3, 4), None), np.memmap)
 
 
 def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(small, base, monkeypatch):

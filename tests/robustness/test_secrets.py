@@ -1,5 +1,3 @@
-"""Keys are planted wherever people put them, and then looked for in everything a run leaves."""
-
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,30 +83,21 @@ def planted(monkeypatch) -> None:
 
 
 def base_model(address: str, callbacks: LlamaDebugHandler) -> BaseEmbedding:
-    return flaky_server.client(
-        address,
-        api_key=KEYS["embedding"],
-        default_headers={"X-Auth": KEYS["header"]},
-        additional_kwargs={"extra_headers": {"X-Key": KEYS["extra"]}},
-        callback_manager=CallbackManager([callbacks]),
-    )
+    extra = {"extra_headers": {"X-Key": KEYS["extra"]}}
+    keys = {"api_key": KEYS["embedding"], "default_headers": {"X-Auth": KEYS["header"]}}
+    manager = CallbackManager([callbacks])
+    return flaky_server.client(address, additional_kwargs=extra, callback_manager=manager, **keys)
 
 
 def llm(address: str, **options: Any) -> Any:
     from llama_index.llms.openai_like import OpenAILike
 
     limits = httpx.Limits(max_keepalive_connections=0)
-    return OpenAILike(
-        model="scripted",
-        api_base=address,
-        api_key=KEYS["llm"],
-        default_headers={"X-Auth": KEYS["header"]},
-        is_chat_model=True,
-        context_window=4096,
-        max_retries=0,
-        async_http_client=httpx.AsyncClient(limits=limits),
-        **options,
-    )
+    keys = {"api_key": KEYS["llm"], "default_headers": {"X-Auth": KEYS["header"]}}
+    settings = {"is_chat_model": True, "context_window": 4096, "max_retries": 0, **options}
+    client = httpx.AsyncClient(limits=limits)
+    named = {"model": "scripted", "api_base": address, "async_http_client": client}
+    return OpenAILike(**named, **keys, **settings)
 
 
 QUIET: dict[str, Any] = {"cache_dir": "cache"}
@@ -116,25 +105,13 @@ QUIET: dict[str, Any] = {"cache_dir": "cache"}
 
 def trained(base: BaseEmbedding, address: str) -> list[object]:
     """Write questions, train, save, evaluate and report; return what is shown on the way."""
-    pairs = package.generate_qa_embedding_pairs(
-        scripted_server.nodes(30),
-        llm(address),
-        output_path="pairs.json",
-        embed_model=base,
-        verbose=True,
-        **QUIET,
-    )
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        pairs,
-        base,
-        epochs=2,
-        model_output_path="model",
-        model_checkpoint_path="steps",
-        checkpoint_save_steps=1,
-        report_path="report.html",
-        verbose=True,
-        **QUIET,
-    )
+    options = {"output_path": "pairs.json", "embed_model": base, "verbose": True, **QUIET}
+    nodes = scripted_server.nodes(30)
+    pairs = package.generate_qa_embedding_pairs(nodes, llm(address), **options)
+    places = {"model_output_path": "model", "report_path": "report.html"}
+    steps = {"model_checkpoint_path": "steps", "checkpoint_save_steps": 1, "epochs": 2}
+    options = {**places, **steps, "verbose": True, **QUIET}
+    engine = package.EmbeddingAdapterFinetuneEngine(pairs, base, **options)
     engine.finetune()
     model = engine.get_finetuned_model()
     scores = package.evaluate_retrieval(model, pairs, **QUIET)

@@ -20,8 +20,6 @@ NUDGES = NudgeAdapter.of(content_hashes(["apple pie"]), np.ones((1, 16), dtype=n
 
 
 class Named(CountingEmbedding):
-    """Its dict does not tell its weights."""
-
     def to_dict(self, **kwargs: object) -> dict[str, object]:
         return {"class_name": "Named", "model_name": "the-same"}
 

@@ -1,5 +1,6 @@
 import asyncio
 import copy
+import itertools
 import pickle
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -9,24 +10,16 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-from llama_index.core.callbacks import (
-    CallbackManager,
-    CBEventType,
-    LlamaDebugHandler,
-    TokenCountingHandler,
-)
+from llama_index.core import callbacks
+from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
 from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    ComposedEmbedding,
-    LinearAdapter,
-    TwoLayerAdapter,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import EncodeError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.pool import PooledEmbedding
@@ -58,11 +51,9 @@ def expected(model: AdaptedEmbedding, role: str, texts: list[str]) -> list[list[
 async def test_all_paths_give_what_base_and_adapter_give(model):
     query = expected(model, "query", TEXTS)
     documents = expected(model, "document", TEXTS)
-    for path, args, answer in (
-        (model.get_query_embedding, TEXTS[0], query[0]),
-        (model.get_text_embedding, TEXTS[0], documents[0]),
-        (model.get_text_embedding_batch, TEXTS, documents),
-    ):
+    one = (model.get_query_embedding, query[0]), (model.get_text_embedding, documents[0])
+    cases = [(path, TEXTS[0], answer) for path, answer in one]
+    for path, args, answer in (*cases, (model.get_text_embedding_batch, TEXTS, documents)):
         found, afound = path(args), await getattr(model, f"a{path.__name__}")(args)
         assert np.allclose(found, answer, atol=1e-6)
         assert np.allclose(afound, answer, atol=1e-6)
@@ -113,8 +104,6 @@ async def test_an_asynchronous_base_serves_asynchronously():
 
 
 class Ends(BaseEventHandler):
-    """Keeps the events that end an embedding."""
-
     seen: list[EmbeddingEndEvent] = []  # noqa: RUF012  (a pydantic field)
 
     def handle(self, event: Any, **kwargs: Any) -> None:
@@ -216,11 +205,8 @@ async def test_a_cache_saves_calls_and_never_skips_the_adapter(base, give):
 def test_one_cache_serves_many_adapters_and_models(base):
     store = SimpleKVStore()
     other = CountingEmbedding(seed=1)
-    models = [
-        AdaptedEmbedding(one, adapter, embeddings_cache=store)
-        for one in (base, other)
-        for adapter in (ADAPTER, BOTH, TwoLayerAdapter.identity(16))
-    ]
+    parts = itertools.product((base, other), (ADAPTER, BOTH, TwoLayerAdapter.identity(16)))
+    models = [AdaptedEmbedding(*pair, embeddings_cache=store) for pair in parts]
     for _ in range(2):
         for model in models:
             for text in ("same", "other"):
@@ -264,7 +250,8 @@ async def test_coroutines_get_what_single_calls_get(base):
 
 
 @pytest.mark.parametrize(
-    ("handlers", "kept"), [([], 256), ([LlamaDebugHandler(print_trace_on_end=False)], 600)]
+    ("handlers", "kept"),
+    [([], 256), ([callbacks.LlamaDebugHandler(print_trace_on_end=False)], 600)],
 )
 def test_past_events_are_noted_only_for_handlers(base, handlers, kept):
     """LlamaIndex would note each call for ever, at 100 bytes, with or without a handler."""
@@ -304,39 +291,26 @@ def test_copies_keep_weights_and_settings(base, again):
         assert other.get_text_embedding_batch(TEXTS) == model.get_text_embedding_batch(TEXTS)
 
 
-@pytest.mark.parametrize("kind", [AdaptedEmbedding, ComposedEmbedding, PooledEmbedding])
+@pytest.mark.parametrize("kind", [AdaptedEmbedding, package.ComposedEmbedding, PooledEmbedding])
 def test_no_span_is_opened_inside_that_of_the_call(kind):
     for name in ("_embed", "_aembed", "_mapped", "_get_query_embedding", "_get_text_embedding"):
         assert not hasattr(getattr(kind, name, None), "__wrapped__"), name
 
 
 class Own(AdaptedEmbedding):
-    """A subclass with a field of its own."""
-
     note: str = "mine"
-
-
-def test_saved_paths_and_pickles_name_the_package_and_classes_can_be_derived(base):
-    assert AdaptedEmbedding.__module__ == "llama_index_embeddings_adapted"
-    model = AdaptedEmbedding(base, ADAPTER)
-    assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(model)
-    own = pickle.loads(pickle.dumps(Own(base, ADAPTER)))
-    assert (type(own), own.note) == (Own, "mine")
-    assert own.get_query_embedding("why?") == model.get_query_embedding("why?")
 
 
 class Unpicklable(BaseRateLimiter):
     def __init__(self) -> None:
         self.lock = threading.Lock()
 
-    def acquire(self, num_tokens: int = 0) -> None:
-        """Allow."""
+    def acquire(self, num_tokens: int = 0) -> None: ...
 
-    async def async_acquire(self, num_tokens: int = 0) -> None:
-        """Allow."""
+    async def async_acquire(self, num_tokens: int = 0) -> None: ...
 
 
-def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base):
+def test_pickles_name_the_package_and_leave_locks_which_come_along_in_a_copy(base):
     limiter, store = Unpicklable(), SimpleKVStore()
     model = AdaptedEmbedding(base, ADAPTER, rate_limiter=limiter, embeddings_cache=store)
     sent = pickle.loads(pickle.dumps(model))
@@ -347,6 +321,12 @@ def test_locks_stay_behind_in_a_pickle_and_come_along_in_a_copy(base):
     asked = len(base.asked)
     copied.get_query_embedding("why?")  # from the same cache
     assert len(base.asked) == asked
+    assert AdaptedEmbedding.__module__ == "llama_index_embeddings_adapted"
+    model = AdaptedEmbedding(base, ADAPTER)
+    assert b"llama_index_embeddings_adapted\x94\x8c\x10AdaptedEmbedding" in pickle.dumps(model)
+    own = pickle.loads(pickle.dumps(Own(base, ADAPTER)))
+    assert (type(own), own.note) == (Own, "mine")
+    assert own.get_query_embedding("why?") == model.get_query_embedding("why?")
 
 
 @pytest.mark.parametrize("data", [{}, {"weights": "&"}, {"weights": "AAAA"}, {"weights": 1}, []])

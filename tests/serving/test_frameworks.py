@@ -1,5 +1,3 @@
-"""LangChain and Haystack, for real: their stores and pipelines ask an adapted model, and back."""
-
 import asyncio
 import sys
 from typing import Any

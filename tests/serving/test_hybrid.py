@@ -1,5 +1,3 @@
-"""Words and a prior beside cosines: the ranking of exact mixing, on real vector stores."""
-
 import json
 from typing import Any
 
@@ -15,19 +13,10 @@ from llama_index.core.storage import StorageContext
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, SimpleVectorStore
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    AdapterPool,
-    DocumentPrior,
-    LinearAdapter,
-)
+import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted import AdaptedEmbedding, DocumentPrior, LinearAdapter, errors
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    FolderError,
-    OptionError,
-    ShapeError,
-)
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
 from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
 from llama_index_embeddings_adapted.serving.views import CONFIG, VECTORS
@@ -42,16 +31,11 @@ WORDS = [
 ]
 random = np.random.default_rng(0)
 IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(120)]  # Qdrant takes no others
-NODES = [
-    TextNode(
-        id_=IDS[row],
-        text=" ".join(random.choice(WORDS, 6)),
-        metadata={"kind": "even" if row % 2 == 0 else "odd"},
-        excluded_embed_metadata_keys=["kind"],
-        relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc{row % 3}")},
-    )
-    for row in range(120)
-]
+NODES = [TextNode(id_=name, text=" ".join(random.choice(WORDS, 6))) for name in IDS]
+for row, node in enumerate(NODES):
+    node.metadata = {"kind": "odd" if row % 2 else "even"}
+    node.excluded_embed_metadata_keys = ["kind"]
+    node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc{row % 3}")}
 QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
 ALL_WORDS = BM25Index.of({node.node_id: node.text for node in NODES})
 EVEN = MetadataFilters(filters=[MetadataFilter(key="kind", value="even")])
@@ -84,7 +68,6 @@ def prior_of(model: Any) -> DocumentPrior:
 
 
 def exact(model: Any, query: str, *, weight: float, prior: DocumentPrior | None = None) -> Any:
-    """All documents mixed, best first, by arrays alone."""
     vectors = vectors_of(model)
     words = ALL_WORDS.shares(query)
     scores = vectors @ l2_normalize(np.float32(model.get_query_embedding(query))) + weight * words
@@ -96,9 +79,8 @@ def test_on_every_store_it_ranks_as_mixing_all_documents_does(engine, model, tmp
     prior = prior_of(model)
     with STORES[engine](tmp_path) as stores:
         index = index_of(model, stores("words", model.dim))
-        hybrid = HybridRetriever.from_nodes(
-            index, NODES, weight=0.4, prior=prior, candidates=40, **QUIET
-        )
+        options = {"weight": 0.4, "prior": prior, "candidates": 40, **QUIET}
+        hybrid = HybridRetriever.from_nodes(index, NODES, **options)
         same = 0
         for query in QUERIES[:10]:
             expected = exact(model, query, weight=0.4, prior=prior)
@@ -145,9 +127,8 @@ def test_words_bring_in_what_vectors_do_not(model):
 def test_filters_hold_for_both_sides(engine, model, tmp_path):
     with ENGINES[engine](tmp_path) as stores:
         index = index_of(model, stores("filtered", model.dim))
-        hybrid = HybridRetriever.from_nodes(
-            index, NODES, weight=5.0, candidates=20, filters=EVEN, **QUIET
-        )
+        options = {"weight": 5.0, "candidates": 20, "filters": EVEN, **QUIET}
+        hybrid = HybridRetriever.from_nodes(index, NODES, **options)
         for query in QUERIES[:5]:
             found = hybrid.retrieve(query)
             assert found
@@ -202,9 +183,8 @@ def test_it_serves_a_query_engine_with_an_adapted_model_and_a_docstore(model):
 
 
 def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
-    hybrid = HybridRetriever.from_nodes(
-        index, NODES, weight=0.4, prior=prior_of(model), top_k=7, **QUIET
-    )
+    options = {"weight": 0.4, "prior": prior_of(model), "top_k": 7, **QUIET}
+    hybrid = HybridRetriever.from_nodes(index, NODES, **options)
     hybrid.save_pretrained(tmp_path / "hybrid")
     hybrid.save_pretrained(tmp_path / "hybrid")
     nodes = {node.node_id: node for node in NODES}
@@ -224,7 +204,7 @@ def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     text = (tmp_path / "hybrid" / CONFIG).read_text()
     assert NODES[0].text not in text
     stranger = index.as_retriever(embed_model=CountingEmbedding(seed=1))
-    with pytest.raises(BaseModelMismatchError):
+    with pytest.raises(errors.BaseModelMismatchError):
         HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes)
     unchecked = HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes, verify=False)
     assert unchecked.retrieve(QUERIES[0])
@@ -312,9 +292,8 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(model)
     assert [role for role, _ in counting.asked if _ in {n.text for n in old}] == []
     assert len(hybrid.views.lexical) == len(NODES)
     whole = [*(node for node in NODES if node.node_id != IDS[3]), edited]
-    anew = HybridRetriever.from_nodes(
-        index_of(model, nodes=whole), whole, prior=hybrid.views.prior, weight=0.4, **QUIET
-    )
+    options = {"prior": hybrid.views.prior, "weight": 0.4, **QUIET}
+    anew = HybridRetriever.from_nodes(index_of(model, nodes=whole), whole, **options)
     for query in ("zebra", QUERIES[0]):
         found = [each.retrieve(query) for each in (hybrid, anew)]
         one, other = ({n.node_id: round(n.score, 5) for n in nodes} for nodes in found)
@@ -335,10 +314,8 @@ def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tm
     one, other = ([[n.node_id for n in nodes] for nodes in each] for each in (after, before))
     assert one == other
     cutoff = 0.9
-    kept, kept_before, usual = (
-        sum(nodes[0].score > cutoff for nodes in found)
-        for found in (after, before, [base.retrieve(query) for query in QUERIES])
-    )
+    three = after, before, [base.retrieve(query) for query in QUERIES]
+    kept, kept_before, usual = (sum(nodes[0].score > cutoff for nodes in found) for found in three)
     assert kept == usual < kept_before
     served.roll_back()
     assert served.retrieve(QUERIES[0])[0].score == before[0][0].score
@@ -349,7 +326,7 @@ def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tm
 def test_words_stand_beside_whatever_adapter_of_a_pool_is_chosen(index, model, tmp_path):
     turn = LinearAdapter(np.roll(np.eye(model.dim, dtype=np.float32), 1, axis=0))
     AdaptedEmbedding(model, turn).save_pretrained(tmp_path / "turned")
-    pool = AdapterPool(tmp_path, model)
+    pool = package.AdapterPool(tmp_path, model)
     shared = HybridRetriever.from_nodes(index, NODES, embed_model=pool.embed_model(), **QUIET)
     alone = {
         name: HybridRetriever.from_nodes(index, NODES, embed_model=each, **QUIET)

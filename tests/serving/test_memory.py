@@ -1,5 +1,3 @@
-"""The memory of what answered similar queries, alone and around other retrievers."""
-
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +9,10 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.storage.docstore import SimpleDocumentStore
 
-from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, MemoryRetriever, errors
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.encoded import Qrels
-from llama_index_embeddings_adapted.errors import (
-    BaseModelMismatchError,
-    DatasetError,
-    FolderError,
-    OptionError,
-    ShapeError,
-)
+from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 from tests.conftest import CountingEmbedding
 
@@ -80,7 +72,7 @@ def nodes_of(*ids: str) -> dict[str, schema.BaseNode]:
     return {name: schema.TextNode(id_=name, text=name) for name in ids}
 
 
-def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(memory):
+def test_the_best_document_counts_one_and_what_answers_none_is_left_out(memory):
     best = {"b": 1.0, "c": 0.5, "a": 0.0}
     assert memory.lookup(np.float32([0, 3]), temperature=0.01) == pytest.approx(best)
     one = AnswerMemory.of(np.float32([[1, 0]]), Qrels.from_lists([[0]]), ["a"])
@@ -91,9 +83,6 @@ def test_the_best_document_counts_one_and_attention_falls_with_the_cosine(memory
     crowd = AnswerMemory.of(same, Qrels.from_lists([[0], [0], [0], [1]]), ["a", "b"])
     assert crowd.lookup(same[0]) == pytest.approx({"a": 0.75, "b": 0.25})
     assert sum(crowd.lookup(same[0], neighbours=1).values()) == pytest.approx(1.0)
-
-
-def test_queries_without_an_answer_and_documents_that_answer_none_are_left_out():
     relevance = Qrels.from_lists([[], [2]])
     kept = AnswerMemory.of(2 * np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
     assert kept.queries.tolist() == [[0, 1]]
@@ -131,7 +120,7 @@ def test_a_memory_whose_parts_do_not_fit_is_refused(memory, broken):
         AnswerMemory(**{**vars(memory), **broken})
 
 
-def test_a_node_gains_the_weighted_memory(memory):
+def test_a_node_gains_the_weighted_memory_and_chunks_alike(memory):
     found = wrap({"x": 0.7, "a": 0.6, "c": 0.5}, memory, weight=0.2).retrieve("90")
     assert shown(found) == {"x": 0.7, "c": 0.6, "a": 0.6}
     assert found[0].node_id == "x"
@@ -139,6 +128,13 @@ def test_a_node_gains_the_weighted_memory(memory):
     assert shown(wrap(inner, memory, weight=0.2).retrieve("0")) == {"a": 0.8, "x": 0.7}
     assert [node.score for node in inner.nodes] == [0.7, 0.6]
     assert shown(wrap(wrap(inner, memory), memory).retrieve("0")) == {"a": 2.6, "x": 0.7}
+    inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
+    for node in inner.nodes[1:]:
+        source = schema.RelatedNodeInfo(node_id="b")
+        node.node.relationships = {schema.NodeRelationship.SOURCE: source}
+    found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
+    assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
+    assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
 
 
 def test_remembered_documents_are_brought_in_lowest_and_no_more_than_asked_for(memory):
@@ -158,6 +154,11 @@ def test_where_little_is_remembered_little_changes(memory):
     assert shown(wrapped.retrieve("60")).keys() == {"x", "b", "c"}
     far = wrap({"c": 0.7, "b": 0.7, "a": 0.7}, memory, nodes=nodes_of(*"abcd")).retrieve("225")
     assert [(node.node_id, node.score) for node in far] == [("c", 0.7), ("b", 0.7), ("a", 0.7)]
+    found = wrap({"x": None, "y": None, "b": None}, memory).retrieve("90")
+    assert [node.node_id for node in found] == ["b", "x", "y"]
+    for bad in ({"x": 0.1, "y": None}, {"x": 0.1, "y": float("nan")}, {"x": float("inf")}):
+        with pytest.raises(OptionError, match="Fixed: expected a finite score for each node or"):
+            wrap(bad, memory).retrieve("0")
 
 
 async def test_nodes_come_from_a_dict_or_a_docstore(memory):
@@ -169,24 +170,6 @@ async def test_nodes_come_from_a_dict_or_a_docstore(memory):
         assert shown(found) == {"b": 1.7, "x": 0.7}  # "c" was deleted
         assert found[0].text == "b"
         assert await wrapped.aretrieve("90") == found
-
-
-def test_nodes_without_scores_keep_their_order_behind_what_is_remembered(memory):
-    found = wrap({"x": None, "y": None, "b": None}, memory).retrieve("90")
-    assert [node.node_id for node in found] == ["b", "x", "y"]
-    for bad in ({"x": 0.1, "y": None}, {"x": 0.1, "y": float("nan")}, {"x": float("inf")}):
-        with pytest.raises(OptionError, match="Fixed: expected a finite score for each node or"):
-            wrap(bad, memory).retrieve("0")
-
-
-def test_chunks_of_a_remembered_document_gain_alike(memory):
-    inner = Fixed({"x": 0.9, "b-1": 0.5, "b-2": 0.4})
-    for node in inner.nodes[1:]:
-        source = schema.RelatedNodeInfo(node_id="b")
-        node.node.relationships = {schema.NodeRelationship.SOURCE: source}
-    found = wrap(inner, memory, match="ref_doc_id").retrieve("90")
-    assert shown(found) == {"b-1": 1.5, "b-2": 1.4, "x": 0.9}
-    assert shown(wrap(inner, memory).retrieve("90")) == {"x": 0.9, "b-1": 0.5, "b-2": 0.4}
 
 
 def test_callbacks_see_both_retrievals_and_the_embedding(memory, angles):
@@ -242,6 +225,13 @@ def test_one_embedding_serves_both_where_they_hold_one_model(memory, angles):
     assert shown(given) == {"a": 1.6, "x": 0.7}
     assert len(angles.asked) == 1
     assert inner.asked[1].embedding == [1, 0]
+    inner = Searching(angles)
+    bundle = schema.QueryBundle("0", custom_embedding_strs=["90", "45"])
+    found = wrap(inner, memory, embed_model=angles).retrieve(bundle)
+    assert shown(found) == {"a": 1.6, "x": 0.7}
+    assert inner.asked == [bundle]
+    image = wrap({"x": 0.7}, memory, embed_model=angles, nodes=nodes_of("a"), top_k=5)
+    assert shown(image.retrieve(schema.QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
 
 
 @pytest.mark.parametrize("shares", [None, False])
@@ -253,16 +243,6 @@ def test_a_vector_of_another_model_is_the_wrapped_retrievers_alone(memory, angle
     assert inner.asked[0].embedding == [7, 7, 7]
     wrapped.retrieve("0")
     assert inner.asked[1].embedding is None
-
-
-def test_texts_to_search_with_are_the_wrapped_retrievers_alone(memory, angles):
-    inner = Searching(angles)
-    bundle = schema.QueryBundle("0", custom_embedding_strs=["90", "45"])
-    found = wrap(inner, memory, embed_model=angles).retrieve(bundle)
-    assert shown(found) == {"a": 1.6, "x": 0.7}
-    assert inner.asked == [bundle]
-    image = wrap({"x": 0.7}, memory, embed_model=angles, nodes=nodes_of("a"), top_k=5)
-    assert shown(image.retrieve(schema.QueryBundle("", image_path="cat.png"))) == {"x": 0.7}
 
 
 async def test_an_adapted_model_searches_adapted_and_is_remembered_by_its_base(memory, angles):
@@ -301,7 +281,9 @@ def test_a_saved_memory_comes_back_as_it_was_unless_told_otherwise(saved, memory
     rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
     assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
     other = CountingEmbedding(dim=2)
-    with pytest.raises(BaseModelMismatchError, match="on Angles; the model at hand, Counting"):
+    with pytest.raises(
+        errors.BaseModelMismatchError, match="on Angles; the model at hand, Counting"
+    ):
         MemoryRetriever.from_pretrained(saved, Fixed({}), other)
     assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 

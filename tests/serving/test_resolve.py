@@ -9,18 +9,12 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
 from llama_index.core.schema import TextNode
 
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
-    AdapterPool,
-    ComposedEmbedding,
     EmbeddingAdapterFinetuneEngine,
-    HybridRetriever,
-    LexicalEmbedding,
     LinearAdapter,
-    adapt_without_labels,
-    compare_retrieval,
     errors,
-    evaluate_retrieval,
     resolve_embed_model,
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
@@ -50,18 +44,22 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
     nodes = [TextNode(id_=text, text=text) for text in ("a cat", "the sea")]
     adapted = AdaptedEmbedding("minilm", LinearAdapter.identity(384))
     adapted.save_pretrained(tmp_path / "a")
-    words = LexicalEmbedding.of(["a cat", "the sea"])
+    words = package.LexicalEmbedding.of(["a cat", "the sea"])
     quiet: Any = {"cache_dir": False, "show_progress": False}
     for model in (
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "minilm"),
         AdaptedEmbedding.from_dict(adapted.to_dict(), "minilm"),
-        AdapterPool(tmp_path, "minilm")["a"],
-        ComposedEmbedding("minilm", words, weight=0.5),
+        package.AdapterPool(tmp_path, "minilm")["a"],
+        package.ComposedEmbedding("minilm", words, weight=0.5),
     ):
         assert type(model.base_embed_model) is type(adapted.base_embed_model)
     index = VectorStoreIndex(nodes, embed_model=adapted)
-    assert adapt_without_labels(nodes, "minilm", **quiet).retrieve("cat")[0].node_id == "a cat"
-    assert HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **quiet).retrieve("sea")
+    assert (
+        package.adapt_without_labels(nodes, "minilm", **quiet).retrieve("cat")[0].node_id == "a cat"
+    )
+    assert package.HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **quiet).retrieve(
+        "sea"
+    )
     with pytest.raises(errors.OptionError, match="names no model here"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "nonsense")
 
@@ -96,8 +94,8 @@ def test_a_cache_folder_that_cannot_be_made_has_its_error(base, small, tmp_path,
     assert len(model.get_query_embedding("why?")) == 16
     for needs_it in (
         lambda: resolve_embed_model("minilm"),
-        lambda: evaluate_retrieval("minilm", small),
-        lambda: evaluate_retrieval(base, small),
+        lambda: package.evaluate_retrieval("minilm", small),
+        lambda: package.evaluate_retrieval(base, small),
         lambda: EmbeddingAdapterFinetuneEngine(small, "minilm", model_output_path=tmp_path / "b"),
         model.for_documents,
     ):
@@ -116,8 +114,8 @@ def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(sma
             small, "no model", model_output_path=tmp_path / "b", report_path=tmp_path / "a"
         )
     for judge in (
-        lambda: evaluate_retrieval("no model", unjudged),
-        lambda: compare_retrieval({"a": "no model"}, unjudged),
+        lambda: package.evaluate_retrieval("no model", unjudged),
+        lambda: package.compare_retrieval({"a": "no model"}, unjudged),
         lambda: EmbeddingAdapterFinetuneEngine(unjudged, "no model"),
     ):
         with pytest.raises(errors.DatasetError, match="q"):
@@ -132,8 +130,6 @@ def test_the_old_packages_loader_names_the_way_to_open_a_folder(base, tmp_path):
 
 
 class Trembling(CountingEmbedding):
-    """Answers a little differently each time, as a quantised model in another batch does."""
-
     def vector(self, role: str, text: str) -> list[float]:
         vector = np.array(super().vector(role, text))
         noise = np.random.default_rng(len(self.asked)).standard_normal(self.dim)

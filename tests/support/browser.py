@@ -43,7 +43,6 @@ class Tab:
         self.requests: list[str] = []
 
     def open(self, path: Path, *, width: int, dark: bool, height: int = 900) -> None:
-        """Load a file, in a window of so many pixels of a system that prefers dark pages or not."""
         self.complaints, self.requests, self._loaded = [], [], False
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -57,7 +56,6 @@ class Tab:
         self.requests = [url for url in self.requests if url != path.resolve().as_uri()]
 
     def run(self, script: str) -> Any:
-        """Evaluate an expression in the page and return its value."""
         settings = {"returnByValue": True, "awaitPromise": True}
         found = self.call("Runtime.evaluate", expression=script, **settings)
         if "exceptionDetails" in found:
@@ -65,7 +63,6 @@ class Tab:
         return found["result"].get("value")
 
     def call(self, method: str, **params: Any) -> Any:
-        """Send a command of the DevTools protocol and return its answer."""
         number = next(self._numbers)
         self._line.send(json.dumps({"id": number, "method": method, "params": params}))
         while (answer := self._next()).get("id") != number:
@@ -75,7 +72,6 @@ class Tab:
         return answer["result"]
 
     def _next(self) -> dict[str, Any]:
-        """Read a message; note it if it is an event."""
         message = json.loads(self._line.recv(_PATIENCE_S))
         params = message.get("params", {})
         match message.get("method"):

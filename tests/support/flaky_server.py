@@ -57,7 +57,6 @@ class Flaky:
 
 @contextmanager
 def serving(script: Callable[[list[str], int], Reply] | None = None) -> Iterator[Flaky]:
-    """Yield a server that runs while the ``with`` block does."""
     state = Flaky() if script is None else Flaky(script)
     handler = type("Handler", (_Handler,), {"state": state})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
@@ -110,8 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # a client that gave up
             pass
 
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
+    def log_message(self, *args: object) -> None: ...
 
 
 def _chat(model: str, message: str, *, ollama: bool) -> dict[str, Any]:
@@ -138,10 +136,6 @@ def client(address: str, **options: Any) -> Any:
 
     limits = httpx.Limits(max_keepalive_connections=0)
     settings = {"timeout": 10.0, "max_retries": 1, "embed_batch_size": 8, "api_key": "sk-none"}
-    return OpenAIEmbedding(
-        model="text-embedding-3-small",
-        api_base=address,
-        http_client=httpx.Client(limits=limits),
-        async_http_client=httpx.AsyncClient(limits=limits),
-        **{**settings, **options},
-    )
+    settings |= {"model": "text-embedding-3-small", "http_client": httpx.Client(limits=limits)}
+    settings |= {"async_http_client": httpx.AsyncClient(limits=limits), **options}
+    return OpenAIEmbedding(api_base=address, **settings)

@@ -13,17 +13,12 @@ from llama_index.core.schema import TextNode
 
 FOLDER = Path(__file__).parents[1] / "frozen"
 DIM = 16  # of the base model, tests.conftest.CountingEmbedding
-TEXTS = (
-    "the red kite soars over the moor",
-    "a ferry leaves the harbour at noon",
-    "bread needs salt",
-)
+KITE, FERRY = "the red kite soars over the moor", "a ferry leaves the harbour at noon"
+TEXTS = KITE, FERRY, "bread needs salt"
 QUERIES = np.random.default_rng(7).standard_normal((5, DIM)).astype(np.float32)
 
 
 class ScriptedLLM(CustomLLM):
-    """Writes a question about the words of a passage; counts its calls."""
-
     calls: int = 0
 
     @property
@@ -40,5 +35,4 @@ class ScriptedLLM(CustomLLM):
 
 
 def nodes() -> list[TextNode]:
-    """Three passages."""
     return [TextNode(text=text, id_=f"n{row}") for row, text in enumerate(TEXTS)]

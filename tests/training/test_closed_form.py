@@ -4,42 +4,33 @@ import pytest
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.training.closed_form import (
-    Spectrum,
-    answer_directions,
-    mean_documents,
-    ridge,
-    whitening,
-)
+from llama_index_embeddings_adapted.training import closed_form
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def test_whitening_damps_the_direction_in_which_documents_vary_most():
+def test_whitening_damps_where_documents_vary_most_symmetrically_or_changes_nothing():
     random = np.random.default_rng(0)
     documents = random.standard_normal((500, 3)) * [3.0, 1.0, 1.0]
-    damping = np.diag(whitening(np.float32(documents)).weight)
+    damping = np.diag(closed_form.whitening(np.float32(documents)).weight)
     assert damping[0] < damping[1]
     assert damping[0] < damping[2]
     assert damping.mean() == pytest.approx(1.0, abs=1e-6)
-
-
-def test_power_zero_and_documents_without_variance_change_nothing():
     random = np.random.default_rng(0)
     documents = np.float32(random.standard_normal((50, 4)))
-    assert np.allclose(whitening(documents, power=0.0).weight, np.eye(4), atol=1e-6)
+    assert np.allclose(closed_form.whitening(documents, power=0.0).weight, np.eye(4), atol=1e-6)
     constant = np.ones((5, 4), dtype=np.float32)
-    assert np.array_equal(whitening(constant).weight, np.eye(4))
+    assert np.array_equal(closed_form.whitening(constant).weight, np.eye(4))
     documents = np.float32(np.random.default_rng(0).standard_normal((50, 4)))
-    adapter = whitening(documents, bias=False)
+    adapter = closed_form.whitening(documents, bias=False)
     assert np.allclose(adapter.weight, adapter.weight.T, atol=1e-6)
     assert adapter.bias is None
-    assert whitening(documents).bias is not None
+    assert closed_form.whitening(documents).bias is not None
 
 
 @pytest.mark.parametrize(("power", "shrinkage"), [(-0.1, 1.0), (1.5, 1.0), (0.25, 0.0)])
 def test_settings_out_of_range_are_refused(power, shrinkage):
     with pytest.raises(OptionError, match=r"power in \[0, 1\] and shrinkage > 0"):
-        whitening(np.eye(3, dtype=np.float32), power=power, shrinkage=shrinkage)
+        closed_form.whitening(np.eye(3, dtype=np.float32), power=power, shrinkage=shrinkage)
 
 
 def several() -> EncodedDataset:
@@ -52,41 +43,49 @@ def several() -> EncodedDataset:
 def test_ridge_solves_its_least_squares_problem(strength):
     data = several()
     queries, documents = l2_normalize(data.queries), l2_normalize(data.documents)
-    targets = mean_documents(data.relevance, documents)
+    targets = closed_form.mean_documents(data.relevance, documents)
     penalty = strength * np.linalg.eigvalsh(queries.T @ queries).mean()
     # Rows of √λ · identity, with the same as targets, hold the map to the identity.
     held = penalty**0.5 * np.eye(6)
     solved = np.linalg.lstsq(np.vstack([queries, held]), np.vstack([targets, held]), rcond=None)[0]
-    adapter = ridge(data, strength)
+    adapter = closed_form.ridge(data, strength)
     assert np.allclose(adapter.weight, solved.T, atol=1e-4)
     assert adapter.bias is None
 
 
-def test_a_strong_ridge_is_the_identity_and_a_weak_one_undoes_a_rotation():
+def test_a_strong_ridge_is_the_identity_a_weak_one_undoes_a_rotation_few_are_no_matter():
     data, rotation = rotated_corpus()
-    strong, weak = (ridge(data, strength).weight for strength in (1e6, 1e-3))
+    strong, weak = (closed_form.ridge(data, strength).weight for strength in (1e6, 1e-3))
     assert np.allclose(strong, np.eye(12), atol=1e-4)
     undone = weak @ rotation
     undone /= np.trace(undone) / 12
     assert np.linalg.norm(undone - np.eye(12)) < 0.2 * np.linalg.norm(np.eye(12))
-
-
-def test_the_mean_document_of_a_query_is_over_all_its_relevant_ones():
     data = encoded(np.eye(2), np.eye(3), [[0, 2], [1]])
-    assert mean_documents(data.relevance, data.documents).tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
+    found = closed_form.mean_documents(data.relevance, data.documents)
+    assert found.tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
+    random = np.random.default_rng(2)
+    both = random.standard_normal((4, 9)), random.standard_normal((6, 9))
+    few = encoded(*both, [[0], [1], [2, 3], [4]])
+    queries = l2_normalize(few.queries).astype(np.float64)
+    targets = closed_form.mean_documents(few.relevance, l2_normalize(few.documents))
+    penalty = 0.5 * (queries**2).sum() / 9
+    solved = np.linalg.solve(
+        queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)
+    )
+    assert np.allclose(closed_form.ridge(few, 0.5).weight, solved.T, atol=1e-5)
 
 
 def test_answer_directions_point_to_relevant_documents_and_damp_what_varies_most():
     # Documents on both ends of each axis: their mean is zero, and all directions are alike.
     documents = np.vstack([np.eye(3), -np.eye(3)])
     data = encoded(np.eye(3)[:2], documents, [[0], [1, 2]])
-    found = answer_directions(data, Spectrum(data.documents))
+    found = closed_form.answer_directions(data, closed_form.Spectrum(data.documents))
     assert np.allclose(found, [[1, 0, 0], [0, 0.5**0.5, 0.5**0.5]], atol=1e-6)
     random = np.random.default_rng(0)
     documents = random.standard_normal((400, 3)) * [1.0, 0.1, 0.1] + [0, 0, 2.0]
     documents[0] = [1, 1, 20]
     data = encoded(np.eye(3)[:1], documents, [[0]])
-    [value] = answer_directions(data, Spectrum(data.documents))
+    [value] = closed_form.answer_directions(data, closed_form.Spectrum(data.documents))
     [target] = l2_normalize(documents[:1]) - l2_normalize(documents).mean(axis=0)
     assert np.linalg.norm(value) == pytest.approx(1.0)
     assert abs(value[1] / value[0]) > abs(target[1] / target[0])
@@ -101,26 +100,13 @@ def test_few_documents_give_the_power_of_the_whole_covariance():
     values, vectors = np.linalg.eigh(covariance + mean * np.eye(12))
     expected = (vectors * values**-0.5) @ vectors.T
     expected /= np.trace(expected) / 12
-    assert np.allclose(Spectrum(few).power(0.5, 1.0), expected, atol=1e-6)
-
-
-def test_ridge_on_fewer_queries_than_dimensions_is_the_same_map():
-    random = np.random.default_rng(2)
-    both = random.standard_normal((4, 9)), random.standard_normal((6, 9))
-    few = encoded(*both, [[0], [1], [2, 3], [4]])
-    queries = l2_normalize(few.queries).astype(np.float64)
-    targets = mean_documents(few.relevance, l2_normalize(few.documents))
-    penalty = 0.5 * (queries**2).sum() / 9
-    solved = np.linalg.solve(
-        queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)
-    )
-    assert np.allclose(ridge(few, 0.5).weight, solved.T, atol=1e-5)
+    assert np.allclose(closed_form.Spectrum(few).power(0.5, 1.0), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("documents", [50, 5000])
 def test_wide_vectors_are_decomposed_along_the_shorter_side(documents):
     wide = 4096 if documents == 50 else 8
     rows = np.float32(np.random.default_rng(0).standard_normal((documents, wide)))
-    spectrum = Spectrum(rows)
+    spectrum = closed_form.Spectrum(rows)
     assert len(spectrum._pairs[0]) <= min(documents, wide)
     assert spectrum.power(0.25, 1.0).shape == (wide, wide)

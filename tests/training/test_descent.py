@@ -1,5 +1,3 @@
-"""Gradients written out are those of automatic differentiation; mixtures score as adapters do."""
-
 from dataclasses import replace
 from typing import Any
 
@@ -115,11 +113,10 @@ def test_a_widened_adapter_finds_what_it_finds_along_the_directions(spec):
     fitter = pipelines.PipelineFitter(narrow, TrainingOptions(learning_rate=0.003))
     adapter, whole = fitter.fit(spec), fitter.fit_whole(spec, directions)
     assert isinstance(whole, LowRankAdapter) == (spec == LINEAR)  # the smaller one
-    scores = [
-        l2_normalize(found.apply(part.queries))
-        @ l2_normalize(found.apply(part.documents, "document", part.keys)).T
-        for found, part in ((adapter, narrow), (whole, wide))
-    ]
+    scores = []
+    for found, part in ((adapter, narrow), (whole, wide)):
+        documents = l2_normalize(found.apply(part.documents, "document", part.keys))
+        scores.append(l2_normalize(found.apply(part.queries)) @ documents.T)
     assert np.allclose(*scores, atol=1e-4)
     aside = np.eye(40, dtype=np.float32) - directions @ directions.T
     if spec == LINEAR:  # what lies aside of the directions stays

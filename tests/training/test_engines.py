@@ -16,15 +16,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted import errors
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, fingerprint_of
-from llama_index_embeddings_adapted.errors import (
-    DatasetError,
-    FolderError,
-    NotTrainedError,
-    OptionError,
-    ShapeError,
-    TrainingError,
-)
+from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.evaluation.verdict import LOOKS_RANDOM, Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import descent, selection, tune
@@ -71,8 +65,6 @@ def engine_of(things, base, options) -> Trained:
 
 @pytest.fixture
 def trained(engine_of) -> Trained:
-    """Make an engine, and train it."""
-
     def train(*arguments: Any, **given: Any) -> Engine:
         engine = engine_of(*arguments, **given)
         engine.finetune()
@@ -82,16 +74,9 @@ def trained(engine_of) -> Trained:
 
 
 def test_the_call_of_the_old_tutorial_runs_and_serves(things, base, tmp_path):
-    engine = Engine(
-        things,
-        base,
-        model_output_path=str(tmp_path / "model_output_test"),
-        epochs=4,
-        verbose=True,
-        optimizer_class=torch.optim.SGD,
-        optimizer_params={"lr": 0.01},
-        cache_dir=tmp_path / "cache",
-    )
+    place = {"model_output_path": str(tmp_path / "model_output_test"), "cache_dir": tmp_path / "c"}
+    descent_ = {"optimizer_class": torch.optim.SGD, "optimizer_params": {"lr": 0.01}}
+    engine = Engine(things, base, epochs=4, verbose=True, **place, **descent_)
     assert engine.finetune() is None
     model = engine.get_finetuned_model()
     assert len(model.get_query_embedding("what apple?")) == 16
@@ -176,9 +161,9 @@ def test_finetune_takes_and_checks_overrides_and_there_is_no_model_before(engine
         engine.finetune(epoch=1)
     trained(epochs=1)
     engine = engine_of()
-    with pytest.raises(NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
+    with pytest.raises(errors.NotTrainedError, match=r"before finetune\(\).*from_pretrained"):
         engine.get_finetuned_model()
-    with pytest.raises(NotTrainedError, match="no report"):
+    with pytest.raises(errors.NotTrainedError, match="no report"):
         _ = engine.report
 
 
@@ -229,7 +214,6 @@ def test_a_real_model_learns_from_real_texts(minilm: BaseEmbedding, trained: Tra
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """Train maps for a few steps only."""
     monkeypatch.setattr(descent, "_STEPS", 60)
     monkeypatch.setattr(verdict, "RESAMPLES", 999)
 
@@ -328,10 +312,8 @@ def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypat
         nodes = [TextNode(id_=name, text=text) for name, text in things.corpus.items()]
         index = VectorStoreIndex(nodes, embed_model=embed_model)
         retriever = index.as_retriever(similarity_top_k=1)
-        return sum(
-            retriever.retrieve(text)[0].node_id == things.relevant_docs[query][0]
-            for query, text in things.queries.items()
-        )
+        best = {query: retriever.retrieve(text)[0] for query, text in things.queries.items()}
+        return sum(node.node_id == things.relevant_docs[query][0] for query, node in best.items())
 
     assert found_first(model) > found_first(base)
     # A text that it does not know keeps the vector of the base model.
@@ -390,7 +372,7 @@ def test_dimensions_that_do_not_fit_are_refused_before_the_texts_are_embedded(tr
 
 def test_too_few_queries_are_an_error_or_keep_the_base_model_and_say_so(trained):
     one = Dataset({"q": "why?"}, {"d": "because"}, {"q": ["d"]})
-    with pytest.raises(DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
+    with pytest.raises(errors.DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
         trained(one, method="linear")
     engine = trained(one)
     assert engine.report.verdict == (
@@ -421,7 +403,7 @@ def test_who_speaks_of_a_training_loop_means_linear_and_all_others_auto(given, m
 def test_diverging_training_leaves_what_was_saved_before(trained, tmp_path):
     trained(epochs=1)
     before = (tmp_path / "adapter" / "adapter.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match="Lower the learning rate"):
+    with pytest.raises(errors.TrainingError, match="Lower the learning rate"):
         trained(learning_rate=1e6)
     assert (tmp_path / "adapter" / "adapter.safetensors").read_bytes() == before
 
@@ -433,11 +415,9 @@ def test_an_engine_is_a_base_embedding_finetune_engine():
     from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine as Theirs
 
     assert issubclass(Engine, Theirs)  # which is imported after ours, and there before it
-    code = (
-        "from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine as Theirs\n"
-        "from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine\n"
-        "assert issubclass(Engine, Theirs)"
-    )
+    code = "from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine as Theirs\n"
+    code += "from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine\n"
+    code += "assert issubclass(Engine, Theirs)"
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

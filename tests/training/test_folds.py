@@ -22,12 +22,10 @@ def dataset(relevant: list[list[int]], *, documents: int, seed: int = 0) -> Enco
 
 
 def single(queries: int = 60, documents: int = 20) -> EncodedDataset:
-    """Every query asks for one document, three queries for each."""
     return dataset([[row % documents] for row in range(queries)], documents=documents + 5)
 
 
 def pairs(data: EncodedDataset) -> set[tuple[str, int]]:
-    """Training pairs, by query id and document."""
     names = [data.query_ids[row] for row in data.relevance.queries]
     return set(zip(names, data.relevance.documents.tolist(), strict=True))
 
@@ -36,11 +34,8 @@ def judged_pairs(
     data: EncodedDataset, judged: cross_fitting.TestFold, *, known: bool
 ) -> set[tuple[str, int]]:
     entries = zip(judged.relevance.queries, judged.relevance.documents.tolist(), strict=True)
-    return {
-        (data.query_ids[judged.rows[row]], document)
-        for row, document in entries
-        if judged.known[row] == known
-    }
+    found = [(judged.rows[row], d) for row, d in entries if judged.known[row] == known]
+    return {(data.query_ids[row], document) for row, document in found}
 
 
 def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
@@ -107,7 +102,7 @@ def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(relevant, t
     check_honest(data, list(folds(data, seed=seed)))
 
 
-def test_documents_that_share_queries_stay_together() -> None:
+def test_documents_that_share_queries_or_texts_and_equal_queries_stay_together():
     # Documents 2i and 2i + 1 are both relevant to three queries.
     data = dataset([[2 * (row % 20), 2 * (row % 20) + 1] for row in range(60)], documents=40)
     parts = list(folds(data))
@@ -116,9 +111,6 @@ def test_documents_that_share_queries_stay_together() -> None:
         assert (fold.test.relevance.counts == 2).all()
         assert not len(fold.test.excluded.documents)
         assert (fold.train.relevance.counts == 2).all()
-
-
-def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
     # Each question is asked twice, and answered by another document the second time.
     once = dataset([[row] for row in range(60)], documents=60)
     queries = np.repeat(once.queries[:30], 2, axis=0)
@@ -129,9 +121,6 @@ def test_equal_queries_stay_together_and_so_do_their_documents() -> None:
         rows = fold.test.rows[~fold.test.known]
         assert set(rows // 2 * 2) == set(rows[rows % 2 == 0])  # always both of them
         assert len(rows) == 2 * len(set(rows // 2))
-
-
-def test_documents_of_one_text_are_new_together():
     apart = dataset([[row % 20] for row in range(60)], documents=20)
     twins = np.arange(20) // 2 * 2
     parts = list(folds(replace(apart, canonical_rows=twins)))

@@ -32,10 +32,8 @@ def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vecto
 def test_nudge_n_is_that_of_its_authors(distance):
     nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
     data = several()
-    asked = {
-        "q_embs": data.queries,
-        "q_ans_indx": [data.relevance.relevant_to(row).tolist() for row in range(60)],
-    }
+    answers = [data.relevance.relevant_to(row).tolist() for row in range(60)]
+    asked = {"q_embs": data.queries, "q_ans_indx": answers}
     method = nudge.NUDGEN(device="cpu")
     theirs = method.finetune_embeddings(data.documents, asked, asked, gamma=distance)
     assert np.allclose(moved(nudge_n(data, distance), data), theirs, atol=1e-5)
@@ -76,7 +74,6 @@ def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
 
 
 def first(data: EncodedDataset, documents: Vectors) -> float:
-    """Share of queries whose document is found first."""
     relevance = data.relevance
     sides = map(l2_normalize, (data.queries, documents))
     found = ranks(*sides, relevance.queries, relevance.documents)

@@ -1,5 +1,3 @@
-"""Weights of words and prior, found on the held-out queries of a training, and served."""
-
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +6,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from llama_index_embeddings_adapted import (
-    Decision,
-    EmbeddingAdapterFinetuneEngine,
-    EmbeddingQAFinetuneDataset,
-    HybridRetriever,
-)
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
 from tests.conftest import CountingEmbedding
 
@@ -21,19 +14,21 @@ COUNT = 120
 
 
 @pytest.fixture
-def reports() -> EmbeddingQAFinetuneDataset:
+def reports() -> package.EmbeddingQAFinetuneDataset:
     """Documents that only a code tells apart."""
     random = np.random.default_rng(0)
     codes = [f"{number:06d}" for number in random.choice(10**6, COUNT, replace=False)]
     corpus = {f"d{at}": f"report {code} of the year" for at, code in enumerate(codes)}
     queries = {f"q{at}": f"what says report {code}" for at, code in enumerate(codes)}
-    return EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
+    return package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
 
 
-def engine_of(dataset: EmbeddingQAFinetuneDataset, folder: Path, **options: Any) -> Any:
+def engine_of(dataset: package.EmbeddingQAFinetuneDataset, folder: Path, **options: Any) -> Any:
     given = {"cache_dir": False, "show_progress": False, **options}
     model = CountingEmbedding(dim=4)
-    return EmbeddingAdapterFinetuneEngine(dataset, model, model_output_path=folder / "out", **given)
+    return package.EmbeddingAdapterFinetuneEngine(
+        dataset, model, model_output_path=folder / "out", **given
+    )
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}, {"method": "linear"}])
@@ -59,7 +54,7 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
     retriever.save_pretrained(tmp_path / "retriever")
     base = CountingEmbedding(dim=4)
     dense = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=100)
-    again = HybridRetriever.from_pretrained(
+    again = package.HybridRetriever.from_pretrained(
         tmp_path / "retriever", dense, {node.node_id: node for node in nodes}
     )
     for query, one in zip(list(reports.queries.values())[:5], found, strict=False):
@@ -85,6 +80,6 @@ def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(rep
     engine = engine_of(reports.with_provenance("llm"), tmp_path, epochs=2)
     engine.finetune()
     views = engine.report.views
-    assert views.verdict.decision is Decision.PROMISING
+    assert views.verdict.decision is package.Decision.PROMISING
     assert views.words > 0.4 == views.weights[0]
     assert views.weights[1] <= 0.2

@@ -17,30 +17,14 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.training.auto import pipelines, selection
 from llama_index_embeddings_adapted.training.auto import search_space as space
-from llama_index_embeddings_adapted.training.auto.pipelines import (
-    IDENTITY,
-    SPECS,
-    CorpusSpec,
-    GateSpec,
-    KernelSpec,
-    LinearSpec,
-    MnrSpec,
-    NudgeSpec,
-    PipelineFitter,
-    PipelineSpec,
-    QueryOnMappedSpec,
-    RidgeSpec,
-    TrainedSpec,
-    TwoSidedSpec,
-    WhiteningSpec,
-)
+from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, SPECS
 from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
 
 SIMPLE, RICH = Named("simple"), Named("rich")
-LINEAR, CORPUS, TWO_SIDED = LinearSpec(), CorpusSpec(), TwoSidedSpec()
+LINEAR, CORPUS, TWO_SIDED = pipelines.LinearSpec(), pipelines.CorpusSpec(), pipelines.TwoSidedSpec()
 
 
 def test_what_the_user_says_about_live_queries_is_believed():
@@ -91,7 +75,7 @@ KNOWN = np.array([True, False] * 10)
 
 @pytest.mark.parametrize(("ahead", "chosen"), [(0.1, RICH), (0.05, RICH), (0.01, SIMPLE)])
 def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(
-    ahead: float, chosen: PipelineSpec
+    ahead: float, chosen: pipelines.PipelineSpec
 ) -> None:
     # Rich is better in the mean, by .1 more here and less there: an error of 0.1 / √20.
     by_turns = np.resize([0.1, 0.1, -0.1, -0.1], 20)
@@ -142,40 +126,40 @@ def test_the_state_of_a_search_is_the_mean_gain_of_each_spec():
 
 
 @dataclass(frozen=True)
-class Broken(PipelineSpec):
+class Broken(pipelines.PipelineSpec):
     method = "broken"
 
-    def fit(self, fitter: PipelineFitter) -> Adapter:
+    def fit(self, fitter: pipelines.PipelineFitter) -> Adapter:
         FITTED.append(self)
         raise TrainingError("no luck")
 
 
 @dataclass(frozen=True)
-class Counted(PipelineSpec):
+class Counted(pipelines.PipelineSpec):
     method = "counted"
 
-    def fit(self, fitter: PipelineFitter) -> Adapter:
+    def fit(self, fitter: pipelines.PipelineFitter) -> Adapter:
         FITTED.append(self)
         return LinearAdapter.identity(12)
 
 
-FITTED: list[PipelineSpec] = []
+FITTED: list[pipelines.PipelineSpec] = []
 
 
 @pytest.fixture
-def fitted() -> list[PipelineSpec]:
+def fitted() -> list[pipelines.PipelineSpec]:
     FITTED.clear()
     return FITTED
 
 
-def search(data: EncodedDataset, *proposed: PipelineSpec) -> selection.Selection:
+def search(data: EncodedDataset, *proposed: pipelines.PipelineSpec) -> selection.Selection:
     mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
     return selection.select(data, [lambda _: list(proposed)], mix, options)
 
 
 def test_ridge_is_found_on_a_rotated_corpus_and_judged_by_what_chose_nothing():
-    found = search(rotated_corpus()[0], RidgeSpec(10.0), RidgeSpec(0.1))
-    assert found.spec == RidgeSpec(0.1)
+    found = search(rotated_corpus()[0], pipelines.RidgeSpec(10.0), pipelines.RidgeSpec(0.1))
+    assert found.spec == pipelines.RidgeSpec(0.1)
     assert (found.chosen - found.scores.scores[IDENTITY]).mean() > 0.5
     # Every fold chose the same.
     assert np.array_equal(found.chosen, found.scores.scores[found.spec])
@@ -186,7 +170,7 @@ def test_each_fold_is_judged_by_what_the_others_chose(monkeypatch):
     base = search(data).scores
     fold = base.fold
 
-    def lucky(self: selection.CrossFittedScores, spec: PipelineSpec) -> np.ndarray:
+    def lucky(self: selection.CrossFittedScores, spec: pipelines.PipelineSpec) -> np.ndarray:
         """One candidate is perfect on fold 0 and useless on the others."""
         return np.where(fold == 0, 1.0, -1.0) if spec == SIMPLE else np.zeros(len(fold))
 
@@ -198,9 +182,9 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted)
     data, _ = rotated_corpus(documents=60)
     seen = []
 
-    def again(state: selection.SearchState) -> list[PipelineSpec]:
+    def again(state: selection.SearchState) -> list[pipelines.PipelineSpec]:
         seen.append((len(fitted), Broken() in state.gains))
-        return [Broken(), RidgeSpec(0.1)]
+        return [Broken(), pipelines.RidgeSpec(0.1)]
 
     mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
@@ -209,18 +193,18 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted)
     assert seen == [(len(fitted), False)]
     assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once
     assert found.failed == {Broken(): "no luck"}
-    assert list(found.scores.scores) == [IDENTITY, RidgeSpec(0.1)]
-    assert found.spec == RidgeSpec(0.1)
+    assert list(found.scores.scores) == [IDENTITY, pipelines.RidgeSpec(0.1)]
+    assert found.spec == pipelines.RidgeSpec(0.1)
 
 
 def test_folds_at_once_find_what_they_find_one_by_one():
     data, _ = rotated_corpus(documents=60)
-    linear = LinearSpec()
+    linear = pipelines.LinearSpec()
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            found.append(search(data, linear, GateSpec(linear, IDENTITY, 0.0)).scores)
+            found.append(search(data, linear, pipelines.GateSpec(linear, IDENTITY, 0.0)).scores)
     finally:
         torch.set_num_threads(before)
     for spec in found[0].scores:
@@ -238,9 +222,9 @@ def test_folds_at_once_find_what_they_find_one_by_one():
     ids=["singular", "no memory", "no memory for torch"],
 )
 def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec(broken, why, monkeypatch):
-    monkeypatch.setattr(RidgeSpec, "fit", lambda *_: LinearAdapter(broken()))
+    monkeypatch.setattr(pipelines.RidgeSpec, "fit", lambda *_: LinearAdapter(broken()))
     with pytest.warns(UserWarning, match=rf"ridge\(.*\) cannot be fitted and is left out: .*{why}"):
-        found = search(rotated_corpus(documents=60)[0], RidgeSpec(1.0))
+        found = search(rotated_corpus(documents=60)[0], pipelines.RidgeSpec(1.0))
     assert found.spec == IDENTITY
 
 
@@ -251,18 +235,19 @@ def test_a_spec_proposed_twice_is_tried_once(fitted):
 
 
 def test_a_spec_reads_well_and_knows_its_lowest_map_and_whether_it_moves_documents():
-    kernel = KernelSpec(LinearSpec(0.5), temperature=0.1, weight=2.0)
+    kernel = pipelines.KernelSpec(pipelines.LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
     assert str(LINEAR) == "linear"
     assert str(IDENTITY) == "identity"
     assert LINEAR != CORPUS
     assert not kernel.adapts_documents
     assert replace(kernel, base=TWO_SIDED).adapts_documents
-    assert NudgeSpec(kernel).adapts_documents
-    kernel = KernelSpec(CORPUS, 0.1, 1.0)
-    assert GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
-    assert GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
-    assert QueryOnMappedSpec(TWO_SIDED, kernel).lowest_map == QueryOnMappedSpec(TWO_SIDED, CORPUS)
+    assert pipelines.NudgeSpec(kernel).adapts_documents
+    kernel = pipelines.KernelSpec(CORPUS, 0.1, 1.0)
+    assert pipelines.GateSpec(LINEAR, kernel, 0.0).lowest_map == LINEAR
+    assert pipelines.GateSpec(kernel, LINEAR, 0.0).lowest_map == CORPUS
+    on, lowest = (pipelines.QueryOnMappedSpec(TWO_SIDED, spec) for spec in (kernel, CORPUS))
+    assert on.lowest_map == lowest
     assert TWO_SIDED.lowest_map == TWO_SIDED
 
 
@@ -271,12 +256,15 @@ def test_what_is_trained_is_trained_once(monkeypatch):
     runs = []
     once = pipelines.descend
     monkeypatch.setattr(pipelines, "descend", lambda *a, **k: runs.append(1) or once(*a, **k))
-    fitter = PipelineFitter(data, TrainingOptions())
+    fitter = pipelines.PipelineFitter(data, TrainingOptions())
     one, two = LINEAR, CORPUS
     assert fitter.fit(one) == fitter.fit(one) != fitter.fit(two)
-    half, start = fitter.fit(LinearSpec(alpha=0.5)), fitter.fit(WhiteningSpec(0.25))
+    half, start = (
+        fitter.fit(pipelines.LinearSpec(alpha=0.5)),
+        fitter.fit(pipelines.WhiteningSpec(0.25)),
+    )
     assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)
-    fitter.fit(KernelSpec(one, 0.1, 1.0))
+    fitter.fit(pipelines.KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
 
 
@@ -306,15 +294,15 @@ def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(monkeypatch
 def test_what_is_in_front_of_mapped_documents_learns_from_these():
     mapped = TWO_SIDED
     data, _ = rotated_corpus(documents=40)
-    fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
+    fitter = pipelines.PipelineFitter(data, TrainingOptions(batch_size=16))
     below = fitter.fit(mapped)
     # Nothing on top changes nothing.
-    plain = fitter.fit(QueryOnMappedSpec(mapped, IDENTITY))
+    plain = fitter.fit(pipelines.QueryOnMappedSpec(mapped, IDENTITY))
     assert np.allclose(plain.apply(data.queries), below.apply(data.queries), atol=1e-6)
     moved = below.apply(data.documents, "document")
     assert np.allclose(plain.apply(data.documents, "document"), moved, atol=1e-6)
     # A map that memorises starts there and finds what it was shown among the moved documents.
-    memorising = fitter.fit(QueryOnMappedSpec(mapped, CORPUS))
+    memorising = fitter.fit(pipelines.QueryOnMappedSpec(mapped, CORPUS))
     assert np.array_equal(memorising.apply(data.documents, "document"), moved)
 
     def found(adapter: Adapter) -> float:
@@ -329,7 +317,7 @@ def test_what_is_in_front_of_mapped_documents_learns_from_these():
 @pytest.mark.parametrize("method", SPECS)
 def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(method):
     data, _ = rotated_corpus(documents=40)
-    fitter = PipelineFitter(data, TrainingOptions(batch_size=16))
+    fitter = pipelines.PipelineFitter(data, TrainingOptions(batch_size=16))
     moves = SPECS[method].moves_documents
     for spec in space.alone(method):
         adapter = fitter.fit(spec)
@@ -342,10 +330,10 @@ def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(m
 
 def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates():
     data, _ = rotated_corpus(documents=40)
-    ridge = RidgeSpec(1.0)
-    fitter = PipelineFitter(data, TrainingOptions())
-    below, nudges = fitter.fit(NudgeSpec(KernelSpec(ridge, 0.1, 1.0))).adapters
-    assert below == fitter.fit(KernelSpec(ridge, 0.1, 1.0))
+    ridge = pipelines.RidgeSpec(1.0)
+    fitter = pipelines.PipelineFitter(data, TrainingOptions())
+    below, nudges = fitter.fit(pipelines.NudgeSpec(pipelines.KernelSpec(ridge, 0.1, 1.0))).adapters
+    assert below == fitter.fit(pipelines.KernelSpec(ridge, 0.1, 1.0))
     assert isinstance(nudges, NudgeAdapter)
     assert nudges == fitter.nudges(ridge)
 
@@ -374,8 +362,7 @@ def state(**gains: float) -> selection.SearchState:
     return state_of({IDENTITY: 0.0, **specs})
 
 
-def state_of(gains: dict[PipelineSpec, Any]) -> selection.SearchState:
-    """Gains on known and on new documents, or one for both."""
+def state_of(gains: dict[pipelines.PipelineSpec, Any]) -> selection.SearchState:
     pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in gains.items()}
     return selection.SearchState(
         {s: selection.MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
@@ -388,7 +375,7 @@ def proposed(after: selection.SearchState, place: int, adapts: str = "both") -> 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts):
-    gains: dict[PipelineSpec, Any] = {IDENTITY: 0.0}
+    gains: dict[pipelines.PipelineSpec, Any] = {IDENTITY: 0.0}
     for propose in search_space(["auto"], adapts):
         for spec in propose(state_of(gains)):
             gains[spec] = 0.001 * len(gains)
@@ -398,14 +385,19 @@ def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts):
 
 def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training():
     maps = proposed(state(), 0, "query")
-    assert [spec.alpha for spec in maps if isinstance(spec, LinearSpec)] == [0.5, 0.75, 1.0]
-    trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, TrainedSpec)}
-    assert trained == {MnrSpec(), LINEAR, CORPUS}
+    linear = [spec.alpha for spec in maps if isinstance(spec, pipelines.LinearSpec)]
+    assert linear == [0.5, 0.75, 1.0]
+    trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, pipelines.TrainedSpec)}
+    assert trained == {pipelines.MnrSpec(), LINEAR, CORPUS}
+    [named] = search_space(["ridge", "mnr"], "query")
+    assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
+    both = search_space(["auto", "mnr"], "query")
+    assert len(both) == 1 + len(search_space(["auto"], "query"))
 
 
 def test_kernels_lie_on_what_generalises_and_memorises_best_and_gates_lead_there():
     kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
-    assert {type(spec) for spec in kernels} == {KernelSpec}
+    assert {type(spec) for spec in kernels} == {pipelines.KernelSpec}
     assert {spec.base for spec in kernels} == {LINEAR, CORPUS}
     # No document has two questions: nothing is known about what memorises.
     kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: (0.0, 0.1)}), 1)
@@ -414,35 +406,25 @@ def test_kernels_lie_on_what_generalises_and_memorises_best_and_gates_lead_there
     assert {(g.general, g.special) for g in gates} == {(LINEAR, CORPUS), (IDENTITY, CORPUS)}
 
 
-def test_the_query_side_goes_on_learning_in_front_of_the_best_map_of_both_sides():
+def test_the_query_side_goes_on_learning_and_nudges_of_what_stays_come_first():
     maps = proposed(state(linear=0.4, two_sided=0.2), 3)
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
     assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
     for place in (3, 4, 5):  # where no map of both sides gains, nothing is put in front of it
         assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
-
-
-def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():
-    shapes = {0.5: (0.1, 0.2), 1.0: (0.4, -0.4), 2.0: (0.1, 0.1)}  # weight: known and new
-    kernels = {KernelSpec(LINEAR, 0.1, weight): gains for weight, gains in shapes.items()}
-    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
-    assert [spec.query_side.weight for spec in found] == [0.5, 1.0]
-    assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
-    memorising = QueryOnMappedSpec(TWO_SIDED, CORPUS)
-    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
-    sides = {spec.query_side for spec in found}
-    assert {(gate.general, gate.special) for gate in sides} == {(IDENTITY, CORPUS)}
-
-
-def test_nudges_of_documents_that_stay_come_before_those_of_documents_that_a_map_moves():
-    kernel = KernelSpec(LINEAR, 0.1, 1.0)
+    kernel = pipelines.KernelSpec(LINEAR, 0.1, 1.0)
     nudges = proposed(state_of({IDENTITY: 0.0, kernel: 0.1, TWO_SIDED: 0.2}), -1)
     assert [spec.base for spec in nudges] == [kernel] * 3 + [TWO_SIDED] * 3
 
 
-def test_several_methods_compete_with_auto_or_without():
-    [named] = search_space(["ridge", "mnr"], "query")
-    assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
-    both = search_space(["auto", "mnr"], "query")
-    assert len(both) == 1 + len(search_space(["auto"], "query"))
+def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():
+    shapes = {0.5: (0.1, 0.2), 1.0: (0.4, -0.4), 2.0: (0.1, 0.1)}  # weight: known and new
+    kernels = {pipelines.KernelSpec(LINEAR, 0.1, weight): gains for weight, gains in shapes.items()}
+    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
+    assert [spec.query_side.weight for spec in found] == [0.5, 1.0]
+    assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
+    memorising = pipelines.QueryOnMappedSpec(TWO_SIDED, CORPUS)
+    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
+    sides = {spec.query_side for spec in found}
+    assert {(gate.general, gate.special) for gate in sides} == {(IDENTITY, CORPUS)}

@@ -16,14 +16,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_small_steps_have_one_thread_and_large_ones_what_there_is():
-    with limit_threads(10**6):
-        assert torch.get_num_threads() == 1
-    with limit_threads(10**9):
-        assert torch.get_num_threads() == 2
-    assert torch.get_num_threads() == 2
-
-
 def test_works_wait_for_each_other_only_if_they_run_side_by_side():
     meeting = threading.Barrier(2, timeout=20)
     seen: list[int] = []
@@ -38,7 +30,7 @@ def test_works_wait_for_each_other_only_if_they_run_side_by_side():
     assert torch.get_num_threads() == 2
 
 
-def test_one_at_a_time_is_in_order_and_in_this_thread():
+def test_one_at_a_time_is_in_order_and_small_steps_have_one_thread():
     done: list[tuple[int, int]] = []
 
     def work(number: int) -> Iterator[None]:
@@ -49,6 +41,11 @@ def test_one_at_a_time_is_in_order_and_in_this_thread():
     run_in_threads([work(0), work(1)], most=1)
     assert done == [(number, threading.get_ident()) for number in (0, 0, 1, 1)]
     run_in_threads([])
+    with limit_threads(10**6):
+        assert torch.get_num_threads() == 1
+    with limit_threads(10**9):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -1,5 +1,3 @@
-"""Words and a prior without labels: over an index, over nodes, with a log or with an LLM."""
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,10 +91,8 @@ def test_queries_move_towards_what_words_find(nodes, base):
     vectors = [np.array(base.get_query_embedding(query)) for query in log[: len(nodes)]]
     first = ranked(plain.views.lexical, log[: len(nodes)], np.array(vectors), plain.views.vectors,
                    0.4, plain.views.shifts, 1)[:, 0]  # fmt: skip
-    nearer = [
-        found.views.vectors[row] @ (np.array(model.get_query_embedding(query)) - vector)
-        for row, query, vector in zip(first, log, vectors, strict=False)
-    ]
+    moves = [np.array(model.get_query_embedding(q)) - v for q, v in zip(log, vectors, strict=False)]
+    nearer = [found.views.vectors[row] @ move for row, move in zip(first, moves, strict=False)]
     assert np.mean(nearer) > 0.01
     assert found.views.prior is not None
     assert not np.allclose(found.views.shifts, plain.views.shifts)  # of adapted queries

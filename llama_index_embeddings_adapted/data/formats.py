@@ -110,7 +110,8 @@ def write_beir(
         try:
             name.encode()
         except UnicodeEncodeError as cause:
-            raise DatasetError(f"The id {name!r} is no text for a file ({cause}).") from cause
+            said = f"The id {name!r} is no text that a file can hold ({cause})."
+            raise DatasetError(said) from cause
     strict = Omissions(known, strict=True)
     texts, sources = _read_texts(known, _text_of, strict) if known.exists() else ({}, {})
     _write_texts(known, {**texts, **queries}, {**sources, **(provenance or {})})

@@ -425,13 +425,15 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(wri
         assert 10 * 0.1 / 4 <= (more.seconds or 0) < 10 * 0.1
 
 
-def test_the_plan_is_shown_before_anything_is_asked_and_counts_calls_at_once(write, capsys, quiet):
+def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(write, capsys):
     nodes = [TextNode(id_="long", text="The market of Ulm opens at nine. " * 50), *towns(2)]
     write(nodes, DoubleLLM(), max_passage_tokens=64, show_progress=True)
     plan = capsys.readouterr().err.splitlines()[0]
     assert plan.startswith("3 passages, 3 calls to make: about ")
     assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
+
+def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     class Slow(DoubleLLM):
         def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
             time.sleep(0.05)

@@ -223,7 +223,7 @@ def _scores(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"This folder holds {report['holds']}."
     metrics = [metric for metric in _METRICS if metric in report["overall"]["base"]]
     head = f"| queries | model | {' | '.join(metrics)} |\n{'|---' * (len(metrics) + 2)}|"
-    labels = {"known": "documents with training questions", "new": "documents without"}
+    labels = {"known": "known documents", "new": "new documents"}
     rows = [
         f"| {label} ({report[name]['queries']}) | {model} | "
         f"{' | '.join(f'{report[name][model][metric]:.4f}' for metric in metrics)} |"

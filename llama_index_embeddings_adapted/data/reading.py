@@ -179,7 +179,7 @@ def read_file(path: Path, omissions: Omissions) -> Any:
             raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
     text = decode(data, omissions)
     if not text.lstrip().startswith(("[", "{")):
-        return _parse_table(text.lstrip(), path)
+        return _parse_table(text.lstrip(), path, omissions)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -198,8 +198,8 @@ def _parse_lines(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
     return rows
 
 
-def _parse_table(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a table whose first line names its columns."""
+def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, Any]]:
+    """Return the rows of a table whose first line names its columns, not those with more cells."""
     usual = csv.field_size_limit(_MOST_IN_LINE)  # of the whole process, so it is given back
     head = text.split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)
@@ -214,7 +214,17 @@ def _parse_table(text: str, path: Path) -> list[dict[str, Any]]:
             f"{path}: expected a table whose first line names at least two columns, and rows "
             f"below it, got {quote_some([head]) if head else 'an empty file'}."
         )
-    return [{str(name): value for name, value in row.items() if name is not None} for row in rows]
+    kept = []
+    for number, row in enumerate(rows, start=1):
+        surplus: Any = row.pop(None, None)
+        if surplus and any(map(str.strip, surplus)):
+            reason = f"rows with more cells than columns (a text with {delimiter!r} needs quotes)"
+            omissions.add(reason, f"row {number}")
+        else:
+            kept.append(row)
+    if not kept:
+        raise DatasetError(f"{path}: expected a table: {omissions}.")
+    return kept
 
 
 def read_lines(path: Path) -> list[str]:

@@ -290,7 +290,7 @@ class FinetuneReport:
         lines = [f"Verdict: {self.verdict}.", *(f"  {line}" for line in self.headline)]
         # Queries are judged by what the other folds chose, even where all together choose nothing.
         whose = ", by what other folds chose; it is not saved" * self._nothing_better
-        names = ("all", "documents with training questions", "documents without")
+        names = ("all", "known documents", "new documents")
         for name, part in zip(names, (self.overall, self.known, self.new), strict=True):
             if part is not None:
                 lines.append(f"  {name}: {part}, {part.queries} held-out queries{whose}")

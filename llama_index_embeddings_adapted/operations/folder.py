@@ -19,8 +19,8 @@ from ..errors import FolderError
 
 _PARTS = (
     ("overall", "all held-out queries"),
-    ("known", "about documents with training queries"),
-    ("new", "about documents without"),
+    ("known", "about known documents"),
+    ("new", "about new documents"),
 )
 
 

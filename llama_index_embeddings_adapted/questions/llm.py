@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -40,6 +41,7 @@ _REFUSED = {
     403: "forbids this",
     404: "was not found",
 }
+_NO_KEY = re.compile(r"missing credentials|\bapi[_ -]?key\b", re.IGNORECASE)
 _PERMANENT = (400, 413, 422)
 _DROPPED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)  # reached, then lost
 _HEAD_START_S = 0.02  # of the first call: a refused key is then seen before others are sent
@@ -66,6 +68,8 @@ def fatal_reason(error: Exception, *, reached: bool) -> str | None:
     if status in _REFUSED or getattr(error, "code", None) == "insufficient_quota":
         what = _REFUSED.get(status or 0, "has no quota left")
         return f"{what}: {without_secrets(error)} Check key, model name and address."
+    if status is None and not reached and _NO_KEY.search(str(error)):
+        return f"has no key: {without_secrets(error)} Give it one, or set its variable."
     away = any(
         (isinstance(cause, ConnectionError) and not isinstance(cause, _DROPPED))
         or type(cause).__name__ == "ConnectError"  # httpx, httpcore: never connected

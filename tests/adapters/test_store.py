@@ -67,8 +67,8 @@ def test_the_card_has_the_scores_and_the_snippet(base, tmp_path):
     assert card.startswith("# Adapter for CountingEmbedding\n")
     assert "Verdict: ship: it helps." in card
     assert "| all (12) | adapted | 0.2500 | 1.0000 | 0.5000 | 0.7500 | 1.0000 |" in card
-    assert "| documents without (12) | base | 0.0000" in card
-    assert "documents with training questions" not in card
+    assert "| new documents (12) | base | 0.0000" in card
+    assert "known documents" not in card
     assert 'AdaptedEmbedding.from_pretrained("mine", base_embed_model)' in card
 
 

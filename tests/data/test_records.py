@@ -220,3 +220,20 @@ def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer():
     assert texts(least) == [("reset", ["second"])]
     with pytest.raises(OptionError, match="min_clicks >= 1"):
         Dataset.from_feedback(log, min_clicks=0)
+
+
+def test_a_row_with_more_cells_than_columns_is_left_out_and_counted(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("query,document\na,one,,\nhow to pay,Pay, then wait\nb,two\n")
+    with pytest.warns(
+        UserWarning, match=r"1 rows with more cells than columns .*needs quotes.*row 2"
+    ):
+        data = Dataset.from_file(path)
+    assert list(data.queries.values()) == ["a", "b"]
+    with pytest.raises(DatasetError, match="more cells than columns"):
+        Dataset.from_file(path, strict=True)
+    path.write_text("query,document\nhow to pay,Pay, then wait\n")
+    with pytest.raises(
+        DatasetError, match=r"expected a table: 1 rows with more cells than columns"
+    ):
+        Dataset.from_file(path)

@@ -433,6 +433,18 @@ def test_the_plan_is_shown_before_anything_is_asked_with_what_is_cut(write, caps
     assert plan.endswith("1 of 3 passages are longer than what is read: chunk at 64 tokens")
 
 
+def test_a_missing_key_ends_a_run_at_once(write):
+    class Keyless(DoubleLLM):
+        def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
+            _SENT.append(messages[-1].content)
+            raise ValueError("Missing credentials. Set the `OPENAI_API_KEY` variable.")
+
+    _SENT.clear()
+    with pytest.raises(GenerationError, match=r"Keyless\(double\) has no key: .*OPENAI_API_KEY"):
+        write(towns(9), Keyless())
+    assert len(_SENT) == 1
+
+
 def test_an_llm_that_is_asked_one_call_at_a_time_is_estimated_so(quiet):
     class Slow(DoubleLLM):
         def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:

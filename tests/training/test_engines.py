@@ -132,7 +132,7 @@ def test_the_report_has_both_models_an_interval_and_the_history(things, trained,
     assert 0 < report.p_value <= 1
     assert [epoch.number for epoch in report.history] == [0, 1, 2, 3]
     assert report.known.queries + report.new.queries == report.overall.queries
-    assert "documents without" in str(report)
+    assert "new documents: " in str(report)
     saved = json.loads((options["model_output_path"] / "config.json").read_text())
     assert saved["training"]["report"] == report.to_dict()
     assert saved["training"]["data"] == things.fingerprint

@@ -140,7 +140,8 @@ def check_whole(name: str, value: object, *, least: int = 1) -> None:
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Refuse, by an :class:`OptionError`, what is not one of a few values."""
     if value not in (known := list(choices)):
-        raise OptionError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}.")
+        expected, hint = ", ".join(map(str, known)), nearest(str(value), map(str, known))
+        raise OptionError(f"{name}: expected one of {expected}, got {value!r}.{hint}")
 
 
 def check_number(

@@ -25,7 +25,7 @@ from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
 from ..data.reading import Omissions
-from ..errors import AdaptedError, DatasetError, OptionError, integration, quote_some
+from ..errors import AdaptedError, DatasetError, OptionError, integration, nearest, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
 from ..questions.local_llama import LocalLlama
 from ..questions.options import embedded_tokens
@@ -223,7 +223,7 @@ def resolve_writer(spec: str) -> ResolvedLLM:
         about: Any = {"api_base": url, "is_chat_model": True, "context_window": 8192}
         like = integration("llms.openai_like", "OpenAILike")
         return ResolvedLLM(like(model=model, api_key=key, **about))
-    raise OptionError(f"llm: expected {LLMS}, got {spec!r}.")
+    raise OptionError(f"llm: expected {LLMS}, got {spec!r}.{nearest(spec, ['smollm2'])}")
 
 
 def resolve_model(spec: str) -> BaseEmbedding:
@@ -236,8 +236,8 @@ def resolve_model(spec: str) -> BaseEmbedding:
         if isinstance(cause, AdaptedError) or "must start with" not in str(cause):
             raise
         raise OptionError(
-            f"embedding model: expected {EMBEDDINGS}, got {spec!r}. "
-            'compare and evaluate take "bm25" and "<model>+bm25", too.'
+            f"embedding model: expected {EMBEDDINGS}, got {spec!r}."
+            f'{nearest(spec, ["minilm"])} compare and evaluate take "bm25" and "<model>+bm25", too.'
         ) from cause
 
 

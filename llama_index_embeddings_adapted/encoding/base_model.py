@@ -28,7 +28,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from .. import errors
 from ..core.arrays import Keys, Role, Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import AdaptedError, EncodeError, OptionError, check_kind, truncate
+from ..errors import AdaptedError, EncodeError, OptionError, check_kind, nearest, truncate
 from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)
@@ -135,7 +135,8 @@ def check_base(model: object, name: str) -> BaseEmbedding:
         if isinstance(cause, AdaptedError):
             raise
         reason = " ".join(truncate(str(cause), 200).split())
-        raise OptionError(f"{name}: {model!r} names no model here ({reason}).") from cause
+        said = f"{name}: {model!r} names no model here ({reason})."
+        raise OptionError(f"{said}{nearest(str(model), ['minilm'])}") from cause
     kind = 'a LlamaIndex embedding model, or a string that names one such as "minilm"'
     check_kind(name, model, BaseEmbedding, kind)
     return cast(BaseEmbedding, model)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from ...adapters.base import Adapter
-from ...errors import OptionError
+from ...errors import OptionError, nearest
 from ..options import TrainingOptions
 from .pipelines import (
     IDENTITY,
@@ -57,7 +57,8 @@ def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
             warnings.warn(said, DeprecationWarning, stacklevel=3)
         elif name not in ("auto", *SPECS):
             known = ", ".join(["auto", *SPECS])
-            raise OptionError(f"method: expected one of {known}, or several, got {name!r}.")
+            hint = nearest(name, ["auto", *SPECS])
+            raise OptionError(f"method: expected one of {known}, or several, got {name!r}.{hint}")
         if adapts == "query" and name != "auto" and SPECS[names[at]].moves_documents:
             raise OptionError(f'method: {names[at]!r} moves documents, which needs adapts="both".')
     return names

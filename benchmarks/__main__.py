@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--examples", type=int, default=8, help="that it is shown")
     parser.add_argument("--weights", type=Path, help="of another Llama that writes, a GGUF file")
-    parser.add_argument("--first", type=int, default=0, help="seed")
+    parser.add_argument("--first", type=int, default=0, help="seed of questions")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each training")
     given = parser.parse_args()
     given.sets = tuple(given.sets or (every if given.packages else sets.NAMES))

@@ -234,9 +234,9 @@ def examples_table() -> str:
 
 def _over_base(gains: list[list[float]], base: float) -> str:
     """Return the mean gain of several seeds, and how many are proven, or proven losses."""
-    above, below = (sum(each) for each in ((g[1] > 0 for g in gains), (g[2] < 0 for g in gains)))
-    proven = f" ({above} above 0)" if above else ""
-    return f"{mean(g[0] for g in gains) / base:+.1%}{proven}{f' ({below} below 0)' * (below > 0)}"
+    above, below = sum(low > 0 for _, low, _ in gains), sum(high < 0 for *_, high in gains)
+    proven = {f" ({above} above 0)": above, f" ({below} below 0)": below}
+    return f"{mean(gain for gain, *_ in gains) / base:+.1%}" + "".join(filter(proven.get, proven))
 
 
 _WRITTEN = "set | writer | passages | seeds"

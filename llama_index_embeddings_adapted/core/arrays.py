@@ -208,7 +208,7 @@ def _ahead(
 
 
 def first_k(block: Vectors, k: int) -> Rows:
-    """Return the columns of the ``k`` largest values of each row, best first, ties by column."""
+    """Return the columns of each row's ``k`` largest numbers, best first, ties by column."""
     if k >= block.shape[1]:
         return np.argsort(-block, axis=1, kind="stable").astype(np.int64)
     # Twice as fast as argpartition; ties at the cut are all here, to be ordered.

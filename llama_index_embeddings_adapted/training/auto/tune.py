@@ -101,8 +101,8 @@ def tune(
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
-            shown: Any = {"kept": place, "curve": curve, "bar": bar}
-            selection = select(sample, space, mix, options, words=found, **shown)
+            asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar}
+            selection = select(sample, space, mix, options, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
         candidate, failure = refit_on_all(selection.spec, data, options)
@@ -120,8 +120,8 @@ def tune(
         for of in (scores.mean_gains, scores.margins)
     )
     failed = {str(spec): why for spec, why in selection.failed.items()}
-    found_: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
-    report = choice(str(selection.spec), verdict, **found_)
+    judged: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
+    report = choice(str(selection.spec), verdict, **judged)
     served = candidate if report.ship or options.ship == "always" else identity
     mixture = _mixture(selection, candidate, data, options)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)

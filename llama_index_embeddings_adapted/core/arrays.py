@@ -101,6 +101,7 @@ DOCUMENTS_PER_BLOCK = 65_536  # 100 MB of them at 384 dimensions
 SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
 _NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differently
 _FEW = 4  # documents per query that are ranked faster one by one
+_NARROW = 1_000  # documents of which the best are sooner found than one is ranked
 
 
 #: What can be searched: a matrix, or rows that are made when they are asked for.
@@ -170,9 +171,9 @@ def ranks(
         entries = slice(*np.searchsorted(rows, [part.start, part.stop]))
         lines, places = rows[entries] - part.start, wanted[entries] - block.start
         if own is not None:
-            found[entries] += _ahead(scores, lines, places, own[entries], depth, _NOISE)
+            found[entries] += ahead(scores, lines, places, own[entries], depth, _NOISE)
         else:
-            found[entries] = _ahead(scores, lines, places, scores[lines, places], depth, 0.0)
+            found[entries] = ahead(scores, lines, places, scores[lines, places], depth)
     return found
 
 
@@ -184,24 +185,31 @@ def _hide(scores: Vectors, part: slice, block: slice, rows: Rows, documents: Row
     scores[lines[inside], places[inside]] = -np.inf
 
 
-def _ahead(
-    scores: Vectors, lines: Rows, places: Rows, own: Vectors, depth: int | None, noise: float
+def ahead(
+    scores: Vectors, lines: Rows, places: Rows, own: Vectors, depth: int | None, noise: float = 0.0
 ) -> Rows:
     """Return for each entry how many documents of a block, ``(b, m)``, stand before its own.
 
     ``lines`` are rows of ``scores``, ``places`` documents, which may lie before or behind the
-    block, ``own`` their scores; equal ones may be ``noise`` apart.
+    block, ``own`` their scores; equal ones may be ``noise`` apart. ``depth`` is as in
+    :func:`ranks`.
     """
     count = scores.shape[1]
-    if depth is not None and len(lines) > _FEW * len(scores):
+    if depth is not None and (count < _NARROW or len(lines) > _FEW * len(scores)):
         least = max(0, count - depth)
         best = np.partition(scores, least, axis=1)[:, least:]
-        found: Rows = np.count_nonzero(best[lines] > own[:, None] + noise, axis=1)
+        near, least_own = best[lines], own[:, None] - noise
+        found: Rows = np.count_nonzero(near > own[:, None] + noise, axis=1)
+        # Equals of a document are all among the best, if it is not the last of them.
+        inside = (places >= 0) & (places < count)
+        tied = np.count_nonzero(near >= least_own, axis=1) > found + inside
+        tied |= near.min(axis=1) >= least_own[:, 0]
     else:
         pairs = zip(lines, own, strict=True)
-        ahead = [np.count_nonzero(scores[line] > score + noise) for line, score in pairs]
-        found = np.array(ahead, dtype=np.int64)
-    for entry in np.flatnonzero(found < (depth or count)):
+        better = [np.count_nonzero(scores[line] > score + noise) for line, score in pairs]
+        found = np.array(better, dtype=np.int64)
+        tied = np.ones(len(found), dtype=np.bool_)
+    for entry in np.flatnonzero(tied & (found < (depth or count))):
         before = scores[lines[entry], : max(0, places[entry])]
         found[entry] += np.count_nonzero(np.abs(before - own[entry]) <= noise)
     return found

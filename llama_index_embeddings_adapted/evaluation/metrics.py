@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.arrays import Rows
+from ..core.arrays import Rows, Vectors, ahead
 from ..core.encoded import Qrels
 from ..errors import MetricError
 
@@ -31,6 +31,27 @@ def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
     rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
     ideal = Qrels(relevance.offsets, relevance.documents[best], relevance.grades[best])
     return ideal.discounted_gain(rank, k)
+
+
+class Shortlist:
+    """NDCG of rankings of a few documents per query, from the ranks of the relevant ones alone.
+
+    ``rows`` are ``(n, c)`` documents, or :data:`NO_DOCUMENT`, of ascending rows.
+    """
+
+    def __init__(self, rows: Rows, relevance: Qrels, k: int = 10) -> None:
+        grades = relevance.grades_at(rows)
+        self._lines, self._places = np.nonzero(grades)
+        self._grades, self._k = grades[self._lines, self._places], k
+        self._ideal = ideal_gain(relevance, k)
+
+    def score(self, scores: Vectors) -> PerQuery:
+        """Return the NDCG of each query by scores, ``(n, c)``; of equals, the first row wins."""
+        own = scores[self._lines, self._places]
+        found = ahead(scores, self._lines, self._places, own, self._k)
+        gains = np.where(found < self._k, self._grades / np.log2(found + 2), 0.0)
+        total = np.bincount(self._lines, weights=gains, minlength=len(scores))
+        return np.asarray(total / self._ideal)
 
 
 def _precisions(hits: Any) -> Any:

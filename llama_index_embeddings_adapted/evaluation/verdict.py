@@ -32,6 +32,7 @@ _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
 _VALUES_PER_BATCH = 4_000_000
+_DRAWN_PER_BATCH = 200_000  # what a cache holds
 _NIL = 1e-6  # a mean difference that is rounding
 Interval = tuple[float, float, float]
 """Mean, and the lower and upper end of its interval."""
@@ -248,10 +249,21 @@ def _bootstrap(values: PerQuery, *, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean."""
     if np.ptp(values) == 0.0:
         return float(values.min()), float(values.max())
+    ((low, high),) = mean_intervals(values[:, None], seed=seed)
+    return low, high
+
+
+def mean_intervals(values: PerQuery, *, seed: int = 0) -> list[tuple[float, float]]:
+    """Return the 95 % percentile interval of the mean of each column of ``(n, k)``."""
     random, count = np.random.default_rng(seed), len(values)
-    step = max(1, _VALUES_PER_BATCH // count)
-    sizes = [(min(step, RESAMPLES - start), count) for start in range(0, RESAMPLES, step)]
-    means = [values[random.integers(count, size=n, dtype=np.int32)].mean(axis=1) for n in sizes]
+    step = max(1, _DRAWN_PER_BATCH // count)
+    means = []
+    for start in range(0, RESAMPLES, step):
+        size = min(step, RESAMPLES - start)
+        drawn = random.integers(count, size=(size, count), dtype=np.int32)
+        drawn += np.arange(0, size * count, count, dtype=np.int32)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * count)  # that each value is drawn
+        means.append(times.reshape(size, count) @ values / count)
     tails = (0.5 - 0.5 * CONFIDENCE, 0.5 + 0.5 * CONFIDENCE)
-    low, high = np.quantile(np.concatenate(means), tails)
-    return float(low), float(high)
+    lows, highs = np.quantile(np.concatenate(means), tails, axis=0)
+    return list(zip(lows.tolist(), highs.tolist(), strict=True))

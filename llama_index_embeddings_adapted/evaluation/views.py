@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -31,9 +32,8 @@ from ..core.arrays import (
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
-from . import metrics
 from .held_out import Mask, Parts, Validation, compare_by_part
-from .metrics import PerQuery
+from .metrics import PerQuery, Shortlist
 from .retrieval import DEPTH, RetrievalScores, Texts, joined
 from .verdict import (
     FEWEST,
@@ -43,7 +43,7 @@ from .verdict import (
     dropping,
     gaining,
     inconclusive,
-    paired_difference,
+    mean_intervals,
     real_queries,
 )
 
@@ -54,7 +54,6 @@ GRID = tuple(product(WEIGHTS, PENALTIES))
 
 _FOLDS = 5
 _MOST_QUERIES = 1_000  # of a bank
-_CUT = 10
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
 _HALF = np.float16  # 240 MB for 6,000 queries of 20,000 documents
 
@@ -159,17 +158,8 @@ class Candidates:
 
     def grid(self, relevance: Qrels) -> PerQuery:
         """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
-        grades = relevance.grades_at(self.rows)
-        discounts = metrics.discounts(min(_CUT, self.rows.shape[1]))
-        ideal = metrics.ideal_gain(relevance, _CUT)
-        found: list[PerQuery] = []
-        for weight, penalty in GRID:
-            scores = -self.mixed(weight, penalty)
-            best = np.argpartition(scores, len(discounts) - 1, axis=1)[:, : len(discounts)]
-            order = np.argsort(np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-            gains = np.take_along_axis(grades, np.take_along_axis(best, order, axis=1), axis=1)
-            found.append(gains @ discounts / ideal)
-        return np.stack(found)
+        shortlist = Shortlist(self.rows, relevance)
+        return np.stack([shortlist.score(self.mixed(*pair)) for pair in GRID])
 
 
 # --- which weights, and what they bring ---------------------------------------------------------
@@ -250,6 +240,11 @@ class JudgedPart:
     document_ids: tuple[str, ...]
     candidates: tuple[Candidates, ...]
 
+    @cached_property
+    def grids(self) -> list[PerQuery]:
+        """See :meth:`Candidates.grid`; of each model."""
+        return [each.grid(self.relevance) for each in self.candidates]
+
     def ranked(self, rows: Rows) -> RetrievalScores:
         """Return the scores of a ranking, ``(n, depth)``."""
         return RetrievalScores(rows, self.relevance, self.query_ids, self.document_ids)
@@ -314,10 +309,13 @@ class ViewsReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return weights, verdict, and NDCG@10 of each view with the interval of its gain."""
-        parts, base, views = self.parts._asdict(), self.base.values(METRIC), {}
-        for name, found in {"base": self.base, **self.scores}.items():
-            gain = paired_difference(base, found.values(METRIC))
-            views[name] = {METRIC: found[METRIC], "interval": [gain.low, gain.high]}
+        parts, found = self.parts._asdict(), {"base": self.base, **self.scores}
+        values = np.stack([each.values(METRIC) for each in found.values()], axis=1)
+        gains = mean_intervals(values - values[:, :1])
+        views = {
+            name: {METRIC: each[METRIC], "interval": list(gain)}
+            for (name, each), gain in zip(found.items(), gains, strict=True)
+        }
         return {
             "words": self.words,
             "prior": self.prior,
@@ -378,8 +376,7 @@ def judge_views(
     base = found(lambda each: each.mixed(0.0, 0.0))
     worth = expected_gain(base.values(METRIC), known, share, given=given)
     grids = [
-        np.concatenate([part.candidates[at].grid(part.relevance) for part in parts], axis=1)
-        for at in range(len(parts[0].candidates))
+        np.concatenate(each, axis=1) for each in zip(*(part.grids for part in parts), strict=True)
     ]
     # Pairs that use the prior score as those that do not, so that none of them is picked.
     plain = grids[0][np.arange(len(GRID)) // len(PENALTIES) * len(PENALTIES)]

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +33,7 @@ from .options import TrainingOptions
 
 _WORTH_TWO_THREADS = 100_000_000  # multiplications per step
 OnStep = Callable[[int, Callable[[], Adapter]], None]
+Made = TypeVar("Made")
 _TEMPERATURE_RANGE = (0.005, 1.0)
 _PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
 
@@ -51,8 +53,9 @@ def limit_threads(multiplications: int) -> Iterator[None]:
 def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
     """Exhaust iterators, several at once, with torch's threads divided among them.
 
-    Two trainings on a thread each are sooner done than in turn on two. The first error or interrupt
-    ends all, each after what it does then, and is raised. ``most``: by default torch's threads.
+    Two trainings on a thread each are sooner done than in turn on two, if numpy's products keep to
+    these threads too. The first error or interrupt ends all, each after what it does then, and is
+    raised. ``most``: by default torch's threads.
     """
     threads = torch.get_num_threads()
     workers = min(len(works), most or threads)
@@ -65,8 +68,9 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         while not ended.is_set() and next(work, ended) is not ended:
             pass
 
+    executor = ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,))
     try:
-        with ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,)) as pool:
+        with threadpool_limits(share, "blas"), executor as pool:
             tasks = [pool.submit(exhaust, work) for work in works]
             try:
                 for task in as_completed(tasks):
@@ -76,6 +80,18 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
                 raise
     finally:
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
+
+
+def each_in_threads(works: Sequence[Callable[[], Made]], most: int | None = None) -> list[Made]:
+    """Return what each work returns, several at once; see :func:`run_in_threads`."""
+    made: dict[int, Made] = {}
+
+    def run(at: int) -> Iterator[None]:
+        made[at] = works[at]()
+        yield
+
+    run_in_threads([run(at) for at in range(len(works))], most)
+    return [made[at] for at in range(len(works))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
 from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ...errors import DatasetError
-from ...evaluation.metrics import PerQuery, discounts, ideal_gain
+from ...evaluation.metrics import PerQuery, Shortlist, ideal_gain
 
 _DEPTH = 10
 
@@ -276,21 +276,16 @@ class QueryBasis:
         """Return NDCG@10 of each judgement."""
         if len(self._found) != len(self._scores):
             self._search()
-        worst = -self._sum(mixture, self._scores)
-        most = min(_DEPTH, worst.shape[1])
-        best = np.argpartition(worst, most - 1, axis=1)[:, :most]  # what is no number comes last
-        best.sort(axis=1)  # of equals, the first document comes first
-        order = np.argsort(np.take_along_axis(worst, best, axis=1), axis=1, kind="stable")
-        grades = np.take_along_axis(self._grades, np.take_along_axis(best, order, axis=1), axis=1)
-        gain: PerQuery = grades @ discounts(most)
-        return gain / self._test.ideal
+        scores = self._sum(mixture, self._scores)
+        # What does not compete has no number, and comes last.
+        return self._shortlist.score(np.fmax(scores, -np.inf, out=scores))
 
     def _search(self) -> None:
         """Score everything on the shortlist, as it is now."""
         rows = _union(np.concatenate(self._found, axis=1))
         excluded = self._test.excluded.grades_at(rows) > 0
         rows[excluded] = NO_DOCUMENT
-        self._grades = self._test.relevance.grades_at(rows)
+        self._shortlist = Shortlist(rows, self._test.relevance, _DEPTH)
         vectors = np.stack(list(self._vectors.values()), axis=2)
         scores = np.empty((*rows.shape, len(self._vectors)), dtype=np.float32)
         for start in range(0, len(rows), _AT_ONCE):

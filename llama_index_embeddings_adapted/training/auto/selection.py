@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,12 @@ from ...evaluation.verdict import METRIC
 from ...evaluation.views import JudgedPart, WordScores, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
-from ..trainer import device_for, run_in_threads
+from ..trainer import device_for, each_in_threads, run_in_threads
 from .cross_fitting import Fold, QueryBasis, folds
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
 Mask = NDArray[np.bool_]
+Made = TypeVar("Made")
 
 ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
 _SHARES = (0.25, 0.5)  # of the training queries, of a learning curve, before all of them
@@ -348,7 +349,7 @@ class _Search:
         finalists, parts = [], []
         if words is not None:
             finalists = self._finalists(best)
-            parts = [self._with_words(judge, finalists, words) for judge in self._judges]
+            parts = self._each(lambda k: self._with_words(self._judges[k], finalists, words))
         chosen = judged["adapted"].values(METRIC)
         return Selection(best, scores, chosen, self._failed, judged, finalists, parts)
 
@@ -386,7 +387,9 @@ class _Search:
         given = (test.queries, train.queries, (train.documents, train.keys))
         own = (words.take(test.rows), test.excluded)
         found = (candidates_of(judge.fitter.fit(spec), *given, *own) for spec in specs)
-        return JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
+        part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
+        assert part.grids  # computed here, where folds are at work at once
+        return part
 
     def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the ids of some queries and of all documents."""
@@ -394,14 +397,21 @@ class _Search:
 
     def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:
         """Return what the judgements of each fold find with its spec, exactly, by whole vectors."""
-        parts = []
-        for judge, spec in zip(self._judges, picks, strict=True):
-            train = replace(judge.fold.train, documents=self._data.documents)
-            test = replace(judge.fold.test, queries=self._data.queries[judge.fold.test.rows])
-            adapter = judge.fitter.fit_whole(spec, self._directions)
+
+        def found(k: int) -> RetrievalScores:
+            fold, fitter = self._judges[k].fold, self._judges[k].fitter
+            train = replace(fold.train, documents=self._data.documents)
+            test = replace(fold.test, queries=self._data.queries[fold.test.rows])
+            adapter = fitter.fit_whole(picks[k], self._directions)
             ranked = Fold(train, test).ranked(adapter, DEPTH)
-            parts.append(RetrievalScores(ranked, test.relevance, *self._ids(test.rows)))
-        return joined(parts)
+            return RetrievalScores(ranked, test.relevance, *self._ids(test.rows))
+
+        return joined(self._each(found))
+
+    def _each(self, work: Callable[[int], Made]) -> list[Made]:
+        """Do some work for each fold, several at once."""
+        count = len(self._judges)
+        return each_in_threads([functools.partial(work, k) for k in range(count)], self._at_once)
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

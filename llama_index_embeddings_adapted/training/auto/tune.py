@@ -105,7 +105,8 @@ def tune(
             selection = select(sample, space, mix, options, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
-        candidate, failure = refit_on_all(selection.spec, data, options)
+        everything = _Everything(data, options)
+        candidate, failure = everything.fit(selection.spec)
         bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
@@ -123,7 +124,7 @@ def tune(
     judged: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
     report = choice(str(selection.spec), verdict, **judged)
     served = candidate if report.ship or options.ship == "always" else identity
-    mixture = _mixture(selection, candidate, data, options)
+    mixture = _mixture(selection, candidate, everything)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)
 
 
@@ -156,7 +157,7 @@ def _bar(methods: Sequence[str], adapts: str, sample: int, queries: int, show: b
 
 
 def _mixture(
-    selection: Selection, candidate: Adapter, data: EncodedDataset, options: TrainingOptions
+    selection: Selection, candidate: Adapter, everything: _Everything
 ) -> tuple[ViewsReport | None, Adapter | None]:
     """Choose among the finalists beside words and a prior, and fit the choice on everything."""
     scores = selection.scores
@@ -173,7 +174,7 @@ def _mixture(
     spec = selection.finalists[views.model]
     if spec == selection.spec:
         return views, candidate
-    mixed, _ = refit_on_all(spec, data, options)
+    mixed, _ = everything.fit(spec)
     return (views, mixed) if mixed is not None else (None, None)
 
 
@@ -190,18 +191,21 @@ def _place(kept: Path, data: EncodedDataset, options: TrainingOptions) -> Path:
     return place
 
 
-def refit_on_all(
-    spec: PipelineSpec, data: EncodedDataset, options: TrainingOptions
-) -> tuple[Adapter | None, str]:
-    """Fit a spec on everything; None and why where it fails, as cross-fitting is not lost."""
-    try:
-        directions = span(data, seed=options.seed)
-        fitter = PipelineFitter(narrowed(data, directions), options)
-        return fitter.fit_whole(spec, directions), ""
-    except FAILURES as cause:
-        failure = f"{spec} fails on all pairs: {cause}"
-        warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
-        return None, failure
+class _Everything:
+    """Fits specs on all queries; what they share is fitted once."""
+
+    def __init__(self, data: EncodedDataset, options: TrainingOptions) -> None:
+        self._directions = span(data, seed=options.seed)
+        self._fitter = PipelineFitter(narrowed(data, self._directions), options)
+
+    def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
+        """Return the adapter; or None and why it fails, as cross-fitting is not lost."""
+        try:
+            return self._fitter.fit_whole(spec, self._directions), ""
+        except FAILURES as cause:
+            failure = f"{spec} fails on all pairs: {cause}"
+            warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
+            return None, failure
 
 
 def _announcement(queries: int, provable: float, mix: QueryMix, sampled: str) -> str:

@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
-from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
+from llama_index_embeddings_adapted.training.closed_form import ridge, ridges, whitening
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
 
@@ -99,7 +99,7 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
 
 
 def _ridges(learnt: EncodedDataset) -> float:
-    return _seconds(lambda: [ridge(learnt, strength) for strength in STRENGTHS])
+    return _seconds(lambda: list(map(ridges(learnt), STRENGTHS)))
 
 
 def _nudge(learnt: EncodedDataset) -> float:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ...adapters.base import Adapter
 from ...adapters.composites import TwoSidedAdapter
@@ -22,9 +20,8 @@ from ...core.arrays import Rows, Vectors, l2_normalize
 from ...core.encoded import EncodedDataset, Qrels
 from ...errors import TrainingError
 from ..closed_form import Spectrum
-from ..modules import NEVER, Competition, ranking_nll
+from ..modules import NEVER, Competition
 from ..options import TrainingOptions
-from ..trainer import limit_threads
 
 _STEPS = 80
 _RATE = 8.0  # times that of the options, where it starts; it falls to zero
@@ -72,14 +69,23 @@ class _Weights:
         self.value, self.start = value, value.copy()
         self._mean, self._square = np.zeros_like(value), np.zeros_like(value)
 
-    def move(self, gradient: Matrix, rate: float, step: int) -> None:
+    def move(self, gradient: Matrix, rate: float, step: int, rows: Rows | None = None) -> None:
+        """Take a step; ``rows``, if given, are the only ones of the weights with a gradient."""
         first, second = _MOMENTS
-        self._mean += np.float32(1 - first) * (gradient - self._mean)
-        self._square += np.float32(1 - second) * (np.square(gradient) - self._square)
-        scale = np.sqrt(self._square)
+        some = slice(None) if rows is None else rows
+        mean, square = self._mean[some], self._square[some]
+        mean *= np.float32(first)
+        mean += np.float32(1 - first) * gradient
+        square *= np.float32(second)
+        square += np.float32(1 - second) * np.square(gradient)
+        scale = np.sqrt(square)
         scale *= np.float32((1 - second**step) ** -0.5)
         scale += np.float32(1e-8)
-        self.value -= np.float32(rate / (1 - first**step)) * (self._mean / scale)
+        np.divide(mean, scale, out=scale)
+        scale *= np.float32(rate / (1 - first**step))
+        self.value[some] -= scale
+        if rows is not None:
+            self._mean[rows], self._square[rows] = mean, square
 
 
 class _Side(_Weights):
@@ -102,8 +108,7 @@ class _Side(_Weights):
 
     def backward(self, gradient: Vectors, shrinkage: float) -> Matrix:
         """Return the gradient of the weights from that of the unit rows."""
-        along = np.einsum("ij,ij->i", gradient, self._units)[:, None]
-        mapped = (gradient - along * self._units) / self._lengths
+        mapped = _along_sphere(gradient, self._units, self._lengths)
         weights: Matrix = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
         weights += np.float32(2 * shrinkage) * (self.value - self.start)
         return weights
@@ -165,29 +170,18 @@ class _Descent:
 
     def _excess(
         self, batch: Rows, candidates: Rows, units: Vectors, documents: Vectors
-    ) -> tuple[Vectors, float]:
-        """Return the gradient of the loss by cosines, ``(batch, candidates)``, and by log T."""
+    ) -> tuple[Vectors, Vectors]:
         relevant, hidden = self._competition.among(batch, candidates)
-        entries, targets = (relevant.queries, relevant.documents), relevant.counts
-        temperature = np.float32(np.exp(self._log_temperature.value[0]))
-        logits = (units / temperature) @ documents.T
-        logits[entries] -= np.float32(math.log(self._competition.stands_for(candidates)))
-        logits[hidden.queries, hidden.documents] = NEVER
-        excess = np.exp(logits - logits.max(axis=1, keepdims=True))
-        excess /= excess.sum(axis=1, keepdims=True)
-        excess[entries] -= (1.0 / targets[entries[0]]).astype(np.float32)
-        excess[targets == 0] = 0.0
-        slope = -float(np.vdot(excess, logits)) / len(batch)
-        excess /= temperature * np.float32(len(batch))
-        return excess, slope
+        more = self._competition.stands_for(candidates)
+        return _excess(units @ documents.T, relevant, hidden, self._log_temperature, more)
 
-    def _move(self, gradients: dict[_Side, Vectors], temperature: float, pace: float) -> None:
+    def _move(self, gradients: dict[_Side, Vectors], temperature: Vectors, pace: float) -> None:
         options = self._options
         found: dict[_Weights, Matrix] = {
             side: side.backward(gradient, options.shrinkage) for side, gradient in gradients.items()
         }
         if options.learn_temperature:
-            found[self._log_temperature] = np.array([temperature], dtype=np.float32)
+            found[self._log_temperature] = temperature
         length = math.sqrt(sum(float(np.vdot(g, g)) for g in found.values()))
         if not math.isfinite(length):
             raise TrainingError("Training diverged. Lower the learning rate.")
@@ -200,6 +194,39 @@ class _Descent:
     def export(self) -> Adapter:
         query = self._query.export()
         return query if self._document is None else TwoSidedAdapter(query, self._document.export())
+
+
+def _excess(
+    cosines: Vectors,
+    relevant: Qrels,
+    hidden: Qrels,
+    log_temperature: _Weights,
+    stands_for: float = 1.0,
+) -> tuple[Vectors, Vectors]:
+    """Return the gradient of :func:`ranking_nll` by cosines, ``(n, c)``, and by log T, ``(1,)``.
+
+    The cosines are overwritten.
+    """
+    entries, targets = (relevant.queries, relevant.documents), relevant.counts
+    temperature = np.float32(np.exp(log_temperature.value[0]))
+    logits = cosines
+    logits /= temperature
+    logits[entries] -= np.float32(math.log(stands_for))
+    logits[hidden.queries, hidden.documents] = NEVER
+    excess = np.exp(logits - logits.max(axis=1, keepdims=True))
+    excess /= excess.sum(axis=1, keepdims=True)
+    excess[entries] -= (1.0 / targets[entries[0]]).astype(np.float32)
+    excess[targets == 0] = 0.0
+    slope = np.array([-np.vdot(excess, logits) / len(cosines)], dtype=np.float32)
+    excess /= temperature * np.float32(len(cosines))
+    return excess, slope
+
+
+def _along_sphere(gradient: Vectors, units: Vectors, lengths: Vectors) -> Vectors:
+    """Return the gradient by vectors of such lengths, ``(n, 1)``, from that by their unit rows."""
+    along = np.einsum("ij,ij->i", gradient, units)[:, None]
+    turned: Vectors = (gradient - along * units) / lengths
+    return turned
 
 
 def listwise_nudges(
@@ -233,62 +260,47 @@ class _Listwise:
 
     def __post_init__(self) -> None:
         self._random, train = np.random.default_rng(self.seed), self.train
-        documents = self.below.apply(train.documents, "document", train.keys)
-        units = torch.from_numpy(l2_normalize(documents))
-        self._queries = torch.from_numpy(l2_normalize(self.below.apply(train.queries)))
+        units = l2_normalize(self.below.apply(train.documents, "document", train.keys))
+        self._queries = l2_normalize(self.below.apply(train.queries))
         relevant = train.canonical_rows[train.relevance.documents]
         asked = np.unique(relevant)
         self._keys = train.keys[asked]
         self._relevance = replace(train.relevance, documents=np.searchsorted(asked, relevant))
         nothing = Qrels.from_lists([[]] * len(train.relevance))
         self._hidden = (train.hidden or nothing).among(asked)
-        self._asked = units[torch.from_numpy(asked)]
-        self._others = units[torch.from_numpy(np.setdiff1d(train.canonical_rows, asked))]
-        # Sparse, so that a step costs what it scores, however many documents there are.
-        zeros = torch.zeros_like(self._asked)
-        self._offsets = nn.Embedding(len(zeros), zeros.shape[1], sparse=True, _weight=zeros)
-        self._log_temperature = nn.Parameter(torch.tensor(math.log(self.temperature)))
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.SparseAdam(self._offsets.parameters(), lr=self.learning_rate),
-            torch.optim.Adam([self._log_temperature], lr=self.learning_rate),
-        )
+        self._asked, others = units[asked], np.setdiff1d(train.canonical_rows, asked)
+        self._others = units[others]
+        self._offsets = _Weights(np.zeros_like(self._asked))
+        self._log_temperature = _Weights(np.array([math.log(self.temperature)], np.float32))
+        self._steps = 0
 
     def epoch(self) -> None:
         """Take one pass over the queries."""
         others = self._others
         if len(others) > self.max_others:
-            kept = self._random.choice(len(others), self.max_others, replace=False)
-            others = others[torch.from_numpy(kept)]
+            others = others[self._random.choice(len(others), self.max_others, replace=False)]
         order = self._random.permutation(len(self._relevance))
-        scored = min(len(self._asked), self.max_candidates) + len(others)
-        with limit_threads(self.batch_size * scored * self._asked.shape[1]):
-            for start in range(0, len(order), self.batch_size):
-                self._step(order[start : start + self.batch_size], others)
+        for start in range(0, len(order), self.batch_size):
+            self._step(order[start : start + self.batch_size], others)
 
-    def _step(self, batch: Rows, others: Tensor) -> None:
-        relevant, count = self._relevance.take(batch), len(self._asked)
-        candidates = np.arange(count)
-        if count > self.max_candidates:
-            drawn = self._random.choice(count, self.max_candidates, replace=False)
-            candidates = np.union1d(relevant.documents, drawn)
-        rows = torch.from_numpy(candidates)
-        offsets = self._offsets(rows)
-        moved = nn.functional.normalize(self._asked[rows] + offsets, dim=1)
-        loss = ranking_nll(
-            self._queries[torch.from_numpy(batch)],
-            torch.cat([moved, others]),
-            relevant.among(candidates),
-            temperature=self._log_temperature.exp(),
-            hidden=self._hidden.take(batch).among(candidates),
-        )
-        loss = loss + self.shrinkage * offsets.square().sum()
-        for optimizer in self._optimizers:
-            optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        for optimizer in self._optimizers:
-            optimizer.step()
+    def _step(self, batch: Rows, others: Vectors) -> None:
+        relevant, rows = self._relevance.take(batch), np.arange(len(self._asked))
+        if len(rows) > self.max_candidates:
+            drawn = self._random.choice(len(rows), self.max_candidates, replace=False)
+            rows = np.union1d(relevant.documents, drawn)
+        queries, offsets = self._queries[batch], self._offsets.value[rows]
+        moved = self._asked[rows] + offsets
+        lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved))[:, None]
+        moved /= np.maximum(lengths, np.float32(1e-12))
+        cosines = np.concatenate([queries @ moved.T, queries @ others.T], axis=1)
+        hidden = self._hidden.take(batch).among(rows)
+        excess, slope = _excess(cosines, relevant.among(rows), hidden, self._log_temperature)
+        gradient = _along_sphere(excess[:, : len(rows)].T @ queries, moved, lengths)
+        gradient += np.float32(2 * self.shrinkage) * offsets
+        self._steps += 1
+        self._offsets.move(gradient, self.learning_rate, self._steps, rows)
+        self._log_temperature.move(slope, self.learning_rate, self._steps)
 
     def export(self) -> NudgeAdapter:
         """Return the offsets so far."""
-        offsets = self._offsets.weight.detach().numpy()
-        return NudgeAdapter.of(self._keys, offsets, max_drift=self.max_drift)
+        return NudgeAdapter.of(self._keys, self._offsets.value, max_drift=self.max_drift)

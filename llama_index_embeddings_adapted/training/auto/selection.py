@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ...adapters.maps import NudgeAdapter
 from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
@@ -26,7 +27,7 @@ from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, each_in_threads, run_in_threads
 from .cross_fitting import Fold, QueryBasis, folds
-from .pipelines import IDENTITY, PipelineFitter, PipelineSpec, QueryOnMappedSpec
+from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
 Mask = NDArray[np.bool_]
 Made = TypeVar("Made")
@@ -271,6 +272,8 @@ class FoldJudge:
     def prepared(self, spec: PipelineSpec) -> Callable[[], PerQuery]:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
         fitter = self.fitter
+        if isinstance(spec, NudgeSpec):
+            return functools.partial(self._nudged, spec, fitter.nudges(spec.base.lowest_map))
         if isinstance(spec, QueryOnMappedSpec):
             fitter, spec = fitter.on_mapped(spec.document_map), spec.query_side
         elif spec.adapts_documents:
@@ -278,6 +281,14 @@ class FoldJudge:
         documents = fitter.train.documents
         view = fitter.once("view", "", lambda: QueryBasis(self.fold.test, l2_normalize(documents)))
         return functools.partial(view.score, spec.mixture(view, fitter))
+
+    def _nudged(self, spec: NudgeSpec, nudges: NudgeAdapter) -> PerQuery:
+        """Score a spec that moves documents once more, where others of its base came before."""
+        fitter, fold = self.fitter, self.fold
+        below = fitter.once("adapted", spec.base, lambda: fold.adapted(fitter.fit(spec.base)))
+        queries, documents = below
+        moved = nudges.scaled(spec.alpha).apply(documents, "document", fold.train.keys)
+        return fold.test.score(queries, moved)
 
 
 class _Search:

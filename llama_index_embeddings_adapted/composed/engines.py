@@ -23,8 +23,8 @@ from ..encoding.encoder import Encoder
 from ..errors import NotTrainedError, OptionError, require_extra
 from ..evaluation.comparison import plot_history
 from ..evaluation.held_out import known_mask, labels_look_random
+from ..evaluation.page import Texts
 from ..evaluation.reports import Epoch, FinetuneReport
-from ..evaluation.retrieval import Texts
 from ..training.options import ComposedOptions
 from . import embedding
 from .embedding import ComposedEmbedding

@@ -14,8 +14,8 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, require_extra
-from .page import write_page
-from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
+from .page import Texts, write_page
+from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, evaluate_retrieval
 from .verdict import METRIC, Difference, mean_interval, paired_difference
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")

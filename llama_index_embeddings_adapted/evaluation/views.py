@@ -31,10 +31,10 @@ from ..core.arrays import (
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
-from . import metrics
+from . import retrieval
 from .held_out import Mask, Parts, Validation, compare_by_part
-from .metrics import PerQuery
-from .retrieval import DEPTH, RetrievalScores, Texts, joined
+from .page import Texts
+from .retrieval import DEPTH, PerQuery, RetrievalScores, joined
 from .verdict import (
     FEWEST,
     METRIC,
@@ -160,8 +160,8 @@ class Candidates:
     def grid(self, relevance: Qrels) -> PerQuery:
         """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
         grades = relevance.grades_at(self.rows)
-        discounts = metrics.discounts(min(_CUT, self.rows.shape[1]))
-        ideal = metrics.ideal_gain(relevance, _CUT)
+        discounts = retrieval.discounts(min(_CUT, self.rows.shape[1]))
+        ideal = retrieval.ideal_gain(relevance, _CUT)
         found: list[PerQuery] = []
         for weight, penalty in GRID:
             scores = -self.mixed(weight, penalty)

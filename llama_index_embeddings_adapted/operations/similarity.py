@@ -19,7 +19,7 @@ from ..encoding.base_model import adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
 from ..errors import OptionError, StoreError
-from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
+from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..serving.views import texts_of
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be

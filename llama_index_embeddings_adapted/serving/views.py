@@ -24,7 +24,7 @@ from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.encoder import encode
 from ..errors import OptionError, ShapeError, StoreError, check_kind, check_known, check_number
-from ..evaluation.metrics import ScoreShift
+from ..evaluation.retrieval import ScoreShift
 from ..lexical import bm25
 from ..lexical.bm25 import WEIGHT, BM25Index
 from .embedding import AdaptedEmbedding

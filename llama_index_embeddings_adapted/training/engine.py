@@ -34,8 +34,8 @@ from ..errors import NotTrainedError, OptionError, check_whole
 from ..evaluation import held_out
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
+from ..evaluation.page import Texts
 from ..evaluation.reports import Deployment, FinetuneReport
-from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
 from ..evaluation.views import WordScores, bank_of, judge_on
 from ..serving.embedding import AdaptedEmbedding

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from .. import errors
 from ..adapters.base import Adapter
 from ..errors import OptionError, check_choice, check_known, check_number, check_whole
-from ..evaluation.metrics import parse
+from ..evaluation.retrieval import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
 

@@ -13,8 +13,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
-from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
-from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.evaluation.retrieval import METRICS, compute, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from tests.conftest import CountingEmbedding, real_data
 from tests.support.synthetic import encoded

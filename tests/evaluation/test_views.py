@@ -7,7 +7,7 @@ from llama_index_embeddings_adapted import BM25Index
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.evaluation import views
-from llama_index_embeddings_adapted.evaluation.metrics import compute
+from llama_index_embeddings_adapted.evaluation.retrieval import compute
 from llama_index_embeddings_adapted.evaluation.views import Candidates, JudgedPart, WordScores
 
 QUERIES, DOCUMENTS, WORDS = 60, 400, [f"w{at}" for at in range(300)]

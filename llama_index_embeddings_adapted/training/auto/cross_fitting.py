@@ -21,7 +21,7 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
 from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ...errors import DatasetError
-from ...evaluation.metrics import PerQuery, discounts, ideal_gain
+from ...evaluation.retrieval import PerQuery, discounts, ideal_gain
 
 _DEPTH = 10
 

@@ -93,10 +93,9 @@ class Comparison:
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
 
-        It has the verdict and what it means to who decides, scores with intervals, how the
-        adapters among the models were trained, wins and losses against the first model with the
-        passages, what the data are, and what it cost. It holds texts of yours. The title is by
-        default the names of the models. Returns the path written.
+        It has the verdict, scores with intervals, how the adapters were trained, wins and losses
+        against the first model with the passages, the data and the cost. It holds texts of yours.
+        The title is by default the names of the models. Returns the path written.
         """
         title = title or ", ".join(self.scores) + " compared"
         return write_page(path, title, self.scores, self.texts, self.trained, data=self.data)

@@ -419,8 +419,8 @@ class ScoreShift:
         middle = float(np.median(self.base))
         moved = self.to_adapted(middle)
         return (
-            f"the best score of a query is {self.mean:+.3f} with the adapter, on average: a "
-            f"cut-off of {middle:.3f} for the base model is one of {moved:.3f} now"
+            f"the best cosine of a query changes by {self.mean:+.3f} on average: a cut-off of "
+            f"{middle:.3f} for the base model is one of {moved:.3f} now"
         )
 
 

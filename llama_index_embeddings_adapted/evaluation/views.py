@@ -309,8 +309,10 @@ class ViewsReport:
         return self.verdict.decision.stance != "against"
 
     def __str__(self) -> str:
-        mixed = f"{'adapted' if self.model else 'base'} vectors + {self.words:g} · words"
-        return f"{mixed} - {self.prior:g} · prior: {self.parts.overall}; {self.verdict}"
+        vectors = f"{'adapted' if self.model else 'base'} vectors"
+        words = f" + {self.words:g} · words" if self.words else ""
+        prior = f" - {self.prior:g} · prior" if self.prior else ""
+        return f"{vectors}{words + prior or ' alone'}: {self.parts.overall}; {self.verdict}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return weights, verdict, and NDCG@10 of each view with the interval of its gain."""

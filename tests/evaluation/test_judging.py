@@ -56,6 +56,8 @@ def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
 
 def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     data = Dataset.from_beir(real_data("nfcorpus"), "test")
+    assert (len(data.queries), len(data.corpus)) == (323, 3633)
+    assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
     place = {document: row for row, document in enumerate(data.corpus)}
     relevance = Qrels.from_lists(
         [[place[d] for d in docs] for docs in data.relevant_docs.values()],

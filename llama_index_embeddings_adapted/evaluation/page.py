@@ -208,9 +208,12 @@ def _drawn(report: Mapping[str, Any]) -> _Drawn:
     """Return what is drawn of a ``FinetuneReport.to_dict()``, of any version."""
     history = report.get("history") or []
     if report.get("choice"):
-        choice, curve = report["choice"], report["choice"].get("curve")
-        lines = [_learning(curve)] if curve else []
-        return [_PARTS["known"], _PARTS["new"]], [_candidates(choice), *lines]
+        charts: list[Curves | Dots] = [_candidates(report["choice"])]
+        if curve := report["choice"].get("curve"):
+            title = "Change in NDCG@10 by the number of training queries, cross-fitted"
+            counts, gains = [0, *curve["queries"]], {"chosen": [0.0, *curve["gains"]]}
+            charts.append(Curves(title, counts, gains, horizontal="training queries"))
+        return [_PARTS["known"], _PARTS["new"]], charts
     return _history(report, history) if len(history) > 1 else ([], [])
 
 
@@ -251,13 +254,6 @@ def _candidates(choice: Mapping[str, Any]) -> Dots:
     }
     title = f"Change in NDCG@10, cross-fitted, of the best {len(rows)} of {len(ranked)} candidates"
     return Dots(title, rows, "+.3f")
-
-
-def _learning(curve: Mapping[str, Any]) -> Curves:
-    """Draw what more training queries gained."""
-    title = "Change in NDCG@10 by the number of training queries, cross-fitted"
-    lines = {"chosen": [0.0, *curve["gains"]]}
-    return Curves(title, [0, *curve["queries"]], lines, horizontal="training queries")
 
 
 def _number(value: float | None) -> float:

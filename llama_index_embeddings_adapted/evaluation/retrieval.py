@@ -17,7 +17,15 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from numpy.typing import NDArray
 
-from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_rows, top_k
+from ..core.arrays import (
+    NormalizedRows,
+    Rows,
+    RowSource,
+    Vectors,
+    l2_normalize,
+    normalized_rows,
+    top_k,
+)
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
@@ -31,7 +39,6 @@ Retrieving = str | BaseEmbedding | Mixture | BaseRetriever | BM25Index
 
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
-
 
 PerQuery = NDArray[np.float64]
 
@@ -229,8 +236,7 @@ def evaluate_retrieval(
         scores = scores_of(data, ranked, cuts)
     sketch = getattr(embed_model, "sketch", None)
     seen = "" if sketch is None else sketch.overlap(data.queries)
-    spent = {name: getattr(encoder, name) for name in ("base_calls", "base_texts", "base_tokens")}
-    return replace(scores, seen=seen, seconds=time.perf_counter() - began, **spent)
+    return replace(scores, seen=seen, seconds=time.perf_counter() - began, **encoder.spent)
 
 
 def _asked(
@@ -259,7 +265,7 @@ def _asked(
 def search(
     data: EncodedDataset,
     queries: Vectors,
-    documents: Vectors | NormalizedRows,
+    documents: RowSource,
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:

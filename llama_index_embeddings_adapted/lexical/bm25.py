@@ -80,9 +80,27 @@ class BM25Index:
         self.usual = dict(usual or {})
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
-        _check(self.ids, self._vocabulary, vocabulary, self._arrays, self.usual)
+        self._check(vocabulary)
         self._idf = _idf(np.append(np.diff(self._arrays["indptr"]), 0), len(self.ids))
         self._whole: dict[int, Vectors] = {}  # token → its score in every document
+
+    def _check(self, vocabulary: Sequence[str]) -> None:
+        """Refuse, by a DatasetError, parts that do not fit together, as of a damaged folder."""
+        data, indices, indptr = (self._arrays[name] for name in _ARRAYS)
+        whole = (
+            len(set(self.ids)) == len(self.ids) > 0
+            and all(isinstance(name, str) for name in (*self.ids, *vocabulary))
+            and len(self._vocabulary) == len(vocabulary) == len(indptr) - 1
+            and indptr[0] == 0
+            and bool((np.diff(indptr) >= 0).all())
+            and indptr[-1] == len(data) == len(indices)
+            and indices.min(initial=0) >= 0
+            and indices.max(initial=0) < len(self.ids)
+            and bool((data >= 0).all())
+            and all(0.0 < weight <= 1.0 for weight in self.usual.values())
+        )
+        if not whole:
+            raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")
 
     @classmethod
     def of(
@@ -234,31 +252,6 @@ def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict
     norm = k1 * (1.0 - b + b * lengths / max(1.0, lengths.mean())).astype(np.float32)
     data = np.repeat(idf, found) * tf / (tf + norm[counts.indices])
     return {"data": data.astype(np.float32), "indices": counts.indices, "indptr": counts.indptr}
-
-
-def _check(
-    ids: tuple[str, ...],
-    numbers: Mapping[str, int],
-    vocabulary: Sequence[str],
-    arrays: Any,
-    usual: Mapping[str, float],
-) -> None:
-    """Refuse, by a DatasetError, parts that do not fit together, as those of a damaged folder."""
-    data, indices, indptr = (arrays[name] for name in _ARRAYS)
-    whole = (
-        len(set(ids)) == len(ids) > 0
-        and all(isinstance(name, str) for name in (*ids, *vocabulary))
-        and len(numbers) == len(vocabulary) == len(indptr) - 1
-        and indptr[0] == 0
-        and bool((np.diff(indptr) >= 0).all())
-        and indptr[-1] == len(data) == len(indices)
-        and indices.min(initial=0) >= 0
-        and indices.max(initial=0) < len(ids)
-        and bool((data >= 0).all())
-        and all(0.0 < weight <= 1.0 for weight in usual.values())
-    )
-    if not whole:
-        raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")
 
 
 @dataclass(frozen=True, eq=False)

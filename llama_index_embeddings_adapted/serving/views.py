@@ -35,7 +35,6 @@ FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
-
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 
 

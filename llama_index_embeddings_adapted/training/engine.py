@@ -315,9 +315,7 @@ class EmbeddingAdapterFinetuneEngine:
             settings={**report.settings, "judged_on": sources},
             views=report.views and report.views.judged_by(sources),
             seconds=time.perf_counter() - began,
-            base_calls=encoder.base_calls,
-            base_texts=encoder.base_texts,
-            base_tokens=encoder.base_tokens,
+            **encoder.spent,
             data=data_statistics(self.dataset),
         )
 

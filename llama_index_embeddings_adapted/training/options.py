@@ -32,7 +32,6 @@ _RANGES: dict[str, dict[str, float]] = {
     **{key: {"least": 0.0, "below": 1.0} for key in ("warmup_share", "label_smoothing")},
 }
 
-
 Options = TypeVar("Options", bound="_Checked")
 
 

@@ -76,7 +76,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "scale": lambda g: scale.run(g.data, g.cache),
 }
 
-
 #: Of --runs, by command.
 RUNS = "calibration 200, power 50 per size, kills 60, load 4800, fuzz 1000 per format, soak 200,000"
 

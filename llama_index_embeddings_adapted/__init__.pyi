@@ -54,5 +54,5 @@ from .serving.hybrid import HybridRetriever as HybridRetriever
 from .serving.memory import MemoryRetriever as MemoryRetriever
 from .serving.pool import AdapterPool as AdapterPool
 from .training.engine import EmbeddingAdapterFinetuneEngine as EmbeddingAdapterFinetuneEngine
-from .training.enough import generate_until_enough as generate_until_enough
 from .training.unlabelled import adapt_without_labels as adapt_without_labels
+from .training.unlabelled import generate_until_enough as generate_until_enough

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,18 +145,13 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def check_number(
-    name: str,
-    value: object,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
+    name: str, value: object, *, least: float = -inf, above: float = -inf, below: float = inf
 ) -> None:
     """Refuse, by an :class:`OptionError`, what is not a number in a range; NaN is in none."""
     fits = isinstance(value, (int, float)) and least <= value < below and value > above
     if isinstance(value, bool) or not fits:
-        start = f"> {above:g}" if above > -math.inf else f">= {least:g}"
-        end = "" if below == math.inf else f" and < {below:g}"
+        start = f"> {above:g}" if above > -inf else f">= {least:g}"
+        end = "" if below == inf else f" and < {below:g}"
         raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
 
 

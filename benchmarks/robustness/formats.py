@@ -106,7 +106,7 @@ def _save(adapter: Any) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         training, sketch = {"report": report}, QuerySketch.of(_random(9, DIM))
-        saving.save(folder, adapter, BASE, training=training, sketch=sketch)
+        saving.save(folder, saving.Saved(adapter, training=training, sketch=sketch), BASE)
 
     return write
 

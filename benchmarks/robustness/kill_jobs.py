@@ -251,7 +251,7 @@ def _adapter(version: int) -> package.LinearAdapter:
 
 def _kept(folder: Path, texts: list[str], role: Any) -> Any:
     with Encoder(cheap.WordsEmbedding(), **_quiet(folder)) as encoder:
-        return encoder.known(texts, role)
+        return encoder.cache.get(role, texts)
 
 
 def _check_vectors(folder: Path, texts: list[str], role: str) -> None:

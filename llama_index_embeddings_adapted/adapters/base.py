@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Rows, Vectors
 from ..core.files import Arrays
-from ..errors import FolderError, OptionError, ShapeError, truncate
+from ..errors import FolderError, OptionError, ShapeError, check_choice, truncate
 from .export import Program, export
 
 _registry: dict[str, type[Adapter]] = {}
@@ -109,8 +109,7 @@ class Adapter(ABC):
             raise ShapeError(what, expected=expected, actual=found, hint=hint)
         if role == "query":
             return self.map(vectors)
-        if role != "document":
-            raise OptionError(f'role: expected "query" or "document", got {role!r}.')
+        check_choice("role", role, get_args(Role))
         return self.map_documents(vectors, keys) if self.adapts_documents else vectors
 
     def trace(self, program: Program, vector: str, role: Role) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -74,8 +74,7 @@ def export(
 ) -> Path:
     """Write an adapter in one of :data:`FORMATS`; see :meth:`Adapter.export`."""
     check_choice("format", format, FORMATS)
-    if role not in ("query", "document"):
-        raise OptionError(f'role: expected "query" or "document", got {role!r}.')
+    check_choice("role", role, get_args(Role))
     if format == "sentence-transformers":
         _write_folder(write_down, path, base)
         return path

@@ -267,28 +267,20 @@ def verify(expected: Fingerprint | None, model: BaseEmbedding, *, where: object)
     )
 
 
-def save(
-    folder: Path,
-    adapter: Adapter,
-    base: BaseEmbedding,
-    *,
-    transform_query: bool = True,
-    training: Mapping[str, Any] | None = None,
-    sketch: QuerySketch | None = None,
-) -> None:
-    """Write a folder, atomically; see :func:`load`."""
-    fingerprint, training = fingerprint_of(base), dict(training or {})
+def save(folder: Path, new: Saved, base: BaseEmbedding) -> None:
+    """Write a folder, atomically, with what is known of the base model; see :func:`load`."""
+    fingerprint, adapter = fingerprint_of(base), new.adapter
     config = {
         OPENED_BY: True,
         **provenance(base, fingerprint),
         "adapter": describe(adapter),
         "roles": ["query", "document"] if adapter.adapts_documents else ["query"],
-        "transform_query": transform_query,
-        "training": training,
+        "transform_query": new.transform_query,
+        "training": new.training,
     }
     arrays = {**adapter.arrays(), folders.PROBES: fingerprint.probes}
-    queries = None if sketch is None else sketch.arrays()
-    about = model_card(adapter, base_name(base), training, folder.name)
+    queries = None if new.sketch is None else new.sketch.arrays()
+    about = model_card(adapter, base_name(base), new.training, folder.name)
     folders.write(folder, config, arrays, queries=queries, card=about)
 
 

@@ -277,7 +277,7 @@ class Finetune(QuestionJob):
 
 @command("Score one model.")
 class Evaluate(EmbeddingJob):
-    """Score one model: hit rate, MRR, NDCG, recall, precision and MAP."""
+    """Score one model: mean hit rate, MRR, NDCG, recall, precision and MAP; NDCG@10 decides."""
 
     data: Path
     model: str
@@ -319,7 +319,8 @@ class Compare(EmbeddingJob):
         found = compare_retrieval(models, dataset, **self.given("ks"), **self._encoding)
         first, *others = found.scores
         differences = {name: found.significance(first, name) for name in others}
-        lines = [str(found), *(f"{name}: {each}" for name, each in differences.items())]
+        told = (f"{name} against {first}: {each}" for name, each in differences.items())
+        lines = [str(found), *told]
         if page is not None:
             title = self.title or f"{', '.join(found.scores)} on {self.data.name}"
             lines.append(f"report: {found.to_html(page, title=title)}")

@@ -38,7 +38,6 @@ _ROWS = (".jsonl", ".ndjson", ".parquet")  # never prose
 _RECORDS = (".json", ".csv", ".tsv", *_ROWS)
 _LOOKED_AT = 8192  # bytes that tell text from other files
 
-
 check_target = partial(files.check_target, error=OptionError)
 check_target_folder = partial(files.check_target_folder, error=OptionError)
 _MOST_OF_A_CHUNK, USUAL_CHUNK = 0.8, 512  # of what a model reads, in its tokens; in ours

@@ -20,29 +20,16 @@ from ..adapters import saving
 from ..core import files as folders
 from ..core.arrays import Role, Vectors
 from ..core.files import atomic_folder
-from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of
+from ..encoding.base_model import Embedding, fingerprint_of
 from ..encoding.serialize import base_name, describe_base
 from ..errors import DiskError, FolderError, OptionError, check_number, quote_some
 from ..lexical.embedding import LexicalEmbedding
-from ..serving.embedding import savable
 from ..serving.wrapped import Loaded, ServedEmbedding, arun_steps
 from .small_model import SmallModel, compose, no_bars, refuse_code
 
 SMALL = "augment_model"
 PROBES = "fingerprint.safetensors"
-_OURS = frozenset((folders.CONFIG, folders.CARD, PROBES, SMALL))
-
-
-def check_target(folder: Path) -> None:
-    """Refuse, by a :class:`FolderError`, a folder that holds anything but a composed model."""
-    folders.check_target_folder(folder, _OURS)
-
-
-def check_small_target(folder: Path) -> None:
-    """Refuse, by a :class:`FolderError`, a folder that holds anything but a small model."""
-    model = (folder / "modules.json").is_file()
-    ours = frozenset(path.name for path in folder.iterdir()) if model else frozenset()
-    folders.check_target_folder(folder, ours)
+OURS = frozenset((folders.CONFIG, folders.CARD, PROBES, SMALL))
 
 
 def save_small(model: Any, folder: Path) -> None:
@@ -83,7 +70,6 @@ def _digests(folder: Path) -> dict[str, str]:
     return found
 
 
-@savable("composed")
 class ComposedEmbedding(ServedEmbedding):
     """Vectors of two models in one: ``e(x) = normalise([b(x) ; λ·a(x)])``.
 
@@ -117,6 +103,7 @@ class ComposedEmbedding(ServedEmbedding):
     _small: SmallModel = PrivateAttr()
 
     _NAME: ClassVar[str] = "ComposedEmbedding"
+    _MARK: ClassVar[str] = "composed"
     _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, "weight", "device")
     _OPTIONS: ClassVar[tuple[str, ...]] = (*ServedEmbedding._OPTIONS, "weight", "device")
     _SHOWN: ClassVar[tuple[str, ...]] = (*ServedEmbedding._SHOWN, "weight")
@@ -183,13 +170,18 @@ class ComposedEmbedding(ServedEmbedding):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write small model, λ, identity and card, atomically, no secrets; or a FolderError."""
         folder, base = Path(folder), self.base_embed_model
-        check_target(folder)
+        folders.check_target_folder(folder, OURS)
         fingerprint = fingerprint_of(base)
         with atomic_folder(folder) as temporary:
             save_small(self.augment_model, temporary / SMALL)
             probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
             (temporary / PROBES).write_bytes(probes)
-            config = self._config(fingerprint, _digests(temporary / SMALL))
+            digests = _digests(temporary / SMALL)
+            config = {
+                **saving.provenance(base, fingerprint),
+                "composed": {"weight": self.weight, "files": digests},
+                "training": self._training,
+            }
             text = json.dumps(config, indent=2) + "\n"
             (temporary / folders.CONFIG).write_text(text, encoding="utf-8")
             about = (
@@ -199,13 +191,6 @@ class ComposedEmbedding(ServedEmbedding):
             )
             card = saving.card(about, self._training, "ComposedEmbedding", folder.name)
             (temporary / folders.CARD).write_text(card, encoding="utf-8")
-
-    def _config(self, fingerprint: Fingerprint, digests: dict[str, str]) -> dict[str, Any]:
-        return {
-            **saving.provenance(self.base_embed_model, fingerprint),
-            "composed": {"weight": self.weight, "files": digests},
-            "training": self._training,
-        }
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:

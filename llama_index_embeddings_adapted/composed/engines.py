@@ -23,11 +23,10 @@ from ..encoding.encoder import Encoder
 from ..errors import NotTrainedError, OptionError, require_extra
 from ..evaluation.comparison import plot_history
 from ..evaluation.held_out import known_mask, labels_look_random
+from ..evaluation.page import Texts
 from ..evaluation.reports import Epoch, FinetuneReport
-from ..evaluation.retrieval import Texts
 from ..training.options import ComposedOptions
-from . import embedding
-from .embedding import ComposedEmbedding
+from .embedding import OURS, ComposedEmbedding, save_small
 from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 
 _OLD = ("save_checkpoints", "resume_from_checkpoint")
@@ -37,7 +36,6 @@ class SmallModelEngine(ABC):
     """What both engines share: data, validation, training, report."""
 
     _composed: ClassVar[bool]
-    _check_target: ClassVar[staticmethod[[Path], None]]
     _loads: ClassVar[str]
 
     def __init__(
@@ -102,7 +100,7 @@ class SmallModelEngine(ABC):
 
         For errors see :meth:`EmbeddingAdapterFinetuneEngine.finetune`.
         """
-        self._check_target(self._output)
+        files.check_target_folder(self._output, self._replaced())
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
         small = SmallModel(copy.deepcopy(self._small))
@@ -117,6 +115,10 @@ class SmallModelEngine(ABC):
             for line in self.history:
                 print(f"epoch {line.number}: {metric} {line.scores[metric]:.4f}")
             print(self.report)
+
+    @abstractmethod
+    def _replaced(self) -> frozenset[str]:
+        """Return what ``model_output_path`` may hold: files of an earlier model."""
 
     @abstractmethod
     def _save(self, model: Any, weight: float) -> None:
@@ -162,9 +164,7 @@ class SmallModelEngine(ABC):
             history=tuple(fitted.history),
             train_queries=len(data.relevance),
             seconds=time.perf_counter() - began,
-            base_calls=encoder.base_calls,
-            base_texts=encoder.base_texts,
-            base_tokens=encoder.base_tokens,
+            **encoder.spent,
             interrupted=fitted.interrupted,
             settings=settings,
             data=data_statistics(self.dataset),
@@ -221,7 +221,6 @@ class ComposedFinetuneEngine(SmallModelEngine):
     """
 
     _composed = True
-    _check_target = staticmethod(embedding.check_target)
     _loads = 'ComposedEmbedding.from_pretrained("{}", embed_model)'
 
     def __init__(
@@ -248,6 +247,9 @@ class ComposedFinetuneEngine(SmallModelEngine):
         options = ComposedOptions.of({**settings, "batch_size": batch_size, **train_kwargs})
         given = (val_dataset, model_output_path, cache_dir, report_path, show_progress, verbose)
         super().__init__(dataset, augment_model, embed_model, options, *given)
+
+    def _replaced(self) -> frozenset[str]:
+        return OURS
 
     def _save(self, model: Any, weight: float) -> None:
         training = {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
@@ -288,7 +290,6 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
     """
 
     _composed = False
-    _check_target = staticmethod(embedding.check_small_target)
     _loads = 'HuggingFaceEmbedding("{}")'
 
     def __init__(
@@ -332,9 +333,13 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         given = (val_dataset, model_output_path, cache_dir, report_path, show_progress_bar, verbose)
         super().__init__(dataset, model_id, model, options, *given)
 
+    def _replaced(self) -> frozenset[str]:
+        is_model = (self._output / "modules.json").is_file()
+        return frozenset(path.name for path in (self._output.iterdir() if is_model else ()))
+
     def _save(self, model: Any, weight: float) -> None:
         with atomic_folder(self._output) as temporary:
-            embedding.save_small(model, temporary)
+            save_small(model, temporary)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> BaseEmbedding:
         """Return a HuggingFaceEmbedding of what was trained; before, a NotTrainedError."""

@@ -20,9 +20,10 @@ from ..core.files import read_json, read_json_object
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..encoding.encoder import Encoder
 from ..errors import EncodeError, FolderError, OptionError, ShapeError, check_number, require_extra
-from ..evaluation import held_out, metrics
+from ..evaluation import held_out, retrieval
 from ..evaluation.comparison import Comparison
-from ..evaluation.retrieval import Texts, search
+from ..evaluation.page import Texts
+from ..evaluation.retrieval import search
 from ..lexical import embedding as lexical
 from ..lexical.embedding import LexicalEmbedding
 from ..training.options import ComposedOptions
@@ -242,7 +243,7 @@ def tune_weight(
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
-    ideal = metrics.ideal_gain(relevance, _DEPTH)
+    ideal = retrieval.ideal_gain(relevance, _DEPTH)
 
     def ndcg(weight: float) -> NDArray[np.float64]:
         parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
@@ -294,11 +295,11 @@ class ComposedValidation:
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
         names = dict.fromkeys((self._options.metric, *_ALWAYS))
-        hidden, depth = self.data.hidden, max(metrics.parse(name)[1] for name in names)
+        hidden, depth = self.data.hidden, max(retrieval.parse(name)[1] for name in names)
         ranked, _ = top_k(queries, documents, depth + (hidden is not None))
         ranked = ranked if hidden is None else hidden.among(pool).last(ranked)[:, :depth]
         size = len(pool)
-        found = {name: metrics.compute(name, ranked, within, corpus_size=size) for name in names}
+        found = {name: retrieval.compute(name, ranked, within, corpus_size=size) for name in names}
         return {name: float(values.mean()) for name, values in found.items()}
 
     def judge(self, small: SmallModel) -> tuple[float, held_out.Parts, Comparison]:

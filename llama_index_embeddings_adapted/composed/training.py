@@ -36,8 +36,9 @@ from ..core.arrays import Rows, l2_normalize
 from ..core.encoded import EncodedDataset
 from ..core.files import write_json
 from ..errors import TrainingError
+from ..evaluation.page import Texts
 from ..evaluation.reports import Epoch, best_epoch
-from ..evaluation.retrieval import Texts, hard_negatives
+from ..evaluation.retrieval import hard_negatives
 from ..training.options import ComposedOptions
 from .small_model import precision_on, prepare_model
 

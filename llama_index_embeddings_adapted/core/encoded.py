@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Keys, Rows, Vectors
+from .arrays import Keys, Rows, Vectors, ahead
 
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1
@@ -123,6 +123,26 @@ class Qrels:
         at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
         hit = (keys[order[at]] == wanted) & (ranked != NO_DOCUMENT)
         return np.where(hit, self.grades[order[at]], 0.0)
+
+
+class Shortlist:
+    """Scores rankings of a few documents per query by the ranks of the relevant ones alone.
+
+    ``rows`` are ``(n, c)`` documents, ascending, or :data:`NO_DOCUMENT`.
+    """
+
+    def __init__(self, rows: Rows, relevance: Qrels, k: int) -> None:
+        grades = relevance.grades_at(rows)
+        self._lines, self._places = np.nonzero(grades)
+        self._grades, self._k = grades[self._lines, self._places], k
+
+    def gain(self, scores: Vectors) -> NDArray[np.float64]:
+        """Return the discounted gain of the first ``k`` by ``(n, c)`` scores; see :func:`ahead`."""
+        own = scores[self._lines, self._places]
+        found = ahead(scores, self._lines, self._places, own, self._k)
+        gains = np.where(found < self._k, self._grades / np.log2(found + 2), 0.0)
+        total = np.bincount(self._lines, weights=gains, minlength=len(scores))
+        return np.asarray(total, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -68,13 +69,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` that takes its place on success, or raise a DiskError."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path)
         try:
+            temporary.touch(exist_ok=False)
             yield temporary
             _sync(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -90,8 +89,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = _beside(path)
         try:
+            temporary.mkdir()
             yield temporary
             _take_the_place(temporary, path)
         finally:
@@ -102,12 +102,10 @@ def _take_the_place(temporary: Path, path: Path) -> None:
     for file in temporary.rglob("*"):
         if file.is_file():
             _sync(file)
-    os.chmod(temporary, 0o777 & ~_umask())
     if not path.exists():
         os.replace(temporary, path)
     elif not _swap(temporary, path):
-        aside = temporary.with_name(temporary.name + ".old")
-        os.replace(path, aside)
+        os.replace(path, aside := _beside(path))
         os.replace(temporary, path)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -239,10 +237,8 @@ def _sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def library_version() -> str:

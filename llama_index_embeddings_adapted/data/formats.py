@@ -24,7 +24,6 @@ SOURCES = ("human", "llm", "structure", "feedback")
 
 Judged = Mapping[str, Mapping[str, float]]
 
-
 TEXT = ("text", "contents", "content", "passage")
 ID = ("_id", "id", "docid", "doc_id", "document_id", "corpus-id", "query-id", "qid", "pid")
 

@@ -12,7 +12,7 @@ import io
 import json
 import warnings
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -31,6 +31,8 @@ _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", 
           "gb18030", "big5"]  # fmt: skip
 _LATIN = ("cp1252", "cp1250")
 _SAMPLE = 1 << 16  # bytes
+#: In the place of a row that is counted already, so that others keep theirs.
+LEFT_OUT: dict[str, Any] = {}
 
 
 class Omissions:
@@ -38,24 +40,21 @@ class Omissions:
 
     def __init__(self, where: object, *, strict: bool = False) -> None:
         self.where, self._strict = where, strict
-        self._counts = Counter[str]()
-        self._first: defaultdict[str, list[object]] = defaultdict(list)
+        self._found = defaultdict[str, list[object]](list)
 
     def add(self, reason: str, example: object) -> None:
         """Count something that is left out."""
-        self._counts[reason] += 1
-        if len(self._first[reason]) < 4:
-            self._first[reason].append(example)
+        self._found[reason].append(example)
 
     def __str__(self) -> str:
-        first = {why: quote_some(examples) for why, examples in self._first.items()}
-        return "; ".join(f"{n:,} {why} (first: {first[why]})" for why, n in self._counts.items())
+        each = self._found.items()
+        return "; ".join(f"{len(all_):,} {why} (first: {quote_some(all_)})" for why, all_ in each)
 
     def tell(self) -> None:
         """Warn of everything that was left out, or refuse it by a DatasetError if strict."""
-        if self._counts and self._strict:
+        if self._found and self._strict:
             raise DatasetError(f"{self.where}: {self}. Without strict=True they are left out.")
-        if self._counts:
+        if self._found:
             warnings.warn(f"{self.where}: left out or mended: {self}.", stacklevel=3)
 
 
@@ -187,13 +186,12 @@ def read_file(path: Path, omissions: Omissions) -> Any:
 
 
 def _parse_lines(text: str, path: Path, omissions: Omissions) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        row = json_object(line)
-        rows += [row] if row else []
+    lines = text.split("\n")
+    rows = [json_object(line) or LEFT_OUT for line in lines]
+    for number, (line, row) in enumerate(zip(lines, rows, strict=True), start=1):
         if line.strip() and not row:
-            omissions.add("lines that are no JSON objects", f"line {number}")
-    if not rows:
+            omissions.add("lines that are no JSON objects", f"row {number}")
+    if not any(rows):
         raise DatasetError(f"{path}: expected JSON or JSON lines: {omissions}.")
     return rows
 
@@ -214,17 +212,15 @@ def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
             f"{path}: expected a table whose first line names at least two columns, and rows "
             f"below it, got {quote_some([head]) if head else 'an empty file'}."
         )
-    kept = []
     for number, row in enumerate(rows, start=1):
         surplus: Any = row.pop(None, None)
         if surplus and any(map(str.strip, surplus)):
             reason = f"rows with more cells than columns (a text with {delimiter!r} needs quotes)"
             omissions.add(reason, f"row {number}")
-        else:
-            kept.append(row)
-    if not kept:
+            rows[number - 1] = LEFT_OUT
+    if not any(rows):
         raise DatasetError(f"{path}: expected a table: {omissions}.")
-    return kept
+    return rows
 
 
 def read_lines(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from ..errors import DatasetError, OptionError, check_known, quote_some
 from . import formats
-from .reading import Omissions, plain_id, repaired
+from .reading import LEFT_OUT, Omissions, plain_id, repaired
 
 Row = Mapping[str, Any]
 
@@ -163,11 +163,12 @@ def parts_of(
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
     by_id = [role for role, known_by_id in given.items() if known_by_id is not None]
     found.roles = _roles(table, options, by_id=by_id, where=omissions.where)
+    named = [(f"row {n}", row) for n, row in enumerate(table, start=1) if row is not LEFT_OUT]
     if feedback or (found.votes and found.roles["position"]):
-        _read_feedback(table, found, reading)
+        _read_feedback(named, found, reading)
     else:
-        for number, row in enumerate(table, start=1):
-            _read_row(row, found, f"row {number}", provenance)
+        for where, row in named:
+            _read_row(row, found, where, provenance)
     return _finished(found)
 
 
@@ -272,8 +273,9 @@ def _roles(
 
 
 def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) -> None:
-    query, grade = _query_of(row, found), _grade_of(row, found)
-    if query is None:
+    """Take a row in, or leave it out for one reason, its query then as well."""
+    asked, grade = _asked(row, found), _grade_of(row, found)
+    if asked is None:
         found.omissions.add("rows without a query", where)
         return
     if grade is None:
@@ -282,31 +284,32 @@ def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) ->
     values, title = found.values(row, "document"), found.first(row, "title")
     key = plain_id(found.first(row, "document_id")) if len(values) == 1 else None
     documents = [(found.document(value, key, title), own) for value, own in values]
+    wrong = [found.document(value) for value, _ in found.values(row, "negative")]
+    if not any([*wrong, *(document for document, _ in documents)]):
+        found.omissions.add("rows without a document", where)
+        return
+    query = found.keep(found.queries, *asked, "q")
     for document, own in documents:
         if document is not None:
             found.judge(query, document, grade * own)
-    if not any(document for document, _ in documents):
-        found.omissions.add("rows without a document", where)
-    for value, _ in found.values(row, "negative"):
-        document = found.document(value)
-        if document is not None:
-            found.negatives[query][document] = None
+    found.negatives[query] |= dict.fromkeys(document for document in wrong if document is not None)
     source = provenance or _source_of(row, found)
     if source is not None:
         found.sources[query] = source
 
 
-def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> None:
+def _read_feedback(rows: list[tuple[str, Row]], found: _Gathered, reading: Feedback) -> None:
     """Judge documents by clicks, of which each counts the more the less its place is looked at."""
     shown = defaultdict[tuple[str, object], list[tuple[float, str, float]]](list)
-    for number, row in enumerate(rows, start=1):
-        query, votes = _query_of(row, found), _grade_of(row, found)
+    for where, row in rows:
+        asked, votes = _asked(row, found), _grade_of(row, found)
         key = plain_id(found.first(row, "document_id"))
         document = found.document(found.first(row, "document"), key)
         place = _number(found.first(row, "position") or 1)
-        if query is None or document is None or votes is None or place is None:
-            found.omissions.add("rows without query, document, clicks or position", f"row {number}")
+        if asked is None or document is None or votes is None or place is None:
+            found.omissions.add("rows without query, document, clicks or position", where)
         else:
+            query = found.keep(found.queries, *asked, "q")
             shown[query, found.first(row, "session")].append((place, document, votes))
     clicks, weights, skips = (defaultdict[str, Any](Counter) for _ in range(3))
     for (query, _), documents in shown.items():
@@ -323,6 +326,9 @@ def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> 
         known = {d: w for d, w in weights[query].items() if clicks[query][d] >= fewest}
         for document in weights[query].keys() - known.keys():
             found.omissions.add(f"pairs of fewer than {fewest} clicks", document)
+        if weights[query] and not known:  # counted
+            del found.queries[query]
+            continue
         best = max(known.values(), default=0.0)
         found.grades[query] = {d: w / best for d, w in known.items() if w >= reading.least * best}
         often = [d for d, n in skips[query].items() if n >= fewest]
@@ -330,14 +336,15 @@ def _read_feedback(rows: Sequence[Row], found: _Gathered, reading: Feedback) -> 
         found.sources[query] = "feedback"
 
 
-def _query_of(row: Row, found: _Gathered) -> str | None:
+def _asked(row: Row, found: _Gathered) -> tuple[str | None, str] | None:
+    """Return id and text of a row's query, None where it has none."""
     key, value = plain_id(found.first(row, "query_id")), found.first(row, "query")
-    if key is None and plain_id(value) in found.queries:
-        return plain_id(value)
+    if key is None and (name := plain_id(value)) in found.queries:
+        return name, found.queries[name]
     named = found.roles["query"] == found.roles["query_id"]
     if named or not isinstance(value, str) or not value.strip():
-        return key if key in found.queries else None
-    return found.keep(found.queries, key, value.strip(), "q")
+        return (key, found.queries[key]) if key in found.queries else None
+    return key, value.strip()
 
 
 def _listed(cell: Any) -> Any:
@@ -366,11 +373,9 @@ def _grade_of(row: Row, found: _Gathered) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    try:
-        number = float(str(value))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    with suppress(ValueError):
+        return number if math.isfinite(number := float(str(value))) else None
+    return None
 
 
 def _source_of(row: Row, found: _Gathered) -> str | None:

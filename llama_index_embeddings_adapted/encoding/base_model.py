@@ -40,7 +40,6 @@ PROBE_TEXTS = (
     "Net revenue rose 12% to €3.4 million in fiscal 2021.",
 )
 
-
 _TOLERANCE = "LLAMA_INDEX_ADAPTED_TOLERANCE"
 T = TypeVar("T")
 Embedding = list[float]
@@ -184,7 +183,8 @@ class BaseModelCalls:
         self.characters += sum(map(len, texts))
         given = [repaired(text) for text in texts]  # half a surrogate is no text to a server
         if self.batches(role):
-            yield from self._patiently(lambda: self._batch(role, given))
+            answers = self._patiently(lambda: self._batch(role, given))
+            yield from whole_batch(self._model, answers, given)
             return
         at_once = self._only_async or (self._model.num_workers or 1) > 1
         for done, text in enumerate(() if at_once else given):
@@ -218,16 +218,13 @@ class BaseModelCalls:
     def _batch(self, role: str, texts: list[str]) -> list[Embedding]:
         self.calls += 1
         if role == "query" and self._embed_queries is not None:
-            answers = _embed_queries(self._model, self._embed_queries, list(texts))
-            return whole_batch(self._model, answers, texts)
+            return _embed_queries(self._model, self._embed_queries, list(texts))
         if not self._only_async:
             try:
-                answers = self._model.get_text_embedding_batch(list(texts))
-                return whole_batch(self._model, answers, texts)
+                return self._model.get_text_embedding_batch(list(texts))
             except NotImplementedError:
                 self._only_async = True
-        answers = run(self._model.aget_text_embedding_batch(list(texts)))
-        return whole_batch(self._model, answers, texts)
+        return run(self._model.aget_text_embedding_batch(list(texts)))
 
     def _queries_at_once(self, texts: list[str]) -> list[Embedding]:
         self.calls += len(texts)

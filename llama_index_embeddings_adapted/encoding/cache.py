@@ -37,16 +37,15 @@ CREATE TABLE IF NOT EXISTS vectors (
 CREATE INDEX IF NOT EXISTS rows ON vectors (base, row);
 """
 _KEYS_PER_QUERY = 500
+#: Of a damaged index: a dimension of 0, a row below 0, probes of another length.
+_OF_DAMAGE = (ArithmeticError, IndexError, TypeError, ValueError)
 
 
 def cache_folder(cache_dir: CacheDir) -> Path | None:
     """Return the folder that a ``cache_dir`` stands for, created; None for memory only."""
     if cache_dir is False:
         return None
-    return _created(llama_cache() / "embeddings_adapted" if cache_dir is None else Path(cache_dir))
-
-
-def _created(folder: Path) -> Path:
+    folder = llama_cache() / "embeddings_adapted" if cache_dir is None else Path(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
@@ -69,7 +68,8 @@ class VectorCache:
     def __init__(self, folder: Path | None, base: Fingerprint) -> None:
         self._base, self._memory = base, io.BytesIO()
         self._file: Path | None = None
-        self._where = ":memory:" if folder is None else str(_created(folder) / "vectors.sqlite")
+        folder = cache_folder(False if folder is None else folder)
+        self._where = ":memory:" if folder is None else str(folder / "vectors.sqlite")
         # Callers may encode from worker threads; each call holds the connection alone.
         self._lock = threading.RLock()
         with self._guard():
@@ -115,11 +115,11 @@ class VectorCache:
             return positions, vectors
 
     def missing(self, role: str, texts: Sequence[str]) -> list[str]:
-        """Return the texts that are not known, in their order."""
-        keys = [_key(role, text) for text in texts]
+        """Return the distinct texts that are not known, in their order."""
+        keys = {text: _key(role, text) for text in texts}
         with self._guard():
-            rows = self._rows(keys)
-        return [text for key, text in zip(keys, texts, strict=True) if key not in rows]
+            rows = self._rows([*keys.values()])
+        return [text for text, key in keys.items() if key not in rows]
 
     def put(self, role: str, texts: Sequence[str], vectors: Vectors) -> None:
         """Keep a finite vector per text that has none; when this returns they survive a kill."""
@@ -212,15 +212,7 @@ class VectorCache:
         try:
             with self._lock:
                 yield
-        # Values of a damaged index: a dimension of 0, a row below 0, probes of another length.
-        except (
-            sqlite3.Error,
-            OSError,
-            ArithmeticError,
-            IndexError,
-            TypeError,
-            ValueError,
-        ) as cause:
+        except (sqlite3.Error, OSError, *_OF_DAMAGE) as cause:
             if isinstance(cause, AdaptedError):
                 raise
             raise CacheError(

@@ -227,7 +227,7 @@ def _embedded(
         for part in batches(texts, window):
             given += len(part)
             # Of like length together: batches waste no padding.
-            missing = sorted(encoder.missing(part, role), key=len, reverse=True)
+            missing = sorted(encoder.cache.missing(role, part), key=len, reverse=True)
             bar.update(len(part) - len(missing))
             for piece, rows, vectors, why in work(missing):
                 encoder.cache.put(role, [piece[row] for row in rows], vectors)

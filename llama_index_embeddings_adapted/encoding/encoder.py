@@ -64,19 +64,11 @@ class Encoder:
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
 
     @property
-    def base_calls(self) -> int:
-        """Calls made to the base model so far, the probes that identify it included."""
-        return self._calls.calls
-
-    @property
-    def base_texts(self) -> int:
-        """Texts sent to the base model so far, the probes included."""
-        return self._calls.texts
-
-    @property
-    def base_tokens(self) -> int:
-        """Tokens of those texts, about: a token for every four characters."""
-        return self._calls.characters // 4
+    def spent(self) -> dict[str, Any]:
+        """Calls to the base model so far, texts sent and, about, their tokens, probes included."""
+        asked = self._calls
+        sent = {"base_calls": asked.calls, "base_texts": asked.texts}
+        return {**sent, "base_tokens": asked.characters // 4}  # a token for four characters
 
     def encode(self, texts: Sequence[str], role: Role) -> Vectors:
         """Embed texts, repeated or not: ``(len(texts), dim)``, as the base model gives them.
@@ -98,7 +90,7 @@ class Encoder:
             missing += np.delete(rows, known).tolist()
         # Longest first: batches of like length waste no padding, and the estimate errs upwards.
         missing.sort(key=lambda row: -len(texts[row]))
-        refused = self._ask(texts, np.array(missing, dtype=np.int64), role, vectors)
+        refused = self._ask(texts, np.array(missing, dtype=np.int64), role, vectors, False)
         self._check_model(role, after=LEAST_CHECKED)
         if refused:
             bad, why = tuple(texts[row] for row in refused), next(iter(refused.values()))
@@ -113,14 +105,6 @@ class Encoder:
         vectors[repeated] = vectors[origin[repeated]]
         return vectors
 
-    def known(self, texts: Sequence[str], role: Role) -> tuple[Rows, Vectors]:
-        """Look texts up in the cache: rows of those that are known, ``(k,)``, and their vectors."""
-        return self.cache.get(role, texts)
-
-    def missing(self, texts: Sequence[str], role: Role) -> list[str]:
-        """Return the distinct texts that the cache does not hold."""
-        return self.cache.missing(role, list(dict.fromkeys(texts)))
-
     def embed_tolerant(
         self, texts: Sequence[str], role: Role
     ) -> tuple[Rows, Vectors, dict[int, str]]:
@@ -133,7 +117,7 @@ class Encoder:
         """
         everything = np.arange(len(texts))
         vectors = np.empty((len(texts), self.fingerprint.dim), dtype=np.float32)
-        failures = self._ask(texts, everything, role, vectors, tolerant=True)
+        failures = self._ask(texts, everything, role, vectors, True)
         rows = np.delete(everything, list(failures))
         if UNTRIED not in failures.values():
             self._check_model(role, after=LEAST_CHECKED)
@@ -166,13 +150,7 @@ class Encoder:
         self.close()
 
     def _ask(
-        self,
-        texts: Sequence[str],
-        missing: Rows,
-        role: Role,
-        vectors: Vectors,
-        *,
-        tolerant: bool = False,
+        self, texts: Sequence[str], missing: Rows, role: Role, vectors: Vectors, tolerant: bool
     ) -> dict[int, str]:
         """Fill in the rows that are missing; return those that are refused, and why."""
         size, in_a_row = self._calls.batch_size, 0

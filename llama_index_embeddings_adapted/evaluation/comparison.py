@@ -14,8 +14,8 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, require_extra
-from .page import write_page
-from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, Texts, evaluate_retrieval
+from .page import Texts, write_page
+from .retrieval import DEFAULT_KS, RetrievalScores, Retrieving, evaluate_retrieval
 from .verdict import METRIC, Difference, mean_interval, paired_difference
 
 _COLOURS = ("#8a94a6", "#2f6fde", "#e08a1e", "#3c9d5b", "#9b59b6", "#c0392b")
@@ -93,10 +93,9 @@ class Comparison:
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
 
-        It has the verdict and what it means to who decides, scores with intervals, how the
-        adapters among the models were trained, wins and losses against the first model with the
-        passages, what the data are, and what it cost. It holds texts of yours. The title is by
-        default the names of the models. Returns the path written.
+        It has the verdict, scores with intervals, how the adapters were trained, wins and losses
+        against the first model with the passages, the data and the cost. It holds texts of yours.
+        The title is by default the names of the models. Returns the path written.
         """
         title = title or ", ".join(self.scores) + " compared"
         return write_page(path, title, self.scores, self.texts, self.trained, data=self.data)

@@ -25,8 +25,7 @@ from ..core.arrays import Rows, RowSource, l2_normalize, normalized_rows, ranks,
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.contents import hold_out_documents
 from ..errors import DatasetError
-from .metrics import PerQuery, ScoreShift, ideal_gain
-from .retrieval import RetrievalScores, joined, search
+from .retrieval import PerQuery, RetrievalScores, ScoreShift, ideal_gain, joined, search
 from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, paired_difference
 
 Mask = NDArray[np.bool_]

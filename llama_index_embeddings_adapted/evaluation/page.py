@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..core import files
-from ..core.encoded import NO_DOCUMENT
+from ..core.encoded import NO_DOCUMENT, EncodedDataset
 from ..core.files import library_version
+from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import OptionError, truncate
-from . import metrics
-from .retrieval import RetrievalScores, Texts
+from .retrieval import RetrievalScores, parse
 from .verdict import METRIC, Decision, Interval, Verdict, mean_interval, paired_difference
 
 _PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
@@ -37,6 +38,28 @@ MOST_CHARACTERS = 400  #: of a passage
 _FIRST = 3  # passages shown of each model
 _MOST_RELEVANT = 3
 _NIL = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the rows of scores stand for, to be read by people, each in their order."""
+
+    queries: tuple[str, ...]
+    documents: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset | RetrievalScores
+    ) -> Texts:
+        """Return the texts behind the rows of vectors or scores, which may be a part of them."""
+        queries = tuple(dataset.queries[name] for name in data.query_ids)
+        return cls(queries, tuple(dataset.corpus[name] for name in data.document_ids))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """Return the texts behind :func:`joined` scores."""
+        queries = tuple(text for part in parts for text in part.queries)
+        return cls(queries, tuple(text for part in parts for text in part.documents))
 
 
 def write_page(
@@ -175,7 +198,7 @@ def _fitting(scores: Mapping[str, RetrievalScores], names: Iterable[str]) -> lis
     """Leave out the cut-offs that are deeper than what was retrieved."""
     cut = [s.ranked.shape[1] for s in scores.values() if s.ranked.shape[1] < len(s.document_ids)]
     deepest = min(cut, default=math.inf)
-    return [name for name in names if scores and metrics.parse(name)[1] <= deepest]
+    return [name for name in names if scores and parse(name)[1] <= deepest]
 
 
 _Drawn = tuple[list[str], Sequence[Curves | Dots]]  # names of the colours, and charts
@@ -185,9 +208,12 @@ def _drawn(report: Mapping[str, Any]) -> _Drawn:
     """Return what is drawn of a ``FinetuneReport.to_dict()``, of any version."""
     history = report.get("history") or []
     if report.get("choice"):
-        choice, curve = report["choice"], report["choice"].get("curve")
-        lines = [_learning(curve)] if curve else []
-        return [_PARTS["known"], _PARTS["new"]], [_candidates(choice), *lines]
+        charts: list[Curves | Dots] = [_candidates(report["choice"])]
+        if curve := report["choice"].get("curve"):
+            title = "Change in NDCG@10 by the number of training queries, cross-fitted"
+            counts, gains = [0, *curve["queries"]], {"chosen": [0.0, *curve["gains"]]}
+            charts.append(Curves(title, counts, gains, horizontal="training queries"))
+        return [_PARTS["known"], _PARTS["new"]], charts
     return _history(report, history) if len(history) > 1 else ([], [])
 
 
@@ -228,13 +254,6 @@ def _candidates(choice: Mapping[str, Any]) -> Dots:
     }
     title = f"Change in NDCG@10, cross-fitted, of the best {len(rows)} of {len(ranked)} candidates"
     return Dots(title, rows, "+.3f")
-
-
-def _learning(curve: Mapping[str, Any]) -> Curves:
-    """Draw what more training queries gained."""
-    title = "Change in NDCG@10 by the number of training queries, cross-fitted"
-    lines = {"chosen": [0.0, *curve["gains"]]}
-    return Curves(title, [0, *curve["queries"]], lines, horizontal="training queries")
 
 
 def _number(value: float | None) -> float:

@@ -276,10 +276,9 @@ class FinetuneReport:
     def to_html(self, path: str | Path, *, title: str | None = None) -> Path:
         """Write a page to look at: one file that needs no other and no network.
 
-        It has the verdict and what it means to who decides, the scores of the held-out queries
-        with intervals, the history of the training, wins and losses with the passages, what the
-        data are, and what it cost. It holds texts of yours. The title is by default the names of
-        adapter and base model. Returns the path written.
+        It has the verdict, the scores of the held-out queries with intervals, the history of the
+        training, wins and losses with the passages, the data and the cost. It holds texts of
+        yours. The title is by default adapter and base model. Returns the path written.
         """
         held_out, made = self.held_out or Comparison({}), self.deployment
         named = f"Adapter {made.folder} for {made.base}" if made else "Training of an adapter"

@@ -1,35 +1,102 @@
 """A model and a dataset in, retrieval scores out: exact search, every query's value kept.
 
-Documents that look right to the base model and are not: what a better model must tell apart.
+Metrics follow the definitions of ``trec_eval``: NDCG with linear gain, recall and MAP over all
+relevant documents of the query, also those that were not retrieved. Documents that look right to
+the base model and are not: what a better model must tell apart.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from numpy.typing import NDArray
 
-from ..core.arrays import NormalizedRows, Rows, Vectors, l2_normalize, normalized_rows, top_k
+from ..core.arrays import (
+    NormalizedRows,
+    Rows,
+    RowSource,
+    Vectors,
+    l2_normalize,
+    normalized_rows,
+    top_k,
+)
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, with_rows
-from ..errors import DatasetError, OptionError, check_whole, quote_some
+from ..errors import DatasetError, MetricError, OptionError, check_whole, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
-from . import metrics
-from .metrics import PerQuery
 
 #: What can be scored: see :func:`evaluate_retrieval`.
 Retrieving = str | BaseEmbedding | Mixture | BaseRetriever | BM25Index
 
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
+
+PerQuery = NDArray[np.float64]
+
+
+def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
+    """Return the discounted gain of the best order, ``(n,)``."""
+    best = np.lexsort((-relevance.grades, relevance.queries))
+    rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
+    ideal = Qrels(relevance.offsets, relevance.documents[best], relevance.grades[best])
+    return ideal.discounted_gain(rank, k)
+
+
+def _precisions(hits: Any) -> Any:
+    """Return the precision at each relevant document, else 0."""
+    return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1) * hits
+
+
+#: Of the grades of the first ``k`` documents, ``(n, at most k)``.
+METRICS: dict[str, Callable[[PerQuery, Qrels, int], Any]] = {
+    # 1 where a relevant document is among them, else 0.
+    "hit_rate": lambda grades, truth, k: (grades > 0).any(axis=1),
+    # 1 / rank of the first relevant document, else 0.
+    "mrr": lambda grades, truth, k: (grades > 0).any(axis=1) / (1 + (grades > 0).argmax(axis=1)),
+    # Discounted gain over that of the best possible order: Järvelin and Kekäläinen 2002, with
+    # gain = grade and discount 1 / log2(rank + 1).
+    "ndcg": lambda grades, truth, k: (
+        grades @ (1.0 / np.log2(np.arange(2, grades.shape[1] + 2))) / ideal_gain(truth, k)
+    ),
+    # Share of the relevant documents found.
+    "recall": lambda grades, truth, k: (grades > 0).sum(axis=1) / truth.counts,
+    # Share of the ``k`` places that hold a relevant document.
+    "precision": lambda grades, truth, k: (grades > 0).sum(axis=1) / k,
+    # Precision at each relevant document found, over all relevant ones.
+    "map": lambda grades, truth, k: _precisions(grades > 0).sum(axis=1) / truth.counts,
+}
+
+
+def compute(name: str, ranked: Rows, relevance: Qrels, *, corpus_size: int) -> PerQuery:
+    """Return a metric, as ``"ndcg@10"``, of ``(n, depth)`` rankings, ``(n,)``; or MetricError."""
+    metric, k = parse(name)
+    if k > ranked.shape[1] and ranked.shape[1] < corpus_size:
+        raise MetricError(
+            f"{name}: only {ranked.shape[1]} documents per query were retrieved. "
+            f"Evaluate with a k of {k} among ks."
+        )
+    values = METRICS[metric](relevance.grades_at(ranked)[:, :k], relevance, k)
+    return np.asarray(values, dtype=np.float64)
+
+
+def parse(name: str) -> tuple[str, int]:
+    """Split ``"ndcg@10"`` in its metric and cut-off, or raise a MetricError."""
+    metric, _, cut = name.partition("@")
+    if metric not in METRICS or not cut.isdecimal() or int(cut) < 1:
+        raise MetricError(
+            f'"{name}": expected a metric and a cut-off such as "ndcg@10"; '
+            f"metrics are {', '.join(METRICS)}."
+        )
+    return metric, int(cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +141,13 @@ class RetrievalScores:
         """Return the metric of each query, ``(n,)``, in the order of ``query_ids``."""
         if metric not in self._known:
             found, size = (self.ranked, self.relevance), len(self.document_ids)
-            self._known[metric] = metrics.compute(metric, *found, corpus_size=size)
+            self._known[metric] = compute(metric, *found, corpus_size=size)
         return self._known[metric]
 
     @property
     def names(self) -> tuple[str, ...]:
         """Each metric at each of ``ks``."""
-        return tuple(f"{metric}@{k}" for metric in metrics.METRICS for k in self.ks)
+        return tuple(f"{metric}@{k}" for metric in METRICS for k in self.ks)
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -114,28 +181,6 @@ class RetrievalScores:
         shown = ", ".join(f"{name} {self[name]:.4f}" for name in self.names)
         counts = f"{len(self.query_ids)} queries, {len(self.document_ids)} documents"
         return "\n".join([f"{counts}: {shown}", *self.notes])
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """What the rows of scores stand for, to be read by people, each in their order."""
-
-    queries: tuple[str, ...]
-    documents: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, dataset: EmbeddingQAFinetuneDataset, data: EncodedDataset | RetrievalScores
-    ) -> Texts:
-        """Return the texts behind the rows of vectors or scores, which may be a part of them."""
-        queries = tuple(dataset.queries[name] for name in data.query_ids)
-        return cls(queries, tuple(dataset.corpus[name] for name in data.document_ids))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Texts]) -> Texts:
-        """Return the texts behind :func:`joined` scores."""
-        queries = tuple(text for part in parts for text in part.queries)
-        return cls(queries, tuple(text for part in parts for text in part.documents))
 
 
 def evaluate_retrieval(
@@ -188,8 +233,7 @@ def evaluate_retrieval(
         scores = scores_of(data, ranked, cuts)
     sketch = getattr(embed_model, "sketch", None)
     seen = "" if sketch is None else sketch.overlap(data.queries)
-    spent = {name: getattr(encoder, name) for name in ("base_calls", "base_texts", "base_tokens")}
-    return replace(scores, seen=seen, seconds=time.perf_counter() - began, **spent)
+    return replace(scores, seen=seen, seconds=time.perf_counter() - began, **encoder.spent)
 
 
 def _asked(
@@ -218,7 +262,7 @@ def _asked(
 def search(
     data: EncodedDataset,
     queries: Vectors,
-    documents: Vectors | NormalizedRows,
+    documents: RowSource,
     *,
     ks: tuple[int, ...] = DEFAULT_KS,
 ) -> RetrievalScores:
@@ -343,3 +387,47 @@ def hard_negatives(
         allowed &= data.canonical_rows[rows] == rows
         found.append(rows[allowed][skip : skip + k])
     return found
+
+
+FEWEST_TO_SCALE = 30  #: queries, to say how their scores shift
+
+
+@dataclass(frozen=True)
+class ScoreShift:
+    """How an adapter moves the best scores of queries, ascending; cut-offs move with them."""
+
+    base: tuple[float, ...]
+    adapted: tuple[float, ...]
+
+    @classmethod
+    def of(cls, base: Any, adapted: Any) -> ScoreShift:
+        """Take the best scores of at least one query, ``(n,)`` each; their percentiles are kept."""
+        steps = np.linspace(0.0, 1.0, min(len(base), 101))
+        return cls(*(tuple(np.quantile(own, steps).tolist()) for own in (base, adapted)))
+
+    @property
+    def mean(self) -> float:
+        """How much higher the best scores are with the adapter, on average."""
+        return float(np.mean(self.adapted) - np.mean(self.base))
+
+    def to_adapted(self, cutoff: float) -> float:
+        """Return the cut-off that as many queries pass with the adapter as ``cutoff`` without."""
+        return _moved(cutoff, self.base, self.adapted)
+
+    def to_base(self, score: float) -> float:
+        """Return a score with the adapter on the base model's scale; a higher one stays higher."""
+        return _moved(score, self.adapted, self.base)
+
+    def __str__(self) -> str:
+        middle = float(np.median(self.base))
+        moved = self.to_adapted(middle)
+        return (
+            f"the best cosine of a query changes by {self.mean:+.3f} on average: a cut-off of "
+            f"{middle:.3f} for the base model is one of {moved:.3f} now"
+        )
+
+
+def _moved(score: float, before: Sequence[float], after: Sequence[float]) -> float:
+    """Interpolate between quantiles; beyond them a score moves as the nearest does."""
+    inside = float(np.clip(score, before[0], before[-1]))
+    return float(np.interp(inside, before, after)) + score - inside

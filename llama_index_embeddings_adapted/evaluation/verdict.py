@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import PerQuery
+from .retrieval import PerQuery
 
 METRIC = "ndcg@10"  #: that decides
 Stance = Literal["for", "open", "against"]

@@ -29,12 +29,12 @@ from ..core.arrays import (
     l2_normalize,
     score_blocks,
 )
-from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
+from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from .held_out import Mask, Parts, Validation, compare_by_part
-from .metrics import PerQuery, Shortlist
-from .retrieval import DEPTH, RetrievalScores, Texts, joined
+from .page import Texts
+from .retrieval import DEPTH, PerQuery, RetrievalScores, ideal_gain, joined
 from .verdict import (
     FEWEST,
     METRIC,
@@ -53,6 +53,7 @@ PENALTIES = (0.0, 0.1, 0.2, 0.3, 0.5)
 GRID = tuple(product(WEIGHTS, PENALTIES))
 
 _FOLDS = 5
+_CUT = 10
 _MOST_QUERIES = 1_000  # of a bank
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
 _HALF = np.float16  # 240 MB for 6,000 queries of 20,000 documents
@@ -158,8 +159,8 @@ class Candidates:
 
     def grid(self, relevance: Qrels) -> PerQuery:
         """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
-        shortlist = Shortlist(self.rows, relevance)
-        return np.stack([shortlist.score(self.mixed(*pair)) for pair in GRID])
+        shortlist, ideal = Shortlist(self.rows, relevance, _CUT), ideal_gain(relevance, _CUT)
+        return np.stack([shortlist.gain(self.mixed(*pair)) / ideal for pair in GRID])
 
 
 # --- which weights, and what they bring ---------------------------------------------------------
@@ -304,8 +305,10 @@ class ViewsReport:
         return self.verdict.decision.stance != "against"
 
     def __str__(self) -> str:
-        mixed = f"{'adapted' if self.model else 'base'} vectors + {self.words:g} · words"
-        return f"{mixed} - {self.prior:g} · prior: {self.parts.overall}; {self.verdict}"
+        vectors = f"{'adapted' if self.model else 'base'} vectors"
+        words = f" + {self.words:g} · words" if self.words else ""
+        prior = f" - {self.prior:g} · prior" if self.prior else ""
+        return f"{vectors}{words + prior or ' alone'}: {self.parts.overall}; {self.verdict}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return weights, verdict, and NDCG@10 of each view with the interval of its gain."""

@@ -1,14 +1,19 @@
 """BM25 over a corpus: which documents share words with a query, rare words first; a mixture with
 vectors and a document prior, to be judged as one.
+
+Tokens are words of any language, and of code: parts of identifiers, character n-grams.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,6 @@ from ..adapters.prior import DocumentPrior
 from ..core import files
 from ..core.arrays import Keys, Rows, RowSource, Vectors
 from ..errors import DatasetError, check_number
-from .tokens import numbered_tokens, tokenize
 
 CONFIG, ARRAYS = "words.json", "words.safetensors"
 FORMAT_VERSION = 2
@@ -29,6 +33,13 @@ _FEWEST_ASKING = 3  # queries, before a word of theirs counts as usual, and is k
 _BLOCK = 64
 _SCORES_PER_BLOCK = 16_000_000
 WEIGHT = 0.4  # without a label: the highest of .3, .4, .5 that lost on dev of no set in benchmarks/
+
+#: Of longer words, such as hashes and encoded files, this many characters count.
+LONGEST = 64
+_LONGEST_KEPT = 16  # of words that are perhaps a clause of Chinese, each another
+
+_ASCII_WORDS = re.compile(r"[A-Za-z0-9_]+")
+_HUMPS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 
 
 class BM25Index:
@@ -69,9 +80,27 @@ class BM25Index:
         self.usual = dict(usual or {})
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
-        _check(self.ids, self._vocabulary, vocabulary, self._arrays, self.usual)
+        self._check(vocabulary)
         self._idf = _idf(np.append(np.diff(self._arrays["indptr"]), 0), len(self.ids))
         self._whole: dict[int, Vectors] = {}  # token → its score in every document
+
+    def _check(self, vocabulary: Sequence[str]) -> None:
+        """Refuse, by a DatasetError, parts that do not fit together, as of a damaged folder."""
+        data, indices, indptr = (self._arrays[name] for name in _ARRAYS)
+        whole = (
+            len(set(self.ids)) == len(self.ids) > 0
+            and all(isinstance(name, str) for name in (*self.ids, *vocabulary))
+            and len(self._vocabulary) == len(vocabulary) == len(indptr) - 1
+            and indptr[0] == 0
+            and bool((np.diff(indptr) >= 0).all())
+            and indptr[-1] == len(data) == len(indices)
+            and indices.min(initial=0) >= 0
+            and indices.max(initial=0) < len(self.ids)
+            and bool((data >= 0).all())
+            and all(0.0 < weight <= 1.0 for weight in self.usual.values())
+        )
+        if not whole:
+            raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")
 
     @classmethod
     def of(
@@ -225,31 +254,6 @@ def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict
     return {"data": data.astype(np.float32), "indices": counts.indices, "indptr": counts.indptr}
 
 
-def _check(
-    ids: tuple[str, ...],
-    numbers: Mapping[str, int],
-    vocabulary: Sequence[str],
-    arrays: Any,
-    usual: Mapping[str, float],
-) -> None:
-    """Refuse, by a DatasetError, parts that do not fit together, as those of a damaged folder."""
-    data, indices, indptr = (arrays[name] for name in _ARRAYS)
-    whole = (
-        len(set(ids)) == len(ids) > 0
-        and all(isinstance(name, str) for name in (*ids, *vocabulary))
-        and len(numbers) == len(vocabulary) == len(indptr) - 1
-        and indptr[0] == 0
-        and bool((np.diff(indptr) >= 0).all())
-        and indptr[-1] == len(data) == len(indices)
-        and indices.min(initial=0) >= 0
-        and indices.max(initial=0) < len(ids)
-        and bool((data >= 0).all())
-        and all(0.0 < weight <= 1.0 for weight in usual.values())
-    )
-    if not whole:
-        raise DatasetError("Expected distinct ids and tokens, and scores that belong to them.")
-
-
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """A model with words and a prior beside it: ``cosine + weight · words - prior``.
@@ -322,3 +326,96 @@ def ranked(
         else:
             found[part] = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return found
+
+
+def tokenize(text: str) -> list[str]:
+    """Return the tokens of a text, in order, repeated as often as they stand there.
+
+    Words are runs of letters, marks, digits and underscores, in lower case; nothing is stemmed, no
+    word is left out. ``parseHTTPHeader`` and ``parse_http_header`` give ``parse``, ``http`` and
+    ``header`` besides themselves. Scripts that put no spaces between words (Chinese, Japanese,
+    Thai, Lao, Khmer, Burmese) give every character and every pair of neighbours.
+    """
+    if text.isascii():
+        words = _ASCII_WORDS.findall(text)
+    else:
+        words = _patterns()[0].findall(unicodedata.normalize("NFKC", text))
+    found: list[str] = []
+    for word in words:
+        if word.islower() and word.isalnum() and word.isascii():  # most words: nothing to do
+            found.append(word[:LONGEST])
+        elif len(word) > LONGEST:  # a whole sentence of Chinese, or a file in base64: not kept
+            found.extend(_pieces(word))
+        else:
+            found.extend(_known_pieces(word))
+    return found
+
+
+def numbered_tokens(texts: Iterable[str]) -> tuple[tuple[str, ...], Rows, Rows]:
+    """Tokenize many texts, what stands between two spaces once.
+
+    Returns the distinct tokens; those of all texts, one text after the other, as numbers of these;
+    and ``(n + 1,)``, where each text begins.
+    """
+    numbers: dict[str, int] = {}
+    pieces, sizes = array("i"), array("i")  # of each distinct word
+
+    class Words(dict[str, int]):
+        def __missing__(self, word: str) -> int:
+            tokens = tokenize(word)
+            pieces.extend([numbers.setdefault(token, len(numbers)) for token in tokens])
+            sizes.append(len(tokens))
+            if len(word) <= (LONGEST if word.isascii() else _LONGEST_KEPT):
+                self[word] = len(sizes) - 1
+            return len(sizes) - 1
+
+    number_of = Words().__getitem__
+    words, ends = array("i"), array("q", [0])
+    for text in texts:
+        words.extend(map(number_of, text.split()))
+        ends.append(len(words))
+    found = _spread(*map(np.array, (words, ends, pieces, sizes)))
+    return tuple(numbers), *found
+
+
+def _spread(words: Rows, ends: Rows, pieces: Rows, sizes: Rows) -> tuple[Rows, Rows]:
+    """Put in place of each word its tokens."""
+    starts, found = np.cumsum(sizes) - sizes, sizes[words]
+    before = np.concatenate([[0], np.cumsum(found)])
+    at = np.repeat(starts[words] - before[:-1], found)
+    at += np.arange(len(at))
+    return pieces[at], before[ends]
+
+
+@lru_cache(maxsize=65_536)
+def _known_pieces(word: str) -> tuple[str, ...]:
+    return tuple(_pieces(word))
+
+
+def _pieces(word: str) -> Iterator[str]:
+    if word.isascii():
+        yield from _identifier(word[:LONGEST])
+        return
+    for place, piece in enumerate(_patterns()[1].split(word)):
+        if place % 2:  # a run of a script without spaces
+            yield from piece
+            yield from (piece[at : at + 2] for at in range(len(piece) - 1))
+        else:
+            yield from (part[:LONGEST].casefold() for part in piece.split("_") if part)
+
+
+def _identifier(word: str) -> Iterator[str]:
+    parts = _HUMPS.findall(word)
+    if parts:
+        yield word.strip("_").lower()
+    if len(parts) > 1:
+        yield from (part.lower() for part in parts)
+
+
+@cache
+def _patterns() -> tuple[Any, Any]:
+    """Return what finds words, and what splits off runs of scripts without spaces."""
+    import regex  # comes with llama-index-core; the standard library knows no scripts
+
+    unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+    return regex.compile(r"[\p{L}\p{M}\p{N}_]+"), regex.compile(f"([{unspaced}]+)")

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ..core import files
 from ..core.arrays import Role, Rows, Vectors
 from ..errors import DatasetError, OptionError, check_number, check_whole
-from .bm25 import usual_words
-from .tokens import numbered_tokens
+from .bm25 import numbered_tokens, usual_words
 
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
 FORMAT_VERSION = 1

@@ -19,7 +19,7 @@ from ..adapters.saving import QuerySketch
 from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import encode
-from ..errors import DatasetError, FolderError, OptionError, quote_some
+from ..errors import DatasetError, FolderError, OptionError, check_number, quote_some
 from ..evaluation.verdict import Decision, Verdict
 from ..serving.embedding import AdaptedEmbedding
 from .folder import nudges_in
@@ -339,8 +339,7 @@ def bound_nudges(adapter: Adapter, max_drift: float) -> Adapter:
     ``max_drift`` is the longest offset, in units of the documents' length 1, ``>= 0``. An
     OptionError if it is negative, or if neither the adapter nor a part of it has nudges.
     """
-    if not max_drift >= 0:
-        raise OptionError(f"max_drift: expected a number >= 0, got {max_drift!r}.")
+    check_number("max_drift", max_drift, least=0.0)
     return _changed(
         adapter, "bound", lambda each: NudgeAdapter.of(each.keys, each.offsets, max_drift=max_drift)
     )

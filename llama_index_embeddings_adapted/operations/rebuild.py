@@ -255,22 +255,21 @@ class _Source(Encoder):
 
     def vectors_of(self, items: Sequence[Any]) -> Vectors:
         """Return the document vectors of texts or nodes, ``(n, dim)``, or raise a StoreError."""
-        texts, brought = self._read(items)
-        found = np.zeros((len(texts), self.fingerprint.dim), dtype=np.float32)
-        rows, known = self.known(texts, "document")
-        found[rows] = known
-        others = np.setdiff1d(np.arange(len(texts)), rows)
-        missing = [row for row in others if brought[row] is None]
-        for row in np.setdiff1d(others, missing):
-            found[row] = brought[row]
-        found[missing] = self._ask_for([texts[row] for row in missing], len(texts))
-        return self.model.adapt(found, "document", content_hashes(texts))
+        texts, found = self._read(items)
+        for row, vector in zip(*self.cache.get("document", texts), strict=True):
+            found[row] = vector
+        missing = [row for row, vector in enumerate(found) if vector is None]
+        asked = self._ask_for([texts[row] for row in missing], len(texts))
+        for row, vector in zip(missing, asked, strict=True):
+            found[row] = vector
+        vectors = np.array(found, dtype=np.float32)
+        return self.model.adapt(vectors, "document", content_hashes(texts))
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""
         each = zip(*self._read(nodes), strict=True)
-        missing = self.missing([text for text, own in each if own is None], "document")
-        self._ask_for(missing, len(nodes))
+        lacking = [text for text, own in each if own is None]
+        self._ask_for(self.cache.missing("document", lacking), len(nodes))
 
     def _ask_for(self, missing: list[str], count: int) -> Vectors:
         if missing and not self._asks:

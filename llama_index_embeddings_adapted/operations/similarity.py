@@ -18,8 +18,8 @@ from ..core.arrays import Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import OptionError, StoreError
-from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
+from ..errors import OptionError, StoreError, check_whole
+from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..serving.views import texts_of
 
 _UNIT = 0.01  # how far from 1 the length of a unit vector may be
@@ -191,8 +191,7 @@ def check_similarity(
         OptionError: The index is empty or none of vectors, ``sample`` is too small, or ``queries``
             are too few or given for an adapter that moves documents.
     """
-    if sample < _FIRST:
-        raise OptionError(f"sample: expected at least {_FIRST}, got {sample!r}.")
+    check_whole("sample", sample, least=_FIRST)
     if 0 < len(queries) < FEWEST_TO_SCALE:
         expected = f"expected at least {FEWEST_TO_SCALE} or none"
         raise OptionError(f"queries: {expected}, got {len(queries)}.")
@@ -261,10 +260,7 @@ Answer = tuple[Vectors, Numbers, Vectors]
 
 
 def examine_written(
-    index: VectorStoreIndex,
-    embed_model: BaseEmbedding,
-    nodes: Sequence[BaseNode],
-    vectors_of: VectorsOf,
+    index: VectorStoreIndex, model: BaseEmbedding, nodes: Sequence[BaseNode], vectors_of: VectorsOf
 ) -> SimilarityCheck:
     """Search an index just written; a StoreError where it does not hold its vectors."""
     written = {node.node_id: node for node in nodes}
@@ -278,7 +274,7 @@ def examine_written(
             )
         return vectors_of([written[node.node_id] for node in found])
 
-    check = examine(index, query_probes(embed_model), checked)
+    check = examine(index, query_probes(model), checked)
     if check.similarity == "unknown":
         raise StoreError(
             "The new store's scores are not those of the vectors written to it. Pass an empty "

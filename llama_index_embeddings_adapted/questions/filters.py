@@ -47,7 +47,6 @@ _OPENINGS = (
     r"आपकी माफ़|क्षमा|آسف|عذر[اً]|لا أستطيع|إليك|סליחה|אני לא יכול",
 )
 
-
 #: Anywhere: remarks about the task.
 _REMARKS = (
     r"\bas an ai\b|language model|\bassist(?:ant|ance)\b.*\b(?:today|you)\b",
@@ -65,7 +64,6 @@ _ENGLISH_PARTS = (
     "|attachments?|information|data|agreements?|contracts?|websites?|study|studies|papers?"
     "|stories|story|abstracts?|definitions?|figures?|lists?|provisions?|appendix|example"
 )
-
 
 #: References to something that only the writer has before their eyes.
 _REFERENCES = (
@@ -99,15 +97,12 @@ _REFERENCES = (
     r"(?:इस|उपरोक्त) (?:अनुच्छेद|पाठ|गद्यांश|लेख)",
 )
 
-
 _BEFORE = {"in", "of", "from", "to", "by", "does", "do", "is", "can", "with", "for", "about"}
-
 
 _OPENING, _REMARK, _REFERENCE = (
     re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
     for patterns in (_OPENINGS, _REMARKS, _REFERENCES)
 )
-
 
 #: Scripts that put no space between words, or none that helps: each character counts as one.
 _UNSPACED = (

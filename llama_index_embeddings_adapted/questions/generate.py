@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding import base_model
 from ..encoding.cache import cache_folder
-from ..errors import GenerationError, OptionError
+from ..errors import GenerationError, OptionError, check_choice
 from . import options as given
 from .answers import first_keywords, read_questions
 from .filters import Candidate, refusal, words
@@ -215,8 +215,7 @@ class GenerationRun:
     ) -> None:
         self._began = time.perf_counter()
         self.options = GenerationOptions.of(options)
-        if on_failure not in ("continue", "fail"):
-            raise OptionError(f'on_failure: expected "continue" or "fail", got {on_failure!r}.')
+        check_choice("on_failure", on_failure, ("continue", "fail"))
         self._most, self._on_failure = num_questions_per_chunk, on_failure
         self._output, self._verbose, self._structure = output_path, verbose, structure
         llm = Settings.llm if llm is None else llm

@@ -27,7 +27,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from ..core.files import read_bytes
 from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
-from ..errors import GenerationError, OptionError, check_whole, status_of, truncate
+from ..errors import GenerationError, check_kind, check_whole, status_of, truncate
 from .answers import MOST_READ
 from .local_llama import LocalLlama, one_line
 from .options import GenerationOptions
@@ -114,13 +114,15 @@ def backoff_s(state: RetryCallState) -> float:
     return pause * random.uniform(0.5, 1.0)
 
 
+Told = Callable[[int, Any], None]  # is told the row of a request, and its answer or error
+
+
 class LLMCalls:
     """Asks one LLM through its public methods; if not asynchronous, in turn, in a thread."""
 
     def __init__(self, llm: LLM, options: GenerationOptions, attempts: int) -> None:
         check_whole("retry_limit", attempts)
-        if not isinstance(llm, LLM):
-            raise OptionError(f"llm: expected a LlamaIndex LLM, got {type(llm).__name__}.")
+        check_kind("llm", llm, LLM, "a LlamaIndex LLM")
         self._llm, self._options = llm, options
         self._chat = llm.metadata.is_chat_model
         method = "achat" if self._chat else "acomplete"
@@ -138,12 +140,7 @@ class LLMCalls:
         """Calls under way at once."""
         return 1 if self._synchronous else self._options.concurrency
 
-    async def ask_all(
-        self,
-        requests: Sequence[Request],
-        keep: Callable[[int, CachedAnswer], None],
-        fail: Callable[[int, Exception], None],
-    ) -> None:
+    async def ask_all(self, requests: Sequence[Request], keep: Told, fail: Told) -> None:
         """Ask everything, a bounded number of calls at a time, or raise why no call can succeed."""
         rows = iter(range(len(requests)))
 

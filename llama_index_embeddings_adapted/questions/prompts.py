@@ -23,7 +23,6 @@ _SYSTEM = (
     "the passage, one query per line, and nothing else."
 )
 
-
 # Small models imitate the opening of the last example: it should be no common one.
 _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
     (
@@ -64,7 +63,6 @@ _EXAMPLES: tuple[tuple[str, Mapping[str, str]], ...] = (
         },
     ),
 )
-
 
 #: Characters of a passage that a model which completes is shown, and of the passage of an example.
 SHOWN = 400

@@ -191,7 +191,7 @@ def round_trip(
     own = np.array([row_of[text] for text in passages], dtype=np.int64)
     ranks, rivals = _ranked(vectors[:known], documents, own)
     usual = (int(ranks[count:].max(initial=0)), int(rivals[count:].max(initial=0)))
-    cost = BaseCost(encoder.base_calls, encoder.base_texts, encoder.base_tokens)
+    cost = BaseCost(*encoder.spent.values())
     strange = _strange(vectors[:count], vectors[count:])
     return RoundTrip(ranks[:count], rivals[:count], strange, usual, cost)
 

@@ -6,11 +6,11 @@ import base64
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -33,8 +33,6 @@ from .wrapped import Loaded, ServedEmbedding, Steps, WrappedEmbedding, base_vect
 
 DEPTH = 8  #: How many earlier versions can be rolled back to.
 PREFIX = "adapted:"
-_Kind = TypeVar("_Kind", bound=type[ServedEmbedding])
-_KINDS: dict[str, type[ServedEmbedding]] = {}
 _first_seen: dict[str, Fingerprint] = {}
 
 
@@ -163,6 +161,7 @@ class AdaptedEmbedding(ServedEmbedding):
     _past: list[saving.Saved] = PrivateAttr(default_factory=list)
 
     _NAME: ClassVar[str] = "AdaptedEmbedding"
+    _MARK: ClassVar[str] = "adapter"
     _OWN: ClassVar[tuple[str, ...]] = ("transform_query", "sketch")
     _STATE: ClassVar[tuple[str, ...]] = (*ServedEmbedding._STATE, *_OWN, "adapter")
     _OPTIONS: ClassVar[tuple[str, ...]]
@@ -258,8 +257,7 @@ class AdaptedEmbedding(ServedEmbedding):
             new = saving.Saved(adapter)
         check_adapter(new.adapter)
         with self._lock:
-            now = self.adapter
-            before = saving.Saved(now, training=self._training, sketch=self._sketch)
+            now, before = self.adapter, self._served()
             if (new.adapter.input_dim, new.adapter.output_dim) != (now.input_dim, now.output_dim):
                 raise ShapeError(
                     "The adapter to swap in",
@@ -286,6 +284,10 @@ class AdaptedEmbedding(ServedEmbedding):
             *self._past, latest = self._past
             self._serve(latest)
             return self.adapter
+
+    def _served(self) -> saving.Saved:
+        known: Any = {"training": self._training, "sketch": self._sketch}
+        return saving.Saved(self.adapter, transform_query=self.transform_query, **known)
 
     def _serve(self, version: saving.Saved) -> None:
         self.adapter = version.adapter
@@ -322,9 +324,8 @@ class AdaptedEmbedding(ServedEmbedding):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter, base's identity and card, atomically, no secrets; or a FolderError."""
         with self._lock:
-            adapter, training, sketch = self.adapter, self._training, self._sketch
-        settings: Any = {"transform_query": self.transform_query, "sketch": sketch}
-        saving.save(Path(folder), adapter, self.base_embed_model, training=training, **settings)
+            now = self._served()
+        saving.save(Path(folder), now, self.base_embed_model)
 
     @classmethod
     def _load(cls, folder: Path) -> Loaded:
@@ -358,16 +359,6 @@ class AdaptedEmbedding(ServedEmbedding):
 
 # Saved folders and pickles name a class by its module: one that stays, wherever the class moves.
 AdaptedEmbedding.__module__ = "llama_index_embeddings_adapted"
-
-
-def savable(mark: str) -> Callable[[_Kind], _Kind]:
-    """Have :func:`resolve_embed_model` load folders whose ``config.json`` has this key."""
-
-    def register(kind: _Kind) -> _Kind:
-        _KINDS[mark] = kind
-        return kind
-
-    return register
 
 
 def resolve_embed_model(
@@ -413,6 +404,6 @@ def _named(spec: str) -> Any:
         raise OptionError(f"embedding model: no such folder: {rest}.")
     if spec.startswith(PREFIX) or (Path(spec) / folders.CONFIG).is_file():
         marks = folders.read_config(folder := Path(spec.removeprefix(PREFIX)))
-        found = next((kind for mark, kind in _KINDS.items() if mark in marks), AdaptedEmbedding)
-        return found.from_pretrained(folder)
+        kinds = (kind for kind in ServedEmbedding.__subclasses__() if kind._MARK in marks)
+        return next(kinds, AdaptedEmbedding).from_pretrained(folder)
     return spec

@@ -28,7 +28,7 @@ from ..core.arrays import Keys, Vectors, l2_normalize
 from ..encoding.base_model import base_of, check_base
 from ..encoding.cache import CacheDir
 from ..errors import OptionError, ShapeError, check_kind, check_whole
-from ..evaluation.metrics import FEWEST_TO_SCALE, ScoreShift
+from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
 from .embedding import AdaptedEmbedding

@@ -28,7 +28,15 @@ from ..encoding.base_model import adapted, base_of, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import answers_of, encode
 from ..encoding.serialize import rebuild_base
-from ..errors import DatasetError, OptionError, ShapeError, check_kind, check_number, check_whole
+from ..errors import (
+    DatasetError,
+    OptionError,
+    ShapeError,
+    check_choice,
+    check_kind,
+    check_number,
+    check_whole,
+)
 from .views import Nodes, SteppedRetriever, check_nodes, check_retriever, fetch_nodes
 from .wrapped import Steps
 
@@ -167,8 +175,7 @@ class MemoryRetriever(SteppedRetriever):
         check_number("temperature", temperature, above=0.0)
         check_whole("neighbours", neighbours)
         check_whole("top_k", 1 if top_k is None else top_k)
-        if match not in get_args(Match):
-            raise OptionError(f'match: expected "node_id" or "ref_doc_id", got {match!r}.')
+        check_choice("match", match, get_args(Match))
         if nodes is not None and match == "ref_doc_id":
             raise OptionError(
                 'nodes: expected None with match="ref_doc_id": which of the nodes of a remembered '

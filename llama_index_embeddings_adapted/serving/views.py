@@ -24,7 +24,7 @@ from ..core.arrays import Keys, Rows, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import Fingerprint, adapted, base_of, fingerprint_of
 from ..encoding.encoder import encode
 from ..errors import OptionError, ShapeError, StoreError, check_kind, check_known, check_number
-from ..evaluation.metrics import ScoreShift
+from ..evaluation.retrieval import ScoreShift
 from ..lexical import bm25
 from ..lexical.bm25 import WEIGHT, BM25Index
 from .embedding import AdaptedEmbedding
@@ -34,7 +34,6 @@ CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
-
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
 

@@ -195,6 +195,8 @@ class ServedEmbedding(WrappedEmbedding):
     is a LlamaIndex key-value store for base vectors.
     """
 
+    _MARK: ClassVar[str]  # a key of ``config.json`` by which its folders are told
+
     # Fields, not private attributes: pydantic takes 50 times as long to look those up.
     base_embed_model: BaseEmbedding = Field(exclude=True, description="The base model.")
 

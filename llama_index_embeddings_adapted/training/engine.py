@@ -34,8 +34,8 @@ from ..errors import NotTrainedError, OptionError, check_whole
 from ..evaluation import held_out
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
+from ..evaluation.page import Texts
 from ..evaluation.reports import Deployment, FinetuneReport
-from ..evaluation.retrieval import Texts
 from ..evaluation.verdict import LOOKS_RANDOM
 from ..evaluation.views import WordScores, bank_of, judge_on
 from ..serving.embedding import AdaptedEmbedding
@@ -315,9 +315,7 @@ class EmbeddingAdapterFinetuneEngine:
             settings={**report.settings, "judged_on": sources},
             views=report.views and report.views.judged_by(sources),
             seconds=time.perf_counter() - began,
-            base_calls=encoder.base_calls,
-            base_texts=encoder.base_texts,
-            base_tokens=encoder.base_tokens,
+            **encoder.spent,
             data=data_statistics(self.dataset),
         )
 

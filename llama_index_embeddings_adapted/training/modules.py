@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, TwoLayerAdapter
@@ -28,26 +30,22 @@ MOST_BYTES = 512 * 2**20  # held as one tensor
 NEVER = -1e4  # the logit of what does not compete: infinity times no target would be no number
 
 
-def _linear(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
-    return nn.functional.linear(queries, w["weight"], w.get("bias"))
-
-
 def _low_rank(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
-    low = nn.functional.linear(queries, w["down"])
-    return queries + nn.functional.linear(low, w["up"], w["bias"])
+    low = linear(queries, w["down"])
+    return queries + linear(low, w["up"], w["bias"])
 
 
 def _two_layer(w: Mapping[str, Tensor], queries: Tensor, config: Mapping[str, Any]) -> Tensor:
-    hidden = nn.functional.linear(queries, w["hidden_weight"], w["hidden_bias"])
+    hidden = linear(queries, w["hidden_weight"], w["hidden_bias"])
     hidden = _ACTIVATIONS[config["activation"]](hidden)
-    mapped = nn.functional.linear(hidden, w["output_weight"], w["output_bias"])
+    mapped = linear(hidden, w["output_weight"], w["output_bias"])
     return mapped + queries if config["residual"] else mapped
 
 
 #: What each class does to queries, and the weights that are drawn back to where they start. Of two
 #: layers that is the last alone: from zeros, that is the distance from the identity.
 _KINDS: dict[type[Adapter], tuple[Forward, tuple[str, ...]]] = {
-    LinearAdapter: (_linear, ("weight", "bias")),
+    LinearAdapter: (lambda w, q, _: linear(q, w["weight"], w.get("bias")), ("weight", "bias")),
     LowRankAdapter: (_low_rank, ("up", "bias")),
     TwoLayerAdapter: (_two_layer, ("output_weight", "output_bias")),
 }
@@ -124,8 +122,7 @@ class Competition:
         self,
         train: EncodedDataset,
         options: TrainingOptions,
-        random: np.random.Generator,
-        *,
+        random: Generator,
         strict: bool = False,
     ) -> None:
         self._in_batch, self._most = options.loss == "mnr", options.max_candidates

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from .. import errors
 from ..adapters.base import Adapter
 from ..errors import OptionError, check_choice, check_known, check_number, check_whole
-from ..evaluation.metrics import parse
+from ..evaluation.retrieval import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
 
@@ -31,7 +31,6 @@ _RANGES: dict[str, dict[str, float]] = {
     **{key: {"least": 0.0} for key in ("shrinkage", "anchor", "warmup_steps", "weight_decay")},
     **{key: {"least": 0.0, "below": 1.0} for key in ("warmup_share", "label_smoothing")},
 }
-
 
 Options = TypeVar("Options", bound="_Checked")
 

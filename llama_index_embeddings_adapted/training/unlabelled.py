@@ -1,7 +1,8 @@
-"""Better retrieval without a label: words, and a prior and a map from unjudged queries."""
+"""Without a label: words, and a prior and a map from unjudged queries; or queries are written."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,22 +10,26 @@ import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode
+from tqdm import tqdm
 
 from ..adapters.maps import LinearAdapter
 from ..adapters.prior import MOST_QUERIES
 from ..adapters.prior import WEIGHT as PENALTY
 from ..core.arrays import Keys, Vectors, content_hashes, l2_normalize
 from ..core.encoded import EncodedDataset, Qrels
+from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import encode
-from ..errors import OptionError
+from ..encoding.encoder import Encoder, encode
+from ..errors import OptionError, check_whole
 from ..lexical.bm25 import WEIGHT, ranked
 from ..questions.generate import generate_qa_embedding_pairs
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import CANDIDATES, TOP_K, HybridRetriever
 from ..serving.views import Views, index_and_nodes, texts_of
+from .auto.tune import tune
 from .closed_form import ridge
+from .options import TrainingOptions
 
 SHRINKAGE = 100.0  # of 10, 30, 100, 300 the least that lost, words left out, on dev of no set
 
@@ -138,3 +143,56 @@ def _queries(
         texts = logged + list(written.queries.values())
         sources = np.concatenate([sources, content_hashes(own)])
     return texts, sources
+
+
+def generate_until_enough(
+    nodes: Iterable[BaseNode],
+    llm: Any,
+    base: BaseEmbedding | str,
+    *,
+    first: int = 100,
+    max_chunks: int = 800,
+    cache_dir: CacheDir = None,
+    show_progress: bool = True,
+    **writing: Any,
+) -> EmbeddingQAFinetuneDataset:
+    """Have questions written about more and more passages, until more would hardly gain more.
+
+    Passages double. After each step, what the questions gain so far is cross-fitted as
+    ``method="auto"`` does it. Where all of them do not gain more than half of them, by more than a
+    standard error and a tenth of the gain, that is enough; where nothing gains yet, it goes on. No
+    answer is paid for twice.
+
+    Args:
+        nodes: What to ask about.
+        llm: Writes.
+        base: The model to be adapted.
+        first: Passages asked about to begin with.
+        max_chunks: Passages asked about at most.
+        cache_dir: Where answers and vectors are kept; with ``False`` every step asks anew.
+        show_progress: Show bars, and what each step gains.
+        writing: Passed to :func:`generate_qa_embedding_pairs`.
+
+    Raises:
+        OptionError: An argument out of range, or ``first`` above ``max_chunks``.
+        GenerationError: See :func:`generate_qa_embedding_pairs`.
+    """
+    check_whole("first", first)
+    check_whole("max_chunks", max_chunks)
+    if first > max_chunks:
+        raise OptionError(f"first: expected at most max_chunks, {max_chunks}, got {first}.")
+    nodes, base = list(nodes), check_base(base, "base")
+    quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+    asked = first
+    while True:
+        written = generate_qa_embedding_pairs(
+            nodes, llm, max_chunks=asked, embed_model=base, **quiet, **writing
+        )
+        with Encoder(base, **quiet) as encoder:
+            data = encoder.dataset(written)
+        found = tune(data, TrainingOptions(), curve=True, show_progress=False).choice
+        if show_progress:
+            tqdm.write(f"{asked} passages: {found.curve or found.verdict}", file=sys.stderr)
+        if asked >= min(max_chunks, len(nodes)) or (found.curve and not found.curve.grows):
+            return written
+        asked = min(2 * asked, max_chunks)

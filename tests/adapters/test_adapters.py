@@ -174,7 +174,7 @@ def test_a_batch_equals_single_vectors_in_float32_and_the_input_is_left_alone(ad
 def test_documents_are_untouched_bit_for_bit_unless_the_adapter_says_so(adapter):
     documents = adapter.apply(QUERIES, "document", KEYS)
     assert np.array_equal(documents, QUERIES) != adapter.adapts_documents
-    with pytest.raises(OptionError, match='expected "query" or "document", got \'passage\''):
+    with pytest.raises(OptionError, match="role: expected one of query, document, got 'passage'"):
         adapter.apply(QUERIES, "passage")
 
 

@@ -20,7 +20,6 @@ from tests.support.tiny import tiny_model
 MOST = 1e-5
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
-
 ADAPTERS = {name: make() for name, make in TRAINED.items() if name != "of a user"}
 ADAPTERS["unit"] = UnitAdapter(DIM)
 #: These know documents by their texts.
@@ -169,7 +168,7 @@ class Unknown(LinearAdapter):
     ("adapter", "name", "settings", "message"),
     [
         (linear(), "a.bin", {"format": "pickle"}, "format: expected one of onnx, json, numpy, sql"),
-        (linear(), "a.onnx", {"role": "both"}, 'role: expected "query" or "document"'),
+        (linear(), "a.onnx", {"role": "both"}, "role: expected one of query, document"),
         (linear(), "a", {}, "expected the name of a file, such as .*a.onnx"),
         (linear(), "a", {"format": "sentence-transformers"}, "needs the base model.*NoneType"),
         (Unknown(np.eye(DIM)), "a.onnx", {}, r"Unknown has no trace\(\) for a query"),

@@ -11,7 +11,7 @@ import torch
 from llama_index_embeddings_adapted.composed import training
 from llama_index_embeddings_adapted.composed.small_model import compose
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.evaluation.retrieval import Texts
+from llama_index_embeddings_adapted.evaluation.page import Texts
 from llama_index_embeddings_adapted.training.options import ComposedOptions
 from tests.support.synthetic import encoded
 from tests.support.tiny import tiny_model

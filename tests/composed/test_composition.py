@@ -5,7 +5,7 @@ from llama_index_embeddings_adapted.composed.small_model import WEIGHTS, compose
 from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
-from llama_index_embeddings_adapted.evaluation.metrics import compute
+from llama_index_embeddings_adapted.evaluation.retrieval import compute
 
 
 def random_unit(rows: int, dim: int, seed: int) -> np.ndarray:

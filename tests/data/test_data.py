@@ -14,8 +14,7 @@ from llama_index.core.schema import MetadataMode, TextNode
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core import files
-from llama_index_embeddings_adapted.errors import DatasetError, OptionError, require_extra
-from tests.conftest import real_data
+from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
 FAST = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -72,15 +71,7 @@ def test_json_and_beir_round_trips_give_back_the_same(tmp_path, data):
         ("[1, 2]", "expected a JSON object, got list"),
         ("{", "expected JSON"),
         ('{"queries": {}, "corpus": []}', 'missing or not an object: "corpus", "relevant_docs"'),
-        (
-            '{"queries": {}, "corpus": {}, "relevant_docs": {}, "x": 1}',
-            'is left: 1 unknown keys.*"x"',
-        ),
         ('{"queries": {"a": "b", "a": "c"}}', 'duplicate key ids .first: "a"'),
-        (
-            '{"queries": {"a": 1}, "corpus": {"d": "t"}, "relevant_docs": {}}',
-            "1 queries without text",
-        ),
     ],
 )
 def test_json_of_another_shape_is_refused(tmp_path, content, message):
@@ -345,12 +336,6 @@ def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(t
         Dataset.from_beir(folder, "test")
 
 
-def test_a_real_graded_set_is_read_whole():
-    data = Dataset.from_beir(real_data("nfcorpus"), "test")
-    assert (len(data.queries), len(data.corpus)) == (323, 3633)
-    assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
-
-
 @FAST
 @given(data=datasets(), by=st.sampled_from(["query", "document"]), seed=st.integers(0, 5))
 def test_splits_do_not_leak_and_do_not_depend_on_order(data, by, seed):
@@ -409,7 +394,8 @@ def test_a_file_is_old_or_new_never_half(tmp_path):
         files.write_json(path, {"version": 2, "bad": object()})
     assert json.loads(path.read_text()) == {"version": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["data.json"]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+    (plain := tmp_path / "plain").touch()
+    assert path.stat().st_mode & 0o777 == plain.stat().st_mode & 0o777
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -423,8 +409,3 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (folder / "absent").read_text()
     assert [p.name for p in target.iterdir()] == ["b"]
     assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_a_missing_extra_is_answered_with_the_command_that_installs_it():
-    with pytest.raises(ImportError, match=r'pip install "llama-index-embeddings-adapted\[plot\]"'):
-        require_extra("a_module_that_does_not_exist", extra="plot")

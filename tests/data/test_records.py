@@ -129,10 +129,17 @@ def test_columns_of_other_names_are_named():
         Dataset.from_records([{"query": "a", "document": "b"}], quary="query")
 
 
-def test_rows_that_cannot_be_used_are_counted_or_refused():
-    rows = [{"q": "a", "pos": "x"}, {"q": "", "pos": "x"}, {"q": "b", "pos": None}]
-    with pytest.warns(UserWarning, match=r'1 rows without a query .*"row 2".; 1 rows without a d'):
+def test_rows_that_cannot_be_used_are_counted_once_or_refused(tmp_path):
+    rows = [{"q": "a", "pos": "x", "score": 1}, {"q": "", "pos": "x"}, {"q": "b", "pos": None},
+            {"q": "c", "pos": "y", "score": "high"}]  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("\n".join([*map(json.dumps, rows), "{oops", '{"q": "d"}']))
+    counted = r'1 rows without a query .first: "row 2".; %s rows without a document .first: "row 3"'
+    graded = r'.*; 1 rows whose grade, vote or count is no number .first: "row 4".\.$'
+    with pytest.warns(UserWarning, match=counted % 1 + graded):
         assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
+    lines = r'JSON objects .first: "row 5".; '
+    with pytest.warns(UserWarning, match=lines + counted % 2 + ', "row 6"' + graded):
+        assert texts(Dataset.from_file(tmp_path / "log.jsonl")) == [("a", ["x"])]
     with pytest.raises(DatasetError, match="1 rows without a query"):
         Dataset.from_records(rows, strict=True)
     with pytest.raises(DatasetError, match="rows: expected dicts, one per row, got str"):
@@ -215,7 +222,7 @@ def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer():
     assert found.sources == {"feedback": 1}
     with pytest.warns(UserWarning, match="fewer than 2 clicks"):
         assert Dataset.from_records(log) == found  # clicks with positions are read alike
-    with pytest.warns(UserWarning, match="without a relevant document"):
+    with pytest.warns(UserWarning, match=r": 2 pairs of fewer than 3 clicks \(first: [^;]*$"):
         least = Dataset.from_feedback(log, least=1.0, bias=0.0, min_clicks=3)
     assert texts(least) == [("reset", ["second"])]
     with pytest.raises(OptionError, match="min_clicks >= 1"):
@@ -224,10 +231,11 @@ def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer():
 
 def test_a_row_with_more_cells_than_columns_is_left_out_and_counted(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("query,document\na,one,,\nhow to pay,Pay, then wait\nb,two\n")
-    with pytest.warns(
-        UserWarning, match=r"1 rows with more cells than columns .*needs quotes.*row 2"
-    ):
+    path.write_text("query,document\na,one,,\nhow to pay,Pay, then wait\nb,two\nc,\n")
+    left = (
+        r"1 rows with more cells than columns .*needs quotes.*row 2.*; 1 rows without.*row 4..\.$"
+    )
+    with pytest.warns(UserWarning, match=left):
         data = Dataset.from_file(path)
     assert list(data.queries.values()) == ["a", "b"]
     with pytest.raises(DatasetError, match="more cells than columns"):

@@ -33,7 +33,7 @@ def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> corpus.Embe
 
 def cached(model: CountingEmbedding, cache: Path, role: str = "document") -> dict[str, np.ndarray]:
     encoder = Encoder(model, cache_dir=cache, show_progress=False)
-    rows, vectors = encoder.known(TEXTS, role)
+    rows, vectors = encoder.cache.get(role, TEXTS)
     encoder.close()
     return {TEXTS[row]: vector for row, vector in zip(rows, vectors, strict=True)}
 

@@ -40,7 +40,7 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     assert sorted(beyond_probes(base)) == sorted(("document", text) for text in TEXTS)
     expected = np.float32([base.vector("document", text) for text in [*TEXTS, *TEXTS]])
     assert np.array_equal(vectors, expected)
-    assert (work.base_calls, work.base_texts) == (len(base.batches), len(base.asked)) == (7, 16)
+    assert [*work.spent.values()][:2] == [len(base.batches), len(base.asked)] == [7, 16]
 
 
 def test_a_dataset_keeps_its_order_and_knows_its_twins(base):
@@ -250,7 +250,7 @@ def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
     work = encoder(model)
     work.encode(TEXTS, "document")
     work.encode(TEXTS, "query")
-    assert limiter.acquired == handler.started == work.base_calls == 4 + 3 + 10
+    assert limiter.acquired == handler.started == work.spent["base_calls"] == 4 + 3 + 10
     assert handler.total_embedding_token_count >= 2 * len(TEXTS) * 2
 
     limiter = Limiter()
@@ -275,9 +275,9 @@ def test_a_model_that_can_batch_queries_is_asked_to():
 def test_queries_of_a_real_model_are_batched_unless_a_subclass_has_its_own(minilm):
     texts = ["what is a query?", "why", "a far longer question about the lengths of questions"]
     work = encoder(minilm)
-    before = work.base_calls
+    before = work.spent["base_calls"]
     vectors = work.encode(texts, "query")
-    assert work.base_calls == before + 1
+    assert work.spent["base_calls"] == before + 1
     singles = np.float32([minilm.get_query_embedding(text) for text in texts])
     assert np.allclose(vectors, singles, atol=1e-5)
     from llama_index_embeddings_adapted.encoding.base_model import query_batch

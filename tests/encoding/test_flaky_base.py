@@ -96,7 +96,7 @@ def test_what_came_before_a_fault_is_kept_and_nothing_of_it(reply, error, messag
         work = encoder(server, timeout=0.3, max_retries=0)
         with pytest.raises(error, match=message):
             work.encode(TEXTS, "document")
-        rows, found = work.known(TEXTS, "document")
+        rows, found = work.cache.get("document", TEXTS)
         assert rows.tolist() == list(range(2 * BATCH))
         assert np.allclose(found, TRUTH[:16], atol=1e-6)
         server.script, before = Flaky().script, len(asked(server))
@@ -110,7 +110,7 @@ def test_answered_queries_are_kept_and_of_many_refusals_the_model_is_at_fault(en
         work = encoder(server, max_retries=0)
         with pytest.raises(openai.InternalServerError, match="status 500"):
             work.encode(TEXTS, "query")
-        assert work.known(TEXTS, "query")[0].tolist() == list(range(20))
+        assert work.cache.get("query", TEXTS)[0].tolist() == list(range(20))
     with serving() as server:
         work = encoder(server, max_retries=0)
         server.script = lambda texts, number: Reply(400)
@@ -146,11 +146,11 @@ def test_a_model_that_is_exchanged_while_it_is_asked_is_noticed(encoder, tmp_pat
         work = encoder(server)
         with pytest.raises(EncodeError, match=r"has changed: a probe text.*last 256 texts"):
             work.encode(texts, "document")
-        rows, found = work.known(texts, "document")
+        rows, found = work.cache.get("document", texts)
         assert rows.tolist() == list(range(256))
         assert np.allclose(found, truth[:256], atol=1e-6)
         new = Encoder(work._model, cache_dir=tmp_path, show_progress=False)
-        assert len(new.known(texts, "document")[0]) == 0  # another model has vectors of its own
+        assert len(new.cache.get("document", texts)[0]) == 0  # another model has vectors of its own
         expected = np.float32(turned(truth[:70].tolist()))
         assert np.allclose(new.encode(texts[:70], "document"), expected, atol=1e-6)
         new.close()
@@ -177,7 +177,7 @@ def test_a_text_that_a_provider_refuses_is_named_and_the_others_are_kept(encoder
         with pytest.raises(EncodeError, match=message) as caught:
             work.dataset(data)
         assert (caught.value.texts, caught.value.ids) == ((MOMENT,), ("p20",))
-        assert len(work.known(TEXTS, "document")[0]) == len(TEXTS) - 1
+        assert len(work.cache.get("document", TEXTS)[0]) == len(TEXTS) - 1
         smaller = data.without(caught.value.ids)
         assert smaller.relevant_docs == {"q": ["p0"]}
         assert work.dataset(smaller).documents.shape == (39, 32)
@@ -200,7 +200,7 @@ def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(encoder):
         work = encoder(server)
         with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
             work.encode(texts, "document")
-        assert len(work.known(texts, "document")[0]) == 0
+        assert len(work.cache.get("document", texts)[0]) == 0
 
 
 class Noisy(CountingEmbedding):

@@ -14,9 +14,9 @@ from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.data.dataset import data_statistics
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation import page as pages
-from llama_index_embeddings_adapted.evaluation.page import MOST_ROWS, template, wins_losses
+from llama_index_embeddings_adapted.evaluation.page import MOST_ROWS, Texts, template, wins_losses
 from llama_index_embeddings_adapted.evaluation.reports import FinetuneReport
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, Texts, joined
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, joined
 from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions

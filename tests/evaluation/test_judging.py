@@ -13,8 +13,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
-from llama_index_embeddings_adapted.evaluation.metrics import METRICS, compute
-from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.evaluation.retrieval import METRICS, compute, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from tests.conftest import CountingEmbedding, real_data
 from tests.support.synthetic import encoded
@@ -57,6 +56,8 @@ def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:
 
 def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     data = Dataset.from_beir(real_data("nfcorpus"), "test")
+    assert (len(data.queries), len(data.corpus)) == (323, 3633)
+    assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
     place = {document: row for row, document in enumerate(data.corpus)}
     relevance = Qrels.from_lists(
         [[place[d] for d in docs] for docs in data.relevant_docs.values()],

@@ -9,8 +9,8 @@ import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport
-from llama_index_embeddings_adapted.evaluation.metrics import ScoreShift
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
+from llama_index_embeddings_adapted.evaluation.retrieval import ScoreShift
 from llama_index_embeddings_adapted.evaluation.verdict import (
     Decision,
     Verdict,

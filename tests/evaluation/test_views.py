@@ -1,3 +1,5 @@
+import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ from llama_index_embeddings_adapted import BM25Index
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import NO_DOCUMENT, Qrels
 from llama_index_embeddings_adapted.evaluation import views
-from llama_index_embeddings_adapted.evaluation.metrics import compute
+from llama_index_embeddings_adapted.evaluation.retrieval import compute
 from llama_index_embeddings_adapted.evaluation.views import Candidates, JudgedPart, WordScores
 
 QUERIES, DOCUMENTS, WORDS = 60, 400, [f"w{at}" for at in range(300)]
@@ -98,7 +100,9 @@ def test_weights_are_chosen_on_the_other_folds_and_words_without_a_say_keep_the_
     parts, known = [world.part(world.candidates(nearness=None))], np.ones(QUERIES, dtype=bool)
     report = views.judge_views(parts, views.folds_of(QUERIES, 0), known)
     assert (report.words, report.prior) == (0.0, 0.0)
-    assert report.verdict.startswith("keep the base model")
+    assert re.match("base vectors alone: NDCG@10 1.*; keep the base model: neither", str(report))
+    mixed = dataclasses.replace(report, words=0.2, model=1)
+    assert str(mixed).startswith("adapted vectors + 0.2 · words: NDCG@10")
 
 
 def test_a_query_has_no_part_in_the_weights_it_is_judged_by():

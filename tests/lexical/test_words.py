@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
-from llama_index_embeddings_adapted.lexical import tokens as tokens_module
-from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, BM25Index
-from llama_index_embeddings_adapted.lexical.tokens import LONGEST, tokenize
+from llama_index_embeddings_adapted.lexical import bm25 as tokens_module
+from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, LONGEST, BM25Index, tokenize
 
 PETS = {"cat": "The cat sat on the mat, the cat of the house.", "dog": "A dog sat."}
 OTHER = {"tokyo": "東京都の天気", "emoji": "😀🎉"}

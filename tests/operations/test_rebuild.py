@@ -20,7 +20,6 @@ DIM = 16
 TEXTS = [f"document {number} about thing {number * 7 % 13}" for number in range(30)]
 SHARED = package.LinearAdapter(np.random.default_rng(0).standard_normal((DIM, DIM)), shared=True)
 
-
 IDS = [f"00000000-0000-0000-0000-{row:012d}" for row in range(len(TEXTS))]
 
 
@@ -108,7 +107,7 @@ def test_an_index_of_another_model_and_bad_arguments_are_seen(old, model, quiet,
     ):
         with pytest.raises(error, match=match):
             adapt_index(**{**good, **quiet, **change})
-    with pytest.raises(OptionError, match="sample: expected at least 10"):
+    with pytest.raises(OptionError, match="sample: expected a whole number >= 10"):
         check_similarity(old, model, sample=5, **quiet)
     empty = VectorStoreIndex([], embed_model=base)
     with pytest.raises(OptionError, match="expected documents in it, found none"):

@@ -183,7 +183,7 @@ def test_a_text_is_sent_as_it_is_embedded_once_for_twins_and_once_per_question(w
         ({"embed_model": "local:x"}, "embed_model: 'local:x' names no model"),
         ({"filters": ["copied"]}, "filters: expected functions of a Candidate, got 'copied'"),
         ({"timeout_s": 0}, "timeout_s: expected a number > 0 or None, got 0"),
-        ({"on_failure": "ignore"}, 'on_failure: expected "continue" or "fail", got \'ignore\''),
+        ({"on_failure": "ignore"}, "on_failure: expected one of continue, fail, got 'ignore'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_sent(options, message, write):

@@ -112,7 +112,7 @@ def test_encoding_goes_on_where_the_disk_was_full(small_disk, tmp_path):
     with pytest.raises(errors.CacheError, match=r"cannot be used.*Free some space"):
         Encoder(model, cache_dir=small_disk, show_progress=False).encode(texts, "document")
     kept = Encoder(CountingEmbedding(), cache_dir=small_disk, show_progress=False)
-    rows, found = kept.known(texts, "document")
+    rows, found = kept.cache.get("document", texts)
     assert 0 < len(rows) < len(texts)
     truth = np.float32([model.vector("document", text) for text in texts])
     assert np.array_equal(found, truth[rows])

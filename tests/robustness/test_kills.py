@@ -11,7 +11,6 @@ from benchmarks.robustness.kill_jobs import JOBS, Paid
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the work that is killed")
 
-
 #: One process for all, which has loaded torch and stores before it forks.
 WORK = """
 import json, os

@@ -192,7 +192,7 @@ def test_callbacks_see_both_retrievals_and_the_embedding(memory, angles):
         ({"temperature": 0}, "temperature: expected a number > 0"),
         ({"neighbours": 0}, "neighbours: expected a whole number >= 1"),
         ({"top_k": 0}, "top_k: expected a whole number >= 1, got 0"),
-        ({"match": "text"}, 'match: expected "node_id" or "ref_doc_id", got \'text\''),
+        ({"match": "text"}, "match: expected one of node_id, ref_doc_id, got 'text'"),
         ({"nodes": ["a"]}, "nodes: expected a dict of id → node or a docstore, got list"),
         ({"nodes": {}, "match": "ref_doc_id"}, 'nodes: expected None with match="ref_doc_id"'),
         ({"embed_model": 7}, "embed_model: expected a LlamaIndex embedding model, or .*got int"),

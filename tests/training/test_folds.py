@@ -9,7 +9,7 @@ from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import DatasetError
-from llama_index_embeddings_adapted.evaluation import metrics
+from llama_index_embeddings_adapted.evaluation import retrieval
 from llama_index_embeddings_adapted.training.auto import cross_fitting
 from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, folds
 from tests.support.synthetic import encoded
@@ -181,7 +181,7 @@ def test_the_score_is_that_of_a_full_sort_whatever_is_tied_or_excluded(most, see
     for line, out in zip(scores, hidden, strict=True):
         line[out] = -np.inf
     ranked = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-    expected = metrics.compute("ndcg@10", ranked, relevance, corpus_size=60)
+    expected = retrieval.compute("ndcg@10", ranked, relevance, corpus_size=60)
     assert judged.score(queries, documents) == pytest.approx(expected, abs=1e-12)
 
 

@@ -16,7 +16,7 @@ from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation.reports import LearningCurve
 from llama_index_embeddings_adapted.lexical.bm25 import ranked
-from llama_index_embeddings_adapted.training import enough, unlabelled
+from llama_index_embeddings_adapted.training import unlabelled
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
 
@@ -122,8 +122,8 @@ def test_questions_are_asked_for_until_more_would_hardly_gain(
     def tune(*_: Any, curve: bool, **__: Any) -> Any:
         return SimpleNamespace(choice=SimpleNamespace(curve=curves[len(calls) - 1], verdict=""))
 
-    monkeypatch.setattr(enough, "generate_qa_embedding_pairs", write)
-    monkeypatch.setattr(enough, "tune", tune)
+    monkeypatch.setattr(unlabelled, "generate_qa_embedding_pairs", write)
+    monkeypatch.setattr(unlabelled, "tune", tune)
     settings: Any = {"first": 2, "max_chunks": 5, "styles": ["question"], **QUIET}
     assert generate_until_enough(nodes, "an LLM", base, **settings) is small
     assert calls == asked

@@ -19,9 +19,9 @@ from ...adapters.base import Adapter
 from ...adapters.composites import FEATURES, Features, Gate
 from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
-from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
+from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ...errors import DatasetError
-from ...evaluation.metrics import PerQuery, Shortlist, ideal_gain
+from ...evaluation.retrieval import PerQuery, ideal_gain
 
 _DEPTH = 10
 
@@ -278,7 +278,8 @@ class QueryBasis:
             self._search()
         scores = self._sum(mixture, self._scores)
         # What does not compete has no number, and comes last.
-        return self._shortlist.score(np.fmax(scores, -np.inf, out=scores))
+        gain = self._shortlist.gain(np.fmax(scores, -np.inf, out=scores))
+        return gain / self._test.ideal
 
     def _search(self) -> None:
         """Score everything on the shortlist, as it is now."""

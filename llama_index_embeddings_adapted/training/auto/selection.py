@@ -18,9 +18,8 @@ from ...adapters.maps import NudgeAdapter
 from ...core.arrays import Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
-from ...evaluation.metrics import PerQuery
 from ...evaluation.reports import LearningCurve
-from ...evaluation.retrieval import DEPTH, RetrievalScores, joined
+from ...evaluation.retrieval import DEPTH, PerQuery, RetrievalScores, joined
 from ...evaluation.verdict import METRIC
 from ...evaluation.views import JudgedPart, WordScores, candidates_of
 from ..closed_form import Spectrum, narrowed, span

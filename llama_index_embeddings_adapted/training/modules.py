@@ -115,7 +115,8 @@ class Competition:
     """Which documents compete in a step, and which of them each query should rank first.
 
     A document stands for all of its text. Hard negatives compete like the documents that queries
-    ask for. ``strict``: where the relevant documents are more than may compete, they are drawn too.
+    ask for. ``strict``: where the relevant documents are more than twice what may compete, they are
+    drawn too; with all of hundreds per query, a step would cost many times as much.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class Competition:
             return _union(relevant.documents[place], hard)
         own = _union(relevant.documents, hard)
         if self._strict:
-            own = self._random.permutation(own)[: self._most]
+            own = self._random.permutation(own)[: 2 * self._most]
         more = max(0, self._most - len(own))
         return _union(own, self._random.choice(self._pool, size=more, replace=False))
 

@@ -1,31 +1,35 @@
-"""Speed on cached vectors: the old training loop, closed forms, nudges, auto, matrix products."""
+"""Speed on cached vectors: the old training loop, ridge, nudges, auto."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import environment, sets
 from benchmarks.quality import peers
-from llama_index_embeddings_adapted.core.arrays import l2_normalize, top_k
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
+from llama_index_embeddings_adapted.evaluation.verdict import METRIC
 from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
-from llama_index_embeddings_adapted.training.closed_form import ridge, ridges, whitening
+from llama_index_embeddings_adapted.training.auto.tune import tune, with_documents
+from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
 
 OLD_SETS = ("uberlyft_10k", "scifact")
+AUTO_SETS = ("uberlyft_10k", "nfcorpus", "nl2bash")
+#: Pairs, documents and dimensions of ``auto`` on the query side, without reading and words.
+SIZES = ((1_000, 5_000, 384), (5_000, 10_000, 384), (5_000, 10_000, 4_096))
+NOISE = 0.02  # length, of vectors of length 1, in all directions, where they are widened
 OLD_EPOCHS, RATE = 4, 1e-3  # the best of its learning rates on most sets; the same for both
-STRENGTHS = tuple(float(s) for s in np.geomspace(0.01, 100, 20))
 RIDGE = 3.0  # the strength beside the old loop
 REPEATS = 5
 
@@ -36,12 +40,9 @@ def run(data: Path, cache: Path) -> None:
     nfcorpus = sets.load(data, "nfcorpus")
     parts: dict[str, Callable[[], Any]] = {
         "old_loop": lambda: {name: _old_loop(encoder, sets.load(data, name)) for name in OLD_SETS},
-        "ridge_strengths": lambda: len(STRENGTHS),
-        "ridge_seconds": lambda: _ridges(_random(6_000, 384)),
         "nudge_nfcorpus_seconds": lambda: _nudge(encoder.dataset(nfcorpus.train)),
-        "auto_nfcorpus_seconds": lambda: _autos(nfcorpus, cache),
-        "auto_nl2bash_seconds": lambda: _autos(sets.load(data, "nl2bash"), cache),
-        "products": _products,
+        "auto": lambda: {name: _autos(sets.load(data, name), cache) for name in AUTO_SETS},
+        "auto_vectors": lambda: _of_vectors(encoder.dataset(sets.load(data, "nl2bash").train)),
     }
     found = environment.load("speed") if environment.exists("speed") else {}
     for name, measure in parts.items():
@@ -98,10 +99,6 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
     return spent, epochs, reached
 
 
-def _ridges(learnt: EncodedDataset) -> float:
-    return _seconds(lambda: list(map(ridges(learnt), STRENGTHS)))
-
-
 def _nudge(learnt: EncodedDataset) -> float:
     return _seconds(lambda: listwise_nudges(learnt, 3), repeats=1)
 
@@ -117,31 +114,36 @@ def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
     return _seconds(work, repeats=1)
 
 
-def _products() -> dict[str, float]:
-    """Products that score queries, against ``torch.mm`` of the same shape; and with the search."""
-    queries, documents = l2_normalize(_normal(1_600, 384)), l2_normalize(_normal(10_000, 384))
-    left, right = torch.from_numpy(queries), torch.from_numpy(documents).T
-    plain = _seconds(lambda: torch.mm(left, right))
-    ours = _seconds(lambda: queries @ documents.T)
-    return {
-        "torch_mm_seconds": plain,
-        "ours_seconds": ours,
-        "share_of_torch_mm": plain / ours,
-        "search_seconds": _seconds(lambda: top_k(queries, documents, 10)),
-    }
+def _of_vectors(learnt: EncodedDataset) -> list[dict[str, float]]:
+    """Time ``auto`` on some pairs of a set, also with vectors turned into a wider space."""
+    return [_of_size(_cut(learnt, pairs, documents), dim) for pairs, documents, dim in SIZES]
 
 
-def _random(count: int, dim: int) -> EncodedDataset:
-    documents = l2_normalize(_normal(count, dim))
-    ids = tuple(map(str, range(count)))
-    rows = np.arange(count)
-    relevance = Qrels.from_lists([[row] for row in range(count)])
-    queries = l2_normalize(documents + 0.05 * _normal(count, dim))
-    return EncodedDataset(queries, documents, relevance, ids, ids, rows, rows.astype(np.uint64))
+def _of_size(learnt: EncodedDataset, dim: int) -> dict[str, float]:
+    random, narrow = np.random.default_rng(0), learnt.queries.shape[1]
+    if dim > narrow:
+        turned, _ = np.linalg.qr(random.standard_normal((dim, narrow)))
+
+        def wide(vectors: Any) -> Any:
+            noise = NOISE / dim**0.5 * random.standard_normal((len(vectors), dim))
+            return (vectors @ turned.T + noise).astype(np.float32)
+
+        learnt = replace(learnt, queries=wide(learnt.queries), documents=wide(learnt.documents))
+    began = time.perf_counter()
+    found = tune(learnt, TrainingOptions(method="auto"), show_progress=False)
+    seconds, overall = time.perf_counter() - began, found.parts.overall
+    sizes = {"pairs": len(learnt.queries), "documents": len(learnt.documents), "dimensions": dim}
+    return {**sizes, "seconds": seconds, "gain": overall.difference.mean / overall.base[METRIC]}
 
 
-def _normal(count: int, dim: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+def _cut(learnt: EncodedDataset, pairs: int, documents: int) -> EncodedDataset:
+    """Keep some queries, and so many documents, theirs among them."""
+    random = np.random.default_rng(0)
+    some = learnt.take(np.sort(random.permutation(len(learnt.queries))[:pairs]))
+    asked = np.unique(some.canonical_rows[some.relevance.documents])
+    others = np.setdiff1d(np.unique(some.canonical_rows), asked)
+    more = random.permutation(others)[: max(0, documents - len(asked))]
+    return with_documents(some, np.union1d(asked, more))
 
 
 def _seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:

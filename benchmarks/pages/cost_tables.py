@@ -100,15 +100,13 @@ def speed_table() -> str:
             (f"{name}: ridge, dev {run['ridge_dev']:.4f} (old loop {run['old_dev']:.4f})",
              f"{run['ridge_seconds']:.3f} s (old loop {run['ridge_ratio']:.0f} times as long)"),
         ]  # fmt: skip
-    share = found["products"]["share_of_torch_mm"]
     rows += [
-        (f"ridge at 6,000 × 384, {found['ridge_strengths']} strengths",
-         f"{found['ridge_seconds']:.2f} s"),
         ("listwise nudge, nfcorpus", f"{found['nudge_nfcorpus_seconds']:.1f} s"),
         *((f'`method="auto"`, {name}, adapts="{adapts}"', f"{seconds:.0f} s")
-          for name in ("nfcorpus", "nl2bash")
-          for adapts, seconds in found[f"auto_{name}_seconds"].items()),
-        ("scoring 1,600 × 10,000 × 384, speed over `torch.mm`", f"{share:.0%}"),
+          for name, sides in found["auto"].items() for adapts, seconds in sides.items()),
+        *(("of it without reading and words: {pairs:,} pairs, {documents:,} documents, "
+           "{dimensions:,} dimensions".format(**run), f"{run['seconds']:.0f} s, {run['gain']:+.1%}")
+          for run in found["auto_vectors"]),
     ]  # fmt: skip
     return table("what | measured", rows)
 

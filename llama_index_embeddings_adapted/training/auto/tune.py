@@ -231,11 +231,11 @@ def _sampled(data: EncodedDataset, seed: int) -> tuple[EncodedDataset, str]:
         if room < len(others):
             kept = np.union1d(asked, random.choice(others, size=room, replace=False))
             said.append(f"{len(kept)} of {len(data.documents)} documents")
-            data = _with_documents(data, kept)
+            data = with_documents(data, kept)
     return data, f"Cross-fitting takes a sample of {' and '.join(said)}." if said else ""
 
 
-def _with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
+def with_documents(data: EncodedDataset, rows: Rows) -> EncodedDataset:
     """Keep these documents, which hold every relevant one's first twin."""
     first = data.canonical_rows[data.relevance.documents]
     return replace(

@@ -282,8 +282,7 @@ def moved_documents(
         raise OptionError("corpus: expected at least one document, got none.")
     texts = list(corpus.values())
     adapter, ids, keys = model.adapter, list(corpus), content_hashes(texts)
-    is_prior = isinstance(adapter, DocumentPrior)  # its two more dimensions are no distance
-    if adapter.input_dim != adapter.output_dim and not is_prior:
+    if adapter.input_dim != adapter.output_dim and not isinstance(adapter, DocumentPrior):
         raise OptionError("An adapter that changes the dimension moves documents by no distance.")
     settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     vectors = encode(model.base_embed_model, texts, "document", **settings)

@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
 from llama_index_embeddings_adapted.operations.monitoring import compare, energy_test
-
-QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+from tests.conftest import QUIET
 
 
 def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.ndarray:

@@ -92,6 +92,14 @@ class CountingEmbedding(BaseEmbedding):
         return self._answer("document", texts)
 
 
+QUIET: Any = {"cache_dir": False, "show_progress": False}
+
+
+@pytest.fixture
+def quiet(tmp_path) -> dict[str, Any]:
+    return {"cache_dir": tmp_path / "cache", "show_progress": False}
+
+
 @pytest.fixture
 def base() -> CountingEmbedding:
     return CountingEmbedding(embed_batch_size=4)

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..core import files
@@ -20,23 +19,22 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered, data_statistics
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import NotTrainedError, OptionError, require_extra
+from ..errors import OptionError, require_extra
 from ..evaluation.comparison import plot_history
 from ..evaluation.held_out import known_mask, labels_look_random
 from ..evaluation.page import Texts
 from ..evaluation.reports import Epoch, FinetuneReport
-from ..training.options import ComposedOptions
+from ..training.options import ComposedOptions, Engine
 from .embedding import OURS, ComposedEmbedding, save_small
 from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 
 _OLD = ("save_checkpoints", "resume_from_checkpoint")
 
 
-class SmallModelEngine(ABC):
+class SmallModelEngine(Engine, ABC):
     """What both engines share: data, validation, training, report."""
 
     _composed: ClassVar[bool]
-    _loads: ClassVar[str]
 
     def __init__(
         self,
@@ -61,21 +59,7 @@ class SmallModelEngine(ABC):
         self._cache_dir = cache_dir
         self._report_path = None if report_path is None else Path(report_path)
         self._show_progress, self._verbose = show_progress, verbose
-        self._report: FinetuneReport | None = None
         self._base_scores: dict[str, float] = {}
-
-    @property
-    def report(self) -> FinetuneReport:
-        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
-        return self._trained("report")
-
-    def _trained(self, what: str) -> FinetuneReport:
-        if self._report is None:
-            raise NotTrainedError(
-                f"There is no {what} before finetune(). To load an earlier model: "
-                f"{self._loads.format(self._output)}."
-            )
-        return self._report
 
     @property
     def history(self) -> Sequence[Epoch]:
@@ -349,10 +333,3 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         options = {"device": self._options.device, **model_kwargs}
         model: BaseEmbedding = HuggingFaceEmbedding(str(self._output), **options)
         return model
-
-
-# As in training: isinstance holds once the old package is imported, which we do not do.
-wrapt.register_post_import_hook(
-    lambda types: types.BaseEmbeddingFinetuneEngine.register(SmallModelEngine),
-    "llama_index.finetuning.types",
-)

@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,8 @@ def composed_nll(
     Returns ``()``, the mean over the pairs, in nats. Source: Zhang et al. 2024, arXiv:2402.12177,
     eq. 4; the mask is ours.
     """
-    small = nn.functional.normalize(queries.float(), dim=1) @ (
-        nn.functional.normalize(documents.float(), dim=1).T
-    )
+    unit = partial(nn.functional.normalize, dim=1)
+    small = unit(queries.float()) @ unit(documents.float()).T
     frozen = judged.get("frozen")
     share, smoothing = options.weight**2, options.label_smoothing
     cosines = small if frozen is None else (frozen + share * small) / (1 + share)
@@ -167,10 +167,8 @@ class Collator:
         self._model, self._texts = model, texts
         vectors = (l2_normalize(data.queries), l2_normalize(data.documents))
         self._vectors = vectors if frozen else None
-        relevant = data.canonical_rows[data.relevance.documents]
-        self._relevant: list[set[int]] = [set() for _ in range(len(data.relevance))]
-        for query, document in zip(data.relevance.queries, relevant, strict=True):
-            self._relevant[query].add(int(document))
+        first, truth = data.canonical_rows, data.relevance
+        self._relevant = [set(first[truth.relevant_to(row)].tolist()) for row in range(len(truth))]
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Return ``query_…`` and ``document_…`` tokens, and the judgements as ``label``."""

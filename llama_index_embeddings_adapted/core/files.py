@@ -67,9 +67,7 @@ def llama_cache() -> Path:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` that takes its place on success, or raise a DiskError."""
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
+    with _beside(path) as temporary:
         try:
             temporary.touch(exist_ok=False)
             yield temporary
@@ -87,9 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Linux), a kill in the instant between two renames leaves the old one under a hidden name. A
     DiskError as of :func:`atomic_file`.
     """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
+    with _beside(path) as temporary:
         try:
             temporary.mkdir()
             yield temporary
@@ -105,15 +101,17 @@ def _take_the_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         os.replace(temporary, path)
     elif not _swap(temporary, path):
-        os.replace(path, aside := _beside(path))
+        os.replace(path, aside := temporary.with_name(f"{temporary.name}.old"))
         os.replace(temporary, path)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path``; what goes wrong on the disk is a DiskError."""
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     except OSError as cause:
         missing = cause.errno == errno.ENOENT and Path(str(cause.filename)).parent == path.parent
         if isinstance(cause, AdaptedError) or not (missing or cause.errno in _OF_THE_DISK):
@@ -235,10 +233,6 @@ def _swap(one: Path, other: Path) -> bool:
 def _sync(path: Path) -> None:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def library_version() -> str:

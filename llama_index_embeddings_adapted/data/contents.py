@@ -16,7 +16,7 @@ from itertools import islice
 from statistics import median
 from typing import Any, TypeVar
 
-from ..errors import DatasetError, OptionError, quote_some
+from ..errors import DatasetError, OptionError, check_choice, quote_some
 from .formats import FLAGS, SOURCES
 
 Lists = Mapping[str, Sequence[str]]
@@ -172,8 +172,7 @@ def split(
             f"got {test_size!r}."
         )
     wanted = max(1, round(test_size * count)) if is_share else int(test_size)
-    if by not in ("query", "document"):
-        raise OptionError(f'by: expected "query" or "document", got {by!r}.')
+    check_choice("by", by, ("query", "document"))
     groups: dict[str, list[str]] = defaultdict(list)
     for query, text in dataset.queries.items():  # case and white space do not count
         groups[" ".join(text.casefold().split())].append(query)
@@ -235,11 +234,7 @@ def hold_out_documents(
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a dataset of both; see ``EmbeddingQAFinetuneDataset.merged``."""
     clash = [d for d, text in second["corpus"].items() if first["corpus"].get(d, text) != text]
-    if clash:
-        raise DatasetError(
-            f"{len(clash)} document ids stand for different texts in the two datasets "
-            f"(first: {clash[0]!r})."
-        )
+    _refuse(clash, "{} document ids stand for different texts in the two datasets")
     queries = dict(first["queries"])
     parts = {name: dict(first[name] or {}) for name in PER_QUERY}
     for query, text in second["queries"].items():

@@ -71,7 +71,7 @@ def fitted(
         if query not in kept:
             omissions.add("queries without a relevant document", query)
     if not kept:
-        raise DatasetError(f"No query with a text and a relevant document is left: {omissions}.")
+        raise DatasetError(f"{omissions.where}: no answered query is left: {omissions}.")
     mined: dict[str, list[str]] = {query: [] for query in negatives or () if query in kept}
     for query, documents in (negatives or {}).items():
         for document in documents:

@@ -31,8 +31,7 @@ _PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", 
           "gb18030", "big5"]  # fmt: skip
 _LATIN = ("cp1252", "cp1250")
 _SAMPLE = 1 << 16  # bytes
-#: In the place of a row that is counted already, so that others keep theirs.
-LEFT_OUT: dict[str, Any] = {}
+LEFT_OUT: dict[str, Any] = {}  #: In the place of a row that is counted already.
 
 
 class Omissions:
@@ -117,7 +116,7 @@ def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
     zipped = path.with_name(path.name + ".gz")
     found = path if path.exists() or not zipped.exists() else zipped
     if not found.exists():
-        raise DatasetError(f"{path}: no such file, nor {zipped.name}. Is this a BEIR folder?")
+        raise DatasetError(f"{path}: no such file, nor {zipped.name}.")
     if not found.is_file():
         raise DatasetError(f"{found}: expected a file.")
     encoding, most, opened = "unknown", None, cast(Any, open)
@@ -198,15 +197,21 @@ def _parse_lines(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
 
 def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, Any]]:
     """Return the rows of a table whose first line names its columns, not those with more cells."""
-    usual = csv.field_size_limit(_MOST_IN_LINE)  # of the whole process, so it is given back
     head = text.split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    except csv.Error as cause:
-        raise DatasetError(f"{path}: expected a table ({cause}).") from cause
-    finally:
-        csv.field_size_limit(usual)
+    for strict in (True, False):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
+        usual = csv.field_size_limit(_MOST_IN_LINE)  # of the whole process, so it is given back
+        try:
+            rows = list(reader)
+            break
+        except csv.Error as cause:
+            if not strict:
+                raise DatasetError(f"{path}: expected a table ({cause}).") from cause
+            told = "quote that does not fit, so that texts may run together"
+            omissions.add(told, f"line {reader.line_num + 1}")
+        finally:
+            csv.field_size_limit(usual)
     if not rows or len(rows[0]) < 2:
         raise DatasetError(
             f"{path}: expected a table whose first line names at least two columns, and rows "
@@ -225,8 +230,6 @@ def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
 
 def read_lines(path: Path) -> list[str]:
     """Read a text file of one query per line, without empty ones, or raise a DatasetError."""
-    if not path.is_file():
-        raise DatasetError(f"{path}: expected a text file, one query per line; there is none.")
     omissions = Omissions(path)
     with open_lines(path, omissions) as lines:
         found = [repaired(line).strip() for line in lines if line.strip()]

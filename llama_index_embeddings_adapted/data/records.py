@@ -260,14 +260,17 @@ def _roles(
                 found += [n for p, n in free.items() if re.fullmatch(r"neg(ative)?_?\d+", p)]
             roles[role] = list(dict.fromkeys(found))
             taken.update(found)
-    for role, held in (("query", "queries"), ("document", "documents")):
+    for role, held, given in (("query", "queries", "queries"), ("document", "documents", "corpus")):
         if role in by_id:
             roles[role] = roles[role] or roles[f"{role}_id"]
         if not roles[role]:
             call = "from_csv(path, query=…, document=…)" if isinstance(where, Path) else f"{role}=…"
+            named = "".join(
+                f" For the ids in {ids}, pass {given}=…." for ids in roles[f"{role}_id"]
+            )
             raise DatasetError(
                 f"{where}: no column is known to hold {held}. Rename it to {role}, or name it: "
-                f"{call}. Columns: {quote_some(present, 20) or 'none'}."
+                f"{call}.{named} Columns: {quote_some(present, 20) or 'none'}."
             )
     return roles
 
@@ -324,8 +327,8 @@ def _read_feedback(rows: list[tuple[str, Row]], found: _Gathered, reading: Feedb
     fewest = reading.min_clicks
     for query in dict.fromkeys(query for query, _ in shown):
         known = {d: w for d, w in weights[query].items() if clicks[query][d] >= fewest}
-        for document in weights[query].keys() - known.keys():
-            found.omissions.add(f"pairs of fewer than {fewest} clicks", document)
+        for _ in weights[query].keys() - known.keys():
+            found.omissions.add(f"pairs below min_clicks={fewest}", found.queries[query])
         if weights[query] and not known:  # counted
             del found.queries[query]
             continue

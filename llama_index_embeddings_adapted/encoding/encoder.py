@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from tqdm import tqdm
-from typing_extensions import Self
 
 from ..core.arrays import Role, Rows, Vectors, allocate_vectors, content_hashes
 from ..core.encoded import EncodedDataset, Qrels
@@ -29,7 +29,7 @@ T = TypeVar("T")
 UNTRIED = "not tried after other failures"
 
 
-class Encoder:
+class Encoder(ExitStack):
     """Embeds texts with a base model, asking it only for what no cache holds.
 
     Vectors are kept the moment the model gives them: after an error, an interrupt or a kill the
@@ -53,13 +53,15 @@ class Encoder:
         cache_dir: CacheDir = None,
         show_progress: bool = True,
     ) -> None:
-        self._folder = cache_folder(cache_dir)
+        super().__init__()
+        self.folder = cache_folder(cache_dir)
         model = check_base(model, "model")  # last: a string loads a model
         self._name, self._model = base_name(model), model
         self._calls = BaseModelCalls(model, batch_size=batch_size)
         self._show_progress = show_progress
         self.fingerprint = fingerprint_of(model, self._calls)
-        self.cache = VectorCache(self._folder, self.fingerprint)
+        self.cache = VectorCache(self.folder, self.fingerprint)
+        self.callback(self.cache.close)  # by close(), or where a ``with`` block ends
         self._unchecked: defaultdict[str, list[str]] = defaultdict(list)
         self._in_order: set[Role] = set()  # as whose batches are known to come back in order
 
@@ -81,7 +83,7 @@ class Encoder:
         rows_of_first = [first.setdefault(text, row) for row, text in enumerate(texts)]
         origin = np.array(rows_of_first, dtype=int)
         distinct = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-        vectors = allocate_vectors((len(texts), self.fingerprint.dim), self._folder)
+        vectors = allocate_vectors((len(texts), self.fingerprint.dim), self.folder)
         missing: list[int] = []
         for start in range(0, len(distinct), _LOOKED_UP):
             rows = distinct[start : start + _LOOKED_UP]
@@ -138,16 +140,6 @@ class Encoder:
                     error.args = (f"{error} Ids: {quote_some(error.ids)}.",)
                 raise
         return with_rows(dataset, *vectors)
-
-    def close(self) -> None:
-        """Release the cache's files; leaving a ``with`` block does so too."""
-        self.cache.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _ask(
         self, texts: Sequence[str], missing: Rows, role: Role, vectors: Vectors, tolerant: bool

@@ -116,9 +116,8 @@ def template(name: str) -> Template:
     """Return one of the files that write the page."""
     loader = PackageLoader("llama_index_embeddings_adapted", "evaluation/templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.globals |= {"colours": _COLOURS, "parts": _PARTS}
+    environment.globals |= {"colours": _COLOURS, "parts": _PARTS, "hash_of": _hash}
     environment.globals |= {"number": itertools.count().__next__}
-    environment.globals |= {"hash_of": _hash}
     environment.globals |= {"sentence": lambda text: text[:1].upper() + text[1:].rstrip(".") + "."}
     return environment.get_template(f"{name}.html.j2")
 

@@ -36,7 +36,6 @@ WEIGHT = 0.4  # without a label: the highest of .3, .4, .5 that lost on dev of n
 
 #: Of longer words, such as hashes and encoded files, this many characters count.
 LONGEST = 64
-_LONGEST_KEPT = 16  # of words that are perhaps a clause of Chinese, each another
 
 _ASCII_WORDS = re.compile(r"[A-Za-z0-9_]+")
 _HUMPS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
@@ -352,39 +351,17 @@ def tokenize(text: str) -> list[str]:
 
 
 def numbered_tokens(texts: Iterable[str]) -> tuple[tuple[str, ...], Rows, Rows]:
-    """Tokenize many texts, what stands between two spaces once.
+    """Tokenize many texts.
 
     Returns the distinct tokens; those of all texts, one text after the other, as numbers of these;
     and ``(n + 1,)``, where each text begins.
     """
     numbers: dict[str, int] = {}
-    pieces, sizes = array("i"), array("i")  # of each distinct word
-
-    class Words(dict[str, int]):
-        def __missing__(self, word: str) -> int:
-            tokens = tokenize(word)
-            pieces.extend([numbers.setdefault(token, len(numbers)) for token in tokens])
-            sizes.append(len(tokens))
-            if len(word) <= (LONGEST if word.isascii() else _LONGEST_KEPT):
-                self[word] = len(sizes) - 1
-            return len(sizes) - 1
-
-    number_of = Words().__getitem__
-    words, ends = array("i"), array("q", [0])
+    tokens, starts = array("i"), array("q", [0])
     for text in texts:
-        words.extend(map(number_of, text.split()))
-        ends.append(len(words))
-    found = _spread(*map(np.array, (words, ends, pieces, sizes)))
-    return tuple(numbers), *found
-
-
-def _spread(words: Rows, ends: Rows, pieces: Rows, sizes: Rows) -> tuple[Rows, Rows]:
-    """Put in place of each word its tokens."""
-    starts, found = np.cumsum(sizes) - sizes, sizes[words]
-    before = np.concatenate([[0], np.cumsum(found)])
-    at = np.repeat(starts[words] - before[:-1], found)
-    at += np.arange(len(at))
-    return pieces[at], before[ends]
+        tokens.extend([numbers.setdefault(token, len(numbers)) for token in tokenize(text)])
+        starts.append(len(tokens))
+    return tuple(numbers), np.array(tokens), np.array(starts)
 
 
 @lru_cache(maxsize=65_536)

@@ -16,7 +16,7 @@ from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter, NudgeAdapter
 from ..adapters.prior import DocumentPrior
 from ..adapters.saving import QuerySketch
-from ..core.arrays import Vectors, content_hashes, l2_normalize
+from ..core.arrays import content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import encode
 from ..errors import DatasetError, FolderError, OptionError, check_number, quote_some
@@ -38,39 +38,25 @@ _MOVED = 1e-4  # distance below which a unit vector has only been rounded
 Distances = NDArray[np.float64]
 
 
-def drift(reference: Vectors, live: Vectors, *, seed: int = 0) -> tuple[float, float, Distances]:
-    """Compare ``(n, dim)`` live queries, at least 2, with ``(m, dim)`` of training, at least 5.
+def energy_test(distances: Distances, count: int, *, seed: int = 0) -> tuple[float, float]:
+    """Compare the first ``count`` of ``n`` points with the others, by ``(n, n)`` distances.
 
-    Returned are the energy distance of the two, as a share of their mean distance, in [0, 1]; how
-    often a random split of both has such a distance; and, ``(n,)``, how far each live query is from
-    its third nearest training query, in units of what 95 % of those have from each other. Source:
-    Székely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018.
+    Returned are their energy distance, as a share of their mean distance, in [0, 1], and how often
+    a random split has such a distance. Source: Székely and Rizzo 2013,
+    doi:10.1016/j.jspi.2013.03.018.
     """
-    from scipy.spatial.distance import cdist  # takes a while to import: only who watches pays
-
-    everything = np.concatenate([reference, live])
-    distances, count, total = cdist(everything, everything), len(reference), len(everything)
-    within, across = distances[:count, :count], distances[count:, :count]
-    nearest = np.sort(within, axis=1)[:, NEIGHBOUR]  # the first is each query itself
-    limit = max(float(np.quantile(nearest, 1 - FAR)), 1e-9)
-    novelty = np.sort(across, axis=1)[:, NEIGHBOUR - 1] / limit
-    return (*_energy_test(distances, count, total - count, seed), novelty)
-
-
-def _energy_test(distances: Distances, count: int, rest: int, seed: int) -> tuple[float, float]:
-    """Return the energy distance of the first ``count`` rows to the others, and its p-value."""
-    random = np.random.default_rng(seed)
-    labels = np.zeros((count + rest, 1 + PERMUTATIONS))
+    random, total = np.random.default_rng(seed), len(distances)
+    labels = np.zeros((total, 1 + PERMUTATIONS))
     labels[:count, 0] = 1.0
     for column in range(1, labels.shape[1]):
-        labels[random.permutation(count + rest)[:count], column] = 1.0
+        labels[random.permutation(total)[:count], column] = 1.0
     sums = distances @ labels  # to the rows marked, for every row and every split
     row_sums = distances.sum(axis=1)[:, None]
     inside = (labels * sums).sum(axis=0)
     across = (labels * (row_sums - sums)).sum(axis=0)
     outside = distances.sum() - inside - 2 * across
-    cross = 2 * across / (count * rest)
-    energy = cross - inside / count**2 - outside / rest**2
+    cross = 2 * across / (count * (total - count))
+    energy = cross - inside / count**2 - outside / (total - count) ** 2
     p_value = float(np.mean(energy >= energy[0] - 1e-12))
     return float(np.clip(energy[0] / max(cross[0], 1e-12), 0.0, 1.0)), p_value
 
@@ -198,21 +184,27 @@ def compare(
     seed: int = 0,
 ) -> DriftReport:
     """Compare ``(n, dim)`` live queries with a sketch of 5 or more, else raise a DatasetError."""
-    from scipy import stats
+    from scipy import stats  # takes a while to import: only who watches pays
+    from scipy.spatial.distance import cdist
 
     if len(sketch.points) < 5:
         raise DatasetError(
             f"The adapter was trained on {sketch.queries} queries; at least 5 different ones are "
             "needed to compare with."
         )
-    distance, p_value, novelty = drift(sketch.reference, sketch.project(vectors), seed=seed)
-    far, count = int((novelty > 1.0).sum()), len(vectors)
+    everything = np.concatenate([sketch.reference, sketch.project(vectors)])
+    distances, trained, count = cdist(everything, everything), len(sketch.points), len(vectors)
+    within, across = distances[:trained, :trained], distances[trained:, :trained]
+    nearest = np.sort(within, axis=1)[:, NEIGHBOUR]  # the first is each query itself
+    limit = max(float(np.quantile(nearest, 1 - FAR)), 1e-9)
+    novelty = np.sort(across, axis=1)[:, NEIGHBOUR - 1] / limit
+    far = int((novelty > 1.0).sum())
     interval = stats.binomtest(far, count).proportion_ci(method="wilson")
     order = np.argsort(-novelty, kind="stable")[:examples]
     shares = far / count, float(interval.low), float(interval.high)
     farthest = tuple(texts[row] for row in order) if texts else ()
-    seen = count, sketch.queries, len(sketch.points)
-    return DriftReport(*seen, *shares, distance, p_value, farthest)
+    test = energy_test(distances, trained, seed=seed)
+    return DriftReport(count, sketch.queries, trained, *shares, *test, farthest)
 
 
 @dataclass(frozen=True)
@@ -290,8 +282,7 @@ def moved_documents(
         raise OptionError("corpus: expected at least one document, got none.")
     texts = list(corpus.values())
     adapter, ids, keys = model.adapter, list(corpus), content_hashes(texts)
-    is_prior = isinstance(adapter, DocumentPrior)  # its two more dimensions are no distance
-    if adapter.input_dim != adapter.output_dim and not is_prior:
+    if adapter.input_dim != adapter.output_dim and not isinstance(adapter, DocumentPrior):
         raise OptionError("An adapter that changes the dimension moves documents by no distance.")
     settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     vectors = encode(model.base_embed_model, texts, "document", **settings)

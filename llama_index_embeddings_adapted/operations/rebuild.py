@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..core import files
 from ..core.arrays import Vectors, content_hashes
 from ..encoding.base_model import fingerprint_of
-from ..encoding.cache import CacheDir, cache_folder
+from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, batches
 from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_kind, check_whole
@@ -249,7 +249,7 @@ class _Source(Encoder):
         check_kind("embed_model", embed_model, AdaptedEmbedding, "an AdaptedEmbedding")
         check_whole("batch_size", batch_size)
         self.model, self.batch_size, self.quiet = embed_model, batch_size, not show_progress
-        self.folder, self.stored, self._asks = cache_folder(cache_dir), False, embed_missing
+        self.stored, self._asks = False, embed_missing
         base = embed_model.base_embed_model
         super().__init__(base, cache_dir=cache_dir, show_progress=show_progress)
 

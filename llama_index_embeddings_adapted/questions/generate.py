@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,7 +196,7 @@ class PendingCall(NamedTuple):
             yield Candidate(text, self.passage.nodes[0], self.sent, style, self.request.frame)
 
 
-class GenerationRun:
+class GenerationRun(ExitStack):
     """A run, a context manager, settled at once: passages, calls about them, known answers."""
 
     def __init__(
@@ -213,6 +214,7 @@ class GenerationRun:
         structure: bool = False,
         **options: Any,
     ) -> None:
+        super().__init__()
         self._began = time.perf_counter()
         self.options = GenerationOptions.of(options)
         check_choice("on_failure", on_failure, ("continue", "fail"))
@@ -233,7 +235,8 @@ class GenerationRun:
         sent = self._texts_sent(llm.metadata, prompts)
         folder = cache_folder(self.options.cache_dir)
         settings = {**identity(llm), **prompts.to_dict()}
-        self._cache = AnswerCache(folder and folder / "questions", settings).__enter__()
+        cache = AnswerCache(folder and folder / "questions", settings)
+        self._cache = self.enter_context(cache)
         self.plan = [
             PendingCall(passage, text, request, self._cache.key(request.turns))
             for passage, text in zip(self.passages, sent, strict=True)
@@ -242,12 +245,6 @@ class GenerationRun:
         found = ((call.key, self._cache.get(call.key)) for call in self.plan)
         self.answers = {key: answer for key, answer in found if answer is not None}
         self.calls_saved = len(self.plan) - len(self.missing)
-
-    def __enter__(self) -> GenerationRun:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cache.__exit__()
 
     def _texts_sent(self, llm: LLMMetadata, prompts: PromptConfig) -> list[str]:
         frame = given.frame_tokens(prompts)

@@ -123,12 +123,10 @@ def nodes_by_id(nodes: Nodes | Iterable[BaseNode]) -> dict[str, BaseNode]:
     elif isinstance(nodes, Mapping):
         found = dict(nodes)
     else:
-        given = list(nodes)
-        strangers = [type(node).__name__ for node in given if not isinstance(node, BaseNode)]
-        if strangers:
-            expected = "expected LlamaIndex nodes, such as TextNode(text=…)"
-            raise OptionError(f"nodes: {expected}, got {strangers[0]}.")
-        found = {node.node_id: node for node in given}
+        found = {}
+        for node in nodes:
+            check_kind("nodes", node, BaseNode, "LlamaIndex nodes, such as TextNode(text=…)")
+            found[node.node_id] = node
     if not found:
         raise OptionError("nodes: expected the nodes of the index, got none.")
     return found

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import wrapt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode
@@ -30,7 +29,7 @@ from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir, cache_folder
 from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
-from ..errors import NotTrainedError, OptionError, check_whole
+from ..errors import OptionError, check_whole
 from ..evaluation import held_out
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
@@ -44,7 +43,7 @@ from ..serving.views import index_and_nodes
 from .auto.search_space import check_method
 from .auto.tune import tune
 from .closed_form import whitening
-from .options import TrainingOptions, check_dim, implied_method, settings_of
+from .options import Engine, TrainingOptions, check_dim, implied_method, settings_of
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one
@@ -61,7 +60,7 @@ class _Found:
     bank: Vectors
 
 
-class EmbeddingAdapterFinetuneEngine:
+class EmbeddingAdapterFinetuneEngine(Engine):
     """Trains an adapter on the query vectors of any embedding model; documents stay as they are.
 
     The successor of the engine of the same name in ``llama-index-finetuning``, with its arguments.
@@ -124,6 +123,9 @@ class EmbeddingAdapterFinetuneEngine:
         DatasetError: A query without a relevant document.
     """
 
+    _loads = 'AdaptedEmbedding.from_pretrained("{}", embed_model)'
+    _found: _Found
+
     def __init__(
         self,
         dataset: EmbeddingQAFinetuneDataset,
@@ -173,7 +175,6 @@ class EmbeddingAdapterFinetuneEngine:
         if isinstance(embed_model, str):  # which loads a model, so it comes last
             self._check_destinations()
         self.embed_model = check_base(embed_model, "embed_model")
-        self._found: _Found | None = None
 
     @classmethod
     def from_model_path(
@@ -212,7 +213,8 @@ class EmbeddingAdapterFinetuneEngine:
         with Encoder(self.embed_model, cache_dir=cache, show_progress=shown) as encoder:
             check_dim(encoder.fingerprint.dim, options.dim, self._start)
             train = self._stop_early if options.method == "linear" else self._cross_fit
-            self._found = found = train(encoder, options, began)
+            found = train(encoder, options, began)
+        self._found, self._report = found, found.report
         found.model.save_pretrained(self._output)
         if found.candidate is not found.model:
             found.candidate.save_pretrained(candidate_output)
@@ -367,7 +369,8 @@ class EmbeddingAdapterFinetuneEngine:
     def get_finetuned_model(self, **model_kwargs: Any) -> AdaptedEmbedding:
         """Return the trained AdaptedEmbedding, with these arguments; or a NotTrainedError."""
         model_kwargs.pop("adapter_cls", None)  # of old scripts: the adapter knows its class
-        model = self._trained("model").model
+        self._trained("model")
+        model = self._found.model
         known = {name: getattr(model, name) for name in ("adapter", "training", "sketch")}
         return AdaptedEmbedding(model.base_embed_model, **{**known, **model_kwargs})
 
@@ -387,8 +390,8 @@ class EmbeddingAdapterFinetuneEngine:
             NotTrainedError: Before ``finetune()``.
             StoreError: The index cannot list its nodes.
         """
-        found, model = self._trained("retriever"), self.get_finetuned_model()
-        views, given = found.report.views, dict[str, Any](weight=0.0, cache_dir=self._cache_dir)
+        views, model = self._trained("retriever").views, self.get_finetuned_model()
+        found, given = self._found, dict[str, Any](weight=0.0, cache_dir=self._cache_dir)
         if views is not None and views.is_served and found.mixed is not None:
             adapter = found.mixed if views.model else LinearAdapter.identity(found.mixed.input_dim)
             model = self.get_finetuned_model(adapter=adapter)
@@ -401,25 +404,5 @@ class EmbeddingAdapterFinetuneEngine:
     @property
     def candidate(self) -> AdaptedEmbedding:
         """The model that was chosen, also where the verdict is against serving it."""
-        return self._trained("candidate").candidate
-
-    @property
-    def report(self) -> FinetuneReport:
-        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
-        return self._trained("report").report
-
-    def _trained(self, what: str) -> _Found:
-        if self._found is None:
-            raise NotTrainedError(
-                f"There is no {what} before finetune(). To load an earlier model: "
-                f'AdaptedEmbedding.from_pretrained("{self._output}", embed_model).'
-            )
-        return self._found
-
-
-# isinstance(engine, BaseEmbeddingFinetuneEngine) holds once that class exists, without our
-# importing the old package, which takes seconds and may not be importable at all.
-wrapt.register_post_import_hook(
-    lambda types: types.BaseEmbeddingFinetuneEngine.register(EmbeddingAdapterFinetuneEngine),
-    "llama_index.finetuning.types",
-)
+        self._trained("candidate")
+        return self._found.candidate

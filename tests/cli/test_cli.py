@@ -149,16 +149,13 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["finetune", "pairs.json", "--base", "bge", "--out", "docs"], 2, "docs: holds other"),
         (["finetune", "pairs.json", "--base", "bge", "--report", "docs"], 2, "the path of a file"),
         (["finetune", "damaged.json", "--base", "bge"], 1, "damaged.json"),
-        (["evaluate", "damaged.json", "bge"], 1, "damaged.json"),
         (["compare", "damaged.json", "bge"], 1, "damaged.json"),
         (["generate", "rows.jsonl", "--structure"], 2, "rows.jsonl is a dataset: it has questions"),
         (["generate", "docs", "--structure", "--estimate"], 2, "cost nothing"),
         (["ship", "docs"], 1, "there is no docs.candidate beside it"),
-        (["export", "docs", "--out", "a.onnx"], 1, "docs/config.json: no such file"),
         (["generate", "pairs.json", "--llm", "smollm2"], 2, "it has questions. Point at documents"),
         (["evaluate", "docs", "counting"], 2, "docs: expected a dataset, that is a file of rows"),
         (["compare", "pairs.json", "counting", "counting"], 2, "two are named 'counting'"),
-        (["show", "docs"], 2, "docs: expected a dataset, that is a file of rows"),
         (["split", "pairs.json", "--share", "1"], 2, "above 0 and below 1"),
         (["split", "pairs.json", "--test", "pairs.json"], 2, "pairs.json is there already"),
         (["upgrade", "counting", "counting", "docs", "--out", "docs"], 2, "docs: holds other"),
@@ -168,7 +165,6 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["export", "nothing-here", "--out", "a"], 2, "nothing-here: no such file or folder."),
         (["evaluate", "pairs.json", "adapted:nothing-here"], 2, "nothing-here: no such file"),
         (["finetune", "pairs.json", "--out", "pairs.json/a"], 2, "pairs.json/a: cannot be written"),
-        (["upgrade", "bge", "bge", "docs", "--out", "pairs.json/a"], 2, "a: cannot be written"),
         (["split", "pairs.json", "--train", "a", "--test", "./a"], 2, "two files, both are a"),
         (["compare", "pairs.json", "words"], 2, 'take "bm25" and "<model>+bm25", too'),
         (["compare", "pairs.json", "base=counting+bm25", "base=counting"], 2, "two are named"),
@@ -382,14 +378,11 @@ def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_pa
     assert (few.code, "at least 20 distinct" in few.err) == (1, True)
 
 
-def test_to_look_and_to_compare_a_folder_may_be_read_only(counting, pairs, tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+def test_to_look_and_to_compare_a_folder_may_be_read_only(counting, pairs, tmp_path):
     for command in (["show", pairs], ["compare", pairs, "a=counting", "b=counting", "--exit-zero"]):
         ran = Ran(*command)
         assert ran.code == 0, ran.err
-    assert list(here.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pairs.json"]
 
 
 def test_inspect_says_what_a_folder_says_and_whether_queries_have_moved(counting, pairs, tmp_path):

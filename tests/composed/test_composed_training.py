@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted import errors
 from llama_index_embeddings_adapted.composed import training
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError, TrainingError
 from llama_index_embeddings_adapted.training.options import ComposedOptions
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 from tests.support.tiny import saved_tiny, tiny_model
 
 COLOURS = ["red", "blue", "green", "black", "white", "yellow", "brown", "purple"]
@@ -69,9 +69,7 @@ def test_a_small_model_fills_the_gaps_of_a_black_box_and_the_best_epoch_is_kept(
     assert report.verdict.startswith("ship")
     model = trained.get_finetuned_model()
     assert isinstance(model, package.ComposedEmbedding)
-    scores = package.evaluate_retrieval(
-        model, coded("please"), cache_dir=False, show_progress=False
-    )
+    scores = package.evaluate_retrieval(model, coded("please"), **QUIET)
     assert scores["hit_rate@5"] == pytest.approx(report.adapted["hit_rate@5"])
     scores = [line.scores["hit_rate@5"] for line in trained.history]
     assert [line.number for line in trained.history] == list(range(len(scores)))
@@ -152,7 +150,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llama_index_embeddings_adapted.composed import training as composed_progress
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 from tests.composed.test_composed_training import engine
 
 record = composed_progress.Progress._record

@@ -192,7 +192,6 @@ GOOD: dict[str, Any] = {**PARTS, "relevant_docs": {"q1": ["d1"], "q2": ["d1", "d
         ({"queries": {"q1": " ", "q2": ""}}, 'queries: 2 of 2 texts are empty.*"q1", "q2"'),
         ({"corpus": {"d1": "", "d2": "b"}}, 'corpus: 1 of 2 texts are empty.*"d1"'),
         ({"corpus": {"d1": None, "d2": "b"}}, 'string texts; 1 of 2 are not.*"d1"'),
-        ({"corpus": {1: "a", "d2": "b"}}, "string ids and string texts; 1 of 2"),
         ({"queries": ["one"]}, "queries: expected a dict of id → text, got list"),
         ({"queries": {}, "relevant_docs": {}}, "queries: expected at least one text"),
         (
@@ -319,7 +318,7 @@ def test_ids_are_numbers_have_another_name_or_quotes(tmp_path):
 
 def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(tmp_path):
     nothing = beir_folder(tmp_path / "a", qrels="q9\td9\t1\n")
-    with pytest.raises(DatasetError, match=r"No query .* is left: 1 judged queries without a text"):
+    with pytest.raises(DatasetError, match=r"no answered query is left: 1 judged queries without"):
         Dataset.from_beir(nothing, "test")
     nothing = beir_folder(tmp_path / "c", qrels="q1\td1\t1\n", corpus="{oops")
     with pytest.raises(DatasetError, match=r'corpus.jsonl: expected at least one text.*"line 1"'):
@@ -371,7 +370,7 @@ def test_the_size_of_a_split_is_a_share_or_a_number_that_can_be(small):
         small.train_test_split(1.5)
     with pytest.raises(OptionError, match="test_size"):
         small.train_test_split(12)
-    with pytest.raises(OptionError, match='by: expected "query" or "document", got \'topic\''):
+    with pytest.raises(OptionError, match="by: expected one of query, document, got 'topic'"):
         small.train_test_split(by="topic")
     shared = Dataset(small.queries, small.corpus, {q: ["d0"] for q in small.queries})
     with pytest.raises(DatasetError, match='shared by too many queries: split by="query"'):

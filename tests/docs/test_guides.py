@@ -5,12 +5,13 @@ import os
 import re
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from llama_index.core import Settings
@@ -28,8 +29,7 @@ OTHERS = sorted(page for page in DOCS.glob("*.md") if page.name not in APART)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-@dataclass(frozen=True)
-class Begun:
+class Begun(NamedTuple):
     folder: Path
     cache: Path
     names: dict[str, Any]
@@ -129,6 +129,17 @@ def run_script(script: str, arguments: Sequence[str], server: str, monkeypatch: 
 def test_a_script_without_its_arguments_says_how_it_is_called(script, monkeypatch):
     with pytest.raises(SystemExit, match=f"python examples/{script} "):
         run_script(script, (), "", monkeypatch)
+
+
+def test_the_quickstart_says_what_comes_and_an_interrupt_ends_it_with_one_line():
+    command, pipe = [sys.executable, EXAMPLES / "quickstart.py"], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as ran:
+        said = [ran.stdout.readline() for _ in range(5)]
+        ran.send_signal(signal.SIGINT)
+        error = ran.communicate()[1]
+    assert said[-1].startswith("About three minutes")
+    assert (ran.returncode, error.count("\n")) == (130, 1)
+    assert error.startswith("Interrupted. What is finished is kept")
 
 
 def test_no_guide_script_or_method_is_left_out():

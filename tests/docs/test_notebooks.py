@@ -58,6 +58,5 @@ def test_a_notebook_is_valid_and_kept_without_outputs(path):
 
 def test_every_notebook_is_linked_from_the_guides():
     index = (EXAMPLES.parent / "docs" / "README.md").read_text(encoding="utf-8")
-    assert [path.stem for path in NOTEBOOKS] == ["first_adapter", "methods"]
     for path in NOTEBOOKS:
         assert f"(../examples/{path.name})" in index

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import llama_index_embeddings_adapted as package
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 from tests.evaluation.test_html_report import HOSTILE, reversing
 from tests.support.browser import Tab, browser
 
@@ -53,14 +53,14 @@ def page(tmp_path_factory) -> Path:
     relevant = {query: [f"d{query[1:].partition('-')[0]}"] for query in queries}
     dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
     engine = package.EmbeddingAdapterFinetuneEngine(
-        dataset, base, epochs=3, cache_dir=False, show_progress=False,
+        dataset, base, epochs=3, **QUIET,
         model_output_path=folder / "adapter",
     )  # fmt: skip
     engine.finetune()
     long = "a_model_with_a_name_longer_than_any_telephone_is_wide"
     models = {"base": base, long: engine.get_finetuned_model(), "upside down": reversing(base)}
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
-        found = package.compare_retrieval(models, dataset, cache_dir=False, show_progress=False)
+        found = package.compare_retrieval(models, dataset, **QUIET)
     return found.to_html(folder / "page.html")
 
 

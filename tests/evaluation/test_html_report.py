@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores,
 from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 from tests.evaluation.test_report import part, report
 from tests.support.synthetic import rotated_corpus
 
@@ -155,7 +155,7 @@ def test_every_method_writes_a_page_with_history_passages_and_cost(method, base,
 
 def test_held_out_and_cross_fitted_rankings_give_the_scores_of_the_report(base, small, tmp_path):
     engine = package.EmbeddingAdapterFinetuneEngine(
-        small, base, epochs=3, cache_dir=False, show_progress=False, start="identity",
+        small, base, epochs=3, **QUIET, start="identity",
         model_output_path=tmp_path / "adapter",
         val_dataset=EmbeddingQAFinetuneDataset(
             {"v": "bus in the city"}, {"x": "a city bus", "y": "nothing"}, {"v": ["x"]}

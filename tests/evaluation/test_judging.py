@@ -15,7 +15,7 @@ from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.retrieval import METRICS, compute, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from tests.conftest import CountingEmbedding, real_data
+from tests.conftest import QUIET, CountingEmbedding, real_data
 from tests.support.synthetic import encoded
 
 RANDOM = np.random.default_rng(0)
@@ -158,9 +158,7 @@ async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_pat
 
 
 def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
-    scores = evaluate_retrieval(
-        CountingEmbedding(), small, ks=(1, 3), cache_dir=False, show_progress=False
-    )
+    scores = evaluate_retrieval(CountingEmbedding(), small, ks=(1, 3), **QUIET)
     assert scores["recall@100"] == 1.0  # deeper than the corpus is all of it
     assert scores["map@2"] == scores.values("map@2").mean()
     assert set(scores.per_query) == {f"{m}@{k}" for m in METRICS for k in (1, 3)}
@@ -185,7 +183,7 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
 
 
 def test_parts_of_the_scores_are_those_of_the_queries(small):
-    scores = evaluate_retrieval(CountingEmbedding(), small, cache_dir=False, show_progress=False)
+    scores = evaluate_retrieval(CountingEmbedding(), small, **QUIET)
     train = small.subset(["q00", "q11"])
     known = np.array(list(known_to(train, small).values()))
     assert known.sum() == 4
@@ -212,7 +210,7 @@ def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
 
 def test_tables_and_figure_show_every_model(small, tmp_path):
     models = {f"seed {seed}": CountingEmbedding(seed=seed, dim=2) for seed in (1, 2)}
-    found = compare_retrieval(models, small, cache_dir=False, show_progress=False)
+    found = compare_retrieval(models, small, **QUIET)
     lines = found.to_markdown(["mrr@5", "ndcg@10"]).splitlines()
     assert lines[0] == "| model | mrr@5 | ndcg@10 |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| seed 1", "| seed 2"]

@@ -8,8 +8,7 @@ from llama_index.core.schema import TextNode
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
-
-QUIET: Any = {"cache_dir": False, "show_progress": False}
+from tests.conftest import QUIET
 
 
 def index_of(dataset: Dataset, model: Any) -> VectorStoreIndex:

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import refit
+from tests.conftest import QUIET
 from tests.support.synthetic import encoded
-
-QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 
 
 def at(*cosines: float) -> np.ndarray:

@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
+from tests.conftest import QUIET
 
-QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 TEXTS = ("apple pie", "blue whale", "city bus")
 OFFSETS = np.outer([0.1, 0.4, 0.2], np.eye(16)[0])
 NUDGES = NudgeAdapter.of(content_hashes(TEXTS), OFFSETS)

@@ -130,7 +130,7 @@ def test_a_shift_of_scores_is_said_with_the_cutoff_that_as_many_queries_pass(old
                    np.sum(np.array(best[1]) >= check.equivalent_cutoff(cutoff))]  # fmt: skip
         assert abs(passing[0] - passing[1]) <= 1
     assert check.equivalent_cutoff(2) == pytest.approx(max(best[1]) + 2 - max(best[0]), abs=1e-5)
-    assert f"{check.shift:+.3f} with the adapter" in str(check)
+    assert f"changes by {check.shift:+.3f} on average" in str(check)
     assert len(check.to_dict()["best_scores"]) == 40
     plain = check_similarity(old, model, **quiet)
     assert plain.shift is None

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 from llama_index.core import VectorStoreIndex
@@ -12,11 +10,10 @@ from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.operations import upgrade
 from llama_index_embeddings_adapted.operations.upgrade import procrustes, ridge_map
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 
 WORDS = ["apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "stone", "door"]
 TEXTS = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:6] for c in WORDS[4:] if a != b]
-QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
 
 
 class Turned(CountingEmbedding):

@@ -1,5 +1,4 @@
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
-from llama_index_embeddings_adapted.operations.monitoring import compare, drift
-
-QUIET: dict[str, Any] = {"cache_dir": False, "show_progress": False}
+from llama_index_embeddings_adapted.operations.monitoring import compare, energy_test
+from tests.conftest import QUIET
 
 
 def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.ndarray:
@@ -74,7 +72,8 @@ def test_a_sketch_is_small_keeps_distances_and_one_question_of_a_document():
     assert (sketch.overlap(again), sketch.overlap(cloud(150, seed=7))) == (seen, "")
     assert len(saving.QuerySketch.of(vectors[:40], [0] * 40).points) == 40  # too few otherwise
     one, other = np.random.default_rng(0).standard_normal((2, 40))
-    distance, _, _ = drift(np.float32(one[:, None]), np.float32(other[:, None]))
+    points = np.concatenate([one, other])
+    distance, _ = energy_test(np.abs(points[:, None] - points), 40)
     cross = np.abs(one[:, None] - other).mean()
     theirs = stats.energy_distance(one, other) ** 2
     assert distance == pytest.approx(theirs / (2 * cross), rel=1e-4)

@@ -97,11 +97,6 @@ Write = Callable[..., package.EmbeddingQAFinetuneDataset]
 
 
 @pytest.fixture
-def quiet(tmp_path) -> dict[str, Any]:
-    return {"cache_dir": tmp_path / "cache", "show_progress": False}
-
-
-@pytest.fixture
 def write(quiet) -> Write:
     """Have questions written; answers are kept in a folder of the test."""
     return partial(package.generate_qa_embedding_pairs, **quiet)

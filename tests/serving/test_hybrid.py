@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted.errors import FolderError, OptionError, Shap
 from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
 from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
 from llama_index_embeddings_adapted.serving.views import CONFIG, VECTORS
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 from tests.support.stores import ENGINES, QUIET_ENGINES, postgres_alone
 
 pytestmark = QUIET_ENGINES
@@ -40,7 +40,6 @@ QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
 ALL_WORDS = BM25Index.of({node.node_id: node.text for node in NODES})
 EVEN = MetadataFilters(filters=[MetadataFilter(key="kind", value="even")])
 STORES = {**ENGINES, "postgres": postgres_alone}
-QUIET: Any = {"cache_dir": False, "show_progress": False}
 
 
 @pytest.fixture(scope="module")

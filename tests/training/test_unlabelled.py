@@ -17,8 +17,7 @@ from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation.reports import LearningCurve
 from llama_index_embeddings_adapted.lexical.bm25 import ranked
 from llama_index_embeddings_adapted.training import unlabelled
-
-QUIET: Any = {"cache_dir": False, "show_progress": False}
+from tests.conftest import QUIET
 
 
 @pytest.fixture

@@ -59,9 +59,8 @@ class AutoResult:
     candidate: Adapter  #: The chosen spec, fitted on everything.
     choice: SelectionReport
     parts: Parts  #: Candidate against base model; all queries weighted as live ones are expected.
-    judged: dict[
-        str, RetrievalScores
-    ]  #: ``"base"`` and ``"adapted"``: every judgement, unweighted.
+    #: ``"base"`` and ``"adapted"``: every judgement, unweighted.
+    judged: dict[str, RetrievalScores]
     views: ViewsReport | None = None  #: What words and a prior add, where that was asked.
     mixed: Adapter | None = None  #: The adapter of the mixture, fitted on everything.
 

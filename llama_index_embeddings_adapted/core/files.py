@@ -296,9 +296,10 @@ def check_version(config: Mapping[str, Any], folder: Path) -> None:
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Read ``config.json``, of any version, or raise a :class:`FolderError`."""
-    if not folder.is_dir():
-        raise FolderError(f"{folder}: no such folder.")
-    return read_json_object(folder / name, error=FolderError, most=MOST_CONFIG_BYTES)
+    if not (file := folder / name).is_file():
+        missing = f"{file}: no such file" if folder.is_dir() else f"{folder}: no such folder"
+        raise FolderError(f"{missing}. Expected a folder that this library saved.")
+    return read_json_object(file, error=FolderError, most=MOST_CONFIG_BYTES)
 
 
 def to_bytes(arrays: Mapping[str, Array]) -> bytes:

@@ -35,8 +35,8 @@ def read_beir(
     qrels = _qrels_file(folder, split)
     if not _exists(qrels):
         names = sorted({p.name.split(".")[0] for p in (folder / "qrels").glob("*.*")})
-        there = quote_some(names, 9) or "none"
-        raise DatasetError(f"{folder}: no split {split!r}. Splits there: {there}.")
+        what = f"no split {split!r}. Splits there: {quote_some(names, 9) or 'none'}"
+        raise DatasetError(f"{folder}: {what if folder.is_dir() else 'no such folder'}.")
     corpus = read_corpus(folder / "corpus.jsonl", omissions)
     texts, sources = _read_texts(folder / "queries.jsonl", _text_of, omissions)
     judged = _read_qrels(qrels, texts, corpus, omissions)

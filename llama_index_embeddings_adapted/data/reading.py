@@ -208,8 +208,7 @@ def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
         except csv.Error as cause:
             if not strict:
                 raise DatasetError(f"{path}: expected a table ({cause}).") from cause
-            told = "quote that does not fit, so that texts may run together"
-            omissions.add(told, f"line {reader.line_num + 1}")
+            omissions.add("wrong quote, which may join rows", f"line {reader.line_num + 1}")
         finally:
             csv.field_size_limit(usual)
     if not rows or len(rows[0]) < 2:

@@ -200,7 +200,7 @@ def rows_of(data: Any) -> list[Row]:
     elif hasattr(data, "examples"):  # LabelledRagDataset
         data = data.examples
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise DatasetError(f"rows: expected dicts, one per row, got {type(data).__name__}.")
+        raise DatasetError(f"rows: expected dicts, got {type(data).__name__}. Files: from_file.")
     return [_row(row, number) for number, row in enumerate(data, start=1)]
 
 

@@ -103,10 +103,9 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return scores and differences to the first model as JSON knows them."""
         first, *others = self.scores
-        found = {name: self.significance(first, name).to_dict() for name in others}
         models = {name: scores.to_dict() for name, scores in self.scores.items()}
-        differences = {name: {"against": first, **each} for name, each in found.items()}
-        return {"models": models, "differences": differences}
+        told = {n: {"against": first, **self.significance(first, n).to_dict()} for n in others}
+        return {"models": models, "differences": told}
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -134,7 +133,7 @@ def compare_retrieval(
             ``{"base": …, "adapted": …, "words": BM25Index.of(dataset.corpus)}``.
         dataset, ks, batch_size, cache_dir, show_progress: See :func:`evaluate_retrieval`.
     """
-    if not models:
+    if not models or not isinstance(models, Mapping):
         raise OptionError('models: expected at least one, such as {"base": model}.')
     answered(dataset, "dataset")
     models = {  # all of them are there before any is asked

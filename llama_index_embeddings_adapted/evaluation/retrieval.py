@@ -8,7 +8,7 @@ the base model and are not: what a better model must tell apart.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -211,7 +211,7 @@ def evaluate_retrieval(
         DatasetError: A query without a relevant document, or a retriever of other documents.
         EncodeError: The model gave no usable vector.
     """
-    cuts = tuple(ks)
+    cuts = tuple(ks) if isinstance(ks, Iterable) else ()
     if not cuts or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in cuts):
         raise OptionError(f"ks: expected whole numbers >= 1, got {ks!r}.")
     began, dataset = time.perf_counter(), answered(dataset, "dataset")

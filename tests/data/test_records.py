@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_used_are_counted_once_or_refused(tmp_path):
         assert texts(Dataset.from_file(tmp_path / "log.jsonl")) == [("a", ["x"])]
     with pytest.raises(DatasetError, match="1 rows without a query"):
         Dataset.from_records(rows, strict=True)
-    with pytest.raises(DatasetError, match="rows: expected dicts, one per row, got str"):
+    with pytest.raises(DatasetError, match=r"rows: expected dicts, got str\. Files: from_file"):
         Dataset.from_records("text")
 
 
@@ -196,7 +196,6 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
         (b"PAR1 and no more", "expected parquet"),
         (b"only prose, or one column", "expected a table whose first line names|known to hold"),
         (b"[{oops", "expected JSON or JSON lines"),
-        (b"", "expected a table"),
     ],
 )
 def test_files_that_hold_no_rows_are_refused(tmp_path, content, message):
@@ -239,9 +238,9 @@ def test_a_row_with_more_cells_than_columns_is_left_out_and_counted(tmp_path):
         data = Dataset.from_file(path)
     assert list(data.queries.values()) == ["a", "b"]
     path.write_text('query,document\n"a","one"\nhow to pay,"Pay\nb,two\n')
-    with pytest.warns(UserWarning, match=r'1 quote that does not fit, .*first: "line 3"'):
+    with pytest.warns(UserWarning, match=r'1 wrong quote, .*first: "line 3"'):
         assert list(Dataset.from_file(path).queries.values()) == ["a", "how to pay"]
-    with pytest.raises(DatasetError, match="1 quote that does not fit"):
+    with pytest.raises(DatasetError, match="1 wrong quote"):
         Dataset.from_file(path, strict=True)
     path.write_text("query,document\nhow to pay,Pay, then wait\n")
     with pytest.raises(

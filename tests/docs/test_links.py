@@ -58,7 +58,6 @@ def test_every_link_leads_somewhere(page):
     [
         ("LICENSE", None),
         ("#install", None),
-        ("docs/README.md#guides", None),
         ("https://arxiv.org/abs/1807.03748", None),
         ("missing.md", "no such file"),
         ("#no-such-thing", "README.md has no such heading"),

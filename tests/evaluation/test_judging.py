@@ -173,12 +173,14 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
         shallow["ndcg@200"]
     for change, match in (
         ({"ks": (0,)}, r"ks: expected whole numbers >= 1, got \(0,\)"),
+        ({"ks": 5}, "ks: expected whole numbers >= 1, got 5"),
         ({"batch_size": 0}, "batch_size: expected a number from 1 to 2048, got 0"),
     ):
         with pytest.raises(OptionError, match=match):
             evaluate_retrieval(base, small, **change)
-    with pytest.raises(OptionError, match="models: expected at least one"):
-        compare_retrieval({}, small)
+    for models in ({}, "minilm"):
+        with pytest.raises(OptionError, match="models: expected at least one"):
+            compare_retrieval(models, small)
     assert base.asked == []
 
 

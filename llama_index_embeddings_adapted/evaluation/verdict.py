@@ -249,8 +249,7 @@ def _bootstrap(values: PerQuery, *, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean."""
     if np.ptp(values) == 0.0:
         return float(values.min()), float(values.max())
-    ((low, high),) = mean_intervals(values[:, None], seed=seed)
-    return low, high
+    return mean_intervals(values[:, None], seed=seed)[0]
 
 
 def mean_intervals(values: PerQuery, *, seed: int = 0) -> list[tuple[float, float]]:

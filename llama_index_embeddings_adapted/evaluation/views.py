@@ -324,6 +324,7 @@ class ViewsReport:
             "prior": self.prior,
             "adapted": bool(self.model),
             "verdict": self.verdict,
+            "summary": str(self),
             **{name: part and part.to_dict() for name, part in parts.items()},
             "views": views,
         }

@@ -137,7 +137,7 @@ def test_every_method_writes_a_page_with_history_passages_and_cost(method, base,
     assert re.match(r"Of 100 queries, \d+ find a right document .* with this", said["In short"])
     assert re.match(r"\d+ µs after the base model&#39;s call", said["Cost per query"])
     assert re.fullmatch(r"\d+ queries: \d+ of unknown origin\.", said["Judged by"])
-    assert {"Saved", "Next step", "What could go wrong"} <= set(said)
+    assert {"Saved", "With words", "Next step", "What could go wrong"} <= set(said)
     assert ("To undo" in said) == (found.saved == "candidate")
     assert ("Training loss" in text) == (method == "linear")
     assert ("candidates competed" in text) == (method == "ridge")

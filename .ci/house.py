@@ -53,7 +53,7 @@ def sizes() -> Iterator[Size]:
     yield Size("lines of the package", lines, 21_146, 17_000)
     yield Size("lines of tests", sum(map(_lines, (ROOT / "tests").rglob("*.py"))), 15_507, 14_500)
     yield Size(
-        "lines of benchmarks", sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))), 5_582, 5_500
+        "lines of benchmarks", sum(map(_lines, (ROOT / "benchmarks").rglob("*.py"))), 5_552, 5_500
     )
     silent = [path for path in files if path.name == "__init__.py" and not _docstring(path)]
     yield Size(

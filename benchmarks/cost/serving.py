@@ -84,9 +84,7 @@ def _import_time(rounds: int = 9) -> dict[str, Any]:
             subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
             values.append(time.perf_counter() - began)
     core, ours = (statistics.median(values) for values in seconds.values())
-    pairs = zip(*seconds.values(), strict=True)
-    ratio = statistics.median(b / a for a, b in pairs)
-    return {"import_seconds": {"core": core, "ours": ours}, "import_ratio": ratio}
+    return {"import_seconds": {"core": core, "ours": ours}}
 
 
 def _evaluators(documents: int = 3000, queries: int = 60) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""Speed on cached vectors: the old training loop, ridge, nudges, auto."""
+"""Speed on cached vectors: the old training loop, and auto."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,8 @@ from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.evaluation.verdict import METRIC
-from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
 from llama_index_embeddings_adapted.training.auto.tune import tune, with_documents
-from llama_index_embeddings_adapted.training.closed_form import ridge, whitening
+from llama_index_embeddings_adapted.training.closed_form import whitening
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
 
@@ -30,17 +27,13 @@ AUTO_SETS = ("uberlyft_10k", "nfcorpus", "nl2bash")
 SIZES = ((1_000, 5_000, 384), (5_000, 10_000, 384), (5_000, 10_000, 4_096))
 NOISE = 0.02  # length, of vectors of length 1, in all directions, where they are widened
 OLD_EPOCHS, RATE = 4, 1e-3  # the best of its learning rates on most sets; the same for both
-RIDGE = 3.0  # the strength beside the old loop
-REPEATS = 5
 
 
 def run(data: Path, cache: Path) -> None:
     """Measure on a machine that should do nothing else; what is there already is kept."""
     encoder = sets.encoder(cache)
-    nfcorpus = sets.load(data, "nfcorpus")
     parts: dict[str, Callable[[], Any]] = {
         "old_loop": lambda: {name: _old_loop(encoder, sets.load(data, name)) for name in OLD_SETS},
-        "nudge_nfcorpus_seconds": lambda: _nudge(encoder.dataset(nfcorpus.train)),
         "auto": lambda: {name: _autos(sets.load(data, name), cache) for name in AUTO_SETS},
         "auto_vectors": lambda: _of_vectors(encoder.dataset(sets.load(data, "nl2bash").train)),
     }
@@ -57,7 +50,7 @@ def _keep(name: str, measured: Any) -> None:
 
 
 def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
-    """Seconds of the old loop, given vectors; of ours until dev is as good; and of ridge."""
+    """Seconds of the old loop, given vectors, and of ours until dev is as good."""
     train, dev = real.train, real.dev
     if dev is None:
         train, dev = train.train_test_split(0.1, by="query", seed=0)
@@ -67,9 +60,6 @@ def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
     old = time.perf_counter() - began
     goal = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
     ours, epochs, reached = _until(learnt, judged, goal)
-    began = time.perf_counter()
-    closed = ridge(learnt, RIDGE)
-    ridge_seconds = time.perf_counter() - began
     return {
         "old_seconds": old,
         "old_dev": goal,
@@ -77,9 +67,6 @@ def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
         "ours_dev": reached,
         "ours_epochs": epochs,
         "ratio": old / ours,
-        "ridge_seconds": ridge_seconds,
-        "ridge_dev": search(judged, closed.apply(judged.queries), judged.documents)["ndcg@10"],
-        "ridge_ratio": old / ridge_seconds,
     }
 
 
@@ -99,10 +86,6 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
     return spent, epochs, reached
 
 
-def _nudge(learnt: EncodedDataset) -> float:
-    return _seconds(lambda: listwise_nudges(learnt, 3), repeats=1)
-
-
 def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
     return {adapts: _auto(real, cache, adapts) for adapts in ("query", "both")}
 
@@ -110,8 +93,9 @@ def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
 def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
     base = environment.minilm()
     options = {"val_dataset": real.dev, "method": "auto", "adapts": adapts}
-    work = partial(sets.trained, real.train, base, cache, **options)
-    return _seconds(work, repeats=1)
+    began = time.perf_counter()
+    sets.trained(real.train, base, cache, **options)
+    return time.perf_counter() - began
 
 
 def _of_vectors(learnt: EncodedDataset) -> list[dict[str, float]]:
@@ -144,13 +128,3 @@ def _cut(learnt: EncodedDataset, pairs: int, documents: int) -> EncodedDataset:
     others = np.setdiff1d(np.unique(some.canonical_rows), asked)
     more = random.permutation(others)[: max(0, documents - len(asked))]
     return with_documents(some, np.union1d(asked, more))
-
-
-def _seconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the median wall time."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return median(times)

@@ -296,7 +296,7 @@ def check_version(config: Mapping[str, Any], folder: Path) -> None:
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Read ``config.json``, of any version, or raise a :class:`FolderError`."""
-    if not (file := folder / name).is_file():
+    if not (file := folder / name).exists():
         missing = f"{file}: no such file" if folder.is_dir() else f"{folder}: no such folder"
         raise FolderError(f"{missing}. Expected a folder that this library saved.")
     return read_json_object(file, error=FolderError, most=MOST_CONFIG_BYTES)

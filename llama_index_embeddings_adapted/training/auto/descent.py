@@ -291,7 +291,7 @@ class _Listwise:
         queries, offsets = self._queries[batch], self._offsets.value[rows]
         moved = self._asked[rows] + offsets
         lengths = np.sqrt(np.einsum("ij,ij->i", moved, moved))[:, None]
-        moved /= np.maximum(lengths, np.float32(1e-12))
+        moved /= (lengths := np.maximum(lengths, np.float32(1e-12)))
         cosines = np.concatenate([queries @ moved.T, queries @ others.T], axis=1)
         hidden = self._hidden.take(batch).among(rows)
         excess, slope = _excess(cosines, relevant.among(rows), hidden, self._log_temperature)

@@ -24,7 +24,7 @@ STEPS = """
 1. Read the reference pages of numpy and scipy, and the lines that ask for them.
 2. Have a Llama write questions about 60 pages: half of the time, none with --no-llm.
 3. Embed all pages, and train: the other half.  4. Judge.  5. Search.
-About three minutes on two free cores; half a minute when run again, as what is made is kept.
+A few minutes on two cores; far less when run again, as what is made is kept.
 """
 
 

@@ -23,8 +23,8 @@ from ..errors import OptionError, require_extra
 from ..evaluation.comparison import plot_history
 from ..evaluation.held_out import known_mask, labels_look_random
 from ..evaluation.page import Texts
-from ..evaluation.reports import Epoch, FinetuneReport
-from ..training.options import ComposedOptions, Engine
+from ..evaluation.reports import Engine, Epoch, FinetuneReport
+from ..training.options import ComposedOptions
 from .embedding import OURS, ComposedEmbedding, save_small
 from .small_model import ComposedValidation, SmallModel, held_out_split, precision_on
 

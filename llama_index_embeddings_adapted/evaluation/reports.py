@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import wrapt
 
 from ..adapters.base import Adapter
 from ..core.arrays import Vectors
+from ..errors import NotTrainedError
 from . import verdict as verdicts
 from .comparison import Comparison
 from .held_out import PartReport
@@ -307,3 +310,31 @@ def _plain(report: Any, *, without: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a dataclass as JSON knows them, some left out."""
     kept = {name: value for name, value in vars(report).items() if name not in without}
     return {name: dict(v) if isinstance(v, Mapping) else v for name, v in kept.items()}
+
+
+class Engine:
+    """Has a report once ``finetune()`` is done; ``_loads`` says how to load an earlier model."""
+
+    _loads: ClassVar[str]
+    _output: Path
+    _report: FinetuneReport | None = None
+
+    @property
+    def report(self) -> FinetuneReport:
+        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
+        return self._trained("report")
+
+    def _trained(self, what: str) -> FinetuneReport:
+        if self._report is None:
+            raise NotTrainedError(
+                f"There is no {what} before finetune(). To load an earlier model: "
+                f"{self._loads.format(self._output)}."
+            )
+        return self._report
+
+
+# isinstance(engine, BaseEmbeddingFinetuneEngine) holds once that class exists, without our
+# importing the old package, which takes seconds and may not be importable at all.
+wrapt.register_post_import_hook(
+    lambda types: types.BaseEmbeddingFinetuneEngine.register(Engine), "llama_index.finetuning.types"
+)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -351,17 +352,30 @@ def tokenize(text: str) -> list[str]:
 
 
 def numbered_tokens(texts: Iterable[str]) -> tuple[tuple[str, ...], Rows, Rows]:
-    """Tokenize many texts.
+    """Tokenize many texts, what stands between two spaces once.
 
     Returns the distinct tokens; those of all texts, one text after the other, as numbers of these;
     and ``(n + 1,)``, where each text begins.
     """
-    numbers: dict[str, int] = {}
-    tokens, starts = array("i"), array("q", [0])
+    words, tokens, starts = _Words(), array("i"), array("q", [0])
     for text in texts:
-        tokens.extend([numbers.setdefault(token, len(numbers)) for token in tokenize(text)])
+        tokens.extend(chain.from_iterable(map(words.__getitem__, text.split())))
         starts.append(len(tokens))
-    return tuple(numbers), np.array(tokens), np.array(starts)
+    return tuple(words.numbers), np.array(tokens), np.array(starts)
+
+
+class _Words(dict[str, tuple[int, ...]]):
+    """The tokens of a word, as numbers; of one that is long, perhaps a clause of Chinese, anew."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        numbers = self.numbers
+        found = tuple([numbers.setdefault(token, len(numbers)) for token in tokenize(word)])
+        if len(word) <= (LONGEST if word.isascii() else 16):
+            self[word] = found
+        return found
 
 
 @lru_cache(maxsize=65_536)

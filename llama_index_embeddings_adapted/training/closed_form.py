@@ -5,7 +5,6 @@ and the directions along which the rest is learned.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -131,25 +130,16 @@ def ridge(train: EncodedDataset, strength: float) -> LinearAdapter:
     relevant documents and λ the strength, ``> 0``, in units of the mean eigenvalue of ``QᵀQ``. A
     large one stays at the identity. Source: Hoerl and Kennard 1970, shrunk to the identity.
     """
-    return ridges(train)(strength)
-
-
-def ridges(train: EncodedDataset) -> Callable[[float], LinearAdapter]:
-    """Return what gives the :func:`ridge` of a strength, with products made once for all."""
     queries = l2_normalize(train.queries).astype(np.float64)
     missing = mean_documents(train.relevance, train.documents) - queries  # what the identity lacks
     count, dim = queries.shape
-    unit = max(float(np.square(queries).sum()) / dim, 1e-12)
-    few = count < dim
-    products = queries @ queries.T if few else queries.T @ queries
-    goals = missing if few else queries.T @ missing
-
-    def of(strength: float) -> LinearAdapter:
-        step = np.linalg.solve(products + strength * unit * np.eye(len(products)), goals)
-        step = queries.T @ step if few else step
-        return LinearAdapter((np.eye(dim) + step.T).astype(np.float32))
-
-    return of
+    penalty = strength * max(float(np.square(queries).sum()) / dim, 1e-12)
+    if count < dim:
+        kernel = queries @ queries.T + penalty * np.eye(count)
+        step = queries.T @ np.linalg.solve(kernel, missing)
+    else:
+        step = np.linalg.solve(queries.T @ queries + penalty * np.eye(dim), queries.T @ missing)
+    return LinearAdapter((np.eye(dim) + step.T).astype(np.float32))
 
 
 def answer_directions(train: EncodedDataset, spectrum: Spectrum) -> Vectors:

@@ -34,7 +34,7 @@ from ..evaluation import held_out
 from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
 from ..evaluation.page import Texts
-from ..evaluation.reports import Deployment, FinetuneReport
+from ..evaluation.reports import Deployment, Engine, FinetuneReport
 from ..evaluation.verdict import LOOKS_RANDOM
 from ..evaluation.views import WordScores, bank_of, judge_on
 from ..serving.embedding import AdaptedEmbedding
@@ -43,7 +43,7 @@ from ..serving.views import index_and_nodes
 from .auto.search_space import check_method
 from .auto.tune import tune
 from .closed_form import whitening
-from .options import Engine, TrainingOptions, check_dim, implied_method, settings_of
+from .options import TrainingOptions, check_dim, implied_method, settings_of
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one

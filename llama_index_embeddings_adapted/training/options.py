@@ -1,18 +1,14 @@
-"""How to train an adapter, or a small model beside a black box; what both have to show."""
+"""How to train an adapter, or a small model beside a black box; every value is checked at once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
-
-import wrapt
+from typing import Any, Literal, TypeVar, get_args
 
 from .. import errors
 from ..adapters.base import Adapter
 from ..errors import OptionError, check_choice, check_known, check_number, check_whole
-from ..evaluation.reports import FinetuneReport
 from ..evaluation.retrieval import parse
 
 Loss = Literal["queried", "mnr", "corpus"]
@@ -236,31 +232,3 @@ class ComposedOptions(_Checked):
             parse(self.metric)
         except errors.MetricError as cause:
             raise OptionError(f"metric: {cause}") from cause
-
-
-class Engine:
-    """Has a report once ``finetune()`` is done; ``_loads`` says how to load an earlier model."""
-
-    _loads: ClassVar[str]
-    _output: Path
-    _report: FinetuneReport | None = None
-
-    @property
-    def report(self) -> FinetuneReport:
-        """What ``finetune()`` found; a :class:`NotTrainedError` before."""
-        return self._trained("report")
-
-    def _trained(self, what: str) -> FinetuneReport:
-        if self._report is None:
-            raise errors.NotTrainedError(
-                f"There is no {what} before finetune(). To load an earlier model: "
-                f"{self._loads.format(self._output)}."
-            )
-        return self._report
-
-
-# isinstance(engine, BaseEmbeddingFinetuneEngine) holds once that class exists, without our
-# importing the old package, which takes seconds and may not be importable at all.
-wrapt.register_post_import_hook(
-    lambda types: types.BaseEmbeddingFinetuneEngine.register(Engine), "llama_index.finetuning.types"
-)

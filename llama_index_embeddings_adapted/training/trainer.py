@@ -82,16 +82,15 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
 
 
-def each_in_threads(works: Sequence[Callable[[], Made]], most: int | None = None) -> list[Made]:
-    """Return what each work returns, several at once; see :func:`run_in_threads`."""
+def each_in_threads(work: Callable[[int], Made], count: int, most: int | None = None) -> list[Made]:
+    """Return what some work makes of each number, several at once; see :func:`run_in_threads`."""
     made: dict[int, Made] = {}
 
-    def run(at: int) -> Iterator[None]:
-        made[at] = works[at]()
-        yield
+    def run(at: int) -> Iterator[Made]:
+        yield made.setdefault(at, work(at))
 
-    run_in_threads([run(at) for at in range(len(works))], most)
-    return [made[at] for at in range(len(works))]
+    run_in_threads([run(at) for at in range(count)], most)
+    return [made[at] for at in range(count)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,7 +137,7 @@ def test_the_quickstart_says_what_comes_and_an_interrupt_ends_it_with_one_line()
         said = [ran.stdout.readline() for _ in range(5)]
         ran.send_signal(signal.SIGINT)
         error = ran.communicate()[1]
-    assert said[-1].startswith("About three minutes")
+    assert said[-1].startswith("A few minutes on two cores")
     assert (ran.returncode, error.count("\n")) == (130, 1)
     assert error.startswith("Interrupted. What is finished is kept")
 

@@ -150,7 +150,7 @@ class _Descent:
         units, base = self._query.forward(self._queries[batch]), self._units[batch]
         if self._document is None:
             fixed = self._documents[candidates]
-            excess, temperature = self._excess(batch, candidates, units, fixed)
+            excess, temperature = self._excess(batch, candidates, units @ fixed.T)
             towards = excess @ fixed
             if self._anchor:
                 weight = np.float32(2 * self._anchor / len(batch))
@@ -161,19 +161,17 @@ class _Descent:
         anchors = self._random.integers(len(self._documents), size=_ANCHORS)
         rows = self._documents[np.concatenate([candidates, anchors])]
         moved = self._document.forward(rows)
-        excess, temperature = self._excess(batch, candidates, units, moved[:count])
+        excess, temperature = self._excess(batch, candidates, units @ moved[:count].T)
         drift = units @ moved[count:].T - base @ rows[count:].T
         drift *= np.float32(2 * self._anchor / drift.size)
         weights = np.concatenate([excess, drift], axis=1)
         gradients = {self._query: weights @ moved, self._document: weights.T @ units}
         self._move(gradients, temperature, pace)
 
-    def _excess(
-        self, batch: Rows, candidates: Rows, units: Vectors, documents: Vectors
-    ) -> tuple[Vectors, Vectors]:
+    def _excess(self, batch: Rows, candidates: Rows, cosines: Vectors) -> tuple[Vectors, Vectors]:
         relevant, hidden = self._competition.among(batch, candidates)
         more = self._competition.stands_for(candidates)
-        return _excess(units @ documents.T, relevant, hidden, self._log_temperature, more)
+        return _excess(cosines, relevant, hidden, self._log_temperature, more)
 
     def _move(self, gradients: dict[_Side, Vectors], temperature: Vectors, pace: float) -> None:
         options = self._options
@@ -197,20 +195,15 @@ class _Descent:
 
 
 def _excess(
-    cosines: Vectors,
-    relevant: Qrels,
-    hidden: Qrels,
-    log_temperature: _Weights,
-    stands_for: float = 1.0,
+    cosines: Vectors, relevant: Qrels, hidden: Qrels, log_t: _Weights, stands_for: float = 1.0
 ) -> tuple[Vectors, Vectors]:
     """Return the gradient of :func:`ranking_nll` by cosines, ``(n, c)``, and by log T, ``(1,)``.
 
     The cosines are overwritten.
     """
     entries, targets = (relevant.queries, relevant.documents), relevant.counts
-    temperature = np.float32(np.exp(log_temperature.value[0]))
-    logits = cosines
-    logits /= temperature
+    temperature = np.float32(np.exp(log_t.value[0]))
+    logits = np.divide(cosines, temperature, out=cosines)
     logits[entries] -= np.float32(math.log(stands_for))
     logits[hidden.queries, hidden.documents] = NEVER
     excess = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -27,7 +27,7 @@ from ..closed_form import (
     answer_directions,
     kernel_ridge,
     nudge_n,
-    ridges,
+    ridge,
     whitening,
     widened,
 )
@@ -122,7 +122,7 @@ class RidgeSpec(PipelineSpec):
     strength: float
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        return fitter.once("ridges", "", lambda: ridges(fitter.train))(self.strength)
+        return ridge(fitter.train, self.strength)
 
 
 @dataclass(frozen=True)

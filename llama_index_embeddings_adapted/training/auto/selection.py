@@ -398,7 +398,7 @@ class _Search:
         own = (words.take(test.rows), test.excluded)
         found = (candidates_of(judge.fitter.fit(spec), *given, *own) for spec in specs)
         part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
-        assert part.grids  # computed here, where folds are at work at once
+        _ = part.grids  # computed here, where folds are at work at once
         return part
 
     def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -420,8 +420,7 @@ class _Search:
 
     def _each(self, work: Callable[[int], Made]) -> list[Made]:
         """Do some work for each fold, several at once."""
-        count = len(self._judges)
-        return each_in_threads([functools.partial(work, k) for k in range(count)], self._at_once)
+        return each_in_threads(work, len(self._judges), self._at_once)
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
-from ...core.arrays import Rows
+from ...core.arrays import Rows, Vectors
 from ...core.encoded import EncodedDataset
 from ...core.files import library_version
 from ...evaluation.held_out import PartReport, Parts, labels_look_random
@@ -194,13 +194,18 @@ class _Everything:
     """Fits specs on all queries; what they share is fitted once."""
 
     def __init__(self, data: EncodedDataset, options: TrainingOptions) -> None:
-        self._directions = span(data, seed=options.seed)
-        self._fitter = PipelineFitter(narrowed(data, self._directions), options)
+        self._data, self._options = data, options
+
+    @cached_property
+    def _fitter(self) -> tuple[PipelineFitter, Vectors]:
+        directions = span(self._data, seed=self._options.seed)
+        return PipelineFitter(narrowed(self._data, directions), self._options), directions
 
     def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
         """Return the adapter; or None and why it fails, as cross-fitting is not lost."""
         try:
-            return self._fitter.fit_whole(spec, self._directions), ""
+            fitter, directions = self._fitter
+            return fitter.fit_whole(spec, directions), ""
         except FAILURES as cause:
             failure = f"{spec} fails on all pairs: {cause}"
             warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)

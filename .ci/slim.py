@@ -61,6 +61,9 @@ def save(folder: Path, address: str) -> None:
 
 def serve(folder: Path, address: str) -> None:
     """Serve it, with nothing heavy at hand."""
+    # First, as some environments let Python keep what it compiles there, and others do not.
+    files = Path(sysconfig.get_path("purelib")).rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
     for name in HEAVY:
         top, *_ = name.split(".")
         found = importlib.util.find_spec(top) and importlib.util.find_spec(name)
@@ -74,8 +77,6 @@ def serve(folder: Path, address: str) -> None:
     )
     assert abs(cosine + 1) < 1e-5, f"not the adapted vector: {query}"
     assert model.get_text_embedding_batch(["one", "two"]) == [vector("one"), vector("two")]
-    files = Path(sysconfig.get_path("purelib")).rglob("*")
-    size = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
     code = "from llama_index_embeddings_adapted import AdaptedEmbedding"
     began = time.perf_counter()  # a second process: the first has compiled what it imported
     subprocess.run([sys.executable, "-c", code], check=True)

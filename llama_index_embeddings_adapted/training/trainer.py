@@ -51,7 +51,7 @@ def limit_threads(multiplications: int) -> Iterator[None]:
 
 
 def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> None:
-    """Exhaust iterators, several at once, with torch's threads divided among them.
+    """Exhaust iterators, several at once in turns, with torch's threads divided among them.
 
     Two trainings on a thread each are sooner done than in turn on two, if numpy's products keep to
     these threads too. The first error or interrupt ends all, each after what it does then, and is
@@ -64,14 +64,21 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         return
     ended, share = threading.Event(), max(1, threads // workers)
 
-    def exhaust(work: Iterator[Any]) -> None:
-        while not ended.is_set() and next(work, ended) is not ended:
-            pass
+    waiting = deque(works)
+
+    def take_turns() -> None:
+        while not ended.is_set():
+            try:
+                work = waiting.popleft()
+            except IndexError:  # others are at what is left
+                return
+            if next(work, ended) is not ended:
+                waiting.append(work)
 
     executor = ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,))
     try:
         with threadpool_limits(share, "blas"), executor as pool:
-            tasks = [pool.submit(exhaust, work) for work in works]
+            tasks = [pool.submit(take_turns) for _ in range(workers)]
             try:
                 for task in as_completed(tasks):
                     task.result()

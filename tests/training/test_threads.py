@@ -48,6 +48,19 @@ def test_one_at_a_time_is_in_order_and_small_steps_have_one_thread():
     assert torch.get_num_threads() == 2
 
 
+def test_three_works_on_two_threads_take_turns():
+    steps: list[tuple[int, int]] = []
+
+    def work(number: int) -> Iterator[None]:
+        for at in range(3):
+            steps.append((at, number))
+            time.sleep(0.01)
+            yield
+
+    run_in_threads([work(number) for number in range(3)])
+    assert steps.index((0, 2)) < min(steps.index((2, number)) for number in range(3))
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_ends_all_of_them_and_is_raised(error):
     steps = 0

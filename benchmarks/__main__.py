@@ -66,7 +66,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "throughput": lambda g: _saved("throughput", throughput.run()),
     "composed": lambda g: composed.run(g.data, g.cache, g.black_box, g.sets, g.epochs),
     "upgrade": _upgrade,
-    "views": lambda g: views.run(g.load, g.cache, g.sets),
+    "views": lambda g: views.run(g.load, g.cache, g.sets, g.seeds),
     "words": lambda g: _saved("words", words.run(g.data, g.cache)),
     "watching": lambda g: _saved("watching", {"rows": watching.run(g.data, g.cache)}),
     "frozen": lambda g: frozen.run(g.data, g.cache),

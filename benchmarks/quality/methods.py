@@ -14,7 +14,7 @@ from benchmarks.quality.judged import judge
 
 Row = dict[str, Any]
 
-COMMAND = "python -m benchmarks methods --seeds 1 --packages packages"
+COMMAND = "python -m benchmarks methods --packages packages"
 VARIANTS: dict[str, dict[str, Any]] = {
     "auto, query": {"method": "auto"},
     "auto, both": {"method": "auto", "adapts": "both"},
@@ -76,7 +76,6 @@ def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> 
         "verdict": report.verdict,
         "recipe": report.choice.recipe,
         "expect": report.choice.expect,
-        "candidates": {name: list(gain) for name, gain in report.choice.gains.items()},
         "seconds": seconds,
         "train_queries": report.train_queries,
         "base_texts": report.base_texts,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from llama_index_embeddings_adapted.lexical.bm25 import WEIGHT as WORDS
 from llama_index_embeddings_adapted.serving.views import Views
 from llama_index_embeddings_adapted.training.unlabelled import SHRINKAGE, self_trained
 
+COMMAND = "python -m benchmarks views --packages packages"
 ONE_VECTOR = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # λ², of its words
 MOST_TEST, MOST_DEV, MOST_BANK = 1_500, 1_000, 2_000
 _RANK_CONSTANT = 60.0  # of LlamaIndex's reciprocal rank fusion
@@ -67,31 +70,79 @@ class Scored:
         return self.ranked(total)
 
 
-def run(load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...]) -> None:
-    """Measure every view; those of a set that took an engine are kept where they are there."""
+def run(
+    load: Callable[[str], sets.RealSet], cache: Path, names: tuple[str, ...], seeds: int
+) -> None:
+    """Measure every view of each set once, then what is trained by more seeds; those are kept."""
     base = environment.minilm()
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
-        for name in names:
+        for seed, name in product(range(seeds), names):
             there = environment.found("views", "sets", name)
-            row = measure(load(name), encoder, base, cache, there)
-            environment.add("views", "python -m benchmarks views", ("sets", name), row)
-            print(name, {k: round(v["ndcg@10"], 4) for k, v in row["views"].items()}, flush=True)
+            if seed and str(seed) in there.get("seeds", {}):
+                continue
+            asked = _Asked.of(load(name), encoder)
+            trained = partial(asked.trained, base, cache, seed)
+            if seed:
+                row, key = trained("auto")[0], ("sets", name, "seeds", str(seed))
+            else:
+                row, key = measure(asked, trained, encoder, there), ("sets", name)
+            environment.add("views", COMMAND, key, row)
+            shown = {k: round(v["ndcg@10"], 4) for k, v in row.get("views", row).items()}
+            print(name, seed, shown, flush=True)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A set, with all that views are made of."""
+
+    train: Dataset
+    dev: Dataset
+    tested: Dataset
+    texts: list[str]  # of the bank
+    bank: Vectors
+    test: Scored
+
+    @classmethod
+    def of(cls, real: sets.RealSet, encoder: Encoder) -> _Asked:
+        train, dev = real.train, real.dev
+        if dev is None:  # scifact: a fifth of its training queries, which the bank then leaves out
+            train, dev = train.train_test_split(0.2, seed=0)
+        texts = list(_some(train, MOST_BANK).queries.values())
+        bank, tested = encoder.encode(texts, "query"), _some(real.tests["test"], MOST_TEST)
+        return cls(train, dev, tested, texts, bank, _scored(tested, texts, bank, encoder))
+
+    def rows(self, found: dict[str, RetrievalScores]) -> dict[str, Any]:
+        """Return NDCG@10 of views, with the interval of its difference to the base."""
+        start, rows = self.test.mixed(0, 0), {}
+        for view, scores in found.items():
+            gain = judged.difference(start, scores)
+            rows[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
+        return rows
+
+    def trained(
+        self, base: Any, cache: Path, seed: int, method: str
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return rows of an engine's adapter, alone and as it is served with words, and weights."""
+        options: Any = {"val_dataset": self.dev, "method": method, "seed": seed}
+        engine = sets.trained(self.train, base, cache, **options)
+        views, given, test = engine.report.views, engine._found, self.test
+        alone = test.adapted(engine.get_finetuned_model().adapter, self.bank).mixed(0, 0)
+        served, weights = test.mixed(0, 0), {}
+        if views is not None and views.verdict.decision.stance != "against":
+            mixed = test.adapted(given.mixed, given.bank) if views.model else test
+            served = mixed.mixed(*views.weights)
+            weights[method] = [views.words, views.prior, views.model]
+        return self.rows({method: alone, f"{method} + views": served}), weights
 
 
 def measure(
-    real: sets.RealSet, encoder: Encoder, base: Any, cache: Path, there: dict[str, Any]
+    asked: _Asked, trained: Callable[[str], Any], encoder: Encoder, there: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return NDCG@10 of every view on test, with the interval of its difference to the base."""
-    train, dev = real.train, real.dev
-    if dev is None:  # scifact: a fifth of its training queries, which the bank then leaves out
-        train, dev = train.train_test_split(0.2, seed=0)
-    asked = list(_some(train, MOST_BANK).queries.values())
-    bank = encoder.encode(asked, "query")
-    judge = _scored(_some(dev, MOST_DEV), asked, bank, encoder)
-    tested = _some(real.tests["test"], MOST_TEST)
-    test = _scored(tested, asked, bank, encoder)
+    """Return the rows of every view; those that took an engine are kept where they are there."""
+    texts, bank, test, tested = asked.texts, asked.bank, asked.test, asked.tested
+    judge = _scored(_some(asked.dev, MOST_DEV), texts, bank, encoder)
     plain = replace(test, words=_bm25(tested))
-    adapted = _self_trained(tested, test, asked, bank)
+    adapted = _self_trained(tested, test, texts, bank)
     scores = {(w, p): judge.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
     best = max(scores, key=lambda pair: scores[pair])  # of equal ones, the smallest
     found = {
@@ -104,34 +155,21 @@ def measure(
         "adapter, no label": adapted.mixed(0, 0),
         "all, no label": adapted.mixed(WORDS, PENALTY),
         "both, dev": test.mixed(*best),
-        "one vector, dev": _one_vector(dev, tested, judge, test, asked),
+        "one vector, dev": _one_vector(asked.dev, tested, judge, test, texts),
     }
-    weights = {"both": best}
-    trained = there.get("views", {})
+    tuned, rows = {**there.get("tuned", {}), "both": best}, there.get("views", {})
     for method in ("linear", "auto"):
-        if method in trained:
-            weights |= {name: w for name, w in there["tuned"].items() if name == method}
-            continue
-        engine = sets.trained(train, base, cache, val_dataset=dev, method=method)
-        views, given = engine.report.views, engine._found
-        found[method] = test.adapted(engine.get_finetuned_model().adapter, bank).mixed(0, 0)
-        found[f"{method} + views"] = found["base"]
-        if views is not None and views.verdict.decision.stance != "against":
-            mixed = test.adapted(given.mixed, given.bank) if views.model else test
-            found[f"{method} + views"] = mixed.mixed(*views.weights)
-            weights[method] = [views.words, views.prior, views.model]
-    rows = {}
-    for view, scores in found.items():
-        gain = judged.difference(found["base"], scores)
-        rows[view] = {"ndcg@10": scores["ndcg@10"], "interval": [gain.low, gain.high]}
-    rows = {**trained, **rows}
+        if method not in rows:
+            made, weights = trained(method)
+            rows, tuned = {**rows, **made}, {**tuned, **weights}
     return {
         "queries": len(tested),
         "documents": len(test.data.document_ids),
         "bank": len(bank),
-        "tuned": weights,
-        "without labels on dev": _ways(_some(dev, MOST_DEV), judge, asked, bank),
-        "views": rows,
+        "tuned": tuned,
+        "without labels on dev": _ways(_some(asked.dev, MOST_DEV), judge, texts, bank),
+        "views": {**rows, **asked.rows(found)},
+        "seeds": there.get("seeds", {}),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, truncate
-from .options import LLMS, CommandResult, EmbeddingJob, Job, app, command
+from .options import LLMS, CommandResult, DataJob, EmbeddingJob, Job, app, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset
@@ -18,19 +18,17 @@ _FEWEST_JUDGES = 100  # real queries prove more than many written ones, from her
 
 
 @command("Show queries of a dataset with their documents.")
-class Show(Job):
+class Show(DataJob):
     """Show what a dataset holds: numbers, and queries with their documents, drawn at random."""
 
     data: Path
     number: int = 5
-    split: str = "train"
     seed: int = 0
 
     def run(self) -> CommandResult:
         from ..data.dataset import data_statistics
-        from . import inputs
 
-        dataset = inputs.read_pairs(self.data, self.split)
+        dataset = self._pairs(self.data)
         sources = ", ".join(f"{n:,} {source}" for source, n in dataset.sources.items())
         origin = f" ({sources})" if sources else ""
         lines = [f"{len(dataset):,} queries{origin}, {len(dataset.corpus):,} documents"]
@@ -50,7 +48,7 @@ class Show(Job):
 
 
 @command("Cut a dataset into one to train on and one to test on.")
-class Split(Job):
+class Split(DataJob):
     """Cut a dataset in two: train on one file, compare on the other.
 
     By document, no test query asks for a document that a training query asks for: the harder test,
@@ -62,7 +60,6 @@ class Split(Job):
     test: Path = Path("test.json")
     share: float = 0.2
     by: str = "document"
-    split: str = "train"
     seed: int = 0
 
     def run(self) -> CommandResult:
@@ -76,7 +73,7 @@ class Split(Job):
             inputs.check_target(path)
             if path.exists():
                 raise OptionError(f"{path} is there already. Name others: --train and --test.")
-        dataset = inputs.read_pairs(self.data, self.split)
+        dataset = self._pairs(self.data)
         by: Any = self.by
         parts = dataset.train_test_split(self.share, by=by, seed=self.seed)
         lines, data = [], {}
@@ -89,7 +86,7 @@ class Split(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionJob(EmbeddingJob):
+class QuestionJob(EmbeddingJob, DataJob):
     """The options of commands that may have questions written about documents."""
 
     llm: str | None = None
@@ -123,7 +120,7 @@ class QuestionJob(EmbeddingJob):
         elif self.estimate:
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
         if self.examples is not None:
-            options.read_examples(inputs.existing(self.examples))
+            options.read_examples(self._asked(inputs.existing(self.examples)))
         size = self.chunk_size or inputs.USUAL_CHUNK
         if (self.chunk_overlap or 0) >= size:
             raise OptionError(
@@ -131,6 +128,10 @@ class QuestionJob(EmbeddingJob):
                 f"got {self.chunk_overlap}."
             )
         return inputs.read_documents(source)
+
+    def _asked(self, examples: Path) -> Any:
+        """Return a text file of queries as it is, of rows the dataset."""
+        return examples if examples.suffix.lower() == ".txt" else self._pairs(examples)
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""
@@ -143,10 +144,12 @@ class QuestionJob(EmbeddingJob):
         passages = inputs.cut(documents, model, self.chunk_size, self.chunk_overlap)
         writer = inputs.resolve_writer(self.llm)
         options = dict(writer.settings)
-        if self.examples is not None and "max_chunks" in options:
-            options["max_chunks"] *= 2  # a call takes less than half as long
-        named = ("examples", "styles", "questions_per_call", "concurrency", "max_chunks")
-        options |= self.given(*named, "structure")
+        if self.examples is not None:
+            options["examples"] = self._asked(self.examples)
+            if "max_chunks" in options:
+                options["max_chunks"] *= 2  # a call takes less than half as long
+        named = ("styles", "questions_per_call", "concurrency", "max_chunks", "structure")
+        options |= self.given(*named)
         if self.questions_per_chunk is not None:
             options["num_questions_per_chunk"] = self.questions_per_chunk
         make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
@@ -199,7 +202,6 @@ class Finetune(QuestionJob):
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
-    split: str = "train"
     report: str | None = None
     exit_zero: bool = False
 
@@ -218,12 +220,12 @@ class Finetune(QuestionJob):
                 "--estimate, or point at documents."
             )
         else:
-            dataset = inputs.read_pairs(self.source, self.split)
+            dataset = self._pairs(self.source)
         for folder in (self.out, self._beside("candidate")):
             inputs.check_target_folder(folder)
         page = inputs.page(self.report, self._beside("report.html"))
         options = self._training()
-        val = None if self.val is None else inputs.read_pairs(self.val, self.split)
+        val = None if self.val is None else self._pairs(self.val)
         model = inputs.resolve_model(self.base)
         lines: list[str] = []
         if dataset is None:
@@ -252,11 +254,10 @@ class Finetune(QuestionJob):
         self, val: EmbeddingQAFinetuneDataset | None, written: EmbeddingQAFinetuneDataset
     ) -> EmbeddingQAFinetuneDataset | None:
         """Return the queries of --val, or many of --examples, less those the writer was shown."""
-        from . import inputs
 
         if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):
             return val
-        real = inputs.read_pairs(self.examples, self.split) if val is None else val
+        real = self._pairs(self.examples) if val is None else val
         shown = {example.query for example in written.report.shown}
         rest = [q for q, text in real.queries.items() if " ".join(text.split()) not in shown]
         if len(rest) < (_FEWEST_JUDGES if val is None else 1):
@@ -276,7 +277,7 @@ class Finetune(QuestionJob):
 
 
 @command("Score one model.")
-class Evaluate(EmbeddingJob):
+class Evaluate(EmbeddingJob, DataJob):
     """Score one model: mean hit rate, MRR, NDCG, recall, precision and MAP; NDCG@10 decides."""
 
     data: Path
@@ -288,14 +289,14 @@ class Evaluate(EmbeddingJob):
         from ..evaluation.retrieval import evaluate_retrieval
         from . import inputs
 
-        dataset = inputs.read_pairs(self.data, self.split)
+        dataset = self._pairs(self.data)
         *_, model = inputs.named_models([self.model], dataset.corpus).values()
         scores = evaluate_retrieval(model, dataset, **self.given("ks"), **self._encoding)
         return CommandResult(str(scores), {"model": self.model, **scores.to_dict()})
 
 
 @command("Score models side by side, with significance tests.")
-class Compare(EmbeddingJob):
+class Compare(EmbeddingJob, DataJob):
     """Score models side by side, and test whether the difference is chance.
 
     Nothing is written, unless --report names a page.
@@ -314,7 +315,7 @@ class Compare(EmbeddingJob):
         from . import inputs
 
         page = inputs.page(self.report, None)
-        dataset = inputs.read_pairs(self.data, self.split)
+        dataset = self._pairs(self.data)
         models = inputs.named_models(self.models, dataset.corpus)
         found = compare_retrieval(models, dataset, **self.given("ks"), **self._encoding)
         first, *others = found.scores
@@ -378,7 +379,7 @@ class Ship(Job):
 
 
 @command("Let a new base model ask an old index.")
-class Upgrade(EmbeddingJob):
+class Upgrade(EmbeddingJob, DataJob):
     """Let a new base model ask the index of an old one: nothing is embedded again.
 
     A map from the new model's vectors to the old one's is fitted on texts; no labels are needed.
@@ -399,8 +400,8 @@ class Upgrade(EmbeddingJob):
         from . import inputs
 
         inputs.check_target_folder(self.out)
-        judged = None if self.judged is None else inputs.read_pairs(self.judged, self.split)
-        texts = inputs.read_texts(self.texts, self.split)
+        judged = None if self.judged is None else self._pairs(self.judged)
+        texts = inputs.read_texts(self.texts, self._pairs)
         old, new = inputs.resolve_model(self.old), inputs.resolve_model(self.new)
         found = upgrade_adapter(old, new, texts, **self._encoding)
         AdaptedEmbedding(new, found.adapter).save_pretrained(self.out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,8 +81,11 @@ def _corpus_of(path: Path) -> Path | None:
     return next((file for file in inside if file.name in _CORPUS and file.is_file()), None)
 
 
-def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
-    """Read a dataset with its note, or raise an OptionError, and a DatasetError for damage."""
+def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> EmbeddingQAFinetuneDataset:
+    """Read a dataset with its note, or raise an OptionError, and a DatasetError for damage.
+
+    ``columns`` say which column of rows has which role, as ``"query=question_en"``.
+    """
     if not holds_pairs(path):
         raise OptionError(
             f"{path}: expected a dataset, that is a file of rows ({', '.join(_RECORDS)}) or a "
@@ -91,7 +94,7 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
         )
     if path.is_dir():
         return EmbeddingQAFinetuneDataset.from_beir(path, split)
-    dataset = EmbeddingQAFinetuneDataset.from_file(path)
+    dataset = EmbeddingQAFinetuneDataset.from_file(path, **_roles(columns))
     note = _note(path)
     found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
     if not found or found.get("data") != dataset.fingerprint:
@@ -101,6 +104,16 @@ def read_pairs(path: Path, split: str) -> EmbeddingQAFinetuneDataset:
     return dataset.reported(report, synthetic=bool(found.get("synthetic")))
 
 
+def _roles(columns: Sequence[str]) -> dict[str, list[str]]:
+    roles: dict[str, list[str]] = {}
+    for column in columns:
+        role, _, name = column.partition("=")
+        if not name:
+            raise OptionError(f"--column: expected ROLE=NAME, as query=question, got {column!r}.")
+        roles.setdefault(role, []).append(name)
+    return roles
+
+
 def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
     """Write a dataset as JSON, and beside it what the filters made of its questions."""
     dataset.save_json(path)
@@ -108,10 +121,10 @@ def save_pairs(dataset: EmbeddingQAFinetuneDataset, path: Path) -> None:
     files.write_json(_note(path), {"data": dataset.fingerprint, "report": report})
 
 
-def read_texts(path: Path, split: str) -> list[str]:
+def read_texts(path: Path, read: Callable[[Path], EmbeddingQAFinetuneDataset]) -> list[str]:
     """Return the texts that an index holds: the corpus of a dataset, or documents as passages."""
     if holds_pairs(path):
-        return list(read_pairs(path, split).corpus.values())
+        return list(read(path).corpus.values())
     passages = cut(read_documents(path), None, None, None)
     return [node.get_content(MetadataMode.EMBED) for node in passages]
 
@@ -247,14 +260,20 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
     alone, in ``corpus``; ``"model+bm25"`` words beside a model, at the weight that is safe without
     labels.
     """
-    models: dict[str, Any] = {}
+    named: dict[str, tuple[str, str]] = {}
     for spec in specs:
         name, mark, rest = spec.partition("=")
         vectors = (rest if mark else spec).removesuffix("+bm25")
-        model: Any = BM25Index.of(corpus) if vectors == "bm25" else resolve_model(vectors)
+        named[spec] = (name if mark else Path(spec).name or spec, vectors)
+    # A misspelled name is said before seconds go to loading another model.
+    distinct = {vectors for _, vectors in named.values()} - {"bm25"}
+    loaded = {name: resolve_model(name) for name in sorted(distinct, key=_is_named)}
+    models: dict[str, Any] = {}
+    for spec in specs:
+        label, vectors = named[spec]
+        model: Any = BM25Index.of(corpus) if vectors == "bm25" else loaded[vectors]
         if spec.endswith("+bm25"):
             model = Mixture(model)
-        label = name if mark else Path(spec).name or spec
         inner = model.embed_model if isinstance(model, Mixture) else model
         if len(specs) == 1 and isinstance(inner, AdaptedEmbedding):
             models["base"] = inner.base_embed_model
@@ -264,3 +283,7 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
             raise OptionError(f"models: two are named {label!r}. Name them: other={spec}")
         models[label] = model
     return models
+
+
+def _is_named(vectors: str) -> bool:
+    return vectors == "minilm" or ":" in vectors or Path(vectors).exists()

@@ -23,6 +23,7 @@ from ..errors import AdaptedError, OptionError, nearest, truncate
 from ..questions.prompts import STYLES
 
 if TYPE_CHECKING:
+    from ..data.dataset import EmbeddingQAFinetuneDataset
     from ..evaluation.verdict import Stance, Verdict
 
 LLMS = (
@@ -59,9 +60,12 @@ _HELP = {
     "config": "A TOML file with options of a whole run: a table per command, shared ones above. "
     "Keys are the names of options; the command line wins.",
     "quiet": "Show no progress bars.",
-    "cache_dir": "Folder of vectors and answers that are kept; LlamaIndex's cache if none.",
+    "cache_dir": "Folder of vectors and answers that are kept, LlamaIndex's cache if not given; "
+    '"none" keeps none.',
     "seed": "Same seed, same result.",
     "split": "Of a BEIR folder: qrels/<split>.tsv.",
+    "columns": "Of rows with names of their own, repeatable: query=NAME, document=NAME, and as "
+    "needed negative, grade, query_id or document_id.",
     "exit_zero": "Exit with 0 whatever the verdict; see below.",
     "report": 'Where to write the HTML page; "none" for nowhere.',
     "ks": "Cut-off, repeatable; 1, 5 and 10 if none.",
@@ -217,6 +221,19 @@ class Job(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataJob(Job):
+    """The options of commands that read a dataset."""
+
+    split: str = "train"
+    columns: list[str] | None = None
+
+    def _pairs(self, path: Path) -> EmbeddingQAFinetuneDataset:
+        from .inputs import read_pairs
+
+        return read_pairs(path, self.split, self.columns or ())
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingJob(Job):
     """The options of commands that embed texts."""
 
@@ -225,7 +242,8 @@ class EmbeddingJob(Job):
 
     @property
     def _encoding(self) -> dict[str, Any]:
-        return {"cache_dir": self.cache_dir, "show_progress": not self.quiet}
+        kept = False if self.cache_dir == "none" else self.cache_dir
+        return {"cache_dir": kept, "show_progress": not self.quiet}
 
 
 def run_command(job: Job) -> NoReturn:
@@ -249,6 +267,7 @@ def _print_error(error: Exception, job: Job) -> None:
         traceback.print_exception(error, file=sys.stderr)
     name = type(error).__name__
     message = " ".join(str(error).split("\n")) or name
+    message = message.replace("cache_dir=False", "--cache-dir none")  # as it is said here
     if not isinstance(error, AdaptedError):
         message = f"{name}: {message} (--debug shows where)"
     print(f"Error: {message}", file=sys.stderr)
@@ -277,7 +296,7 @@ def _quiet(quiet: bool) -> bool:
     return quiet
 
 
-_FLAGS = {"as_json": "--json", "styles": "--style", "ks": "--k"}
+_FLAGS = {"as_json": "--json", "styles": "--style", "ks": "--k", "columns": "--column"}
 _LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0}
 _COUNTS = (int | None, list[int] | None)  # of others these, from 1
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -327,7 +346,8 @@ def command(summary: str) -> Callable[[_Kind], _Kind]:
             run_command(kind(**given))
 
         known = {each.name: each for each in fields(kind)}
-        own_first = [known[name] for cls in kind.__mro__ for name in get_annotations(cls)]
+        names = dict.fromkeys(name for cls in kind.__mro__ for name in get_annotations(cls))
+        own_first = [known[name] for name in names]
         title, hints = kind.__name__.lower(), get_type_hints(kind)
         parameters = [_parameter(each, hints[each.name], title) for each in own_first]
         call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

@@ -264,7 +264,9 @@ def _roles(
         if role in by_id:
             roles[role] = roles[role] or roles[f"{role}_id"]
         if not roles[role]:
-            call = "from_csv(path, query=…, document=…)" if isinstance(where, Path) else f"{role}=…"
+            call = f"{role}=…"
+            if isinstance(where, Path):
+                call = f"from_csv(path, {call}), on the command line --column {call}"
             named = "".join(
                 f" For the ids in {ids}, pass {given}=…." for ids in roles[f"{role}_id"]
             )

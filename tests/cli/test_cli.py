@@ -166,9 +166,14 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["split", "pairs.json", "--train", "a", "--test", "./a"], 2, "two files, both are a"),
         (["compare", "pairs.json", "words"], 2, 'take "bm25" and "<model>+bm25", too'),
         (["compare", "pairs.json", "base=counting+bm25", "base=counting"], 2, "two are named"),
+        (["compare", "pairs.json", "adapted:nothing-here", "minlm"], 2, 'Did you mean "minilm"?'),
+        (["evaluate", "pairs.json", "counting", "--cache-dir", "odd.csv/b"], 1, "dir none to"),
         (["finetune", "empty.json"], 1, "empty.json: expected rows, it is empty."),
         (["finetune", "empty.csv"], 1, "and rows below it, got"),
         (["finetune", "odd.csv"], 1, "odd.csv: no column is known to hold queries. Rename it to"),
+        (["show", "odd.csv", "--column", "query"], 2, "ROLE=NAME, as query=question, got 'query'."),
+        (["show", "odd.csv", "--column", "query=frag"], 1, 'query: no column "frag". Columns: "fr'),
+        (["show", "odd.csv", "--column", "qury=frage"], 2, '"qury". Did you mean "query"?'),
     ],
 )
 @pytest.mark.usefixtures("pairs", "documents")
@@ -309,7 +314,11 @@ def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small
     assert "ndcg@5" not in ran.data["metrics"]
     assert ran.data["queries"] == len(small)
     for model in ("counting", "bm25", "counting+bm25"):
-        assert "hit_rate@10" in Ran("evaluate", pairs, model, "--quiet").out
+        assert "hit_rate@10" in Ran("evaluate", pairs, model, "--quiet", "--cache-dir", "none").out
+    assert not Path("none").exists()
+    Path("odd.csv").write_text("frage,abschnitt\nwas,das\n")
+    own_names = ("--column", "query=frage", "--column", "document=abschnitt")
+    assert "was  [q-" in Ran("show", "odd.csv", *own_names).out
     ran = Ran("show", pairs, "--number", 2, "--seed", 1)
     assert ran.code == 0
     assert "12 queries" in ran.out

@@ -22,6 +22,8 @@ from ..errors import CacheError, ShapeError
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Keys = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Role = Literal["query", "document"]
 Adapt = Callable[[Vectors, Keys | None], Vectors]
 

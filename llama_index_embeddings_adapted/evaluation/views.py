@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
@@ -22,6 +21,7 @@ from ..adapters.prior import DocumentPrior
 from ..core.arrays import (
     DOCUMENTS_PER_BLOCK,
     Keys,
+    Mask,
     Rows,
     RowSource,
     Vectors,
@@ -32,7 +32,7 @@ from ..core.arrays import (
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
-from .held_out import Mask, Parts, Validation, compare_by_part
+from .held_out import Parts, Validation, compare_by_part
 from .page import Texts
 from .retrieval import DEPTH, PerQuery, RetrievalScores, ideal_gain, joined
 from .verdict import (
@@ -191,11 +191,11 @@ def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bo
     return worth
 
 
-def _harmless(change: PerQuery) -> NDArray[np.bool_]:
+def _harmless(change: PerQuery) -> Mask:
     """Say of which rows of ``(k, n)`` the mean is no loss, nor less than that of the first."""
     behind = change[:1] - change
     error = behind.std(axis=1) / change.shape[1] ** 0.5
-    found: NDArray[np.bool_] = (change.mean(axis=1) >= 0) & (behind.mean(axis=1) <= error)
+    found: Mask = (change.mean(axis=1) >= 0) & (behind.mean(axis=1) <= error)
     return found
 
 

@@ -213,9 +213,6 @@ class GatedAdapter(CompositeAdapter):
         step = program.apply("mul", program.apply("sub", special, general), known)
         return program.apply("normalize", program.apply("add", general, step))
 
-    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
-        return vectors
-
 
 def _log_mass(cosines: Vectors, share: float) -> Vectors:
     """Return log Σ exp(cosine / temperature), corrected for sampling; a floor where empty."""

@@ -133,15 +133,14 @@ class Shortlist:
     def __init__(self, rows: Rows, relevance: Qrels, k: int) -> None:
         grades = relevance.grades_at(rows)
         self._lines, self._places = np.nonzero(grades)
-        self._grades, self._k = grades[self._lines, self._places], k
+        counts, own = np.count_nonzero(grades, axis=1), grades[self._lines, self._places]
+        self._relevance, self._k = Qrels._of(counts, self._places, own), k
 
     def gain(self, scores: Vectors) -> Floats:
         """Return the discounted gain of the first ``k`` by ``(n, c)`` scores; see :func:`ahead`."""
         own = scores[self._lines, self._places]
         found = ahead(scores, self._lines, self._places, own, self._k)
-        gains = np.where(found < self._k, self._grades / np.log2(found + 2), 0.0)
-        total = np.bincount(self._lines, weights=gains, minlength=len(scores))
-        return np.asarray(total, dtype=np.float64)
+        return self._relevance.discounted_gain(found, self._k)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,6 @@ class TestFold:
     known: Mask  #: ``(n,)``, whether the judged documents have training queries.
 
     def __len__(self) -> int:
-        """Return how many judgements there are."""
         return len(self.rows)
 
     def take(self, rows: Rows) -> TestFold:

@@ -265,7 +265,6 @@ class _Listwise:
         self._steps = 0
 
     def epoch(self) -> None:
-        """Take one pass over the queries."""
         others = self._others
         if len(others) > self.max_others:
             others = others[self._random.choice(len(others), self.max_others, replace=False)]
@@ -292,5 +291,4 @@ class _Listwise:
         self._log_temperature.move(slope, self.learning_rate, self._steps)
 
     def export(self) -> NudgeAdapter:
-        """Return the offsets so far."""
         return NudgeAdapter.of(self._keys, self._offsets.value, max_drift=self.max_drift)

@@ -400,7 +400,6 @@ class _Search:
         return part
 
     def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the ids of some queries and of all documents."""
         return tuple(self._data.query_ids[row] for row in rows), self._data.document_ids
 
     def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:

@@ -32,7 +32,8 @@ def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
     Both are unit rows, ``(n, new_dim)`` and ``(n, old_dim)``, of the same texts. Where the
     dimensions differ, ``R`` has orthonormal rows or columns. Source: Schönemann 1966.
     """
-    return _linear(_rotation(new.astype(np.float64), old.astype(np.float64)))
+    rotation = _rotation(new.astype(np.float64), old.astype(np.float64))
+    return LinearAdapter(rotation.astype(np.float32), shared=True)
 
 
 def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
@@ -49,16 +50,12 @@ def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
     gram = x.T @ x
     gram[np.diag_indices(len(gram))] += strength * max(np.trace(gram) / len(gram), 1e-12)
     step = np.linalg.solve(gram, x.T @ (y - scale * rotated)).T
-    return _linear(scale * rotation + step)
+    return LinearAdapter((scale * rotation + step).astype(np.float32), shared=True)
 
 
 def _rotation(x: Floats, y: Floats) -> Floats:
     left, _, right = np.linalg.svd(y.T @ x, full_matrices=False)
     return np.asarray(left @ right)
-
-
-def _linear(weight: Floats) -> LinearAdapter:
-    return LinearAdapter(weight.astype(np.float32), shared=True)
 
 
 #: Every way to fit a map, by name.

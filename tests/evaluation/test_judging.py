@@ -212,7 +212,7 @@ def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
 
 def test_tables_and_figure_show_every_model(small, tmp_path):
     models = {f"seed {seed}": CountingEmbedding(seed=seed, dim=2) for seed in (1, 2)}
-    found = compare_retrieval(models, small, **QUIET)
+    found = compare_retrieval(models, type("OldDataset", (), dict(small)), **QUIET)
     lines = found.to_markdown(["mrr@5", "ndcg@10"]).splitlines()
     assert lines[0] == "| model | mrr@5 | ndcg@10 |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| seed 1", "| seed 2"]

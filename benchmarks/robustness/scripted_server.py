@@ -33,23 +33,15 @@ def nodes(passages: int) -> list[TextNode]:
     ]
 
 
-def client(api_base: str) -> Any:
+def client(api_base: str, **options: Any) -> Any:
     """Return a client of a scripted server; it leaves no connection open."""
     import httpx
     from llama_index.llms.openai_like import OpenAILike
 
-    limits = httpx.Limits(max_keepalive_connections=0)
-    return OpenAILike(
-        async_http_client=httpx.AsyncClient(limits=limits),
-        model="scripted",
-        api_base=api_base,
-        api_key="none",
-        is_chat_model=True,
-        context_window=4096,
-        max_tokens=100,
-        temperature=0.0,
-        max_retries=0,
-    )
+    http = httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0))
+    given = {"model": "scripted", "api_key": "none", "context_window": 4096, "max_tokens": 100}
+    given |= {"is_chat_model": True, "temperature": 0.0, "max_retries": 0, **options}
+    return OpenAILike(api_base=api_base, async_http_client=http, **given)
 
 
 class ScriptedServer:

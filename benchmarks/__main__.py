@@ -31,15 +31,10 @@ def _saved(name: str, results: dict[str, object], command: str = "") -> None:
     environment.save(name, command or f"python -m benchmarks {name}", results)
 
 
-def _power(given: argparse.Namespace) -> None:
-    names = tuple(name for name in given.sets if name in trust.SIZES)
-    trust.power(given.data, given.cache, names, given.runs or 50)
-
-
 def _upgrade(given: argparse.Namespace) -> None:
     if given.mpnet is None:
         raise SystemExit("upgrade needs --mpnet")
-    upgrade.run(given.data, given.cache, given.mpnet, tuple(given.sets))
+    upgrade.run(given.data, given.cache, given.mpnet, given.sets)
 
 
 def _questions(given: argparse.Namespace) -> None:
@@ -53,11 +48,11 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "methods": lambda g: methods.run(g.load, g.cache, g.sets, tuple(g.variants), g.seeds),
     "peers": lambda g: peers.run(g.load, g.cache, g.sets, tuple(g.peers), g.seeds),
     "calibration": lambda g: trust.calibrate(g.data, g.cache, g.runs or 200),
-    "power": _power,
+    "power": lambda g: trust.power(g.data, g.cache, g.sets, g.runs or 50),
     "clicks": lambda g: clicks.run(g.data, g.cache),
     "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),
-    "curves": lambda g: curves.run(g.data, g.cache, tuple(g.sets)),
+    "curves": lambda g: curves.run(g.data, g.cache, g.sets),
     "speed": lambda g: speed.run(g.data, g.cache),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),

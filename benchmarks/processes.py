@@ -6,10 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
+Found = TypeVar("Found")
+
+
+def timed(work: Callable[[], Found]) -> tuple[Found, float]:
+    """Return what the work returns, and the seconds it took."""
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
 
 
 def in_a_process(*arguments: object, **settings: str) -> dict[str, Any]:

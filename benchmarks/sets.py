@@ -30,6 +30,17 @@ class RealSet:
     dev: Dataset | None
     tests: dict[str, Dataset]
 
+    def with_dev(self, share: float = 0.1) -> tuple[Dataset, Dataset]:
+        """Return train and dev; where there is no dev, a share of train."""
+        if self.dev is not None:
+            return self.train, self.dev
+        return self.train.train_test_split(share, by="query", seed=0)
+
+    @property
+    def labelled(self) -> Dataset:
+        """Train and dev together."""
+        return self.train if self.dev is None else self.train.merged(self.dev)
+
 
 def load(folder: Path, name: str, packages: Path | None = None) -> RealSet:
     """Read a set, or make it of packages. Tests of uberlyft_10k search the Uber documents only."""

@@ -11,7 +11,9 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from tests.support.flaky_server import serving
 from tests.support.stores import postgres_server
 
@@ -71,6 +73,10 @@ class CountingEmbedding(BaseEmbedding):
         return self._asked
 
     @property
+    def asked_beyond_probes(self) -> list[tuple[str, str]]:
+        return [asked for asked in self._asked if asked[1] not in PROBE_TEXTS]
+
+    @property
     def batches(self) -> list[int]:
         return self._batches
 
@@ -93,6 +99,14 @@ class CountingEmbedding(BaseEmbedding):
 
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}
+
+
+def trained_engine(dataset: Any, base: Any, folder: Path, **options: Any) -> Any:
+    """An engine that has trained; its adapter is in ``folder / "adapter"``."""
+    given = {"model_output_path": folder / "adapter", **QUIET, **options}
+    engine = package.EmbeddingAdapterFinetuneEngine(dataset, base, **given)
+    engine.finetune()
+    return engine
 
 
 @pytest.fixture

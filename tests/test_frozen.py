@@ -33,23 +33,20 @@ def test_a_folder_gives_the_vectors_it_gave_over_the_base_model_it_names(name):
 def test_a_vector_cache_and_a_journal_are_read_without_asking_model_or_llm(tmp_path):
     cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     base = CountingEmbedding()
-    encoder = Encoder(base, cache_dir=cache, show_progress=False)
-    for role in ("query", "document"):
-        assert np.array_equal(encoder.encode(list(TEXTS), role), EXPECTED["cache"][role])
-    encoder.close()
+    with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
+        for role in ("query", "document"):
+            assert np.array_equal(encoder.encode(list(TEXTS), role), EXPECTED["cache"][role])
     assert not {text for _, text in base.asked} & set(TEXTS)
     llm = ScriptedLLM()
-    dataset = package.generate_qa_embedding_pairs(
-        nodes(), llm, num_questions_per_chunk=1, cache_dir=cache, show_progress=False
-    )
+    options = {"num_questions_per_chunk": 1, "cache_dir": cache, "show_progress": False}
+    dataset = package.generate_qa_embedding_pairs(nodes(), llm, **options)
     assert list(dataset.queries.values()) == EXPECTED["journal"]["queries"]
     assert (llm.calls, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
 
 
 def test_a_dataset_is_written_byte_for_byte_as_it_was(tmp_path):
-    package.EmbeddingQAFinetuneDataset.from_json(str(FOLDER / "dataset.json")).save_json(
-        str(tmp_path / "again.json")
-    )
+    dataset = package.EmbeddingQAFinetuneDataset.from_json(str(FOLDER / "dataset.json"))
+    dataset.save_json(str(tmp_path / "again.json"))
     assert (tmp_path / "again.json").read_bytes() == (FOLDER / "dataset.json").read_bytes()
     with pytest.raises(FolderError, match=r"a QueryMemoryAdapter, which version 0\.1 of this"):
         package.AdaptedEmbedding.from_pretrained(FOLDER / "memory", CountingEmbedding())

@@ -1,9 +1,6 @@
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from llama_index.core.embeddings import MockEmbedding
@@ -11,17 +8,10 @@ from llama_index.core.embeddings import MockEmbedding
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, LinearAdapter, errors
 from tests.support.frozen import FOLDER
+from tests.support.processes import fresh
 from tests.test_frozen import ADAPTERS
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "llama_index.finetuning", "scipy")
-
-
-def fresh(code: str, *args: object) -> Any:
-    """Run code in a fresh interpreter; return what it printed last, as JSON."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 import llama_index_embeddings_adapted as package
 from benchmarks import environment, sets
+from benchmarks.processes import timed
 
 EPOCHS = 4
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
@@ -98,9 +99,7 @@ def _old(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any,
 
 def _new(real: sets.RealSet, base: CountedEmbedding, folder: Path) -> tuple[Any, dict[str, Any]]:
     dataset = package.EmbeddingQAFinetuneDataset(**_plain(real.train))
-    began = time.perf_counter()
-    engine = sets.trained(dataset, base, folder / "cache", method="linear")
-    seconds = time.perf_counter() - began
+    engine, seconds = timed(lambda: sets.trained(dataset, base, folder / "cache", method="linear"))
     return engine.get_finetuned_model(), {"seconds": seconds, **base.counts()}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import environment, sets
+from benchmarks.processes import timed
 from benchmarks.quality import peers
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
@@ -37,37 +39,20 @@ def run(data: Path, cache: Path) -> None:
         "auto": lambda: {name: _autos(sets.load(data, name), cache) for name in AUTO_SETS},
         "auto_vectors": lambda: _of_vectors(encoder.dataset(sets.load(data, "nl2bash").train)),
     }
-    found = environment.load("speed") if environment.exists("speed") else {}
     for name, measure in parts.items():
-        if name not in found:
-            _keep(name, measure())
-
-
-def _keep(name: str, measured: Any) -> None:
-    print(name, measured, flush=True)
-    added = {name: measured}
-    environment.update("speed", "python -m benchmarks speed", lambda found: found.update(added))
+        if name not in environment.found("speed"):
+            environment.add("speed", "python -m benchmarks speed", (name,), measure())
+            print(name, environment.found("speed", name), flush=True)
 
 
 def _old_loop(encoder: Encoder, real: sets.RealSet) -> dict[str, float]:
     """Seconds of the old loop, given vectors, and of ours until dev is as good."""
-    train, dev = real.train, real.dev
-    if dev is None:
-        train, dev = train.train_test_split(0.1, by="query", seed=0)
-    learnt, judged = encoder.dataset(train), encoder.dataset(dev)
-    began = time.perf_counter()
-    weight = peers.old_weight(learnt, RATE, OLD_EPOCHS)
-    old = time.perf_counter() - began
+    learnt, judged = map(encoder.dataset, real.with_dev())
+    weight, old = timed(lambda: peers.old_weight(learnt, RATE, OLD_EPOCHS))
     goal = search(judged, judged.queries @ weight.T, judged.documents)["ndcg@10"]
     ours, epochs, reached = _until(learnt, judged, goal)
-    return {
-        "old_seconds": old,
-        "old_dev": goal,
-        "ours_seconds": ours,
-        "ours_dev": reached,
-        "ours_epochs": epochs,
-        "ratio": old / ours,
-    }
+    found = {"old_seconds": old, "old_dev": goal, "ours_seconds": ours, "ours_dev": reached}
+    return {**found, "ours_epochs": epochs, "ratio": old / ours}
 
 
 def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple[float, int, float]:
@@ -87,15 +72,11 @@ def _until(learnt: EncodedDataset, judged: EncodedDataset, goal: float) -> tuple
 
 
 def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
-    return {adapts: _auto(real, cache, adapts) for adapts in ("query", "both")}
-
-
-def _auto(real: sets.RealSet, cache: Path, adapts: str) -> float:
-    base = environment.minilm()
-    options = {"val_dataset": real.dev, "method": "auto", "adapts": adapts}
-    began = time.perf_counter()
-    sets.trained(real.train, base, cache, **options)
-    return time.perf_counter() - began
+    found = {}
+    for adapts in ("query", "both"):
+        train = partial(sets.trained, real.train, environment.minilm(), cache)
+        _, found[adapts] = timed(partial(train, val_dataset=real.dev, method="auto", adapts=adapts))
+    return found
 
 
 def _of_vectors(learnt: EncodedDataset) -> list[dict[str, float]]:
@@ -113,9 +94,9 @@ def _of_size(learnt: EncodedDataset, dim: int) -> dict[str, float]:
             return (vectors @ turned.T + noise).astype(np.float32)
 
         learnt = replace(learnt, queries=wide(learnt.queries), documents=wide(learnt.documents))
-    began = time.perf_counter()
-    found = tune(learnt, TrainingOptions(method="auto"), show_progress=False)
-    seconds, overall = time.perf_counter() - began, found.parts.overall
+    options = TrainingOptions(method="auto")
+    found, seconds = timed(lambda: tune(learnt, options, show_progress=False))
+    overall = found.parts.overall
     sizes = {"pairs": len(learnt.queries), "documents": len(learnt.documents), "dimensions": dim}
     return {**sizes, "seconds": seconds, "gain": overall.difference.mean / overall.base[METRIC]}
 

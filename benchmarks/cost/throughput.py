@@ -8,7 +8,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from llama_index.core import llms
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 
+from benchmarks.processes import timed
 from benchmarks.robustness import scripted_server
 from llama_index_embeddings_adapted import generate_qa_embedding_pairs
 
@@ -90,11 +90,8 @@ def _ours(llm: Any, passages: int, concurrency: int) -> float:
     nodes = scripted_server.nodes(passages)
     with tempfile.TemporaryDirectory() as cache:
         generate_qa_embedding_pairs(nodes[:1], llm, cache_dir=False, show_progress=False)  # warm
-        began = time.perf_counter()
-        data = generate_qa_embedding_pairs(
-            nodes, llm, concurrency=concurrency, cache_dir=cache, show_progress=False
-        )
-        seconds = time.perf_counter() - began
+        given: Any = {"concurrency": concurrency, "cache_dir": cache, "show_progress": False}
+        data, seconds = timed(lambda: generate_qa_embedding_pairs(nodes, llm, **given))
     assert len(data.report.kept) == 2 * passages
     return seconds
 
@@ -106,9 +103,8 @@ def _old(llm: Any, passages: int) -> float:
 
     nodes = scripted_server.nodes(passages)
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        old(nodes, llm, output_path=str(Path(folder) / "qa.json"), verbose=False)
-        return time.perf_counter() - began
+        path = str(Path(folder) / "qa.json")
+        return timed(lambda: old(nodes, llm, output_path=path, verbose=False))[1]
 
 
 def _body(turns: Sequence[tuple[str, str]]) -> bytes:

@@ -229,8 +229,3 @@ def soak_table() -> str:
             ("at the end", f"{memory['end']:.1f} MiB"),
         ],
     )
-
-
-_ALL = (old_table, words_table, serving_table, load_table, throughput_table, speed_table)
-_ALL += (scale_table, plan_table, kills_table, fuzz_table, soak_table)
-TABLES = {function.__name__.removesuffix("_table"): function for function in _ALL}

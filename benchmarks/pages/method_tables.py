@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from statistics import mean, stdev
 from typing import Any
 
@@ -320,21 +320,3 @@ def _gains(runs: Runs) -> list[float]:
     """Return the gain of each seed in NDCG@10, relative to the base model."""
     wholes = [run["tests"]["test"]["all"] for run in runs]
     return [one["adapted"]["ndcg@10"] / one["base"]["ndcg@10"] - 1 for one in wholes]
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "front": front_table,
-    "peers": peers_table,
-    "targets": targets_table,
-    "calibration": calibration_table,
-    "nulls": nulls_table,
-    "clicks": clicks_table,
-    "power": power_table,
-    "composed": composed_table,
-    "questions": questions_table,
-    "synthetic": synthetic_table,
-    "examples": examples_table,
-    "upgrade": upgrade_table,
-    "watching": watching_table,
-    "views": views_table,
-}

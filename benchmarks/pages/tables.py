@@ -16,7 +16,12 @@ _BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Pages that have tables of results.
 DOCUMENTS = [page for page in _PAGES if "<!-- results:" in page.read_text(encoding="utf-8")]
 
-TABLES: dict[str, Callable[[], str]] = {**method_tables.TABLES, **cost_tables.TABLES}
+TABLES: dict[str, Callable[[], str]] = {
+    name.removesuffix("_table"): function
+    for module in (method_tables, cost_tables)
+    for name, function in vars(module).items()
+    if name.endswith("_table")
+}
 
 
 def refresh() -> None:

@@ -181,9 +181,7 @@ def embedded(small: SmallModel, dataset: Dataset) -> tuple[np.ndarray, np.ndarra
 
 
 def _sampled(real: sets.RealSet, sample: Sample) -> sets.RealSet:
-    dev, train = real.dev, real.train
-    if dev is None:
-        train, dev = train.train_test_split(sample.dev, by="query", seed=0)
+    train, dev = real.with_dev(sample.dev)
     train = train.subset(sorted(train.queries, key=_lot)[: sample.train])
     parts = [train, dev, real.tests["test"]]
     if sample.documents is not None:

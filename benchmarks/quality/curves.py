@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,25 +28,24 @@ def run(data: Path, cache: Path, names: tuple[str, ...]) -> None:
     encoder = sets.encoder(cache)
     for name in (name for name in names if name in SETS):
         real = sets.load(data, name)
-        whole = real.train if real.dev is None else real.train.merged(real.dev)
+        test, whole = encoder.dataset(real.tests["test"]), real.labelled
         for size in SIZES:
             if size is not None and size >= len(whole.queries):
                 continue
             pairs = _draw(whole, size)
-            there = _there(name, len(pairs.queries))
+            count = str(len(pairs.queries))
+            there = set(environment.found("curves", "sets", name, count))
             for method, ranker in _fits(encoder, pairs, there):
-                test = encoder.dataset(real.tests["test"])
-                base = search(test, test.queries, test.documents)
-                scores = {"base": base, "adapted": ranker(test)}
-                _keep(name, len(pairs.queries), method, judged.by_part(scores, real, "test"))
+                row, keys = judged.ranked(ranker, test, real), ("sets", name, count, method)
+                environment.add("curves", "python -m benchmarks curves", keys, row)
+                print(f"{', '.join(keys[1:])}: {row['all']['difference']:+.4f}", flush=True)
 
 
 def _draw(whole: Dataset, size: int | None) -> Dataset:
     """Return some queries and all documents."""
     if size is None:
         return whole
-    ids = np.random.default_rng(0).permutation(list(whole.queries))[:size].tolist()
-    kept = set(ids)
+    kept = set(np.random.default_rng(0).permutation(list(whole.queries))[:size].tolist())
     return Dataset(
         {query: text for query, text in whole.queries.items() if query in kept},
         whole.corpus,
@@ -71,13 +69,3 @@ def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> Ranker:
     return lambda test: search(
         test, served.apply(test.queries), served.apply(test.documents, "document", test.keys)
     )
-
-
-def _there(name: str, size: int) -> set[str]:
-    return set(environment.found("curves", "sets", name, str(size)))
-
-
-def _keep(name: str, size: int, method: str, row: dict[str, Any]) -> None:
-    keys = ("sets", name, str(size), method)
-    environment.add("curves", "python -m benchmarks curves", keys, row)
-    print(f"{name}, {size} pairs, {method}: {row['all']['difference']:+.4f}", flush=True)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import sets
+from benchmarks.quality.published import Ranker
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import compare_retrieval
-from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
+from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 
 METRICS = ("ndcg@10", "mrr@10", "hit_rate@5")
@@ -33,6 +35,12 @@ def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) 
         found[name] = {**means(kept), "interval": [ndcg.low, ndcg.high], "p_value": ndcg.p_value}
         found[name]["intervals"] = {m: [d.low, d.high] for m, d in differences.items()}
     return found
+
+
+def ranked(ranker: Ranker, test: EncodedDataset, real: sets.RealSet) -> dict[str, Any]:
+    """Compare another way to rank with the base model on the encoded test set."""
+    base = search(test, test.queries, test.documents)
+    return by_part({"base": base, "adapted": ranker(test)}, real, "test")
 
 
 def difference(base: RetrievalScores, other: RetrievalScores, metric: str = "ndcg@10") -> Any:

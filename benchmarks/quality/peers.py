@@ -61,15 +61,10 @@ def measured(
     encoder: Encoder, real: sets.RealSet, peers: tuple[str, ...], seeds: int, there: Any
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and result of each peer, trained on train and tuned on dev."""
-    train, dev = real.train, real.dev
-    if dev is None:
-        train, dev = train.train_test_split(0.1, by="query", seed=0)
     test = encoder.dataset(real.tests["test"])
-    base = search(test, test.queries, test.documents)
-    learnt, decides = encoder.dataset(train), encoder.dataset(dev)
+    learnt, decides = map(encoder.dataset, real.with_dev())
     for peer, seed, ranker, seconds, setting in fits(learnt, decides, peers, seeds, there):
-        scores = {"base": base, "adapted": ranker(test)}
-        tests = {"test": judged.by_part(scores, real, "test")}
+        tests = {"test": judged.ranked(ranker, test, real)}
         yield peer, {"seed": seed, "setting": setting, "seconds": seconds, "tests": tests}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,17 @@ import numpy as np
 from llama_index.core.schema import TextNode
 
 from benchmarks import environment, sets
-from benchmarks.quality import views
+from benchmarks.quality import judged, views
 from llama_index_embeddings_adapted import (
     BM25Index,
     Candidate,
     DocumentPrior,
-    EmbeddingAdapterFinetuneEngine,
     LocalLlama,
     generate_qa_embedding_pairs,
 )
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import Vectors, content_hashes, l2_normalize
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.questions.options import DRAWN_EXAMPLES
 from llama_index_embeddings_adapted.questions.selection import round_trip
 
@@ -47,14 +44,9 @@ _NAMED = ("model", "examples", "passages", "seed")  # what tells a row from othe
 
 
 def run(
-    load: Callable[[str], sets.RealSet],
-    cache: Path,
-    names: Sequence[str],
-    most: int,
-    examples: int,
-    seeds: Sequence[int],
-    weights: Path | None = None,
-) -> None:
+    load: Callable[[str], sets.RealSet], cache: Path, names: Sequence[str], most: int,
+    examples: int, seeds: Sequence[int], weights: Path | None = None,
+) -> None:  # fmt: skip
     """Per set: have questions written, train on them and nothing else, test on people's.
 
     Args:
@@ -102,55 +94,29 @@ def _drawn(train: Dataset, count: int, seed: int) -> Dataset | None:
 
 
 def _measured(
-    name: str,
-    examples: Dataset | None,
-    test: Dataset,
-    base: Any,
-    llm: LocalLlama,
-    cache: Path,
-    most: int,
-    seed: int,
-) -> dict[str, Any]:
+    name: str, examples: Dataset | None, test: Dataset, base: Any, llm: LocalLlama, cache: Path,
+    most: int, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    nodes = [TextNode(id_=each, text=text) for each, text in test.corpus.items()]
+    options: Any = {"num_questions_per_chunk": 1, "max_chunks": most, "seed": seed}
+    options |= {"embed_model": base, "cache_dir": cache, "show_progress": False}
     written = generate_qa_embedding_pairs(
-        [TextNode(id_=each, text=text) for each, text in test.corpus.items()],
-        llm,
-        examples=examples,
-        labels=LABELS[name],
-        num_questions_per_chunk=1,
-        max_chunks=most,
-        seed=seed,
-        embed_model=base,
-        cache_dir=cache,
-        show_progress=False,
+        nodes, llm, examples=examples, labels=LABELS[name], **options
     )
     adapters, verdicts = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for method in ("linear", "auto"):
-            engine = EmbeddingAdapterFinetuneEngine(
-                written,
-                base,
-                model_output_path=Path(folder) / method,
-                method=method,
-                seed=seed,
-                cache_dir=cache,
-                show_progress=False,
-            )
-            engine.finetune()
-            adapters[method] = engine.get_finetuned_model().adapter
-            verdicts[method] = engine.report.verdict
+    for method in ("linear", "auto"):
+        engine = sets.trained(written, base, cache, method=method, seed=seed)
+        adapters[method] = engine.get_finetuned_model().adapter
+        verdicts[method] = engine.report.verdict
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
         scores = _views(written, test, encoder, adapters)
-    start = scores["base"].values("ndcg@10")
-    gains = {
-        view: paired_difference(start, found.values("ndcg@10"), metric="ndcg@10")
-        for view, found in scores.items()
-        if view != "base"
-    }
+    start = scores["base"]
+    gains = {v: judged.difference(start, found) for v, found in scores.items() if v != "base"}
     return {
         **_facts(written, base, cache),
         "test queries": len(test),
         "verdicts": verdicts,
-        "ndcg@10": scores["base"]["ndcg@10"],
+        "ndcg@10": start["ndcg@10"],
         "gains": {v: [gain.mean, gain.low, gain.high] for v, gain in gains.items()},
     }
 

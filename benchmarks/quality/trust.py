@@ -3,7 +3,6 @@ gain that the data can prove, it mostly does."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 
 from benchmarks import environment, sets
 from benchmarks.known import as_texts
+from benchmarks.processes import timed
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
@@ -98,19 +98,20 @@ def _decision(data: EncodedDataset, method: str, null: str, pairs: int, seed: in
 
 def power(data: Path, cache: Path, names: tuple[str, ...], runs: int) -> None:
     """Run it on resamples of real pairs; what is there already is kept."""
-    for name in names:
+    for name in (name for name in names if name in SIZES):
         train, test = _encoded(data, cache, name)
         for size in SIZES[name]:
             key = f"{name}, {size or len(train.relevance)}"
             for seed in _missing("power", key, runs if size else round(WHOLE * runs)):
-                _keep("power", key, _real_run(train, test, size, seed))
+                random = np.random.default_rng(seed)
+                sample = _sample(train, size, random) if size else train
+                _keep("power", key, _run(sample, test, seed))
 
 
 def _encoded(data: Path, cache: Path, name: str) -> tuple[EncodedDataset, EncodedDataset]:
     encoder = sets.encoder(cache)
     real = sets.load(data, name)
-    train = real.train if real.dev is None else real.train.merged(real.dev)
-    return encoder.dataset(train), encoder.dataset(real.tests["test"])
+    return encoder.dataset(real.labelled), encoder.dataset(real.tests["test"])
 
 
 def _null_run(train: EncodedDataset, test: EncodedDataset, null: str, seed: int) -> Row:
@@ -122,19 +123,13 @@ def _null_run(train: EncodedDataset, test: EncodedDataset, null: str, seed: int)
     return _run(sample, test, seed)
 
 
-def _real_run(train: EncodedDataset, test: EncodedDataset, size: int | None, seed: int) -> Row:
-    sample = train if size is None else _sample(train, size, np.random.default_rng(seed))
-    return _run(sample, test, seed)
-
-
 def _sample(data: EncodedDataset, size: int, random: np.random.Generator) -> EncodedDataset:
     return data.take(np.sort(random.permutation(len(data.relevance))[:size]))
 
 
 def _run(sample: EncodedDataset, test: EncodedDataset, seed: int) -> Row:
-    began = time.perf_counter()
-    tuned = tune(sample, TrainingOptions(seed=seed), show_progress=False)
-    seconds = time.perf_counter() - began
+    options = TrainingOptions(seed=seed)
+    tuned, seconds = timed(lambda: tune(sample, options, show_progress=False))
     base = search(test, test.queries, test.documents)["ndcg@10"]
     return {
         "seed": seed,
@@ -157,7 +152,7 @@ def _score(adapter: Adapter, test: EncodedDataset) -> float:
 
 def _missing(result: str, key: str, runs: int) -> Iterator[int]:
     there = {row["seed"] for row in environment.found(result, "runs", key)}
-    yield from (seed for seed in range(runs) if seed not in there)
+    return (seed for seed in range(runs) if seed not in there)
 
 
 def _keep(result: str, key: str, row: Row) -> None:

@@ -52,7 +52,7 @@ class Format:
         read: Reads and uses what is in a folder.
     """
 
-    seeds: tuple[Callable[[Path], None], ...]
+    seeds: tuple[Callable[[Path], object], ...]
     read: Callable[[Path], object]
 
     @functools.cached_property
@@ -166,11 +166,6 @@ OPTIONS = {"finetune": ["source", "base", "epochs", "method"], "evaluate": ["sou
 _TOML = 'base = "minilm"\n[finetune]\nepochs = 3\nmethod = "auto"\n[evaluate]\nks = [1, 5]\n'
 
 
-def _read_config(folder: Path) -> object:
-    [path] = [path for path in folder.iterdir() if path.name.startswith("run.")]
-    return read_run_config(path, "finetune", OPTIONS)
-
-
 def _keep(folder: Path) -> None:
     with AnswerCache(folder, {"model": "m"}) as cache:
         for number in range(5):
@@ -235,15 +230,12 @@ FORMATS = {
     "composed folder": Format((_compose,), embedding.ComposedEmbedding._load),
     "memory folder": Format((_remember,), _use_memory),
     "run configuration": Format(
-        (lambda folder: _written(folder / "run.toml", _TOML),), _read_config
+        (lambda folder: (folder / "run.toml").write_text(_TOML),),
+        lambda folder: read_run_config(folder / "run.toml", "finetune", OPTIONS),
     ),
     "journal of answers": Format((_keep,), _read_journal),
     "vector cache": Format((_fill,), _use_cache),
 }
-
-
-def _written(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _zipped(folder: Path) -> None:

@@ -22,6 +22,7 @@ from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap
+from llama_index_embeddings_adapted.core.arrays import Role
 from llama_index_embeddings_adapted.core.files import read_config
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.questions.llm import FILE, AnswerCache
@@ -44,34 +45,53 @@ class Paid:
     kept: set[str]
 
 
-class Encode:
-    """Fill a vector cache."""
+class _Job:
+    """What most have in common: texts are embedded, by role, and their vectors cached."""
 
     most_in_flight = BATCH
 
+    def texts(self) -> dict[Role, list[str]]:
+        return {"document": [node.text for node in _nodes()]}
+
     def prepare(self, folder: Path) -> None:
         """Start from nothing."""
+
+    def check(self, folder: Path) -> None:
+        """Every vector in the cache is that of its text."""
+        for role, texts in self.texts().items():
+            rows, found = _kept(folder, texts, role)
+            truth = [cheap.vector(texts[row], role) for row in rows]
+            assert np.array_equal(found, np.float32(truth).reshape(found.shape)), "a wrong vector"
+
+    def paid(self, folder: Path) -> Paid:
+        kept = {
+            texts[row]
+            for role, texts in self.texts().items()
+            for row in _kept(folder, texts, role)[0]
+        }
+        return Paid(cheap.noted(folder / "log"), kept)
+
+
+class Encode(_Job):
+    """Fill a vector cache."""
+
+    def texts(self) -> dict[Role, list[str]]:
+        return {"document": TEXTS}
 
     def work(self, folder: Path) -> None:
         with Encoder(_base(folder), **_quiet(folder)) as encoder:
             encoder.encode(TEXTS, "document")
 
-    def check(self, folder: Path) -> None:
-        """Every vector in the cache is that of its text."""
-        _check_vectors(folder, TEXTS, "document")
-
     def result(self, folder: Path) -> object:
         return _digest(_kept(folder, TEXTS, "document")[1])
 
-    def paid(self, folder: Path) -> Paid:
-        rows, _ = _kept(folder, TEXTS, "document")
-        return Paid(cheap.noted(folder / "log"), {TEXTS[row] for row in rows})
 
-
-class Train:
+class Train(_Job):
     """Embed, train, save over an older adapter, write checkpoints and a page."""
 
-    most_in_flight = BATCH
+    def texts(self) -> dict[Role, list[str]]:
+        pairs = _pairs()
+        return {"query": [*pairs.queries.values()], "document": [*pairs.corpus.values()]}
 
     def prepare(self, folder: Path) -> None:
         package.LinearAdapter.identity(cheap.DIM).save(folder / "model")
@@ -100,9 +120,7 @@ class Train:
         assert page == "old" or page.rstrip().endswith("</html>"), page[-80:]
         for step in folder.glob("steps/step_*"):
             package.Adapter.load(step)
-        pairs = _pairs()
-        _check_vectors(folder, list(pairs.queries.values()), "query")
-        _check_vectors(folder, list(pairs.corpus.values()), "document")
+        super().check(folder)
 
     def result(self, folder: Path) -> object:
         report = dict(read_config(folder / "model")["training"]["report"])
@@ -113,16 +131,8 @@ class Train:
         weights = {name: _digest(array) for name, array in arrays.items()}
         return weights, json.dumps(report, sort_keys=True)
 
-    def paid(self, folder: Path) -> Paid:
-        pairs = _pairs()
-        kept: set[str] = set()
-        for texts, role in ((pairs.queries, "query"), (pairs.corpus, "document")):
-            listed = list(texts.values())
-            kept |= {listed[row] for row in _kept(folder, listed, role)[0]}
-        return Paid(cheap.noted(folder / "log"), kept)
 
-
-class Save:
+class Save(_Job):
     """Write an adapter over an older one, several times."""
 
     most_in_flight = 0
@@ -151,7 +161,7 @@ class Save:
         return Paid([], set())
 
 
-class Generate:
+class Generate(_Job):
     """Have questions written, over an older dataset."""
 
     most_in_flight = CONCURRENCY
@@ -184,10 +194,8 @@ class Generate:
         return Paid(cheap.noted(folder / "log"), kept)
 
 
-class Rebuild:
+class Rebuild(_Job):
     """Map an index into a new collection beside it; both on disk."""
-
-    most_in_flight = BATCH
 
     def prepare(self, folder: Path) -> None:
         with _qdrant(folder / "old") as store:
@@ -210,15 +218,10 @@ class Rebuild:
         found = _stored(folder / "new")
         there = ~np.isnan(found).any(axis=1)
         assert np.allclose(found[there], mapped[there], atol=1e-5)
-        _check_vectors(folder, [node.text for node in _nodes()], "document")
+        super().check(folder)
 
     def result(self, folder: Path) -> object:
         return _digest(np.round(_stored(folder / "new"), 5))
-
-    def paid(self, folder: Path) -> Paid:
-        texts = [node.text for node in _nodes()]
-        kept = {texts[row] for row in _kept(folder, texts, "document")[0]}
-        return Paid(cheap.noted(folder / "log"), kept)
 
 
 _ALL = (Encode(), Train(), Save(), Generate(), Rebuild())
@@ -249,15 +252,9 @@ def _adapter(version: int) -> package.LinearAdapter:
     return package.LinearAdapter(random.standard_normal((cheap.DIM, cheap.DIM)), shared=True)
 
 
-def _kept(folder: Path, texts: list[str], role: Any) -> Any:
+def _kept(folder: Path, texts: list[str], role: Role) -> Any:
     with Encoder(cheap.WordsEmbedding(), **_quiet(folder)) as encoder:
         return encoder.cache.get(role, texts)
-
-
-def _check_vectors(folder: Path, texts: list[str], role: str) -> None:
-    rows, found = _kept(folder, texts, role)
-    truth = [cheap.vector(texts[row], role) for row in rows]
-    assert np.array_equal(found, np.float32(truth).reshape(found.shape)), "a wrong vector"
 
 
 @contextmanager
@@ -273,9 +270,8 @@ def _qdrant(folder: Path) -> Iterator[Any]:
 def _stored(folder: Path) -> Any:
     """Return the vectors of all nodes in a collection, NaN where there is none yet."""
     with _qdrant(folder) as store:
-        client = store.client
-        points = client.scroll("nodes", limit=1000, with_vectors=True)[0] if (
-            client.collection_exists("nodes")) else []  # fmt: skip
+        there = store.client.collection_exists("nodes")
+        points = store.client.scroll("nodes", limit=1000, with_vectors=True)[0] if there else []
     place = {point.id: point.vector for point in points}
     none = [np.nan] * cheap.DIM
     return np.array([place.get(node.node_id, none) for node in _nodes()])

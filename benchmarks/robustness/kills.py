@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import in_a_process
+from benchmarks.processes import in_a_process, timed
 from benchmarks.robustness.kill_jobs import JOBS, Paid
 
 KILLS_PER_RUN = 2  # a run is killed so often before it may finish
@@ -69,9 +69,7 @@ def _alone(job: Any, folder: Path) -> float:
     folder.mkdir()
     job.prepare(folder)
     child = _fork(job, folder)
-    began = time.perf_counter()
-    _wait(child)
-    seconds = time.perf_counter() - began
+    _, seconds = timed(lambda: _wait(child))
     job.check(folder)
     return seconds
 
@@ -134,9 +132,5 @@ def _wait(child: int) -> None:
         raise RuntimeError(f"The work ended with status {status}.")
 
 
-def main() -> None:
-    print(json.dumps(killed(*map(int, sys.argv[1:]))))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(killed(*map(int, sys.argv[1:]))))

@@ -12,7 +12,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 #: Relative path → content; None is a folder, a :class:`pathlib.Path` a link to it.
-Tree = dict[str, bytes | Path | None]
+Content = bytes | Path | None
+Tree = dict[str, Content]
+Change = Callable[[bytes, str], Content]  # of a file and its name
 
 _ODD = st.sampled_from(
     [None, True, False, 0, 1, -1, 2**31, 2**63, 10**12, 1e308, float("nan"), float("inf"), "", "0",
@@ -37,9 +39,9 @@ _PLACES = st.floats(0, 1)
 def damaged(seeds: list[Tree]) -> st.SearchStrategy[Tree]:
     """Return trees that start from a valid one and have one to three things changed."""
     return st.sampled_from(seeds).flatmap(
-        lambda seed: st.lists(_change(sorted(seed)), min_size=1, max_size=3).map(
-            lambda changes: _applied(seed, changes)
-        )
+        lambda seed: st.lists(
+            st.tuples(st.sampled_from(sorted(seed)), _CHANGES), min_size=1, max_size=3
+        ).map(lambda changes: _applied(seed, changes))
     )
 
 
@@ -57,89 +59,68 @@ def damaged_text(seeds: list[str]) -> st.SearchStrategy[str]:
     return st.builds(edited, st.sampled_from(seeds), edits) | st.text()
 
 
-Change = Callable[[Tree], None]
-
-
-def _change(names: list[str]) -> st.SearchStrategy[Change]:
-    name = st.sampled_from(names)
-    return st.one_of(
-        st.builds(_bytes_changed, name, st.lists(st.tuples(_PLACES, _edits()), max_size=5)),
-        st.builds(_value_changed, name, st.lists(_PLACES, min_size=4, max_size=4), VALUES),
-        st.builds(_value_changed, name, st.lists(_PLACES, min_size=4, max_size=4), VALUES),
-        st.builds(_claimed, name, st.integers(0, 2**64 - 1) | st.integers(0, 4096)),
-        st.builds(_cut, name, _PLACES),
-        st.builds(_replaced, name, st.none() | st.just(b"") | _LINKS),
-    )
-
-
-def _edits() -> st.SearchStrategy[tuple[str, bytes]]:
-    return st.tuples(st.sampled_from(["insert", "delete", "overwrite"]), _PIECES)
-
-
-def _applied(seed: Tree, changes: list[Change]) -> Tree:
+def _applied(seed: Tree, changes: list[tuple[str, Change]]) -> Tree:
+    """Change one file after another; what has become a folder or a link stays one."""
     tree = dict(seed)
-    for change in changes:
-        change(tree)
+    for name, change in changes:
+        data = tree[name]
+        if isinstance(data, bytes):
+            tree[name] = change(data, name)
     return tree
 
 
-def _bytes_changed(name: str, edits: list[tuple[float, tuple[str, bytes]]]) -> Change:
-    def change(tree: Tree) -> None:
-        data = tree[name]
-        if isinstance(data, bytes):
-            for where, (kind, piece) in edits:
-                at = int(where * len(data))
-                after = at + (0 if kind == "insert" else len(piece))
-                data = data[:at] + (b"" if kind == "delete" else piece) + data[after:]
-            tree[name] = data
+def _bytes_changed(edits: list[tuple[float, str, bytes]]) -> Change:
+    def change(data: bytes, name: str) -> bytes:
+        for where, kind, piece in edits:
+            at = int(where * len(data))
+            after = at + (0 if kind == "insert" else len(piece))
+            data = data[:at] + (b"" if kind == "delete" else piece) + data[after:]
+        return data
 
     return change
 
 
-def _cut(name: str, where: float) -> Change:
-    def change(tree: Tree) -> None:
-        data = tree[name]
-        if isinstance(data, bytes):
-            tree[name] = data[: int(where * len(data))]
-
-    return change
+def _cut(where: float) -> Change:
+    return lambda data, name: data[: int(where * len(data))]
 
 
-def _replaced(name: str, by: bytes | Path | None) -> Change:
-    return lambda tree: tree.__setitem__(name, by)
+def _replaced(by: Content) -> Change:
+    return lambda data, name: by
 
 
-def _claimed(name: str, length: int) -> Change:
+def _claimed(length: int) -> Change:
     """A safetensors header of another length than it has."""
-
-    def change(tree: Tree) -> None:
-        data = tree[name]
-        if isinstance(data, bytes) and name.endswith(".safetensors"):
-            tree[name] = struct.pack("<Q", length) + data[8:]
-
-    return change
+    head = struct.pack("<Q", length)
+    return lambda data, name: head + data[8:] if name.endswith(".safetensors") else data
 
 
-def _value_changed(name: str, path: list[float], value: Any) -> Change:
+def _value_changed(path: list[float], value: Any) -> Change:
     """A value in a JSON file, in a line of JSON, or in the header of a safetensors file."""
 
-    def change(tree: Tree) -> None:
-        data = tree[name]
-        if not isinstance(data, bytes):
-            return
+    def change(data: bytes, name: str) -> bytes:
         if name.endswith(".safetensors"):
             size = int.from_bytes(data[:8], "little")
             header = _with_value(data[8 : 8 + size], path, value)
-            tree[name] = struct.pack("<Q", len(header)) + header + data[8 + size :]
-        elif name.endswith(".jsonl"):
+            return struct.pack("<Q", len(header)) + header + data[8 + size :]
+        if name.endswith(".jsonl"):
             lines = data.splitlines() or [b""]
             at = int(path[0] * (len(lines) - 1))
             lines[at] = _with_value(lines[at], path[1:], value)
-            tree[name] = b"\n".join(lines)
-        else:
-            tree[name] = _with_value(data, path, value)
+            return b"\n".join(lines)
+        return _with_value(data, path, value)
 
     return change
+
+
+_EDITS = st.tuples(_PLACES, st.sampled_from(["insert", "delete", "overwrite"]), _PIECES)
+_VALUE = st.builds(_value_changed, st.lists(_PLACES, min_size=4, max_size=4), VALUES)
+_CHANGES = st.one_of(
+    st.builds(_bytes_changed, st.lists(_EDITS, max_size=5)),
+    _VALUE, _VALUE,  # twice as often
+    st.builds(_claimed, st.integers(0, 2**64 - 1) | st.integers(0, 4096)),
+    st.builds(_cut, _PLACES),
+    st.builds(_replaced, st.none() | st.just(b"") | _LINKS),
+)  # fmt: skip
 
 
 def _with_value(text: bytes, path: list[float], value: Any) -> bytes:

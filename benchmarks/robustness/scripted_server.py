@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from llama_index.core.schema import TextNode
@@ -34,23 +33,15 @@ def nodes(passages: int) -> list[TextNode]:
     ]
 
 
-def client(api_base: str) -> Any:
+def client(api_base: str, **options: Any) -> Any:
     """Return a client of a scripted server; it leaves no connection open."""
     import httpx
     from llama_index.llms.openai_like import OpenAILike
 
-    limits = httpx.Limits(max_keepalive_connections=0)
-    return OpenAILike(
-        async_http_client=httpx.AsyncClient(limits=limits),
-        model="scripted",
-        api_base=api_base,
-        api_key="none",
-        is_chat_model=True,
-        context_window=4096,
-        max_tokens=100,
-        temperature=0.0,
-        max_retries=0,
-    )
+    http = httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0))
+    given = {"model": "scripted", "api_key": "none", "context_window": 4096, "max_tokens": 100}
+    given |= {"is_chat_model": True, "temperature": 0.0, "max_retries": 0, **options}
+    return OpenAILike(api_base=api_base, async_http_client=http, **given)
 
 
 class ScriptedServer:
@@ -74,22 +65,16 @@ class ScriptedServer:
         self.finished: Counter[str] = Counter()
         self.most_at_once = 0
         self._now = 0
-        self.port = 0
-
-    @property
-    def api_base(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        self.api_base = ""
 
     def __enter__(self) -> ScriptedServer:
         self._thread.start()
         start = asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=256)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.api_base = "http://{}:{}/v1".format(*self._server.sockets[0].getsockname())
         return self
 
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -97,7 +82,7 @@ class ScriptedServer:
 
     async def _stop(self) -> None:
         self._server.close()
-        tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -137,14 +122,10 @@ def _response(status: int, content: str, body: Any) -> bytes:
     message = {"role": "assistant", "content": content}
     prompt = sum(len(m["content"].split()) for m in body["messages"])
     usage = {"prompt_tokens": prompt, "completion_tokens": len(content.split())}
-    answer: dict[str, Any] = {
-        "id": "scripted",
-        "object": "chat.completion",
-        "created": 0,
-        "model": body.get("model", ""),
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-        "usage": {**usage, "total_tokens": sum(usage.values())},
-    }
+    answer: dict[str, Any] = {"id": "scripted", "object": "chat.completion", "created": 0}
+    answer["model"] = body.get("model", "")
+    answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+    answer["usage"] = {**usage, "total_tokens": sum(usage.values())}
     if status != 200:
         answer = {"error": {"message": content, "type": "scripted", "code": None}}
     payload = json.dumps(answer).encode()

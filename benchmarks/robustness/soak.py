@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import itertools
 import json
@@ -39,14 +40,10 @@ class TableEmbedding(BaseEmbedding):
         return _table()[text]
 
 
-_TABLE: dict[str, list[float]] = {}
-
-
+@functools.cache
 def _table() -> dict[str, list[float]]:
-    if not _TABLE:
-        rows = np.random.default_rng(0).standard_normal((len(TEXTS), DIM)).astype(np.float32)
-        _TABLE.update(zip(TEXTS, rows.tolist(), strict=True))
-    return _TABLE
+    rows = np.random.default_rng(0).standard_normal((len(TEXTS), DIM)).astype(np.float32)
+    return dict(zip(TEXTS, rows.tolist(), strict=True))
 
 
 class Load:

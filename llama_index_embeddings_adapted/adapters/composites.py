@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
 from ..core.files import Arrays
@@ -90,8 +89,6 @@ class TwoSidedAdapter(CompositeAdapter):
         return part.trace(program, vector, "query")
 
 
-Features = NDArray[np.float32]
-
 #: What a gate sees of a query, all from base vectors.
 FEATURES = (
     "cosine to the nearest training query",
@@ -132,7 +129,7 @@ class Gate:
         logits = features @ self.coefficients[:-1] + self.coefficients[-1]
         return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), dtype=np.float32)
 
-    def features(self, queries: Vectors) -> Features:
+    def features(self, queries: Vectors) -> Vectors:
         """Return :data:`FEATURES` of queries ``(n, dim)``, unit rows, as ``(n, 6)``."""
         cosines, count = queries @ self.queries.T, min(_NEAREST, len(self.queries))
         nearest = np.partition(cosines, -count, axis=1)[:, -count:]
@@ -215,9 +212,6 @@ class GatedAdapter(CompositeAdapter):
         known = self.gate.trace(program, program.apply("normalize", vector))
         step = program.apply("mul", program.apply("sub", special, general), known)
         return program.apply("normalize", program.apply("add", general, step))
-
-    def map_documents(self, vectors: Vectors, keys: Keys | None) -> Vectors:
-        return vectors
 
 
 def _log_mass(cosines: Vectors, share: float) -> Vectors:

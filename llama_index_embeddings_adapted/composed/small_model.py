@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..core.arrays import Role, Rows, Vectors, l2_normalize, ranks, top_k
+from ..core.arrays import Floats, Mask, Role, Rows, Vectors, l2_normalize, ranks, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
@@ -245,7 +244,7 @@ def tune_weight(
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
     ideal = retrieval.ideal_gain(relevance, _DEPTH)
 
-    def ndcg(weight: float) -> NDArray[np.float64]:
+    def ndcg(weight: float) -> Floats:
         parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
         asked = np.asarray(np.concatenate(parts, axis=1) / (1 + weight**2), dtype=np.float32)
         wanted = relevance.queries, relevance.documents
@@ -272,7 +271,7 @@ class ComposedValidation:
         self,
         data: EncodedDataset,
         texts: Texts,
-        known: NDArray[np.bool_],
+        known: Mask,
         options: ComposedOptions,
         *,
         composed: bool,

@@ -22,6 +22,8 @@ from ..errors import CacheError, ShapeError
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Keys = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Role = Literal["query", "document"]
 Adapt = Callable[[Vectors, Keys | None], Vectors]
 
@@ -73,11 +75,9 @@ class NormalizedRows:
     adapt: Adapt | None = None  #: Maps ``(n, dim)`` vectors with their keys.
 
     def __len__(self) -> int:
-        """Return the number of documents."""
         return len(self.vectors)
 
     def __getitem__(self, rows: Any) -> Vectors:
-        """Return these rows, in memory."""
         part = np.asarray(self.vectors[rows])
         if self.adapt is not None:
             part = self.adapt(part, None if self.keys is None else self.keys[rows])

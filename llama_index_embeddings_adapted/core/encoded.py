@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .arrays import Keys, Rows, Vectors, ahead
+from .arrays import Floats, Keys, Mask, Rows, Vectors, ahead
 
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1
@@ -21,7 +20,7 @@ class Qrels:
 
     offsets: Rows  #: ``(n + 1,)``; query ``i`` owns entries ``offsets[i]:offsets[i + 1]``.
     documents: Rows  #: ``(entries,)``, rows into the document vectors.
-    grades: NDArray[np.float64]  #: ``(entries,)``, ``> 0``.
+    grades: Floats  #: ``(entries,)``, ``> 0``.
 
     @classmethod
     def from_lists(
@@ -51,7 +50,7 @@ class Qrels:
         return self.documents[self.offsets[query] : self.offsets[query + 1]]
 
     @classmethod
-    def _of(cls, counts: Rows, documents: Rows, grades: NDArray[np.float64]) -> Qrels:
+    def _of(cls, counts: Rows, documents: Rows, grades: Floats) -> Qrels:
         """Build from how many entries each query has."""
         return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), documents, grades)
 
@@ -68,7 +67,7 @@ class Qrels:
         names = ("counts", "documents", "grades")
         return cls._of(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
 
-    def where(self, keep: NDArray[np.bool_]) -> Qrels:
+    def where(self, keep: Mask) -> Qrels:
         """Keep these entries, ``(entries,)``, and all queries, of which some may have none left."""
         counts = np.bincount(self.queries[keep], minlength=len(self))
         return Qrels._of(counts, self.documents[keep], self.grades[keep])
@@ -106,13 +105,13 @@ class Qrels:
         order = np.argsort(self.grades_at(ranked) > 0, axis=1, kind="stable")
         return np.take_along_axis(ranked, order, axis=1)
 
-    def discounted_gain(self, ranks: Rows, k: int) -> NDArray[np.float64]:
+    def discounted_gain(self, ranks: Rows, k: int) -> Floats:
         """Return the discounted gain, ``(n,)``, of entries with ranks, from 0, below ``k``."""
         gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)
 
-    def grades_at(self, ranked: Rows) -> NDArray[np.float64]:
+    def grades_at(self, ranked: Rows) -> Floats:
         """Return grades, 0: not relevant, of ranked rows or :data:`NO_DOCUMENT`, ``(n, k)``."""
         width = 1 + max(int(ranked.max(initial=0)), int(self.documents.max(initial=0)))
         keys = self.queries * width + self.documents
@@ -134,15 +133,14 @@ class Shortlist:
     def __init__(self, rows: Rows, relevance: Qrels, k: int) -> None:
         grades = relevance.grades_at(rows)
         self._lines, self._places = np.nonzero(grades)
-        self._grades, self._k = grades[self._lines, self._places], k
+        counts, own = np.count_nonzero(grades, axis=1), grades[self._lines, self._places]
+        self._relevance, self._k = Qrels._of(counts, self._places, own), k
 
-    def gain(self, scores: Vectors) -> NDArray[np.float64]:
+    def gain(self, scores: Vectors) -> Floats:
         """Return the discounted gain of the first ``k`` by ``(n, c)`` scores; see :func:`ahead`."""
         own = scores[self._lines, self._places]
         found = ahead(scores, self._lines, self._places, own, self._k)
-        gains = np.where(found < self._k, self._grades / np.log2(found + 2), 0.0)
-        total = np.bincount(self._lines, weights=gains, minlength=len(scores))
-        return np.asarray(total, dtype=np.float64)
+        return self._relevance.discounted_gain(found, self._k)
 
 
 @dataclass(frozen=True, eq=False)

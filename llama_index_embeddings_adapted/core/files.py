@@ -135,10 +135,10 @@ def _write_in(folder: Path) -> None:
     tempfile.TemporaryFile(dir=folder).close()
 
 
-def write_json(path: Path, data: object, *, indent: int = 4) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write ``data`` as JSON, atomically."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=indent)
+        json.dump(data, stream, indent=4)
 
 
 def read_bytes(path: Path, *, error: type[AdaptedError], most: int | None = None) -> bytes:

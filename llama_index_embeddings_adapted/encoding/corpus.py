@@ -35,9 +35,6 @@ Model = BaseEmbedding | Callable[[], BaseEmbedding]
 #: Texts, which of them have a vector, those vectors, and why the others have none, by row.
 Pieces = Iterator[tuple[Sequence[str], Rows, Vectors, dict[int, str]]]
 Work = Callable[[Sequence[str]], Pieces]
-EXECUTORS = ("local", "ray")
-_ROLES, _ON_FAILURE = ("document", "query"), ("raise", "continue")
-_CHOICES = {"role": _ROLES, "executor": EXECUTORS, "on_failure": _ON_FAILURE}
 
 
 def _on_ray(
@@ -173,8 +170,7 @@ def embed_corpus(
         EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
-    chosen = {"role": role, "executor": executor, "on_failure": on_failure}
-    _check(texts, cache_dir, **chosen, actors=actors, window=window)
+    _check(texts, role, executor, on_failure, cache_dir, actors=actors, window=window)
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
@@ -198,17 +194,19 @@ def embed_corpus(
     return EmbeddedCorpus(given, embedded, seconds, executor, used, failures)
 
 
-def _check(texts: object, cache_dir: CacheDir, **options: Any) -> None:
+def _check(
+    texts: object, role: str, executor: str, on_failure: str, cache_dir: CacheDir, **sizes: int
+) -> None:
     if isinstance(texts, str):
         raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
     if cache_dir is False:
         why = "The cache is where the vectors go."
         raise OptionError(f"cache_dir: expected a folder or None, got False. {why}")
-    for name, value in options.items():
-        if name in _CHOICES:
-            errors.check_choice(name, value, _CHOICES[name])
-        else:
-            errors.check_whole(name, value)
+    errors.check_choice("role", role, ("document", "query"))
+    errors.check_choice("executor", executor, ("local", "ray"))
+    errors.check_choice("on_failure", on_failure, ("raise", "continue"))
+    for name, value in sizes.items():
+        errors.check_whole(name, value)
 
 
 def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:

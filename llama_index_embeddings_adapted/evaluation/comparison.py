@@ -135,7 +135,7 @@ def compare_retrieval(
     """
     if not models or not isinstance(models, Mapping):
         raise OptionError('models: expected at least one, such as {"base": model}.')
-    answered(dataset, "dataset")
+    dataset = answered(dataset, "dataset")
     models = {  # all of them are there before any is asked
         name: check_base(one, f"models[{name!r}]") if isinstance(one, str) else one
         for name, one in models.items()

@@ -17,18 +17,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..adapters.base import Adapter
-from ..core.arrays import Rows, RowSource, l2_normalize, normalized_rows, ranks, top_k
+from ..core.arrays import Mask, Rows, RowSource, l2_normalize, normalized_rows, ranks, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.contents import hold_out_documents
 from ..errors import DatasetError
 from .retrieval import PerQuery, RetrievalScores, ScoreShift, ideal_gain, joined, search
 from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, paired_difference
-
-Mask = NDArray[np.bool_]
 
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
 _DEPTH = 10

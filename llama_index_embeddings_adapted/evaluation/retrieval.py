@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from numpy.typing import NDArray
 
 from ..core.arrays import (
+    Floats,
     NormalizedRows,
     Rows,
     RowSource,
@@ -40,7 +40,7 @@ Retrieving = str | BaseEmbedding | Mixture | BaseRetriever | BM25Index
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
 
-PerQuery = NDArray[np.float64]
+PerQuery = Floats
 
 
 def ideal_gain(relevance: Qrels, k: int) -> PerQuery:

@@ -12,7 +12,6 @@ from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .retrieval import PerQuery
 
@@ -219,7 +218,7 @@ def _randomisation(differences: PerQuery, *, seed: int) -> float:
     """Return twice the share of sign changes whose sum is as far on the rarer side, at most 1."""
     total, slack = differences.sum(), 1e-12 * np.abs(differences).sum()
     count, above, below = len(differences), 0, 0
-    kept: NDArray[Any]
+    kept: Any
     exact = 2**count <= RESAMPLES
     random, resamples = np.random.default_rng(seed), 2**count if exact else RESAMPLES
     step = max(1, _VALUES_PER_BATCH // count)

@@ -13,39 +13,21 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..adapters.base import Adapter
 from ..adapters.maps import LinearAdapter
 from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
-from ..core.arrays import (
-    DOCUMENTS_PER_BLOCK,
-    Keys,
-    Rows,
-    RowSource,
-    Vectors,
-    first_k,
-    l2_normalize,
-    score_blocks,
-)
+from ..core import arrays
+from ..core.arrays import Keys, Mask, Rows, RowSource, Vectors, first_k, l2_normalize
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
-from .held_out import Mask, Parts, Validation, compare_by_part
+from . import verdict as verdicts
+from .held_out import Parts, Validation, compare_by_part
 from .page import Texts
 from .retrieval import DEPTH, PerQuery, RetrievalScores, ideal_gain, joined
-from .verdict import (
-    FEWEST,
-    METRIC,
-    Decision,
-    Verdict,
-    dropping,
-    gaining,
-    inconclusive,
-    mean_intervals,
-    real_queries,
-)
+from .verdict import METRIC, Decision, Verdict
 
 #: Of words and of the prior, in cosine units; simplest first.
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
@@ -117,7 +99,7 @@ class Candidates:
         count = min(DEPTH, len(documents))
         rows = np.empty((len(queries), count + words.first.shape[1]), dtype=np.int64)
         cosines = np.empty(rows.shape, dtype=np.float32)
-        for part, _, scores in score_blocks(queries, documents, width=len(documents)):
+        for part, _, scores in arrays.score_blocks(queries, documents, width=len(documents)):
             if excluded is not None:
                 hidden = excluded.take(np.arange(part.start, part.stop))
                 scores[hidden.queries, hidden.documents] = -np.inf
@@ -191,11 +173,11 @@ def expected_gain(base: PerQuery, known: Mask, share: float | None, *, given: bo
     return worth
 
 
-def _harmless(change: PerQuery) -> NDArray[np.bool_]:
+def _harmless(change: PerQuery) -> Mask:
     """Say of which rows of ``(k, n)`` the mean is no loss, nor less than that of the first."""
     behind = change[:1] - change
     error = behind.std(axis=1) / change.shape[1] ** 0.5
-    found: NDArray[np.bool_] = (change.mean(axis=1) >= 0) & (behind.mean(axis=1) <= error)
+    found: Mask = (change.mean(axis=1) >= 0) & (behind.mean(axis=1) <= error)
     return found
 
 
@@ -283,14 +265,15 @@ class ViewsReport:
         if not (self.words or self.prior or self.model):
             return Verdict(Decision.KEEP_BASE, "neither words nor a prior gain on held-out queries")
         for documents, part in (("known", self.parts.known), ("new", self.parts.new)):
-            if part is not None and part.queries >= FEWEST and part.difference.high < 0:
-                return dropping(documents, part.difference)
-        gains = difference.low > 0
-        return gaining(difference, real=self.real) if gains else inconclusive(difference)
+            if part is not None and part.queries >= verdicts.FEWEST and part.difference.high < 0:
+                return verdicts.dropping(documents, part.difference)
+        if difference.low > 0:
+            return verdicts.gaining(difference, real=self.real)
+        return verdicts.inconclusive(difference)
 
     def judged_by(self, sources: Mapping[str, int]) -> ViewsReport:
         """Return the report, knowing whose queries judged: how many by source."""
-        return replace(self, real=real_queries(sources))
+        return replace(self, real=verdicts.real_queries(sources))
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -314,7 +297,7 @@ class ViewsReport:
         """Return weights, verdict, and NDCG@10 of each view with the interval of its gain."""
         parts, found = self.parts._asdict(), {"base": self.base, **self.scores}
         values = np.stack([each.values(METRIC) for each in found.values()], axis=1)
-        gains = mean_intervals(values - values[:, :1])
+        gains = verdicts.mean_intervals(values - values[:, :1])
         views = {
             name: {METRIC: each[METRIC], "interval": list(gain)}
             for (name, each), gain in zip(found.items(), gains, strict=True)
@@ -412,7 +395,7 @@ def judge_on(
     documents than are scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
-    if len(validation) < 2 or most > DOCUMENTS_PER_BLOCK:
+    if len(validation) < 2 or most > arrays.DOCUMENTS_PER_BLOCK:
         return None
     identity = LinearAdapter.identity(adapter.input_dim)
     models, parts = [identity] if adapter.is_identity else [identity, adapter], []

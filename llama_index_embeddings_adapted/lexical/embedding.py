@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from numpy.typing import NDArray
 
 from ..core import files
-from ..core.arrays import Role, Rows, Vectors
+from ..core.arrays import Floats, Role, Rows, Vectors
 from ..errors import DatasetError, OptionError, check_number, check_whole
 from .bm25 import numbered_tokens, usual_words
 
@@ -115,7 +114,7 @@ class LexicalEmbedding(BaseEmbedding):
         pads = [rest, none] if role == "document" else [none, rest]
         return np.concatenate([words, *pads], axis=1).astype(np.float32)
 
-    def _words(self, texts: Sequence[str], role: Role) -> NDArray[np.float64]:
+    def _words(self, texts: Sequence[str], role: Role) -> Floats:
         """Return the sums over tokens, ``(n, dimensions - 2)``."""
         width = self.dimensions - 2
         vocabulary, tokens, starts = numbered_tokens(texts)

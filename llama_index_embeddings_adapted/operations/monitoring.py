@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from numpy.typing import NDArray
 
 from ..adapters.base import Adapter
 from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter, NudgeAdapter
 from ..adapters.prior import DocumentPrior
 from ..adapters.saving import QuerySketch
-from ..core.arrays import content_hashes, l2_normalize
+from ..core.arrays import Floats, content_hashes, l2_normalize
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import encode
 from ..errors import DatasetError, FolderError, OptionError, check_number, quote_some
@@ -35,10 +34,8 @@ FAR_LIMIT, DISTANCE_LIMIT = 2 * FAR, 0.03
 _ALPHA = 0.01
 _MOVED = 1e-4  # distance below which a unit vector has only been rounded
 
-Distances = NDArray[np.float64]
 
-
-def energy_test(distances: Distances, count: int, *, seed: int = 0) -> tuple[float, float]:
+def energy_test(distances: Floats, count: int, *, seed: int = 0) -> tuple[float, float]:
     """Compare the first ``count`` of ``n`` points with the others, by ``(n, n)`` distances.
 
     Returned are their energy distance, as a share of their mean distance, in [0, 1], and how often

@@ -258,11 +258,9 @@ class _Source(Encoder):
         texts, found = self._read(items)
         for row, vector in zip(*self.cache.get("document", texts), strict=True):
             found[row] = vector
-        missing = [row for row, vector in enumerate(found) if vector is None]
-        asked = self._ask_for([texts[row] for row in missing], len(texts))
-        for row, vector in zip(missing, asked, strict=True):
-            found[row] = vector
-        vectors = np.array(found, dtype=np.float32)
+        missing = [texts[row] for row, vector in enumerate(found) if vector is None]
+        asked = iter(self._ask_for(missing, len(texts)))
+        vectors = np.array([next(asked) if v is None else v for v in found], dtype=np.float32)
         return self.model.adapt(vectors, "document", content_hashes(texts))
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
@@ -282,9 +280,8 @@ class _Source(Encoder):
 
     def _read(self, items: Sequence[Any]) -> tuple[list[str], list[Any]]:
         """Return texts, and the vectors of the base model that nodes bring along, or None."""
-        if items and isinstance(items[0], str):
-            return list(items), [None] * len(items)
-        return texts_of(items), [node.embedding if self.stored else None for node in items]
+        texts = list(items) if items and isinstance(items[0], str) else texts_of(items)
+        return texts, [node.embedding if self.stored else None for node in items]
 
 
 def _header(stream: Any, rows: int, dim: int) -> None:

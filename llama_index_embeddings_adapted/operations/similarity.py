@@ -12,9 +12,8 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
-from numpy.typing import NDArray
 
-from ..core.arrays import Vectors, content_hashes, l2_normalize
+from ..core.arrays import Floats, Vectors, content_hashes, l2_normalize
 from ..encoding.base_model import adapted, base_of, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
@@ -26,7 +25,6 @@ _UNIT = 0.01  # how far from 1 the length of a unit vector may be
 _NEAR = 0.02  # how far a score may be from what a formula says: stores quantise
 _FIRST = 10
 
-Numbers = NDArray[np.float64]
 VectorsOf = Callable[[Sequence[BaseNode]], Vectors]
 
 
@@ -256,7 +254,7 @@ def examine(
 
 
 #: A query; scores ``(k,)`` and vectors ``(k, dim)`` of what is found, in the store's order.
-Answer = tuple[Vectors, Numbers, Vectors]
+Answer = tuple[Vectors, Floats, Vectors]
 
 
 def examine_written(
@@ -304,17 +302,17 @@ def _formula(answers: Sequence[Answer]) -> tuple[str, str]:
     return best if errors[best] <= _NEAR else ("unknown", "of no known formula")
 
 
-def _dot(query: Vectors, vectors: Vectors) -> Numbers:
+def _dot(query: Vectors, vectors: Vectors) -> Floats:
     return np.asarray(vectors.astype(np.float64) @ query)
 
 
-_OF_SIMILARITY: dict[str, Callable[[Numbers], Numbers]] = {
+_OF_SIMILARITY: dict[str, Callable[[Floats], Floats]] = {
     "s": lambda s: s,
     "1 - s": lambda s: 1 - s,
     "(1 + s) / 2": lambda s: (1 + s) / 2,
     "exp(s - 1)": lambda s: np.exp(s - 1),
 }
-_OF_DISTANCE: dict[str, Callable[[Numbers], Numbers]] = {
+_OF_DISTANCE: dict[str, Callable[[Floats], Floats]] = {
     "d": lambda d: d,
     "d²": lambda d: d**2,
     "-d": lambda d: -d,
@@ -325,7 +323,7 @@ _OF_DISTANCE: dict[str, Callable[[Numbers], Numbers]] = {
     "exp(-d)": lambda d: np.exp(-d),
     "exp(-d²)": lambda d: np.exp(-(d**2)),
 }
-_SIMILARITIES: dict[str, tuple[Callable[[Vectors, Vectors], Numbers], Any]] = {
+_SIMILARITIES: dict[str, tuple[Callable[[Vectors, Vectors], Floats], Any]] = {
     "cosine": (lambda q, v: _dot(l2_normalize(q), l2_normalize(v)), _OF_SIMILARITY),
     "inner product": (_dot, _OF_SIMILARITY),
     "Euclidean distance": (

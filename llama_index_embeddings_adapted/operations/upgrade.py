@@ -13,20 +13,17 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from numpy.typing import NDArray
 
 from ..adapters.base import Adapter
 from ..adapters.composites import StackedAdapter
 from ..adapters.maps import LinearAdapter
-from ..core.arrays import Vectors, l2_normalize, top_k
+from ..core.arrays import Floats, Rows, Vectors, l2_normalize, top_k
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, encode
 from ..errors import DatasetError, OptionError, check_choice
 from ..evaluation.retrieval import RetrievalScores, search
 from ..serving.embedding import AdaptedEmbedding
-
-Matrix = NDArray[np.float64]
 
 
 def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
@@ -35,7 +32,8 @@ def procrustes(new: Vectors, old: Vectors) -> LinearAdapter:
     Both are unit rows, ``(n, new_dim)`` and ``(n, old_dim)``, of the same texts. Where the
     dimensions differ, ``R`` has orthonormal rows or columns. Source: Schönemann 1966.
     """
-    return _linear(_rotation(new.astype(np.float64), old.astype(np.float64)))
+    rotation = _rotation(new.astype(np.float64), old.astype(np.float64))
+    return LinearAdapter(rotation.astype(np.float32), shared=True)
 
 
 def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
@@ -52,16 +50,12 @@ def ridge_map(new: Vectors, old: Vectors, strength: float) -> LinearAdapter:
     gram = x.T @ x
     gram[np.diag_indices(len(gram))] += strength * max(np.trace(gram) / len(gram), 1e-12)
     step = np.linalg.solve(gram, x.T @ (y - scale * rotated)).T
-    return _linear(scale * rotation + step)
+    return LinearAdapter((scale * rotation + step).astype(np.float32), shared=True)
 
 
-def _rotation(x: Matrix, y: Matrix) -> Matrix:
+def _rotation(x: Floats, y: Floats) -> Floats:
     left, _, right = np.linalg.svd(y.T @ x, full_matrices=False)
     return np.asarray(left @ right)
-
-
-def _linear(weight: Matrix) -> LinearAdapter:
-    return LinearAdapter(weight.astype(np.float32), shared=True)
 
 
 #: Every way to fit a map, by name.
@@ -203,11 +197,11 @@ def _old(model: BaseEmbedding) -> tuple[BaseEmbedding, Adapter | None]:
     return model.base_embed_model, model.adapter if model.transform_query else None
 
 
-def _agreement(mapped: Vectors, ours: Vectors, own: NDArray[np.int64]) -> tuple[float, float]:
+def _agreement(mapped: Vectors, ours: Vectors, own: Rows) -> tuple[float, float]:
     """Return the share of the 10 nearest old texts that are found, and the share by chance."""
     k = min(_NEIGHBOURS, len(ours) - 1)
 
-    def others(queries: Vectors) -> list[NDArray[Any]]:
+    def others(queries: Vectors) -> list[Rows]:
         rows, _ = top_k(queries, ours, k + 1)
         return [row[row != itself][:k] for row, itself in zip(rows, own, strict=True)]
 

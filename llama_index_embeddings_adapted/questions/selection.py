@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from numpy.typing import NDArray
 
-from ..core.arrays import Rows, Vectors, l2_normalize, score_blocks
+from ..core.arrays import Mask, Rows, Vectors, l2_normalize, score_blocks
 from ..encoding.encoder import Encoder
 from ..errors import quote_some, truncate
 from .answers import is_question
@@ -164,7 +163,7 @@ class RoundTrip(NamedTuple):
 
     ranks: Rows  #: ``(n,)``, how many other passages score higher; 0 is first
     rivals: Rows  #: ``(n,)``, how many other passages reach 90 % of its passage's cosine
-    strange: NDArray[np.bool_]  #: ``(n,)``, whether it is farther from the examples than they are
+    strange: Mask  #: ``(n,)``, whether it is farther from the examples than they are
     usual: tuple[int, int]  #: the largest rank, and number of rivals, of an example; else 0
     cost: BaseCost
 
@@ -196,7 +195,7 @@ def round_trip(
     return RoundTrip(ranks[:count], rivals[:count], strange, usual, cost)
 
 
-def _strange(queries: Vectors, examples: Vectors) -> NDArray[np.bool_]:
+def _strange(queries: Vectors, examples: Vectors) -> Mask:
     """Tell which queries are farther from the examples' mean than chance lets an example be.
 
     That is three standard deviations below what each example has with the mean of the others, and

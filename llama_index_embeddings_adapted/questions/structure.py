@@ -248,7 +248,6 @@ class _Html(HTMLParser):
         self._text += "" if self._hidden else data
 
     def flush(self) -> None:
-        """End a line."""
         text, self._text = self._text, ""
         if self._heading and text.strip():
             self.lines.append((" ".join(text.split()), ""))

@@ -25,7 +25,7 @@ from ..adapters.maps import LinearAdapter, UnitAdapter
 from ..adapters.saving import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, as_vectors, content_hashes
-from ..encoding.base_model import Embedding, Fingerprint, check_base, fingerprint_of, resolvers
+from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of, resolvers
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, check_kind, integration, require_extra
@@ -185,7 +185,6 @@ class AdaptedEmbedding(ServedEmbedding):
     ) -> None:
         if isinstance(adapter, (str, Path)):
             adapter = saving.load(Path(adapter)).adapter
-        base_embed_model = check_base(base_embed_model, "base_embed_model")
         check_adapter(adapter)
         super().__init__(
             base_embed_model,

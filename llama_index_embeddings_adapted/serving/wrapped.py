@@ -14,7 +14,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -49,8 +49,7 @@ def run_steps(steps: Steps[T]) -> T:
         try:
             call, _, arguments = steps.send(answer)
         except StopIteration as done:
-            result: T = done.value
-            return result
+            return cast(T, done.value)
         answer = call(*arguments)
 
 
@@ -61,8 +60,7 @@ async def arun_steps(steps: Steps[T]) -> T:
         try:
             _, call, arguments = steps.send(answer)
         except StopIteration as done:
-            result: T = done.value
-            return result
+            return cast(T, done.value)
         answer = await call(*arguments)
 
 

@@ -8,17 +8,14 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
 
 from ..adapters.base import Adapter, CompositeAdapter
 from ..adapters.maps import LinearAdapter, LowRankAdapter, NudgeAdapter, gaussian
-from ..core.arrays import Vectors, l2_normalize, normalized_blocks
+from ..core.arrays import Floats, Vectors, l2_normalize, normalized_blocks
 from ..core.encoded import EncodedDataset, Qrels
 from ..errors import OptionError
-
-Matrix = NDArray[np.float64]
 
 _FLAT = 1e-12  # mean variance below which there is no direction to speak of
 MOST_KEYS = 16_384  # a gigabyte of kernel; time grows with its third power
@@ -36,7 +33,7 @@ class Spectrum:
     @functools.cached_property
     def mean(self) -> Vectors:
         """Mean of the unit vectors, ``(dim,)``."""
-        total: Matrix = np.zeros(self._documents.shape[1])
+        total: Floats = np.zeros(self._documents.shape[1])
         for block in normalized_blocks(self._documents):
             total += block.mean(axis=0).astype(np.float64) * len(block)
         return np.asarray(total / len(self._documents), dtype=np.float32)
@@ -47,7 +44,7 @@ class Spectrum:
         total = sum(block.T @ block for block in normalized_blocks(self._documents))
         return np.asarray(total / np.float32(len(self._documents)), dtype=np.float32)
 
-    def power(self, power: float, shrinkage: float) -> Matrix:
+    def power(self, power: float, shrinkage: float) -> Floats:
         """Return ``V diag((w + shrinkage · mean(w)) ** -power) Vᵀ``, of mean eigenvalue 1."""
         values, vectors = self._pairs
         dim = len(vectors)
@@ -62,11 +59,11 @@ class Spectrum:
         return np.asarray(damped * (dim / total))
 
     @functools.cached_property
-    def _pairs(self) -> tuple[Matrix, Matrix]:
+    def _pairs(self) -> tuple[Floats, Floats]:
         """Eigenvalues ``(r,)`` and eigenvectors ``(dim, r)``; ``r`` is at most either count."""
         count, dim = self._documents.shape
         if count >= dim:
-            products: Matrix = np.zeros((dim, dim))
+            products: Floats = np.zeros((dim, dim))
             for block in normalized_blocks(self._documents):
                 block -= self.mean
                 products += block.T @ block

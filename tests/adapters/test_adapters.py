@@ -6,17 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
-from llama_index_embeddings_adapted.adapters import maps
+from llama_index_embeddings_adapted import Adapter, DocumentPrior, LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted.adapters import composites, maps
 from llama_index_embeddings_adapted.adapters.base import describe, restore
-from llama_index_embeddings_adapted.adapters.composites import (
-    Gate,
-    GatedAdapter,
-    StackedAdapter,
-    TwoSidedAdapter,
-)
+from llama_index_embeddings_adapted.adapters.composites import GatedAdapter, StackedAdapter
 from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, LowRankAdapter, NudgeAdapter
-from llama_index_embeddings_adapted.adapters.prior import DocumentPrior
 from llama_index_embeddings_adapted.core.arrays import Role, Vectors, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError, ShapeError
 
@@ -60,10 +54,11 @@ def kernel(general: Adapter, **settings: float) -> KernelAdapter:
     return KernelAdapter(general, keys, coefficients, **settings)
 
 
-def gate(*, others: int = 2) -> Gate:
+def gate(*, others: int = 2) -> composites.Gate:
     queries, asked = (l2_normalize(random_array(4, DIM, seed=seed)) for seed in (4, 5))
     rest = l2_normalize(random_array(others, DIM, seed=6))
-    return Gate(queries, asked, rest, np.ones(2), random_array(7), -np.ones(6), np.ones(6))
+    more = np.ones(2), random_array(7), -np.ones(6), np.ones(6)
+    return composites.Gate(queries, asked, rest, *more)
 
 
 def nudges() -> NudgeAdapter:
@@ -100,7 +95,9 @@ IDENTITIES: dict[str, Callable[[], Adapter]] = {
     ),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
-    "two sides": lambda: TwoSidedAdapter(LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)),
+    "two sides": lambda: composites.TwoSidedAdapter(
+        LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)
+    ),
     "unit length": lambda: maps.UnitAdapter(DIM),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
@@ -122,9 +119,11 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),
     "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
-    "two sides": lambda: TwoSidedAdapter(linear(), linear(1)),
-    "two sides, a kernel in front": lambda: TwoSidedAdapter(kernel(linear()), linear(1)),
-    "nudges on two sides": lambda: StackedAdapter(TwoSidedAdapter(linear(), linear(1)), nudges()),
+    "two sides": lambda: composites.TwoSidedAdapter(linear(), linear(1)),
+    "two sides, a kernel in front": lambda: composites.TwoSidedAdapter(kernel(linear()), linear(1)),
+    "nudges on two sides": lambda: StackedAdapter(
+        composites.TwoSidedAdapter(linear(), linear(1)), nudges()
+    ),
     "stack of stacks": lambda: StackedAdapter(
         StackedAdapter(GatedAdapter(linear(), kernel(linear(1)), gate()), nudges()), linear(2)
     ),
@@ -252,11 +251,10 @@ def test_a_linear_adapter_is_a_matrix_a_bias_and_a_normalisation():
 )
 def test_two_layers_pass_through_their_activation(activation, expected):
     eye, zero = np.eye(2), np.zeros(2)
-    plain = TwoLayerAdapter(
-        eye, zero, eye, zero, activation=activation, residual=False, normalize=False
-    )
+    make = partial(TwoLayerAdapter, activation=activation, normalize=False)
+    plain = make(eye, zero, eye, zero, residual=False)
     assert np.allclose(plain.apply([2, -2]), expected)
-    added = TwoLayerAdapter(eye, zero, eye, zero, activation=activation, normalize=False)
+    added = make(eye, zero, eye, zero)
     assert np.allclose(added.apply([2, -2]), np.add(expected, [2, -2]))
 
 
@@ -322,11 +320,11 @@ def test_weights_that_do_not_fit_and_unknown_activations_are_refused(kind, array
 
 
 def test_each_side_has_a_map_of_its_own_and_both_have_to_fit():
-    adapter = TwoSidedAdapter(linear(1), linear(2))
+    adapter = composites.TwoSidedAdapter(linear(1), linear(2))
     vectors = random_array(3, DIM)
     assert np.array_equal(adapter.apply(vectors), linear(1).apply(vectors))
     assert np.array_equal(adapter.apply(vectors, "document"), linear(2).apply(vectors))
     with pytest.raises(ShapeError, match=f"document: expected {DIM} to {DIM} dimensions"):
-        TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
+        composites.TwoSidedAdapter(linear(), LinearAdapter.identity(DIM + 1))
     with pytest.raises(OptionError, match="query: expected an adapter that leaves documents"):
-        TwoSidedAdapter(nudges(), linear())
+        composites.TwoSidedAdapter(nudges(), linear())

@@ -64,16 +64,13 @@ def test_it_is_the_kernel_ridge_of_scikit_learn():
     theirs = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / 0.6).fit(queries, values)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.3, penalty=0.1)
     assert np.array_equal(keys, queries)
-    assert np.allclose(
-        gaussian(others, keys, 0.3) @ coefficients, theirs.predict(others), atol=1e-3
-    )
+    ours = gaussian(others, keys, 0.3) @ coefficients
+    assert np.allclose(ours, theirs.predict(others), atol=1e-3)
 
 
 def test_what_two_equal_queries_teach_is_averaged():
-    queries = np.stack([KEY, KEY])
-    keys, coefficients = kernel_ridge(
-        queries, np.stack([VALUE, FAR]), temperature=0.2, penalty=1e-3
-    )
+    queries, values = np.stack([KEY, KEY]), np.stack([VALUE, FAR])
+    keys, coefficients = kernel_ridge(queries, values, temperature=0.2, penalty=1e-3)
     found = gaussian(KEY[None], keys, 0.2) @ coefficients
     assert np.allclose(found, (VALUE + FAR) / 2, atol=1e-2)
 

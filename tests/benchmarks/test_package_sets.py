@@ -50,9 +50,8 @@ def packages(tmp_path) -> Path:
 def test_titles_ask_for_the_latest_operation_and_sentences_for_a_sense(packages):
     made = package_sets.aws_cli(packages)
     assert made.corpus == {"s3/list-db-buckets": "Returns all buckets of the sender's account."}
-    assert list(made.queries.values()) == [
-        "To list the buckets of an account", "To list no buckets"
-    ]  # fmt: skip
+    titles = ["To list the buckets of an account", "To list no buckets"]
+    assert list(made.queries.values()) == titles
     made = package_sets.wordnet(packages)
     assert list(made.corpus.values()) == ["a separate and self-contained entity of any kind"]
     assert list(made.queries.values()) == ["it was full of rackets, balls and other things"]

@@ -27,15 +27,9 @@ import llama_index_embeddings_adapted as package
 from benchmarks.robustness.scripted_server import ScriptedServer
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, errors, ship_candidate
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
-from llama_index_embeddings_adapted.cli import inputs
+from llama_index_embeddings_adapted.cli import inputs, options
 from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.cli.inputs import cut, read_documents, read_pairs
-from llama_index_embeddings_adapted.cli.options import (
-    CommandResult,
-    Job,
-    read_run_config,
-    run_command,
-)
 from llama_index_embeddings_adapted.errors import FolderError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
@@ -70,6 +64,13 @@ class Ran:
     @property
     def data(self) -> Any:
         return json.loads(self.out)
+
+
+def done(*arguments: object, code: int = 0) -> Ran:
+    """Run a command that has to end with this code."""
+    ran = Ran(*arguments)
+    assert ran.code == code, ran.err
+    return ran
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +115,9 @@ def adapter(folder: Path, base: CountingEmbedding, *, sign: float = 1.0) -> Path
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command):
     shown = Ran(command, "--help").out
-    options = re.findall(r"^  (--[\w-]+)[^\n]*?(?:\s{2,}(\S.*))?$\n?(\s{10,}\S)?", shown, re.M)
-    assert len(options) >= 3
-    assert not [name for name, text, below in options if not text and not below]
+    found = re.findall(r"^  (--[\w-]+)[^\n]*?(?:\s{2,}(\S.*))?$\n?(\s{10,}\S)?", shown, re.M)
+    assert len(found) >= 3
+    assert not [name for name, text, below in found if not text and not below]
     assert "Exit codes: 0 done" in shown
 
 
@@ -200,13 +201,13 @@ def test_an_error_is_json_too_and_debug_shows_where():
 
 def test_exit_codes_tell_proven_from_refused_and_open():
     done, against, unproven = 0, 3, 4
-    codes = {kind.value: CommandResult("", {}, Verdict(kind, "")).code for kind in Decision}
+    codes = {kind.value: options.CommandResult("", {}, Verdict(kind, "")).code for kind in Decision}
     assert codes == {
         **dict.fromkeys(("ship", "better", "keep", "watch"), done),
         **dict.fromkeys(("keep_base", "saturated", "do_not_ship", "worse", "retrain"), against),
         **dict.fromkeys(("inconclusive", "promising"), unproven),
     }
-    assert CommandResult("").code == done
+    assert options.CommandResult("").code == done
 
 
 def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
@@ -216,13 +217,13 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
     refused = ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"
     for error, code, said in (interrupted, refused):
 
-        class Failing(Job):
-            def run(self, error: BaseException = error) -> CommandResult:
+        class Failing(options.Job):
+            def run(self, error: BaseException = error) -> options.CommandResult:
                 print("progress")  # goes to standard error with all that is not the result
                 raise error
 
         with pytest.raises(typer.Exit) as end:
-            run_command(Failing())
+            options.run_command(Failing())
         shown = capsys.readouterr()
         assert end.value.exit_code == code
         assert said in shown.err
@@ -276,8 +277,7 @@ def test_wrong_options_are_refused_before_an_llm_is(wrong, said, documents, coun
 def test_generate_writes_pairs_and_says_what_was_kept(documents):
     with ScriptedServer() as server:
         llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
-        ran = Ran("generate", documents, *llm, "--out", "made.json", "--max-chunks", 4)
-    assert ran.code == 0, ran.err
+        ran = done("generate", documents, *llm, "--out", "made.json", "--max-chunks", 4)
     assert "| **kept** |" in ran.out
     found = read_pairs(Path("made.json"), "train")
     assert found.synthetic
@@ -294,22 +294,19 @@ def test_generate_writes_pairs_and_says_what_was_kept(documents):
 def test_an_estimate_asks_once_and_writes_nothing(documents, monkeypatch):
     writer = inputs.ResolvedLLM(DoubleLLM())
     monkeypatch.setattr(inputs, "resolve_writer", lambda spec: writer)
-    ran = Ran("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
-    assert ran.code == 0, ran.err
+    ran = done("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
     assert ran.data["estimate"]["calls"] == len(TOPICS) - 2  # two were asked as probes
     assert not Path("pairs.json").exists()
 
 
 def test_headings_become_questions_without_an_llm(counting, documents):
-    ran = Ran("generate", documents, "--structure", "--quiet", "--json")
-    assert ran.code == 0, ran.err
+    ran = done("generate", documents, "--structure", "--quiet", "--json")
     assert not read_pairs(Path("pairs.json"), "train").synthetic
     assert ran.data["queries"] == len(TOPICS)
 
 
 def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small):
-    ran = Ran("evaluate", pairs, "counting", "--k", 1, "--k", 3, "--quiet", "--json")
-    assert ran.code == 0, ran.err
+    ran = done("evaluate", pairs, "counting", "--k", 1, "--k", 3, "--quiet", "--json")
     assert set(ran.data["metrics"]) >= {"hit_rate@1", "ndcg@3"}
     assert "ndcg@5" not in ran.data["metrics"]
     assert ran.data["queries"] == len(small)
@@ -319,8 +316,7 @@ def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small
     Path("odd.csv").write_text("frage,abschnitt\nwas,das\n")
     own_names = ("--column", "query=frage", "--column", "document=abschnitt")
     assert "was  [q-" in Ran("show", "odd.csv", *own_names).out
-    ran = Ran("show", pairs, "--number", 2, "--seed", 1)
-    assert ran.code == 0
+    ran = done("show", pairs, "--number", 2, "--seed", 1)
     assert "12 queries" in ran.out
     data = Ran("show", pairs, "--number", 2, "--seed", 1, "--json").data
     assert data["statistics"]["documents"] == 6
@@ -331,12 +327,9 @@ def test_evaluate_scores_one_model_and_show_draws_queries(counting, pairs, small
         assert drawn["query"] in ran.out
 
 
-def test_compare_gates_on_the_last_model_writes_a_page_and_reads_a_split(
-    counting, pairs, tmp_path, small
-):
+def test_compare_gates_on_the_last_model_with_a_page_or_a_split(counting, pairs, tmp_path, small):
     good, bad = (adapter(tmp_path / n, counting, sign=s) for n, s in (("good", 1.0), ("bad", -1.0)))
-    ran = Ran("compare", pairs, bad, "--quiet", "--json", "--report", "comparison.html")
-    assert ran.code == 3, ran.err
+    ran = done("compare", pairs, bad, "--quiet", "--json", "--report", "comparison.html", code=3)
     assert list(ran.data["models"]) == ["base", "bad"]
     assert ran.data["verdict"].startswith("worse")
     page = Path("comparison.html").read_text("utf-8")
@@ -352,15 +345,13 @@ def test_compare_gates_on_the_last_model_writes_a_page_and_reads_a_split(
         assert len(ran.data["models"]) == 2
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
     small.to_beir(tmp_path / "beir", split="test")
-    ran = Ran("compare", "beir", "counting", "--quiet")
-    assert ran.code == 0, ran.err
+    ran = done("compare", "beir", "counting", "--quiet")
     assert "| counting |" in ran.out
     assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
 
 
 def test_split_cuts_by_document_and_overwrites_nothing(pairs):
-    ran = Ran("split", pairs, "--share", 0.4, "--json")
-    assert ran.code == 0, ran.err
+    ran = done("split", pairs, "--share", 0.4, "--json")
     train, test = (read_pairs(Path(f"{part}.json"), "train") for part in ("train", "test"))
     assert ran.data["test"] == {"path": "test.json", "queries": len(test)}
     assert len(train) + len(test) == 12
@@ -372,12 +363,10 @@ def test_split_cuts_by_document_and_overwrites_nothing(pairs):
 
 def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_path):
     names = [f"document {n} about {topic}" for n in range(3) for topic in TOPICS]
-    dataset = package.EmbeddingQAFinetuneDataset(
-        {"q": TOPICS[0]}, {f"d{n}": text for n, text in enumerate(names)}, {"q": ["d0"]}
-    )
+    corpus = {f"d{n}": text for n, text in enumerate(names)}
+    dataset = package.EmbeddingQAFinetuneDataset({"q": TOPICS[0]}, corpus, {"q": ["d0"]})
     dataset.save_json("many.json")
-    ran = Ran("upgrade", "counting", "counting", "many.json", "--judged", "many.json", "--json")
-    assert ran.code == 0, ran.err
+    ran = done("upgrade", "counting", "counting", "many.json", "--judged", "many.json", "--json")
     assert ran.data["agreement"] == 1.0  # the same model, so the map is the identity
     assert ran.data["scores"]["kept"]["ndcg@10"] == 1.0
     assert AdaptedEmbedding.from_pretrained(tmp_path / "upgrade", counting).adapter is not None
@@ -387,8 +376,7 @@ def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_pa
 
 def test_to_look_and_to_compare_a_folder_may_be_read_only(counting, pairs, tmp_path):
     for command in (["show", pairs], ["compare", pairs, "a=counting", "b=counting", "--exit-zero"]):
-        ran = Ran(*command)
-        assert ran.code == 0, ran.err
+        done(*command)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pairs.json"]
 
 
@@ -411,8 +399,7 @@ def test_inspect_says_what_a_folder_says_and_whether_queries_have_moved(counting
     assert Ran("inspect", "adapter", "--verify").out.endswith("it gave in training\n")
     live = tmp_path / "live.txt"
     live.write_text("\n\n".join(f"zebra {n} quartz" for n in range(40)), encoding="utf-8")
-    ran = Ran("inspect", "adapter", "--queries", live, "--json", "--quiet")
-    assert ran.code == 3, ran.err
+    ran = done("inspect", "adapter", "--queries", live, "--json", "--quiet", code=3)
     assert "%|" not in ran.err
     assert ran.data["live_queries"]["queries"] == 40
     assert ran.data["live_queries"]["far_share"] > 0.5
@@ -427,10 +414,9 @@ def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(cou
     part = {"base": {"ndcg@10": 0.5}, "adapted": {"ndcg@10": 0.6}, "queries": 9,
             "difference": {"low": -0.1, "high": 0.3}}  # fmt: skip
     report = {"verdict": "do not ship: NDCG@10 drops on new documents", "overall": part}
-    for name, holds, weight in (
-        ("served", "the base model, unchanged", np.eye(16)),
-        ("served.candidate", "the candidate that was judged", -np.eye(16)),
-    ):
+    served = "served", "the base model, unchanged", np.eye(16)
+    candidate = "served.candidate", "the candidate that was judged", -np.eye(16)
+    for name, holds, weight in (served, candidate):
         training = {"report": {**report, "holds": holds, "candidate": "unchanged" in holds}}
         model = AdaptedEmbedding(counting, LinearAdapter(weight), training=training)
         model.save_pretrained(tmp_path / name)
@@ -530,11 +516,11 @@ OPTIONS = {"finetune": ["source", "base", "epochs", "cache_dir"], "compare": ["d
 def test_a_file_holds_a_whole_run(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('cache-dir = "c"\nbase = "b"\n[finetune]\nepochs = 3\n[compare]\ndata = "d"')
-    found = read_run_config(path, "finetune", OPTIONS)
+    found = options.read_run_config(path, "finetune", OPTIONS)
     assert found == {"cache_dir": "c", "base": "b", "epochs": 3}
-    assert read_run_config(path, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
+    assert options.read_run_config(path, "compare", OPTIONS) == {"cache_dir": "c", "data": "d"}
     with pytest.raises(OptionError, match=r"expected TOML\. Convert it to run\.toml: a line 'epo"):
-        read_run_config(path.with_suffix(".yaml"), "compare", OPTIONS)
+        options.read_run_config(path.with_suffix(".yaml"), "compare", OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +537,7 @@ def test_a_file_holds_a_whole_run(tmp_path):
 def test_a_key_that_no_command_has_is_refused(text, said, tmp_path):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(OptionError, match=re.escape(said)):
-        read_run_config(tmp_path / "run.toml", "finetune", OPTIONS)
+        options.read_run_config(tmp_path / "run.toml", "finetune", OPTIONS)
 
 
 def test_the_command_line_wins_over_the_file(counting, pairs):
@@ -589,7 +575,6 @@ def test_the_configuration_file_of_the_guide_is_one(counting, pairs, tmp_path):
     Path("run.toml").write_text(text)
     adapter(tmp_path / "adapter", counting)
     pairs.rename("test.json")
-    ran = Ran("compare", "--config", "run.toml", "--quiet")
-    assert ran.code == 4, ran.err
+    ran = done("compare", "--config", "run.toml", "--quiet", code=4)
     assert "| adapter |" in ran.out
     assert Path("cache").is_dir()

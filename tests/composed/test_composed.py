@@ -121,9 +121,7 @@ def saved(composed, tmp_path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_saved_model_gives_the_same_vectors_is_replaced_and_named_by_a_string(
-    composed, saved, base
-):
+def test_a_saved_model_gives_the_same_vectors_is_replaced_and_named(composed, saved, base):
     loaded = package.ComposedEmbedding.from_pretrained(saved, base)
     assert loaded.get_query_embedding("why") == composed.get_query_embedding("why")
     assert loaded.weight == 0.5
@@ -175,10 +173,9 @@ def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
     config = tmp_path / "adapter" / "config.json"
     data = json.loads(config.read_text())
     assert data["base_model"]["import_path"] == "llama_index_embeddings_adapted.ComposedEmbedding"
-    for path in (None, "llama_index_embeddings_adapted.composed.ComposedEmbedding"):  # as 0.1 wrote
-        if path is not None:
-            config.write_text(json.dumps({**data, "base_model": {
-                **data["base_model"], "import_path": path}}))  # fmt: skip
+    for path in ("ComposedEmbedding", "composed.ComposedEmbedding"):  # the second as 0.1 wrote
+        data["base_model"]["import_path"] = f"llama_index_embeddings_adapted.{path}"
+        config.write_text(json.dumps(data))
         again = package.resolve_embed_model(f"adapted:{tmp_path / 'adapter'}")
         assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
 
@@ -284,7 +281,7 @@ def server() -> Iterator[flaky_server.Flaky]:
         yield found
 
 
-def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path, server):
+def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path, server, quiet):
     pytest.importorskip("llama_index.embeddings.openai")
     pytest.importorskip("datasets", reason="extra 'composed' is missing")
     key = "sk-secret-of-the-user-1234567890"
@@ -292,10 +289,7 @@ def test_a_remote_black_box_is_batched_retried_and_billed_once_per_text(tmp_path
     corpus = {f"d{n}": f"entry number {n}" for n in range(24)}
     queries = {f"q{n}": f"what is {n}" for n in range(24)}
     data = package.EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"d{q[1:]}"] for q in queries})
-    settings: dict[str, Any] = {
-        "epochs": 3, "cache_dir": tmp_path / "cache", "model_output_path": tmp_path / "model",
-        "show_progress": False, "device": "cpu",
-    }  # fmt: skip
+    settings = {"epochs": 3, "model_output_path": tmp_path / "model", "device": "cpu", **quiet}
     engine = package.ComposedFinetuneEngine(data, remote, tiny_model(), **settings)
     engine.finetune()
     assert {server.answered[text] for text in [*corpus.values(), *queries.values()]} == {1}

@@ -106,9 +106,8 @@ def gradients(mini_batch_size: int) -> tuple[float, torch.Tensor]:
     options = ComposedOptions(mini_batch_size=mini_batch_size)
     loss = training.ComposedLoss(model, options)(features, batch)
     torch.autograd.backward(loss)
-    return float(loss.detach()), torch.cat(
-        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    )
+    found = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+    return float(loss.detach()), torch.cat(found)
 
 
 def test_cached_gradients_are_those_of_the_whole_batch():

@@ -27,17 +27,14 @@ COLOURS += ["orange", "grey", "pink", "golden"]
 THINGS = ["car", "boat", "house", "horse", "coat"]
 
 
-def coded(
-    prefix: str = "", *, start: int = 0, stop: int = 60
-) -> package.EmbeddingQAFinetuneDataset:
+def coded(prefix: str = "") -> package.EmbeddingQAFinetuneDataset:
     """Questions that share no word with their documents: only training tells what answers what."""
     names = [(c, t) for c in COLOURS for t in THINGS]
     corpus = {f"d{n}": f"entry {c} {t}" for n, (c, t) in enumerate(names)}
-    code = {c: f"{COLOURS[(n + 5) % 12]}" for n, c in enumerate(COLOURS)}
+    code = {c: COLOURS[(n + 5) % 12] for n, c in enumerate(COLOURS)}
     queries = {f"{prefix}q{n}": f"{prefix} where {code[c]} {t}" for n, (c, t) in enumerate(names)}
-    kept = [f"{prefix}q{n}" for n in range(start, stop)]
-    relevant = {query: [f"d{query.removeprefix(prefix + 'q')}"] for query in kept}
-    return package.EmbeddingQAFinetuneDataset({q: queries[q] for q in kept}, corpus, relevant)
+    relevant = {f"{prefix}q{n}": [f"d{n}"] for n in range(len(names))}
+    return package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
 
 
 def engine(folder: Path, base: Any, **kwargs: Any) -> package.ComposedFinetuneEngine:
@@ -178,10 +175,9 @@ def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path):
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert one.scores == other.scores
         assert one.loss == pytest.approx(other.loss, nan_ok=True)
-    text = "where pink boat"
-    assert resumed.get_finetuned_model().get_query_embedding(text) == (
-        whole.get_finetuned_model().get_query_embedding(text)
-    )
+    models = resumed.get_finetuned_model(), whole.get_finetuned_model()
+    one, other = (model.get_query_embedding("where pink boat") for model in models)
+    assert one == other
     assert not (tmp_path / "killed" / "model.checkpoints").exists()
 
 
@@ -248,9 +244,8 @@ def test_the_plain_full_fine_tune_is_the_case_without_a_black_box(tmp_path):
     options = {"val_dataset": coded("please"), "epochs": 8, "learning_rate": 3e-3, "device": "cpu"}
     options |= {"report_path": tmp_path / "report.html", "cache_dir": False}
     place = str(tmp_path / "exp_finetune")
-    found = package.SentenceTransformersFinetuneEngine(
-        coded(), str(small), place, show_progress_bar=False, **options
-    )
+    options |= {"show_progress_bar": False}
+    found = package.SentenceTransformersFinetuneEngine(coded(), str(small), place, **options)
     found.finetune()
     assert found.report.best_epoch > 0
     assert found.report.adapted["ndcg@10"] > found.report.base["ndcg@10"]
@@ -273,8 +268,8 @@ def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
         with pytest.raises(OptionError, match="loss and trust_remote_code are not taken"):
             package.SentenceTransformersFinetuneEngine(coded(), small, **refused)
     data = coded()
-    both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in
-            data.relevant_docs.items()}  # fmt: skip
+    relevant = data.relevant_docs.items()
+    both = {query: [*docs, "d0" if docs != ["d0"] else "d1"] for query, docs in relevant}
     twice = package.EmbeddingQAFinetuneDataset(data.queries, data.corpus, both)
     one = package.SentenceTransformersFinetuneEngine(twice, small, device="cpu")
     all_ = package.SentenceTransformersFinetuneEngine(twice, small, device="cpu", use_all_docs=True)
@@ -306,14 +301,12 @@ def test_what_cannot_end_well_is_refused(options, error, message, tmp_path):
 @pytest.mark.parametrize("name", ["dataset", "val_dataset"])
 def test_queries_without_answers_are_refused(name, tmp_path):
     data = coded()
-    open_ = package.EmbeddingQAFinetuneDataset(
-        data.queries, data.corpus, {**data.relevant_docs, "q3": []}, allow_unjudged=True
-    )
+    texts, relevant = (data.queries, data.corpus), {**data.relevant_docs, "q3": []}
+    open_ = package.EmbeddingQAFinetuneDataset(*texts, relevant, allow_unjudged=True)
     parts = {"dataset": data, "val_dataset": data, name: open_}
+    models = {"embed_model": CountingEmbedding(), "augment_model": tiny_model()}
     with pytest.raises(errors.DatasetError, match=rf'{name}: 1 of 60 queries .*"q3".*judged\(\)'):
-        package.ComposedFinetuneEngine(
-            parts["dataset"], CountingEmbedding(), tiny_model(), val_dataset=parts["val_dataset"]
-        )
+        package.ComposedFinetuneEngine(**parts, **models)
 
 
 @pytest.mark.parametrize(

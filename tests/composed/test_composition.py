@@ -37,10 +37,8 @@ Pairs = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], Qrel
 
 def random_pairs(seed: int, queries: int = 12, documents: int = 40) -> Pairs:
     random = np.random.default_rng(seed)
-    relevant = [
-        random.choice(documents, size=random.integers(1, 4), replace=False).tolist()
-        for _ in range(queries)
-    ]
+    counts = (random.integers(1, 4) for _ in range(queries))
+    relevant = [random.choice(documents, size=n, replace=False).tolist() for n in counts]
     sides = []
     for part in (0, 10):
         theirs = random_unit(documents, 6, seed + 2 + part)

@@ -16,9 +16,8 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core import files
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
-FAST = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+ONE_FOLDER = [HealthCheck.function_scoped_fixture]
+FAST = settings(max_examples=30, deadline=None, suppress_health_check=ONE_FOLDER)
 TEXT = st.text(min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
 PLAIN_ID = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=6)
 
@@ -323,10 +322,8 @@ def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(t
     with pytest.raises(DatasetError, match=r'corpus.jsonl: expected at least one text.*"line 1"'):
         Dataset.from_beir(nothing, "test")
     folder = beir_folder(tmp_path / "b", qrels="q1\td1\t1\n")
-    for place, why in (
-        (folder, "no split 'dev'. Splits there: .test."),
-        (Path("x"), "no such fold"),
-    ):
+    there = "no split 'dev'. Splits there: .test."
+    for place, why in ((folder, there), (Path("x"), "no such fold")):
         with pytest.raises(DatasetError, match=why):
             Dataset.from_beir(place, "dev")
     packed = (folder / "corpus.jsonl.gz").read_bytes()
@@ -367,9 +364,8 @@ def test_the_size_of_a_split_is_a_share_or_a_number_that_can_be(small):
     assert [len(part) for part in small.train_test_split(4, by="document")] == [8, 4]
     other = small.train_test_split(0.25, seed=1)[1].queries
     assert other != small.train_test_split(0.25, seed=0)[1].queries
-    with pytest.raises(
-        OptionError, match=r"test_size: expected a share .* between 1 and 11, got 1"
-    ):
+    said = r"test_size: expected a share .* between 1 and 11, got 1"
+    with pytest.raises(OptionError, match=said):
         small.train_test_split(1.5)
     with pytest.raises(OptionError, match="test_size"):
         small.train_test_split(12)

@@ -243,7 +243,6 @@ def test_a_row_with_more_cells_than_columns_is_left_out_and_counted(tmp_path):
     with pytest.raises(DatasetError, match="1 wrong quote"):
         Dataset.from_file(path, strict=True)
     path.write_text("query,document\nhow to pay,Pay, then wait\n")
-    with pytest.raises(
-        DatasetError, match=r"expected a table: 1 rows with more cells than columns"
-    ):
+    said = "expected a table: 1 rows with more cells than columns"
+    with pytest.raises(DatasetError, match=said):
         Dataset.from_file(path)

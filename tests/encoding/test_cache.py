@@ -1,6 +1,7 @@
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,8 @@ def test_threads_share_one_cache(cache):
         for number in range(start, start + 10):  # each number by two threads
             cache.put("query", [str(number), f"again {number % 7}"], rows(number, number % 7))
 
-    threads = [threading.Thread(target=put, args=(start,)) for start in (0, 0, 10, 10, 20, 20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(put, (0, 0, 10, 10, 20, 20)))
     texts = [str(number) for number in range(30)] + [f"again {number}" for number in range(7)]
     assert np.array_equal(cache.get("query", texts)[1], rows(*range(30), *range(7)))
 
@@ -119,10 +117,8 @@ def test_what_was_forgotten_is_asked_for_again_and_its_neighbours_are_not(cache)
 
 def sql(statement: str) -> Callable[[Path], None]:
     def execute(folder: Path) -> None:
-        database = sqlite3.connect(folder / "vectors.sqlite")
-        database.execute(statement)
-        database.commit()
-        database.close()
+        with closing(sqlite3.connect(folder / "vectors.sqlite")) as database, database:
+            database.execute(statement)
 
     return execute
 
@@ -152,12 +148,8 @@ def test_a_damaged_folder_is_an_error_that_says_what_to_do(damage, tmp_path):
     cache.close()
     change, message = DAMAGES[damage]
     change(tmp_path)
-
-    def use() -> None:
-        VectorCache(tmp_path, model()).get("query", ["a", "b"])
-
     with pytest.raises(CacheError, match=message):
-        use()
+        VectorCache(tmp_path, model()).get("query", ["a", "b"])
 
 
 @pytest.mark.parametrize(

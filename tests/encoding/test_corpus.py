@@ -8,7 +8,6 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from llama_index_embeddings_adapted import embed_corpus
 from llama_index_embeddings_adapted.encoding import corpus
-from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError
 from tests.conftest import CountingEmbedding
@@ -32,9 +31,8 @@ def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> corpus.Embe
 
 
 def cached(model: CountingEmbedding, cache: Path, role: str = "document") -> dict[str, np.ndarray]:
-    encoder = Encoder(model, cache_dir=cache, show_progress=False)
-    rows, vectors = encoder.cache.get(role, TEXTS)
-    encoder.close()
+    with Encoder(model, cache_dir=cache, show_progress=False) as encoder:
+        rows, vectors = encoder.cache.get(role, TEXTS)
     return {TEXTS[row]: vector for row, vector in zip(rows, vectors, strict=True)}
 
 
@@ -43,7 +41,7 @@ def test_every_distinct_text_is_embedded_once_whatever_the_window(base, tmp_path
     found = embedded(iter([*TEXTS, *TEXTS]), base, tmp_path, window=window)
     assert (found.texts, found.embedded, found.failures) == (20, 10, {})
     assert (found.to_dict()["failures"], found.texts_per_second > 0) == (0, True)
-    assert len([text for _, text in base.asked if text not in PROBE_TEXTS]) == 10
+    assert len(base.asked_beyond_probes) == 10
     for text, vector in cached(base, tmp_path).items():
         assert np.array_equal(vector, np.float32(base.vector("document", text)))
 

@@ -27,8 +27,8 @@ def encoder(model: BaseEmbedding, cache: Path | bool = False, **options: Any) ->
     return Encoder(model, cache_dir=cache, show_progress=False, **options)
 
 
-def beyond_probes(model: CountingEmbedding) -> list[tuple[str, str]]:
-    return [asked for asked in model.asked if asked[1] not in PROBE_TEXTS]
+def truth(texts: list[str], role: str) -> np.ndarray:
+    return np.float32([CountingEmbedding().vector(role, text) for text in texts])
 
 
 def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
@@ -36,10 +36,9 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     before = len(base.batches)
     assert work.encode([], "query").shape == (0, 16)
     vectors = work.encode([*TEXTS, *TEXTS], "document")
+    assert np.array_equal(vectors, truth([*TEXTS, *TEXTS], "document"))
     assert base.batches[before:] == [4, 4, 2]
-    assert sorted(beyond_probes(base)) == sorted(("document", text) for text in TEXTS)
-    expected = np.float32([base.vector("document", text) for text in [*TEXTS, *TEXTS]])
-    assert np.array_equal(vectors, expected)
+    assert sorted(base.asked_beyond_probes) == sorted(("document", text) for text in TEXTS)
     assert [*work.spent.values()][:2] == [len(base.batches), len(base.asked)] == [7, 16]
 
 
@@ -71,7 +70,7 @@ def test_a_second_instance_makes_no_call_for_what_is_there_and_a_changed_one_doe
     vectors = encoder(first, tmp_path).encode(TEXTS, "document")
     again = encoder(second, tmp_path).encode(TEXTS[::-1], "document")
     assert np.array_equal(again, vectors[::-1])
-    assert beyond_probes(second) == []
+    assert second.asked_beyond_probes == []
     encoder(first, tmp_path).encode(TEXTS, "document")
     assert len(first.asked) == len(TEXTS) + 2 * len(PROBE_TEXTS)  # one object is probed once
     model = CountingEmbedding(seed=1)
@@ -117,9 +116,8 @@ if __name__ == "__main__":
 
 def worker(tmp_path: Path, log: str, texts: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WORKER, str(tmp_path / "cache"), str(tmp_path / log)]
-    return subprocess.Popen(
-        [*command, json.dumps(texts)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, json.dumps(texts)], cwd=ROOT, **pipes)
 
 
 def logged(path: Path) -> list[list[str]]:
@@ -153,10 +151,10 @@ def test_a_model_that_fails_its_probes_is_named():
         def vector(self, role: str, text: str) -> list[float]:
             return [super().vector(role, text)]
 
-    for model in (Mute(), Nested()):
-        name = type(model).__name__
-        with pytest.raises(EncodeError, match=f"{name} did not answer 3 probe texts with finite"):
-            encoder(model)
+    for kind in (Mute, Nested):
+        said = f"{kind.__name__} did not answer 3 probe texts with finite"
+        with pytest.raises(EncodeError, match=said):
+            encoder(kind())
     with pytest.raises(EncodeError, match=r"nested lists, or of several lengths\?"):
         encoder(Nested())
 
@@ -208,16 +206,14 @@ class Synchronous(CountingEmbedding):
 
 @pytest.mark.parametrize("model", [Asynchronous(), Synchronous()], ids=lambda m: type(m).__name__)
 def test_a_model_with_one_side_will_do(model):
-    work, double = encoder(model), CountingEmbedding()
+    work = encoder(model)
     for role in ("query", "document"):
-        expected = np.float32([double.vector(role, text) for text in TEXTS])
-        assert np.array_equal(work.encode(TEXTS, role), expected)
+        assert np.array_equal(work.encode(TEXTS, role), truth(TEXTS, role))
 
 
 async def test_an_asynchronous_model_works_inside_a_running_loop():
     vectors = encoder(Asynchronous()).encode(TEXTS, "query")
-    expected = np.float32([CountingEmbedding().vector("query", text) for text in TEXTS])
-    assert np.array_equal(vectors, expected)
+    assert np.array_equal(vectors, truth(TEXTS, "query"))
 
 
 def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop():
@@ -229,9 +225,7 @@ def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop(
 def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(workers, most):
     model = Asynchronous(num_workers=workers)
     texts = [f"{'x' * (number % 5)} {number}" for number in range(20)]
-    vectors = encoder(model).encode(texts, "query")
-    expected = np.float32([CountingEmbedding().vector("query", text) for text in texts])
-    assert np.array_equal(vectors, expected)
+    assert np.array_equal(encoder(model).encode(texts, "query"), truth(texts, "query"))
     assert model._most == most
 
 
@@ -244,10 +238,8 @@ def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
             return super().on_event_start(event_type, *args, **kwargs)
 
     limiter, handler = Limiter(), Counter(tokenizer=str.split)
-    model = CountingEmbedding(
-        embed_batch_size=4, rate_limiter=limiter, callback_manager=CallbackManager([handler])
-    )
-    work = encoder(model)
+    callbacks = {"rate_limiter": limiter, "callback_manager": CallbackManager([handler])}
+    work = encoder(CountingEmbedding(embed_batch_size=4, **callbacks))
     work.encode(TEXTS, "document")
     work.encode(TEXTS, "query")
     assert limiter.acquired == handler.started == work.spent["base_calls"] == 4 + 3 + 10
@@ -269,7 +261,7 @@ def test_a_model_that_can_batch_queries_is_asked_to():
     vectors = encoder(model).encode(TEXTS, "query")
     assert model.batches[-3:] == [4, 4, 2]
     assert limiter.acquired == len(model.batches)
-    assert np.array_equal(vectors, np.float32([model.vector("query", text) for text in TEXTS]))
+    assert np.array_equal(vectors, truth(TEXTS, "query"))
 
 
 def test_queries_of_a_real_model_are_batched_unless_a_subclass_has_its_own(minilm):

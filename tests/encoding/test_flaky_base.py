@@ -122,9 +122,9 @@ def test_answered_queries_are_kept_and_of_many_refusals_the_model_is_at_fault(en
 
 @pytest.mark.parametrize("nonsense", [[], [None], ["x"], [[1.0]]], ids=str)
 def test_a_server_that_talks_nonsense_from_the_start_is_named(nonsense, encoder, tmp_path):
-    script = lambda texts, number: Reply(vectors=lambda vs: [nonsense] * len(vs))  # noqa: E731
+    answer = Reply(vectors=lambda vs: [nonsense] * len(vs))
     refused = pytest.raises((EncodeError, ValueError), match=r"vector|embedding|Input")
-    with serving(script) as server, refused:
+    with serving(lambda texts, number: answer) as server, refused:
         encoder(server, max_retries=0)
     assert not (tmp_path / "vectors.sqlite").exists()
 
@@ -193,10 +193,8 @@ def test_faults_that_pass_are_waited_for_where_the_client_does_not(reply, encode
 
 def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(encoder):
     texts = [f"text {number:03d} of many" for number in range(80)]
-    script = lambda given, number: Reply(  # noqa: E731
-        vectors=lambda vs: vs[::-1] if len(vs) > 3 else vs
-    )
-    with serving(script) as server:
+    turning = Reply(vectors=lambda vs: vs[::-1] if len(vs) > 3 else vs)
+    with serving(lambda given, number: turning) as server:
         work = encoder(server)
         with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
             work.encode(texts, "document")
@@ -253,10 +251,8 @@ async def test_no_wrong_vector_stays_in_the_cache_of_a_serving_model(asynchronou
 
     wrong = Reply(vectors=lambda vs: [[math.nan] * 32 for _ in vs])
     with serving(always("why", wrong)) as server:
-        store = SimpleKVStore()
-        model = package.AdaptedEmbedding(
-            client(server.address), package.LinearAdapter.identity(32), embeddings_cache=store
-        )
+        base, identity = client(server.address), package.LinearAdapter.identity(32)
+        model = package.AdaptedEmbedding(base, identity, embeddings_cache=SimpleKVStore())
 
         async def ask() -> None:
             _ = await model.aget_text_embedding("why") if asynchronous else (

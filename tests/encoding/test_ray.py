@@ -68,9 +68,8 @@ def embedded(texts: Any, model: Any, cache: Path, **options: Any) -> Any:
 
 
 def assert_all_cached(model: CountingEmbedding, cache: Path, texts: list[str]) -> None:
-    encoder = Encoder(model, cache_dir=cache, show_progress=False)
-    rows, vectors = encoder.cache.get("document", texts)
-    encoder.close()
+    with Encoder(model, cache_dir=cache, show_progress=False) as encoder:
+        rows, vectors = encoder.cache.get("document", texts)
     assert len(rows) == len(texts)
     assert np.array_equal(vectors, np.float32([model.vector("document", text) for text in texts]))
 
@@ -101,9 +100,8 @@ def test_a_text_that_kills_every_actor_ends_the_work_and_not_what_was_done(tmp_p
     cache = tmp_path / "cache"
     with pytest.raises(errors.EncodeError, match="Ray cannot go on"):
         embedded(TEXTS[:40], model, cache, actors=1, ray_options={"max_task_retries": 1})
-    encoder = Encoder(model, cache_dir=cache, show_progress=False)
-    assert TEXTS[0] in encoder.cache.missing("document", TEXTS)
-    encoder.close()
+    with Encoder(model, cache_dir=cache, show_progress=False) as encoder:
+        assert TEXTS[0] in encoder.cache.missing("document", TEXTS)
 
 
 def test_what_does_not_arrive_as_it_left_or_cannot_be_sent_is_refused():

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.encoding import serialize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from tests.conftest import CountingEmbedding
+from tests.support.processes import fresh
 
 SECRET = "hunter2-and-more"
 
@@ -163,15 +163,12 @@ def test_a_real_model_is_rebuilt_in_a_fresh_process(minilm, tmp_path):
     model = AdaptedEmbedding(minilm, LinearAdapter.identity(384))
     model.save_pretrained(tmp_path / "adapter")
     code = """
-import sys
+import json, sys
 from llama_index_embeddings_adapted import AdaptedEmbedding
 model = AdaptedEmbedding.from_pretrained(sys.argv[1])
-print(model.get_query_embedding("why?")[:3])
+print(json.dumps(model.get_query_embedding("why?")[:3]))
 """
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "adapter")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    there = json.loads(done.stdout.strip().splitlines()[-1])
+    there = fresh(code, tmp_path / "adapter")
     assert there == pytest.approx(model.get_query_embedding("why?")[:3], abs=1e-5)
 
 

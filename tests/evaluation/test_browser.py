@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import llama_index_embeddings_adapted as package
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding, trained_engine
 from tests.evaluation.test_html_report import HOSTILE, reversing
 from tests.support.browser import Tab, browser
 
@@ -52,11 +52,7 @@ def page(tmp_path_factory) -> Path:
     queries = {f"q{n}-{way}": f"{way} {text}" for n, text in asked.items() for way in ways}
     relevant = {query: [f"d{query[1:].partition('-')[0]}"] for query in queries}
     dataset = package.EmbeddingQAFinetuneDataset(queries, corpus, relevant)
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        dataset, base, epochs=3, **QUIET,
-        model_output_path=folder / "adapter",
-    )  # fmt: skip
-    engine.finetune()
+    engine = trained_engine(dataset, base, folder, epochs=3)
     long = "a_model_with_a_name_longer_than_any_telephone_is_wide"
     models = {"base": base, long: engine.get_finetuned_model(), "upside down": reversing(base)}
     with pytest.warns(UserWarning, match="it was trained on. Split first"):
@@ -118,9 +114,8 @@ def test_the_search_finds_words_of_queries_and_passages(tab, page):
 
 def test_a_script_smuggled_into_the_page_is_refused(tab, page, tmp_path):
     """The test can fail: the browser reports what the policy forbids, and requests are seen."""
-    changed = page.read_text("utf-8").replace(
-        "<main", '<script>document.title = "smuggled"</script><img src="http://127.0.0.1:9/x"><main'
-    )
+    more = '<script>document.title = "smuggled"</script><img src="http://127.0.0.1:9/x"><main'
+    changed = page.read_text("utf-8").replace("<main", more)
     (tmp_path / "changed.html").write_text(changed, "utf-8")
     tab.open(tmp_path / "changed.html", width=1400, dark=False)
     assert tab.run("document.title") != "smuggled"

@@ -20,7 +20,7 @@ from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores,
 from llama_index_embeddings_adapted.evaluation.verdict import mean_interval
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import CountingEmbedding, trained_engine
 from tests.evaluation.test_report import part, report
 from tests.support.synthetic import rotated_corpus
 
@@ -65,9 +65,7 @@ def hostile() -> EmbeddingQAFinetuneDataset:
 
 def reversing(base: CountingEmbedding) -> package.AdaptedEmbedding:
     """A model whose rankings are upside down: it loses every query it can."""
-    return package.AdaptedEmbedding(
-        base, package.LinearAdapter(-np.eye(base.dim, dtype=np.float32))
-    )
+    return package.AdaptedEmbedding(base, package.LinearAdapter(-np.eye(base.dim)))
 
 
 def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> RetrievalScores:
@@ -124,10 +122,8 @@ def test_the_page_needs_nothing_else_and_says_the_verdict_first(base, small, tmp
 
 @pytest.mark.parametrize("method", ["linear", "ridge"])
 def test_every_method_writes_a_page_with_history_passages_and_cost(method, base, small, tmp_path):
-    places = {"model_output_path": tmp_path / "adapter", "report_path": tmp_path / "report.html"}
-    options = {"epochs": 3, "cache_dir": False, "show_progress": False, **places}
-    engine = package.EmbeddingAdapterFinetuneEngine(small, base, method=method, **options)
-    engine.finetune()
+    options = {"method": method, "epochs": 3, "report_path": tmp_path / "report.html"}
+    engine = trained_engine(small, base, tmp_path, **options)
     found, text = engine.report, (tmp_path / "report.html").read_text("utf-8")
     assert found.verdict.partition(":")[0].partition(";")[0].capitalize() in text
     assert "Training of adapted" in text
@@ -154,15 +150,10 @@ def test_every_method_writes_a_page_with_history_passages_and_cost(method, base,
 
 
 def test_held_out_and_cross_fitted_rankings_give_the_scores_of_the_report(base, small, tmp_path):
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        small, base, epochs=3, **QUIET, start="identity",
-        model_output_path=tmp_path / "adapter",
-        val_dataset=EmbeddingQAFinetuneDataset(
-            {"v": "bus in the city"}, {"x": "a city bus", "y": "nothing"}, {"v": ["x"]}
-        ),
-    )  # fmt: skip
-    engine.finetune()
-    found = engine.report
+    asked, corpus = {"v": "bus in the city"}, {"x": "a city bus", "y": "nothing"}
+    judges = EmbeddingQAFinetuneDataset(asked, corpus, {"v": ["x"]})
+    options = {"epochs": 3, "start": "identity", "val_dataset": judges}
+    found = trained_engine(small, base, tmp_path, **options).report
     for name, means in (("base", found.base), ("adapted", found.adapted)):
         for metric in ("ndcg@10", "mrr@10", "hit_rate@1"):
             assert found.held_out[name][metric] == pytest.approx(means[metric])
@@ -210,9 +201,8 @@ def test_wins_and_losses_are_counted_ordered_capped_and_shown_with_passages():
     assert [p.text[:5] for p in first.before] == ["wrong", "other", "right"]
     assert [p.relevant for p in first.after] == [True, False, False]
     assert len(first.before[1].text) == 400
-    assert "beyond 2" in wins_losses(
-        ("base", scores([1, 2])), ("new", scores([0, 1])), texts, metric="hit_rate@1"
-    ).rows[0].ranks  # fmt: skip
+    before, after = ("base", scores([1, 2])), ("new", scores([0, 1]))
+    assert "beyond 2" in wins_losses(before, after, texts, metric="hit_rate@1").rows[0].ranks
     many = MOST_ROWS + 20
     before, after = scores(*[[1, 0]] * many), scores(*[[0, 1]] * many)
     texts = Texts(("text",) * many, ("a", "b"))

@@ -59,10 +59,9 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     assert (len(data.queries), len(data.corpus)) == (323, 3633)
     assert {grade for judged in (data.grades or {}).values() for grade in judged.values()} == {1, 2}
     place = {document: row for row, document in enumerate(data.corpus)}
-    relevance = Qrels.from_lists(
-        [[place[d] for d in docs] for docs in data.relevant_docs.values()],
-        [[data.grade(q, d) for d in docs] for q, docs in data.relevant_docs.items()],
-    )
+    grades = [[data.grade(q, d) for d in docs] for q, docs in data.relevant_docs.items()]
+    rows = [[place[d] for d in docs] for docs in data.relevant_docs.values()]
+    relevance = Qrels.from_lists(rows, grades)
     # Vectors of relevant documents lie near their query, so that there is something to find.
     documents = RANDOM.standard_normal((len(place), 32))
     found = [relevance.relevant_to(row) for row in range(len(data))]
@@ -70,10 +69,8 @@ def test_metrics_equal_those_of_trec_eval_on_graded_real_judgements():
     ranked, _ = top_k(l2_normalize(queries), l2_normalize(documents), 100)
     names = list(place)
     qrels = {q: {d: int(data.grade(q, d)) for d in docs} for q, docs in data.relevant_docs.items()}
-    runs = {
-        query: {names[d]: float(100 - rank) for rank, d in enumerate(ranked[row])}
-        for row, query in enumerate(data.queries)
-    }
+    lists = ({names[d]: float(100 - rank) for rank, d in enumerate(row)} for row in ranked)
+    runs = dict(zip(data.queries, lists, strict=True))
     theirs = {"ndcg": "ndcg_cut", "recall": "recall", "precision": "P", "map": "map_cut",
               "hit_rate": "success"}  # fmt: skip
     measures = {f"{name}.1,5,10,100" for name in theirs.values()} | {"recip_rank"}
@@ -212,7 +209,7 @@ def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):
 
 def test_tables_and_figure_show_every_model(small, tmp_path):
     models = {f"seed {seed}": CountingEmbedding(seed=seed, dim=2) for seed in (1, 2)}
-    found = compare_retrieval(models, small, **QUIET)
+    found = compare_retrieval(models, type("OldDataset", (), dict(small)), **QUIET)
     lines = found.to_markdown(["mrr@5", "ndcg@10"]).splitlines()
     assert lines[0] == "| model | mrr@5 | ndcg@10 |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| seed 1", "| seed 2"]

@@ -12,7 +12,7 @@ from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.evaluation.retrieval import hard_negatives
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import refit
-from tests.conftest import QUIET
+from tests.conftest import QUIET, trained_engine
 from tests.support.synthetic import encoded
 
 
@@ -50,15 +50,11 @@ def test_mined_negatives_travel_with_the_dataset_and_the_engine_takes_them(small
     assert part.hard_negatives == {q: mined.hard_negatives[q] for q in part.queries}
     small.save_json(tmp_path / "plain.json")
     assert "hard_negatives" not in (tmp_path / "plain.json").read_text()
-    encoder = Encoder(base, **QUIET)
-    data = encoder.dataset(mined)
-    encoder.close()
+    with Encoder(base, **QUIET) as encoder:
+        data = encoder.dataset(mined)
     taken = data.take(np.array([3, 1]))
     assert taken.negatives.relevant_to(0).tolist() == data.negatives.relevant_to(3).tolist()
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        mined, base, epochs=2, model_output_path=tmp_path / "adapter", **QUIET
-    )
-    engine.finetune()
+    engine = trained_engine(mined, base, tmp_path, epochs=2)
     assert engine.report.train_queries == len(small)
 
 
@@ -70,14 +66,13 @@ def test_negatives_that_cannot_be_are_refused(small, base):
     ):
         with pytest.raises(OptionError, match=message):
             package.mine_hard_negatives(small, base, **options, **QUIET)
-    with pytest.raises(DatasetError, match=r"1 pairs .* are relevant .first: .q00 → d0"):
-        small.with_hard_negatives({"q00": ["d0"]})
-    with pytest.raises(DatasetError, match=r'1 document ids are not in the corpus.*"d9"'):
-        small.with_hard_negatives({"q00": ["d9"]})
-    with pytest.raises(DatasetError, match="hard_negatives: expected a dict"):
-        package.EmbeddingQAFinetuneDataset(
-            small.queries, small.corpus, small.relevant_docs, hard_negatives=["d1"]
-        )
+    for negatives, message in (
+        ({"q00": ["d0"]}, r"1 pairs .* are relevant .first: .q00 → d0"),
+        ({"q00": ["d9"]}, r'1 document ids are not in the corpus.*"d9"'),
+        (["d1"], "hard_negatives: expected a dict"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            small.with_hard_negatives(negatives)
 
 
 @pytest.mark.parametrize("loss", ["queried", "mnr"])
@@ -89,9 +84,8 @@ def test_training_pushes_queries_away_from_their_hard_negatives(loss):
     queries = l2_normalize(documents[rows] + 0.95 * documents[rows + 20])
     data = encoded(queries, documents, [[int(row)] for row in rows])
     mined = replace(data, negatives=Qrels.from_lists([[int(row) + 20] for row in rows]))
-    options = TrainingOptions(
-        loss=loss, learning_rate=0.01, anchor=0.0, shrinkage=0.0, batch_size=5
-    )
+    free: dict[str, float] = {"learning_rate": 0.01, "anchor": 0.0, "shrinkage": 0.0}
+    options = TrainingOptions(loss=loss, batch_size=5, **free)
     leads = []
     for train in (data, mined):
         adapter = refit(train, LinearAdapter.identity(8), options, epochs=15, show_progress=False)

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 from llama_index.core.schema import NodeWithScore, TextNode
 
+from llama_index_embeddings_adapted.evaluation import verdict as verdicts
 from llama_index_embeddings_adapted.evaluation.held_out import REPORTED, PartReport
 from llama_index_embeddings_adapted.evaluation.reports import Epoch, FinetuneReport
 from llama_index_embeddings_adapted.evaluation.retrieval import ScoreShift
-from llama_index_embeddings_adapted.evaluation.verdict import (
-    Decision,
-    Verdict,
-    inconclusive,
-    paired_difference,
-)
+from llama_index_embeddings_adapted.evaluation.verdict import Decision, paired_difference
 from llama_index_embeddings_adapted.operations.similarity import CalibratedScores
 
 
@@ -73,7 +69,7 @@ def test_a_verdict_is_its_words_keeps_its_decision_and_believes_rarer_gains_only
         assert copied.decision is Decision.SHIP
         assert copied.difference == verdict.difference
     assert json.loads(json.dumps(verdict)) == str(verdict)
-    assert Verdict(Decision.KEEP_BASE, "why") == "keep the base model: why"
+    assert verdicts.Verdict(Decision.KEEP_BASE, "why") == "keep the base model: why"
     found = report(part(0.3, -0.22))
     assert 0.02 < found.overall.difference.p_value < 0.05
     assert found.verdict.startswith("inconclusive: the gain may be chance, as the same queries")
@@ -85,7 +81,7 @@ def test_a_verdict_is_its_words_keeps_its_decision_and_believes_rarer_gains_only
     [((0.3, -0.2), "about 16 more judged queries"), ((0.3, -0.29), None), ((0.0,), None)],
 )
 def test_what_would_settle_it_is_said_below_ten_times_the_queries(change, said):
-    verdict = inconclusive(part(*change).difference)
+    verdict = verdicts.inconclusive(part(*change).difference)
     assert verdict.startswith("inconclusive: no significant gain or loss")
     assert ("settle" in verdict) == (said is not None)
     assert said is None or said in verdict

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, ShapeError
 from llama_index_embeddings_adapted.operations.monitoring import compare, energy_test
-from tests.conftest import QUIET
+from tests.conftest import QUIET, trained_engine
 
 
 def cloud(count: int, *, around: int = 0, dim: int = 20, seed: int = 0) -> np.ndarray:
@@ -80,10 +81,7 @@ def test_a_sketch_is_small_keeps_distances_and_one_question_of_a_document():
 
 
 def test_finetune_keeps_a_sketch_in_the_folder_and_inspect_reads_it(base, small, tmp_path):
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        small, base, epochs=1, model_output_path=tmp_path / "adapter", **QUIET
-    )
-    engine.finetune()
+    engine = trained_engine(small, base, tmp_path, epochs=1)
     assert (tmp_path / "adapter" / "queries.safetensors").stat().st_size < 40_000
     saved = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
     assert not any(text.encode() in saved for text in small.queries.values())
@@ -114,9 +112,7 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
         package.inspect_queries(few, many, **QUIET)
     with pytest.raises(ShapeError, match="Live queries: expected 20 dimensions"):
         compare(saving.QuerySketch.of(cloud(10)), cloud(40, dim=8))
-    few.save_pretrained(tmp_path / "torn")
-    (tmp_path / "torn" / "queries.safetensors").write_bytes(
-        (tmp_path / "torn" / "adapter.safetensors").read_bytes()
-    )
+    few.save_pretrained(tmp_path)
+    shutil.copy(tmp_path / "adapter.safetensors", tmp_path / "queries.safetensors")
     with pytest.raises(FolderError, match="the sketch of training queries is damaged"):
-        package.AdaptedEmbedding.from_pretrained(tmp_path / "torn", base)
+        package.AdaptedEmbedding.from_pretrained(tmp_path, base)

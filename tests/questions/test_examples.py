@@ -10,20 +10,14 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import TextNode
 
 from benchmarks import sets
-from llama_index_embeddings_adapted import (
-    EmbeddingQAFinetuneDataset,
-    LocalLlama,
-    generate_qa_embedding_pairs,
-)
+from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.cli.app import Finetune
 from llama_index_embeddings_adapted.errors import OptionError
+from llama_index_embeddings_adapted.questions import options as question_options
 from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Candidate
 from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_line
-from llama_index_embeddings_adapted.questions.options import (
-    GenerationOptions,
-    count_tokens,
-    labels_of,
-)
+from llama_index_embeddings_adapted.questions.options import GenerationOptions, labels_of
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
 from llama_index_embeddings_adapted.questions.selection import _filters, select
 from tests.conftest import CountingEmbedding, real_data
@@ -52,7 +46,7 @@ class Completes(DoubleLLM):
 def test_examples_are_read_in_any_shape(shape, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     given = {"rows": ROWS, "pairs": [(row["query"], row["document"]) for row in ROWS]}
-    given["dataset"] = EmbeddingQAFinetuneDataset.from_records(ROWS)
+    given["dataset"] = Dataset.from_records(ROWS)
     given["file"] = tmp_path / "rows.json"
     assert set(GenerationOptions(examples=given[shape]).shown({})) == set(EXAMPLES)
 
@@ -110,7 +104,7 @@ def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room():
     asked = (1, None, (Example("word " * 99, "a word"),) * 30, DoubleLLM(context_window=2048))
     small = GenerationOptions(completion=True).prompts(*asked)
     assert 3 <= len(small.examples) < 30
-    assert 2 * count_tokens(small.requests("", 0)[0].text) <= 2048
+    assert 2 * question_options.count_tokens(small.requests("", 0)[0].text) <= 2048
     assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")
 
 

@@ -16,7 +16,6 @@ from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
-from llama_index_embeddings_adapted.questions.filters import Candidate
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.options import (
     corpus_of,
@@ -25,7 +24,7 @@ from llama_index_embeddings_adapted.questions.options import (
     truncate_to_tokens,
 )
 from llama_index_embeddings_adapted.questions.selection import BaseCost
-from tests.conftest import CountingEmbedding
+from tests.conftest import CountingEmbedding, trained_engine
 
 
 class DoubleLLM(llms.CustomLLM):
@@ -141,12 +140,11 @@ def test_the_llm_of_the_settings_is_the_default(write, monkeypatch):
 
 def test_old_calls_work_as_they_are_and_actors_are_ignored_with_a_word(write, tmp_path):
     prompt = "Passage: {context_str}\n\nWrite {num_questions_per_chunk} questions."
-    data = write(
-        towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(tmp_path / "pairs.json"), False
-    )  # fmt: skip
+    path = tmp_path / "pairs.json"
+    data = write(towns(3), DoubleLLM(), prompt, 2, 3, "continue", 500, str(path), False)
     assert _SENT[0] == "Passage: Town0 has market0 and river0 with a bridge.\n\nWrite 2 questions."
-    assert package.EmbeddingQAFinetuneDataset.from_json(tmp_path / "pairs.json") == data
-    saved = json.loads((tmp_path / "pairs.json").read_text())
+    assert package.EmbeddingQAFinetuneDataset.from_json(path) == data
+    saved = json.loads(path.read_text())
     assert list(saved) == ["queries", "corpus", "relevant_docs", "mode", "provenance"]
     with pytest.warns(DeprecationWarning, match="Raise concurrency instead"):
         write(towns(1), DoubleLLM(), executor="ray", actors=4)
@@ -264,7 +262,7 @@ def test_what_the_filters_ask_of_the_base_model_is_counted_once(write):
     assert first.to_dict()["base_texts"] == len(base.asked)
     assert again.base == BaseCost()
 
-    def about_town_two(candidate: Candidate) -> bool:
+    def about_town_two(candidate: package.Candidate) -> bool:
         return "Town2" in candidate.text
 
     data = write(towns(4), DoubleLLM(), filters=[about_town_two])
@@ -410,9 +408,8 @@ def test_the_estimate_agrees_with_the_bill_and_its_probes_are_not_paid_twice(wri
         assert 25 * 0.1 / 4 <= (before.seconds or 0) < 25 * 0.1  # a busy machine adds to it
         assert before.prompt_tokens == pytest.approx(bill.prompt_tokens, rel=0.1)
         assert before.completion_tokens == pytest.approx(bill.completion_tokens, rel=0.1)
-        assert before.price(1.0, 2.0) == pytest.approx(
-            (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
-        )
+        price = (before.prompt_tokens + 2 * before.completion_tokens) / 1e6
+        assert before.price(1.0, 2.0) == pytest.approx(price)
         after = package.estimate(towns(30), llm, **options, **quiet)
         assert (after.calls, after.seconds, after.probed) == (0, 0.0, False)
         assert "0 calls to make" in str(after)
@@ -434,7 +431,6 @@ def test_a_missing_key_ends_a_run_at_once(write):
             _SENT.append(messages[-1].content)
             raise ValueError("Missing credentials. Set the `OPENAI_API_KEY` variable.")
 
-    _SENT.clear()
     with pytest.raises(GenerationError, match=r"Keyless\(double\) has no key: .*OPENAI_API_KEY"):
         write(towns(9), Keyless())
     assert len(_SENT) == 1
@@ -476,19 +472,16 @@ def test_the_report_counts_every_question_and_prints_a_table(write):
     assert data.subset(list(data.queries)).report is None
 
 
-def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, quiet):
+def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, tmp_path):
     data = write(towns(30), DoubleLLM())
     train, test = data.train_test_split(0.3)
     assert data.synthetic
     assert train.synthetic
     plain = package.EmbeddingQAFinetuneDataset(test.queries, test.corpus, test.relevant_docs)
     assert not plain.synthetic
-    folder = quiet["cache_dir"].with_name("a")
-    options = {"epochs": 1, "model_output_path": folder, **quiet}
-    engine = package.EmbeddingAdapterFinetuneEngine(train, base, **options)
-    engine.finetune()
-    assert set(engine.report.settings["judged_on"]) == {"llm"}
-    assert not engine.report.verdict.startswith("ship")
+    report = trained_engine(train, base, tmp_path, epochs=1).report
+    assert set(report.settings["judged_on"]) == {"llm"}
+    assert not report.verdict.startswith("ship")
 
 
 def test_generic_questions_and_those_that_miss_their_passage_go(write, base):
@@ -524,8 +517,7 @@ async def test_an_interrupt_keeps_what_was_answered(write, quiet):
 
 def test_what_headings_ask_joins_the_questions_of_an_llm(write):
     text = (
-        "# The evening ferry\n\nIt leaves at six in the evening from the northern pier and returns "
-        "after midnight, with a meal on board."
+        "# The evening ferry\n\nIt leaves at six from the northern pier and returns after midnight."
     )
     node = TextNode(id_="n", text=text)
     data = write([node], DoubleLLM(), structure=True)

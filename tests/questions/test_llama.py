@@ -1,13 +1,11 @@
 import importlib.util
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from llama_index.core.llms import ChatMessage
 from llama_index.core.schema import TextNode
-from llama_index.llms.openai_like import OpenAILike
 
+from benchmarks.robustness import scripted_server
 from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.errors import GenerationError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.questions import local_llama
@@ -45,25 +43,19 @@ def test_smollm2_writes_questions_that_name_a_subject(asked_in_process, minilm, 
     assert all(text.endswith("?") for text in data.queries.values())
     assert data.report.calls == 3
     assert data.report.prompt_tokens > 3 * 300
-    judged = generate_qa_embedding_pairs(
-        NODES, llama, embed_model=minilm, round_trip_k=1, cache_dir=tmp_path, **OPTIONS
-    )
-    assert len(judged) >= 2
+    options = {"embed_model": minilm, "round_trip_k": 1, "cache_dir": tmp_path, **OPTIONS}
+    assert len(generate_qa_embedding_pairs(NODES, llama, **options)) >= 2
 
 
-def test_the_same_model_behind_openais_protocol_writes_the_same(
-    llama: LocalLlama, tmp_path: Path
-) -> None:
+def test_the_same_model_behind_openais_protocol_writes_the_same(llama, tmp_path):
     # Without the cache an answer does not depend on what was asked before, to the last digit.
     llama.cache_prompt = False
     here = generate_qa_embedding_pairs(NODES[:1], llama, cache_dir=False, **OPTIONS)
     llama.cache_prompt = True
-    limits = httpx.Limits(max_keepalive_connections=0)
     body = {"repeat_penalty": 1.1, "cache_prompt": False}
-    settings = {"context_window": 2048, "max_tokens": 40, "temperature": 0.0}
-    settings |= {"additional_kwargs": {"stop": ["\n"], "extra_body": body}, "api_key": "none"}
-    settings |= {"async_http_client": httpx.AsyncClient(limits=limits), "is_chat_model": True}
-    client = OpenAILike(model="SmolLM2-135M-Instruct", api_base=llama.api_base, **settings)
+    settings = {"model": "SmolLM2-135M-Instruct", "context_window": 2048, "max_tokens": 40}
+    settings["additional_kwargs"] = {"stop": ["\n"], "extra_body": body}
+    client = scripted_server.client(llama.api_base, **settings)
     there = generate_qa_embedding_pairs(NODES[:1], client, cache_dir=tmp_path, **OPTIONS)
     assert there == here
     assert there.report.completion_tokens == here.report.completion_tokens > 5

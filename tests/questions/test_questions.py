@@ -252,9 +252,8 @@ def test_words_of_the_prompt_are_recognised_unless_the_passage_has_them():
     assert filters.leaked(candidate(leak, prompt=frame))
     said = "My loaves are crisp from the oven"
     assert not filters.leaked(candidate(leak, prompt=frame, passage=said))
-    assert filters.leaked(
-        candidate("Why does bread tear when sliced hot?", prompt=few_shot("", ["question"]).frame)
-    )
+    asked = few_shot("", ["question"]).frame
+    assert filters.leaked(candidate("Why does bread tear when sliced hot?", prompt=asked))
     assert not any(filters.leaked(candidate(good, prompt=frame)) for good in GOOD)
     assert not filters.leaked(candidate("anything at all"))
     text = "My driver charged me for a trip that I had cancelled in time."

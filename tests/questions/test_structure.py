@@ -3,6 +3,7 @@ from llama_index.core import Document
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, pairs_from_structure
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
+from tests.conftest import QUIET
 
 KELP = "Otters wrap themselves in kelp before they sleep, so that no current carries them off."
 FERRY = "It leaves at six in the evening from the northern pier and returns after midnight."
@@ -32,10 +33,8 @@ def test_a_title_asks_for_its_text_which_no_longer_quotes_it(key):
 def test_headings_ask_for_their_sections(text):
     data = pairs_from_structure([Document(text=text, id_="page")])
     assert data.corpus == {"page": KELP, "page#2": FERRY}
-    assert [(t, d) for t, d in data.query_docid_pairs] == [
-        ("How otters rest", ["page"]),
-        ("The evening ferry", ["page#2"]),
-    ]
+    first, second = ("How otters rest", ["page"]), ("The evening ferry", ["page#2"])
+    assert [(t, d) for t, d in data.query_docid_pairs] == [first, second]
     assert data.report.written == 2
 
 
@@ -73,9 +72,8 @@ def test_the_heading_of_a_page_asks_for_its_sections_and_a_summary_for_the_rest(
     text = f"# Harbour life\n\n## How otters rest\n{KELP}\n\n## The evening ferry\n{FERRY}"
     below = {"How otters rest": [KELP], "The evening ferry": [FERRY]}
     assert pairs(Document(text=text)) == {"Harbour life": [KELP, FERRY], **below}
-    assert pairs(Document(text=f"Rest of marine mammals.\n\n{KELP}")) == {
-        "Rest of marine mammals.": [KELP]
-    }
+    node = Document(text=f"Rest of marine mammals.\n\n{KELP}")
+    assert pairs(node) == {"Rest of marine mammals.": [KELP]}
     node = Document(text=KELP, metadata={"summary": "Rest of marine mammals"})
     assert pairs(node) == {"Rest of marine mammals": [KELP]}
 
@@ -109,8 +107,7 @@ def test_the_base_model_is_asked_where_one_is_given(base):
     texts = [text.format(topic) for topic in ("kelp", "ferry", "harbour")]
     texts.append("# nothing kelp kelp\nnot one word of it is what the heading asks for")
     pages = [Document(text=text) for text in texts]
-    options = {"round_trip_k": 1, "cache_dir": False, "show_progress": False}
-    data = pairs_from_structure(pages, embed_model=base, **options)
+    data = pairs_from_structure(pages, embed_model=base, round_trip_k=1, **QUIET)
     assert data.report.reasons == {"round_trip": 1}
     assert data.report.examples("round_trip") == ["nothing kelp kelp"]
 

@@ -10,7 +10,7 @@ import pytest
 
 import llama_index_embeddings_adapted as package
 from benchmarks.known import as_texts
-from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset, evaluate_retrieval
+from llama_index_embeddings_adapted import Adapter, EmbeddingQAFinetuneDataset, evaluate_retrieval
 from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.core.arrays import Vectors
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
@@ -40,6 +40,11 @@ def with_vectors(
     return replace(start, **{name: np.float32(v) for name, v in given if v is not None})
 
 
+def changed(change: Callable[[Vectors], Vectors]) -> EncodedDataset:
+    start = data(each())
+    return with_vectors(start, queries=change(start.queries), documents=change(start.documents))
+
+
 def duplicates() -> EncodedDataset:
     start = data(each())
     twins = np.arange(10) // 2 * 2
@@ -67,22 +72,12 @@ ODD: dict[str, Callable[[], EncodedDataset]] = {
     "duplicate questions with different answers": contradictory,
     "all documents equal": lambda: with_vectors(data(each()), documents=np.ones((10, 8))),
     "all questions equal": lambda: with_vectors(data(each()), queries=np.ones((20, 8))),
-    "everything equal": lambda: with_vectors(
-        data(each()), queries=np.ones((20, 8)), documents=np.ones((10, 8))
-    ),
+    "everything equal": lambda: changed(np.ones_like),
     "zero questions": lambda: with_vectors(data(each()), queries=np.zeros((20, 8))),
     "zero documents": lambda: with_vectors(data(each()), documents=np.zeros((10, 8))),
-    "some zero vectors": lambda: with_vectors(
-        data(each()),
-        queries=zeros_among(data(each()).queries),
-        documents=zeros_among(data(each()).documents),
-    ),
-    "very long vectors": lambda: with_vectors(
-        data(each()), queries=data(each()).queries * 1e15, documents=data(each()).documents * 1e15
-    ),
-    "very short vectors": lambda: with_vectors(
-        data(each()), queries=data(each()).queries * 1e-15, documents=data(each()).documents * 1e-15
-    ),
+    "some zero vectors": lambda: changed(zeros_among),
+    "very long vectors": lambda: changed(lambda vectors: vectors * 1e15),
+    "very short vectors": lambda: changed(lambda vectors: vectors * 1e-15),
     "fewer pairs than dimensions": lambda: data(each(12), dim=64),
     "one dimension": lambda: data(each(), dim=1),
     "five questions": lambda: data(each(5)),
@@ -100,10 +95,14 @@ def _quick(monkeypatch) -> None:
 def tuned(given: EncodedDataset, method: str) -> AutoResult:
     """Tune; candidates may fail with a warning, but numpy may not."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*cannot be fitted and is left out")
         options = TrainingOptions(method=method, adapts="both")
         return tune(given, options, show_progress=False)
+
+
+def assert_finite(adapter: Adapter, given: EncodedDataset) -> None:
+    assert np.isfinite(adapter.apply(given.queries)).all()
+    assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
 
 
 def simplest(method: str) -> pipelines.PipelineSpec:
@@ -116,10 +115,9 @@ def test_auto_works_on_odd_data_and_serves_finite_vectors(name):
     found = tuned(given, "auto")
     assert found.choice.verdict
     for adapter in (found.adapter, found.candidate):
-        assert np.isfinite(adapter.apply(given.queries)).all()
-        assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
-    assert all(np.isfinite(gain) for gains in found.choice.gains.values() for gain in gains
-               if gain is not None)  # fmt: skip
+        assert_finite(adapter, given)
+    gains = [gain for pair in found.choice.gains.values() for gain in pair if gain is not None]
+    assert np.isfinite(gains).all()
 
 
 @pytest.mark.parametrize("name", sorted(TOO_LITTLE))
@@ -128,9 +126,8 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
     found = tuned(ODD[name](), "auto")
     assert found.choice.verdict.decision is verdict.Decision.KEEP_BASE
     assert re.search(message, found.choice.verdict)
-    assert (
-        found.adapter == found.candidate == package.LinearAdapter.identity(found.adapter.input_dim)
-    )
+    same = package.LinearAdapter.identity(found.adapter.input_dim)
+    assert found.adapter == found.candidate == same
     assert found.parts.overall.difference.mean == 0
 
 
@@ -138,14 +135,11 @@ def test_where_nothing_can_be_learned_the_base_model_stays_and_it_says_what_is_m
 @pytest.mark.parametrize("name", ODD)
 def test_each_method_works_on_odd_data_or_gives_one_clear_error(name, method):
     given = ODD[name]()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            adapter = pipelines.PipelineFitter(given, TrainingOptions()).fit(simplest(method))
-        except AdaptedError:
-            return
-    assert np.isfinite(adapter.apply(given.queries)).all()
-    assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
+    try:  # a warning would be an error as well
+        adapter = pipelines.PipelineFitter(given, TrainingOptions()).fit(simplest(method))
+    except AdaptedError:
+        return
+    assert_finite(adapter, given)
 
 
 @pytest.mark.parametrize("method", pipelines.SPECS)
@@ -153,8 +147,7 @@ def test_thousands_of_dimensions_and_few_pairs_are_no_trouble(method):
     given = data(each(12), dim=2048)
     adapter = pipelines.PipelineFitter(given, TrainingOptions()).fit(simplest(method))
     assert (adapter.input_dim, adapter.output_dim) == (2048, 2048)
-    assert np.isfinite(adapter.apply(given.queries)).all()
-    assert np.isfinite(adapter.apply(given.documents, "document", given.keys)).all()
+    assert_finite(adapter, given)
 
 
 @pytest.mark.parametrize("method", ["whitening", "nudge_n"])
@@ -213,9 +206,8 @@ def test_what_cannot_be_judged_is_refused_and_not_scored_as_nan(unjudged, tmp_pa
         evaluate_retrieval(base, unjudged, cache_dir=False, show_progress=False)
     with pytest.raises(DatasetError, match="have no relevant document"):
         package.mine_hard_negatives(unjudged, base, k=1, cache_dir=False, show_progress=False)
-    other = EmbeddingQAFinetuneDataset(
-        {"v": "another question"}, {"x": "document 0", "y": "document 1"}, {"v": ["x"]}
-    )
+    corpus = {"x": "document 0", "y": "document 1"}
+    other = EmbeddingQAFinetuneDataset({"v": "another question"}, corpus, {"v": ["x"]})
     made = engine("two documents", tmp_path, val_dataset=other)
     made.finetune()
     assert made.report.new is not None

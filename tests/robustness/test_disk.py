@@ -4,7 +4,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,48 +22,32 @@ from llama_index_embeddings_adapted.adapters import saving
 from llama_index_embeddings_adapted.encoding.base_model import Fingerprint
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.comparison import Comparison
 from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 
 Dataset = package.EmbeddingQAFinetuneDataset
 ROOT = Path(__file__).parents[2]
 
 
-def mounted(place: Path, options: str) -> None:
-    """Mount a file system of its own, or skip the test."""
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own; where none can be mounted, the test is skipped."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("there is no mount on this system")
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted(place, "size=256k")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.fixture
-def read_only(tmp_path) -> Iterator[Callable[[], Path]]:
-    """A folder that one can fill, and then make read-only, also for root."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted(place, "size=4m")
-
-    def close() -> Path:
-        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-        return place
-
-    yield close
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
 
 def fill(place: Path) -> Path:
@@ -96,12 +81,9 @@ def test_a_full_disk_leaves_the_old_dataset(small, small_disk):
     small.to_beir(small_disk / "beir")
     fill(small_disk)
     larger = Dataset({"q": "x" * 9000}, {"d": "y" * 9000}, {"q": ["d"]})
-    for write in (
-        lambda: larger.save_json(small_disk / "pairs.json"),
-        lambda: larger.to_beir(small_disk / "beir"),
-    ):
+    for write, name in ((larger.save_json, "pairs.json"), (larger.to_beir, "beir")):
         with pytest.raises(errors.DiskError, match="No space left"):
-            write()
+            write(small_disk / name)
     assert Dataset.from_json(small_disk / "pairs.json") == small
     assert Dataset.from_beir(small_disk / "beir") == small
 
@@ -116,7 +98,7 @@ def test_encoding_goes_on_where_the_disk_was_full(small_disk, tmp_path):
     assert 0 < len(rows) < len(texts)
     truth = np.float32([model.vector("document", text) for text in texts])
     assert np.array_equal(found, truth[rows])
-    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    remount(small_disk, "size=4m")
     later = CountingEmbedding(embed_batch_size=100)
     work = Encoder(later, cache_dir=small_disk, show_progress=False)
     assert np.array_equal(work.encode(texts, "document"), truth)
@@ -149,7 +131,7 @@ def test_a_whole_run_on_a_full_disk_is_one_error_and_can_be_continued(job, small
     fill(small_disk)
     with pytest.raises(errors.AdaptedError, match=r"No space left|disk I/O|is full"):
         JOBS[job].work(small_disk)
-    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    remount(small_disk, "size=8m")
     JOBS[job].check(small_disk)
     JOBS[job].work(small_disk)
     (tmp_path / "whole").mkdir()
@@ -158,19 +140,17 @@ def test_a_whole_run_on_a_full_disk_is_one_error_and_can_be_continued(job, small
     assert JOBS[job].result(small_disk) == JOBS[job].result(tmp_path / "whole")
 
 
-def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, read_only, tmp_path):
-    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "disk" / "saved")
-    place = read_only()
-    quiet: dict[str, Any] = {"show_progress": False}
-    engine = package.EmbeddingAdapterFinetuneEngine(
-        small, base, model_output_path=place / "model", cache_dir=False, **quiet
-    )
-    with pytest.raises(errors.FolderError, match="cannot be written"):
-        engine.finetune()
-    with pytest.raises(errors.CacheError, match=r"cannot be used.*cache_dir=False"):
-        package.EmbeddingAdapterFinetuneEngine(
-            small, base, model_output_path=tmp_path / "model", cache_dir=place, **quiet
-        ).finetune()
+def test_a_read_only_place_is_refused_before_texts_are_embedded(base, small, small_disk, tmp_path):
+    place = small_disk
+    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(place / "saved")
+    remount(place, "ro")  # also for root
+    for options, error, said in (
+        ({"model_output_path": place / "model"}, errors.FolderError, "cannot be written"),
+        ({"cache_dir": place}, errors.CacheError, r"cannot be used.*cache_dir=False"),
+    ):
+        options = {"model_output_path": tmp_path / "model", **QUIET, **options}
+        with pytest.raises(error, match=said):
+            package.EmbeddingAdapterFinetuneEngine(small, base, **options).finetune()
     assert not [text for _, text in base.asked if text in small.queries.values()]
     with pytest.raises(errors.DiskError, match="Read-only file system"):
         small.save_json(place / "pairs.json")
@@ -184,12 +164,12 @@ def test_a_read_only_place_is_refused_before_anything_is_embedded(base, small, r
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder nobody may write to")
 def test_a_place_that_takes_no_file_is_an_error_of_ours(base):
     nodes = [TextNode(text="a cat"), TextNode(text="the sea")]
-    hybrid = package.adapt_without_labels(nodes, base, cache_dir=False, show_progress=False)
+    hybrid = package.adapt_without_labels(nodes, base, **QUIET)
     for write in (hybrid.save_pretrained, LinearAdapter.identity(16).save):
         with pytest.raises(errors.FolderError, match="/proc/q: cannot be written"):
             write("/proc/q")
     with pytest.raises(errors.DiskError, match=r"/proc/x\.html could not be written"):
-        Comparison({}).to_html("/proc/x.html", title="none")
+        package.Comparison({}).to_html("/proc/x.html", title="none")
 
 
 WRITER = """
@@ -220,10 +200,9 @@ def test_a_cache_with_tables_of_another_version_is_an_error_and_left_alone(tmp_p
     database.close()
     with pytest.raises(errors.CacheError, match="cannot be used"):
         VectorCache(tmp_path, Fingerprint("model", np.ones((6, 4), dtype=np.float32)))
-    database = sqlite3.connect(tmp_path / "vectors.sqlite")
-    assert database.execute("SELECT * FROM bases").fetchall() == [(1, "of another time")]
-    assert database.execute("PRAGMA user_version").fetchone() == (0,)
-    database.close()
+    with closing(sqlite3.connect(tmp_path / "vectors.sqlite")) as database:
+        assert database.execute("SELECT * FROM bases").fetchall() == [(1, "of another time")]
+        assert database.execute("PRAGMA user_version").fetchone() == (0,)
 
 
 @pytest.fixture

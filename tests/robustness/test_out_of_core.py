@@ -14,6 +14,7 @@ from llama_index_embeddings_adapted.training.closed_form import Spectrum
 from llama_index_embeddings_adapted.training.modules import TrainingDocuments
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import states
+from tests.conftest import QUIET
 from tests.support.synthetic import rotated_corpus
 
 DIM = 12
@@ -99,11 +100,10 @@ def test_documents_left_in_their_file_are_taken_as_unit_rows_adapted_with_their_
 @pytest.mark.usefixtures("in_blocks")
 def test_vectors_beyond_a_limit_lie_in_a_file_that_leaves_nothing_behind(base, tmp_path):
     texts = [f"text {number % 7}" for number in range(20)]
-    encoder = Encoder(base, cache_dir=tmp_path, show_progress=False)
-    found = encoder.encode(texts, "document")
-    assert isinstance(found, np.memmap)
-    assert np.array_equal(found, np.float32([base.vector("document", text) for text in texts]))
-    encoder.close()
+    with Encoder(base, cache_dir=tmp_path, show_progress=False) as encoder:
+        found = encoder.encode(texts, "document")
+        assert isinstance(found, np.memmap)
+        assert np.array_equal(found, np.float32([base.vector("document", text) for text in texts]))
     assert {path.suffix for path in tmp_path.iterdir()} == {".f32", ".sqlite"}
 
 
@@ -123,10 +123,9 @@ def test_an_adapter_that_moves_documents_scores_the_same_in_blocks(small, base, 
     dim = len(base.vector("document", "a"))
     weight = np.float32(np.random.default_rng(2).standard_normal((dim, dim)))
     model = AdaptedEmbedding(base, LinearAdapter(weight, shared=True))
-    options = {"cache_dir": False, "show_progress": False}
-    whole = evaluate_retrieval(model, small, **options)
+    whole = evaluate_retrieval(model, small, **QUIET)
     monkeypatch.setattr(arrays, "DOCUMENTS_PER_BLOCK", 2)
-    parts = evaluate_retrieval(model, small, **options)
+    parts = evaluate_retrieval(model, small, **QUIET)
     assert np.array_equal(parts.ranked[:, :2], whole.ranked[:, :2])
 
 

@@ -3,7 +3,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -89,15 +88,9 @@ def base_model(address: str, callbacks: LlamaDebugHandler) -> BaseEmbedding:
     return flaky_server.client(address, additional_kwargs=extra, callback_manager=manager, **keys)
 
 
-def llm(address: str, **options: Any) -> Any:
-    from llama_index.llms.openai_like import OpenAILike
-
-    limits = httpx.Limits(max_keepalive_connections=0)
-    keys = {"api_key": KEYS["llm"], "default_headers": {"X-Auth": KEYS["header"]}}
-    settings = {"is_chat_model": True, "context_window": 4096, "max_retries": 0, **options}
-    client = httpx.AsyncClient(limits=limits)
-    named = {"model": "scripted", "api_base": address, "async_http_client": client}
-    return OpenAILike(**named, **keys, **settings)
+def llm(address: str) -> Any:
+    headers = {"X-Auth": KEYS["header"]}
+    return scripted_server.client(address, api_key=KEYS["llm"], default_headers=headers)
 
 
 QUIET: dict[str, Any] = {"cache_dir": "cache"}
@@ -136,10 +129,9 @@ def served(base: BaseEmbedding) -> list[object]:
     index = VectorStoreIndex(scripted_server.nodes(30), embed_model=base)
     package.adapt_index(index, shared, SimpleVectorStore(), embed_missing=True, **QUIET)
     inspected = CliRunner().invoke(app, ["inspect", "model", "--json"])
+    nodes, nobody = scripted_server.nodes(31)[30:], llm("http://127.0.0.1:9/v1")
     with pytest.raises(GenerationError, match="reach") as failed:
-        package.generate_qa_embedding_pairs(
-            scripted_server.nodes(31)[30:], llm("http://127.0.0.1:9/v1"), **QUIET
-        )
+        package.generate_qa_embedding_pairs(nodes, nobody, **QUIET)
     return [as_text(inspect_adapter("model")), inspected.output, failed.value]
 
 
@@ -152,9 +144,8 @@ def test_no_key_is_in_what_a_run_leaves(planted, listening, logged, tmp_path, ca
         shown = [*trained(base, server.address), *served(base)]
         # A password in an address takes the place of the key.
         secret_address = server.address.replace("http://", f"http://user:{KEYS['password']}@")
-        other = package.AdaptedEmbedding(
-            base_model(secret_address, callbacks), package.LinearAdapter.identity(32)
-        )
+        base = base_model(secret_address, callbacks)
+        other = package.AdaptedEmbedding(base, package.LinearAdapter.identity(32))
         other.save_pretrained("other")
         shown += [other, other.to_json(), other.get_query_embedding("a boat")]
     for name in ("embedding", "llm"):  # the keys were in use

@@ -20,7 +20,6 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, TwoLayerAdapter
-from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import EncodeError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.pool import PooledEmbedding
 from tests.adapters.test_adapters import Turned
@@ -198,7 +197,7 @@ async def test_a_cache_saves_calls_and_never_skips_the_adapter(base, give):
         assert await model.aget_text_embedding_batch(["same", "same"]) == document * 2
         assert np.allclose(await model.aget_query_embedding("same"), query[0], atol=1e-6)
         assert model.get_text_embedding_batch(TEXTS) == expected(model, "document", TEXTS)
-    asked = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    asked = base.asked_beyond_probes
     assert len(asked) == len(set(asked)) == 2 + 10
 
 
@@ -213,7 +212,7 @@ def test_one_cache_serves_many_adapters_and_models(base):
                 query, document = (expected(model, role, [text]) for role in ("query", "document"))
                 assert np.allclose(model.get_query_embedding(text), query[0], atol=1e-6)
                 assert np.allclose(model.get_text_embedding(text), document[0], atol=1e-6)
-    assert len([entry for entry in base.asked if entry[1] not in PROBE_TEXTS]) == 4
+    assert len(base.asked_beyond_probes) == 4
     own = CountingEmbedding(embeddings_cache=SimpleKVStore())
     own.get_text_embedding_batch(TEXTS)
     AdaptedEmbedding(own, ADAPTER).get_text_embedding_batch(TEXTS)

@@ -68,9 +68,8 @@ def test_haystack_pipelines_ask_an_adapted_model(haystack, model, tmp_path):
 
     store = InMemoryDocumentStore(embedding_similarity_function="cosine")
     texts = ["apple pie", "blue whale"]
-    store.write_documents(
-        [haystack.Document(content=t, embedding=model.get_text_embedding(t)) for t in texts]
-    )
+    vectors = zip(texts, map(model.get_text_embedding, texts), strict=True)
+    store.write_documents([haystack.Document(content=t, embedding=v) for t, v in vectors])
     pipeline = haystack.Pipeline()
     pipeline.add_component("embedder", AdaptedTextEmbedder(model))
     pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store))

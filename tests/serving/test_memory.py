@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 
 pytestmark = pytest.mark.filterwarnings("ignore:MemoryRetriever goes:DeprecationWarning")
 
@@ -56,9 +56,8 @@ def memory() -> AnswerMemory:
     return AnswerMemory.of(np.eye(2, dtype=np.float32), relevance, ["a", "b", "c"])
 
 
-def wrap(
-    scores: dict[str, float | None] | BaseRetriever, memory: AnswerMemory, **settings: Any
-) -> MemoryRetriever:
+def wrap(scores: Any, memory: AnswerMemory, **settings: Any) -> MemoryRetriever:
+    """Put the memory around a retriever, or around one that finds nodes with these scores."""
     inner = scores if isinstance(scores, BaseRetriever) else Fixed(scores)
     defaults = {"embed_model": Angles(), "weight": 1.0, "temperature": 0.01}
     return MemoryRetriever(inner, memory, **{**defaults, **settings})
@@ -92,15 +91,15 @@ def test_the_best_document_counts_one_and_what_answers_none_is_left_out(memory):
 
 
 def test_each_distinct_query_is_embedded_once_and_no_document_is(small):
-    base, settings = CountingEmbedding(), {"cache_dir": False, "show_progress": False}
-    made = MemoryRetriever.from_dataset(Fixed({}), small, base, **settings)
+    base = CountingEmbedding()
+    made = MemoryRetriever.from_dataset(Fixed({}), small, base, **QUIET)
     texts = [text for role, text in base.asked if role == "query"]
     asked = [text for text in texts if text in small.queries.values()]
     assert asked == sorted(small.queries.values(), key=len, reverse=True)
     assert not set(small.corpus.values()) & {text for _, text in base.asked}
     assert made.memory.document_ids == tuple(sorted(small.corpus))
     data = Dataset({"p": "x", "q": "y"}, {"a": "z"}, {"q": ["a"]}, allow_unjudged=True)
-    judged = MemoryRetriever.from_dataset(Fixed({}), data, base, **settings).memory.queries
+    judged = MemoryRetriever.from_dataset(Fixed({}), data, base, **QUIET).memory.queries
     assert np.allclose(judged, [base.vector("query", "y")])
 
 
@@ -280,10 +279,8 @@ def test_a_saved_memory_comes_back_as_it_was_unless_told_otherwise(saved, memory
     assert (loaded.weight, loaded.top_k) == (2.0, 7)
     rebuilt = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}))
     assert shown(rebuilt.retrieve("0")) == {"a": 0.85, "x": 0.7}
-    other = CountingEmbedding(dim=2)
-    with pytest.raises(
-        errors.BaseModelMismatchError, match="on Angles; the model at hand, Counting"
-    ):
+    other, said = CountingEmbedding(dim=2), "on Angles; the model at hand, Counting"
+    with pytest.raises(errors.BaseModelMismatchError, match=said):
         MemoryRetriever.from_pretrained(saved, Fixed({}), other)
     assert MemoryRetriever.from_pretrained(saved, Fixed({}), other, verify=False).weight == 0.25
 
@@ -343,8 +340,8 @@ async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
     question = "intranet lunch page not loading"
     plain = index.as_retriever(similarity_top_k=1)
     assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]
-    options = {"weight": 0.5, "top_k": 2, "nodes": index.docstore, "cache_dir": False}
-    wrapped = MemoryRetriever.from_dataset(plain, dataset, minilm, show_progress=False, **options)
+    options = {"weight": 0.5, "top_k": 2, "nodes": index.docstore, **QUIET}
+    wrapped = MemoryRetriever.from_dataset(plain, dataset, minilm, **options)
     found = wrapped.retrieve(question)
     assert [node.node_id for node in found] == ["zephyr", "lunch"]
     assert found[0].text == texts["zephyr"]

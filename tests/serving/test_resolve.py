@@ -1,5 +1,4 @@
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +11,13 @@ from llama_index.core.schema import TextNode
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import (
     AdaptedEmbedding,
-    EmbeddingAdapterFinetuneEngine,
     LinearAdapter,
     errors,
     resolve_embed_model,
 )
+from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 
 
 def test_folders_short_names_and_instances_are_models(base, tmp_path):
@@ -45,7 +44,6 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
     adapted = AdaptedEmbedding("minilm", LinearAdapter.identity(384))
     adapted.save_pretrained(tmp_path / "a")
     words = package.LexicalEmbedding.of(["a cat", "the sea"])
-    quiet: Any = {"cache_dir": False, "show_progress": False}
     for model in (
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "minilm"),
         AdaptedEmbedding.from_dict(adapted.to_dict(), "minilm"),
@@ -54,12 +52,10 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
     ):
         assert type(model.base_embed_model) is type(adapted.base_embed_model)
     index = VectorStoreIndex(nodes, embed_model=adapted)
-    assert (
-        package.adapt_without_labels(nodes, "minilm", **quiet).retrieve("cat")[0].node_id == "a cat"
-    )
-    assert package.HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **quiet).retrieve(
-        "sea"
-    )
+    found = package.adapt_without_labels(nodes, "minilm", **QUIET)
+    assert found.retrieve("cat")[0].node_id == "a cat"
+    found = package.HybridRetriever.from_nodes(index, nodes, embed_model="minilm", **QUIET)
+    assert found.retrieve("sea")
     with pytest.raises(errors.OptionError, match="names no model here"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", "nonsense")
 
@@ -96,7 +92,7 @@ def test_a_cache_folder_that_cannot_be_made_has_its_error(base, small, tmp_path,
         lambda: resolve_embed_model("minilm"),
         lambda: package.evaluate_retrieval("minilm", small),
         lambda: package.evaluate_retrieval(base, small),
-        lambda: EmbeddingAdapterFinetuneEngine(small, "minilm", model_output_path=tmp_path / "b"),
+        lambda: Engine(small, "minilm", model_output_path=tmp_path / "b"),
         model.for_documents,
     ):
         with pytest.raises(errors.CacheError, match=r"cannot be made .*_CACHE_DIR.*cache_dir="):
@@ -108,15 +104,13 @@ def test_what_is_wrong_with_data_and_places_is_said_before_a_model_is_loaded(sma
     (tmp_path / "a" / "thesis.tex").touch()
     unjudged = Dataset({"q": "x"}, {"d": "y"}, {}, allow_unjudged=True)
     with pytest.raises(errors.FolderError, match="holds other files"):
-        EmbeddingAdapterFinetuneEngine(small, "no model", model_output_path=tmp_path / "a")
+        Engine(small, "no model", model_output_path=tmp_path / "a")
     with pytest.raises(errors.OptionError, match="this is a folder"):
-        EmbeddingAdapterFinetuneEngine(
-            small, "no model", model_output_path=tmp_path / "b", report_path=tmp_path / "a"
-        )
+        Engine(small, "no model", model_output_path=tmp_path / "b", report_path=tmp_path / "a")
     for judge in (
         lambda: package.evaluate_retrieval("no model", unjudged),
         lambda: package.compare_retrieval({"a": "no model"}, unjudged),
-        lambda: EmbeddingAdapterFinetuneEngine(unjudged, "no model"),
+        lambda: Engine(unjudged, "no model"),
     ):
         with pytest.raises(errors.DatasetError, match="q"):
             judge()

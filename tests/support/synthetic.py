@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import l2_normalize
+from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.training.auto import pipelines
 from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
@@ -19,6 +19,12 @@ def encoded(queries: Any, documents: Any, relevant: list[list[int]]) -> EncodedD
     rows, relevance = np.arange(len(documents)), Qrels.from_lists(relevant)
     vectors = np.float32(queries), np.float32(documents)
     return EncodedDataset(*vectors, relevance, *ids, rows, rows.astype(np.uint64))
+
+
+def found_first(data: EncodedDataset, queries: Any, documents: Any) -> float:
+    """The share of judged pairs whose document is the first of its query."""
+    relevance, sides = data.relevance, map(l2_normalize, (queries, documents))
+    return float((ranks(*sides, relevance.queries, relevance.documents) == 0).mean())
 
 
 def rotated_corpus(

@@ -9,19 +9,17 @@ import pytest
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
+from llama_index_embeddings_adapted import Adapter, Decision, LinearAdapter, Verdict
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.errors import TrainingError
 from llama_index_embeddings_adapted.evaluation import verdict as verdicts
-from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import descent, pipelines
 from llama_index_embeddings_adapted.training.auto import tune as autotune
 from llama_index_embeddings_adapted.training.auto.selection import Selection
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
+from tests.support.synthetic import Named, cross_fitted, encoded, found_first, rotated_corpus
 
 CHOSEN = Named("chosen")
 
@@ -60,11 +58,8 @@ def parts(data: EncodedDataset) -> tuple[EncodedDataset, EncodedDataset]:
 
 
 def first(adapter: Adapter, data: EncodedDataset) -> float:
-    documents = l2_normalize(adapter.apply(data.documents, "document", data.keys))
-    relevance = data.relevance
-    queries = l2_normalize(adapter.apply(data.queries))
-    found = ranks(queries, documents, relevance.queries, relevance.documents)
-    return float((found == 0).mean())
+    documents = adapter.apply(data.documents, "document", data.keys)
+    return found_first(data, adapter.apply(data.queries), documents)
 
 
 def shuffled(seed: int = 0) -> EncodedDataset:
@@ -281,14 +276,11 @@ def test_a_large_set_is_sampled_and_it_says_so(monkeypatch, capsys):
     monkeypatch.setattr(autotune, "MOST_DOCUMENTS", 120)
     data, _ = rotated_corpus(documents=200)
     found = tuned(data, show_progress=True)
-    assert found.choice.sampled == (
-        "Cross-fitting takes a sample of 90 of 600 queries and 120 of 200 documents."
-    )
+    said = "Cross-fitting takes a sample of 90 of 600 queries and 120 of 200 documents."
+    assert found.choice.sampled == said
     assert found.choice.sampled in capsys.readouterr().out
     assert found.parts.overall.queries <= 90
-    # What is served learned from all of them.
-    names = list(found.choice.gains)
-    assert found.choice.recipe in names
+    assert found.choice.recipe in found.choice.gains  # what is served learned from all of them
     assert_near(found.candidate, refitted(found, data))
 
 

@@ -69,9 +69,8 @@ def test_a_strong_ridge_is_the_identity_a_weak_one_undoes_a_rotation_few_are_no_
     queries = l2_normalize(few.queries).astype(np.float64)
     targets = closed_form.mean_documents(few.relevance, l2_normalize(few.documents))
     penalty = 0.5 * (queries**2).sum() / 9
-    solved = np.linalg.solve(
-        queries.T @ queries + penalty * np.eye(9), queries.T @ targets + penalty * np.eye(9)
-    )
+    held = penalty * np.eye(9)
+    solved = np.linalg.solve(queries.T @ queries + held, queries.T @ targets + held)
     assert np.allclose(closed_form.ridge(few, 0.5).weight, solved.T, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
 from llama_index_embeddings_adapted.training.closed_form import narrowed, span
 from llama_index_embeddings_adapted.training.modules import ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import encoded, rotated_corpus
+from tests.support.synthetic import encoded, found_first, rotated_corpus
 
 
 def several() -> EncodedDataset:
@@ -72,12 +72,8 @@ def test_documents_that_are_drawn_stand_for_all_and_maps_learn_from_them(loss):
     free = {"learning_rate": 0.01, "anchor": 0.0, "shrinkage": 0.0}
     options = TrainingOptions(loss=loss, max_candidates=50, **free)
     adapter = descent.descend(data, LinearAdapter.identity(12), options)
-
-    def found(queries: np.ndarray) -> float:
-        first = (queries @ l2_normalize(data.documents).T).argmax(axis=1)
-        return float((first == data.relevance.documents).mean())
-
-    assert found(adapter.apply(data.queries)) > found(data.queries) + 0.5
+    before = found_first(data, data.queries, data.documents)
+    assert found_first(data, adapter.apply(data.queries), data.documents) > before + 0.5
     again = descent.descend(data, LinearAdapter.identity(12), options)
     assert adapter == again
 

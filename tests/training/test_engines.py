@@ -1,7 +1,6 @@
 import ast
 import inspect
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from llama_index_embeddings_adapted.evaluation.verdict import LOOKS_RANDOM, Deci
 from llama_index_embeddings_adapted.training.auto import descent, selection, tune
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.conftest import CountingEmbedding
+from tests.support.processes import fresh
 
 NOUNS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "lamp")
 ADJECTIVES = ("red", "blue", "big", "small", "old", "new", "fast", "slow", "warm", "cold")
@@ -117,7 +117,7 @@ def test_training_helps_on_questions_and_documents_it_has_not_seen(things, train
 def test_every_text_is_embedded_once_and_never_again(trained):
     base, other = (CountingEmbedding(embed_batch_size=8) for _ in range(2))
     engine = trained(None, base, epochs=3)
-    texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    texts = base.asked_beyond_probes
     assert len(texts) == len(set(texts)) == 200 + 100
     assert engine.report.base_texts == len(base.asked)
     for settings in ({"loss": "corpus"}, {"learning_rate": 0.01, "seed": 3}):
@@ -222,7 +222,7 @@ def quick(monkeypatch) -> None:
 def test_auto_embeds_each_text_once_reports_saves_and_serves(things, trained, options):
     base = Skewed(embed_batch_size=16)
     engine = trained(None, base, method="auto", learning_rate=0.01)
-    texts = [entry for entry in base.asked if entry[1] not in PROBE_TEXTS]
+    texts = base.asked_beyond_probes
     assert len(texts) == len(set(texts)) == 200 + 100
 
     report = engine.report
@@ -375,9 +375,8 @@ def test_too_few_queries_are_an_error_or_keep_the_base_model_and_say_so(trained)
     with pytest.raises(errors.DatasetError, match=r"1 leave.*Add queries, or pass val_dataset"):
         trained(one, method="linear")
     engine = trained(one)
-    assert engine.report.verdict == (
-        "keep the base model: Cross-fitting in 5 folds needs at least 5 queries, got 1"
-    )
+    said = "keep the base model: Cross-fitting in 5 folds needs at least 5 queries, got 1"
+    assert engine.report.verdict == said
     assert engine.report.headline[0] == "saved: the base model, unchanged"
     assert engine.get_finetuned_model().adapter == IDENTITY
 
@@ -417,10 +416,7 @@ def test_an_engine_is_a_base_embedding_finetune_engine():
     assert issubclass(Engine, Theirs)  # which is imported after ours, and there before it
     code = "from llama_index.finetuning.types import BaseEmbeddingFinetuneEngine as Theirs\n"
     code += "from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine\n"
-    code += "assert issubclass(Engine, Theirs)"
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert fresh(code + "print(int(issubclass(Engine, Theirs)))") == 1
 
 
 def test_a_network_of_ones_own_is_not_taken_for_one_with_the_same_tensors(engine_of):

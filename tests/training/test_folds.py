@@ -38,11 +38,17 @@ def judged_pairs(
     return {(data.query_ids[row], document) for row, document in found}
 
 
-def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
+def rows_of(parts: list[Fold], *, known: bool) -> list[int]:
+    found = np.concatenate([fold.test.rows[fold.test.known == known] for fold in parts])
+    return sorted(found.tolist())
+
+
+def honest_folds(data: EncodedDataset, **options: int) -> list[Fold]:
     """No fold judges by what it trained on, and no query is judged twice in one way."""
+    parts = list(folds(data, **options))
     for kind in (True, False):
-        rows = np.concatenate([fold.test.rows[fold.test.known == kind] for fold in parts])
-        assert len(rows) == len(set(rows.tolist()))
+        rows = rows_of(parts, known=kind)
+        assert len(rows) == len(set(rows))
     for fold in parts:
         trained = pairs(fold.train)
         known = judged_pairs(data, fold.test, known=True)
@@ -52,28 +58,22 @@ def check_honest(data: EncodedDataset, parts: list[Fold]) -> None:
         assert not {query for query, _ in trained} & {query for query, _ in known | new}
         assert not {document for _, document in trained} & {document for _, document in new}
         assert {document for _, document in known} <= {document for _, document in trained}
+    return parts
 
 
 def test_every_query_is_judged_once_as_new_and_once_as_known():
-    data = single(300)
-    parts = list(folds(data))
+    parts = honest_folds(single(300))
     assert len(parts) == 5
-    check_honest(data, parts)
     for kind in (True, False):
-        rows = np.concatenate([fold.test.rows[fold.test.known == kind] for fold in parts])
-        assert sorted(rows.tolist()) == list(range(300))
+        assert rows_of(parts, known=kind) == list(range(300))
 
 
 def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:
     # Documents 0 to 9 are asked for twenty times each, the other hundred once.
-    data = dataset([[row % 10] for row in range(200)] + [[10 + row] for row in range(100)],
-                   documents=110)  # fmt: skip
-    parts = list(folds(data))
-    check_honest(data, parts)
-    known = np.concatenate([fold.test.rows[fold.test.known] for fold in parts])
-    new = np.concatenate([fold.test.rows[~fold.test.known] for fold in parts])
-    assert sorted(known.tolist()) == list(range(200))
-    assert sorted(new.tolist()) == list(range(300))
+    relevant = [[row % 10] for row in range(200)] + [[10 + row] for row in range(100)]
+    parts = honest_folds(dataset(relevant, documents=110))
+    assert rows_of(parts, known=True) == list(range(200))
+    assert rows_of(parts, known=False) == list(range(300))
 
 
 def test_each_fold_trains_on_most_pairs_and_no_new_document_as_the_seed_says():
@@ -98,33 +98,26 @@ def test_each_fold_trains_on_most_pairs_and_no_new_document_as_the_seed_says():
 def test_whatever_the_relevance_no_fold_judges_by_what_it_trained_on(relevant, times, seed):
     data = dataset(relevant, documents=12)
     asked = np.arange(len(relevant)) // times  # each question up to three times
-    data = replace(data, queries=data.queries[asked])
-    check_honest(data, list(folds(data, seed=seed)))
+    honest_folds(replace(data, queries=data.queries[asked]), seed=seed)
 
 
 def test_documents_that_share_queries_or_texts_and_equal_queries_stay_together():
     # Documents 2i and 2i + 1 are both relevant to three queries.
-    data = dataset([[2 * (row % 20), 2 * (row % 20) + 1] for row in range(60)], documents=40)
-    parts = list(folds(data))
-    check_honest(data, parts)
-    for fold in parts:
+    relevant = [[2 * (row % 20), 2 * (row % 20) + 1] for row in range(60)]
+    for fold in honest_folds(dataset(relevant, documents=40)):
         assert (fold.test.relevance.counts == 2).all()
         assert not len(fold.test.excluded.documents)
         assert (fold.train.relevance.counts == 2).all()
     # Each question is asked twice, and answered by another document the second time.
     once = dataset([[row] for row in range(60)], documents=60)
     queries = np.repeat(once.queries[:30], 2, axis=0)
-    data = replace(once, queries=queries)
-    parts = list(folds(data))
-    check_honest(data, parts)
-    for fold in parts:
+    for fold in honest_folds(replace(once, queries=queries)):
         rows = fold.test.rows[~fold.test.known]
         assert set(rows // 2 * 2) == set(rows[rows % 2 == 0])  # always both of them
         assert len(rows) == 2 * len(set(rows // 2))
     apart = dataset([[row % 20] for row in range(60)], documents=20)
     twins = np.arange(20) // 2 * 2
-    parts = list(folds(replace(apart, canonical_rows=twins)))
-    for fold in parts:
+    for fold in folds(replace(apart, canonical_rows=twins)):
         new = fold.test.relevance.take(np.flatnonzero(~fold.test.known)).documents
         assert not set(twins[new]) & set(twins[fold.train.relevance.documents])
 
@@ -132,11 +125,8 @@ def test_documents_that_share_queries_or_texts_and_equal_queries_stay_together()
 def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_rest_excluded():
     random = np.random.default_rng(0)
     relevant = [random.choice(50, size=25, replace=False).tolist() for _ in range(40)]
-    data = dataset(relevant, documents=50)
-    parts = list(folds(data))
-    check_honest(data, parts)
-    rows = np.concatenate([fold.test.rows[~fold.test.known] for fold in parts])
-    assert len(rows) == 40
+    parts = honest_folds(dataset(relevant, documents=50))
+    assert len(rows_of(parts, known=False)) == 40
     for fold in parts:
         judged = fold.test
         for place, row in enumerate(judged.rows):
@@ -146,9 +136,7 @@ def test_with_dozens_of_answers_per_query_single_documents_are_assigned_and_the_
 
 
 def test_questions_about_one_document_only_are_judged_as_known_only():
-    data = dataset([[0] for _ in range(30)], documents=5)
-    parts = list(folds(data))
-    check_honest(data, parts)
+    parts = honest_folds(dataset([[0] for _ in range(30)], documents=5))
     assert all(len(fold.train.relevance) for fold in parts)
     assert all(fold.test.known.all() for fold in parts)
     assert sum(len(fold.test) for fold in parts) == 30

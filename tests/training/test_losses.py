@@ -39,10 +39,9 @@ def test_the_loss_is_the_mean_over_queries_and_a_candidate_may_stand_for_three()
     together = ranking_nll(l2_normalize(0, 90), l2_normalize(0, 90), entries, temperature=1.0)
     assert together.item() == pytest.approx((one.item() + two.item()) / 2)
     # Relevant documents stand for themselves.
-    sampled = ranking_nll(
-        l2_normalize(5), l2_normalize(0, 20, 90), BOTH, temperature=0.5, stands_for=3.0
-    )
-    whole = ranking_nll(l2_normalize(5), l2_normalize(0, 20, 90, 90, 90), BOTH, temperature=0.5)
+    query, three = l2_normalize(5), l2_normalize(0, 20, 90)
+    sampled = ranking_nll(query, three, BOTH, temperature=0.5, stands_for=3.0)
+    whole = ranking_nll(query, l2_normalize(0, 20, 90, 90, 90), BOTH, temperature=0.5)
     assert sampled.item() == pytest.approx(whole.item())
 
 

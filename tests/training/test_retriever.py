@@ -8,7 +8,7 @@ from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
-from tests.conftest import CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding
 
 COUNT = 120
 
@@ -24,11 +24,8 @@ def reports() -> package.EmbeddingQAFinetuneDataset:
 
 
 def engine_of(dataset: package.EmbeddingQAFinetuneDataset, folder: Path, **options: Any) -> Any:
-    given = {"cache_dir": False, "show_progress": False, **options}
-    model = CountingEmbedding(dim=4)
-    return package.EmbeddingAdapterFinetuneEngine(
-        dataset, model, model_output_path=folder / "out", **given
-    )
+    given = {"model_output_path": folder / "out", **QUIET, **options}
+    return package.EmbeddingAdapterFinetuneEngine(dataset, CountingEmbedding(dim=4), **given)
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}, {"method": "linear"}])
@@ -54,9 +51,8 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
     retriever.save_pretrained(tmp_path / "retriever")
     base = CountingEmbedding(dim=4)
     dense = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=100)
-    again = package.HybridRetriever.from_pretrained(
-        tmp_path / "retriever", dense, {node.node_id: node for node in nodes}
-    )
+    named = {node.node_id: node for node in nodes}
+    again = package.HybridRetriever.from_pretrained(tmp_path / "retriever", dense, named)
     for query, one in zip(list(reports.queries.values())[:5], found, strict=False):
         other = again.retrieve(query)
         assert [node.node_id for node in other] == [node.node_id for node in one]

@@ -2,7 +2,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama_index_embeddings_adapted import LinearAdapter
-from llama_index_embeddings_adapted.adapters.base import Adapter
+from llama_index_embeddings_adapted import Adapter, LinearAdapter
 from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
@@ -21,7 +20,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, SPE
 from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import Named, cross_fitted, encoded, rotated_corpus
+from tests.support.synthetic import Named, cross_fitted, encoded, found_first, rotated_corpus
 
 SIMPLE, RICH = Named("simple"), Named("rich")
 LINEAR, CORPUS, TWO_SIDED = pipelines.LinearSpec(), pipelines.CorpusSpec(), pipelines.TwoSidedSpec()
@@ -74,9 +73,7 @@ KNOWN = np.array([True, False] * 10)
 
 
 @pytest.mark.parametrize(("ahead", "chosen"), [(0.1, RICH), (0.05, RICH), (0.01, SIMPLE)])
-def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(
-    ahead: float, chosen: pipelines.PipelineSpec
-) -> None:
+def test_the_best_wins_unless_a_simpler_one_is_within_one_standard_error(ahead, chosen):
     # Rich is better in the mean, by .1 more here and less there: an error of 0.1 / √20.
     by_turns = np.resize([0.1, 0.1, -0.1, -0.1], 20)
     found = cross_fitted(KNOWN, simple=0.6, rich=0.6 + ahead + by_turns)
@@ -125,24 +122,15 @@ def test_the_state_of_a_search_is_the_mean_gain_of_each_spec():
     assert state.best([]) == state.most([], "known") == state.most([], "new") == IDENTITY
 
 
-@dataclass(frozen=True)
-class Broken(pipelines.PipelineSpec):
-    method = "broken"
-
+class Counted(Named):
     def fit(self, fitter: pipelines.PipelineFitter) -> Adapter:
         FITTED.append(self)
-        raise TrainingError("no luck")
+        if self == BROKEN:
+            raise TrainingError("no luck")
+        return super().fit(fitter)
 
 
-@dataclass(frozen=True)
-class Counted(pipelines.PipelineSpec):
-    method = "counted"
-
-    def fit(self, fitter: pipelines.PipelineFitter) -> Adapter:
-        FITTED.append(self)
-        return LinearAdapter.identity(12)
-
-
+BROKEN, SOUND = Counted("broken"), Counted("sound")
 FITTED: list[pipelines.PipelineSpec] = []
 
 
@@ -183,16 +171,16 @@ def test_a_spec_that_fails_is_dropped_with_a_warning_and_not_tried_again(fitted)
     seen = []
 
     def again(state: selection.SearchState) -> list[pipelines.PipelineSpec]:
-        seen.append((len(fitted), Broken() in state.gains))
-        return [Broken(), pipelines.RidgeSpec(0.1)]
+        seen.append((len(fitted), BROKEN in state.gains))
+        return [BROKEN, pipelines.RidgeSpec(0.1)]
 
     mix, options = selection.QueryMix.of(None, data), TrainingOptions(batch_size=16)
     with pytest.warns(UserWarning, match="^broken cannot be fitted and is left out: no luck") as w:
-        found = selection.select(data, [lambda _: [Broken()], again], mix, options)
+        found = selection.select(data, [lambda _: [BROKEN], again], mix, options)
     assert len(w) == 1
     assert seen == [(len(fitted), False)]
     assert 1 <= len(fitted) <= torch.get_num_threads()  # one failure is enough; folds run at once
-    assert found.failed == {Broken(): "no luck"}
+    assert found.failed == {BROKEN: "no luck"}
     assert list(found.scores.scores) == [IDENTITY, pipelines.RidgeSpec(0.1)]
     assert found.spec == pipelines.RidgeSpec(0.1)
 
@@ -229,9 +217,9 @@ def test_what_cannot_be_solved_or_held_in_memory_is_a_failure_of_the_spec(broken
 
 
 def test_a_spec_proposed_twice_is_tried_once(fitted):
-    found = search(rotated_corpus(documents=60)[0], Counted(), Counted(), IDENTITY)
+    found = search(rotated_corpus(documents=60)[0], SOUND, SOUND, IDENTITY)
     assert len(fitted) == 5  # once a fold
-    assert list(found.scores.scores) == [IDENTITY, Counted()]
+    assert list(found.scores.scores) == [IDENTITY, SOUND]
 
 
 def test_a_spec_reads_well_and_knows_its_lowest_map_and_whether_it_moves_documents():
@@ -259,10 +247,7 @@ def test_what_is_trained_is_trained_once(monkeypatch):
     fitter = pipelines.PipelineFitter(data, TrainingOptions())
     one, two = LINEAR, CORPUS
     assert fitter.fit(one) == fitter.fit(one) != fitter.fit(two)
-    half, start = (
-        fitter.fit(pipelines.LinearSpec(alpha=0.5)),
-        fitter.fit(pipelines.WhiteningSpec(0.25)),
-    )
+    half, start = map(fitter.fit, (pipelines.LinearSpec(0.5), pipelines.WhiteningSpec(0.25)))
     assert np.allclose(2 * half.weight, start.weight + fitter.fit(one).weight)
     fitter.fit(pipelines.KernelSpec(one, 0.1, 1.0))
     assert len(runs) == 2
@@ -304,12 +289,8 @@ def test_what_is_in_front_of_mapped_documents_learns_from_these():
     # A map that memorises starts there and finds what it was shown among the moved documents.
     memorising = fitter.fit(pipelines.QueryOnMappedSpec(mapped, CORPUS))
     assert np.array_equal(memorising.apply(data.documents, "document"), moved)
-
-    def found(adapter: Adapter) -> float:
-        first = (adapter.apply(data.queries) @ moved.T).argmax(axis=1)
-        return float((first == data.relevance.documents).mean())
-
-    assert found(memorising) > found(plain)
+    more, less = (each.apply(data.queries) for each in (memorising, plain))
+    assert found_first(data, more, moved) > found_first(data, less, moved)
     # A gate compares vectors of the base model, whatever became of documents.
     assert fitter.on_mapped(mapped).gate is fitter.gate
 

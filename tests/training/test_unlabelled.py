@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,11 +7,7 @@ import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode, TextNode
 
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    adapt_without_labels,
-    generate_until_enough,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_without_labels
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.errors import OptionError
@@ -66,9 +63,8 @@ def test_written_questions_do_not_count_for_their_own_document(nodes, base, monk
         return Dataset({"w": "what flies early"}, corpus, {"w": ["d4"]})
 
     monkeypatch.setattr(unlabelled, "generate_qa_embedding_pairs", write)
-    found = adapt_without_labels(
-        nodes, base, queries=["one of a log"], llm="an LLM", num_questions_per_chunk=1, **QUIET
-    )
+    options = {"queries": ["one of a log"], "llm": "an LLM", "num_questions_per_chunk": 1}
+    found = adapt_without_labels(nodes, base, **options, **QUIET)
     assert asked == {"llm": "an LLM", "num_questions_per_chunk": 1}
     prior = found.views.prior
     assert prior.sources.tolist() == [0, *content_hashes([nodes[4].text]).tolist()]
@@ -80,10 +76,8 @@ def test_written_questions_do_not_count_for_their_own_document(nodes, base, monk
 def test_queries_move_towards_what_words_find(nodes, base):
     """A query about each document, in words that its vector does not know."""
     log = [f"{node.text.split()[-1]} {number}" for number in range(40) for node in nodes]
-    plain, found = (
-        adapt_without_labels(nodes, base, queries=log, pseudo_labels=asked, **QUIET)
-        for asked in (False, True)
-    )
+    adapt = partial(adapt_without_labels, nodes, base, queries=log, **QUIET)
+    plain, found = (adapt(pseudo_labels=asked) for asked in (False, True))
     assert plain.embed_model is base
     model = found.embed_model
     assert isinstance(model, AdaptedEmbedding)
@@ -107,9 +101,7 @@ def test_queries_move_towards_what_words_find(nodes, base):
         ([None, True, True], [2, 4, 5]),  # nothing gains yet: on, to max_chunks
     ],
 )
-def test_questions_are_asked_for_until_more_would_hardly_gain(
-    small, nodes, base, monkeypatch, grows, asked
-):
+def test_questions_are_asked_until_more_hardly_gain(small, nodes, base, monkeypatch, grows, asked):
     calls: list[int] = []
     curves = [each if each is None else LearningCurve((1, 2, 4), (0, 0, 0), each) for each in grows]
 
@@ -124,7 +116,7 @@ def test_questions_are_asked_for_until_more_would_hardly_gain(
     monkeypatch.setattr(unlabelled, "generate_qa_embedding_pairs", write)
     monkeypatch.setattr(unlabelled, "tune", tune)
     settings: Any = {"first": 2, "max_chunks": 5, "styles": ["question"], **QUIET}
-    assert generate_until_enough(nodes, "an LLM", base, **settings) is small
+    assert unlabelled.generate_until_enough(nodes, "an LLM", base, **settings) is small
     assert calls == asked
     with pytest.raises(OptionError, match="first: expected at most max_chunks, 1, got 2"):
-        generate_until_enough(nodes, "an LLM", base, **{**settings, "max_chunks": 1})
+        unlabelled.generate_until_enough(nodes, "an LLM", base, **{**settings, "max_chunks": 1})

@@ -16,9 +16,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 from ...adapters.base import Adapter
-from ...adapters.composites import FEATURES, Features, Gate
+from ...adapters.composites import FEATURES, Gate
 from ...adapters.maps import LinearAdapter
-from ...core.arrays import Rows, Vectors, l2_normalize, ranks, top_k
+from ...core.arrays import Mask, Rows, Vectors, l2_normalize, ranks, top_k
 from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ...errors import DatasetError
 from ...evaluation.retrieval import PerQuery, ideal_gain
@@ -38,10 +38,9 @@ class TestFold:
     rows: Rows  #: ``(n,)``, their rows in the whole dataset.
     relevance: Qrels  #: Of each query the relevant documents of its kind.
     excluded: Qrels  #: Its relevant documents of the other kind, which do not compete.
-    known: NDArray[np.bool_]  #: ``(n,)``, whether the judged documents have training queries.
+    known: Mask  #: ``(n,)``, whether the judged documents have training queries.
 
     def __len__(self) -> int:
-        """Return how many judgements there are."""
         return len(self.rows)
 
     def take(self, rows: Rows) -> TestFold:
@@ -177,11 +176,7 @@ def _assign_queries(
 
 
 def _fold(
-    data: EncodedDataset,
-    relevance: Qrels,
-    same: Rows,
-    new_document: NDArray[np.bool_],
-    held_query: NDArray[np.bool_],
+    data: EncodedDataset, relevance: Qrels, same: Rows, new_document: Mask, held_query: Mask
 ) -> Fold:
     new = new_document[relevance.documents]
     held = held_query[relevance.queries]
@@ -372,7 +367,7 @@ def _sample(rows: Rows, most: int, random: np.random.Generator) -> tuple[Rows, f
     return np.sort(random.choice(rows, size=most, replace=False)), most / len(rows)
 
 
-def _logistic(features: Features, known: NDArray[np.bool_]) -> Vectors:
+def _logistic(features: Vectors, known: Mask) -> Vectors:
     """Return coefficients of a logistic regression with both classes weighing the same.
 
     Newton's method on ``Σ w log(1 + exp(-y f)) + ½ ‖slopes‖²`` over standardised features.

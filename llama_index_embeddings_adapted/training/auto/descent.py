@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...adapters.base import Adapter
 from ...adapters.composites import TwoSidedAdapter
@@ -29,8 +28,6 @@ _MOMENTS = (0.9, 0.999)  # of Adam
 _ANCHORS = 128  # documents that a step draws to hold scores, where documents move
 _TEMPERATURES = (math.log(0.005), math.log(1.0))
 
-Matrix = NDArray[np.float32]
-
 
 def descend(
     train: EncodedDataset,
@@ -38,7 +35,7 @@ def descend(
     options: TrainingOptions,
     *,
     both: bool = False,
-    moment: Matrix | None = None,
+    moment: Vectors | None = None,
 ) -> Adapter:
     """Return the linear map, or one for each side, that ranks the relevant documents first.
 
@@ -65,11 +62,11 @@ def descend(
 class _Weights:
     """What Adam moves, and its moments."""
 
-    def __init__(self, value: Matrix) -> None:
+    def __init__(self, value: Vectors) -> None:
         self.value, self.start = value, value.copy()
         self._mean, self._square = np.zeros_like(value), np.zeros_like(value)
 
-    def move(self, gradient: Matrix, rate: float, step: int, rows: Rows | None = None) -> None:
+    def move(self, gradient: Vectors, rate: float, step: int, rows: Rows | None = None) -> None:
         """Take a step; ``rows``, if given, are the only ones of the weights with a gradient."""
         first, second = _MOMENTS
         some = slice(None) if rows is None else rows
@@ -98,7 +95,7 @@ class _Side(_Weights):
     def forward(self, vectors: Vectors) -> Vectors:
         """Map vectors, ``(n, dim)``, to unit rows."""
         self._vectors = vectors
-        mapped: Matrix = vectors @ self.value[:, :-1].T
+        mapped: Vectors = vectors @ self.value[:, :-1].T
         mapped += self.value[:, -1]
         lengths = np.sqrt(np.einsum("ij,ij->i", mapped, mapped))[:, None]
         self._lengths = np.maximum(lengths, np.float32(1e-12))  # a zero vector stays one
@@ -106,10 +103,10 @@ class _Side(_Weights):
         self._units = units
         return units
 
-    def backward(self, gradient: Vectors, shrinkage: float) -> Matrix:
+    def backward(self, gradient: Vectors, shrinkage: float) -> Vectors:
         """Return the gradient of the weights from that of the unit rows."""
         mapped = _along_sphere(gradient, self._units, self._lengths)
-        weights: Matrix = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
+        weights: Vectors = np.column_stack([mapped.T @ self._vectors, mapped.sum(axis=0)])
         weights += np.float32(2 * shrinkage) * (self.value - self.start)
         return weights
 
@@ -126,7 +123,7 @@ class _Descent:
         start: LinearAdapter,
         options: TrainingOptions,
         both: bool,
-        moment: Matrix | None,
+        moment: Vectors | None,
     ) -> None:
         self._options, self._random = options, np.random.default_rng(options.seed)
         self._anchor = 0.0 if options.loss == "corpus" else options.anchor  # that is to memorise
@@ -175,7 +172,7 @@ class _Descent:
 
     def _move(self, gradients: dict[_Side, Vectors], temperature: Vectors, pace: float) -> None:
         options = self._options
-        found: dict[_Weights, Matrix] = {
+        found: dict[_Weights, Vectors] = {
             side: side.backward(gradient, options.shrinkage) for side, gradient in gradients.items()
         }
         if options.learn_temperature:
@@ -268,7 +265,6 @@ class _Listwise:
         self._steps = 0
 
     def epoch(self) -> None:
-        """Take one pass over the queries."""
         others = self._others
         if len(others) > self.max_others:
             others = others[self._random.choice(len(others), self.max_others, replace=False)]
@@ -295,5 +291,4 @@ class _Listwise:
         self._log_temperature.move(slope, self.learning_rate, self._steps)
 
     def export(self) -> NudgeAdapter:
-        """Return the offsets so far."""
         return NudgeAdapter.of(self._keys, self._offsets.value, max_drift=self.max_drift)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from ...adapters.base import Adapter
@@ -231,7 +230,7 @@ class GateSpec(PipelineSpec):
         return GatedAdapter(fitter.fit(self.general), fitter.fit(self.special), gate)
 
     def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
-        def odds() -> NDArray[np.float32]:
+        def odds() -> Vectors:
             gate = fitter.gate
             features = np.clip(gate.features(l2_normalize(view.queries)), gate.low, gate.high)
             slopes, intercept = gate.coefficients[:-1], gate.coefficients[-1]

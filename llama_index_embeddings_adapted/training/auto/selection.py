@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...adapters.maps import NudgeAdapter
-from ...core.arrays import Rows, l2_normalize
+from ...core.arrays import Mask, Rows, l2_normalize
 from ...core.encoded import EncodedDataset
 from ...errors import AdaptedError
 from ...evaluation.reports import LearningCurve
@@ -28,7 +27,6 @@ from ..trainer import device_for, each_in_threads, run_in_threads
 from .cross_fitting import Fold, QueryBasis, folds
 from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
-Mask = NDArray[np.bool_]
 Made = TypeVar("Made")
 
 ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
@@ -402,7 +400,6 @@ class _Search:
         return part
 
     def _ids(self, rows: Rows) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the ids of some queries and of all documents."""
         return tuple(self._data.query_ids[row] for row in rows), self._data.document_ids
 
     def _found(self, picks: Sequence[PipelineSpec]) -> RetrievalScores:

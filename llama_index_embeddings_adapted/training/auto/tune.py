@@ -19,22 +19,11 @@ from ...adapters.maps import LinearAdapter
 from ...core.arrays import Rows, Vectors
 from ...core.encoded import EncodedDataset
 from ...core.files import library_version
+from ...evaluation import verdict as verdicts
 from ...evaluation.held_out import PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
-from ...evaluation.verdict import (
-    FEWEST,
-    LOOKS_RANDOM,
-    METRIC,
-    SATURATED,
-    Decision,
-    Verdict,
-    dropping,
-    gaining,
-    inconclusive,
-    paired_difference,
-    with_small_parts,
-)
+from ...evaluation.verdict import METRIC, Decision, Verdict
 from ...evaluation.views import ViewsReport, WordScores, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import LOOP, TrainingOptions
@@ -114,7 +103,7 @@ def tune(
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
     if looks_random and not (parts.new and parts.new.difference.beyond_luck):
-        verdict = LOOKS_RANDOM  # generalising would be no artefact
+        verdict = verdicts.LOOKS_RANDOM  # generalising would be no artefact
     gains, margins = (
         {str(spec): of(spec) for spec in scores.scores}
         for of in (scores.mean_gains, scores.margins)
@@ -269,35 +258,34 @@ def _parts(scores: CrossFittedScores, chosen: Any) -> Parts:
 
 
 def _part(base: Any, chosen: Any) -> PartReport:
-    difference = paired_difference(base, chosen, metric=METRIC)
+    difference = verdicts.paired_difference(base, chosen, metric=METRIC)
     return PartReport({METRIC: float(base.mean())}, {METRIC: float(chosen.mean())}, difference)
 
 
 def _judge(selection: Selection, parts: Parts) -> Verdict:
-    """Decide, and say why."""
     overall, known, new = parts
     difference = overall.difference
     if selection.spec == IDENTITY:
         if overall.base[METRIC] > 0.95:
-            return SATURATED
+            return verdicts.SATURATED
         return Verdict(
             Decision.KEEP_BASE,
             "no candidate gained on held-out queries without harm; more queries about more of the "
             "documents may change that",
         )
     gains = difference.mean > 0 and difference.p_value <= 2 * _LEVEL
-    verdict = gaining(difference) if gains else inconclusive(difference)
+    verdict = verdicts.gaining(difference) if gains else verdicts.inconclusive(difference)
     if selection.scores.mix.given:
         return verdict
-    if known is not None and _harms(known):
-        return dropping("known", known.difference)
-    if new is not None and _harms(new):
-        return dropping("new", new.difference)
-    return with_small_parts(verdict, *(0 if p is None else p.queries for p in (known, new)))
+    for documents, part in (("known", known), ("new", new)):
+        if part is not None and _harms(part):
+            return verdicts.dropping(documents, part.difference)
+    queries = (0 if part is None else part.queries for part in (known, new))
+    return verdicts.with_small_parts(verdict, *queries)
 
 
 def _harms(part: PartReport) -> bool:
     difference = part.difference
     noise = difference.deviation / difference.queries**0.5
     loses = difference.mean < -max(noise, _TOLERANCE * part.base[METRIC])
-    return bool(loses and part.queries >= FEWEST)
+    return bool(loses and part.queries >= verdicts.FEWEST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from statistics import mean, stdev
 from typing import Any
 
@@ -36,14 +36,13 @@ def front_table() -> str:
     peers = environment.load("peers")["sets"]
     rows = []
     for name, found in environment.load("views")["sets"].items():
-        views = found["views"]
         others = peers.get(name, {})
         best = max(others, key=lambda peer: mean(_gains(others[peer])), default=None)
         shown = "–" if best is None else f"{_relative(others[best])} ({best.split(',')[0]})"
-        ours = [_gain_of(views, view) for view in _OURS.values()]
-        rows.append(
-            (name, f"{views['base']['ndcg@10']:.4f}", _gain_of(views, "rank fusion"), shown, *ours)
+        rank, *ours = (
+            _relative(_runs_of(found, view)) for view in ("rank fusion", *_OURS.values())
         )
+        rows.append((name, f"{found['views']['base']['ndcg@10']:.4f}", rank, shown, *ours))
     return table(
         " | ".join(["data set | base | LlamaIndex's rank fusion | best peer", *_OURS]), rows
     )
@@ -55,35 +54,32 @@ def peers_table() -> str:
     starts = [next(iter(found.values()))[0]["tests"]["test"]["all"] for found in peers.values()]
     bases = (f"{start['base']['ndcg@10']:.4f}" for start in starts)
     rows: list[tuple[Any, ...]] = [("base model, NDCG@10", *bases, "")]
-    rows += [_of_views(label, view, views, peers) for label, view in _USUAL.items()]
-    for peer in dict.fromkeys(peer for found in peers.values() for peer in found):
-        runs = [found.get(peer, []) for found in peers.values()]
+    usual, ours = (
+        {
+            label: [_runs_of(views.get(name, {}), view) for name in peers]
+            for label, view in of.items()
+        }
+        for of in (_USUAL, _OURS)
+    )
+    names = dict.fromkeys(peer for found in peers.values() for peer in found)
+    others = {peer: [found.get(peer, []) for found in peers.values()] for peer in names}
+    for label, runs in {**usual, **others, **ours}.items():
         cells = [_relative(each, spread=True) + "*" * _loses(each) for each in runs]
-        rows.append((peer, *cells, sum(map(_loses, runs))))
-    rows += [_of_views(label, view, views, peers) for label, view in _OURS.items()]
+        rows.append((label, *cells, sum(map(_loses, runs))))
     return table(" | ".join(["method", *peers, "below base"]), rows)
 
 
-def _of_views(
-    label: str, view: str, views: dict[str, Any], names: Iterable[str]
-) -> tuple[Any, ...]:
-    found = [views.get(name, {"views": {}})["views"] for name in names]
-    below = [view in each and each[view]["interval"][1] < 0 for each in found]
-    cells = (_gain_of(each, view) + "*" * lost for each, lost in zip(found, below, strict=True))
-    return label, *cells, sum(below)
+def _runs_of(found: dict[str, Any], view: str) -> Runs:
+    """Return what a view found on a set, by seed, as runs of peers are kept."""
+    seeds = [found.get("views", {}), *found.get("seeds", {}).values()]
+    each = [{"adapted": rows[view], **rows[view]} for rows in seeds if view in rows]
+    return [{"tests": {"test": {"all": {"base": seeds[0]["base"], **one}}}} for one in each]
 
 
 def _loses(runs: Runs) -> bool:
     """Whether the intervals of most seeds lie below zero."""
     below = [run["tests"]["test"]["all"]["interval"][1] < 0 for run in runs]
     return sum(below) > len(below) / 2
-
-
-def _gain_of(views: dict[str, Any], view: str) -> str:
-    """Return a gain relative to the base model, ``–`` where it was not measured."""
-    if view not in views:
-        return "–"
-    return f"{views[view]['ndcg@10'] / views['base']['ndcg@10'] - 1:+.1%}"
 
 
 def targets_table() -> str:

@@ -282,8 +282,7 @@ def restore(description: object, arrays: Mapping[str, Any], *, where: str) -> Ad
         return _registry[name].build(arrays, settings if isinstance(settings, dict) else {})
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
             ValueError) as cause:  # fmt: skip
-        reason = truncate(str(cause), 500)
-        raise FolderError(f"{where}: not a valid {name} ({reason}).") from cause
+        raise FolderError(f"{where}: not a valid {name} ({truncate(str(cause), 500)}).") from cause
 
 
 def settle(owner: object, **kinds: str | type) -> None:

@@ -92,8 +92,7 @@ class LowRankAdapter(Adapter):
         """Return an adapter that changes nothing yet: random V, zero U."""
         random, rank = np.random.default_rng(seed), min(rank, dim)
         down = random.standard_normal((rank, dim)) / dim**0.5
-        zeros = np.zeros((dim, rank), np.float32), np.zeros(dim, np.float32)
-        return cls(down, *zeros)
+        return cls(down, np.zeros((dim, rank), np.float32), np.zeros(dim, np.float32))
 
     def map(self, vectors: Vectors) -> Vectors:
         return l2_normalize(vectors + (vectors @ self.down.T) @ self.up.T + self.bias)

@@ -294,8 +294,7 @@ def provenance(base: BaseEmbedding, fingerprint: Fingerprint) -> dict[str, Any]:
             f"{', '.join(lost)}. The folder cannot build it again: pass base_embed_model=….",
             stacklevel=4,
         )
-    digest = fingerprint.digest
-    known = {"name": fingerprint.name, "dim": fingerprint.dim, "fingerprint": digest}
+    known = {"name": fingerprint.name, "dim": fingerprint.dim, "fingerprint": fingerprint.digest}
     return {
         "format_version": folders.FORMAT_VERSION,
         "library": "llama-index-embeddings-adapted",

@@ -174,12 +174,10 @@ class ComposedEmbedding(ServedEmbedding):
         fingerprint = fingerprint_of(base)
         with atomic_folder(folder) as temporary:
             save_small(self.augment_model, temporary / SMALL)
-            probes = folders.to_bytes({folders.PROBES: fingerprint.probes})
-            (temporary / PROBES).write_bytes(probes)
-            digests = _digests(temporary / SMALL)
+            (temporary / PROBES).write_bytes(folders.to_bytes({folders.PROBES: fingerprint.probes}))
             config = {
                 **saving.provenance(base, fingerprint),
-                "composed": {"weight": self.weight, "files": digests},
+                "composed": {"weight": self.weight, "files": _digests(temporary / SMALL)},
                 "training": self._training,
             }
             text = json.dumps(config, indent=2) + "\n"
@@ -235,8 +233,7 @@ class ComposedEmbedding(ServedEmbedding):
         return {"augment_model": small}
 
     def __getstate__(self) -> dict[str, Any]:
-        small = self._small.source or self._small.model
-        return {**super().__getstate__(), "augment_model": small}
+        return {**super().__getstate__(), "augment_model": self._small.source or self._small.model}
 
     def _shared(self) -> dict[str, Any]:
         return {**super()._shared(), "augment_model": self._small}

@@ -288,8 +288,7 @@ class ComposedValidation:
         weight, pool = self._options.weight, self._pool
         queries, documents = self._queries, self._documents[pool]
         if small is not None:
-            theirs = self._embedded(small, pool)
-            joined = self._joined((queries, documents), theirs, weight)
+            joined = self._joined((queries, documents), self._embedded(small, pool), weight)
             queries, documents = map(l2_normalize, joined)
         relevance = self.data.relevance
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))

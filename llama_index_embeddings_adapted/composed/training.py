@@ -192,8 +192,7 @@ class Collator:
         }
 
     def _tokens(self, role: str, texts: list[str]) -> dict[str, Any]:
-        prompt = self._model.prompts.get(role) or None
-        found = self._model.preprocess(texts, prompt=prompt)
+        found = self._model.preprocess(texts, prompt=self._model.prompts.get(role) or None)
         return {f"{role}_{name}": value for name, value in found.items()}
 
 
@@ -262,8 +261,7 @@ class Progress(TrainerCallback):
         self.model.eval()
         scores = self.score()
         self.model.train(training)
-        seconds = time.perf_counter() - self._began
-        self.history.append(Epoch(number, loss, scores, seconds))
+        self.history.append(Epoch(number, loss, scores, time.perf_counter() - self._began))
         self._began = time.perf_counter()
         shown = f"{scores[self.options.metric]:.4f}"
         self.bar.set_postfix({"epoch": number, self.options.metric: shown})
@@ -358,8 +356,7 @@ class _Trainer(SentenceTransformerTrainer):
         self.progress.save(Path(str(output_dir or self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
-        self.model.load_state_dict(weights, strict=False)
+        self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / _WEIGHTS), strict=False)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Write no model card: ours says more."""

@@ -138,8 +138,7 @@ class Shortlist:
 
     def gain(self, scores: Vectors) -> Floats:
         """Return the discounted gain of the first ``k`` by ``(n, c)`` scores; see :func:`ahead`."""
-        own = scores[self._lines, self._places]
-        found = ahead(scores, self._lines, self._places, own, self._k)
+        found = ahead(scores, self._lines, self._places, scores[self._lines, self._places], self._k)
         return self._relevance.discounted_gain(found, self._k)
 
 

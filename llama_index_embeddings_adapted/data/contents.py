@@ -89,8 +89,7 @@ def _check_texts(what: str, texts: Mapping[str, str]) -> None:
     odd = [k for k, v in texts.items() if not isinstance(k, str) or not isinstance(v, str)]
     _refuse(odd, f"{what}: expected string ids and string texts; {{}} of {len(texts)} are not")
     empty = [key for key, text in texts.items() if not text.strip()]
-    told = f"{what}: {{}} of {len(texts)} texts are empty"
-    _refuse(empty, told, "Drop them, or give them text.")
+    _refuse(empty, f"{what}: {{}} of {len(texts)} texts are empty", "Drop them, or give them text.")
     if not texts:
         raise DatasetError(f"{what}: expected at least one text, got none.")
 

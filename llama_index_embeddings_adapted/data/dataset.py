@@ -82,8 +82,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             raise DatasetError(f"mode: expected a string such as 'text', got {mode!r}.")
         contents.check(queries, corpus, lists, grades, hard_negatives, provenance)
         if not allow_unjudged:
-            hint = "Read the data with allow_unjudged=True. "
-            contents.check_judged(queries, lists, hint=hint)
+            contents.check_judged(queries, lists, hint="Read the data with allow_unjudged=True. ")
         super().__init__(
             queries=dict(queries),
             corpus=dict(corpus),

@@ -170,9 +170,8 @@ def read_file(path: Path, omissions: Omissions) -> Any:
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
         arrow = require_extra("pyarrow", extra="pandas")
-        parquet = require_extra("pyarrow.parquet", extra="pandas")
         try:
-            return parquet.read_table(path).to_pylist()
+            return require_extra("pyarrow.parquet", extra="pandas").read_table(path).to_pylist()
         except (OSError, arrow.ArrowException) as cause:
             raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
     text = decode(data, omissions)

@@ -105,8 +105,7 @@ class VectorCache:
         with self._guard():
             rows = self._rows(keys)
             positions = np.array([i for i, key in enumerate(keys) if key in rows], dtype=np.int64)
-            wanted = np.array([rows[keys[i]] for i in positions], dtype=np.int64)
-            vectors = self._read(wanted)
+            vectors = self._read(np.array([rows[keys[i]] for i in positions], dtype=np.int64))
             if not np.isfinite(vectors).all():
                 raise CacheError(
                     f"{self._file}: holds NaN or infinity, which was never written there: the file "

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.utils import iter_batch
 from tqdm import tqdm
 
 from .. import errors
@@ -23,7 +24,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import EncodeError, OptionError, require_extra
 from .base_model import Fingerprint
 from .cache import CacheDir
-from .encoder import Encoder, batches
+from .encoder import Encoder
 from .serialize import without_keys
 
 PIECE = 1024  # texts that are kept together; that go to an actor, and come back, at most
@@ -222,7 +223,7 @@ def _embedded(
     given, embedded = 0, 0
     failures: dict[str, str] = {}
     with tqdm(desc="Embedding a corpus", unit="text", disable=not shown) as bar:
-        for part in batches(texts, window):
+        for part in iter_batch(texts, window):
             given += len(part)
             # Of like length together: batches waste no padding.
             missing = sorted(encoder.cache.missing(role, part), key=len, reverse=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -25,7 +24,6 @@ MOST_FAILURES = 8  # texts that fail alone, one after the other, before the rest
 #: Texts between two looks at whether the model is still the same; fewer are not worth one at all.
 _MOST_UNCHECKED, LEAST_CHECKED = 256, 64
 _LOOKED_UP = 65_536  # texts at a time
-T = TypeVar("T")
 UNTRIED = "not tried after other failures"
 
 
@@ -245,13 +243,6 @@ class Encoder(ExitStack):
             "set LLAMA_INDEX_ADAPTED_TOLERANCE, for instance to 0.02.",
             text=base_model.PROBE_TEXTS[0],
         )
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of this size; a generator is read no further than that."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def encode(model: BaseEmbedding, texts: Sequence[str], role: Role, **settings: Any) -> Vectors:

@@ -123,8 +123,7 @@ def describe_base(model: BaseEmbedding) -> dict[str, Any]:
             omitted.append(name)  # or a part of it
     cls = type(model)
     settings.update(_kept_aside(model))
-    path = f"{cls.__module__}.{cls.__qualname__}"
-    named = {"class_name": cls.class_name(), "import_path": path}
+    named = {"class_name": cls.class_name(), "import_path": f"{cls.__module__}.{cls.__qualname__}"}
     return {**named, "settings": settings, "omitted": omitted}
 
 

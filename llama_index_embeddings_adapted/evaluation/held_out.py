@@ -215,8 +215,7 @@ def hold_out(
         group: {int(d) for q in members for d in data.canonical_rows[data.relevance.relevant_to(q)]}
         for group, members in groups.items()
     }
-    wanted = round(documents * len(groups))
-    taken, lost = hold_out_documents(wants, wanted=wanted, seed=seed)
+    taken, lost = hold_out_documents(wants, wanted=round(documents * len(groups)), seed=seed)
     if len(taken) + len(lost) > (documents + _MOST_LOST) * len(groups):
         taken, lost = set(), set()
     rest = np.array([group for group in groups if group not in taken and group not in lost])

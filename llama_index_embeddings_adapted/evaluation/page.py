@@ -139,8 +139,7 @@ def _differences(scores: Mapping[str, RetrievalScores]) -> list[Verdict]:
             f"{difference.numbers}, p = {difference.p_value:.4f}; {difference.verdict.reason}"
         )
         verdicts.append(Verdict(difference.verdict.decision, reason, difference))
-    alone = Verdict(Decision.INCONCLUSIVE, "one model: nothing to compare it with")
-    return verdicts or [alone]
+    return verdicts or [Verdict(Decision.INCONCLUSIVE, "one model: nothing to compare it with")]
 
 
 class Dots(NamedTuple):

@@ -229,8 +229,7 @@ def evaluate_retrieval(
     scores = search(data, queries, documents, ks=cuts)
     if mixture is not None:
         given = ([*dataset.queries.values()], dataset.corpus, l2_normalize(queries), documents)
-        ranked = mixture.rank(*given, data.keys, depth=_depth(data, cuts))
-        scores = scores_of(data, ranked, cuts)
+        scores = scores_of(data, mixture.rank(*given, data.keys, depth=_depth(data, cuts)), cuts)
     sketch = getattr(embed_model, "sketch", None)
     seen = "" if sketch is None else sketch.overlap(data.queries)
     return replace(scores, seen=seen, seconds=time.perf_counter() - began, **encoder.spent)
@@ -420,10 +419,9 @@ class ScoreShift:
 
     def __str__(self) -> str:
         middle = float(np.median(self.base))
-        moved = self.to_adapted(middle)
         return (
             f"the best cosine of a query changes by {self.mean:+.3f} on average: a cut-off of "
-            f"{middle:.3f} for the base model is one of {moved:.3f} now"
+            f"{middle:.3f} for the base model is one of {self.to_adapted(middle):.3f} now"
         )
 
 

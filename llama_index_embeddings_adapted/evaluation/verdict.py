@@ -159,8 +159,7 @@ class Difference:
     @property
     def queries_needed(self) -> int:
         """About how many judged queries would settle a difference of this size; 0 if it is nil."""
-        nil = abs(self.mean) < _NIL
-        return 0 if nil else round((2.93 * self.deviation / self.mean) ** 2)
+        return 0 if abs(self.mean) < _NIL else round((2.93 * self.deviation / self.mean) ** 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return numbers and verdict, as JSON knows them."""
@@ -204,8 +203,7 @@ def paired_difference(
     deviation = float(differences.std(ddof=1)) if count > 1 else 0.0
     if deviation == 0.0:
         # Nothing varies: resampling would only divide by zero. One query proves nothing.
-        sure = count > 1 and mean != 0.0
-        p_value = 2.0 ** (1 - count) if sure else 1.0
+        p_value = 2.0 ** (1 - count) if count > 1 and mean != 0.0 else 1.0
         proven = p_value < 1 - CONFIDENCE or not mean
         low, high = (mean, mean) if proven else (-abs(mean), abs(mean))
     else:

@@ -282,11 +282,6 @@ class ViewsReport:
             return self.words, self.prior
         return min(self.words, WEIGHT), min(self.prior, PENALTY)
 
-    @property
-    def is_served(self) -> bool:
-        """Whether the verdict is not against it."""
-        return self.verdict.decision.stance != "against"
-
     def __str__(self) -> str:
         vectors = f"{'adapted' if self.model else 'base'} vectors"
         words = f" + {self.words:g} · words" if self.words else ""
@@ -328,8 +323,7 @@ def candidates_of(
     """
     adapted = l2_normalize(model.apply(documents[0], "document", documents[1]))
     nearness = DocumentPrior(model.apply(bank_of(train))).nearness(adapted)
-    asked = l2_normalize(model.apply(queries))
-    return Candidates.of(asked, adapted, words, nearness, excluded)
+    return Candidates.of(l2_normalize(model.apply(queries)), adapted, words, nearness, excluded)
 
 
 def bank_of(queries: Vectors) -> Vectors:
@@ -353,8 +347,7 @@ def judge_views(
     ``given`` are those of :func:`expected_gain`; ``summarise`` compares base model and mixture,
     :func:`compare_by_part` by default.
     """
-    ends = np.cumsum([len(part.query_ids) for part in parts])
-    folds = np.split(fold, ends[:-1])
+    folds = np.split(fold, np.cumsum([len(part.query_ids) for part in parts])[:-1])
 
     def found(rows: Callable[[Candidates], Vectors]) -> RetrievalScores:
         first = ((part, part.candidates[0]) for part in parts)
@@ -400,8 +393,7 @@ def judge_on(
     identity = LinearAdapter.identity(adapter.input_dim)
     models, parts = [identity] if adapter.is_identity else [identity, adapter], []
     for data, own in zip((part.data for part in validation.parts), texts, strict=True):
-        corpus = dict(zip(data.document_ids, own.documents, strict=True))
-        index = BM25Index.of(corpus, queries)
+        index = BM25Index.of(dict(zip(data.document_ids, own.documents, strict=True)), queries)
         words = WordScores.of(index, own.queries)
         given = (data.queries, bank, (data.documents, data.keys), words, data.hidden)
         found = tuple(candidates_of(model, *given) for model in models)

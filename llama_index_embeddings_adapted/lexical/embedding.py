@@ -158,8 +158,7 @@ class LexicalEmbedding(BaseEmbedding):
         """Write it, atomically, without texts, words or pickle; or raise a FolderError."""
         target = Path(folder)
         files.check_target_folder(target, frozenset({CONFIG, ARRAYS}))
-        names = ("dimensions", "mean_length", "scale")
-        config = {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in ("dimensions", "mean_length", "scale")}
         with files.atomic_folder(target) as temporary:
             arrays = {"idf": self._idf, "usual": self._usual}
             (temporary / ARRAYS).write_bytes(files.to_bytes(arrays))

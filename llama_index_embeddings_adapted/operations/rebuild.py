@@ -14,6 +14,7 @@ import numpy as np
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode
+from llama_index.core.utils import iter_batch
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 from numpy.lib import format as npy
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from ..core import files
 from ..core.arrays import Vectors, content_hashes
 from ..encoding.base_model import fingerprint_of
 from ..encoding.cache import CacheDir
-from ..encoding.encoder import Encoder, batches
+from ..encoding.encoder import Encoder
 from ..encoding.serialize import base_name
 from ..errors import OptionError, StoreError, check_kind, check_whole
 from ..serving.embedding import AdaptedEmbedding
@@ -130,7 +131,7 @@ def _write(
     mark, digest, before, written, certain = _begun(source, store)
     count, trail = 0, hashlib.sha256()
     with tqdm(desc="Writing nodes", unit="node", total=whole, disable=source.quiet) as bar:
-        for batch in batches(nodes, source.batch_size):
+        for batch in iter_batch(nodes, source.batch_size):
             for node in batch:
                 trail.update(node.node_id.encode() + b"\0")
                 count += 1
@@ -224,7 +225,7 @@ def adapt_vectors(
     ):
         dim, rows = embed_model.adapter.output_dim, 0
         _header(stream, rows, dim)
-        for batch in batches(texts, batch_size):
+        for batch in iter_batch(texts, batch_size):
             stream.write(np.ascontiguousarray(source.vectors_of(batch), "<f4").tobytes())
             rows += len(batch)
             bar.update(len(batch))
@@ -265,8 +266,7 @@ class _Source(Encoder):
 
     def prepare(self, nodes: Sequence[BaseNode]) -> None:
         """Have all vectors at hand, or raise a StoreError, before anything is written."""
-        each = zip(*self._read(nodes), strict=True)
-        lacking = [text for text, own in each if own is None]
+        lacking = [text for text, own in zip(*self._read(nodes), strict=True) if own is None]
         self._ask_for(self.cache.missing("document", lacking), len(nodes))
 
     def _ask_for(self, missing: list[str], count: int) -> Vectors:

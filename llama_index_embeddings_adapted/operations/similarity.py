@@ -241,10 +241,9 @@ def examine(
         answers.append((query, scores, vectors_of([item.node for item in found])))
     lengths = np.concatenate([np.linalg.norm(vectors, axis=1) for _, _, vectors in answers])
     own = np.linalg.norm(queries, axis=1)
-    rising = [np.diff(scores).sum() > 0 for _, scores, _ in answers]
     return SimilarityCheck(
         *_formula(answers),
-        ascending=bool(np.mean(rising) > 0.5),
+        ascending=bool(np.mean([np.diff(scores).sum() > 0 for _, scores, _ in answers]) > 0.5),
         shortest=float(lengths.min()),
         longest=float(lengths.max()),
         query_length=float(own[np.argmax(np.abs(own - 1))]),

@@ -296,8 +296,7 @@ def _strings(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
             if end < 0:
                 return  # cut off
             value, place = _unescaped(text[place + 1 : end]), end
-            after = text[end + 1 :].lstrip()[:1]
-            if after == ":":
+            if text[end + 1 :].lstrip()[:1] == ":":
                 name = value
             else:
                 yield tuple(each for each in (*names, name) if each), value

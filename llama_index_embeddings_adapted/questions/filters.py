@@ -243,8 +243,7 @@ def not_a_query(candidate: Candidate) -> bool:
     if letters < 0.5 * len(solid) or marked > max(1, len(text.split()) // 3):
         return True
     tokens = words(text)
-    counted = not is_unspaced(text)
-    return counted and len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens)
+    return not is_unspaced(text) and len(tokens) >= 6 and len(set(tokens)) < 0.6 * len(tokens)
 
 
 def statement(candidate: Candidate) -> bool:

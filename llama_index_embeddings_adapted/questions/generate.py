@@ -22,6 +22,7 @@ from llama_index.core import Settings
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode
+from llama_index.core.utils import count_tokens
 from tqdm import tqdm
 
 from ..data.dataset import EmbeddingQAFinetuneDataset
@@ -32,7 +33,7 @@ from . import options as given
 from .answers import first_keywords, read_questions
 from .filters import Candidate, refusal, words
 from .llm import AnswerCache, CachedAnswer, LLMCalls, identity, without_secrets
-from .options import TOKENS_PER_QUESTION, GenerationOptions, Passage, count_tokens
+from .options import TOKENS_PER_QUESTION, GenerationOptions, Passage
 from .prompts import PromptConfig, Request
 from .selection import QuestionReport, select
 from .structure import with_structure
@@ -235,8 +236,7 @@ class GenerationRun(ExitStack):
         sent = self._texts_sent(llm.metadata, prompts)
         folder = cache_folder(self.options.cache_dir)
         settings = {**identity(llm), **prompts.to_dict()}
-        cache = AnswerCache(folder and folder / "questions", settings)
-        self._cache = self.enter_context(cache)
+        self._cache = self.enter_context(AnswerCache(folder and folder / "questions", settings))
         self.plan = [
             PendingCall(passage, text, request, self._cache.key(request.turns))
             for passage, text in zip(self.passages, sent, strict=True)

@@ -19,7 +19,7 @@ from typing import Any
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode, MetadataMode
-from llama_index.core.utils import get_tokenizer
+from llama_index.core.utils import count_tokens
 
 from ..core import files
 from ..core.arrays import l2_normalize
@@ -158,10 +158,9 @@ class GenerationOptions:
         with Encoder(self.embed_model, **settings) as encoder:
             documents = l2_normalize(encoder.encode(texts, "document"))
             queries = l2_normalize(encoder.encode([pair.query for pair in pairs], "query"))
-        rows = (queries @ documents.T).argmax(axis=1)
         return tuple(
             pair if pair.passage else Example(texts[row], pair.query, judged=False)
-            for pair, row in zip(pairs, rows, strict=True)
+            for pair, row in zip(pairs, (queries @ documents.T).argmax(axis=1), strict=True)
         )
 
     def prompts(
@@ -178,11 +177,6 @@ class GenerationOptions:
         while len(prompts.examples) > FEWEST_EXAMPLES and frame_tokens(prompts) > most:
             prompts = replace(prompts, examples=prompts.examples[:-1])
         return prompts
-
-
-def count_tokens(text: str) -> int:
-    """Return about how many tokens a text has, by the tokenizer of LlamaIndex's settings."""
-    return len(get_tokenizer()(text))
 
 
 def frame_tokens(prompts: PromptConfig) -> int:

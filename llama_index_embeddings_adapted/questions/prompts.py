@@ -204,8 +204,7 @@ def few_shot(passage: str, styles: Sequence[str]) -> Request:
         instruction = f"Write one {STYLES[styles[0]]}, that this passage answers."
     else:
         lines = [f"Line {n}: a {STYLES[style]}." for n, style in enumerate(styles, start=1)]
-        first = f"Write {len(styles)} queries that this passage answers."
-        instruction = "\n".join([first, *lines])
+        instruction = "\n".join([f"Write {len(styles)} queries that this passage answers.", *lines])
     frame = [_SYSTEM, instruction]
     turns = [("system", _SYSTEM)]
     for example, answers in _EXAMPLES:

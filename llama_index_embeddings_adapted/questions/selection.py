@@ -249,8 +249,7 @@ def select(
     texts = [example.query for example in examples]
     repeats = near_duplicates(texts + [c.text for c in kept], threshold=options.near_duplicate)
     twins = [repeats.get(row + len(texts)) for row in range(len(kept))]
-    names = (t if t is None else _REPEATS[t < len(texts)] for t in twins)
-    kept = without(kept, names)
+    kept = without(kept, (t if t is None else _REPEATS[t < len(texts)] for t in twins))
     if options.embed_model is None or not kept:
         return kept, dropped, BaseCost()
     settings = {"cache_dir": options.cache_dir, "show_progress": options.show_progress}

@@ -333,12 +333,11 @@ class AdaptedEmbedding(ServedEmbedding):
         return saved.base, saved.fingerprint, {name: getattr(saved, name) for name in names}
 
     def _described(self) -> dict[str, Any]:
-        weights = folders.to_bytes(self.adapter.arrays())
         return {
             "transform_query": self.transform_query,
             "base_model": describe_base(self.base_embed_model),
             "adapter": describe(self.adapter),
-            "weights": base64.b64encode(weights).decode("ascii"),
+            "weights": base64.b64encode(folders.to_bytes(self.adapter.arrays())).decode("ascii"),
             "training": self._training,
         }
 

@@ -83,10 +83,9 @@ class AnswerMemory:
         kept = relevance.take(judged)
         best = np.maximum.reduceat(kept.grades, kept.offsets[:-1])
         documents, rows = np.unique(kept.documents, return_inverse=True)
-        shares = kept.grades / best[kept.queries]
         return cls(
             l2_normalize(as_vectors(queries, what="queries")[judged]),
-            Qrels(kept.offsets, rows.astype(np.int64), shares),
+            Qrels(kept.offsets, rows.astype(np.int64), kept.grades / best[kept.queries]),
             tuple(document_ids[row] for row in documents),
         )
 

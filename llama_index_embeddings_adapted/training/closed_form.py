@@ -96,8 +96,7 @@ def kernel_ridge(
     kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
     # Transposed, as it is symmetric: LAPACK would copy a gigabyte of rows into columns.
     factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
-    coefficients = cho_solve(factor, values, check_finite=False)
-    return queries, np.asarray(coefficients, dtype=np.float32)
+    return queries, np.asarray(cho_solve(factor, values, check_finite=False), dtype=np.float32)
 
 
 def whitening(
@@ -153,8 +152,7 @@ def mean_documents(relevance: Qrels, documents: Vectors) -> Vectors:
     """Return the mean of each query's relevant documents as unit rows, ``(n, dim)``."""
     asked, columns = np.unique(relevance.documents, return_inverse=True)
     shares = np.repeat(1.0 / relevance.counts, relevance.counts).astype(np.float32)
-    shape = (len(relevance), len(asked))
-    weights = csr_matrix((shares, columns, relevance.offsets), shape=shape)
+    weights = csr_matrix((shares, columns, relevance.offsets), shape=(len(relevance), len(asked)))
     return np.asarray(weights @ l2_normalize(documents[asked]), dtype=np.float32)
 
 

@@ -392,7 +392,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         """
         views, model = self._trained("retriever").views, self.get_finetuned_model()
         found, given = self._found, dict[str, Any](weight=0.0, cache_dir=self._cache_dir)
-        if views is not None and views.is_served and found.mixed is not None:
+        if views and found.mixed and views.verdict.decision.stance != "against":
             adapter = found.mixed if views.model else LinearAdapter.identity(found.mixed.input_dim)
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)

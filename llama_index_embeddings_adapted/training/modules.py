@@ -31,8 +31,7 @@ NEVER = -1e4  # the logit of what does not compete: infinity times no target wou
 
 
 def _low_rank(w: Mapping[str, Tensor], queries: Tensor, _: Mapping[str, Any]) -> Tensor:
-    low = linear(queries, w["down"])
-    return queries + linear(low, w["up"], w["bias"])
+    return queries + linear(linear(queries, w["down"]), w["up"], w["bias"])
 
 
 def _two_layer(w: Mapping[str, Tensor], queries: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -70,8 +69,7 @@ class TrainableAdapter(nn.Module):
         self._start = {name: arrays[name] for name in pulled if name in arrays}
 
     def forward(self, queries: Tensor) -> Tensor:
-        weights = dict(self.weights.items())
-        return self._map(weights, queries, self._config)
+        return self._map(dict(self.weights.items()), queries, self._config)
 
     def shrinkage(self) -> Tensor:
         """Return the squared distance of the weights from where they started, ``()``."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from llama_index.core.utils import infer_torch_device
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -305,8 +306,4 @@ def _diverged(options: TrainingOptions, what: str) -> TrainingError:
 
 def device_for(options: TrainingOptions) -> torch.device:
     """Return where to train: as the options say, or the best there is."""
-    if options.device is not None:
-        return torch.device(options.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device(infer_torch_device() if options.device is None else options.device)

@@ -8,6 +8,7 @@ import pytest
 from llama_index.core.llms import CompletionResponse
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import TextNode
+from llama_index.core.utils import count_tokens
 
 from benchmarks import sets
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset

@@ -80,8 +80,7 @@ class Fold:
     def ranked(self, adapter: Adapter, depth: int) -> Rows:
         """Return what judgements find first, ``(n, at most depth)``; excluded ones come last."""
         queries, documents = self.adapted(adapter)
-        most = depth + int(self.test.excluded.counts.max(initial=0))
-        found, _ = top_k(queries, documents, most)
+        found, _ = top_k(queries, documents, depth + int(self.test.excluded.counts.max(initial=0)))
         return self.test.excluded.last(found)[:, :depth]
 
 
@@ -102,8 +101,7 @@ def folds(
     Raises:
         TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
-    first = data.canonical_rows[data.relevance.documents]
-    relevance = replace(data.relevance, documents=first)
+    relevance = replace(data.relevance, documents=data.canonical_rows[data.relevance.documents])
     if len(relevance) < count:
         raise TooLittleError(
             f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}"
@@ -273,14 +271,12 @@ class QueryBasis:
             self._search()
         scores = self._sum(mixture, self._scores)
         # What does not compete has no number, and comes last.
-        gain = self._shortlist.gain(np.fmax(scores, -np.inf, out=scores))
-        return gain / self._test.ideal
+        return self._shortlist.gain(np.fmax(scores, -np.inf, out=scores)) / self._test.ideal
 
     def _search(self) -> None:
         """Score everything on the shortlist, as it is now."""
         rows = _union(np.concatenate(self._found, axis=1))
-        excluded = self._test.excluded.grades_at(rows) > 0
-        rows[excluded] = NO_DOCUMENT
+        rows[self._test.excluded.grades_at(rows) > 0] = NO_DOCUMENT
         self._shortlist = Shortlist(rows, self._test.relevance, _DEPTH)
         vectors = np.stack(list(self._vectors.values()), axis=2)
         scores = np.empty((*rows.shape, len(self._vectors)), dtype=np.float32)

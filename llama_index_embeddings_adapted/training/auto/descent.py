@@ -228,8 +228,7 @@ def listwise_nudges(
     draws it away from queries that it wrongly wins. Documents without training queries compete and
     are not moved. ``settings`` are fields of :class:`_Listwise`.
     """
-    identity = LinearAdapter.identity(train.queries.shape[1])
-    run = _Listwise(train, below or identity, **settings)
+    run = _Listwise(train, below or LinearAdapter.identity(train.queries.shape[1]), **settings)
     for _ in range(epochs):
         run.epoch()
     return run.export()
@@ -256,8 +255,7 @@ class _Listwise:
         asked = np.unique(relevant)
         self._keys = train.keys[asked]
         self._relevance = replace(train.relevance, documents=np.searchsorted(asked, relevant))
-        nothing = Qrels.from_lists([[]] * len(train.relevance))
-        self._hidden = (train.hidden or nothing).among(asked)
+        self._hidden = (train.hidden or Qrels.from_lists([[]] * len(train.relevance))).among(asked)
         self._asked, others = units[asked], np.setdiff1d(train.canonical_rows, asked)
         self._others = units[others]
         self._offsets = _Weights(np.zeros_like(self._asked))

@@ -52,8 +52,7 @@ class PipelineSpec(ABC):
 
     def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
         """Return what becomes of the queries of a fold, where documents stay."""
-        adapter = self.fit(fitter)
-        return view.vector(self, lambda: adapter.apply(view.queries))
+        return view.vector(self, lambda: self.fit(fitter).apply(view.queries))
 
     @property
     def parts(self) -> tuple[PipelineSpec, ...]:
@@ -207,8 +206,7 @@ class KernelSpec(PipelineSpec):
         def added() -> Vectors:
             return gaussian(l2_normalize(view.queries), keys, self.temperature) @ coefficients
 
-        beside = mixed([(0.5, general)])
-        special = view.vector(("kernel", self.temperature), added, beside)
+        special = view.vector(("kernel", self.temperature), added, mixed([(0.5, general)]))
         return mixed([(1.0, general), (self.weight, special)])
 
 

@@ -116,8 +116,7 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
     if adapts == "both":
         kinds += [TwoSidedSpec]
-    trained = [kind(alpha) for alpha in ALPHAS for kind in kinds]
-    return [WhiteningSpec(0.25), *trained]
+    return [WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
 
 
 def _kernels(state: SearchState) -> list[PipelineSpec]:

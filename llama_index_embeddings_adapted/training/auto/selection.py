@@ -377,8 +377,7 @@ class _Search:
         weights, growth = self.scores.weights(self.scores.everything), gains[-1] - gains[-2]
         means = tuple(float(weights @ gain) for gain in gains)
         least = max(weighted_error(growth, weights), _WORTH * means[-1])
-        grows = bool(weights @ growth > least)
-        return LearningCurve(tuple(counts), means, grows)
+        return LearningCurve(tuple(counts), means, bool(weights @ growth > least))
 
     def _finalists(self, chosen: PipelineSpec) -> list[PipelineSpec]:
         """Return the best specs: what gains much beside words gains by vectors, too."""
@@ -409,8 +408,7 @@ class _Search:
             fold, fitter = self._judges[k].fold, self._judges[k].fitter
             train = replace(fold.train, documents=self._data.documents)
             test = replace(fold.test, queries=self._data.queries[fold.test.rows])
-            adapter = fitter.fit_whole(picks[k], self._directions)
-            ranked = Fold(train, test).ranked(adapter, DEPTH)
+            ranked = Fold(train, test).ranked(fitter.fit_whole(picks[k], self._directions), DEPTH)
             return RetrievalScores(ranked, test.relevance, *self._ids(test.rows))
 
         return joined(self._each(found))

@@ -16,16 +16,8 @@ import numpy as np
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 
-from ..core.arrays import (
-    Floats,
-    NormalizedRows,
-    Rows,
-    RowSource,
-    Vectors,
-    l2_normalize,
-    normalized_rows,
-    top_k,
-)
+from ..core import arrays
+from ..core.arrays import NormalizedRows, Rows, RowSource, Vectors, l2_normalize, top_k
 from ..core.encoded import NO_DOCUMENT, EncodedDataset, Qrels
 from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
@@ -40,7 +32,7 @@ Retrieving = str | BaseEmbedding | Mixture | BaseRetriever | BM25Index
 DEFAULT_KS = (1, 5, 10)
 DEPTH = 100  # documents kept per query
 
-PerQuery = Floats
+PerQuery = arrays.Floats
 
 
 def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
@@ -371,7 +363,7 @@ def hard_negatives(
     data: EncodedDataset, *, k: int, most_of_positive: float, skip: int = 0
 ) -> list[Rows]:
     """Do the same on arrays: rows of at most ``k`` documents for each query, hardest first."""
-    queries, documents = l2_normalize(data.queries), normalized_rows(data.documents)
+    queries, documents = l2_normalize(data.queries), arrays.normalized_rows(data.documents)
     truth, depth = data.relevance, _DEEPER * (k + skip)
     ranked, scores = top_k(queries, documents, depth + int(truth.counts.max(initial=0)))
     entries = np.einsum("ij,ij->i", queries[truth.queries], documents[truth.documents])

@@ -291,10 +291,6 @@ class AnswerCache:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def __len__(self) -> int:
-        """Return the number of answers in the file, whatever the settings."""
-        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
-
     def key(self, request: object) -> str:
         """Return the key of a request: a hash of all that was sent and of the settings."""
         return _digest([self._settings, request])

@@ -287,10 +287,9 @@ def truncate_to_tokens(text: str, tokens: int) -> str:
         return plain
     while (needed := count_tokens(plain)) > _MARGIN * tokens:
         keep = int(len(plain) * min(0.95, _MARGIN * tokens / needed))
-        shorter = plain[:keep].rsplit(None, 1)[0] or plain[:keep]
-        if not shorter:
+        if not (shorter := plain[:keep].rsplit(None, 1)):  # one character is too much already
             break
-        plain = shorter
+        plain = shorter[0]
     return plain
 
 

@@ -19,6 +19,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 
+from .. import errors
 from ..adapters import saving
 from ..core import files
 from ..core.arrays import Vectors, as_vectors, l2_normalize
@@ -28,15 +29,7 @@ from ..encoding.base_model import adapted, base_of, check_base, fingerprint_of
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import answers_of, encode
 from ..encoding.serialize import rebuild_base
-from ..errors import (
-    DatasetError,
-    OptionError,
-    ShapeError,
-    check_choice,
-    check_kind,
-    check_number,
-    check_whole,
-)
+from ..errors import DatasetError, OptionError, ShapeError
 from .views import Nodes, SteppedRetriever, check_nodes, check_retriever, fetch_nodes
 from .wrapped import Steps
 
@@ -169,12 +162,12 @@ class MemoryRetriever(SteppedRetriever):
         check_retriever("retriever", retriever)
         check_nodes(nodes or {})
         hint = "Of a dataset: MemoryRetriever.from_dataset."
-        check_kind("memory", memory, AnswerMemory, "an AnswerMemory", hint)
-        check_number("weight", weight, least=0.0)
-        check_number("temperature", temperature, above=0.0)
-        check_whole("neighbours", neighbours)
-        check_whole("top_k", 1 if top_k is None else top_k)
-        check_choice("match", match, get_args(Match))
+        errors.check_kind("memory", memory, AnswerMemory, "an AnswerMemory", hint)
+        errors.check_number("weight", weight, least=0.0)
+        errors.check_number("temperature", temperature, above=0.0)
+        errors.check_whole("neighbours", neighbours)
+        errors.check_whole("top_k", 1 if top_k is None else top_k)
+        errors.check_choice("match", match, get_args(Match))
         if nodes is not None and match == "ref_doc_id":
             raise OptionError(
                 'nodes: expected None with match="ref_doc_id": which of the nodes of a remembered '

@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -229,8 +230,8 @@ def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
     cut = truncate_to_tokens("word " * 500, 100)
     assert 60 <= len(cut.split()) <= 80
     monkeypatch.setattr("llama_index.core.global_tokenizer", list)
-    assert set(truncate_to_tokens("x" * 5000, 100)) == {"x"}
-    assert 60 <= len(truncate_to_tokens("x" * 5000, 100)) <= 80
+    assert re.fullmatch("x{60,80}", truncate_to_tokens("x" * 5000, 100))
+    assert truncate_to_tokens("🦙", 1) == "🦙"
 
 
 def test_a_passage_longer_than_the_context_or_what_the_model_reads_is_cut(write):
@@ -372,7 +373,7 @@ def test_answers_of_version_0_1_are_taken_over_but_for_a_torn_line(tmp_path):
     for torn in ("", '{"key": "three", "te'):
         old.write_text(whole + torn)
         with AnswerCache(tmp_path, settings) as cache:
-            assert len(cache) == 2
+            assert cache.get("none") is cache.get("three") is None
             assert cache.get("one") == CachedAnswer("first", None, 2, 0.5)
             assert cache.get("two") == CachedAnswer("half \nline")
     old.write_text(whole + json.dumps({"key": "four", "text": "written by 0.1 since"}) + "\n")

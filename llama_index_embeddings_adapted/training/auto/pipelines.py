@@ -21,15 +21,8 @@ from ...adapters.composites import Gate, GatedAdapter, StackedAdapter, TwoSidedA
 from ...adapters.maps import KernelAdapter, LinearAdapter, NudgeAdapter, gaussian
 from ...core.arrays import Vectors, l2_normalize
 from ...core.encoded import EncodedDataset
-from ..closed_form import (
-    Spectrum,
-    answer_directions,
-    kernel_ridge,
-    nudge_n,
-    ridge,
-    whitening,
-    widened,
-)
+from .. import closed_form
+from ..closed_form import Spectrum, answer_directions, kernel_ridge
 from ..options import Loss, TrainingOptions
 from .cross_fitting import Mixture, QueryBasis, fit_gate, mixed
 from .descent import descend, listwise_nudges
@@ -106,7 +99,7 @@ class WhiteningSpec(PipelineSpec):
     power: float
 
     def fit(self, fitter: PipelineFitter) -> LinearAdapter:
-        return whitening(fitter.spectrum, power=self.power)
+        return closed_form.whitening(fitter.spectrum, power=self.power)
 
     def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
         return view.vector(self, lambda: view.mapped(self.fit(fitter)))
@@ -120,7 +113,7 @@ class RidgeSpec(PipelineSpec):
     strength: float
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        return ridge(fitter.train, self.strength)
+        return closed_form.ridge(fitter.train, self.strength)
 
 
 @dataclass(frozen=True)
@@ -287,7 +280,7 @@ class NudgeNSpec(PipelineSpec):
     distance: float
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
-        return nudge_n(fitter.train, self.distance)
+        return closed_form.nudge_n(fitter.train, self.distance)
 
 
 IDENTITY = IdentitySpec()
@@ -335,7 +328,7 @@ class PipelineFitter:
         """Return the same for whole vectors, where coordinates along some directions are fitted."""
         if spec == IDENTITY:
             return LinearAdapter.identity(len(directions))
-        return widened(spec.fit(self), directions)
+        return closed_form.widened(spec.fit(self), directions)
 
     @functools.cached_property
     def gate(self) -> Gate:
@@ -356,7 +349,7 @@ class PipelineFitter:
         """Return a map where training starts and where it ends."""
 
         def begin() -> LinearAdapter:
-            return self.start or whitening(self.spectrum, power=spec.power)
+            return self.start or closed_form.whitening(self.spectrum, power=spec.power)
 
         start = self.once("start", spec.power, begin)
         initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start

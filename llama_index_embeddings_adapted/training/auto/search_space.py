@@ -9,23 +9,8 @@ from collections.abc import Sequence
 from ...adapters.base import Adapter
 from ...errors import OptionError, nearest
 from ..options import TrainingOptions
-from .pipelines import (
-    IDENTITY,
-    SPECS,
-    CorpusSpec,
-    GateSpec,
-    KernelSpec,
-    LinearSpec,
-    MnrSpec,
-    NudgeNSpec,
-    NudgeSpec,
-    PipelineSpec,
-    QueryOnMappedSpec,
-    RidgeSpec,
-    TrainedSpec,
-    TwoSidedSpec,
-    WhiteningSpec,
-)
+from . import pipelines
+from .pipelines import IDENTITY, SPECS, KernelSpec, PipelineSpec, TrainedSpec, TwoSidedSpec
 from .selection import ALPHAS, Proposer, SearchState, work
 
 _GONE = {
@@ -100,12 +85,12 @@ def alone(method: str) -> list[PipelineSpec]:
     if issubclass(spec, TrainedSpec):
         return [spec(alpha) for alpha in ALPHAS]
     specs: dict[str, list[PipelineSpec]] = {
-        "whitening": [WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
-        "ridge": [RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
+        "whitening": [pipelines.WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
+        "ridge": [pipelines.RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
         "kernel": _kernels_on(IDENTITY),
-        "gate": _gates_between(LinearSpec(), CorpusSpec()),
+        "gate": _gates_between(pipelines.LinearSpec(), pipelines.CorpusSpec()),
         "query_on_mapped": _maps_on(TwoSidedSpec()),
-        "nudge_n": [NudgeNSpec(distance) for distance in (0.05, 0.1, 0.2, 0.4)],
+        "nudge_n": [pipelines.NudgeNSpec(distance) for distance in (0.05, 0.1, 0.2, 0.4)],
         "nudge": _nudges_on(IDENTITY),
     }
     return specs[method]
@@ -113,10 +98,10 @@ def alone(method: str) -> list[PipelineSpec]:
 
 def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     """Maps that treat all queries, or all vectors, alike; those that move least first."""
-    kinds: list[type[TrainedSpec]] = [MnrSpec, LinearSpec, CorpusSpec]
+    kinds: list[type[TrainedSpec]] = [pipelines.MnrSpec, pipelines.LinearSpec, pipelines.CorpusSpec]
     if adapts == "both":
         kinds += [TwoSidedSpec]
-    return [WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
+    return [pipelines.WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
 
 
 def _kernels(state: SearchState) -> list[PipelineSpec]:
@@ -146,7 +131,7 @@ def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
     best = [state.best(kernels), state.most(kernels, "new"), state.most(kernels, "known")]
     settings = dict.fromkeys((k.temperature, k.weight) for k in best if isinstance(k, KernelSpec))
     return [
-        QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
+        pipelines.QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
         for mapped in _document_map(state)
         for base in dict.fromkeys([IDENTITY, _memorising_on(mapped, state)])
         for kept in settings
@@ -155,7 +140,7 @@ def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
 
 def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
     return [
-        QueryOnMappedSpec(mapped, gate)
+        pipelines.QueryOnMappedSpec(mapped, gate)
         for mapped in _document_map(state)
         for gate in _gates_between(IDENTITY, _memorising_on(mapped, state))
     ]
@@ -189,7 +174,7 @@ def _query_maps(state: SearchState) -> list[PipelineSpec]:
 
 
 def _maps_on(mapped: TwoSidedSpec) -> list[PipelineSpec]:
-    return [QueryOnMappedSpec(mapped, CorpusSpec(alpha)) for alpha in ALPHAS]
+    return [pipelines.QueryOnMappedSpec(mapped, pipelines.CorpusSpec(alpha)) for alpha in ALPHAS]
 
 
 def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
@@ -200,8 +185,9 @@ def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
 def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[PipelineSpec]:
     if general == special:
         return []
-    return [GateSpec(general, special, log_odds) for log_odds in (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0)]
+    log_odds = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0)
+    return [pipelines.GateSpec(general, special, each) for each in log_odds]
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
-    return [NudgeSpec(base, alpha) for alpha in ALPHAS]
+    return [pipelines.NudgeSpec(base, alpha) for alpha in ALPHAS]

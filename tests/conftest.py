@@ -29,7 +29,7 @@ if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 _SLOW_FILES = tuple(
     f"test_{name}.py"
     for name in (
-        "guides", "composed_training", "readme", "cli", "stores", "kills", "notebooks", "hybrid",
+        "guides", "composed_training", "cli", "stores", "kills", "notebooks", "hybrid",
         "browser", "disk", "llama", "secrets", "serialize", "import", "frozen", "autotune", "ray",
         "flaky_base", "bad_input", "hostile", "rebuild", "streaming", "soak",
     )

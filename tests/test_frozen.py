@@ -1,17 +1,27 @@
+"""What version 0.1 wrote into ``tests/frozen`` still loads and means the same: folders, a vector
+cache and a journal. Those files are read-only for ever."""
+
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
+from llama_index.core.llms import CustomLLM
+from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import FolderError
 from tests.conftest import CountingEmbedding
-from tests.support.frozen import FOLDER, QUERIES, TEXTS, ScriptedLLM, nodes
 
+FOLDER = Path(__file__).parent / "frozen"
+TEXTS = ("the red kite soars over the moor", "a ferry leaves the harbour at noon",
+         "bread needs salt")  # fmt: skip
+QUERIES = np.random.default_rng(7).standard_normal((5, 16)).astype(np.float32)
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 ADAPTERS = sorted(set(EXPECTED) - {"composed", "cache", "journal", "memory"})
 
@@ -30,6 +40,22 @@ def test_a_folder_gives_the_vectors_it_gave_over_the_base_model_it_names(name):
             assert np.allclose(found, expected["documents"], atol=1e-6)
 
 
+class ScriptedLLM(CustomLLM):
+    calls: int = 0
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name="scripted", is_chat_model=False)
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        self.calls += 1
+        last = prompt.rsplit("Passage:", 1)[-1].split("\n", 1)[0].strip()
+        return CompletionResponse(text=f"When does {last.lower()} really happen?")
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
 def test_a_vector_cache_and_a_journal_are_read_without_asking_model_or_llm(tmp_path):
     cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     base = CountingEmbedding()
@@ -38,8 +64,9 @@ def test_a_vector_cache_and_a_journal_are_read_without_asking_model_or_llm(tmp_p
             assert np.array_equal(encoder.encode(list(TEXTS), role), EXPECTED["cache"][role])
     assert not {text for _, text in base.asked} & set(TEXTS)
     llm = ScriptedLLM()
+    nodes = [TextNode(text=text, id_=f"n{row}") for row, text in enumerate(TEXTS)]
     options = {"num_questions_per_chunk": 1, "cache_dir": cache, "show_progress": False}
-    dataset = package.generate_qa_embedding_pairs(nodes(), llm, **options)
+    dataset = package.generate_qa_embedding_pairs(nodes, llm, **options)
     assert list(dataset.queries.values()) == EXPECTED["journal"]["queries"]
     assert (llm.calls, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
 

@@ -7,9 +7,8 @@ from llama_index.core.embeddings import MockEmbedding
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, LinearAdapter, errors
-from tests.support.frozen import FOLDER
 from tests.support.processes import fresh
-from tests.test_frozen import ADAPTERS
+from tests.test_frozen import ADAPTERS, FOLDER
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "llama_index.finetuning", "scipy")
 

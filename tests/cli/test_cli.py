@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ PAGES = (
     subprocess.run, tempfile.mkstemp,
 )  # fmt: skip
 TOPICS = [page.__name__ for page in PAGES]
+DOUBLE = ("finetune", "docs", "--llm", "double", "--base", "counting")
 
 
 class Ran:
@@ -82,10 +82,20 @@ def own_folder(tmp_path, monkeypatch) -> None:
 @pytest.fixture
 def counting(monkeypatch) -> CountingEmbedding:
     """A base model that a text can name: ``counting``."""
-    base, resolve = CountingEmbedding(embed_batch_size=4), inputs.resolve_model
-    chosen: Callable[[str], Any] = lambda spec: base if spec == "counting" else resolve(spec)  # noqa: E731
-    monkeypatch.setattr(inputs, "resolve_model", chosen)
+    base = CountingEmbedding(embed_batch_size=4)
+    known_as(monkeypatch, "resolve_model", "counting", base)
     return base
+
+
+@pytest.fixture
+def double(monkeypatch) -> None:
+    """An LLM that a text can name: ``double``."""
+    known_as(monkeypatch, "resolve_writer", "double", inputs.ResolvedLLM(DoubleLLM()))
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, resolver: str, wanted: str, found: Any) -> None:
+    resolve = getattr(inputs, resolver)
+    monkeypatch.setattr(inputs, resolver, lambda text: found if text == wanted else resolve(text))
 
 
 @pytest.fixture
@@ -175,21 +185,26 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["show", "odd.csv", "--column", "query"], 2, "ROLE=NAME, as query=question, got 'query'."),
         (["show", "odd.csv", "--column", "query=frag"], 1, 'query: no column "frag". Columns: "fr'),
         (["show", "odd.csv", "--column", "qury=frage"], 2, '"qury". Did you mean "query"?'),
+        ([*DOUBLE, "--method", "magic"], 2, "method: expected one of auto"),
+        ([*DOUBLE, "--learning-rate", "-1"], 2, "learning_rate: expected a number > 0"),
+        ([*DOUBLE, "--ship", "never"], 2, "ship: expected one of proven, always"),
+        ([*DOUBLE, "--report", "docs"], 2, "docs: expected the path of a file"),
+        ([*DOUBLE, "--val", "none.json"], 2, "none.json: no such file"),
     ],
 )
-@pytest.mark.usefixtures("pairs", "documents")
+@pytest.mark.usefixtures("pairs", "documents", "double")
 def test_an_error_is_one_clear_line_and_its_kind_is_the_exit_code(arguments, code, said, counting):
     Path("damaged.json").write_text("{")
     Path("empty.json").write_text("[]")
     Path("empty.csv").write_text("query,document\n")
     Path("odd.csv").write_text("frage,abschnitt\nwas,das\n")
     Path("rows.jsonl").write_text('{"query": "how?", "pos": ["so"]}\n')
-    ran = Ran(*arguments)
-    assert ran.code == code, ran.err
+    sent = len(DoubleLLM().sent)
+    ran = done(*arguments, code=code)
     assert said in ran.err
     assert "Traceback" not in ran.err
     assert ran.out == ""
-    assert counting.asked == []
+    assert (counting.asked, len(DoubleLLM().sent)) == ([], sent)
 
 
 def test_an_error_is_json_too_and_debug_shows_where():
@@ -254,26 +269,6 @@ def test_from_documents_to_a_saved_adapter_in_one_command(minilm, documents, tmp
     assert again.data["base_texts"] <= 6  # probes: every text is known from the first run
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (("--method", "magic"), "method: expected one of auto"),
-        (("--learning-rate", "-1"), "learning_rate: expected a number > 0"),
-        (("--ship", "never"), "ship: expected one of proven, always"),
-        (("--report", "docs"), "docs: expected the path of a file"),
-        (("--val", "none.json"), "none.json: no such file"),
-    ],
-)
-def test_wrong_options_are_refused_before_an_llm_is(wrong, said, documents, counting, monkeypatch):
-    llm = DoubleLLM()
-    monkeypatch.setattr(inputs, "resolve_writer", lambda spec: inputs.ResolvedLLM(llm))
-    sent = len(llm.sent)
-    ran = Ran("finetune", "docs", "--llm", "double", "--base", "counting", *wrong)
-    assert (ran.code, ran.out) == (2, ""), ran.err
-    assert said in ran.err
-    assert len(llm.sent) == sent
-
-
 def test_generate_writes_pairs_and_says_what_was_kept(documents):
     with ScriptedServer() as server:
         llm = ("--llm", f"openai-like:any@{server.api_base}", "--quiet")
@@ -291,9 +286,8 @@ def test_generate_writes_pairs_and_says_what_was_kept(documents):
     assert again.synthetic  # the file itself says where its queries are from
 
 
-def test_an_estimate_asks_once_and_writes_nothing(documents, monkeypatch):
-    writer = inputs.ResolvedLLM(DoubleLLM())
-    monkeypatch.setattr(inputs, "resolve_writer", lambda spec: writer)
+@pytest.mark.usefixtures("double")
+def test_an_estimate_asks_once_and_writes_nothing(documents):
     ran = done("generate", documents, "--llm", "double", "--estimate", "--json", "--quiet")
     assert ran.data["estimate"]["calls"] == len(TOPICS) - 2  # two were asked as probes
     assert not Path("pairs.json").exists()

@@ -192,10 +192,7 @@ GOOD: dict[str, Any] = {**PARTS, "relevant_docs": {"q1": ["d1"], "q2": ["d1", "d
         ({"corpus": {"d1": None, "d2": "b"}}, 'string texts; 1 of 2 are not.*"d1"'),
         ({"queries": ["one"]}, "queries: expected a dict of id → text, got list"),
         ({"queries": {}, "relevant_docs": {}}, "queries: expected at least one text"),
-        (
-            {"grades": {"q1": {"d2": 1.0}}},
-            "grades: 1 pairs .* are not among relevant_docs.*q1 → d2",
-        ),
+        ({"grades": {"q1": {"d2": 1}}}, "grades: 1 pairs .* are not among relevant_docs.*q1 → d2"),
         ({"grades": {"q1": {"d1": 0}}}, "grades: expected numbers > 0; 1 are not .*q1 → d1: 0"),
     ],
 )

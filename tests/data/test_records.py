@@ -27,48 +27,42 @@ LABELLED = [(q, text, g) for q, d in PAIRS for text, g in ((d, 1), (WRONG, 0))]
 EXPECTED = [(query, [document]) for query, document in PAIRS]
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        PAIRS,
-        [{"query": q, "document": d} for q, d in PAIRS],
-        [{"Question": q, "Passage": d} for q, d in PAIRS],
-        [{"anchor": q, "positive": d} for q, d in PAIRS],
-        [{"query": q, "pos": [d], "neg": []} for q, d in PAIRS],
-        [{"user_input": q, "reference_contexts": [f"<1-hop>\n\n{d}"]} for q, d in PAIRS],
-        [{"query": q, "positive_passages": [{"docid": q, "text": d}]} for q, d in PAIRS],
-        {"examples": [{"query": q, "reference_contexts": [d]} for q, d in PAIRS]},
-        {"question": [q for q, _ in PAIRS], "context": [d for _, d in PAIRS]},
-        {q: {d} for q, d in PAIRS},
-        {q: {d: 1} for q, d in PAIRS},
-        {
-            "queries": {row: q for row, (q, _) in enumerate(PAIRS)},
-            "corpus": {row: d for row, (_, d) in enumerate(PAIRS)},
-            "relevant_docs": {0: [0], 1: [1]},
-        },
-        SimpleNamespace(examples=[Example(query=q, reference_contexts=[d]) for q, d in PAIRS]),
-    ],
-    ids=[
-        *("tuples", "pairs", "capitals", "anchors", "lists", "ragas", "objects", "examples"),
-        *("columns", "sets", "grades", "parts", "models"),
-    ],
-)
+QUERIES, TEXTS = (dict(enumerate(column)) for column in zip(*PAIRS, strict=True))
+SHAPES: dict[str, Any] = {
+    "tuples": PAIRS,
+    "pairs": [{"query": q, "document": d} for q, d in PAIRS],
+    "capitals": [{"Question": q, "Passage": d} for q, d in PAIRS],
+    "anchors": [{"anchor": q, "positive": d} for q, d in PAIRS],
+    "lists": [{"query": q, "pos": [d], "neg": []} for q, d in PAIRS],
+    "ragas": [{"user_input": q, "reference_contexts": [f"<1-hop>\n\n{d}"]} for q, d in PAIRS],
+    "objects": [{"query": q, "positive_passages": [{"docid": q, "text": d}]} for q, d in PAIRS],
+    "examples": {"examples": [{"query": q, "reference_contexts": [d]} for q, d in PAIRS]},
+    "columns": {"question": [*QUERIES.values()], "context": [*TEXTS.values()]},
+    "sets": {q: {d} for q, d in PAIRS},
+    "grades": {q: {d: 1} for q, d in PAIRS},
+    "parts": {"queries": QUERIES, "corpus": TEXTS, "relevant_docs": {0: [0], 1: [1]}},
+    "models": SimpleNamespace(
+        examples=[Example(query=q, reference_contexts=[d]) for q, d in PAIRS]
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", SHAPES.values(), ids=SHAPES)
 def test_pairs_in_every_shape_are_the_same_pairs(rows):
     assert texts(Dataset.from_records(rows, strict=True)) == EXPECTED
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [(*pair, WRONG) for pair in PAIRS],
-        [{"anchor": q, "positive": d, "negative": WRONG} for q, d in PAIRS],
-        [{"query": q, "pos": [d], "neg": [WRONG]} for q, d in PAIRS],
-        [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
-        [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
-        [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
-    ],
-    ids=["tuples", "triplets", "lists", "numbered", "labels", "thumbs"],
-)  # fmt: skip
+NEGATIVES: dict[str, Any] = {
+    "tuples": [(*pair, WRONG) for pair in PAIRS],
+    "triplets": [{"anchor": q, "positive": d, "negative": WRONG} for q, d in PAIRS],
+    "lists": [{"query": q, "pos": [d], "neg": [WRONG]} for q, d in PAIRS],
+    "numbered": [{"anchor": q, "positive": d, "negative_1": WRONG} for q, d in PAIRS],
+    "labels": [{"query": q, "document": d, "label": g} for q, d, g in LABELLED],
+    "thumbs": [{"query": q, "pos": d, "vote": "up" if g else "no"} for q, d, g in LABELLED],
+}
+
+
+@pytest.mark.parametrize("rows", NEGATIVES.values(), ids=NEGATIVES)
 def test_negatives_in_every_shape_are_hard_negatives(rows):
     data = Dataset.from_records(rows, strict=True)
     assert texts(data) == EXPECTED

@@ -1,5 +1,7 @@
-"""Every block of every guide runs, and every script, with the files that the first guide leaves."""
+"""Every block of the README and of every guide runs, and every script, with the files that the
+first guide leaves."""
 
+import csv
 import importlib
 import os
 import re
@@ -16,9 +18,10 @@ from typing import Any, NamedTuple
 import pytest
 from llama_index.core import Settings
 
-from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
+from benchmarks.pages import tables
+from llama_index_embeddings_adapted import Decision, EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
-from tests.support.pages import remember_minilm, run_page, use
+from tests.support.pages import run_page, use
 from tests.support.tiny import saved_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +43,6 @@ def begun(model_server, page_cache, tmp_path_factory) -> Iterator[Begun]:
     folder, cache = tmp_path_factory.mktemp("first"), page_cache
     with pytest.MonkeyPatch.context() as patch:
         use(model_server, folder, patch, cache)
-        remember_minilm(patch)
-        patch.setattr(Settings, "_embed_model", None)
         yield Begun(folder, cache, run_page(FIRST, model_server))
 
 
@@ -51,9 +52,6 @@ def work(begun, model_server, tmp_path, monkeypatch) -> Begun:
     folder = tmp_path / "work"
     shutil.copytree(begun.folder, folder)
     use(model_server, folder, monkeypatch, begun.cache)
-    remember_minilm(monkeypatch)
-    monkeypatch.setattr(Settings, "_embed_model", None)
-    monkeypatch.setattr(Settings, "_llm", None)
     write_documents(folder / "my_documents", begun.names["dataset"])
     return Begun(folder, begun.cache, begun.names)
 
@@ -140,6 +138,35 @@ def test_the_quickstart_says_what_comes_and_an_interrupt_ends_it_with_one_line()
     assert said[-1].startswith("A few minutes on two cores")
     assert (ran.returncode, error.count("\n")) == (130, 1)
     assert error.startswith("Interrupted. What is finished is kept")
+
+
+def test_every_block_of_the_readme_runs_in_order(model_server, page_cache, tmp_path, monkeypatch):
+    use(model_server, tmp_path, monkeypatch, page_cache)
+    write_log(tmp_path / "log.csv")
+    names = run_page(ROOT / "README.md", model_server)
+    assert names["engine"].report.verdict.decision is Decision.SHIP
+    assert (tmp_path / "adapter" / "adapter.safetensors").exists()
+    assert len(names["retriever"].retrieve("smooth a noisy signal")) == 5
+    assert Settings.embed_model is names["base"]
+
+
+def write_log(path: Path) -> None:
+    """Write a log of queries: summary lines of reference pages, and the pages they found."""
+    pages = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))["reference_pages"]()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["query", "document"])
+        rows.writerows(page.text[:300].split("\n\n", 1) for page in pages[::3])
+
+
+def test_the_readme_is_short_and_tables_are_those_of_the_result_files():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 180
+    assert len(text.split()) <= 1_400
+    for path in tables.DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        assert "<!-- results:" in text
+        assert tables.refreshed(text) == text, f"{path}: run python -m benchmarks tables"
 
 
 def test_no_guide_script_or_method_is_left_out():

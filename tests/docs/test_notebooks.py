@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pages import remember_minilm, use
+from tests.support.pages import use
 
 nbformat = pytest.importorskip("nbformat", reason="extra 'dev' is missing")
 shells = pytest.importorskip("IPython.core.interactiveshell", reason="extra 'dev' is missing")
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.filterwarnings("default")
 def folder(model_server, page_cache, tmp_path, monkeypatch) -> Path:
     """Where a shell works; what it leaves at home stays here, too."""
     use(model_server, tmp_path, monkeypatch, page_cache)
-    remember_minilm(monkeypatch)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     return tmp_path
 

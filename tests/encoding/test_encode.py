@@ -170,6 +170,20 @@ class Limiter(BaseRateLimiter):
         self.async_acquired += 1
 
 
+class Callbacks(TokenCountingHandler):
+    def __init__(self) -> None:
+        super().__init__(tokenizer=str.split)
+        self.started = self.ended = 0
+
+    def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
+        self.started += event_type == CBEventType.EMBEDDING
+        return super().on_event_start(event_type, *args, **kwargs)
+
+    def on_event_end(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> None:
+        self.ended += event_type == CBEventType.EMBEDDING
+        super().on_event_end(event_type, *args, **kwargs)
+
+
 class Asynchronous(BaseEmbedding):
     """Has no synchronous side, and counts how many queries are under way at once."""
 
@@ -230,14 +244,7 @@ def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(workers, mo
 
 
 def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
-    class Counter(TokenCountingHandler):
-        started = 0
-
-        def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
-            self.started += event_type == CBEventType.EMBEDDING
-            return super().on_event_start(event_type, *args, **kwargs)
-
-    limiter, handler = Limiter(), Counter(tokenizer=str.split)
+    limiter, handler = Limiter(), Callbacks()
     callbacks = {"rate_limiter": limiter, "callback_manager": CallbackManager([handler])}
     work = encoder(CountingEmbedding(embed_batch_size=4, **callbacks))
     work.encode(TEXTS, "document")

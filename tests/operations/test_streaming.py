@@ -52,9 +52,7 @@ def test_a_stream_of_nodes_is_found_by_vectors_of_the_adapted_model(engine, mode
 
 @pytest.mark.parametrize("engine", NAMED.values(), ids=NAMED)
 @pytest.mark.parametrize("again", [8, 5, 64])
-def test_after_a_kill_the_same_call_goes_on_and_no_node_is_there_twice(
-    engine, again, model, quiet, tmp_path, monkeypatch
-):
+def test_a_killed_call_goes_on_and_doubles_none(engine, again, model, quiet, tmp_path, monkeypatch):
     with engine(tmp_path) as stores:
         store = stores("new", DIM)
         kind, calls = type(store), 0

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import random
 from collections import Counter
@@ -7,7 +6,6 @@ from typing import Any
 import pytest
 from llama_index.core.llms import CompletionResponse
 from llama_index.core.llms.callbacks import llm_completion_callback
-from llama_index.core.schema import TextNode
 from llama_index.core.utils import count_tokens
 
 from benchmarks import sets
@@ -15,9 +13,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.cli.app import Finetune
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.questions import options as question_options
 from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Candidate
-from llama_index_embeddings_adapted.questions.local_llama import BUNDLED, one_line
 from llama_index_embeddings_adapted.questions.options import GenerationOptions, labels_of
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
 from llama_index_embeddings_adapted.questions.selection import _filters, select
@@ -105,7 +101,7 @@ def test_a_long_passage_is_asked_about_in_pieces_and_examples_leave_it_room():
     asked = (1, None, (Example("word " * 99, "a word"),) * 30, DoubleLLM(context_window=2048))
     small = GenerationOptions(completion=True).prompts(*asked)
     assert 3 <= len(small.examples) < 30
-    assert 2 * question_options.count_tokens(small.requests("", 0)[0].text) <= 2048
+    assert 2 * count_tokens(small.requests("", 0)[0].text) <= 2048
     assert labels_of([Example("ls -la | grep $x > /tmp/{a}", "is it?")]) == ("Code", "Question")
 
 
@@ -172,18 +168,3 @@ def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(count, judge
     shown = {each.query for each in written.report.shown}
     assert found is None or shown.isdisjoint(found.queries.values())
     assert found is None or set(written.corpus) < set(found.corpus)
-
-
-def test_smollm2_writes_a_query_in_the_likeness_of_examples(tmp_path):
-    for package in ("xllamacpp", BUNDLED):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is missing; make test installs it")
-    node = TextNode(id_="a", text="The drawbridge is raised at six for the ferry to the island.")
-    llm = LocalLlama(context_window=1024)
-    given = {"examples": ROWS, "filters": (), "cache_dir": tmp_path, **QUIET}
-    data = generate_qa_embedding_pairs([node], llm, **given)
-    (text,) = data.queries.values()
-    assert 0 < data.report.completion_tokens <= 40
-    assert set(text.lower().split()) & {"drawbridge", "ferry", "island", "bridge"}
-    bias = one_line("the bridge", ("over bridge", "under over", "dogs"))["logit_bias"]
-    assert sorted(bias) == [[" bridge", 2.0], [" dogs", -2.0], [" under", -2.0]]

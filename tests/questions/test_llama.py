@@ -9,6 +9,7 @@ from benchmarks.robustness import scripted_server
 from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.errors import GenerationError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.questions import local_llama
+from tests.questions.test_examples import QUIET, ROWS
 
 ONE = dict.fromkeys(("num_questions_per_chunk", "questions_per_call", "concurrency"), 1)
 OPTIONS: dict[str, Any] = {**ONE, "styles": ["question"], "show_progress": False}
@@ -59,6 +60,19 @@ def test_the_same_model_behind_openais_protocol_writes_the_same(llama, tmp_path)
     there = generate_qa_embedding_pairs(NODES[:1], client, cache_dir=tmp_path, **OPTIONS)
     assert there == here
     assert there.report.completion_tokens == here.report.completion_tokens > 5
+
+
+@pytest.mark.usefixtures("llama")
+def test_smollm2_writes_a_query_in_the_likeness_of_examples(tmp_path):
+    node = TextNode(id_="a", text="The drawbridge is raised at six for the ferry to the island.")
+    llm = LocalLlama(context_window=1024)
+    given = {"examples": ROWS, "filters": (), "cache_dir": tmp_path, **QUIET}
+    data = generate_qa_embedding_pairs([node], llm, **given)
+    (text,) = data.queries.values()
+    assert 0 < data.report.completion_tokens <= 40
+    assert set(text.lower().split()) & {"drawbridge", "ferry", "island", "bridge"}
+    bias = local_llama.one_line("the bridge", ("over bridge", "under over", "dogs"))["logit_bias"]
+    assert sorted(bias) == [[" bridge", 2.0], [" dogs", -2.0], [" under", -2.0]]
 
 
 async def test_a_llama_answers_whichever_way_it_is_asked_within_its_context(llama):

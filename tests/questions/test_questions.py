@@ -190,10 +190,7 @@ def test_no_answer_crashes_and_what_is_kept_is_one_clean_line(answer):
         ("According to the report, who pays?", "refers_to_passage"),
         ("What is the second paragraph about?", "refers_to_passage"),
         ("The commission went up.", "statement"),
-        (
-            "Riders and drivers have both seen that fees and insurance went up over some years",
-            "statement",
-        ),
+        ("Riders and drivers have seen that fees and insurance went up over years", "statement"),
         ("SELECT fee FROM trips; <b>x</b>", "not_a_query"),
         ('{"fees paid": [18, 20, 18]}', "not_a_query"),
         ("18 20 2021 -- 2020 %%%", "not_a_query"),
@@ -212,10 +209,7 @@ def test_the_first_filter_that_objects_is_the_reason(text, expected):
     ("passage", "question"),
     [
         ("La comisión de los viajes subió del 18 al 20 por ciento.", "¿Cuánto subió la comisión?"),
-        (
-            "Die Provision für Fahrten stieg von 18 auf 20 Prozent.",
-            "Um wie viel stieg die Provision?",
-        ),
+        ("Die Provision stieg von 18 auf 20 Prozent.", "Um wie viel stieg die Provision?"),
         ("佣金从百分之十八上升到百分之二十。", "佣金上升了多少？"),
         ("手数料は18パーセントから20パーセントに上がりました。", "手数料はいくらですか？"),
         ("수수료가 18퍼센트에서 20퍼센트로 올랐다.", "수수료는 얼마나 올랐나요?"),

@@ -38,28 +38,24 @@ def test_headings_ask_for_their_sections(text):
     assert data.report.written == 2
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"---\nid: start\ntitle: How otters rest\n---\n\n{KELP}\n",
-        f'+++\ntitle = "How otters rest"\n+++\n{KELP}',
-        f"# How otters rest\n\n{KELP}\n\n```bash\n# log in to the machine first of all\nls -l\n```",
-        f"# How otters rest\n<!--\n## An older heading\n-->\n{KELP}",
-        f"## [How otters](https://x.org) *rest* {{#rest}}\n{KELP}",
-        f"## 🦦 3.2 How otters rest\n{KELP}",
-        f"== How otters rest ==\n\n{KELP}",
-        f"How otters rest\n~~~~~~~~~~~~~~~\n{KELP}",
-        f"h2. How otters rest\n\n{KELP}",
-        f"<h2 class='a'>How <b>otters</b> rest</h2>\n<p>{KELP}</p>",
-        f"<details>\n<summary>How otters rest</summary>\n\n{KELP}\n</details>",
-        f"<!DOCTYPE html>\n<html><head><style>a {{}}</style></head><body>\n    <h1>How otters rest"
-        f"</h1>\n\n    <p>{KELP}</p></body></html>",
-    ],
-    ids=[
-        "YAML", "TOML", "code", "comment", "link", "number", "AsciiDoc", "reStructuredText",
-        "Textile", "HTML", "details", "page",
-    ],
-)  # fmt: skip
+MARKUP = {
+    "YAML": f"---\nid: start\ntitle: How otters rest\n---\n\n{KELP}\n",
+    "TOML": f'+++\ntitle = "How otters rest"\n+++\n{KELP}',
+    "code": f"# How otters rest\n\n{KELP}\n\n```bash\n# log in to the machine first\nls -l\n```",
+    "comment": f"# How otters rest\n<!--\n## An older heading\n-->\n{KELP}",
+    "link": f"## [How otters](https://x.org) *rest* {{#rest}}\n{KELP}",
+    "number": f"## 🦦 3.2 How otters rest\n{KELP}",
+    "AsciiDoc": f"== How otters rest ==\n\n{KELP}",
+    "reStructuredText": f"How otters rest\n~~~~~~~~~~~~~~~\n{KELP}",
+    "Textile": f"h2. How otters rest\n\n{KELP}",
+    "HTML": f"<h2 class='a'>How <b>otters</b> rest</h2>\n<p>{KELP}</p>",
+    "details": f"<details>\n<summary>How otters rest</summary>\n\n{KELP}\n</details>",
+    "page": "<!DOCTYPE html>\n<html><head><style>a {}</style></head><body>\n    <h1>How otters rest"
+            f"</h1>\n\n    <p>{KELP}</p></body></html>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MARKUP.values(), ids=MARKUP)
 def test_headings_are_seen_in_every_markup_and_nothing_else_is_one(text):
     found = pairs(Document(text=text))
     assert list(found) == ["How otters rest"]

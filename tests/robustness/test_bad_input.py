@@ -33,16 +33,11 @@ def each(queries: int = 20, documents: int = 10) -> list[list[int]]:
     return [[row % documents] for row in range(queries)]
 
 
-def with_vectors(
-    start: EncodedDataset, *, queries: Vectors | None = None, documents: Vectors | None = None
-) -> EncodedDataset:
-    given = {"queries": queries, "documents": documents}.items()
-    return replace(start, **{name: np.float32(v) for name, v in given if v is not None})
-
-
-def changed(change: Callable[[Vectors], Vectors]) -> EncodedDataset:
+def changed(change: Callable[[Vectors], Vectors], *sides: str) -> EncodedDataset:
+    """Queries and documents, or one side of them, changed like this."""
     start = data(each())
-    return with_vectors(start, queries=change(start.queries), documents=change(start.documents))
+    vectors = {side: change(getattr(start, side)) for side in sides or ("queries", "documents")}
+    return replace(start, **vectors)
 
 
 def duplicates() -> EncodedDataset:
@@ -60,7 +55,7 @@ def zeros_among(vectors: Vectors) -> Vectors:
 
 def contradictory() -> EncodedDataset:
     start = data(each(40))
-    return with_vectors(start, queries=start.queries[np.arange(40) // 2 * 2])
+    return replace(start, queries=start.queries[np.arange(40) // 2 * 2])
 
 
 ODD: dict[str, Callable[[], EncodedDataset]] = {
@@ -70,11 +65,11 @@ ODD: dict[str, Callable[[], EncodedDataset]] = {
     "two documents": lambda: data(each(20, 2), documents=2),
     "duplicate documents": duplicates,
     "duplicate questions with different answers": contradictory,
-    "all documents equal": lambda: with_vectors(data(each()), documents=np.ones((10, 8))),
-    "all questions equal": lambda: with_vectors(data(each()), queries=np.ones((20, 8))),
+    "all documents equal": lambda: changed(np.ones_like, "documents"),
+    "all questions equal": lambda: changed(np.ones_like, "queries"),
     "everything equal": lambda: changed(np.ones_like),
-    "zero questions": lambda: with_vectors(data(each()), queries=np.zeros((20, 8))),
-    "zero documents": lambda: with_vectors(data(each()), documents=np.zeros((10, 8))),
+    "zero questions": lambda: changed(np.zeros_like, "queries"),
+    "zero documents": lambda: changed(np.zeros_like, "documents"),
     "some zero vectors": lambda: changed(zeros_among),
     "very long vectors": lambda: changed(lambda vectors: vectors * 1e15),
     "very short vectors": lambda: changed(lambda vectors: vectors * 1e-15),

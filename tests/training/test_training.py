@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama_index_embeddings_adapted import LinearAdapter, TwoLayerAdapter
+from llama_index_embeddings_adapted import Adapter, LinearAdapter, TwoLayerAdapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.errors import OptionError, TrainingError
 from llama_index_embeddings_adapted.evaluation import held_out
@@ -21,10 +21,10 @@ def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, held_out
     return train, held_out.Validation(held_out.HeldOut(other, held_out.known_mask(train, other)))
 
 
-def learn(data: EncodedDataset, **options: object) -> Fit:
+def learn(data: EncodedDataset, start: Adapter | None = None, **options: object) -> Fit:
     train, validation = parts(data)
     settings = {"shrinkage": 0.0, "anchor": 0.0, "learning_rate": 0.01, "epochs": 30, **options}
-    start = LinearAdapter.identity(data.queries.shape[1])
+    start = start or LinearAdapter.identity(data.queries.shape[1])
     return fit(train, validation, start, TrainingOptions(**settings), show_progress=False)
 
 
@@ -58,11 +58,7 @@ def test_a_falling_rate_starts_high_and_ends_at_zero():
 
 
 def test_a_two_layer_adapter_learns_from_a_zero_residual():
-    data, _ = rotated_corpus()
-    train, validation = parts(data)
-    start = TwoLayerAdapter.identity(data.queries.shape[1], hidden=64)
-    options = TrainingOptions(shrinkage=0.0, anchor=0.0, learning_rate=0.01, epochs=30)
-    found = fit(train, validation, start, options, show_progress=False)
+    found = learn(rotated_corpus()[0], TwoLayerAdapter.identity(12, hidden=64))
     assert isinstance(found.adapter, TwoLayerAdapter)
     assert found.history[found.best_epoch].scores["overall"] > 0.2
 

@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, truncate
-from .options import LLMS, CommandResult, DataJob, EmbeddingJob, Job, app, command
+from .options import LLMS, CommandResult, EmbeddingJob, Job, app, command
 
 if TYPE_CHECKING:
-    from ..data.dataset import EmbeddingQAFinetuneDataset
+    from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 
 _SHOWN = 300  # characters of a passage
 _FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataJob(Job):
+    """The options of commands that read a dataset."""
+
+    split: str = "train"
+    columns: list[str] | None = None
+
+    def _pairs(self, path: Path) -> Dataset:
+        from .inputs import read_pairs
+
+        return read_pairs(path, self.split, self.columns or ())
 
 
 @command("Show queries of a dataset with their documents.")
@@ -250,11 +263,8 @@ class Finetune(QuestionJob):
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.name}.{ending}")
 
-    def _judges(
-        self, val: EmbeddingQAFinetuneDataset | None, written: EmbeddingQAFinetuneDataset
-    ) -> EmbeddingQAFinetuneDataset | None:
+    def _judges(self, val: Dataset | None, written: Dataset) -> Dataset | None:
         """Return the queries of --val, or many of --examples, less those the writer was shown."""
-
         if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):
             return val
         real = self._pairs(self.examples) if val is None else val
@@ -320,8 +330,7 @@ class Compare(EmbeddingJob, DataJob):
         found = compare_retrieval(models, dataset, **self.given("ks"), **self._encoding)
         first, *others = found.scores
         differences = {name: found.significance(first, name) for name in others}
-        told = (f"{name} against {first}: {each}" for name, each in differences.items())
-        lines = [str(found), *told]
+        lines = [str(found), *(f"{name} against {first}: {d}" for name, d in differences.items())]
         if page is not None:
             title = self.title or f"{', '.join(found.scores)} on {self.data.name}"
             lines.append(f"report: {found.to_html(page, title=title)}")
@@ -431,10 +440,9 @@ class Export(Job):
         adapter, base = saving.load(inputs.existing(self.folder)).adapter, None
         if self.format == "sentence-transformers":
             base = getattr(inputs.resolve_model(str(self.folder)), "base_embed_model", None)
-        role: Any = self.role
-        adapter.export(self.out, self.format, role=role, base=base)
-        data = {"out": str(self.out), "format": self.format, "role": self.role}
-        return CommandResult(f"{self.format}: {self.out}", data)
+        settings: Any = {"format": self.format, "role": self.role}
+        adapter.export(self.out, base=base, **settings)
+        return CommandResult(f"{self.format}: {self.out}", {"out": str(self.out), **settings})
 
 
 def main() -> None:

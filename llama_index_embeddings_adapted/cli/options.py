@@ -23,7 +23,6 @@ from ..errors import AdaptedError, OptionError, nearest, truncate
 from ..questions.prompts import STYLES
 
 if TYPE_CHECKING:
-    from ..data.dataset import EmbeddingQAFinetuneDataset
     from ..evaluation.verdict import Stance, Verdict
 
 LLMS = (
@@ -218,19 +217,6 @@ class Job(ABC):
         """Return those of some options that are not left to the library."""
         found = {name: getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value not in (None, [])}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataJob(Job):
-    """The options of commands that read a dataset."""
-
-    split: str = "train"
-    columns: list[str] | None = None
-
-    def _pairs(self, path: Path) -> EmbeddingQAFinetuneDataset:
-        from .inputs import read_pairs
-
-        return read_pairs(path, self.split, self.columns or ())
 
 
 @dataclass(frozen=True, kw_only=True)

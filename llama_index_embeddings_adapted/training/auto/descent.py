@@ -36,6 +36,7 @@ def descend(
     *,
     both: bool = False,
     moment: Vectors | None = None,
+    longer: float = 1.0,
 ) -> Adapter:
     """Return the linear map, or one for each side, that ranks the relevant documents first.
 
@@ -43,15 +44,15 @@ def descend(
     :func:`ranking_nll`, with the shrinkage and the anchor of the options; a step scores a batch of
     queries against ``max_candidates`` documents.
 
-    Steps are 80 for up to 800 queries, 160 of twice the batch and rate for 1,600 and more;
-    ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all documents, ``(dim, dim)``,
-    if it is at hand.
+    Steps are 80 for up to 800 queries, 160 of twice the batch and rate for 1,600 and more, and
+    ``longer`` times as many; ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all
+    documents, ``(dim, dim)``, if it is at hand.
 
     Source:
         Kingma and Ba 2015, arXiv:1412.6980, for the steps.
     """
     more = min(2.0, max(1.0, len(train.relevance) / 800))
-    steps, batch = round(more * _STEPS), round(more * options.batch_size)
+    steps, batch = round(longer * more * _STEPS), round(more * options.batch_size)
     options = replace(options, batch_size=batch, learning_rate=more * _RATE * options.learning_rate)
     run = _Descent(train, start, options, both, moment)
     for step in range(steps):

@@ -300,7 +300,8 @@ class PipelineFitter:
 
     ``spectrum`` is that of the documents. ``start`` is what the query side does before anything is
     learned, if anything; ``base`` then works on the vectors of the base model. Trained maps are
-    kept in the folder ``kept``, so that a run that was killed goes on with them.
+    kept in the folder ``kept``, so that a run that was killed goes on with them. ``longer`` is that
+    of :func:`descend`.
     """
 
     train: EncodedDataset
@@ -309,6 +310,7 @@ class PipelineFitter:
     start: LinearAdapter | None = None
     base: PipelineFitter | None = None
     kept: Path | None = None
+    longer: float = 1.0
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -365,7 +367,7 @@ class PipelineFitter:
         most = min(most, _MOST_MAPPED) if both else most
         options = replace(self.options, loss=spec.loss, max_candidates=most)
         moment = None if both else self.spectrum.moment
-        end = descend(self.train, start, options, both=both, moment=moment)
+        end = descend(self.train, start, options, both=both, moment=moment, longer=self.longer)
         if place is not None:
             end.save(place)
         return end
@@ -382,6 +384,7 @@ class PipelineFitter:
                 start=cast(LinearAdapter, below.query),
                 base=self,
                 kept=self.kept and self.kept / f"on {document_map}",
+                longer=self.longer,
             )
 
         return self.once("fitter", document_map, fitter)

@@ -34,6 +34,7 @@ from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
+_OF_A_FOLD = 0.64  # of the queries are trained on
 _CANDIDATES = 1_024  # documents that compete in a training step
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
@@ -133,7 +134,7 @@ def _bar(methods: Sequence[str], adapts: str, sample: int, queries: int, show: b
 
     The fit on everything grows with the third power of the queries, as kernels do.
     """
-    fold = 0.64 * sample
+    fold = _OF_A_FOLD * sample
     last = 1.0 + 0.16 * (min(queries, MOST_KEYS) / fold) ** 3
     return tqdm(
         total=planned(methods, adapts, int(fold)) + last,
@@ -188,7 +189,10 @@ class _Everything:
     @cached_property
     def _fitter(self) -> tuple[PipelineFitter, Vectors]:
         directions = span(self._data, seed=self._options.seed)
-        return PipelineFitter(narrowed(self._data, directions), self._options), directions
+        # Each query is learned from as often as in a fold.
+        longer = 1 / _OF_A_FOLD
+        narrow = narrowed(self._data, directions)
+        return PipelineFitter(narrow, self._options, longer=longer), directions
 
     def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
         """Return the adapter; or None and why it fails, as cross-fitting is not lost."""

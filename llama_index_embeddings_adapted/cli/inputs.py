@@ -92,6 +92,8 @@ def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> Embedding
             "folder with corpus.jsonl and qrels. Documents become one with: llama-index-adapted "
             "generate"
         )
+    if path.is_dir() and columns:
+        raise OptionError(f"--column: {path} is a BEIR folder, which has no rows. Leave it out.")
     if path.is_dir():
         return EmbeddingQAFinetuneDataset.from_beir(path, split)
     dataset = EmbeddingQAFinetuneDataset.from_file(path, **_roles(columns))
@@ -267,7 +269,8 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
         named[spec] = (name if mark else Path(spec).name or spec, vectors)
     # A misspelled name is said before seconds go to loading another model.
     distinct = {vectors for _, vectors in named.values()} - {"bm25"}
-    loaded = {name: resolve_model(name) for name in sorted(distinct, key=_is_named)}
+    in_order = sorted(distinct, key=lambda v: v == "minilm" or ":" in v or Path(v).exists())
+    loaded = {vectors: resolve_model(vectors) for vectors in in_order}
     models: dict[str, Any] = {}
     for spec in specs:
         label, vectors = named[spec]
@@ -283,7 +286,3 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
             raise OptionError(f"models: two are named {label!r}. Name them: other={spec}")
         models[label] = model
     return models
-
-
-def _is_named(vectors: str) -> bool:
-    return vectors == "minilm" or ":" in vectors or Path(vectors).exists()

@@ -339,8 +339,8 @@ def test_compare_gates_on_the_last_model_with_a_page_or_a_split(counting, pairs,
         assert len(ran.data["models"]) == 2
     assert Ran("compare", pairs, bad, "--quiet", "--exit-zero", "--report", "none").code == 0
     small.to_beir(tmp_path / "beir", split="test")
-    ran = done("compare", "beir", "counting", "--quiet")
-    assert "| counting |" in ran.out
+    assert "| counting |" in done("compare", "beir", "counting", "--quiet").out
+    assert "BEIR folder" in Ran("compare", "beir", "counting", "--column", "query=a", "--quiet").err
     assert Ran("compare", "beir", "counting", "--split", "dev", "--quiet").code == 1
 
 

@@ -189,7 +189,7 @@ class _Everything:
     @cached_property
     def _fitter(self) -> tuple[PipelineFitter, Vectors]:
         directions = span(self._data, seed=self._options.seed)
-        # Each query is learned from as often as in a fold.
+        # As queries are more, so that each is learned from about as often as in a fold.
         longer = 1 / _OF_A_FOLD
         narrow = narrowed(self._data, directions)
         return PipelineFitter(narrow, self._options, longer=longer), directions

@@ -119,10 +119,8 @@ def _is_grade(grade: object) -> bool:
 
 def fingerprint(*parts: Mapping[str, Any] | None) -> str:
     """Return a hash of ids, texts and judgements, to tell datasets apart."""
-    hashed = hashlib.sha256()
-    for piece in json.JSONEncoder(sort_keys=True).iterencode(parts):
-        hashed.update(piece.encode("ascii"))
-    return hashed.hexdigest()[:16]
+    text = ", ".join(json.dumps(part, sort_keys=True) for part in parts)
+    return hashlib.sha256(f"[{text}]".encode("ascii")).hexdigest()[:16]
 
 
 def _lengths(texts: Mapping[str, str]) -> list[float]:

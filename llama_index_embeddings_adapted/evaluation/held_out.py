@@ -254,9 +254,10 @@ def labels_look_random(data: EncodedDataset, *, seed: int = 0, tell: bool = Fals
     truth = sample.relevance
     # The same documents as often, so that one that suits every query is no advantage.
     drawn = replace(sample, relevance=replace(truth, documents=random.permutation(truth.documents)))
-    vectors = sample.queries, sample.documents
-    found, by_chance = (search(each, *vectors).values("mrr@10") for each in (sample, drawn))
-    difference = paired_difference(by_chance, found, metric="mrr@10", seed=seed)
+    found = search(sample, sample.queries, sample.documents)
+    by_chance = replace(found, relevance=drawn.scored)
+    both = (each.values("mrr@10") for each in (by_chance, found))
+    difference = paired_difference(*both, metric="mrr@10", seed=seed)
     random_looking = not (difference.mean > 0 and difference.p_value <= 2 * _RANDOM_LEVEL)
     if random_looking and tell:
         tqdm.write(f"Look at your data: {LOOKS_RANDOM.reason}.", file=sys.stderr)

@@ -123,7 +123,7 @@ class RetrievalScores:
     base_tokens: int = 0
     notes: tuple[str, ...] = ()
     seen: str = ""
-    _known: dict[str, PerQuery] = field(default_factory=dict, repr=False)
+    _known: dict[str, PerQuery] = field(default_factory=dict, repr=False, init=False)
 
     def __getitem__(self, metric: str) -> float:
         """Return the mean of a metric; none such, or deeper than retrieved, is a MetricError."""

@@ -8,7 +8,7 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import torch
 from scipy.sparse import csr_matrix
 
 from ..adapters.base import Adapter, CompositeAdapter
@@ -94,9 +94,13 @@ def kernel_ridge(
         queries, values = queries[rows], values[rows]
     kernel = gaussian(queries, queries, temperature)
     kernel[np.diag_indices(len(kernel))] += np.float32(penalty)
-    # Transposed, as it is symmetric: LAPACK would copy a gigabyte of rows into columns.
-    factor = cho_factor(kernel.T, lower=True, overwrite_a=True, check_finite=False)
-    return queries, np.asarray(cho_solve(factor, values, check_finite=False), dtype=np.float32)
+    # Torch's, as SciPy's lets no other thread work; in place, and transposed, as it is symmetric:
+    # LAPACK would copy a gigabyte of rows into columns.
+    matrix = torch.from_numpy(kernel).mT
+    torch.linalg.cholesky(matrix, out=matrix)
+    half = torch.linalg.solve_triangular(matrix, torch.from_numpy(values), upper=False)
+    found = torch.linalg.solve_triangular(matrix.mT, half, upper=True)
+    return queries, np.ascontiguousarray(found.numpy())
 
 
 def whitening(

@@ -24,6 +24,7 @@ from ...errors import DatasetError
 from ...evaluation.retrieval import PerQuery, ideal_gain
 
 _DEPTH = 10
+_MANY = 2_000  # queries, of which four folds train on enough: a fifth less work
 
 
 class TooLittleError(DatasetError):
@@ -82,6 +83,16 @@ class Fold:
         queries, documents = self.adapted(adapter)
         found, _ = top_k(queries, documents, depth + int(self.test.excluded.counts.max(initial=0)))
         return self.test.excluded.last(found)[:, :depth]
+
+
+def fold_count(queries: int) -> int:
+    """Return in how many folds so many queries are cross-fitted."""
+    return 4 if queries >= _MANY else 5
+
+
+def trained_share(queries: int) -> float:
+    """Return which share of so many queries a fold trains on, as documents are held out, too."""
+    return (1.0 - 1.0 / fold_count(queries)) ** 2
 
 
 def folds(
@@ -313,6 +324,7 @@ def _union(found: Rows) -> Rows:
 # --- a gate -------------------------------------------------------------------------------------
 _MOST_QUERIES = 4096
 _MOST_DOCUMENTS = 2048  # with training queries, and as many without
+_MOST_TOLD = 512  # queries of a fold that a few coefficients are learnt from
 _REGULARISATION = 1.0
 _NEWTON_STEPS = 15
 
@@ -327,7 +339,7 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     than 4,096, or documents than 2,048 with and 2,048 without training queries, a sample is kept.
     """
     features, known = [], []
-    for fold in folds(train, seed=seed):
+    for fold in folds(train, seed=seed, most=_MOST_TOLD):
         features.append(Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.test.queries)))
         known.append(fold.test.known)
     seen = np.concatenate(features)

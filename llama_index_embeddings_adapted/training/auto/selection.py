@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,21 +20,20 @@ from ...errors import AdaptedError
 from ...evaluation.reports import LearningCurve
 from ...evaluation.retrieval import DEPTH, PerQuery, RetrievalScores, joined
 from ...evaluation.verdict import METRIC
-from ...evaluation.views import JudgedPart, WordScores, candidates_of
+from ...evaluation.views import JudgedPart, ScoreWords, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, each_in_threads, run_in_threads
-from .cross_fitting import Fold, QueryBasis, folds
+from .cross_fitting import Fold, QueryBasis, fold_count, folds
 from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec
-
-Made = TypeVar("Made")
 
 ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
 _SHARES = (0.25, 0.5)  # of the training queries, of a learning curve, before all of them
 _WORTH = 0.1  # of the gain: what twice the queries have to add
-_FINALISTS = 3  # that a mixture with words is chosen among; 5 gave about the same
-_MOST_JUDGED = 800  # of a fold: 4,000 in all prove a gain of .016 NDCG@10, mostly much less
-
+_FINALISTS = 2  # that a mixture with words is chosen among; 3 and 5 gave about the same
+_HEAT = 2  # folds, after which specs that cannot win are left out
+_BEHIND = 2.33  # standard errors: one-sided 1 %
+_MOST_JUDGED = 4_000  # in all: they prove a gain of .016 NDCG@10, mostly much less
 
 #: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
 FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
@@ -126,6 +125,24 @@ class CrossFittedScores:
         gain, parts = self.gain(spec), (among & self.known, among & ~self.known)
         return all(gain[part].mean() >= 0 for part in parts if part.any())
 
+    def racing(self, scores: Mapping[PipelineSpec, PerQuery], among: Mask) -> list[PipelineSpec]:
+        """Return the specs that may yet be best: on known documents, on new ones or in the mixture.
+
+        Left out is what is behind the best in each of the three by 2.33 standard errors, of the
+        judgements that are there, ``among``.
+
+        Source:
+            Maron and Moore 1993, Hoeffding races; paired differences are taken as normal here.
+        """
+        left: set[PipelineSpec] = set()
+        parts = (among & self.known, among & ~self.known, among)
+        for weights in (self.weights(part) for part in parts if part.any()):
+            best = max(scores.values(), key=lambda values: float(weights @ values), default=0.0)
+            for spec, values in scores.items():
+                if weights @ (best - values) <= _BEHIND * weighted_error(best - values, weights):
+                    left.add(spec)
+        return [spec for spec in scores if spec in left]
+
     def choose(self, specs: Sequence[PipelineSpec], among: Mask) -> PipelineSpec:
         """Return the simplest spec that is as good as the best within one standard error.
 
@@ -213,10 +230,11 @@ def select(
     mix: QueryMix,
     options: TrainingOptions,
     *,
-    words: WordScores | None = None,
+    words: ScoreWords | None = None,
     kept: Path | None = None,
     curve: bool = False,
     bar: Any = None,
+    meanwhile: Callable[[PipelineSpec], Any] | None = None,
 ) -> Selection:
     """Choose a spec and judge the choice.
 
@@ -226,13 +244,14 @@ def select(
 
     On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
     the queries; trained maps are kept in ``kept`` for a run after a kill; ``curve`` asks what fewer
-    queries gain; ``bar`` shows :func:`work` done in a fold.
+    queries gain; ``bar`` shows :func:`work` done in a fold; ``meanwhile`` is called with the choice
+    and works beside the folds' last.
     """
     search = _Search(data, mix, options, kept, bar)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
-    found = search.conclude(words)
+    found = search.conclude(words, meanwhile)
     return replace(found, curve=search.curve(found.spec)) if curve else found
 
 
@@ -270,14 +289,14 @@ class FoldJudge:
         """Fit a spec, and return what scores it; many are best prepared before one is scored."""
         fitter = self.fitter
         if isinstance(spec, NudgeSpec):
-            return functools.partial(self._nudged, spec, fitter.nudges(spec.base.lowest_map))
+            return partial(self._nudged, spec, fitter.nudges(spec.base.lowest_map))
         if isinstance(spec, QueryOnMappedSpec):
             fitter, spec = fitter.on_mapped(spec.document_map), spec.query_side
         elif spec.adapts_documents:
-            return functools.partial(self.fold.score, spec.fit(fitter))
+            return partial(self.fold.score, spec.fit(fitter))
         documents = fitter.train.documents
         view = fitter.once("view", "", lambda: QueryBasis(self.fold.test, l2_normalize(documents)))
-        return functools.partial(view.score, spec.mixture(view, fitter))
+        return partial(view.score, spec.mixture(view, fitter))
 
     def _nudged(self, spec: NudgeSpec, nudges: NudgeAdapter) -> PerQuery:
         """Score a spec that moves documents once more, where others of its base came before."""
@@ -303,12 +322,13 @@ class _Search:
         self._directions = span(data, seed=options.seed)
         narrow = narrowed(data, self._directions)
         spectrum = Spectrum(narrow.documents)  # the same in all folds
+        most = _MOST_JUDGED // (count := fold_count(len(data.relevance)))
         self._judges = [
             FoldJudge(
                 fold,
                 PipelineFitter(fold.train, options, spectrum, kept=kept and kept / f"fold {k}"),
             )
-            for k, fold in enumerate(folds(narrow, seed=options.seed, most=_MOST_JUDGED))
+            for k, fold in enumerate(folds(narrow, count=count, seed=options.seed, most=most))
         ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1
@@ -323,10 +343,10 @@ class _Search:
         failed: dict[PipelineSpec, str] = {}
         lock = threading.Lock()  # a bar counts for one thread
 
-        def judge(k: int) -> Iterator[None]:
+        def judge(k: int, racing: Collection[PipelineSpec]) -> Iterator[None]:
             judge, mine, prepared = self._judges[k], self.scores.fold == k, {}
             for spec in specs:
-                if spec not in failed:
+                if spec in racing and spec not in failed:
                     try:
                         prepared[spec] = judge.prepared(spec)
                     except FAILURES as cause:
@@ -342,24 +362,33 @@ class _Search:
                     failed.setdefault(spec, str(cause))
                 yield
 
-        run_in_threads([judge(k) for k in range(len(self._judges))], self._at_once)
+        racing, every = specs, range(len(self._judges))
+        for heat in (every[:_HEAT], every[_HEAT:]):
+            run_in_threads([judge(k, racing) for k in heat], self._at_once)
+            found = {spec: scores[spec] for spec in racing if spec not in failed}
+            if heat.start == 0:
+                racing = self.scores.racing(found, self.scores.fold < _HEAT)
         for spec, why in failed.items():
             warnings.warn(f"{spec} cannot be fitted and is left out: {why}", stacklevel=3)
         self._failed.update(failed)
-        self.scores.scores.update({s: found for s, found in scores.items() if s not in failed})
+        self.scores.scores.update(found)
 
-    def conclude(self, words: WordScores | None) -> Selection:
+    def conclude(
+        self, words: ScoreWords | None, meanwhile: Callable[[PipelineSpec], Any] | None
+    ) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
         picks = [scores.choose(specs, scores.fold != k) for k in range(len(self._judges))]
         judged = {"base": self._found([IDENTITY] * len(picks)), "adapted": self._found(picks)}
         best = scores.choose(specs, scores.everything)
-        finalists, parts = [], []
+        finalists = [] if words is None else self._finalists(best)
+        works: list[Callable[[], Any]] = [partial(meanwhile, best)] if meanwhile else []
+        last = len(works)
         if words is not None:
-            finalists = self._finalists(best)
-            parts = self._each(lambda k: self._with_words(self._judges[k], finalists, words))
+            works += [partial(self._with_words, each, finalists, words) for each in self._judges]
+        done = each_in_threads(lambda k: works[k](), len(works), self._at_once)
         chosen = judged["adapted"].values(METRIC)
-        return Selection(best, scores, chosen, self._failed, judged, finalists, parts)
+        return Selection(best, scores, chosen, self._failed, judged, finalists, done[last:])
 
     def curve(self, spec: PipelineSpec) -> LearningCurve | None:
         """Return what a spec gains by fewer queries; None for the identity and where it fails."""
@@ -387,12 +416,12 @@ class _Search:
         return [spec for spec in gains if spec in {IDENTITY, chosen, *best}]
 
     def _with_words(
-        self, judge: FoldJudge, specs: Sequence[PipelineSpec], words: WordScores
+        self, judge: FoldJudge, specs: Sequence[PipelineSpec], words: ScoreWords
     ) -> JudgedPart:
         """Return what specs find in a fold, by words and vectors."""
         train, test = judge.fold.train, judge.fold.test
         given = (test.queries, train.queries, (train.documents, train.keys))
-        own = (words.take(test.rows), test.excluded)
+        own = (words(test.rows), test.excluded)
         found = (candidates_of(judge.fitter.fit(spec), *given, *own) for spec in specs)
         part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
         _ = part.grids  # computed here, where folds are at work at once
@@ -411,11 +440,7 @@ class _Search:
             ranked = Fold(train, test).ranked(fitter.fit_whole(picks[k], self._directions), DEPTH)
             return RetrievalScores(ranked, test.relevance, *self._ids(test.rows))
 
-        return joined(self._each(found))
-
-    def _each(self, work: Callable[[int], Made]) -> list[Made]:
-        """Do some work for each fold, several at once."""
-        return each_in_threads(work, len(self._judges), self._at_once)
+        return joined(each_in_threads(found, len(picks), self._at_once))
 
 
 def weighted_error(values: PerQuery, weights: PerQuery) -> float:

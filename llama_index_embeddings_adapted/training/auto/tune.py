@@ -24,17 +24,16 @@ from ...evaluation.held_out import PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
 from ...evaluation.verdict import METRIC, Decision, Verdict
-from ...evaluation.views import ViewsReport, WordScores, judge_views
+from ...evaluation.views import ScoreWords, ViewsReport, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import LOOP, TrainingOptions
-from .cross_fitting import TooLittleError
+from .cross_fitting import TooLittleError, trained_share
 from .pipelines import IDENTITY, PipelineFitter, PipelineSpec
 from .search_space import check_methods, planned, search_space
 from .selection import FAILURES, CrossFittedScores, QueryMix, Selection, select
 
 MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
-_OF_A_FOLD = 0.64  # of the queries are trained on
 _CANDIDATES = 1_024  # documents that compete in a training step
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
@@ -59,7 +58,7 @@ def tune(
     data: EncodedDataset,
     options: TrainingOptions,
     *,
-    words: Callable[[EncodedDataset], WordScores] | None = None,
+    words: Callable[[EncodedDataset], ScoreWords] | None = None,
     kept: Path | None = None,
     curve: bool = False,
     show_progress: bool = True,
@@ -85,16 +84,16 @@ def tune(
     identity = LinearAdapter.identity(data.queries.shape[1])
     known: Any = {"expect": mix.known_share, "expect_told": mix.given, "provable": provable}
     choice: Callable[..., SelectionReport] = partial(SelectionReport, sampled=sampled, **known)
+    everything = _Everything(data, options)
     with _bar(methods, options.adapts, count, len(data.relevance), show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
             asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar}
-            selection = select(sample, space, mix, options, **asked)
+            selection = select(sample, space, mix, options, meanwhile=everything.fit, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
-        everything = _Everything(data, options)
         candidate, failure = everything.fit(selection.spec)
         bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
@@ -134,7 +133,7 @@ def _bar(methods: Sequence[str], adapts: str, sample: int, queries: int, show: b
 
     The fit on everything grows with the third power of the queries, as kernels do.
     """
-    fold = _OF_A_FOLD * sample
+    fold = trained_share(sample) * sample
     last = 1.0 + 0.16 * (min(queries, MOST_KEYS) / fold) ** 3
     return tqdm(
         total=planned(methods, adapts, int(fold)) + last,
@@ -185,24 +184,27 @@ class _Everything:
 
     def __init__(self, data: EncodedDataset, options: TrainingOptions) -> None:
         self._data, self._options = data, options
+        self._done: dict[PipelineSpec, tuple[Adapter | None, str]] = {}
 
     @cached_property
     def _fitter(self) -> tuple[PipelineFitter, Vectors]:
         directions = span(self._data, seed=self._options.seed)
         # As queries are more, so that each is learned from about as often as in a fold.
-        longer = 1 / _OF_A_FOLD
+        longer = 1 / trained_share(len(self._data.relevance))
         narrow = narrowed(self._data, directions)
         return PipelineFitter(narrow, self._options, longer=longer), directions
 
     def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
         """Return the adapter; or None and why it fails, as cross-fitting is not lost."""
-        try:
-            fitter, directions = self._fitter
-            return fitter.fit_whole(spec, directions), ""
-        except FAILURES as cause:
-            failure = f"{spec} fails on all pairs: {cause}"
-            warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
-            return None, failure
+        if spec not in self._done:
+            try:
+                fitter, directions = self._fitter
+                self._done[spec] = fitter.fit_whole(spec, directions), ""
+            except FAILURES as cause:
+                failure = f"{spec} fails on all pairs: {cause}"
+                warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
+                self._done[spec] = None, failure
+        return self._done[spec]
 
 
 def _announcement(queries: int, provable: float, mix: QueryMix, sampled: str) -> str:

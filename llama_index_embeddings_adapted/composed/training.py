@@ -52,23 +52,14 @@ _HISTORY, _WEIGHTS, _BEST = "history.json", "weights.safetensors", "best.safeten
 def composed_nll(
     queries: Tensor, documents: Tensor, judged: dict[str, Tensor], options: ComposedOptions
 ) -> Tensor:
-    """Draw each query towards its document, by the cosine of the composed vectors.
+    """Return the mean loss in nats of pairs, ``()``, by the cosine of the composed vectors.
 
-    The black box is frozen, so all it contributes is its cosine of each query and document.
-
-    Args:
-        queries, documents: ``(queries, dim)`` and ``(documents, dim)`` of the small model, of any
-            length.
-        judged: ``"frozen"``: ``(queries, documents)``, cosines of the black box; absent where
-            there is none, and the small model's own cosine counts. ``"pairs"``: ``(pairs, 2)``,
-            rows of queries and of documents that answer them. ``"relevant"``: ``(queries,
-            documents)``, True where a document answers a query: none of a query's documents
-            competes with another of them.
-        options: Whose ``weight``, ``temperature`` and ``label_smoothing`` count; the latter is
-            spread evenly over the candidates of a pair.
-
-    Returns ``()``, the mean over the pairs, in nats. Source: Zhang et al. 2024, arXiv:2402.12177,
-    eq. 4; the mask is ours.
+    ``(n, dim)`` queries and ``(m, dim)`` documents are the small model's, of any length. Of what is
+    ``judged``, ``"frozen"`` are the black box's cosines, ``(n, m)``, absent where there is none;
+    ``"pairs"``, ``(pairs, 2)``, rows of queries and documents that answer them; ``"relevant"``,
+    ``(n, m)``, is True where a document answers a query and so does not compete. Label smoothing is
+    spread evenly over the candidates of a pair. Source: Zhang et al. 2024, arXiv:2402.12177, eq. 4;
+    the mask is ours.
     """
     unit = partial(nn.functional.normalize, dim=1)
     small = unit(queries.float()) @ unit(documents.float()).T

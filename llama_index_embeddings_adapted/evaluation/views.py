@@ -6,7 +6,6 @@ on other queries than those that judge it, 0 among its values.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -66,7 +65,6 @@ class WordScores:
 
         All its queries say which words are usual.
         """
-        lock = threading.Lock()
 
         @cache
         def index() -> BM25Index:
@@ -75,9 +73,7 @@ class WordScores:
 
         def score(rows: Rows) -> WordScores:
             once, again = np.unique(rows, return_inverse=True)
-            with lock:  # others would index the same
-                words = index()
-            found = cls.of(words, [dataset.queries[data.query_ids[row]] for row in once])
+            found = cls.of(index(), [dataset.queries[data.query_ids[row]] for row in once])
             return cls(found.shares[again], found.first[again])
 
         return score

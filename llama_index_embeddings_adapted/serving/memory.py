@@ -106,28 +106,23 @@ class MemoryRetriever(SteppedRetriever):
 
     ``score(q, d) = retriever's score + weight · Σ w_i(q) y_id``: ``w_i``, from the cosine of ``q``
     to remembered query ``i``, sums to at most 1 and vanishes far from every remembered query;
-    ``y_id`` is 1 for its best documents. Nodes of equal score keep the retriever's order; where it
-    gives no scores, that stands behind what is remembered. Documents without a remembered query
-    gain nothing: choose ``weight`` on held-out queries about both kinds of document.
-
-    What the retriever does not give, only ``nodes`` lets the memory bring in, with the lowest score
-    that the retriever gave (0 if none) and what is remembered, from 1 % of ``weight`` on. **The
-    retriever's filters do not apply to them:** pass only nodes that anyone who may ask may see.
+    ``y_id`` is 1 for its best documents. Where the retriever gives no scores, its order stands
+    behind what is remembered. What it does not give, only ``nodes`` lets the memory bring in.
+    **The retriever's filters do not apply to them:** pass only nodes that anyone who may ask may
+    see.
 
     Args:
         retriever: Any; let it give more nodes than are needed, 30 or 100.
         memory: See :meth:`from_dataset`.
         embed_model: The model whose query vectors are remembered; of an adapted model, the base.
-        weight: ``>= 0``, in the units of the retriever's scores: .1 suits cosines; for BM25 start
-            with what lies between a first and a tenth node.
+        weight: ``>= 0``, in the units of the retriever's scores.
         temperature: In cosine units, ``> 0``.
         neighbours: How many remembered queries count at most.
         top_k: How many nodes come back at most; by default as many as the retriever gave.
         match: Remembered ids are ``"node_id"``, or ``"ref_doc_id"``, whose nodes gain alike.
         nodes: Where to find what the retriever did not give: id → node, or a docstore.
-        shares_embedding: Whether the retriever searches with the vectors of ``embed_model``, so
-            that one embedding serves both, handed on in the ``QueryBundle`` or taken from it; by
-            default only where it holds this very object. Else the bundle's is the retriever's.
+        shares_embedding: Whether one embedding of a query serves both; by default only where the
+            retriever holds this very model.
         callback_manager: That of the retriever by default.
 
     Raises:
@@ -194,17 +189,10 @@ class MemoryRetriever(SteppedRetriever):
         show_progress: bool = True,
         **settings: Any,
     ) -> MemoryRetriever:
-        """Embed each distinct query of a dataset once, and none of its documents.
+        """Embed the queries of a dataset whose document ids are node ids, or what ``match`` says.
 
-        Args:
-            retriever, settings: Passed to the constructor.
-            dataset: Its document ids are to be node ids; see ``match``.
-            embed_model: Any LlamaIndex embedding model; of an adapted one, the base is asked.
-            batch_size, cache_dir, show_progress: See :class:`Encoder`.
-
-        Raises:
-            DatasetError: No query has a relevant document.
-            EncodeError: The model gave no usable vector.
+        ``settings`` are those of the constructor, the others of :class:`Encoder`. A DatasetError
+        where no query has a relevant document.
         """
         embed_model = check_base(embed_model, "embed_model")
         encoding: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
@@ -285,15 +273,9 @@ class MemoryRetriever(SteppedRetriever):
         verify: bool = True,
         **settings: Any,
     ) -> MemoryRetriever:
-        """Load what :meth:`save_pretrained` wrote, for any retriever.
+        """Load what :meth:`save_pretrained` wrote, for any retriever; ``settings`` win over it.
 
-        Args:
-            folder: Where.
-            retriever, settings: Passed to the constructor, before what was saved.
-            embed_model: None builds the base model from what the folder says.
-            verify: Refuse another model than the one whose query vectors are remembered, by probes.
-
-        For errors see :meth:`AdaptedEmbedding.from_pretrained`.
+        For the rest, and for errors, see :meth:`AdaptedEmbedding.from_pretrained`.
         """
         path = Path(folder)
         config = files.read_config(path, CONFIG)

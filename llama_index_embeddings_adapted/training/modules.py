@@ -183,23 +183,13 @@ def ranking_nll(
     stands_for: float = 1.0,
     hidden: Qrels | None = None,
 ) -> Tensor:
-    """Draw each query towards its relevant documents and away from the other candidates.
+    """Return the mean cross-entropy in nats of the candidates each query should rank first, ``()``.
 
-    With the documents of the batch as candidates this is multiple-negatives ranking; with the
-    documents of a corpus it is a softmax over the corpus. All relevant documents of a query share
-    its target mass, so that none of them is ever a negative.
-
-    Args:
-        queries, documents: ``(batch, dim)`` and ``(candidates, dim)``, unit rows.
-        relevant, hidden: Of each query the candidates to rank first, and those that do not compete.
-        temperature: In cosine units, ``> 0``. At 0.05, a lead of 0.05 in cosine makes a document
-            ``e`` times likelier.
-        stands_for: How many documents each irrelevant candidate stands for, ``>= 1``: where
-            candidates are drawn from a corpus, its size over their number. Relevant documents stand
-            for themselves. So the loss is about that of all documents.
-
-    Returns:
-        ``()``, mean cross-entropy in nats; ``log(candidates)`` when the scores say nothing.
+    ``(batch, dim)`` queries and ``(candidates, dim)`` documents are unit rows. All ``relevant``
+    documents of a query share its target mass, so that none is ever a negative; ``hidden`` ones do
+    not compete. The temperature is in cosine units, ``> 0``: at .05, a lead of .05 makes a document
+    ``e`` times likelier. Where candidates are drawn from a corpus, each irrelevant one
+    ``stands_for`` its size over their number, ``>= 1``.
 
     Source:
         Henderson et al. 2017, arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007
@@ -222,12 +212,3 @@ def ranking_nll(
 
 def _entries(qrels: Qrels, device: torch.device) -> tuple[Tensor, Tensor]:
     return as_tensor(qrels.queries, device), as_tensor(qrels.documents, device)
-
-
-def score_drift(moved: Tensor, moment: Tensor) -> Tensor:
-    """Return the mean squared change in cosine over queries and documents, ``()``.
-
-    ``moved``, ``(batch, dim)``, are adapted minus base queries, both with unit rows, ``moment``,
-    ``(dim, dim)``, is ``DᵀD / m`` of the documents, ``(m, dim)``, unit rows.
-    """
-    return ((moved @ moment) * moved).sum(dim=1).mean()

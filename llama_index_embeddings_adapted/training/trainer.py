@@ -28,7 +28,6 @@ from ..core.encoded import EncodedDataset
 from ..errors import OptionError, TrainingError
 from ..evaluation.held_out import Gain, Validation
 from ..evaluation.reports import Epoch
-from . import modules
 from .modules import Competition, TrainableAdapter, TrainingDocuments, as_tensor, ranking_nll
 from .options import TrainingOptions
 
@@ -279,9 +278,9 @@ class _Run:
         return loss
 
     def _drift(self, moved: Tensor) -> Tensor:
-        """Return how far the scores of documents have moved, of all of them or of a sample."""
+        """Return the mean squared change in the scores of documents, of all or of a sample."""
         if self._moment is not None:
-            return modules.score_drift(moved, self._moment)
+            return ((moved @ self._moment) * moved).sum(dim=1).mean()
         drawn = self._random.integers(self._count, size=self._options.anchor_documents)
         return (moved @ self._documents.take(drawn).T).square().mean()
 

@@ -1,10 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llama_index_embeddings_adapted.core.encoded import Qrels
-from llama_index_embeddings_adapted.training.modules import ranking_nll, score_drift
+from llama_index_embeddings_adapted.training.modules import ranking_nll
+from llama_index_embeddings_adapted.training.trainer import _Run
 
 FIRST, BOTH = Qrels.from_lists([[0]]), Qrels.from_lists([[0, 1]])
 
@@ -48,6 +50,7 @@ def test_the_loss_is_the_mean_over_queries_and_a_candidate_may_stand_for_three()
 def test_score_drift_is_the_mean_squared_change_in_cosine_over_all_documents():
     before, after, documents = l2_normalize(0, 90), l2_normalize(10, 60), l2_normalize(0, 30, 200)
     changes = after @ documents.T - before @ documents.T
-    drift = score_drift(after - before, documents.T @ documents / 3)
+    run = SimpleNamespace(_moment=documents.T @ documents / 3)
+    drift = _Run._drift(run, after - before)
     assert drift.item() == pytest.approx(changes.square().mean().item())
     assert drift.item() > 0.01

@@ -65,13 +65,9 @@ def tune(
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
 
-    Args:
-        data: Queries to learn from and to judge on; none is judged by what saw it.
-        options: Of all training by gradients, ``max_candidates`` at most 1,024, and what competes.
-        words: Says what words find in these queries and documents; None: vectors only.
-        kept: A folder for what a run after a kill need not train again; gone after success.
-        curve: Say what fewer queries gain.
-        show_progress: Show bars, and what gain the data can prove.
+    No query is judged by what saw it. ``words`` says what they find, None: vectors only; ``kept``
+    is a folder for what a run after a kill need not train again, gone after success; ``curve`` asks
+    what fewer queries gain.
     """
     methods = check_methods(options.method, options.adapts)
     sample, sampled = _sampled(data, options.seed)

@@ -100,6 +100,7 @@ def normalized_blocks(vectors: Vectors) -> Iterator[Vectors]:
 DOCUMENTS_PER_BLOCK = 65_536  # 100 MB of them at 384 dimensions
 SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
 _NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differently
+_GROUP = 8  # columns that are looked at together, so that few are sorted
 _FEW = 4  # documents per query that are ranked faster one by one
 _NARROW = 1_000  # documents of which the best are sooner found than one is ranked
 
@@ -219,8 +220,11 @@ def first_k(block: Vectors, k: int) -> Rows:
     """Return the columns of each row's ``k`` largest numbers, best first, ties by column."""
     if k >= block.shape[1]:
         return np.argsort(-block, axis=1, kind="stable").astype(np.int64)
-    # Twice as fast as argpartition; ties at the cut are all here, to be ordered.
-    floor = np.partition(block, -k, axis=1)[:, -k, None]
+    # At least k numbers are as large as the k-th largest maximum of many groups of columns.
+    groups, highest = block.shape[1] // _GROUP, block
+    if groups > 4 * k:
+        highest = block[:, : groups * _GROUP].reshape(len(block), _GROUP, groups).max(axis=1)
+    floor = np.partition(highest, -k, axis=1)[:, -k, None]
     line, column = np.divmod(np.flatnonzero(block >= floor), block.shape[1])
     order = np.lexsort((-block[line, column], line))
     firsts = np.searchsorted(line, np.arange(len(block)))

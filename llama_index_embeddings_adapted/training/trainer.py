@@ -63,7 +63,6 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
         deque(chain.from_iterable(works), maxlen=0)
         return
     ended, share = threading.Event(), max(1, threads // workers)
-
     waiting = deque(works)
 
     def take_turns() -> None:

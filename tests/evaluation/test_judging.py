@@ -10,7 +10,7 @@ import llama_index_embeddings_adapted as package
 from benchmarks.quality.judged import known_to, part
 from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval, evaluate_retrieval
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from llama_index_embeddings_adapted.core.arrays import as_vectors, l2_normalize, top_k
+from llama_index_embeddings_adapted.core.arrays import as_vectors, first_k, l2_normalize, top_k
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.retrieval import METRICS, compute, search
@@ -38,6 +38,8 @@ def test_vectors_have_length_one_are_checked_and_ties_go_to_the_first_document()
     assert rows.tolist() == [[1, 2]]
     assert scores.tolist() == [[1, 1]]
     assert top_k(np.float32([[1, 0]]), documents, 9)[0].tolist() == [[1, 2, 3, 0, 4]]
+    many = RANDOM.integers(-99, 99, (5, 1_003)).astype(np.float32)  # ties
+    assert np.array_equal(first_k(many, 9), np.argsort(-many, axis=1, kind="stable")[:, :9])
 
 
 def test_metrics_of_a_ranking_that_can_be_done_in_the_head() -> None:

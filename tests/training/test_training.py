@@ -175,9 +175,7 @@ def test_steps_per_epoch_and_warm_up_are_honoured():
     [
         ({"loss": "triplet"}, "loss: expected one of .*mnr.*got 'triplet'"),
         ({"batch_size": 2.5}, "batch_size: expected a whole number >= 1, got 2.5"),
-        ({"temperature": float("nan")}, "temperature: expected a number > 0"),
         ({"anchor": -1.0}, "anchor: expected a number >= 0"),
-        ({"patience": 0}, "patience: expected a whole number >= 1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

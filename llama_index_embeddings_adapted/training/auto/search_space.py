@@ -65,7 +65,7 @@ def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
     space: list[Proposer] = [lambda _: named] if named else []
     if "auto" not in methods:
         return space
-    space += [functools.partial(_maps, adapts), _kernels, _gates]
+    space += [functools.partial(_maps, adapts), functools.partial(_kernels, adapts), _gates]
     if adapts == "both":
         space += [_on_mapped, _kernels_on_mapped, _gates_on_mapped, _nudges]
     return space
@@ -75,7 +75,7 @@ def planned(methods: Sequence[str], adapts: str, queries: int) -> float:
     """Return how much :func:`work` a search is in a fold, before it is known what is proposed."""
     named = [spec for name in methods if name != "auto" for spec in alone(name)]
     kernel = work(KernelSpec(IDENTITY, 1.0, 1.0), queries)
-    auto = {"query": 9.9 + 6 * kernel, "both": 25.3 + 12 * kernel}[adapts]
+    auto = {"query": 9.9 + 6 * kernel, "both": 25.3 + 15 * kernel}[adapts]
     return sum(work(spec, queries) for spec in named) + ("auto" in methods) * auto
 
 
@@ -104,11 +104,11 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     return [pipelines.WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
 
 
-def _kernels(state: SearchState) -> list[PipelineSpec]:
+def _kernels(adapts: str, state: SearchState) -> list[PipelineSpec]:
     """Kernels on the map that generalises best, and on the one that memorises most usefully."""
     maps = _query_maps(state)
     bases = dict.fromkeys([state.most(maps, "new"), state.most(maps, "known")])
-    return [kernel for base in bases for kernel in _kernels_on(base)]
+    return [kernel for base in bases for kernel in _kernels_on(base, adapts)]
 
 
 def _gates(state: SearchState) -> list[PipelineSpec]:
@@ -116,8 +116,9 @@ def _gates(state: SearchState) -> list[PipelineSpec]:
     staying = [spec for spec in state.gains if not spec.adapts_documents]
     memorising, balanced = state.most(staying, "known"), state.most(staying, "expected")
     general = state.most(_query_maps(state), "new")
-    ends = dict.fromkeys([memorising, balanced])
-    return [gate for special in ends for gate in _gates_between(general, special)]
+    return [
+        g for end in dict.fromkeys([memorising, balanced]) for g in _gates_between(general, end)
+    ]
 
 
 def _on_mapped(state: SearchState) -> list[PipelineSpec]:
@@ -177,9 +178,10 @@ def _maps_on(mapped: TwoSidedSpec) -> list[PipelineSpec]:
     return [pipelines.QueryOnMappedSpec(mapped, pipelines.CorpusSpec(alpha)) for alpha in ALPHAS]
 
 
-def _kernels_on(base: PipelineSpec) -> list[PipelineSpec]:
-    shapes = {0.1: (0.5, 1.0), 0.4: (2.0, 4.0)}  # temperature: weights
-    return [KernelSpec(base, t, weight) for t, weights in shapes.items() for weight in weights]
+def _kernels_on(base: PipelineSpec, adapts: str = "query") -> list[PipelineSpec]:
+    between = [(0.2, 1.0), (0.2, 2.0)] * (adapts == "both")  # elsewhere they gain nothing
+    shapes = [(0.1, 0.5), (0.1, 1.0), *between, (0.4, 2.0), (0.4, 4.0)]  # temperature, weight
+    return [KernelSpec(base, *shape) for shape in shapes]
 
 
 def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[PipelineSpec]:

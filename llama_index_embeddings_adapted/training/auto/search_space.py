@@ -114,11 +114,9 @@ def _kernels(adapts: str, state: SearchState) -> list[PipelineSpec]:
 def _gates(state: SearchState) -> list[PipelineSpec]:
     """Gates from what generalises best to what gains most on known documents, or in the mixture."""
     staying = [spec for spec in state.gains if not spec.adapts_documents]
-    memorising, balanced = state.most(staying, "known"), state.most(staying, "expected")
+    ends = state.most(staying, "known"), state.most(staying, "expected")
     general = state.most(_query_maps(state), "new")
-    return [
-        g for end in dict.fromkeys([memorising, balanced]) for g in _gates_between(general, end)
-    ]
+    return [gate for end in ends for gate in _gates_between(general, end)]
 
 
 def _on_mapped(state: SearchState) -> list[PipelineSpec]:

@@ -65,7 +65,7 @@ class SelectionReport:
     expect_told: bool  #: Whether the user said so.
     provable: float  #: The gain in NDCG@10 that was announced before training as provable.
     sampled: str  #: What was left out of cross-fitting, in words; empty if nothing.
-    #: Candidate → mean change in NDCG@10 on known and on new documents.
+    #: Candidate → mean change in NDCG@10 on known and new documents, of all not out of the race.
     gains: Mapping[str, tuple[float | None, float | None]]
     failed: Mapping[str, str]  #: Candidate → why it could not be fitted.
     #: Candidate → half the 95 % interval of each of its gains.

@@ -146,12 +146,12 @@ def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
 
 
 def _nudges(state: SearchState) -> list[PipelineSpec]:
-    """Nudges on the best so far and on the kernel kindest to new documents.
-
-    What moves documents once comes before what moves them twice, as simpler.
+    """Nudges on what clearly gains on both kinds, on the best, of which new documents may have
+    nothing left to lose, and on the kernel kindest to them; what moves documents once comes first.
     """
     kernels = [spec for spec in state.gains if isinstance(spec.last, KernelSpec)]
-    bases = [state.best(state.gains), state.most(kernels, "new")]
+    clear = [spec for spec, gains in state.gains.items() if gains.clear]
+    bases = [state.best(clear or state.gains), state.best(state.gains), state.most(kernels, "new")]
     in_order = sorted(dict.fromkeys(bases), key=lambda spec: spec.adapts_documents)
     return [nudge for base in in_order for nudge in _nudges_on(base)]
 

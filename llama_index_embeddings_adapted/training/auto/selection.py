@@ -162,16 +162,13 @@ class CrossFittedScores:
 
 @dataclass(frozen=True)
 class MeanGains:
-    """Mean gains in NDCG@10 of a spec over the base model, 0 where no such query was judged.
-
-    They are those on known documents, on new ones and in the mixture; ``no_regression`` says
-    whether neither part loses, or the user has given the mixture.
-    """
+    """Mean gains in NDCG@10 of a spec over the base model, 0 where no such query was judged."""
 
     known: float
     new: float
-    expected: float
-    no_regression: bool
+    expected: float  #: In the mixture.
+    no_regression: bool  #: Whether neither part loses, or the user has given the mixture.
+    clear: bool = False  #: Whether each part gains by more than a standard error.
 
 
 @dataclass(frozen=True)
@@ -189,7 +186,9 @@ class SearchState:
             known, new = scores.mean_gains(spec)
             expected = float(weights @ scores.gain(spec))
             allowed = scores.no_regression(spec, scores.everything)
-            found[spec] = MeanGains(known or 0.0, new or 0.0, expected, allowed)
+            pairs = zip((known, new), scores.margins(spec), strict=True)
+            clear = all(m is not None and 1.96 * g > m for g, m in pairs if g is not None)
+            found[spec] = MeanGains(known or 0.0, new or 0.0, expected, allowed, clear)
         return cls(found)
 
     def most(self, specs: Iterable[PipelineSpec], part: str) -> PipelineSpec:

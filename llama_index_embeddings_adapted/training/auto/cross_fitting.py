@@ -24,7 +24,6 @@ from ...errors import DatasetError
 from ...evaluation.retrieval import PerQuery, ideal_gain
 
 _DEPTH = 10
-_MANY = 2_000  # queries, of which four folds train on enough: a fifth less work
 
 
 class TooLittleError(DatasetError):
@@ -83,16 +82,6 @@ class Fold:
         queries, documents = self.adapted(adapter)
         found, _ = top_k(queries, documents, depth + int(self.test.excluded.counts.max(initial=0)))
         return self.test.excluded.last(found)[:, :depth]
-
-
-def fold_count(queries: int) -> int:
-    """Return in how many folds so many queries are cross-fitted."""
-    return 4 if queries >= _MANY else 5
-
-
-def trained_share(queries: int) -> float:
-    """Return which share of so many queries a fold trains on, as documents are held out, too."""
-    return (1.0 - 1.0 / fold_count(queries)) ** 2
 
 
 def folds(

@@ -24,7 +24,7 @@ from ...evaluation.views import JudgedPart, ScoreWords, candidates_of
 from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, each_in_threads, run_in_threads
-from .cross_fitting import Fold, QueryBasis, fold_count, folds
+from .cross_fitting import Fold, QueryBasis, folds
 from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec
 
 ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
@@ -33,7 +33,7 @@ _WORTH = 0.1  # of the gain: what twice the queries have to add
 _FINALISTS = 2  # that a mixture with words is chosen among; 3 and 5 gave about the same
 _HEAT = 2  # folds, after which specs that cannot win are left out
 _AHEAD = 2.33  # standard errors: one-sided 1 %
-_MOST_JUDGED = 4_000  # in all: they prove a gain of .016 NDCG@10, mostly much less
+_MOST_JUDGED = 800  # of a fold: 4,000 in all prove a gain of .016 NDCG@10, mostly much less
 
 #: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
 FAILURES = (AdaptedError, np.linalg.LinAlgError, MemoryError, RuntimeError)
@@ -316,13 +316,12 @@ class _Search:
         self._directions = span(data, seed=options.seed)
         narrow = narrowed(data, self._directions)
         spectrum = Spectrum(narrow.documents)  # the same in all folds
-        most = _MOST_JUDGED // (count := fold_count(len(data.relevance)))
         self._judges = [
             FoldJudge(
                 fold,
                 PipelineFitter(fold.train, options, spectrum, kept=kept and kept / f"fold {k}"),
             )
-            for k, fold in enumerate(folds(narrow, count=count, seed=options.seed, most=most))
+            for k, fold in enumerate(folds(narrow, seed=options.seed, most=_MOST_JUDGED))
         ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1

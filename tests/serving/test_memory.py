@@ -107,11 +107,12 @@ def test_each_distinct_query_is_embedded_once_and_no_document_is(small):
     "broken",
     [
         {"queries": np.zeros((3, 2), np.float32)},
+        {"queries": np.zeros((0, 2), np.float32)},
         {"document_ids": ("a", "b")},
         {"document_ids": ("a", "b", "b")},
         {"answers": Qrels.from_lists([[0], [1]], [[1], [2]])},
     ],
-    ids=["more queries", "too few ids", "an id twice", "a share above 1"],
+    ids=["more queries", "no query", "too few ids", "an id twice", "a share above 1"],
 )
 def test_a_memory_whose_parts_do_not_fit_is_refused(memory, broken):
     with pytest.raises(ShapeError, match=r"answers: expected some of \d distinct documents, with"):
@@ -182,9 +183,9 @@ def test_callbacks_see_both_retrievals_and_the_embedding(memory, angles):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight": -1}, "weight: expected a number >= 0"),
+        *[({"weight": bad}, "weight: expected a number >= 0") for bad in (-1, float("nan"))],
         ({"temperature": 0}, "temperature: expected a number > 0"),
-        ({"top_k": 0}, "top_k: expected a whole number >= 1, got 0"),
+        *[({n: 0}, f"{n}: expected a whole number >= 1, got 0") for n in ("neighbours", "top_k")],
         ({"match": "text"}, "match: expected one of node_id, ref_doc_id, got 'text'"),
         ({"nodes": ["a"]}, "nodes: expected a dict of id → node or a docstore, got list"),
         ({"nodes": {}, "match": "ref_doc_id"}, 'nodes: expected None with match="ref_doc_id"'),
@@ -263,8 +264,8 @@ def saved(memory, angles, tmp_path) -> Path:
 
 def test_a_saved_memory_comes_back_as_it_was_unless_told_otherwise(saved, memory, angles):
     loaded = MemoryRetriever.from_pretrained(saved, Fixed({"x": 0.7, "a": 0.6}), angles)
-    assert (loaded.weight, loaded.temperature, loaded.neighbours) == (0.25, 0.01, 3)
-    assert (loaded.top_k, loaded.match) == (7, "node_id")
+    names = ("weight", "temperature", "neighbours", "top_k", "match")
+    assert [getattr(loaded, name) for name in names] == [0.25, 0.01, 3, 7, "node_id"]
     assert loaded.memory.document_ids == memory.document_ids
     assert np.array_equal(loaded.memory.queries, memory.queries)
     assert np.array_equal(loaded.memory.answers.grades, memory.answers.grades)
@@ -297,6 +298,8 @@ def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, 
     [
         ({"format_version": 9}, 'saved in format 9; this version reads up to 1. pip install "?--'),
         ({"document_ids": ["a"]}, "not a saved memory, or damaged"),
+        ({"document_ids": None}, "not a saved memory, or damaged"),
+        ({"base_model": None}, "not a saved memory, or damaged"),
         ({"settings": 3}, "not a saved memory, or damaged"),
     ],
 )

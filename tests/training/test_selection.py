@@ -244,8 +244,7 @@ def test_what_cannot_win_is_left_out_after_two_folds(fitted, monkeypatch):
 def test_a_spec_reads_well_and_knows_its_lowest_map_and_whether_it_moves_documents():
     kernel = pipelines.KernelSpec(pipelines.LinearSpec(0.5), temperature=0.1, weight=2.0)
     assert str(kernel) == "kernel(linear(alpha=0.5), temperature=0.1, weight=2)"
-    assert str(LINEAR) == "linear"
-    assert str(IDENTITY) == "identity"
+    assert (str(LINEAR), str(IDENTITY)) == ("linear", "identity")
     assert LINEAR != CORPUS
     assert not kernel.adapts_documents
     assert replace(kernel, base=TWO_SIDED).adapts_documents
@@ -259,10 +258,9 @@ def test_a_spec_reads_well_and_knows_its_lowest_map_and_whether_it_moves_documen
 
 
 def test_what_is_trained_is_trained_once(monkeypatch):
-    data, _ = rotated_corpus(documents=40)
     runs, once = [], pipelines.descend
     monkeypatch.setattr(pipelines, "descend", lambda *a, **k: runs.append(1) or once(*a, **k))
-    fitter = pipelines.PipelineFitter(data, TrainingOptions())
+    fitter = pipelines.PipelineFitter(rotated_corpus(documents=40)[0], TrainingOptions())
     assert fitter.fit(LINEAR) == fitter.fit(LINEAR) != fitter.fit(CORPUS)
     half, start = map(fitter.fit, (pipelines.LinearSpec(0.5), pipelines.WhiteningSpec(0.25)))
     assert np.allclose(2 * half.weight, start.weight + fitter.fit(LINEAR).weight)
@@ -326,9 +324,8 @@ def test_every_method_yields_an_adapter_that_keeps_its_promise_about_documents(m
 
 
 def test_nudges_lie_on_top_and_are_fitted_on_the_map_below_kernels_and_gates():
-    data, _ = rotated_corpus(documents=40)
     ridge = pipelines.RidgeSpec(1.0)
-    fitter = pipelines.PipelineFitter(data, TrainingOptions())
+    fitter = pipelines.PipelineFitter(rotated_corpus(documents=40)[0], TrainingOptions())
     below, nudges = fitter.fit(pipelines.NudgeSpec(pipelines.KernelSpec(ridge, 0.1, 1.0))).adapters
     assert below == fitter.fit(pipelines.KernelSpec(ridge, 0.1, 1.0))
     assert isinstance(nudges, NudgeAdapter)

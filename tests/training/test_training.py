@@ -68,7 +68,6 @@ def test_the_same_seed_gives_bit_equal_weights_also_of_a_refit_of_known_epochs()
     first, again, other = (learn(data, epochs=3, seed=seed).adapter for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    data, _ = rotated_corpus(documents=50)
     start, options = LinearAdapter.identity(12), TrainingOptions(epochs=99)
     one = refit(data, start, options, epochs=1, show_progress=False)
     two = refit(data, start, options, epochs=2, show_progress=False)
@@ -93,7 +92,7 @@ def test_a_relevant_document_its_twin_and_others_of_the_query_are_never_negative
     documents = np.eye(4)[[0, 0, 1, 2]]
     data = encoded(queries, documents, [[0], [1], [2], [2]])
     data = replace(data, canonical_rows=np.array([0, 0, 2, 3]))
-    options = TrainingOptions(loss="corpus", batch_size=4)
+    options = TrainingOptions(loss="corpus", shrinkage=0.0, anchor=0.0, batch_size=4)
     run = training_module._Run(data, LinearAdapter.identity(4), options, None)
     candidates = run._competition.candidates(np.arange(4))
     assert candidates.tolist() == [0, 2, 3]
@@ -141,7 +140,6 @@ def test_a_learning_rate_that_diverges_is_an_error_that_says_so(rate):
 
 
 def test_an_interrupt_keeps_the_best_so_far(monkeypatch):
-    data, _ = rotated_corpus()
     step, count = training_module._Run.step, 0
 
     def interrupted(self: object, batch: object) -> float:
@@ -153,14 +151,13 @@ def test_an_interrupt_keeps_the_best_so_far(monkeypatch):
 
     monkeypatch.setattr(training_module._Run, "step", interrupted)
     with pytest.warns(UserWarning, match="interrupted; the adapter of epoch"):
-        found = learn(data)
+        found = learn(rotated_corpus()[0])
     assert found.interrupted
     assert found.best_epoch > 0
 
 
 def test_steps_per_epoch_and_warm_up_are_honoured():
-    data, _ = rotated_corpus()
-    train, validation = parts(data)
+    train, validation = parts(rotated_corpus()[0])
     seen: list[int] = []
     options = TrainingOptions(epochs=2, steps_per_epoch=3, warmup_steps=4)
     told = {"show_progress": False, "on_step": lambda step, export: seen.append(step)}
@@ -174,7 +171,10 @@ def test_steps_per_epoch_and_warm_up_are_honoured():
     ("options", "message"),
     [
         ({"loss": "triplet"}, "loss: expected one of .*mnr.*got 'triplet'"),
+        *[({n: 0}, f"{n}: expected a whole number >= 1, got 0") for n in ("epochs", "patience")],
         ({"batch_size": 2.5}, "batch_size: expected a whole number >= 1, got 2.5"),
+        ({"learning_rate": 0}, "learning_rate: expected a number > 0"),
+        ({"temperature": float("nan")}, "temperature: expected a number > 0"),
         ({"anchor": -1.0}, "anchor: expected a number >= 0"),
     ],
 )

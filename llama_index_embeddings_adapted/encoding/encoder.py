@@ -255,7 +255,8 @@ def answers_of(dataset: EmbeddingQAFinetuneDataset) -> Qrels:
     """Return the judgements of all queries, in rows of the corpus; none where a query has none."""
     row = {document: number for number, document in enumerate(dataset.corpus)}
     relevant = {query: dataset.relevant_docs.get(query, []) for query in dataset.queries}
-    grades = [[dataset.grade(query, each) for each in own] for query, own in relevant.items()]
+    given = dataset.grades or {}
+    grades = [[given.get(query, {}).get(d, 1.0) for d in own] for query, own in relevant.items()]
     return Qrels.from_lists([[row[each] for each in own] for own in relevant.values()], grades)
 
 

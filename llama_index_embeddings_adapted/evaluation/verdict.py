@@ -6,9 +6,11 @@ and JSON read the decision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +32,7 @@ _SURE = 3.1  # standard errors: one-sided, one in a thousand
 _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
 RESAMPLES = 9_999
 CONFIDENCE = 0.95
-_VALUES_PER_BATCH = 4_000_000
+_MANY = 1_000  # queries from which on a bootstrap only costs time
 _DRAWN_PER_BATCH = 200_000  # what a cache holds
 _NIL = 1e-6  # a mean difference that is rounding
 Interval = tuple[float, float, float]
@@ -195,8 +197,9 @@ def paired_difference(
     """Compare per-query values, ``(n,)``, of two models on the same queries.
 
     The interval is a paired percentile bootstrap, the p-value a randomisation test that swaps the
-    two models per query (Smucker, Allan and Carterette 2007). Queries are taken as independent;
-    where many ask for one document, the truth is a little less certain than the interval.
+    two models per query (Smucker, Allan and Carterette 2007); from 1,000 queries on both by
+    expansions, which find the same. Queries are taken as independent; where many ask for one
+    document, the truth is a little less certain than the interval.
     """
     differences = np.asarray(new, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     count, mean = len(differences), float(differences.mean())
@@ -207,59 +210,61 @@ def paired_difference(
         proven = p_value < 1 - CONFIDENCE or not mean
         low, high = (mean, mean) if proven else (-abs(mean), abs(mean))
     else:
-        low, high = _bootstrap(differences, seed=seed)
+        ((low, high),) = mean_intervals(differences[:, None], seed=seed)
         p_value = _randomisation(differences, seed=seed)
     return Difference(metric, count, mean, low, high, p_value, deviation, seen)
 
 
 def _randomisation(differences: PerQuery, *, seed: int) -> float:
-    """Return twice the share of sign changes whose sum is as far on the rarer side, at most 1."""
-    total, slack = differences.sum(), 1e-12 * np.abs(differences).sum()
-    count, above, below = len(differences), 0, 0
+    """Return twice the share of sign changes whose sum is as far on the rarer side, at most 1.
+
+    Sums of 1,000 and more are taken as normal; no share is called smaller than resampling can see.
+    """
+    total, count = float(differences.sum()), len(differences)
+    if count >= _MANY:
+        share = math.erfc(abs(total) / math.sqrt(2 * float(differences @ differences)))
+        return max(share, 2.0 / (RESAMPLES + 1))
     kept: Any
     exact = 2**count <= RESAMPLES
-    random, resamples = np.random.default_rng(seed), 2**count if exact else RESAMPLES
-    step = max(1, _VALUES_PER_BATCH // count)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        if exact:
-            kept = np.arange(start, start + size)[:, None] >> np.arange(count) & 1
-        else:
-            drawn = np.frombuffer(random.bytes(-(-size * count // 8)), np.uint8)
-            kept = np.unpackbits(drawn, count=size * count)
-        sums = 2.0 * (kept.reshape(size, count).astype(np.float32) @ differences) - total
-        above += int(np.count_nonzero(sums >= total - slack))
-        below += int(np.count_nonzero(sums <= total + slack))
-    self_too = not exact  # a random sample counts the data themselves, too
-    return min(1.0, 2.0 * (min(above, below) + self_too) / (resamples + self_too))
+    if exact:
+        kept = np.arange(2**count)[:, None] >> np.arange(count) & 1
+    else:
+        drawn = np.random.default_rng(seed).bytes(-(-RESAMPLES * count // 8))
+        kept = np.unpackbits(np.frombuffer(drawn, np.uint8), count=RESAMPLES * count)
+    sums = 2.0 * (kept.reshape(-1, count).astype(np.float32) @ differences) - total
+    slack, self_too = 1e-12 * np.abs(differences).sum(), not exact  # a sample counts the data, too
+    rarer = min(np.count_nonzero(sums >= total - slack), np.count_nonzero(sums <= total + slack))
+    return min(1.0, 2.0 * (int(rarer) + self_too) / (len(sums) + self_too))
 
 
 def mean_interval(values: PerQuery) -> Interval:
     """Return the mean of values in [0, 1], ``(n,)``, and its 95 % interval; of one, all of it."""
     if len(values) < 2:
         return float(np.mean(values)), 0.0, 1.0
-    found = _bootstrap(np.asarray(values, dtype=np.float64), seed=0)
-    return float(np.mean(values)), max(0.0, found[0]), min(1.0, found[1])
-
-
-def _bootstrap(values: PerQuery, *, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean."""
-    if np.ptp(values) == 0.0:
-        return float(values.min()), float(values.max())
-    return mean_intervals(values[:, None], seed=seed)[0]
+    ((low, high),) = mean_intervals(np.asarray(values, dtype=np.float64)[:, None])
+    return float(np.mean(values)), max(0.0, low), min(1.0, high)
 
 
 def mean_intervals(values: PerQuery, *, seed: int = 0) -> list[tuple[float, float]]:
-    """Return the 95 % percentile interval of the mean of each column of ``(n, k)``."""
-    random, count = np.random.default_rng(seed), len(values)
-    step = max(1, _DRAWN_PER_BATCH // count)
-    means = []
-    for start in range(0, RESAMPLES, step):
-        size = min(step, RESAMPLES - start)
-        drawn = random.integers(count, size=(size, count), dtype=np.int32)
-        drawn += np.arange(0, size * count, count, dtype=np.int32)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * count)  # that each value is drawn
-        means.append(times.reshape(size, count) @ values / count)
-    tails = (0.5 - 0.5 * CONFIDENCE, 0.5 + 0.5 * CONFIDENCE)
-    lows, highs = np.quantile(np.concatenate(means), tails, axis=0)
-    return list(zip(lows.tolist(), highs.tolist(), strict=True))
+    """Return the 95 % percentile interval of the mean of each column of ``(n, k)``.
+
+    Of 1,000 values and more it is what resampling would find, as near as another bootstrap is.
+    Source: the Edgeworth expansion of Hall 1992, The bootstrap and Edgeworth expansion, 3.5.
+    """
+    tails, count = (0.5 - 0.5 * CONFIDENCE, 0.5 + 0.5 * CONFIDENCE), len(values)
+    if count >= _MANY:
+        means, deviations = values.mean(axis=0), values.std(axis=0)
+        cubes = ((values - means) ** 3).mean(axis=0) / np.maximum(deviations, 1e-12) ** 3
+        at = np.array([[NormalDist().inv_cdf(tail)] for tail in tails])
+        ends = means + deviations / count**0.5 * (at + cubes * (at**2 - 1) / (6 * count**0.5))
+    else:
+        random, step = np.random.default_rng(seed), max(1, _DRAWN_PER_BATCH // count)
+        drawn = []
+        for start in range(0, RESAMPLES, step):
+            size = min(step, RESAMPLES - start)
+            rows = random.integers(count, size=(size, count), dtype=np.int32)
+            rows += np.arange(0, size * count, count, dtype=np.int32)[:, None]
+            times = np.bincount(rows.ravel(), minlength=size * count)  # that each value is drawn
+            drawn.append(times.reshape(size, count) @ values / count)
+        ends = np.quantile(np.concatenate(drawn), tails, axis=0)
+    return list(zip(*ends.tolist(), strict=True))

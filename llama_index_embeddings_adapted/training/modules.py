@@ -189,12 +189,10 @@ def ranking_nll(
     documents of a query share its target mass, so that none is ever a negative; ``hidden`` ones do
     not compete. The temperature is in cosine units, ``> 0``: at .05, a lead of .05 makes a document
     ``e`` times likelier. Where candidates are drawn from a corpus, each irrelevant one
-    ``stands_for`` its size over their number, ``>= 1``.
-
-    Source:
-        Henderson et al. 2017, arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007
-        (ListNet), eq. 3 for several relevant documents; Jean et al. 2015, arXiv:1412.2007, section
-        3.1 (a sample that stands for all).
+    ``stands_for`` its size over their number, ``>= 1``. Source: Henderson et al. 2017,
+    arXiv:1705.00652, section 4.4 (in-batch negatives); Cao et al. 2007 (ListNet), eq. 3 for several
+    relevant documents; Jean et al. 2015, arXiv:1412.2007, section 3.1 (a sample that stands for
+    all).
     """
     logits = (queries / temperature) @ documents.T
     entries = _entries(relevant, logits.device)

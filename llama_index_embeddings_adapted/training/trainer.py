@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from llama_index.core.utils import infer_torch_device
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -36,6 +37,7 @@ OnStep = Callable[[int, Callable[[], Adapter]], None]
 Made = TypeVar("Made")
 _TEMPERATURE_RANGE = (0.005, 1.0)
 _PEAK = 8.0  # times the constant rate, where a rate that falls to zero starts
+_libraries = functools.cache(ThreadpoolController)  # to look for them takes 15 ms
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
 
     executor = ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,))
     try:
-        with threadpool_limits(share, "blas"), executor as pool:
+        with _libraries().limit(limits=share, user_api="blas"), executor as pool:
             tasks = [pool.submit(take_turns) for _ in range(workers)]
             try:
                 for task in as_completed(tasks):

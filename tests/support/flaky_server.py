@@ -20,33 +20,21 @@ Vectors = list[list[float]]
 
 @dataclass
 class Reply:
-    """What a server does with one request.
+    """What a server does with one request."""
 
-    Args:
-        status: Of HTTP; not 200 is an error.
-        after_s: How long it waits first.
-        retry_after: Header for errors.
-        vectors: What becomes of the vectors, if anything.
-        hang_up: Close the connection instead of answering.
-        says: Message of an error.
-    """
-
-    status: int = 200
-    after_s: float = 0.0
-    retry_after: str = ""
-    vectors: Callable[[Vectors], Vectors] | None = None
-    hang_up: bool = False
-    says: str = ""
+    status: int = 200  #: Of HTTP; not 200 is an error.
+    after_s: float = 0.0  #: How long it waits first.
+    retry_after: str = ""  #: Header for errors.
+    vectors: Callable[[Vectors], Vectors] | None = None  #: What becomes of them, if anything.
+    hang_up: bool = False  #: Close the connection instead of answering.
+    says: str = ""  #: Message of an error.
 
 
 @dataclass
 class Flaky:
-    """A script, and what happened.
+    """A script, and what happened."""
 
-    Args:
-        script: Texts of a request and its number, from 0 → what to do.
-    """
-
+    #: Texts of a request and its number, from 0 → what to do.
     script: Callable[[list[str], int], Reply] = lambda texts, number: Reply()
     address: str = ""
     requests: list[list[str]] = field(default_factory=list)

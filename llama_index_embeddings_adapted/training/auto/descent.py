@@ -46,10 +46,8 @@ def descend(
 
     Steps are 80 for up to 800 queries, 160 of twice the batch and rate for 1,600 and more, and
     ``longer`` times as many; ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all
-    documents, ``(dim, dim)``, if it is at hand.
-
-    Source:
-        Kingma and Ba 2015, arXiv:1412.6980, for the steps.
+    documents, ``(dim, dim)``, if it is at hand. Source: Kingma and Ba 2015, arXiv:1412.6980, for
+    the steps.
     """
     more = min(2.0, max(1.0, len(train.relevance) / 800))
     steps, batch = round(longer * more * _STEPS), round(more * options.batch_size)

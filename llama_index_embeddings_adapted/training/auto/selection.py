@@ -56,10 +56,8 @@ class QueryMix:
 
         The estimate is the Good-Turing one: the share of relevance judgements whose document is
         asked for by other training queries too. As the questions at hand may have been written
-        evenly over the documents, it is not trusted beyond one half.
-
-        Source:
-            Good 1953, The population frequencies of species.
+        evenly over the documents, it is not trusted beyond one half. Source: Good 1953, The
+        population frequencies of species.
         """
         if given is not None:
             return cls(float(given), True)
@@ -142,11 +140,9 @@ class CrossFittedScores:
     def choose(self, specs: Sequence[PipelineSpec], among: Mask) -> PipelineSpec:
         """Return the simplest spec that is as good as the best within one standard error.
 
-        Specs are given simplest first, the identity among them; ``among`` says which judgements
-        may be looked at. Where there is none, nothing is better than the identity.
-
-        Source:
-            Breiman et al. 1984, section 3.4.3, with the error of the paired difference.
+        Specs are given simplest first, the identity among them; ``among`` says which judgements may
+        be looked at. Where there is none, nothing is better than the identity. Source: Breiman et
+        al. 1984, section 3.4.3, with the error of the paired difference.
         """
         if not among.any():
             return IDENTITY

@@ -39,7 +39,7 @@ LABELS = {
     "uberlyft_10k": ("Passage", "Question"),
     "wordnet": ("Definition", "Query"),
 }
-SHOWN = 30
+SHOWN = 30  # of the first seed
 _NAMED = ("model", "examples", "passages", "seed")  # what tells a row from others of its set
 
 
@@ -113,7 +113,7 @@ def _measured(
     start = scores["base"]
     gains = {v: judged.difference(start, found) for v, found in scores.items() if v != "base"}
     return {
-        **_facts(written, base, cache),
+        **_facts(written, base, cache, SHOWN if seed == 0 else 0),
         "test queries": len(test),
         "verdicts": verdicts,
         "ndcg@10": start["ndcg@10"],
@@ -149,11 +149,10 @@ def _adapted(adapter: Any, queries: Vectors) -> Vectors:
     return queries if adapter is None else l2_normalize(adapter.map(queries))
 
 
-def _facts(written: Dataset, base: Any, cache: Path) -> dict[str, Any]:
+def _facts(written: Dataset, base: Any, cache: Path, shown: int) -> dict[str, Any]:
     report = written.report
     trip = round_trip(report.kept, written.corpus, base, cache_dir=cache, show_progress=False)
-    randomness = random.Random(0)
-    answers = report.to_dict()
+    randomness, answers = random.Random(0), report.to_dict()
     return {
         "shown": answers["shown"],
         "written": report.written,
@@ -161,15 +160,16 @@ def _facts(written: Dataset, base: Any, cache: Path) -> dict[str, Any]:
         "dropped": answers["dropped"],
         "first": float((trip.ranks == 0).mean()),
         "in top 20": float((trip.ranks < 20).mean()),
-        "random_kept": [_shown(c) for c in _some(report.kept, randomness)],
+        "random_kept": [_shown(c) for c in _some(report.kept, shown, randomness)],
         "random_dropped": [
-            {"reason": d.reason, **_shown(d.candidate)} for d in _some(report.dropped, randomness)
+            {"reason": d.reason, **_shown(d.candidate)}
+            for d in _some(report.dropped, shown, randomness)
         ],
     }
 
 
-def _some(items: Sequence[Any], randomness: random.Random) -> list[Any]:
-    return randomness.sample(list(items), min(SHOWN, len(items)))
+def _some(items: Sequence[Any], most: int, randomness: random.Random) -> list[Any]:
+    return randomness.sample(list(items), min(most, len(items)))
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
+from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.held_out import labels_look_random
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
 from llama_index_embeddings_adapted.training.auto.tune import tune
@@ -21,9 +21,8 @@ def noisy(noise: float = 0.5, seed: int = 0) -> EncodedDataset:
 
 
 def shuffled(data: EncodedDataset, seed: int = 0) -> EncodedDataset:
-    relevance = data.relevance
-    documents = np.random.default_rng(seed).permutation(relevance.documents)
-    return replace(data, relevance=Qrels(relevance.offsets, documents, relevance.grades))
+    documents = np.random.default_rng(seed).permutation(data.relevance.documents)
+    return replace(data, relevance=replace(data.relevance, documents=documents))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1.0, 2.0])

@@ -405,11 +405,14 @@ def test_the_query_side_goes_on_learning_and_nudges_of_what_stays_come_first():
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
     assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
-    for place in (3, 4, 5):  # where no map of both sides gains, nothing is put in front of it
-        assert proposed(state(linear=0.4, two_sided=-0.2), place) == []
+    # Where no map of both sides gains, nothing is put in front of it.
+    assert not any(proposed(state(linear=0.4, two_sided=-0.2), place) for place in (3, 4, 5))
     kernel = pipelines.KernelSpec(LINEAR, 0.1, 1.0)
     nudges = proposed(state_of({IDENTITY: 0.0, kernel: 0.1, TWO_SIDED: 0.2}), -1)
     assert [spec.base for spec in nudges] == [kernel] * 3 + [TWO_SIDED] * 3
+    some = state_of({IDENTITY: 0.0, LINEAR: 0.05, kernel: 0.1}).gains
+    clear = selection.SearchState({**some, LINEAR: replace(some[LINEAR], clear=True)})
+    assert [spec.base for spec in proposed(clear, -1)] == [LINEAR] * 3 + [kernel] * 3
 
 
 def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():

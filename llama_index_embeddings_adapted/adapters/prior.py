@@ -50,11 +50,10 @@ class DocumentPrior(Adapter):
         ShapeError: Shapes that disagree, or an empty bank.
         OptionError: A number out of range, or keys out of order.
 
-    Source:
-        Cross-domain similarity local scaling without its query half, which changes no ranking
-        (Conneau et al. 2018, arXiv:1710.04087); a bank of queries: Bogolin et al. 2022,
-        arXiv:2112.12777. Hubs: Radovanović et al. 2010. The two dimensions turn inner products
-        into equal lengths (Bachrach et al. 2014, DOI 10.1145/2645710.2645741).
+    Source: Cross-domain similarity local scaling without its query half, which changes no ranking
+    (Conneau et al. 2018, arXiv:1710.04087); a bank of queries: Bogolin et al. 2022,
+    arXiv:2112.12777. Hubs: Radovanović et al. 2010. The two dimensions turn inner products into
+    equal lengths (Bachrach et al. 2014, DOI 10.1145/2645710.2645741).
     """
 
     ARRAYS = ("bank", "sources", "keys", "values")

@@ -94,8 +94,7 @@ class ComposedEmbedding(ServedEmbedding):
     Raises:
         OptionError: An argument of another kind, or a small model without a vector per text.
 
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177.
+    Source: Zhang et al. 2024, arXiv:2402.12177.
     """
 
     weight: float = Field(default=0.5, description="λ, the say of the small model.")

@@ -200,8 +200,7 @@ class ComposedFinetuneEngine(SmallModelEngine):
             vector per text.
         DatasetError: Queries without a relevant document.
 
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177.
+    Source: Zhang et al. 2024, arXiv:2402.12177.
     """
 
     _composed = True

@@ -278,9 +278,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
                 (where a query is shown several lists), and fields of :class:`Feedback`:
                 ``bias``, ``min_clicks``, ….
 
-        Source:
-            Joachims, Swaminathan and Schnabel 2017, arXiv:1608.04468, section 3 (inverse
-            propensity); Joachims 2002, section 3 (skipped above a click).
+        Source: Joachims, Swaminathan and Schnabel 2017, arXiv:1608.04468, section 3 (inverse
+        propensity); Joachims 2002, section 3 (skipped above a click).
         """
         return cls.from_records(rows, strict=strict, feedback=True, **options)
 

@@ -343,8 +343,7 @@ def mine_hard_negatives(
         The same dataset with ``hard_negatives``, hardest first. The engine makes them compete with
         the relevant documents of their queries. For errors see :func:`evaluate_retrieval`.
 
-    Source:
-        Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.
+    Source: Moreira et al. 2024, NV-Retriever, arXiv:2407.15831, "TopK-PercPos" with 95 %.
     """
     check_whole("k", k)
     check_whole("skip", skip, least=0)

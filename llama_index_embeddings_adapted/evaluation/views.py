@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class WordScores:
         All its queries say which words are usual.
         """
 
+        lock = Lock()  # many threads ask at once
+
         @cache
         def index() -> BM25Index:
             corpus = {name: dataset.corpus[name] for name in data.document_ids}
@@ -73,7 +76,9 @@ class WordScores:
 
         def score(rows: Rows) -> WordScores:
             once, again = np.unique(rows, return_inverse=True)
-            found = cls.of(index(), [dataset.queries[data.query_ids[row]] for row in once])
+            with lock:
+                words = index()
+            found = cls.of(words, [dataset.queries[data.query_ids[row]] for row in once])
             return cls(found.shares[again], found.first[again])
 
         return score

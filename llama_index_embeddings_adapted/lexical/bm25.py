@@ -63,10 +63,9 @@ class BM25Index:
             token in a document, that document's row, and where each token's entries begin.
         usual: Token → ``g``, where that is not 1.
 
-    Source:
-        Robertson and Zaragoza 2009, DOI 10.1561/1500000019, in the form of Lucene (Kamphuis et al.
-        2020, DOI 10.1007/978-3-030-45442-5_4); scores made when the index is: Lù 2024,
-        arXiv:2407.03618. ``g`` is ours.
+    Source: Robertson and Zaragoza 2009, DOI 10.1561/1500000019, in the form of Lucene (Kamphuis et
+    al. 2020, DOI 10.1007/978-3-030-45442-5_4); scores made when the index is: Lù 2024,
+    arXiv:2407.03618. ``g`` is ours.
     """
 
     def __init__(

@@ -47,9 +47,8 @@ class LexicalEmbedding(BaseEmbedding):
         scale: Length of the longest document vector before it is scaled to 1.
         dimensions: Of the vectors, the two that even lengths out included.
 
-    Source:
-        Weinberger et al. 2009, arXiv:0902.2206 (signed hashing); Kane and Nelson 2014,
-        DOI 10.1145/2559902 (several dimensions per word).
+    Source: Weinberger et al. 2009, arXiv:0902.2206 (signed hashing); Kane and Nelson 2014, DOI
+    10.1145/2559902 (several dimensions per word).
     """
 
     dimensions: int = Field(default=2048, description="Of the vectors.")

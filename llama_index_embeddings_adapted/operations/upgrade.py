@@ -134,9 +134,8 @@ def upgrade_adapter(
         OptionError: An argument out of range, or an old adapter that moves documents.
         DatasetError: Fewer than 20 distinct texts.
 
-    Source:
-        Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old indexes,
-        Vejendla 2025, arXiv:2509.23471.
+    Source: Schönemann 1966 (orthogonal Procrustes); Hoerl and Kennard 1970 (ridge); for old
+    indexes, Vejendla 2025, arXiv:2509.23471.
     """
     check_choice("method", method, METHODS)
     if not 0 < holdout < 1:

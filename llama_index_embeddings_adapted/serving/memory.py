@@ -128,9 +128,8 @@ class MemoryRetriever(SteppedRetriever):
     Raises:
         OptionError: A setting out of range, or arguments that do not go together.
 
-    Source:
-        LADER (Wang et al. 2022, DOI 10.1145/3539618.3591755) and PEFA (Chang et al. 2024,
-        arXiv:2312.02429). The bound on what is added and its vanishing are ours.
+    Source: LADER (Wang et al. 2022, DOI 10.1145/3539618.3591755) and PEFA (Chang et al. 2024,
+    arXiv:2312.02429). The bound on what is added and its vanishing are ours.
     """
 
     def __init__(

@@ -198,10 +198,9 @@ class ComposedOptions(_Checked):
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; None for the best there is.
         seed: Same seed, same machine, same weights.
 
-    Source:
-        Zhang et al. 2024, arXiv:2402.12177, and the code beside it, for weight, epochs, patience,
-        batch size, temperature and smoothing. Its factor of 0.01 on the loss is left out: AdamW
-        cancels it.
+    Source: Zhang et al. 2024, arXiv:2402.12177, and the code beside it, for weight, epochs,
+    patience, batch size, temperature and smoothing. Its factor of 0.01 on the loss is left out:
+    AdamW cancels it.
     """
 
     weight: float = 0.5

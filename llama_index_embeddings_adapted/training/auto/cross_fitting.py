@@ -321,11 +321,12 @@ _NEWTON_STEPS = 15
 def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     """Learn to tell queries about documents with training queries from queries about others.
 
-    The gate learns from folds of the training set: a query held out alone is about a known
-    document, one held out with its documents about a new one. It compares base vectors only, so
-    no map has to be trained for it. Both kinds weigh the same; shift the result by the log odds of
-    the share of live queries about known documents with :meth:`Gate.with_odds`. Of more queries
-    than 4,096, or documents than 2,048 with and 2,048 without training queries, a sample is kept.
+    The gate learns from folds of the training set, from 512 queries of each: one held out alone is
+    about a known document, one held out with its documents about a new one. It compares base
+    vectors only, so no map has to be trained for it. Both kinds weigh the same; shift the result by
+    the log odds of the share of live queries about known documents with :meth:`Gate.with_odds`. Of
+    more queries than 4,096, or documents than 2,048 with and without training queries, a sample is
+    kept.
     """
     features, known = [], []
     for fold in folds(train, seed=seed, most=_MOST_TOLD):

@@ -125,9 +125,8 @@ class TrainedSpec(PipelineSpec):
             Training goes far in directions that a few hundred queries seem to ask for. Part of the
             way, most of the gain on known documents is there, and most harm to others is not.
 
-    Source:
-        Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT), arXiv:2109.01903,
-        eq. 1.
+    Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT),
+    arXiv:2109.01903, eq. 1.
     """
 
     loss: ClassVar[Loss] = "queried"

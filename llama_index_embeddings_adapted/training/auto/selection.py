@@ -33,6 +33,7 @@ _WORTH = 0.1  # of the gain: what twice the queries have to add
 _FINALISTS = 2  # that a mixture with words is chosen among; 3 and 5 gave about the same
 _HEAT = 2  # folds, after which specs that cannot win are left out
 _AHEAD = 2.33  # standard errors: one-sided 1 %
+_LEAST = 10  # judgements of a kind: fewer put none out
 _MOST_JUDGED = 800  # of a fold: 4,000 in all prove a gain of .016 NDCG@10, mostly much less
 
 #: What leaves a candidate out and lets the others go on; torch runs out of memory by RuntimeError.
@@ -129,12 +130,14 @@ class CrossFittedScores:
         To beat is to lead, in these judgements, by 2.33 standard errors. Source: Maron and Moore
         1993, Hoeffding races; paired differences are taken as normal here.
         """
-        parts = [part for part in (among & self.known, among & ~self.known) if part.any()]
+        parts = [among & kind for kind in (self.known, ~self.known) if kind.any()]
 
         def beats(one: PerQuery, other: PerQuery) -> bool:
             leads = [(one - other)[part] for part in parts]
             return all(lead.mean() > _AHEAD * lead.std() / len(lead) ** 0.5 for lead in leads)
 
+        if any(part.sum() < _LEAST for part in parts):
+            return list(scores)
         return [s for s, own in scores.items() if not any(beats(o, own) for o in scores.values())]
 
     def choose(self, specs: Sequence[PipelineSpec], among: Mask) -> PipelineSpec:
@@ -231,7 +234,7 @@ def select(
 
     Each proposer builds on what is best so far. In the end, every fold is judged by the spec that
     the *other* folds find best, so that a judgement never takes part in the choice it judges (only
-    in which specs are proposed at all); the spec to follow is chosen on all.
+    in which specs are proposed, and race on); the spec to follow is chosen on all.
 
     On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
     the queries; trained maps are in ``kept`` for a run after a kill; ``curve`` asks what fewer
@@ -323,26 +326,28 @@ class _Search:
         self._at_once = None if device_for(options).type == "cpu" else 1
         self.scores = CrossFittedScores([judge.fold for judge in self._judges], mix)
         self._failed: dict[PipelineSpec, str] = {}
+        self._tried: set[PipelineSpec] = set()
 
     def score(self, proposed: Sequence[PipelineSpec]) -> None:
-        """Cross-fit specs, but for those that have scores or failed."""
-        tried = self.scores.scores.keys() | self._failed.keys()
-        specs = [spec for spec in dict.fromkeys(proposed) if spec not in tried]
+        """Cross-fit specs that were not tried before."""
+        specs = [spec for spec in dict.fromkeys(proposed) if spec not in self._tried]
+        self._tried.update(specs)
         scores = {spec: np.zeros(len(self.scores.known)) for spec in specs}
         failed: dict[PipelineSpec, str] = {}
+        done: set[PipelineSpec] = set()  # in all folds
         lock = threading.Lock()  # a bar counts for one thread
 
         def judge(k: int, racing: Collection[PipelineSpec]) -> Iterator[None]:
             judge, mine, prepared = self._judges[k], self.scores.fold == k, {}
             for spec in specs:
-                if spec in racing and spec not in failed:
+                if spec in racing and spec not in failed and spec not in done:
                     try:
                         prepared[spec] = judge.prepared(spec)
                     except FAILURES as cause:
                         failed.setdefault(spec, str(cause))
                 with lock:
-                    queries = len(judge.fold.train.relevance)
-                    self._bar.update(work(spec, queries) / len(self._judges))
+                    whole = 0 if done else work(spec, len(judge.fold.train.relevance))
+                    self._bar.update(whole / len(self._judges))
                 yield
             for spec, score in prepared.items():
                 try:
@@ -351,16 +356,19 @@ class _Search:
                     failed.setdefault(spec, str(cause))
                 yield
 
-        racing, every = specs, range(len(self._judges))
-        for heat in (every[:_HEAT], every[_HEAT:]):
-            run_in_threads([judge(k, racing) for k in heat], self._at_once)
-            found = {spec: scores[spec] for spec in racing if spec not in failed}
-            if heat.start == 0:
-                racing = self.scores.racing(found, self.scores.fold < _HEAT)
+        def ahead() -> list[PipelineSpec]:
+            found = {spec: scores[spec] for spec in specs if spec not in failed}
+            return self.scores.racing(found, self.scores.fold < _HEAT)
+
+        every = range(len(self._judges))
+        run_in_threads([judge(k, specs) for k in every[:_HEAT]], self._at_once)
+        while not done.issuperset(left := ahead()):  # again, if what beat others fails later
+            run_in_threads([judge(k, left) for k in every[_HEAT:]], self._at_once)
+            done.update(left)
         for spec, why in failed.items():
             warnings.warn(f"{spec} cannot be fitted and is left out: {why}", stacklevel=3)
         self._failed.update(failed)
-        self.scores.scores.update(found)
+        self.scores.scores.update({spec: scores[spec] for spec in left})
 
     def conclude(
         self, words: ScoreWords | None, meanwhile: Callable[[PipelineSpec], Any] | None

@@ -88,7 +88,13 @@ def tune(
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
             asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar}
-            selection = select(sample, space, mix, options, meanwhile=everything.fit, **asked)
+            # Of far more than a fold has, it takes longest, and all threads, afterwards.
+            beside = (
+                len(data.relevance) <= 2 * MOST_QUERIES
+                and len(data.documents) <= 2 * MOST_DOCUMENTS
+            )
+            asked["meanwhile"] = everything.fit if beside else None
+            selection = select(sample, space, mix, options, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
         candidate, failure = everything.fit(selection.spec)

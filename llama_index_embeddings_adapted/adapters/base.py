@@ -123,7 +123,7 @@ class Adapter(ABC):
         raise OptionError(f"{name} has no trace() for a {role}: it cannot be exported.")
 
     def export(
-        self, path: str | Path, format: str = "onnx", *, role: Role = "query", base: Any = None
+        self, path: str | Path, format: str | None = None, *, role: Role = "query", base: Any = None
     ) -> Path:
         """Write the adapter for use elsewhere; ``docs/export.md`` shows how each is read.
 
@@ -132,7 +132,8 @@ class Adapter(ABC):
                 replaced.
             format: ``"onnx"``: a graph. ``"json"``: weights and steps. ``"numpy"``: an ``.npz``.
                 ``"sql"``: a function over pgvector, named as the file. ``"sentence-transformers"``:
-                base and adapter, for ``encode_query`` and ``encode_document``.
+                base and adapter, for ``encode_query`` and ``encode_document``. By default what the
+                path ends in, else ``"onnx"``.
             role: Whose vectors; ``"sentence-transformers"`` writes both.
             base: The base model, which only ``"sentence-transformers"`` needs: a
                 ``HuggingFaceEmbedding`` or a ``SentenceTransformer``.

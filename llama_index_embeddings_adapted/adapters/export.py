@@ -69,10 +69,22 @@ class Program:
         return self.apply("linear", vector, *names, dim=rows)
 
 
+def format_of(path: Path) -> str:
+    """Return the format that a file's ending names, of other endings ``"onnx"``."""
+    ending = path.suffix.lower().lstrip(".")
+    return "numpy" if ending == "npz" else ending if ending in _FILES else "onnx"
+
+
 def export(
-    write_down: Callable[[Role], Program], path: Path, format: str, *, role: Role, base: object
+    write_down: Callable[[Role], Program],
+    path: Path,
+    format: str | None,
+    *,
+    role: Role,
+    base: object,
 ) -> Path:
-    """Write an adapter in one of :data:`FORMATS`; see :meth:`Adapter.export`."""
+    """Write an adapter in one of :data:`FORMATS`, None: by ending; see :meth:`Adapter.export`."""
+    format = format_of(path) if format is None else format
     check_choice("format", format, FORMATS)
     check_choice("role", role, get_args(Role))
     if format == "sentence-transformers":

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core import arrays
 from ..core.arrays import Keys, Role, Rows, Vectors, as_vectors, l2_normalize
-from ..errors import ShapeError, check_number, check_whole
+from ..errors import OptionError, ShapeError, check_number, check_whole
 from .base import Adapter, key_array, places_of, reading, settle
 from .export import Program
 
@@ -116,6 +116,8 @@ class DocumentPrior(Adapter):
             most: Of a larger bank, so many queries are drawn, by ``seed``.
             settings: ``weight``, ``neighbours``, ``limit``.
         """
+        if sources is not None and keys is None:
+            raise OptionError("keys: expected those of the documents, as sources are, got None.")
         chosen = np.sort(np.random.default_rng(seed).permutation(len(bank))[:most])
         rows = np.asarray(bank)[chosen]
         prior = cls(rows, None if sources is None else sources[chosen], **settings)
@@ -153,7 +155,10 @@ class DocumentPrior(Adapter):
         Without content ``keys``, ``(n,)``, no document has a value of its own, and every query of
         the bank counts.
         """
-        rows = np.atleast_2d(vectors)
+        rows, dim = np.atleast_2d(vectors), self.input_dim
+        if rows.shape[1:] != (dim,) or (keys is not None and len(keys) != len(rows)):
+            actual = f"shape {rows.shape}" + ("" if keys is None else f", {len(keys)} keys")
+            raise ShapeError("documents", expected=f"(n, {dim}), and n keys or none", actual=actual)
         found = np.empty(len(rows), dtype=np.float32)
         step = min(arrays.DOCUMENTS_PER_BLOCK, max(1, arrays.SCORES_PER_BLOCK // len(self.bank)))
         for start in range(0, len(rows), step):

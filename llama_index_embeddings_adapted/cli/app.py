@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError, truncate
-from .options import LLMS, CommandResult, EmbeddingJob, Job, app, command
+from .options import LLMS, WRITING, CommandResult, EmbeddingJob, Job, app, command
 
 if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
@@ -124,14 +124,14 @@ class QuestionJob(EmbeddingJob, DataJob):
         if self.llm is not None:
             inputs.resolve_writer(self.llm)  # which asks nothing
         elif not self.structure:
-            raise OptionError(
-                f"{source} holds documents: pass --llm to have questions written, --structure to "
-                f"take them from headings, or both. --llm takes {LLMS}."
-            )
+            ways = "pass --llm to have questions written, --structure to take them from headings"
+            raise OptionError(f"{source} holds documents: {ways}, or both. --llm takes {LLMS}.")
         elif self.examples is not None:
             raise OptionError("--examples: what an LLM is to imitate. Pass --llm.")
         elif self.estimate:
             raise OptionError("--estimate: questions from headings cost nothing. Pass --llm.")
+        else:
+            self.unheeded("headings are taken as they are", *WRITING)
         if self.examples is not None:
             options.read_examples(self._asked(inputs.existing(self.examples)))
         size = self.chunk_size or inputs.USUAL_CHUNK
@@ -228,14 +228,13 @@ class Finetune(QuestionJob):
         if not inputs.holds_pairs(self.source):
             documents = self._documents(self.source)
         elif self.llm is not None or self.structure or self.estimate:
-            raise OptionError(
-                f"{self.source} is a dataset: it has questions. Leave out --llm, --structure and "
-                "--estimate, or point at documents."
-            )
+            left = "Leave out --llm, --structure and --estimate, or point at documents."
+            raise OptionError(f"{self.source} is a dataset: it has questions. {left}")
         else:
             dataset = self._pairs(self.source)
-        for folder in (self.out, self._beside("candidate")):
-            inputs.check_target_folder(folder)
+            self.unheeded(f"{self.source} is a dataset", "examples", "round_trip_k", *WRITING)
+        inputs.check_apart(self.out, self.base)
+        inputs.check_target_folder(self._beside("candidate"))
         page = inputs.page(self.report, self._beside("report.html"))
         options = self._training()
         val = None if self.val is None else self._pairs(self.val)
@@ -403,12 +402,11 @@ class Upgrade(EmbeddingJob, DataJob):
     split: str = "test"
 
     def run(self) -> CommandResult:
-        """Check, read, then load the models, fit, save, and judge."""
         from ..operations.upgrade import evaluate_upgrade, upgrade_adapter
         from ..serving.embedding import AdaptedEmbedding
         from . import inputs
 
-        inputs.check_target_folder(self.out)
+        inputs.check_apart(self.out, self.old, self.new)
         judged = None if self.judged is None else self._pairs(self.judged)
         texts = inputs.read_texts(self.texts, self._pairs)
         old, new = inputs.resolve_model(self.old), inputs.resolve_model(self.new)
@@ -430,19 +428,20 @@ class Export(Job):
 
     folder: Path
     out: Path
-    format: str = "onnx"
+    format: str | None = None
     role: str = "query"
 
     def run(self) -> CommandResult:
         from ..adapters import saving
+        from ..adapters.export import format_of
         from . import inputs
 
         adapter, base = saving.load(inputs.existing(self.folder)).adapter, None
-        if self.format == "sentence-transformers":
+        if (format := self.format or format_of(self.out)) == "sentence-transformers":
             base = getattr(inputs.resolve_model(str(self.folder)), "base_embed_model", None)
-        settings: Any = {"format": self.format, "role": self.role}
+        settings: Any = {"format": format, "role": self.role}
         adapter.export(self.out, base=base, **settings)
-        return CommandResult(f"{self.format}: {self.out}", {"out": str(self.out), **settings})
+        return CommandResult(f"{format}: {self.out}", {"out": str(self.out), **settings})
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def holds_pairs(path: Path) -> bool:
     existing(path, " Expected a dataset (a file of rows, or a BEIR folder) or documents.")
     if path.is_dir():
         return _corpus_of(path) is not None and any((path / name).exists() for name in _QUERIES)
-    return path.suffix in _RECORDS and _corpus_of(path) is None
+    return path.name.lower().removesuffix(".gz").endswith(_RECORDS) and _corpus_of(path) is None
 
 
 def _corpus_of(path: Path) -> Path | None:
@@ -88,9 +88,9 @@ def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> Embedding
     """
     if not holds_pairs(path):
         raise OptionError(
-            f"{path}: expected a dataset, that is a file of rows ({', '.join(_RECORDS)}) or a "
-            "folder with corpus.jsonl and qrels. Documents become one with: llama-index-adapted "
-            "generate"
+            f"{path}: expected a dataset, that is a file of rows ({', '.join(_RECORDS)}, gzipped "
+            "or not) or a folder with corpus.jsonl and qrels. Documents become one with: "
+            "llama-index-adapted generate"
         )
     if path.is_dir() and columns:
         raise OptionError(f"--column: {path} is a BEIR folder, which has no rows. Leave it out.")
@@ -240,8 +240,18 @@ def resolve_writer(spec: str) -> ResolvedLLM:
     raise OptionError(f"llm: expected {LLMS}, got {spec!r}.{nearest(spec, ['smollm2'])}")
 
 
+def check_apart(out: Path, *specs: str) -> None:
+    """Refuse, by an error, a folder to write that a model is read from, or that others hold."""
+    check_target_folder(out)
+    if any(Path(spec.removeprefix("adapted:")).resolve() == out.resolve() for spec in specs):
+        raise OptionError(f"--out: {out} holds one of the models. Write to another folder.")
+
+
 def resolve_model(spec: str) -> BaseEmbedding:
     """Build the embedding model that a text names; errors are those of resolving one."""
+    kind, _, rest = spec.partition(":")
+    if kind in ("local", "adapted") and not rest.strip() and not Path(spec).exists():
+        raise OptionError(f'embedding model: expected a folder after "{kind}:", got {spec!r}.')
     if spec.startswith("adapted:"):
         existing(Path(spec.removeprefix("adapted:")))
     try:
@@ -283,6 +293,7 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
         elif len(specs) == 1 and inner is not model:
             models[Path(vectors).name] = inner
         if label in models:
-            raise OptionError(f"models: two are named {label!r}. Name them: other={spec}")
+            own = spec.partition("=")[2] or spec
+            raise OptionError(f"models: two are named {label!r}. Name them: other={own}")
         models[label] = model
     return models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -86,7 +87,8 @@ _HELP = {
     "round_trip_k": "Drop questions whose passage is not among the base model's first so many; 20 "
     "if not given.",
     "estimate": "Only say what it would cost, from a few calls.",
-    "val": "A dataset to hold out, instead of a part of the source.",
+    "val": "More queries to judge by. Linear never trains on them; other methods hold out each in "
+    "turn and train on all of them in the end: test on others.",
     "method": '"auto": candidates compete, the gain is proven or the base model kept; "linear": '
     "one map, the default with --epochs, --batch-size or --learning-rate; or others, with commas.",
     "adapts": '"query", or "both": documents may move, the index is rebuilt.',
@@ -105,7 +107,8 @@ _HELP = {
     "judged": "A dataset: compare with a real re-embedding, too.",
     "verify": "Build its base model and check that it is the same.",
     "queries": "Live queries, one per line: have they moved away from training?",
-    "format": "onnx, json, numpy, sql (pgvector) or sentence-transformers.",
+    "format": "onnx, json, numpy, sql (pgvector) or sentence-transformers; if not given what --out "
+    "ends in, else onnx.",
     "role": "Whose vectors: query, or document.",
 }
 
@@ -218,6 +221,11 @@ class Job(ABC):
         found = {name: getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value not in (None, [])}
 
+    def unheeded(self, why: str, *names: str) -> None:
+        """Warn of some options, if they are given, that they do nothing here."""
+        if flags := [_flag(name) for name in self.given(*names)]:
+            warnings.warn(f"{', '.join(flags)}: without effect, as {why}.", stacklevel=2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingJob(Job):
@@ -234,6 +242,9 @@ class EmbeddingJob(Job):
 
 def run_command(job: Job) -> NoReturn:
     """Do a command's work; print its result alone to standard output, errors as a line; exit."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows pipe has no arrow
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         with contextlib.redirect_stdout(sys.stderr), _warnings_as_lines():
             found = job.run()
@@ -282,6 +293,11 @@ def _quiet(quiet: bool) -> bool:
     return quiet
 
 
+#: How questions are written by an LLM.
+WRITING = (
+    "questions_per_chunk", "max_chunks", "chunk_size", "chunk_overlap", "styles",
+    "questions_per_call", "concurrency",
+)  # fmt: skip
 _FLAGS = {"as_json": "--json", "styles": "--style", "ks": "--k", "columns": "--column"}
 _LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0}
 _COUNTS = (int | None, list[int] | None)  # of others these, from 1
@@ -345,14 +361,17 @@ def command(summary: str) -> Callable[[_Kind], _Kind]:
     return register
 
 
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
 def _parameter(option: Field[Any], hint: Any, command: str) -> Parameter:
     name, default = option.name, option.default
     text = _HELP.get(f"{command} {name}") or _HELP[name]
     about = typer.Argument(help=text)
     if default is not MISSING or name == "out":
-        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         least = _LEAST.get(name, 1 if hint in _COUNTS else None)
-        about = typer.Option(flag, help=text, min=least, **_SETTINGS.get(name, {}))
+        about = typer.Option(_flag(name), help=text, min=least, **_SETTINGS.get(name, {}))
     default = Parameter.empty if default is MISSING else default
     kind, hint = Parameter.KEYWORD_ONLY, Annotated[hint, about]
     return Parameter(name, kind, default=default, annotation=hint)

@@ -106,9 +106,22 @@ def _take_the_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def named(path: Path) -> Path:
+    """Return a path that ends in a name, which ``.`` and ``..`` do not."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def _check_named(path: Path, error: type[AdaptedError]) -> None:
+    """Refuse ``.`` and ``..``: a shell, or this process, is left in the folder that is replaced."""
+    if named(path) is not path:
+        whole = f"such as {named(path)}: what it names is replaced as a whole"
+        raise error(f"{path}: expected a path that ends in a name, {whole}.")
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path``; what goes wrong on the disk is a DiskError."""
+    _check_named(path, FolderError)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -325,6 +338,7 @@ def check_target_folder(
     folder: Path, ours: frozenset[str] = _OURS, *, error: type[AdaptedError] = FolderError
 ) -> None:
     """Raise the error where a folder cannot be written, or holds other files than ours."""
+    _check_named(folder, error)
     try:
         _write_in(folder.parent)
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -194,17 +194,25 @@ def split(
     test, lost = ({query for text in texts for query in groups[text]} for texts in chosen)
     train = [query for query in dataset.queries if query not in test and query not in lost]
     if not train or not test:
-        advice = "More distinct queries are needed."
-        if by == "document":
-            advice = 'Their documents are shared by too many queries: split by="query" instead.'
         raise DatasetError(
-            f"A split by {by} of {count} queries leaves {len(train)} for training and "
-            f"{len(test)} for testing. {advice}"
+            f"A split by {by} of {count} queries, {wanted} of them to test on, leaves {len(train)} "
+            f"for training and {len(test)} for testing. {_way_out(documents, seed)}"
         )
     if lost:
         told = "queries ask for documents of both parts and were dropped"
         warnings.warn(f"{len(lost)} of {count} {told}.", stacklevel=3)
     return dataset.subset(train), dataset.subset([q for q in dataset.queries if q in test])
+
+
+def _way_out(documents: Mapping[str, set[str]], seed: int) -> str:
+    """Return why a part of a split is empty: it may be, whatever is held out, or too much is."""
+    if len(documents) == 1:
+        return "More distinct queries are needed."
+    taken, lost = hold_out_documents(documents, wanted=1, seed=seed)
+    if taken and len(taken) + len(lost) < len(documents):
+        return "Choose a smaller part to test on."
+    why = "Their documents are shared by too many queries" if taken else "They ask for no document"
+    return f'{why}: split by="query" instead.'
 
 
 def hold_out_documents(

@@ -254,13 +254,18 @@ def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
     """Read the fields of a dataset, in any encoding, or raise a DatasetError."""
     text_of = partial(decode, omissions=omissions)
     data = files.read_json_object(path, error=DatasetError, decode=text_of)
-    missing = [key for key in OBJECTS if not isinstance(data.get(key), dict)]
+    check_objects(data, path)
+    return data
+
+
+def check_objects(data: Mapping[str, Any], where: object) -> None:
+    """Refuse, by a DatasetError, a dataset's parts that are missing, lists, or other than dicts."""
+    missing = [key for key in OBJECTS if not isinstance(data.get(key), Mapping)]
     if missing:
         raise DatasetError(
-            f"{path}: expected an object with the objects {quote_some(OBJECTS)}; "
-            f"missing or not an object: {quote_some(missing)}."
+            f"{where}: expected the objects queries and corpus (id → text) and relevant_docs "
+            f"(query id → document ids); missing or not an object: {quote_some(missing)}."
         )
-    return data
 
 
 def mended_qa(
@@ -278,13 +283,13 @@ def mended_qa(
     for name, value in given.items():
         if value is not None and not isinstance(value, Mapping):
             omissions.add("parts that are no objects", name)
-            given[name] = None
-    grades = given["grades"] or {}
+            value = None
+        given[name] = None if value is None else _by_id(value)
+    grades = {q: _by_id(g) for q, g in (given["grades"] or {}).items() if isinstance(g, Mapping)}
     judged: dict[str, dict[str, float]] = {}
     for key, documents in data["relevant_docs"].items():
-        own = grades.get(key)
-        own = own if isinstance(own, Mapping) else {}
-        judged[str(plain_id(key))] = {
+        own = grades.get(query := str(plain_id(key)), {})
+        judged[query] = {
             document: _number(own.get(document, grade), omissions)
             for document, grade in _graded(documents, omissions).items()
         }
@@ -295,7 +300,7 @@ def mended_qa(
         **texts,
         judged=judged,
         omissions=omissions,
-        negatives=lists and {str(plain_id(q)): _graded(d, omissions) for q, d in lists.items()},
+        negatives=lists and {query: _graded(d, omissions) for query, d in lists.items()},
         sources=given["provenance"],
         allow_unjudged=allow_unjudged,
     )
@@ -303,10 +308,14 @@ def mended_qa(
         parts["grades"] = {
             q: {d: judged[q][d] for d in parts["relevant_docs"][q] if d in grades[q]}
             for q in parts["queries"]
-            if isinstance(grades.get(q), Mapping)
+            if q in grades
         }
     flags = {flag: False for flag in FLAGS if data.get(flag) is False}
     return {**parts, "mode": data.get("mode", "text"), **flags}
+
+
+def _by_id(part: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(plain_id(key)): value for key, value in part.items()}
 
 
 def listed(value: Any) -> list[tuple[Any, Any]]:

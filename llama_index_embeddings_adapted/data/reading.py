@@ -47,7 +47,8 @@ class Omissions:
 
     def __str__(self) -> str:
         each = self._found.items()
-        return "; ".join(f"{len(all_):,} {why} (first: {quote_some(all_)})" for why, all_ in each)
+        told = [f"{len(all_):,} {why} (first: {quote_some(all_)})" for why, all_ in each]
+        return "; ".join(told) or "it is empty"
 
     def tell(self) -> None:
         """Warn of everything that was left out, or refuse it by a DatasetError if strict."""
@@ -106,8 +107,22 @@ def _odd(sample: bytes, page: str) -> int:
 
 
 def decode(data: bytes, omissions: Omissions) -> str:
-    """Return bytes as text, whatever their encoding; anything but UTF-8 and UTF-16 is noted."""
+    """Return bytes, maybe gzipped, as text; any encoding but UTF-8 and UTF-16 is noted."""
+    if data[:2] == b"\x1f\x8b":
+        data = _unzipped(data, omissions.where)
     return data.decode(*_encoding_of([data], omissions))
+
+
+def _unzipped(data: bytes, where: object) -> bytes:
+    most = max(_MOST_UNZIPPED, _MOST_RATIO * len(data))
+    try:
+        with gzip.open(io.BytesIO(data)) as stream:
+            found = b"".join(islice(iter(lambda: stream.read(1 << 20), b""), 1 + (most >> 20)))
+    except (EOFError, OSError, zlib.error) as cause:
+        raise DatasetError(f"{where}: cannot be unzipped ({cause}).") from cause
+    if len(found) > most:
+        raise DatasetError(f"{where}: expected fewer than {most:,} bytes, unzipped.")
+    return found
 
 
 @contextmanager
@@ -120,7 +135,7 @@ def open_lines(path: Path, omissions: Omissions) -> Iterator[Iterator[str]]:
     if not found.is_file():
         raise DatasetError(f"{found}: expected a file.")
     encoding, most, opened = "unknown", None, cast(Any, open)
-    if found.suffix == ".gz":
+    if found.suffix.lower() == ".gz":
         opened, most = gzip.open, max(_MOST_UNZIPPED, _MOST_RATIO * found.stat().st_size)
     try:
         with opened(found, "rb") as raw:
@@ -215,6 +230,9 @@ def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
             f"{path}: expected a table whose first line names at least two columns, and rows "
             f"below it, got {quote_some([head]) if head else 'an empty file'}."
         )
+    names = [name for name in reader.fieldnames or () if name.strip()]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        omissions.add("columns named twice, of which the last is read", name)
     for number, row in enumerate(rows, start=1):
         surplus: Any = row.pop(None, None)
         if surplus and any(map(str.strip, surplus)):

@@ -51,7 +51,13 @@ _VOTES = dict.fromkeys(
 ) | dict.fromkeys(
     ("down", "no", "false", "negative", "bad", "dislike", "disliked", "unhelpful", "👎"), -1.0
 )
+#: What columns that hold queries, or documents, are called, also in the plural.
+_LIKE = [
+    {form for name in NAMES[role] for form in (name, f"{name}s", f"{name[:-1]}ies")}
+    for role in ("query", "document")
+]
 _LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
+_MOST_COLUMNS = 20  # of a table; what has more is a dict of queries, two of them named like columns
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
 
 
@@ -145,8 +151,8 @@ def parts_of(
     **options: Any,
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``."""
-    parts = [rows.get(name) if isinstance(rows, Mapping) else None for name in formats.OBJECTS]
-    if all(isinstance(part, Mapping) for part in parts):
+    if isinstance(rows, Mapping) and "queries" in rows and {"corpus", "relevant_docs"} & set(rows):
+        formats.check_objects(rows, omissions.where)
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
@@ -158,7 +164,7 @@ def parts_of(
                 found.keep(texts, str(key), text, role[0])
             else:
                 omissions.add("given texts that are empty", key)
-    table = rows_of(rows)
+    table = rows_of(rows, omissions.where)
     if not table:
         raise DatasetError(f"{omissions.where}: expected rows, it is empty.")
     by_id = [role for role, known_by_id in given.items() if known_by_id is not None]
@@ -187,7 +193,7 @@ def as_lists(
     return lists, {**graded, **(grades or {})} if graded else grades
 
 
-def rows_of(data: Any) -> list[Row]:
+def rows_of(data: Any, where: object) -> list[Row]:
     """Return the rows of whatever holds them, or raise a DatasetError."""
     for method in ("to_pylist", "to_list"):  # Arrow, Ragas
         if callable(getattr(data, method, None)):
@@ -196,7 +202,7 @@ def rows_of(data: Any) -> list[Row]:
         frame = data.to_pandas() if hasattr(data, "to_pandas") else data
         data = frame.astype(object).where(frame.notna(), None).to_dict("records")
     if isinstance(data, Mapping):
-        data = _inside(data)
+        data = _inside(data, where)
     elif hasattr(data, "examples"):  # LabelledRagDataset
         data = data.examples
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
@@ -204,7 +210,7 @@ def rows_of(data: Any) -> list[Row]:
     return [_row(row, number) for number, row in enumerate(data, start=1)]
 
 
-def _inside(data: Mapping[str, Any]) -> Iterable[Any]:
+def _inside(data: Mapping[str, Any], where: object) -> Iterable[Any]:
     """Return one row, the rows of an object around a list, of columns, or of query → documents."""
     for name in _LISTS:
         if isinstance(data.get(name), list):
@@ -212,9 +218,16 @@ def _inside(data: Mapping[str, Any]) -> Iterable[Any]:
     asked = [value for name, value in data.items() if _plain(name) in NAMES["query"]]
     if asked and isinstance(asked[0], str):
         return [data]
-    columns = {name: column for name, column in data.items() if isinstance(column, Sequence)}
-    if asked and len({len(column) for column in columns.values()}) == 1:
+    lists = {n: c.tolist() if hasattr(c, "tolist") else c for n, c in data.items()}
+    columns = {n: c for n, c in lists.items() if isinstance(c, Sequence) and not isinstance(c, str)}
+    lengths = {name: len(column) for name, column in columns.items()}
+    few = len(columns) <= _MOST_COLUMNS
+    table = few and all(any(_plain(name) in like for name in columns) for like in _LIKE)
+    if (asked or table) and len(set(lengths.values())) == 1:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if table:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise DatasetError(f"{where}: expected columns of one length, got {told}. Fill the gaps.")
     return data.items()
 
 
@@ -281,7 +294,9 @@ def _read_row(row: Row, found: _Gathered, where: str, provenance: str | None) ->
     """Take a row in, or leave it out for one reason, its query then as well."""
     asked, grade = _asked(row, found), _grade_of(row, found)
     if asked is None:
-        found.omissions.add("rows without a query", where)
+        odd = not isinstance(found.first(row, "query"), (str, type(None)))
+        why = "whose query is neither text nor a known id" if odd else "without a query"
+        found.omissions.add(f"rows {why}", where)
         return
     if grade is None:
         found.omissions.add("rows whose grade, vote or count is no number", where)

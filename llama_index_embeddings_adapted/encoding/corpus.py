@@ -168,6 +168,7 @@ def embed_corpus(
 
     Raises:
         OptionError: An argument out of range, or ``cache_dir=False``.
+        DatasetError: A text that is no string; those of windows before it are kept.
         EncodeError: Texts failed, the model has changed, or Ray cannot go on. The rest is kept.
         MissingExtraError: ``executor="ray"`` without Ray.
     """
@@ -175,14 +176,15 @@ def embed_corpus(
     began = time.perf_counter()
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
-    some = iter(texts.values() if isinstance(texts, Mapping) else texts)
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
     with Encoder(model, **settings, show_progress=show_progress) as encoder:
         work: Work = partial(_locally, encoder, role)
         if executor == "ray":  # what cannot be packed is refused before anything is embedded
             known = packed(embed_model), encoder.fingerprint, role, batch_size
             work = partial(_on_ray, known, actors, ray_options or {})
-        given, embedded, failures = _embedded(some, encoder, work, role, window, show_progress)
+        given, embedded, failures = _embedded(
+            _strings(texts), encoder, work, role, window, show_progress
+        )
     if failures and on_failure == "raise":
         text, reason = next(iter(failures.items()))
         raise EncodeError(
@@ -198,8 +200,9 @@ def embed_corpus(
 def _check(
     texts: object, role: str, executor: str, on_failure: str, cache_dir: CacheDir, **sizes: int
 ) -> None:
-    if isinstance(texts, str):
-        raise OptionError("texts: expected a dataset, a mapping or texts, got one string.")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        got = "one string" if isinstance(texts, str) else type(texts).__name__
+        raise OptionError(f"texts: expected a dataset, a mapping or texts, got {got}.")
     if cache_dir is False:
         why = "The cache is where the vectors go."
         raise OptionError(f"cache_dir: expected a folder or None, got False. {why}")
@@ -208,6 +211,15 @@ def _check(
     errors.check_choice("on_failure", on_failure, ("raise", "continue"))
     for name, value in sizes.items():
         errors.check_whole(name, value)
+
+
+def _strings(texts: Mapping[str, str] | Iterable[str]) -> Iterator[str]:
+    """Yield texts; what is no string is a DatasetError that has its id, or its number from 0."""
+    for name, text in texts.items() if isinstance(texts, Mapping) else enumerate(texts):
+        if not isinstance(text, str):
+            got = f"text {name!r} is {type(text).__name__}"
+            raise errors.DatasetError(f"texts: expected strings, {got}. Leave it out.")
+        yield text
 
 
 def _locally(encoder: Encoder, role: Role, texts: Sequence[str]) -> Pieces:

@@ -40,10 +40,10 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _SET_AFTERWARDS = ("num_workers",)
 _NEVER = ("class_name", "embeddings_cache", "callback_manager", "rate_limiter")
 _PACKAGE = "package:"
-#: Of the machine at hand, or never to be trusted from a folder.
+#: Of the machine at hand, never to be trusted from a folder, or nothing that changes vectors.
 _NOT_KEPT = frozenset(
     ("self", "async_http_client", "cache_dir", "cache_folder", "callback_manager", "device",
-     "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar",
+     "http_client", "model", "model_kwargs", "parallel_process", "show_progress_bar", "sketch",
      "target_devices", "tokenizer", "training", "trust_remote_code")
 )  # fmt: skip
 _OMIT: Any = object()  # marks a value that must not be written

@@ -276,10 +276,18 @@ def scoring_notes(data: EncodedDataset, adapter: Adapter) -> dict[str, list[str]
 
 
 def drop_leaked_queries(train: EncodedDataset, given: EncodedDataset) -> EncodedDataset:
-    """Leave out training queries that are also in the validation set: they would prove nothing."""
+    """Leave out training queries that are also in the validation set: they would prove nothing.
+
+    That all of them are is a DatasetError.
+    """
     judged = {vector.tobytes() for vector in given.queries}
     own = [row for row, vector in enumerate(train.queries) if vector.tobytes() not in judged]
     shared = len(train.queries) - len(own)
+    if shared and not own:
+        raise DatasetError(
+            f"All {shared} training queries are also in val_dataset: none is left to learn from. "
+            "Pass others to judge on, or no val_dataset: some are held out then."
+        )
     if shared:
         told = "training queries are also in val_dataset; they are not trained on"
         warnings.warn(f"{shared} {told}.", stacklevel=5)

@@ -93,7 +93,7 @@ SATURATED = Verdict(Decision.SATURATED, "the base model is near its ceiling; kee
 LOOKS_RANDOM = Verdict(
     Decision.DO_NOT_SHIP,
     "the base model ranks the relevant documents no better than randomly assigned documents: too "
-    "few pairs, or mismatched ids",
+    "few pairs, one document that all ask for, or mismatched ids",
 )
 
 

@@ -35,7 +35,7 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
         ``moved_documents`` (how many, how far), ``verdict``, ``scores``, ``data`` and ``settings``
         of the training, each None where the folder does not say.
     """
-    path = Path(folder)
+    path = files.named(Path(folder))
     found = saving.load(path)
     adapter, report, base = found.adapter, _report(found.training, path), found.base or {}
     config = files.read_config(path) if (path / files.CONFIG).is_file() else {}
@@ -73,7 +73,8 @@ def inspect_adapter(folder: str | Path) -> dict[str, Any]:
 
 def candidate_of(folder: Path) -> Path:
     """Return where the candidate of a folder is kept, if there is one."""
-    return folder.with_name(f"{folder.name}.candidate")
+    whole = files.named(folder)
+    return whole.parent / f"{whole.name}.candidate"
 
 
 def ship_candidate(folder: str | Path) -> Path:

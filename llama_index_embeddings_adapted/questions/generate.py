@@ -84,7 +84,7 @@ def generate_qa_embedding_pairs(
 
     Raises:
         OptionError: An argument out of range, or an unknown keyword.
-        DatasetError: Nodes without text, or with one id.
+        DatasetError: Nodes without text, or with one id, or no nodes.
         GenerationError: The LLM refuses the key, does not exist or cannot be reached; or not one
             question was kept.
     """
@@ -223,7 +223,7 @@ class GenerationRun(ExitStack):
         self._output, self._verbose, self._structure = output_path, verbose, structure
         llm = Settings.llm if llm is None else llm
         self._calls = LLMCalls(llm, self.options, retry_limit)
-        self._nodes = list(nodes)
+        self._nodes = given.nodes_of(nodes)
         self.corpus = given.corpus_of(self._nodes)
         shown = self.options.shown(self.corpus)
         prompts = self.options.prompts(self._most, qa_generate_prompt_tmpl, shown, llm)

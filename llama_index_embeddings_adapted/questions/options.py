@@ -118,6 +118,9 @@ class GenerationOptions:
             raise OptionError(f"near_duplicate: expected a share in (0, 1], got {share!r}.")
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
+        pair = ("", "") if self.labels is None else self.labels
+        if not isinstance(pair, (tuple, list)) or [type(each) for each in pair] != [str, str]:
+            raise OptionError(f'labels: expected two, as ("Text", "Query"), got {self.labels!r}.')
         if self.embed_model is not None:
             object.__setattr__(self, "embed_model", check_base(self.embed_model, "embed_model"))
         odd = [each for each in self.filters if not callable(each)]
@@ -235,6 +238,15 @@ class Passage:
     source: str
 
 
+def nodes_of(nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    """Return nodes as a list, or raise a DatasetError for what is none."""
+    listed = list(nodes) if isinstance(nodes, Iterable) else [nodes]
+    if odd := [type(each).__name__ for each in listed if not isinstance(each, BaseNode)]:
+        hint = "Of texts they are made by [TextNode(text=text) for text in texts]."
+        raise DatasetError(f"nodes: expected a list of LlamaIndex's nodes, got {odd[0]}. {hint}")
+    return listed
+
+
 def corpus_of(nodes: Iterable[BaseNode]) -> dict[str, str]:
     """Return node id → text as it is embedded, if it has any, or raise a DatasetError."""
     pairs = [(node.node_id, node.get_content(MetadataMode.EMBED)) for node in nodes]
@@ -312,7 +324,7 @@ def hold_out_documents(
         OptionError: ``test_size`` out of range.
         DatasetError: A part would be empty, for instance because there is one document only.
     """
-    sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes}
+    sources = {node.node_id: node.ref_doc_id or node.node_id for node in nodes_of(nodes)}
     unknown = [document for document in dataset.corpus if document not in sources]
     if unknown:
         raise DatasetError(

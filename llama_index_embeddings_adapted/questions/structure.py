@@ -19,7 +19,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import DatasetError
 from .answers import QUESTION_MARKS, clean
 from .filters import Candidate, copied, refers_to_passage, too_long, too_short, words
-from .options import GenerationOptions, corpus_of
+from .options import GenerationOptions, corpus_of, nodes_of
 from .selection import Dropped, QuestionReport, select
 
 TITLE_KEYS = ("title", "document_title", "page_title", "Title", "heading", "name")
@@ -84,7 +84,7 @@ def pairs_from_structure(
         id, or that and ``#2``, ``#3``, … for further sections. Where no node has a title, heading,
         question or summary line over a body, that is a DatasetError.
     """
-    began = time.perf_counter()
+    began, nodes = time.perf_counter(), nodes_of(nodes)
     chosen = GenerationOptions.of({"filters": STRUCTURE_FILTERS, **options})
     corpus: dict[str, str] = {}
     candidates: list[Candidate] = []

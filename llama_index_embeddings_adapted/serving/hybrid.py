@@ -48,9 +48,10 @@ class HybridRetriever(SteppedRetriever):
     documents, unless one is among the first candidates of neither side.
 
     The filters of a ``VectorIndexRetriever`` hold for words as well: they are applied to the
-    metadata of ``nodes``, and a document whose node is not known passes none. Documents that were
-    added to the store but not here keep what the store says of them, words and prior left out,
-    until :meth:`add_nodes` has them.
+    metadata of ``nodes``, and a document whose node is not known passes none. Say what is added to
+    the store, or deleted there: :meth:`add_nodes`, :meth:`remove_nodes`. Before, a new document has
+    what the store says of it, without words and prior; that of an index in memory is not found at
+    all, as LlamaIndex's retrievers name its nodes when they are made.
 
     Args:
         dense: A retriever over the vector store that gives ``candidates`` nodes; its embedding
@@ -265,23 +266,32 @@ class HybridRetriever(SteppedRetriever):
         see :class:`Encoder` for ``cache_dir`` and ``show_progress``. An OptionError for no node.
         """
         new = nodes_by_id(nodes)
-        found = {**nodes_by_id(self.nodes), **new}
-        texts = dict(zip(found, texts_of(found.values()), strict=True))
         settings: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
-        own = [texts[name] for name in new]
-        keys, vectors = document_vectors(self.embed_model, own, **settings)
-        views = self.views
+        added = document_vectors(self.embed_model, texts_of(new.values()), **settings)
+        if isinstance(self.nodes, BaseDocumentStore):
+            self.nodes.add_documents(list(new.values()))
+        self._serve({**nodes_by_id(self.nodes), **new}, [*new], *added)
+
+    def remove_nodes(self, node_ids: Iterable[str]) -> None:
+        """Forget nodes that were deleted from the store: words would go on finding them."""
+        gone = set(node_ids)
+        left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
+        self._serve(left, [], self.views.keys[:0], self.views.vectors[:0])
+
+    def _serve(
+        self, found: dict[str, BaseNode], new: list[str], keys: Keys, vectors: Vectors
+    ) -> None:
+        """Serve those of the nodes so far that are found, and new ones with keys and vectors."""
+        views, texts = self.views, dict(zip(found, texts_of(found.values()), strict=True))
         before = views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
         ids = [*(before[row] for row in kept), *new]
-        if isinstance(self.nodes, BaseDocumentStore):
-            self.nodes.add_documents(list(new.values()))
-        else:
+        if not isinstance(self.nodes, BaseDocumentStore):
             self.nodes = found
         dense: Any = self.dense
         named = getattr(dense, "_node_ids", None)
         if named and set(before) <= set(named):  # all that an index in memory had
-            dense._node_ids = list(dict.fromkeys([*named, *new]))
+            dense._node_ids = [name for name in dict.fromkeys([*named, *new]) if name in found]
         self._allowed = None
         self.swap(
             lexical=BM25Index.of({name: texts[name] for name in ids}, usual=views.lexical.usual),

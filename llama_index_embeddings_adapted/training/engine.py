@@ -6,6 +6,7 @@ Two ways to an adapter: one that won in cross-fitting, or one map trained with e
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ from ..serving.views import index_and_nodes
 from .auto.search_space import check_method
 from .auto.tune import tune
 from .closed_form import whitening
-from .options import TrainingOptions, check_dim, implied_method, settings_of
+from .options import LINEAR_ONLY, TrainingOptions, check_dim, implied_method, settings_of
 from .trainer import fit, refit
 
 _TIMED = 64  # queries, to say what the adapter takes for one
@@ -207,6 +208,10 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             TrainingError: Training diverged; what was saved before is untouched.
         """
         options = self._options_for(train_kwargs)
+        idle = sorted(LINEAR_ONLY.intersection(self._settings | train_kwargs))
+        idle += ["model_checkpoint_path"] * (self._checkpoints is not None)
+        if idle and options.method != "linear":
+            warnings.warn(f'{", ".join(idle)}: heeded by method="linear" only.', stacklevel=2)
         candidate_output = self._check_destinations()
         began = time.perf_counter()
         cache, shown = self._cache_dir, self._show_progress
@@ -224,9 +229,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             print(found.report)
 
     def _check_destinations(self) -> Path:
+        files.check_target_folder(self._output)
         candidate_output = self._output.with_name(f"{self._output.name}.candidate")
-        for folder in (self._output, candidate_output):
-            files.check_target_folder(folder)
+        files.check_target_folder(candidate_output)
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
         cache_folder(self._cache_dir)
@@ -303,6 +308,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             views=tuned.views,
         )
         report = self._completed(report, encoder, began, data.query_ids)
+        written = data_statistics(self.dataset)["questions"]  # what is merged knows of no writing
+        report = replace(report, data=data_statistics(everything) | {"questions": written})
         return self._serving(tuned.adapter, tuned.candidate, report, data, data, tuned.mixed)
 
     def _completed(
@@ -330,10 +337,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         learnt: EncodedDataset,
         mixed: Adapter | None,
     ) -> _Found:
-        """Put adapter and candidate on the base model; ``own`` begins with this dataset's."""
-        count, name = len(self.dataset.queries), self._output.name
-        asked = own.relevance.documents[own.relevance.offsets[:count]]
-        sketch = QuerySketch.of(own.queries[:count], asked.tolist())
+        """Put adapter and candidate on the base model; ``own`` is all that was trained on."""
+        name, asked = self._output.name, own.relevance.documents[own.relevance.offsets[:-1]]
+        sketch = QuerySketch.of(own.queries, asked.tolist())
         base, timed = base_name(self.embed_model), own.queries[:_TIMED]
         report = replace(report, deployment=Deployment.of(name, base, candidate, timed))
 

@@ -53,6 +53,20 @@ class _Checked:
                 check_whole(name, value)
             if name in _RANGES:
                 check_number(name, value, **_RANGES[name])
+            if name == "seed":
+                check_whole(name, value, least=0)
+            if name == "device" and value is not None:
+                _check_device(value)
+
+
+def _check_device(device: Any) -> None:
+    import torch  # not at import: who serves has none
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as cause:
+        what = 'device: expected None or one this machine has, such as "cpu" or "cuda"'
+        raise OptionError(f"{what}, got {device!r}: {str(cause).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,13 @@ class TrainingOptions(_Checked):
 #: What only a training loop has; who names one of these and no method means ``"linear"``.
 LOOP = frozenset(field.name for field in fields(TrainingOptions)) - {
     "device", "seed", "method", "adapts", "ship", "expect", "bias", "dim", "lexical",
+}  # fmt: skip
+
+
+#: Of these, what only ``"linear"`` heeds: other methods go a set number of steps, from set places.
+LINEAR_ONLY = LOOP - {
+    "batch_size", "learning_rate", "temperature", "learn_temperature", "shrinkage", "anchor",
+    "max_candidates", "max_grad_norm",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import Adapter, LinearAdapter
+from llama_index_embeddings_adapted.adapters.export import export
 from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, UnitAdapter
 from llama_index_embeddings_adapted.core.arrays import Role, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
@@ -158,6 +159,14 @@ def test_sentence_transformers_gives_what_the_served_model_gives(minilm, tmp_pat
     found = model.encode_document("a whale")
     assert np.abs(found - served.get_text_embedding("a whale")).max() <= MOST
     assert (path / "router_config.json").read_text().count("_Transformer") == 3  # saved once
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.JSON", b"{"), ("a.npz", b"PK"), ("a.sql", b"begin;"), ("a.b", b"\x08")]
+)
+def test_a_file_is_of_the_format_that_it_ends_in(name, start, tmp_path):
+    path = export(linear()._written_down, tmp_path / name, None, role="query", base=None)
+    assert path.read_bytes().startswith(start)
 
 
 class Unknown(LinearAdapter):

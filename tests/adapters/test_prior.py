@@ -127,3 +127,20 @@ def test_a_model_with_a_prior_saves_loads_and_rejects_a_plain_index(tmp_path):
 def test_what_makes_no_prior_is_refused(arguments, match):
     with pytest.raises((OptionError, ShapeError), match=match):
         DocumentPrior(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("documents", "keys", "match"),
+    [
+        (
+            DOCUMENTS[:, 1:],
+            KEYS,
+            rf"documents: expected \(n, {DIM}\).*got shape \(40, 7\), 40 keys",
+        ),
+        (DOCUMENTS, KEYS[1:], r"n keys or none, got shape \(40, 8\), 39 keys"),
+        (DOCUMENTS, None, "keys: expected those of the documents, as sources are, got None"),
+    ],
+)
+def test_documents_of_another_shape_and_sources_without_keys_are_refused(documents, keys, match):
+    with pytest.raises((OptionError, ShapeError), match=match):
+        DocumentPrior.of(BANK, documents, keys, sources=KEYS[:30]).shifts(documents, keys)

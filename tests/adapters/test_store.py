@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 from llama_index_embeddings_adapted import AdaptedEmbedding, AdaptedError, Adapter, LinearAdapter
 from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
+from llama_index_embeddings_adapted.core.files import atomic_folder, check_target_folder
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
+from llama_index_embeddings_adapted.operations.folder import inspect_adapter, ship_candidate
 from tests.conftest import CountingEmbedding
 
 ROOT = Path(__file__).parents[2]
@@ -269,6 +271,23 @@ def test_a_malicious_pickle_is_refused_and_not_run(base, tmp_path):
             AdaptedEmbedding.from_pretrained(folder, base)
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(trace), protocol=2))
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_folder_without_a_name_is_read_and_never_replaced(model, saved, monkeypatch, name):
+    (saved / "in").mkdir()
+    monkeypatch.chdir(saved / name.replace("..", "in"))
+    assert inspect_adapter(name)["folder"] == str(saved.resolve())
+    writes = (
+        model.save_pretrained,
+        check_target_folder,
+        lambda path: atomic_folder(path).__enter__(),
+    )
+    for write in writes:
+        with pytest.raises(FolderError, match=f"ends in a name, such as {saved.resolve()}"):
+            write(Path(name))
+    with pytest.raises(FolderError, match="no candidate to ship"):
+        ship_candidate(name)
 
 
 @pytest.mark.parametrize(

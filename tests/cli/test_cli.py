@@ -2,6 +2,7 @@ import bisect
 import difflib
 import functools
 import inspect
+import io
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import llama_index_embeddings_adapted as package
@@ -174,6 +176,11 @@ def test_the_commands_are_listed_and_nothing_heavy_is_loaded_to_say_so():
         (["export", "nothing-here", "--out", "a"], 2, "nothing-here: no such file or folder."),
         (["evaluate", "pairs.json", "adapted:nothing-here"], 2, "nothing-here: no such file"),
         (["finetune", "pairs.json", "--out", "pairs.json/a"], 2, "pairs.json/a: cannot be written"),
+        (
+            ["finetune", "pairs.json", "--out", "."],
+            2,
+            ".: expected a path that ends in a name, such",
+        ),
         (["split", "pairs.json", "--train", "a", "--test", "./a"], 2, "two files, both are a"),
         (["compare", "pairs.json", "words"], 2, 'take "bm25" and "<model>+bm25", too'),
         (["compare", "pairs.json", "base=counting+bm25", "base=counting"], 2, "two are named"),
@@ -226,8 +233,6 @@ def test_exit_codes_tell_proven_from_refused_and_open():
 
 
 def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
-    import typer
-
     interrupted = KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"
     refused = ConnectionError("refused\nhere"), 1, "Error: ConnectionError: refused here (--debug"
     for error, code, said in (interrupted, refused):
@@ -244,6 +249,19 @@ def test_an_interrupt_and_an_unknown_error_end_with_one_line(capsys):
         assert said in shown.err
         assert "progress" in shown.err
         assert shown.out == ""
+
+
+def test_what_a_stream_cannot_show_ends_no_command(monkeypatch):
+    class Arrow(options.Job):
+        def run(self) -> options.CommandResult:
+            return options.CommandResult(".5 → .6")
+
+    stream = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(typer.Exit, match="0"):
+        options.run_command(Arrow())
+    stream.flush()
+    assert stream.buffer.getvalue() == b".5 ? .6\n"
 
 
 def test_from_documents_to_a_saved_adapter_in_one_command(minilm, documents, tmp_path):
@@ -294,7 +312,8 @@ def test_an_estimate_asks_once_and_writes_nothing(documents):
 
 
 def test_headings_become_questions_without_an_llm(counting, documents):
-    ran = done("generate", documents, "--structure", "--quiet", "--json")
+    ran = done("generate", documents, "--structure", "--quiet", "--json", "--max-chunks", "1")
+    assert "--max-chunks: without effect, as headings are taken as they are" in ran.err
     assert not read_pairs(Path("pairs.json"), "train").synthetic
     assert ran.data["queries"] == len(TOPICS)
 
@@ -364,6 +383,10 @@ def test_upgrade_maps_a_new_model_into_the_old_index(counting, documents, tmp_pa
     assert ran.data["agreement"] == 1.0  # the same model, so the map is the identity
     assert ran.data["scores"]["kept"]["ndcg@10"] == 1.0
     assert AdaptedEmbedding.from_pretrained(tmp_path / "upgrade", counting).adapter is not None
+    tuned = ("finetune", "many.json", "--base", "adapted:upgrade")
+    for job in (("upgrade", "upgrade", "counting", "many.json"), tuned):
+        again = Ran(*job, "--out", "upgrade")
+        assert (again.code, "--out: upgrade holds one of the models" in again.err) == (2, True)
     few = Ran("upgrade", "counting", "counting", documents, "--out", "other")
     assert (few.code, "at least 20 distinct" in few.err) == (1, True)
 
@@ -443,7 +466,9 @@ def test_a_folder_is_exported_in_every_format(counting, tmp_path):
         ran = Ran("export", "saved", "--format", format, "--out", f"out/a.{format}", "--json")
         assert ran.data["out"] == f"out/a.{format}"
         assert Path(ran.data["out"]).stat().st_size > 100
-    assert np.array_equal(np.load("out/a.numpy")["weight"], -np.eye(16))
+    done("export", "saved", "--out", "out/a.npz")  # as its ending says
+    for name in ("numpy", "npz"):
+        assert np.array_equal(np.load(f"out/a.{name}")["weight"], -np.eye(16))
     ran = Ran("export", "saved", "--format", "zip", "--out", "a.zip")
     assert (ran.code, "expected one of onnx, json" in ran.err) == (2, True)
 

@@ -172,6 +172,7 @@ def test_provenance_is_kept_through_files_parts_and_merges(tmp_path, small):
 
 
 PARTS = {"queries": {"q1": "one", "q2": "two"}, "corpus": {"d1": "first", "d2": "second"}}
+APART = {"q1": ["d1"], "q2": ["d2"]}
 GOOD: dict[str, Any] = {**PARTS, "relevant_docs": {"q1": ["d1"], "q2": ["d1", "d2"]}}
 
 
@@ -327,6 +328,9 @@ def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(t
     (folder / "corpus.jsonl.gz").write_bytes(packed[:-12])
     with pytest.raises(DatasetError, match=r"corpus.jsonl.gz: cannot be read"):
         Dataset.from_beir(folder, "test")
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DatasetError, match=r"one text with an id, found none: it is empty"):
+        Dataset.from_beir(folder, "test")
     (folder / "corpus.jsonl.gz").unlink()
     with pytest.raises(DatasetError, match=r"corpus.jsonl: no such file, nor corpus.jsonl.gz"):
         Dataset.from_beir(folder, "test")
@@ -371,6 +375,12 @@ def test_the_size_of_a_split_is_a_share_or_a_number_that_can_be(small):
     shared = Dataset(small.queries, small.corpus, {q: ["d0"] for q in small.queries})
     with pytest.raises(DatasetError, match='shared by too many queries: split by="query"'):
         shared.train_test_split(0.2, by="document")
+    one, two = small.subset([*small.queries][:1]), Dataset(**PARTS, relevant_docs=APART)
+    for data, share, advice in ((one, 0.2, "More distinct"), (two, 0.999, "Choose a smaller")):
+        said = rf"leaves 0 for training and {len(data)} for testing\. {advice}"
+        for by in ("query", "document"):
+            with pytest.raises(DatasetError, match=said):
+                data.train_test_split(share, by=by)
 
 
 def test_queries_that_ask_for_both_sides_are_dropped_with_a_warning():

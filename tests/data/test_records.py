@@ -1,11 +1,14 @@
+import gzip
 import json
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.bridge.pydantic import BaseModel
 
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
+from llama_index_embeddings_adapted.cli.inputs import holds_pairs, named_models
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 
 PAIRS = [("how do I reset it?", "Hold the button."), ("who signs?", "The inspector signs.")]
@@ -38,6 +41,7 @@ SHAPES: dict[str, Any] = {
     "objects": [{"query": q, "positive_passages": [{"docid": q, "text": d}]} for q, d in PAIRS],
     "examples": {"examples": [{"query": q, "reference_contexts": [d]} for q, d in PAIRS]},
     "columns": {"question": [*QUERIES.values()], "context": [*TEXTS.values()]},
+    "arrays": {"query": np.array([*QUERIES.values()]), "pos": [*TEXTS.values()], "by": "us"},
     "sets": {q: {d} for q, d in PAIRS},
     "grades": {q: {d: 1} for q, d in PAIRS},
     "parts": {"queries": QUERIES, "corpus": TEXTS, "relevant_docs": {0: [0], 1: [1]}},
@@ -74,6 +78,9 @@ def test_grades_are_kept_and_clicks_and_votes_add_up():
     rows = [("q", "a", 2), ("q", "b", 1), ("q", "a", 1), ("q", "c", 0)]
     data = Dataset.from_records(rows)
     assert sorted((data.grades or {})[next(iter(data.queries))].values()) == [1, 2]
+    graded = {"grades": {0: {0: 3}}, "provenance": {1: "human"}}  # ids that are numbers
+    data = Dataset.from_records({**SHAPES["parts"], **graded}, strict=True)
+    assert (data.grades, data.provenance) == ({"0": {"0": 3.0}}, {"1": "human"})
     clicks = [("a", "x", 3), ("a", "y", 0), ("b", "y", 1)]
     rows = [dict(zip(("query", "document", "clicks"), row, strict=True)) for row in clicks]
     data = Dataset.from_records(rows)
@@ -125,19 +132,37 @@ def test_columns_of_other_names_are_named():
 
 def test_rows_that_cannot_be_used_are_counted_once_or_refused(tmp_path):
     rows = [{"q": "a", "pos": "x", "score": 1}, {"q": "", "pos": "x"}, {"q": "b", "pos": None},
-            {"q": "c", "pos": "y", "score": "high"}]  # fmt: skip
+            {"q": "c", "pos": "y", "score": "high"}, {"q": 5, "pos": "x"}]  # fmt: skip
     (tmp_path / "log.jsonl").write_text("\n".join([*map(json.dumps, rows), "{oops", '{"q": "d"}']))
     counted = r'1 rows without a query .first: "row 2".; %s rows without a document .first: "row 3"'
-    graded = r'.*; 1 rows whose grade, vote or count is no number .first: "row 4".\.$'
+    graded = r'.*; 1 rows whose grade, vote or count is no number .first: "row 4".'
+    graded += r'; 1 rows whose query is neither text nor a known id .first: "row 5".\.$'
     with pytest.warns(UserWarning, match=counted % 1 + graded):
         assert texts(Dataset.from_records(rows)) == [("a", ["x"])]
-    lines = r'JSON objects .first: "row 5".; '
-    with pytest.warns(UserWarning, match=lines + counted % 2 + ', "row 6"' + graded):
+    lines = r'JSON objects .first: "row 6".; '
+    with pytest.warns(UserWarning, match=lines + counted % 2 + ', "row 7"' + graded):
         assert texts(Dataset.from_file(tmp_path / "log.jsonl")) == [("a", ["x"])]
     with pytest.raises(DatasetError, match="1 rows without a query"):
         Dataset.from_records(rows, strict=True)
-    with pytest.raises(DatasetError, match=r"rows: expected dicts, got str\. Files: from_file"):
-        Dataset.from_records("text")
+
+
+LISTS = {"queries": ["a", "b"], "corpus": ["Do a", "Do b"], "relevant_docs": [[0], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("text", r"rows: expected dicts, got str\. Files: from_file"),
+        (LISTS, r'the objects queries and corpus \(id → text\) .*not an object: "queries", "corp'),
+        ({**SHAPES["parts"], "relevant_docs": None}, 'missing or not an object: "relevant_docs"'),
+        ({"queries": {}, "corpus": {}, "relevant_docs": {}}, "no answered query is left: it is em"),
+        ({"query": ["a", "b"], "document": ["x x"]}, "of one length, got query: 2, document: 1"),
+        ({"queries": ["a", "b"], "documents": ["x", "y"]}, "no column is known to hold queries"),
+    ],
+)
+def test_what_is_neither_rows_nor_columns_nor_parts_is_refused(rows, message):
+    with pytest.raises(DatasetError, match=message):
+        Dataset.from_records(rows)
 
 
 def test_provenance_is_what_rows_say_or_what_is_said_of_them():
@@ -166,8 +191,10 @@ ROWS = [{"query": q, "pos": [d]} for q, d in PAIRS]
     ids=["lines", "list", "object", "commas", "semicolons", "tabs"],
 )
 def test_files_are_read_by_what_is_inside(tmp_path, name, content, encoding):
-    for ending in (name, "misnamed.txt"):
-        (tmp_path / ending).write_text(content, encoding=encoding, newline="")
+    for ending in (name, name.upper(), f"{name}.gz", "misnamed.txt"):
+        data = content.encode(encoding)
+        (tmp_path / ending).write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+        assert holds_pairs(tmp_path / ending) == (ending != "misnamed.txt")
         assert texts(Dataset.from_file(tmp_path / ending, strict=True)) == EXPECTED
 
 
@@ -190,6 +217,8 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
         (b"PAR1 and no more", "expected parquet"),
         (b"only prose, or one column", "expected a table whose first line names|known to hold"),
         (b"[{oops", "expected JSON or JSON lines"),
+        (gzip.compress(b"q,doc\na,b\n", mtime=0)[:-9], "file: cannot be unzipped"),
+        (gzip.compress(b"[]", mtime=0), "file: expected rows, it is empty"),
     ],
 )
 def test_files_that_hold_no_rows_are_refused(tmp_path, content, message):
@@ -236,7 +265,23 @@ def test_a_row_with_more_cells_than_columns_is_left_out_and_counted(tmp_path):
         assert list(Dataset.from_file(path).queries.values()) == ["a", "how to pay"]
     with pytest.raises(DatasetError, match="1 wrong quote"):
         Dataset.from_file(path, strict=True)
+    path.write_text("query,document,document\na,one,two\n")
+    with pytest.warns(UserWarning, match='1 columns named twice, of which the last .*"document"'):
+        assert texts(Dataset.from_file(path)) == [("a", ["two"])]
     path.write_text("query,document\nhow to pay,Pay, then wait\n")
     said = "expected a table: 1 rows with more cells than columns"
     with pytest.raises(DatasetError, match=said):
         Dataset.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("specs", "said"),
+    [
+        (["a=bm25", "a=bm25"], "two are named 'a'. Name them: other=bm25$"),
+        (["local:"], 'expected a folder after "local:", got .local:.'),
+        (["a=adapted:"], 'expected a folder after "adapted:"'),
+    ],
+)
+def test_models_without_a_name_or_a_folder_of_their_own_are_refused(specs, said):
+    with pytest.raises(OptionError, match=said):
+        named_models(specs, {"d": "text"})

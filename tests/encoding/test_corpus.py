@@ -9,7 +9,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index_embeddings_adapted import embed_corpus
 from llama_index_embeddings_adapted.encoding import corpus
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.errors import EncodeError, OptionError
+from llama_index_embeddings_adapted.errors import DatasetError, EncodeError, OptionError
 from tests.conftest import CountingEmbedding
 
 TEXTS = [f"text {number}" for number in range(10)]
@@ -65,6 +65,11 @@ def test_a_function_that_builds_the_model_serves_as_well(tmp_path):
     assert embedded(TEXTS, CountingEmbedding, tmp_path).embedded == 10
     with pytest.raises(OptionError, match="got one string"):
         embedded("text", CountingEmbedding, tmp_path)
+    with pytest.raises(OptionError, match="got NoneType"):
+        embedded(None, CountingEmbedding, tmp_path)
+    for texts, name in ((["a", None], "1"), ({"a": "b", "c": None}, "'c'")):
+        with pytest.raises(DatasetError, match=f"expected strings, text {name} is NoneType"):
+            embedded(texts, CountingEmbedding, tmp_path)
 
 
 def test_an_interrupted_run_keeps_what_it_had(base, tmp_path, monkeypatch):

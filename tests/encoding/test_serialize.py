@@ -2,10 +2,12 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.bridge.pydantic import Field, SecretStr
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
+from llama_index_embeddings_adapted.adapters.saving import QuerySketch
 from llama_index_embeddings_adapted.encoding import serialize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from tests.conftest import CountingEmbedding
@@ -202,3 +204,6 @@ def test_arguments_that_no_folder_can_say_are_named_when_it_is_saved(tmp_path):
     model = AdaptedEmbedding(Deep(4), LinearAdapter.identity(16))
     with pytest.warns(UserWarning, match="keeps in no field: depth"):
         model.save_pretrained(tmp_path / "a")
+    known: dict[str, Any] = {"training": {"seed": 3}, "sketch": QuerySketch.of(np.eye(16))}
+    adapted = AdaptedEmbedding(CountingEmbedding(), LinearAdapter.identity(16), **known)
+    assert not serialize.unrecorded(adapted, serialize.describe_base(adapted)["settings"])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import LinearAdapter
+from llama_index_embeddings_adapted.errors import DatasetError
 from llama_index_embeddings_adapted.evaluation import held_out
 from tests.support.synthetic import encoded, rotated_corpus
 
@@ -19,6 +20,8 @@ def test_no_training_query_asks_for_what_was_held_out_and_queries_alone_leave_th
     shares = {"queries": 0.1, "documents": 0.1}
     first, again, other = (held_out.hold_out(data, **shares, seed=n)[1].tolist() for n in (1, 1, 2))
     assert first == again != other
+    with pytest.raises(DatasetError, match="All 150 training queries are also in val_dataset"):
+        held_out.drop_leaked_queries(data, data)
 
 
 def test_equal_questions_are_on_one_side_and_documents_held_out_where_training_allows():

@@ -174,6 +174,8 @@ def test_a_text_is_sent_as_it_is_embedded_once_for_twins_and_once_per_question(w
         ({"max_chunks": 0}, "max_chunks: expected a whole number >= 1, got 0"),
         ({"near_duplicate": 0.0}, r"near_duplicate: expected a share in \(0, 1\], got 0.0"),
         ({"styles": "question"}, "styles: expected a list of names, got 'question'"),
+        ({"labels": ("Text",)}, r"labels: expected two.*got \('Text',\)"),
+        ({"labels": "ab"}, "labels: expected two.*got 'ab'"),
         ({"embed_model": "local:x"}, "embed_model: 'local:x' names no model"),
         ({"filters": ["copied"]}, "filters: expected functions of a Candidate, got 'copied'"),
         ({"timeout_s": 0}, "timeout_s: expected a number > 0 or None, got 0"),
@@ -222,6 +224,11 @@ def test_max_chunks_limits_what_is_asked_about_and_nodes_without_text_are_left_o
     assert list(data.corpus) == ["n0", "n1"]
     with pytest.raises(DatasetError, match="nodes: expected at least one with text, got 0"):
         write([], DoubleLLM())
+    for given, kind in ((["abc"], "str"), (None, "NoneType")):
+        with pytest.raises(DatasetError, match=f"list of LlamaIndex's nodes, got {kind}"):
+            write(given, DoubleLLM())
+        with pytest.raises(DatasetError, match=f"list of LlamaIndex's nodes, got {kind}"):
+            package.pairs_from_structure(given)
 
 
 def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):

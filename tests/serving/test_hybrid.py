@@ -297,8 +297,12 @@ def test_nodes_that_come_later_are_taken_in_and_an_edited_one_counts_once(model)
         found = [each.retrieve(query) for each in (hybrid, anew)]
         one, other = ({n.node_id: round(n.score, 5) for n in nodes} for nodes in found)
         assert one == other
-    hybrid.roll_back()
-    assert len(hybrid.views.lexical) == 60
+    index.delete_nodes([IDS[3]])
+    hybrid.remove_nodes([IDS[3], "unknown"])
+    assert IDS[3] not in {found.node_id for found in hybrid.retrieve("zebra")}
+    for left in (len(NODES), 60):
+        hybrid.roll_back()
+        assert len(hybrid.views.lexical) == left
 
 
 def test_scores_on_the_base_models_scale_keep_a_cutoffs_meaning(index, model, tmp_path):

@@ -144,8 +144,11 @@ def test_queries_of_a_given_validation_set_are_not_trained_on(things, trained):
     # All of val, and a tenth of train held out with its documents.
     assert report.overall.queries == pytest.approx(len(val) + 0.1 * len(train), abs=3)
     assert report.new is not None
-    report = trained(train, val_dataset=val, method="ridge").report  # which judges on all of them
-    assert report.train_queries == len(things)
+    with pytest.warns(UserWarning, match='epochs, patience: heeded by method="linear" only'):
+        engine = trained(train, val_dataset=val, method="ridge", epochs=2, patience=1)
+    report = engine.report  # it judges on all of them, and trains on all in the end
+    assert report.train_queries == report.data["queries"] == len(things)
+    assert engine.get_finetuned_model().sketch.queries == len(things)
     assert report.overall.queries > len(train)
     shared = things.subset(list(things.queries)[:30])
     with pytest.warns(UserWarning, match="30 training queries are also in val_dataset"):
@@ -338,6 +341,9 @@ IDENTITY = package.LinearAdapter.identity(16)
         ({"start": "zero"}, "start: expected one of whitening, identity"),
         ({"expect": 1.2}, r"expect: expected a share in \[0, 1\] or None"),
         ({"epochs": -1}, "epochs: expected a whole number >= 1"),
+        ({"seed": -1}, "seed: expected a whole number >= 0"),
+        ({"device": "gpu"}, "device: expected None or one this machine has.*got 'gpu'"),
+        ({"method": []}, "method: expected at least one"),
         ({"checkpoint_save_steps": 0}, "checkpoint_save_steps"),
         ({"val_dataset": "dev.json"}, "val_dataset: expected an Embedding.*got str"),
         ({"method": "ridge", "adapter_model": IDENTITY}, 'method="ridge" starts where it sees fit'),

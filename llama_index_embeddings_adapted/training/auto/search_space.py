@@ -33,6 +33,8 @@ def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
         OptionError: An unknown method, or one that moves documents with ``adapts="query"``.
     """
     names = [method] if isinstance(method, str) else list(method)
+    if not names:
+        raise OptionError('method: expected at least one, such as "auto", got none.')
     for at, name in enumerate(names):
         if name in _GONE:
             raise OptionError(f"method: {name!r} is no longer there; use {_GONE[name]}.")

@@ -88,13 +88,7 @@ def tune(
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
             asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar}
-            # Of far more than a fold has, it takes longest, and all threads, afterwards.
-            beside = (
-                len(data.relevance) <= 2 * MOST_QUERIES
-                and len(data.documents) <= 2 * MOST_DOCUMENTS
-            )
-            asked["meanwhile"] = everything.fit if beside else None
-            selection = select(sample, space, mix, options, **asked)
+            selection = select(sample, space, mix, options, meanwhile=everything.beside, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
         candidate, failure = everything.fit(selection.spec)
@@ -196,6 +190,13 @@ class _Everything:
         longer = 1 / _OF_A_FOLD
         narrow = narrowed(self._data, directions)
         return PipelineFitter(narrow, self._options, longer=longer), directions
+
+    @property
+    def beside(self) -> Callable[[PipelineSpec], Any] | None:
+        """What fits it beside the folds; none of far more than they have: it takes all threads."""
+        data = self._data
+        many = len(data.relevance) > 2 * MOST_QUERIES or len(data.documents) > 2 * MOST_DOCUMENTS
+        return None if many else self.fit
 
     def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
         """Return the adapter; or None and why it fails, as cross-fitting is not lost."""

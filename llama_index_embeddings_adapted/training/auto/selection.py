@@ -335,6 +335,7 @@ class _Search:
         scores = {spec: np.zeros(len(self.scores.known)) for spec in specs}
         failed: dict[PipelineSpec, str] = {}
         done: set[PipelineSpec] = set()  # in all folds
+        every = range(len(self._judges))
         lock = threading.Lock()  # a bar counts for one thread
 
         def judge(k: int, racing: Collection[PipelineSpec]) -> Iterator[None]:
@@ -345,9 +346,12 @@ class _Search:
                         prepared[spec] = judge.prepared(spec)
                     except FAILURES as cause:
                         failed.setdefault(spec, str(cause))
+                share = 0 if done else work(spec, len(judge.fold.train.relevance)) / len(every)
                 with lock:
-                    whole = 0 if done else work(spec, len(judge.fold.train.relevance))
-                    self._bar.update(whole / len(self._judges))
+                    if spec in racing:
+                        self._bar.update(share)
+                    elif self._bar.total:  # less is left than was planned
+                        self._bar.total -= share
                 yield
             for spec, score in prepared.items():
                 try:
@@ -360,7 +364,6 @@ class _Search:
             found = {spec: scores[spec] for spec in specs if spec not in failed}
             return self.scores.racing(found, self.scores.fold < _HEAT)
 
-        every = range(len(self._judges))
         run_in_threads([judge(k, specs) for k in every[:_HEAT]], self._at_once)
         while not done.issuperset(left := ahead()):  # again, if what beat others fails later
             run_in_threads([judge(k, left) for k in every[_HEAT:]], self._at_once)

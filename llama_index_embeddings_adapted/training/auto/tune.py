@@ -82,7 +82,8 @@ def tune(
     known: Any = {"expect": mix.known_share, "expect_told": mix.given, "provable": provable}
     choice: Callable[..., SelectionReport] = partial(SelectionReport, sampled=sampled, **known)
     everything = _Everything(data, options)
-    with _bar(methods, options.adapts, count, len(data.relevance), show_progress) as bar:
+    queries = count, len(data.relevance)
+    with _bar(methods, options.adapts, *queries, words is not None, show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
@@ -125,13 +126,15 @@ def _base_kept(
     return AutoResult(base, base, report, Parts(part, None, None), judged)
 
 
-def _bar(methods: Sequence[str], adapts: str, sample: int, queries: int, show: bool) -> Any:
+def _bar(
+    methods: Sequence[str], adapts: str, sample: int, queries: int, words: bool, show: bool
+) -> Any:
     """Return a bar with an estimate of the time for all that follows.
 
     The fit on everything grows with the third power of the queries, as kernels do.
     """
     fold = _OF_A_FOLD * sample
-    last = 1.0 + 0.16 * (min(queries, MOST_KEYS) / fold) ** 3
+    last = 1.0 + 4.0 * words + 0.4 * (min(queries, MOST_KEYS) / fold) ** 3
     return tqdm(
         total=planned(methods, adapts, int(fold)) + last,
         desc="Cross-fitting",

@@ -308,7 +308,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             views=tuned.views,
         )
         report = self._completed(report, encoder, began, data.query_ids)
-        written = data_statistics(self.dataset)["questions"]  # what is merged knows of no writing
+        written = (report.data or {}).get("questions")  # what is merged knows of no writing
         report = replace(report, data=data_statistics(everything) | {"questions": written})
         return self._serving(tuned.adapter, tuned.candidate, report, data, data, tuned.mixed)
 

@@ -225,11 +225,11 @@ def test_nodes_give_the_text_that_an_index_embeds():
 
 
 def test_the_fingerprint_tells_datasets_apart_and_the_repr_is_short(small):
-    changed = {**small.corpus, "d0": "another text"}
-    other = Dataset(small.queries, changed, small.relevant_docs)
+    many = {**small.corpus, "d0": "another text", **{f"e{n}": "é" for n in range(40)}}  # in parts
+    other = Dataset(small.queries, many, small.relevant_docs)
     assert small.fingerprint != other.fingerprint
-    whole = json.dumps([small.queries, small.corpus, small.relevant_docs, None], sort_keys=True)
-    assert small.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]
+    whole = json.dumps([other.queries, other.corpus, other.relevant_docs, None], sort_keys=True)
+    assert other.fingerprint == hashlib.sha256(whole.encode()).hexdigest()[:16]
     assert small.fingerprint == small.subset(list(small.queries)).fingerprint
     assert repr(small) == "EmbeddingQAFinetuneDataset(12 queries, 6 documents)"
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -64,28 +63,19 @@ def run_in_threads(works: Sequence[Iterator[Any]], most: int | None = None) -> N
     if workers < 2:
         deque(chain.from_iterable(works), maxlen=0)
         return
-    ended, share = threading.Event(), max(1, threads // workers)
-    waiting = deque(works)
-
-    def take_turns() -> None:
-        while not ended.is_set():
-            try:
-                work = waiting.popleft()
-            except IndexError:  # others are at what is left
-                return
-            if next(work, ended) is not ended:
-                waiting.append(work)
-
-    executor = ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,))
+    ended, share = object(), max(1, threads // workers)
+    pool = ThreadPoolExecutor(workers, "training", torch.set_num_threads, (share,))
     try:
-        with _libraries().limit(limits=share, user_api="blas"), executor as pool:
-            tasks = [pool.submit(take_turns) for _ in range(workers)]
+        with _libraries().limit(limits=share, user_api="blas"):
+            turns = {pool.submit(next, work, ended): work for work in works}
             try:
-                for task in as_completed(tasks):
-                    task.result()
-            except BaseException:
-                ended.set()
-                raise
+                while turns:
+                    for turn in wait(turns, return_when=FIRST_COMPLETED).done:
+                        work = turns.pop(turn)
+                        if turn.result() is not ended:
+                            turns[pool.submit(next, work, ended)] = work
+            finally:
+                pool.shutdown(cancel_futures=True)
     finally:
         torch.set_num_threads(threads)  # as some libraries below keep one number for all threads
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...adapters.base import Adapter
 from ...errors import OptionError, nearest
@@ -24,6 +24,10 @@ _GONE = {
     "two_layer": 'method="linear" with adapter_model=TwoLayerAdapter.identity(dim)',
 }
 _RENAMED = {"facing": "query_on_mapped"}
+_MEMORISING: list[PipelineSpec] = [pipelines.CorpusSpec(alpha) for alpha in ALPHAS]
+
+#: Takes the query side that memorises best so far, and all that is known, and proposes others.
+QuerySides = Callable[[PipelineSpec, SearchState], list[PipelineSpec]]
 
 
 def check_methods(method: str | Sequence[str], adapts: str) -> list[str]:
@@ -69,7 +73,12 @@ def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
         return space
     space += [functools.partial(_maps, adapts), functools.partial(_kernels, adapts), _gates]
     if adapts == "both":
-        space += [_on_mapped, _kernels_on_mapped, _gates_on_mapped, _nudges]
+        sides: list[QuerySides] = [
+            lambda *_: _MEMORISING,
+            _kernels_there,
+            lambda memorising, _: _gates_between(IDENTITY, memorising),
+        ]
+        space += [*(functools.partial(_on_mapped, each) for each in sides), _nudges]
     return space
 
 
@@ -91,7 +100,7 @@ def alone(method: str) -> list[PipelineSpec]:
         "ridge": [pipelines.RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
         "kernel": _kernels_on(IDENTITY),
         "gate": _gates_between(pipelines.LinearSpec(), pipelines.CorpusSpec()),
-        "query_on_mapped": _maps_on(TwoSidedSpec()),
+        "query_on_mapped": [pipelines.QueryOnMappedSpec(TwoSidedSpec(), s) for s in _MEMORISING],
         "nudge_n": [pipelines.NudgeNSpec(distance) for distance in (0.05, 0.1, 0.2, 0.4)],
         "nudge": _nudges_on(IDENTITY),
     }
@@ -121,30 +130,23 @@ def _gates(state: SearchState) -> list[PipelineSpec]:
     return [gate for end in ends for gate in _gates_between(general, end)]
 
 
-def _on_mapped(state: SearchState) -> list[PipelineSpec]:
-    """Maps that memorise, of queries to documents as the best map of both sides has them."""
-    return [spec for mapped in _document_map(state) for spec in _maps_on(mapped)]
+def _on_mapped(sides: QuerySides, state: SearchState) -> list[PipelineSpec]:
+    """Query sides in front of documents as the best map of both sides has them, if one gains."""
+    mapped = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
+    if not isinstance(mapped, TwoSidedSpec):
+        return []
+    there = [s for s in state.gains if getattr(s, "document_map", None) == mapped]
+    memorising = state.most(there, "known").last  # the identity if none gains
+    return [pipelines.QueryOnMappedSpec(mapped, side) for side in sides(memorising, state)]
 
 
-def _kernels_on_mapped(state: SearchState) -> list[PipelineSpec]:
+def _kernels_there(memorising: PipelineSpec, state: SearchState) -> list[PipelineSpec]:
     """Kernels that were best in front of documents that nothing had moved, now where it has."""
     kernels = [spec for spec in state.gains if isinstance(spec, KernelSpec)]
     best = [state.best(kernels), state.most(kernels, "new"), state.most(kernels, "known")]
     settings = dict.fromkeys((k.temperature, k.weight) for k in best if isinstance(k, KernelSpec))
-    return [
-        pipelines.QueryOnMappedSpec(mapped, KernelSpec(base, *kept))
-        for mapped in _document_map(state)
-        for base in dict.fromkeys([IDENTITY, _memorising_on(mapped, state)])
-        for kept in settings
-    ]
-
-
-def _gates_on_mapped(state: SearchState) -> list[PipelineSpec]:
-    return [
-        pipelines.QueryOnMappedSpec(mapped, gate)
-        for mapped in _document_map(state)
-        for gate in _gates_between(IDENTITY, _memorising_on(mapped, state))
-    ]
+    bases = dict.fromkeys([IDENTITY, memorising])
+    return [KernelSpec(base, *kept) for base in bases for kept in settings]
 
 
 def _nudges(state: SearchState) -> list[PipelineSpec]:
@@ -158,24 +160,8 @@ def _nudges(state: SearchState) -> list[PipelineSpec]:
     return [nudge for base in in_order for nudge in _nudges_on(base)]
 
 
-def _document_map(state: SearchState) -> list[TwoSidedSpec]:
-    """Return the best map of both sides; none where none gains."""
-    best = state.best(spec for spec in state.gains if isinstance(spec, TwoSidedSpec))
-    return [best] if isinstance(best, TwoSidedSpec) else []
-
-
-def _memorising_on(mapped: TwoSidedSpec, state: SearchState) -> PipelineSpec:
-    """Return the query side that gains most on known documents there; the identity if none does."""
-    there = [s for s in state.gains if getattr(s, "document_map", None) == mapped]
-    return state.most(there, "known").last
-
-
 def _query_maps(state: SearchState) -> list[PipelineSpec]:
     return [spec for spec in state.gains if not spec.adapts_documents and not spec.parts]
-
-
-def _maps_on(mapped: TwoSidedSpec) -> list[PipelineSpec]:
-    return [pipelines.QueryOnMappedSpec(mapped, pipelines.CorpusSpec(alpha)) for alpha in ALPHAS]
 
 
 def _kernels_on(base: PipelineSpec, adapts: str = "query") -> list[PipelineSpec]:

@@ -125,9 +125,12 @@ class Gate:
 
     def known(self, queries: Vectors) -> Vectors:
         """Return p(known | q) of queries, ``(n, dim)``, unit rows, as ``(n,)``."""
+        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * self.log_odds(queries)), dtype=np.float32)
+
+    def log_odds(self, queries: Vectors) -> Vectors:
+        """Return the log odds of :meth:`known`, ``(n,)``."""
         features = np.clip(self.features(queries), self.low, self.high)
-        logits = features @ self.coefficients[:-1] + self.coefficients[-1]
-        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), dtype=np.float32)
+        return np.asarray(features @ self.coefficients[:-1] + self.coefficients[-1])
 
     def features(self, queries: Vectors) -> Vectors:
         """Return :data:`FEATURES` of queries ``(n, dim)``, unit rows, as ``(n, 6)``."""

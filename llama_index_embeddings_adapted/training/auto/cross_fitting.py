@@ -330,16 +330,15 @@ def fit_gate(train: EncodedDataset, *, seed: int = 0) -> Gate:
     """
     features, known = [], []
     for fold in folds(train, seed=seed, most=_MOST_TOLD):
-        features.append(Gate(**_memory(fold.train, seed)).features(l2_normalize(fold.test.queries)))
+        features.append(_untaught(fold.train, seed).features(l2_normalize(fold.test.queries)))
         known.append(fold.test.known)
     seen = np.concatenate(features)
-    found = _logistic(seen, np.concatenate(known))
-    learnt = {"coefficients": found, "low": seen.min(axis=0), "high": seen.max(axis=0)}
-    return Gate(**{**_memory(train, seed), **learnt})
+    coefficients, low, high = _logistic(seen, np.concatenate(known)), seen.min(0), seen.max(0)
+    return replace(_untaught(train, seed), coefficients=coefficients, low=low, high=high)
 
 
-def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:
-    """Return what a gate remembers of a training set, with coefficients of zero."""
+def _untaught(train: EncodedDataset, seed: int) -> Gate:
+    """Return a gate that remembers a training set, with coefficients of zero."""
     random = np.random.default_rng(seed)
     asked = np.unique(train.canonical_rows[train.relevance.documents])
     others = np.setdiff1d(np.unique(train.canonical_rows), asked)
@@ -347,16 +346,11 @@ def _memory(train: EncodedDataset, seed: int) -> dict[str, Vectors]:
     kept_asked, share_asked = _sample(asked, _MOST_DOCUMENTS, random)
     kept_others, share_others = _sample(others, _MOST_DOCUMENTS, random)
     kept_queries, _ = _sample(np.arange(len(train.queries)), _MOST_QUERIES, random)
+    queries = l2_normalize(train.queries[kept_queries])
     zero = np.zeros(len(FEATURES) + 1, dtype=np.float32)
-    return {
-        "queries": l2_normalize(train.queries[kept_queries]),
-        "asked": documents[kept_asked],
-        "others": documents[kept_others],
-        "shares": np.array([share_asked, share_others], dtype=np.float32),
-        "coefficients": zero,
-        "low": zero[1:],
-        "high": zero[1:],
-    }
+    memory = queries, documents[kept_asked], documents[kept_others]
+    shares = np.array([share_asked, share_others], dtype=np.float32)
+    return Gate(*memory, shares, coefficients=zero, low=zero[1:], high=zero[1:])
 
 
 def _sample(rows: Rows, most: int, random: np.random.Generator) -> tuple[Rows, float]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
-import numpy as np
 from scipy.special import expit
 
 from ...adapters.base import Adapter
@@ -220,13 +219,8 @@ class GateSpec(PipelineSpec):
         return GatedAdapter(fitter.fit(self.general), fitter.fit(self.special), gate)
 
     def mixture(self, view: QueryBasis, fitter: PipelineFitter) -> Mixture:
-        def odds() -> Vectors:
-            gate = fitter.gate
-            features = np.clip(gate.features(l2_normalize(view.queries)), gate.low, gate.high)
-            slopes, intercept = gate.coefficients[:-1], gate.coefficients[-1]
-            return np.asarray(features @ slopes + intercept, dtype=np.float32)
-
-        known = expit(fitter.once("odds", view, odds) + self.prior_log_odds)
+        odds = fitter.once("odds", view, lambda: fitter.gate.log_odds(l2_normalize(view.queries)))
+        known = expit(odds + self.prior_log_odds)
         general, special = (
             view.unit(end.mixture(view, fitter)) for end in (self.general, self.special)
         )

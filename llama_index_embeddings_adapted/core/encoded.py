@@ -85,15 +85,14 @@ class Qrels:
         own = first[self.documents]
         if (size[own] == 1).all():
             return self
-        alike, starts = np.argsort(first, kind="stable"), np.cumsum(size) - size
-        entries = np.repeat(np.arange(len(own)), size[own])
-        within = np.arange(len(entries)) - np.searchsorted(entries, entries)
-        queries, documents = self.queries[entries], alike[starts[own[entries]] + within]
-        order = np.lexsort((-self.grades[entries], documents, queries))
+        alike = Qrels._of(size, np.argsort(first, kind="stable"), np.ones(len(first))).take(own)
+        queries, documents = self.queries[alike.queries], alike.documents
+        grades = self.grades[alike.queries]
+        order = np.lexsort((-grades, documents, queries))
         _, once = np.unique(np.stack([queries, documents])[:, order], axis=1, return_index=True)
         kept = order[once]
         counts = np.bincount(queries[kept], minlength=len(self))
-        return Qrels._of(counts, documents[kept], self.grades[entries][kept])
+        return Qrels._of(counts, documents[kept], grades[kept])
 
     def among(self, rows: Rows) -> Qrels:
         """Keep the documents of these rows, ascending, and count them anew."""

@@ -7,7 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ class _Everything:
 
     def __init__(self, data: EncodedDataset, options: TrainingOptions) -> None:
         self._data, self._options = data, options
-        self._done: dict[PipelineSpec, tuple[Adapter | None, str]] = {}
+        self.fit = cache(self._fit)
 
     @cached_property
     def _fitter(self) -> tuple[PipelineFitter, Vectors]:
@@ -201,17 +201,15 @@ class _Everything:
         many = len(data.relevance) > 2 * MOST_QUERIES or len(data.documents) > 2 * MOST_DOCUMENTS
         return None if many else self.fit
 
-    def fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
+    def _fit(self, spec: PipelineSpec) -> tuple[Adapter | None, str]:
         """Return the adapter; or None and why it fails, as cross-fitting is not lost."""
-        if spec not in self._done:
-            try:
-                fitter, directions = self._fitter
-                self._done[spec] = fitter.fit_whole(spec, directions), ""
-            except FAILURES as cause:
-                failure = f"{spec} fails on all pairs: {cause}"
-                warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
-                self._done[spec] = None, failure
-        return self._done[spec]
+        try:
+            fitter, directions = self._fitter
+            return fitter.fit_whole(spec, directions), ""
+        except FAILURES as cause:
+            failure = f"{spec} fails on all pairs: {cause}"
+            warnings.warn(f"The base model is kept, as {failure}", stacklevel=3)
+            return None, failure
 
 
 def _announcement(queries: int, provable: float, mix: QueryMix, sampled: str) -> str:

@@ -25,7 +25,7 @@ from ..core.files import WEIGHTS, Arrays, read_config
 from ..encoding.base_model import PROBE_TEXTS, Fingerprint, fingerprint_of, tolerance
 from ..encoding.serialize import base_name, describe_base, unrecorded
 from ..errors import BaseModelMismatchError, FolderError, OptionError, ShapeError, quote_some
-from . import composites, maps, prior
+from . import composites, prior  # noqa: F401  a folder may hold their classes: they are known now
 from .base import Adapter, describe, restore
 from .maps import LinearAdapter, TwoLayerAdapter
 
@@ -42,9 +42,6 @@ _FEW = 64  # sketches smaller than this take several queries of a group
 _OLD_CONFIG = {"in_features", "out_features", "hidden_features", "bias", "activation_fn_str",
                "add_residual"}  # fmt: skip
 _METRICS = ("hit_rate@1", "hit_rate@5", "mrr@10", "ndcg@10", "recall@10")
-
-#: A folder may hold any of their classes, which are recognised once they are defined.
-RECOGNISED = (composites, maps, prior)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import Floats, Mask, Role, Rows, Vectors, l2_normalize, ranks, top_k
+from ..core.arrays import Floats, Mask, Role, Rows, Vectors, l2_normalize, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..core.files import read_json, read_json_object
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
@@ -231,25 +231,22 @@ def tune_weight(
     relevance: Qrels,
     trained: float,
     *,
-    hidden: tuple[Rows, Rows] | None = None,
+    hidden: Qrels | None = None,
 ) -> float:
     """Find the λ of :data:`WEIGHTS` with the highest mean NDCG@10, the smallest of equals.
 
     The λ of the training stays unless another is better by more than the standard error of the
     difference, and is never kept where it is worse than λ = 0. Vectors are those of black box and
     small model, ``(n, dim_b)`` and ``(n, dim_a)``, of any length, and likewise of ``m`` documents;
-    ``hidden`` are rows of queries, and for each a document that does not compete.
+    ``hidden`` are documents that do not compete, by query.
     """
     frozen, small = map(l2_normalize, queries)
     joined = np.concatenate([l2_normalize(part) for part in documents], axis=1)
-    ideal = retrieval.ideal_gain(relevance, _DEPTH)
 
     def ndcg(weight: float) -> Floats:
         parts = [frozen, weight**2 * small]  # documents carry no λ: queries carry that of both
         asked = np.asarray(np.concatenate(parts, axis=1) / (1 + weight**2), dtype=np.float32)
-        wanted = relevance.queries, relevance.documents
-        found = ranks(asked, joined, *wanted, depth=_DEPTH, hidden=hidden)
-        return relevance.discounted_gain(found, _DEPTH) / ideal
+        return relevance.ndcg(asked, joined, _DEPTH, hidden)
 
     scores = {weight: ndcg(weight) for weight in (*WEIGHTS, trained)}
     best = max(WEIGHTS, key=lambda weight: scores[weight].mean())
@@ -306,7 +303,7 @@ class ComposedValidation:
         theirs = self._embedded(small, np.arange(len(self._documents)))
         if self._composed:
             queries, documents = zip(own, theirs, strict=True)
-            relevance, hidden = self.data.relevance, self.data.hidden_entries
+            relevance, hidden = self.data.relevance, self.data.hidden
             weight = tune_weight(queries, documents, relevance, weight, hidden=hidden)
         base = search(self.data, *own)
         adapted = search(self.data, *self._joined(own, theirs, weight))

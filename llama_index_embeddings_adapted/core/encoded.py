@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Floats, Keys, Mask, Rows, Vectors, ahead
+from .arrays import Floats, Keys, Mask, Rows, RowSource, Vectors, ahead, ranks
 
 #: Stands in a ranking of a corpus that is smaller than others where no document is left.
 NO_DOCUMENT = -1
@@ -104,11 +104,28 @@ class Qrels:
         order = np.argsort(self.grades_at(ranked) > 0, axis=1, kind="stable")
         return np.take_along_axis(ranked, order, axis=1)
 
-    def discounted_gain(self, ranks: Rows, k: int) -> Floats:
-        """Return the discounted gain, ``(n,)``, of entries with ranks, from 0, below ``k``."""
-        gains = np.where(ranks < k, self.grades / np.log2(ranks + 2), 0.0)
+    def discounted_gain(self, rank: Rows, k: int) -> Floats:
+        """Return the discounted gain, ``(n,)``, of entries whose rank, from 0, is below ``k``."""
+        gains = np.where(rank < k, self.grades / np.log2(rank + 2), 0.0)
         total = np.bincount(self.queries, weights=gains, minlength=len(self))
         return np.asarray(total, dtype=np.float64)
+
+    def ideal_gain(self, k: int) -> Floats:
+        """Return the discounted gain of the best order, ``(n,)``."""
+        best = np.lexsort((-self.grades, self.queries))
+        rank = np.arange(len(best)) - np.repeat(self.offsets[:-1], self.counts)
+        return replace(self, grades=self.grades[best]).discounted_gain(rank, k)
+
+    def ndcg(
+        self, queries: Vectors, documents: RowSource, k: int, hidden: Qrels | None = None
+    ) -> Floats:
+        """Return NDCG@k, ``(n,)``, of an exact search: ``(n, dim)`` and ``(m, dim)`` unit rows.
+
+        ``hidden`` documents do not compete.
+        """
+        aside = None if hidden is None else (hidden.queries, hidden.documents)
+        found = ranks(queries, documents, self.queries, self.documents, depth=k, hidden=aside)
+        return self.discounted_gain(found, k) / self.ideal_gain(k)
 
     def grades_at(self, ranked: Rows) -> Floats:
         """Return grades, 0: not relevant, of ranked rows or :data:`NO_DOCUMENT`, ``(n, k)``."""
@@ -134,11 +151,12 @@ class Shortlist:
         self._lines, self._places = np.nonzero(grades)
         counts, own = np.count_nonzero(grades, axis=1), grades[self._lines, self._places]
         self._relevance, self._k = Qrels._of(counts, self._places, own), k
+        self._ideal = relevance.ideal_gain(k)
 
-    def gain(self, scores: Vectors) -> Floats:
-        """Return the discounted gain of the first ``k`` by ``(n, c)`` scores; see :func:`ahead`."""
+    def ndcg(self, scores: Vectors) -> Floats:
+        """Return NDCG@k, ``(n,)``, by ``(n, c)`` scores; see :func:`ahead`."""
         found = ahead(scores, self._lines, self._places, scores[self._lines, self._places], self._k)
-        return self._relevance.discounted_gain(found, self._k)
+        return self._relevance.discounted_gain(found, self._k) / self._ideal
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +179,6 @@ class EncodedDataset:
         """What scores count as relevant."""
         first = self.canonical_rows
         return self.relevance.with_twins(first) if self.twins_count else self.relevance
-
-    @property
-    def hidden_entries(self) -> tuple[Rows, Rows] | None:
-        """Rows of queries, ascending, and of the documents hidden from them."""
-        return None if self.hidden is None else (self.hidden.queries, self.hidden.documents)
 
     @property
     def notes(self) -> tuple[str, ...]:

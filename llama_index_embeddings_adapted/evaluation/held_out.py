@@ -20,11 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..adapters.base import Adapter
-from ..core.arrays import Mask, Rows, RowSource, l2_normalize, normalized_rows, ranks, top_k
+from ..core.arrays import Mask, Rows, RowSource, l2_normalize, normalized_rows, top_k
 from ..core.encoded import EncodedDataset, Qrels
 from ..data.contents import hold_out_documents
 from ..errors import DatasetError
-from .retrieval import PerQuery, RetrievalScores, ScoreShift, ideal_gain, joined, search
+from .retrieval import PerQuery, RetrievalScores, ScoreShift, joined, search
 from .verdict import FEWEST, LOOKS_RANDOM, METRIC, Difference, paired_difference
 
 REPORTED = ("hit_rate@1", "hit_rate@5", "hit_rate@10", "mrr@10", "ndcg@10", "recall@10")
@@ -89,10 +89,9 @@ class HeldOut:
     known: Mask
 
     @cached_property
-    def searched(self) -> tuple[RowSource, Qrels, PerQuery]:
-        """Documents of length 1, what counts as relevant, and the gain of the best order."""
-        truth = self.data.scored
-        return normalized_rows(self.data.documents), truth, ideal_gain(truth, _DEPTH)
+    def searched(self) -> tuple[RowSource, Qrels]:
+        """Documents of length 1, and what counts as relevant."""
+        return normalized_rows(self.data.documents), self.data.scored
 
 
 class Validation:
@@ -117,11 +116,9 @@ class Validation:
         """Return NDCG@10 of each held-out query, ``(n,)``."""
         values = []
         for part in self.parts:
-            (documents, truth, ideal), hidden = part.searched, part.data.hidden_entries
+            documents, truth = part.searched
             queries = l2_normalize(adapter.apply(part.data.queries))
-            entries = (truth.queries, truth.documents)
-            found = ranks(queries, documents, *entries, depth=_DEPTH, hidden=hidden)
-            values.append(truth.discounted_gain(found, _DEPTH) / ideal)
+            values.append(truth.ndcg(queries, documents, _DEPTH, part.data.hidden))
         return np.concatenate(values)
 
     def judge(self, adapter: Adapter | None) -> RetrievalScores:

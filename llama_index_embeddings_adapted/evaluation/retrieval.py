@@ -35,14 +35,6 @@ DEPTH = 100  # documents kept per query
 PerQuery = arrays.Floats
 
 
-def ideal_gain(relevance: Qrels, k: int) -> PerQuery:
-    """Return the discounted gain of the best order, ``(n,)``."""
-    best = np.lexsort((-relevance.grades, relevance.queries))
-    rank = np.arange(len(best)) - np.repeat(relevance.offsets[:-1], relevance.counts)
-    ideal = Qrels(relevance.offsets, relevance.documents[best], relevance.grades[best])
-    return ideal.discounted_gain(rank, k)
-
-
 def _precisions(hits: Any) -> Any:
     """Return the precision at each relevant document, else 0."""
     return np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1) * hits
@@ -57,7 +49,7 @@ METRICS: dict[str, Callable[[PerQuery, Qrels, int], Any]] = {
     # Discounted gain over that of the best possible order: Järvelin and Kekäläinen 2002, with
     # gain = grade and discount 1 / log2(rank + 1).
     "ndcg": lambda grades, truth, k: (
-        grades @ (1.0 / np.log2(np.arange(2, grades.shape[1] + 2))) / ideal_gain(truth, k)
+        grades @ (1.0 / np.log2(np.arange(2, grades.shape[1] + 2))) / truth.ideal_gain(k)
     ),
     # Share of the relevant documents found.
     "recall": lambda grades, truth, k: (grades > 0).sum(axis=1) / truth.counts,

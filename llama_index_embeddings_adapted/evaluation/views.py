@@ -27,7 +27,7 @@ from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import verdict as verdicts
 from .held_out import Parts, Validation, compare_by_part
 from .page import Texts
-from .retrieval import DEPTH, PerQuery, RetrievalScores, ideal_gain, joined
+from .retrieval import DEPTH, PerQuery, RetrievalScores, joined
 from .verdict import METRIC, Decision, Verdict
 
 #: Of words and of the prior, in cosine units; simplest first.
@@ -158,8 +158,8 @@ class Candidates:
 
     def grid(self, relevance: Qrels) -> PerQuery:
         """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
-        shortlist, ideal = Shortlist(self.rows, relevance, _CUT), ideal_gain(relevance, _CUT)
-        return np.stack([shortlist.gain(self.mixed(*pair)) / ideal for pair in GRID])
+        shortlist = Shortlist(self.rows, relevance, _CUT)
+        return np.stack([shortlist.ndcg(self.mixed(*pair)) for pair in GRID])
 
 
 # --- which weights, and what they bring ---------------------------------------------------------

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from scipy.special import expit
 from ...adapters.base import Adapter
 from ...adapters.composites import FEATURES, Gate
 from ...adapters.maps import LinearAdapter
-from ...core.arrays import Mask, Rows, Vectors, l2_normalize, ranks, top_k
+from ...core.arrays import Mask, Rows, Vectors, l2_normalize, top_k
 from ...core.encoded import NO_DOCUMENT, EncodedDataset, Qrels, Shortlist
 from ...errors import DatasetError
-from ...evaluation.retrieval import PerQuery, ideal_gain
+from ...evaluation.retrieval import PerQuery
 
 _DEPTH = 10
 
@@ -50,15 +49,7 @@ class TestFold:
 
     def score(self, queries: Vectors, documents: Vectors) -> PerQuery:
         """Return NDCG@10 of each judgement; ``(n, dim)`` and ``(m, dim)`` are adapted unit rows."""
-        relevance, excluded = self.relevance, self.excluded
-        entries, hidden = ((q.queries, q.documents) for q in (relevance, excluded))
-        found = ranks(queries, documents, *entries, depth=_DEPTH, hidden=hidden)
-        return relevance.discounted_gain(found, _DEPTH) / self.ideal
-
-    @cached_property
-    def ideal(self) -> PerQuery:
-        """What the best order of each judgement gains."""
-        return ideal_gain(self.relevance, _DEPTH)
+        return self.relevance.ndcg(queries, documents, _DEPTH, self.excluded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +262,7 @@ class QueryBasis:
             self._search()
         scores = self._sum(mixture, self._scores)
         # What does not compete has no number, and comes last.
-        return self._shortlist.gain(np.fmax(scores, -np.inf, out=scores)) / self._test.ideal
+        return self._shortlist.ndcg(np.fmax(scores, -np.inf, out=scores))
 
     def _search(self) -> None:
         """Score everything on the shortlist, as it is now."""

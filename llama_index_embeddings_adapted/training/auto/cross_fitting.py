@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -23,6 +24,7 @@ from ...errors import DatasetError
 from ...evaluation.retrieval import PerQuery
 
 _DEPTH = 10
+_FOLDS = 5
 
 
 class TooLittleError(DatasetError):
@@ -75,12 +77,10 @@ class Fold:
         return self.test.excluded.last(found)[:, :depth]
 
 
-def folds(
-    data: EncodedDataset, *, count: int = 5, seed: int = 0, most: int | None = None
-) -> Iterator[Fold]:
+def folds(data: EncodedDataset, *, seed: int = 0, most: int | None = None) -> Iterator[Fold]:
     """Divide the relevance judgements so that each query is judged as known and as new.
 
-    Documents are assigned to ``count`` parts, and so are queries. Fold ``k`` trains on pairs of
+    Documents are assigned to five parts, and so are queries. Fold ``k`` trains on pairs of
     which neither the query nor the document is in part ``k``. It judges the queries of part ``k``
     on those of their documents that it trains on with other queries (*known*), and all queries it
     does not train on by their documents of part ``k`` (*new*). Where documents form groups by
@@ -93,16 +93,16 @@ def folds(
         TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
     """
     relevance = replace(data.relevance, documents=data.canonical_rows[data.relevance.documents])
-    if len(relevance) < count:
+    if len(relevance) < _FOLDS:
         raise TooLittleError(
-            f"Cross-fitting in {count} folds needs at least {count} queries, got {len(relevance)}"
+            f"Cross-fitting in {_FOLDS} folds needs at least {_FOLDS} queries, got {len(relevance)}"
         )
     random = np.random.default_rng(seed)
     same = _first_equal(data.queries)
-    document_part = _assign_documents(relevance, same, len(data.documents), count, random)
-    query_part = _assign_queries(same, relevance, document_part, count, random)
+    document_part = _assign_documents(relevance, same, len(data.documents), random)
+    query_part = _assign_queries(same, relevance, document_part, random)
     usable = 0
-    for k in range(count):
+    for k in range(_FOLDS):
         fold = _fold(data, relevance, same, document_part == k, query_part == k)
         if len(fold.train.relevance) and len(fold.test):
             usable += 1
@@ -125,17 +125,15 @@ def _first_equal(queries: Vectors) -> Rows:
     return np.array(rows, dtype=np.int64)
 
 
-def _assign_documents(
-    relevance: Qrels, same: Rows, total: int, count: int, random: np.random.Generator
-) -> Rows:
+def _assign_documents(relevance: Qrels, same: Rows, total: int, random: Generator) -> Rows:
     asked = np.unique(relevance.documents)
     group, size = _groups(relevance, same, total, asked)
-    if size.max() > len(asked) / count:  # all hangs together: single documents
+    if size.max() > len(asked) / _FOLDS:  # all hangs together: single documents
         group, size = np.arange(len(asked)), np.ones(len(asked), dtype=np.int64)
     order = random.permutation(len(size))
     order = order[np.argsort(-size[order], kind="stable")]
     part = np.empty(len(size), dtype=np.int64)
-    load = np.zeros(count, dtype=np.int64)
+    load = np.zeros(_FOLDS, dtype=np.int64)
     for one in order:  # the largest first, each to the emptiest part
         part[one] = load.argmin()
         load[part[one]] += size[one]
@@ -154,13 +152,11 @@ def _groups(relevance: Qrels, same: Rows, total: int, asked: Rows) -> tuple[Rows
     return group, size
 
 
-def _assign_queries(
-    same: Rows, relevance: Qrels, document_part: Rows, count: int, random: np.random.Generator
-) -> Rows:
+def _assign_queries(same: Rows, relevance: Qrels, document_part: Rows, random: Generator) -> Rows:
     """Assign queries, equal ones together, each to another part than its first document."""
     firsts, group = np.unique(same, return_inverse=True)
     avoided = (document_part[relevance.relevant_to(row)[0]] for row in firsts)
-    part = [(other + 1 + random.integers(count - 1)) % count for other in avoided]
+    part = [(other + 1 + random.integers(_FOLDS - 1)) % _FOLDS for other in avoided]
     return np.array(part, dtype=np.int64)[group]
 
 
@@ -344,7 +340,7 @@ def _untaught(train: EncodedDataset, seed: int) -> Gate:
     return Gate(*memory, shares, coefficients=zero, low=zero[1:], high=zero[1:])
 
 
-def _sample(rows: Rows, most: int, random: np.random.Generator) -> tuple[Rows, float]:
+def _sample(rows: Rows, most: int, random: Generator) -> tuple[Rows, float]:
     if len(rows) <= most:
         return rows, 1.0
     return np.sort(random.choice(rows, size=most, replace=False)), most / len(rows)

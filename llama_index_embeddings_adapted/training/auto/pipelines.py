@@ -342,11 +342,8 @@ class PipelineFitter:
 
     def trained(self, spec: TrainedSpec) -> tuple[Adapter, Adapter]:
         """Return a map where training starts and where it ends."""
-
-        def begin() -> LinearAdapter:
-            return self.start or closed_form.whitening(self.spectrum, power=spec.power)
-
-        start = self.once("start", spec.power, begin)
+        begin = functools.partial(closed_form.whitening, self.spectrum, power=spec.power)
+        start = self.start or self.once("start", spec.power, begin)
         initial = TwoSidedAdapter(start, start) if spec.adapts_documents else start
         return initial, self.once("map", spec, lambda: self._end(spec, start))
 

@@ -37,6 +37,7 @@ class PipelineSpec(ABC):
 
     method: ClassVar[str]
     moves_documents: ClassVar[bool] = False
+    over: ClassVar[str] = ""  #: The setting that a kernel or a gate lies over.
 
     @abstractmethod
     def fit(self, fitter: PipelineFitter) -> Adapter:
@@ -59,7 +60,7 @@ class PipelineSpec(ABC):
     @property
     def lowest_map(self) -> PipelineSpec:
         """The map below kernels and gates."""
-        return self
+        return getattr(self, self.over).lowest_map if self.over else self
 
     @property
     def last(self) -> PipelineSpec:
@@ -177,14 +178,10 @@ class TwoSidedSpec(TrainedSpec):
 class KernelSpec(PipelineSpec):
     """See :class:`KernelAdapter`."""
 
-    method = "kernel"
+    method, over = "kernel", "base"
     base: PipelineSpec
     temperature: float
     weight: float
-
-    @property
-    def lowest_map(self) -> PipelineSpec:
-        return self.base.lowest_map
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         base, learnt = fitter.fit(self.base), fitter.kernel(self.temperature)
@@ -205,14 +202,10 @@ class KernelSpec(PipelineSpec):
 class GateSpec(PipelineSpec):
     """See :class:`GatedAdapter`."""
 
-    method = "gate"
+    method, over = "gate", "general"
     general: PipelineSpec
     special: PipelineSpec
     prior_log_odds: float
-
-    @property
-    def lowest_map(self) -> PipelineSpec:
-        return self.general.lowest_map
 
     def fit(self, fitter: PipelineFitter) -> Adapter:
         gate = fitter.gate.with_odds(self.prior_log_odds)

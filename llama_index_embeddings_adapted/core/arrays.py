@@ -99,7 +99,6 @@ def normalized_blocks(vectors: Vectors) -> Iterator[Vectors]:
 # --- exact search -------------------------------------------------------------------------------
 DOCUMENTS_PER_BLOCK = 65_536  # 100 MB of them at 384 dimensions
 SCORES_PER_BLOCK = 16_000_000  # 64 MB of float32 scores at a time
-_NOISE = 1e-6  # scores of unit vectors this near are equal: blocks round differently
 _GROUP = 8  # columns that are looked at together, so that few are sorted
 _FEW = 4  # documents per query that are ranked faster one by one
 _NARROW = 1_000  # documents of which the best are sooner found than one is ranked
@@ -143,57 +142,14 @@ def top_k(queries: Vectors, documents: RowSource, k: int) -> tuple[Rows, Vectors
     return rows, scores
 
 
-def ranks(
-    queries: Vectors,
-    documents: RowSource,
-    rows: Rows,
-    wanted: Rows,
-    *,
-    depth: int | None = None,
-    hidden: tuple[Rows, Rows] | None = None,
-) -> Rows:
-    """Return the rank of single documents among all, much cheaper than sorting.
-
-    Ties go to the document that stands first, as in :func:`top_k`. Where documents are more than a
-    block, scores within ``1e-6`` count as equal, so vectors are to be of length 1.
-
-    Args:
-        queries, documents: ``(n, dim)`` and ``(m, dim)``.
-        rows, wanted: ``(entries,)``, rows of queries, ascending, and the document to rank for each.
-        depth: Ranks from here on, 0 is first, need only be at least this; None for exact ones.
-        hidden: Rows of queries, ascending, and for each a document that does not compete.
-    """
-    found = np.zeros(len(rows), dtype=np.int64)
-    whole = len(documents) <= DOCUMENTS_PER_BLOCK
-    own = None if whole else np.einsum("ij,ij->i", queries[rows], documents[wanted])
-    for part, block, scores in score_blocks(queries, documents):
-        if hidden is not None:
-            _hide(scores, part, block, *hidden)
-        entries = slice(*np.searchsorted(rows, [part.start, part.stop]))
-        lines, places = rows[entries] - part.start, wanted[entries] - block.start
-        if own is not None:
-            found[entries] += ahead(scores, lines, places, own[entries], depth, _NOISE)
-        else:
-            found[entries] = ahead(scores, lines, places, scores[lines, places], depth)
-    return found
-
-
-def _hide(scores: Vectors, part: slice, block: slice, rows: Rows, documents: Rows) -> None:
-    """Let some documents of a block score lower than all others, in place."""
-    entries = slice(*np.searchsorted(rows, [part.start, part.stop]))
-    lines, places = rows[entries] - part.start, documents[entries] - block.start
-    inside = (places >= 0) & (places < scores.shape[1])
-    scores[lines[inside], places[inside]] = -np.inf
-
-
 def ahead(
     scores: Vectors, lines: Rows, places: Rows, own: Vectors, depth: int | None, noise: float = 0.0
 ) -> Rows:
     """Return for each entry how many documents of a block, ``(b, m)``, stand before its own.
 
     ``lines`` are rows of ``scores``, ``places`` documents, which may lie before or behind the
-    block, ``own`` their scores; equal ones may be ``noise`` apart. ``depth`` is as in
-    :func:`ranks`.
+    block, ``own`` their scores; equal ones may be ``noise`` apart. Counts from ``depth`` on need
+    only be at least that; None: all are exact.
     """
     count = scores.shape[1]
     if depth is not None and (count < _NARROW or len(lines) > _FEW * len(scores)):

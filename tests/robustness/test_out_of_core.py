@@ -6,6 +6,7 @@ import torch
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, evaluate_retrieval
 from llama_index_embeddings_adapted.core import arrays
+from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import CacheError
 from llama_index_embeddings_adapted.evaluation import held_out
@@ -54,16 +55,16 @@ def test_search_in_blocks_finds_what_search_in_one_piece_finds(corpus, k, reques
 
 def test_ranks_in_blocks_are_those_in_one_piece(corpus, request):
     queries = arrays.l2_normalize(corpus[[7, 7, 120, 3]] + 0.1)
-    entries, wanted = np.array([0, 1, 1, 2, 3]), np.array([7, 202, 41, 229, 100])
-    hidden = np.array([0, 1, 1]), np.array([40, 7, 200])
-    whole = arrays.ranks(queries, corpus, entries, wanted)
-    competing = arrays.ranks(queries, corpus, entries, wanted, hidden=hidden)
+    wanted = Qrels.from_lists([[7], [202, 41], [229], [100]])
+    hidden = Qrels.from_lists([[40], [7, 200], [], []])
+    whole = wanted.ranks(queries, corpus)
+    competing = wanted.ranks(queries, corpus, hidden=hidden)
     assert (whole - competing).tolist() == [0, 2, 1, 0, 0]  # of equal ones, those before
     request.getfixturevalue("in_blocks")
     rows = arrays.NormalizedRows(corpus)
-    assert np.array_equal(arrays.ranks(queries, rows, entries, wanted), whole)
-    assert np.array_equal(arrays.ranks(queries, rows, entries, wanted, hidden=hidden), competing)
-    near = arrays.ranks(queries, rows, entries, wanted, depth=2)  # exact where they are below 2
+    assert np.array_equal(wanted.ranks(queries, rows), whole)
+    assert np.array_equal(wanted.ranks(queries, rows, hidden=hidden), competing)
+    near = wanted.ranks(queries, rows, depth=2)  # exact where they are below 2
     assert np.array_equal(np.minimum(near, 2), np.minimum(whole, 2))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llama_index_embeddings_adapted.adapters.base import Adapter
-from llama_index_embeddings_adapted.core.arrays import l2_normalize, ranks
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.training.auto import pipelines
 from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
@@ -23,8 +23,7 @@ def encoded(queries: Any, documents: Any, relevant: list[list[int]]) -> EncodedD
 
 def found_first(data: EncodedDataset, queries: Any, documents: Any) -> float:
     """The share of judged pairs whose document is the first of its query."""
-    relevance, sides = data.relevance, map(l2_normalize, (queries, documents))
-    return float((ranks(*sides, relevance.queries, relevance.documents) == 0).mean())
+    return float((data.relevance.ranks(*map(l2_normalize, (queries, documents))) == 0).mean())
 
 
 def rotated_corpus(

@@ -394,14 +394,13 @@ class _Search:
         """Return what a spec gains by fewer queries; None for the identity and where it fails."""
         if spec == IDENTITY:
             return None
-        every, gains = [self._judges], [self.scores.gain(spec)]
-        for share in reversed(_SHARES):
-            every.insert(0, [judge.with_share(share) for judge in self._judges])
-            try:
-                scores = np.concatenate([judge.prepared(spec)() for judge in every[0]])
-            except FAILURES:
-                return None
-            gains.insert(0, scores - self.scores.scores[IDENTITY])
+        every = [[judge.with_share(share) for judge in self._judges] for share in _SHARES]
+        try:
+            scores = [np.concatenate([judge.prepared(spec)() for judge in each]) for each in every]
+        except FAILURES:
+            return None
+        gains = [*(own - self.scores.scores[IDENTITY] for own in scores), self.scores.gain(spec)]
+        every.append(self._judges)
         counts = [round(np.mean([len(j.fold.train.relevance) for j in each])) for each in every]
         weights, growth = self.scores.weights(self.scores.everything), gains[-1] - gains[-2]
         means = tuple(float(weights @ gain) for gain in gains)

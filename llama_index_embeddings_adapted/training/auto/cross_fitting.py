@@ -233,8 +233,7 @@ class QueryBasis:
 
     def mapped(self, adapter: LinearAdapter) -> Vectors:
         """Map the queries, and leave their length as it is."""
-        mapped: Vectors = self.queries @ adapter.weight.T
-        return mapped if adapter.bias is None else mapped + adapter.bias
+        return replace(adapter, normalize=False).apply(self.queries)
 
     def unit(self, mixture: Mixture) -> Mixture:
         """Return a mixture scaled to length 1."""

@@ -33,10 +33,9 @@ from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
 from .embedding import AdaptedEmbedding
 from .views import Nodes, SteppedRetriever, Views, document_vectors, nodes_by_id, texts_of
-from .wrapped import Steps
+from .wrapped import Steps, run_steps
 
 CANDIDATES, TOP_K = 100, 10
-_SETTINGS = ("top_k", "candidates")
 
 
 class HybridRetriever(SteppedRetriever):
@@ -205,10 +204,7 @@ class HybridRetriever(SteppedRetriever):
         cached = self._allowed
         if cached is not None and cached[0] is lexical:
             return cached[1]
-        nodes: Any = self.nodes
-        if isinstance(nodes, BaseDocumentStore):
-            stored = nodes.get_nodes(list(lexical.ids), raise_error=False)
-            nodes = {node.node_id: node for node in stored}
+        nodes = run_steps(documents_views.fetch_nodes(self.nodes, list(lexical.ids)))
         # Indexes that hold the texts name all of their nodes, in a list.
         some = set(node_ids) if node_ids else nodes
         passes = build_metadata_filter_fn(lambda name: nodes[name].metadata, filters)
@@ -218,8 +214,9 @@ class HybridRetriever(SteppedRetriever):
                 return False
             return (not doc_ids or nodes[name].ref_doc_id in doc_ids) and bool(passes(name))
 
-        self._allowed = (lexical, np.array([allows(name) for name in lexical.ids]))
-        return self._allowed[1]
+        rows = np.array([allows(name) for name in lexical.ids])
+        self._allowed = (lexical, rows)
+        return rows
 
     def swap(self, **changes: Any) -> None:
         """Serve with other views from the next query on; :meth:`roll_back` undoes it.
@@ -270,20 +267,19 @@ class HybridRetriever(SteppedRetriever):
         added = document_vectors(self.embed_model, texts_of(new.values()), **settings)
         if isinstance(self.nodes, BaseDocumentStore):
             self.nodes.add_documents(list(new.values()))
-        self._serve({**nodes_by_id(self.nodes), **new}, [*new], *added)
+        self._serve({**nodes_by_id(self.nodes), **new}, new, *added)
 
     def remove_nodes(self, node_ids: Iterable[str]) -> None:
         """Forget nodes that were deleted from the store: words would go on finding them."""
         gone = set(node_ids)
         left = {name: n for name, n in nodes_by_id(self.nodes).items() if name not in gone}
-        self._serve(left, [], self.views.keys[:0], self.views.vectors[:0])
+        self._serve(left, {}, self.views.keys[:0], self.views.vectors[:0])
 
     def _serve(
-        self, found: dict[str, BaseNode], new: list[str], keys: Keys, vectors: Vectors
+        self, found: dict[str, BaseNode], new: dict[str, BaseNode], keys: Keys, vectors: Vectors
     ) -> None:
         """Serve those of the nodes so far that are found, and new ones with keys and vectors."""
-        views, texts = self.views, dict(zip(found, texts_of(found.values()), strict=True))
-        before = views.lexical.ids
+        views, before = self.views, self.views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
         ids = [*(before[row] for row in kept), *new]
         if not isinstance(self.nodes, BaseDocumentStore):
@@ -293,8 +289,9 @@ class HybridRetriever(SteppedRetriever):
         if named and set(before) <= set(named):  # all that an index in memory had
             dense._node_ids = [name for name in dict.fromkeys([*named, *new]) if name in found]
         self._allowed = None
+        corpus = dict(zip(ids, texts_of(found[name] for name in ids), strict=True))
         self.swap(
-            lexical=BM25Index.of({name: texts[name] for name in ids}, usual=views.lexical.usual),
+            lexical=BM25Index.of(corpus, usual=views.lexical.usual),
             vectors=np.concatenate([views.vectors[kept], vectors]),
             keys=np.concatenate([views.keys[kept], keys]),
         )
@@ -311,7 +308,7 @@ class HybridRetriever(SteppedRetriever):
 
         Store, nodes, texts and base model are no part of it; words can be read, not their order.
         """
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings = {name: getattr(self, name) for name in documents_views.SETTINGS}
         documents_views.write(Path(folder), self.views, self.embed_model, settings)
 
     @classmethod
@@ -335,8 +332,7 @@ class HybridRetriever(SteppedRetriever):
 
         For errors see :meth:`AdaptedEmbedding.from_pretrained`.
         """
-        found, settings, fingerprint = documents_views.read(Path(folder))
-        kept = {name: settings[name] for name in _SETTINGS}
+        found, kept, fingerprint = documents_views.read(Path(folder))
         if isinstance(dense, VectorStoreIndex):
             embed_model = embed_model or dense._embed_model
             dense = _dense(dense, check_base(embed_model, "embed_model"), None, **kept)

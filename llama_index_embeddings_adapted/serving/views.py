@@ -33,6 +33,7 @@ from .wrapped import Steps, arun_steps, run_steps
 CONFIG, ARRAYS, VECTORS = "hybrid.json", "hybrid.safetensors", "vectors.npy"
 FORMAT_VERSION = 2
 MODEL = "model"  # the folder of an adapted model
+SETTINGS = ("top_k", "candidates")  # of the retriever
 _FILES = frozenset({CONFIG, ARRAYS, VECTORS, MODEL, bm25.CONFIG, bm25.ARRAYS})
 
 Nodes = Mapping[str, BaseNode] | BaseDocumentStore
@@ -217,6 +218,6 @@ def read(folder: Path) -> tuple[Views, dict[str, int], Fingerprint]:
         base, probes = config["base_model"], arrays[files.PROBES]
         return (
             Views(BM25Index.load(folder), vectors, keys, *rest),
-            {name: int(value) for name, value in config["settings"].items()},
+            {name: int(config["settings"][name]) for name in SETTINGS},
             saving.read_fingerprint(base, probes, where=folder),
         )

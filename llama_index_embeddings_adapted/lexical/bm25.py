@@ -80,7 +80,7 @@ class BM25Index:
         self._vocabulary = {token: number for number, token in enumerate(vocabulary)}
         self._arrays = {name: np.asarray(arrays[name]) for name in _ARRAYS}
         self._check(vocabulary)
-        self._idf = _idf(np.append(np.diff(self._arrays["indptr"]), 0), len(self.ids))
+        self._idf = idf_of(np.append(np.diff(self._arrays["indptr"]), 0), len(self.ids))
         self._whole: dict[int, Vectors] = {}  # token → its score in every document
 
     def _check(self, vocabulary: Sequence[str]) -> None:
@@ -228,12 +228,12 @@ def usual_words(queries: Iterable[str]) -> dict[str, float]:
     """Return what is left of the weight of words that three distinct queries have, in (0, 1]."""
     found = [set(tokenize(query)) for query in queries]
     counts = Counter(token for tokens in found for token in tokens)
-    most = _idf(0, len(found))
+    most = idf_of(0, len(found))
     usual = {token: count for token, count in counts.items() if count >= _FEWEST_ASKING}
-    return {token: float(_idf(count, len(found)) / most) for token, count in usual.items()}
+    return {token: float(idf_of(count, len(found)) / most) for token, count in usual.items()}
 
 
-def _idf(found: Any, count: int) -> Any:
+def idf_of(found: Any, count: int) -> Any:
     """Return the idf of what so many of ``count`` texts have."""
     return np.log1p((count - found + 0.5) / (found + 0.5))
 
@@ -247,7 +247,7 @@ def _scored(tokens: Rows, starts: Rows, words: int, k1: float, b: float) -> dict
     counts = csr_matrix((ones, tokens, starts), shape=(len(lengths), words)).tocsc()
     counts.sum_duplicates()  # of a token, the documents stand in order
     found, tf = np.diff(counts.indptr), counts.data
-    idf = _idf(found, len(lengths)).astype(np.float32)
+    idf = idf_of(found, len(lengths)).astype(np.float32)
     norm = k1 * (1.0 - b + b * lengths / max(1.0, lengths.mean())).astype(np.float32)
     data = np.repeat(idf, found) * tf / (tf + norm[counts.indices])
     return {"data": data.astype(np.float32), "indices": counts.indices, "indptr": counts.indptr}

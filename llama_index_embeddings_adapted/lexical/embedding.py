@@ -16,7 +16,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from ..core import files
 from ..core.arrays import Floats, Role, Rows, Vectors
 from ..errors import DatasetError, OptionError, check_number, check_whole
-from .bm25 import numbered_tokens, usual_words
+from .bm25 import idf_of, numbered_tokens, usual_words
 
 CONFIG, ARRAYS = "lexical.json", "lexical.safetensors"
 FORMAT_VERSION = 1
@@ -92,9 +92,9 @@ class LexicalEmbedding(BaseEmbedding):
         rows = np.repeat(np.arange(len(given)), np.diff(starts))
         there = np.unique(rows * _BUCKETS + buckets[tokens]) % _BUCKETS
         found = np.bincount(there, minlength=_BUCKETS)
-        idf = np.log1p((len(given) - found + 0.5) / (found + 0.5))
         words, usual = usual_words(queries), np.ones(_BUCKETS, dtype=np.float32)
         usual[_buckets(_hashes(list(words)))] = list(words.values())
+        idf = idf_of(found, len(given))
         new = cls(idf, usual, dimensions=dimensions, mean_length=max(1.0, len(tokens) / len(given)))
         some = given[:: max(1, len(given) // 1_000)]
         new.scale = max(1e-6, float(np.linalg.norm(new._words(some, "document"), axis=1).max()))
@@ -103,11 +103,9 @@ class LexicalEmbedding(BaseEmbedding):
     def vectors(self, texts: Sequence[str], role: Role) -> Vectors:
         """Return unit vectors, ``(n, dimensions)``; what has no word is the same for all words."""
         words = self._words(texts, role)
-        lengths = np.linalg.norm(words, axis=1, keepdims=True)
-        if role == "document":
-            words = words / np.maximum(self.scale, lengths)
-        else:  # no longer than 1, which words that fall together could make them
-            words = words / np.maximum(lengths, 1.0)
+        # Queries are no longer than 1, which words that fall together could make them.
+        longest = self.scale if role == "document" else 1.0
+        words = words / np.maximum(longest, np.linalg.norm(words, axis=1, keepdims=True))
         rest = np.sqrt(np.maximum(0.0, 1.0 - np.einsum("ij,ij->i", words, words)))[:, None]
         none = np.zeros_like(rest)
         pads = [rest, none] if role == "document" else [none, rest]

@@ -59,7 +59,6 @@ class SmallModelEngine(Engine, ABC):
         self._cache_dir = cache_dir
         self._report_path = None if report_path is None else Path(report_path)
         self._show_progress, self._verbose = show_progress, verbose
-        self._base_scores: dict[str, float] = {}
 
     @property
     def history(self) -> Sequence[Epoch]:
@@ -68,16 +67,18 @@ class SmallModelEngine(Engine, ABC):
 
     def save_history(self, path: str | Path) -> None:
         """Write the history as JSON: metric, scores of the base model, one object per epoch."""
-        scored = {"metric": self._options.metric, "base": self._base_scores}
-        epochs = [line.to_dict() for line in self.history]
-        data = {**scored, "best_epoch": self.report.best_epoch, "epochs": epochs}
+        report, metric = self.report, self._options.metric
+        scored = {"metric": metric, "base": report.settings["base_scores"]}
+        epochs = [line.to_dict() for line in report.history]
+        data = {**scored, "best_epoch": report.best_epoch, "epochs": epochs}
         files.write_json(Path(path), data)
 
     def plot_history(self, path: str | Path) -> Path:
         """Draw validation score against epoch, the base model as a line; needs matplotlib."""
-        metric, best = self._options.metric, self.report.best_epoch
-        scores = [line.scores[metric] for line in self.history]
-        return plot_history(scores, self._base_scores[metric], path, metric=metric, best=best)
+        report, metric = self.report, self._options.metric
+        scores = [line.scores[metric] for line in report.history]
+        base, best = report.settings["base_scores"][metric], report.best_epoch
+        return plot_history(scores, base, path, metric=metric, best=best)
 
     def finetune(self) -> None:
         """Embed what is not cached, train, and save the model to ``model_output_path``.
@@ -125,7 +126,6 @@ class SmallModelEngine(Engine, ABC):
         source = self.dataset if self._given is None else self._given
         searched = (judged, Texts.of(source, judged), known_mask(data, judged), options)
         validation = ComposedValidation(*searched, composed=self._composed)
-        self._base_scores = validation.scores(None)
         per_group, negatives = options.queries_per_document, options.hard_negatives
         groups = training_groups(data, per_group=per_group, negatives=negatives)
         collate = Collator(small.model, data, Texts.of(self.dataset, data), frozen=self._composed)
@@ -136,7 +136,7 @@ class SmallModelEngine(Engine, ABC):
         settings = {
             **asdict(options),
             **({"tuned_weight": weight} if self._composed else {}),
-            "base_scores": self._base_scores,
+            "base_scores": validation.scores(None),
             "resumed_from": fitted.resumed_from,
             "judged_on": source.subset(judged.query_ids).sources,
             "looks_random": looks_random,

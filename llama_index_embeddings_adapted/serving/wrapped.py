@@ -174,7 +174,6 @@ class WrappedEmbedding(BaseEmbedding):
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed([text], "document")[0]
 
-    @without_span
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return (await self._aembed([text], "document"))[0]
 

@@ -9,6 +9,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ..encoding.base_model import Embedding, check_base
 from ..errors import OptionError, check_kind, require_extra
+from .embedding import PREFIX, resolve_embed_model
 
 haystack = require_extra("haystack", extra="haystack")
 
@@ -22,13 +23,10 @@ class AdaptedTextEmbedder:
     """
 
     def __init__(self, model: BaseEmbedding | str) -> None:
-        from .embedding import PREFIX, resolve_embed_model
-
         self.folder = model if isinstance(model, str) else None
         if isinstance(model, str):
             model = resolve_embed_model(f"{PREFIX}{Path(model)}")
-        check_base(model, "model")
-        self.model = model
+        self.model = check_base(model, "model")
 
     @haystack.component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, Embedding]:

@@ -189,8 +189,8 @@ class HybridRetriever(SteppedRetriever):
         given = [(node.node_id, views.lexical.rows.get(node.node_id)) for node in found]
         known = [row for _, row in given if row is not None]
         rows = np.union1d(best_rows(shares, self.candidates), np.array(known, dtype=np.int64))
-        scores = dict(zip(rows.tolist(), views.scores(rows, query, shares).tolist(), strict=True))
-        ranked = [(views.lexical.ids[row], score) for row, score in scores.items()]
+        scores = views.scores(rows, query, shares).tolist()
+        ranked = [(views.lexical.ids[row], score) for row, score in zip(rows, scores, strict=True)]
         if len(known) < len(found):
             ranked += _estimated(found, given, views.vectors[known] @ query)
         return sorted(ranked, key=lambda pair: -pair[1])

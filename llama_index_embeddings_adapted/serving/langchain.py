@@ -14,9 +14,9 @@ class LangChainEmbeddings(Embeddings):  # type: ignore[misc, valid-type]
     """Any LlamaIndex embedding model, or a pool's, wherever LangChain takes ``Embeddings``."""
 
     def __init__(self, model: BaseEmbedding) -> None:
-        check_base(model, "model")
         # LlamaIndex's bridge back takes attributes named model for the name of one.
-        self.embed_model, self.model_name = model, model.model_name
+        self.embed_model = check_base(model, "model")
+        self.model_name = self.embed_model.model_name
 
     def embed_query(self, text: str) -> Embedding:
         """Embed a query; through the adapter, if the model has one."""

@@ -111,7 +111,7 @@ def ship_candidate(folder: str | Path) -> Path:
 
 def _has_candidate(training: Mapping[str, Any]) -> bool:
     """Whether this training kept one; what lies beside the folder may be of an earlier one."""
-    return bool(training.get("report", {}).get("candidate") or "shipped_at" in training)
+    return bool((training.get("report") or {}).get("candidate") or "shipped_at" in training)
 
 
 def _holding(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections import OrderedDict
@@ -169,8 +170,9 @@ class AdapterPool:
 
     def _folder(self, name: str) -> Path:
         folder = self._root / name
-        # Names come from requests: one with a separator in it would leave the root.
-        if name == ".." or Path(name).name != name or not (folder / CONFIG).is_file():
+        # Names come from requests: one with a separator in it would leave the root, and one that is
+        # too long for a file is an error to Path.is_file.
+        if name == ".." or Path(name).name != name or not os.path.isfile(folder / CONFIG):
             known = self.names()
             raise OptionError(
                 f"There is no adapter {name!r} in {self._root}, which has {len(known)}"

@@ -216,6 +216,7 @@ def test_a_damaged_folder_is_refused(index, tmp_path):
         lambda: np.save(vectors, np.zeros((3, 16), dtype=np.float32)),
         lambda: np.save(vectors, np.array([{}]), allow_pickle=True),
         lambda: config.write_text(json.dumps({**json.loads(config.read_text()), "prior": 3})),
+        lambda: config.write_text(json.dumps({**json.loads(config.read_text()), "settings": {}})),
         lambda: config.write_text(json.dumps({"format_version": 9})),
     ):
         hybrid.save_pretrained(tmp_path / "hybrid")

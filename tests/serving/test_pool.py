@@ -169,7 +169,9 @@ def test_no_query_fails_while_tenants_are_replaced(pool, base, tmp_path):
     assert pool["acme"].adapter == adapter_of(5)
 
 
-@pytest.mark.parametrize("name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody"])
+@pytest.mark.parametrize(
+    "name", ["../acme", "acme/../acme", "", ".", "..", "/etc", "nobody", "x" * 300]
+)
 def test_a_name_that_is_no_folder_below_the_root_is_refused(pool, name):
     with pytest.raises(OptionError, match=r'There is no adapter .* which has 3 \(first: "acme"'):
         pool[name]

@@ -94,16 +94,12 @@ class DocumentEmbedding(WrappedEmbedding):
             raise OptionError("This model embeds documents; ask the adapted model for queries.")
         if not texts:
             return []
-        distinct = list(dict.fromkeys(texts))
-        rows, found = self._cache.get(role, distinct)
-        vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
-        if missing := [text for text in distinct if text not in vectors]:
+        if missing := self._cache.missing(role, texts):
             asked = self._base, missing, role, self.embed_batch_size, self.callback_manager
             answers = yield from base_vectors(*asked)
-            new = as_vectors(np.array(answers), what="document vectors of the base model")
+            new = as_vectors(answers, what="document vectors of the base model")
             self._cache.put(role, missing, new)
-            vectors.update(zip(missing, new, strict=True))
-        moved = np.stack([vectors[text] for text in texts])
+        _, moved = self._cache.get(role, texts)
         if self._adapter is not None:
             moved = self._adapter.apply(moved, role, content_hashes(texts))
         embedded: list[Embedding] = moved.tolist()

@@ -299,8 +299,8 @@ _PLACES = ("uri", "_uri", "persist_dir", "host", "port", "connection_string", "p
 def delete_nodes(store: Any, ids: Sequence[str]) -> None:
     """Delete what an earlier call may have written of a batch, or raise a StoreError."""
     if type(store).__name__ == "LanceDBVectorStore":  # whose method quotes ids as if columns
-        for start in range(0, len(ids), _PER_QUERY):
-            some = ("'" + name.replace("'", "''") + "'" for name in ids[start:][:_PER_QUERY])
+        for part in iter_batch(ids, _PER_QUERY):
+            some = ("'" + name.replace("'", "''") + "'" for name in part)
             store.table.delete(f"id in ({', '.join(some)})")
         return
     try:

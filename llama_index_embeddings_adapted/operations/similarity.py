@@ -221,8 +221,7 @@ def check_similarity(
 
 def query_probes(embed_model: BaseEmbedding) -> Vectors:
     """Return a few query vectors of a model, known since it was identified, ``(n, dim)``."""
-    probes = fingerprint_of(base_of(embed_model)).probes
-    return adapted(embed_model, probes[len(probes) // 2 :], "query")
+    return adapted(embed_model, fingerprint_of(base_of(embed_model)).of_role("query"), "query")
 
 
 def examine(

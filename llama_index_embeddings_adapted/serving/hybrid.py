@@ -282,6 +282,8 @@ class HybridRetriever(SteppedRetriever):
         views, before = self.views, self.views.lexical.ids
         kept = [row for row, name in enumerate(before) if name in found and name not in new]
         ids = [*(before[row] for row in kept), *new]
+        corpus = dict(zip(ids, texts_of(found[name] for name in ids), strict=True))
+        lexical = BM25Index.of(corpus, usual=views.lexical.usual)  # first: it refuses to be empty
         if not isinstance(self.nodes, BaseDocumentStore):
             self.nodes = found
         dense: Any = self.dense
@@ -289,9 +291,8 @@ class HybridRetriever(SteppedRetriever):
         if named and set(before) <= set(named):  # all that an index in memory had
             dense._node_ids = [name for name in dict.fromkeys([*named, *new]) if name in found]
         self._allowed = None
-        corpus = dict(zip(ids, texts_of(found[name] for name in ids), strict=True))
         self.swap(
-            lexical=BM25Index.of(corpus, usual=views.lexical.usual),
+            lexical=lexical,
             vectors=np.concatenate([views.vectors[kept], vectors]),
             keys=np.concatenate([views.keys[kept], keys]),
         )

@@ -53,7 +53,6 @@ class ScriptedServer:
 
     Attributes:
         started: Last message → how many requests arrived.
-        finished: Last message → how many answers were written in full.
     """
 
     def __init__(self, script: Script = two_questions, *, latency_s: float = 0.0) -> None:
@@ -62,9 +61,6 @@ class ScriptedServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.started: Counter[str] = Counter()
-        self.finished: Counter[str] = Counter()
-        self.most_at_once = 0
-        self._now = 0
         self.api_base = ""
 
     def __enter__(self) -> ScriptedServer:
@@ -99,15 +95,10 @@ class ScriptedServer:
     async def _answer(self, body: Any, writer: asyncio.StreamWriter) -> None:
         message = body["messages"][-1]["content"]
         self.started[message] += 1
-        self._now += 1
-        self.most_at_once = max(self.most_at_once, self._now)
         await asyncio.sleep(self._latency)
         status, content = self._script(message)
         writer.write(_response(status, content, body))
         await writer.drain()
-        self._now -= 1
-        if status == 200:
-            self.finished[message] += 1
 
 
 async def _request(reader: asyncio.StreamReader) -> bytes:

@@ -6,6 +6,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,14 @@ def fed(name: str, inputs: int) -> dict[str, Any]:
 
 def checked(name: str, counts: Counter[str], inputs: int) -> Callable[[], None]:
     """Return a hypothesis test of one format that counts its outcomes."""
-    fixed = settings(QUIET, max_examples=inputs)
+    inputs_of, judge = mutations.damaged_text(ANSWERS), answered
     if name in FORMATS:
-        form = FORMATS[name]
+        inputs_of, judge = mutations.damaged(FORMATS[name].trees), partial(survived, FORMATS[name])
 
-        @fixed
-        @given(mutations.damaged(form.trees))
-        def check(tree: Tree) -> None:
-            counts[survived(form, tree)] += 1
-
-    else:
-
-        @fixed
-        @given(mutations.damaged_text(ANSWERS))
-        def check(answer: str) -> None:
-            counts[answered(answer)] += 1
+    @settings(QUIET, max_examples=inputs)
+    @given(inputs_of)
+    def check(damaged: Tree | str) -> None:
+        counts[judge(damaged)] += 1
 
     return hypothesis.seed(0)(check)
 

@@ -27,8 +27,8 @@ from benchmarks.quality import (
 from benchmarks.robustness import frozen, fuzz, kills, soak
 
 
-def _saved(name: str, results: dict[str, object], command: str = "") -> None:
-    environment.save(name, command or f"python -m benchmarks {name}", results)
+def _saved(name: str, results: dict[str, object]) -> None:
+    environment.save(name, f"python -m benchmarks {name}", results)
 
 
 def _upgrade(given: argparse.Namespace) -> None:

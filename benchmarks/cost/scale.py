@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from benchmarks.cost import grown
 from benchmarks.cost.grown import CheapBase, Grown
 from benchmarks.processes import in_a_process, peak_memory
@@ -157,7 +158,7 @@ def _both_sides(corpus: Grown, folder: Path) -> Any:
 
 def _embed(data: Path) -> dict[str, Any]:
     """Embed real paragraphs with MiniLM."""
-    from benchmarks import environment, sets
+    from benchmarks import sets  # loads torch, which measured processes may not need
 
     texts = list(islice(sets.load(data, "squad_dev").train.corpus.values(), TEXTS))
     base = environment.minilm()
@@ -179,30 +180,18 @@ WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
 }
 
 
-def run(data: Path, cache: Path, most: int | None = None) -> None:
-    """Measure each size and step.
-
-    Args:
-        data: BEIR folders.
-        cache: Of real vectors.
-        most: Documents of the largest size, to try it out; None for a million, and a result file.
-    """
-    from benchmarks import environment  # loads torch, which measured processes may not need
-
+def run(data: Path, cache: Path) -> None:
+    """Measure each size and step, on real vectors of the cache; keep what there is after each."""
     rows: list[dict[str, Any]] = []
     embedded = _embed(data)
     for pairs, documents in SIZES:
-        if most is not None and documents > most:
-            continue
         with tempfile.TemporaryDirectory() as folder:
             grown.prepare(data, cache, Path(folder))
             for work in WORK:
                 rows.append(in_a_process("-m", __name__, work, pairs, documents, folder))
                 print(rows[-1], flush=True)
-                if most is None:
-                    environment.save(
-                        "scale", "python -m benchmarks scale", {**_found(rows), "MiniLM": embedded}
-                    )
+                found = {**_found(rows), "MiniLM": embedded}
+                environment.save("scale", "python -m benchmarks scale", found)
 
 
 def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:

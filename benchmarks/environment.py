@@ -57,15 +57,23 @@ def update(name: str, command: str, change: Callable[[dict[str, Any]], Any]) -> 
         return _write(name, command, results)
 
 
-def add(name: str, command: str, keys: tuple[str, ...], row: Any, *, seeded: bool = False) -> None:
-    """Put a row into a result file, below these keys; among those of other seeds if it has one."""
+def add(
+    name: str, command: str, keys: tuple[str, ...], row: Any, *, by: tuple[str, ...] = ()
+) -> None:
+    """Put a row into a result file, below these keys.
+
+    With ``by`` it is one of several rows, in the order of what they have under these names, and
+    takes the place of an earlier one that has the same there.
+    """
 
     def change(results: dict[str, Any]) -> None:
         place = results
         for key in keys[:-1]:
             place = place.setdefault(key, {})
-        if seeded:
-            put(place.setdefault(keys[-1], []), row)
+        if by:
+            there = {tuple(one[each] for each in by): one for one in place.get(keys[-1], [])}
+            there[tuple(row[each] for each in by)] = row
+            place[keys[-1]] = [there[known] for known in sorted(there)]
         else:
             place[keys[-1]] = row
 
@@ -78,12 +86,6 @@ def found(name: str, *keys: str) -> Any:
     for key in keys:
         place = place.get(key, {})
     return place
-
-
-def put(rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-    """Add the row of a seed in its place; it takes that of an earlier row of this seed."""
-    others = [other for other in rows if other["seed"] != row["seed"]]
-    rows[:] = sorted([*others, row], key=lambda one: one["seed"])
 
 
 @contextmanager

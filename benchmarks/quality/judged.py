@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,28 @@ def judge(base: Any, model: Any, real: sets.RealSet, split: str, cache: Path) ->
 
 def by_part(scores: dict[str, RetrievalScores], real: sets.RealSet, split: str) -> dict[str, Any]:
     """Compare ``"base"`` and ``"adapted"`` on all queries, the known and the new."""
+    known = np.array(list(known_to(real.train, real.tests[split]).values()))
     found = {}
-    for name, kept in parts(scores, real, split):
-        differences = {metric: difference(*kept.values(), metric) for metric in METRICS}
-        ndcg = differences["ndcg@10"]
-        found[name] = {**means(kept), "interval": [ndcg.low, ndcg.high], "p_value": ndcg.p_value}
-        found[name]["intervals"] = {m: [d.low, d.high] for m, d in differences.items()}
+    for name, keep in {"all": known | ~known, "known": known, "new": ~known}.items():
+        if keep.any():
+            found[name] = _compared(scores, keep)
     return found
+
+
+def _compared(scores: dict[str, RetrievalScores], keep: np.ndarray) -> dict[str, Any]:
+    """Return what both models score on the queries whose flag, of ``(n,)``, is true."""
+    kept = {name: {m: one.values(m)[keep] for m in METRICS} for name, one in scores.items()}
+    base, adapted = kept["base"], kept["adapted"]
+    differences = {m: paired_difference(base[m], adapted[m], metric=m) for m in METRICS}
+    ndcg = differences["ndcg@10"]
+    return {
+        "queries": ndcg.queries,
+        **{name: {m: float(own[m].mean()) for m in METRICS} for name, own in kept.items()},
+        "difference": float(adapted["ndcg@10"].mean() - base["ndcg@10"].mean()),
+        "interval": [ndcg.low, ndcg.high],
+        "p_value": ndcg.p_value,
+        "intervals": {m: [each.low, each.high] for m, each in differences.items()},
+    }
 
 
 def ranked(ranker: Ranker, test: EncodedDataset, real: sets.RealSet) -> dict[str, Any]:
@@ -48,35 +62,7 @@ def difference(base: RetrievalScores, other: RetrievalScores, metric: str = "ndc
     return paired_difference(base.values(metric), other.values(metric), metric=metric)
 
 
-def parts(
-    scores: dict[str, RetrievalScores], real: sets.RealSet, split: str
-) -> Iterator[tuple[str, dict[str, RetrievalScores]]]:
-    """Yield the scores on all queries, the known and the new, where there are any."""
-    known = np.array(list(known_to(real.train, real.tests[split]).values()))
-    for name, keep in {"all": known | ~known, "known": known, "new": ~known}.items():
-        if keep.any():
-            yield name, {model: part(one, keep) for model, one in scores.items()}
-
-
-def means(kept: dict[str, RetrievalScores]) -> dict[str, Any]:
-    """Return what both models score, and the difference in NDCG@10."""
-    return {
-        "queries": len(kept["base"].query_ids),
-        **{model: {metric: one[metric] for metric in METRICS} for model, one in kept.items()},
-        "difference": kept["adapted"]["ndcg@10"] - kept["base"]["ndcg@10"],
-    }
-
-
 def known_to(train: Dataset, dataset: Dataset) -> dict[str, bool]:
     """Return for each query of ``dataset`` whether ``train`` asks for one of its documents."""
     asked = {document for documents in train.relevant_docs.values() for document in documents}
     return {query: not asked.isdisjoint(found) for query, found in dataset.relevant_docs.items()}
-
-
-def part(scores: RetrievalScores, keep: np.ndarray) -> RetrievalScores:
-    """Return the scores of the queries whose flag, of ``(n,)``, is true."""
-    rows = np.flatnonzero(keep)
-    query_ids = tuple(scores.query_ids[row] for row in rows)
-    relevance = scores.relevance.take(rows)
-    rest = scores.document_ids, scores.ks
-    return RetrievalScores(scores.ranked[rows], relevance, query_ids, *rest)

@@ -37,7 +37,7 @@ def run(
             continue
         row = {"seed": seed, "version": present}
         row |= one(base, load(name), cache, {**VARIANTS[variant], "seed": seed})
-        environment.add("methods", COMMAND, ("sets", name, variant), row, seeded=True)
+        environment.add("methods", COMMAND, ("sets", name, variant), row, by=("seed",))
         _tell(name, variant, row)
 
 

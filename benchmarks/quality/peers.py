@@ -52,7 +52,7 @@ def run(
             for row in rows
         }
         for peer, row in measured(encoder, load(name), peers, seeds, there):
-            environment.add("peers", COMMAND, ("sets", name, peer), row, seeded=True)
+            environment.add("peers", COMMAND, ("sets", name, peer), row, by=("seed",))
             gain = row["tests"]["test"]["all"]["difference"]
             print(name, peer, row["setting"], f"{gain:+.4f}; {row['seconds']:.0f} s", flush=True)
 

@@ -69,14 +69,8 @@ def run(
             row = dict(zip(_NAMED, known, strict=True))
             row |= _measured(name, shown, test, base, llm, cache, most, seed)
             command = f"python -m benchmarks questions --most {most}"
-            environment.update("questions", command, partial(_put, name, row))
+            environment.add("questions", command, (name,), row, by=_NAMED)
             print(name, row["kept"], row["ndcg@10"], row["gains"], flush=True)
-
-
-def _put(name: str, row: dict[str, Any], results: dict[str, Any]) -> None:
-    key = [row[each] for each in _NAMED]
-    others = [one for one in results.get(name, []) if [one[each] for each in _NAMED] != key]
-    results[name] = sorted([*others, row], key=lambda one: [one[each] for each in _NAMED])
 
 
 def _drawn(train: Dataset, count: int, seed: int) -> Dataset | None:

@@ -156,6 +156,6 @@ def _missing(result: str, key: str, runs: int) -> Iterator[int]:
 
 
 def _keep(result: str, key: str, row: Row) -> None:
-    environment.add(result, f"python -m benchmarks {result}", ("runs", key), row, seeded=True)
+    environment.add(result, f"python -m benchmarks {result}", ("runs", key), row, by=("seed",))
     print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
           f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

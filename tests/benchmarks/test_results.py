@@ -17,9 +17,7 @@ environment.RESULTS = Path(sys.argv[1])
 environment.describe = dict
 for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
     row = {"seed": seed}
-    environment.update(
-        "some", "command", lambda found: environment.put(found.setdefault("rows", []), row)
-    )
+    environment.add("some", "command", ("rows",), row, by=("seed",))
 """
 
 
@@ -62,7 +60,7 @@ def test_what_fails_while_it_changes_a_file_leaves_it_as_it_was(results):
 def test_a_run_replaces_that_of_its_seed():
     for seed, adapted in ((2, 0.7), (1, 0.8), (1, 0.9)):
         keys = ("sets", "scifact", "auto, query")
-        environment.add("methods", "command", keys, run(seed, adapted), seeded=True)
+        environment.add("methods", "command", keys, run(seed, adapted), by=("seed",))
     rows = environment.found("methods", "sets", "scifact", "auto, query")
     assert [row["seed"] for row in rows] == [1, 2]
     assert rows[0]["tests"]["test"]["all"]["adapted"]["ndcg@10"] == 0.9

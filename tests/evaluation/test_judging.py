@@ -7,7 +7,8 @@ from llama_index.core.evaluation import RetrieverEvaluator
 from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
-from benchmarks.quality.judged import known_to, part
+from benchmarks import sets
+from benchmarks.quality.judged import by_part, known_to
 from llama_index_embeddings_adapted import AdaptedEmbedding, compare_retrieval, evaluate_retrieval
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.arrays import as_vectors, first_k, l2_normalize, top_k
@@ -196,12 +197,12 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
 
 def test_parts_of_the_scores_are_those_of_the_queries(small):
     scores = evaluate_retrieval(CountingEmbedding(), small, **QUIET)
-    train = small.subset(["q00", "q11"])
-    known = np.array(list(known_to(train, small).values()))
-    assert known.sum() == 4
-    some = part(scores, known)
-    assert some.query_ids == ("q00", "q01", "q10", "q11")
-    assert some["ndcg@10"] == pytest.approx(scores.values("ndcg@10")[known].mean())
+    real = sets.RealSet("small", small.subset(["q00", "q11"]), None, {"test": small})
+    told = known_to(real.train, small)
+    assert [query for query, known in told.items() if known] == ["q00", "q01", "q10", "q11"]
+    some = by_part({"base": scores, "adapted": scores}, real, "test")["known"]
+    mean = scores.values("ndcg@10")[list(told.values())].mean()
+    assert (some["queries"], some["base"]["ndcg@10"]) == (4, pytest.approx(mean))
 
 
 def test_models_over_one_base_cost_one_embedding_run(small, tmp_path):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from llama_index.core.schema import TextNode
 
 from benchmarks import environment, sets
 from benchmarks.quality import judged, views
 from llama_index_embeddings_adapted import (
-    BM25Index,
     Candidate,
     DocumentPrior,
     LocalLlama,
@@ -119,19 +118,15 @@ def _views(
     written: Dataset, test: Dataset, encoder: Encoder, adapters: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the scores of base and adapters, alone and with words and a prior at fixed weights."""
-    bank = l2_normalize(encoder.encode(list(written.queries.values()), "query"))
+    texts = list(written.queries.values())
+    bank = l2_normalize(encoder.encode(texts, "query"))
     about = [written.corpus[documents[0]] for documents in written.relevant_docs.values()]
-    data = encoder.dataset(test)
-    words = BM25Index.of(test.corpus, written.queries.values())
-    shares = np.stack([words.shares(query) for query in test.queries.values()])
-    documents = l2_normalize(data.documents)
-    keys = content_hashes(list(test.corpus.values()))
-    found = {}
+    plain = views._scored(test, texts, bank, encoder)
+    data, documents, found = plain.data, l2_normalize(plain.data.documents), {}
     for label, change in {"base": None, **adapters}.items():
         asked, queries = (_adapted(change, each) for each in (bank, l2_normalize(data.queries)))
-        prior = DocumentPrior(asked, content_hashes(about))
-        nearness = prior.nearness(documents, keys)
-        scored = views.Scored(data, queries @ documents.T, shares, nearness)
+        nearness = DocumentPrior(asked, content_hashes(about)).nearness(documents, data.keys)
+        scored = replace(plain, cosines=queries @ documents.T, nearness=nearness)
         found[label] = scored.mixed(0, 0)
         found[f"{label}, prior"] = scored.mixed(0, views.PENALTY)
         found[f"{label}, words, prior"] = scored.mixed(views.WORDS, views.PENALTY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import itertools
 import json
@@ -12,64 +11,55 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.base.embeddings.base import BaseEmbedding
 
+from benchmarks.known import KnownEmbedding
 from benchmarks.processes import in_a_process
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 
 DIM, TEXTS = 384, [f"question number {number}" for number in range(500)]
+THREADS, COROUTINES = 32, 32  # at once
 PARTS = 20  # memory is measured after each; the first two are warm-up
 
 
-class TableEmbedding(BaseEmbedding):
-    """Looks the vectors of known texts up; asynchronously, others have their turn first."""
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return _table()[query]
+class TableEmbedding(KnownEmbedding):
+    """Knows all texts; asynchronously, others have their turn first."""
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         await asyncio.sleep(0)
-        return _table()[query]
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return _table()[text]
+        return self._get_query_embedding(query)
 
 
-@functools.cache
-def _table() -> dict[str, list[float]]:
+def _base() -> TableEmbedding:
     rows = np.random.default_rng(0).standard_normal((len(TEXTS), DIM)).astype(np.float32)
-    return dict(zip(TEXTS, rows.tolist(), strict=True))
+    base = TableEmbedding()
+    base._vectors = dict(zip(TEXTS, rows, strict=True))
+    return base
 
 
 class Load:
-    """A model under load, and what came of it.
+    """A model under load, and what came of it."""
 
-    Args:
-        threads: At once.
-        coroutines: At once, besides.
-    """
-
-    def __init__(self, *, threads: int = 32, coroutines: int = 32) -> None:
+    def __init__(self) -> None:
         random = np.random.default_rng(1)
         self._adapters = [LinearAdapter(random.standard_normal((DIM, DIM))) for _ in range(2)]
-        self._model = AdaptedEmbedding(TableEmbedding(), self._adapters[0])
-        single = [AdaptedEmbedding(TableEmbedding(), adapter) for adapter in self._adapters]
+        self._model = AdaptedEmbedding(_base(), self._adapters[0])
+        single = [AdaptedEmbedding(_base(), adapter) for adapter in self._adapters]
         self._right = {text: [m.get_query_embedding(text) for m in single] for text in TEXTS}
-        self._threads, self._coroutines = threads, coroutines
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
     def run(self, queries: int) -> None:
         """Ask so many, half of them from threads and half from coroutines."""
         each = queries // 2
-        shares = [each // self._threads] * self._threads
+        shares = [each // THREADS] * THREADS
         done = threading.Event()
-        with ThreadPoolExecutor(self._threads + 2) as pool:
+        with ThreadPoolExecutor(THREADS + 2) as pool:
             swapping = pool.submit(self._swap, done)
             running = [pool.submit(self._ask, share, n) for n, share in enumerate(shares)]
             running.append(pool.submit(asyncio.run, self._ask_together(queries - sum(shares))))
@@ -80,7 +70,7 @@ class Load:
 
     def _ask(self, queries: int, seed: int) -> Counter[str]:
         counts: Counter[str] = Counter()
-        for text in itertools.islice(itertools.cycle(TEXTS[seed:] + TEXTS[:seed]), queries):
+        for text in _texts(queries, seed):
             try:
                 self._judge(text, self._model.get_query_embedding(text), counts)
             except Exception as error:
@@ -88,13 +78,13 @@ class Load:
         return counts
 
     async def _ask_together(self, queries: int) -> Counter[str]:
-        share, more = divmod(queries, self._coroutines)
-        counted = [self._aask(share + (n < more), n) for n in range(self._coroutines)]
+        share, more = divmod(queries, COROUTINES)
+        counted = [self._aask(share + (n < more), n) for n in range(COROUTINES)]
         return sum(await asyncio.gather(*counted), Counter())
 
     async def _aask(self, queries: int, seed: int) -> Counter[str]:
         counts: Counter[str] = Counter()
-        for text in itertools.islice(itertools.cycle(TEXTS[seed:] + TEXTS[:seed]), queries):
+        for text in _texts(queries, seed):
             try:
                 self._judge(text, await self._model.aget_query_embedding(text), counts)
             except Exception as error:
@@ -116,6 +106,10 @@ class Load:
                 return
             self._model.swap(adapter)
             self.counts["swaps"] += 1
+
+
+def _texts(queries: int, seed: int) -> Iterator[str]:
+    return itertools.islice(itertools.cycle(TEXTS[seed:] + TEXTS[:seed]), queries)
 
 
 def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:

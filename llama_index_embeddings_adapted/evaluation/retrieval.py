@@ -285,15 +285,15 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     shifts = [starts[id(scores.document_ids)] for scores in parts]
     cut = [s.ranked.shape[1] for s in parts if s.ranked.shape[1] < len(s.document_ids)]
     depth = min(DEPTH, len(document_ids), *cut)
-    ranked = np.full((sum(len(s.query_ids) for s in parts), depth), NO_DOCUMENT, dtype=np.int64)
-    moved, start = [], 0
+    ranked, moved = [], []
     for scores, shift in zip(parts, shifts, strict=True):
         own, truth = scores.ranked[:, :depth], scores.relevance
-        ranked[start : start + len(own), : own.shape[1]] = own + shift
+        rows = np.where(own == NO_DOCUMENT, NO_DOCUMENT, own + shift)
+        fewer = ((0, 0), (0, depth - own.shape[1]))
+        ranked.append(np.pad(rows, fewer, constant_values=NO_DOCUMENT))
         moved.append(replace(truth, documents=truth.documents + shift))
-        start += len(own)
     return RetrievalScores(
-        ranked,
+        np.concatenate(ranked),
         Qrels.joined(moved),
         tuple(query for scores in parts for query in scores.query_ids),
         tuple(document_ids),

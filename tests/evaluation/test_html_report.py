@@ -215,9 +215,9 @@ def test_wins_and_losses_are_counted_ordered_capped_and_shown_with_passages():
 
 
 def test_joined_scores_keep_corpora_apart_unless_they_are_one():
-    one, other = scores([0, 1], [1, 0]), scores([1, 0], relevant=[[1]])
+    one, other = scores([0, 1], [1, 0]), scores([1, NO_DOCUMENT], relevant=[[1]])
     found = joined([one, other])
-    best = [[0, 1], [1, 0], [3, 2]]
+    best = [[0, 1], [1, 0], [3, NO_DOCUMENT]]
     assert found.ranked.tolist() == [[*row, NO_DOCUMENT, NO_DOCUMENT] for row in best]
     assert found.retrieved("q1", 3) == ["d1", "d0"]
     assert found.values("hit_rate@1").tolist() == [1.0, 0.0, 1.0]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from llama_index.core.utils import iter_batch
 
 from ..core.arrays import Rows, Vectors, as_vectors
 from ..core.files import llama_cache
@@ -145,8 +146,7 @@ class VectorCache:
 
     def _rows(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         rows: dict[bytes, int] = {}
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            part = keys[start : start + _KEYS_PER_QUERY]
+        for part in iter_batch(keys, _KEYS_PER_QUERY):
             marks = ",".join("?" * len(part))
             query = f"SELECT key, row FROM vectors WHERE base = ? AND key IN ({marks})"
             rows.update(self._db.execute(query, (self._id, *part)))
@@ -199,12 +199,8 @@ class VectorCache:
     @contextmanager
     def _write(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # commits, or rolls back
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -22,7 +22,6 @@ from benchmarks.quality import judged, published
 from benchmarks.quality.published import Ranker, Setting
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
-from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
 
 Fit = Callable[[EncodedDataset, EncodedDataset, Setting, int], Ranker]  # train, dev, seed
@@ -46,26 +45,20 @@ def run(
     """Tune on dev, test once; what is there already is kept."""
     encoder = sets.encoder(cache, embed_batch_size=32)
     for name in names:
+        real = load(name)
         there = {
             (peer, row["seed"]): row["setting"]
             for peer, rows in environment.found("peers", "sets", name).items()
             for row in rows
         }
-        for peer, row in measured(encoder, load(name), peers, seeds, there):
+        test = encoder.dataset(real.tests["test"])
+        learnt, decides = map(encoder.dataset, real.with_dev())
+        for peer, seed, ranker, took, setting in fits(learnt, decides, peers, seeds, there):
+            found = judged.ranked(ranker, test, real)
+            row = {"seed": seed, "setting": setting, "seconds": took, "tests": {"test": found}}
             environment.add("peers", COMMAND, ("sets", name, peer), row, by=("seed",))
-            gain = row["tests"]["test"]["all"]["difference"]
-            print(name, peer, row["setting"], f"{gain:+.4f}; {row['seconds']:.0f} s", flush=True)
-
-
-def measured(
-    encoder: Encoder, real: sets.RealSet, peers: tuple[str, ...], seeds: int, there: Any
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and result of each peer, trained on train and tuned on dev."""
-    test = encoder.dataset(real.tests["test"])
-    learnt, decides = map(encoder.dataset, real.with_dev())
-    for peer, seed, ranker, seconds, setting in fits(learnt, decides, peers, seeds, there):
-        tests = {"test": judged.ranked(ranker, test, real)}
-        yield peer, {"seed": seed, "setting": setting, "seconds": seconds, "tests": tests}
+            gain = found["all"]["difference"]
+            print(name, peer, setting, f"{gain:+.4f}; {took:.0f} s", flush=True)
 
 
 def fits(

@@ -183,20 +183,15 @@ WORK: dict[str, Callable[[Grown, Path], dict[str, Any]]] = {
 def run(data: Path, cache: Path) -> None:
     """Measure each size and step, on real vectors of the cache; keep what there is after each."""
     rows: list[dict[str, Any]] = []
-    embedded = _embed(data)
+    found = {"threads": 1, "judged_queries": JUDGED, "candidates_per_step": CANDIDATES}
+    found |= {"epochs": {"train": 1, "finetune": EPOCHS}, "rows": rows, "MiniLM": _embed(data)}
     for pairs, documents in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             grown.prepare(data, cache, Path(folder))
             for work in WORK:
                 rows.append(in_a_process("-m", __name__, work, pairs, documents, folder))
                 print(rows[-1], flush=True)
-                found = {**_found(rows), "MiniLM": embedded}
                 environment.save("scale", "python -m benchmarks scale", found)
-
-
-def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    settings = {"threads": 1, "judged_queries": JUDGED, "candidates_per_step": CANDIDATES}
-    return {**settings, "epochs": {"train": 1, "finetune": EPOCHS}, "rows": rows}
 
 
 def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, Any]:

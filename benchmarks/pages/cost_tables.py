@@ -92,14 +92,11 @@ def throughput_table() -> str:
 
 def speed_table() -> str:
     found = environment.load("speed")
-    rows = []
-    for name, run in found["old_loop"].items():
-        rows += [
-            (f"{name}: linear fit until dev is as good as the old loop's",
-             f"{run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
-             f"{run['ratio']:.0f} times as long)"),
-        ]  # fmt: skip
-    rows += [
+    rows = [
+        *((f"{name}: linear fit until dev is as good as the old loop's",
+           f"{run['ours_seconds']:.2f} s (old loop {run['old_seconds']:.1f} s: "
+           f"{run['ratio']:.0f} times as long)")
+          for name, run in found["old_loop"].items()),
         *((f'`method="auto"`, {name}, adapts="{adapts}"', f"{seconds:.0f} s")
           for name, sides in found["auto"].items() for adapts, seconds in sides.items()),
         *(("of it, on vectors alone: {pairs:,} pairs, {documents:,} documents, "

@@ -22,5 +22,5 @@ def table(head: str, rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([next(lines), f"|{'|'.join(marks)}|", *lines])
 
 
-def interval(low: float, high: float, digits: int = 4) -> str:
-    return f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+def interval(low: float, high: float) -> str:
+    return f"[{low:+.4f}, {high:+.4f}]"

@@ -101,12 +101,10 @@ class CheapBase(BaseEmbedding):
         return l2_normalize(real[what][chosen] + first + second)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = self.vectors(_rows(texts), "documents").tolist()
-        return found
+        return self.vectors(_rows(texts), "documents").tolist()
 
     def _get_query_embeddings(self, texts: list[str]) -> list[list[float]]:
-        found: list[list[float]] = self.vectors(_rows(texts), "queries").tolist()
-        return found
+        return self.vectors(_rows(texts), "queries").tolist()
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]

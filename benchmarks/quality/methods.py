@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment, sets
+from benchmarks.processes import timed
 from benchmarks.quality.judged import judge
 
 Row = dict[str, Any]
@@ -66,12 +67,9 @@ def _tell(name: str, variant: str, row: Row) -> None:
 
 def one(base: Any, real: sets.RealSet, cache: Path, options: dict[str, Any]) -> Row:
     """Train a variant on train and dev, and test it."""
-    began = time.perf_counter()
-    engine = sets.trained(real.train, base, cache, val_dataset=real.dev, **options)
-    seconds = time.perf_counter() - began
-    report = engine.report
-    assert report.choice is not None
-    model = engine.get_finetuned_model()
+    train = partial(sets.trained, real.train, base, cache, val_dataset=real.dev, **options)
+    engine, seconds = timed(train)
+    report, model = engine.report, engine.get_finetuned_model()
     return {
         "verdict": report.verdict,
         "recipe": report.choice.recipe,

@@ -103,9 +103,7 @@ def _senses(archive: Path) -> Asked:
         for member in sorted(files.getmembers(), key=lambda one: one.name):
             if not re.search(r"/data\.(noun|verb|adj|adv)$", member.name):
                 continue
-            stream = files.extractfile(member)
-            assert stream is not None
-            for line in stream.read().decode("latin-1").splitlines():
+            for line in files.extractfile(member).read().decode("latin-1").splitlines():
                 head, _, gloss = line.partition(" | ")
                 definition = gloss.partition('"')[0].rstrip("; :")
                 for sentence in re.findall(r'"([^"]+)"', gloss):
@@ -114,10 +112,7 @@ def _senses(archive: Path) -> Asked:
 
 def _described() -> Asked:
     for source in SOURCES:
-        spec = importlib.util.find_spec(source)
-        assert spec is not None
-        assert spec.origin is not None
-        folder = Path(spec.origin).parent
+        folder = Path(importlib.util.find_spec(source).origin).parent
         for file in sorted(folder.rglob("*.py")):
             if "tests" not in file.parts:
                 yield from _docstrings(file, f"{source}/{file.relative_to(folder)}")

@@ -132,7 +132,6 @@ def in_a_process(latency_s: float) -> Iterator[str]:
     """Run a server in a process of its own, which takes no time from its client; its address."""
     command = [sys.executable, "-m", __name__, str(latency_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.kill()
 

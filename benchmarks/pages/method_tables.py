@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from statistics import mean, stdev
 from typing import Any
 
@@ -181,23 +183,19 @@ def _written(*, alike: bool) -> Iterator[tuple[tuple[Any, ...], Runs]]:
 
     ``alike``: as the writer asks by itself, eight examples and many passages; else by 100 passages.
     """
-    named = ("model", "examples", "passages")
+    named = itemgetter("model", "examples", "passages")
     for name, rows in environment.load("questions").items():
         if name not in ("command", "environment"):
-            for known in dict.fromkeys(tuple(row[each] for each in named) for row in rows):
-                model, examples, passages = known
+            for (model, examples, passages), runs in groupby(rows, named):
                 if alike == (passages > 100 or "SmolLM2" not in model):
-                    mine = [row for row in rows if tuple(row[each] for each in named) == known]
-                    yield (name, model.split("-")[0], examples, passages), mine
+                    yield (name, model.split("-")[0], examples, passages), list(runs)
 
 
 def questions_table() -> str:
     """What was kept of what was written, and why the rest was not, over all seeds."""
     rows = []
     for (name, writer, _, passages), runs in _written(alike=True):
-        dropped: Counter[str] = Counter()
-        for run in runs:
-            dropped.update(run["dropped"])
+        dropped = sum((Counter(run["dropped"]) for run in runs), Counter())
         reasons = (f"{reason.replace('_', ' ')} {n}" for reason, n in dropped.most_common())
         found = (f"{mean(run[each] for run in runs):.0%}" for each in ("first", "in top 20"))
         counts = (sum(run[each] for run in runs) for each in ("written", "kept"))

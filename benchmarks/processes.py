@@ -31,10 +31,10 @@ def in_a_process(*arguments: object, **settings: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak_memory() -> float:
-    """Return the peak resident memory of this process so far, mapped files included, in MiB.
+def memory(what: str = "VmRSS") -> float:
+    """Return the resident memory of this process, mapped files included, in MiB.
 
-    Not ``ru_maxrss``: a child inherits that of the process that started it.
+    ``"VmHWM"`` is the peak so far. Not ``ru_maxrss``: a child inherits that of its parent.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024

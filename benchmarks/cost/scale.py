@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import environment
 from benchmarks.cost import grown
 from benchmarks.cost.grown import CheapBase, Grown
-from benchmarks.processes import in_a_process, peak_memory
+from benchmarks.processes import in_a_process, memory
 
 SIZES = ((1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000))  # pairs, documents
 JUDGED = 1_000  # queries that are evaluated, at every size
@@ -32,7 +32,7 @@ class Clock:
 
     def __enter__(self) -> Clock:
         self._began = time.perf_counter(), time.process_time()
-        self._before = peak_memory()
+        self._before = memory("VmHWM")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,7 +199,7 @@ def _measure(work: str, pairs: int, documents: int, folder: Path) -> dict[str, A
     found = WORK[work](corpus, folder)
     facts = {"work": work, "pairs": pairs, "documents": documents, **found}
     rate = documents / found["cpu_seconds"]
-    return {**facts, "documents_per_second": rate, "peak_memory_mib": peak_memory()}
+    return {**facts, "documents_per_second": rate, "peak_memory_mib": memory("VmHWM")}
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ class LeanLLM(llms.CustomLLM):
         body = _body([(m.role.value, m.content or "") for m in messages])
         head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-        length = next(int(li.split(":")[1]) for li in lines if li.startswith("content-length"))
-        raw = json.loads(await reader.readexactly(length))
+        raw = json.loads(await scripted_server.body_of(reader))
         writer.close()
         text = raw["choices"][0]["message"]["content"]
         return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text), raw=raw)

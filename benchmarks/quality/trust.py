@@ -4,8 +4,9 @@ gain that the data can prove, it mostly does."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def calibrate(data: Path, cache: Path, runs: int) -> None:
         train, test = _encoded(data, cache, name)
         for null in NULLS:
             count = round(SHARES[null] * runs / len(CALIBRATED))
-            for seed in _missing("calibration", f"{name}, {null}", count):
-                _keep("calibration", f"{name}, {null}", _null_run(train, test, null, seed))
+            run = partial(_null_run, train, test, null)
+            _complete("calibration", f"{name}, {null}", count, run)
 
 
 def nulls(data: Path, cache: Path, runs: int) -> None:
@@ -102,10 +103,8 @@ def power(data: Path, cache: Path, names: tuple[str, ...], runs: int) -> None:
         train, test = _encoded(data, cache, name)
         for size in SIZES[name]:
             key = f"{name}, {size or len(train.relevance)}"
-            for seed in _missing("power", key, runs if size else round(WHOLE * runs)):
-                random = np.random.default_rng(seed)
-                sample = _sample(train, size, random) if size else train
-                _keep("power", key, _run(sample, test, seed))
+            run = partial(_sampled_run, train, test, size)
+            _complete("power", key, runs if size else round(WHOLE * runs), run)
 
 
 def _encoded(data: Path, cache: Path, name: str) -> tuple[EncodedDataset, EncodedDataset]:
@@ -120,6 +119,11 @@ def _null_run(train: EncodedDataset, test: EncodedDataset, null: str, seed: int)
     sample = replace(sample, relevance=NULLS[null](sample, random))
     if null == "drawn":  # live queries follow the same law; shuffled ones are a user's mistake
         test = replace(test, relevance=drawn(test, random))
+    return _run(sample, test, seed)
+
+
+def _sampled_run(train: EncodedDataset, test: EncodedDataset, size: int | None, seed: int) -> Row:
+    sample = _sample(train, size, np.random.default_rng(seed)) if size else train
     return _run(sample, test, seed)
 
 
@@ -150,12 +154,11 @@ def _score(adapter: Adapter, test: EncodedDataset) -> float:
     return search(test, adapter.apply(test.queries), documents)["ndcg@10"]
 
 
-def _missing(result: str, key: str, runs: int) -> Iterator[int]:
+def _complete(result: str, key: str, runs: int, run: Callable[[int], Row]) -> None:
+    """Add the runs of the seeds that are not there."""
     there = {row["seed"] for row in environment.found(result, "runs", key)}
-    return (seed for seed in range(runs) if seed not in there)
-
-
-def _keep(result: str, key: str, row: Row) -> None:
-    environment.add(result, f"python -m benchmarks {result}", ("runs", key), row, by=("seed",))
-    print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
-          f"{row['seconds']:.0f} s", flush=True)  # fmt: skip
+    for seed in sorted({*range(runs)} - there):
+        row, command = run(seed), f"python -m benchmarks {result}"
+        environment.add(result, command, ("runs", key), row, by=("seed",))
+        print(f"{result}, {key}: {row['recipe']}, ship {row['ship']}, test {row['gain']:+.4f}; "
+              f"{row['seconds']:.0f} s", flush=True)  # fmt: skip

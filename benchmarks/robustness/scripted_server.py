@@ -85,7 +85,7 @@ class ScriptedServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while body := await _request(reader):
+            while body := await body_of(reader):
                 await self._answer(json.loads(body), writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client went away, or the block ended
@@ -101,8 +101,8 @@ class ScriptedServer:
         await writer.drain()
 
 
-async def _request(reader: asyncio.StreamReader) -> bytes:
-    """Return the body of the next request, empty at the end of the connection."""
+async def body_of(reader: asyncio.StreamReader) -> bytes:
+    """Return the body of the next request or response, empty where it has none."""
     head = await reader.readuntil(b"\r\n\r\n")
     lines = head.decode("latin-1").lower().split("\r\n")
     length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length"))

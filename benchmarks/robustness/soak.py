@@ -6,20 +6,18 @@ import asyncio
 import gc
 import itertools
 import json
-import resource
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.known import KnownEmbedding
-from benchmarks.processes import in_a_process
+from benchmarks.processes import in_a_process, memory
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 
 DIM, TEXTS = 384, [f"question number {number}" for number in range(500)]
@@ -120,13 +118,13 @@ def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:
         parts: After each, memory is measured; the first tenth of them is warm-up.
     """
     load, began = Load(), time.perf_counter()
-    memory = []
+    resident = []
     for part in range(parts):
         load.run(queries // parts + (part < queries % parts))
         gc.collect()
-        memory.append(resident_mb())
+        resident.append(memory())
     warming = max(1, parts // 10)
-    warm, after = memory[warming - 1], memory[warming:]
+    warm, after = resident[warming - 1], resident[warming:]
     counts = load.counts
     return {
         "queries": queries,
@@ -137,12 +135,6 @@ def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:
         "resident_mb": {"warm": warm, "end": after[-1], "most": max(after)},
         "growth": max(after) / warm - 1,
     }
-
-
-def resident_mb() -> float:
-    """Return the memory of this process that is in RAM, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def run(queries: int = 200_000) -> dict[str, Any]:

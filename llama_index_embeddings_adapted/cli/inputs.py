@@ -142,13 +142,10 @@ def cut(
     read = embedded_tokens(model)
     size = size or (round(_MOST_OF_A_CHUNK * read) if read else USUAL_CHUNK)
     overlap = min(size - 1, size // 10 if overlap is None else overlap)
-    splitter = SentenceSplitter(chunk_size=size, chunk_overlap=overlap)
-    counts = Counter[str]()
+    splitter = SentenceSplitter(
+        chunk_size=size, chunk_overlap=overlap, id_func=lambda part, whole: f"{whole.id_}#{part}"
+    )
     nodes = [node for node in splitter(documents) if node.get_content().strip()]
-    for node in nodes:
-        source = str(node.ref_doc_id)
-        node.id_ = f"{source}#{counts[source]}"
-        counts[source] += 1
     if not nodes:
         raise DatasetError("No text in any of the files.")
     return nodes

@@ -155,8 +155,8 @@ class QuestionJob(EmbeddingJob, DataJob):
         if self.llm is None:
             return structure.pairs_from_structure(documents, **filters)
         passages = inputs.cut(documents, model, self.chunk_size, self.chunk_overlap)
-        writer = inputs.resolve_writer(self.llm)
-        options = dict(writer.settings)
+        llm, suited = inputs.resolve_writer(self.llm)
+        options = dict(suited)
         if self.examples is not None:
             options["examples"] = self._asked(self.examples)
             if "max_chunks" in options:
@@ -166,7 +166,7 @@ class QuestionJob(EmbeddingJob, DataJob):
         if self.questions_per_chunk is not None:
             options["num_questions_per_chunk"] = self.questions_per_chunk
         make = generate.estimate if self.estimate else generate.generate_qa_embedding_pairs
-        return make(passages, writer.llm, **options, **filters)
+        return make(passages, llm, **options, **filters)
 
 
 @command("Write questions about documents.")

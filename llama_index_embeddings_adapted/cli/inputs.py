@@ -10,7 +10,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,33 +206,28 @@ def _is_text(file: Path) -> bool:
     return b"\0" not in start and "\ufffd" not in start.decode("utf-8", "replace")[:-4]
 
 
-@dataclass(frozen=True)
-class ResolvedLLM:
-    """An LLM, and the settings of generation that suit it unless others are given."""
+def resolve_writer(spec: str) -> tuple[LLM, dict[str, Any]]:
+    """Build the LLM that a text names; return it with the settings of generation that suit it.
 
-    llm: LLM
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def resolve_writer(spec: str) -> ResolvedLLM:
-    """Build the LLM that a text names, or raise an OptionError or MissingExtraError."""
+    Or raise an OptionError or MissingExtraError.
+    """
     kind, _, rest = spec.partition(":")
     model, _, url = rest.partition("@")
     if spec == "smollm2":
-        return ResolvedLLM(LocalLlama(max_tokens=48, stop=["\n"]), dict(_SMALL))
+        return LocalLlama(max_tokens=48, stop=["\n"]), _SMALL
     if kind == "gguf" and rest:
-        return ResolvedLLM(LocalLlama(path=rest), {"concurrency": 1})
+        return LocalLlama(path=rest), {"concurrency": 1}
     if kind == "ollama" and model:
         settings = {"base_url": url} if url else {}
         made = integration("llms.ollama", "Ollama")(model=model, request_timeout=300.0, **settings)
-        return ResolvedLLM(made, {"concurrency": 2})
+        return made, {"concurrency": 2}
     if kind == "openai" and rest:
-        return ResolvedLLM(integration("llms.openai", "OpenAI")(model=rest, temperature=0.0))
+        return integration("llms.openai", "OpenAI")(model=rest, temperature=0.0), {}
     if kind == "openai-like" and model and url:
         key = os.environ.get("OPENAI_API_KEY", "none")
         about: Any = {"api_base": url, "is_chat_model": True, "context_window": 8192}
         like = integration("llms.openai_like", "OpenAILike")
-        return ResolvedLLM(like(model=model, api_key=key, **about))
+        return like(model=model, api_key=key, **about), {}
     raise OptionError(f"llm: expected {LLMS}, got {spec!r}.{nearest(spec, ['smollm2'])}")
 
 

@@ -92,7 +92,7 @@ def counting(monkeypatch) -> CountingEmbedding:
 @pytest.fixture
 def double(monkeypatch) -> None:
     """An LLM that a text can name: ``double``."""
-    known_as(monkeypatch, "resolve_writer", "double", inputs.ResolvedLLM(DoubleLLM()))
+    known_as(monkeypatch, "resolve_writer", "double", (DoubleLLM(), {}))
 
 
 def known_as(monkeypatch: pytest.MonkeyPatch, resolver: str, wanted: str, found: Any) -> None:
@@ -518,10 +518,10 @@ def test_a_corpus_without_queries_is_read_as_its_documents(tmp_path):
 
 def test_models_are_named_by_texts(monkeypatch):
     pytest.importorskip("llama_index.llms.ollama", reason="extra 'dev' is missing")
-    ollama = inputs.resolve_writer("ollama:llama3.2:1b@http://localhost:9").llm
+    ollama, _ = inputs.resolve_writer("ollama:llama3.2:1b@http://localhost:9")
     assert (ollama.model, ollama.base_url) == ("llama3.2:1b", "http://localhost:9")
-    small = inputs.resolve_writer("smollm2")
-    assert (small.settings["questions_per_call"], small.settings["max_chunks"]) == (1, 120)
+    _, small = inputs.resolve_writer("smollm2")
+    assert (small["questions_per_call"], small["max_chunks"]) == (1, 120)
     with pytest.raises(OptionError, match="got 'openai-like:model-without-address'"):
         inputs.resolve_writer("openai-like:model-without-address")
     monkeypatch.setitem(sys.modules, "llama_index.llms.openai_like", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from ..core import files
 from ..errors import DatasetError, OptionError
 from . import contents, formats, records
 from .contents import data_statistics as data_statistics
-from .reading import Omissions, read_file
+from .reading import Omissions, decode, read_file
 
 
 class EmbeddingQAFinetuneDataset(BaseModel):
@@ -192,7 +193,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
             DatasetError: Not JSON, JSON of another shape, or nothing is left.
         """
         omissions = Omissions(path, strict=strict)
-        data = formats.read_qa_json(Path(path), omissions)
+        text_of = partial(decode, omissions=omissions)
+        data = files.read_json_object(Path(path), error=DatasetError, decode=text_of)
         parts = formats.mended_qa(data, omissions, allow_unjudged=allow_unjudged)
         omissions.tell()
         return cls(**parts, allow_unjudged=allow_unjudged)

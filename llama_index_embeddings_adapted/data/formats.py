@@ -10,14 +10,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core import files
 from ..core.files import atomic_file
 from ..errors import DatasetError, quote_some
-from .reading import Omissions, decode, json_object, open_lines, plain_id
+from .reading import Omissions, json_object, open_lines, plain_id
 
 _MOST_REPEATED = 1000  # ids, where they are most of a file: it is not read to its end
 SOURCES = ("human", "llm", "structure", "feedback")
@@ -250,16 +248,7 @@ ADDED = ("grades", "hard_negatives", "provenance")
 FLAGS = ("ignore_identical_ids", "twins_count")
 
 
-def read_qa_json(path: Path, omissions: Omissions) -> dict[str, Any]:
-    """Read the fields of a dataset, in any encoding, or raise a DatasetError."""
-    text_of = partial(decode, omissions=omissions)
-    data = files.read_json_object(path, error=DatasetError, decode=text_of)
-    check_objects(data, path)
-    return data
-
-
-def check_objects(data: Mapping[str, Any], where: object) -> None:
-    """Refuse, by a DatasetError, a dataset's parts that are missing, lists, or other than dicts."""
+def _check_objects(data: Mapping[str, Any], where: object) -> None:
     missing = [key for key in OBJECTS if not isinstance(data.get(key), Mapping)]
     if missing:
         raise DatasetError(
@@ -271,7 +260,11 @@ def check_objects(data: Mapping[str, Any], where: object) -> None:
 def mended_qa(
     data: Mapping[str, Any], omissions: Omissions, *, allow_unjudged: bool = False
 ) -> dict[str, Any]:
-    """Return the arguments of a dataset from parts, as :func:`fitted`; ids may be numbers."""
+    """Return the arguments of a dataset from its JSON, as :func:`fitted`; ids may be numbers.
+
+    A DatasetError where parts are missing, lists, or other than dicts.
+    """
+    _check_objects(data, omissions.where)
     texts: dict[str, dict[str, str]] = {"queries": {}, "corpus": {}}
     for part, found in texts.items():
         for key, text in data[part].items():

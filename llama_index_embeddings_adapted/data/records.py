@@ -152,7 +152,6 @@ def parts_of(
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``."""
     if isinstance(rows, Mapping) and "queries" in rows and {"corpus", "relevant_docs"} & set(rows):
-        formats.check_objects(rows, omissions.where)
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})

@@ -234,6 +234,10 @@ class EmbeddingJob(Job):
     cache_dir: str | None = None
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        if self.quiet:  # libraries below read this when they are imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
     @property
     def _encoding(self) -> dict[str, Any]:
         kept = False if self.cache_dir == "none" else self.cache_dir
@@ -286,13 +290,6 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def _quiet(quiet: bool) -> bool:
-    """Silence the bars of libraries below, too, which read this when they are imported."""
-    if quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return quiet
-
-
 #: How questions are written by an LLM.
 WRITING = (
     "questions_per_chunk", "max_chunks", "chunk_size", "chunk_overlap", "styles",
@@ -303,7 +300,6 @@ _LEAST = {"chunk_overlap": 0, "number": 0, "expect": 0}
 _COUNTS = (int | None, list[int] | None)  # of others these, from 1
 _SETTINGS: dict[str, dict[str, Any]] = {
     "config": {"is_eager": True, "callback": _from_file},
-    "quiet": {"callback": _quiet},
     "expect": {"max": 1},
 }
 

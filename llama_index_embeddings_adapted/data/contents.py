@@ -1,12 +1,10 @@
-"""What is in a dataset: what it is refused for, its hash, its lengths, its parts.
+"""What is in a dataset: what it is refused for, its lengths, its parts.
 
 Every message counts and names what is wrong. No split leaks: queries of one text stay together.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 import warnings
@@ -115,14 +113,6 @@ def _are_ids(documents: object) -> bool:
 def _is_grade(grade: object) -> bool:
     number = isinstance(grade, (int, float)) and not isinstance(grade, bool)
     return number and 0 < grade < math.inf  # type: ignore[operator]
-
-
-def fingerprint(*parts: Mapping[str, Any] | None) -> str:
-    """Return a hash of ids, texts and judgements, to tell datasets apart."""
-    hashed = hashlib.sha256()
-    for piece in json.JSONEncoder(sort_keys=True).iterencode(parts):  # all may be gigabytes
-        hashed.update(piece.encode("ascii"))
-    return hashed.hexdigest()[:16]
 
 
 def _lengths(texts: Mapping[str, str]) -> list[float]:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,8 @@ def sample(passages: Sequence[Passage], most: int | None, *, seed: int) -> list[
     randomness.shuffle(order)
     for source in order:
         randomness.shuffle(by_source[source])
-    turns = ((depth, turn) for turn, s in enumerate(order) for depth in range(len(by_source[s])))
-    drawn = [by_source[order[turn]][depth] for depth, turn in sorted(turns)]
+    turns = zip_longest(*(by_source[source] for source in order))
+    drawn = [row for turn in turns for row in turn if row is not None]
     repeats = near_duplicates([passages[row].text for row in drawn])
     chosen = [row for place, row in enumerate(drawn) if place not in repeats][:most]
     return [passages[row] for row in sorted(chosen)]

@@ -150,9 +150,8 @@ def _pairs(node: BaseNode, corpus: dict[str, str]) -> Iterator[tuple[str, list[s
 
 def _taken_apart(node: BaseNode) -> tuple[str, str, str]:
     """Return title, summary, and the text that would be embedded without them."""
-    bare = node.model_copy()
-    hidden = [*bare.excluded_embed_metadata_keys, *TITLE_KEYS, *SUMMARY_KEYS]
-    bare.excluded_embed_metadata_keys = hidden
+    hidden = [*node.excluded_embed_metadata_keys, *TITLE_KEYS, *SUMMARY_KEYS]
+    bare = node.model_copy(update={"excluded_embed_metadata_keys": hidden})
     text, fields = bare.get_content(MetadataMode.NONE), dict[str, str]()
     if front := _FRONT_MATTER.match(text):
         fields = {match["key"]: match["value"] for match in _FIELD.finditer(front["fields"])}

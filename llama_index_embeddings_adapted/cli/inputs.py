@@ -98,7 +98,7 @@ def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> Embedding
     dataset = EmbeddingQAFinetuneDataset.from_file(path, **_roles(columns))
     note = _note(path)
     found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
-    if not found or found.get("data") != dataset.fingerprint:
+    if found.get("data") != dataset.fingerprint:
         return dataset  # the file was edited or replaced: the note is about another one
     report = found["report"] if isinstance(found.get("report"), dict) else None
     # Version 0.1 said only in its note that an LLM wrote the questions.
@@ -276,15 +276,13 @@ def named_models(specs: list[str], corpus: Mapping[str, str]) -> dict[str, Any]:
     for spec in specs:
         label, vectors = named[spec]
         model: Any = BM25Index.of(corpus) if vectors == "bm25" else loaded[vectors]
-        if spec.endswith("+bm25"):
-            model = Mixture(model)
-        inner = model.embed_model if isinstance(model, Mixture) else model
-        if len(specs) == 1 and isinstance(inner, AdaptedEmbedding):
-            models["base"] = inner.base_embed_model
-        elif len(specs) == 1 and inner is not model:
-            models[Path(vectors).name] = inner
+        mixed = spec.endswith("+bm25")
+        if len(specs) == 1 and isinstance(model, AdaptedEmbedding):
+            models["base"] = model.base_embed_model
+        elif len(specs) == 1 and mixed:
+            models[Path(vectors).name] = model
         if label in models:
             own = spec.partition("=")[2] or spec
             raise OptionError(f"models: two are named {label!r}. Name them: other={own}")
-        models[label] = model
+        models[label] = Mixture(model) if mixed else model
     return models

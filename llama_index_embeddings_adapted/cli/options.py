@@ -349,7 +349,6 @@ def command(summary: str) -> Callable[[_Kind], _Kind]:
         title, hints = kind.__name__.lower(), get_type_hints(kind)
         parameters = [_parameter(each, hints[each.name], title) for each in own_first]
         call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {each.name: each.annotation for each in parameters}
         call.__doc__ = kind.__doc__
         app.command(title, epilog=EXIT_CODES, short_help=summary)(call)
         return kind

@@ -176,10 +176,8 @@ class EmbeddingQAFinetuneDataset(BaseModel):
 
     def save_json(self, path: str | Path) -> None:
         """Write the old class's JSON, atomically, with grades, negatives and provenance if any."""
-        fields = self.model_dump()
-        added = {key: fields[key] for key in formats.ADDED if fields[key] is not None}
-        added |= {key: False for key in formats.FLAGS if not fields[key]}
-        files.write_json(Path(path), {key: fields[key] for key in formats.OLD} | added)
+        usual = {flag for flag in formats.FLAGS if getattr(self, flag)}
+        files.write_json(Path(path), self.model_dump(exclude_none=True, exclude=usual))
 
     @classmethod
     def from_json(

@@ -243,7 +243,6 @@ def _write_texts(path: Path, texts: Mapping[str, str], provenance: Mapping[str, 
 
 
 OBJECTS = ("queries", "corpus", "relevant_docs")
-OLD = (*OBJECTS, "mode")
 ADDED = ("grades", "hard_negatives", "provenance")
 FLAGS = ("ignore_identical_ids", "twins_count")
 
@@ -287,7 +286,7 @@ def mended_qa(
             for document, grade in _graded(documents, omissions).items()
         }
     lists = given["negative_docs"] if given["hard_negatives"] is None else given["hard_negatives"]
-    for key in set(data) - {*OLD, *given, *FLAGS}:
+    for key in set(data) - {*OBJECTS, "mode", *given, *FLAGS}:
         omissions.add("unknown keys", key)
     parts = fitted(
         **texts,

@@ -279,8 +279,6 @@ def leaked(candidate: Candidate) -> bool:
     That is five words in a row, two of them longer than four letters, that stand in the prompt and
     not in the passage, or most of the words of one of its lines.
     """
-    if not candidate.prompt:
-        return False
     lines, runs = _prompt_words(candidate.prompt)
     tokens = words(candidate.text)
     common = (_runs(tokens) & runs) - _runs(words(candidate.passage))

@@ -295,8 +295,7 @@ class GenerationRun(ExitStack):
             bar.update()
 
         with bar:
-            if calls:
-                await self._calls.ask_all([call.request for call in calls], keep, fail)
+            await self._calls.ask_all([call.request for call in calls], keep, fail)
 
     def estimate(self, basis: Sequence[PendingCall] | None = None) -> Estimate:
         """Say what the missing calls will cost, judging by ``basis``, else by all answers."""

@@ -19,10 +19,10 @@ def at(*degrees: float) -> np.ndarray:
     return np.float32(np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
-def gate(*, queries: Any = (60, 90), asked: Any = (60,), others: Any = (90,), **more: Any) -> Gate:
+def gate(*, queries: Any = (60, 90), others: Any = (90,), **more: Any) -> Gate:
     shares, coefficients = more.get("shares", (1, 1)), more.get("coefficients", (0,) * 7)
     low, high = (np.full(6, sign * more.get("bound", 9.0)) for sign in (-1, 1))
-    places = at(*queries), at(*asked), at(*others)
+    places = at(*queries), at(60), at(*others)
     return Gate(*places, np.array(shares), np.array(coefficients), low, high)
 
 
@@ -83,12 +83,12 @@ def test_a_gate_or_maps_that_do_not_fit_are_refused():
         GatedAdapter(plain, LinearAdapter.identity(2, shared=True), gate())
 
 
-def two_kinds(seed: int = 0) -> tuple[EncodedDataset, np.ndarray, np.ndarray]:
+def two_kinds() -> tuple[EncodedDataset, np.ndarray, np.ndarray]:
     """100 documents with three training queries each, 100 without; then a fresh query for each.
 
     Returns the data, fresh queries about the first hundred, and about the second.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     corpus = l2_normalize(random.standard_normal((200, 16)))
 
     def ask(documents: np.ndarray) -> np.ndarray:

@@ -19,8 +19,6 @@ from llama_index_embeddings_adapted.errors import BaseModelMismatchError, Folder
 from llama_index_embeddings_adapted.operations.folder import inspect_adapter, ship_candidate
 from tests.conftest import CountingEmbedding
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def model(base) -> AdaptedEmbedding:

@@ -35,15 +35,15 @@ def test_a_weight_that_is_no_share_is_refused(weight):
 Pairs = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], Qrels]
 
 
-def random_pairs(seed: int, queries: int = 12, documents: int = 40) -> Pairs:
+def random_pairs(seed: int) -> Pairs:
     random = np.random.default_rng(seed)
-    counts = (random.integers(1, 4) for _ in range(queries))
-    relevant = [random.choice(documents, size=n, replace=False).tolist() for n in counts]
+    counts = (random.integers(1, 4) for _ in range(12))
+    relevant = [random.choice(40, size=n, replace=False).tolist() for n in counts]
     sides = []
     for part in (0, 10):
-        theirs = random_unit(documents, 6, seed + 2 + part)
+        theirs = random_unit(40, 6, seed + 2 + part)
         near = np.stack([theirs[rows].mean(axis=0) for rows in relevant])
-        sides.append((0.6 * random_unit(queries, 6, seed + part) + near, theirs))
+        sides.append((0.6 * random_unit(12, 6, seed + part) + near, theirs))
     (b, b_documents), (a, a_documents) = sides
     return (np.float32(b), np.float32(a)), (b_documents, a_documents), Qrels.from_lists(relevant)
 

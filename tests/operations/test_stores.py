@@ -56,7 +56,7 @@ def nodes() -> list[TextNode]:
     return [TextNode(id_=i, text=t, metadata={"n": 1}) for i, t in zip(ids, TEXTS, strict=True)]
 
 
-def built(base: Any, store: Any, of: list[TextNode] | None = None) -> VectorStoreIndex:
+def built(base: Any, store: Any) -> VectorStoreIndex:
     storage = StorageContext.from_defaults(vector_store=store)
     return VectorStoreIndex(nodes(), storage_context=storage, embed_model=base)
 

@@ -42,10 +42,10 @@ class Tab:
         self.complaints: list[str] = []
         self.requests: list[str] = []
 
-    def open(self, path: Path, *, width: int, dark: bool, height: int = 900) -> None:
+    def open(self, path: Path, *, width: int, dark: bool) -> None:
         self.complaints, self.requests, self._loaded = [], [], False
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         for name in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{name}.enable")
         self.call("Emulation.setDeviceMetricsOverride", **size)

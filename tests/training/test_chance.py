@@ -11,9 +11,9 @@ from llama_index_embeddings_adapted.training.options import TrainingOptions
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def noisy(noise: float = 0.5, seed: int = 0) -> EncodedDataset:
+def noisy(noise: float = 0.5) -> EncodedDataset:
     """150 queries near their document, of 60; documents differ in how often they are asked for."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     corpus = random.standard_normal((60, 12))
     asked = np.minimum(random.geometric(0.05, size=150), 60) - 1
     queries = corpus[asked] + noise * random.standard_normal((150, 12))

@@ -15,14 +15,14 @@ from llama_index_embeddings_adapted.training.auto.cross_fitting import Fold, fol
 from tests.support.synthetic import encoded
 
 
-def dataset(relevant: list[list[int]], *, documents: int, seed: int = 0) -> EncodedDataset:
-    random = np.random.default_rng(seed)
+def dataset(relevant: list[list[int]], *, documents: int) -> EncodedDataset:
+    random = np.random.default_rng(0)
     queries = random.standard_normal((len(relevant), 4))
     return encoded(queries, random.standard_normal((documents, 4)), relevant)
 
 
-def single(queries: int = 60, documents: int = 20) -> EncodedDataset:
-    return dataset([[row % documents] for row in range(queries)], documents=documents + 5)
+def single(queries: int = 60) -> EncodedDataset:
+    return dataset([[row % 20] for row in range(queries)], documents=25)
 
 
 def pairs(data: EncodedDataset) -> set[tuple[str, int]]:

@@ -15,8 +15,8 @@ from tests.support.processes import fresh
 from tests.support.synthetic import encoded, rotated_corpus
 
 
-def parts(data: EncodedDataset, seed: int = 0) -> tuple[EncodedDataset, held_out.Validation]:
-    rows, held = held_out.hold_out(data, queries=0.2, documents=0.2, seed=seed)
+def parts(data: EncodedDataset) -> tuple[EncodedDataset, held_out.Validation]:
+    rows, held = held_out.hold_out(data, queries=0.2, documents=0.2, seed=0)
     train, other = data.take(rows), data.take(held)
     return train, held_out.Validation(held_out.HeldOut(other, held_out.known_mask(train, other)))
 

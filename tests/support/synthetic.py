@@ -9,7 +9,7 @@ import numpy as np
 from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
-from llama_index_embeddings_adapted.training.auto import pipelines
+from llama_index_embeddings_adapted.training.auto import cross_fitting, pipelines
 from llama_index_embeddings_adapted.training.auto.selection import CrossFittedScores, QueryMix
 
 
@@ -27,19 +27,29 @@ def found_first(data: EncodedDataset, queries: Any, documents: Any) -> float:
 
 
 def rotated_corpus(
-    *, documents: int = 200, per_document: int = 3, dim: int = 12, seed: int = 0
+    *, documents: int = 200, per_document: int = 3
 ) -> tuple[EncodedDataset, np.ndarray]:
     """Queries are their documents, rotated, with noise: a linear map can undo it.
 
-    Returns the data and the rotation that takes documents to queries.
+    Returns the data, of 12 dimensions, and the rotation that takes documents to queries.
     """
-    random = np.random.default_rng(seed)
-    rotation, _ = np.linalg.qr(random.standard_normal((dim, dim)))
-    corpus = l2_normalize(random.standard_normal((documents, dim)))
+    random = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(random.standard_normal((12, 12)))
+    corpus = l2_normalize(random.standard_normal((documents, 12)))
     answers = np.repeat(np.arange(documents), per_document)
-    noise = 0.1 * random.standard_normal((len(answers), dim))
+    noise = 0.1 * random.standard_normal((len(answers), 12))
     queries = l2_normalize(corpus[answers] @ rotation.T + noise)
     return encoded(queries, corpus, [[answer] for answer in answers]), rotation
+
+
+def several_answers() -> EncodedDataset:
+    """60 queries near their one to three answers among 40 documents, ten of which answer none."""
+    random = np.random.default_rng(0)
+    corpus = l2_normalize(random.standard_normal((40, 8)))
+    answers = [random.choice(30, size=random.integers(1, 4), replace=False) for _ in range(60)]
+    asked = np.stack([corpus[rows].sum(axis=0) for rows in answers])
+    queries = l2_normalize(asked + random.standard_normal((60, 8)))
+    return encoded(queries, corpus, [rows.tolist() for rows in answers])
 
 
 @dataclass(frozen=True)
@@ -56,20 +66,6 @@ class Named(pipelines.PipelineSpec):
         return self.name
 
 
-@dataclass(frozen=True)
-class _TestFold:
-    known: np.ndarray
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class _Fold:
-    test: _TestFold
-
-
 def cross_fitted(
     known: Iterable[bool],
     *,
@@ -81,7 +77,8 @@ def cross_fitted(
 ) -> CrossFittedScores:
     """Judgements of one fold with scores by hand; the base model has the same everywhere."""
     flags = np.array(list(known), dtype=bool)
-    fold = _Fold(_TestFold(flags, np.arange(len(flags)) if rows is None else rows))
+    rows = np.arange(len(flags)) if rows is None else rows
+    fold = cross_fitting.Fold(None, cross_fitting.TestFold(None, rows, None, None, flags))
     found = CrossFittedScores([fold], QueryMix(expect, given))
     found.scores = {pipelines.IDENTITY: np.full(len(flags), base)}
     for name, values in scores.items():

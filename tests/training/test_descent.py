@@ -14,14 +14,7 @@ from llama_index_embeddings_adapted.training.auto.selection import FoldJudge
 from llama_index_embeddings_adapted.training.closed_form import narrowed, span
 from llama_index_embeddings_adapted.training.modules import ranking_nll
 from llama_index_embeddings_adapted.training.options import TrainingOptions
-from tests.support.synthetic import encoded, found_first, rotated_corpus
-
-
-def several() -> EncodedDataset:
-    """40 queries with one to three relevant documents of 30."""
-    random = np.random.default_rng(3)
-    relevant = [random.choice(20, 1 + row % 3, replace=False).tolist() for row in range(40)]
-    return encoded(random.standard_normal((40, 6)), random.standard_normal((30, 6)), relevant)
+from tests.support.synthetic import found_first, rotated_corpus, several_answers
 
 
 def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) -> list[np.ndarray]:
@@ -47,14 +40,14 @@ def differentiated(data: EncodedDataset, run: Any, both: bool, anchor: float) ->
 
 @pytest.mark.parametrize("both", [False, True], ids=["query", "both"])
 def test_a_step_follows_the_gradient_of_the_loss(both, monkeypatch):
-    data = several()
+    data = several_answers()
     random = np.random.default_rng(0)
-    start = LinearAdapter(np.eye(6) + 0.2 * random.standard_normal((6, 6)), np.full(6, 0.1))
+    start = LinearAdapter(np.eye(8) + 0.2 * random.standard_normal((8, 8)), np.full(8, 0.1))
     anchor = 0.0 if both else 30.0  # where documents move, it is estimated from a sample
-    options = TrainingOptions(batch_size=40, loss="corpus", max_grad_norm=1e9)
+    options = TrainingOptions(batch_size=60, loss="corpus", max_grad_norm=1e9)
     run = descent._Descent(data, start, options, both, None)
     run._anchor = anchor
-    run._moment = np.asarray(l2_normalize(data.documents).T @ l2_normalize(data.documents) / 30)
+    run._moment = np.asarray(data.documents.T @ data.documents / 40)
     run._query.value += np.float32(0.05)
     found: dict[int, np.ndarray] = {}
     keep: Any = lambda self, gradient, *_: found.update({id(self): gradient})  # noqa: E731

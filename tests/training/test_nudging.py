@@ -9,19 +9,9 @@ from llama_index_embeddings_adapted.core.arrays import Vectors, l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.training.auto.descent import listwise_nudges
 from llama_index_embeddings_adapted.training.closed_form import nudge_n
-from tests.support.synthetic import encoded, found_first
+from tests.support.synthetic import encoded, found_first, several_answers
 
 X, Y = np.eye(2, dtype=np.float32)
-
-
-def several(seed: int = 0) -> EncodedDataset:
-    """60 queries with one to three answers among 40 documents, some asked by none."""
-    random = np.random.default_rng(seed)
-    corpus = l2_normalize(random.standard_normal((40, 8)))
-    answers = [random.choice(30, size=random.integers(1, 4), replace=False) for _ in range(60)]
-    asked = np.stack([corpus[a].sum(axis=0) for a in answers])
-    queries = l2_normalize(asked + random.standard_normal((60, 8)))
-    return encoded(queries, corpus, [a.tolist() for a in answers])
 
 
 def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vectors:
@@ -31,7 +21,7 @@ def moved(adapter: NudgeAdapter | StackedAdapter, data: EncodedDataset) -> Vecto
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.48, 1.0])
 def test_nudge_n_is_that_of_its_authors(distance):
     nudge = pytest.importorskip("nudge", reason="the authors' package nudge-ft is missing")
-    data = several()
+    data = several_answers()
     answers = [data.relevance.relevant_to(row).tolist() for row in range(60)]
     asked = {"q_embs": data.queries, "q_ans_indx": answers}
     method = nudge.NUDGEN(device="cpu")
@@ -57,7 +47,7 @@ def test_nudge_n_turns_by_the_distance_or_stays_and_moves_one_text_as_one():
     assert np.allclose(found, [X, X])
 
 
-def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
+def mistaken() -> tuple[EncodedDataset, EncodedDataset]:
     """Documents whose queries ask from elsewhere, all in one direction per document.
 
     Returns queries to learn from, and one more of each document to judge on. The last 50 documents
@@ -66,10 +56,10 @@ def mistaken(per_document: int = 4) -> tuple[EncodedDataset, EncodedDataset]:
     random = np.random.default_rng(0)
     corpus = l2_normalize(random.standard_normal((100, 16)))
     seen_from = l2_normalize(corpus[:50] + 1.2 * l2_normalize(random.standard_normal((50, 16))))
-    answers = np.repeat(np.arange(50), per_document)
-    queries = l2_normalize(seen_from[answers] + 0.1 * random.standard_normal((len(answers), 16)))
+    answers = np.repeat(np.arange(50), 4)
+    queries = l2_normalize(seen_from[answers] + 0.1 * random.standard_normal((200, 16)))
     data = encoded(queries, corpus, [[answer] for answer in answers])
-    last = np.arange(len(answers)) % per_document == 0
+    last = np.arange(200) % 4 == 0
     return data.take(np.flatnonzero(~last)), data.take(np.flatnonzero(last))
 
 

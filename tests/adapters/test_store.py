@@ -18,6 +18,7 @@ from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
 from llama_index_embeddings_adapted.operations.folder import inspect_adapter, ship_candidate
 from tests.conftest import CountingEmbedding
+from tests.support.files import edit
 
 
 @pytest.fixture
@@ -127,17 +128,7 @@ Damage = Callable[[Path], object]
 
 
 def config(**changes: Any) -> Damage:
-    def change(folder: Path) -> None:
-        data = json.loads((folder / "config.json").read_text())
-        for path, value in changes.items():
-            *parents, last = path.split("__")
-            place = data
-            for parent in parents:
-                place = place[parent]
-            place[last] = value
-        (folder / "config.json").write_text(json.dumps(data))
-
-    return change
+    return lambda folder: edit(folder / "config.json", **changes)
 
 
 def weights(**arrays: np.ndarray | None) -> Damage:

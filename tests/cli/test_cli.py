@@ -36,6 +36,7 @@ from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from tests.conftest import CountingEmbedding
 from tests.questions.test_generation import DoubleLLM
+from tests.support.files import edit
 
 COMMANDS = (
     "show", "split", "generate", "finetune", "evaluate", "compare", "inspect", "ship", "upgrade",
@@ -296,9 +297,7 @@ def test_generate_writes_pairs_and_says_what_was_kept(documents):
     assert found.synthetic
     assert found.report["passages"] == 4
     assert set(found.corpus) == {f"{'more/' * (n % 2)}{t}.md#0" for n, t in enumerate(TOPICS)}
-    edited = json.loads(Path("made.json").read_text())
-    edited["queries"] = dict.fromkeys(found.queries, "other")
-    Path("made.json").write_text(json.dumps(edited))
+    edit(Path("made.json"), queries=dict.fromkeys(found.queries, "other"))
     again = read_pairs(Path("made.json"), "train")
     assert again.report is None  # the note is about another file
     assert again.synthetic  # the file itself says where its queries are from

@@ -14,10 +14,12 @@ from llama_index.core import Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings.loading import load_embed_model
 
 import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted.composed.embedding import _digests
 from llama_index_embeddings_adapted.composed.small_model import SmallModel
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, EncodeError, FolderError
 from tests.conftest import CountingEmbedding
 from tests.support import flaky_server
+from tests.support.files import edit
 from tests.support.tiny import tiny_model
 
 OURS = "sentence_transformers.models.Transformer"
@@ -40,22 +42,21 @@ def expected(base: CountingEmbedding, small: Any, role: str, text: str) -> np.nd
     return joined / np.linalg.norm(joined)
 
 
-def test_a_vector_is_both_models_side_by_side_alone_in_batches_and_async(composed, base, small):
-    query = composed.get_query_embedding(TEXTS[0])
-    document = composed.get_text_embedding(TEXTS[0])
+async def test_a_vector_is_both_models_side_by_side_alone_in_batches_and_async(
+    composed, base, small
+):
+    query = expected(base, small, "query", TEXTS[0])
+    documents = [expected(base, small, "document", text) for text in TEXTS]
     assert len(query) == 16 + 32
-    np.testing.assert_allclose(query, expected(base, small, "query", TEXTS[0]), atol=1e-5)
-    np.testing.assert_allclose(document, expected(base, small, "document", TEXTS[0]), atol=1e-5)
-    assert np.linalg.norm(query) == pytest.approx(1, abs=1e-5)
-    single = [composed.get_text_embedding(text) for text in TEXTS]
-    batch = composed.get_text_embedding_batch(TEXTS)
-    later = asyncio.run(composed.aget_text_embedding_batch(TEXTS))
-    one = asyncio.run(composed.aget_text_embedding(TEXTS[0]))
-    query = asyncio.run(composed.aget_query_embedding(TEXTS[0]))
-    for found in (batch, later):
-        np.testing.assert_allclose(found, single, atol=1e-5)
-    np.testing.assert_allclose(one, single[0], atol=1e-5)
-    np.testing.assert_allclose(query, composed.get_query_embedding(TEXTS[0]), atol=1e-5)
+    for found, wanted in (
+        (composed.get_query_embedding(TEXTS[0]), query),
+        (await composed.aget_query_embedding(TEXTS[0]), query),
+        (composed.get_text_embedding(TEXTS[0]), documents[0]),
+        (await composed.aget_text_embedding(TEXTS[0]), documents[0]),
+        (composed.get_text_embedding_batch(TEXTS), documents),
+        (await composed.aget_text_embedding_batch(TEXTS), documents),
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert composed.get_text_embedding_batch([]) == []
 
 
@@ -171,11 +172,10 @@ def test_an_adapter_may_wrap_it_and_be_saved(saved, tmp_path):
     assert np.allclose(wrapped.get_query_embedding("why"), query, atol=1e-5)
     wrapped.save_pretrained(tmp_path / "adapter")
     config = tmp_path / "adapter" / "config.json"
-    data = json.loads(config.read_text())
-    assert data["base_model"]["import_path"] == "llama_index_embeddings_adapted.ComposedEmbedding"
-    for path in ("ComposedEmbedding", "composed.ComposedEmbedding"):  # the second as 0.1 wrote
-        data["base_model"]["import_path"] = f"llama_index_embeddings_adapted.{path}"
-        config.write_text(json.dumps(data))
+    ours = "llama_index_embeddings_adapted.ComposedEmbedding"
+    assert json.loads(config.read_text())["base_model"]["import_path"] == ours
+    for path in (ours, ours.replace(".", ".composed.")):  # the second as 0.1 wrote
+        edit(config, base_model__import_path=path)
         again = package.resolve_embed_model(f"adapted:{tmp_path / 'adapter'}")
         assert again.get_query_embedding("why") == wrapped.get_query_embedding("why")
 
@@ -189,17 +189,14 @@ def test_another_black_box_and_the_class_of_adapters_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    ("part", "changes", "message"),
+    ("changes", "message"),
     [
-        ("base_model", {"class_name": "Nobody", "import_path": "nowhere.Nobody"},
-         r"nowhere\.Nobody, which is not known here\. Pass"),
-        ("composed", {"weight": -3}, "weight: expected a number >= 0, got -3"),
+        ({"base_model__import_path": "nowhere.Nobody"}, r"Nobody, which is not known here\. Pass"),
+        ({"composed__weight": -3}, "weight: expected a number >= 0, got -3"),
     ],
-)  # fmt: skip
-def test_a_config_that_was_changed_to_nonsense_is_refused(part, changes, message, saved):
-    config = json.loads((saved / "config.json").read_text())
-    config[part].update(changes)
-    (saved / "config.json").write_text(json.dumps(config))
+)
+def test_a_config_that_was_changed_to_nonsense_is_refused(changes, message, saved):
+    edit(saved / "config.json", **changes)
     with pytest.raises(FolderError, match=message):
         package.ComposedEmbedding.from_pretrained(saved)
 
@@ -209,15 +206,6 @@ def tampered(saved: Path, path: str, content: str | None) -> Path:
     if content is not None:
         (saved / path).write_text(content, encoding="latin-1")
     return saved
-
-
-def with_files(saved: Path) -> None:
-    """Make the hashes fit what is there, as who tampers on purpose would."""
-    from llama_index_embeddings_adapted.composed.embedding import _digests
-
-    config = json.loads((saved / "config.json").read_text())
-    config["composed"]["files"] = _digests(saved / "augment_model")
-    (saved / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +246,8 @@ def test_no_folder_makes_us_run_its_code_or_leave_it(path, content, message, sav
         os.symlink(content, saved / "augment_model" / path)
     else:
         tampered(saved, f"augment_model/{path}", content)
-    with_files(saved)
+    # The hashes fit what is there, as who tampers on purpose would make them.
+    edit(saved / "config.json", composed__files=_digests(saved / "augment_model"))
     with pytest.raises(FolderError, match=message):
         package.ComposedEmbedding.from_pretrained(saved, base)
 

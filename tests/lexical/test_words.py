@@ -1,4 +1,3 @@
-import json
 import math
 from collections import Counter
 
@@ -7,6 +6,7 @@ import pytest
 
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
 from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, LONGEST, BM25Index, tokenize
+from tests.support.files import edit
 
 PETS = {"cat": "The cat sat on the mat, the cat of the house.", "dog": "A dog sat."}
 OTHER = {"tokyo": "東京都の天気", "emoji": "😀🎉"}
@@ -124,8 +124,7 @@ def test_saved_and_loaded_it_scores_the_same_and_a_folder_of_others_is_left_alon
 )
 def test_a_damaged_folder_is_refused(index, tmp_path, damage):
     index.save(tmp_path / "words")
-    path = tmp_path / "words" / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    edit(tmp_path / "words" / CONFIG, **damage)
     with pytest.raises(FolderError, match=r"damaged|expected format 2"):
         BM25Index.load(tmp_path / "words")
     (tmp_path / "words" / ARRAYS).unlink()

@@ -1,4 +1,3 @@
-import json
 import os
 import sqlite3
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
-from benchmarks.robustness import cheap, mutations
+from benchmarks.robustness import cheap
 from benchmarks.robustness.kill_jobs import JOBS
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, errors
 from llama_index_embeddings_adapted.adapters import saving
@@ -25,6 +24,7 @@ from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from tests.conftest import QUIET, CountingEmbedding
+from tests.support.files import edit
 
 Dataset = package.EmbeddingQAFinetuneDataset
 ROOT = Path(__file__).parents[2]
@@ -238,12 +238,7 @@ def test_a_clock_that_runs_backwards_changes_nothing(job, tmp_path, request):
 
 def test_a_folder_saved_in_the_future_has_no_age(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
-    config = json.loads((tmp_path / "a" / "config.json").read_text())
-    mutations.write(
-        {"a2/config.json": json.dumps({**config, "saved_at": "2999-01-01T00:00:00+00:00"}).encode(),
-         "a2/adapter.safetensors": (tmp_path / "a" / "adapter.safetensors").read_bytes()},
-        tmp_path,
-    )  # fmt: skip
-    facts = saved_folder.inspect_adapter(tmp_path / "a2")
+    edit(tmp_path / "a" / "config.json", saved_at="2999-01-01T00:00:00+00:00")
+    facts = saved_folder.inspect_adapter(tmp_path / "a")
     assert facts["age_days"] is None
     assert "saved: 2999-01-01T00:00:00+00:00\n" in saved_folder.as_text(facts)

@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from llama_index_embeddings_adapted.lexical.bm25 import BM25Index
 from llama_index_embeddings_adapted.serving.hybrid import HybridRetriever
 from llama_index_embeddings_adapted.serving.views import CONFIG, VECTORS
 from tests.conftest import QUIET, CountingEmbedding
+from tests.support.files import edit
 from tests.support.stores import ENGINES, QUIET_ENGINES, postgres_alone
 
 pytestmark = QUIET_ENGINES
@@ -215,9 +215,9 @@ def test_a_damaged_folder_is_refused(index, tmp_path):
     for damage in (
         lambda: np.save(vectors, np.zeros((3, 16), dtype=np.float32)),
         lambda: np.save(vectors, np.array([{}]), allow_pickle=True),
-        lambda: config.write_text(json.dumps({**json.loads(config.read_text()), "prior": 3})),
-        lambda: config.write_text(json.dumps({**json.loads(config.read_text()), "settings": {}})),
-        lambda: config.write_text(json.dumps({"format_version": 9})),
+        lambda: edit(config, prior=3),
+        lambda: edit(config, settings={}),
+        lambda: edit(config, format_version=9),
     ):
         hybrid.save_pretrained(tmp_path / "hybrid")
         damage()

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
 from tests.conftest import QUIET, CountingEmbedding
+from tests.support.files import edit
 
 pytestmark = pytest.mark.filterwarnings("ignore:MemoryRetriever goes:DeprecationWarning")
 
@@ -304,8 +304,7 @@ def test_saving_again_replaces_a_memory_and_nothing_else(saved, memory, angles, 
     ],
 )
 def test_a_damaged_config_has_its_error(saved, angles, change, message):
-    path = saved / "memory.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    edit(saved / "memory.json", **change)
     with pytest.raises(FolderError, match=message):
         MemoryRetriever.from_pretrained(saved, Fixed({}), angles)
 

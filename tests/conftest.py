@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core import VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
@@ -68,6 +70,9 @@ class CountingEmbedding(BaseEmbedding):
             total = total + 0.1 * np.roll(total, 1)
         return (total / max(float(np.linalg.norm(total)), 1e-9)).tolist()
 
+    def vectors(self, role: str, texts: Iterable[str]) -> np.ndarray:
+        return np.float32([self.vector(role, text) for text in texts])
+
     @property
     def asked(self) -> list[tuple[str, str]]:
         return self._asked
@@ -96,6 +101,29 @@ class CountingEmbedding(BaseEmbedding):
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return self._answer("document", texts)
+
+
+class Noisy(CountingEmbedding):
+    """Gives other vectors for a text in another batch, as quantised models do, and from call to
+    call."""
+
+    by_batch: float = 0.0
+    by_call: float = 0.0
+    _calls: int = PrivateAttr(default=0)
+
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        self._calls += 1
+        moves = np.random.default_rng(len(texts)).standard_normal(self.dim) * self.by_batch
+        moves += np.random.default_rng(self._calls).standard_normal(self.dim) * self.by_call
+        return (np.array(super()._answer(role, texts)) + moves).tolist()
+
+
+def nodes_of(corpus: Mapping[str, str]) -> list[TextNode]:
+    return [TextNode(id_=name, text=text) for name, text in corpus.items()]
+
+
+def index_of(corpus: Mapping[str, str], model: BaseEmbedding) -> VectorStoreIndex:
+    return VectorStoreIndex(nodes_of(corpus), embed_model=model)
 
 
 QUIET: Any = {"cache_dir": False, "show_progress": False}

@@ -97,9 +97,8 @@ def test_hubs_lose_their_places():
 def test_a_model_with_a_prior_saves_loads_and_rejects_a_plain_index(tmp_path):
     base = CountingEmbedding()
     texts = ["blue whale", "city bus", "fast car"]
-    vectors = np.float32([base.vector("document", text) for text in texts])
-    bank = np.float32([base.vector("query", text) for text in ("a whale", "a bus")])
-    prior = DocumentPrior.of(bank, vectors)
+    vectors = base.vectors("document", texts)
+    prior = DocumentPrior.of(base.vectors("query", ("a whale", "a bus")), vectors)
     model = AdaptedEmbedding(base, StackedAdapter(LinearAdapter.identity(base.dim), prior))
     model.save_pretrained(tmp_path / "model")
     loaded = AdaptedEmbedding.from_pretrained(tmp_path / "model", base)
@@ -132,11 +131,7 @@ def test_what_makes_no_prior_is_refused(arguments, match):
 @pytest.mark.parametrize(
     ("documents", "keys", "match"),
     [
-        (
-            DOCUMENTS[:, 1:],
-            KEYS,
-            rf"documents: expected \(n, {DIM}\).*got shape \(40, 7\), 40 keys",
-        ),
+        (DOCUMENTS[:, 1:], KEYS, r"documents: expected \(n, 8\).*got shape \(40, 7\), 40 keys"),
         (DOCUMENTS, KEYS[1:], r"n keys or none, got shape \(40, 8\), 39 keys"),
         (DOCUMENTS, None, "keys: expected those of the documents, as sources are, got None"),
     ],

@@ -17,7 +17,7 @@ from llama_index_embeddings_adapted.core.files import atomic_folder, check_targe
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.errors import BaseModelMismatchError, FolderError
 from llama_index_embeddings_adapted.operations.folder import inspect_adapter, ship_candidate
-from tests.conftest import CountingEmbedding
+from tests.conftest import CountingEmbedding, Noisy
 from tests.support.files import edit
 
 
@@ -109,12 +109,7 @@ def test_another_model_or_a_changed_one_of_the_same_name_is_refused(saved, other
 
 
 def test_verifying_asks_for_probes_only_and_accepts_noise_and_another_class(saved):
-    class Noisy(CountingEmbedding):
-        def vector(self, role: str, text: str) -> list[float]:
-            noise = np.random.default_rng(len(text)).standard_normal(16)
-            return (np.array(super().vector(role, text)) + 1e-3 * noise).tolist()
-
-    AdaptedEmbedding.from_pretrained(saved, Noisy())
+    AdaptedEmbedding.from_pretrained(saved, Noisy(by_call=1e-3))
     base = CountingEmbedding()
     AdaptedEmbedding.from_pretrained(saved, base)
     assert {text for _, text in base.asked} == set(PROBE_TEXTS)

@@ -21,14 +21,11 @@ from tests.conftest import CountingEmbedding
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"text {number}" for number in range(10)]
+TRUTH = CountingEmbedding()
 
 
 def encoder(model: BaseEmbedding, cache: Path | bool = False, **options: Any) -> Encoder:
     return Encoder(model, cache_dir=cache, show_progress=False, **options)
-
-
-def truth(texts: list[str], role: str) -> np.ndarray:
-    return np.float32([CountingEmbedding().vector(role, text) for text in texts])
 
 
 def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
@@ -36,7 +33,7 @@ def test_each_distinct_text_reaches_the_base_once_in_its_batches(base):
     before = len(base.batches)
     assert work.encode([], "query").shape == (0, 16)
     vectors = work.encode([*TEXTS, *TEXTS], "document")
-    assert np.array_equal(vectors, truth([*TEXTS, *TEXTS], "document"))
+    assert np.array_equal(vectors, TRUTH.vectors("document", [*TEXTS, *TEXTS]))
     assert base.batches[before:] == [4, 4, 2]
     assert sorted(base.asked_beyond_probes) == sorted(("document", text) for text in TEXTS)
     assert [*work.spent.values()][:2] == [len(base.batches), len(base.asked)] == [7, 16]
@@ -222,12 +219,12 @@ class Synchronous(CountingEmbedding):
 def test_a_model_with_one_side_will_do(model):
     work = encoder(model)
     for role in ("query", "document"):
-        assert np.array_equal(work.encode(TEXTS, role), truth(TEXTS, role))
+        assert np.array_equal(work.encode(TEXTS, role), TRUTH.vectors(role, TEXTS))
 
 
 async def test_an_asynchronous_model_works_inside_a_running_loop():
     vectors = encoder(Asynchronous()).encode(TEXTS, "query")
-    assert np.array_equal(vectors, truth(TEXTS, "query"))
+    assert np.array_equal(vectors, TRUTH.vectors("query", TEXTS))
 
 
 def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop():
@@ -239,7 +236,7 @@ def test_the_error_of_an_asynchronous_model_is_not_mistaken_for_one_of_the_loop(
 def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(workers, most):
     model = Asynchronous(num_workers=workers)
     texts = [f"{'x' * (number % 5)} {number}" for number in range(20)]
-    assert np.array_equal(encoder(model).encode(texts, "query"), truth(texts, "query"))
+    assert np.array_equal(encoder(model).encode(texts, "query"), TRUTH.vectors("query", texts))
     assert model._most == most
 
 
@@ -268,7 +265,7 @@ def test_a_model_that_can_batch_queries_is_asked_to():
     vectors = encoder(model).encode(TEXTS, "query")
     assert model.batches[-3:] == [4, 4, 2]
     assert limiter.acquired == len(model.batches)
-    assert np.array_equal(vectors, truth(TEXTS, "query"))
+    assert np.array_equal(vectors, TRUTH.vectors("query", TEXTS))
 
 
 def test_queries_of_a_real_model_are_batched_unless_a_subclass_has_its_own(minilm):

@@ -4,7 +4,6 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from llama_index.core.bridge.pydantic import PrivateAttr
 
 import llama_index_embeddings_adapted as package
 from benchmarks.robustness import cheap
@@ -12,7 +11,7 @@ from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS, Fing
 from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import EncodeError, ShapeError
-from tests.conftest import CountingEmbedding
+from tests.conftest import Noisy
 from tests.support.flaky_server import Flaky, Reply, Vectors, client, serving
 
 openai = pytest.importorskip("openai", reason="extra 'dev' is missing")
@@ -199,21 +198,6 @@ def test_a_batch_in_another_order_is_noticed_and_nothing_of_it_kept(encoder):
         with pytest.raises(EncodeError, match=r"another order than its texts.*batch_size=1"):
             work.encode(texts, "document")
         assert len(work.cache.get("document", texts)[0]) == 0
-
-
-class Noisy(CountingEmbedding):
-    """Gives other vectors for a text in another batch, as quantised models do, and from call to
-    call."""
-
-    by_batch: float = 0.0
-    by_call: float = 0.0
-    _calls: int = PrivateAttr(default=0)
-
-    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
-        self._calls += 1
-        moves = np.random.default_rng(len(texts)).standard_normal(self.dim) * self.by_batch
-        moves += np.random.default_rng(self._calls).standard_normal(self.dim) * self.by_call
-        return (np.array(super()._answer(role, texts)) + moves).tolist()
 
 
 @pytest.mark.parametrize("noise", [{"by_batch": 0.02}, {"by_call": 0.02}], ids=str)

@@ -2,9 +2,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import pytrec_eval
-from llama_index.core import VectorStoreIndex
 from llama_index.core.evaluation import RetrieverEvaluator
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from benchmarks import sets
@@ -16,7 +14,7 @@ from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import MetricError, OptionError, ShapeError
 from llama_index_embeddings_adapted.evaluation.retrieval import METRICS, compute, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
-from tests.conftest import QUIET, CountingEmbedding, real_data
+from tests.conftest import QUIET, CountingEmbedding, index_of, real_data
 from tests.support.synthetic import encoded
 
 RANDOM = np.random.default_rng(0)
@@ -157,8 +155,7 @@ async def test_scores_equal_those_of_llama_index_on_the_same_index(base, tmp_pat
     queries = {f"q{i}": " ".join(corpus[f"d{i}"].split()[:3]) + f" ask{i}" for i in range(25)}
     data = Dataset(queries, corpus, relevant)
     scores = evaluate_retrieval(base, data, ks=(5,), cache_dir=tmp_path, show_progress=False)
-    nodes = [TextNode(id_=d, text=text) for d, text in corpus.items()]
-    retriever = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=5)
+    retriever = index_of(corpus, base).as_retriever(similarity_top_k=5)
     evaluator = RetrieverEvaluator.from_metric_names(["hit_rate", "mrr"], retriever=retriever)
     for query, text in queries.items():
         result = await evaluator.aevaluate(text, relevant[query])

@@ -2,18 +2,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
-from tests.conftest import QUIET
-
-
-def index_of(dataset: Dataset, model: Any) -> VectorStoreIndex:
-    nodes = [TextNode(id_=name, text=text) for name, text in dataset.corpus.items()]
-    return VectorStoreIndex(nodes, embed_model=model)
+from tests.conftest import QUIET, index_of
 
 
 def prior_of(dataset: Dataset, model: Any) -> package.DocumentPrior:
@@ -29,7 +22,7 @@ def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(adapted, small, base
         turn = np.roll(np.eye(base.dim, dtype=np.float32), 1, axis=0)
         model = package.AdaptedEmbedding(base, package.LinearAdapter(turn))
     prior = prior_of(small, model)
-    index = index_of(small, model)
+    index = index_of(small.corpus, model)
     nodes = list(index.docstore.docs.values())
     hybrid = package.HybridRetriever.from_nodes(index, nodes, weight=0.3, prior=prior, **QUIET)
     mixed = package.evaluate_retrieval(package.Mixture(model, 0.3, prior), small, **QUIET)
@@ -52,7 +45,7 @@ def test_words_alone_rank_what_shares_words_and_nothing_else():
 
 
 def test_they_stand_side_by_side_in_a_comparison(small, base):
-    retriever = index_of(small, base).as_retriever(similarity_top_k=6)
+    retriever = index_of(small.corpus, base).as_retriever(similarity_top_k=6)
     models = {"base": base, "words": package.BM25Index.of(small.corpus), "retriever": retriever}
     models["mixture"] = package.Mixture(base, 0.2)
     compared = package.compare_retrieval(models, small, **QUIET)
@@ -63,8 +56,7 @@ def test_they_stand_side_by_side_in_a_comparison(small, base):
 
 
 def test_a_retriever_of_other_documents_is_refused(small, base):
-    index = index_of(small, base)
-    index.insert_nodes([TextNode(id_="x", text="what is a blue whale")])
+    index = index_of({**small.corpus, "x": "what is a blue whale"}, base)
     retriever = index.as_retriever(similarity_top_k=7)
     with pytest.raises(DatasetError, match=r'document ids as node ids; it gave "x"'):
         package.evaluate_retrieval(retriever, small)

@@ -3,13 +3,11 @@ import pickle
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
 
 from llama_index_embeddings_adapted import BM25Index, ComposedEmbedding, LexicalEmbedding
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
 from llama_index_embeddings_adapted.lexical.embedding import ARRAYS, CONFIG
-from tests.conftest import CountingEmbedding
+from tests.conftest import CountingEmbedding, index_of
 
 RANDOM = np.random.default_rng(0)
 WORDS = [f"word{at}" for at in range(500)]
@@ -80,11 +78,10 @@ def test_saved_and_loaded_it_is_the_same_and_holds_no_word(words, tmp_path):
 
 def test_beside_another_model_one_vector_finds_codes(tmp_path):
     base = CountingEmbedding(dim=4)
-    nodes = [TextNode(id_=f"n{at}", text=f"report {at:04d} of the year") for at in range(100)]
-    model = ComposedEmbedding(base, LexicalEmbedding.of(n.text for n in nodes), weight=3.0)
-    index = VectorStoreIndex(nodes, embed_model=model)
-    found = [index.as_retriever(similarity_top_k=1).retrieve(f"what says {at:04d}")[0].node_id
-             for at in range(100)]  # fmt: skip
+    corpus = {f"n{at}": f"report {at:04d} of the year" for at in range(100)}
+    model = ComposedEmbedding(base, LexicalEmbedding.of(corpus.values()), weight=3.0)
+    retriever = index_of(corpus, model).as_retriever(similarity_top_k=1)
+    found = [retriever.retrieve(f"what says {at:04d}")[0].node_id for at in range(100)]
     assert np.mean([name == f"n{at}" for at, name in enumerate(found)]) > 0.95
     model.save_pretrained(tmp_path / "composed")
     again = ComposedEmbedding.from_pretrained(tmp_path / "composed", base)

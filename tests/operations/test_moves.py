@@ -70,7 +70,7 @@ def test_a_map_of_all_documents_and_a_prior_are_reported_as_well(base):
     still = package.AdaptedEmbedding(base, UnitAdapter(16))
     assert not package.moved_documents(still, CORPUS, **QUIET).distances
     corpus = dict(zip("abc", TEXTS, strict=True))
-    vectors = np.float32([base.vector("document", text) for text in TEXTS])
+    vectors = base.vectors("document", TEXTS)
     prior = package.DocumentPrior.of(vectors[:1], vectors, weight=0.5)
     report = package.moved_documents(package.AdaptedEmbedding(base, prior), corpus, **QUIET)
     changes = np.abs(prior.shifts(vectors))

@@ -63,7 +63,7 @@ def built(base: Any, store: Any) -> VectorStoreIndex:
 
 def documents(base: CountingEmbedding) -> Vectors:
     texts = [node.get_content(MetadataMode.EMBED) for node in nodes()]
-    return np.float32([base.vector("document", text) for text in texts])
+    return base.vectors("document", texts)
 
 
 def exact(query: Vectors, corpus: Vectors) -> list[str]:

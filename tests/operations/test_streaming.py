@@ -28,8 +28,7 @@ def model(base, quiet) -> AdaptedEmbedding:
 
 
 def expected(model: AdaptedEmbedding) -> np.ndarray:
-    rows = np.float32([model.base_embed_model.vector("document", text) for text in TEXTS])
-    return SHARED.apply(rows, "document")
+    return SHARED.apply(model.base_embed_model.vectors("document", TEXTS), "document")
 
 
 def found(store: Any, query: np.ndarray, k: int = 30) -> list[str]:

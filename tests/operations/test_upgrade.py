@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.adapters.composites import StackedAdapter
@@ -9,7 +7,7 @@ from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from llama_index_embeddings_adapted.operations import upgrade
 from llama_index_embeddings_adapted.operations.upgrade import procrustes, ridge_map
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding, index_of, nodes_of
 
 WORDS = ["apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "stone", "door"]
 TEXTS = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:6] for c in WORDS[4:] if a != b]
@@ -55,8 +53,7 @@ def test_new_queries_find_in_the_old_index_what_the_old_model_found():
     assert found.cosine > 0.99
     assert found.tried[found.method] == max(found.tried.values())
     assert 0.01 < found.chance < 0.2
-    nodes = [TextNode(id_=text, text=text) for text in TEXTS]
-    index = VectorStoreIndex(nodes, embed_model=old)
+    index = index_of({text: text for text in TEXTS}, old)
     model = package.AdaptedEmbedding(new, found.adapter)
     before = old.get_query_embedding("whale bird")
     assert np.dot(model.get_query_embedding("whale bird"), before) > 0.98
@@ -64,7 +61,7 @@ def test_new_queries_find_in_the_old_index_what_the_old_model_found():
     best = {item.node.node_id for item in retriever.retrieve("river stone car")}
     plain = index.as_retriever(similarity_top_k=5).retrieve("river stone car")
     assert len(best & {item.node.node_id for item in plain}) >= 4
-    index.insert_nodes([TextNode(id_="later", text="zebra quagga")], embed_model=model)
+    index.insert_nodes(nodes_of({"later": "zebra quagga"}), embed_model=model)
 
 
 def test_an_old_adapter_is_applied_after_the_map():

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex, schema
+from llama_index.core import schema
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.storage.docstore import SimpleDocumentStore
@@ -13,7 +13,7 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.core.encoded import Qrels
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError, ShapeError
 from llama_index_embeddings_adapted.serving.memory import AnswerMemory
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding, index_of
 from tests.support.files import edit
 
 pytestmark = pytest.mark.filterwarnings("ignore:MemoryRetriever goes:DeprecationWarning")
@@ -325,10 +325,9 @@ async def test_a_real_index_finds_by_memory_what_words_do_not_say(minilm):
         "badge": "Lost badges are replaced at the front desk.",
         "zephyr": "Zephyr 7 restarts with systemctl restart zephyr.",
     }
-    nodes = [schema.TextNode(id_=name, text=text) for name, text in texts.items()]
-    index = VectorStoreIndex(nodes, embed_model=minilm)
+    index = index_of(texts, minilm)
     asked = {"q": "the lunch page of the intranet is down"}
-    dataset = Dataset.from_nodes(nodes, asked, {"q": ["zephyr"]})
+    dataset = Dataset(asked, texts, {"q": ["zephyr"]})
     question = "intranet lunch page not loading"
     plain = index.as_retriever(similarity_top_k=1)
     assert [node.node_id for node in plain.retrieve(question)] == ["lunch"]

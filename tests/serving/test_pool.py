@@ -100,7 +100,7 @@ def test_tenants_share_one_index_whose_documents_are_the_base_models(pool):
     documents = [Document(text=text) for text in texts]
     index = VectorStoreIndex.from_documents(documents, embed_model=pool.embed_model())
     assert [text for role, text in base.asked if role == "document"][-4:] == texts
-    corpus = np.float32([base.vector("document", text) for text in texts])
+    corpus = base.vectors("document", texts)
     for number, name in enumerate(TENANTS):
         order = np.argsort(-corpus @ expected(pool, number))
         with pool.using(name):

@@ -1,12 +1,10 @@
 import re
 
-import numpy as np
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import (
@@ -17,7 +15,7 @@ from llama_index_embeddings_adapted import (
 )
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding, Noisy, nodes_of
 
 
 def test_folders_short_names_and_instances_are_models(base, tmp_path):
@@ -39,7 +37,7 @@ def test_folders_short_names_and_instances_are_models(base, tmp_path):
 
 @pytest.mark.usefixtures("minilm")
 def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
-    nodes = [TextNode(id_=text, text=text) for text in ("a cat", "the sea")]
+    nodes = nodes_of({text: text for text in ("a cat", "the sea")})
     adapted = AdaptedEmbedding("minilm", LinearAdapter.identity(384))
     adapted.save_pretrained(tmp_path / "a")
     words = package.LexicalEmbedding.of(["a cat", "the sea"])
@@ -122,16 +120,9 @@ def test_the_old_packages_loader_names_the_way_to_open_a_folder(base, tmp_path):
         old.LinearAdapterEmbeddingModel(base, str(tmp_path / "a"))
 
 
-class Trembling(CountingEmbedding):
-    def vector(self, role: str, text: str) -> list[float]:
-        vector = np.array(super().vector(role, text))
-        noise = np.random.default_rng(len(self.asked)).standard_normal(self.dim)
-        return (vector + 0.05 * noise / np.linalg.norm(noise)).tolist()
-
-
 def test_a_model_that_is_not_bit_stable_has_a_tolerance(tmp_path, monkeypatch):
-    AdaptedEmbedding(Trembling(), LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
-    later = Trembling()
+    trembling, later = Noisy(by_call=0.007), Noisy(by_call=0.007)
+    AdaptedEmbedding(trembling, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     later.get_query_embedding("x")  # its noise is another from now on
     with pytest.raises(errors.BaseModelMismatchError, match="LLAMA_INDEX_ADAPTED_TOLERANCE"):
         AdaptedEmbedding.from_pretrained(tmp_path / "a", later)

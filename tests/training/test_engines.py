@@ -22,7 +22,7 @@ from llama_index_embeddings_adapted.evaluation import verdict
 from llama_index_embeddings_adapted.evaluation.verdict import LOOKS_RANDOM, Decision, Verdict
 from llama_index_embeddings_adapted.training.auto import descent, selection, tune
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
-from tests.conftest import CountingEmbedding
+from tests.conftest import CountingEmbedding, index_of
 from tests.support.processes import fresh
 
 NOUNS = ("apple", "whale", "bus", "sea", "bird", "car", "tree", "house", "river", "lamp")
@@ -44,9 +44,8 @@ def things() -> Dataset:
 
 
 @pytest.fixture
-def options(tmp_path) -> dict[str, Any]:
-    places = {"model_output_path": tmp_path / "adapter", "cache_dir": tmp_path / "cache"}
-    return {**places, "show_progress": False}
+def options(tmp_path, quiet) -> dict[str, Any]:
+    return {"model_output_path": tmp_path / "adapter", **quiet}
 
 
 Trained = Callable[..., Engine]
@@ -302,8 +301,6 @@ def test_every_method_can_be_asked_for_by_name(trained, options, method):
 
 
 def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypatch):
-    from llama_index.core import VectorStoreIndex
-    from llama_index.core.schema import TextNode
 
     monkeypatch.setattr(selection.CrossFittedScores, "choose", lambda self, specs, among: specs[-1])
     base = Skewed(embed_batch_size=64)
@@ -312,9 +309,7 @@ def test_a_model_that_moves_documents_serves_an_index(things, trained, monkeypat
     assert model.adapter.adapts_documents
 
     def found_first(embed_model: BaseEmbedding) -> int:
-        nodes = [TextNode(id_=name, text=text) for name, text in things.corpus.items()]
-        index = VectorStoreIndex(nodes, embed_model=embed_model)
-        retriever = index.as_retriever(similarity_top_k=1)
+        retriever = index_of(things.corpus, embed_model).as_retriever(similarity_top_k=1)
         best = {query: retriever.retrieve(text)[0] for query, text in things.queries.items()}
         return sum(node.node_id == things.relevant_docs[query][0] for query, node in best.items())
 

@@ -3,12 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, CountingEmbedding, index_of, nodes_of
 
 COUNT = 120
 
@@ -42,7 +40,7 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
     assert "· words - " in str(engine.report)
     wanted = {"base", "adapted", "BM25", "rank fusion", "mixture"}
     assert wanted <= set(engine.report.held_out.scores)
-    nodes = [TextNode(id_=name, text=text) for name, text in reports.corpus.items()]
+    nodes = nodes_of(reports.corpus)
     retriever = engine.get_finetuned_retriever(nodes, top_k=3)
     assert (retriever.views.weight, retriever.top_k) == (views.words, 3)
     found = [retriever.retrieve(query) for query in reports.queries.values()]
@@ -50,7 +48,7 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
 
     retriever.save_pretrained(tmp_path / "retriever")
     base = CountingEmbedding(dim=4)
-    dense = VectorStoreIndex(nodes, embed_model=base).as_retriever(similarity_top_k=100)
+    dense = index_of(reports.corpus, base).as_retriever(similarity_top_k=100)
     named = {node.node_id: node for node in nodes}
     again = package.HybridRetriever.from_pretrained(tmp_path / "retriever", dense, named)
     for query, one in zip(list(reports.queries.values())[:5], found, strict=False):
@@ -65,8 +63,7 @@ def test_without_lexical_there_are_vectors_only(reports, tmp_path):
     assert engine.report.views is None
     assert engine.report.to_dict()["views"] is None
     assert set(engine.report.held_out.scores) == {"base", "adapted"}
-    nodes = [TextNode(id_=name, text=text) for name, text in reports.corpus.items()]
-    retriever = engine.get_finetuned_retriever(nodes)
+    retriever = engine.get_finetuned_retriever(nodes_of(reports.corpus))
     assert (retriever.views.weight, retriever.views.prior) == (0.0, None)
     with pytest.raises(OptionError, match="lexical: expected one of auto, None"):
         engine_of(reports, tmp_path, lexical="bm25")

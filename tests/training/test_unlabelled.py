@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import MetadataMode, TextNode
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, adapt_without_labels
@@ -14,16 +13,16 @@ from llama_index_embeddings_adapted.errors import OptionError
 from llama_index_embeddings_adapted.evaluation.reports import LearningCurve
 from llama_index_embeddings_adapted.lexical.bm25 import ranked
 from llama_index_embeddings_adapted.training import unlabelled
-from tests.conftest import QUIET
+from tests.conftest import QUIET, index_of, nodes_of
 
 
 @pytest.fixture
 def nodes(small) -> list[TextNode]:
-    return [TextNode(id_=name, text=text) for name, text in small.corpus.items()]
+    return nodes_of(small.corpus)
 
 
 def test_an_index_stays_as_it_is_and_gains_words_and_a_prior(small, nodes, base):
-    index = VectorStoreIndex(nodes, embed_model=base)
+    index = index_of(small.corpus, base)
     before = dict(index.vector_store.data.embedding_dict)
     log = [*small.queries.values(), next(iter(small.queries.values())), " "]
     found = adapt_without_labels(index, base, queries=log, **QUIET)
@@ -81,12 +80,12 @@ def test_queries_move_towards_what_words_find(nodes, base):
     assert plain.embed_model is base
     model = found.embed_model
     assert isinstance(model, AdaptedEmbedding)
-    vectors = [np.array(base.get_query_embedding(query)) for query in log[: len(nodes)]]
-    first = ranked(plain.views.lexical, log[: len(nodes)], np.array(vectors), plain.views.vectors,
-                   0.4, plain.views.shifts, 1)[:, 0]  # fmt: skip
-    moves = [np.array(model.get_query_embedding(q)) - v for q, v in zip(log, vectors, strict=False)]
-    nearer = [found.views.vectors[row] @ move for row, move in zip(first, moves, strict=False)]
-    assert np.mean(nearer) > 0.01
+    once = log[: len(nodes)]
+    vectors, views = base.vectors("query", once), plain.views
+    mixed = views.lexical, once, vectors, views.vectors, 0.4, views.shifts
+    moves = np.array([model.get_query_embedding(query) for query in once]) - vectors
+    nearer = found.views.vectors[ranked(*mixed, 1)[:, 0]] * moves
+    assert nearer.sum(axis=1).mean() > 0.01
     assert found.views.prior is not None
     assert not np.allclose(found.views.shifts, plain.views.shifts)  # of adapted queries
     again = adapt_without_labels(nodes, model, queries=log, **QUIET)

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
-from llama_index.core.llms import CustomLLM
-from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted.core.arrays import content_hashes
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import FolderError
-from tests.conftest import CountingEmbedding
+from tests.conftest import CountingEmbedding, nodes_of
+from tests.questions.test_generation import DoubleLLM
 
 FOLDER = Path(__file__).parent / "frozen"
 TEXTS = ("the red kite soars over the moor", "a ferry leaves the harbour at noon",
@@ -40,22 +38,6 @@ def test_a_folder_gives_the_vectors_it_gave_over_the_base_model_it_names(name):
             assert np.allclose(found, expected["documents"], atol=1e-6)
 
 
-class ScriptedLLM(CustomLLM):
-    calls: int = 0
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(model_name="scripted", is_chat_model=False)
-
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        self.calls += 1
-        last = prompt.rsplit("Passage:", 1)[-1].split("\n", 1)[0].strip()
-        return CompletionResponse(text=f"When does {last.lower()} really happen?")
-
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-
 def test_a_vector_cache_and_a_journal_are_read_without_asking_model_or_llm(tmp_path):
     cache = shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     base = CountingEmbedding()
@@ -63,12 +45,13 @@ def test_a_vector_cache_and_a_journal_are_read_without_asking_model_or_llm(tmp_p
         for role in ("query", "document"):
             assert np.array_equal(encoder.encode(list(TEXTS), role), EXPECTED["cache"][role])
     assert not {text for _, text in base.asked} & set(TEXTS)
-    llm = ScriptedLLM()
-    nodes = [TextNode(text=text, id_=f"n{row}") for row, text in enumerate(TEXTS)]
+    llm = DoubleLLM(model="scripted", chat_model=False)
+    before = len(llm.sent)
+    nodes = nodes_of({f"n{row}": text for row, text in enumerate(TEXTS)})
     options = {"num_questions_per_chunk": 1, "cache_dir": cache, "show_progress": False}
     dataset = package.generate_qa_embedding_pairs(nodes, llm, **options)
     assert list(dataset.queries.values()) == EXPECTED["journal"]["queries"]
-    assert (llm.calls, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
+    assert (len(llm.sent) - before, EXPECTED["journal"]["calls"]) == (0, len(TEXTS))
 
 
 def test_a_dataset_is_written_byte_for_byte_as_it_was(tmp_path):

@@ -9,6 +9,7 @@ from llama_index_embeddings_adapted.core.arrays import Keys, content_hashes, l2_
 from llama_index_embeddings_adapted.errors import OptionError, ShapeError
 from llama_index_embeddings_adapted.training import closed_form
 from llama_index_embeddings_adapted.training.closed_form import kernel_ridge
+from tests.adapters.test_adapters import random_array
 
 KEY, VALUE, FAR = np.eye(3, dtype=np.float32)
 SHARED = LinearAdapter.identity(3, shared=True)
@@ -17,10 +18,6 @@ SHARED = LinearAdapter.identity(3, shared=True)
 def kernel(keys: Any = (KEY,), coefficients: Any = (VALUE,), **settings: Any) -> KernelAdapter:
     general = settings.pop("general", LinearAdapter.identity(3))
     return KernelAdapter(general, keys, coefficients, **settings)
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def test_a_remembered_query_takes_its_coefficient_on_and_a_far_one_stays():
@@ -58,8 +55,8 @@ def test_a_kernel_that_does_not_fit_is_refused(make, error, message):
 def test_it_is_the_kernel_ridge_of_scikit_learn():
     from sklearn.kernel_ridge import KernelRidge
 
-    queries, others = l2_normalize(normal(30, 4)), l2_normalize(normal(9, 4, seed=2))
-    values = normal(30, 4, seed=1)
+    queries, others = l2_normalize(random_array(30, 4)), l2_normalize(random_array(9, 4, seed=2))
+    values = random_array(30, 4, seed=1)
     # The same kernel: exp((cos - 1) / 0.3) is exp(-gamma · squared distance) at gamma = 1 / 0.6.
     theirs = KernelRidge(alpha=0.1, kernel="rbf", gamma=1 / 0.6).fit(queries, values)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.3, penalty=0.1)
@@ -76,15 +73,15 @@ def test_what_two_equal_queries_teach_is_averaged():
 
 
 def test_of_more_queries_than_keys_a_sample_stands_for_all(monkeypatch):
-    queries = l2_normalize(normal(300, 3))
-    values = queries @ normal(3, 3, seed=1)
+    queries = l2_normalize(random_array(300, 3))
+    values = queries @ random_array(3, 3, seed=1)
     everything = kernel_ridge(queries, values, temperature=0.5)
     monkeypatch.setattr(closed_form, "MOST_KEYS", 100)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.5)
     assert keys.shape == coefficients.shape == (100, 3)
     assert {key.tobytes() for key in keys} <= {query.tobytes() for query in queries}
     # A hundred of them show as well as all do what so smooth a function is.
-    other = l2_normalize(normal(50, 3, seed=2))
+    other = l2_normalize(random_array(50, 3, seed=2))
     few, all_ = (gaussian(other, k, 0.5) @ c for k, c in ((keys, coefficients), everything))
     assert np.abs(few - all_).max() < 0.2 * np.abs(all_).max()
     again = kernel_ridge(queries, values, temperature=0.5)
@@ -92,8 +89,8 @@ def test_of_more_queries_than_keys_a_sample_stands_for_all(monkeypatch):
 
 
 def test_single_precision_is_enough_for_many_queries_that_are_nearly_the_same():
-    queries = l2_normalize(np.float32(KEY) + 0.01 * normal(4_000, 3))
-    values = normal(4_000, 3, seed=1)
+    queries = l2_normalize(np.float32(KEY) + 0.01 * random_array(4_000, 3))
+    values = random_array(4_000, 3, seed=1)
     keys, coefficients = kernel_ridge(queries, values, temperature=0.2)
     found = gaussian(queries[:50], keys, 0.2) @ coefficients
     assert np.allclose(found, values.mean(axis=0), atol=0.2)

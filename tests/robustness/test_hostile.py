@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field
 from typer.testing import CliRunner
 
@@ -20,6 +19,7 @@ from llama_index_embeddings_adapted.core import files as folders
 from llama_index_embeddings_adapted.data.reading import _MOST_IN_LINE
 from llama_index_embeddings_adapted.encoding.serialize import describe_base, rebuild_base
 from llama_index_embeddings_adapted.errors import AdaptedError, DatasetError, FolderError
+from tests.conftest import CountingEmbedding
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux"),
@@ -156,7 +156,7 @@ def test_a_value_of_another_kind_is_one_line_on_the_command_line(key, value, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["run.toml"]
 
 
-class Remote(BaseEmbedding):
+class Remote(CountingEmbedding):
     def __init__(self, *, api_base: str | None = None, **settings: Any) -> None:
         assert "num_workers" not in settings  # as of many classes of LlamaIndex
         given = {} if api_base is None else {"api_base": api_base}
@@ -165,14 +165,8 @@ class Remote(BaseEmbedding):
     api_base: str = Field(default_factory=lambda: os.environ.get("REMOTE", "https://good.example"))
     options: dict[str, Any] = Field(default_factory=dict)
 
-    def _get_query_embedding(self, query: str) -> list[float]:
-        raise AssertionError(f"{query!r} was sent to {self.api_base}")
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._get_query_embedding(query)
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_query_embedding(text)
+    def _answer(self, role: str, texts: list[str]) -> list[list[float]]:
+        raise AssertionError(f"{texts} were sent to {self.api_base}")
 
 
 def described(**settings: Any) -> dict[str, Any]:

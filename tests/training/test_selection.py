@@ -363,14 +363,10 @@ def test_methods_that_are_unknown_or_move_documents_without_leave_are_refused():
             check_methods([name], "query")
 
 
-def state(**gains: float) -> selection.SearchState:
-    """After maps that gain as much on known as on new documents."""
-    specs = {SPECS[name](): gain for name, gain in gains.items()}
-    return state_of({IDENTITY: 0.0, **specs})
-
-
 def state_of(gains: dict[pipelines.PipelineSpec, Any]) -> selection.SearchState:
-    pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in gains.items()}
+    """After specs with these gains, on known and on new documents, or one on both."""
+    both = {IDENTITY: 0.0, **gains}.items()
+    pairs = {spec: np.broadcast_to(gain, 2).tolist() for spec, gain in both}
     return selection.SearchState(
         {s: selection.MeanGains(a, b, (a + b) / 2, a >= 0 <= b) for s, (a, b) in pairs.items()}
     )
@@ -382,48 +378,49 @@ def proposed(after: selection.SearchState, place: int, adapts: str = "both") -> 
 
 @pytest.mark.parametrize("adapts", ["query", "both"])
 def test_auto_proposes_methods_that_move_documents_only_with_leave(adapts):
-    gains: dict[pipelines.PipelineSpec, Any] = {IDENTITY: 0.0}
+    gains: dict[pipelines.PipelineSpec, Any] = {}
     for propose in search_space(["auto"], adapts):
         for spec in propose(state_of(gains)):
-            gains[spec] = 0.001 * len(gains)
+            gains[spec] = 0.001 * (1 + len(gains))
     assert any(spec.adapts_documents for spec in gains) == (adapts == "both")
     assert {"whitening", "linear", "kernel", "gate"} <= {spec.method for spec in gains}
 
 
 def test_maps_that_move_least_come_first_and_are_parts_of_the_way_of_one_training():
-    maps = proposed(state(), 0, "query")
+    maps = proposed(state_of({}), 0, "query")
     linear = [spec.alpha for spec in maps if isinstance(spec, pipelines.LinearSpec)]
     assert linear == [0.5, 0.75, 1.0]
     trained = {replace(spec, alpha=1.0) for spec in maps if isinstance(spec, pipelines.TrainedSpec)}
     assert trained == {pipelines.MnrSpec(), LINEAR, CORPUS}
     [named] = search_space(["ridge", "mnr"], "query")
-    assert list(dict.fromkeys(spec.method for spec in named(state()))) == ["ridge", "mnr"]
+    assert list(dict.fromkeys(spec.method for spec in named(state_of({})))) == ["ridge", "mnr"]
     both = search_space(["auto", "mnr"], "query")
     assert len(both) == 1 + len(search_space(["auto"], "query"))
 
 
 def test_kernels_lie_on_what_generalises_and_memorises_best_and_gates_lead_there():
-    kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
+    kernels = proposed(state_of({LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 1)
     assert {type(spec) for spec in kernels} == {pipelines.KernelSpec}
     assert {spec.base for spec in kernels} == {LINEAR, CORPUS}
     # No document has two questions: nothing is known about what memorises.
-    kernels = proposed(state_of({IDENTITY: 0.0, LINEAR: (0.0, 0.1)}), 1)
+    kernels = proposed(state_of({LINEAR: (0.0, 0.1)}), 1)
     assert {spec.base for spec in kernels} == {LINEAR, IDENTITY}
-    gates = proposed(state_of({IDENTITY: 0.0, LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 2)
+    gates = proposed(state_of({LINEAR: 0.1, CORPUS: (0.3, -0.3)}), 2)
     assert {(g.general, g.special) for g in gates} == {(LINEAR, CORPUS)}
 
 
 def test_the_query_side_goes_on_learning_and_nudges_of_what_stays_come_first():
-    maps = proposed(state(linear=0.4, two_sided=0.2), 3)
+    maps = proposed(state_of({LINEAR: 0.4, TWO_SIDED: 0.2}), 3)
     assert {spec.document_map for spec in maps} == {TWO_SIDED}
     assert {replace(spec.query_side, alpha=1.0) for spec in maps} == {CORPUS}
-    assert proposed(state(two_sided=0.2), 4) == []  # no kernel was worth anything yet
+    assert proposed(state_of({TWO_SIDED: 0.2}), 4) == []  # no kernel was worth anything yet
     # Where no map of both sides gains, nothing is put in front of it.
-    assert not any(proposed(state(linear=0.4, two_sided=-0.2), place) for place in (3, 4, 5))
+    losing = state_of({LINEAR: 0.4, TWO_SIDED: -0.2})
+    assert not any(proposed(losing, place) for place in (3, 4, 5))
     kernel = pipelines.KernelSpec(LINEAR, 0.1, 1.0)
-    nudges = proposed(state_of({IDENTITY: 0.0, kernel: 0.1, TWO_SIDED: 0.2}), -1)
+    nudges = proposed(state_of({kernel: 0.1, TWO_SIDED: 0.2}), -1)
     assert [spec.base for spec in nudges] == [kernel] * 3 + [TWO_SIDED] * 3
-    some = state_of({IDENTITY: 0.0, LINEAR: 0.05, kernel: 0.1}).gains
+    some = state_of({LINEAR: 0.05, kernel: 0.1}).gains
     clear = selection.SearchState({**some, LINEAR: replace(some[LINEAR], clear=True)})
     assert [spec.base for spec in proposed(clear, -1)] == [LINEAR] * 3 + [kernel] * 3
 
@@ -431,10 +428,10 @@ def test_the_query_side_goes_on_learning_and_nudges_of_what_stays_come_first():
 def test_kernels_on_mapped_documents_have_the_settings_that_were_best_without():
     shapes = {0.5: (0.1, 0.2), 1.0: (0.4, -0.4), 2.0: (0.1, 0.1)}  # weight: known and new
     kernels = {pipelines.KernelSpec(LINEAR, 0.1, weight): gains for weight, gains in shapes.items()}
-    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, **kernels}), 4)
+    found = proposed(state_of({TWO_SIDED: 0.2, **kernels}), 4)
     assert [spec.query_side.weight for spec in found] == [0.5, 1.0]
     assert {(spec.document_map, spec.query_side.base) for spec in found} == {(TWO_SIDED, IDENTITY)}
     memorising = pipelines.QueryOnMappedSpec(TWO_SIDED, CORPUS)
-    found = proposed(state_of({IDENTITY: 0.0, TWO_SIDED: 0.2, memorising: 0.3}), 5)
+    found = proposed(state_of({TWO_SIDED: 0.2, memorising: 0.3}), 5)
     sides = {spec.query_side for spec in found}
     assert {(gate.general, gate.special) for gate in sides} == {(IDENTITY, CORPUS)}

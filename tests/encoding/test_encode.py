@@ -1,7 +1,6 @@
 import asyncio
 import json
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCounti
 from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
+from benchmarks.robustness import cheap
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.errors import EncodeError, OptionError
 from tests.conftest import CountingEmbedding
+from tests.support.processes import fresh
 
-ROOT = Path(__file__).parents[2]
 TEXTS = [f"text {number}" for number in range(10)]
 TRUTH = CountingEmbedding()
 
@@ -92,51 +92,30 @@ def test_roles_of_equal_text_never_share_nor_does_the_cache_of_the_model(base, t
 
 
 WORKER = """
-import json, sys, time
-from tests.conftest import CountingEmbedding
+import json, sys
+from benchmarks.robustness.cheap import WordsEmbedding
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-
-class Logged(CountingEmbedding):
-    log: str
-    def _answer(self, role, texts):
-        with open(self.log, "a") as stream:
-            stream.write(json.dumps([role, texts]) + "\\n")
-        time.sleep(0.002)
-        return super()._answer(role, texts)
-
-if __name__ == "__main__":
-    cache, log, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    encoder = Encoder(Logged(log=log, embed_batch_size=5), cache_dir=cache, show_progress=False)
-    print(json.dumps(encoder.encode(texts, "document").tolist()))
+cache, log, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = WordsEmbedding(log=log, pause_s=0.002, embed_batch_size=5)
+encoder = Encoder(model, cache_dir=cache, show_progress=False)
+print(json.dumps(encoder.encode(texts, "document").tolist()))
 """
-
-
-def worker(tmp_path: Path, log: str, texts: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "cache"), str(tmp_path / log)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, json.dumps(texts)], cwd=ROOT, **pipes)
-
-
-def logged(path: Path) -> list[list[str]]:
-    batches = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [texts for _, texts in batches if texts[0] not in PROBE_TEXTS]
-
-
-def finished(process: subprocess.Popen[bytes]) -> np.ndarray:
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err.decode()
-    return np.float32(json.loads(out))
 
 
 @pytest.mark.slow
 def test_processes_share_one_folder_at_once(tmp_path):
     texts = [f"text {number}" for number in range(110)]
-    together = [worker(tmp_path, f"log{n}", texts[n * 40 : n * 40 + 70]) for n in range(2)]
-    expected = encoder(CountingEmbedding()).encode(texts, "document")
-    for n, process in enumerate(together):
-        assert np.array_equal(finished(process), expected[n * 40 : n * 40 + 70])
-    assert np.array_equal(finished(worker(tmp_path, "late", texts)), expected)
-    assert logged(tmp_path / "late") == []
+    expected = np.float32([cheap.vector(text, "document") for text in texts])
+
+    def right(log: str, rows: slice) -> bool:
+        given = tmp_path / "cache", tmp_path / log, json.dumps(texts[rows])
+        return np.array_equal(np.float32(fresh(WORKER, *given)), expected[rows])
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(right, ("one", "other"), (slice(70), slice(40, 110))))
+    assert right("late", slice(110))
+    assert cheap.noted(tmp_path / "one")
+    assert cheap.noted(tmp_path / "late") == []
 
 
 def test_a_model_that_fails_its_probes_is_named():

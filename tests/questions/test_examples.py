@@ -9,6 +9,7 @@ from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.utils import count_tokens
 
 from benchmarks import sets
+from benchmarks.robustness.scripted_server import nodes as towns
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.cli.app import Finetune
@@ -18,7 +19,7 @@ from llama_index_embeddings_adapted.questions.options import GenerationOptions, 
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
 from llama_index_embeddings_adapted.questions.selection import _filters, select
 from tests.conftest import CountingEmbedding, real_data
-from tests.questions.test_generation import AsyncDoubleLLM, DoubleLLM, towns
+from tests.questions.test_generation import AsyncDoubleLLM, DoubleLLM
 
 ROWS = [
     {"query": "is the market open late", "document": "The market closes at ten in the evening."},
@@ -66,7 +67,7 @@ def test_of_many_pairs_eight_are_drawn_and_queries_of_a_log_get_the_nearest_pass
 @pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])
 def test_fewer_than_three_examples_are_refused_before_anything_is_sent(given):
     with pytest.raises(OptionError, match="examples: expected 3 to 30 different queries"):
-        generate_qa_embedding_pairs(towns(), DoubleLLM(), examples=given, cache_dir=False, **QUIET)
+        generate_qa_embedding_pairs(towns(6), DoubleLLM(), examples=given, cache_dir=False, **QUIET)
 
 
 def test_a_model_that_completes_goes_on_with_the_examples(tmp_path):

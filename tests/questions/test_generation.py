@@ -15,6 +15,7 @@ from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 import llama_index_embeddings_adapted as package
 from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
+from benchmarks.robustness.scripted_server import nodes as towns
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import llm as llm_errors
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
@@ -107,22 +108,18 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
 
 
-def towns(count: int = 6) -> list[TextNode]:
-    return scripted_server.nodes(count)
-
-
 @pytest.mark.parametrize(
     "llm",
     [DoubleLLM(), DoubleLLM(chat_model=False), AsyncDoubleLLM(), NoAsyncLLM()],
     ids=["chat", "completion", "asynchronous", "asynchronous not implemented"],
 )
 def test_any_llm_gives_the_same_dataset(llm, write):
-    data = write(towns(), llm)
+    data = write(towns(6), llm)
     assert len(data) == 12
     about = {data.queries[q] for q, docs in data.relevant_docs.items() if docs == ["n3"]}
     asked = "What is known about Town3 has market21 these days?"
     assert about == {asked, "market21 and river9 with facts"}
-    assert data.corpus == {node.node_id: node.text for node in towns()}
+    assert data.corpus == {node.node_id: node.text for node in towns(6)}
 
 
 async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(write, quiet):
@@ -134,9 +131,9 @@ async def test_the_asynchronous_function_gives_the_same_and_keeps_the_loop_free(
 
 def test_the_llm_of_the_settings_is_the_default(write, monkeypatch):
     monkeypatch.setattr(Settings, "_llm", DoubleLLM())
-    assert len(write(towns())) == 12
+    assert len(write(towns(6))) == 12
     with pytest.raises(OptionError, match="llm: expected a LlamaIndex LLM, got str"):
-        write(towns(), "gpt-5")
+        write(towns(6), "gpt-5")
 
 
 def test_old_calls_work_as_they_are_and_actors_are_ignored_with_a_word(write, tmp_path):
@@ -184,7 +181,7 @@ def test_a_text_is_sent_as_it_is_embedded_once_for_twins_and_once_per_question(w
 )
 def test_bad_options_are_refused_before_anything_is_sent(options, message, write):
     with pytest.raises(OptionError, match=message):
-        write(towns(), DoubleLLM(), **options)
+        write(towns(6), DoubleLLM(), **options)
     assert not _SENT
 
 
@@ -357,12 +354,12 @@ def test_calls_per_minute_are_limited(write):
 
 
 def test_nothing_is_paid_for_twice_and_another_model_prompt_or_text_is_another_run(write, tmp_path):
-    first, second = (write(towns(), DoubleLLM()) for _ in range(2))
+    first, second = (write(towns(6), DoubleLLM()) for _ in range(2))
     assert first == second
     assert (len(_SENT), second.report.calls, second.report.calls_saved) == (6, 0, 6)
-    write(towns(), DoubleLLM(model="another"))
+    write(towns(6), DoubleLLM(model="another"))
     assert len(_SENT) == 12
-    write(towns(), DoubleLLM(), num_questions_per_chunk=1)
+    write(towns(6), DoubleLLM(), num_questions_per_chunk=1)
     assert len(_SENT) == 18
     nodes, path = towns(6), tmp_path / "qa.json"
     train, other = (write(part, DoubleLLM(), output_path=path) for part in (nodes[:3], nodes[3:]))

@@ -15,7 +15,6 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
-from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 import llama_index_embeddings_adapted as package
@@ -271,17 +270,9 @@ class Own(AdaptedEmbedding):
     note: str = "mine"
 
 
-class Unpicklable(BaseRateLimiter):
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-    def acquire(self, num_tokens: int = 0) -> None: ...
-
-    async def async_acquire(self, num_tokens: int = 0) -> None: ...
-
-
 def test_pickles_name_the_package_and_leave_locks_which_come_along_in_a_copy(base):
-    limiter, store = Unpicklable(), SimpleKVStore()
+    limiter, store = Limiter(), SimpleKVStore()
+    limiter.lock = threading.Lock()  # no pickle holds one
     model = AdaptedEmbedding(base, ADAPTER, rate_limiter=limiter, embeddings_cache=store)
     sent = pickle.loads(pickle.dumps(model))
     assert sent.rate_limiter is None

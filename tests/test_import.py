@@ -1,6 +1,5 @@
 import json
 import statistics
-from pathlib import Path
 
 import pytest
 from llama_index.core.embeddings import MockEmbedding
@@ -11,13 +10,7 @@ from tests.support.processes import fresh
 from tests.test_frozen import ADAPTERS, FOLDER
 
 HEAVY = ("torch", "transformers", "sentence_transformers", "llama_index.finetuning", "scipy")
-
-
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+MODEL = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
 
 
 SERVE = """
@@ -42,9 +35,10 @@ print(json.dumps([queries, after_import, sorted(sys.modules)]))
 """
 
 
-def test_serving_needs_neither_torch_nor_transformers_nor_the_network(saved):
+def test_serving_needs_neither_torch_nor_transformers_nor_the_network(tmp_path):
+    MODEL.save_pretrained(tmp_path / "adapter")
     older = [FOLDER / name for name in ADAPTERS]  # every adapter is recognised
-    queries, after_import, after_query = fresh(SERVE, saved, *older)
+    queries, after_import, after_query = fresh(SERVE, tmp_path / "adapter", *older)
     assert queries == [[0.5] * 4] * 2
     assert not set(HEAVY) & set(after_query)
     # Importing it would import the package of every provider that is installed.
@@ -110,8 +104,7 @@ print(json.dumps(model.get_query_embedding("why?")))
 
 
 def test_load_embed_model_knows_us_whichever_is_imported_first():
-    model = AdaptedEmbedding(MockEmbedding(embed_dim=4), LinearAdapter.identity(4))
-    assert fresh(LOAD, model.to_json()) == [0.5] * 4
+    assert fresh(LOAD, MODEL.to_json()) == [0.5] * 4
     from llama_index.core.embeddings.loading import load_embed_model  # here, after us
 
-    assert type(load_embed_model(json.loads(model.to_json()))) is AdaptedEmbedding
+    assert type(load_embed_model(json.loads(MODEL.to_json()))) is AdaptedEmbedding

@@ -57,12 +57,6 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def hostile() -> EmbeddingQAFinetuneDataset:
-    queries = {f"q{n}": f"{text} topic{n}" for n, text in enumerate(HOSTILE)}
-    corpus = {f"<d{n}>": f"topic{n} {text}" for n, text in enumerate(HOSTILE)}
-    return EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"<d{q[1:]}>"] for q in queries})
-
-
 def reversing(base: CountingEmbedding) -> package.AdaptedEmbedding:
     """A model whose rankings are upside down: it loses every query it can."""
     return package.AdaptedEmbedding(base, package.LinearAdapter(-np.eye(base.dim)))
@@ -76,8 +70,11 @@ def scores(*rows: list[int], relevant: list[list[int]] | None = None) -> Retriev
 
 
 def test_hostile_texts_come_out_as_text(base, tmp_path):
+    queries = {f"q{n}": f"{text} topic{n}" for n, text in enumerate(HOSTILE)}
+    corpus = {f"<d{n}>": f"topic{n} {text}" for n, text in enumerate(HOSTILE)}
+    data = EmbeddingQAFinetuneDataset(queries, corpus, {q: [f"<d{q[1:]}>"] for q in queries})
     models = {"<b>base</b>": base, "a&b": reversing(base)}
-    found = compare_retrieval(models, hostile(), cache_dir=False)
+    found = compare_retrieval(models, data, cache_dir=False)
     text = found.to_html(tmp_path / "page.html", title="<script>title</script>").read_text("utf-8")
     page = Reader(text)
     assert len(page.all("script")) == len(page.all("style")) == 1

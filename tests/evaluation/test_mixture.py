@@ -9,19 +9,15 @@ from llama_index_embeddings_adapted.errors import DatasetError, OptionError
 from tests.conftest import QUIET, index_of
 
 
-def prior_of(dataset: Dataset, model: Any) -> package.DocumentPrior:
-    bank = [model.get_query_embedding(text) for text in dataset.queries.values()]
-    documents = [model.get_text_embedding(text) for text in dataset.corpus.values()]
-    return package.DocumentPrior.of(*map(np.float32, (bank, documents)), weight=0.4, neighbours=3)
-
-
 @pytest.mark.parametrize("adapted", [False, True])
 def test_a_mixture_a_hybrid_retriever_and_its_ranking_agree(adapted, small, base):
     model: Any = base
     if adapted:
         turn = np.roll(np.eye(base.dim, dtype=np.float32), 1, axis=0)
         model = package.AdaptedEmbedding(base, package.LinearAdapter(turn))
-    prior = prior_of(small, model)
+    bank = [model.get_query_embedding(text) for text in small.queries.values()]
+    documents = base.vectors("document", small.corpus.values())
+    prior = package.DocumentPrior.of(np.float32(bank), documents, weight=0.4, neighbours=3)
     index = index_of(small.corpus, model)
     nodes = list(index.docstore.docs.values())
     hybrid = package.HybridRetriever.from_nodes(index, nodes, weight=0.3, prior=prior, **QUIET)

@@ -32,14 +32,8 @@ def llama() -> LocalLlama:
     return LocalLlama(max_tokens=40, stop=["\n"], context_window=2048)
 
 
-@pytest.fixture(scope="module")
-def asked_in_process(llama, tmp_path_factory) -> Any:
-    cache = tmp_path_factory.mktemp("in_process")
-    return generate_qa_embedding_pairs(NODES, llama, cache_dir=cache, **OPTIONS)
-
-
-def test_smollm2_writes_questions_that_name_a_subject(asked_in_process, minilm, llama, tmp_path):
-    data = asked_in_process
+def test_smollm2_writes_questions_that_name_a_subject(minilm, llama, tmp_path):
+    data = generate_qa_embedding_pairs(NODES, llama, cache_dir=tmp_path / "first", **OPTIONS)
     assert len(data) >= 2, str(data.report)
     assert all(text.endswith("?") for text in data.queries.values())
     assert data.report.calls == 3

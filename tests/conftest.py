@@ -19,7 +19,8 @@ from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
 from tests.support.flaky_server import serving
 from tests.support.stores import postgres_server
 
-DATA = Path(os.environ.get("ADAPTED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("ADAPTED_DATA", ROOT.parent / "shared" / "data"))
 
 # Tests that run at once share the cores; read when torch is imported, which nothing above does.
 if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):

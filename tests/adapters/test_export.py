@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from llama_index_embeddings_adapted.adapters.maps import KernelAdapter, UnitAdap
 from llama_index_embeddings_adapted.core.arrays import Role, l2_normalize
 from llama_index_embeddings_adapted.errors import FolderError, OptionError
 from tests.adapters.test_adapters import DIM, TRAINED, kernel, linear, random_array
+from tests.conftest import ROOT
 from tests.support.pages import blocks
 from tests.support.tiny import tiny_model
 
 MOST = 1e-5
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+PAGE = ROOT / "docs" / "export.md"
 
 ADAPTERS = {name: make() for name, make in TRAINED.items() if name != "of a user"}
 ADAPTERS["unit"] = UnitAdapter(DIM)

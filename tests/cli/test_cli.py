@@ -34,7 +34,7 @@ from llama_index_embeddings_adapted.cli.inputs import cut, read_documents, read_
 from llama_index_embeddings_adapted.errors import FolderError, MissingExtraError, OptionError
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
-from tests.conftest import CountingEmbedding
+from tests.conftest import ROOT, CountingEmbedding
 from tests.questions.test_generation import DoubleLLM
 from tests.support.files import edit
 
@@ -563,7 +563,6 @@ def test_the_command_line_wins_over_the_file(counting, pairs):
     assert "missing.toml: no such file" in done("finetune", "--config", "missing.toml", code=2).err
 
 
-ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "command-line.md").read_text("utf-8")
 
 

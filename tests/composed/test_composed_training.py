@@ -19,7 +19,7 @@ from llama_index_embeddings_adapted import errors
 from llama_index_embeddings_adapted.composed import training
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError, TrainingError
 from llama_index_embeddings_adapted.training.options import ComposedOptions
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, ROOT, CountingEmbedding
 from tests.support.tiny import saved_tiny, tiny_model
 
 COLOURS = ["red", "blue", "green", "black", "white", "yellow", "brown", "purple"]
@@ -147,7 +147,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from llama_index_embeddings_adapted.composed import training as composed_progress
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, ROOT, CountingEmbedding
 from tests.composed.test_composed_training import engine
 
 record = composed_progress.Progress._record
@@ -165,7 +165,7 @@ def test_a_killed_training_continues_and_ends_as_if_it_had_not_been(tmp_path):
     left.mkdir(parents=True)  # of another training, which is not gone on with
     (left / "trainer_state.json").write_text("{}")
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path / "killed")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert not (tmp_path / "killed" / "model").exists()
     assert not left.exists()
@@ -213,7 +213,7 @@ def test_the_example_trains_prints_and_saves_the_history(tmp_path, monkeypatch, 
     argv = ["x", "train.json", "val.json", "--black-box", f"local:{box}", "--augment-model"]
     monkeypatch.setattr(sys, "argv", [*argv, str(small), "--epochs", "2", "--out", "out"])
     monkeypatch.chdir(tmp_path)
-    example = Path(__file__).parents[2] / "examples" / "composed_finetune.py"
+    example = ROOT / "examples" / "composed_finetune.py"
     runpy.run_path(str(example), run_name="__main__")
     printed = capsys.readouterr().out
     assert "epoch 0: hit_rate@5" in printed

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from benchmarks import environment
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "benchmarks" / "CLAIMS.md"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 _UNIT = r"(?:%|s\b|seconds?|minutes?|hours?|ms\b|µs|[KMG]i?B\b|times\b|queries/s|points)"

@@ -1,16 +1,13 @@
 """The reader of the page about saved folders reads what this version and version 0.1 saved."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
 from llama_index_embeddings_adapted.adapters import base, saving
-from tests.conftest import CountingEmbedding
+from tests.conftest import ROOT, CountingEmbedding
 from tests.support.pages import blocks
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "folder.md"
 
 

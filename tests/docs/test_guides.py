@@ -21,10 +21,10 @@ from llama_index.core import Settings
 from benchmarks.pages import tables
 from llama_index_embeddings_adapted import Decision, EmbeddingQAFinetuneDataset
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
+from tests.conftest import ROOT
 from tests.support.pages import run_page, use
 from tests.support.tiny import saved_tiny
 
-ROOT = Path(__file__).parents[2]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
 FIRST = DOCS / "first-adapter.md"
 APART = (FIRST.name, "README.md", "reference.md")

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
+
 PLACES = "*.md", "docs/*.md", "benchmarks/README.md", "examples/*.ipynb"
 PAGES = [page for place in PLACES for page in sorted(ROOT.glob(place))]
 LINK = re.compile(r"\]\(([^()\s]*(?:\([^()\s]*\)[^()\s]*)*)\)")

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.support.pages import use
 
 nbformat = pytest.importorskip("nbformat", reason="extra 'dev' is missing")
 shells = pytest.importorskip("IPython.core.interactiveshell", reason="extra 'dev' is missing")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter
-from tests.conftest import CountingEmbedding
+from tests.conftest import ROOT, CountingEmbedding
 
 openai = pytest.importorskip("openai", reason="extra 'dev' is missing")
 uvicorn = pytest.importorskip("uvicorn", reason="extra 'service' is missing")
 pytest.importorskip("fastapi", reason="extra 'service' is missing")
 pytest.importorskip("prometheus_client", reason="extra 'service' is missing")
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "service.py"
+SCRIPT = ROOT / "examples" / "service.py"
 DIM, TOKEN = 16, "let-me-in"
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import llama_index_embeddings_adapted as package
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 LOADED = r'(?:<script[^>]+src|<link[^>]+rel="(?:stylesheet|icon|preconnect)"[^>]*href)="(\w+:)?//'
 

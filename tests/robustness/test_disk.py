@@ -23,11 +23,10 @@ from llama_index_embeddings_adapted.encoding.cache import VectorCache
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.operations import folder as saved_folder
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
-from tests.conftest import QUIET, CountingEmbedding
+from tests.conftest import QUIET, ROOT, CountingEmbedding
 from tests.support.files import edit
 
 Dataset = package.EmbeddingQAFinetuneDataset
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ for row, node in enumerate(NODES):
     node.metadata = {"kind": "odd" if row % 2 else "even"}
     node.excluded_embed_metadata_keys = ["kind"]
     node.relationships = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=f"doc{row % 3}")}
+BY_ID = {node.node_id: node for node in NODES}
 QUERIES = [" ".join(random.choice(WORDS, 3)) for _ in range(30)]
 ALL_WORDS = BM25Index.of({node.node_id: node.text for node in NODES})
 EVEN = MetadataFilters(filters=[MetadataFilter(key="kind", value="even")])
@@ -147,11 +148,10 @@ def test_other_retrievers_of_the_store_share_the_views(index):
 
 
 def test_a_document_whose_node_is_gone_is_passed_over_and_filters_hold_it_back(index):
-    nodes = {node.node_id: node for node in NODES}
-    hybrid = HybridRetriever.from_nodes(index, nodes, weight=50.0, candidates=1, **QUIET)
+    hybrid = HybridRetriever.from_nodes(index, BY_ID, weight=50.0, candidates=1, **QUIET)
     best = NODES[int(hybrid.views.lexical.scores(QUERIES[1]).argmax())].node_id
     assert hybrid.retrieve(QUERIES[1])[0].node_id == best
-    hybrid.nodes = {name: node for name, node in nodes.items() if name != best}
+    hybrid.nodes = {name: node for name, node in BY_ID.items() if name != best}
     assert best not in [node.node_id for node in hybrid.retrieve(QUERIES[1])[1:]]
     filtered = hybrid.over(index.as_retriever(similarity_top_k=120, filters=EVEN))
     allowed = filtered._allowed_rows(hybrid.views.lexical)
@@ -186,8 +186,7 @@ def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     hybrid = HybridRetriever.from_nodes(index, NODES, **options)
     hybrid.save_pretrained(tmp_path / "hybrid")
     hybrid.save_pretrained(tmp_path / "hybrid")
-    nodes = {node.node_id: node for node in NODES}
-    again = HybridRetriever.from_pretrained(tmp_path / "hybrid", hybrid.dense, nodes)
+    again = HybridRetriever.from_pretrained(tmp_path / "hybrid", hybrid.dense, BY_ID)
     for query in QUERIES[:5]:
         one, other = hybrid.retrieve(query), again.retrieve(query)
         assert len(other) == 7
@@ -204,8 +203,8 @@ def test_saved_and_loaded_it_finds_the_same(index, model, tmp_path):
     assert NODES[0].text not in text
     stranger = index.as_retriever(embed_model=CountingEmbedding(seed=1))
     with pytest.raises(errors.BaseModelMismatchError):
-        HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes)
-    unchecked = HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, nodes, verify=False)
+        HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, BY_ID)
+    unchecked = HybridRetriever.from_pretrained(tmp_path / "hybrid", stranger, BY_ID, verify=False)
     assert unchecked.retrieve(QUERIES[0])
 
 

@@ -20,6 +20,7 @@ from llama_index_embeddings_adapted.training.auto.pipelines import IDENTITY, SPE
 from llama_index_embeddings_adapted.training.auto.search_space import check_methods, search_space
 from llama_index_embeddings_adapted.training.auto.tune import AutoResult, tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
+from tests.conftest import ROOT
 from tests.support.synthetic import Named, cross_fitted, encoded, found_first, rotated_corpus
 
 SIMPLE, RICH = Named("simple"), Named("rich")
@@ -290,7 +291,7 @@ def tuned(kept: Path) -> AutoResult:
 def test_a_run_after_a_kill_trains_what_is_missing_and_nothing_twice(monkeypatch, tmp_path):
     place, runs, once = tmp_path / "adapter.fitting", [], pipelines.descend
     code = f"from tests.training.test_selection import *; tuned(Path({str(place)!r}))"
-    killed = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    killed = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     while killed.poll() is None and not list(place.glob("*/fold */linear")):
         time.sleep(0.002)
     killed.kill()

@@ -184,17 +184,15 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 MEMORY = """
-import resource
 import numpy as np
 import torch
+from benchmarks.processes import peak_memory
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.evaluation.held_out import HeldOut, Validation, known_mask
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 from llama_index_embeddings_adapted.training.trainer import fit
 from tests.support.synthetic import encoded
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 random = np.random.default_rng(0)
 documents = random.standard_normal((60_000, 256), dtype=np.float32)
@@ -206,10 +204,10 @@ options = TrainingOptions(loss="corpus", epochs=1, max_candidates=10_000)
 tiny = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
 small = Validation(HeldOut(tiny, known_mask(tiny, tiny)))
 fit(tiny, small, LinearAdapter.identity(4), options, show_progress=False)  # loads what torch needs
-before = peak()
+before = peak_memory()
 validation = Validation(HeldOut(held, known_mask(train, held)))
 fit(train, validation, LinearAdapter.identity(256), options, show_progress=False)
-print((peak() - before) / documents.nbytes)
+print((peak_memory() - before) * 2**20 / documents.nbytes)
 """
 
 

@@ -15,7 +15,8 @@ from llama_index.core.schema import TextNode
 
 import llama_index_embeddings_adapted as package
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset
-from llama_index_embeddings_adapted.encoding.base_model import PROBE_TEXTS
+from llama_index_embeddings_adapted.encoding import base_model
+from llama_index_embeddings_adapted.questions import llm
 from tests.support.flaky_server import serving
 from tests.support.stores import postgres_server
 
@@ -80,7 +81,7 @@ class CountingEmbedding(BaseEmbedding):
 
     @property
     def asked_beyond_probes(self) -> list[tuple[str, str]]:
-        return [asked for asked in self._asked if asked[1] not in PROBE_TEXTS]
+        return [asked for asked in self._asked if asked[1] not in base_model.PROBE_TEXTS]
 
     @property
     def batches(self) -> list[int]:
@@ -136,6 +137,13 @@ def trained_engine(dataset: Any, base: Any, folder: Path, **options: Any) -> Any
     engine = package.EmbeddingAdapterFinetuneEngine(dataset, base, **given)
     engine.finetune()
     return engine
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch) -> None:
+    """Try again at once, so that tests of faults do not wait for them to pass."""
+    monkeypatch.setattr(base_model, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(llm, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture

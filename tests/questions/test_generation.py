@@ -17,7 +17,6 @@ from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from benchmarks.robustness.scripted_server import nodes as towns
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
-from llama_index_embeddings_adapted.questions import llm as llm_errors
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
 from llama_index_embeddings_adapted.questions.options import (
     corpus_of,
@@ -101,11 +100,6 @@ Write = Callable[..., package.EmbeddingQAFinetuneDataset]
 def write(quiet) -> Write:
     """Have questions written; answers are kept in a folder of the test."""
     return partial(package.generate_qa_embedding_pairs, **quiet)
-
-
-@pytest.fixture
-def quick(monkeypatch) -> None:
-    monkeypatch.setattr(llm_errors, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +294,7 @@ def test_a_refused_key_and_an_unreachable_server_fail_at_once(write):
     assert time.perf_counter() - began < 5
 
 
-def test_what_fails_for_a_while_is_asked_again(quick, write):
+def test_what_fails_for_a_while_is_asked_again(write):
     failures = {"Town1 ": [500, 429], "Town2 ": [503]}
 
     def script(message: str) -> tuple[int, str]:
@@ -316,7 +310,7 @@ def test_what_fails_for_a_while_is_asked_again(quick, write):
     assert not data.report.failed
 
 
-def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(quick, write):
+def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(write):
     broken = True
 
     def script(message: str) -> tuple[int, str]:
@@ -337,7 +331,7 @@ def test_a_failing_passage_is_reported_skipped_and_asked_again_by_the_next_run(q
         assert len(again) == 8
 
 
-def test_a_call_that_hangs_is_given_up_and_useless_answers_are_shown(quick, write):
+def test_a_call_that_hangs_is_given_up_and_useless_answers_are_shown(write):
     kept = pytest.raises(GenerationError, match="Not one question was kept of 0 written")
     with ScriptedServer(latency_s=30) as server, kept:
         write(towns(2), scripted_server.client(server.api_base), retry_limit=1, timeout_s=0.3)

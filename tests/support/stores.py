@@ -38,13 +38,8 @@ def chroma(folder: Path, space: str = "cosine") -> Iterator[Stores]:
 
     settings = chromadb.config.Settings(anonymized_telemetry=False)
     client = chromadb.PersistentClient(str(folder / "chroma"), settings=settings)
-    metadata = {"hnsw:space": space}
-
-    def make(name: str, dim: int) -> BasePydanticVectorStore:
-        collection = client.get_or_create_collection(name, metadata=metadata)
-        return ChromaVectorStore(chroma_collection=collection)
-
-    yield make
+    collection = partial(client.get_or_create_collection, metadata={"hnsw:space": space})
+    yield lambda name, dim: ChromaVectorStore(chroma_collection=collection(name))
     client.close()
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core import callbacks
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.callbacks import CallbackManager, CBEventType, TokenCountingHandler
 from llama_index.core.rate_limiter import BaseRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
@@ -146,20 +146,6 @@ class Limiter(BaseRateLimiter):
         self.async_acquired += 1
 
 
-class Callbacks(TokenCountingHandler):
-    def __init__(self) -> None:
-        super().__init__(tokenizer=str.split)
-        self.started = self.ended = 0
-
-    def on_event_start(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> str:
-        self.started += event_type == CBEventType.EMBEDDING
-        return super().on_event_start(event_type, *args, **kwargs)
-
-    def on_event_end(self, event_type: CBEventType, *args: Any, **kwargs: Any) -> None:
-        self.ended += event_type == CBEventType.EMBEDDING
-        super().on_event_end(event_type, *args, **kwargs)
-
-
 class Asynchronous(BaseEmbedding):
     """Has no synchronous side, and counts how many queries are under way at once."""
 
@@ -220,13 +206,15 @@ def test_num_workers_queries_are_under_way_at_once_and_stay_in_order(workers, mo
 
 
 def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
-    limiter, handler = Limiter(), Callbacks()
-    callbacks = {"rate_limiter": limiter, "callback_manager": CallbackManager([handler])}
-    work = encoder(CountingEmbedding(embed_batch_size=4, **callbacks))
+    limiter, tokens = Limiter(), callbacks.TokenCountingHandler(tokenizer=str.split)
+    debug = callbacks.LlamaDebugHandler(print_trace_on_end=False)
+    told = {"callback_manager": callbacks.CallbackManager([tokens, debug])}
+    work = encoder(CountingEmbedding(embed_batch_size=4, rate_limiter=limiter, **told))
     work.encode(TEXTS, "document")
     work.encode(TEXTS, "query")
-    assert limiter.acquired == handler.started == work.spent["base_calls"] == 4 + 3 + 10
-    assert handler.total_embedding_token_count >= 2 * len(TEXTS) * 2
+    calls = len(debug.get_event_pairs(callbacks.CBEventType.EMBEDDING))
+    assert limiter.acquired == calls == work.spent["base_calls"] == 4 + 3 + 10
+    assert tokens.total_embedding_token_count >= 2 * len(TEXTS) * 2
 
     limiter = Limiter()
     encoder(Asynchronous(rate_limiter=limiter)).encode(TEXTS, "query")

@@ -23,7 +23,7 @@ from llama_index_embeddings_adapted.errors import EncodeError, FolderError, Opti
 from llama_index_embeddings_adapted.serving.pool import PooledEmbedding
 from tests.adapters.test_adapters import Turned
 from tests.conftest import CountingEmbedding
-from tests.encoding.test_encode import Asynchronous, Callbacks, Limiter
+from tests.encoding.test_encode import Asynchronous, Limiter
 
 TEXTS = [f"text {number}" for number in range(10)]
 RANDOM = np.random.default_rng(0)
@@ -118,8 +118,8 @@ def ends() -> Iterator[Ends]:
 
 
 async def test_events_and_callbacks_fire_once_per_call(ends):
-    handler = Callbacks()
-    base = CountingEmbedding(embed_batch_size=4, callback_manager=CallbackManager([handler]))
+    debug = callbacks.LlamaDebugHandler(print_trace_on_end=False)
+    base = CountingEmbedding(embed_batch_size=4, callback_manager=CallbackManager([debug]))
     model = AdaptedEmbedding(base, ADAPTER)  # the callback manager of the base
     calls: list[Callable[[], Any]] = [
         lambda: model.get_query_embedding("one"),
@@ -132,7 +132,9 @@ async def test_events_and_callbacks_fire_once_per_call(ends):
     for number, call in enumerate(calls, start=1):
         answer = call()
         answer = await answer if isinstance(answer, Awaitable) else answer
-        assert len(ends.seen) == handler.started == handler.ended == number
+        begun_and_ended = debug.get_event_pairs(callbacks.CBEventType.EMBEDDING)
+        assert len(ends.seen) == len(begun_and_ended) == number
+        assert all(len(pair) == 2 for pair in begun_and_ended)
     assert ends.seen[0].chunks == ["one"]
     assert np.allclose(ends.seen[0].embeddings, expected(model, "query", ["one"]), atol=1e-6)
 

@@ -348,14 +348,12 @@ class Inspect(EmbeddingJob):
     exit_zero: bool = False
 
     def run(self) -> CommandResult:
-        from ..data.reading import read_lines
         from ..operations.folder import as_text, inspect_adapter
         from . import inputs
 
         facts, verdict = inspect_adapter(inputs.existing(self.folder)), None
         text = as_text(facts)
-        lines = " Expected one query per line."
-        live = None if self.queries is None else read_lines(inputs.existing(self.queries, lines))
+        live = None if self.queries is None else inputs.read_queries(self.queries)
         if self.verify:
             inputs.resolve_model(str(self.folder))
             facts["verified"] = True

@@ -23,7 +23,8 @@ from llama_index.core.schema import BaseNode, MetadataMode
 from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..data.formats import read_corpus
-from ..data.reading import Omissions
+from ..data.reading import Omissions, read_lines
+from ..data.records import queries_of
 from ..errors import AdaptedError, DatasetError, OptionError, integration, nearest, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
 from ..questions.local_llama import LocalLlama
@@ -57,6 +58,12 @@ def page(report: str | None, default: Path | None) -> Path | None:
     if path is not None:
         check_target(path)
     return path
+
+
+def read_queries(path: Path) -> list[str]:
+    """Return the queries of a file of rows, or of a text file of one per line."""
+    existing(path, " Expected rows, or one query per line.")
+    return queries_of(path) if holds_pairs(path) else read_lines(path)
 
 
 def existing(path: Path, hint: str = "") -> Path:

@@ -106,7 +106,7 @@ _HELP = {
     "by": '"document", or "query".',
     "judged": "A dataset: compare with a real re-embedding, too.",
     "verify": "Build its base model and check that it is the same.",
-    "queries": "Live queries, one per line: have they moved away from training?",
+    "queries": "Live queries, one per line or as rows: have they moved away from training?",
     "format": "onnx, json, numpy, sql (pgvector) or sentence-transformers; if not given what --out "
     "ends in, else onnx.",
     "role": "Whose vectors: query, or document.",

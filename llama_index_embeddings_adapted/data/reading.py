@@ -180,8 +180,11 @@ def plain_id(value: object) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def read_file(path: Path, omissions: Omissions) -> Any:
-    """Return the rows of a file, or an object around them, or raise a DatasetError."""
+def read_file(path: Path, omissions: Omissions, *, least: int = 2) -> Any:
+    """Return the rows of a file, or an object around them, or raise a DatasetError.
+
+    A table has at least so many columns.
+    """
     data = files.read_bytes(path, error=DatasetError)
     if data[:4] == b"PAR1":
         arrow = require_extra("pyarrow", extra="pandas")
@@ -191,7 +194,7 @@ def read_file(path: Path, omissions: Omissions) -> Any:
             raise DatasetError(f"{path}: expected parquet ({cause}).") from cause
     text = decode(data, omissions)
     if not text.lstrip().startswith(("[", "{")):
-        return _parse_table(text.lstrip(), path, omissions)
+        return _parse_table(text.lstrip(), path, omissions, least)
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -209,7 +212,7 @@ def _parse_lines(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
     return rows
 
 
-def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, Any]]:
+def _parse_table(text: str, path: Path, omissions: Omissions, least: int) -> list[dict[str, Any]]:
     """Return the rows of a table whose first line names its columns, not those with more cells."""
     head = text.split("\n", 1)[0]
     delimiter = max("\t;,|", key=head.count)
@@ -225,9 +228,10 @@ def _parse_table(text: str, path: Path, omissions: Omissions) -> list[dict[str, 
             omissions.add("wrong quote, which may join rows", f"line {reader.line_num + 1}")
         finally:
             csv.field_size_limit(usual)
-    if not rows or len(rows[0]) < 2:
+    if not rows or len(rows[0]) < least:
+        columns = "a column" if least == 1 else "at least two columns"
         raise DatasetError(
-            f"{path}: expected a table whose first line names at least two columns, and rows "
+            f"{path}: expected a table whose first line names {columns}, and rows "
             f"below it, got {quote_some([head]) if head else 'an empty file'}."
         )
     names = [name for name in reader.fieldnames or () if name.strip()]

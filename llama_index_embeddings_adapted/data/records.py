@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from ..errors import DatasetError, OptionError, check_known, quote_some
 from . import formats
-from .reading import LEFT_OUT, Omissions, plain_id, repaired
+from .reading import LEFT_OUT, Omissions, plain_id, read_file, repaired
 
 Row = Mapping[str, Any]
 
@@ -152,6 +152,12 @@ def parts_of(
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``."""
     if isinstance(rows, Mapping) and "queries" in rows and {"corpus", "relevant_docs"} & set(rows):
+        own = {"queries": queries, "corpus": corpus, "provenance": provenance}
+        if said := [name for name, value in {**own, **options}.items() if value is not None]:
+            raise OptionError(
+                f"{omissions.where}: expected rows, got a dataset, which has no columns and texts "
+                f"and sources of its own. Leave out: {', '.join(said)}."
+            )
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
@@ -175,6 +181,20 @@ def parts_of(
         for where, row in named:
             _read_row(row, found, where, provenance)
     return _finished(found)
+
+
+def queries_of(path: Path) -> list[str]:
+    """Return the queries of a file: of its rows, or of a dataset as JSON; ids are no queries."""
+    omissions = Omissions(path)
+    data = read_file(path, omissions, least=1)
+    if isinstance(data, Mapping) and isinstance(data.get("queries"), Mapping):
+        found = list(data["queries"].values())
+    else:
+        table = rows_of(data, path)
+        columns = _roles(table, {}, by_id=[], where=path, needed=("query",))["query"]
+        found = [row[name] for row in table for name in columns if row.get(name) is not None]
+    omissions.tell()
+    return [repaired(text).strip() for text in found if isinstance(text, str) and text.strip()]
 
 
 def as_lists(
@@ -251,8 +271,9 @@ def _roles(
     *,
     by_id: Sequence[str],
     where: object,
+    needed: Sequence[str] = ("query", "document"),
 ) -> dict[str, list[str]]:
-    """Return which columns have which role, or raise a DatasetError."""
+    """Return which columns have which role, or raise a DatasetError where a needed one has none."""
     present = list(dict.fromkeys(name for row in rows[:1000] for name in row))
     roles: dict[str, list[str]] = {}
     taken: set[str] = set()
@@ -275,7 +296,7 @@ def _roles(
     for role, held, given in (("query", "queries", "queries"), ("document", "documents", "corpus")):
         if role in by_id:
             roles[role] = roles[role] or roles[f"{role}_id"]
-        if not roles[role]:
+        if role in needed and not roles[role]:
             call = f"{role}=…"
             if isinstance(where, Path):
                 call = f"from_csv(path, {call}), on the command line --column {call}"

@@ -31,7 +31,12 @@ from llama_index_embeddings_adapted.adapters.maps import NudgeAdapter
 from llama_index_embeddings_adapted.cli import inputs, options
 from llama_index_embeddings_adapted.cli.app import app
 from llama_index_embeddings_adapted.cli.inputs import cut, read_documents, read_pairs
-from llama_index_embeddings_adapted.errors import FolderError, MissingExtraError, OptionError
+from llama_index_embeddings_adapted.errors import (
+    DatasetError,
+    FolderError,
+    MissingExtraError,
+    OptionError,
+)
 from llama_index_embeddings_adapted.evaluation.verdict import Decision, Verdict
 from llama_index_embeddings_adapted.operations.folder import as_text, inspect_adapter
 from tests.conftest import ROOT, CountingEmbedding
@@ -416,7 +421,24 @@ def test_inspect_says_what_a_folder_says_and_whether_queries_have_moved(counting
     shown = done("inspect", "adapter", "--queries", live, "--exit-zero").out
     assert "\nlive queries: retrain" in shown
     ran = done("inspect", "adapter", "--queries", "missing.txt", code=2)
-    assert "missing.txt: no such file or folder. Expected one query per line" in ran.err
+    assert "missing.txt: no such file or folder. Expected rows, or one query per line" in ran.err
+
+
+def test_live_queries_are_lines_or_rows(tmp_path):
+    asked = ["how do I, of all people, do it?", "and how not?"]
+    table, alone, rows = (tmp_path / name for name in ("a.csv", "b.CSV", "c.jsonl"))
+    table.write_text(f'query,user\n"{asked[0]}",7\n{asked[1]},8\n', encoding="utf-8")
+    alone.write_text(f'question\n"{asked[0]}"\n{asked[1]}\n', encoding="utf-8")
+    rows.write_text("".join(json.dumps({"query": q}) + "\n" for q in asked), encoding="utf-8")
+    queries = dict(zip("ab", asked, strict=True))
+    judged = {key: ["d"] for key in queries}
+    package.EmbeddingQAFinetuneDataset(queries, {"d": "so"}, judged).save_json(tmp_path / "d.json")
+    (tmp_path / "e.txt").write_text("\n\n".join(asked), encoding="utf-8")
+    for name in ("a.csv", "b.CSV", "c.jsonl", "d.json", "e.txt"):
+        assert inputs.read_queries(tmp_path / name) == asked
+    table.write_text("user,when\n7,now\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="no column is known to hold queries"):
+        inputs.read_queries(table)
 
 
 def test_what_is_shown_is_what_the_file_holds_and_a_candidate_can_be_shipped(counting, tmp_path):

@@ -53,7 +53,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], object]] = {
     "nulls": lambda g: trust.nulls(g.data, g.cache, g.runs or 500),
     "parts": lambda g: _saved("parts", {"queries": parts.run()}),
     "curves": lambda g: curves.run(g.data, g.cache, g.sets),
-    "speed": lambda g: speed.run(g.data, g.cache),
+    "speed": lambda g: speed.run(g.data, g.cache, g.mpnet),
     "old": lambda g: _saved("old", against_old.run(g.data)),
     "serving": lambda g: _saved("serving", serving.run()),
     "load": lambda g: _saved("load", load.run(g.runs or 4800)),
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--black-box", type=Path, help="folder of a frozen model; MiniLM without")
     parser.add_argument("--epochs", type=int, default=6, help="of composed, at most")
     parser.add_argument("--runs", type=int, help=RUNS)
-    parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2, for upgrade")
+    parser.add_argument("--mpnet", type=Path, help="folder of all-mpnet-base-v2")
     parser.add_argument("--packages", type=Path, help="folder of packages that sets are made of")
     parser.add_argument("--most", type=int, default=400, help="passages it is asked about")
     parser.add_argument("--examples", type=int, default=8, help="that it is shown")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks import environment, sets
 from benchmarks.processes import timed
 from benchmarks.quality import peers
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -26,19 +27,28 @@ from llama_index_embeddings_adapted.training.trainer import states
 OLD_SETS = ("uberlyft_10k", "scifact")
 AUTO_SETS = ("uberlyft_10k", "nfcorpus", "nl2bash")
 #: Pairs, documents and dimensions of ``auto`` on the query side, without reading and words.
-SIZES = ((1_000, 5_000, 384), (5_000, 10_000, 384), (5_000, 10_000, 4_096))
+WIDEST = (5_000, 10_000, 4_096)
+SIZES = ((1_000, 5_000, 384), (5_000, 10_000, 384), WIDEST)
 NOISE = 0.02  # length, of vectors of length 1, in all directions, where they are widened
 OLD_EPOCHS, RATE = 4, 1e-3  # the best of its learning rates on most sets; the same for both
 
 
-def run(data: Path, cache: Path) -> None:
-    """Measure on a machine that should do nothing else; what is there already is kept."""
+def run(data: Path, cache: Path, mpnet: Path | None) -> None:
+    """Measure on a machine that should do nothing else; what is there already is kept.
+
+    ``mpnet`` is the folder of all-mpnet-base-v2; what needs it is left out without.
+    """
     encoder = sets.encoder(cache)
     parts: dict[str, Callable[[], Any]] = {
         "old_loop": lambda: {name: _old_loop(encoder, sets.load(data, name)) for name in OLD_SETS},
         "auto": lambda: {name: _autos(sets.load(data, name), cache) for name in AUTO_SETS},
         "auto_vectors": lambda: _of_vectors(encoder.dataset(sets.load(data, "nl2bash").train)),
     }
+    if mpnet is not None:
+        other = Encoder(environment.mpnet(mpnet), cache_dir=cache, show_progress=False)
+        parts["auto_two_models"] = lambda: _side_by_side(
+            [each.dataset(sets.load(data, "nl2bash").train) for each in (encoder, other)]
+        )
     for name, measure in parts.items():
         if name not in environment.found("speed"):
             environment.add("speed", "python -m benchmarks speed", (name,), measure())
@@ -82,6 +92,19 @@ def _autos(real: sets.RealSet, cache: Path) -> dict[str, float]:
 def _of_vectors(learnt: EncodedDataset) -> list[dict[str, float]]:
     """Time ``auto`` on some pairs of a set, also with vectors turned into a wider space."""
     return [_of_size(_cut(learnt, pairs, documents), dim) for pairs, documents, dim in SIZES]
+
+
+def _side_by_side(models: Sequence[EncodedDataset]) -> list[dict[str, float]]:
+    """Time ``auto`` on the vectors of several models side by side, as they are and turned."""
+
+    def joined(side: str) -> Any:
+        units = [l2_normalize(getattr(each, side)) for each in models]
+        return np.concatenate(units, axis=1) / len(units) ** 0.5
+
+    learnt = replace(models[0], queries=joined("queries"), documents=joined("documents"))
+    pairs, documents, widest = WIDEST
+    narrow = learnt.queries.shape[1]
+    return [_of_size(_cut(learnt, pairs, documents), dim) for dim in (narrow, widest)]
 
 
 def _of_size(learnt: EncodedDataset, dim: int) -> dict[str, float]:

@@ -102,6 +102,8 @@ def speed_table() -> str:
         *(("of it, on vectors alone: {pairs:,} pairs, {documents:,} documents, "
            "{dimensions:,} dimensions".format(**run), f"{run['seconds']:.0f} s, {run['gain']:+.1%}")
           for run in found["auto_vectors"]),
+        *((f"of it, MiniLM and mpnet side by side: {run['dimensions']:,} dimensions",
+           f"{run['seconds']:.0f} s, {run['gain']:+.1%}") for run in found["auto_two_models"]),
     ]  # fmt: skip
     return table("what | measured", rows)
 

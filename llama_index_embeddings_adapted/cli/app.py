@@ -143,8 +143,10 @@ class QuestionJob(EmbeddingJob, DataJob):
         return inputs.read_documents(source)
 
     def _asked(self, examples: Path) -> Any:
-        """Return a text file of queries as it is, of rows the dataset."""
-        return examples if examples.suffix.lower() == ".txt" else self._pairs(examples)
+        """Return queries without passages, or a dataset."""
+        from . import inputs
+
+        return inputs.asked_in(examples, self._pairs, **inputs.roles_of(self.columns or ()))
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""
@@ -264,9 +266,10 @@ class Finetune(QuestionJob):
 
     def _judges(self, val: Dataset | None, written: Dataset) -> Dataset | None:
         """Return the queries of --val, or many of --examples, less those the writer was shown."""
-        if self.examples is None or (val is None and self.examples.suffix.lower() == ".txt"):
+        if self.examples is None:
             return val
-        real = self._pairs(self.examples) if val is None else val
+        if isinstance(real := val or self._asked(self.examples), list):
+            return None  # without passages they judge nothing
         shown = {example.query for example in written.report.shown}
         rest = [q for q, text in real.queries.items() if " ".join(text.split()) not in shown]
         if len(rest) < (_FEWEST_JUDGES if val is None else 1):

@@ -28,6 +28,7 @@ from ..data.records import queries_of
 from ..errors import AdaptedError, DatasetError, OptionError, integration, nearest, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
 from ..questions.local_llama import LocalLlama
+from ..questions.options import asked_in as asked_in
 from ..questions.options import embedded_tokens
 from ..serving.embedding import AdaptedEmbedding, resolve_embed_model
 from .options import EMBEDDINGS, LLMS
@@ -63,7 +64,7 @@ def page(report: str | None, default: Path | None) -> Path | None:
 def read_queries(path: Path) -> list[str]:
     """Return the queries of a file of rows, or of a text file of one per line."""
     existing(path, " Expected rows, or one query per line.")
-    return queries_of(path) if holds_pairs(path) else read_lines(path)
+    return queries_of(path)[0] if holds_pairs(path) else read_lines(path)
 
 
 def existing(path: Path, hint: str = "") -> Path:
@@ -102,7 +103,7 @@ def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> Embedding
         raise OptionError(f"--column: {path} is a BEIR folder, which has no rows. Leave it out.")
     if path.is_dir():
         return EmbeddingQAFinetuneDataset.from_beir(path, split)
-    dataset = EmbeddingQAFinetuneDataset.from_file(path, **_roles(columns))
+    dataset = EmbeddingQAFinetuneDataset.from_file(path, **roles_of(columns))
     note = _note(path)
     found = files.read_json_object(note, error=DatasetError) if note.is_file() else {}
     if found.get("data") != dataset.fingerprint:
@@ -112,7 +113,8 @@ def read_pairs(path: Path, split: str, columns: Sequence[str] = ()) -> Embedding
     return dataset.reported(report, synthetic=bool(found.get("synthetic")))
 
 
-def _roles(columns: Sequence[str]) -> dict[str, list[str]]:
+def roles_of(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the columns that are named, by role, or raise an OptionError."""
     roles: dict[str, list[str]] = {}
     for column in columns:
         role, _, name = column.partition("=")

@@ -74,8 +74,8 @@ _HELP = {
     "structure": "Take questions from titles, headings and FAQs of the documents; free, alone or "
     "beside those of an LLM.",
     "examples": "Queries as users ask them, for --llm to imitate: 3 to 30 and the passages that "
-    "answer them, as rows in a file, or a .txt file of queries. From 100 on, those that are not "
-    "shown judge.",
+    "answer them, as rows in a file, or queries alone, as rows or lines of a .txt file. From 100 "
+    "with passages on, those that are not shown judge.",
     "questions_per_chunk": "Questions per passage, at most; 2, of smollm2 1, if not given.",
     "max_chunks": "Ask about so many passages only, drawn evenly; all if not given, of smollm2 "
     "120, and 240 with --examples: a few minutes.",

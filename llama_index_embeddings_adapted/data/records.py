@@ -183,18 +183,20 @@ def parts_of(
     return _finished(found)
 
 
-def queries_of(path: Path) -> list[str]:
-    """Return the queries of a file: of its rows, or of a dataset as JSON; ids are no queries."""
+def queries_of(path: Path, **columns: Any) -> tuple[list[str], bool]:
+    """Return the queries of a file of rows or of our JSON, and whether documents come with them."""
     omissions = Omissions(path)
     data = read_file(path, omissions, least=1)
     if isinstance(data, Mapping) and isinstance(data.get("queries"), Mapping):
-        found = list(data["queries"].values())
+        found, judged = list(data["queries"].values()), True
     else:
         table = rows_of(data, path)
-        columns = _roles(table, {}, by_id=[], where=path, needed=("query",))["query"]
-        found = [row[name] for row in table for name in columns if row.get(name) is not None]
+        roles = _roles(table, columns, by_id=[], where=path, needed=("query",))
+        judged = bool(roles["document"] or roles["document_id"])
+        found = [row[name] for row in table for name in roles["query"] if row.get(name) is not None]
     omissions.tell()
-    return [repaired(text).strip() for text in found if isinstance(text, str) and text.strip()]
+    texts = [repaired(text).strip() for text in found if isinstance(text, str) and text.strip()]
+    return texts, judged
 
 
 def as_lists(

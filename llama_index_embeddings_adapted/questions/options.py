@@ -10,7 +10,7 @@ import random
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import zip_longest
@@ -27,6 +27,7 @@ from ..core.arrays import l2_normalize
 from ..data import contents
 from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 from ..data.reading import read_lines
+from ..data.records import queries_of
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
@@ -196,15 +197,24 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
     return "Code" if is_code else "Passage", "Question" if asks else "Query"
 
 
+def asked_in(
+    path: Path, read: Callable[[Path], Dataset] = Dataset.from_file, **columns: Any
+) -> list[str] | Dataset:
+    """Return the queries of a text file, or of rows without passages; others are a dataset."""
+    if path.suffix.lower() == ".txt":
+        return read_lines(path)
+    queries, judged = queries_of(path, **columns) if path.is_file() else ([], True)
+    return read(path) if judged else queries
+
+
 def read_examples(given: Any) -> list[Example]:
     """Read queries of users, with the passage that answers each best, empty where none is known.
 
-    ``given`` is a dataset, records, the path of a file of them or of a text file of queries, or
-    such a list. Fewer than three are an OptionError, what cannot be read is a DatasetError.
+    ``given`` is a dataset, records, a list of queries, or the path of a file of either. Fewer than
+    three are an OptionError, what cannot be read is a DatasetError.
     """
     if isinstance(given, (str, Path)):
-        is_text = Path(given).suffix.lower() == ".txt"
-        given = read_lines(Path(given)) if is_text else Dataset.from_file(given)
+        given = asked_in(Path(given))
     if isinstance(given, (list, tuple)) and all(isinstance(each, str) for each in given):
         found = [Example("", " ".join(text.split())) for text in given if text.strip()]
     else:

@@ -54,12 +54,14 @@ def test_of_many_pairs_eight_are_drawn_and_queries_of_a_log_get_the_nearest_pass
     drawn = [GenerationOptions(examples=rows, seed=seed).shown({}) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({example.passage for example in drawn[0]}) == len(drawn[0]) == 8
-    log = tmp_path / "log.txt"
-    log.write_text("\n\n".join(row["query"] for row in ROWS))
     corpus = {row["query"]: row["query"] for row in ROWS}  # each its own nearest
-    given = {"examples": log, "cache_dir": False, "show_progress": False}
-    found = GenerationOptions(embed_model=CountingEmbedding(), **given).shown(corpus)
-    assert {(each.passage, each.judged) for each in found} == {(q, False) for q in corpus}
+    (tmp_path / "log.txt").write_text("\n\n".join(corpus))
+    (tmp_path / "log.csv").write_text("\n".join(["question", *corpus]))
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps({"query": q}) for q in corpus))
+    for name in ("log.txt", "log.csv", "log.jsonl"):
+        given = {"examples": tmp_path / name, "cache_dir": False, "show_progress": False}
+        found = GenerationOptions(embed_model=CountingEmbedding(), **given).shown(corpus)
+        assert {(each.passage, each.judged) for each in found} == {(q, False) for q in corpus}
     with pytest.raises(OptionError, match="queries without passages need embed_model"):
         GenerationOptions(**given).shown(corpus)
 

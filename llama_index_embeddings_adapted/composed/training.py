@@ -156,8 +156,7 @@ class Collator:
 
     def __init__(self, model: Any, data: EncodedDataset, texts: Texts, *, frozen: bool) -> None:
         self._model, self._texts = model, texts
-        vectors = (l2_normalize(data.queries), l2_normalize(data.documents))
-        self._vectors = vectors if frozen else None
+        self._vectors = [*map(l2_normalize, (data.queries, data.documents))] if frozen else None
         first, truth = data.canonical_rows, data.relevance
         self._relevant = [set(first[truth.relevant_to(row)].tolist()) for row in range(len(truth))]
 

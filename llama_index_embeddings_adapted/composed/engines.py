@@ -89,8 +89,8 @@ class SmallModelEngine(Engine, ABC):
         if self._report_path is not None:
             files.check_target(self._report_path, error=OptionError)
         small = SmallModel(copy.deepcopy(self._small))
-        weight = self._train(small)
-        self._save(small.model, weight)
+        self._train(small)
+        self._save(small.model)
         if self._report_path is not None:
             self.report.to_html(self._report_path, title=f"Small model {self._output.name}")
         if not self.report.interrupted:
@@ -106,11 +106,11 @@ class SmallModelEngine(Engine, ABC):
         """Return what ``model_output_path`` may hold: files of an earlier model."""
 
     @abstractmethod
-    def _save(self, model: Any, weight: float) -> None:
+    def _save(self, model: Any) -> None:
         """Write the trained model to ``model_output_path``."""
 
-    def _train(self, small: SmallModel) -> float:
-        """Encode, train, judge; leave the best weights in the small model and return λ."""
+    def _train(self, small: SmallModel) -> None:
+        """Encode, train, judge; leave the best weights in the small model, and λ in the report."""
         began, options = time.perf_counter(), self._options
         for module in ("datasets", "accelerate"):
             require_extra(module, extra="composed")
@@ -154,7 +154,6 @@ class SmallModelEngine(Engine, ABC):
             data=data_statistics(self.dataset),
             held_out=held_out,
         )
-        return weight
 
     def _identity(self, encoder: Encoder, small: SmallModel) -> dict[str, Any]:
         """Return what tells this training from any other."""
@@ -234,10 +233,10 @@ class ComposedFinetuneEngine(SmallModelEngine):
     def _replaced(self) -> frozenset[str]:
         return OURS
 
-    def _save(self, model: Any, weight: float) -> None:
+    def _save(self, model: Any) -> None:
         training = {"data": self.dataset.fingerprint, "report": self.report.to_dict()}
-        composed = ComposedEmbedding(self.embed_model, model, weight, training=training)
-        composed.save_pretrained(self._output)
+        parts = self.embed_model, model, self.report.settings["tuned_weight"]
+        ComposedEmbedding(*parts, training=training).save_pretrained(self._output)
 
     def get_finetuned_model(self, **model_kwargs: Any) -> ComposedEmbedding:
         """Return the trained ComposedEmbedding, with these arguments; or a NotTrainedError."""
@@ -320,7 +319,7 @@ class SentenceTransformersFinetuneEngine(SmallModelEngine):
         is_model = (self._output / "modules.json").is_file()
         return frozenset(path.name for path in (self._output.iterdir() if is_model else ()))
 
-    def _save(self, model: Any, weight: float) -> None:
+    def _save(self, model: Any) -> None:
         with atomic_folder(self._output) as temporary:
             save_small(model, temporary)
 

@@ -25,7 +25,7 @@ from ..adapters.maps import LinearAdapter, UnitAdapter
 from ..adapters.saving import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, as_vectors, content_hashes
-from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of, resolvers
+from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of, resolvers, whole_batch
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, check_kind, integration, require_extra
@@ -102,8 +102,7 @@ class DocumentEmbedding(WrappedEmbedding):
         _, moved = self._cache.get(role, texts)
         if self._adapter is not None:
             moved = self._adapter.apply(moved, role, content_hashes(texts))
-        embedded: list[Embedding] = moved.tolist()
-        return embedded
+        return whole_batch(self._base, moved.tolist(), texts)  # others may have dropped some
 
 
 def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -151,11 +151,9 @@ class QuestionReport:
 
 def _grouped(failed: Mapping[str, str]) -> str:
     """Name the commonest failures with the first passages concerned."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for passage, reason in failed.items():
-        by_reason[reason].append(passage)
-    common = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:3]
-    return "; ".join(f"{len(p)} × {reason} (first: {p[0]})" for reason, p in common)
+    first = {reason: passage for passage, reason in reversed([*failed.items()])}
+    common = Counter(failed.values()).most_common(3)
+    return "; ".join(f"{n} × {reason} (first: {first[reason]})" for reason, n in common)
 
 
 class RoundTrip(NamedTuple):

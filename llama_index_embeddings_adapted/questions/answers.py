@@ -256,7 +256,11 @@ _NAMES_OTHER = re.compile(
     re.IGNORECASE,
 )
 _BARE_NAME = re.compile(r"\b([^\W\d]\w{0,40})\s{0,9}:")
-_LEFT, _RIGHT = "\"'“‘", "\"'”’"
+#: A string ends at its quote, unless that is escaped, followed by what may follow a string.
+_CLOSING = {
+    left: re.compile(rf"(?<!\\)(?:\\\\)*{right}(?=\s*(?:[,\]}}:]|\Z)|\s+[\"'“‘]|\s{{79}})")
+    for left, right in zip("\"'“‘", "\"'”’", strict=True)
+}
 
 
 def _from_json(text: str) -> list[str]:
@@ -291,31 +295,18 @@ def _strings(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
             if names:
                 names.pop()
             name = ""
-        elif character in _LEFT:
-            end = _closing(text, place)
-            if end < 0:
+        elif character in _CLOSING:
+            end = _CLOSING[character].search(text, place + 1)
+            if end is None:
                 return  # cut off
-            value, place = _unescaped(text[place + 1 : end]), end
-            if text[end + 1 :].lstrip()[:1] == ":":
+            value, place = _unescaped(text[place + 1 : end.end() - 1]), end.end() - 1
+            if text[place + 1 :].lstrip()[:1] == ":":
                 name = value
             else:
                 yield tuple(each for each in (*names, name) if each), value
         elif bare := _BARE_NAME.match(text, place):
             name, place = bare[1], bare.end() - 1
         place += 1
-
-
-def _closing(text: str, start: int) -> int:
-    """Return where a string ends: at its quote, followed by what may follow a string; -1 if cut."""
-    right = _RIGHT[_LEFT.index(text[start])]
-    place = start
-    while (place := text.find(right, place + 1)) >= 0:
-        escaped = len(text[start:place]) - len(text[start:place].rstrip("\\"))
-        if escaped % 2 == 0:
-            rest = text[place + 1 : place + 80].lstrip()
-            if not rest or rest[0] in ",]}:" or (rest[0] in _LEFT and text[place + 1].isspace()):
-                return place
-    return -1
 
 
 def _unescaped(text: str) -> str:

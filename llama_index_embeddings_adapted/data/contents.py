@@ -127,7 +127,6 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
     ``query_words`` and ``document_words`` are least, median and most; ``questions`` is what the
     filters kept and dropped, None where no report is known.
     """
-    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
     report, questions = dataset.report, None
     if report is not None:  # its counts: no question and no passage id
         questions = dict(report if isinstance(report, Mapping) else report.to_dict())
@@ -138,7 +137,7 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
         "documents": len(dataset.corpus),
         "distinct_documents": len(set(dataset.corpus.values())),
         "judgements": sum(map(len, dataset.relevant_docs.values())),
-        "documents_asked_for": len(asked),
+        "documents_asked_for": len(set().union(*dataset.relevant_docs.values())),
         "graded": dataset.grades is not None,
         "synthetic": dataset.synthetic,
         "provenance": dataset.sources,

@@ -107,9 +107,7 @@ class PromptConfig:
     questions: int = 2  #: Per passage, ``>= 1``.
     styles: tuple[str, ...] = tuple(STYLES)  #: Passages take turns, so that all are used.
     questions_per_call: int | None = None  #: A passage is sent, and paid for, once per call.
-    #: Of the user, a string or LlamaIndex template with ``{context_str}`` and, if wanted,
-    #: ``{num_questions_per_chunk}``. It replaces styles and examples, and asks for all at once.
-    template: Any | None = None
+    template: Any | None = None  #: Of the user; replaces styles and examples, asks for all at once.
     examples: tuple[Example, ...] = ()  #: Of the user, which replace the styles and our examples.
     labels: tuple[str, str] = ("Passage", "Query")  #: What stands before those of examples.
     #: Ask by a text to go on with instead of turns: about the first :data:`SHOWN` characters of a

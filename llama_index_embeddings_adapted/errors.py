@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from math import inf
 from pathlib import Path
 from types import ModuleType
@@ -145,14 +145,22 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def check_number(
-    name: str, value: object, *, least: float = -inf, above: float = -inf, below: float = inf
-) -> None:
+    name: str, value: object, *, least: float = -inf, above: float = -inf, below: float = inf,
+    most: float = inf,
+) -> None:  # fmt: skip
     """Refuse, by an :class:`OptionError`, what is not a number in a range; NaN is in none."""
-    fits = isinstance(value, (int, float)) and least <= value < below and value > above
-    if isinstance(value, bool) or not fits:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = number and least <= value <= most and above < value < below  # type: ignore[operator]
+    if not fits:
         start = f"> {above:g}" if above > -inf else f">= {least:g}"
-        end = "" if below == inf else f" and < {below:g}"
+        end = f" and < {below:g}" if below < inf else f" and <= {most:g}" if most < inf else ""
         raise OptionError(f"{name}: expected a number {start}{end}, got {value!r}.")
+
+
+def check_length(what: str, given: Sized, others: Sized) -> None:
+    """Refuse, by a :class:`ShapeError`, what is not as many as others that it belongs to."""
+    if len(given) != len(others):
+        raise ShapeError(what, expected=f"{len(others)} of them", actual=len(given))
 
 
 def check_known(names: Iterable[str], known: Iterable[str], *, what: str = "Training") -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Rows, Vectors
 from ..core.files import Arrays
-from ..errors import FolderError, OptionError, ShapeError, check_choice, truncate
+from ..errors import FolderError, OptionError, ShapeError, check_choice, check_length, truncate
 from .export import Program, export
 
 _registry: dict[str, type[Adapter]] = {}
@@ -98,7 +98,7 @@ class Adapter(ABC):
             ``(output_dim,)`` or ``(n, output_dim)``, float32.
 
         Raises:
-            ShapeError: Vectors of another dimension.
+            ShapeError: Vectors of another dimension, or another number of keys.
             OptionError: Another role.
         """
         vectors = np.asarray(vectors, dtype=np.float32)
@@ -110,6 +110,8 @@ class Adapter(ABC):
         if role == "query":
             return self.map(vectors)
         check_choice("role", role, get_args(Role))
+        if keys is not None:
+            check_length("keys", keys, np.atleast_2d(vectors))
         return self.map_documents(vectors, keys) if self.adapts_documents else vectors
 
     def trace(self, program: Program, vector: str, role: Role) -> str:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..core.arrays import Keys, Role, Vectors, l2_normalize
-from ..errors import OptionError, ShapeError, check_choice, check_whole
+from ..errors import OptionError, ShapeError, check_choice, check_length, check_whole
 from .base import Adapter, CompositeAdapter, key_array, places_of, reading, settle
 from .export import Program
 
@@ -265,6 +265,7 @@ class NudgeAdapter(Adapter):
     @classmethod
     def of(cls, keys: Keys, offsets: Vectors, *, max_drift: float | None = None) -> NudgeAdapter:
         """Build from keys in any order, of equal ones the first; cut to ``max_drift``, a length."""
+        check_length("offsets", offsets, keys)
         distinct, first = np.unique(keys, return_index=True)
         moved = np.asarray(offsets[first], dtype=np.float32)
         if max_drift is not None:

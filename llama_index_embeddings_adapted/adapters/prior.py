@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core import arrays
 from ..core.arrays import Keys, Role, Rows, Vectors, as_vectors, l2_normalize
-from ..errors import OptionError, ShapeError, check_number, check_whole
+from ..errors import OptionError, ShapeError, check_length, check_number, check_whole
 from .base import Adapter, key_array, places_of, reading, settle
 from .export import Program
 
@@ -81,7 +81,7 @@ class DocumentPrior(Adapter):
         self.limit = weight if limit is None else limit
         check_number("weight", weight, least=0.0)
         check_whole("neighbours", neighbours)
-        check_number("neutral", neutral, least=-1.0, below=1.0 + 1e-6)
+        check_number("neutral", neutral, least=-1.0, most=1.0 + 1e-6)
         check_number("limit", self.limit, least=0.0)
         settle(self, bank="n dim", weight=float, neighbours=int, neutral=float, limit=float)
         given = np.zeros(len(self.bank)) if sources is None else sources
@@ -118,6 +118,8 @@ class DocumentPrior(Adapter):
         """
         if sources is not None and keys is None:
             raise OptionError("keys: expected those of the documents, as sources are, got None.")
+        if sources is not None:
+            check_length("sources", sources, bank)
         chosen = np.sort(np.random.default_rng(seed).permutation(len(bank))[:most])
         rows = np.asarray(bank)[chosen]
         prior = cls(rows, None if sources is None else sources[chosen], **settings)
@@ -139,7 +141,11 @@ class DocumentPrior(Adapter):
         return type(self)(**{**self.arrays(), **self.config(), **settings})
 
     def with_values(self, keys: Keys, values: Vectors) -> DocumentPrior:
-        """Give documents values of their own in place of ``h``; of equal keys the first counts."""
+        """Give documents values of their own in place of ``h``; of equal keys the first counts.
+
+        ``keys`` and ``values`` are ``(n,)``, else it is a ShapeError.
+        """
+        check_length("values", values, keys)
         both = np.concatenate([np.asarray(keys, dtype=np.uint64), self.keys])
         distinct, first = np.unique(both, return_index=True)
         merged = np.concatenate([np.asarray(values, dtype=np.float32), self.values])

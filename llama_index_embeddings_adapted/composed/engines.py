@@ -51,6 +51,11 @@ class SmallModelEngine(Engine, ABC):
     ) -> None:
         self.dataset = answered(dataset, "dataset")
         model = SmallModel.of(small_model, device=options.device).model
+        if isinstance(model, BaseEmbedding):
+            raise OptionError(
+                f"augment_model: expected a SentenceTransformer to train, got a "
+                f"{type(model).__name__}, which ComposedEmbedding takes as it is."
+            )
         self._small = model if options.device is None else model.to(options.device)
         self.embed_model = embed_model
         self._given = None if val_dataset is None else answered(val_dataset, "val_dataset")

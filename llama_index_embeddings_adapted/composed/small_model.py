@@ -278,7 +278,7 @@ class ComposedValidation:
         self._queries, self._documents = l2_normalize(data.queries), l2_normalize(data.documents)
         if options.val_depth is not None:
             ranked, _ = top_k(self._queries, self._documents, options.val_depth)
-            self._pool = np.union1d(ranked, data.relevance.documents)
+            self._pool = np.union1d(ranked, data.scored.documents)
 
     def scores(self, small: SmallModel | None) -> dict[str, float]:
         """Return a history's scores, by a pool: at the training's λ, or of the base model alone."""
@@ -287,7 +287,7 @@ class ComposedValidation:
         if small is not None:
             joined = self._joined((queries, documents), self._embedded(small, pool), weight)
             queries, documents = map(l2_normalize, joined)
-        relevance = self.data.relevance
+        relevance = self.data.scored
         within = replace(relevance, documents=np.searchsorted(pool, relevance.documents))
         names = dict.fromkeys((self._options.metric, *_ALWAYS))
         hidden, depth = self.data.hidden, max(retrieval.parse(name)[1] for name in names)
@@ -303,7 +303,7 @@ class ComposedValidation:
         theirs = self._embedded(small, np.arange(len(self._documents)))
         if self._composed:
             queries, documents = zip(own, theirs, strict=True)
-            relevance, hidden = self.data.relevance, self.data.hidden
+            relevance, hidden = self.data.scored, self.data.hidden
             weight = tune_weight(queries, documents, relevance, weight, hidden=hidden)
         base = search(self.data, *own)
         adapted = search(self.data, *self._joined(own, theirs, weight))

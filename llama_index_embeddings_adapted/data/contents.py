@@ -58,7 +58,7 @@ def check(
         _check_dict("provenance", provenance, "query id → source")
         strange = [query for query in provenance if query not in queries]
         _refuse(strange, "provenance: {} query ids are not in queries")
-        unknown = [source for source in provenance.values() if source not in SOURCES]
+        unknown = [str(source) for source in provenance.values() if source not in SOURCES]
         _refuse(unknown, f"provenance: expected one of {', '.join(SOURCES)}; {{}} are not")
 
 
@@ -128,9 +128,9 @@ def data_statistics(dataset: Any) -> dict[str, Any]:
     filters kept and dropped, None where no report is known.
     """
     report, questions = dataset.report, None
-    if report is not None:  # its counts: no question and no passage id
-        questions = dict(report if isinstance(report, Mapping) else report.to_dict())
-        questions.pop("examples", None)
+    if report is not None:  # its counts: no question, no example of users and no passage id
+        told = report if isinstance(report, Mapping) else report.to_dict()
+        questions = {key: told[key] for key in told if key not in ("examples", "shown")}
         questions["failed"] = len(questions.get("failed", ()))
     return {
         "queries": len(dataset.queries),
@@ -153,8 +153,8 @@ def split(
     """Split as ``train_test_split`` does; no query of the other part asks for ``relevant``."""
     count = len(dataset.queries)
     is_share = isinstance(test_size, float)
-    fits = 0 < test_size < 1 if is_share else 1 <= test_size < count
-    if not fits or isinstance(test_size, bool):
+    is_number = isinstance(test_size, (int, float)) and not isinstance(test_size, bool)
+    if not is_number or not (0 < test_size < 1 if is_share else 1 <= test_size < count):
         raise OptionError(
             f"test_size: expected a share between 0 and 1 or a number between 1 and {count - 1}, "
             f"got {test_size!r}."

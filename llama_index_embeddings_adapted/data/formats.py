@@ -109,8 +109,10 @@ def write_beir(
         except UnicodeEncodeError as cause:
             said = f"The id {name!r} is no text that a file can hold ({cause})."
             raise DatasetError(said) from cause
-    strict = Omissions(known, strict=True)
-    texts, sources = _read_texts(known, _text_of, strict) if known.exists() else ({}, {})
+    unread = Omissions(known)
+    texts, sources = _read_texts(known, _text_of, unread) if _exists(known) else ({}, {})
+    if unread:
+        raise DatasetError(f"{known}: {unread}. Mend them, or they would be lost: it is rewritten.")
     _write_texts(known, {**texts, **queries}, {**sources, **(provenance or {})})
     _write_texts(folder / "corpus.jsonl", corpus, {})
     with atomic_file(judged_in) as path, path.open("w", encoding="utf-8", newline="") as stream:

@@ -352,7 +352,7 @@ def _read_feedback(rows: list[tuple[str, Row]], found: _Gathered, reading: Feedb
             found.omissions.add("rows without query, document, clicks or position", where)
         else:
             query = found.keep(found.queries, *asked, "q")
-            shown[query, found.first(row, "session")].append((place, document, votes))
+            shown[query, str(found.first(row, "session"))].append((place, document, votes))
     clicks, weights, skips = (defaultdict[str, Any](Counter) for _ in range(3))
     for (query, _), documents in shown.items():
         deepest = max((place for place, _, votes in documents if votes > 0), default=0.0)

@@ -121,7 +121,7 @@ class BM25Index:
             b: How much longer documents are held back, in [0, 1].
         """
         check_number("k1", k1, least=0.0)
-        check_number("b", b, least=0.0, below=1.0 + 1e-9)
+        check_number("b", b, least=0.0, most=1.0)
         if not corpus:
             raise DatasetError("corpus: expected at least one document, got none.")
         vocabulary, tokens, starts = numbered_tokens(corpus.values())

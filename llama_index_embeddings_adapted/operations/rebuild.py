@@ -148,6 +148,10 @@ def _write(
                 add([node.model_copy(update={"embedding": vector}) for node, vector in pairs])
                 _save(mark, digest, source.batch_size, count, trail.hexdigest())
             bar.update(len(batch))
+    if count < written:
+        raise StoreError(
+            f"An earlier call wrote {written} nodes, these are {count}. Pass all of them."
+        )
     if mark is not None and whole is None:
         mark.unlink(missing_ok=True)
     return count

@@ -31,7 +31,14 @@ from ..data.records import queries_of
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import DatasetError, OptionError, check_known, check_whole
+from ..errors import (
+    DatasetError,
+    OptionError,
+    check_kind,
+    check_known,
+    check_number,
+    check_whole,
+)  # fmt: skip
 from .answers import is_question
 from .filters import TEXT_FILTERS, Filter, near_duplicates
 from .local_llama import LocalLlama
@@ -114,10 +121,9 @@ class GenerationOptions:
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name))
         for name in ("requests_per_minute", "timeout_s"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise OptionError(f"{name}: expected a number > 0 or None, got {value!r}.")
-        if not 0.0 < (share := self.near_duplicate) <= 1.0:
-            raise OptionError(f"near_duplicate: expected a share in (0, 1], got {share!r}.")
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0.0)
+        check_number("near_duplicate", self.near_duplicate, above=0.0, most=1.0)
         if isinstance(self.styles, str):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
         pair = ("", "") if self.labels is None else self.labels
@@ -125,6 +131,7 @@ class GenerationOptions:
             raise OptionError(f'labels: expected two, as ("Text", "Query"), got {self.labels!r}.')
         if self.embed_model is not None:
             object.__setattr__(self, "embed_model", check_base(self.embed_model, "embed_model"))
+        check_kind("filters", self.filters, Sequence, "a list of functions")
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")

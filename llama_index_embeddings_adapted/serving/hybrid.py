@@ -31,7 +31,7 @@ from ..errors import OptionError, ShapeError, check_kind, check_whole
 from ..evaluation.retrieval import FEWEST_TO_SCALE, ScoreShift
 from ..lexical.bm25 import WEIGHT, BM25Index, best_rows
 from . import views as documents_views
-from .embedding import AdaptedEmbedding
+from .embedding import DEPTH, AdaptedEmbedding
 from .views import Nodes, SteppedRetriever, Views, document_vectors, nodes_by_id, texts_of
 from .wrapped import Steps, run_steps
 
@@ -135,6 +135,7 @@ class HybridRetriever(SteppedRetriever):
             filters: Of LlamaIndex; hold for both sides.
             cache_dir, show_progress: See :class:`Encoder`.
         """
+        check_kind("index", index, VectorStoreIndex, "a VectorStoreIndex")
         model = check_base(embed_model or index._embed_model, "embed_model")
         found = nodes_by_id(nodes)
         texts = texts_of(found.values())
@@ -226,7 +227,7 @@ class HybridRetriever(SteppedRetriever):
         """
         with self._lock:
             new = self.views.changed(**changes)
-            self._past.append(self.views)
+            self._past = [*self._past, self.views][-DEPTH:]
             self.views = new
 
     def roll_back(self) -> None:
@@ -234,7 +235,7 @@ class HybridRetriever(SteppedRetriever):
         with self._lock:
             if not self._past:
                 raise OptionError("There are no earlier views to roll back to.")
-            self.views = self._past.pop()
+            *self._past, self.views = self._past
 
     def calibrate(self, base: BaseRetriever, queries: Sequence[str]) -> None:
         """Give scores another retriever's scale from the next query on; their order stays.

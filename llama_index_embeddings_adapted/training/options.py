@@ -140,8 +140,10 @@ class TrainingOptions(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.expect is not None and not 0.0 <= self.expect <= 1.0:
-            raise OptionError(f"expect: expected a share in [0, 1] or None, got {self.expect!r}.")
+        # None is what the old engine's default was.
+        object.__setattr__(self, "optimizer_params", self.optimizer_params or {})
+        if self.expect is not None:
+            check_number("expect", self.expect, least=0.0, most=1.0)
 
 
 #: What only a training loop has; who names one of these and no method means ``"linear"``.

@@ -76,6 +76,10 @@ def linear(seed: int = 0, *, shared: bool = False) -> LinearAdapter:
     return LinearAdapter(*(random_array(*d, seed=seed) for d in ([DIM] * 2, [DIM])), shared=shared)
 
 
+def two_sides() -> composites.TwoSidedAdapter:
+    return composites.TwoSidedAdapter(linear(), linear(1))
+
+
 def two_layers(activation: str, *, residual: bool) -> TwoLayerAdapter:
     weights = random_array(4, DIM), random_array(4), random_array(DIM, 4), random_array(DIM)
     return TwoLayerAdapter(*weights, activation=activation, residual=residual)
@@ -83,21 +87,19 @@ def two_layers(activation: str, *, residual: bool) -> TwoLayerAdapter:
 
 KEYS = np.array([10, 20, 30, 40, 50], dtype=np.uint64)
 
+PLAIN = LinearAdapter.identity(DIM)
+
 IDENTITIES: dict[str, Callable[[], Adapter]] = {
-    "linear": lambda: LinearAdapter.identity(DIM),
+    "linear": lambda: PLAIN,
     "linear without bias": lambda: LinearAdapter.identity(DIM, bias=False),
     "linear, shared": lambda: LinearAdapter.identity(DIM, shared=True),
     "low rank": lambda: LowRankAdapter.identity(DIM, rank=2),
     "two layers": lambda: TwoLayerAdapter.identity(DIM, hidden=4),
-    "kernel of weight 0": lambda: kernel(LinearAdapter.identity(DIM), weight=0.0),
-    "gate between identities": lambda: GatedAdapter(
-        LinearAdapter.identity(DIM), LowRankAdapter.identity(DIM), gate()
-    ),
+    "kernel of weight 0": lambda: kernel(PLAIN, weight=0.0),
+    "gate between identities": lambda: GatedAdapter(PLAIN, LowRankAdapter.identity(DIM), gate()),
     "nudges": nudges,
-    "stack": lambda: StackedAdapter(LinearAdapter.identity(DIM), nudges()),
-    "two sides": lambda: composites.TwoSidedAdapter(
-        LinearAdapter.identity(DIM), LinearAdapter.identity(DIM)
-    ),
+    "stack": lambda: StackedAdapter(PLAIN, nudges()),
+    "two sides": lambda: composites.TwoSidedAdapter(PLAIN, PLAIN),
     "unit length": lambda: maps.UnitAdapter(DIM),
     "of a user": lambda: Turned(np.ones(DIM)),
 }
@@ -119,11 +121,9 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),
     "stack, shared": lambda: StackedAdapter(linear(shared=True), nudges()),
-    "two sides": lambda: composites.TwoSidedAdapter(linear(), linear(1)),
+    "two sides": two_sides,
     "two sides, a kernel in front": lambda: composites.TwoSidedAdapter(kernel(linear()), linear(1)),
-    "nudges on two sides": lambda: StackedAdapter(
-        composites.TwoSidedAdapter(linear(), linear(1)), nudges()
-    ),
+    "nudges on two sides": lambda: StackedAdapter(two_sides(), nudges()),
     "stack of stacks": lambda: StackedAdapter(
         StackedAdapter(GatedAdapter(linear(), kernel(linear(1)), gate()), nudges()), linear(2)
     ),

@@ -17,13 +17,8 @@ from benchmarks.robustness import scripted_server
 from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from benchmarks.robustness.scripted_server import nodes as towns
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
+from llama_index_embeddings_adapted.questions import options as passages
 from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
-from llama_index_embeddings_adapted.questions.options import (
-    corpus_of,
-    passages_of,
-    sample,
-    truncate_to_tokens,
-)
 from llama_index_embeddings_adapted.questions.selection import BaseCost
 from tests.conftest import CountingEmbedding, trained_engine
 
@@ -194,15 +189,15 @@ def chapters() -> list[TextNode]:
 
 def test_a_sample_takes_from_all_documents_alike():
     nodes = chapters()
-    everything = passages_of(nodes, corpus_of(nodes))
-    chosen = sample(everything, 14, seed=1)
-    sources = [passage.source for passage in chosen]
+    everything = passages.passages_of(nodes, passages.corpus_of(nodes))
+    chosen = passages.sample(everything, 14, seed=1)
+    sources = [each.source for each in chosen]
     assert (sources.count("long"), sources.count("short")) == (5, 5)
     assert sum(source.startswith("alone") for source in sources) == 4
-    more = sample(everything, 40, seed=1)
+    more = passages.sample(everything, 40, seed=1)
     assert set(chosen) < set(more)
-    assert sample(everything, None, seed=1) == everything
-    assert sample(everything, 14, seed=2) != chosen
+    assert passages.sample(everything, None, seed=1) == everything
+    assert passages.sample(everything, 14, seed=2) != chosen
 
 
 def test_max_chunks_limits_what_is_asked_about_and_nodes_without_text_are_left_out(write):
@@ -226,12 +221,12 @@ def test_max_chunks_limits_what_is_asked_about_and_nodes_without_text_are_left_o
 
 def test_a_text_is_cut_at_a_word_and_only_where_it_is_too_long(monkeypatch):
     monkeypatch.setattr("llama_index.core.global_tokenizer", str.split)
-    assert truncate_to_tokens("a  b\u00a0c\n\n\n\nd", 99) == "a b c\n\nd"
-    cut = truncate_to_tokens("word " * 500, 100)
+    assert passages.truncate_to_tokens("a  b\u00a0c\n\n\n\nd", 99) == "a b c\n\nd"
+    cut = passages.truncate_to_tokens("word " * 500, 100)
     assert 60 <= len(cut.split()) <= 80
     monkeypatch.setattr("llama_index.core.global_tokenizer", list)
-    assert re.fullmatch("x{60,80}", truncate_to_tokens("x" * 5000, 100))
-    assert truncate_to_tokens("🦙", 1) == "🦙"
+    assert re.fullmatch("x{60,80}", passages.truncate_to_tokens("x" * 5000, 100))
+    assert passages.truncate_to_tokens("🦙", 1) == "🦙"
 
 
 def test_a_passage_longer_than_the_context_or_what_the_model_reads_is_cut(write):

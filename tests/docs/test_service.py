@@ -134,7 +134,7 @@ def test_a_base_model_out_of_reach_is_named_without_its_secrets(running):
 
 
 def test_versions_are_swapped_and_rolled_back_while_clients_ask(running):
-    before, two, plain = (running.wanted(n) for n in ("adapter", "versions/two", "adapter"))
+    before, two = (running.wanted(name) for name in ("adapter", "versions/two"))
     plain = running.ask("base")
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(running.ask, "adapter") for _ in range(60)]

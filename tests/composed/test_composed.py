@@ -73,26 +73,21 @@ def test_both_models_are_asked_in_batches(composed, base, monkeypatch):
     assert base.batches == sizes == [4, 4]
 
 
-class Waiting(CountingEmbedding):
-    """A black box that answers once the small model has begun."""
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        assert await asyncio.to_thread(BEGUN.wait, 5), "the small model was not asked meanwhile"
-        return self.vector("query", query)
-
-
-BEGUN = threading.Event()
-
-
 def test_the_small_model_computes_while_the_black_box_is_awaited(small, monkeypatch):
-    BEGUN.clear()
-    encode = SmallModel.encode
+    encode, begun = SmallModel.encode, threading.Event()
 
-    def begun(self: SmallModel, *args: Any, **kwargs: Any) -> Any:
-        BEGUN.set()
+    class Waiting(CountingEmbedding):
+        """A black box that answers once the small model has begun."""
+
+        async def _aget_query_embedding(self, query: str) -> list[float]:
+            assert await asyncio.to_thread(begun.wait, 5), "the small model was not asked meanwhile"
+            return self.vector("query", query)
+
+    def begins(self: SmallModel, *args: Any, **kwargs: Any) -> Any:
+        begun.set()
         return encode(self, *args, **kwargs)
 
-    monkeypatch.setattr(SmallModel, "encode", begun)
+    monkeypatch.setattr(SmallModel, "encode", begins)
     found = asyncio.run(package.ComposedEmbedding(Waiting(), small).aget_query_embedding("why"))
     assert len(found) == 48
 

@@ -221,12 +221,11 @@ def test_rate_limit_and_callbacks_of_the_base_apply_once_per_call():
     assert limiter.async_acquired >= 10
 
 
-class BatchesQueries(CountingEmbedding):
-    def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
-        return self._answer("query", queries)
-
-
 def test_a_model_that_can_batch_queries_is_asked_to():
+    class BatchesQueries(CountingEmbedding):
+        def _get_query_embeddings(self, queries: list[str]) -> list[list[float]]:
+            return self._answer("query", queries)
+
     limiter = Limiter()
     model = BatchesQueries(embed_batch_size=4, rate_limiter=limiter)
     vectors = encoder(model).encode(TEXTS, "query")

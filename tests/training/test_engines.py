@@ -1,5 +1,6 @@
 import ast
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -32,15 +33,11 @@ ADJECTIVES = ("red", "blue", "big", "small", "old", "new", "fast", "slow", "warm
 @pytest.fixture
 def things() -> Dataset:
     """A document for each of 100 things, two questions about each, in other words."""
-    corpus, queries, relevant = {}, {}, {}
-    for noun in NOUNS:
-        for adjective in ADJECTIVES:
-            name = f"{adjective} {noun}"
-            corpus[name] = f"{name} {noun}-facts {adjective}-facts"
-            for start in ("what", "tell"):
-                queries[f"{start} {name}"] = f"{start} {noun}? {adjective}?"
-                relevant[f"{start} {name}"] = [name]
-    return Dataset(queries, corpus, relevant)
+    pairs = list(itertools.product(NOUNS, ADJECTIVES))
+    corpus = {f"{a} {noun}": f"{a} {noun} {noun}-facts {a}-facts" for noun, a in pairs}
+    asked = [(start, *pair) for pair in pairs for start in ("what", "tell")]
+    queries = {f"{start} {a} {noun}": f"{start} {noun}? {a}?" for start, noun, a in asked}
+    return Dataset(queries, corpus, {query: [query.partition(" ")[2]] for query in queries})
 
 
 @pytest.fixture

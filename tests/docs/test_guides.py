@@ -19,7 +19,7 @@ import pytest
 from llama_index.core import Settings
 
 from benchmarks.pages import tables
-from llama_index_embeddings_adapted import Decision, EmbeddingQAFinetuneDataset
+from llama_index_embeddings_adapted import Decision
 from llama_index_embeddings_adapted.training.auto.pipelines import SPECS
 from tests.conftest import ROOT
 from tests.support.pages import run_page, use
@@ -47,16 +47,12 @@ def work(begun, model_server, page_cache, tmp_path, monkeypatch) -> Path:
     folder, names = begun
     work = Path(shutil.copytree(folder, tmp_path / "work"))
     use(model_server, work, monkeypatch, page_cache)
-    write_documents(work / "my_documents", names["dataset"])
-    return work
-
-
-def write_documents(folder: Path, dataset: EmbeddingQAFinetuneDataset) -> None:
-    folder.mkdir()
-    for name, text in dataset.corpus.items():
+    (work / "my_documents").mkdir()
+    for name, text in names["dataset"].corpus.items():
         if name.startswith(("c", "m")):
-            page = f"# {' '.join(dataset.queries[name].split())}\n\n{text}\n"
-            (folder / f"{name}.md").write_text(page, encoding="utf-8")
+            page = f"# {' '.join(names['dataset'].queries[name].split())}\n\n{text}\n"
+            (work / "my_documents" / f"{name}.md").write_text(page, encoding="utf-8")
+    return work
 
 
 def test_the_first_guide_ends_with_an_adapter_that_helps(begun):
@@ -138,21 +134,16 @@ def test_the_quickstart_says_what_comes_and_an_interrupt_ends_it_with_one_line()
 
 def test_every_block_of_the_readme_runs_in_order(model_server, page_cache, tmp_path, monkeypatch):
     use(model_server, tmp_path, monkeypatch, page_cache)
-    write_log(tmp_path / "log.csv")
+    # A log of queries: summary lines of reference pages, and the pages they found.
+    pages = runpy.run_path(str(EXAMPLES / "quickstart.py"))["reference_pages"]()
+    with (tmp_path / "log.csv").open("w", newline="", encoding="utf-8") as file:
+        asked = (page.text[:300].split("\n\n", 1) for page in pages[::3])
+        csv.writer(file).writerows([["query", "document"], *asked])
     names = run_page(ROOT / "README.md", model_server)
     assert names["engine"].report.verdict.decision is Decision.SHIP
     assert (tmp_path / "adapter" / "adapter.safetensors").exists()
     assert len(names["retriever"].retrieve("smooth a noisy signal")) == 5
     assert Settings.embed_model is names["base"]
-
-
-def write_log(path: Path) -> None:
-    """Write a log of queries: summary lines of reference pages, and the pages they found."""
-    pages = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))["reference_pages"]()
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["query", "document"])
-        rows.writerows(page.text[:300].split("\n\n", 1) for page in pages[::3])
 
 
 def test_the_readme_is_short_and_tables_are_those_of_the_result_files():

@@ -57,7 +57,7 @@ def save(name: str, command: str, results: dict[str, Any]) -> Path:
 def update(name: str, command: str, change: Callable[[dict[str, Any]], Any]) -> Path:
     """Change a result file in place while no other process does, so that several can add to it."""
     with _locked(name):
-        results = load(name) if exists(name) else {}
+        results = found(name)
         for described in ("command", "environment"):
             results.pop(described, None)
         change(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from benchmarks.quality import judged, peers
 from benchmarks.quality.published import Ranker
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted.encoding.encoder import Encoder
-from llama_index_embeddings_adapted.evaluation.retrieval import search
 from llama_index_embeddings_adapted.training.auto.tune import tune
 from llama_index_embeddings_adapted.training.options import TrainingOptions
 
@@ -65,7 +65,5 @@ def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[s
 
 def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> Ranker:
     learnt = encoder.dataset(pairs)
-    served = tune(learnt, TrainingOptions(adapts=adapts), show_progress=False).adapter
-    return lambda test: search(
-        test, served.apply(test.queries), served.apply(test.documents, "document", test.keys)
-    )
+    found = tune(learnt, TrainingOptions(adapts=adapts), show_progress=False)
+    return partial(judged.served, found.adapter)

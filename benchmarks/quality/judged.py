@@ -11,6 +11,7 @@ from benchmarks import sets
 from benchmarks.quality.published import Ranker
 from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import compare_retrieval
+from llama_index_embeddings_adapted.adapters.base import Adapter
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset
 from llama_index_embeddings_adapted.evaluation.retrieval import RetrievalScores, search
 from llama_index_embeddings_adapted.evaluation.verdict import paired_difference
@@ -55,6 +56,12 @@ def ranked(ranker: Ranker, test: EncodedDataset, real: sets.RealSet) -> dict[str
     """Compare another way to rank with the base model on the encoded test set."""
     base = search(test, test.queries, test.documents)
     return by_part({"base": base, "adapted": ranker(test)}, real, "test")
+
+
+def served(adapter: Adapter, data: EncodedDataset) -> RetrievalScores:
+    """Search with what an adapter makes of queries and documents."""
+    documents = adapter.apply(data.documents, "document", data.keys)
+    return search(data, adapter.apply(data.queries), documents)
 
 
 def difference(base: RetrievalScores, other: RetrievalScores, metric: str = "ndcg@10") -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import environment, sets
 from benchmarks.known import as_texts
 from benchmarks.processes import timed
-from llama_index_embeddings_adapted.adapters.base import Adapter
+from benchmarks.quality import judged
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.core.encoded import EncodedDataset, Qrels
 from llama_index_embeddings_adapted.evaluation.retrieval import search
@@ -144,14 +144,9 @@ def _run(sample: EncodedDataset, test: EncodedDataset, seed: int) -> Row:
         "announced": tuned.choice.provable,
         "cross_fitted": tuned.parts.overall.difference.mean,
         "base": base,
-        "gain": _score(tuned.candidate, test) - base,
+        "gain": judged.served(tuned.candidate, test)["ndcg@10"] - base,
         "seconds": seconds,
     }
-
-
-def _score(adapter: Adapter, test: EncodedDataset) -> float:
-    documents = adapter.apply(test.documents, "document", test.keys)
-    return search(test, adapter.apply(test.queries), documents)["ndcg@10"]
 
 
 def _complete(result: str, key: str, runs: int, run: Callable[[int], Row]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -141,7 +141,7 @@ def measure(
     """Return the rows of every view; those that took an engine are kept where they are there."""
     texts, bank, test, tested = asked.texts, asked.bank, asked.test, asked.tested
     judge = _scored(_some(asked.dev, MOST_DEV), texts, bank, encoder)
-    plain = replace(test, words=_bm25(tested))
+    plain = replace(test, words=_shares(tested))
     adapted = _self_trained(tested, test, texts, bank)
     scores = {(w, p): judge.mixed(w, p)["ndcg@10"] for w in WEIGHTS for p in PENALTIES}
     best = max(scores, key=lambda pair: scores[pair])  # of equal ones, the smallest
@@ -200,7 +200,7 @@ def _one_vector(
 
 def _ways(dev: Dataset, judge: Scored, asked: list[str], bank: Vectors) -> dict[str, float]:
     """Return NDCG@10 on dev of ways to weigh words without a label, and of adapters alone."""
-    plain = _bm25(dev)
+    plain = _shares(dev)
     by_best = plain / np.maximum(plain.max(axis=1, keepdims=True), 1e-9)
     return {
         "base": judge.mixed(0, 0)["ndcg@10"],
@@ -213,20 +213,17 @@ def _ways(dev: Dataset, judge: Scored, asked: list[str], bank: Vectors) -> dict[
     }  # fmt: skip
 
 
-def _bm25(dataset: Dataset) -> Vectors:
-    """Return scores of BM25 that has seen no query, each query's divided by one number."""
-    words = BM25Index.of(dataset.corpus)
+def _shares(dataset: Dataset, asked: Sequence[str] = ()) -> Vectors:
+    """Return scores of BM25 that has seen these queries, each query's divided by one number."""
+    words = BM25Index.of(dataset.corpus, asked)
     return np.stack([words.shares(query) for query in dataset.queries.values()])
 
 
 def _scored(dataset: Dataset, asked: list[str], bank: Vectors, encoder: Encoder) -> Scored:
-    data, words = encoder.dataset(dataset), BM25Index.of(dataset.corpus, asked)
-    return Scored(
-        data,
-        l2_normalize(data.queries) @ l2_normalize(data.documents).T,
-        np.stack([words.shares(query) for query in dataset.queries.values()]),
-        DocumentPrior(bank).nearness(data.documents),
-    )
+    data = encoder.dataset(dataset)
+    cosines = l2_normalize(data.queries) @ l2_normalize(data.documents).T
+    nearness = DocumentPrior(bank).nearness(data.documents)
+    return Scored(data, cosines, _shares(dataset, asked), nearness)
 
 
 def _some(dataset: Dataset, most: int) -> Dataset:

@@ -37,10 +37,7 @@ def prepare(data: Path, cache: Path, folder: Path) -> Path:
 class Grown:
     """Texts of a corpus: document ``i`` answers query ``i``, and the rest answer none.
 
-    Args:
-        path: What :func:`prepare` wrote.
-        pairs: How many queries.
-        documents: How many documents.
+    ``path`` is what :func:`prepare` wrote; there are as many queries as ``pairs``.
     """
 
     def __init__(self, path: Path, pairs: int, documents: int) -> None:

@@ -8,12 +8,7 @@ _NUMBERS = frozenset("+-–.0123456789")
 
 
 def table(head: str, rows: Iterable[Sequence[object]]) -> str:
-    """Return a table.
-
-    Args:
-        head: Names of the columns, between ``|``.
-        rows: Cells, as many as there are names.
-    """
+    """Return a table whose ``head`` has the names of the columns, between ``|``."""
     names = [name.strip() for name in head.split("|")]
     cells = [[str(cell) for cell in row] for row in rows]
     columns = list(zip(*cells, strict=True)) or [()] * len(names)

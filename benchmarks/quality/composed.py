@@ -35,15 +35,10 @@ SETTINGS: dict[str, Any] = {"weight": 1.0, "label_smoothing": 0.0}
 
 @dataclass(frozen=True)
 class Sample:
-    """What two cores can train: how many queries, and documents to search in.
-
-    Args:
-        train: Training queries, at most; None for all.
-        documents: Documents beside the relevant ones, at most; None for the whole corpus.
-    """
+    """What two cores can train: how many queries, and documents to search in; None for all."""
 
     train: int | None = None
-    documents: int | None = None
+    documents: int | None = None  # beside the relevant ones
 
 
 SAMPLES = {"uberlyft_10k": Sample(), "scifact": Sample(train=400, documents=300)}

@@ -49,9 +49,6 @@ def run(
     """Per set: have questions written, train on them and nothing else, test on people's.
 
     Args:
-        load: Gives a set.
-        cache: Of vectors and answers.
-        names: Which sets.
         most: Passages asked about, one question each.
         examples: Pairs of the training part that the writer is shown, drawn by a seed; with 0 it is
             asked in chat turns, in our own styles.

@@ -71,12 +71,7 @@ class WordsEmbedding(BaseEmbedding):
 
 
 class WritingLLM(CustomLLM):
-    """Writes two questions made of words of the passage.
-
-    Args:
-        log: As of :class:`WordsEmbedding`; what it is about to answer is noted.
-        pause_s: Likewise.
-    """
+    """Writes two questions made of words of the passage; what it is about to answer is noted."""
 
     log: str = ""
     pause_s: float = 0.0

@@ -45,15 +45,10 @@ BASE = cheap.WordsEmbedding()
 
 @dataclass(frozen=True)
 class Format:
-    """A format that strangers write.
+    """A format that strangers write."""
 
-    Args:
-        seeds: Writes valid examples, each into the folder that it is given.
-        read: Reads and uses what is in a folder.
-    """
-
-    seeds: tuple[Callable[[Path], object], ...]
-    read: Callable[[Path], object]
+    seeds: tuple[Callable[[Path], object], ...]  # each writes a valid example into a folder
+    read: Callable[[Path], object]  # and uses what is in a folder
 
     @functools.cached_property
     def trees(self) -> list[Tree]:

@@ -45,14 +45,9 @@ def client(api_base: str, **options: Any) -> Any:
 
 
 class ScriptedServer:
-    """Listens on loopback while the ``with`` block runs.
+    """Listens on loopback while the ``with`` block runs; every answer takes ``latency_s``.
 
-    Args:
-        script: What to answer.
-        latency_s: How long every answer takes.
-
-    Attributes:
-        started: Last message → how many requests arrived.
+    ``started`` says by the last message how many requests arrived.
     """
 
     def __init__(self, script: Script = two_questions, *, latency_s: float = 0.0) -> None:

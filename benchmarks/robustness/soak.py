@@ -113,9 +113,7 @@ def _texts(queries: int, seed: int) -> Iterator[str]:
 def soak(queries: int = 200_000, parts: int = PARTS) -> dict[str, Any]:
     """Load a model; count what came back, and look at the memory of this process.
 
-    Args:
-        queries: How many.
-        parts: After each, memory is measured; the first tenth of them is warm-up.
+    That is measured after each of the ``parts``, of which the first tenth is warm-up.
     """
     load, began = Load(), time.perf_counter()
     resident = []

@@ -56,9 +56,7 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 def outcome(read: Callable[[], object], folder: Path) -> str:
     """Return ``"valid"`` or ``"refused"``, that is one of our errors; let everything else out.
 
-    Args:
-        read: What reads the hostile thing.
-        folder: The only place where it may change anything.
+    ``folder`` is the only place where ``read`` may change anything.
 
     Raises:
         Misdeed: It ran code, asked the network, changed a file elsewhere, or took too long.

@@ -129,18 +129,16 @@ def _with_value(text: bytes, path: list[float], value: Any) -> bytes:
         whole = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    found, place, key = whole, None, None
-    for step in path:
-        if not isinstance(found, (dict, list)) or not found:
-            break
-        keys = list(found) if isinstance(found, dict) else range(len(found))
-        place, key = found, keys[min(int(step * len(keys)), len(keys) - 1)]
-        found = found[key]
-    if place is None:
-        whole = value
-    else:
-        place[key] = value
-    return json.dumps(whole).encode()
+    return json.dumps(_put(value, whole, path)).encode()
+
+
+def _put(value: Any, place: Any, path: list[float]) -> Any:
+    if not path or not place or not isinstance(place, (dict, list)):
+        return value
+    keys = list(place) if isinstance(place, dict) else range(len(place))
+    key = keys[min(int(path[0] * len(keys)), len(keys) - 1)]
+    place[key] = _put(value, place[key], path[1:])
+    return place
 
 
 def write(tree: Tree, folder: Path) -> None:

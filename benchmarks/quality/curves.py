@@ -56,14 +56,10 @@ def _draw(whole: Dataset, size: int | None) -> Dataset:
 def _fits(encoder: Encoder, pairs: Dataset, there: set[str]) -> Iterator[tuple[str, Ranker]]:
     for method, adapts in OURS.items():
         if method not in there:
-            yield method, _ours(encoder, pairs, adapts)
+            options = TrainingOptions(adapts=adapts)
+            found = tune(encoder.dataset(pairs), options, show_progress=False)
+            yield method, partial(judged.served, found.adapter)
     wanted = tuple(peer for peer in PEERS if peer not in there)
     train, dev = pairs.train_test_split(_DEV, by="query", seed=0)
     for peer, _, ranker, *_ in peers.fits(encoder.dataset(train), encoder.dataset(dev), wanted):
         yield peer, ranker
-
-
-def _ours(encoder: Encoder, pairs: Dataset, adapts: str) -> Ranker:
-    learnt = encoder.dataset(pairs)
-    found = tune(learnt, TrainingOptions(adapts=adapts), show_progress=False)
-    return partial(judged.served, found.adapter)

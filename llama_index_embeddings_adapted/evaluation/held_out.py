@@ -8,7 +8,6 @@ rest of a corpus.
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -134,37 +133,34 @@ class Validation:
 class Gain:
     """The mean change in NDCG@10 over the base model, on known and on new documents.
 
-    A part without held-out queries is NaN; ``overall`` is the mean over all of them, or the
-    expected mixture of the two. ``harmless``: neither part lost more than its standard error; one
-    of fewer than 20 queries tells nothing. Where the mixture is known, its gain decides alone.
+    ``parts`` has that of ``"known"`` and ``"new"``, where there are held-out queries, and
+    ``"overall"``: the mean over all of them, or the expected mixture of the two. ``harmless``:
+    neither part lost more than its standard error; one of fewer than 20 queries tells nothing.
+    Where the mixture is known, its gain decides alone.
     """
 
-    known: float
-    new: float
-    overall: float
+    parts: Mapping[str, float]
     harmless: bool
 
     @property
-    def parts(self) -> dict[str, float]:
-        """Part → gain, of the parts that have queries."""
-        gains = {"overall": self.overall, "known": self.known, "new": self.new}
-        return {part: gain for part, gain in gains.items() if not math.isnan(gain)}
+    def overall(self) -> float:
+        """The gain that decides."""
+        return self.parts["overall"]
 
     @classmethod
     def of(cls, validation: Validation, scores: PerQuery) -> Gain:
         """Summarise per-query scores."""
         change = scores - validation.base
-        parts = [change[validation.known], change[~validation.known]]
-        known, new = (float(part.mean()) if len(part) else math.nan for part in parts)
-        if validation.expect is not None:
-            shares = (validation.expect, 1.0 - validation.expect)
-            mixed = [(s, g) for s, g in zip(shares, (known, new), strict=True) if g == g and s]
-            weight = sum(share for share, _ in mixed)
-            overall = sum(share * gain for share, gain in mixed) / weight if weight else 0.0
-            return cls(known, new, overall, harmless=True)
-        telling = [part for part in parts if len(part) >= FEWEST]
-        harmless = all(part.mean() >= -part.std(ddof=1) / len(part) ** 0.5 for part in telling)
-        return cls(known, new, float(change.mean()), harmless)
+        both = {"known": change[validation.known], "new": change[~validation.known]}
+        gains = {part: float(own.mean()) for part, own in both.items() if len(own)}
+        if (known := validation.expect) is not None:
+            shares = {"known": known, "new": 1.0 - known}
+            weight = sum(shares[part] for part in gains)
+            mixed = sum(shares[part] * gain for part, gain in gains.items())
+            return cls({"overall": mixed / weight if weight else 0.0, **gains}, harmless=True)
+        telling = [own for own in both.values() if len(own) >= FEWEST]
+        harmless = all(own.mean() >= -own.std(ddof=1) / len(own) ** 0.5 for own in telling)
+        return cls({"overall": float(change.mean()), **gains}, harmless)
 
 
 def hold_out_split(

@@ -24,8 +24,7 @@ def run(data: Path, cache: Path, mpnet: Path, names: tuple[str, ...]) -> None:
         "all-mpnet-base-v2": environment.mpnet(mpnet),
     }
     for name in names:
-        tests = sets.load(data, name).tests
-        dataset = _part(tests.get("test") or next(iter(tests.values())))
+        dataset = _part(sets.load(data, name).tests["test"])
         runs = [_one(models, *names, dataset, cache) for names in (tuple(models), [*models][::-1])]
         row = {"documents": len(dataset.corpus), "queries": len(dataset.queries), "runs": runs}
         environment.add("upgrade", COMMAND, ("sets", name), row)

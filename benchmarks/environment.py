@@ -116,23 +116,20 @@ def _write(name: str, command: str, results: dict[str, Any]) -> Path:
 
 def written(value: Any, indent: int = 0) -> str:
     """Return JSON with one run, or one short record, per line, and numbers of six digits."""
-    short = json.dumps(_rounded(value))
+    short = _short(value)
     if isinstance(value, dict) and len(short) > _LONG:
         ends, parts = "{}", [f"{json.dumps(k)}: {written(v, indent + 1)}" for k, v in value.items()]
     elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        ends, parts = "[]", [json.dumps(_rounded(row)) for row in value]
+        ends, parts = "[]", list(map(_short, value))
     else:
         return short
     margin = "\n" + " " * (indent + 1)
     return f"{ends[0]}{margin}{f',{margin}'.join(parts)}{margin[:-1]}{ends[1]}"
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _short(value: Any) -> str:
+    rounded = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return json.dumps(rounded)
 
 
 def replace(path: Path, text: str) -> None:

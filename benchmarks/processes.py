@@ -21,10 +21,10 @@ def timed(work: Callable[[], Found]) -> tuple[Found, float]:
     return work(), time.perf_counter() - began
 
 
-def in_a_process(*arguments: object, **settings: str) -> dict[str, Any]:
+def in_a_process(*arguments: object) -> dict[str, Any]:
     """Run Python with these arguments and one thread; return the JSON of its last line."""
     command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, timeout=36_000
     )

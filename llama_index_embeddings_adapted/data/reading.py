@@ -113,7 +113,11 @@ def decode(data: bytes, omissions: Omissions) -> str:
     """Return bytes, maybe gzipped, as text; any encoding but UTF-8 and UTF-16 is noted."""
     if data[:2] == b"\x1f\x8b":
         data = _unzipped(data, omissions.where)
-    return data.decode(*_encoding_of([data], omissions))
+    encoding, errors = _encoding_of([data], omissions)
+    try:
+        return data.decode(encoding, errors)
+    except UnicodeDecodeError as cause:
+        raise DatasetError(f"{omissions.where}: cannot be read as {encoding} ({cause}).") from cause
 
 
 def _unzipped(data: bytes, where: object) -> bytes:

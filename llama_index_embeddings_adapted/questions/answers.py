@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 #: Characters of an answer that are read; more is not an answer to what was asked.
 MOST_READ = 20_000
@@ -86,6 +87,9 @@ def read_questions(answer: object, *, limit: int, wanted: int = 0) -> list[str]:
         found = reader(bare)
         if found:
             return _cleaned(found, limit)
+    with suppress(ValueError, RecursionError):
+        if not isinstance(json.loads(bare), str):
+            return []  # JSON that holds no question
     found = _cleaned(_from_lines(bare.splitlines()), limit)
     if 0 < len(found) < wanted:
         found = [part for line in found for part in _sentences(line)]
@@ -251,8 +255,8 @@ _OPENING = re.compile(
 )
 _NAMES_QUESTION = re.compile(rf"{_ASKS.pattern}|text|\Aq\d*\Z", re.IGNORECASE)
 _NAMES_OTHER = re.compile(
-    r"answ|respuest|antwort|expla|ration|reason|difficult|type|categ|sourc|context|passage|chunk|id\Z"
-    r"|\Aa\d*\Z",
+    r"answ|respuest|antwort|expla|ration|reason|difficult|type|categ|sourc|context|passage|chunk|error"
+    r"|id\Z|\Aa\d*\Z",
     re.IGNORECASE,
 )
 _BARE_NAME = re.compile(r"\b([^\W\d]\w{0,40})\s{0,9}:")

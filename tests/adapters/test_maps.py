@@ -156,6 +156,10 @@ def test_a_nudge_can_be_undone():
 def test_keys_of_the_whole_range_are_kept_and_those_that_do_not_fit_refused():
     with pytest.raises(ShapeError, match=r"keys: expected \(2,\), got \(1,\)"):
         NudgeAdapter(np.array([1]), np.array([X, Y]))
+    with pytest.raises(ShapeError, match="offsets: expected 1 of them, got 2"):
+        NudgeAdapter.of(np.array([1]), np.array([X, Y]))
+    with pytest.raises(ShapeError, match="keys: expected 2 of them, got 1"):
+        NudgeAdapter(np.array([1]), np.array([X])).apply(np.array([X, Y]), "document", keys("a"))
     for wrong in ([2, 1], [1, 1]):
         with pytest.raises(OptionError, match="distinct content keys in ascending order"):
             NudgeAdapter(np.array(wrong), np.array([X, Y]))

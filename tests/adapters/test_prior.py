@@ -139,3 +139,11 @@ def test_what_makes_no_prior_is_refused(arguments, match):
 def test_documents_of_another_shape_and_sources_without_keys_are_refused(documents, keys, match):
     with pytest.raises((OptionError, ShapeError), match=match):
         DocumentPrior.of(BANK, documents, keys, sources=KEYS[:30]).shifts(documents, keys)
+
+
+def test_values_and_sources_are_one_for_each_document_and_query():
+    for values in ([0.1], [0.1, 0.2, 0.3]):
+        with pytest.raises(ShapeError, match="values: expected 2 of them, got"):
+            DocumentPrior(BANK).with_values(KEYS[:2], np.float32(values))
+    with pytest.raises(ShapeError, match="sources: expected 30 of them, got 3"):
+        DocumentPrior.of(BANK, DOCUMENTS, KEYS, sources=KEYS[:3])

@@ -45,6 +45,9 @@ def engine(folder: Path, base: Any, **kwargs: Any) -> package.ComposedFinetuneEn
     return package.ComposedFinetuneEngine(coded(), base, small or tiny_model(), **settings)
 
 
+WORDS = package.LexicalEmbedding.of(["red car", "blue boat"])
+
+
 def trained_in(folder: Path, base: Any = None, **kwargs: Any) -> package.ComposedFinetuneEngine:
     found = engine(folder, base or CountingEmbedding(), **kwargs)
     found.finetune()
@@ -277,11 +280,25 @@ def test_the_arguments_of_the_old_engine_are_taken_or_refused_aloud(tmp_path):
     assert len(all_.dataset.relevant_docs["q5"]) == 2
 
 
+def test_epochs_are_compared_as_the_verdict_compares(tmp_path):
+    data = coded("please")
+    twins = {f"twin of {name}": text for name, text in data.corpus.items()}
+    twinned = data.model_copy(update={"corpus": {**twins, **data.corpus}})
+    found = trained_in(tmp_path, val_dataset=twinned, epochs=1, val_depth=None, metric="ndcg@10")
+    judged = found.report.base["ndcg@10"]
+    assert found.report.settings["base_scores"]["ndcg@10"] == pytest.approx(judged)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"augment_model": tiny_model(pooling=False)}, OptionError, r"per text.*pooling layer\?"),
         ({"augment_model": "nowhere"}, OptionError, "no sentence-transformers model could be"),
+        (
+            {"augment_model": WORDS},
+            OptionError,
+            "expected a SentenceTransformer to train, got a Le",
+        ),
         ({"report_path": Path()}, OptionError, "expected the path of a file, this is a folder"),
         ({"precision": "float16"}, OptionError, "does not train on a CPU"),
         ({"lr": 1}, OptionError, r'"lr".*Did you mean "learning_rate"'),

@@ -312,6 +312,21 @@ def test_ids_are_numbers_have_another_name_or_quotes(tmp_path):
     assert Dataset.from_beir(tmp_path / "again", strict=True) == data
 
 
+def test_a_split_that_is_written_loses_no_query_of_others(tmp_path, small):
+    small.to_beir(tmp_path, "train")
+    known = tmp_path / "queries.jsonl"
+    zipped = tmp_path / "queries.jsonl.gz"
+    zipped.write_bytes(gzip.compress(known.read_bytes()))
+    known.unlink()
+    one = next(iter(small.corpus))
+    Dataset({"new": "another"}, small.corpus, {"new": [one]}).to_beir(tmp_path, "test")
+    assert Dataset.from_beir(tmp_path, "train") == small
+    with known.open("a", encoding="utf-8") as stream:
+        stream.write('{"_id": "torn", "te')
+    with pytest.raises(DatasetError, match=r"1 lines of queries.jsonl without.*would be lost"):
+        small.to_beir(tmp_path, "train")
+
+
 def test_missing_and_broken_files_and_those_of_which_nothing_is_left_are_named(tmp_path):
     nothing = beir_folder(tmp_path / "a", qrels="q9\td9\t1\n")
     with pytest.raises(DatasetError, match=r"no answered query is left: 1 judged queries without"):
@@ -368,8 +383,9 @@ def test_the_size_of_a_split_is_a_share_or_a_number_that_can_be(small):
     said = r"test_size: expected a share .* between 1 and 11, got 1"
     with pytest.raises(OptionError, match=said):
         small.train_test_split(1.5)
-    with pytest.raises(OptionError, match="test_size"):
-        small.train_test_split(12)
+    for wrong in (12, "0.25", True):
+        with pytest.raises(OptionError, match="test_size"):
+            small.train_test_split(wrong)
     with pytest.raises(OptionError, match="by: expected one of query, document, got 'topic'"):
         small.train_test_split(by="topic")
     shared = Dataset(small.queries, small.corpus, {q: ["d0"] for q in small.queries})

@@ -221,6 +221,8 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
         (b"[{oops", "expected JSON or JSON lines"),
         (gzip.compress(b"q,doc\na,b\n", mtime=0)[:-9], "file: cannot be unzipped"),
         (gzip.compress(b"[]", mtime=0), "file: expected rows, it is empty"),
+        ("query\tdocument\na\tb\n".encode("utf-16")[:-1], "file: cannot be read as utf-16"),
+        (b"\0", "file: cannot be read as utf-16"),
     ],
 )
 def test_files_that_hold_no_rows_are_refused(tmp_path, content, message):
@@ -231,7 +233,7 @@ def test_files_that_hold_no_rows_are_refused(tmp_path, content, message):
 
 def test_clicks_further_down_weigh_more_and_what_was_skipped_is_no_answer():
     log = [
-        {"query": "reset", "document": text, "rank": place, "clicks": clicks, "session": session}
+        {"query": "reset", "document": text, "rank": place, "clicks": clicks, "session": [session]}
         for session in range(3)
         for text, place, clicks in (("first", 1, 0), ("second", 2, 1), ("fourth", 4, session < 2))
     ]

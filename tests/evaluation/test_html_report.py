@@ -278,7 +278,9 @@ def test_axes_are_marked_at_round_numbers_around_all_values(low, high, ticks):
 
 
 def test_data_statistics_count_and_hold_no_text(small):
-    found = data_statistics(small.reported(None, synthetic=True))
+    shown = {"kept": 2, "shown": [{"query": "of a user", "passage": "whale"}], "examples": {}}
+    found = data_statistics(small.reported(shown, synthetic=True))
+    assert found["questions"] == {"kept": 2, "failed": 0}
     assert (found["queries"], found["documents"], found["documents_asked_for"]) == (12, 6, 6)
     assert found["query_words"] == [5.0, 5.5, 6.0]
     assert found["synthetic"] is True

@@ -90,6 +90,9 @@ def test_other_nodes_than_an_earlier_call_wrote_are_refused(model, quiet, tmp_pa
             adapt_nodes(cut(), model, stores("new", DIM), batch_size=8, **quiet)
         with pytest.raises(StoreError, match="wrote 16 other nodes"):
             adapt_nodes(nodes()[::-1], model, stores("new", DIM), batch_size=8, **quiet)
+        with pytest.raises(StoreError, match="wrote 16 nodes, these are 8"):
+            adapt_nodes(nodes()[:8], model, stores("new", DIM), batch_size=8, **quiet)
+        assert adapt_nodes(nodes(), model, stores("new", DIM), batch_size=8, **quiet) == 30
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])

@@ -131,7 +131,10 @@ def test_markup_of_a_line_goes_and_what_is_no_markup_stays(line, expected):
     assert clean(line) == expected
 
 
-@pytest.mark.parametrize("answer", ["", "  \n\n", "```\n```", "[]", "{}", None, 7, b"x"])
+NULLS = ['{"questions": null}', '{"question": null, "answer": null}', '{"error": "no question"}']
+
+
+@pytest.mark.parametrize("answer", ["", "  \n\n", "```\n```", "[]", "{}", None, 7, b"x", *NULLS])
 def test_nothing_is_read_from_nothing(answer):
     assert read_questions(answer, limit=3) == []
 

@@ -92,6 +92,8 @@ def test_on_every_store_it_ranks_as_mixing_all_documents_does(engine, model, tmp
 
 
 async def test_async_gives_the_same_asks_the_model_once_and_gives_as_many_as_asked_for(index):
+    with pytest.raises(OptionError, match="index: expected a VectorStoreIndex, got list"):
+        HybridRetriever.from_nodes(NODES, NODES)
     counting = CountingEmbedding()
     hybrid = HybridRetriever.from_nodes(index, NODES, embed_model=counting, **QUIET)
     before = len(counting.asked)
@@ -247,6 +249,10 @@ def test_views_are_swapped_and_rolled_back(index, model):
     assert found() == with_words
     hybrid.roll_back()
     assert found() == plain
+    for weight in range(20):
+        hybrid.swap(weight=weight)
+    for _ in range(8):  # each holds vectors of all documents
+        hybrid.roll_back()
     with pytest.raises(OptionError, match="no earlier views"):
         hybrid.roll_back()
 

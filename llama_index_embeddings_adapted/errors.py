@@ -131,10 +131,11 @@ def check_kind(name: str, value: object, kind: Any, expected: str, hint: str = "
         raise OptionError(f"{name}: expected {expected}, got {got}.{hint and f' {hint}'}")
 
 
-def check_whole(name: str, value: object, *, least: int = 1) -> None:
-    """Refuse, by an :class:`OptionError`, what is not a whole number ``>= least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name}: expected a whole number >= {least}, got {value!r}.")
+def check_whole(name: str, value: object, *, least: int = 1, most: float = inf) -> None:
+    """Refuse, by an :class:`OptionError`, what is not a whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        range_ = f">= {least}" if most == inf else f"from {least} to {most}"
+        raise OptionError(f"{name}: expected a whole number {range_}, got {value!r}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -28,7 +28,15 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from .. import errors
 from ..core.arrays import Keys, Role, Vectors, as_vectors, l2_normalize
 from ..data.reading import repaired
-from ..errors import AdaptedError, EncodeError, OptionError, check_kind, nearest, truncate
+from ..errors import (
+    AdaptedError,
+    EncodeError,
+    OptionError,
+    check_kind,
+    check_whole,
+    nearest,
+    truncate,
+)  # fmt: skip
 from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)
@@ -165,9 +173,7 @@ class BaseModelCalls:
     def __init__(self, model: BaseEmbedding, *, batch_size: int | None = None) -> None:
         self.calls = self.texts = self.characters = 0
         size = model.embed_batch_size if batch_size is None else batch_size
-        if not 0 < size <= _MOST_PER_CALL:
-            expected = f"expected a number from 1 to {_MOST_PER_CALL}"
-            raise OptionError(f"batch_size: {expected}, got {batch_size!r}.")
+        check_whole("batch_size", size, most=_MOST_PER_CALL)
         changes = {"embeddings_cache": None, "embed_batch_size": size}
         same = all(getattr(model, name) == value for name, value in changes.items())
         self._model, self.batch_size = model if same else model.model_copy(update=changes), size

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from llama_index.core.utils import iter_batch
 
 from ..core.arrays import Rows, Vectors, as_vectors
 from ..core.files import llama_cache
-from ..errors import AdaptedError, CacheError, ShapeError
+from ..errors import AdaptedError, CacheError, ShapeError, check_kind
 from .base_model import Fingerprint
 
 CacheDir = str | Path | None | Literal[False]
@@ -46,6 +47,7 @@ def cache_folder(cache_dir: CacheDir) -> Path | None:
     """Return the folder that a ``cache_dir`` stands for, created; None for memory only."""
     if cache_dir is False:
         return None
+    check_kind("cache_dir", cache_dir, (str, Path, NoneType), "a folder, None or False")
     folder = llama_cache() / "embeddings_adapted" if cache_dir is None else Path(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from .. import errors
 from ..core.arrays import Role, Rows, Vectors
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..errors import EncodeError, OptionError, require_extra
-from .base_model import Fingerprint
+from .base_model import Fingerprint, check_base
 from .cache import CacheDir
 from .encoder import Encoder
 from .serialize import without_keys
@@ -174,6 +174,8 @@ def embed_corpus(
     """
     _check(texts, role, executor, on_failure, cache_dir, actors=actors, window=window)
     began = time.perf_counter()
+    if not isinstance(embed_model, BaseEmbedding) and not callable(embed_model):
+        embed_model = check_base(embed_model, "embed_model")
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}

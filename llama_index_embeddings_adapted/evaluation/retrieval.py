@@ -23,7 +23,7 @@ from ..data.dataset import EmbeddingQAFinetuneDataset, answered
 from ..encoding.base_model import adapted, base_of, check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder, with_rows
-from ..errors import DatasetError, MetricError, OptionError, check_whole, quote_some
+from ..errors import DatasetError, MetricError, OptionError, check_number, check_whole, quote_some
 from ..lexical.bm25 import BM25Index, Mixture
 
 #: What can be scored: see :func:`evaluate_retrieval`.
@@ -147,6 +147,8 @@ class RetrievalScores:
 
     def retrieved(self, query_id: str, k: int = 10) -> list[str]:
         """Return the ids of the first ``k`` documents for a query."""
+        if query_id not in self.query_ids:
+            raise OptionError(f"query_id: {query_id!r} is none of those that were judged.")
         found = self.ranked[self.query_ids.index(query_id), :k]
         return [self.document_ids[document] for document in found if document != NO_DOCUMENT]
 
@@ -339,8 +341,7 @@ def mine_hard_negatives(
     """
     check_whole("k", k)
     check_whole("skip", skip, least=0)
-    if not 0.0 < (most := most_of_positive) <= 1.0:
-        raise OptionError(f"most_of_positive: expected a share in (0, 1], got {most!r}.")
+    check_number("most_of_positive", most_of_positive, above=0.0, most=1.0)
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
     with Encoder(embed_model, **settings, show_progress=show_progress) as encoder:
         data = encoder.dataset(dataset)

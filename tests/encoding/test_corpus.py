@@ -111,6 +111,7 @@ def test_a_broken_model_is_not_asked_for_every_text(tmp_path):
     ("options", "message"),
     [
         ({"executor": "spark"}, "executor: expected one of local, ray, got 'spark'"),
+        ({"embed_model": "local:x"}, "embed_model: 'local:x' names no model here"),
         ({"role": "passage"}, "role: expected one of document, query"),
         ({"on_failure": "ignore"}, "on_failure: expected one of raise, continue"),
         ({"actors": 0}, "actors: expected a whole number >= 1, got 0"),
@@ -120,5 +121,5 @@ def test_a_broken_model_is_not_asked_for_every_text(tmp_path):
 )
 def test_bad_options_are_refused_before_anything_is_embedded(base, options, message):
     with pytest.raises(OptionError, match=message):
-        embed_corpus(TEXTS, base, **{"cache_dir": None, **options})
+        embed_corpus(**{"texts": TEXTS, "embed_model": base, "cache_dir": None, **options})
     assert not base.asked

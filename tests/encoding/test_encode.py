@@ -58,7 +58,9 @@ def test_batch_size_overrides_that_of_the_model_for_this_run_only(base):
     work.encode(TEXTS, "document")
     assert base.batches[-1] == 10
     assert base.embed_batch_size == 4
-    with pytest.raises(OptionError, match="batch_size: expected a number from 1 to 2048, got 0"):
+    with pytest.raises(
+        OptionError, match="batch_size: expected a whole number from 1 to 2048, got 0"
+    ):
         encoder(base, batch_size=0)
 
 

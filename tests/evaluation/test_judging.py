@@ -179,10 +179,14 @@ def test_any_metric_can_be_asked_for_down_to_the_depth(small, base):
     shallow = search(deep, deep.queries, deep.documents)
     with pytest.raises(MetricError, match="ndcg@200: only 100 documents per query were retrieved"):
         shallow["ndcg@200"]
+    with pytest.raises(OptionError, match="query_id: 'q9' is none of those that were judged"):
+        shallow.retrieved("q9")
     for change, match in (
         ({"ks": (0,)}, r"ks: expected whole numbers >= 1, got \(0,\)"),
         ({"ks": 5}, "ks: expected whole numbers >= 1, got 5"),
-        ({"batch_size": 0}, "batch_size: expected a number from 1 to 2048, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number from 1 to 2048, got 0"),
+        ({"batch_size": "8"}, "batch_size: expected a whole number from 1 to 2048, got '8'"),
+        ({"cache_dir": True}, "cache_dir: expected a folder, None or False, got bool"),
     ):
         with pytest.raises(OptionError, match=match):
             evaluate_retrieval(base, small, **change)

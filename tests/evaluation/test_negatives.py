@@ -62,7 +62,7 @@ def test_negatives_that_cannot_be_are_refused(small, base):
     for options, message in (
         ({"k": 0}, "k: expected a whole number >= 1, got 0"),
         ({"skip": -1}, "skip: expected a whole number >= 0, got -1"),
-        ({"most_of_positive": 0.0}, r"most_of_positive: expected a share in \(0, 1\], got 0.0"),
+        ({"most_of_positive": 0.0}, "most_of_positive: expected a number > 0 and <= 1, got 0.0"),
     ):
         with pytest.raises(OptionError, match=message):
             package.mine_hard_negatives(small, base, **options, **QUIET)

@@ -174,8 +174,7 @@ def embed_corpus(
     """
     _check(texts, role, executor, on_failure, cache_dir, actors=actors, window=window)
     began = time.perf_counter()
-    if not isinstance(embed_model, BaseEmbedding) and not callable(embed_model):
-        embed_model = check_base(embed_model, "embed_model")
+    embed_model = embed_model if callable(embed_model) else check_base(embed_model, "embed_model")
     model = embed_model if isinstance(embed_model, BaseEmbedding) else embed_model()
     texts = texts.corpus if isinstance(texts, EmbeddingQAFinetuneDataset) else texts
     settings: Any = {"batch_size": batch_size, "cache_dir": cache_dir}
@@ -184,9 +183,8 @@ def embed_corpus(
         if executor == "ray":  # what cannot be packed is refused before anything is embedded
             known = packed(embed_model), encoder.fingerprint, role, batch_size
             work = partial(_on_ray, known, actors, ray_options or {})
-        given, embedded, failures = _embedded(
-            _strings(texts), encoder, work, role, window, show_progress
-        )
+        how = work, role, window, show_progress
+        given, embedded, failures = _embedded(_strings(texts), encoder, *how)
     if failures and on_failure == "raise":
         text, reason = next(iter(failures.items()))
         raise EncodeError(

@@ -13,7 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -309,7 +309,11 @@ def ranked(
     shifts: Any,
     depth: int,
 ) -> Rows:
-    """Rank as :meth:`Mixture.rank` does, by words and shifts, ``(m,)`` or 0, that are there."""
+    """Rank all documents for each query by ``cosine + weight · words - shifts``.
+
+    ``texts`` are those of the queries, ``(n, dim)``, unit rows as the documents are, ``(m, dim)``;
+    ``shifts`` are ``(m,)`` or 0. ``(n, min(depth, m))`` rows come back, best first, ties by row.
+    """
     found = np.empty((len(texts), min(depth, len(documents))), dtype=np.int64)
     step = max(1, _SCORES_PER_BLOCK // len(documents))
     for start in range(0, len(texts), step):
@@ -339,8 +343,10 @@ def tokenize(text: str) -> list[str]:
     for word in words:
         if word.islower() and word.isalnum() and word.isascii():  # most words: nothing to do
             found.append(word[:LONGEST])
-        else:
+        elif len(word) > LONGEST:  # a whole sentence of Chinese, or a file in base64: not kept
             found.extend(_pieces(word))
+        else:
+            found.extend(_known_pieces(word))
     return found
 
 
@@ -369,6 +375,11 @@ class _Words(dict[str, tuple[int, ...]]):
         if len(word) <= (LONGEST if word.isascii() else 16):
             self[word] = found
         return found
+
+
+@lru_cache(maxsize=65_536)
+def _known_pieces(word: str) -> tuple[str, ...]:
+    return tuple(_pieces(word))
 
 
 def _pieces(word: str) -> Iterator[str]:

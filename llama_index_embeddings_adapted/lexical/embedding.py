@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,10 @@ def _buckets(hashes: Any) -> Rows:
 
 def _hashes(tokens: Sequence[str]) -> Any:
     """Return 64 bits of each token, the same on every machine, ``(n,)``."""
-    given = (token.encode(errors="surrogatepass") for token in tokens)
-    digests = b"".join(hashlib.blake2b(token, digest_size=8).digest() for token in given)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64) | np.uint64(1)
+    return np.array([_hash(token) for token in tokens], dtype=np.uint64)
+
+
+@lru_cache(maxsize=65_536)
+def _hash(token: str) -> int:
+    digest = hashlib.blake2b(token.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1

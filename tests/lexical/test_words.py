@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from llama_index_embeddings_adapted.errors import DatasetError, FolderError, OptionError
+from llama_index_embeddings_adapted.lexical import bm25 as tokens_module
 from llama_index_embeddings_adapted.lexical.bm25 import ARRAYS, CONFIG, LONGEST, BM25Index, tokenize
 from tests.support.files import edit
 
@@ -43,7 +44,9 @@ def test_long_words_are_cut_and_long_texts_are_not():
     assert tokenize("aB" * 100_000)[0] == "ab" * (LONGEST // 2)
     assert len(tokenize("word " * 40_000)) == 40_000
     chinese = "".join(chr(0x4E00 + at % 5_000) for at in range(200_000))
+    kept = tokens_module._known_pieces.cache_info().currsize
     assert len(tokenize(chinese)) == 2 * 200_000 - 1
+    assert tokens_module._known_pieces.cache_info().currsize == kept
 
 
 def test_scores_are_those_of_the_formula(index):

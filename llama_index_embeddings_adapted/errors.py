@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Sized
 from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,7 +134,8 @@ def check_kind(name: str, value: object, kind: Any, expected: str, hint: str = "
 
 def check_whole(name: str, value: object, *, least: int = 1, most: float = inf) -> None:
     """Refuse, by an :class:`OptionError`, what is not a whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= int(value) <= most:  # type: ignore[call-overload]
         range_ = f">= {least}" if most == inf else f"from {least} to {most}"
         raise OptionError(f"{name}: expected a whole number {range_}, got {value!r}.")
 
@@ -150,7 +152,7 @@ def check_number(
     most: float = inf,
 ) -> None:  # fmt: skip
     """Refuse, by an :class:`OptionError`, what is not a number in a range; NaN is in none."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     fits = number and least <= value <= most and above < value < below  # type: ignore[operator]
     if not fits:
         start = f"> {above:g}" if above > -inf else f">= {least:g}"

@@ -110,9 +110,11 @@ class Adapter(ABC):
         if role == "query":
             return self.map(vectors)
         check_choice("role", role, get_args(Role))
+        if not self.adapts_documents:
+            return vectors
         if keys is not None:
             check_length("keys", keys, np.atleast_2d(vectors))
-        return self.map_documents(vectors, keys) if self.adapts_documents else vectors
+        return self.map_documents(vectors, keys)
 
     def trace(self, program: Program, vector: str, role: Role) -> str:
         """Write down what the adapter does to a vector, for :meth:`export`.

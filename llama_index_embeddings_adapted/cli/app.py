@@ -146,7 +146,7 @@ class QuestionJob(EmbeddingJob, DataJob):
         """Return queries without passages, or a dataset."""
         from . import inputs
 
-        return inputs.asked_in(examples, self._pairs, **inputs.roles_of(self.columns or ()))
+        return inputs.asked_in(examples, self._pairs, inputs.roles_of(self.columns or ()))
 
     def _written(self, documents: Any, model: Any) -> Any:
         """Return a dataset of questions about documents, or the estimate of what one would cost."""

@@ -64,7 +64,8 @@ def page(report: str | None, default: Path | None) -> Path | None:
 def read_queries(path: Path) -> list[str]:
     """Return the queries of a file of rows, or of a text file of one per line."""
     existing(path, " Expected rows, or one query per line.")
-    return queries_of(path)[0] if holds_pairs(path) else read_lines(path)
+    named = {"query": "text"} if path.name in _QUERIES else {}  # as BEIR has them
+    return queries_of(path, named)[0] if holds_pairs(path) else read_lines(path)
 
 
 def existing(path: Path, hint: str = "") -> Path:

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
+from numbers import Real
 from statistics import median
 from typing import Any, TypeVar
 
@@ -153,7 +154,7 @@ def split(
     """Split as ``train_test_split`` does; no query of the other part asks for ``relevant``."""
     count = len(dataset.queries)
     is_share = isinstance(test_size, float)
-    is_number = isinstance(test_size, (int, float)) and not isinstance(test_size, bool)
+    is_number = isinstance(test_size, Real) and not isinstance(test_size, bool)
     if not is_number or not (0 < test_size < 1 if is_share else 1 <= test_size < count):
         raise OptionError(
             f"test_size: expected a share between 0 and 1 or a number between 1 and {count - 1}, "

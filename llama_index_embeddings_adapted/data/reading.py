@@ -45,9 +45,6 @@ class Omissions:
         """Count something that is left out."""
         self._found[reason].append(example)
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
     def __str__(self) -> str:
         each = self._found.items()
         told = [f"{len(all_):,} {why} (first: {quote_some(all_)})" for why, all_ in each]
@@ -55,9 +52,9 @@ class Omissions:
 
     def tell(self) -> None:
         """Warn of everything that was left out, or refuse it by a DatasetError if strict."""
-        if self and self._strict:
+        if self._found and self._strict:
             raise DatasetError(f"{self.where}: {self}. Without strict=True they are left out.")
-        if self:
+        if self._found:
             warnings.warn(f"{self.where}: left out or mended: {self}.", stacklevel=3)
 
 

@@ -152,12 +152,6 @@ def parts_of(
 ) -> dict[str, Any]:
     """Return the arguments of a dataset; see ``EmbeddingQAFinetuneDataset.from_records``."""
     if isinstance(rows, Mapping) and "queries" in rows and {"corpus", "relevant_docs"} & set(rows):
-        own = {"queries": queries, "corpus": corpus, "provenance": provenance}
-        if said := [name for name, value in {**own, **options}.items() if value is not None]:
-            raise OptionError(
-                f"{omissions.where}: expected rows, got a dataset, which has no columns and texts "
-                f"and sources of its own. Leave out: {', '.join(said)}."
-            )
         return formats.mended_qa(rows, omissions)
     known = {each.name for each in fields(Feedback)}
     reading = Feedback(**{name: options.pop(name) for name in known & set(options)})
@@ -183,20 +177,28 @@ def parts_of(
     return _finished(found)
 
 
-def queries_of(path: Path, **columns: Any) -> tuple[list[str], bool]:
+def queries_of(path: Path, columns: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Return the queries of a file of rows or of our JSON, and whether documents come with them."""
-    omissions = Omissions(path)
+    omissions, judged = Omissions(path), False
     data = read_file(path, omissions, least=1)
-    if isinstance(data, Mapping) and isinstance(data.get("queries"), Mapping):
-        found, judged = list(data["queries"].values()), True
+    held = data.get("queries") if isinstance(data, Mapping) else None
+    if isinstance(held, Mapping):
+        found, judged = list(held.values()), True
     else:
         table = rows_of(data, path)
-        roles = _roles(table, columns, by_id=[], where=path, needed=("query",))
+        names = list(dict.fromkeys(name for row in table for name in row))
+        alone = len(names) == 1 and _plain(names[0]) not in NAMES["query"] and not columns
+        known: Any = {"query": names} if alone else columns
+        roles = _roles(table, known, by_id=[], where=path, needed=("query",))
         judged = bool(roles["document"] or roles["document_id"])
         found = [row[name] for row in table for name in roles["query"] if row.get(name) is not None]
-    omissions.tell()
-    texts = [repaired(text).strip() for text in found if isinstance(text, str) and text.strip()]
-    return texts, judged
+        if alone and path.suffix.lower() in (".csv", ".tsv"):  # without a line of names
+            found = [*names, *found]
+    if not judged:
+        omissions.tell()
+    return [
+        repaired(each).strip() for each in found if isinstance(each, str) and each.strip()
+    ], judged
 
 
 def as_lists(

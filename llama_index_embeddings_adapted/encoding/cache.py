@@ -47,7 +47,7 @@ def cache_folder(cache_dir: CacheDir) -> Path | None:
     """Return the folder that a ``cache_dir`` stands for, created; None for memory only."""
     if cache_dir is False:
         return None
-    check_kind("cache_dir", cache_dir, (str, Path, NoneType), "a folder, None or False")
+    check_kind("cache_dir", cache_dir, (str, os.PathLike, NoneType), "a folder, None or False")
     folder = llama_cache() / "embeddings_adapted" if cache_dir is None else Path(cache_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -255,8 +255,8 @@ _OPENING = re.compile(
 )
 _NAMES_QUESTION = re.compile(rf"{_ASKS.pattern}|text|\Aq\d*\Z", re.IGNORECASE)
 _NAMES_OTHER = re.compile(
-    r"answ|respuest|antwort|expla|ration|reason|difficult|type|categ|sourc|context|passage|chunk|error"
-    r"|id\Z|\Aa\d*\Z",
+    r"answ|respuest|antwort|expla|ration|reason|difficult|type|categ|sourc|context|passage|chunk|id\Z"
+    r"|\Aerror\Z|\Aa\d*\Z",
     re.IGNORECASE,
 )
 _BARE_NAME = re.compile(r"\b([^\W\d]\w{0,40})\s{0,9}:")

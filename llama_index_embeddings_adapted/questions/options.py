@@ -11,6 +11,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import zip_longest
@@ -131,7 +132,7 @@ class GenerationOptions:
             raise OptionError(f'labels: expected two, as ("Text", "Query"), got {self.labels!r}.')
         if self.embed_model is not None:
             object.__setattr__(self, "embed_model", check_base(self.embed_model, "embed_model"))
-        check_kind("filters", self.filters, Sequence, "a list of functions")
+        check_kind("filters", self.filters, Iterable, "a list of functions")
         odd = [each for each in self.filters if not callable(each)]
         if odd:
             raise OptionError(f"filters: expected functions of a Candidate, got {odd[0]!r}.")
@@ -205,13 +206,18 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
 
 
 def asked_in(
-    path: Path, read: Callable[[Path], Dataset] = Dataset.from_file, **columns: Any
+    path: Path,
+    read: Callable[[Path], Dataset] = Dataset.from_file,
+    columns: Mapping[str, Any] | None = None,
 ) -> list[str] | Dataset:
     """Return the queries of a text file, or of rows without passages; others are a dataset."""
     if path.suffix.lower() == ".txt":
         return read_lines(path)
-    queries, judged = queries_of(path, **columns) if path.is_file() else ([], True)
-    return read(path) if judged else queries
+    with suppress(DatasetError):  # whoever reads a dataset says what is wrong
+        queries, judged = queries_of(path, columns or {})
+        if not judged:
+            return queries
+    return read(path)
 
 
 def read_examples(given: Any) -> list[Example]:

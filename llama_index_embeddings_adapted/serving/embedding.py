@@ -25,7 +25,7 @@ from ..adapters.maps import LinearAdapter, UnitAdapter
 from ..adapters.saving import QuerySketch
 from ..core import files as folders
 from ..core.arrays import Keys, Role, Vectors, as_vectors, content_hashes
-from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of, resolvers, whole_batch
+from ..encoding.base_model import Embedding, Fingerprint, fingerprint_of, resolvers
 from ..encoding.cache import CacheDir, VectorCache, cache_folder
 from ..encoding.serialize import describe_base
 from ..errors import FolderError, OptionError, ShapeError, check_kind, integration, require_extra
@@ -94,15 +94,20 @@ class DocumentEmbedding(WrappedEmbedding):
             raise OptionError("This model embeds documents; ask the adapted model for queries.")
         if not texts:
             return []
-        if missing := self._cache.missing(role, texts):
+        distinct = list(dict.fromkeys(texts))
+        rows, found = self._cache.get(role, distinct)
+        vectors = dict(zip([distinct[row] for row in rows], found, strict=True))
+        if missing := [text for text in distinct if text not in vectors]:
             asked = self._base, missing, role, self.embed_batch_size, self.callback_manager
             answers = yield from base_vectors(*asked)
-            new = as_vectors(answers, what="document vectors of the base model")
+            new = as_vectors(np.array(answers), what="document vectors of the base model")
             self._cache.put(role, missing, new)
-        _, moved = self._cache.get(role, texts)
+            vectors.update(zip(missing, new, strict=True))
+        moved = np.stack([vectors[text] for text in texts])
         if self._adapter is not None:
             moved = self._adapter.apply(moved, role, content_hashes(texts))
-        return whole_batch(self._base, moved.tolist(), texts)  # others may have dropped some
+        embedded: list[Embedding] = moved.tolist()
+        return embedded
 
 
 def _is_first(description: dict[str, Any], model: Fingerprint, folder: Path | None) -> bool:

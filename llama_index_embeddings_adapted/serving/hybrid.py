@@ -135,7 +135,8 @@ class HybridRetriever(SteppedRetriever):
             filters: Of LlamaIndex; hold for both sides.
             cache_dir, show_progress: See :class:`Encoder`.
         """
-        check_kind("index", index, VectorStoreIndex, "a VectorStoreIndex")
+        if not hasattr(index, "_embed_model"):
+            check_kind("index", index, VectorStoreIndex, "a VectorStoreIndex")
         model = check_base(embed_model or index._embed_model, "embed_model")
         found = nodes_by_id(nodes)
         texts = texts_of(found.values())
@@ -220,7 +221,7 @@ class HybridRetriever(SteppedRetriever):
         return rows
 
     def swap(self, **changes: Any) -> None:
-        """Serve with other views from the next query on; :meth:`roll_back` undoes it.
+        """Serve with other views from the next query on; :meth:`roll_back` undoes the last eight.
 
         ``changes`` are ``weight``, ``prior``, ``lexical``, ``vectors``, ``keys``. An adapter is
         swapped in the embedding model.
@@ -234,7 +235,7 @@ class HybridRetriever(SteppedRetriever):
         """Undo the last :meth:`swap`; an OptionError if none is left to be undone."""
         with self._lock:
             if not self._past:
-                raise OptionError("There are no earlier views to roll back to.")
+                raise OptionError(f"There are no earlier views; the last {DEPTH} changes are kept.")
             *self._past, self.views = self._past
 
     def calibrate(self, base: BaseRetriever, queries: Sequence[str]) -> None:

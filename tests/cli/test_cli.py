@@ -436,6 +436,11 @@ def test_live_queries_are_lines_or_rows(tmp_path):
     (tmp_path / "e.txt").write_text("\n\n".join(asked), encoding="utf-8")
     for name in ("a.csv", "b.CSV", "c.jsonl", "d.json", "e.txt"):
         assert inputs.read_queries(tmp_path / name) == asked
+    alone.write_text("\n".join(f'"{q}"' for q in asked), encoding="utf-8")  # no name above it
+    lines = (json.dumps({"_id": key, "text": q}) for key, q in queries.items())
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines), encoding="utf-8")  # of BEIR
+    for name in ("b.CSV", "queries.jsonl"):
+        assert inputs.read_queries(tmp_path / name) == asked
     table.write_text("user,when\n7,now\n", encoding="utf-8")
     with pytest.raises(DatasetError, match="no column is known to hold queries"):
         inputs.read_queries(table)

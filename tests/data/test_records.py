@@ -209,8 +209,6 @@ def test_frames_tables_and_parquet_are_read(tmp_path, small):
         assert len(data.hard_negatives or {}) == 1
     small.save_json(tmp_path / "ours.json")
     assert Dataset.from_file(tmp_path / "ours.json") == small
-    with pytest.raises(OptionError, match=r"got a dataset.* Leave out: provenance, query"):
-        Dataset.from_file(tmp_path / "ours.json", provenance="human", query="question")
 
 
 @pytest.mark.parametrize(

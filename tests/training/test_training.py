@@ -186,7 +186,7 @@ def test_options_out_of_range_are_refused(options, message):
 MEMORY = """
 import numpy as np
 import torch
-from benchmarks.processes import peak_memory
+from benchmarks.processes import memory
 from llama_index_embeddings_adapted import LinearAdapter
 from llama_index_embeddings_adapted.evaluation.held_out import HeldOut, Validation, known_mask
 from llama_index_embeddings_adapted.training.options import TrainingOptions
@@ -204,10 +204,10 @@ options = TrainingOptions(loss="corpus", epochs=1, max_candidates=10_000)
 tiny = encoded(np.eye(4), np.eye(4), [[0], [1], [2], [3]])
 small = Validation(HeldOut(tiny, known_mask(tiny, tiny)))
 fit(tiny, small, LinearAdapter.identity(4), options, show_progress=False)  # loads what torch needs
-before = peak_memory()
+before = memory("VmHWM")
 validation = Validation(HeldOut(held, known_mask(train, held)))
 fit(train, validation, LinearAdapter.identity(256), options, show_progress=False)
-print((peak_memory() - before) * 2**20 / documents.nbytes)
+print((memory("VmHWM") - before) * 2**20 / documents.nbytes)
 """
 
 

@@ -73,9 +73,9 @@ def test_tables_have_means_over_seeds_with_a_spread_or_say_that_there_are_none()
     block = "<!-- results: targets -->\n{}\n<!-- end -->"
     assert tables.refreshed(block.format("old")) == block.format("Not measured yet.")
     keep([run(0, 0.6)])
-    assert "| scifact | +20.0% |" in method_tables.targets_table()
+    assert "| scifact | – | +20.0% |" in method_tables.targets_table()
     keep([run(0, 0.6), run(1, 0.62)])
-    assert "| scifact | +22.0% ± 2.8 |" in method_tables.targets_table()
+    assert "| scifact | – | +22.0% ± 2.8 |" in method_tables.targets_table()
 
 
 def test_peers_have_means_and_a_star_where_most_seeds_lose():

@@ -36,7 +36,7 @@ from ..errors import (
     check_whole,
     nearest,
     truncate,
-)  # fmt: skip
+)
 from .serialize import base_name
 
 _dispatcher = get_dispatcher(__name__)

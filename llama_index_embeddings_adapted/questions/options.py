@@ -32,14 +32,7 @@ from ..data.records import queries_of
 from ..encoding.base_model import check_base
 from ..encoding.cache import CacheDir
 from ..encoding.encoder import Encoder
-from ..errors import (
-    DatasetError,
-    OptionError,
-    check_kind,
-    check_known,
-    check_number,
-    check_whole,
-)  # fmt: skip
+from ..errors import DatasetError, OptionError, check_kind, check_known, check_number, check_whole
 from .answers import is_question
 from .filters import TEXT_FILTERS, Filter, near_duplicates
 from .local_llama import LocalLlama

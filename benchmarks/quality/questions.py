@@ -16,6 +16,7 @@ from benchmarks.quality import judged, views
 from llama_index_embeddings_adapted import (
     Candidate,
     DocumentPrior,
+    HybridRetriever,
     LocalLlama,
     generate_qa_embedding_pairs,
 )
@@ -98,8 +99,9 @@ def _measured(
         engine = sets.trained(written, base, cache, method=method, seed=seed)
         adapters[method] = engine.get_finetuned_model().adapter
         verdicts[method] = engine.report.verdict
+    served = engine.get_finetuned_retriever(nodes[:1])
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
-        scores = _views(written, test, encoder, adapters)
+        scores = _views(written, test, encoder, adapters, served)
     start = scores["base"]
     gains = {v: judged.difference(start, found) for v, found in scores.items() if v != "base"}
     return {
@@ -112,9 +114,13 @@ def _measured(
 
 
 def _views(
-    written: Dataset, test: Dataset, encoder: Encoder, adapters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the scores of base and adapters, alone and with words and a prior at fixed weights."""
+    written: Dataset, test: Dataset, encoder: Encoder, adapters: Mapping[str, Any],
+    served: HybridRetriever,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the scores of base and adapters, alone and with words and a prior at fixed weights.
+
+    ``"retriever"`` is what ``get_finetuned_retriever`` serves of all that, by weights it chose.
+    """
     texts = list(written.queries.values())
     bank = l2_normalize(encoder.encode(texts, "query"))
     about = [written.corpus[documents[0]] for documents in written.relevant_docs.values()]
@@ -128,6 +134,9 @@ def _views(
         found[f"{label}, prior"] = scored.mixed(0, views.PENALTY)
         found[f"{label}, words, prior"] = scored.mixed(views.WORDS, views.PENALTY)
         found[f"{label}, words"] = scored.mixed(views.WORDS, 0)
+    penalty = served.views.prior.weight if served.views.prior else 0.0
+    adapted = plain.adapted(served.embed_model.adapter, bank)
+    found["retriever"] = adapted.mixed(served.views.weight, penalty)
     return found
 
 

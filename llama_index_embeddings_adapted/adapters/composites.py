@@ -13,6 +13,7 @@ from ..core.files import Arrays
 from ..errors import OptionError, ShapeError
 from .base import Adapter, CompositeAdapter, reading, settle
 from .export import Program
+from .maps import LinearAdapter
 
 
 class StackedAdapter(CompositeAdapter):
@@ -123,6 +124,13 @@ class Gate:
             self.others = np.zeros((0, self.queries.shape[1]), dtype=np.float32)
             self.others.setflags(write=False)
 
+    @classmethod
+    def undecided(cls, dim: int) -> Gate:
+        """Return a gate that says one half of every query."""
+        row, none = np.zeros((1, dim), np.float32), np.zeros(len(FEATURES), np.float32)
+        shares, says = np.ones(2, np.float32), np.zeros(len(FEATURES) + 1, np.float32)
+        return cls(row, row, row[:0], shares, says, none, none)
+
     def known(self, queries: Vectors) -> Vectors:
         """Return p(known | q) of queries, ``(n, dim)``, unit rows, as ``(n,)``."""
         return np.asarray(0.5 + 0.5 * np.tanh(0.5 * self.log_odds(queries)), dtype=np.float32)
@@ -215,6 +223,18 @@ class GatedAdapter(CompositeAdapter):
         known = self.gate.trace(program, program.apply("normalize", vector))
         step = program.apply("mul", program.apply("sub", special, general), known)
         return program.apply("normalize", program.apply("add", general, step))
+
+
+def halfway(adapter: Adapter) -> Adapter:
+    """Return what goes half of the way that an adapter goes; one that moves documents, as it is.
+
+    Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903, who mix
+    weights; as adapters need not be linear, we mix what they make of a query.
+    """
+    if adapter.adapts_documents or adapter.is_identity:
+        return adapter
+    dim = adapter.input_dim
+    return GatedAdapter(LinearAdapter.identity(dim), adapter, Gate.undecided(dim))
 
 
 def _log_mass(cosines: Vectors, share: float) -> Vectors:

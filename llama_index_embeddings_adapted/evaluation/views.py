@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.base import Adapter
+from ..adapters.composites import halfway
 from ..adapters.maps import LinearAdapter
 from ..adapters.prior import WEIGHT as PENALTY
 from ..adapters.prior import DocumentPrior
@@ -34,6 +35,9 @@ from .verdict import METRIC, Decision, Verdict
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0)
 PENALTIES = (0.0, 0.1, 0.2, 0.3, 0.5)
 GRID = tuple(product(WEIGHTS, PENALTIES))
+#: What is served of each pair where no gain is proven: queries that an LLM wrote, or headings, have
+#: more words of their documents than those of people, so that by them no weight is too high.
+SAFE_GRID = tuple((min(words, WEIGHT), min(prior, PENALTY)) for words, prior in GRID)
 
 _FOLDS = 5
 _CUT = 10
@@ -156,10 +160,11 @@ class Candidates:
         there = np.isfinite(np.take_along_axis(scores, order, axis=1))
         return np.where(there, found, NO_DOCUMENT)
 
-    def grid(self, relevance: Qrels) -> PerQuery:
-        """Return NDCG@10 of each query at each pair of :data:`GRID`, ``(40, n)``."""
+    def grid(self, relevance: Qrels, pairs: Sequence[tuple[float, float]] = GRID) -> PerQuery:
+        """Return NDCG@10 of each query at each of 40 pairs of weights, ``(40, n)``."""
         shortlist = Shortlist(self.rows, relevance, _CUT)
-        return np.stack([shortlist.ndcg(self.mixed(*pair)) for pair in GRID])
+        found = {pair: shortlist.ndcg(self.mixed(*pair)) for pair in dict.fromkeys(pairs)}
+        return np.stack([found[pair] for pair in pairs])
 
 
 # --- which weights, and what they bring ---------------------------------------------------------
@@ -226,6 +231,12 @@ def cross_fitted_picks(
     return [pick(grids, fold != k, worth) for k in range(count)], pick(grids, fold >= 0, worth)
 
 
+def weights_for(sources: Mapping[str, int]) -> Sequence[tuple[float, float]]:
+    """Return the pairs that may be chosen where queries of such sources judge, how many by each."""
+    real = verdicts.real_queries(sources)
+    return GRID if real is None or real >= verdicts.FEWEST_TO_SHIP else SAFE_GRID
+
+
 def folds_of(queries: int, seed: int) -> Rows:
     """Assign queries to at most five folds of equal size, ``(n,)``."""
     return np.random.default_rng(seed).permutation(queries) % max(1, min(_FOLDS, queries))
@@ -239,11 +250,12 @@ class JudgedPart:
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     candidates: tuple[Candidates, ...]
+    pairs: Sequence[tuple[float, float]] = GRID  #: To choose from; or :data:`SAFE_GRID`.
 
     @cached_property
     def grids(self) -> list[PerQuery]:
         """See :meth:`Candidates.grid`; of each model."""
-        return [each.grid(self.relevance) for each in self.candidates]
+        return [each.grid(self.relevance, self.pairs) for each in self.candidates]
 
     def ranked(self, rows: Rows) -> RetrievalScores:
         """Return the scores of a ranking, ``(n, depth)``."""
@@ -256,7 +268,7 @@ class JudgedPart:
             mine = np.flatnonzero(fold == k)
             if len(mine):
                 candidates = self.candidates[model]
-                found = candidates.ranked(candidates.mixed(*GRID[pair]))[mine]
+                found = candidates.ranked(candidates.mixed(*self.pairs[pair]))[mine]
                 rows[mine, : found.shape[1]] = found
         return self.ranked(rows[:, : min(DEPTH, len(self.document_ids))])
 
@@ -298,6 +310,12 @@ class ViewsReport:
         if self.verdict.decision is Decision.SHIP:
             return self.words, self.prior
         return min(self.words, WEIGHT), min(self.prior, PENALTY)
+
+    def beside(self, model: Adapter) -> Adapter:
+        """Return what to serve of the model: half of the way where no gain is proven."""
+        if not self.model:
+            return LinearAdapter.identity(model.input_dim)
+        return model if self.verdict.decision is Decision.SHIP else halfway(model)
 
     def __str__(self) -> str:
         vectors = f"{'adapted' if self.model else 'base'} vectors"
@@ -383,7 +401,7 @@ def judge_views(
         picks, (model, pair) = cross_fitted_picks(some, fold, worth)
         each = zip(parts, folds, strict=True)
         picked[name] = joined([part.picked(picks, mine) for part, mine in each])
-    words, prior = GRID[pair]
+    words, prior = parts[0].pairs[pair]
     scores = {"BM25": found(Candidates.by_words), "rank fusion": found(Candidates.fused), **picked}
     compare = summarise or (lambda one, other: compare_by_part(one, other, known))
     return ViewsReport(words, prior, model, compare(base, picked["mixture"]), base, scores)
@@ -395,14 +413,15 @@ def judge_on(
     adapter: Adapter,
     bank: Vectors,
     queries: Sequence[str],
+    pairs: Sequence[tuple[float, float]] = GRID,
     *,
     seed: int,
 ) -> ViewsReport | None:
     """Judge words and a prior beside base model and adapter, on queries held out of training.
 
     ``bank`` are base vectors of the training queries, ``(n, dim)``, ``queries`` their texts,
-    ``texts`` those of each part of the validation. Returns None for one query, and for more
-    documents than are scored at once, 65,536.
+    ``texts`` those of each part of the validation, ``pairs`` the weights to choose from. Returns
+    None for one query, and for more documents than are scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
     if len(validation) < 2 or most > arrays.DOCUMENTS_PER_BLOCK:
@@ -414,6 +433,6 @@ def judge_on(
         words = WordScores.of(index, own.queries)
         given = (data.queries, bank, (data.documents, data.keys), words, data.hidden)
         found = tuple(candidates_of(model, *given) for model in models)
-        parts.append(JudgedPart(data.scored, data.query_ids, data.document_ids, found))
+        parts.append(JudgedPart(data.scored, data.query_ids, data.document_ids, found, pairs))
     folds, expect = folds_of(len(validation), seed), validation.expect
     return judge_views(parts, folds, validation.known, share=expect, given=expect is not None)

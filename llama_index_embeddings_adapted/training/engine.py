@@ -37,7 +37,7 @@ from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
 from ..evaluation.page import Texts
 from ..evaluation.reports import Deployment, Engine, FinetuneReport
 from ..evaluation.verdict import LOOKS_RANDOM
-from ..evaluation.views import WordScores, bank_of, judge_on
+from ..evaluation.views import WordScores, bank_of, judge_on, weights_for
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
@@ -269,7 +269,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         judged = {"base": validation.base_scores, "adapted": validation.judge(fitted.adapter)}
         texts, views = self._texts(validation, given), None
         if options.lexical:
-            held = (validation, texts, fitted.adapter, train.queries, self._asked())
+            pairs = weights_for((self._val_dataset or self.dataset).sources)
+            held = (validation, texts, fitted.adapter, train.queries, self._asked(), pairs)
             views = judge_on(*held, seed=seed)
         notes = scoring_notes(validation.parts[0].data, candidate)
         report = FinetuneReport(
@@ -295,8 +296,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
         place = self._output.with_name(f"{self._output.name}.fitting")
-        asked: Any = {"curve": everything.synthetic, "show_progress": self._show_progress}
-        tuned = tune(data, options, words=words, kept=place, **asked)
+        asked: Any = {"curve": everything.synthetic, "pairs": weights_for(everything.sources)}
+        asked |= {"kept": place, "show_progress": self._show_progress}
+        tuned = tune(data, options, words=words, **asked)
         texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
         report = FinetuneReport(
@@ -399,7 +401,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         views, model = self._trained("retriever").views, self.get_finetuned_model()
         found, given = self._found, dict[str, Any](weight=0.0, cache_dir=self._cache_dir)
         if views and found.mixed and views.verdict.decision.stance != "against":
-            adapter = found.mixed if views.model else LinearAdapter.identity(found.mixed.input_dim)
+            adapter = views.beside(found.mixed)
             model = self.get_finetuned_model(adapter=adapter)
             bank = adapter.apply(found.bank)
             given |= dict(zip(("weight", "penalty"), views.weights, strict=True), bank=bank)

@@ -117,6 +117,7 @@ TRAINED: dict[str, Callable[[], Adapter]] = {
     "kernel": lambda: kernel(linear(), weight=2.0, temperature=0.5),
     "gate": lambda: GatedAdapter(linear(), linear(1), gate()),
     "gate without other documents": lambda: GatedAdapter(linear(), linear(1), gate(others=0)),
+    "halfway to a kernel": lambda: composites.halfway(kernel(linear(1))),
     "gate to a kernel": lambda: GatedAdapter(linear(), kernel(linear(1)), gate()),
     "nudges": nudges,
     "stack": lambda: StackedAdapter(linear(), nudges()),

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
 from tests.conftest import QUIET, CountingEmbedding, index_of, nodes_of
 
@@ -69,10 +71,20 @@ def test_without_lexical_there_are_vectors_only(reports, tmp_path):
         engine_of(reports, tmp_path, lexical="bm25")
 
 
-def test_where_an_llm_wrote_the_queries_words_get_no_more_than_a_safe_weight(reports, tmp_path):
-    engine = engine_of(reports.with_provenance("llm"), tmp_path, epochs=2)
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}])
+def test_where_an_llm_wrote_the_queries_nothing_gets_more_than_a_safe_weight(
+    options, reports, tmp_path
+):
+    engine = engine_of(reports.with_provenance("llm"), tmp_path, **options)
     engine.finetune()
     views = engine.report.views
     assert views.verdict.decision is package.Decision.PROMISING
-    assert views.words > 0.4 == views.weights[0]
-    assert views.weights[1] <= 0.2
+    assert views.weights == (views.words, views.prior)  # what was judged is what is served
+    assert views.words == 0.4
+    assert views.prior <= 0.2
+    adapted, model = dataclasses.replace(views, model=1), engine.candidate.adapter
+    queries = l2_normalize(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
+    half = l2_normalize(queries + l2_normalize(model.map(queries)))
+    assert adapted.beside(model).map(queries) == pytest.approx(half, abs=1e-6)
+    assert dataclasses.replace(adapted, real=None).beside(model) is model  # proven
+    assert dataclasses.replace(adapted, model=0).beside(model).is_identity

@@ -387,7 +387,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
     ) -> HybridRetriever:
         """Return what held-out queries find best of vectors, words and a document prior together.
 
-        Where the verdict on the mixture is against it, it is :meth:`get_finetuned_model` alone.
+        Where they prove no gain, words and prior have at most their safe weights, and queries go
+        half of the adapter's way, see :func:`halfway`; where the verdict on the mixture is against
+        it, it is :meth:`get_finetuned_model` alone.
 
         Args:
             index_or_nodes: An index over the base model's vectors, or over those of the adapted

@@ -231,10 +231,10 @@ def cross_fitted_picks(
     return [pick(grids, fold != k, worth) for k in range(count)], pick(grids, fold >= 0, worth)
 
 
-def weights_for(sources: Mapping[str, int]) -> Sequence[tuple[float, float]]:
-    """Return the pairs that may be chosen where queries of such sources judge, how many by each."""
+def prove(sources: Mapping[str, int]) -> bool:
+    """Say whether queries of such sources, how many by each, can prove a gain."""
     real = verdicts.real_queries(sources)
-    return GRID if real is None or real >= verdicts.FEWEST_TO_SHIP else SAFE_GRID
+    return real is None or real >= verdicts.FEWEST_TO_SHIP
 
 
 def folds_of(queries: int, seed: int) -> Rows:
@@ -250,7 +250,12 @@ class JudgedPart:
     query_ids: tuple[str, ...]
     document_ids: tuple[str, ...]
     candidates: tuple[Candidates, ...]
-    pairs: Sequence[tuple[float, float]] = GRID  #: To choose from; or :data:`SAFE_GRID`.
+    prove: bool = True  #: Whether they can prove a gain; else weights are safe ones.
+
+    @property
+    def pairs(self) -> Sequence[tuple[float, float]]:
+        """The weights to choose from."""
+        return GRID if self.prove else SAFE_GRID
 
     @cached_property
     def grids(self) -> list[PerQuery]:
@@ -413,26 +418,28 @@ def judge_on(
     adapter: Adapter,
     bank: Vectors,
     queries: Sequence[str],
-    pairs: Sequence[tuple[float, float]] = GRID,
     *,
     seed: int,
+    prove: bool = True,
 ) -> ViewsReport | None:
     """Judge words and a prior beside base model and adapter, on queries held out of training.
 
     ``bank`` are base vectors of the training queries, ``(n, dim)``, ``queries`` their texts,
-    ``texts`` those of each part of the validation, ``pairs`` the weights to choose from. Returns
-    None for one query, and for more documents than are scored at once, 65,536.
+    ``texts`` those of each part of the validation; ``prove`` says whether they can prove a gain,
+    else adapters go half of their way. Returns None for one query, and for more documents than are
+    scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
     if len(validation) < 2 or most > arrays.DOCUMENTS_PER_BLOCK:
         return None
     identity = LinearAdapter.identity(adapter.input_dim)
-    models, parts = [identity] if adapter.is_identity else [identity, adapter], []
+    judged = adapter if prove else halfway(adapter)
+    models, parts = [identity] if adapter.is_identity else [identity, judged], []
     for data, own in zip((part.data for part in validation.parts), texts, strict=True):
         index = BM25Index.of(dict(zip(data.document_ids, own.documents, strict=True)), queries)
         words = WordScores.of(index, own.queries)
         given = (data.queries, bank, (data.documents, data.keys), words, data.hidden)
         found = tuple(candidates_of(model, *given) for model in models)
-        parts.append(JudgedPart(data.scored, data.query_ids, data.document_ids, found, pairs))
+        parts.append(JudgedPart(data.scored, data.query_ids, data.document_ids, found, prove))
     folds, expect = folds_of(len(validation), seed), validation.expect
     return judge_views(parts, folds, validation.known, share=expect, given=expect is not None)

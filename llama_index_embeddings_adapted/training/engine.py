@@ -37,7 +37,7 @@ from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
 from ..evaluation.page import Texts
 from ..evaluation.reports import Deployment, Engine, FinetuneReport
 from ..evaluation.verdict import LOOKS_RANDOM
-from ..evaluation.views import WordScores, bank_of, judge_on, weights_for
+from ..evaluation.views import WordScores, bank_of, judge_on, prove
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
@@ -269,9 +269,9 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         judged = {"base": validation.base_scores, "adapted": validation.judge(fitted.adapter)}
         texts, views = self._texts(validation, given), None
         if options.lexical:
-            pairs = weights_for((self._val_dataset or self.dataset).sources)
-            held = (validation, texts, fitted.adapter, train.queries, self._asked(), pairs)
-            views = judge_on(*held, seed=seed)
+            held = (validation, texts, fitted.adapter, train.queries, self._asked())
+            sources = (self._val_dataset or self.dataset).sources
+            views = judge_on(*held, seed=seed, prove=prove(sources))
         notes = scoring_notes(validation.parts[0].data, candidate)
         report = FinetuneReport(
             *compare_by_part(judged["base"], judged["adapted"], validation.known),
@@ -296,7 +296,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
         place = self._output.with_name(f"{self._output.name}.fitting")
-        asked: Any = {"curve": everything.synthetic, "pairs": weights_for(everything.sources)}
+        asked: Any = {"curve": everything.synthetic, "prove": prove(everything.sources)}
         asked |= {"kept": place, "show_progress": self._show_progress}
         tuned = tune(data, options, words=words, **asked)
         texts = Texts.of(everything, tuned.judged["base"])

@@ -11,7 +11,7 @@ from ...errors import OptionError, nearest
 from ..options import TrainingOptions
 from . import pipelines
 from .pipelines import IDENTITY, SPECS, KernelSpec, PipelineSpec, TrainedSpec, TwoSidedSpec
-from .selection import ALPHAS, Proposer, SearchState, work
+from .selection import Proposer, SearchState
 
 _GONE = {
     "memory": '"kernel"',
@@ -24,7 +24,7 @@ _GONE = {
     "two_layer": 'method="linear" with adapter_model=TwoLayerAdapter.identity(dim)',
 }
 _RENAMED = {"facing": "query_on_mapped"}
-_MEMORISING: list[PipelineSpec] = [pipelines.CorpusSpec(alpha) for alpha in ALPHAS]
+_MEMORISING: list[PipelineSpec] = [pipelines.CorpusSpec(alpha) for alpha in pipelines.ALPHAS]
 
 #: Takes the query side that memorises best so far, and all that is known, and proposes others.
 QuerySides = Callable[[PipelineSpec, SearchState], list[PipelineSpec]]
@@ -85,16 +85,16 @@ def search_space(methods: Sequence[str], adapts: str) -> list[Proposer]:
 def planned(methods: Sequence[str], adapts: str, queries: int) -> float:
     """Return how much :func:`work` a search is in a fold, before it is known what is proposed."""
     named = [spec for name in methods if name != "auto" for spec in alone(name)]
-    kernel = work(KernelSpec(IDENTITY, 1.0, 1.0), queries)
+    kernel = pipelines.work(KernelSpec(IDENTITY, 1.0, 1.0), queries)
     auto = {"query": 9.9 + 6 * kernel, "both": 25.3 + 15 * kernel}[adapts]
-    return sum(work(spec, queries) for spec in named) + ("auto" in methods) * auto
+    return sum(pipelines.work(spec, queries) for spec in named) + ("auto" in methods) * auto
 
 
 def alone(method: str) -> list[PipelineSpec]:
     """Return the specs to choose from where one method is asked for by name, simplest first."""
     spec = SPECS[method]
     if issubclass(spec, TrainedSpec):
-        return [spec(alpha) for alpha in ALPHAS]
+        return [spec(alpha) for alpha in pipelines.ALPHAS]
     specs: dict[str, list[PipelineSpec]] = {
         "whitening": [pipelines.WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
         "ridge": [pipelines.RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
@@ -112,7 +112,10 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     kinds: list[type[TrainedSpec]] = [pipelines.MnrSpec, pipelines.LinearSpec, pipelines.CorpusSpec]
     if adapts == "both":
         kinds += [TwoSidedSpec]
-    return [pipelines.WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
+    return [
+        pipelines.WhiteningSpec(0.25),
+        *[kind(alpha) for alpha in pipelines.ALPHAS for kind in kinds],
+    ]
 
 
 def _kernels(adapts: str, state: SearchState) -> list[PipelineSpec]:
@@ -178,4 +181,4 @@ def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[Pipelin
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
-    return [pipelines.NudgeSpec(base, alpha) for alpha in ALPHAS]
+    return [pipelines.NudgeSpec(base, alpha) for alpha in pipelines.ALPHAS]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...adapters.composites import halfway
 from ...adapters.maps import NudgeAdapter
 from ...core.arrays import Mask, Rows, l2_normalize
 from ...core.encoded import EncodedDataset
@@ -25,9 +26,8 @@ from ..closed_form import Spectrum, narrowed, span
 from ..options import TrainingOptions
 from ..trainer import device_for, each_in_threads, run_in_threads
 from .cross_fitting import Fold, QueryBasis, folds
-from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec
+from .pipelines import IDENTITY, NudgeSpec, PipelineFitter, PipelineSpec, QueryOnMappedSpec, work
 
-ALPHAS = (0.5, 0.75, 1.0)  # parts of the way from where training starts to where it ends
 _SHARES = (0.25, 0.5)  # of the training queries, of a learning curve, before all of them
 _WORTH = 0.1  # of the gain: what twice the queries have to add
 _FINALISTS = 2  # that a mixture with words is chosen among; 3 and 5 gave about the same
@@ -227,6 +227,7 @@ def select(
     words: ScoreWords | None = None,
     kept: Path | None = None,
     curve: bool = False,
+    prove: bool = True,
     bar: Any = None,
     meanwhile: Callable[[PipelineSpec], Any] | None = None,
 ) -> Selection:
@@ -237,29 +238,16 @@ def select(
     in which specs are proposed, and race on); the spec to follow is chosen on all.
 
     On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
-    the queries; trained maps are in ``kept`` for a run after a kill; ``curve`` asks what fewer
-    queries gain; ``bar`` shows :func:`work` done; ``meanwhile`` works beside it on the choice.
+    the queries; adapters go half of their way beside them where queries cannot ``prove`` a gain;
+    trained maps are in ``kept`` for a run after a kill; ``curve`` asks what fewer queries gain;
+    ``bar`` shows :func:`work` done; ``meanwhile`` works beside it on the choice.
     """
     search = _Search(data, mix, options, kept, bar)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
-    found = search.conclude(words, meanwhile)
+    found = search.conclude(words, meanwhile, prove)
     return replace(found, curve=search.curve(found.spec)) if curve else found
-
-
-#: Of fitting and scoring a spec in a fold: measured on five sets. Of one training, the first part
-#: of the way has all the work.
-_WORK = {"mnr": 3.0, "linear": 3.0, "corpus": 3.0, "two_sided": 6.0, "nudge": 3.0}
-
-
-def work(spec: PipelineSpec, queries: int) -> float:
-    """Return how much work a spec is in a fold of so many queries, after what it builds upon."""
-    last = spec.last
-    if last.method == "kernel":
-        return 0.06 + 0.00013 * queries
-    again = getattr(last, "alpha", ALPHAS[0]) != ALPHAS[0]
-    return 0.0 if again else _WORK.get(last.method, 0.06)
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,7 +362,7 @@ class _Search:
         self.scores.scores.update({spec: scores[spec] for spec in left})
 
     def conclude(
-        self, words: ScoreWords | None, meanwhile: Callable[[PipelineSpec], Any] | None
+        self, words: ScoreWords | None, meanwhile: Callable[[PipelineSpec], Any] | None, prove: bool
     ) -> Selection:
         """Choose for each fold on the others, and on all."""
         scores, specs = self.scores, list(self.scores.scores)
@@ -385,7 +373,8 @@ class _Search:
         works: list[Callable[[], Any]] = [partial(meanwhile, best)] if meanwhile else []
         last = len(works)
         if words is not None:
-            works += [partial(self._with_words, each, finalists, words) for each in self._judges]
+            asked = finalists, words, prove
+            works += [partial(self._with_words, each, *asked) for each in self._judges]
         done = each_in_threads(lambda k: works[k](), len(works), self._at_once)
         chosen = judged["adapted"].values(METRIC)
         return Selection(best, scores, chosen, self._failed, judged, finalists, done[last:])
@@ -415,14 +404,15 @@ class _Search:
         return [spec for spec in gains if spec in {IDENTITY, chosen, *best}]
 
     def _with_words(
-        self, judge: FoldJudge, specs: Sequence[PipelineSpec], words: ScoreWords
+        self, judge: FoldJudge, specs: Sequence[PipelineSpec], words: ScoreWords, prove: bool
     ) -> JudgedPart:
         """Return what specs find in a fold, by words and vectors."""
         train, test = judge.fold.train, judge.fold.test
         given = (test.queries, train.queries, (train.documents, train.keys))
         own = (words(test.rows), test.excluded)
-        found = (candidates_of(judge.fitter.fit(spec), *given, *own) for spec in specs)
-        part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found))
+        models = (judge.fitter.fit(spec) for spec in specs)
+        found = (candidates_of(m if prove else halfway(m), *given, *own) for m in models)
+        part = JudgedPart(test.relevance, *self._ids(test.rows), tuple(found), prove)
         _ = part.grids  # computed here, where folds are at work at once
         return part
 

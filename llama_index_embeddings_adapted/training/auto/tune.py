@@ -24,7 +24,7 @@ from ...evaluation.held_out import PartReport, Parts, labels_look_random
 from ...evaluation.reports import SelectionReport
 from ...evaluation.retrieval import RetrievalScores, search
 from ...evaluation.verdict import METRIC, Decision, Verdict
-from ...evaluation.views import GRID, ScoreWords, ViewsReport, judge_views
+from ...evaluation.views import ScoreWords, ViewsReport, judge_views
 from ..closed_form import MOST_KEYS, narrowed, span
 from ..options import LOOP, TrainingOptions
 from .cross_fitting import TooLittleError
@@ -62,14 +62,14 @@ def tune(
     words: Callable[[EncodedDataset], ScoreWords] | None = None,
     kept: Path | None = None,
     curve: bool = False,
-    pairs: Sequence[tuple[float, float]] = GRID,
+    prove: bool = True,
     show_progress: bool = True,
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
 
     No query is judged by what saw it. ``words`` says what they find, None: vectors only; ``kept``
     is a folder for what a run after a kill need not train again, gone after success; ``curve`` asks
-    what fewer queries gain; ``pairs`` are the weights of words and prior to choose from.
+    what fewer queries gain; ``prove`` says whether the queries can prove a gain.
     """
     methods = check_methods(options.method, options.adapts)
     sample, sampled = _sampled(data, options.seed)
@@ -89,7 +89,7 @@ def tune(
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
-            asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar}
+            asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar, "prove": prove}
             selection = select(sample, space, mix, options, meanwhile=everything.beside, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
@@ -111,7 +111,7 @@ def tune(
     judged: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
     report = choice(str(selection.spec), verdict, **judged)
     served = candidate if report.ship or options.ship == "always" else identity
-    mixture = _mixture(selection, candidate, everything, pairs)
+    mixture = _mixture(selection, candidate, everything)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)
 
 
@@ -146,18 +146,14 @@ def _bar(
 
 
 def _mixture(
-    selection: Selection,
-    candidate: Adapter,
-    everything: _Everything,
-    pairs: Sequence[tuple[float, float]],
+    selection: Selection, candidate: Adapter, everything: _Everything
 ) -> tuple[ViewsReport | None, Adapter | None]:
     """Choose among the finalists beside words and a prior, and fit the choice on everything."""
     scores = selection.scores
     if not selection.parts:
         return None, None
-    parts = selection.parts
     views = judge_views(
-        parts if pairs is GRID else [replace(part, pairs=pairs) for part in parts],
+        selection.parts,
         scores.fold,
         scores.known,
         share=scores.mix.known_share,

@@ -99,7 +99,7 @@ def _measured(
         engine = sets.trained(written, base, cache, method=method, seed=seed)
         adapters[method] = engine.get_finetuned_model().adapter
         verdicts[method] = engine.report.verdict
-    served = engine.get_finetuned_retriever(nodes[:1])
+    served = engine.get_finetuned_retriever(nodes[:1])  # of "auto"
     with Encoder(base, cache_dir=cache, show_progress=False) as encoder:
         scores = _views(written, test, encoder, adapters, served)
     start = scores["base"]

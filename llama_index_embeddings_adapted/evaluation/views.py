@@ -425,9 +425,8 @@ def judge_on(
     """Judge words and a prior beside base model and adapter, on queries held out of training.
 
     ``bank`` are base vectors of the training queries, ``(n, dim)``, ``queries`` their texts,
-    ``texts`` those of each part of the validation; ``prove`` says whether they can prove a gain,
-    else adapters go half of their way. Returns None for one query, and for more documents than are
-    scored at once, 65,536.
+    ``texts`` those of each part of the validation; ``prove`` says whether they can prove a gain.
+    Returns None for one query, and for more documents than are scored at once, 65,536.
     """
     most = max(len(part.data.documents) for part in validation.parts)
     if len(validation) < 2 or most > arrays.DOCUMENTS_PER_BLOCK:

@@ -270,8 +270,8 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         texts, views = self._texts(validation, given), None
         if options.lexical:
             held = (validation, texts, fitted.adapter, train.queries, self._asked())
-            sources = (self._val_dataset or self.dataset).sources
-            views = judge_on(*held, seed=seed, prove=prove(sources))
+            whose = self._whose(judged["base"].query_ids)
+            views = judge_on(*held, seed=seed, prove=prove(whose))
         notes = scoring_notes(validation.parts[0].data, candidate)
         report = FinetuneReport(
             *compare_by_part(judged["base"], judged["adapted"], validation.known),
@@ -296,7 +296,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
         place = self._output.with_name(f"{self._output.name}.fitting")
-        asked: Any = {"curve": everything.synthetic, "prove": prove(everything.sources)}
+        asked: Any = {"curve": everything.synthetic, "prove": prove(self._whose(data.query_ids))}
         asked |= {"kept": place, "show_progress": self._show_progress}
         tuned = tune(data, options, words=words, **asked)
         texts = Texts.of(everything, tuned.judged["base"])
@@ -318,9 +318,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         self, report: FinetuneReport, encoder: Encoder, began: float, judged: Iterable[str]
     ) -> FinetuneReport:
         """Add what it cost, what it learnt from, and how many of the judged queries are whose."""
-        given = self._val_dataset or self.dataset
-        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
-        sources = dict(Counter(known.get(query, "unknown") for query in judged))
+        sources = self._whose(judged)
         return replace(
             report,
             settings={**report.settings, "judged_on": sources},
@@ -329,6 +327,12 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             **encoder.spent,
             data=data_statistics(self.dataset),
         )
+
+    def _whose(self, judged: Iterable[str]) -> dict[str, int]:
+        """Return how many of the judged queries are from which source."""
+        given = self._val_dataset or self.dataset
+        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
+        return dict(Counter(known.get(query, "unknown") for query in judged))
 
     def _serving(
         self,

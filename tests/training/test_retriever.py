@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import llama_index_embeddings_adapted as package
+from llama_index_embeddings_adapted.adapters.composites import halfway
 from llama_index_embeddings_adapted.core.arrays import l2_normalize
 from llama_index_embeddings_adapted.errors import NotTrainedError, OptionError
 from tests.conftest import QUIET, CountingEmbedding, index_of, nodes_of
@@ -40,14 +41,12 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
     assert told["views"]["BM25"]["ndcg@10"] > told["views"]["base"]["ndcg@10"] + 0.3
     assert told["overall"]["difference"]["low"] > 0
     assert "· words - " in str(engine.report)
-    wanted = {"base", "adapted", "BM25", "rank fusion", "mixture"}
-    assert wanted <= set(engine.report.held_out.scores)
+    assert {"base", "adapted", "BM25", "rank fusion", "mixture"} <= {*engine.report.held_out.scores}
     nodes = nodes_of(reports.corpus)
     retriever = engine.get_finetuned_retriever(nodes, top_k=3)
     assert (retriever.views.weight, retriever.top_k) == (views.words, 3)
     found = [retriever.retrieve(query) for query in reports.queries.values()]
     assert np.mean([nodes[0].node_id == f"d{at}" for at, nodes in enumerate(found)]) > 0.9
-
     retriever.save_pretrained(tmp_path / "retriever")
     base = CountingEmbedding(dim=4)
     dense = index_of(reports.corpus, base).as_retriever(similarity_top_k=100)
@@ -62,8 +61,7 @@ def test_a_retriever_has_the_weights_that_held_out_queries_found(options, report
 def test_without_lexical_there_are_vectors_only(reports, tmp_path):
     engine = engine_of(reports, tmp_path, lexical=None, epochs=2)
     engine.finetune()
-    assert engine.report.views is None
-    assert engine.report.to_dict()["views"] is None
+    assert engine.report.views is engine.report.to_dict()["views"] is None
     assert set(engine.report.held_out.scores) == {"base", "adapted"}
     retriever = engine.get_finetuned_retriever(nodes_of(reports.corpus))
     assert (retriever.views.weight, retriever.views.prior) == (0.0, None)
@@ -72,19 +70,21 @@ def test_without_lexical_there_are_vectors_only(reports, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"epochs": 2}, {"method": "whitening"}])
-def test_where_an_llm_wrote_the_queries_nothing_gets_more_than_a_safe_weight(
-    options, reports, tmp_path
-):
+def test_by_queries_of_an_llm_all_weights_are_safe(options, reports, tmp_path, monkeypatch):
+    halved: list[Any] = []
+    for room in ("training.auto.selection", "evaluation.views"):
+        place = f"{package.__name__}.{room}.halfway"
+        monkeypatch.setattr(place, lambda model: halved.append(model) or halfway(model))
     engine = engine_of(reports.with_provenance("llm"), tmp_path, **options)
     engine.finetune()
+    assert halved  # what competes beside words
     views = engine.report.views
     assert views.verdict.decision is package.Decision.PROMISING
-    assert views.weights == (views.words, views.prior)  # what was judged is what is served
+    assert views.weights == (views.words, views.prior)  # what was judged is served, no more
     assert views.words == 0.4
-    assert views.prior <= 0.2
-    adapted, model = dataclasses.replace(views, model=1), engine.candidate.adapter
-    queries = l2_normalize(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
-    half = l2_normalize(queries + l2_normalize(model.map(queries)))
+    weight, queries = map(l2_normalize, np.random.default_rng(0).standard_normal((2, 4, 4)))
+    adapted, model = dataclasses.replace(views, model=1), package.LinearAdapter(weight)
+    half = l2_normalize(queries + model.map(queries))
     assert adapted.beside(model).map(queries) == pytest.approx(half, abs=1e-6)
     assert dataclasses.replace(adapted, real=None).beside(model) is model  # proven
     assert dataclasses.replace(adapted, model=0).beside(model).is_identity

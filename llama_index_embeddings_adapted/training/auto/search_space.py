@@ -10,7 +10,7 @@ from ...adapters.base import Adapter
 from ...errors import OptionError, nearest
 from ..options import TrainingOptions
 from . import pipelines
-from .pipelines import IDENTITY, SPECS, KernelSpec, PipelineSpec, TrainedSpec, TwoSidedSpec
+from .pipelines import ALPHAS, IDENTITY, SPECS, KernelSpec, PipelineSpec, TrainedSpec, TwoSidedSpec
 from .selection import Proposer, SearchState
 
 _GONE = {
@@ -24,7 +24,7 @@ _GONE = {
     "two_layer": 'method="linear" with adapter_model=TwoLayerAdapter.identity(dim)',
 }
 _RENAMED = {"facing": "query_on_mapped"}
-_MEMORISING: list[PipelineSpec] = [pipelines.CorpusSpec(alpha) for alpha in pipelines.ALPHAS]
+_MEMORISING: list[PipelineSpec] = [pipelines.CorpusSpec(alpha) for alpha in ALPHAS]
 
 #: Takes the query side that memorises best so far, and all that is known, and proposes others.
 QuerySides = Callable[[PipelineSpec, SearchState], list[PipelineSpec]]
@@ -94,7 +94,7 @@ def alone(method: str) -> list[PipelineSpec]:
     """Return the specs to choose from where one method is asked for by name, simplest first."""
     spec = SPECS[method]
     if issubclass(spec, TrainedSpec):
-        return [spec(alpha) for alpha in pipelines.ALPHAS]
+        return [spec(alpha) for alpha in ALPHAS]
     specs: dict[str, list[PipelineSpec]] = {
         "whitening": [pipelines.WhiteningSpec(power) for power in (0.15, 0.25, 0.4)],
         "ridge": [pipelines.RidgeSpec(strength) for strength in (30.0, 10.0, 3.0, 1.0)],
@@ -112,10 +112,7 @@ def _maps(adapts: str, state: SearchState) -> list[PipelineSpec]:
     kinds: list[type[TrainedSpec]] = [pipelines.MnrSpec, pipelines.LinearSpec, pipelines.CorpusSpec]
     if adapts == "both":
         kinds += [TwoSidedSpec]
-    return [
-        pipelines.WhiteningSpec(0.25),
-        *[kind(alpha) for alpha in pipelines.ALPHAS for kind in kinds],
-    ]
+    return [pipelines.WhiteningSpec(0.25), *[kind(alpha) for alpha in ALPHAS for kind in kinds]]
 
 
 def _kernels(adapts: str, state: SearchState) -> list[PipelineSpec]:
@@ -181,4 +178,4 @@ def _gates_between(general: PipelineSpec, special: PipelineSpec) -> list[Pipelin
 
 
 def _nudges_on(base: PipelineSpec) -> list[PipelineSpec]:
-    return [pipelines.NudgeSpec(base, alpha) for alpha in pipelines.ALPHAS]
+    return [pipelines.NudgeSpec(base, alpha) for alpha in ALPHAS]

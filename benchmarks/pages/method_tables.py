@@ -231,10 +231,9 @@ def examples_table() -> str:
 
 
 def _over_base(gains: list[list[float]], base: float) -> str:
-    """Return the mean gain of several seeds, and how many are proven, or proven losses."""
-    above, below = sum(low > 0 for _, low, _ in gains), sum(high < 0 for *_, high in gains)
-    proven = {f" ({above} above 0)": above, f" ({below} below 0)": below}
-    return f"{mean(gain for gain, *_ in gains) / base:+.1%}" + "".join(filter(proven.get, proven))
+    """Return the mean gain of several seeds, and the mean interval: as if all erred alike."""
+    found, low, high = (mean(each) / base for each in zip(*gains, strict=True))
+    return f"{found:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 _WRITTEN = "set | writer | passages | seeds"

@@ -37,6 +37,7 @@ def descend(
     both: bool = False,
     moment: Vectors | None = None,
     longer: float = 1.0,
+    finer: float = 1.0,
 ) -> Adapter:
     """Return the linear map, or one for each side, that ranks the relevant documents first.
 
@@ -45,13 +46,15 @@ def descend(
     queries against ``max_candidates`` documents.
 
     Steps are 80 for up to 800 queries, 160 of twice the batch and rate for 1,600 and more, and
-    ``longer`` times as many; ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all
+    ``longer`` times as many. ``finer`` steps are that many more, and that much smaller: they drift
+    less for the same gain. ``epochs`` has no effect. ``moment`` is the mean of ``d dᵀ`` over all
     documents, ``(dim, dim)``, if it is at hand. Source: Kingma and Ba 2015, arXiv:1412.6980, for
     the steps.
     """
     more = min(2.0, max(1.0, len(train.relevance) / 800))
-    steps, batch = round(longer * more * _STEPS), round(more * options.batch_size)
-    options = replace(options, batch_size=batch, learning_rate=more * _RATE * options.learning_rate)
+    steps, batch = round(finer * longer * more * _STEPS), round(more * options.batch_size)
+    rate = more * _RATE / finer * options.learning_rate
+    options = replace(options, batch_size=batch, learning_rate=rate)
     run = _Descent(train, start, options, both, moment)
     for step in range(steps):
         run.step(1.0 - step / steps)

@@ -301,8 +301,8 @@ class PipelineFitter:
 
     ``spectrum`` is that of the documents. ``start`` is what the query side does before anything is
     learned, if anything; ``base`` then works on the vectors of the base model. Trained maps are
-    kept in the folder ``kept``, so that a run that was killed goes on with them. ``longer`` is that
-    of :func:`descend`.
+    kept in the folder ``kept``, so that a run that was killed goes on with them. ``longer`` and
+    ``finer`` are those of :func:`descend`.
     """
 
     train: EncodedDataset
@@ -312,6 +312,7 @@ class PipelineFitter:
     base: PipelineFitter | None = None
     kept: Path | None = None
     longer: float = 1.0
+    finer: float = 1.0
     _made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -365,7 +366,8 @@ class PipelineFitter:
         most = min(most, _MOST_MAPPED) if both else most
         options = replace(self.options, loss=spec.loss, max_candidates=most)
         moment = None if both else self.spectrum.moment
-        end = descend(self.train, start, options, both=both, moment=moment, longer=self.longer)
+        how: Any = {"both": both, "moment": moment, "longer": self.longer, "finer": self.finer}
+        end = descend(self.train, start, options, **how)
         if place is not None:
             end.save(place)
         return end
@@ -383,6 +385,7 @@ class PipelineFitter:
                 base=self,
                 kept=self.kept and self.kept / f"on {document_map}",
                 longer=self.longer,
+                finer=self.finer,
             )
 
         return self.once("fitter", document_map, fitter)

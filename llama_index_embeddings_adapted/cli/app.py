@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data.dataset import EmbeddingQAFinetuneDataset as Dataset
 
 _SHOWN = 300  # characters of a passage
-_FEWEST_JUDGES = 100  # real queries prove more than many written ones, from here on
+_FEWEST_JUDGES = 100  # examples that say better than written questions when to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +160,7 @@ class QuestionJob(EmbeddingJob, DataJob):
         llm, suited = inputs.resolve_writer(self.llm)
         options = dict(suited)
         if self.examples is not None:
+            options = {k: v for k, v in suited.items() if k not in ("styles", "questions_per_call")}
             options["examples"] = self._asked(self.examples)
             if "max_chunks" in options:
                 options["max_chunks"] *= 2  # a call takes less than half as long
@@ -247,7 +248,7 @@ class Finetune(QuestionJob):
             if self.estimate:
                 return CommandResult(str(dataset), {"estimate": vars(dataset)})
             inputs.save_pairs(dataset, self._beside("pairs.json"))
-            val, lines = self._judges(val, dataset), [f"{dataset.report}\n"]
+            val, lines = self._judges(val, dataset, options["method"]), [f"{dataset.report}\n"]
         options |= {"model_output_path": self.out, "val_dataset": val, **self._encoding}
         engine = EmbeddingAdapterFinetuneEngine(dataset, model, **options)
         engine.finetune()
@@ -264,15 +265,14 @@ class Finetune(QuestionJob):
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.name}.{ending}")
 
-    def _judges(self, val: Dataset | None, written: Dataset) -> Dataset | None:
-        """Return the queries of --val, or many of --examples, less those the writer was shown."""
+    def _judges(self, val: Dataset | None, written: Dataset, method: Any) -> Dataset | None:
+        """Return the queries of --val or of --examples, less those that the writer was shown."""
         if self.examples is None:
             return val
         if isinstance(real := val or self._asked(self.examples), list):
             return None  # without passages they judge nothing
-        shown = {example.query for example in written.report.shown}
-        rest = [q for q, text in real.queries.items() if " ".join(text.split()) not in shown]
-        if len(rest) < (_FEWEST_JUDGES if val is None else 1):
+        rest = written.report.not_shown(real.queries)
+        if not rest or (val is None and method == "linear" and len(real) < _FEWEST_JUDGES):
             return None
         return real.subset(rest).model_copy(update={"corpus": {**written.corpus, **real.corpus}})
 

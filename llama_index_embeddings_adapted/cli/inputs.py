@@ -226,7 +226,7 @@ def resolve_writer(spec: str) -> tuple[LLM, dict[str, Any]]:
     if spec == "smollm2":
         return LocalLlama(max_tokens=48, stop=["\n"]), _SMALL
     if kind == "gguf" and rest:
-        return LocalLlama(path=rest), {"concurrency": 1}
+        return LocalLlama(path=str(existing(Path(rest)))), {"concurrency": 1}
     if kind == "ollama" and model:
         settings = {"base_url": url} if url else {}
         made = integration("llms.ollama", "Ollama")(model=model, request_timeout=300.0, **settings)

@@ -9,7 +9,7 @@ import math
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from numbers import Real
 from statistics import median
@@ -226,6 +226,21 @@ def hold_out_documents(
                     taken.add(asker)
                     count += sizes[asker] if sizes else 1
     return taken, touched.keys() - taken
+
+
+def as_lists(
+    relevant: Any, grades: Mapping[str, Mapping[str, float]] | None
+) -> tuple[Any, Mapping[str, Mapping[str, float]] | None]:
+    """Return relevance as lists, and the grades, where sets or dicts of grades were given."""
+    if not isinstance(relevant, Mapping):
+        return relevant, grades
+    given = {q: docs for q, docs in relevant.items() if isinstance(docs, Mapping)}
+    graded = {q: {d: g for d, g in docs.items() if g > 0} for q, docs in given.items()}
+    lists = {
+        q: list(graded[q]) if q in graded else sorted(docs) if isinstance(docs, Set) else docs
+        for q, docs in relevant.items()
+    }
+    return lists, {**graded, **(grades or {})} if graded else grades
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

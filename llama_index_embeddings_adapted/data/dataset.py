@@ -80,7 +80,7 @@ class EmbeddingQAFinetuneDataset(BaseModel):
         twins_count: bool = True,
         allow_unjudged: bool = False,
     ) -> None:
-        lists, grades = records.as_lists(relevant_docs, grades)
+        lists, grades = contents.as_lists(relevant_docs, grades)
         if not isinstance(mode, str):
             raise DatasetError(f"mode: expected a string such as 'text', got {mode!r}.")
         contents.check(queries, corpus, lists, grades, hard_negatives, provenance)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -58,6 +59,7 @@ _LIKE = [
 ]
 _LISTS = ("examples", "data", "rows", "records", "samples", "test_set", "testset")
 _MOST_COLUMNS = 20  # of a table; what has more is a dict of queries, two of them named like columns
+_JSON = re.compile(r"\.(json|jsonl|ndjson|parquet)(\.gz)?$", re.IGNORECASE)  # which has names
 _HOP = re.compile(r"^<\d+-hop>\s*")  # Ragas marks the contexts of questions that need several
 
 
@@ -177,43 +179,41 @@ def parts_of(
     return _finished(found)
 
 
-def queries_of(path: Path, columns: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """Return the queries of a file of rows or of our JSON, and whether documents come with them."""
-    omissions, judged = Omissions(path), False
-    data = read_file(path, omissions, least=1)
-    held = data.get("queries") if isinstance(data, Mapping) else None
+def queries_of(given: Any, columns: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return the queries of texts, rows, our JSON or a Path to them, and whether documents come."""
+    omissions, judged = Omissions(given if isinstance(given, Path) else "rows"), False
+    data = read_file(given, omissions, least=1) if isinstance(given, Path) else given
+    held: Any = data.get("queries") if isinstance(data, Mapping) else data
+    held = held.tolist() if hasattr(held, "tolist") else held  # a series
     if isinstance(held, Mapping):
         found, judged = list(held.values()), True
+    elif isinstance(held, (Sequence, Set)) and all(isinstance(each, str) for each in held):
+        found = sorted(held) if isinstance(held, Set) else list(held)
     else:
-        table = rows_of(data, path)
+        table = rows_of(data, omissions.where)
         names = list(dict.fromkeys(name for row in table for name in row))
         alone = len(names) == 1 and _plain(names[0]) not in NAMES["query"] and not columns
-        known: Any = {"query": names} if alone else columns
-        roles = _roles(table, known, by_id=[], where=path, needed=("query",))
+        asked: Any = {"where": omissions.where, "by_id": [], "needed": ("query",)}
+        roles = _roles(table, {"query": names} if alone else columns, **asked)
         judged = bool(roles["document"] or roles["document_id"])
         found = [row[name] for row in table for name in roles["query"] if row.get(name) is not None]
-        if alone and path.suffix.lower() in (".csv", ".tsv"):  # without a line of names
-            found = [*names, *found]
+        if alone and isinstance(given, Path) and not _JSON.search(given.name):
+            named = _names_queries(names[0], found)
+            if named or len(names[0].split()) <= 3:  # either
+                what = "the name of its column" if named else 'a query; if not, name it "query"'
+                warnings.warn(f"{given}: the first line, {names[0]!r}, is {what}.", stacklevel=4)
+            found = found if named else [*names, *found]
     if not judged:
         omissions.tell()
-    return [
-        repaired(each).strip() for each in found if isinstance(each, str) and each.strip()
-    ], judged
+    texts = [repaired(each).strip() for each in found if isinstance(each, str)]
+    return list(filter(None, texts)), judged
 
 
-def as_lists(
-    relevant: Any, grades: Mapping[str, Mapping[str, float]] | None
-) -> tuple[Any, Mapping[str, Mapping[str, float]] | None]:
-    """Return relevance as lists, and the grades, where sets or dicts of grades were given."""
-    if not isinstance(relevant, Mapping):
-        return relevant, grades
-    given = {q: docs for q, docs in relevant.items() if isinstance(docs, Mapping)}
-    graded = {q: {d: g for d, g in docs.items() if g > 0} for q, docs in given.items()}
-    lists = {
-        q: list(graded[q]) if q in graded else sorted(docs) if isinstance(docs, Set) else docs
-        for q, docs in relevant.items()
-    }
-    return lists, {**graded, **(grades or {})} if graded else grades
+def _names_queries(line: str, others: Sequence[Any]) -> bool:
+    """Guess whether the first line of a list of queries is a name: one word, if few of them are."""
+    words, alone = _plain(line).split("_"), sum(len(str(each).split()) == 1 for each in others)
+    known = len(words) <= 3 and not _LIKE[0].isdisjoint(words)
+    return known if len(words) > 1 else alone < 0.1 * len(others)
 
 
 def rows_of(data: Any, where: object) -> list[Row]:

@@ -164,15 +164,24 @@ class Gain:
 
 
 def hold_out_split(
-    data: EncodedDataset, given: EncodedDataset | None, *, expect: float | None, seed: int
+    data: EncodedDataset,
+    given: EncodedDataset | None,
+    *,
+    alone: bool = False,
+    expect: float | None,
+    seed: int,
 ) -> tuple[EncodedDataset, Validation]:
-    """Decide what to train on, and to validate on besides ``given``, or raise a DatasetError."""
+    """Decide what to train on, and to validate on besides ``given``, or raise a DatasetError.
+
+    ``alone``: on nothing besides.
+    """
     check_queries_differ(data)
     # Judging takes queries times documents.
     judges = max(_FEWEST_JUDGES, _SCORES_PER_JUDGEMENT // max(1, len(data.documents)))
     most = judges / max(1, len(data.relevance))
     by_query, by_document = min(HELD_OUT, most) if given is None else 0.0, min(HELD_OUT, most)
-    if expect == 1.0 or (given is not None and (~known_mask(data, given)).sum() >= _ENOUGH_NEW):
+    new_given = 0 if given is None else (~known_mask(data, given)).sum()
+    if alone or expect == 1.0 or new_given >= _ENOUGH_NEW:
         by_document = 0.0
     rows, held = hold_out(data, queries=by_query, documents=by_document, seed=seed)
     train = data.take(rows)

@@ -29,7 +29,12 @@ from ..errors import OptionError, truncate
 from .retrieval import RetrievalScores, parse
 from .verdict import METRIC, Decision, Interval, Verdict, mean_interval, paired_difference
 
-_PARTS = {"overall": "all", "known": "known documents", "new": "new documents"}
+_PARTS = {
+    "overall": "all",
+    "known": "known documents",
+    "new": "new documents",
+    "people": "of people alone",
+}
 _COLOURS = 6  # classes ``m0`` … ``m5``; more models share them
 _SHOWN = {"hit_rate@5": "Hit rate@5", "mrr@10": "MRR@10", "ndcg@10": "NDCG@10, which decides"}
 MOST_CANDIDATES = 12  #: drawn of what competed; the best

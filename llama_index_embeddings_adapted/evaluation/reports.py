@@ -165,6 +165,7 @@ class FinetuneReport:
         held_out: Base and adapted model on the held-out queries, one by one; None where that was
             not kept. Not part of :meth:`to_dict`, as it holds texts.
         views: What words and a document prior add; None where that was not asked.
+        people: Held-out queries of people alone, where an LLM or headings gave others; else None.
     """
 
     overall: PartReport
@@ -186,6 +187,7 @@ class FinetuneReport:
     deployment: Deployment | None = None
     held_out: Comparison | None = None
     views: ViewsReport | None = None
+    people: PartReport | None = None
 
     @property
     def base(self) -> Mapping[str, float]:
@@ -216,10 +218,10 @@ class FinetuneReport:
     def verdict(self) -> Verdict:
         """What to make of it."""
         difference = self.overall.difference
-        real = verdicts.real_queries(self.settings.get("judged_on") or {})
+        sources = self.settings.get("judged_on")
         if self.choice is not None:
             shipped = self.choice.ship
-            return verdicts.gaining(difference, real=real) if shipped else self.choice.verdict
+            return verdicts.gaining(difference, sources) if shipped else self.choice.verdict
         generalises = self.new is not None and self.new.difference.beyond_luck
         if self.settings.get("looks_random") and not generalises:
             return LOOKS_RANDOM
@@ -232,7 +234,7 @@ class FinetuneReport:
         elif difference.p_value > _P_TO_SHIP:
             verdict = verdicts.inconclusive(difference, _CHANCE)
         else:
-            verdict = verdicts.gaining(difference, real=real)
+            verdict = verdicts.gaining(difference, sources)
         if self.settings.get("expect") is not None:
             return verdict
         known, new = (0 if part is None else part.queries for part in (self.known, self.new))
@@ -263,7 +265,7 @@ class FinetuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON knows it."""
-        parts = ("overall", "known", "new", "choice", "views")
+        parts = ("overall", "known", "new", "people", "choice", "views")
         return {
             **_plain(self, without=(*parts, "held_out", "history", "deployment")),
             **{name: part and part.to_dict() for name in parts for part in [getattr(self, name)]},
@@ -292,8 +294,9 @@ class FinetuneReport:
         lines = [f"Verdict: {self.verdict}.", *(f"  {line}" for line in self.headline)]
         # Queries are judged by what the other folds chose, even where all together choose nothing.
         whose = ", by what other folds chose; it is not saved" * self._nothing_better
-        names = ("all", "known documents", "new documents")
-        for name, part in zip(names, (self.overall, self.known, self.new), strict=True):
+        names = ("all", "known documents", "new documents", "of people alone")
+        parts = (self.overall, self.known, self.new, self.people)
+        for name, part in zip(names, parts, strict=True):
             if part is not None:
                 lines.append(f"  {name}: {part}, {part.queries} held-out queries{whose}")
         kept = f"kept: epoch {self.best_epoch} of {len(self.history) - 1}"

@@ -25,7 +25,10 @@ FEWEST = 20
 #: Judged queries of people from which on a gain may be shipped. Below, an interval lies beside zero
 #: by chance nearly twice as often as it says (benchmarks: parts; whole runs: nulls)
 FEWEST_TO_SHIP = 20
-#: Sources of queries that no user asked: a gain on them alone proves nothing of live queries
+#: Judged queries of people from which on they alone judge, others only train: 100, less those that
+#: the writer of the others was shown
+FEWEST_ALONE = 70
+#: Sources of queries that no user asked: a gain on them proves nothing of live queries
 MADE = ("llm", "structure")
 _SURE = 3.1  # standard errors: one-sided, one in a thousand
 _WORTH_SAYING = 10  # times the queries at hand: more than that is no advice
@@ -97,18 +100,25 @@ LOOKS_RANDOM = Verdict(
 )
 
 
-def real_queries(judged: Mapping[str, int]) -> int | None:
-    """Return how many judged queries neither an LLM wrote nor documents contain, if known."""
-    return sum(n for source, n in judged.items() if source not in MADE) if judged else None
+def _of_people(sources: Mapping[str, int]) -> int:
+    return sum(count for source, count in sources.items() if source not in MADE)
 
 
-def gaining(difference: Difference, *, real: int | None = None) -> Verdict:
-    """Return the verdict on a significant gain; ``real``: queries of people, None for all."""
-    real = difference.queries if real is None else real
+def prove(sources: Mapping[str, int]) -> bool:
+    """Say whether a gain on queries of such sources, how many by each, is one of live queries."""
+    return _of_people(sources) >= FEWEST_TO_SHIP and set(MADE).isdisjoint(sources)
+
+
+def gaining(difference: Difference, sources: Mapping[str, int] | None = None) -> Verdict:
+    """Return the verdict on a significant gain; ``sources`` says how many judged are from where."""
+    sources = sources or {"unknown": difference.queries}
     numbers = difference.numbers.replace(" ", " NDCG@10 ", 1)
-    if real >= FEWEST_TO_SHIP:
+    if prove(sources):
         return Verdict(Decision.SHIP, f"held-out queries gain {numbers}", difference)
-    few = f"{real or 'none'} of those judged, at least {FEWEST_TO_SHIP} are needed"
+    real, needed = _of_people(sources), f"at least {FEWEST_TO_SHIP} are needed"
+    if real >= FEWEST_TO_SHIP:
+        needed = f"an LLM or headings gave the others; {FEWEST_ALONE} would judge alone"
+    few = f"{real or 'none'} of those judged, {needed}"
     reason = f"judge on real queries before shipping; {few}; held-out ones gain {numbers}"
     return Verdict(Decision.PROMISING, reason, difference)
 

@@ -231,12 +231,6 @@ def cross_fitted_picks(
     return [pick(grids, fold != k, worth) for k in range(count)], pick(grids, fold >= 0, worth)
 
 
-def prove(sources: Mapping[str, int]) -> bool:
-    """Say whether queries of such sources, how many by each, can prove a gain."""
-    real = verdicts.real_queries(sources)
-    return real is None or real >= verdicts.FEWEST_TO_SHIP
-
-
 def folds_of(queries: int, seed: int) -> Rows:
     """Assign queries to at most five folds of equal size, ``(n,)``."""
     return np.random.default_rng(seed).permutation(queries) % max(1, min(_FOLDS, queries))
@@ -290,7 +284,7 @@ class ViewsReport:
     #: View → what it finds: ``"BM25"``, ``"base + BM25"``, ``"rank fusion"``,
     #: ``"base + words + prior"`` and ``"mixture"``, with the best of all models.
     scores: dict[str, RetrievalScores] = field(repr=False)
-    real: int | None = None  #: Judged queries of people; None for all.
+    sources: Mapping[str, int] | None = None  #: How many judged queries are from where, if known.
 
     @property
     def verdict(self) -> Verdict:
@@ -302,12 +296,12 @@ class ViewsReport:
             if part is not None and part.queries >= verdicts.FEWEST and part.difference.high < 0:
                 return verdicts.dropping(documents, part.difference)
         if difference.low > 0:
-            return verdicts.gaining(difference, real=self.real)
+            return verdicts.gaining(difference, self.sources)
         return verdicts.inconclusive(difference)
 
     def judged_by(self, sources: Mapping[str, int]) -> ViewsReport:
         """Return the report, knowing whose queries judged: how many by source."""
-        return replace(self, real=verdicts.real_queries(sources))
+        return replace(self, sources=sources)
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.utils import count_tokens
 from tqdm import tqdm
 
+from ..core import files
 from ..data.dataset import EmbeddingQAFinetuneDataset
 from ..encoding import base_model
 from ..encoding.cache import cache_folder
@@ -221,11 +222,16 @@ class GenerationRun(ExitStack):
         check_choice("on_failure", on_failure, ("continue", "fail"))
         self._most, self._on_failure = num_questions_per_chunk, on_failure
         self._output, self._verbose, self._structure = output_path, verbose, structure
+        if output_path is not None:
+            files.check_target(Path(output_path), error=OptionError)
         llm = Settings.llm if llm is None else llm
         self._calls = LLMCalls(llm, self.options, retry_limit)
         self._nodes = given.nodes_of(nodes)
         self.corpus = given.corpus_of(self._nodes)
         shown = self.options.shown(self.corpus)
+        if shown and qa_generate_prompt_tmpl is not None:
+            said = "your prompt shows no examples; they only judge what comes back"
+            warnings.warn(f"qa_generate_prompt_tmpl: {said}.", stacklevel=3)
         prompts = self.options.prompts(self._most, qa_generate_prompt_tmpl, shown, llm)
         self.examples = prompts.examples
         everything = given.passages_of(self._nodes, self.corpus)

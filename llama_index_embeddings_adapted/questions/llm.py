@@ -27,7 +27,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from ..core.files import read_bytes
 from ..encoding.serialize import looks_secret, names_secret, without_url_secrets
-from ..errors import GenerationError, check_kind, check_whole, status_of, truncate
+from ..errors import (
+    AdaptedError,
+    GenerationError,
+    MissingExtraError,
+    OptionError,
+    check_kind,
+    check_whole,
+    status_of,
+    truncate,
+)
 from .answers import MOST_READ
 from .local_llama import LocalLlama, one_line
 from .options import GenerationOptions
@@ -124,7 +133,11 @@ class LLMCalls:
         check_whole("retry_limit", attempts)
         check_kind("llm", llm, LLM, "a LlamaIndex LLM")
         self._llm, self._options = llm, options
-        self._chat = llm.metadata.is_chat_model
+        try:
+            self._chat = llm.metadata.is_chat_model
+        except Exception as error:  # some ask their server
+            self._give_up_if_fatal(error)
+            raise
         method = "achat" if self._chat else "acomplete"
         # That of CustomLLM blocks the loop. LlamaIndex wraps the methods of every class anew.
         own, blocking = (inspect.unwrap(getattr(each, method)) for each in (type(llm), CustomLLM))
@@ -169,16 +182,19 @@ class LLMCalls:
     def _give_up_if_fatal(self, error: Exception) -> None:
         reason = fatal_reason(error, reached=False)  # this was the last attempt
         if reason is not None:
-            model = without_url_secrets(self._llm.metadata.model_name)
+            named = getattr(self._llm, "model", getattr(self._llm, "model_name", ""))
+            model = without_url_secrets(str(named))  # metadata may need the server
             raise GenerationError(
                 f"{type(self._llm).__name__}({model}) {reason} What is finished is kept; the same "
                 "call continues there."
             ) from error
-        if isinstance(error, GenerationError):
+        if isinstance(error, AdaptedError):
             raise error
 
     def _may_repeat(self, error: BaseException) -> bool:
         if not isinstance(error, Exception) or _status(error) in _PERMANENT:
+            return False
+        if isinstance(error, (OptionError, MissingExtraError)):
             return False
         return fatal_reason(error, reached=self._heard) is None
 
@@ -234,8 +250,12 @@ def identity(llm: LLM) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             settings[name] = {k: repr(v) for k, v in value.items() if not names_secret(str(k))}
+    own = {} if "class_name" in vars(type(llm)) else {"type": type(llm).__qualname__}
+    if isinstance(llm, LocalLlama) and llm.path:  # names of files repeat
+        own["bytes"] = str(Path(llm.path).stat().st_size) if Path(llm.path).is_file() else ""
     return {
         "class": llm.class_name(),
+        **own,
         "model": llm.metadata.model_name,
         **{name: repr(value) for name, value in settings.items() if value is not None},
     }
@@ -302,7 +322,9 @@ class AnswerCache:
         return None if row is None else CachedAnswer(*row[1:])
 
     def put(self, key: str, answer: CachedAnswer) -> None:
-        """Keep an answer; when this returns it survives a kill."""
+        """Keep an answer, unless it is empty; when this returns it survives a kill."""
+        if not answer.text.strip():  # as during an outage
+            return
         with self._explained():
             self._db.execute(_INSERT, _row(key, answer))
 

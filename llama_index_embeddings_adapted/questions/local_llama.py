@@ -139,7 +139,11 @@ class LocalLlama(CustomLLM):
             params.verbosity = -1
             for threads in (params.cpuparams, params.cpuparams_batch):
                 threads.n_threads = self.threads
-            self._server = llama.Server(params)
+            try:
+                self._server = llama.Server(params)
+            except Exception as cause:
+                what = f"llama.cpp cannot load {weights}: {cause}"
+                raise OptionError(f"path: expected a GGUF file; {what}.") from cause
             return self._server
 
 

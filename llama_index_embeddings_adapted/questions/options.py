@@ -10,7 +10,7 @@ import random
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -39,6 +39,7 @@ from .local_llama import LocalLlama
 from .prompts import STYLES, Example, PromptConfig
 
 _WITH_EXAMPLES = {"round_trip_k": 50, "generic_matches": 100}
+_IDLE = (("labels", "completion"), ("styles", "questions_per_call"))  # without, and with, examples
 
 #: Reserved for the answer, per question.
 TOKENS_PER_QUESTION = 80
@@ -118,7 +119,10 @@ class GenerationOptions:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0.0)
         check_number("near_duplicate", self.near_duplicate, above=0.0, most=1.0)
-        if isinstance(self.styles, str):
+        check_whole("seed", self.seed, least=0)
+        if self.completion is not None:
+            check_kind("completion", self.completion, bool, "True, False or None")
+        if isinstance(self.styles, str) or not isinstance(self.styles, Iterable):
             raise OptionError(f"styles: expected a list of names, got {self.styles!r}.")
         pair = ("", "") if self.labels is None else self.labels
         if not isinstance(pair, (tuple, list)) or [type(each) for each in pair] != [str, str]:
@@ -142,8 +146,13 @@ class GenerationOptions:
             )
             options = {k: v for k, v in options.items() if k not in ("executor", "actors")}
         check_known(options, (field.name for field in fields(cls)), what="Generation")
-        loose = _WITH_EXAMPLES if options.get("examples") is not None else {}
-        return cls(**{**loose, **options})
+        shown = options.get("examples") is not None
+        loose = _WITH_EXAMPLES if shown else {}
+        found = cls(**{**loose, **options})
+        if idle := [name for name in _IDLE[shown] if getattr(found, name) != getattr(cls, name)]:
+            beside = "beside examples, which decide" if shown else "without examples"
+            warnings.warn(f"{', '.join(idle)}: no effect {beside}.", stacklevel=4)
+        return found
 
     def shown(self, corpus: Mapping[str, str]) -> tuple[Example, ...]:
         """Return the examples, 8 of over 30; the nearest passage stands in for an unknown one."""
@@ -199,18 +208,21 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, str]:
 
 
 def asked_in(
-    path: Path,
-    read: Callable[[Path], Dataset] = Dataset.from_file,
+    given: Any,
+    read: Callable[[Any], Dataset] = Dataset.from_records,
     columns: Mapping[str, Any] | None = None,
 ) -> list[str] | Dataset:
-    """Return the queries of a text file, or of rows without passages; others are a dataset."""
-    if path.suffix.lower() == ".txt":
-        return read_lines(path)
+    """Return the queries of a text file, or of rows without passages; others are a dataset.
+
+    Rows may be in the file at a :class:`~pathlib.Path`.
+    """
+    if isinstance(given, Path) and given.suffix.lower() == ".txt":
+        return read_lines(given)
     with suppress(DatasetError):  # whoever reads a dataset says what is wrong
-        queries, judged = queries_of(path, columns or {})
+        queries, judged = queries_of(given, columns or {})
         if not judged:
             return queries
-    return read(path)
+    return read(given)
 
 
 def read_examples(given: Any) -> list[Example]:
@@ -220,16 +232,22 @@ def read_examples(given: Any) -> list[Example]:
     three are an OptionError, what cannot be read is a DatasetError.
     """
     if isinstance(given, (str, Path)):
-        given = asked_in(Path(given))
-    if isinstance(given, (list, tuple)) and all(isinstance(each, str) for each in given):
-        found = [Example("", " ".join(text.split())) for text in given if text.strip()]
+        given = Path(given)
+    elif isinstance(given, Iterator):
+        given = list(given)
+    data = given if isinstance(given, Dataset) else asked_in(given)
+    if isinstance(data, Dataset):
+        best = (
+            max(data.relevant_docs.get(query, ()), key=partial(data.grade, query), default="")
+            for query in data.queries
+        )
+        passages = [data.corpus.get(document, "") for document in best]
+        texts = list(data.queries.values())
     else:
-        data = given if isinstance(given, Dataset) else Dataset.from_records(given)
-        pairs = zip(data.queries.items(), data.relevant_docs.values(), strict=True)
-        found = [
-            Example(data.corpus[max(docs, key=partial(data.grade, query))], " ".join(text.split()))
-            for (query, text), docs in pairs
-        ]
+        texts = [text for text in data if text.strip()]
+        passages = [""] * len(texts)
+    queries = (" ".join(text.split()) for text in texts)
+    found = [Example(*each) for each in zip(passages, queries, strict=True)]
     repeats = near_duplicates([example.query for example in found])
     found = [example for row, example in enumerate(found) if row not in repeats]
     if len(found) < FEWEST_EXAMPLES:

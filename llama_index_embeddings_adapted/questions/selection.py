@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +95,13 @@ class QuestionReport:
     def examples(self, reason: str, limit: int = 3) -> list[str]:
         """Return the first few questions that were dropped for a reason."""
         return [d.candidate.text for d in self.dropped if d.reason == reason][:limit]
+
+    def not_shown(self, queries: Mapping[str, str]) -> list[str]:
+        """Return the ids of those, id → text, that are like none the writer was shown."""
+        shown = [example.query for example in self.shown]
+        twins = near_duplicates([*shown, *queries.values()])
+        rows = enumerate(queries, start=len(shown))
+        return [query for row, query in rows if twins.get(row, row) >= len(shown)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and examples as JSON knows them."""
@@ -235,7 +244,7 @@ def select(
         return [candidate for candidate, reason in judged if not reason]
 
     filters = _filters(options.filters, examples)
-    objecting = (next((f.__name__ for f in filters if f(c)), None) for c in candidates)
+    objecting = (next((_name(f) for f in filters if f(c)), None) for c in candidates)
     kept = without(candidates, objecting)
     count: Counter[str] = Counter()
 
@@ -272,8 +281,20 @@ def _filters(filters: Sequence[Filter], examples: Sequence[Example]) -> tuple[Fi
     if not examples:
         return tuple(filters)
     shown = [Candidate(example.query, "", example.passage) for example in examples]
-    own = (f for f in filters if not any(map(f, shown)))
+
+    def objects(judge: Filter) -> bool:
+        with suppress(LookupError):  # of documents: an example may be about none of them
+            return any(map(judge, shown))
+        return False
+
+    own = (judge for judge in filters if not objects(judge))
     return (*own, _form([example.query for example in examples]))
+
+
+def _name(judge: Filter) -> str:
+    """Return the name of a function, or of what else is called like one."""
+    judge = judge.func if isinstance(judge, partial) else judge
+    return getattr(judge, "__name__", type(judge).__name__)
 
 
 def _form(queries: Sequence[str]) -> Filter:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.schema import BaseNode
@@ -36,8 +37,8 @@ from ..evaluation.comparison import Comparison
 from ..evaluation.held_out import Validation, compare_by_part, scoring_notes
 from ..evaluation.page import Texts
 from ..evaluation.reports import Deployment, Engine, FinetuneReport
-from ..evaluation.verdict import LOOKS_RANDOM
-from ..evaluation.views import WordScores, bank_of, judge_on, prove
+from ..evaluation.verdict import FEWEST_ALONE, LOOKS_RANDOM, MADE, prove
+from ..evaluation.views import WordScores, bank_of, judge_on
 from ..serving.embedding import AdaptedEmbedding
 from ..serving.hybrid import HybridRetriever
 from ..serving.views import index_and_nodes
@@ -259,7 +260,11 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         start = start or whitening(data.documents, bias=options.bias)
         seed, shown = options.seed, self._show_progress
         looks_random = held_out.labels_look_random(data, seed=seed, tell=shown)
-        train, validation = held_out.hold_out_split(data, given, expect=options.expect, seed=seed)
+        theirs = () if given is None else given.query_ids
+        written = len(self._people(data.query_ids)) < len(data.query_ids)
+        alone = written and FEWEST_ALONE <= len(theirs) == len(self._people(theirs))
+        how: Any = {"alone": alone, "expect": options.expect, "seed": seed}
+        train, validation = held_out.hold_out_split(data, given, **how)
         settings: dict[str, Any] = {"show_progress": shown, "on_step": self._checkpoint}
         fitted = fit(train, validation, start, options, **settings)
         candidate = fitted.adapter
@@ -296,8 +301,10 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         held_out.check_queries_differ(data)
         words = None if options.lexical is None else partial(WordScores.within, everything)
         place = self._output.with_name(f"{self._output.name}.fitting")
-        asked: Any = {"curve": everything.synthetic, "prove": prove(self._whose(data.query_ids))}
-        asked |= {"kept": place, "show_progress": self._show_progress}
+        judges = self._judges(data.query_ids)
+        judged = data.query_ids if judges is None else judges
+        asked: Any = {"curve": everything.synthetic, "prove": prove(self._whose(judged))}
+        asked |= {"judges": judges, "kept": place, "show_progress": self._show_progress}
         tuned = tune(data, options, words=words, **asked)
         texts = Texts.of(everything, tuned.judged["base"])
         kept = {name: getattr(options, name) for name in ("method", "adapts", "expect", "seed")}
@@ -309,7 +316,7 @@ class EmbeddingAdapterFinetuneEngine(Engine):
             held_out=Comparison(tuned.judged | (tuned.views.scores if tuned.views else {}), texts),
             views=tuned.views,
         )
-        report = self._completed(report, encoder, began, data.query_ids)
+        report = self._completed(report, encoder, began, judged)
         written = (report.data or {}).get("questions")  # what is merged knows of no writing
         report = replace(report, data=data_statistics(everything) | {"questions": written})
         return self._serving(tuned.adapter, tuned.candidate, report, data, data, tuned.mixed)
@@ -318,9 +325,15 @@ class EmbeddingAdapterFinetuneEngine(Engine):
         self, report: FinetuneReport, encoder: Encoder, began: float, judged: Iterable[str]
     ) -> FinetuneReport:
         """Add what it cost, what it learnt from, and how many of the judged queries are whose."""
-        sources = self._whose(judged)
+        sources, scores = self._whose(judged), report.held_out and report.held_out.scores
+        people = None
+        if scores and not set(MADE).isdisjoint(sources):
+            both = scores["base"], scores["adapted"]
+            theirs = np.isin(both[0].query_ids, self._people(both[0].query_ids))
+            people = compare_by_part(*both, theirs).known
         return replace(
             report,
+            people=people,
             settings={**report.settings, "judged_on": sources},
             views=report.views and report.views.judged_by(sources),
             seconds=time.perf_counter() - began,
@@ -330,9 +343,21 @@ class EmbeddingAdapterFinetuneEngine(Engine):
 
     def _whose(self, judged: Iterable[str]) -> dict[str, int]:
         """Return how many of the judged queries are from which source."""
-        given = self._val_dataset or self.dataset
-        known = {**(self.dataset.provenance or {}), **(given.provenance or {})}
-        return dict(Counter(known.get(query, "unknown") for query in judged))
+        return dict(Counter(map(self._source, judged)))
+
+    def _source(self, query: str) -> str:
+        both = (self._val_dataset or self.dataset, self.dataset)
+        known = (each.provenance.get(query) for each in both if each.provenance)
+        return next(filter(None, known), "unknown")
+
+    def _people(self, queries: Iterable[str]) -> list[str]:
+        """Return those that neither an LLM wrote nor documents contain."""
+        return [query for query in queries if self._source(query) not in MADE]
+
+    def _judges(self, queries: Sequence[str]) -> list[str] | None:
+        """Return the queries of people where they are enough to judge alone; None: all judge."""
+        people = self._people(queries)
+        return people if FEWEST_ALONE <= len(people) < len(queries) else None
 
     def _serving(
         self,

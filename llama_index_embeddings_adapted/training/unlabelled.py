@@ -68,7 +68,7 @@ def adapt_without_labels(
         pseudo_labels: Adapt queries, towards what the retriever ranks first for them, see
             :func:`self_trained`. A model that has an adapter keeps it.
         top_k, candidates: See :class:`HybridRetriever`.
-        cache_dir, show_progress: See :class:`Encoder`.
+        cache_dir, show_progress: See :class:`Encoder`; of the LLM's answers, too.
         writing: Passed to :func:`generate_qa_embedding_pairs`, with ``llm`` only.
 
     Raises:
@@ -80,10 +80,10 @@ def adapt_without_labels(
     if writing and llm is None:
         raise OptionError(f"{', '.join(sorted(writing))}: of use with llm=… only.")
     index, nodes = index_and_nodes(index_or_nodes, base := check_base(base, "base"))
-    texts, sources = _queries(queries, nodes, llm, writing)
+    quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
+    texts, sources = _queries(queries, nodes, llm, {**quiet, **writing})
     some = np.sort(np.random.default_rng(0).permutation(len(texts))[:MOST_QUERIES])
     asked = [texts[row] for row in some]
-    quiet: Any = {"cache_dir": cache_dir, "show_progress": show_progress}
     bank = adapted(base, encode(base_of(base), asked, "query", **quiet), "query") if asked else None
     found = HybridRetriever.from_nodes(
         index, nodes, embed_model=base, weight=weight, penalty=penalty, queries=texts, bank=bank,

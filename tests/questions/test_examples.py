@@ -1,8 +1,11 @@
 import json
 import random
 from collections import Counter
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import pandas as pd
 import pytest
 from llama_index.core.llms import CompletionResponse
 from llama_index.core.llms.callbacks import llm_completion_callback
@@ -14,8 +17,12 @@ from llama_index_embeddings_adapted import EmbeddingQAFinetuneDataset as Dataset
 from llama_index_embeddings_adapted import LocalLlama, generate_qa_embedding_pairs
 from llama_index_embeddings_adapted.cli.app import Finetune
 from llama_index_embeddings_adapted.errors import OptionError
-from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Candidate
-from llama_index_embeddings_adapted.questions.options import GenerationOptions, labels_of
+from llama_index_embeddings_adapted.questions.filters import TEXT_FILTERS, Candidate, refusal
+from llama_index_embeddings_adapted.questions.options import (
+    GenerationOptions,
+    labels_of,
+    read_examples,
+)
 from llama_index_embeddings_adapted.questions.prompts import SHOWN, Example, PromptConfig, pieces
 from llama_index_embeddings_adapted.questions.selection import _filters, select
 from tests.conftest import CountingEmbedding, real_data
@@ -64,6 +71,59 @@ def test_of_many_pairs_eight_are_drawn_and_queries_of_a_log_get_the_nearest_pass
         assert {(each.passage, each.judged) for each in found} == {(q, False) for q in corpus}
     with pytest.raises(OptionError, match="queries without passages need embed_model"):
         GenerationOptions(**given).shown(corpus)
+
+
+def test_queries_keep_their_passages_whatever_the_order_and_without_one_is_a_log(tmp_path):
+    texts, corpus = {f"q{n}": r["query"] for n, r in enumerate(ROWS)}, {}
+    corpus = {f"d{n}": row["document"] for n, row in enumerate(ROWS)}
+    judged = {f"q{n}": [f"d{n}"] for n in (2, 0)}
+    data = Dataset(texts, corpus, {**judged, "q1": []}, allow_unjudged=True)
+    found = {each.query: each.passage for each in read_examples(data)}
+    assert found == {each.query: each.passage * (each != EXAMPLES[1]) for each in EXAMPLES}
+    queries = list(texts.values())
+    (tmp_path / "list.json").write_text(json.dumps(queries))
+    shapes = [tmp_path / "list.json", set(queries), {"queries": queries}, pd.Series(queries)]
+    for given in [*shapes, [{"query": query} for query in queries]]:
+        assert {each.query for each in read_examples(given)} == set(queries)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [("queries", True), ("Suchanfrage", True), ("Top queries", True), ("user query", True),
+     ("lost my card", False), ("can somebody tell me when it opens", None)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["a.csv", "a.md"])
+def test_the_first_line_of_a_list_is_a_query_unless_it_is_like_a_name(line, named, name, tmp_path):
+    queries = [row["query"] for row in ROWS]
+    (tmp_path / name).write_text("\n".join([line, *queries]))
+    said = nullcontext()
+    if named is not None:
+        said = pytest.warns(UserWarning, match="the name of" if named else "a query; if not")
+    with said:
+        found = [each.query for each in read_examples(tmp_path / name)]
+    assert found == ([] if named else [line]) + queries
+
+
+def test_what_has_no_effect_says_so():
+    def own(candidate: Candidate, least: int) -> bool:
+        return len({"d": 1}[candidate.document]) < least  # an example is about no document
+
+    asked = {"examples": ROWS, "cache_dir": False, **QUIET}
+    with pytest.warns(UserWarning, match="questions_per_call: no effect beside examples"):
+        GenerationOptions.of({"examples": ROWS, "questions_per_call": 2})
+    with pytest.warns(UserWarning, match="labels: no effect without examples"):
+        GenerationOptions.of({"labels": ("a", "b")})
+    with pytest.warns(UserWarning, match="your prompt shows no examples"):
+        generate_qa_embedding_pairs(towns(4), DoubleLLM(), "Of {context_str}", **asked)
+    with pytest.raises(KeyError):  # what is wrong with a filter is not hidden
+        generate_qa_embedding_pairs(towns(4), Completes(), filters=[partial(own, least=1)], **asked)
+    none = partial(refusal)
+    kept, dropped, _ = select(
+        [Candidate("As an AI I cannot say that", "d", "")], {}, GenerationOptions(filters=[none]),
+        most=9,
+    )  # fmt: skip
+    assert [each.reason for each in dropped] == ["refusal"]
+    assert not kept
 
 
 @pytest.mark.parametrize("given", [ROWS[:2], [ROWS[0]] * 9, ["a query", " "]])
@@ -159,14 +219,18 @@ def test_what_is_far_from_the_examples_for_the_base_model_is_dropped(minilm):
     assert dropped[0].reason == "unlike_examples"
 
 
-@pytest.mark.parametrize(("count", "judges"), [(99, None), (140, 132)])
-def test_real_queries_judge_from_a_hundred_on_and_never_those_shown(count, judges, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "method", "judges"),
+    [(8, "auto", None), (99, "auto", 91), (99, "linear", None), (140, "linear", 132)],
+)
+def test_real_queries_judge_but_never_those_shown(count, method, judges, tmp_path):
     rows = [{"query": f"word{n} asks of {n}", "document": f"text {n}"} for n in range(count)]
+    rows += [{**row, "query": row["query"].upper() + "."} for row in rows[:8] if count == 8]
     (tmp_path / "real.json").write_text(json.dumps(rows))
     given = {"examples": tmp_path / "real.json", "cache_dir": tmp_path, **QUIET}
     written = generate_qa_embedding_pairs(towns(3), Completes(), **given)
     job = Finetune(source=tmp_path, llm="smollm2", examples=tmp_path / "real.json")
-    found = job._judges(None, written)
+    found = job._judges(None, written, method)
     assert (found and len(found)) == judges
     shown = {each.query for each in written.report.shown}
     assert found is None or shown.isdisjoint(found.queries.values())

@@ -18,7 +18,7 @@ from benchmarks.robustness.scripted_server import ScriptedServer, two_questions
 from benchmarks.robustness.scripted_server import nodes as towns
 from llama_index_embeddings_adapted.errors import DatasetError, GenerationError, OptionError
 from llama_index_embeddings_adapted.questions import options as passages
-from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer
+from llama_index_embeddings_adapted.questions.llm import AnswerCache, CachedAnswer, identity
 from llama_index_embeddings_adapted.questions.selection import BaseCost
 from tests.conftest import CountingEmbedding, trained_engine
 
@@ -466,6 +466,46 @@ def test_the_report_counts_every_question_and_prints_a_table(write):
     assert report.to_dict()["dropped"] == report.reasons
     assert repr(report) == "QuestionReport(3 of 8 questions kept)"
     assert data.subset(list(data.queries)).report is None
+
+
+def test_answers_are_those_of_one_model_and_not_of_an_outage(write, tmp_path):
+    class Silent(DoubleLLM):
+        text: str = ""
+
+        @llm_chat_callback()
+        def chat(self, messages: Any, **kwargs: Any) -> llms.ChatResponse:
+            _SENT.append(messages[-1].content)
+            text = self.text or two_questions(messages[-1].content)[1]
+            return llms.ChatResponse(message=llms.ChatMessage(role="assistant", content=text))
+
+    with pytest.raises(GenerationError, match="Not one question was kept of 0"):
+        write(towns(3), Silent(text=" "))
+    assert write(towns(3), Silent()).report.calls == 3  # nothing was kept of the silence
+    assert write(towns(3), DoubleLLM()).report.calls == 3  # another class, of one name
+    assert write(towns(3), DoubleLLM()).report.calls == 0
+    for folder, size in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.gguf").write_bytes(b"G" * size)
+    both = [package.LocalLlama(path=str(tmp_path / f / "model.gguf")) for f in ("a", "b")]
+    assert identity(both[0]) != identity(both[1])
+
+
+def test_what_cannot_work_is_said_at_once(write, tmp_path):
+    with pytest.raises(OptionError, match="expected the path of a file, this is a folder"):
+        write(towns(3), DoubleLLM(), output_path=tmp_path)
+    assert not _SENT
+    (tmp_path / "no.gguf").write_bytes(b"none")
+    for name, why in (("gone", "found none at"), ("no", "llama.cpp cannot load")):
+        with pytest.raises(OptionError, match=why):
+            write(towns(9), package.LocalLlama(path=str(tmp_path / f"{name}.gguf")))
+
+    class Away(DoubleLLM):
+        @property
+        def metadata(self) -> llms.LLMMetadata:
+            raise ConnectionError("refused")  # as one that asks its server
+
+    with pytest.raises(GenerationError, match=r"Away\(double\) cannot be reached"):
+        write(towns(3), Away())
 
 
 def test_what_an_llm_wrote_says_so_and_the_engine_knows(write, base, tmp_path):

@@ -439,3 +439,25 @@ def test_a_query_that_stands_in_the_corpus_is_trained_and_judged_without_itself(
     assert "(ignore_identical_ids)" in str(engine.report)
     plain = trained(data.scored(ignore_identical_ids=False), epochs=2)
     assert plain.report.base["hit_rate@1"] == 0.0 < engine.report.base["hit_rate@1"]
+
+
+@pytest.mark.parametrize("method", ["whitening", "linear"])
+@pytest.mark.parametrize("people", [40, 90])
+def test_beside_written_queries_people_judge_alone_or_are_shown_alone(
+    people, method, things, engine_of
+):
+    mine = [name for name in things.queries if name.startswith("what")][:people]
+    written = things.subset([name for name in things.queries if name not in mine])
+    train, val = written.with_provenance("llm"), things.subset(mine).with_provenance("human")
+    engine = engine_of(train, val_dataset=val, method=method)
+    engine.finetune()
+    report = engine.report
+    judged = report.settings["judged_on"]
+    if people >= verdict.FEWEST_ALONE:
+        assert set(judged) == {"human"}
+        assert report.people is report.to_dict()["people"] is None
+    else:
+        assert set(judged) == {"human", "llm"}
+        assert report.people.queries < report.overall.queries
+        assert f"of people alone: {report.people}" in str(report)
+        assert report.verdict.decision is not Decision.SHIP

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def rows_of(parts: list[Fold], *, known: bool) -> list[int]:
     return sorted(found.tolist())
 
 
-def honest_folds(data: EncodedDataset, **options: int) -> list[Fold]:
+def honest_folds(data: EncodedDataset, **options: Any) -> list[Fold]:
     """No fold judges by what it trained on, and no query is judged twice in one way."""
     parts = list(folds(data, **options))
     for kind in (True, False):
@@ -66,6 +67,15 @@ def test_every_query_is_judged_once_as_new_and_once_as_known():
     assert len(parts) == 5
     for kind in (True, False):
         assert rows_of(parts, known=kind) == list(range(300))
+
+
+def test_queries_that_do_not_judge_only_train():
+    data, judging = single(300), np.arange(300) % 3 == 0
+    parts, whole = honest_folds(data, judging=judging), list(folds(data))
+    for kind in (True, False):
+        assert rows_of(parts, known=kind) == list(range(0, 300, 3))
+    for fold, other in zip(parts, whole, strict=True):
+        assert fold.train.query_ids == other.train.query_ids
 
 
 def test_a_document_that_nobody_else_asks_for_is_not_judged_as_known() -> None:

@@ -86,5 +86,5 @@ def test_by_queries_of_an_llm_all_weights_are_safe(options, reports, tmp_path, m
     adapted, model = dataclasses.replace(views, model=1), package.LinearAdapter(weight)
     half = l2_normalize(queries + model.map(queries))
     assert adapted.beside(model).map(queries) == pytest.approx(half, abs=1e-6)
-    assert dataclasses.replace(adapted, real=None).beside(model) is model  # proven
+    assert dataclasses.replace(adapted, sources=None).beside(model) is model  # proven
     assert dataclasses.replace(adapted, model=0).beside(model).is_identity

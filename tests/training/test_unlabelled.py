@@ -64,7 +64,7 @@ def test_written_questions_do_not_count_for_their_own_document(nodes, base, monk
     monkeypatch.setattr(unlabelled, "generate_qa_embedding_pairs", write)
     options = {"queries": ["one of a log"], "llm": "an LLM", "num_questions_per_chunk": 1}
     found = adapt_without_labels(nodes, base, **options, **QUIET)
-    assert asked == {"llm": "an LLM", "num_questions_per_chunk": 1}
+    assert asked == {"llm": "an LLM", "num_questions_per_chunk": 1, **QUIET}
     prior = found.views.prior
     assert prior.sources.tolist() == [0, *content_hashes([nodes[4].text]).tolist()]
     vectors, keys = found.views.vectors, found.views.keys

@@ -77,7 +77,9 @@ class Fold:
         return self.test.excluded.last(found)[:, :depth]
 
 
-def folds(data: EncodedDataset, *, seed: int = 0, most: int | None = None) -> Iterator[Fold]:
+def folds(
+    data: EncodedDataset, judging: Mask | None = None, *, seed: int = 0, most: int | None = None
+) -> Iterator[Fold]:
     """Divide the relevance judgements so that each query is judged as known and as new.
 
     Documents are assigned to five parts, and so are queries. Fold ``k`` trains on pairs of
@@ -86,8 +88,9 @@ def folds(data: EncodedDataset, *, seed: int = 0, most: int | None = None) -> It
     does not train on by their documents of part ``k`` (*new*). Where documents form groups by
     shared queries, groups stay together; where all hang together, as with dozens of relevant
     documents per query, single documents are assigned and a query's other relevant documents do not
-    compete. A fold that would train on nothing or judge nothing is left out. Of more than ``most``
-    judgements in a fold, a sample stands for all.
+    compete. Queries that are not ``judging``, ``(n,)``, only train. A fold that would train on
+    nothing or judge nothing is left out. Of more than ``most`` judgements in a fold, a sample
+    stands for all.
 
     Raises:
         TooLittleError: Fewer queries than folds, or queries so alike that every fold is left out.
@@ -103,7 +106,7 @@ def folds(data: EncodedDataset, *, seed: int = 0, most: int | None = None) -> It
     query_part = _assign_queries(same, relevance, document_part, random)
     usable = 0
     for k in range(_FOLDS):
-        fold = _fold(data, relevance, same, document_part == k, query_part == k)
+        fold = _fold(data, relevance, same, document_part == k, query_part == k, judging)
         if len(fold.train.relevance) and len(fold.test):
             usable += 1
             if most is not None and len(fold.test) > most:
@@ -161,7 +164,12 @@ def _assign_queries(same: Rows, relevance: Qrels, document_part: Rows, random: G
 
 
 def _fold(
-    data: EncodedDataset, relevance: Qrels, same: Rows, new_document: Mask, held_query: Mask
+    data: EncodedDataset,
+    relevance: Qrels,
+    same: Rows,
+    new_document: Mask,
+    held_query: Mask,
+    judging: Mask | None,
 ) -> Fold:
     new = new_document[relevance.documents]
     held = held_query[relevance.queries]
@@ -174,6 +182,9 @@ def _fold(
     on_known = held & ~new & np.isin(relevance.documents, train.documents)
     # Equal queries of which one is trained on judge nothing, as they memorised the answer.
     on_new = new & ~trained[same[relevance.queries]]
+    if judging is not None:
+        on_known &= judging[relevance.queries]
+        on_new &= judging[relevance.queries]
     # Queries that own some entries are judged by these; their other documents are excluded.
     both = [relevance.where(judged) for judged in (on_known, on_new)]
     others = [relevance.where(~judged) for judged in (on_known, on_new)]

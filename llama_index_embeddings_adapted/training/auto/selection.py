@@ -228,6 +228,7 @@ def select(
     kept: Path | None = None,
     curve: bool = False,
     prove: bool = True,
+    judging: Mask | None = None,
     bar: Any = None,
     meanwhile: Callable[[PipelineSpec], Any] | None = None,
 ) -> Selection:
@@ -239,10 +240,11 @@ def select(
 
     On processors, folds are fitted at once, on as many threads as torch has. ``words`` are those of
     the queries; adapters go half of their way beside them where queries cannot ``prove`` a gain;
-    trained maps are in ``kept`` for a run after a kill; ``curve`` asks what fewer queries gain;
-    ``bar`` shows :func:`work` done; ``meanwhile`` works beside it on the choice.
+    queries that are not ``judging``, ``(n,)``, only train; trained maps are in ``kept`` for a run
+    after a kill; ``curve`` asks what fewer queries gain; ``bar`` shows :func:`work` done;
+    ``meanwhile`` works beside it on the choice.
     """
-    search = _Search(data, mix, options, kept, bar)
+    search = _Search(data, mix, options, kept, bar, judging)
     search.score([IDENTITY])
     for propose in search_space:
         search.score(propose(SearchState.of(search.scores)))
@@ -298,6 +300,7 @@ class _Search:
         options: TrainingOptions,
         kept: Path | None,
         bar: Any,
+        judging: Mask | None = None,
     ) -> None:
         self._data, self._bar = data, bar or tqdm(disable=True)
         self._directions = span(data, seed=options.seed)
@@ -308,7 +311,7 @@ class _Search:
                 fold,
                 PipelineFitter(fold.train, options, spectrum, kept=kept and kept / f"fold {k}"),
             )
-            for k, fold in enumerate(folds(narrow, seed=options.seed, most=_MOST_JUDGED))
+            for k, fold in enumerate(folds(narrow, judging, seed=options.seed, most=_MOST_JUDGED))
         ]
         # At once on processor cores; a GPU is busy with one.
         self._at_once = None if device_for(options).type == "cpu" else 1

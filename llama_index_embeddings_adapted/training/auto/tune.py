@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...adapters.base import Adapter
 from ...adapters.maps import LinearAdapter
-from ...core.arrays import Rows, Vectors
+from ...core.arrays import Mask, Rows, Vectors
 from ...core.encoded import EncodedDataset
 from ...core.files import library_version
 from ...evaluation import verdict as verdicts
@@ -36,6 +36,7 @@ MOST_QUERIES = 6_000  # that are cross-fitted; beyond, a sample stands for all
 MOST_DOCUMENTS = 20_000
 _OF_A_FOLD = 0.64  # of the queries are trained on
 _CANDIDATES = 1_024  # documents that compete in a training step
+_FINER = 2.0  # steps of the fit on everything, which is one of dozens
 _LARGEST_DEVIATION = 0.34  # of the per-query difference, measured on six sets: .14 to .34
 _LEVEL = 0.05  # one-sided
 _TOLERANCE = 0.005  # of the base model's score: a loss this small speaks against no verdict
@@ -63,17 +64,20 @@ def tune(
     kept: Path | None = None,
     curve: bool = False,
     prove: bool = True,
+    judges: Collection[str] | None = None,
     show_progress: bool = True,
 ) -> AutoResult:
     """Choose a pipeline by cross-fitting, fit it on everything, and say whether to ship it.
 
     No query is judged by what saw it. ``words`` says what they find, None: vectors only; ``kept``
     is a folder for what a run after a kill need not train again, gone after success; ``curve`` asks
-    what fewer queries gain; ``prove`` says whether the queries can prove a gain.
+    what fewer queries gain; ``prove`` says whether the queries can prove a gain; ``judges`` are the
+    ids of those that judge, others only train; None: all.
     """
     methods = check_methods(options.method, options.adapts)
-    sample, sampled = _sampled(data, options.seed)
-    mix, count = QueryMix.of(options.expect, data), len(sample.relevance)
+    sample, sampled = _sampled(data, options.seed, judges)
+    judging = _judging(sample, judges)
+    mix, count = QueryMix.of(options.expect, data), int(judging.sum())
     provable = 2.93 * _LARGEST_DEVIATION / count**0.5
     if show_progress:
         tqdm.write(_announcement(count, provable, mix, sampled))
@@ -83,13 +87,14 @@ def tune(
     known: Any = {"expect": mix.known_share, "expect_told": mix.given, "provable": provable}
     choice: Callable[..., SelectionReport] = partial(SelectionReport, sampled=sampled, **known)
     everything = _Everything(data, options)
-    queries = count, len(data.relevance)
+    queries = len(sample.relevance), len(data.relevance)
     with _bar(methods, options.adapts, *queries, words is not None, show_progress) as bar:
         try:
             found = words(sample) if words and not looks_random else None
             place = kept and _place(kept, sample, options)
             space = search_space(methods, options.adapts)
             asked: Any = {"words": found, "kept": place, "curve": curve, "bar": bar, "prove": prove}
+            asked["judging"] = judging
             selection = select(sample, space, mix, options, meanwhile=everything.beside, **asked)
         except TooLittleError as cause:
             return _base_kept(data, identity, choice, str(cause))
@@ -97,22 +102,27 @@ def tune(
         bar.update(bar.total - bar.n if show_progress else 0)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
-    parts, scores = _parts(selection.scores, selection.chosen), selection.scores
+    parts = _parts(selection.scores, selection.chosen)
     verdict = _judge(selection, parts)
     if candidate is None:
         candidate, verdict = identity, Verdict(Decision.DO_NOT_SHIP, failure)
     if looks_random and not (parts.new and parts.new.difference.beyond_luck):
         verdict = verdicts.LOOKS_RANDOM  # generalising would be no artefact
-    gains, margins = (
-        {str(spec): of(spec) for spec in scores.scores}
-        for of in (scores.mean_gains, scores.margins)
-    )
-    failed = {str(spec): why for spec, why in selection.failed.items()}
-    judged: Any = {"gains": gains, "failed": failed, "margins": margins, "curve": selection.curve}
-    report = choice(str(selection.spec), verdict, **judged)
+    report = choice(str(selection.spec), verdict, **_candidates(selection))
     served = candidate if report.ship or options.ship == "always" else identity
     mixture = _mixture(selection, candidate, everything)
     return AutoResult(served, candidate, report, parts, selection.judged, *mixture)
+
+
+def _candidates(selection: Selection) -> dict[str, Any]:
+    """Return what a report says of all candidates."""
+    scores, named = selection.scores, {"gains": "mean_gains", "margins": "margins"}
+    found: dict[str, Any] = {
+        name: {str(spec): getattr(scores, of)(spec) for spec in scores.scores}
+        for name, of in named.items()
+    }
+    failed = {str(spec): why for spec, why in selection.failed.items()}
+    return {**found, "failed": failed, "curve": selection.curve}
 
 
 def _base_kept(
@@ -193,7 +203,7 @@ class _Everything:
         # As queries are more, so that each is learned from about as often as in a fold.
         longer = 1 / _OF_A_FOLD
         narrow = narrowed(self._data, directions)
-        return PipelineFitter(narrow, self._options, longer=longer), directions
+        return PipelineFitter(narrow, self._options, longer=longer, finer=_FINER), directions
 
     @property
     def beside(self) -> Callable[[PipelineSpec], Any] | None:
@@ -222,13 +232,21 @@ def _announcement(queries: int, provable: float, mix: QueryMix, sampled: str) ->
     )
 
 
-def _sampled(data: EncodedDataset, seed: int) -> tuple[EncodedDataset, str]:
-    """Cut a large set to what cross-fitting takes minutes for."""
+def _judging(data: EncodedDataset, judges: Collection[str] | None) -> Mask:
+    return np.isin(data.query_ids, data.query_ids if judges is None else list(judges))
+
+
+def _sampled(
+    data: EncodedDataset, seed: int, judges: Collection[str] | None = None
+) -> tuple[EncodedDataset, str]:
+    """Cut a large set, queries that judge last, to what cross-fitting takes minutes for."""
     random = np.random.default_rng(seed)
     said = []
     if len(data.relevance) > MOST_QUERIES:
         said.append(f"{MOST_QUERIES} of {len(data.relevance)} queries")
-        data = data.take(np.sort(random.permutation(len(data.relevance))[:MOST_QUERIES]))
+        order = random.permutation(len(data.relevance))
+        order = order[np.argsort(~_judging(data, judges)[order], kind="stable")]
+        data = data.take(np.sort(order[:MOST_QUERIES]))
     if len(data.documents) > MOST_DOCUMENTS:
         asked = np.unique(data.canonical_rows[data.relevance.documents])
         others = np.setdiff1d(np.unique(data.canonical_rows), asked)
